@@ -1,0 +1,52 @@
+"""Everything that can go wrong, as one tree.
+
+::
+
+    DeconvError                 one sentence: what was expected, what came, what to do
+    ├── UsageError              the arguments ask for something that cannot be
+    ├── FileAccessError         a file cannot be read or written: permission, disk full
+    ├── InputRefusedError       the content of an input is not something to work on
+    │   ├── MalformedInputError     truncated, empty, NaN or Inf, not the format it claims to be
+    │   ├── ShapeError              kernel and image do not fit each other
+    │   ├── TooLargeError           larger than the memory, or than a header may honestly promise
+    │   └── UnsafeInputError        opening it could run code
+    └── UntrustworthyResultError   a result is there, but is not to be trusted as it is
+
+The message is the whole story: no caller adds to it, and the command line prints it as it stands.
+"""
+
+
+class DeconvError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UsageError(DeconvError, ValueError):
+    """The arguments ask for something that cannot be."""
+
+
+class FileAccessError(DeconvError, OSError):
+    """A file cannot be read or written."""
+
+
+class InputRefusedError(DeconvError, ValueError):
+    """The content of an input is not something to work on."""
+
+
+class MalformedInputError(InputRefusedError):
+    """An input is truncated, empty, not finite, or not the format it claims to be."""
+
+
+class ShapeError(InputRefusedError):
+    """A kernel and an image do not fit each other; the message names both shapes."""
+
+
+class TooLargeError(InputRefusedError):
+    """An input is larger than the memory, or than its header may honestly promise."""
+
+
+class UnsafeInputError(InputRefusedError):
+    """Opening an input could run code that it carries."""
+
+
+class UntrustworthyResultError(DeconvError):
+    """A result exists but is not to be trusted as it is."""

@@ -1,0 +1,105 @@
+"""Closed lists of words: what a boundary, a penalty or a device may be called.
+
+Nothing here imports torch, so that the command line can offer these words before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+from deconv_cli.errors import UsageError
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels, or their counterparts of a kernel or a padding."""
+
+PaddingLike: TypeAlias = "str | int | tuple[int, int]"
+"""`same`, `valid`, `full`, one whole number, or one for the rows and one for the columns."""
+
+
+class Boundary(StrEnum):
+    """What lies outside the image."""
+
+    ZERO = "zero"
+    CIRCULAR = "circular"
+    REFLECT = "reflect"
+    """Mirrored, the edge pixel not repeated (torch's `reflect`)."""
+    SYMMETRIC = "symmetric"
+    """Mirrored, the edge pixel repeated (NumPy's `symmetric`)."""
+    REPLICATE = "replicate"
+    UNKNOWN = "unknown"
+    """Nothing is assumed: the pixels outside are estimated too, then cropped away."""
+
+
+class Penalty(StrEnum):
+    """The operator L in the penalty λ·σ²max·‖Lx‖²."""
+
+    IDENTITY = "identity"
+    GRADIENT = "gradient"
+    LAPLACIAN = "laplacian"
+
+
+class Method(StrEnum):
+    """How the inverse is computed."""
+
+    AUTO = "auto"
+    FFT = "fft"
+    ITERATIVE = "iterative"
+
+
+class Convention(StrEnum):
+    """What a kernel file holds."""
+
+    CORRELATION = "correlation"
+    """Taps as `torch.nn.functional.conv2d` applies them."""
+    CONVOLUTION = "convolution"
+    """A point-spread function of a true convolution; flipped on reading."""
+
+
+class ArithmeticDType(StrEnum):
+    """The precision of the arithmetic."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class OutputDType(StrEnum):
+    """The sample type of a written file."""
+
+    UINT8 = "uint8"
+    UINT16 = "uint16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class DeviceChoice(StrEnum):
+    """Where the arithmetic runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+PADDING_WORDS = ("same", "valid", "full")
+
+
+def parse_padding(text: str) -> PaddingLike:
+    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt.
+
+    Raises:
+        UsageError: the text is none of these.
+    """
+    if text in PADDING_WORDS:
+        return text
+    parts = text.split(",")
+    if len(parts) in (1, 2) and all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        numbers = [int(part) for part in parts]
+        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    raise UsageError(f"padding must be same, valid, full, a whole number N or NH,NW, but is '{text}'.")
+
+
+def format_padding(padding: PaddingLike) -> str:
+    """Write a padding as it would be typed at the prompt."""
+    return ",".join(str(n) for n in padding) if isinstance(padding, tuple) else str(padding)
