@@ -1,3 +1,81 @@
-"""Undo a convolution, under its real borders, and say how far to trust the result."""
+"""Undo a convolution, under its real borders, and say how far to trust the result.
+
+The library in four names::
+
+    y = deconv_cli.forward(x, kernel, padding="same", boundary="zero")
+    reconstruction = deconv_cli.invert(y, kernel, padding="same", boundary="zero", lam=1e-6)
+    P = deconv_cli.pseudo_inverse(kernel, input_size=(128, 128), padding="same", boundary="zero")
+    x_hat = P(y)
+
+torch is imported with the first of them, not with the package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.errors import (
+    DeconvError,
+    FileAccessError,
+    InputRefusedError,
+    MalformedInputError,
+    ShapeError,
+    TooLargeError,
+    UnsafeInputError,
+    UntrustworthyResultError,
+    UsageError,
+)
+from deconv_cli.vocabulary import Boundary, Method, Penalty
+
+if TYPE_CHECKING:
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.solvers.solution import Solution, Status
+    from deconv_cli.workflows.forward import forward
+    from deconv_cli.workflows.invert import Reconstruction, invert, pseudo_inverse
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Boundary",
+    "DeconvError",
+    "FileAccessError",
+    "InputRefusedError",
+    "MalformedInputError",
+    "Method",
+    "Penalty",
+    "PseudoInverse",
+    "Reconstruction",
+    "ShapeError",
+    "Solution",
+    "Status",
+    "TooLargeError",
+    "UnsafeInputError",
+    "UntrustworthyResultError",
+    "UsageError",
+    "__version__",
+    "forward",
+    "invert",
+    "pseudo_inverse",
+]
+
+_HOMES = {
+    "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
+    "Solution": "deconv_cli.solvers.solution",
+    "Status": "deconv_cli.solvers.solution",
+    "forward": "deconv_cli.workflows.forward",
+    "Reconstruction": "deconv_cli.workflows.invert",
+    "invert": "deconv_cli.workflows.invert",
+    "pseudo_inverse": "deconv_cli.workflows.invert",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deconv_cli' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

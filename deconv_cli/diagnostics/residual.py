@@ -1,0 +1,100 @@
+"""What the estimate leaves unexplained, altogether and by distance from the edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The profile goes this many kernel widths inwards, and at least this many pixels.
+PROFILE_KERNEL_WIDTHS = 2
+MIN_PROFILE_DEPTH = 16
+
+
+@dataclass(frozen=True)
+class ResidualSummary:
+    """The residual y − Ax̂ in numbers.
+
+    Attributes:
+        relative: ‖y − Ax̂‖ / ‖y‖ over everything.
+        absolute: ‖y − Ax̂‖, in the units of the samples.
+        root_mean_square: the same for a single sample.
+        per_channel: ‖y − Ax̂‖ / ‖y‖ for each output channel.
+    """
+
+    relative: float
+    absolute: float
+    root_mean_square: float
+    per_channel: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BorderBand:
+    """The residual over the output pixels at one distance from the nearest edge.
+
+    Attributes:
+        distance: pixels to the nearest edge; 0 on the edge itself.
+        residual_rms: root mean square of the residual there, in the units of the samples.
+    """
+
+    distance: int
+    residual_rms: float
+
+
+def summarize_residual(residual: Tensor, data: Tensor) -> ResidualSummary:
+    """Measure a residual against the data it belongs to.
+
+    Args:
+        residual: y − Ax̂, shape `(*batch, C, H, W)`.
+        data: y, of the same shape.
+    """
+    axes = tuple(axis for axis in range(residual.ndim) if axis != residual.ndim - 3)
+    squared_residual = _sum_of_squares(residual, axes)
+    squared_data = _sum_of_squares(data, axes)
+    total = float(squared_residual.sum())
+    return ResidualSummary(
+        relative=_ratio(total, float(squared_data.sum())),
+        absolute=total**0.5,
+        root_mean_square=(total / residual.numel()) ** 0.5,
+        per_channel=tuple(_ratio(float(r), float(d)) for r, d in zip(squared_residual, squared_data, strict=True)),
+    )
+
+
+def border_profile(residual: Tensor, kernel_size: tuple[int, int]) -> tuple[BorderBand, ...]:
+    """Follow the residual from the edge inwards.
+
+    Args:
+        residual: y − Ax̂, shape `(*batch, C, H, W)`.
+        kernel_size: height and width of the kernel, which sets how deep the profile goes.
+
+    Returns:
+        One band a pixel of distance, starting with the edge. The innermost band gathers everything deeper.
+    """
+    height, width = residual.shape[-2:]
+    by_pixel = residual.square().flatten(end_dim=-3).mean(dim=0, dtype=_wide(residual))
+    distance = torch.minimum(
+        _distance_to_end(height, residual.device)[:, None], _distance_to_end(width, residual.device)
+    )
+    depth = min(max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH), int(distance.max()) + 1)
+    band = distance.clamp_max(depth - 1).flatten()
+    total = by_pixel.new_zeros(depth).index_add(0, band, by_pixel.flatten())
+    rms = (total / torch.bincount(band, minlength=depth)).sqrt()
+    return tuple(BorderBand(index, float(value)) for index, value in enumerate(rms))
+
+
+def _distance_to_end(length: int, device: torch.device) -> Tensor:
+    index = torch.arange(length, device=device)
+    return torch.minimum(index, length - 1 - index)
+
+
+def _sum_of_squares(a: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return a.square().sum(dim=axes, dtype=_wide(a))
+
+
+def _wide(a: Tensor) -> torch.dtype:
+    return a.dtype if a.device.type == "mps" else torch.float64
+
+
+def _ratio(squared_part: float, squared_whole: float) -> float:
+    return (squared_part / squared_whole) ** 0.5 if squared_whole > 0 else 0.0

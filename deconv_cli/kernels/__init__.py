@@ -1,0 +1,1 @@
+"""Where kernels come from, and the one form in which the operators take them."""

@@ -1,0 +1,1 @@
+"""What the blur does: linear operators with exact adjoints, and their shapes."""

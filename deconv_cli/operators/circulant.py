@@ -1,0 +1,150 @@
+"""Block-circulant operators: convolutions on a torus, diagonal in frequency but for their channels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.vocabulary import Size
+
+# Up to this many channel pairs, sums of whole frequency planes are faster than one tiny matrix product a frequency.
+MAX_PAIRS_AS_PLANES = 16
+# Up to this many taps in a row, their sum at each frequency is cheaper than an FFT of the zero-padded plane.
+MAX_TAPS_AS_SUM = 9
+
+
+class BlockCirculant(LinearOperator):
+    """A real convolution on a torus, given by its blocks at the frequencies of `torch.fft.rfft2`.
+
+    Args:
+        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`: one block lies together in memory.
+        torus: `(N1, N2)`.
+    """
+
+    def __init__(self, blocks: Tensor, torus: Size) -> None:
+        n_outputs, n_inputs = blocks.shape[-2:]
+        self.blocks = blocks
+        self.torus = torus
+        self.input_shape = (n_inputs, *torus)
+        self.output_shape = (n_outputs, *torus)
+        self._planes = blocks.permute(2, 3, 0, 1).contiguous() if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x`; an `x` smaller than the torus is taken to be zero beyond its end.
+
+        Args:
+            x: shape `(*batch, C_in, H, W)` with `H <= N1`, `W <= N2`.
+
+        Returns:
+            Shape `(*batch, C_out, N1, N2)`.
+        """
+        return self._apply(x, transposed=False)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose to `y` of shape `(*batch, C_out, H, W)`, zero beyond its end."""
+        return self._apply(y, transposed=True)
+
+    def _apply(self, x: Tensor, *, transposed: bool) -> Tensor:
+        spectrum = torch.fft.rfft2(x, s=self.torus)
+        if self._planes is not None:
+            product = _multiply_planes(self._planes.conj().transpose(0, 1) if transposed else self._planes, spectrum)
+        else:
+            product = _multiply_blocks(self.blocks.mH if transposed else self.blocks, spectrum)
+        return torch.fft.irfft2(product, s=self.torus)
+
+
+def _multiply_planes(planes: Tensor, spectrum: Tensor) -> Tensor:
+    """Multiply `(C_out, C_in, *plane)` by `(*batch, C_in, *plane)`, plane by plane."""
+    if planes.shape[:2] == (1, 1):
+        return spectrum * planes[0, 0]
+    rows = []
+    for row in planes:
+        total = row[0] * spectrum[..., 0, :, :]
+        for i in range(1, planes.shape[1]):
+            total = torch.addcmul(total, row[i], spectrum[..., i, :, :])
+        rows.append(total)
+    return torch.stack(rows, dim=-3)
+
+
+def _multiply_blocks(blocks: Tensor, spectrum: Tensor) -> Tensor:
+    """Multiply `(*plane, C_out, C_in)` by `(*batch, C_in, *plane)`, one small matrix product a frequency."""
+    batch, plane = spectrum.shape[:-3], spectrum.shape[-2:]
+    columns = spectrum.flatten(-2).reshape(-1, spectrum.shape[-3], plane.numel()).permute(2, 1, 0)
+    product = torch.bmm(blocks.flatten(0, 1), columns)  # (frequency, C_out, batch)
+    return product.permute(2, 1, 0).reshape(*batch, blocks.shape[-2], *plane)
+
+
+def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
+    """Evaluate the symbol of a cross-correlation at the frequencies of `rfft2` on a torus.
+
+    For `y[m] = Σ_d K[d] x[m + d − origin]` the symbol is `Σ_d K[d] exp(iθ·(d − origin))`. A kernel larger than the
+    torus wraps around and its taps add up; `torch.fft` with a smaller size would cut them off in silence.
+
+    Args:
+        kernel: real, shape `(C_out, C_in, kH, kW)`.
+        torus: `(N1, N2)`.
+        origin: the tap that meets the output pixel.
+
+    Returns:
+        Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+    """
+    if kernel.shape[-1] <= MAX_TAPS_AS_SUM:
+        return _symbol_by_sum(kernel, torus, origin)
+    wrapped = kernel
+    for axis, n, at in ((-2, torus[0], origin[0]), (-1, torus[1], origin[1])):
+        taps = torch.arange(kernel.shape[axis], device=kernel.device)
+        shape = list(wrapped.shape)
+        shape[axis] = n
+        # conv2d correlates: tap d stands at −d, seen from the output pixel.
+        wrapped = wrapped.new_zeros(shape).index_add(axis, (at - taps) % n, wrapped)
+    return torch.fft.rfft2(wrapped).permute(2, 3, 0, 1).contiguous()
+
+
+def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
+    """Sum the few taps at every frequency: faster than FFTs of almost empty planes, and frequency-major at once."""
+    n_outputs, n_inputs, height, width = kernel.shape
+    rows = _phases(torus[0], torus[0], height, origin[0], kernel)
+    columns = _phases(torus[1] // 2 + 1, torus[1], width, origin[1], kernel)
+    taps = kernel.permute(2, 3, 0, 1).to(rows.dtype).reshape(height, -1)
+    by_row = (rows @ taps).reshape(torus[0], width, n_outputs * n_inputs)
+    return (columns @ by_row).reshape(torus[0], -1, n_outputs, n_inputs)
+
+
+def _phases(n_frequencies: int, length: int, n_taps: int, origin: int, like: Tensor) -> Tensor:
+    """Tabulate `exp(iθ(d − origin))`, shape `(n_frequencies, n_taps)`."""
+    frequency = torch.arange(n_frequencies, device=like.device)
+    offset = torch.arange(n_taps, device=like.device) - origin
+    # Reduced modulo the length as whole numbers: the angle keeps every digit.
+    angle = (frequency[:, None] * offset % length).to(like.dtype) * (2 * math.pi / length)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def half_spectrum_weights(torus: Size, device: torch.device) -> Tensor:
+    """Count how often each column of an `rfft2` spectrum stands in the full one.
+
+    Returns:
+        Shape `(N2 // 2 + 1,)`: 1 for the zero and the Nyquist column, 2 for all between.
+    """
+    n_columns = torus[1] // 2 + 1
+    weights = torch.full((n_columns,), 2.0, device=device)
+    weights[0] = 1.0
+    if torus[1] % 2 == 0:
+        weights[-1] = 1.0
+    return weights
+
+
+def next_fast_size(n: int) -> int:
+    """Find the smallest size from `n` up that has no prime factor above 7: the FFT is fast there."""
+    while not _is_smooth(n):
+        n += 1
+    return n
+
+
+def _is_smooth(n: int) -> bool:
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    return n == 1

@@ -1,0 +1,127 @@
+"""The linear operator: what every blur, border rule, penalty and preconditioner is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class LinearOperator(ABC):
+    """A linear map between tensors that keep their image shape.
+
+    `forward` takes a tensor of shape `(*batch, *input_shape)` to `(*batch, *output_shape)`; `adjoint` goes back.
+    Operators are immutable, and know nothing of the solvers that invert them.
+    """
+
+    input_shape: Shape
+    output_shape: Shape
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operator to `x` of shape `(*batch, *input_shape)`."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the conjugate transpose to `y` of shape `(*batch, *output_shape)`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the operator to `x` of shape `(*batch, *input_shape)`."""
+        return self.forward(x)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802
+        """The adjoint as an operator of its own."""
+        return Composed(self.output_shape, self.input_shape, self.adjoint, self.forward)
+
+    @property
+    def gram(self) -> LinearOperator:
+        """The operator AᴴA."""
+        return self.H @ self
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        """Apply `other` first, then this operator."""
+        if other.output_shape != self.input_shape:
+            raise ValueError(
+                f"operators do not chain: the first gives {other.output_shape}, the next takes {self.input_shape}"
+            )
+        return Composed(
+            other.input_shape,
+            self.output_shape,
+            lambda x: self.forward(other.forward(x)),
+            lambda y: other.adjoint(self.adjoint(y)),
+        )
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        """Add two operators of the same shapes."""
+        if (other.input_shape, other.output_shape) != (self.input_shape, self.output_shape):
+            raise ValueError(
+                f"operators do not add: {self.input_shape} → {self.output_shape} "
+                f"and {other.input_shape} → {other.output_shape}"
+            )
+        return Composed(
+            self.input_shape,
+            self.output_shape,
+            lambda x: self.forward(x) + other.forward(x),
+            lambda y: self.adjoint(y) + other.adjoint(y),
+        )
+
+    def __rmul__(self, factor: float) -> LinearOperator:
+        """Scale the operator by a real number."""
+        return Composed(
+            self.input_shape,
+            self.output_shape,
+            lambda x: factor * self.forward(x),
+            lambda y: factor * self.adjoint(y),
+        )
+
+    def as_matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        """Write the operator out as a dense matrix `(n_outputs, n_inputs)`; for small tests only."""
+        n_inputs = math.prod(self.input_shape)
+        basis = torch.eye(n_inputs, dtype=dtype, device=device).reshape(n_inputs, *self.input_shape)
+        return self.forward(basis).reshape(n_inputs, -1).T
+
+
+class Composed(LinearOperator):
+    """An operator made of two functions: sums, products, multiples and adjoints of others."""
+
+    def __init__(
+        self,
+        input_shape: Shape,
+        output_shape: Shape,
+        forward: Callable[[Tensor], Tensor],
+        adjoint: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.input_shape = input_shape
+        self.output_shape = output_shape
+        self._forward = forward
+        self._adjoint = adjoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operator to `x` of shape `(*batch, *input_shape)`."""
+        return self._forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the conjugate transpose to `y` of shape `(*batch, *output_shape)`."""
+        return self._adjoint(y)
+
+
+class Identity(LinearOperator):
+    """The operator that changes nothing."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.input_shape = shape
+        self.output_shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` as it is."""
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return `y` as it is."""
+        return y

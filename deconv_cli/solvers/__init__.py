@@ -1,0 +1,1 @@
+"""How a convolution is undone: one algorithm a file."""

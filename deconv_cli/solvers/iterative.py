@@ -1,0 +1,109 @@
+"""The true operator under any border, inverted by preconditioned conjugate gradients from an FFT estimate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
+from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.solvers.cgls import ConjugateGradients, Progress
+from deconv_cli.solvers.fourier import gram_inverse_blocks
+from deconv_cli.solvers.problem import TikhonovProblem, norm
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import Boundary, Size
+
+# Room around the image on the preconditioner's torus, so that opposite edges do not feel each other.
+TORUS_MARGIN = 16
+
+
+class IterativeInverse:
+    """Inverse of one problem, ready for many outputs.
+
+    For λ > 0 the normal equations are preconditioned by the inverse of a circulant approximation on a larger torus,
+    and started from the circular estimate. For λ = 0 the iteration starts from zero without a preconditioner: that
+    alone keeps it in the range of Aᴴ, where
+    the solution of least norm lies.
+    """
+
+    def __init__(self, problem: TikhonovProblem, solver: ConjugateGradients) -> None:
+        self.problem = problem
+        self.solver = solver
+        self._preconditioner: TorusPreconditioner | None = None
+        if problem.weight > 0:
+            self._preconditioner = TorusPreconditioner(problem)
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
+        if self._preconditioner is None:
+            return self.solver.solve(self.problem, y, progress=progress)
+        start = self._better_start(y, self._preconditioner.estimate(y))
+        return self.solver.solve(self.problem, y, start=start, preconditioner=self._preconditioner, progress=progress)
+
+    def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
+        """Keep the estimate for those images of the batch that it brings closer than zero would."""
+        residual = norm(y - self.problem.operator.forward(estimate)).square()
+        penalty = (self.problem.penalty_gram(estimate) * estimate).sum(dim=(-3, -2, -1))
+        better = residual + penalty < norm(y).square()
+        return torch.where(better[..., None, None, None], estimate, 0)
+
+
+class TorusPreconditioner(LinearOperator):
+    """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop."""
+
+    def __init__(self, problem: TikhonovProblem) -> None:
+        operator = problem.operator
+        self.input_shape: Shape = operator.input_shape
+        self.output_shape: Shape = operator.input_shape
+        self._operator = operator
+        taps = operator.kernel
+        torus = _roomy_torus(operator.geometry.extended_size, operator.geometry.kernel_size)
+        # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
+        wide = taps if taps.device.type == "mps" else taps.double()
+        symbol = torus_symbol(wide, torus)
+        penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
+        gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
+        narrow = torch.complex128 if taps.dtype == torch.float64 else torch.complex64
+        self._gram_inverse = BlockCirculant(gram_inverse.to(narrow), torus)
+        self._symbol = BlockCirculant(symbol.to(narrow), torus)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` of shape `(*batch, C_in, H, W)`."""
+        return self._gram_inverse.forward(x)[..., : self.input_shape[1], : self.input_shape[2]]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose, which is the operator itself."""
+        return self.forward(y)
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Restore data as if the torus were the world; shape `(*batch, C_in, H, W)`.
+
+        Data beyond the frame are zero where the image is known to be, else a blend of mirror images of the opposite
+        edges, so that the torus has no seam.
+        """
+        torus = self._gram_inverse.torus
+        if self._operator.boundary is not Boundary.ZERO:
+            for axis, length in ((-2, torus[0]), (-1, torus[1])):
+                y = _close_smoothly(y, axis, length)
+        estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
+        pads, (_, height, width) = self._operator.geometry.pads, self.input_shape
+        top, left = (0, 0) if self._operator.boundary is Boundary.UNKNOWN else (pads.top, pads.left)
+        return estimate[..., top : top + height, left : left + width]
+
+
+def _roomy_torus(size: Size, kernel_size: Size) -> Size:
+    height, width = (n + max(k, TORUS_MARGIN) for n, k in zip(size, kernel_size, strict=True))
+    return next_fast_size(height), next_fast_size(width)
+
+
+def _close_smoothly(y: Tensor, axis: int, length: int) -> Tensor:
+    """Lengthen `y` along an axis so that its end runs smoothly into its beginning."""
+    n = y.shape[axis]
+    gap = length - n
+    step = torch.arange(gap, device=y.device)
+    fade = (0.5 - 0.5 * torch.cos(torch.pi * (step + 0.5) / gap)).to(y.dtype)
+    fade = fade.reshape(-1, 1) if axis == -2 else fade
+    after_end = y.index_select(axis, (n - 1 - step).clamp_min(0))
+    before_start = y.index_select(axis, (gap - 1 - step).clamp_max(n - 1))
+    return torch.cat([y, after_end * (1 - fade) + before_start * fade], axis)

@@ -1,0 +1,79 @@
+"""The problem that every solver solves: min ‖Ax − y‖² + λ·σ²max·‖Lx‖²."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.regularizers import penalty_operator
+from deconv_cli.vocabulary import Boundary, Penalty
+
+
+@dataclass(frozen=True)
+class TikhonovProblem:
+    """Regularized least squares for one convolution.
+
+    Attributes:
+        operator: A.
+        lam: λ, dimensionless; 0 asks for the Moore–Penrose solution.
+        sigma_max: the largest singular value of the symbol.
+        penalty: which L.
+    """
+
+    operator: Convolution
+    lam: float
+    sigma_max: float
+    penalty: Penalty = Penalty.IDENTITY
+
+    @property
+    def weight(self) -> float:
+        """λ·σ²max, the factor of ‖Lx‖²."""
+        return self.lam * self.sigma_max**2
+
+    @cached_property
+    def penalty_operator(self) -> LinearOperator:
+        """L, on images of A's input shape."""
+        periodic = self.operator.boundary is Boundary.CIRCULAR
+        return penalty_operator(self.penalty, self.operator.input_shape, periodic=periodic)
+
+    def penalty_gram(self, x: Tensor) -> Tensor:
+        """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, H, W)`."""
+        return self.weight * self.penalty_operator.adjoint(self.penalty_operator.forward(x))
+
+    def negative_gradient(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Compute Aᴴ(y − Ax) − λσ²max·LᴴLx, which vanishes at the solution."""
+        gradient = self.operator.adjoint(residual)
+        return gradient if self.weight == 0 else gradient - self.penalty_gram(x)
+
+    def certificate(self, x: Tensor, y: Tensor) -> Tensor:
+        """Measure how well `x` solves the problem for the data `y`.
+
+        Returns:
+            ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, shape `(*batch,)`; 0 where y = 0 and x = 0.
+        """
+        scale = norm(self.operator.adjoint(y))
+        return _ratio(norm(self.negative_gradient(x, y - self.operator.forward(x))), scale)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over channels and pixels, shape `(*batch,)`, summed in double precision where the device has it."""
+    return (a * b).sum(dim=(-3, -2, -1), dtype=accumulation_dtype(a))
+
+
+def norm(a: Tensor) -> Tensor:
+    """Euclidean norm over channels and pixels, shape `(*batch,)`."""
+    return inner(a, a).sqrt()
+
+
+def accumulation_dtype(a: Tensor) -> torch.dtype:
+    """Pick the widest real type in which the device can add up."""
+    return a.dtype if a.device.type == "mps" else torch.float64
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), numerator)

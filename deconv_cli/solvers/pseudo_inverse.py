@@ -1,0 +1,130 @@
+"""The pseudo-inverse of a convolution: built once for a kernel, a size and a border, applied to many outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
+from deconv_cli.solvers.cgls import ConjugateGradients, Progress
+from deconv_cli.solvers.choice import Choice, choose_method
+from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.iterative import IterativeInverse
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import Boundary, Method, Penalty
+
+MAX_ITERATIONS = 2000
+
+
+class PseudoInverse:
+    """The map from outputs of a convolution back to images.
+
+    Args:
+        kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        geometry: the sizes.
+        boundary: what lies outside the image.
+        lam: λ in ‖Ax − y‖² + λσ²max‖Lx‖²; 0 for the Moore–Penrose inverse.
+        penalty: which L.
+        rcond: truncate singular values up to this fraction of the largest; circular and λ = 0 only.
+        method: chosen by hand, or left to `choose_method`.
+        tolerance: the certificate at which an iteration stops; by default 1e-6 in float32 and 1e-10 in float64.
+        max_iterations: iterations at most.
+
+    Raises:
+        UsageError: settings that contradict one another.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        geometry: Geometry,
+        boundary: Boundary,
+        *,
+        lam: float = 0.0,
+        penalty: Penalty = Penalty.IDENTITY,
+        rcond: float | None = None,
+        method: Method = Method.AUTO,
+        tolerance: float | None = None,
+        max_iterations: int = MAX_ITERATIONS,
+    ) -> None:
+        _check_settings(lam, rcond, tolerance, max_iterations)
+        geometry.check_boundary(boundary)
+        self.kernel = kernel
+        self.geometry = geometry
+        self.choice: Choice = choose_method(geometry, boundary, asked=method)
+        if rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
+            raise UsageError(
+                "rcond truncates the singular values of a circular convolution with λ = 0, but here "
+                f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
+            )
+        self.spectrum: Spectrum = kernel_spectrum(kernel.taps, geometry.image_size)
+        operator = Convolution(kernel.taps, geometry, boundary)
+        self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max, penalty)
+        self.tolerance = default_tolerance(kernel.taps.dtype) if tolerance is None else tolerance
+        self.rcond: float | None = None
+        self._inverse: CircularInverse | IterativeInverse
+        if self.choice.method is Method.FFT:
+            self._inverse = CircularInverse(self.problem, rcond)
+            self.rcond = self._inverse.rcond if lam == 0 else None
+        else:
+            self._inverse = IterativeInverse(self.problem, ConjugateGradients(self.tolerance, max_iterations))
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Estimate the images that gave the outputs `y`.
+
+        Args:
+            y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+
+        Returns:
+            Shape `(C_in, H, W)` or `(B, C_in, H, W)`.
+        """
+        return self.frame(self.solve(y).value)
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for `y` and keep the outcome; the value is in the operators' arrangement (see `frame`).
+
+        Raises:
+            ShapeError: `y` is not an output of this convolution.
+            UsageError: `y` has another dtype or device than the arithmetic.
+        """
+        return self._inverse.solve(self.arrange(y), progress)
+
+    def arrange(self, y: Tensor) -> Tensor:
+        """Check outputs and arrange their channels for the operators."""
+        if y.dtype != self.kernel.taps.dtype or y.device != self.kernel.taps.device:
+            raise UsageError(
+                f"this inverse was built for {self.kernel.taps.dtype} on {self.kernel.taps.device}, but the output is "
+                f"{y.dtype} on {y.device}; convert one of them."
+            )
+        arranged = self.kernel.split(y, are_outputs=True)
+        if arranged.shape[-2:] != self.geometry.output_size:
+            raise ShapeError(
+                f"an image of {self.geometry.image_size} gives an output of {self.geometry.output_size}, "
+                f"but the output has shape {tuple(y.shape)}."
+            )
+        return arranged
+
+    def frame(self, value: Tensor) -> Tensor:
+        """Cut a solution's value to the image's frame and restore its channel axis."""
+        return self.kernel.join(self.problem.operator.crop_to_frame(value))
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Pick the certificate that an iteration of this precision should reach."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
+def _check_settings(lam: float, rcond: float | None, tolerance: float | None, max_iterations: int) -> None:
+    if not 0 <= lam < float("inf"):
+        raise UsageError(f"lambda must be zero or a positive number, but is {lam}.")
+    if rcond is not None and not 0 <= rcond < 1:
+        raise UsageError(f"rcond must be at least 0 and below 1, but is {rcond}.")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise UsageError(f"tolerance must be between 0 and 1, but is {tolerance}.")
+    if max_iterations < 1:
+        raise UsageError(f"max_iterations must be at least 1, but is {max_iterations}.")

@@ -1,0 +1,69 @@
+"""In which precision and on which device a workflow computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice
+
+
+def pick_device(choice: DeviceChoice | str) -> torch.device:
+    """Find the device that a word stands for.
+
+    `auto` takes CUDA where it is there, else the CPU. MPS, which has no float64, is only taken when asked for.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    choice = DeviceChoice(choice)
+    if choice is DeviceChoice.AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if choice is DeviceChoice.CUDA and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no CUDA device here; use --device cpu.")
+    if choice is DeviceChoice.MPS and not torch.backends.mps.is_available():
+        raise UsageError("device mps was asked for, but torch sees no Apple GPU here; use --device cpu.")
+    return torch.device(choice.value)
+
+
+def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor, device: torch.device) -> torch.dtype:
+    """Find the precision of the arithmetic: the one asked for, else float64 for float64 data and float32 for all
+    others.
+
+    Raises:
+        UsageError: the precision is unknown, or the device does not have it.
+    """
+    if choice is None:
+        dtype = torch.float64 if data.dtype == torch.float64 and device.type != "mps" else torch.float32
+    elif isinstance(choice, torch.dtype):
+        dtype = choice
+    else:
+        dtype = {ArithmeticDType.FLOAT32: torch.float32, ArithmeticDType.FLOAT64: torch.float64}[
+            ArithmeticDType(choice)
+        ]
+    if dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"the arithmetic runs in float32 or float64, but {dtype} was asked for.")
+    if dtype == torch.float64 and device.type == "mps":
+        raise UsageError("an Apple GPU has no float64; use --dtype float32 or --device cpu.")
+    return dtype
+
+
+def check_image(image: Tensor, role: str) -> None:
+    """Refuse tensors that are no images.
+
+    Args:
+        image: what was given.
+        role: what it is called in the message.
+
+    Raises:
+        MalformedInputError: the tensor is complex, or holds NaN or infinite values.
+    """
+    if image.is_complex():
+        raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")
+    if image.is_floating_point() and not bool(torch.isfinite(image).all()):
+        bad = torch.nonzero(~torch.isfinite(image))
+        raise MalformedInputError(
+            f"{role} holds {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}; "
+            "replace them first: a single one spoils a whole FFT."
+        )

@@ -1,0 +1,82 @@
+"""Apply a kernel to an image, exactly as `torch.nn.functional.conv2d` does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.vocabulary import Boundary, PaddingLike
+from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+
+
+def forward(
+    x: Tensor,
+    kernel: Tensor,
+    *,
+    padding: PaddingLike = "same",
+    boundary: Boundary | str = Boundary.ZERO,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Tensor:
+    """Convolve images, as `torch.nn.functional.conv2d` with stride 1.
+
+    Args:
+        x: shape `(C_in, H, W)` or `(B, C_in, H, W)`.
+        kernel: taps of a cross-correlation, shape `(C_out, C_in, kH, kW)`; one of shape `(kH, kW)` or `(1, 1, kH,
+            kW)` is applied to every channel alike.
+        padding: `same`, `valid`, `full`, a whole number, or one for rows and one for columns.
+        boundary: what lies outside the image: `zero`, `circular`, `reflect`, `symmetric` or `replicate`.
+        bias: added to each output channel, shape `(C_out,)`.
+        dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
+
+    Returns:
+        Shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, on the device of `x`.
+
+    Raises:
+        ShapeError: kernel, bias and image do not fit one another.
+        UsageError: an unknown boundary or padding.
+        MalformedInputError: images or kernels that are not finite.
+    """
+    boundary = parse_boundary(boundary)
+    if boundary is Boundary.UNKNOWN:
+        raise UsageError(
+            "boundary unknown says nothing about the pixels outside, so there is nothing to convolve; "
+            "choose zero, circular, reflect, symmetric or replicate, or padding valid."
+        )
+    check_image(x, "the image")
+    precision = pick_dtype(dtype, x, x.device)
+    canonical = Kernel.from_tensor(kernel.to(x.device, precision))
+    channels = canonical.split(x.to(precision))
+    geometry = Geometry.of_image((x.shape[-2], x.shape[-1]), canonical.size, padding)
+    y = canonical.join(Convolution(canonical.taps, geometry, boundary).forward(channels))
+    return y if bias is None else y + as_bias(bias, y)
+
+
+def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:
+    """Shape a bias so that it adds to outputs `(*batch, C_out, H, W)`.
+
+    Raises:
+        ShapeError: the bias has another length than the outputs have channels.
+    """
+    if bias.shape != (outputs.shape[-3],):
+        raise ShapeError(
+            f"a bias must have one number for each output channel, shape ({outputs.shape[-3]},), "
+            f"but has shape {tuple(bias.shape)}."
+        )
+    return bias.to(outputs.device, outputs.dtype)[:, None, None]
+
+
+def parse_boundary(boundary: Boundary | str) -> Boundary:
+    """Read a boundary word.
+
+    Raises:
+        UsageError: the word is unknown.
+    """
+    try:
+        return Boundary(boundary)
+    except ValueError:
+        raise UsageError(f"boundary must be one of {', '.join(Boundary)}, but is '{boundary}'.") from None

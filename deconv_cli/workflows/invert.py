@@ -1,0 +1,214 @@
+"""Undo a convolution, and measure how far the result is to be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import Spectrum
+from deconv_cli.solvers.cgls import Progress
+from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.pseudo_inverse import MAX_ITERATIONS, PseudoInverse
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size
+from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+from deconv_cli.workflows.forward import as_bias, parse_boundary
+
+DEFAULT_LAMBDA = 1e-6
+"""Small enough for data that carry float32's digits; photographs want more."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An estimate, how it was obtained, and what speaks for it.
+
+    Attributes:
+        image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`.
+        solution: how the solve ended; its value may reach beyond the frame.
+        choice: the method that ran, and why.
+        boundary: what was taken to lie outside the image.
+        padding: how far the kernel reached outside.
+        lam: λ, dimensionless.
+        penalty: the operator L in λσ²max‖Lx‖².
+        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing was truncated.
+        tolerance: the certificate that an iteration had to reach.
+        residual: y − Ax̂ in numbers.
+        border: the residual by distance from the edge; the last band gathers all that is deeper.
+        spectrum: the extreme singular values of the kernel.
+    """
+
+    image: Tensor
+    solution: Solution
+    choice: Choice
+    boundary: Boundary
+    padding: PaddingLike
+    lam: float
+    penalty: Penalty
+    rcond: float | None
+    tolerance: float
+    residual: ResidualSummary
+    border: tuple[BorderBand, ...]
+    spectrum: Spectrum
+
+    def raise_for_status(self) -> Reconstruction:
+        """Return the reconstruction itself, if the solver reached what was asked for.
+
+        Raises:
+            UntrustworthyResultError: it did not.
+        """
+        self.solution.raise_for_status()
+        return self
+
+
+def invert(
+    y: Tensor,
+    kernel: Tensor,
+    *,
+    padding: PaddingLike = "same",
+    boundary: Boundary | str = Boundary.ZERO,
+    lam: float = DEFAULT_LAMBDA,
+    penalty: Penalty | str = Penalty.IDENTITY,
+    rcond: float | None = None,
+    bias: Tensor | None = None,
+    method: Method | str = Method.AUTO,
+    tolerance: float | None = None,
+    max_iterations: int = MAX_ITERATIONS,
+    dtype: torch.dtype | str | None = None,
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖².
+
+    Args:
+        y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+        kernel: the taps that made `y`, as for `forward`.
+        padding: how far the kernel reached outside the image.
+        boundary: what lay there; `unknown` estimates those pixels too, and crops the estimate to the frame that
+            `padding` gives.
+        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution.
+        penalty: `identity`, `gradient` or `laplacian`.
+        rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+        method: `auto`, `fft` or `iterative`.
+        tolerance: the certificate at which an iteration stops.
+        max_iterations: iterations at most.
+        dtype: precision of the arithmetic; by default float64 for float64 data, else float32.
+        progress: told of every iteration.
+
+    Raises:
+        ShapeError: kernel, bias and data do not fit one another.
+        UsageError: settings that are unknown or contradict one another.
+        MalformedInputError: data or kernels that are not finite.
+    """
+    check_image(y, "the output to invert")
+    precision = pick_dtype(dtype, y, y.device)
+    canonical = Kernel.from_tensor(kernel.to(y.device, precision))
+    if y.ndim not in (3, 4):
+        raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
+    geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, padding)
+    inverse = PseudoInverse(
+        canonical,
+        geometry,
+        parse_boundary(boundary),
+        lam=lam,
+        penalty=parse_penalty(penalty),
+        rcond=rcond,
+        method=parse_method(method),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    data = y.to(precision)
+    unbiased = data if bias is None else data - as_bias(bias, data)
+    solution = inverse.solve(unbiased, progress)
+    residual = canonical.join(inverse.arrange(unbiased) - inverse.problem.operator.forward(solution.value))
+    return Reconstruction(
+        image=inverse.frame(solution.value),
+        solution=solution,
+        choice=inverse.choice,
+        boundary=inverse.problem.operator.boundary,
+        padding=padding,
+        lam=lam,
+        penalty=inverse.problem.penalty,
+        rcond=inverse.rcond,
+        tolerance=inverse.tolerance,
+        residual=summarize_residual(residual, data),
+        border=border_profile(residual, canonical.size),
+        spectrum=inverse.spectrum,
+    )
+
+
+def pseudo_inverse(
+    kernel: Tensor,
+    *,
+    input_size: Size,
+    padding: PaddingLike = "same",
+    boundary: Boundary | str = Boundary.ZERO,
+    lam: float = 0.0,
+    penalty: Penalty | str = Penalty.IDENTITY,
+    rcond: float | None = None,
+    method: Method | str = Method.AUTO,
+    tolerance: float | None = None,
+    max_iterations: int = MAX_ITERATIONS,
+    dtype: torch.dtype | None = None,
+) -> PseudoInverse:
+    """Build the inverse of a convolution once, and apply it to many outputs.
+
+    Args:
+        kernel: the taps, as for `forward`; the arithmetic runs on their device.
+        input_size: height and width of the images x that are wanted back.
+        padding: how far the kernel reached outside the image.
+        boundary: what lay there.
+        lam: λ ≥ 0; 0 for the Moore–Penrose inverse.
+        penalty: `identity`, `gradient` or `laplacian`.
+        rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
+        method: `auto`, `fft` or `iterative`.
+        tolerance: the certificate at which an iteration stops.
+        max_iterations: iterations at most.
+        dtype: precision of the arithmetic; by default float64 for float64 taps, else float32.
+
+    Raises:
+        ShapeError: the kernel does not fit the size.
+        UsageError: settings that are unknown or contradict one another.
+    """
+    precision = pick_dtype(dtype, kernel, kernel.device)
+    canonical = Kernel.from_tensor(kernel.to(precision))
+    return PseudoInverse(
+        canonical,
+        Geometry.of_image(input_size, canonical.size, padding),
+        parse_boundary(boundary),
+        lam=lam,
+        penalty=parse_penalty(penalty),
+        rcond=rcond,
+        method=parse_method(method),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+
+
+def parse_penalty(penalty: Penalty | str) -> Penalty:
+    """Read a penalty word.
+
+    Raises:
+        UsageError: the word is unknown.
+    """
+    try:
+        return Penalty(penalty)
+    except ValueError:
+        raise UsageError(f"penalty must be one of {', '.join(Penalty)}, but is '{penalty}'.") from None
+
+
+def parse_method(method: Method | str) -> Method:
+    """Read a method word.
+
+    Raises:
+        UsageError: the word is unknown.
+    """
+    try:
+        return Method(method)
+    except ValueError:
+        raise UsageError(f"method must be one of {', '.join(Method)}, but is '{method}'.") from None

@@ -1,0 +1,69 @@
+"""Noise for simulated measurements, the same for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+
+
+class NoiseKind(StrEnum):
+    """How the noise is distributed."""
+
+    GAUSSIAN = "gaussian"
+    POISSON = "poisson"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A noise model.
+
+    Attributes:
+        kind: the distribution.
+        level: for `gaussian` the standard deviation, in the units of the samples; for `poisson` the expected count at
+            the brightest sample.
+    """
+
+    kind: NoiseKind
+    level: float
+
+    @classmethod
+    def parse(cls, text: str) -> Noise:
+        """Read `gaussian:SIGMA` or `poisson:PEAK`.
+
+        Raises:
+            UsageError: the text is neither, or its number is not positive.
+        """
+        kind, _, number = text.partition(":")
+        try:
+            noise = cls(NoiseKind(kind), float(number))
+        except ValueError:
+            raise UsageError(f"noise must be gaussian:SIGMA or poisson:PEAK, but is '{text}'.") from None
+        if not 0 < noise.level < float("inf"):
+            raise UsageError(f"the level of the noise must be a positive number, but is {noise.level}.")
+        return noise
+
+    def add(self, image: Tensor, seed: int) -> Tensor:
+        """Add the noise to an image of any shape.
+
+        It is drawn on the CPU, so that a seed gives the same noise on every device.
+
+        Raises:
+            UsageError: Poisson noise for an image with negative samples, or with none above zero.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        if self.kind is NoiseKind.GAUSSIAN:
+            noise = torch.randn(image.shape, generator=generator, dtype=image.dtype)
+            return image + self.level * noise.to(image.device)
+        low, high = float(image.min()), float(image.max())
+        if low < -1e-6 * max(high, 0.0) or high <= 0:
+            raise UsageError(
+                f"Poisson noise needs samples from zero upwards, but they go from {low:g} to {high:g}; "
+                "use gaussian noise or a kernel without negative taps."
+            )
+        counts = torch.poisson((image.cpu() * (self.level / high)).clamp_min(0), generator=generator)
+        return (counts * (high / self.level)).to(image.device)
