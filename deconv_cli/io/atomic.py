@@ -1,0 +1,66 @@
+"""Writing a file completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from deconv_cli.errors import DeconvError, FileAccessError
+from deconv_cli.io.sources import reason_of
+
+
+def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
+    """Write into a temporary file of the same folder, check it, then put it in the place of `path`.
+
+    Whatever happens before that last step, the old file stays as it was and the temporary one is removed.
+
+    Args:
+        path: the final name.
+        write: writes the whole file under the name it is given.
+        check: reads that file again, and raises if it is not what was meant.
+
+    Raises:
+        FileAccessError: disk full, no permission, or the file does not read back.
+    """
+    # A link keeps pointing where it did: its target is replaced, in the target's own folder.
+    final = path.resolve() if path.is_symlink() else path
+    temporary = final.with_name(f".{secrets.token_hex(4)}.partial{final.suffix}")
+    try:
+        _checked(path, temporary, write, check)
+        temporary.replace(final)
+        _sync_folder(final.parent)
+    except DeconvError:
+        raise
+    except Exception as error:
+        raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _checked(path: Path, temporary: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
+    write(temporary)
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    try:
+        check(temporary)
+    except FileAccessError:
+        raise
+    except Exception as error:
+        raise FileAccessError(
+            f"'{path}' was not written: the file did not read back as it should ({reason_of(error)}); "
+            "check the disk and try again."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Not every file system lets a folder be opened or synchronized; the file itself is safe by now.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

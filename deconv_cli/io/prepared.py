@@ -1,0 +1,72 @@
+"""A result on its last steps: written, checked, and put in place together with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.io import records
+from deconv_cli.io.atomic import write_atomically
+from deconv_cli.io.drafts import Draft
+from deconv_cli.io.formats import FileFormat
+from deconv_cli.io.image import read_contents
+
+SIDECAR_FORMATS = (FileFormat.TORCH, FileFormat.NPY, FileFormat.NPZ)
+"""Formats that hold the bare tensor, with the record in a file beside it."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedOutput:
+    """A result converted to the samples of its file, about to be written."""
+
+    path: Path
+    shape: tuple[int, ...]
+    """As it will be stored."""
+    dtype: str
+    notes: tuple[str, ...]
+    """What was done to the samples, and what could not be carried over from the source."""
+    _format: FileFormat
+    _draft: Draft
+    _encode: Callable[[Path, str], None]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the file with the record of the run, completely or not at all.
+
+        `.pt`, `.npy` and `.npz` hold the bare tensor; the record goes beside them, into NAME.json.
+
+        Args:
+            record: a JSON object without NaN or Inf; `output.shape` and `output.dtype` are added if it lacks them.
+
+        Raises:
+            FileAccessError: disk full, no permission, or the file does not read back.
+        """
+        encoded = records.encode_record(records.complete_record(record, self.shape, self.dtype))
+
+        def write_samples() -> None:
+            write_atomically(self.path, lambda temporary: self._encode(temporary, encoded), self._check)
+
+        if self._format not in SIDECAR_FORMATS:
+            write_samples()
+            return
+        # The record waits, written, until the samples are in place, so that neither is there for long alone.
+        write_atomically(
+            records.beside(self.path),
+            lambda temporary: _write_line(temporary, encoded),
+            lambda _: write_samples(),
+        )
+
+    def _check(self, temporary: Path) -> None:
+        found = read_contents(temporary, self._format, axes=self._draft.axes)
+        if found.shape != self.shape or found.dtype != self.dtype:
+            raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.shape}")
+        is_exact = self._format is not FileFormat.JPEG
+        if is_exact and not np.array_equal(np.asarray(found.samples), self._draft.array):
+            raise ValueError("some samples differ")
+
+
+def _write_line(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="ascii")

@@ -1,0 +1,51 @@
+"""Results as samples of a file: rounded and saturated, never rescaled, and never in silence."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deconv_cli.errors import UntrustworthyResultError
+
+
+def to_dtype(values: torch.Tensor, dtype: str) -> tuple[npt.NDArray[np.generic], tuple[str, ...]]:
+    """Convert a result to the sample type of a file.
+
+    Whole numbers are rounded half to even; what lies outside the range of the type becomes its nearest end.
+
+    Args:
+        values: any shape, floating, on the CPU.
+        dtype: NumPy name of a real type.
+
+    Returns:
+        The samples, of the same shape, and what was done to them.
+
+    Raises:
+        UntrustworthyResultError: some values are NaN or Inf.
+    """
+    n_bad = int((~torch.isfinite(values)).sum())
+    if n_bad:
+        raise UntrustworthyResultError(
+            f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
+            "was too ill-conditioned as posed, try a larger --lambda."
+        )
+    source = str(values.dtype).removeprefix("torch.")
+    target = np.dtype(dtype)
+    if np.issubdtype(target, np.integer):
+        lowest, highest = (float(end) for end in (np.iinfo(target).min, np.iinfo(target).max))
+        return _saturated(values.round(), lowest, highest, target, f"rounded to {dtype}")
+    if torch.finfo(getattr(torch, dtype)).bits >= torch.finfo(values.dtype).bits:
+        return values.numpy().astype(target, copy=False), ()
+    end = float(np.finfo(target).max)
+    return _saturated(values, -end, end, target, f"rounded from {source} to {dtype}")
+
+
+def _saturated(
+    values: torch.Tensor, lowest: float, highest: float, target: np.dtype[np.generic], done: str
+) -> tuple[npt.NDArray[np.generic], tuple[str, ...]]:
+    n_clipped = int(((values < lowest) | (values > highest)).sum())
+    percent = 100 * n_clipped / values.numel()
+    clipped = f"{n_clipped} samples ({percent:.3g} %) clipped to {lowest:g} to {highest:g}"
+    samples = values.clamp(lowest, highest).numpy().astype(target)
+    return samples, (f"{done}, {clipped if n_clipped else 'no sample clipped'}",)

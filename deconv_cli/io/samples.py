@@ -1,0 +1,71 @@
+"""Samples as tensors: which types are worked on, and whether all of them are finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from deconv_cli.errors import MalformedInputError
+
+if TYPE_CHECKING:
+    from deconv_cli.io.contents import Samples
+
+_WIDER = {"uint16": "int32", "uint32": "int64"}
+
+_UNDERSTOOD = {
+    *("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"),
+    *("float16", "bfloat16", "float32", "float64"),
+}
+
+
+def dtype_name(samples: Samples) -> str:
+    """Name a sample type as NumPy does, for instance `uint16`."""
+    if isinstance(samples, torch.Tensor):
+        return str(samples.dtype).removeprefix("torch.")
+    return samples.dtype.newbyteorder("=").name
+
+
+def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
+    """Take samples as a dense real tensor on the CPU.
+
+    uint16 and uint32 become int32 and int64, because torch computes next to nothing with them; bool becomes uint8.
+
+    Raises:
+        MalformedInputError: complex, quantized, sparse or otherwise not real numbers, or of size zero.
+    """
+    name = dtype_name(samples)
+    if name not in _UNDERSTOOD:
+        raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {name}; convert it first.")
+    if 0 in samples.shape:
+        raise MalformedInputError(f"'{path}' holds no samples: its shape is {tuple(samples.shape)}.")
+    if isinstance(samples, torch.Tensor):
+        tensor = samples.detach()
+        return tensor.to(getattr(torch, "uint8" if name == "bool" else _WIDER.get(name, name))).contiguous()
+    target = np.dtype("uint8" if name == "bool" else _WIDER.get(name, name))
+    return torch.from_numpy(np.require(samples, target, ["C_CONTIGUOUS", "WRITEABLE"]))
+
+
+def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
+    """Refuse NaN and Inf.
+
+    Args:
+        path: named in the error.
+        tensor: any shape.
+        what: what the samples are, for instance `image`.
+
+    Raises:
+        MalformedInputError: some samples are not finite; says how many, and the index of the first.
+    """
+    if not tensor.is_floating_point():
+        return
+    bad = ~torch.isfinite(tensor)
+    n_bad = int(bad.sum())
+    if n_bad:
+        first = tuple(int(i) for i in np.unravel_index(int(bad.flatten().to(torch.uint8).argmax()), tensor.shape))
+        raise MalformedInputError(
+            f"'{path}' should hold finite numbers, but {n_bad} of {tensor.numel()} {what} samples are NaN or Inf, "
+            f"the first at index {first}; replace them first."
+        )

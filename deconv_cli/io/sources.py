@@ -1,0 +1,73 @@
+"""Opening a file that a person named: is it there, is it a file, may it be read, what is its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
+
+
+def open_source(path: Path) -> tuple[bytes, str]:
+    """Read the first bytes and the fingerprint of an input file.
+
+    Returns:
+        The first 32 bytes, and the SHA-256 of all bytes as 64 hexadecimal digits.
+
+    Raises:
+        UsageError: no such file, or a folder.
+        FileAccessError: the file cannot be opened or read.
+        MalformedInputError: the file is empty.
+    """
+    if path.is_dir():
+        raise UsageError(f"'{path}' should be a file, but is a folder; name a file in it.")
+    try:
+        if not path.exists():
+            raise UsageError(f"'{path}' does not exist; check the name and the folder.")
+        if not path.is_file():
+            raise UsageError(f"'{path}' should be an ordinary file, but is a pipe or a device.")
+        with path.open("rb") as stream:
+            head = stream.read(32)
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
+    if not head:
+        raise MalformedInputError(f"'{path}' is empty; copy or export it again.")
+    return head, digest
+
+
+def reason_of(error: BaseException) -> str:
+    """Give the first line of an error's own words, without its final stop."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".:")[:200] if lines else type(error).__name__
+
+
+@contextmanager
+def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
+    """Turn whatever a codec raises or warns about into one sentence that names the file.
+
+    A codec that stumbles over hostile bytes raises anything at all, so everything is caught here.
+
+    Raises:
+        TooLargeError: the codec ran out of memory.
+        MalformedInputError: any other failure of the codec.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    except DeconvError:
+        raise
+    except MemoryError as error:
+        raise TooLargeError(f"'{path}' needs more memory than there is; crop or split it first.") from error
+    except (Exception, RecursionError) as error:
+        raise MalformedInputError(
+            f"'{path}' cannot be read as {format_name} ({reason_of(error)}); it is damaged, cut short or of a "
+            "kind not understood here."
+        ) from error
