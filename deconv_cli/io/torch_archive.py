@@ -59,13 +59,16 @@ def _load(path: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own words advise to load such a file without its safeguard; they are not passed on.
         names = _unsafe_names(path)
-        if not names and "GLOBAL" not in str(error):
-            raise
-        listed = f" ({', '.join(names[:8])})" if names else ""
-        raise UnsafeInputError(
-            f"'{path}' should hold only tensors, but names Python objects{listed} whose loading could run code; "
-            "save its tensors or state_dict() alone."
+        if names or "GLOBAL" in str(error) or "Unsupported" in str(error):
+            listed = f" ({', '.join(names[:8])})" if names else ""
+            raise UnsafeInputError(
+                f"'{path}' should hold only tensors, but names Python objects{listed} whose loading could run code; "
+                "save its tensors or state_dict() alone."
+            ) from error
+        raise MalformedInputError(
+            f"'{path}' should be a file that torch.save wrote, but is damaged or cut short; copy or save it again."
         ) from error
 
 

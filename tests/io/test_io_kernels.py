@@ -1,0 +1,122 @@
+"""Kernels: tensors as conv2d takes them, pictures as point-spread functions."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.io import read_kernel
+from deconv_cli.vocabulary import Convention
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2, 3, 3)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float16", "float32"),
+        ("bfloat16", "float32"),
+        ("float32", "float32"),
+        ("float64", "float64"),
+        ("int32", "float32"),
+    ],
+)
+def test_tensors_are_taken_as_they_are(tmp_path, shape, dtype, expected):
+    taps = torch.arange(1, 1 + int(np.prod(shape))).reshape(shape).to(getattr(torch, dtype))
+    torch.save(taps, tmp_path / "k.pt")
+    found = read_kernel(tmp_path / "k.pt")
+    assert found.kernel.dtype == getattr(torch, expected)
+    assert found.convention is Convention.CORRELATION
+    assert torch.equal(found.kernel, taps.to(found.kernel.dtype))
+    flipped = read_kernel(tmp_path / "k.pt", convention=Convention.CONVOLUTION)
+    assert torch.equal(flipped.kernel, found.kernel.flip(-1, -2))
+    assert any("flipped" in note for note in flipped.notes)
+
+
+def test_layers_of_a_model_and_their_bias(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 3, bias=False))
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    for name in ("m.pt", "m.safetensors"):
+        found = read_kernel(tmp_path / name, layer="0")
+        assert torch.equal(found.kernel, model[0].weight)
+        assert torch.equal(found.bias, model[0].bias)
+        assert found.layer == "0"
+        assert torch.equal(read_kernel(tmp_path / name, layer="0.weight").bias, model[0].bias)
+        assert read_kernel(tmp_path / name, layer="2").bias is None
+        with pytest.raises(MalformedInputError, match=r"0.weight \(4, 3, 5, 5\).*2.weight.*--layer NAME"):
+            read_kernel(tmp_path / name)
+        with pytest.raises(UsageError, match="no layer named '7'"):
+            read_kernel(tmp_path / name, layer="7")
+
+
+def test_the_only_kernel_needs_no_name(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.BatchNorm2d(4))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "m.pt")
+    found = read_kernel(tmp_path / "m.pt")
+    assert torch.equal(found.bias, model[0].bias)
+    assert found.layer == "state_dict.0"
+    torch.save(torch.nn.Conv2d(3, 4, 5).state_dict(), tmp_path / "c.pt")
+    assert read_kernel(tmp_path / "c.pt").bias.shape == (4,)
+
+
+def test_a_whole_number_picture_is_a_normalized_convolution(tmp_path):
+    taps = np.arange(15, dtype="uint8").reshape(3, 5)
+    Image.fromarray(taps).save(tmp_path / "k.png")
+    found = read_kernel(tmp_path / "k.png")
+    np.testing.assert_allclose(found.kernel.numpy(), taps[::-1, ::-1] / taps.sum(), rtol=1e-6)
+    assert found.convention is Convention.CONVOLUTION
+    assert any("sum (105)" in note for note in found.notes)
+    raw = read_kernel(tmp_path / "k.png", normalize=False, convention=Convention.CORRELATION)
+    np.testing.assert_array_equal(raw.kernel.numpy(), taps)
+
+
+def test_a_float_picture_keeps_its_scale(tmp_path, rng):
+    taps = rng.random((3, 5))
+    tifffile.imwrite(tmp_path / "k.tif", taps)
+    found = read_kernel(tmp_path / "k.tif")
+    assert found.kernel.dtype == torch.float64
+    np.testing.assert_array_equal(found.kernel.numpy(), taps[::-1, ::-1])
+    assert float(read_kernel(tmp_path / "k.tif", normalize=True).kernel.sum()) == pytest.approx(1)
+
+
+def test_normalizing_four_axes_goes_by_output_channel(tmp_path, rng):
+    np.save(tmp_path / "k.npy", rng.random((4, 2, 3, 3)))
+    sums = read_kernel(tmp_path / "k.npy", normalize=True).kernel.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64))
+
+
+def test_colors_of_a_picture_must_agree(tmp_path, rng):
+    gray = rng.integers(1, 255, (3, 5)).astype("uint8")
+    Image.fromarray(np.repeat(gray[..., None], 3, axis=2)).save(tmp_path / "equal.png")
+    assert read_kernel(tmp_path / "equal.png").kernel.shape == (3, 5)
+    Image.fromarray(rng.integers(0, 255, (3, 5, 3)).astype("uint8")).save(tmp_path / "color.png")
+    with pytest.raises(ShapeError, match="equal channels"):
+        read_kernel(tmp_path / "color.png")
+    tifffile.imwrite(tmp_path / "stack.tif", np.ones((4, 3, 5), "float32"), photometric="minisblack")
+    with pytest.raises(ShapeError, match="stack"):
+        read_kernel(tmp_path / "stack.tif")
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 3), (1, 1, 1, 3, 3)])
+def test_other_shapes_are_refused(tmp_path, shape):
+    np.save(tmp_path / "k.npy", np.ones(shape))
+    with pytest.raises(ShapeError, match=str(shape[0])):
+        read_kernel(tmp_path / "k.npy")
+
+
+def test_useless_kernels_are_refused(tmp_path):
+    torch.save(torch.zeros(3, 3), tmp_path / "zero.pt")
+    with pytest.raises(MalformedInputError, match="all of them are zero"):
+        read_kernel(tmp_path / "zero.pt")
+    torch.save(torch.zeros(3, 0), tmp_path / "empty.pt")
+    with pytest.raises(MalformedInputError, match="empty"):
+        read_kernel(tmp_path / "empty.pt")
+    torch.save(torch.tensor([[1.0, float("inf")], [1, 1]]), tmp_path / "inf.pt")
+    with pytest.raises(MalformedInputError, match=r"1 of 4 .*\(0, 1\)"):
+        read_kernel(tmp_path / "inf.pt")
+    torch.save(torch.tensor([[1.0, -1.0]]), tmp_path / "sum.pt")
+    with pytest.raises(UsageError, match="zero"):
+        read_kernel(tmp_path / "sum.pt", normalize=True)

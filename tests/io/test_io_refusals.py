@@ -1,0 +1,348 @@
+"""What must not be read is refused in one sentence, quickly, and without running or allocating anything."""
+
+import io
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from deconv_cli.errors import (
+    DeconvError,
+    FileAccessError,
+    InputRefusedError,
+    MalformedInputError,
+    TooLargeError,
+    UnsafeInputError,
+    UsageError,
+)
+from deconv_cli.io import limits, read_image, read_kernel
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, (f"touch {Evil.mark}",))
+
+
+def png(width, height, bit_depth=8, color_type=0, data=b"") -> bytes:
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def assert_one_sentence(error, path):
+    text = str(error)
+    assert str(path) in text
+    assert text.endswith(".")
+    assert "\n" not in text
+
+
+def test_missing_folder_empty_and_unreadable(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="does not exist") as caught:
+        read_image(tmp_path / "no.png")
+    assert_one_sentence(caught.value, "no.png")
+    with pytest.raises(UsageError, match="folder"):
+        read_image(tmp_path)
+    (tmp_path / "e.png").touch()
+    with pytest.raises(MalformedInputError, match="empty"):
+        read_image(tmp_path / "e.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UsageError, match="pipe"):
+        read_image(tmp_path / "pipe.png")
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    Image.new("L", (4, 4)).save(tmp_path / "p.png")
+    monkeypatch.setattr("pathlib.Path.open", denied)
+    with pytest.raises(FileAccessError, match="Permission denied"):
+        read_image(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".pt"])
+def test_not_finite(tmp_path, suffix):
+    values = np.zeros((4, 5), "float32")
+    values[2, 3], values[3, 0] = np.nan, -np.inf
+    path = tmp_path / f"n{suffix}"
+    if suffix == ".npy":
+        np.save(path, values)
+    elif suffix == ".pt":
+        torch.save(torch.from_numpy(values), path)
+    else:
+        tifffile.imwrite(path, values)
+    with pytest.raises(MalformedInputError, match=r"2 of 20 image samples .*\(2, 3\)") as caught:
+        read_image(path)
+    assert_one_sentence(caught.value, path)
+
+
+def test_tensors_that_are_not_dense_and_real(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = {
+            "complex": torch.zeros(4, 4, dtype=torch.complex64),
+            "sparse": torch.eye(4).to_sparse(),
+            "quantized": torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.quint8),
+            "meta": torch.zeros(4, 4, device="meta"),
+            "float8": torch.zeros(4, 4).to(torch.float8_e4m3fn),
+        }
+    for name, tensor in cases.items():
+        torch.save(tensor, tmp_path / f"{name}.pt")
+        with pytest.raises(InputRefusedError):
+            read_image(tmp_path / f"{name}.pt")
+    np.save(tmp_path / "c.npy", np.zeros((4, 4), "complex64"))
+    np.save(tmp_path / "z.npy", np.zeros((0, 4)))
+    np.save(tmp_path / "s.npy", np.zeros(4, [("a", "f4")]))
+    np.save(tmp_path / "t.npy", np.array([["a", "b"]]))
+    for name in "czst":
+        with pytest.raises(MalformedInputError):
+            read_image(tmp_path / f"{name}.npy")
+
+
+@pytest.mark.parametrize("read", [read_image, read_kernel])
+@pytest.mark.parametrize("wrap", [lambda e: e, lambda e: {"weight": torch.ones(4, 4), "x": e}])
+def test_pickled_code_is_never_run(tmp_path, read, wrap):
+    Evil.mark = tmp_path / "executed"
+    torch.save(wrap(Evil()), tmp_path / "evil.pt")
+    torch.save(wrap(Evil()), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(wrap(Evil())))
+    np.save(tmp_path / "o.npy", np.array([wrap(Evil())], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "o.npz", a=np.array([wrap(Evil())], dtype=object))
+    for name in ("evil.pt", "old.pt", "raw.pt", "o.npy", "o.npz"):
+        with pytest.raises(UnsafeInputError) as caught:
+            read(tmp_path / name)
+        assert_one_sentence(caught.value, tmp_path / name)
+    with pytest.raises(UnsafeInputError, match=r"posix\.system"):
+        read(tmp_path / "evil.pt")
+    assert not Evil.mark.exists()
+    # The payload is a real one: an ordinary unpickler does run it.
+    pickle.loads((tmp_path / "raw.pt").read_bytes())
+    assert Evil.mark.exists()
+
+
+def test_programs_are_not_opened(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Conv2d(1, 1, 3), torch.ones(1, 1, 8, 8)), tmp_path / "s.pt")
+    with pytest.raises(UnsafeInputError, match="TorchScript"):
+        read_kernel(tmp_path / "s.pt")
+    with zipfile.ZipFile(tmp_path / "e.pt", "w") as archive:
+        archive.writestr("e/archive_format", "pt2")
+    with pytest.raises(UnsafeInputError, match="exported program"):
+        read_kernel(tmp_path / "e.pt")
+
+
+def test_a_view_that_repeats_one_sample(tmp_path):
+    torch.save(torch.zeros(1).expand(1_000_000, 1_000_000), tmp_path / "v.pt")
+    assert (tmp_path / "v.pt").stat().st_size < 4000
+    with pytest.raises(TooLargeError, match="repeats"):
+        read_image(tmp_path / "v.pt")
+    torch.save(torch.ones(1).expand(5, 6), tmp_path / "small.pt")
+    assert read_image(tmp_path / "small.pt").values.shape == (1, 1, 5, 6)
+
+
+def npy(header_shape, data=b"") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": header_shape})
+    return buffer.getvalue() + data
+
+
+def lying_files(folder):
+    (folder / "lie.npy").write_bytes(npy((10**6, 10**6), b"1234"))
+    with zipfile.ZipFile(folder / "lie.npz", "w") as archive:
+        archive.writestr("a.npy", npy((10**5, 10**4), b"1234"))
+    (folder / "lie.png").write_bytes(png(2**31 - 1, 2**31 - 1))
+    (folder / "lie16.png").write_bytes(png(2**30, 2**30, 16, 2))
+    (folder / "wide.png").write_bytes(png(40_000, 2_000, data=zlib.compress(b"\0")))
+    for name, shape, options in (
+        ("lie.tif", (16, 16), {}),
+        ("tiled.tif", (32, 32), {"tile": (16, 16), "compression": "zlib"}),
+    ):
+        tifffile.imwrite(folder / name, np.zeros(shape, "uint8"), metadata=None, **options)
+        with tifffile.TiffFile(folder / name, mode="r+") as opened:
+            tags = opened.pages[0].tags
+            for tag in ("ImageWidth", "ImageLength") if name == "lie.tif" else ("TileWidth", "TileLength"):
+                tags[tag].overwrite(2_000_000, dtype="I")
+    header = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    (folder / "lie.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+    (folder / "long.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{" + bytes(64))
+    return [p.name for p in sorted(folder.iterdir())]
+
+
+def test_header_lies_are_refused_quickly_and_cheaply(tmp_path):
+    names = lying_files(tmp_path)
+    assert len(names) == 9
+    Image.new("L", (4, 4)).save(tmp_path / "warm.png")
+    tifffile.imwrite(tmp_path / "warm.tif", np.zeros((4, 4)))
+    read_image(tmp_path / "warm.png"), read_image(tmp_path / "warm.tif")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name in names:
+        start = time.monotonic()
+        with pytest.raises(InputRefusedError) as caught:
+            read_image(tmp_path / name)
+        assert_one_sentence(caught.value, tmp_path / name)
+        assert time.monotonic() - start < 1, name
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, name
+
+
+def test_the_memory_is_the_limit(tmp_path, monkeypatch):
+    square = np.zeros((600, 600), "uint8")
+    Image.fromarray(square).save(tmp_path / "a.png")
+    Image.fromarray(square).save(tmp_path / "a.jpg")
+    Image.fromarray(square).save(tmp_path / "a.webp", lossless=True)
+    (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(square.astype("uint16")))
+    tifffile.imwrite(tmp_path / "a.tif", square, compression="zlib")
+    np.save(tmp_path / "a.npy", square)
+    np.savez_compressed(tmp_path / "a.npz", a=square)
+    torch.save(torch.from_numpy(square), tmp_path / "a.pt")
+    save_file({"a": torch.from_numpy(square)}, tmp_path / "a.safetensors")
+    names = [p.name for p in sorted(tmp_path.iterdir())]
+    for name in names:
+        assert read_image(tmp_path / name).values.shape[-1] == 600
+    monkeypatch.setattr(limits, "memory_budget", lambda: 300_000)
+    for name in names:
+        with pytest.raises(TooLargeError, match="memory"):
+            read_image(tmp_path / name)
+
+
+def test_decompression_bombs(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_RATIO", 100)
+    monkeypatch.setattr(limits, "RATIO_FREE_BYTES", 100_000)
+    square = np.zeros((1000, 1000), "uint8")
+    Image.fromarray(square).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", square, compression="zlib")
+    np.savez_compressed(tmp_path / "a.npz", a=square)
+    torch.save(torch.from_numpy(square), tmp_path / "b.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "b.pt") as old,
+        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    for suffix in ("png", "tif", "npz", "pt"):
+        with pytest.raises(TooLargeError, match="bomb"):
+            read_image(tmp_path / f"a.{suffix}")
+    assert read_image(tmp_path / "b.pt").shape == (1000, 1000)
+
+
+def whole_files(folder):
+    rng = np.random.default_rng(3)
+    stack = rng.integers(0, 255, (4, 64, 64)).astype("uint8")
+    rgb = rng.integers(0, 255, (48, 40, 3)).astype("uint8")
+    axes = {"axes": "TYX"}
+    tifffile.imwrite(folder / "imagej.tif", stack, imagej=True, metadata=axes)
+    tifffile.imwrite(folder / "ome.ome.tif", stack, ome=True, photometric="minisblack", metadata=axes)
+    tifffile.imwrite(
+        folder / "omez.ome.tif", stack, ome=True, photometric="minisblack", metadata=axes, compression="zlib"
+    )
+    tifffile.imwrite(folder / "zlib.tif", stack, photometric="minisblack", compression="zlib", metadata=axes)
+    tifffile.imwrite(folder / "plain.tif", stack, photometric="minisblack", metadata=None)
+    tifffile.imwrite(folder / "plainz.tif", stack, photometric="minisblack", metadata=None, compression="zlib")
+    tifffile.imwrite(folder / "tiled.tif", stack[0], tile=(16, 16), compression="lzw")
+    frames = [Image.fromarray(frame) for frame in stack]
+    frames[0].save(folder / "pillow.tif", save_all=True, append_images=frames[1:])
+    Image.fromarray(rgb).save(folder / "a.png")
+    (folder / "deep.png").write_bytes(imagecodecs.png_encode(rgb.astype("uint16") * 257))
+    Image.fromarray(rgb).save(folder / "a.jpg")
+    Image.fromarray(rgb).save(folder / "p.jpg", progressive=True)
+    Image.fromarray(rgb).save(folder / "a.webp", lossless=True)
+    Image.fromarray(rgb).save(folder / "lossy.webp")
+    torch.save(torch.from_numpy(stack), folder / "a.pt")
+    torch.save(torch.from_numpy(stack), folder / "old.pt", _use_new_zipfile_serialization=False)
+    save_file({"image": torch.from_numpy(stack)}, folder / "a.safetensors")
+    np.save(folder / "a.npy", stack)
+    np.savez(folder / "a.npz", image=stack)
+    np.savez_compressed(folder / "z.npz", image=stack)
+    return sorted(folder.iterdir())
+
+
+FILES = [
+    *("imagej.tif", "ome.ome.tif", "omez.ome.tif", "zlib.tif", "plain.tif", "plainz.tif", "tiled.tif", "pillow.tif"),
+    *("a.png", "deep.png", "a.jpg", "p.jpg", "a.webp", "lossy.webp"),
+    *("a.pt", "old.pt", "a.safetensors", "a.npy", "a.npz", "z.npz"),
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_files_never_read_as_less(tmp_path, name):
+    whole_files(tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    expected = read_image(path).values
+    cuts = {len(data) * percent // 100 for percent in range(0, 100, 4)} | set(range(len(data) - 12, len(data)))
+    for cut in sorted(cuts):
+        path.write_bytes(data[:cut])
+        try:
+            found = read_image(path).values
+        except DeconvError as error:
+            assert_one_sentence(error, path)
+        else:
+            # Only what lies behind the last sample may be missing.
+            assert cut >= len(data) - 12, cut
+            assert torch.equal(found, expected), cut
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flipped_bits_raise_nothing_but_our_errors(tmp_path, name):
+    whole_files(tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    rng = np.random.default_rng(11)
+    for place in rng.integers(0, min(len(data), 3000), 40):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            read_image(path)
+        except DeconvError as error:
+            assert_one_sentence(error, path)
+
+
+def test_entities_in_ome_are_refused(tmp_path):
+    bomb = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa">]><OME><Image>&a;</Image></OME>'
+    tifffile.imwrite(tmp_path / "x.ome.tif", np.zeros((4, 4), "uint8"), description=bomb, metadata=None, ome=False)
+    with pytest.raises(MalformedInputError, match="entities"):
+        read_image(tmp_path / "x.ome.tif")
+
+
+def test_options_that_do_not_apply(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.ones((4, 4)))
+    for name, options in (
+        ("a.png", {"tensor": "x"}),
+        ("a.png", {"series": 0}),
+        ("a.npy", {"series": 0}),
+        ("a.npy", {"tensor": "x"}),
+    ):
+        with pytest.raises(UsageError, match="--"):
+            read_image(tmp_path / name, **options)
+    for name in ("a.png", "a.npy"):
+        with pytest.raises(UsageError, match="--layer"):
+            read_kernel(tmp_path / name, layer="x")
+
+
+def test_nothing_is_printed_on_damage(tmp_path):
+    whole_files(tmp_path)
+    path = tmp_path / "imagej.tif"
+    path.write_bytes(path.read_bytes()[:9000])
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from deconv_cli.io import read_image; from deconv_cli.errors import DeconvError\n"
+        "try: read_image(Path(sys.argv[1]))\nexcept DeconvError: pass\nelse: raise SystemExit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

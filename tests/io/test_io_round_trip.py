@@ -1,0 +1,332 @@
+"""What goes in comes out: samples, axes, metadata and the record, in every format."""
+
+import io
+import json
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+
+from deconv_cli.io import read_image
+from deconv_cli.vocabulary import OutputDType
+
+RECORD = {"command": "invert", "lambda": 0.01, "text": 'quotes " and λ', "list": [1, 2.5, None]}
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SUFFIXES = [".tif", ".ome.tif", ".png", ".jpg", ".webp", ".pt", ".safetensors", ".npy", ".npz"]
+DTYPES = {
+    ".png": ["uint8", "uint16"],
+    ".jpg": ["uint8"],
+    ".webp": ["uint8"],
+    ".ome.tif": ["uint8", "uint16", "float32", "float64"],
+}
+CASES = [(s, d) for s in SUFFIXES for d in DTYPES.get(s, [str(word) for word in OutputDType])]
+
+
+def lost(prepared):
+    return " ".join(note for note in prepared.notes if note.startswith("not carried over"))
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize(("suffix", "dtype"), CASES)
+def test_samples_and_record(tmp_path, rng, rewrite, suffix, dtype, n_channels):
+    stored = rng.integers(0, 255, (16, 20, n_channels)).astype("uint8").squeeze()
+    Image.fromarray(stored).save(tmp_path / "in.png")
+    target = tmp_path / f"out{suffix}"
+    prepared, found = rewrite(tmp_path / "in.png", target, RECORD, output_dtype=OutputDType(dtype))
+    assert (found.shape, found.dtype) == (prepared.shape, prepared.dtype)
+    assert found.dtype == dtype
+    assert found.record == {**RECORD, "output": {"shape": list(found.shape), "dtype": dtype}}
+    source = read_image(tmp_path / "in.png").values
+    if suffix == ".jpg":
+        assert (found.values.double() - source.double()).abs().mean() < 4
+    elif suffix == ".webp":
+        assert torch.equal(found.values, source.expand(-1, 3, -1, -1))
+    else:
+        assert torch.equal(found.values.double(), source.double())
+    sidecar = target.with_suffix(".json")
+    assert sidecar.exists() == (suffix in (".pt", ".npy", ".npz"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        {"in.png", target.name} | ({sidecar.name} if sidecar.exists() else set())
+    )
+
+
+def test_other_programs_read_what_is_written(tmp_path, rng, rewrite):
+    stored = rng.integers(0, 65535, (16, 20, 3)).astype("uint16")
+    (tmp_path / "in.png").write_bytes(imagecodecs.png_encode(stored))
+    rewrite(tmp_path / "in.png", tmp_path / "out.png")
+    np.testing.assert_array_equal(imagecodecs.png_decode((tmp_path / "out.png").read_bytes()), stored)
+    rewrite(tmp_path / "in.png", tmp_path / "out.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), stored.astype("float32"))
+    rewrite(tmp_path / "in.png", tmp_path / "out.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.moveaxis(stored, -1, 0))
+    rewrite(tmp_path / "in.png", tmp_path / "out.jpg", output_dtype=OutputDType.UINT8)
+    with Image.open(tmp_path / "out.jpg") as picture:
+        assert picture.size == (20, 16)
+
+
+def test_feature_maps_never_become_colors(tmp_path, rng, rewrite):
+    np.save(tmp_path / "f.npy", rng.random((3, 16, 20)).astype("float32"))
+    _, found = rewrite(tmp_path / "f.npy", tmp_path / "f.tif")
+    assert found.axes == "CYX"
+    with tifffile.TiffFile(tmp_path / "f.tif") as opened:
+        assert opened.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
+        assert len(opened.pages) == 3
+
+
+def test_imagej_fields_survive(tmp_path, imagej_file, rewrite):
+    prepared, found = rewrite(imagej_file, tmp_path / "out.tif", RECORD)
+    assert found.record["lambda"] == 0.01
+    with tifffile.TiffFile(imagej_file) as before, tifffile.TiffFile(tmp_path / "out.tif") as after:
+        assert after.is_imagej
+        old, new = before.imagej_metadata, after.imagej_metadata
+        assert new.pop("Info").splitlines()[:2] == old.pop("Info").splitlines()
+        for a, b in zip(new.pop("LUTs"), old.pop("LUTs"), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert new == old
+        for tag in ("XResolution", "YResolution", "ResolutionUnit"):
+            assert after.pages[0].tags[tag].value == before.pages[0].tags[tag].value
+    assert not lost(prepared)
+    # A second run replaces the record instead of adding another.
+    rewrite(tmp_path / "out.tif", tmp_path / "again.tif", {"second": True})
+    with tifffile.TiffFile(tmp_path / "again.tif") as opened:
+        assert opened.imagej_metadata["Info"].count("deconv:") == 1
+    assert read_image(tmp_path / "again.tif").record["second"] is True
+
+
+def test_imagej_fields_survive_where_imagej_lacks_the_type(tmp_path, imagej_file, rewrite):
+    rewrite(imagej_file, tmp_path / "wide.tif", output_dtype=OutputDType.FLOAT64)
+    rewrite(tmp_path / "wide.tif", tmp_path / "back.ome.tif")
+    with tifffile.TiffFile(tmp_path / "wide.tif") as opened:
+        fields = opened.shaped_metadata[0]["imagej"]
+        assert (fields["spacing"], fields["unit"], len(fields["Labels"])) == (0.3, "um", 12)
+    with tifffile.TiffFile(tmp_path / "back.ome.tif") as opened:
+        assert 'PhysicalSizeX="0.08"' in opened.ome_metadata
+        assert 'PhysicalSizeZ="0.3"' in opened.ome_metadata
+        assert 'TimeIncrement="2.0"' in opened.ome_metadata
+
+
+def test_fields_that_no_longer_hold_are_named(tmp_path, imagej_file, planned):
+    source = read_image(imagej_file)
+    prepared = planned(tmp_path / "o.tif", source, n_channels=3).prepare(torch.zeros(6, 3, 16, 20))
+    for name in ("Ranges", "LUTs", "Labels"):
+        assert f"ImageJ {name}" in lost(prepared)
+    prepared.write({})
+    assert read_image(tmp_path / "o.tif").axes == "TZCYX"
+
+
+def test_ome_fields_survive(tmp_path, ome_file, rewrite):
+    prepared, found = rewrite(ome_file, tmp_path / "out.ome.tif", RECORD)
+    assert not lost(prepared)
+    with tifffile.TiffFile(tmp_path / "out.ome.tif") as opened:
+        xml = opened.ome_metadata
+    for text in (
+        *('PhysicalSizeX="0.1"', 'PhysicalSizeXUnit="µm"', 'PhysicalSizeY="0.2"', 'PhysicalSizeZ="1.5"'),
+        *('TimeIncrement="0.5"', 'Name="field 3"', "ten &lt; eleven é", 'Name="DAPI"', 'Name="GFP"', 'Name="RFP"'),
+    ):
+        assert text in xml
+    # A plain TIFF between the two loses nothing either.
+    rewrite(ome_file, tmp_path / "plain.tif")
+    rewrite(tmp_path / "plain.tif", tmp_path / "again.ome.tif")
+    with tifffile.TiffFile(tmp_path / "again.ome.tif") as opened:
+        assert 'Name="GFP"' in opened.ome_metadata
+    assert found.record["text"] == RECORD["text"]
+
+
+def test_ome_batch_axes_are_renamed_or_refused(tmp_path, rng, rewrite):
+    np.save(tmp_path / "b.npy", rng.random((2, 3, 16, 20)))
+    prepared, found = rewrite(tmp_path / "b.npy", tmp_path / "b.ome.tif")
+    assert found.axes == "TCYX"
+    assert any("named T" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_resolution_profile_and_exif(tmp_path, rng, rewrite, suffix):
+    directory = Image.Exif()
+    directory[0x0112], directory[0x010F], directory[0x013B] = 6, "Maker", "An Artist"
+    directory.get_ifd(0x8769)[0x829A] = 0.01
+    source = Image.fromarray(rng.integers(0, 255, (16, 24, 3)).astype("uint8"))
+    source.save(
+        tmp_path / "in.jpg", dpi=(300, 150), icc_profile=PROFILE, exif=directory.tobytes(), comment=b"a comment"
+    )
+    prepared, found = rewrite(tmp_path / "in.jpg", tmp_path / f"out{suffix}", RECORD, output_dtype=OutputDType.UINT8)
+    assert found.record["lambda"] == 0.01
+    assert found.values.shape == (1, 3, 24, 16)
+    assert not any("orientation" in note for note in found.notes)
+    with Image.open(tmp_path / f"out{suffix}") as picture:
+        assert picture.info["icc_profile"] == PROFILE
+        exif = picture.getexif()
+        assert exif.get(0x0112, 1) == 1
+        assert (exif[0x010F], exif[0x013B]) == ("Maker", "An Artist")
+        if suffix == ".webp":
+            assert "resolution" in lost(prepared)
+        else:
+            assert [round(float(value)) for value in picture.info["dpi"]] == [150, 300]
+        if suffix == ".tif":
+            assert "EXIF beyond" in lost(prepared)
+        else:
+            assert float(exif.get_ifd(0x8769)[0x829A]) == pytest.approx(0.01)
+        if suffix == ".jpg":
+            assert b"a comment" in [content for name, content in picture.applist if name == "COM"]
+
+
+def test_png_texts_and_color_chunks(tmp_path, rng, rewrite):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Title", "A title")
+    texts.add_itxt("Author", "Jürgen λ")
+    texts.add(b"gAMA", (45455).to_bytes(4, "big"))
+    texts.add(b"tIME", bytes(7))
+    Image.fromarray(rng.integers(0, 255, (16, 20)).astype("uint8")).save(tmp_path / "in.png", pnginfo=texts)
+    prepared, _ = rewrite(tmp_path / "in.png", tmp_path / "out.png")
+    assert "tIME" in lost(prepared)
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.text["Title"] == "A title"
+        assert picture.text["Author"] == "Jürgen λ"
+        assert json.loads(picture.text["deconv"])["command"] == "invert"
+        assert picture.info["gamma"] == pytest.approx(0.45455)
+    prepared, _ = rewrite(tmp_path / "in.png", tmp_path / "out.jpg")
+    assert "text Title" in lost(prepared)
+    assert "gAMA" in lost(prepared)
+
+
+def test_tiff_tags(tmp_path, rng, rewrite):
+    stored = rng.integers(0, 255, (16, 20)).astype("uint8")
+    tags = [(315, 2, 0, "An Artist", True), (33550, 12, 3, (1.0, 1.0, 0.0), True)]
+    tifffile.imwrite(
+        tmp_path / "in.tif",
+        stored,
+        description="free text",
+        resolution=((300, 1), (601, 2)),
+        resolutionunit="inch",
+        metadata=None,
+        extratags=tags,
+        iccprofile=PROFILE,
+        photometric="miniswhite",
+    )
+    prepared, _ = rewrite(tmp_path / "in.tif", tmp_path / "out.tif")
+    assert "ModelPixelScaleTag" in lost(prepared)
+    with tifffile.TiffFile(tmp_path / "out.tif") as opened:
+        page = opened.pages[0]
+        assert page.tags["Artist"].value == "An Artist"
+        assert (page.tags["XResolution"].value, page.tags["YResolution"].value) == ((300, 1), (601, 2))
+        assert page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        assert page.iccprofile == PROFILE
+        assert opened.shaped_metadata[0]["texts"]["Description"] == "free text"
+    prepared, _ = rewrite(tmp_path / "in.tif", tmp_path / "out.png")
+    assert "white-is-zero" in lost(prepared)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".ome.tif"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_copied(tmp_path, rng, rewrite, suffix, mode):
+    stored = rng.integers(0, 255, (16, 20, len(mode))).astype("uint8")
+    Image.fromarray(stored, mode=None).save(tmp_path / "in.png")
+    prepared, _ = rewrite(tmp_path / "in.png", tmp_path / f"out{suffix}")
+    assert any("alpha channel was copied" in note for note in prepared.notes)
+    if suffix in (".tif", ".ome.tif"):
+        found = tifffile.imread(tmp_path / f"out{suffix}")
+        assert found.dtype == "float32"
+        with tifffile.TiffFile(tmp_path / f"out{suffix}") as opened:
+            assert tuple(opened.pages[0].extrasamples) == (2,)
+    else:
+        found = np.asarray(Image.open(tmp_path / f"out{suffix}"))
+    np.testing.assert_array_equal(found[..., -1], stored[..., -1])
+    np.testing.assert_array_equal(found[..., 0], stored[..., 0])
+
+
+def test_alpha_is_dropped_with_a_word(tmp_path, rng, planned):
+    Image.fromarray(rng.integers(0, 255, (16, 20, 4)).astype("uint8")).save(tmp_path / "in.png")
+    source = read_image(tmp_path / "in.png")
+    smaller = planned(tmp_path / "a.png", source, same_size=False).prepare(torch.zeros(1, 3, 12, 16))
+    assert any("size has changed" in note for note in smaller.notes)
+    for name, n_channels in (("a.jpg", 3), ("a.pt", 3), ("a.tif", 5)):
+        prepared = planned(tmp_path / name, source, n_channels=n_channels).prepare(torch.zeros(1, n_channels, 16, 20))
+        assert any("alpha channel was dropped" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_alpha_turns_with_the_picture(tmp_path, rng, rewrite, orientation):
+    directory = Image.Exif()
+    directory[0x0112] = orientation
+    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
+    Image.fromarray(stored).save(tmp_path / "in.png", exif=directory.tobytes())
+    rewrite(tmp_path / "in.png", tmp_path / "out.png")
+    expected = np.rot90(stored, {3: 2, 6: -1}[orientation])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected)
+
+
+def test_stacks_of_colors_and_planar_colors(tmp_path, rng, rewrite):
+    stack = rng.integers(0, 255, (4, 16, 20, 4)).astype("uint8")
+    tifffile.imwrite(
+        tmp_path / "s.tif", stack, photometric="rgb", extrasamples=["unassalpha"], metadata={"axes": "TYXS"}
+    )
+    rewrite(tmp_path / "s.tif", tmp_path / "so.tif", output_dtype=OutputDType.UINT8)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "so.tif"), stack)
+    planar = rng.integers(0, 255, (3, 16, 20)).astype("uint8")
+    tifffile.imwrite(tmp_path / "p.tif", planar, photometric="rgb", planarconfig="separate")
+    _, found = rewrite(tmp_path / "p.tif", tmp_path / "po.tif", output_dtype=OutputDType.UINT8)
+    assert found.axes == "SYX"
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "po.tif"), planar)
+
+
+@pytest.mark.parametrize(("n_channels", "axes"), [(1, "YX"), (2, "CYX"), (5, "CYX")])
+def test_changed_channels_are_no_colors(tmp_path, rng, planned, n_channels, axes):
+    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png", icc_profile=PROFILE)
+    source = read_image(tmp_path / "in.png")
+    prepared = planned(tmp_path / "o.tif", source, n_channels=n_channels).prepare(torch.ones(1, n_channels, 16, 20))
+    prepared.write({})
+    assert read_image(tmp_path / "o.tif").axes == axes
+    assert "ICC" in lost(prepared)
+
+
+def test_tensor_axes_come_back_in_their_order(tmp_path, rng, planned):
+    stored = rng.random((16, 20, 3, 2)).astype("float32")
+    np.save(tmp_path / "a.npy", stored)
+    source = read_image(tmp_path / "a.npy", axes="YXCT")
+    planned(tmp_path / "o.npy", source).prepare(source.values).write({})
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), stored)
+    planned(tmp_path / "o.tif", source).prepare(source.values).write({})
+    found = read_image(tmp_path / "o.tif")
+    assert found.axes == "TCYX"
+    assert torch.equal(found.values, source.values)
+
+
+def test_a_record_of_another_shape_is_not_believed(tmp_path, rng, rewrite):
+    np.save(tmp_path / "in.npy", rng.random((16, 20)))
+    rewrite(tmp_path / "in.npy", tmp_path / "out.npy")
+    assert read_image(tmp_path / "out.npy").record is not None
+    np.save(tmp_path / "out.npy", np.zeros((8, 8)))
+    assert read_image(tmp_path / "out.npy").record is None
+    (tmp_path / "out.json").write_text("not json")
+    assert read_image(tmp_path / "out.npy").record is None
+
+
+def test_long_records_fit_everywhere(tmp_path, rng, rewrite):
+    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
+    record = {"numbers": list(range(40_000))}
+    for suffix in (".png", ".jpg", ".webp", ".tif", ".ome.tif", ".safetensors"):
+        _, found = rewrite(tmp_path / "in.png", tmp_path / f"out{suffix}", record)
+        assert found.record["numbers"] == record["numbers"]
+
+
+def test_nan_never_enters_a_record(tmp_path, rng, rewrite):
+    np.save(tmp_path / "in.npy", rng.random((16, 20)))
+    with pytest.raises(ValueError, match="JSON"):
+        rewrite(tmp_path / "in.npy", tmp_path / "out.tif", {"a": float("nan")})
+    assert [p.name for p in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_webp_keeps_an_earlier_user_comment(tmp_path, rng, rewrite):
+    directory = Image.Exif()
+    directory.get_ifd(0x8769)[0x9286] = b"ASCII\x00\x00\x00my words"
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(
+        buffer, "WEBP", lossless=True, exif=directory.tobytes()
+    )
+    (tmp_path / "in.webp").write_bytes(buffer.getvalue())
+    _, found = rewrite(tmp_path / "in.webp", tmp_path / "out.webp")
+    assert found.record["command"] == "invert"
+    with Image.open(tmp_path / "out.webp") as picture:
+        assert picture.getexif().get_ifd(0x8769)[0x9286].startswith(b"ASCII\x00\x00\x00my words\ndeconv: ")
