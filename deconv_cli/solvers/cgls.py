@@ -2,8 +2,7 @@
 
 Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4: conjugate gradients on the normal equations
 that never form AᴴA; the residual is kept in the data space, where it loses no digits. Every image of a batch has its
-own step lengths, so that a batch gives
-what its images would give one by one.
+own step lengths, so that a batch gives what its images would give one by one.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ class IterativeInverse:
 
     For λ > 0 the normal equations are preconditioned by the inverse of a circulant approximation on a larger torus,
     and started from the circular estimate. For λ = 0 the iteration starts from zero without a preconditioner: that
-    alone keeps it in the range of Aᴴ, where
-    the solution of least norm lies.
+    alone keeps it in the range of Aᴴ, where the solution of least norm lies.
     """
 
     def __init__(self, problem: TikhonovProblem, solver: ConjugateGradients) -> None:

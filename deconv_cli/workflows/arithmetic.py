@@ -28,8 +28,9 @@ def pick_device(choice: DeviceChoice | str) -> torch.device:
 
 
 def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor, device: torch.device) -> torch.dtype:
-    """Find the precision of the arithmetic: the one asked for, else float64 for float64 data and float32 for all
-    others.
+    """Find the precision of the arithmetic.
+
+    It is the one asked for, else float64 for float64 data and float32 for all others.
 
     Raises:
         UsageError: the precision is unknown, or the device does not have it.

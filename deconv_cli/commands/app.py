@@ -1,0 +1,59 @@
+"""The `deconv` command: its subcommands, and the one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import deconv_cli
+from deconv_cli.commands import forward, invert
+from deconv_cli.commands.console import print_error
+from deconv_cli.commands.exit_codes import exit_code_for
+from deconv_cli.errors import DeconvError
+
+
+class ErrorBoundary(TyperGroup):
+    """A command group that reports its own errors in one sentence, and lets a bug keep its traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # noqa: ANN401
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except DeconvError as error:
+            print_error(str(error))
+            raise typer.Exit(exit_code_for(error)) from error
+
+
+app = typer.Typer(
+    name="deconv",
+    cls=ErrorBoundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Undo a convolution: restore images and feature tensors from the kernel that blurred or mixed them.",
+    epilog="Each command explains itself: deconv invert --help",
+)
+app.command("forward", epilog=forward.EXAMPLE)(forward.forward)
+app.command("invert", epilog=invert.EXAMPLE)(invert.invert)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deconv {deconv_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def deconv(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Undo a convolution: restore images and feature tensors from the kernel that blurred or mixed them."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="deconv")

@@ -1,0 +1,147 @@
+"""One file or many: which file goes where, and how a run over many ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
+from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.summary import print_summary
+from deconv_cli.errors import DeconvError, UsageError
+
+PICTURE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp")
+TENSOR_SUFFIXES = (".pt", ".safetensors", ".npy", ".npz")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and the place of its output."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job.
+
+    Attributes:
+        record: the report.
+        is_trusted: the solver reached what was asked for.
+    """
+
+    record: dict[str, Any]
+    is_trusted: bool = True
+
+
+def lay_out(inputs: list[Path], output: Path | None, *, ending: str) -> list[Job]:
+    """Decide where each input's output goes.
+
+    Args:
+        inputs: files and folders; a folder stands for every readable file below it.
+        output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without
+            it each output stands beside its input.
+        ending: added to the name of an output that stands beside its input.
+
+    Raises:
+        UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
+    """
+    entries = [entry for path in inputs for entry in _expand(path)]
+    is_single_file = len(inputs) == 1 and not inputs[0].is_dir()
+    if output is None:
+        jobs = [Job(source, _beside(source, ending)) for source, _ in entries]
+    elif is_single_file and not (output.is_dir() or str(output).endswith(("/", "\\"))):
+        jobs = [Job(entries[0][0], output)]
+    else:
+        if output.is_file():
+            raise UsageError(f"several inputs need a folder to be written to, but '{output}' is a file.")
+        jobs = [Job(source, output / relative) for source, relative in entries]
+    collisions = [target for target, count in Counter(job.target for job in jobs).items() if count > 1]
+    if collisions:
+        raise UsageError(f"several inputs would be written to '{collisions[0]}'; give the folders one at a time.")
+    return jobs
+
+
+def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], *, as_json: bool, quiet: bool) -> None:
+    """Process every job; a failure among several is reported, and the others go on.
+
+    Raises:
+        DeconvError: the only job failed.
+        typer.Exit: some job failed, or gave a result that is not to be trusted.
+    """
+    if len(jobs) == 1:
+        outcome = process(jobs[0])
+        _announce(outcome, as_json=as_json, quiet=quiet)
+        if as_json:
+            print_document(outcome.record)
+        if not outcome.is_trusted:
+            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+        return
+    outcomes: list[Outcome] = []
+    failures: list[tuple[Job, DeconvError]] = []
+    for job in jobs:
+        try:
+            outcomes.append(process(job))
+        except DeconvError as error:
+            failures.append((job, error))
+            print_error(f"{job.source}: {error}")
+        else:
+            _announce(outcomes[-1], as_json=as_json, quiet=quiet)
+    if as_json:
+        print_document(
+            {
+                "schema": 1,
+                "command": command,
+                "results": [outcome.record for outcome in outcomes],
+                "failed": [{"path": str(job.source), "error": str(error)} for job, error in failures],
+            }
+        )
+    if not quiet and failures:
+        print_note(f"{len(outcomes)} of {len(jobs)} inputs were done, {len(failures)} failed.")
+    if failures and not outcomes:
+        raise typer.Exit(exit_code_for(failures[0][1]))
+    if failures or not all(outcome.is_trusted for outcome in outcomes):
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+
+
+def _announce(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    if not quiet:
+        print_summary(outcome.record)
+    elif not outcome.is_trusted:
+        print_warning(outcome.record["solver"]["message"])
+    if not as_json:
+        typer.echo(outcome.record["output"]["path"])
+
+
+def _expand(path: Path) -> list[tuple[Path, Path]]:
+    """List the files that an argument stands for, each with its place in the output folder."""
+    if not path.exists():
+        raise UsageError(f"the input '{path}' does not exist; check the path.")
+    if not path.is_dir():
+        return [(path, Path(path.name))]
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and file.suffix.lower() in PICTURE_SUFFIXES + TENSOR_SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise UsageError(f"the folder '{path}' holds no picture or tensor that can be read.")
+    return [(file, file.relative_to(path)) for file in files]
+
+
+def _beside(source: Path, ending: str) -> Path:
+    """Name an output after its input. Pictures become TIFF, which holds fractions."""
+    lower = source.name.lower()
+    for double in (".ome.tif", ".ome.tiff"):
+        if lower.endswith(double):
+            return source.with_name(source.name[: -len(double)] + ending + double)
+    suffix = source.suffix if lower.endswith(TENSOR_SUFFIXES) else ".tif"
+    return source.with_name(source.stem + ending + suffix)

@@ -1,0 +1,32 @@
+"""What the shell is told when the process ends."""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+
+from deconv_cli.errors import DeconvError, InputRefusedError, UntrustworthyResultError, UsageError
+
+
+@unique
+class ExitCode(IntEnum):
+    """The exit codes of every command."""
+
+    SUCCESS = 0
+    FAILURE = 1
+    USAGE = 2
+    UNTRUSTWORTHY = 3
+    """Finished, but not to be trusted as it is: not converged, or a batch done in part."""
+    FAULT_FOUND = 4
+    INPUT_REFUSED = 5
+    INTERRUPTED = 130
+
+
+def exit_code_for(error: DeconvError) -> ExitCode:
+    """Map an error to the code that stands for it."""
+    if isinstance(error, UsageError):
+        return ExitCode.USAGE
+    if isinstance(error, InputRefusedError):
+        return ExitCode.INPUT_REFUSED
+    if isinstance(error, UntrustworthyResultError):
+        return ExitCode.UNTRUSTWORTHY
+    return ExitCode.FAILURE

@@ -1,0 +1,227 @@
+"""`deconv invert`: undo a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.commands import options
+from deconv_cli.commands.batch import Job, Outcome, lay_out, run
+from deconv_cli.commands.console import CertificateProgress
+from deconv_cli.commands.context import Context, FileOptions, KernelOptions
+from deconv_cli.vocabulary import Boundary, DeviceChoice, Method, PaddingLike, Penalty, format_padding, parse_padding
+
+if TYPE_CHECKING:
+    from deconv_cli.io import ImageFile
+
+EXAMPLE = "Example: deconv invert sample_images/camera_blurred.tif --kernel sample_images/motion.npy -o restored.tif"
+
+PICTURE_LAMBDA = 1e-3
+"""For pictures, whose noise and rounding a smaller λ would amplify more than it restores."""
+
+
+class InvertBoundary(StrEnum):
+    """The borders that can be undone, or `auto`."""
+
+    AUTO = "auto"
+    ZERO = "zero"
+    CIRCULAR = "circular"
+    REFLECT = "reflect"
+    SYMMETRIC = "symmetric"
+    REPLICATE = "replicate"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How to invert, as typed; `None` where the input decides."""
+
+    padding: PaddingLike | None
+    boundary: InvertBoundary
+    lam: float | None
+    penalty: Penalty
+    rcond: float | None
+    method: Method
+    tolerance: float | None
+    max_iterations: int
+    verbose: bool
+
+
+def invert(
+    inputs: options.InputsArgument,
+    kernel: options.KernelOption,
+    output: options.OutputOption = None,
+    boundary: Annotated[
+        InvertBoundary,
+        typer.Option(
+            "--boundary",
+            help="What lay outside. auto: what deconv forward recorded in the file; else unknown for pictures, "
+            "zero for tensors.",
+        ),
+    ] = InvertBoundary.AUTO,
+    padding: Annotated[
+        str | None,
+        typer.Option(
+            "--padding",
+            metavar="same|valid|full|N|NH,NW",
+            help="How far the kernel reached outside. Default: what deconv forward recorded, else same.",
+            show_default=False,
+        ),
+    ] = None,
+    lam: Annotated[
+        float | None,
+        typer.Option(
+            "--lambda",
+            metavar="λ",
+            help="Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse. Default: 1e-3 for pictures, "
+            "1e-6 for tensors.",
+            show_default=False,
+        ),
+    ] = None,
+    penalty: Annotated[Penalty, typer.Option("--penalty", help="What is kept small.")] = Penalty.IDENTITY,
+    rcond: Annotated[
+        float | None,
+        typer.Option(
+            "--rcond",
+            help="Drop singular values up to this fraction of the largest (boundary circular; λ is then 0).",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[Method, typer.Option("--method", help="How to solve.")] = Method.AUTO,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
+            show_default=False,
+        ),
+    ] = None,
+    max_iterations: Annotated[int, typer.Option("--max-iterations", help="Iterations at most.", min=1)] = 2000,
+    layer: options.LayerOption = None,
+    convention: options.ConventionOption = None,
+    normalize: options.NormalizeOption = None,
+    axes: options.AxesOption = None,
+    tensor: options.TensorOption = None,
+    series: options.SeriesOption = None,
+    output_dtype: options.OutputDTypeOption = None,
+    dtype: options.DTypeOption = None,
+    device: options.DeviceOption = DeviceChoice.AUTO,
+    force: options.ForceOption = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+) -> None:
+    """Restore images from what a kernel made of them, and report how far to trust the result."""
+    settings = InversionOptions(
+        padding=None if padding is None else parse_padding(padding),
+        boundary=boundary,
+        lam=lam,
+        penalty=penalty,
+        rcond=rcond,
+        method=method,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        verbose=verbose and not quiet,
+    )
+    jobs = lay_out(inputs, output, ending="_restored")
+    context = Context.open(
+        "invert",
+        KernelOptions(kernel, layer, convention, normalize),
+        FileOptions(axes, tensor, series, output_dtype, force),
+        device,
+        dtype,
+    )
+    run("invert", jobs, lambda job: _restore(context, job, settings), as_json=as_json, quiet=quiet)
+
+
+def _restore(context: Context, job: Job, settings: InversionOptions) -> Outcome:
+    from deconv_cli.report.record import describe_reconstruction
+    from deconv_cli.workflows.invert import invert as undo
+
+    loaded = context.read(job)
+    border = resolve_border(loaded.source, settings, context.kernel_file.sha256)
+    lam, lambda_reason = resolve_lambda(loaded.source, settings)
+    kernel = context.kernel
+    n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
+    plan = context.plan(job, loaded, n_channels=n_channels, same_size=border.padding == "same")
+    with CertificateProgress(settings.tolerance, verbose=settings.verbose).shown() as progress:
+        result = undo(
+            loaded.values,
+            context.kernel_file.kernel,
+            padding=border.padding,
+            boundary=border.boundary,
+            lam=lam,
+            penalty=settings.penalty,
+            rcond=settings.rcond,
+            bias=context.kernel_file.bias,
+            method=settings.method,
+            tolerance=settings.tolerance,
+            max_iterations=settings.max_iterations,
+            progress=progress,
+        )
+    details: dict[str, Any] = {
+        "boundary": border.boundary.value,
+        "boundary_reason": border.reason,
+        **describe_reconstruction(result),
+        "lambda_reason": lambda_reason,
+        "notes": border.notes,
+    }
+    typed = {
+        "--boundary": border.boundary.value,
+        "--padding": format_padding(border.padding),
+        "--lambda": repr(lam),
+        "--penalty": settings.penalty.value,
+        "--rcond": settings.rcond,
+        "--method": result.choice.method.value,
+        "--tolerance": result.tolerance,
+        "--max-iterations": settings.max_iterations,
+    }
+    record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
+    return Outcome(record, is_trusted=result.solution.status.is_success)
+
+
+@dataclass(frozen=True)
+class Border:
+    """What is taken to lie outside the image, and why."""
+
+    boundary: Boundary
+    padding: PaddingLike
+    reason: str
+    notes: list[str]
+
+
+def resolve_border(source: ImageFile, settings: InversionOptions, kernel_sha256: str) -> Border:
+    """Settle the boundary and the padding: as typed, else as recorded in the file, else by the kind of file."""
+    record = source.record if source.record is not None and source.record.get("command") == "forward" else None
+    padding = settings.padding
+    if padding is None:
+        padding = "same" if record is None else parse_padding(record["padding"])
+    if settings.boundary is not InvertBoundary.AUTO:
+        return Border(Boundary(settings.boundary.value), padding, "asked for", [])
+    if record is None:
+        if source.is_picture:
+            return Border(Boundary.UNKNOWN, padding, "a picture shows part of a larger scene", [])
+        return Border(Boundary.ZERO, padding, "layers of networks pad their tensors with zeros", [])
+    notes = []
+    if record["kernel"]["sha256"] != kernel_sha256:
+        notes.append(
+            f"deconv forward made this file with another kernel file, '{record['kernel']['path']}'; "
+            "make sure that this one holds the same taps."
+        )
+    return Border(Boundary(record["boundary"]), padding, "recorded in the file by deconv forward", notes)
+
+
+def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float, str]:
+    """Settle λ: as typed, else by the kind of file."""
+    from deconv_cli.workflows.invert import DEFAULT_LAMBDA
+
+    if settings.lam is not None:
+        return settings.lam, "asked for"
+    if settings.rcond is not None:
+        return 0.0, "rcond truncates instead"
+    if source.is_picture:
+        return PICTURE_LAMBDA, "default for pictures, whose noise a smaller λ would amplify"
+    return DEFAULT_LAMBDA, "default for tensors"

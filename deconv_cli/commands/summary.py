@@ -1,0 +1,80 @@
+"""The report as a table for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deconv_cli.commands.console import print_note, print_table, print_warning
+
+
+def print_summary(record: dict[str, Any]) -> None:
+    """Print a run's report on stderr: the numbers in a table, then notes and warnings."""
+    source, kernel, output = record["inputs"][0], record["kernel"], record["output"]
+    rows = [
+        ("input", f"{source['path']}  {_shape(source['shape'])} {source['axes']} {source['dtype']}"),
+        ("kernel", f"{kernel['path']}  {_shape(kernel['shape'])} {kernel['convention']}, {_gain(kernel['dc_gain'])}"),
+        ("boundary", _with_reason(record["boundary"], record.get("boundary_reason"))),
+        ("padding", record["padding"]),
+    ]
+    if record["command"] == "invert":
+        rows += _inversion_rows(record)
+    elif record["noise"] is not None:
+        rows.append(("noise", f"{record['noise']}, seed {record['seed']}"))
+    rows += [
+        ("output", f"{output['path']}  {_shape(output['shape'])} {output['dtype']}"),
+        (
+            "cost",
+            f"{record['time_s']:.2f} s, {_memory(record['peak_memory_bytes'])}, {record['device']}, {record['dtype']}",
+        ),
+    ]
+    print_table(f"deconv {record['command']}", rows)
+    for note in record["notes"]:
+        print_note(note)
+    if record["command"] == "invert" and record["solver"]["status"] not in ("converged", "closed_form"):
+        print_warning(record["solver"]["message"])
+
+
+def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    solver, residual, conditioning, border = (record[name] for name in ("solver", "residual", "conditioning", "border"))
+    condition = conditioning["condition"]
+    rows = [
+        ("method", _with_reason(record["method"], record["method_reason"])),
+        ("λ", _with_reason(f"{record['lambda']:g} × σ²max, penalty {record['penalty']}", record["lambda_reason"])),
+    ]
+    if record["rcond"] is not None:
+        rows.append(("rcond", f"{record['rcond']:g}"))
+    return [
+        *rows,
+        (
+            "conditioning",
+            f"σmax {conditioning['sigma_max']:.4g}, σmin {conditioning['sigma_min']:.4g}, "
+            f"condition {'infinite' if condition is None else f'{condition:.4g}'}",
+        ),
+        (
+            "solver",
+            f"{solver['status'].replace('_', ' ')} after {solver['iterations']} iterations, "
+            f"certificate {solver['certificate']:.2g}",
+        ),
+        ("residual", f"{residual['relative']:.3g} of the data, {residual['root_mean_square']:.3g} rms"),
+        (
+            "at the edge",
+            f"residual rms {border[0]['residual_rms']:.3g} on the edge, {border[-1]['residual_rms']:.3g} "
+            f"from {border[-1]['distance']} pixels inwards",
+        ),
+    ]
+
+
+def _with_reason(value: str, reason: str | None) -> str:
+    return value if reason is None else f"{value}: {reason}"
+
+
+def _shape(shape: list[int]) -> str:
+    return "×".join(str(n) for n in shape)
+
+
+def _gain(gain: float | list[list[float]]) -> str:
+    return f"sum {gain:.4g}" if isinstance(gain, float) else f"{len(gain[0])} → {len(gain)} channels"
+
+
+def _memory(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"

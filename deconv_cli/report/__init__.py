@@ -1,0 +1,1 @@
+"""A finished result as JSON and as a table."""

@@ -1,0 +1,82 @@
+"""The record of a run: one JSON document that says what was done, to what, with which result."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.vocabulary import Convention, format_padding
+from deconv_cli.workflows.invert import Reconstruction
+
+SCHEMA = 1
+Record = dict[str, Any]
+
+
+def describe_kernel(
+    kernel: Kernel, *, path: str, convention: Convention, sha256: str, layer: str | None, has_bias: bool
+) -> Record:
+    """Describe a kernel and the file it came from."""
+    shape = kernel.taps.shape[2:] if kernel.shared else kernel.taps.shape
+    gain = kernel.dc_gain
+    return {
+        "path": path,
+        "layer": layer,
+        "shape": list(shape),
+        "convention": convention.value,
+        "sha256": sha256,
+        "dc_gain": gain[0][0] if kernel.shared else gain,
+        "bias": has_bias,
+    }
+
+
+def describe_reconstruction(result: Reconstruction) -> Record:
+    """Put the numbers of a reconstruction into the words of the report."""
+    return {
+        "padding": format_padding(result.padding),
+        "method": result.choice.method.value,
+        "method_reason": result.choice.reason,
+        "lambda": result.lam,
+        "penalty": result.penalty.value,
+        "rcond": result.rcond,
+        "residual": {
+            "relative": result.residual.relative,
+            "absolute": result.residual.absolute,
+            "root_mean_square": result.residual.root_mean_square,
+            "per_channel": list(result.residual.per_channel),
+        },
+        "border": [asdict(band) for band in result.border],
+        "conditioning": {
+            "sigma_max": result.spectrum.sigma_max,
+            "sigma_min": result.spectrum.sigma_min,
+            "condition": result.spectrum.condition if math.isfinite(result.spectrum.condition) else None,
+            "grid": list(result.spectrum.grid),
+        },
+        "solver": {
+            "status": result.solution.status.name.lower(),
+            "message": result.solution.status.value,
+            "iterations": result.solution.n_iterations,
+            "certificate": result.solution.certificate,
+            "tolerance": result.tolerance,
+        },
+    }
+
+
+def describe_environment(device: torch.device, dtype: torch.dtype, peak_memory_bytes: int) -> Record:
+    """Name what the result was computed with."""
+    return {
+        "peak_memory_bytes": peak_memory_bytes,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {
+            "deconv": metadata.version("deconv-cli"),
+            "torch": torch.__version__,
+            "numpy": metadata.version("numpy"),
+            "python": platform.python_version(),
+        },
+    }
