@@ -346,3 +346,61 @@ def test_nothing_is_printed_on_damage(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_modest_lies_are_not_allocated_either(tmp_path, monkeypatch):
+    """Lies that fit the memory, and promise less than a bomb does, meet the size of the file."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), "uint8"), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as opened:
+        for tag in ("ImageWidth", "ImageLength"):
+            opened.pages[0].tags[tag].overwrite(7000, dtype="I")
+    (tmp_path / "a.npy").write_bytes(npy((7000, 7000), b"1234"))
+    (tmp_path / "a.png").write_bytes(png(7000, 7000, 16, 0))
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(imagecodecs, "png_decode", lambda *_, **__: pytest.fail("decoded"))
+    for suffix in ("tif", "npy", "png"):
+        with pytest.raises(InputRefusedError, match="promises"):
+            read_image(tmp_path / f"a.{suffix}")
+
+
+def test_huge_tiles_of_a_small_picture(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "t.tif", np.zeros((8, 8), "uint8"), tile=(1024, 1024), compression="zlib")
+    assert read_image(tmp_path / "t.tif").shape == (8, 8)
+    monkeypatch.setattr(limits, "memory_budget", lambda: 500_000)
+    with pytest.raises(TooLargeError, match="1 MiB"):
+        read_image(tmp_path / "t.tif")
+
+
+def test_tiles_without_data(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", np.ones((32, 32), "uint8"), tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "s.tif", mode="r+") as opened:
+        counts = opened.pages[0].tags["TileByteCounts"]
+        counts.overwrite([0, *counts.value[1:]])
+    with pytest.raises(MalformedInputError, match="missing"):
+        read_image(tmp_path / "s.tif")
+
+
+def test_checksums_are_compared(tmp_path):
+    whole = tmp_path / "a.npz"
+    np.savez(whole, image=np.arange(64.0).reshape(8, 8))
+    data = bytearray(whole.read_bytes())
+    place = data.index(struct.pack("<d", 63.0))
+    data[place] ^= 1
+    whole.write_bytes(data)
+    with pytest.raises(MalformedInputError, match="CRC"):
+        read_image(whole)
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", dpi=(72, 72))
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[data.index(b"pHYs") + 5] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(MalformedInputError, match="checksum"):
+        read_image(tmp_path / "a.png")
+
+
+def test_descriptions_that_promise_more_planes(tmp_path):
+    tifffile.imwrite(tmp_path / "o.ome.tif", np.ones((2, 8, 8), "uint8"), ome=True, metadata={"axes": "TYX"})
+    data = (tmp_path / "o.ome.tif").read_bytes()
+    (tmp_path / "o.ome.tif").write_bytes(data.replace(b'SizeT="2"', b'SizeT="4"'))
+    with pytest.raises(MalformedInputError):
+        read_image(tmp_path / "o.ome.tif")

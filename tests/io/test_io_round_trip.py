@@ -330,3 +330,68 @@ def test_webp_keeps_an_earlier_user_comment(tmp_path, rng, rewrite):
     assert found.record["command"] == "invert"
     with Image.open(tmp_path / "out.webp") as picture:
         assert picture.getexif().get_ifd(0x8769)[0x9286].startswith(b"ASCII\x00\x00\x00my words\ndeconv: ")
+
+
+def test_associated_alpha_stays_associated(tmp_path, rng, rewrite):
+    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
+    tifffile.imwrite(tmp_path / "in.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    assert any("premultiplied" in note for note in read_image(tmp_path / "in.tif").notes)
+    rewrite(tmp_path / "in.tif", tmp_path / "out.tif")
+    with tifffile.TiffFile(tmp_path / "out.tif") as opened:
+        assert tuple(opened.pages[0].extrasamples) == (1,)
+    prepared, _ = rewrite(tmp_path / "in.tif", tmp_path / "out.png")
+    assert "premultiplied" in lost(prepared)
+
+
+def test_channels_and_samples_together(tmp_path, rng, planned):
+    stored = rng.random((2, 3, 16, 20)).astype("float32")
+    np.save(tmp_path / "a.npy", stored)
+    source = read_image(tmp_path / "a.npy", axes="SCYX")
+    np.testing.assert_array_equal(source.values[0].numpy(), stored.transpose(1, 0, 2, 3).reshape(6, 16, 20))
+    planned(tmp_path / "o.npy", source).prepare(source.values).write({})
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), stored)
+
+
+def test_planar_colors_with_new_channels(tmp_path, rng, planned):
+    stack = rng.integers(0, 255, (2, 3, 16, 20)).astype("uint8")
+    tifffile.imwrite(tmp_path / "p.tif", stack, photometric="rgb", planarconfig="separate", metadata={"axes": "TSYX"})
+    source = read_image(tmp_path / "p.tif")
+    planned(tmp_path / "o.tif", source, n_channels=5).prepare(torch.ones(2, 5, 16, 20)).write({})
+    assert read_image(tmp_path / "o.tif").axes == "TCYX"
+
+
+def test_a_profile_of_other_channels_is_left_out(tmp_path, rng, planned):
+    colors = Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8"))
+    colors.save(tmp_path / "in.png", icc_profile=PROFILE)
+    prepared = planned(tmp_path / "o.png", read_image(tmp_path / "in.png"), n_channels=1)
+    prepared.prepare(torch.ones(1, 1, 16, 20)).write({})
+    with Image.open(tmp_path / "o.png") as picture:
+        assert "icc_profile" not in picture.info
+
+
+def test_compression_goes_by_kind(tmp_path, imagej_file, rewrite):
+    rewrite(imagej_file, tmp_path / "ij.tif")
+    rewrite(imagej_file, tmp_path / "plain.tif", output_dtype=OutputDType.FLOAT64)
+    found = {}
+    for name in ("ij", "plain"):
+        with tifffile.TiffFile(tmp_path / f"{name}.tif") as opened:
+            found[name] = opened.pages[0].compression.name
+    assert found == {"ij": "NONE", "plain": "ADOBE_DEFLATE"}
+
+
+def test_channel_names_go_with_their_channels(tmp_path, ome_file, planned):
+    source = read_image(ome_file)
+    prepared = planned(tmp_path / "o.ome.tif", source, n_channels=2).prepare(torch.ones(2, 2, 16, 20))
+    assert "channel names" in lost(prepared)
+    prepared.write({})
+    with tifffile.TiffFile(tmp_path / "o.ome.tif") as opened:
+        assert "DAPI" not in opened.ome_metadata
+
+
+def test_opaque_alpha_is_nothing_to_webp(tmp_path, rng, rewrite):
+    stored = rng.integers(0, 255, (16, 20, 4)).astype("uint8")
+    stored[..., 3] = 255
+    Image.fromarray(stored).save(tmp_path / "in.png")
+    prepared, found = rewrite(tmp_path / "in.png", tmp_path / "out.webp")
+    assert found.shape == prepared.shape == (16, 20, 3)
+    assert any("opaque" in note for note in prepared.notes)

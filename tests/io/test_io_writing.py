@@ -220,3 +220,9 @@ def test_the_temporary_file_lies_beside_the_target(tmp_path):
     )
     assert seen[0].parent == tmp_path
     assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_without_permission(tmp_path, source, planned, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(FileAccessError, match="no permission"):
+        planned(tmp_path / "o.tif", source)
