@@ -17,10 +17,12 @@ from deconv_cli.vocabulary import Boundary, DeviceChoice, Method, PaddingLike, P
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
 
-EXAMPLE = "Example: deconv invert sample_images/camera_blurred.tif --kernel sample_images/motion.npy -o restored.tif"
+EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
 PICTURE_LAMBDA = 1e-3
-"""For pictures, whose noise and rounding a smaller λ would amplify more than it restores."""
+PICTURE_PENALTY = Penalty.GRADIENT
+"""For pictures, which are noisy and mostly smooth. A penalty on the pixels themselves would pull what lies outside the
+frame to black, and show it as bright lines along the edges."""
 
 
 class InvertBoundary(StrEnum):
@@ -42,7 +44,7 @@ class InversionOptions:
     padding: PaddingLike | None
     boundary: InvertBoundary
     lam: float | None
-    penalty: Penalty
+    penalty: Penalty | None
     rcond: float | None
     method: Method
     tolerance: float | None
@@ -81,7 +83,14 @@ def invert(
             show_default=False,
         ),
     ] = None,
-    penalty: Annotated[Penalty, typer.Option("--penalty", help="What is kept small.")] = Penalty.IDENTITY,
+    penalty: Annotated[
+        Penalty | None,
+        typer.Option(
+            "--penalty",
+            help="What is kept small. Default: gradient for pictures, identity for tensors.",
+            show_default=False,
+        ),
+    ] = None,
     rcond: Annotated[
         float | None,
         typer.Option(
@@ -143,6 +152,7 @@ def _restore(context: Context, job: Job, settings: InversionOptions) -> Outcome:
 
     loaded = context.read(job)
     border = resolve_border(loaded.source, settings, context.kernel_file.sha256)
+    penalty = resolve_penalty(loaded.source, settings)
     lam, lambda_reason = resolve_lambda(loaded.source, settings)
     kernel = context.kernel
     n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
@@ -154,7 +164,7 @@ def _restore(context: Context, job: Job, settings: InversionOptions) -> Outcome:
             padding=border.padding,
             boundary=border.boundary,
             lam=lam,
-            penalty=settings.penalty,
+            penalty=penalty,
             rcond=settings.rcond,
             bias=context.kernel_file.bias,
             method=settings.method,
@@ -173,7 +183,7 @@ def _restore(context: Context, job: Job, settings: InversionOptions) -> Outcome:
         "--boundary": border.boundary.value,
         "--padding": format_padding(border.padding),
         "--lambda": repr(lam),
-        "--penalty": settings.penalty.value,
+        "--penalty": penalty.value,
         "--rcond": settings.rcond,
         "--method": result.choice.method.value,
         "--tolerance": result.tolerance,
@@ -212,6 +222,13 @@ def resolve_border(source: ImageFile, settings: InversionOptions, kernel_sha256:
             "make sure that this one holds the same taps."
         )
     return Border(Boundary(record["boundary"]), padding, "recorded in the file by deconv forward", notes)
+
+
+def resolve_penalty(source: ImageFile, settings: InversionOptions) -> Penalty:
+    """Settle the penalty: as typed, else by the kind of file."""
+    if settings.penalty is not None:
+        return settings.penalty
+    return PICTURE_PENALTY if source.is_picture else Penalty.IDENTITY
 
 
 def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float, str]:

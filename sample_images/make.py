@@ -1,0 +1,95 @@
+"""Make the sample files from the pictures that scikit-image ships; run once, from this folder, with the `dev` extra.
+
+The kernels are computed here, the blurred files come from the tool itself. See README.md beside this file for origins
+and licences.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import color, data, transform
+from torch.nn import functional
+
+import deconv_cli
+from deconv_cli.workflows.noise import Noise, NoiseKind
+
+HERE = Path(__file__).parent
+SIZE = 256
+
+
+def curved_motion(size: int) -> NDArray[np.float32]:
+    """Draw the trace of a camera shaken along an arc, as taps of a cross-correlation that sum to one."""
+    oversampling = 8
+    canvas = np.zeros((size * oversampling, size * oversampling))
+    for t in np.linspace(-1, 1, 4001):
+        row = (0.5 + 0.30 * t**2 - 0.12) * size * oversampling
+        column = (0.5 + 0.42 * t) * size * oversampling
+        canvas[int(row), int(column)] += 1.2 - t
+    taps = canvas.reshape(size, oversampling, size, oversampling).sum(axis=(1, 3))
+    return (taps / taps.sum()).astype(np.float32)
+
+
+def gaussian(sigma: float, size: int) -> NDArray[np.float64]:
+    """Sample a Gaussian point-spread function that sums to one."""
+    offset = np.arange(size) - (size - 1) / 2
+    line = np.exp(-(offset**2) / (2 * sigma**2))
+    taps = np.outer(line, line)
+    return taps / taps.sum()
+
+
+def main() -> None:
+    """Write every sample."""
+    motion = curved_motion(17)
+    np.save(HERE / "motion.npy", motion)
+    spread = gaussian(1.6, 11)
+    Image.fromarray(np.round(spread / spread.max() * 65535).astype(np.uint16)).save(HERE / "gaussian_psf.png")
+
+    # Each blurred picture sees a larger scene than its frame shows, as a camera does; the sharp one is cropped to
+    # that frame.
+    for name, scene, taps in (
+        ("camera", data.camera()[50:322, 100:372, None], motion),
+        ("astronaut", data.astronaut()[0:266, 90:356], spread),
+    ):
+        x = torch.from_numpy(scene).permute(2, 0, 1).double()
+        y = Noise(NoiseKind.GAUSSIAN, 0.5).add(deconv_cli.forward(x, torch.from_numpy(taps), padding="valid"), seed=0)
+        top, left = (taps.shape[0] - 1) // 2, (taps.shape[1] - 1) // 2
+        sharp = scene[top : top + y.shape[1], left : left + y.shape[2]]
+        blurred = y.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(sharp.squeeze()).save(HERE / f"{name}.png")
+        Image.fromarray(blurred.squeeze()).save(HERE / f"{name}_blurred.png")
+
+    # A retina at microscope-like depth: 16 bits, with the physical size of a pixel.
+    retina = transform.resize(color.rgb2gray(data.retina())[300:1068, 300:1068], (SIZE, SIZE), anti_aliasing=True)
+    tifffile.imwrite(
+        HERE / "retina16.tif",
+        np.round(retina / retina.max() * 60000).astype(np.uint16),
+        imagej=True,
+        resolution=(1 / 11.5, 1 / 11.5),
+        metadata={"axes": "YX", "unit": "um"},
+    )
+
+    # A layer of learned size: a well-conditioned orthogonal mixture of 32 channels, with the small neighboring taps
+    # of a trained layer.
+    generator = torch.Generator().manual_seed(0)
+    mixture, _ = torch.linalg.qr(torch.randn(32, 32, generator=generator, dtype=torch.float64))
+    weight = 0.05 * torch.randn(32, 32, 3, 3, generator=generator, dtype=torch.float64)
+    weight[:, :, 1, 1] += mixture
+    weight = weight.float()
+    bias = 0.1 * torch.randn(32, generator=generator)
+    save_file({"conv.weight": weight, "conv.bias": bias}, HERE / "layer.safetensors")
+    patch = torch.from_numpy(data.astronaut()[:32, 186:218] / 255.0).permute(2, 0, 1).float()
+    lifted = functional.conv2d(patch[None], torch.randn(32, 3, 3, 3, generator=generator) / math.sqrt(27), padding=1)
+    features = functional.conv2d(lifted.relu(), weight, bias, padding=1)[0]
+    save_file({"image": features}, HERE / "features.safetensors")
+
+
+if __name__ == "__main__":
+    main()

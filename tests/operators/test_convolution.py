@@ -1,0 +1,89 @@
+"""The convolution equals conv2d, its dense matrix and its adjoint, under every border and padding."""
+
+import pytest
+import torch
+from cases import ALL_CASES, Case, named, random
+from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
+
+from deconv_cli.errors import ShapeError
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.vocabulary import Boundary
+
+
+@pytest.mark.parametrize(**named(ALL_CASES))
+def test_laws(case: Case):
+    operator = case.operator()
+    assert adjoint_defect(operator) <= 1e-12
+    assert linearity_defect(operator) <= 1e-12
+    assert matrix_defect(operator) <= 1e-12
+    assert backward_defect(operator) <= 1e-12
+
+
+@pytest.mark.parametrize(**named(ALL_CASES))
+def test_equals_padded_conv2d(case: Case):
+    operator = case.operator()
+    pads = case.geometry().pads
+    x = random((2, *operator.input_shape), seed=9)
+    expected = reference_convolution(
+        x, case.kernel(), (pads.left, pads.right, pads.top, pads.bottom), case.boundary.value
+    )
+    torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3), (4, 5), (7, 2), (16, 16), (31, 31)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
+@pytest.mark.parametrize("use_fft", [True, False])
+def test_both_ways_equal_conv2d(kernel_size, dtype, bound, use_fft):
+    kernel, x = random((3, 2, *kernel_size), 1, dtype), random((2, 2, 50, 47), 2, dtype)
+    correlation = ValidCorrelation(kernel, (50, 47), use_fft=use_fft)
+    expected = torch.nn.functional.conv2d(x.double(), kernel.double())
+    assert (correlation.forward(x).double() - expected).norm() <= bound * expected.norm()
+    assert (correlation.forward(x).double() - expected).abs().max() <= 4 * bound * expected.abs().max()
+
+
+@pytest.mark.parametrize("use_fft", [True, False])
+def test_both_ways_are_adjoint(use_fft):
+    correlation = ValidCorrelation(random((3, 2, 4, 5)), (12, 11), use_fft=use_fft)
+    assert adjoint_defect(correlation) <= 1e-12
+    assert matrix_defect(correlation) <= 1e-12
+
+
+def test_padding_same_is_that_of_torch_for_even_kernels():
+    kernel, x = random((1, 1, 4, 6)), random((1, 1, 11, 12), seed=1)
+    operator = Convolution(kernel, Geometry.of_image((11, 12), (4, 6), "same"), Boundary.ZERO)
+    with pytest.warns(UserWarning, match="even kernel"):
+        expected = torch.nn.functional.conv2d(x, kernel, padding="same")
+    torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_unknown_boundary_crops_to_the_frame():
+    operator = Convolution(random((1, 1, 5, 4)), Geometry.of_image((8, 9), (5, 4), "same"), Boundary.UNKNOWN)
+    assert operator.input_shape == (1, 12, 12)
+    assert operator.output_shape == (1, 8, 9)
+    extended = random(operator.input_shape)
+    assert torch.equal(operator.crop_to_frame(extended), extended[:, 2:10, 1:10])
+
+
+@pytest.mark.parametrize(("boundary", "size"), [("reflect", (2, 9)), ("symmetric", (1, 9)), ("circular", (9, 1))])
+def test_borders_that_reach_too_far_are_refused_as_torch_does(boundary, size):
+    geometry = Geometry.of_image(size, (5, 5), "same")
+    with pytest.raises(ShapeError, match=f"too far for a {boundary} boundary"):
+        geometry.check_boundary(Boundary(boundary))
+
+
+def test_a_kernel_larger_than_the_image_is_refused_where_nothing_is_left():
+    with pytest.raises(ShapeError, match=r"5×5 does not fit into an image of 4×8"):
+        Geometry.of_image((4, 8), (5, 5), "valid")
+    # With room around the image it has a meaning, and conv2d agrees.
+    x, kernel = random((1, 1, 2, 3)), random((1, 1, 5, 5))
+    operator = Convolution(kernel, Geometry.of_image((2, 3), (5, 5), "same"), Boundary.ZERO)
+    torch.testing.assert_close(operator.forward(x), torch.nn.functional.conv2d(x, kernel, padding=2))
+
+
+def test_a_wrong_adjoint_is_noticed():
+    """The law itself must be able to fail."""
+    operator = Convolution(random((1, 1, 3, 3)), Geometry.of_image((6, 6), (3, 3), "same"), Boundary.REFLECT)
+    operator.adjoint = lambda y: operator.extension.adjoint(y.new_zeros(1).expand(2, 1, 8, 8) + 1)
+    assert adjoint_defect(operator) > 1e-3

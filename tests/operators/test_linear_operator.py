@@ -1,0 +1,57 @@
+"""Sums, products, multiples and adjoints of operators; differences."""
+
+import pytest
+import torch
+from cases import random
+from properties import adjoint_defect, matrix_defect
+
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.differences import Gradient
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.linear_operator import Identity
+from deconv_cli.regularizers import penalty_operator, penalty_symbol
+from deconv_cli.vocabulary import Boundary, Penalty
+
+
+def convolution(shape, seed=0):
+    return Convolution(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), Boundary.REFLECT)
+
+
+def test_algebra_is_that_of_matrices():
+    a, b, c = convolution((2, 3, 3, 3)), convolution((3, 2, 3, 1), 1), convolution((2, 3, 1, 3), 2)
+    A, B, C = a.as_matrix(), b.as_matrix(), c.as_matrix()
+    torch.testing.assert_close((a @ b).as_matrix(), A @ B)
+    torch.testing.assert_close((a + c).as_matrix(), A + C)
+    torch.testing.assert_close((2.5 * a).as_matrix(), 2.5 * A)
+    torch.testing.assert_close(a.H.as_matrix(), A.T)
+    torch.testing.assert_close(a.gram.as_matrix(), A.T @ A)
+    for operator in (a @ b, a + c, 2.5 * a, a.H, a.gram, Identity((2, 3, 4))):
+        assert adjoint_defect(operator) <= 1e-12
+        assert matrix_defect(operator) <= 1e-12
+
+
+def test_operators_that_do_not_fit_are_refused():
+    a = convolution((2, 3, 3, 3))
+    with pytest.raises(ValueError, match="do not chain"):
+        a @ a
+    with pytest.raises(ValueError, match="do not add"):
+        a + a.H
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize("shape", [(1, 4, 5), (2, 1, 6), (1, 1, 1)])
+def test_gradient(periodic, shape):
+    gradient = Gradient(shape, periodic=periodic)
+    assert adjoint_defect(gradient) <= 1e-12 or float(gradient.as_matrix().abs().max()) == 0
+    assert matrix_defect(gradient) <= 1e-12
+    assert float(gradient.forward(torch.ones(shape, dtype=torch.float64)).abs().max()) == 0
+
+
+@pytest.mark.parametrize("penalty", list(Penalty))
+@pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
+def test_penalty_symbols_diagonalize_the_periodic_penalties(penalty, torus):
+    x = random((1, *torus))
+    operator = penalty_operator(penalty, (1, *torus), periodic=True)
+    symbol = penalty_symbol(penalty, torus, torch.float64, torch.device("cpu"))
+    expected = torch.fft.irfft2(symbol * torch.fft.rfft2(x), s=torus)
+    torch.testing.assert_close(operator.adjoint(operator.forward(x)), expected, rtol=1e-11, atol=1e-11)

@@ -1,0 +1,314 @@
+"""Every import of the package points the way that the design draws, and only the commands speak and exit."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import deconv_cli
+
+PACKAGE = Path(deconv_cli.__file__).parent
+
+BELOW_OPERATORS = {"errors", "vocabulary"}
+BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
+BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients"}
+
+# What each layer may import of the package, beside itself. All that is not listed is a broken rule.
+ALLOWED = {
+    "errors": set(),
+    "vocabulary": {"errors"},
+    "operators": BELOW_OPERATORS,
+    "regularizers": BELOW_OPERATORS | {"operators"},
+    "kernels": BELOW_OPERATORS | {"operators"},
+    "solvers": BELOW_SOLVERS,
+    "diagnostics": BELOW_SOLVERS | {"solvers"},
+    "gradients": BELOW_SOLVERS | {"solvers"},
+    "io": BELOW_OPERATORS,
+    "workflows": BELOW_WORKFLOWS,
+    "blocks": BELOW_WORKFLOWS | {"workflows", "io"},
+    "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
+    "commands": BELOW_WORKFLOWS | {"workflows", "blocks", "report", "io", "deconv_cli"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows"},
+    "__main__": {"commands"},
+}
+CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}
+SLOW = {"torch", "numpy", *CODECS}
+SPEAKING = {"commands", "__main__"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module and where it stands."""
+
+    name: str
+    line: int
+    in_function: bool
+    for_types: bool
+
+    @property
+    def root(self) -> str:
+        return self.name.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One parsed file of the package."""
+
+    name: str
+    place: str
+    tree: ast.Module
+    is_package: bool
+
+    @property
+    def layer(self) -> str:
+        return layer_of(self.name)
+
+
+def layer_of(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def read_package(folder: Path) -> dict[str, Module]:
+    modules = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = ["deconv_cli", *path.relative_to(folder).with_suffix("").parts]
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        place = f"deconv_cli/{path.relative_to(folder).as_posix()}"
+        modules[name] = Module(name, place, ast.parse(path.read_text(encoding="utf-8")), is_package)
+    return modules
+
+
+def imports_of(module: Module, known: dict[str, Module]) -> list[Import]:
+    found: list[Import] = []
+
+    def visit(node: ast.AST, in_function: bool, for_types: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, in_function, for_types) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(module, node)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.append(Import(inner if inner in known else base, node.lineno, in_function, for_types))
+        elif isinstance(node, ast.If) and _is_type_checking(node.test):
+            for child in node.body:
+                visit(child, in_function, True)
+            for child in node.orelse:
+                visit(child, in_function, for_types)
+        else:
+            inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                visit(child, inside, for_types)
+
+    visit(module.tree, False, False)
+    return found
+
+
+def _absolute(module: Module, node: ast.ImportFrom) -> str:
+    if node.level == 0:
+        return node.module or ""
+    parts = module.name.split(".")
+    parts = parts[: len(parts) - node.level + int(module.is_package)]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def broken_rules(folder: Path) -> list[str]:
+    """Give one sentence for each broken rule of a package in `folder`."""
+    modules = read_package(folder)
+    imports = {name: imports_of(module, modules) for name, module in modules.items()}
+    broken: list[str] = []
+    for name, module in modules.items():
+        for item in imports[name]:
+            broken += [f"{module.place}:{item.line}: {rule}." for rule in _rules_against(module, item)]
+        broken += [f"{module.place}:{line}: {rule}." for line, rule in _speech(module)]
+    broken += _slow_commands(modules, imports)
+    broken += _cycles(modules, imports)
+    return broken
+
+
+def _rules_against(module: Module, item: Import) -> list[str]:
+    layer, root = module.layer, item.root
+    rules = []
+    if layer not in ALLOWED:
+        return [f"layer {layer} is not in the table of layers of design.md; give it a place there and here"]
+    if root == "deconv_cli":
+        target = layer_of(item.name)
+        types_of_reading = layer == "commands" and item.for_types
+        if target not in ALLOWED[layer] | {layer} and not types_of_reading:
+            rules.append(f"{layer} never imports {target}, but {item.name} is imported")
+    if root in ("typer", "rich") and layer != "commands":
+        rules.append(f"only commands imports {root}, {layer} does not")
+    if root == "click":
+        rules.append("nobody imports click, typer carries its own")
+    if root == "sys" and layer == "workflows":
+        rules.append("workflows never import sys")
+    if root == "torch" and layer in ("errors", "vocabulary", "deconv_cli", "__main__") and not item.for_types:
+        rules.append(f"{layer} never imports torch")
+    if root in CODECS and layer != "io":
+        rules.append(f"only io imports {root}, {layer} does not")
+    if root == "tifffile" and not (layer == "io" and module.name.rpartition(".")[2].startswith("tiff")):
+        rules.append("only the modules io/tiff*.py import tifffile")
+    return rules
+
+
+def _speech(module: Module) -> list[tuple[int, str]]:
+    if module.layer in SPEAKING:
+        return []
+    found = []
+    for node in ast.walk(module.tree):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        raised = ast.unparse(node.exc).partition("(")[0] if isinstance(node, ast.Raise) and node.exc else ""
+        if called in ("print", "pprint", "input"):
+            found.append((node.lineno, f"only commands print, but here is {called}()"))
+        if called in ("exit", "quit", "sys.exit", "os._exit", "os.abort") or raised == "SystemExit":
+            found.append((node.lineno, f"only commands end the process, but here is {called or raised}"))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr", "sys.__stdout__"):
+            found.append((node.lineno, f"only commands write to a stream, but here is {ast.unparse(node)}"))
+    return found
+
+
+def _slow_commands(modules: dict[str, Module], imports: dict[str, list[Import]]) -> list[str]:
+    """Follow what loading a command loads, through every module, up to torch and its like."""
+    broken = []
+    for start in (name for name, module in modules.items() if module.layer in ("commands", "deconv_cli")):
+        seen, waiting = {start}, [(start, [start])]
+        while waiting:
+            name, way = waiting.pop()
+            for item in imports[name]:
+                if item.in_function or item.for_types:
+                    continue
+                if item.root in SLOW:
+                    place, steps = f"{modules[name].place}:{item.line}", " -> ".join([*way, item.root])
+                    broken.append(f"{place}: loading {start} never loads {item.root}, but does: {steps}.")
+                for reached in _loaded_with(item.name, modules) - seen:
+                    seen.add(reached)
+                    waiting.append((reached, [*way, reached]))
+    return broken
+
+
+def _loaded_with(name: str, modules: dict[str, Module]) -> set[str]:
+    """A module and the packages around it, all of which run when it is imported."""
+    parts = name.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)} & modules.keys()
+
+
+def _cycles(modules: dict[str, Module], imports: dict[str, list[Import]]) -> list[str]:
+    broken, done = [], set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        for item in imports[name]:
+            if item.for_types or item.name not in modules:
+                continue
+            if item.name in way:
+                circle = " -> ".join([*way[way.index(item.name) :], item.name])
+                broken.append(f"{modules[name].place}:{item.line}: modules never import in a circle, but {circle}.")
+            elif item.name not in done:
+                visit(item.name, (*way, item.name))
+        done.add(name)
+
+    for name in modules:
+        if name not in done:
+            visit(name, (name,))
+    return broken
+
+
+def test_every_import_of_the_package_points_the_right_way():
+    broken = broken_rules(PACKAGE)
+    assert not broken, "\n".join(broken)
+
+
+def test_the_checker_reads_the_whole_package():
+    modules = read_package(PACKAGE)
+    assert {"deconv_cli", "deconv_cli.errors", "deconv_cli.io.tiff", "deconv_cli.commands.app"} <= modules.keys()
+    names = {item.name for module in modules.values() for item in imports_of(module, modules)}
+    assert {"torch", "typer", "tifffile", "deconv_cli.errors", "deconv_cli.workflows.invert"} <= names
+    owners = {
+        module.place
+        for module in modules.values()
+        if any(item.root == "tifffile" for item in imports_of(module, modules))
+    }
+    assert owners
+    assert all(place.startswith("deconv_cli/io/tiff") for place in owners)
+
+
+def write_package(folder: Path, files: dict[str, str]) -> Path:
+    for place, source in files.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        for parent in path.relative_to(folder).parents:
+            (folder / parent / "__init__.py").touch()
+    return folder
+
+
+CLEAN = {
+    "errors.py": "class DeconvError(Exception): ...\n",
+    "vocabulary.py": "from deconv_cli.errors import DeconvError\n",
+    "operators/blur.py": "import torch\nfrom ..errors import DeconvError\n",
+    "io/tiff_reader.py": "import tifffile\n",
+    "commands/run.py": (
+        "from typing import TYPE_CHECKING\nimport typer\n"
+        "if TYPE_CHECKING:\n    import torch\n    from deconv_cli.io import tiff_reader\n"
+        "def run():\n    import torch\n    from deconv_cli.operators import blur\n    print(blur)\n    exit(0)\n"
+    ),
+}
+
+
+def test_a_package_that_keeps_the_rules_passes(tmp_path):
+    assert broken_rules(write_package(tmp_path, CLEAN)) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "sentence"),
+    [
+        ("errors.py", "import torch\n", "deconv_cli/errors.py:1: errors never imports torch"),
+        ("errors.py", "from deconv_cli import vocabulary\n", ":1: errors never imports vocabulary"),
+        ("vocabulary.py", "def f():\n    import torch\n", "vocabulary.py:2: vocabulary never imports torch"),
+        ("operators/a.py", "from deconv_cli.solvers import b\n", "a.py:1: operators never imports solvers"),
+        ("operators/a.py", "from ..io.tiff_reader import x\n", "a.py:1: operators never imports io"),
+        ("operators/a.py", "def f():\n    import rich.table\n", "a.py:2: only commands imports rich, operators"),
+        ("regularizers.py", "import deconv_cli.diagnostics\n", "regularizers never imports diagnostics"),
+        ("kernels/a.py", "import typer\n", "only commands imports typer, kernels does not"),
+        ("kernels/a.py", "import deconv_cli.io\n", "kernels never imports io"),
+        ("solvers/a.py", "\nfrom deconv_cli.diagnostics.x import y\n", "a.py:2: solvers never imports diagnostics"),
+        ("diagnostics/a.py", "from deconv_cli.commands import run\n", "diagnostics never imports commands"),
+        ("diagnostics/a.py", "from deconv_cli.io import tiff_reader\n", "diagnostics never imports io"),
+        ("io/a.py", "from deconv_cli.operators import blur\n", "io never imports operators"),
+        ("io/a.py", "from deconv_cli.workflows import invert\n", "io never imports workflows"),
+        ("io/a.py", "from deconv_cli.kernels import kernel\n", "io never imports kernels"),
+        ("io/a.py", "def f():\n    import tifffile\n", "a.py:2: only the modules io/tiff*.py import tifffile"),
+        ("workflows/a.py", "import sys\n", "workflows never import sys"),
+        ("workflows/a.py", "from deconv_cli import io\n", "workflows never imports io"),
+        ("workflows/a.py", "from PIL import Image\n", "only io imports PIL, workflows does not"),
+        ("report/a.py", "from deconv_cli import io\n", "report never imports io"),
+        ("report/a.py", "from rich import print\n", "only commands imports rich, report does not"),
+        ("report/a.py", "from deconv_cli.commands import run\n", "report never imports commands"),
+        ("commands/a.py", "import torch\n", "commands.a never loads torch"),
+        (
+            "commands/a.py",
+            "from deconv_cli.operators import blur\n",
+            "commands.a -> deconv_cli.operators.blur -> torch",
+        ),
+        ("commands/a.py", "import click\n", "nobody imports click"),
+        ("__init__.py", "import torch\n", "loading deconv_cli never loads torch"),
+        ("solvers/a.py", "print('hello')\n", "a.py:1: only commands print"),
+        ("io/a.py", "import sys\nsys.stderr.write('hello')\n", "a.py:2: only commands write to a stream"),
+        ("io/a.py", "import sys\n\nsys.exit(1)\n", "a.py:3: only commands end the process, but here is sys.exit"),
+        ("io/a.py", "raise SystemExit(2)\n", "only commands end the process, but here is SystemExit"),
+        ("toolbox/a.py", "import math\n", "layer toolbox is not in the table"),
+        ("io/a.py", "from deconv_cli.io import a\n", "deconv_cli.io.a -> deconv_cli.io.a."),
+        ("errors.py", "def f():\n    from deconv_cli import vocabulary\n", "never import in a circle"),
+    ],
+)
+def test_the_checker_names_the_rule_that_a_made_up_source_breaks(tmp_path, place, source, sentence):
+    broken = broken_rules(write_package(tmp_path, CLEAN | {place: source}))
+    assert any(sentence in line for line in broken), broken
+    assert all(line.startswith("deconv_cli/") and line.endswith(".") for line in broken)

@@ -1,0 +1,81 @@
+"""The public library: every promised name is there, explained, and nothing else is promised."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import deconv_cli
+from deconv_cli import errors
+
+PROMISED = {"forward", "invert", "pseudo_inverse", "PseudoInverse", "Reconstruction", "Solution", "Status"}
+
+
+def sorted_as_ruff_does(names):
+    """Constants first, then classes, then the rest, each in natural order (ruff's isort style)."""
+
+    def rank(name):
+        if name.isupper() and len(name) > 1:
+            return 0
+        return 1 if name[0].isupper() else 2
+
+    return sorted(names, key=lambda name: (rank(name), name))
+
+
+def test_all_is_sorted_and_without_repetition():
+    names = deconv_cli.__all__
+    assert list(names) == sorted_as_ruff_does(set(names))
+
+
+def test_all_holds_what_the_library_promises():
+    names = set(deconv_cli.__all__)
+    assert names >= PROMISED
+    assert {name for name, value in vars(errors).items() if isinstance(value, type)} <= names
+    assert "__version__" in names
+
+
+def test_all_holds_every_public_name_of_the_package():
+    importlib.import_module("deconv_cli.io")
+    modules = {name for name in vars(deconv_cli) if f"deconv_cli.{name}" in sys.modules}
+    from_elsewhere = {"TYPE_CHECKING", "Any", "annotations"}
+    public = {name for name in vars(deconv_cli) if not name.startswith("_")} - modules - from_elsewhere
+    assert public <= set(deconv_cli.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in deconv_cli.__all__ if name != "__version__"])
+def test_every_name_resolves_and_is_explained(name):
+    value = getattr(deconv_cli, name)
+    assert value.__name__ == name
+    assert value.__module__.startswith("deconv_cli.")
+    assert value.__doc__
+    assert value.__doc__.strip()
+
+
+def test_the_package_itself_is_explained():
+    assert "deconv_cli.invert(" in deconv_cli.__doc__
+    assert deconv_cli.__version__.count(".") == 2
+
+
+def test_names_that_load_torch_resolve_in_a_fresh_process():
+    script = "import deconv_cli; print(*(getattr(deconv_cli, name) is not None for name in deconv_cli.__all__))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True"] * len(deconv_cli.__all__)
+
+
+def test_dir_lists_the_public_names():
+    assert set(dir(deconv_cli)) == set(deconv_cli.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'deconv_cli' has no attribute 'deblur'"):
+        deconv_cli.deblur
+    assert not hasattr(deconv_cli, "np")
+    with pytest.raises(ImportError):
+        from deconv_cli import deblur  # noqa: F401
+
+
+def test_star_import_gives_exactly_the_public_names():
+    script = "from deconv_cli import *; print(*sorted(name for name in dir() if not name.startswith('__')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == sorted(set(deconv_cli.__all__) - {"__version__"})

@@ -1,0 +1,77 @@
+"""The README keeps its word: every `deconv` line runs, in order, in a folder that holds the samples."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deconv_cli.commands.app import app
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.vocabulary import Boundary
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_first_screen_is_two_commands_that_ci_runs():
+    install, test = blocks("sh")[0].splitlines()
+    assert "pip install ." in install
+    assert test.endswith("python -m pytest")
+    runner = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'bash -c "${readme[0]}"' in runner
+    assert 'bash -c "${readme[1]}"' in runner
+
+
+def test_every_deconv_line_runs(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
+    monkeypatch.chdir(tmp_path)
+    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    first = blocks("sh")[0].splitlines()[0]
+    lines.insert(0, first[first.index(".venv/bin/deconv") :].removeprefix(".venv/bin/"))
+    assert len(lines) >= 7
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "deconv"
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == ExitCode.SUCCESS, f"{line}\n{result.stderr}"
+        assert result.stdout.strip()
+
+
+def test_python_lines_run():
+    names = {"x": torch.randn(3, 32, 32), "kernel": torch.randn(4, 3, 3, 3)}
+    (code,) = blocks("python")
+    exec(code, names)
+    assert names["x_hat"].shape == (3, 32, 32)
+    assert names["result"].solution.status.is_success
+
+
+@pytest.mark.parametrize("word", list(Boundary))
+def test_every_boundary_is_in_the_table(word):
+    assert f"| `{word}` |" in README
+
+
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_every_exit_code_is_in_the_table(code):
+    assert f"| {int(code)} |" in README
+
+
+def test_examples_of_the_help_run(tmp_path, monkeypatch):
+    from deconv_cli.commands import forward, invert
+
+    shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
+    monkeypatch.chdir(tmp_path)
+    for command in (forward, invert):
+        words = shlex.split(command.EXAMPLE.removeprefix("Example: "))
+        result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
+        assert result.exit_code == ExitCode.SUCCESS, result.stderr
+        assert command.EXAMPLE.removeprefix("Example: ") in " ".join(
+            CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "300"}).stdout.split()
+        )

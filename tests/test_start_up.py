@@ -1,0 +1,167 @@
+"""The command answers at once: help and version load nothing heavy, and print plain text where no terminal is."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+import deconv_cli
+
+HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil"]
+
+# The words by which rich and typer are talked into colors or other widths, whatever the test runs under.
+FORCING = ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "NO_COLOR", "TERMINAL_WIDTH", "LINES")
+
+RUN_AND_LIST = """
+import json, sys
+from deconv_cli.commands.app import main
+sys.argv = ["deconv", *json.loads(sys.argv[1])]
+try:
+    main()
+finally:
+    loaded = [name for name in HEAVY if name in sys.modules]
+    sys.stderr.write("\\nloaded: " + json.dumps(loaded))
+"""
+
+
+def environment(**changes):
+    return {name: value for name, value in os.environ.items() if name not in FORCING} | {"COLUMNS": "80"} | changes
+
+
+def python(*args, **changes):
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, env=environment(**changes), timeout=60, check=False
+    )
+
+
+def deconv(*args, **changes):
+    return python("-m", "deconv_cli", *args, **changes)
+
+
+def loaded_by(*args):
+    """Run the command in a fresh process; give its output and which heavy modules it loaded."""
+    done = python("-c", f"HEAVY = {HEAVY!r}\n{RUN_AND_LIST}", json.dumps(args))
+    return done.stdout.decode(), json.loads(done.stderr.decode().rpartition("loaded: ")[2])
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--help"], "invert"),
+        (["--version"], deconv_cli.__version__),
+        (["forward", "--help"], "--noise"),
+        (["invert", "--help"], "--lambda"),
+    ],
+    ids=" ".join,
+)
+def test_help_and_version_load_nothing_heavy(args, expected):
+    stdout, loaded = loaded_by(*args)
+    assert expected in stdout
+    assert loaded == []
+
+
+def test_the_list_of_loaded_modules_would_show_torch(tmp_path):
+    for name in ("x.npy", "k.npy"):
+        (tmp_path / name).write_bytes(b"neither image nor kernel")
+    _, loaded = loaded_by("invert", str(tmp_path / "x.npy"), "--kernel", str(tmp_path / "k.npy"))
+    assert {"torch", "numpy"} <= set(loaded)
+
+
+def test_a_wrong_option_is_refused_before_torch_is_loaded():
+    _, loaded = loaded_by("invert", "x.png", "--kernel", "k.npy", "--boundary", "sideways")
+    assert loaded == []
+
+
+def test_importing_the_package_does_not_load_torch():
+    script = "import json, sys; import deconv_cli; "
+    done = python("-c", script + f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))")
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("args", [["--help"], ["forward", "--help"], ["invert", "--help"]], ids=" ".join)
+def test_help_fits_eighty_columns_and_is_plain_text(args):
+    done = deconv(*args)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    lines = done.stdout.decode().splitlines()
+    assert any("Usage: deconv" in line for line in lines)
+    assert [line for line in lines if len(line) > 80] == []
+    assert b"\x1b" not in done.stdout
+
+
+def test_every_command_shows_an_example():
+    for command in ("forward", "invert"):
+        words = deconv(command, "--help").stdout.decode().split()
+        example = words[words.index("Example:") + 1 :]
+        assert example[:2] == ["deconv", command]
+
+
+def test_version_is_that_of_the_package():
+    done = deconv("--version")
+    assert done.stdout.decode() == f"deconv {deconv_cli.__version__}\n"
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_without_arguments_the_help_is_printed():
+    done = deconv()
+    assert done.returncode == 2
+    assert b"Usage: deconv" in done.stdout
+    assert b"invert" in done.stdout
+    assert b"Traceback" not in done.stderr
+
+
+def test_errors_are_plain_text_where_no_terminal_is():
+    done = deconv("forward", "missing.png", "--kernel", "missing.npy")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: ")
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+def on_a_terminal(*args, **changes):
+    """Run the command with stderr on a pseudo-terminal and give what arrives there."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "deconv_cli", *args],
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env=environment(TERM="xterm", **changes),
+        ) as process:
+            process.wait(timeout=60)
+        return os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_shows_errors_in_color():
+    assert b"\x1b[" in on_a_terminal("forward", "missing.png", "--kernel", "missing.npy")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_no_color_is_heeded_on_a_terminal():
+    written = on_a_terminal("forward", "missing.png", "--kernel", "missing.npy", NO_COLOR="1")
+    assert b"error: " in written
+    assert b"\x1b[" not in written
+
+
+def test_help_answers_within_four_tenths_of_a_second():
+    """Counted in processor time, so that a busy machine does not fail it; the best of five."""
+
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    costs = []
+    for _ in range(5):
+        before, started = spent(), time.perf_counter()
+        assert deconv("--help").returncode == 0
+        costs.append(min(spent() - before, time.perf_counter() - started))
+    assert min(costs) < 0.4

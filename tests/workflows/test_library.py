@@ -1,0 +1,128 @@
+"""The library twin: forward, invert, pseudo_inverse on tensors."""
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.workflows.noise import Noise
+
+
+def test_forward_equals_conv2d():
+    x, kernel, bias = random((2, 3, 12, 11)), random((4, 3, 3, 5)), random((4,))
+    expected = torch.nn.functional.conv2d(x, kernel, bias, padding=(1, 2))
+    torch.testing.assert_close(deconv_cli.forward(x, kernel, bias=bias), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(deconv_cli.forward(x[0], kernel, bias=bias), expected[0], rtol=1e-12, atol=1e-12)
+    half = deconv_cli.forward(x.half(), kernel.half())
+    assert half.dtype == torch.float32
+
+
+def test_forward_refuses_an_unknown_boundary():
+    with pytest.raises(deconv_cli.UsageError, match="nothing to convolve"):
+        deconv_cli.forward(random((1, 8, 8)), random((3, 3)), boundary="unknown")
+    with pytest.raises(deconv_cli.UsageError, match="boundary must be one of zero, circular"):
+        deconv_cli.forward(random((1, 8, 8)), random((3, 3)), boundary="mirror")
+    with pytest.raises(deconv_cli.ShapeError, match=r"a bias must have one number"):
+        deconv_cli.forward(random((1, 8, 8)), random((3, 3)), bias=random((2,)))
+
+
+def test_one_nan_is_counted_and_placed():
+    x = random((1, 8, 8))
+    x[0, 3, 4] = float("nan")
+    with pytest.raises(deconv_cli.MalformedInputError, match=r"holds 1 values .* the first at \(0, 3, 4\)"):
+        deconv_cli.forward(x, random((3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "error", "sentence"),
+    [
+        (torch.zeros(3, 3), deconv_cli.MalformedInputError, "every tap of the kernel is zero"),
+        (torch.empty(0, 3), deconv_cli.MalformedInputError, "the kernel is empty"),
+        (torch.ones(3), deconv_cli.ShapeError, r"but has \(3,\)"),
+        (torch.full((3, 3), float("inf")), deconv_cli.MalformedInputError, "9 values that are NaN or infinite"),
+    ],
+)
+def test_kernels_that_are_none_are_refused(kernel, error, sentence):
+    with pytest.raises(error, match=sentence):
+        deconv_cli.forward(random((1, 8, 8)), kernel)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "circular", "reflect", "symmetric", "replicate"])
+def test_invert_undoes_forward(boundary):
+    mixing = torch.linalg.qr(random((4, 4))).Q
+    kernel = 0.03 * random((4, 4, 3, 3), seed=1)
+    kernel[:, :, 1, 1] += mixing
+    x, bias = random((2, 4, 16, 15), seed=2), random((4,), seed=3)
+    y = deconv_cli.forward(x, kernel, boundary=boundary, bias=bias)
+    result = deconv_cli.invert(y, kernel, boundary=boundary, bias=bias, lam=0.0).raise_for_status()
+    assert (result.image - x).norm() <= 1e-8 * x.norm()
+    assert result.residual.relative <= 1e-9
+    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(16, 15), boundary=boundary)
+    assert (inverse(y - bias[:, None, None]) - x).norm() <= 1e-8 * x.norm()
+
+
+def test_unknown_boundary_restores_the_frame_of_a_larger_scene():
+    scene = torch.nn.functional.interpolate(random((1, 1, 16, 16)), size=(60, 60), mode="bicubic")[0]
+    kernel = torch.ones(3, 3, dtype=torch.float64) / 9
+    y = deconv_cli.forward(scene, kernel, padding="valid")
+    result = deconv_cli.invert(y, kernel, boundary="unknown", lam=1e-6, penalty="gradient")
+    truth = scene[:, 1:-1, 1:-1]
+    assert result.image.shape == truth.shape
+    assert (result.image - truth).norm() <= 0.02 * truth.norm()
+    # A wrong border shows: the same data taken for zero-padded are restored far worse.
+    wrong = deconv_cli.invert(y, kernel, boundary="zero", lam=1e-6, penalty="gradient")
+    assert (wrong.image - truth).norm() > 10 * (result.image - truth).norm()
+
+
+def test_residual_numbers_are_those_of_the_residual():
+    x, kernel = random((2, 3, 14, 13)), random((2, 3, 3, 3))
+    y = deconv_cli.forward(x, kernel) + 0.1 * random((2, 2, 14, 13), seed=5)
+    result = deconv_cli.invert(y, kernel, lam=0.01)
+    residual = y - torch.nn.functional.conv2d(result.image, kernel, padding=1)
+    assert result.residual.relative == pytest.approx(float(residual.norm() / y.norm()), rel=1e-9)
+    assert result.residual.absolute == pytest.approx(float(residual.norm()), rel=1e-9)
+    for channel in range(2):
+        expected = float(residual[:, channel].norm() / y[:, channel].norm())
+        assert result.residual.per_channel[channel] == pytest.approx(expected, rel=1e-9)
+    edge = torch.zeros(14, 13, dtype=torch.bool)
+    edge[[0, -1]], edge[:, [0, -1]] = True, True
+    assert result.border[0].distance == 0
+    assert result.border[0].residual_rms == pytest.approx(float(residual[..., edge].square().mean().sqrt()), rel=1e-9)
+    centre = residual[..., 6:8, 6]
+    assert result.border[-1].distance == 6
+    assert result.border[-1].residual_rms == pytest.approx(float(centre.square().mean().sqrt()), rel=1e-9)
+
+
+def test_precision_is_that_of_the_data_unless_asked_for():
+    y, kernel = random((1, 12, 12)), random((3, 3))
+    assert deconv_cli.invert(y, kernel, lam=1e-2).image.dtype == torch.float64
+    assert deconv_cli.invert(y.float(), kernel, lam=1e-2).image.dtype == torch.float32
+    assert deconv_cli.invert(y.float(), kernel, lam=1e-2, dtype="float64").image.dtype == torch.float64
+    with pytest.raises(deconv_cli.UsageError, match="runs in float32 or float64"):
+        deconv_cli.invert(y, kernel, dtype=torch.float16)
+
+
+def test_not_converged_is_a_status_and_raises_on_request():
+    result = deconv_cli.invert(random((1, 16, 16)), random((5, 5)), lam=1e-6, max_iterations=1)
+    assert not result.solution.status.is_success
+    with pytest.raises(deconv_cli.UntrustworthyResultError, match="iterations ran out"):
+        result.raise_for_status()
+
+
+def test_noise_is_seeded_and_has_the_stated_level():
+    image = torch.full((1, 200, 200), 50.0)
+    image[0, 0, 0] = 100.0
+    gaussian = Noise.parse("gaussian:2.5")
+    noisy = gaussian.add(image, seed=1)
+    assert torch.equal(noisy, gaussian.add(image, seed=1))
+    assert not torch.equal(noisy, gaussian.add(image, seed=2))
+    assert float((noisy - image).std()) == pytest.approx(2.5, rel=0.03)
+    counts = Noise.parse("poisson:400").add(image, seed=1)
+    assert float(counts.mean()) == pytest.approx(50, rel=0.01)
+    # 200 counts stand for 50: their standard deviation √200 stands for √200 / 4.
+    assert float((counts - image).flatten()[1:].std()) == pytest.approx(200**0.5 / 4, rel=0.03)
+    for text in ("gaussian", "gaussian:-1", "poisson:x", "salt:3", "gaussian:nan"):
+        with pytest.raises(deconv_cli.UsageError):
+            Noise.parse(text)
+    with pytest.raises(deconv_cli.UsageError, match="samples from zero upwards"):
+        Noise.parse("poisson:10").add(-image, seed=0)
