@@ -12,7 +12,7 @@ from deconv_cli.operators.linear_operator import LinearOperator
 
 
 def adjoint_defect(operator: LinearOperator, n_batch: int = 2) -> float:
-    """|⟨Ax, y⟩ − ⟨x, Aᴴy⟩| / (‖Ax‖‖y‖), after the shapes were checked: a flat dot product would not notice wrong ones."""
+    """|⟨Ax, y⟩ − ⟨x, Aᴴy⟩| / (‖Ax‖‖y‖). Shapes are checked first: a flat dot product would not notice wrong ones."""
     x = random((n_batch, *operator.input_shape), seed=1)
     y = random((n_batch, *operator.output_shape), seed=2)
     image, back = operator.forward(x), operator.adjoint(y)

@@ -21,10 +21,17 @@ TENSOR_SUFFIXES = (".pt", ".safetensors", ".npy", ".npz")
 
 @dataclass(frozen=True)
 class Job:
-    """One input and the place of its output."""
+    """One input and the place of its output.
+
+    Attributes:
+        source: the input file.
+        target: the output file.
+        make_folder: the target lies in an output folder, which is made where it is missing.
+    """
 
     source: Path
     target: Path
+    make_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def lay_out(inputs: list[Path], output: Path | None, *, ending: str) -> list[Job
     else:
         if output.is_file():
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' is a file.")
-        jobs = [Job(source, output / relative) for source, relative in entries]
+        jobs = [Job(source, output / relative, make_folder=True) for source, relative in entries]
     collisions = [target for target, count in Counter(job.target for job in jobs).items() if count > 1]
     if collisions:
         raise UsageError(f"several inputs would be written to '{collisions[0]}'; give the folders one at a time.")

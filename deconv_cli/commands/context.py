@@ -100,6 +100,7 @@ class Context:
             output_dtype=self.files.output_dtype,
             force=self.files.force,
             same_size=same_size,
+            make_folder=job.make_folder,
         )
 
     def deliver(

@@ -30,6 +30,7 @@ def plan_output(
     output_dtype: OutputDType | None,
     force: bool,
     same_size: bool,
+    make_folder: bool = False,
 ) -> OutputPlan:
     """Decide where a result goes and as what.
 
@@ -40,6 +41,7 @@ def plan_output(
         output_dtype: its sample type; None for float32, or the source's whole numbers in PNG, JPEG and WebP.
         force: whether an existing file may be replaced.
         same_size: whether height and width of the result are those of the source.
+        make_folder: whether a missing folder is made when the file is written.
 
     Raises:
         UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.
@@ -47,13 +49,13 @@ def plan_output(
     """
     path = Path(path)
     file_format = format_of_suffix(path)
-    _check_place(path, source, file_format, force=force)
+    _check_place(path, source, file_format, force=force, make_folder=make_folder)
     if file_format.is_display_only:
         _check_display(path, source, file_format, n_channels)
     dtype = _choose_dtype(path, source, file_format, output_dtype)
     if file_format is FileFormat.TIFF and is_ome_name(path):
         _check_ome(path, source, dtype, n_channels)
-    return OutputPlan(path, file_format, dtype, source, n_channels, same_size)
+    return OutputPlan(path, file_format, dtype, source, n_channels, same_size, make_folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class OutputPlan:
     _source: ImageFile
     _n_channels: int
     _same_size: bool
+    _make_folder: bool
 
     def prepare(self, values: torch.Tensor) -> PreparedOutput:
         """Convert a result to the samples of the file.
@@ -99,6 +102,7 @@ class OutputPlan:
             _format=self.format,
             _draft=draft,
             _encode=encode,
+            _make_folder=self._make_folder,
         )
 
     def _check_promise(self, values: torch.Tensor) -> None:
@@ -156,8 +160,10 @@ class OutputPlan:
         )
 
 
-def _check_place(path: Path, source: ImageFile, file_format: FileFormat, *, force: bool) -> None:
+def _check_place(path: Path, source: ImageFile, file_format: FileFormat, *, force: bool, make_folder: bool) -> None:
     folder = path.parent
+    if make_folder:
+        folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not folder.is_dir():
         raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
     if path.is_dir():

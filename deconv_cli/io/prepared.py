@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import write_atomically
 from deconv_cli.io.drafts import Draft
 from deconv_cli.io.formats import FileFormat
 from deconv_cli.io.image import read_contents
+from deconv_cli.io.sources import reason_of
 
 SIDECAR_FORMATS = (FileFormat.TORCH, FileFormat.NPY, FileFormat.NPZ)
 """Formats that hold the bare tensor, with the record in a file beside it."""
@@ -32,6 +34,7 @@ class PreparedOutput:
     _format: FileFormat
     _draft: Draft
     _encode: Callable[[Path, str], None]
+    _make_folder: bool
 
     def write(self, record: dict[str, Any]) -> None:
         """Write the file with the record of the run, completely or not at all.
@@ -44,6 +47,8 @@ class PreparedOutput:
         Raises:
             FileAccessError: disk full, no permission, or the file does not read back.
         """
+        if self._make_folder:
+            self._make_parents()
         encoded = records.encode_record(records.complete_record(record, self.shape, self.dtype))
 
         def write_samples() -> None:
@@ -58,6 +63,12 @@ class PreparedOutput:
             lambda temporary: _write_line(temporary, encoded),
             lambda _: write_samples(),
         )
+
+    def _make_parents(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileAccessError(f"the folder of '{self.path}' cannot be made: {reason_of(error)}.") from error
 
     def _check(self, temporary: Path) -> None:
         found = read_contents(temporary, self._format, axes=self._draft.axes)
