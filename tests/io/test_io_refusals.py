@@ -151,6 +151,10 @@ def test_a_view_that_repeats_one_sample(tmp_path):
     assert (tmp_path / "v.pt").stat().st_size < 4000
     with pytest.raises(TooLargeError, match="repeats"):
         read_image(tmp_path / "v.pt")
+    # 100 MB would fit the memory, but nobody saved them.
+    torch.save(torch.zeros(1).expand(5000, 5000), tmp_path / "medium.pt")
+    with pytest.raises(TooLargeError, match="repeats"):
+        read_image(tmp_path / "medium.pt")
     torch.save(torch.ones(1).expand(5, 6), tmp_path / "small.pt")
     assert read_image(tmp_path / "small.pt").values.shape == (1, 1, 5, 6)
 

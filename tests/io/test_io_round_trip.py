@@ -395,3 +395,10 @@ def test_opaque_alpha_is_nothing_to_webp(tmp_path, rng, rewrite):
     prepared, found = rewrite(tmp_path / "in.png", tmp_path / "out.webp")
     assert found.shape == prepared.shape == (16, 20, 3)
     assert any("opaque" in note for note in prepared.notes)
+
+
+def test_samples_in_front_become_channels_in_front(tmp_path, rng, planned):
+    np.save(tmp_path / "a.npy", rng.random((3, 16, 20)).astype("float32"))
+    source = read_image(tmp_path / "a.npy", axes="SYX")
+    planned(tmp_path / "o.npy", source, n_channels=5).prepare(torch.ones(1, 5, 16, 20)).write({})
+    assert np.load(tmp_path / "o.npy").shape == (5, 16, 20)
