@@ -68,8 +68,9 @@ def test_dir_lists_the_public_names():
 
 
 def test_an_unknown_name_is_an_attribute_error():
+    missing = "deblur"
     with pytest.raises(AttributeError, match="'deconv_cli' has no attribute 'deblur'"):
-        deconv_cli.deblur
+        getattr(deconv_cli, missing)
     assert not hasattr(deconv_cli, "np")
     with pytest.raises(ImportError):
         from deconv_cli import deblur  # noqa: F401

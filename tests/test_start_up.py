@@ -145,13 +145,6 @@ def test_a_terminal_shows_errors_in_color():
     assert b"\x1b[" in on_a_terminal("forward", "missing.png", "--kernel", "missing.npy")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_no_color_is_heeded_on_a_terminal():
-    written = on_a_terminal("forward", "missing.png", "--kernel", "missing.npy", NO_COLOR="1")
-    assert b"error: " in written
-    assert b"\x1b[" not in written
-
-
 def test_help_answers_within_four_tenths_of_a_second():
     """Counted in processor time, so that a busy machine does not fail it; the best of five."""
 

@@ -1,0 +1,279 @@
+"""Many files at once, odd names, where outputs go, and what is printed on the way."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+
+COMMANDS = ["forward", "invert"]
+
+
+@pytest.fixture
+def folder(gray, tmp_path):
+    """A tree: two pictures and a tensor, a text, a hidden picture."""
+    root = tmp_path / "in"
+    for place in ("a.png", "deep/er/b.png", ".hidden.png", ".cache/c.png"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(gray, root / place)
+    np.save(root / "deep" / "t.npy", np.random.default_rng(0).random((2, 12, 14), dtype=np.float32))
+    (root / "notes.txt").write_text("not a picture")
+    gray.unlink()
+    return root
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_several_inputs_into_a_folder(deconv, photograph, microscope, gray, gentle, tmp_path, values, command):
+    (tmp_path / "out").mkdir()
+    inputs = [photograph, microscope, gray]
+    done = deconv(command, *inputs, "-k", gentle, "-o", tmp_path / "out", "--json")
+    assert done.report.keys() == {"schema", "command", "results", "failed"}
+    assert (done.report["schema"], done.report["command"], done.report["failed"]) == (1, command, [])
+    assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(path) for path in inputs]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in inputs)
+    for path, record in zip(inputs, done.report["results"], strict=True):
+        output = tmp_path / "out" / path.name
+        assert record["output"]["path"] == str(output)
+        assert read_image(output).record == record
+        alone = tmp_path / f"alone{path.suffix}"
+        deconv(command, path, "-k", gentle, "-o", alone, "--force")
+        assert torch.equal(values(output), values(alone))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_tree_in_is_the_same_tree_out(deconv, folder, gentle, tmp_path, command):
+    done = deconv(command, folder, "-k", gentle, "-o", tmp_path / "out", "--json")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"a.png", "deep/er/b.png", "deep/t.npy", "deep/t.json"}
+    assert len(done.report["results"]) == 3
+    assert {record["boundary"] for record in done.report["results"]} == (
+        {"zero"} if command == "forward" else {"unknown", "zero"}
+    )
+
+
+def test_one_bad_file_among_three_spoils_only_itself(deconv, listing, photograph, gray, gentle, tmp_path):
+    bad, out = tmp_path / "bad.tif", tmp_path / "out"
+    bad.write_bytes(b"II*\0 cut short")
+    out.mkdir()
+    words = ["invert", photograph, bad, gray, "-k", gentle, "-o", out]
+    done = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY)
+    assert sorted(listing(out)) == ["gray.png", "photograph.png"]
+    assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(photograph), str(gray)]
+    (failure,) = done.report["failed"]
+    assert failure["path"] == str(bad)
+    assert done.errors == [f"error: {bad}: {failure['error']}"]
+    assert "2 of 3 inputs were done, 1 failed" in done.stderr
+
+
+def test_a_batch_of_which_nothing_could_be_done(deconv, listing, gentle, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / "out").mkdir()
+    words = ["invert", tmp_path / "a.png", tmp_path / "b.png", "-k", gentle, "-o", tmp_path / "out", "--json"]
+    done = deconv(*words, expect=ExitCode.INPUT_REFUSED)
+    assert done.report["results"] == []
+    assert len(done.report["failed"]) == len(done.errors) == 2
+    assert listing(tmp_path / "out") == {}
+
+
+def test_a_batch_in_which_one_does_not_converge(deconv, gray, save, gentle, tmp_path):
+    (tmp_path / "out").mkdir()
+    zero = save("zero", np.zeros((12, 12), np.float32))  # solved before the first iteration
+    options = ["--max-iterations", "1", "--json", "-o", tmp_path / "out"]
+    done = deconv("invert", zero, gray, "-k", gentle, *options, expect=ExitCode.UNTRUSTWORTHY)
+    assert [record["solver"]["status"] for record in done.report["results"]] == ["converged", "max_iterations"]
+    assert done.report["failed"] == []
+    assert (tmp_path / "out" / "gray.png").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_file_stops_a_batch_before_it_begins(refuses, gray, gentle, tmp_path, command):
+    (tmp_path / "out").mkdir()
+    words = [command, gray, tmp_path / "no.png", "-k", gentle, "-o", tmp_path / "out"]
+    refuses(*words, code=ExitCode.USAGE, says="no.png")
+
+
+def test_layouts_that_cannot_be(refuses, gray, photograph, gentle, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    shutil.copy(gray, tmp_path / "other" / "gray.png")
+    common = ["-k", gentle, "-o"]
+    words = ["forward", gray, photograph, *common, gentle]
+    refuses(*words, code=ExitCode.USAGE, says=["folder", "is a file"])
+    words = ["forward", tmp_path / "empty", *common, tmp_path / "out"]
+    refuses(*words, code=ExitCode.USAGE, says="holds no picture")
+    words = ["forward", gray, tmp_path / "other" / "gray.png", *common, tmp_path / "out"]
+    refuses(*words, code=ExitCode.USAGE, says="several inputs would be written to")
+
+
+@pytest.mark.parametrize(
+    ("name", "forward_name", "invert_name"),
+    [
+        ("x.png", "x_forward.tif", "x_restored.tif"),
+        ("x.jpg", "x_forward.tif", "x_restored.tif"),
+        ("x.tif", "x_forward.tif", "x_restored.tif"),
+        ("x.v2.ome.tif", "x.v2_forward.ome.tif", "x.v2_restored.ome.tif"),
+        ("x.npy", "x_forward.npy", "x_restored.npy"),
+        ("x.pt", "x_forward.pt", "x_restored.pt"),
+        ("x.safetensors", "x_forward.safetensors", "x_restored.safetensors"),
+    ],
+)
+def test_the_default_output_stands_beside_the_input(deconv, gray, gentle, tmp_path, name, forward_name, invert_name):
+    folder = tmp_path / "somewhere"
+    folder.mkdir()
+    source = folder / name
+    if source.suffix in (".png", ".jpg"):
+        with Image.open(gray) as picture:
+            picture.save(source)
+    else:
+        deconv("forward", gray, "-k", gentle, "-o", source)
+    assert deconv("forward", source, "-k", gentle).stdout == f"{folder / forward_name}\n"
+    assert deconv("invert", source, "-k", gentle).stdout == f"{folder / invert_name}\n"
+    assert read_image(folder / invert_name).record["output"]["path"] == str(folder / invert_name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "head"),
+    [
+        (".tif", "float32", b"II*\0"),
+        (".TIFF", "float32", b"II*\0"),
+        (".ome.tif", "float32", b"II*\0"),
+        (".png", "uint8", b"\x89PNG"),
+        (".jpg", "uint8", b"\xff\xd8\xff"),
+        (".webp", "uint8", b"RIFF"),
+        (".pt", "float32", b"PK\x03\x04"),
+        (".npy", "float32", b"\x93NUMPY"),
+        (".npz", "float32", b"PK\x03\x04"),
+        (".safetensors", "float32", None),
+    ],
+)
+def test_the_suffix_decides_the_format(deconv, photograph, gentle, tmp_path, suffix, kind, head):
+    output = tmp_path / f"out{suffix}"
+    report = deconv("invert", photograph, "-k", gentle, "-o", output, "--json").report
+    assert report["output"]["dtype"] == kind
+    assert output.read_bytes().startswith(head or b"")
+    found = read_image(output)
+    assert (found.dtype, list(found.shape)) == (kind, report["output"]["shape"])
+    assert found.values.shape == (1, 3, 40, 48)
+    if b"OME" in output.read_bytes()[:4000]:
+        assert suffix == ".ome.tif"
+
+
+def test_the_output_dtype_is_as_asked_and_said(deconv, photograph, gentle, tmp_path):
+    words = ["forward", photograph, "-k", gentle]
+    for kind in ("uint8", "uint16", "float16", "float32", "float64"):
+        output = tmp_path / f"{kind}.tif"
+        report = deconv(*words, "-o", output, "--output-dtype", kind, "--json").report
+        assert str(tifffile.imread(output).dtype) == report["output"]["dtype"] == kind
+    dark = deconv(*words, "-o", tmp_path / "y.png", "--noise", "gaussian:200", "--json").report
+    (note,) = [note for note in dark["notes"] if "rounded to uint8" in note]
+    assert "clipped to 0 to 255" in note
+
+
+NAMES = ["with space", "ünï côdé 像", "[brackets]", "[red]markup[red]", "semi;colon & 'quote'", "percent%20", "a.b.c"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_taken_as_they_are(deconv, gray, gentle, tmp_path, name):
+    source, kernel, output = tmp_path / f"{name}.png", tmp_path / f"k {name}.npy", tmp_path / f"out {name}.tif"
+    gray.rename(source)
+    gentle.rename(kernel)
+    done = deconv("forward", source, "-k", kernel, "-o", output)
+    assert done.stdout == f"{output}\n"
+    folded = done.stderr.replace("\n", "").replace(" ", "")
+    for path in (source, kernel, output):
+        assert path.name.replace(" ", "") in folded
+    report = deconv(
+        "invert", output, "-k", kernel, "-o", tmp_path / f"back {name}.png", "--output-dtype", "uint8", "--json"
+    )
+    assert report.report["inputs"][0]["path"] == str(output)
+
+
+def test_names_that_begin_with_a_dash(deconv, gray, gentle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gray.rename("-v.png")
+    gentle.rename("-k.npy")
+    done = deconv("forward", "--kernel=-k.npy", "--output=-o.tif", "--", "-v.png")
+    assert done.stdout == "-o.tif\n"
+    assert deconv("invert", "--kernel=-k.npy", "--", "-o.tif").stdout == "-o_restored.tif\n"
+    (tmp_path / "-out").mkdir()
+    deconv("forward", "--kernel=-k.npy", "--output=-out", "--", "-v.png", "-o.tif")
+    assert sorted(path.name for path in Path("-out").iterdir()) == ["-o.tif", "-v.png"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_printed_where(deconv, gray, gentle, tmp_path, command):
+    words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force"]
+    usual = deconv(*words)
+    assert usual.stdout == f"{tmp_path / 'x.tif'}\n"
+    assert f"deconv {command}" in usual.stderr
+    assert "32×36" in usual.stderr
+    quiet = deconv(*words, "-q")
+    assert (quiet.stdout, quiet.stderr) == (f"{tmp_path / 'x.tif'}\n", "")
+    report = deconv(*words, "--json")
+    assert report.report["command"] == command
+    assert "deconv" in report.stderr
+    silent = deconv(*words, "--json", "--quiet")
+    assert silent.stderr == ""
+    assert silent.report["inputs"] == report.report["inputs"]
+
+
+def test_notes_are_printed_unless_quiet(deconv, samples_folder, gray, tmp_path):
+    words = ["forward", gray, "-k", samples_folder / "gaussian_psf.png", "-o", tmp_path / "x.tif", "--force"]
+    assert [line for line in deconv(*words).stderr.splitlines() if line.startswith("note: ") and "flipped" in line]
+    assert deconv(*words, "--quiet").stderr == ""
+
+
+def test_verbose_tells_every_iteration(deconv, gray, gentle, tmp_path):
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force", "--json"]
+    done = deconv(*words, "-v", "--tolerance", "1e-4")
+    told = [line for line in done.stderr.splitlines() if line.startswith("iteration ")]
+    assert len(told) == done.report["solver"]["iterations"] > 0
+    assert "goal 1e-04" in told[0]
+    assert "iteration " not in deconv(*words, "-v", "-q").stderr
+
+
+class TestProcess:
+    """The installed command, in processes of its own."""
+
+    def run(self, *words, cwd):
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "deconv_cli", *map(str, words)],
+            capture_output=True,
+            cwd=cwd,
+            timeout=120,
+            check=False,
+        )
+
+    def test_a_round_trip(self, gray, gentle, tmp_path):
+        made = self.run("forward", gray.name, "--kernel", gentle.name, "-o", "y.tif", cwd=tmp_path)
+        assert (made.returncode, made.stdout.decode().strip()) == (ExitCode.SUCCESS, "y.tif")
+        assert b"\x1b" not in made.stderr
+        done = self.run("invert", "y.tif", "--kernel", gentle.name, "-o", "x.tif", "--json", cwd=tmp_path)
+        assert done.returncode == ExitCode.SUCCESS
+        assert json.loads(done.stdout)["boundary"] == "zero"
+        assert b"\x1b" not in done.stdout + done.stderr
+        assert read_image(tmp_path / "x.tif").record == json.loads(done.stdout)
+
+    def test_an_error(self, gray, gentle, tmp_path):
+        done = self.run("invert", gray.name, "--kernel", gentle.name, "-o", "x.xyz", cwd=tmp_path)
+        assert done.returncode == ExitCode.USAGE
+        assert done.stdout == b""
+        assert done.stderr.decode().splitlines()[0].startswith("error: 'x.xyz' should end in one of")
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_an_untrustworthy_result(self, gray, samples_folder, tmp_path):
+        words = ["invert", gray.name, "--kernel", samples_folder / "motion.npy", "--max-iterations", "1"]
+        done = self.run(*words, "-o", "x.tif", cwd=tmp_path)
+        assert done.returncode == ExitCode.UNTRUSTWORTHY
+        assert (tmp_path / "x.tif").exists()
+        assert b"warning: the iterations ran out" in done.stderr

@@ -1,0 +1,112 @@
+"""`--boundary auto`: what `deconv forward` recorded in the file, else what the kind of file suggests."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+BOUNDARIES = ["zero", "circular", "reflect", "symmetric", "replicate"]
+SUFFIXES = [".tif", ".ome.tif", ".png", ".webp", ".safetensors", ".pt", ".npy", ".npz"]
+
+
+@pytest.fixture
+def forward_and_invert(deconv, gentle, tmp_path):
+    def run(source, suffix, *options):
+        blurred = tmp_path / f"blurred{suffix}"
+        deconv("forward", source, "-k", gentle, "-o", blurred, *options)
+        return deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "auto", "--json").report
+
+    return run
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_the_recorded_boundary_is_taken(forward_and_invert, gray, boundary, suffix):
+    report = forward_and_invert(gray, suffix, "--boundary", boundary)
+    assert report["boundary"] == boundary
+    assert report["boundary_reason"] == "recorded in the file by deconv forward"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_carries_the_boundary_and_the_padding(forward_and_invert, photograph, suffix):
+    report = forward_and_invert(photograph, suffix, "--boundary", "symmetric", "--padding", "2,3")
+    assert (report["boundary"], report["padding"]) == ("symmetric", "2,3")
+    assert "recorded" in report["boundary_reason"]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg", ".webp"])
+def test_pictures_show_part_of_a_larger_scene(deconv, gray, gentle, tmp_path, suffix):
+    source = tmp_path / f"plain{suffix}"
+    with Image.open(gray) as picture:
+        picture.save(source)
+    report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
+    assert (report["boundary"], report["padding"]) == ("unknown", "same")
+    assert "larger scene" in report["boundary_reason"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_tensors_are_padded_with_zeros(deconv, gentle, tmp_path, suffix):
+    import torch
+    from safetensors.torch import save_file
+
+    values, source = torch.rand(2, 12, 14, generator=torch.Generator().manual_seed(0)), tmp_path / f"plain{suffix}"
+    write = {
+        ".npy": lambda: np.save(source, values.numpy()),
+        ".npz": lambda: np.savez(source, x=values.numpy()),
+        ".pt": lambda: torch.save(values, source),
+        ".safetensors": lambda: save_file({"x": values}, source),
+    }
+    write[suffix]()
+    report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "out.npy", "--json").report
+    assert (report["boundary"], report["padding"]) == ("zero", "same")
+    assert "zeros" in report["boundary_reason"]
+
+
+def test_what_is_asked_for_goes_before_the_record(deconv, gray, gentle, tmp_path):
+    deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.tif", "--boundary", "reflect", "--padding", "3")
+    words = ["invert", tmp_path / "y.tif", "-k", gentle, "-o", tmp_path / "x.tif", "--force", "--json"]
+    report = deconv(*words, "--boundary", "replicate").report
+    assert (report["boundary"], report["boundary_reason"], report["padding"]) == ("replicate", "asked for", "3")
+    report = deconv(*words, "--padding", "2").report
+    assert (report["boundary"], report["padding"]) == ("reflect", "2")
+
+
+def test_the_record_of_another_shape_is_not_believed(deconv, gray, gentle, tmp_path):
+    deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.npy", "--boundary", "reflect")
+    np.save(tmp_path / "y.npy", np.load(tmp_path / "y.npy")[:-1])
+    report = deconv("invert", tmp_path / "y.npy", "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
+    assert report["boundary"] == "zero"
+
+
+def test_a_restored_file_is_not_taken_for_a_blurred_one(deconv, gray, gentle, tmp_path):
+    deconv("invert", gray, "-k", gentle, "-o", tmp_path / "once.tif", "--boundary", "reflect")
+    report = deconv("invert", tmp_path / "once.tif", "-k", gentle, "-o", tmp_path / "twice.tif", "--json").report
+    assert report["boundary"] == "unknown"
+
+
+def test_a_copy_by_another_program_has_no_record(deconv, gray, gentle, tmp_path):
+    deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.tif", "--boundary", "reflect")
+    tifffile.imwrite(tmp_path / "copy.tif", tifffile.imread(tmp_path / "y.tif"))
+    report = deconv("invert", tmp_path / "copy.tif", "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
+    assert report["boundary"] == "unknown"
+
+
+def test_another_kernel_file_is_pointed_out(deconv, gray, gentle, save, tmp_path):
+    deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.tif")
+    words = ["invert", tmp_path / "y.tif", "-o", tmp_path / "x.tif", "--force", "--json"]
+    other = save("other", np.load(gentle) * 2)
+    assert [note for note in deconv(*words, "-k", other).report["notes"] if str(gentle) in note]
+    shutil.copy(gentle, tmp_path / "renamed.npy")
+    assert not [note for note in deconv(*words, "-k", tmp_path / "renamed.npy").report["notes"] if "kernel" in note]
+
+
+def test_the_defaults_of_pictures_and_tensors(deconv, gray, gentle, save, tmp_path):
+    picture = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
+    assert (picture["lambda"], picture["penalty"]) == (1e-3, "gradient")
+    tensor = deconv("invert", save("y", np.eye(12)), "-k", gentle, "-o", tmp_path / "x.npy", "--json").report
+    assert (tensor["lambda"], tensor["penalty"]) == (1e-6, "identity")
+    table = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "z.tif").stderr
+    for words in ("0.001 × σ²max, penalty gradient", "unknown: a picture shows part of a larger scene", "condition"):
+        assert words in table

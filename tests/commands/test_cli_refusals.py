@@ -1,0 +1,423 @@
+"""What cannot be done is said in one sentence, with the exit code that stands for it, and nothing is written."""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from deconv_cli.commands.app import app
+from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.errors import (
+    DeconvError,
+    FileAccessError,
+    InputRefusedError,
+    MalformedInputError,
+    ShapeError,
+    TooLargeError,
+    UnsafeInputError,
+    UntrustworthyResultError,
+    UsageError,
+)
+
+COMMANDS = ["forward", "invert"]
+
+
+def deconv_quietly(*words):
+    """Run the command where files cannot be compared afterwards, or where it may end by an exception."""
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="deconv")
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_every_error_has_its_exit_code():
+    expected = {
+        UsageError: ExitCode.USAGE,
+        FileAccessError: ExitCode.FAILURE,
+        InputRefusedError: ExitCode.INPUT_REFUSED,
+        MalformedInputError: ExitCode.INPUT_REFUSED,
+        ShapeError: ExitCode.INPUT_REFUSED,
+        TooLargeError: ExitCode.INPUT_REFUSED,
+        UnsafeInputError: ExitCode.INPUT_REFUSED,
+        UntrustworthyResultError: ExitCode.UNTRUSTWORTHY,
+        DeconvError: ExitCode.FAILURE,
+    }
+    assert {kind: exit_code_for(kind("no")) for kind in expected} == expected
+
+
+def test_the_exit_codes_are_those_of_the_design():
+    assert {code.name: int(code) for code in ExitCode} == {
+        "SUCCESS": 0,
+        "FAILURE": 1,
+        "USAGE": 2,
+        "UNTRUSTWORTHY": 3,
+        "FAULT_FOUND": 4,
+        "INPUT_REFUSED": 5,
+        "INTERRUPTED": 130,
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestInputs:
+    def test_missing_input(self, refuses, gentle, tmp_path, command):
+        missing = tmp_path / "no such.png"
+        refuses(command, missing, "-k", gentle, "-o", tmp_path / "x.tif", code=ExitCode.USAGE, says=str(missing))
+
+    def test_missing_kernel(self, refuses, gray, tmp_path, command):
+        missing = tmp_path / "no.npy"
+        refuses(command, gray, "-k", missing, "-o", tmp_path / "x.tif", code=ExitCode.USAGE, says=str(missing))
+
+    def test_unreadable_input(self, gray, gentle, tmp_path, monkeypatch, command):
+        opened = Path.open
+
+        def locked(path, *args, **kwargs):
+            if path == gray:
+                raise PermissionError(13, "Permission denied")
+            return opened(path, *args, **kwargs)
+
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", locked)
+            done = deconv_quietly(*words)
+        assert done.exit_code == ExitCode.FAILURE
+        assert done.stderr == f"error: '{gray}' cannot be read: Permission denied.\n"
+        assert not (tmp_path / "x.tif").exists()
+
+    def test_not_finite(self, refuses, save, gentle, tmp_path, command):
+        x = np.ones((2, 8, 9), np.float32)
+        x[1, 3, 4], x[1, 3, 5], x[0, 7, 8] = np.nan, np.inf, -np.inf
+        says = ["3 of 144", "NaN or Inf", "(0, 7, 8)"]
+        words = [command, save("x", x), "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=says)
+
+    def test_not_finite_in_a_tiff(self, refuses, gentle, tmp_path, command):
+        x = np.ones((8, 9), np.float32)
+        x[2, 6] = np.nan
+        tifffile.imwrite(tmp_path / "nan.tif", x)
+        words = [command, tmp_path / "nan.tif", "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["1 of 72", "(2, 6)"])
+
+    def test_truncated_tiff(self, refuses, gentle, tmp_path, command):
+        whole = tmp_path / "whole.tif"
+        tifffile.imwrite(whole, np.random.default_rng(0).integers(0, 60000, (64, 64)).astype(np.uint16))
+        cut = tmp_path / "cut.tif"
+        cut.write_bytes(whole.read_bytes()[:5000])
+        words = [command, cut, "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=str(cut))
+
+    @pytest.mark.parametrize("content", [b"", b"hello, this is no picture at all", b"\x89PNG\r\n\x1a\n rubbish"])
+    def test_not_a_picture(self, refuses, gentle, tmp_path, command, content):
+        bad = tmp_path / "bad.png"
+        bad.write_bytes(content)
+        words = [command, bad, "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=str(bad))
+
+    @pytest.mark.parametrize("as_kernel", [False, True])
+    def test_evil_pickle(self, refuses, gray, gentle, tmp_path, command, as_kernel):
+        mark, evil = tmp_path / "it ran", tmp_path / "evil.pt"
+        torch.save({"weight": torch.ones(3, 3), "extra": Evil(mark)}, evil)
+        source, kernel = (gray, evil) if as_kernel else (evil, gentle)
+        words = [command, source, "-k", kernel, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=[str(evil), "run code"])
+        assert not mark.exists()
+
+    def test_bare_pickle(self, refuses, gentle, tmp_path, command):
+        mark, evil = tmp_path / "it ran", tmp_path / "evil.pt"
+        evil.write_bytes(pickle.dumps(Evil(mark)))
+        words = [command, evil, "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=str(evil))
+        assert not mark.exists()
+
+    def test_objects_in_npy(self, refuses, gentle, tmp_path, command):
+        np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+        words = [command, tmp_path / "objects.npy", "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says="objects.npy")
+
+    def test_giant_view_of_one_sample(self, refuses, gentle, tmp_path, command):
+        giant = tmp_path / "giant.pt"
+        torch.save(torch.ones(1).expand(3, 2**20, 2**20), giant)
+        assert giant.stat().st_size < 10_000
+        words = [command, giant, "-k", gentle, "-o", tmp_path / "x.pt"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=[str(giant), "TiB"])
+
+    def test_header_that_promises_terabytes(self, refuses, gentle, tmp_path, command):
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": (2**21, 2**21)})
+        liar = tmp_path / "liar.npy"
+        liar.write_bytes(head.getvalue() + b"\0" * 64)
+        words = [command, liar, "-k", gentle, "-o", tmp_path / "x.npy"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=str(liar))
+
+    def test_zip_that_is_no_torch_file(self, refuses, gentle, tmp_path, command):
+        with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+            archive.writestr("readme.txt", "hello")
+        words = [command, tmp_path / "other.pt", "-k", gentle, "-o", tmp_path / "x.npy"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says="other.pt")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestKernels:
+    @pytest.mark.parametrize(
+        ("taps", "says"),
+        [
+            (np.zeros((3, 3)), "zero"),
+            (np.zeros((0, 3)), "empty"),
+            (np.zeros((2, 2, 0, 3)), "empty"),
+            (np.full((3, 3), np.nan), ["9 of 9", "(0, 0)"]),
+            (np.ones(5), "(5,)"),
+            (np.ones((3, 3, 3)), "(3, 3, 3)"),
+            (np.ones((3, 3), dtype=complex), "real"),
+        ],
+        ids=["zero", "empty", "empty of channels", "NaN", "a line", "three axes", "complex"],
+    )
+    def test_no_kernel(self, refuses, gray, save, tmp_path, command, taps, says):
+        words = [command, gray, "-k", save("kernel", taps), "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=says)
+
+    def test_wrong_channels_name_both_shapes(self, refuses, photograph, save, tmp_path, command):
+        kernel = save("kernel", np.random.default_rng(0).random((5, 4, 3, 3)))
+        words = [command, photograph, "-k", kernel, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["(5, 4, 3, 3)", "3, 40, 48)"])
+
+    def test_kernel_larger_than_the_image(self, refuses, gray, save, tmp_path, command):
+        """A mirror cannot reach further than its picture."""
+        kernel = save("kernel", np.ones((99, 99)))
+        words = [command, gray, "-k", kernel, "-o", tmp_path / "x.tif", "--boundary", "reflect"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["99×99", "32×36"])
+
+    def test_colored_picture_as_kernel(self, refuses, gray, photograph, tmp_path, command):
+        words = [command, gray, "-k", photograph, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=str(photograph))
+
+    def test_several_layers_need_a_choice(self, refuses, gray, tmp_path, command):
+        torch.save({"a.weight": torch.ones(1, 1, 3, 3), "b.weight": torch.ones(1, 1, 3, 3)}, tmp_path / "net.pt")
+        words = [command, gray, "-k", tmp_path / "net.pt", "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["a.weight", "b.weight", "--layer"])
+        refuses(*words, "--layer", "c", code=ExitCode.USAGE, says=["'c'", "a.weight", "b.weight"])
+
+    def test_layer_of_a_bare_tensor(self, refuses, gray, gentle, tmp_path, command):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--layer", "conv"]
+        refuses(*words, code=ExitCode.USAGE, says="--layer")
+
+
+def test_kernel_larger_than_the_image_without_a_border(refuses, gray, save, tmp_path):
+    kernel = save("kernel", np.ones((40, 3)))
+    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--padding", "valid"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["40×3", "32×36"])
+
+
+def test_kernel_that_no_output_of_this_size_can_come_from(refuses, gray, save, tmp_path):
+    kernel = save("kernel", np.ones((40, 3)))
+    words = ["invert", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--boundary", "zero", "--padding", "full"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["40×3", "32×36"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestOutputs:
+    @pytest.mark.parametrize("suffix", [".tif", ".png", ".pt", ".npy"])
+    def test_existing_output_needs_force(self, refuses, deconv, gray, gentle, tmp_path, command, suffix):
+        output = tmp_path / f"x{suffix}"
+        output.write_bytes(b"precious")
+        words = [command, gray, "-k", gentle, "-o", output]
+        refuses(*words, code=ExitCode.USAGE, says=[str(output), "--force"])
+        deconv(*words, "--force")
+        assert output.read_bytes() != b"precious"
+
+    def test_existing_record_needs_force(self, refuses, gray, gentle, tmp_path, command):
+        (tmp_path / "x.json").write_text("precious")
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.npy"]
+        refuses(*words, code=ExitCode.USAGE, says=["x.json", "--force"])
+
+    def test_the_input_is_not_replaced_without_force(self, refuses, gray, gentle, command):
+        refuses(command, gray, "-k", gentle, "-o", gray, code=ExitCode.USAGE, says="is the input itself")
+
+    def test_unknown_suffix(self, refuses, gray, gentle, tmp_path, command):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.bmp"]
+        refuses(*words, code=ExitCode.USAGE, says=["x.bmp", ".tif"])
+
+    def test_a_format_that_cannot_hold_the_result(self, refuses, save, gentle, tmp_path, command):
+        source = save("x", np.ones((5, 8, 8), np.uint8))
+        words = [command, source, "-k", gentle, "-o", tmp_path / "x.png"]
+        refuses(*words, code=ExitCode.USAGE, says="5 channels")
+        words = [command, save("y", np.ones((8, 8))), "-k", gentle, "-o", tmp_path / "y.png"]
+        refuses(*words, code=ExitCode.USAGE, says=["float64", "--output-dtype"])
+
+    def test_a_record_of_a_folder_name_is_a_usage_error(self, refuses, gray, gentle, tmp_path, command):
+        (tmp_path / "x.json").mkdir()
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.pt"]
+        refuses(*words, code=ExitCode.USAGE, says="x.json")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestOptions:
+    @pytest.mark.parametrize("padding", ["sameish", "-1", "1,2,3", "1.5", "", "1;2", ",", "1,"])
+    def test_padding(self, refuses, gray, gentle, tmp_path, command, padding):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", f"--padding={padding}"]
+        refuses(*words, code=ExitCode.USAGE, says=["padding must be same, valid, full", f"'{padding}'"])
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+    def test_device_that_is_not_there(self, refuses, gray, gentle, tmp_path, command):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--device", "cuda"]
+        refuses(*words, code=ExitCode.USAGE, says=["cuda", "--device cpu"])
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            ["--boundary", "sideways"],
+            ["--dtype", "float16"],
+            ["--output-dtype", "int7"],
+            ["--device", "tpu"],
+            ["--convention", "none"],
+            ["--series", "-1"],
+            ["--no-such-option"],
+        ],
+        ids=" ".join,
+    )
+    def test_unknown_words(self, deconv, listing, gray, gentle, tmp_path, command, option):
+        before = listing(tmp_path)
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif"]
+        done = deconv(*words, *option, expect=ExitCode.USAGE)
+        assert done.stdout == ""
+        assert option[0] in done.stderr
+        assert "Traceback" not in done.stderr
+        assert listing(tmp_path) == before
+
+    def test_no_kernel_and_no_input(self, deconv, gray, command):
+        assert "--kernel" in deconv(command, gray, expect=ExitCode.USAGE).stderr
+        assert "INPUT" in deconv(command, "-k", gray, expect=ExitCode.USAGE).stderr
+
+    def test_axes_that_do_not_fit(self, refuses, gray, gentle, tmp_path, command):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--axes", "CYX"]
+        refuses(*words, code=ExitCode.USAGE, says="CYX")
+
+    def test_tensor_that_is_not_there(self, refuses, gentle, tmp_path, command):
+        np.savez(tmp_path / "x.npz", first=np.ones((8, 8)), second=np.ones((9, 9)))
+        words = [command, tmp_path / "x.npz", "-k", gentle, "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["first", "second", "--tensor"])
+        refuses(*words, "--tensor", "third", code=ExitCode.USAGE, says=["'third'", "first", "second"])
+
+
+@pytest.mark.parametrize(
+    ("noise", "says"),
+    [
+        ("gaussian", "'gaussian'"),
+        ("gaussian:", "gaussian:SIGMA"),
+        ("gaussian:lots", "'gaussian:lots'"),
+        ("gaussian:-1", "positive"),
+        ("gaussian:0", "positive"),
+        ("gaussian:nan", "positive"),
+        ("poisson:inf", "positive"),
+        ("salt:3", "poisson:PEAK"),
+    ],
+)
+def test_noise(refuses, gray, gentle, tmp_path, noise, says):
+    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--noise", noise]
+    refuses(*words, code=ExitCode.USAGE, says=says)
+
+
+def test_poisson_noise_of_negative_samples(refuses, save, gentle, tmp_path):
+    words = ["forward", save("x", -np.ones((8, 8))), "-k", gentle, "-o", tmp_path / "x.tif", "--noise", "poisson:9"]
+    refuses(*words, code=ExitCode.USAGE, says="Poisson")
+
+
+def test_forward_has_no_unknown_boundary(deconv, gray, gentle, tmp_path):
+    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "unknown"]
+    assert "circular" in deconv(*words, expect=ExitCode.USAGE).stderr
+    assert not (tmp_path / "x.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--boundary", "reflect", "--rcond", "1e-3"], ["rcond", "circular", "reflect"]),
+        (["--boundary", "circular", "--rcond", "1e-3", "--lambda", "1e-3"], ["rcond", "λ"]),
+        (["--boundary", "circular", "--rcond", "1"], ["rcond", "below 1"]),
+        (["--boundary", "circular", "--rcond", "-0.1"], ["rcond", "at least 0"]),
+        (["--boundary", "circular", "--rcond", "nan"], ["rcond", "nan"]),
+        (["--lambda", "-1"], ["lambda", "-1"]),
+        (["--lambda", "nan"], ["lambda", "nan"]),
+        (["--lambda", "inf"], ["lambda", "inf"]),
+        (["--tolerance", "0"], ["tolerance", "between 0 and 1"]),
+        (["--tolerance", "nan"], ["tolerance", "nan"]),
+        (["--boundary", "zero", "--method", "fft"], ["fft", "circular"]),
+        (["--boundary", "circular", "--padding", "valid", "--method", "fft"], ["fft", "circular"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_settings_that_contradict_each_other(refuses, gray, gentle, tmp_path, options, says):
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", *options]
+    refuses(*words, code=ExitCode.USAGE, says=says)
+
+
+def test_what_did_not_converge_is_written_but_not_trusted(deconv, gray, save, tmp_path, values):
+    x = np.arange(9) - 4
+    kernel = save("broad", np.exp(-(x[:, None] ** 2 + x**2) / 8))
+    words = ["invert", gray, "-k", kernel, "--max-iterations", "1"]
+    done = deconv(*words, "-o", tmp_path / "x.tif", "--json", expect=ExitCode.UNTRUSTWORTHY)
+    assert values(tmp_path / "x.tif").shape == (1, 1, 32, 36)
+    assert done.report["solver"]["status"] == "max_iterations"
+    assert done.report["solver"]["iterations"] == 1
+    assert done.report["solver"]["certificate"] > 1e-6
+    assert [line for line in done.stderr.splitlines() if line.startswith("warning: ") and "--max-iterations" in line]
+    assert done.errors == []
+    quiet = deconv(*words, "-o", tmp_path / "y.tif", "-q", expect=ExitCode.UNTRUSTWORTHY)
+    assert [line.partition(":")[0] for line in quiet.stderr.splitlines()] == ["warning"]
+    assert quiet.stdout == f"{tmp_path / 'y.tif'}\n"
+
+
+def test_an_interrupted_run_leaves_the_folder_as_it_was(listing, gray, gentle, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deconv_cli.io.prepared.read_contents", interrupted)
+    (tmp_path / "x.tif").write_bytes(b"precious")
+    before = listing(tmp_path)
+    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force"]
+    result = deconv_quietly(*words)
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert "Traceback" not in result.stderr
+    assert listing(tmp_path) == before
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(refuses, gray, gentle, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deconv_cli.io.atomic.os.fsync", full)
+    (tmp_path / "x.tif").write_bytes(b"precious")
+    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force"]
+    refuses(*words, code=ExitCode.FAILURE, says="No space left on device")
+
+
+def test_a_bug_keeps_its_traceback(gray, gentle, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("deconv_cli.workflows.forward.forward", broken)
+    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif"]
+    result = deconv_quietly(*words)
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert "error:" not in result.stderr
+
+
+def test_pictures_of_every_kind_are_read(deconv, gray, gentle, tmp_path):
+    with Image.open(gray) as picture:
+        for suffix in (".jpg", ".webp", ".tif"):
+            picture.save(tmp_path / f"copy{suffix}")
+            report = deconv("forward", tmp_path / f"copy{suffix}", "-k", gentle, "--json", "--force").report
+            assert report["inputs"][0]["path"].endswith(suffix)

@@ -1,0 +1,351 @@
+"""The report of `deconv invert --json`: every number in it is computed again here, from nothing but the files."""
+
+import hashlib
+import json
+import math
+import shlex
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from safetensors.torch import load_file
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+
+KEYS = {
+    "schema", "command", "inputs", "kernel", "boundary", "boundary_reason", "padding", "method", "method_reason",
+    "lambda", "penalty", "residual", "border", "conditioning", "solver", "output", "time_s", "peak_memory_bytes",
+    "device", "dtype", "versions", "rerun",
+}  # fmt: skip
+
+# A rough solve, so that the certificate is far above rounding and can be computed again to several digits.
+ROUGH = ["--dtype", "float64", "--output-dtype", "float64", "--method", "iterative", "--tolerance", "1e-3", "--json"]
+
+PROBLEMS = [
+    ("zero", "same", "identity", 1e-2),
+    ("zero", "full", "gradient", 1e-3),
+    ("zero", "1", "laplacian", 1e-2),
+    ("circular", "same", "gradient", 1e-2),
+    ("circular", "same", "laplacian", 1e-3),
+    ("reflect", "same", "gradient", 1e-2),
+    ("symmetric", "2,1", "identity", 1e-2),
+    ("replicate", "same", "laplacian", 1e-2),
+    ("zero", "valid", "identity", 1e-2),
+    ("unknown", "valid", "gradient", 1e-2),
+]
+
+
+def as_padding(text):
+    return tuple(int(n) for n in text.split(",")) if "," in text else int(text) if text.isdigit() else text
+
+
+def penalized(x, penalty, boundary):
+    """‖Lx‖² by differences of neighbors, around the torus for a circular boundary."""
+
+    def differences(a):
+        if boundary == "circular":
+            return a.roll(-1, -2) - a, a.roll(-1, -1) - a
+        return a[..., 1:, :] - a[..., :-1, :], a[..., :, 1:] - a[..., :, :-1]
+
+    if penalty == "identity":
+        return x.square().sum()
+    energy = sum(d.square().sum() for d in differences(x))
+    if penalty == "gradient":
+        return energy
+    # The Laplacian is half the gradient of that energy.
+    (laplacian,) = torch.autograd.grad(energy / 2, x, create_graph=True)
+    return laplacian.square().sum()
+
+
+def certificate(forward, x, y, weight, penalty, boundary):
+    """‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖ by differentiating the objective."""
+
+    def gradient_at(image):
+        image = image.clone().requires_grad_()
+        value = (y - forward(image)).square().sum() / 2 + weight * penalized(image, penalty, boundary) / 2
+        (gradient,) = torch.autograd.grad(value, image)
+        return gradient
+
+    return float(gradient_at(x).norm() / gradient_at(torch.zeros_like(x)).norm())
+
+
+def singular_values(taps, size):
+    symbol = torch.fft.fft2(taps if taps.ndim == 4 else taps[None, None], s=size)
+    return torch.linalg.svdvals(symbol.permute(2, 3, 0, 1))
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def mixing(save):
+    """3 → 4 channels, 3 × 2 taps."""
+    taps = 0.1 * np.random.default_rng(8).standard_normal((4, 3, 3, 2))
+    taps[:3, :, 1, 0] += np.eye(3)
+    return save("mixing", taps)
+
+
+@pytest.mark.parametrize(("boundary", "padding", "penalty", "lam"), PROBLEMS)
+def test_the_numbers_of_a_gray_picture(deconv, gray, gentle, tmp_path, values, blur, boundary, padding, penalty, lam):
+    output = tmp_path / "restored.tif"
+    options = ["--boundary", boundary, "--padding", padding, "--penalty", penalty, "--lambda", lam]
+    report = deconv("invert", gray, "--kernel", gentle, "-o", output, *ROUGH, *options).report
+    y, x, taps = values(gray), values(output), torch.from_numpy(np.load(gentle))
+    check_numbers(report, y, x, taps, as_padding(padding), boundary, penalty, lam, blur)
+
+
+@pytest.mark.parametrize(("boundary", "penalty"), [("zero", "identity"), ("reflect", "gradient")])
+def test_the_numbers_of_channels_that_mix(deconv, save, mixing, tmp_path, values, blur, boundary, penalty):
+    data = np.random.default_rng(9).standard_normal((4, 20, 24)) * np.array([1, 10, 0.1, 2])[:, None, None]
+    source, output = save("data", data), tmp_path / "restored.npy"
+    options = ["--boundary", boundary, "--penalty", penalty, "--lambda", "1e-2"]
+    report = deconv("invert", source, "--kernel", mixing, "-o", output, *ROUGH, *options).report
+    y, x, taps = values(source), values(output), torch.from_numpy(np.load(mixing))
+    check_numbers(report, y, x, taps, "same", boundary, penalty, 1e-2, blur)
+    assert len(report["residual"]["per_channel"]) == 4
+    assert np.array(report["kernel"]["dc_gain"]) == pytest.approx(np.load(mixing).sum(axis=(2, 3)))
+    assert report["kernel"]["shape"] == [4, 3, 3, 2]
+
+
+def check_numbers(report, y, x, taps, padding, boundary, penalty, lam, blur):
+    def forward(image):
+        return blur(image, taps, padding, "zero" if boundary == "unknown" else boundary)
+
+    residual = y - forward(x)
+    found = report["residual"]
+    assert found["absolute"] == pytest.approx(float(residual.norm()), rel=1e-9)
+    assert found["relative"] == pytest.approx(float(residual.norm() / y.norm()), rel=1e-9)
+    per_channel = [float(residual[:, c].norm() / y[:, c].norm()) for c in range(y.shape[1])]
+    assert found["per_channel"] == pytest.approx(per_channel, rel=1e-9)
+    assert found["relative"] > 1e-4  # far above rounding, so that the comparisons above mean something
+
+    sigma = singular_values(taps, tuple(x.shape[-2:]))
+    conditioning = report["conditioning"]
+    assert conditioning["sigma_max"] == pytest.approx(float(sigma.max()), rel=1e-9)
+    assert conditioning["sigma_min"] == pytest.approx(float(sigma.min()), rel=1e-9)
+    assert conditioning["condition"] == pytest.approx(float(sigma.max() / sigma.min()), rel=1e-9)
+
+    weight = lam * float(sigma.max()) ** 2
+    solver = report["solver"]
+    assert solver["status"] == "converged"
+    assert solver["iterations"] >= 1
+    expected = certificate(forward, x, y, weight, penalty, boundary)
+    assert 1e-9 < expected <= 1e-3
+    assert solver["certificate"] == pytest.approx(expected, rel=1e-5)
+
+    assert (report["lambda"], report["penalty"], report["boundary"]) == (lam, penalty, boundary)
+    check_border(report["border"], residual)
+
+
+def check_border(border, residual):
+    height, width = residual.shape[-2:]
+    bands = {}
+    for i in range(height):
+        for j in range(width):
+            bands.setdefault(min(i, j, height - 1 - i, width - 1 - j), []).append(residual[..., i, j].flatten())
+    last = border[-1]["distance"]
+    assert [band["distance"] for band in border] == list(range(last + 1))
+    assert last >= min(max(bands), 5)
+    for band in border[:-1]:
+        expected = torch.cat(bands[band["distance"]]).square().mean().sqrt()
+        assert band["residual_rms"] == pytest.approx(float(expected), rel=1e-9)
+    deeper = torch.cat([value for distance, found in bands.items() if distance >= last for value in found])
+    assert border[-1]["residual_rms"] == pytest.approx(float(deeper.square().mean().sqrt()), rel=1e-9)
+
+
+def test_the_closed_form_solves_the_problem_that_is_posed(deconv, gray, gentle, tmp_path, values, blur):
+    output, lam = tmp_path / "restored.tif", 1e-2
+    options = ["--boundary", "circular", "--penalty", "gradient", "--lambda", lam]
+    wide = ["--dtype", "float64", "--output-dtype", "float64", "--json"]
+    report = deconv("invert", gray, "--kernel", gentle, "-o", output, *options, *wide).report
+    y, x, taps = values(gray), values(output), torch.from_numpy(np.load(gentle))
+    weight = lam * float(singular_values(taps, tuple(y.shape[-2:])).max()) ** 2
+    found = certificate(lambda image: blur(image, taps, boundary="circular"), x, y, weight, "gradient", "circular")
+    assert found < 1e-13
+    assert report["solver"]["certificate"] < 1e-13
+    assert (report["solver"]["status"], report["solver"]["iterations"]) == ("closed_form", 0)
+    assert report["method"] == "fft"
+    assert "diagonal" in report["method_reason"]
+    residual = y - blur(x, taps, boundary="circular")
+    assert report["residual"]["relative"] == pytest.approx(float(residual.norm() / y.norm()), rel=1e-9)
+
+
+def test_the_truncated_inverse_drops_what_it_says(deconv, gray, save, tmp_path, values, blur):
+    taps = np.outer([1, 2, 1], [1, 2, 1]) / 16  # nothing of the highest frequencies comes through
+    kernel, output = save("binomial", taps), tmp_path / "restored.tif"
+    options = ["--boundary", "circular", "--rcond", "0.1", "--dtype", "float64", "--output-dtype", "float64", "--json"]
+    report = deconv("invert", gray, "--kernel", kernel, "-o", output, *options).report
+    y = values(gray)
+    # A cross-correlation multiplies by the conjugate symbol; its center sits at tap (1, 1).
+    wide = torch.zeros(y.shape[-2:], dtype=torch.float64)
+    wide[:3, :3] = torch.from_numpy(taps)
+    symbol = torch.fft.fft2(wide.roll((-1, -1), (0, 1))).conj()
+    kept = symbol.abs() > 0.1 * symbol.abs().max()
+    expected = torch.fft.ifft2(torch.where(kept, torch.fft.fft2(y) / symbol, 0)).real
+    assert torch.allclose(values(output), expected, rtol=0, atol=1e-9)
+    assert (report["rcond"], report["lambda"]) == (0.1, 0.0)
+    assert not bool(kept.all())
+    assert report["conditioning"]["sigma_min"] == pytest.approx(float(symbol.abs().min()), abs=1e-15)
+    residual = y - blur(values(output), torch.from_numpy(taps), boundary="circular")
+    assert report["residual"]["absolute"] == pytest.approx(float(residual.norm()), rel=1e-9)
+
+
+def test_every_key_of_the_report_is_there(deconv, photograph, gentle, tmp_path):
+    output = tmp_path / "restored.tif"
+    done = deconv("invert", photograph, "--kernel", gentle, "-o", output, "--json")
+    report = done.report
+    assert report.keys() >= KEYS
+    assert (report["schema"], report["command"]) == (1, "invert")
+    assert report["inputs"] == [
+        {
+            "path": str(photograph),
+            "shape": [40, 48, 3],
+            "axes": "YXS",
+            "dtype": "uint8",
+            "sha256": digest(photograph),
+        }
+    ]
+    kernel = report["kernel"]
+    assert (kernel["shape"], kernel["convention"], kernel["sha256"]) == ([5, 4], "correlation", digest(gentle))
+    assert kernel["dc_gain"] == pytest.approx(np.load(gentle).sum())
+    assert report["residual"].keys() >= {"relative", "absolute", "per_channel"}
+    assert len(report["residual"]["per_channel"]) == 3
+    assert report["conditioning"].keys() >= {"sigma_max", "sigma_min", "condition"}
+    assert report["solver"].keys() >= {"status", "iterations", "certificate"}
+    assert report["output"] == {"path": str(output), "shape": [40, 48, 3], "dtype": "float32"}
+    assert 0 < report["time_s"] < 60
+    assert 2**24 < report["peak_memory_bytes"] < 2**40
+    assert report["device"].partition(":")[0] in ("cpu", "cuda")
+    assert report["dtype"] == "float32"
+    assert report["versions"]["torch"] == torch.__version__
+    assert all(report[reason] for reason in ("boundary_reason", "method_reason", "lambda_reason"))
+    assert all(math.isfinite(band["residual_rms"]) for band in report["border"])
+    assert report["rerun"].startswith("deconv invert ")
+
+
+def test_the_report_of_forward(deconv, photograph, gentle, tmp_path):
+    options = ["--padding", "2,1", "--boundary", "reflect", "--noise", "gaussian:2.5", "--seed", "7"]
+    report = deconv("forward", photograph, "--kernel", gentle, "-o", tmp_path / "y.tif", *options, "--json").report
+    expected = {"schema", "command", "inputs", "kernel", "boundary", "padding", "noise", "seed", "output", "rerun"}
+    assert report.keys() >= expected | {"time_s", "peak_memory_bytes", "device", "dtype", "versions"}
+    assert (report["boundary"], report["padding"]) == ("reflect", "2,1")
+    assert (report["noise"], report["seed"]) == ("gaussian:2.5", 7)
+    assert report["inputs"][0]["sha256"] == digest(photograph)
+    assert report["output"]["shape"] == [40, 47, 3]
+
+
+def test_the_certificate_of_channels_alike_is_the_worst_of_them(deconv, photograph, gentle, tmp_path, values, blur):
+    output = tmp_path / "restored.tif"
+    options = ["--boundary", "zero", "--penalty", "identity", "--lambda", "1e-2"]
+    report = deconv("invert", photograph, "--kernel", gentle, "-o", output, *ROUGH, *options).report
+    y, x, taps = values(photograph), values(output), torch.from_numpy(np.load(gentle))
+    weight = 1e-2 * float(singular_values(taps, (40, 48)).max()) ** 2
+    by_channel = [
+        certificate(lambda a: blur(a, taps), x[:, [c]], y[:, [c]], weight, "identity", "zero") for c in range(3)
+    ]
+    assert report["solver"]["certificate"] == pytest.approx(max(by_channel), rel=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".png", ".webp", ".safetensors", ".pt", ".npy", ".npz"])
+def test_the_same_record_is_in_the_file_or_beside_it(deconv, photograph, gentle, tmp_path, suffix):
+    output = tmp_path / f"restored{suffix}"
+    for command in ("forward", "invert"):
+        report = deconv(command, photograph, "--kernel", gentle, "-o", output, "--json", "--force").report
+        assert read_image(output).record == report
+        beside = tmp_path / "restored.json"
+        assert beside.exists() == (suffix in (".pt", ".npy", ".npz"))
+        if beside.exists():
+            assert json.loads(beside.read_text()) == report
+
+
+def test_a_jpeg_holds_the_record_too(deconv, photograph, gentle, tmp_path):
+    report = deconv("invert", photograph, "--kernel", gentle, "-o", tmp_path / "restored.jpg", "--json").report
+    assert read_image(tmp_path / "restored.jpg").record == report
+
+
+def test_bare_tensors_stay_bare(deconv, photograph, gentle, tmp_path):
+    deconv("invert", photograph, "--kernel", gentle, "-o", tmp_path / "a.pt", "-q")
+    deconv("invert", photograph, "--kernel", gentle, "-o", tmp_path / "b.npy", "-q")
+    tensor = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert np.array_equal(tensor.numpy(), np.load(tmp_path / "b.npy"))
+
+
+def test_the_condition_of_a_singular_kernel_is_null(deconv, gray, save, tmp_path):
+    kernel = save("difference", [[1.0, -1.0]])
+    options = ["--boundary", "circular", "--json"]
+    report = deconv("invert", gray, "--kernel", kernel, "-o", tmp_path / "x.tif", *options).report
+    assert report["conditioning"]["sigma_min"] == 0
+    assert report["conditioning"]["condition"] is None
+
+
+RERUNS = {
+    "forward with noise": ["forward", "photograph.png", "--noise", "gaussian:3", "--seed", "11", "-o", "out.tif"],
+    "forward, Poisson": ["forward", "photograph.png", "--noise", "poisson:200", "-o", "out.npy"],
+    "forward, all said": [
+        *("forward", "photograph.png", "--padding", "3,2", "--boundary", "symmetric", "--dtype", "float64"),
+        *("--output-dtype", "uint16", "--convention", "convolution", "--normalize-kernel", "-o", "out.png"),
+    ],
+    "invert as it comes": ["invert", "photograph.png", "-o", "out.tif"],
+    "invert a tensor": ["invert", "tensor.npy", "-o", "out.pt"],
+    "invert, all said": [
+        *("invert", "photograph.png", "--boundary", "reflect", "--lambda", "0.0123", "--penalty", "laplacian"),
+        *("--tolerance", "1e-4", "--max-iterations", "50", "--dtype", "float64", "--output-dtype", "float64"),
+        *("--padding", "1", "-o", "out.tif"),
+    ],
+    "invert, truncated": ["invert", "photograph.png", "--boundary", "circular", "--rcond", "0.3", "-o", "out.tif"],
+    "invert, one of several": [
+        *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--keep-kernel", "-o", "out.safetensors"),
+    ],
+    "invert, beside the input": ["invert", "photograph.png"],
+}
+
+
+@pytest.mark.parametrize("words", RERUNS.values(), ids=RERUNS.keys())
+def test_rerun_gives_the_same_samples_again(deconv, photograph, gentle, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(4)
+    np.save("tensor.npy", rng.standard_normal((2, 12, 14)).astype("float32"))
+    np.savez("several.npz", first=rng.random((5, 5)), second=rng.random((20, 18, 2)))
+    report = deconv(words[0], "--kernel", gentle.name, "--json", *words[1:]).report
+    output = tmp_path / report["output"]["path"]
+    first, record = read_image(output), output.with_suffix(".json")
+    output.unlink()
+    record.unlink(missing_ok=True)
+    program, *again = shlex.split(report["rerun"])
+    assert program == "deconv"
+    deconv(*again)
+    second = read_image(output)
+    assert (second.dtype, second.shape, second.axes) == (first.dtype, first.shape, first.axes)
+    assert torch.equal(second.values, first.values)
+    assert second.record["rerun"] == report["rerun"]
+    deconv(*again)  # it may be run once more, over its own result
+
+
+def test_rerun_of_a_layer_and_of_a_solve_that_was_cut_short(deconv, samples_folder, tmp_path):
+    output = tmp_path / "out.npy"
+    words = ["invert", samples_folder / "features.safetensors", "-k", samples_folder / "layer.safetensors"]
+    options = ["--layer", "conv", "--max-iterations", "2", "--json", "-o", output]
+    report = deconv(*words, *options, expect=ExitCode.UNTRUSTWORTHY).report
+    assert report["kernel"]["layer"] == "conv"
+    assert report["kernel"]["shape"] == list(load_file(samples_folder / "layer.safetensors")["conv.weight"].shape)
+    first = np.load(output)
+    output.unlink()
+    deconv(*shlex.split(report["rerun"])[1:], expect=ExitCode.UNTRUSTWORTHY)
+    assert np.array_equal(np.load(output), first)
+
+
+def test_rerun_with_names_that_a_shell_would_trip_over(deconv, photograph, gentle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photograph.rename("-my photo [1] 'é'.png")
+    gentle.rename("-k $HOME.npy")
+    words = ["invert", "--kernel=-k $HOME.npy", '--output=-out [2] "ü".tif', "--json", "--", "-my photo [1] 'é'.png"]
+    report = deconv(*words).report
+    output = tmp_path / '-out [2] "ü".tif'
+    first = tifffile.imread(output)
+    output.unlink()
+    deconv(*shlex.split(report["rerun"])[1:])
+    assert np.array_equal(tifffile.imread(output), first)

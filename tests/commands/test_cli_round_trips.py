@@ -1,0 +1,220 @@
+"""`deconv forward`, then `deconv invert`: the input comes back as exactly as the conditioning allows."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from safetensors.torch import load_file
+
+from deconv_cli.io import read_image
+
+BOUNDARIES = ["zero", "circular", "reflect", "symmetric", "replicate"]
+
+# With λ = 1e-12 and a certificate of 1e-10 the estimate x̂ of well-conditioned problems is off by
+# ‖x̂ − x‖ ≤ (λσ²max‖x‖ + 1e-10 ‖Aᴴy‖) / σ²min ≤ 2e-10 κ² ‖x‖; κ of the gentle kernel is below 3.
+EXACT = ["--lambda", "1e-12", "--penalty", "identity", "--dtype", "float64", "--output-dtype", "float64", "--json"]
+ACCURACY = 2e-10 * 3**2
+WIDE = ["--dtype", "float64", "--output-dtype", "float64"]
+
+
+def round_trip(deconv, source, kernel, folder, boundary, suffix, *options):
+    blurred, restored = folder / f"blurred{suffix}", folder / f"restored{suffix}"
+    deconv("forward", source, "--kernel", kernel, "-o", blurred, "--boundary", boundary, *WIDE, *options)
+    report = deconv("invert", blurred, "--kernel", kernel, "-o", restored, *EXACT, *options).report
+    return blurred, restored, report
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_color_photograph_comes_back(deconv, photograph, gentle, tmp_path, values, distance, blur, boundary):
+    blurred, restored, report = round_trip(deconv, photograph, gentle, tmp_path, boundary, ".tif")
+    x = values(photograph)
+    assert x.shape == (1, 3, 40, 48)
+    taps = torch.from_numpy(np.load(gentle))
+    assert distance(values(blurred), blur(x, taps, boundary=boundary)) < 1e-12
+    assert distance(values(blurred), x) > 0.01  # there was something to undo
+    assert report["boundary"] == boundary
+    assert report["conditioning"]["condition"] < 3
+    assert distance(values(restored), x) < ACCURACY
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_16_bit_tiff_comes_back(deconv, microscope, gentle, tmp_path, values, distance, boundary):
+    blurred, restored, report = round_trip(deconv, microscope, gentle, tmp_path, boundary, ".tif")
+    assert report["boundary"] == boundary
+    assert report["inputs"][0]["dtype"] == "float64"
+    assert distance(values(blurred), values(microscope)) > 0.002
+    assert distance(values(restored), values(microscope)) < ACCURACY
+    with tifffile.TiffFile(restored) as file:
+        numerator, denominator = file.pages[0].tags["XResolution"].value
+    assert numerator / denominator == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_16_bit_tiff_comes_back_to_its_very_samples(deconv, microscope, gentle, tmp_path, boundary):
+    blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
+    deconv("forward", microscope, "--kernel", gentle, "-o", blurred, "--boundary", boundary)
+    options = ["--lambda", "1e-9", "--output-dtype", "uint16"]
+    deconv("invert", blurred, "--kernel", gentle, "-o", restored, *options)
+    returned = tifffile.imread(restored)
+    assert returned.dtype == np.uint16
+    difference = returned.astype(int) - tifffile.imread(microscope).astype(int)
+    assert abs(difference).max() <= 1  # float32 in between: 60000 × 1e-6 certificate × κ²
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_tensor_of_32_channels_comes_back(deconv, samples_folder, save, tmp_path, values, distance, blur, boundary):
+    kernel = samples_folder / "layer.safetensors"
+    source = save("features", load_file(samples_folder / "features.safetensors")["image"][:, 8:24, 8:24])
+    blurred, restored, report = round_trip(deconv, source, kernel, tmp_path, boundary, ".npy", "--layer", "conv")
+    x, layer = values(source), load_file(kernel)
+    assert x.shape == (1, 32, 16, 16)
+    expected = blur(x, layer["conv.weight"].double(), boundary=boundary) + layer["conv.bias"].double()[:, None, None]
+    assert distance(values(blurred), expected) < 1e-12
+    assert report["boundary"] == boundary
+    condition = report["conditioning"]["condition"]
+    assert condition < 100
+    assert distance(values(restored), x) < 2e-10 * condition**2
+
+
+@pytest.mark.parametrize("padding", ["full", "2", "3,2"])
+@pytest.mark.parametrize("boundary", ["zero", "circular", "replicate"])
+def test_other_paddings_come_back(deconv, gray, gentle, tmp_path, values, distance, boundary, padding):
+    blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
+    options = ["--padding", padding, "--boundary", boundary]
+    made = deconv("forward", gray, "--kernel", gentle, "-o", blurred, *options, *WIDE, "--json").report
+    sizes = {"full": (36, 39), "2": (32, 37), "3,2": (34, 37)}
+    assert tuple(made["output"]["shape"]) == sizes[padding]
+    report = deconv("invert", blurred, "--kernel", gentle, "-o", restored, *EXACT).report
+    assert (report["padding"], report["boundary"]) == (padding, boundary)
+    assert distance(values(restored), values(gray)) < ACCURACY
+
+
+def test_without_a_border_only_the_data_come_back(deconv, gray, gentle, tmp_path, values, distance, blur):
+    """`valid` loses the rim: many images give the same data, so the estimate is held against those."""
+    blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
+    deconv("forward", gray, "--kernel", gentle, "-o", blurred, "--padding", "valid", *WIDE)
+    report = deconv("invert", blurred, "--kernel", gentle, "-o", restored, *EXACT).report
+    assert report["padding"] == "valid"
+    assert values(restored).shape == values(gray).shape
+    again = blur(values(restored), torch.from_numpy(np.load(gentle)), padding="valid")
+    assert distance(again, values(blurred)) < 1e-8
+    inner = (..., slice(10, -10), slice(10, -10))
+    assert distance(values(restored)[inner], values(gray)[inner]) < 1e-3
+
+
+def test_a_picture_of_unknown_surroundings_comes_back_inside(deconv, gray, gentle, tmp_path, values, distance, blur):
+    """A camera sees the blurred scene; its frame is restored without knowing what lay around it."""
+    scene, taps = values(gray), np.load(gentle)
+    seen = blur(scene, torch.from_numpy(taps), padding="valid")[0, 0]
+    frame, restored = tmp_path / "frame.tif", tmp_path / "restored.tif"
+    tifffile.imwrite(frame, seen.numpy())
+    report = deconv("invert", frame, "--kernel", gentle, "-o", restored, *EXACT).report
+    assert report["boundary"] == "unknown"
+    truth = scene[..., 2:-2, 1:-2]
+    inner = (..., slice(8, -8), slice(8, -8))
+    assert distance(values(restored)[inner], truth[inner]) < 1e-3
+    assert distance(seen[None, None], truth) > 4 * distance(values(restored), truth)
+
+
+def test_real_blur_is_undone_to_what_rounding_leaves(deconv, samples_folder, tmp_path, values, distance):
+    """The shipped pictures, with the defaults: ill-conditioned kernels, noise, 8 bits; better everywhere."""
+    for name, kernel in (("camera", "motion.npy"), ("astronaut", "gaussian_psf.png")):
+        blurred, sharp = samples_folder / f"{name}_blurred.png", samples_folder / f"{name}.png"
+        restored = tmp_path / f"{name}.tif"
+        report = deconv("invert", blurred, "--kernel", samples_folder / kernel, "-o", restored, "--json").report
+        assert report["boundary"] == "unknown"
+        assert report["solver"]["status"] == "converged"
+        before, after, truth = values(blurred), values(restored), values(sharp)
+        assert distance(after, truth) < 0.75 * distance(before, truth)
+        edges = torch.ones(truth.shape[-2:], dtype=torch.bool)
+        edges[8:-8, 8:-8] = False
+        assert distance(after[..., edges], truth[..., edges]) < distance(before[..., edges], truth[..., edges])
+
+
+def test_a_stack_is_solved_together_as_its_planes_would_be_alone(deconv, gray, gentle, tmp_path, values, distance):
+    planes = np.stack([np.roll(values(gray)[0, 0].numpy(), shift, axis=1) for shift in (0, 5, 11)])
+    stack, blurred, restored = (tmp_path / f"{name}.tif" for name in ("stack", "blurred", "restored"))
+    tifffile.imwrite(stack, planes.astype(np.uint8), imagej=True, metadata={"axes": "TYX"})
+    deconv("forward", stack, "--kernel", gentle, "-o", blurred, *WIDE)
+    report = deconv("invert", blurred, "--kernel", gentle, "-o", restored, *EXACT).report
+    assert report["inputs"][0]["shape"] == [3, 32, 36]
+    assert report["inputs"][0]["axes"] == "TYX"
+    assert read_image(restored).axes == "TYX"
+    assert values(restored).shape == (3, 1, 32, 36)
+    assert distance(values(restored), torch.from_numpy(planes)[:, None]) < ACCURACY
+    alone_blurred, alone = tmp_path / "one_blurred.tif", tmp_path / "one.tif"
+    tifffile.imwrite(tmp_path / "plane.tif", planes[1].astype(np.uint8))
+    deconv("forward", tmp_path / "plane.tif", "--kernel", gentle, "-o", alone_blurred, *WIDE)
+    deconv("invert", alone_blurred, "--kernel", gentle, "-o", alone, *EXACT)
+    assert distance(values(restored)[[1]], values(alone)) < 1e-9
+
+
+def test_a_batch_tensor_is_solved_together(deconv, save, tmp_path, values, distance):
+    x = np.random.default_rng(5).standard_normal((4, 2, 12, 10))
+    kernel = np.random.default_rng(6).standard_normal((3, 2, 3, 3)) * 0.1
+    kernel[:2, :, 1, 1] += np.eye(2)
+    source, taps = save("batch", x), save("mixing", kernel)
+    deconv("forward", source, "--kernel", taps, "-o", tmp_path / "y.pt", "--output-dtype", "float64")
+    assert tuple(torch.load(tmp_path / "y.pt", weights_only=True).shape) == (4, 3, 12, 10)
+    report = deconv("invert", tmp_path / "y.pt", "--kernel", taps, "-o", tmp_path / "x.npy", *EXACT).report
+    assert report["output"]["shape"] == [4, 2, 12, 10]
+    assert report["dtype"] == "float64"
+    condition = report["conditioning"]["condition"]
+    assert condition < 5
+    assert distance(values(tmp_path / "x.npy"), torch.from_numpy(x)) < 2e-10 * condition**2
+
+
+def test_a_kernel_of_one_by_one_channels_is_the_plane_kernel(deconv, photograph, save, gentle, tmp_path, values):
+    wrapped = save("wrapped", np.load(gentle)[None, None])
+    reports = {}
+    for name, kernel in (("plane", gentle), ("wrapped", wrapped)):
+        blurred, restored = tmp_path / f"{name}_blurred.tif", tmp_path / f"{name}_restored.tif"
+        deconv("forward", photograph, "--kernel", kernel, "-o", blurred, *WIDE)
+        reports[name] = deconv("invert", blurred, "--kernel", kernel, "-o", restored, *EXACT).report
+    for stage in ("blurred", "restored"):
+        assert torch.equal(values(tmp_path / f"plane_{stage}.tif"), values(tmp_path / f"wrapped_{stage}.tif"))
+    assert reports["plane"]["kernel"]["dc_gain"] == reports["wrapped"]["kernel"]["dc_gain"] == pytest.approx(1)
+    assert reports["plane"]["kernel"]["shape"] == reports["wrapped"]["kernel"]["shape"] == [5, 4]
+
+
+def test_a_picture_of_a_spread_is_flipped_and_said_to_be(deconv, gray, tmp_path, values, distance, blur):
+    spread = np.zeros((3, 5), np.uint8)
+    spread[0, 0], spread[1, 2], spread[1, 3] = 40, 200, 60
+    tifffile.imwrite(tmp_path / "spread.tif", spread)
+    report = deconv(
+        "forward", gray, "--kernel", tmp_path / "spread.tif", "-o", tmp_path / "y.tif", *WIDE, "--json"
+    ).report
+    taps = torch.from_numpy(spread.astype(float) / 300).float().double()  # kernels of whole numbers become float32
+    assert distance(values(tmp_path / "y.tif"), blur(values(gray), taps.flip(0, 1))) < 1e-12
+    assert report["kernel"]["convention"] == "convolution"
+    assert report["kernel"]["dc_gain"] == pytest.approx(1)
+    assert [note for note in report["notes"] if "flipped" in note]
+    assert [note for note in report["notes"] if "divided by their sum (300)" in note]
+
+    options = ["--convention", "correlation", "--keep-kernel"]
+    report = deconv(
+        "forward", gray, "--kernel", tmp_path / "spread.tif", "-o", tmp_path / "z.tif", *WIDE, *options, "--json"
+    ).report
+    assert distance(values(tmp_path / "z.tif"), blur(values(gray), torch.from_numpy(spread).double())) < 1e-12
+    assert report["kernel"]["convention"] == "correlation"
+    assert report["kernel"]["dc_gain"] == pytest.approx(300)
+    assert not [note for note in report["notes"] if "flipped" in note or "divided" in note]
+
+
+def test_the_bias_of_a_layer_is_added_and_taken_away(deconv, save, tmp_path, values, distance, blur):
+    weight = 0.05 * torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    weight[:3, :, 1, 1] += torch.eye(3)
+    bias = torch.tensor([5.0, -3.0, 0.5, 100.0])
+    torch.save({"net.first.weight": weight, "net.first.bias": bias, "net.last.weight": -weight}, tmp_path / "net.pt")
+    x = torch.randn(3, 12, 14, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    source = save("features", x)
+    kernel = ["--kernel", tmp_path / "net.pt", "--layer", "net.first"]
+    made = deconv("forward", source, *kernel, "-o", tmp_path / "y.npy", *WIDE, "--json").report
+    assert (made["kernel"]["layer"], made["kernel"]["bias"]) == ("net.first", True)
+    expected = blur(x[None], weight.double()) + bias.double()[:, None, None]
+    assert distance(values(tmp_path / "y.npy"), expected) < 1e-12
+    report = deconv("invert", tmp_path / "y.npy", *kernel, "-o", tmp_path / "x.npy", *EXACT).report
+    assert report["conditioning"]["condition"] < 4
+    assert distance(values(tmp_path / "x.npy"), x[None]) < 2e-10 * 4**2
+    deconv("forward", source, "-k", tmp_path / "net.pt", "--layer", "net.last", "-o", tmp_path / "z.npy", *WIDE)
+    assert distance(values(tmp_path / "z.npy"), blur(x[None], -weight.double())) < 1e-12
