@@ -44,7 +44,11 @@ class Method(StrEnum):
 
     AUTO = "auto"
     FFT = "fft"
+    """In closed form, frequency by frequency."""
+    STRIP = "strip"
+    """By an iteration on the unobserved strip around the image alone."""
     ITERATIVE = "iterative"
+    """By an iteration on the whole image."""
 
 
 class Convention(StrEnum):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.solvers.cgls import Progress
 from deconv_cli.solvers.fourier import default_rcond, inverse_blocks
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution, Status
 
 

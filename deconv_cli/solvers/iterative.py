@@ -8,9 +8,10 @@ from torch import Tensor
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.solvers.cgls import ConjugateGradients, Progress
+from deconv_cli.solvers.cgls import conjugate_gradients
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.problem import TikhonovProblem, norm
+from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Size
 
@@ -26,9 +27,9 @@ class IterativeInverse:
     alone keeps it in the range of Aᴴ, where the solution of least norm lies.
     """
 
-    def __init__(self, problem: TikhonovProblem, solver: ConjugateGradients) -> None:
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
-        self.solver = solver
+        self.rule = rule
         self._preconditioner: TorusPreconditioner | None = None
         if problem.weight > 0:
             self._preconditioner = TorusPreconditioner(problem)
@@ -36,9 +37,11 @@ class IterativeInverse:
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
         if self._preconditioner is None:
-            return self.solver.solve(self.problem, y, progress=progress)
+            return conjugate_gradients(self.problem, y, self.rule, progress=progress)
         start = self._better_start(y, self._preconditioner.estimate(y))
-        return self.solver.solve(self.problem, y, start=start, preconditioner=self._preconditioner, progress=progress)
+        return conjugate_gradients(
+            self.problem, y, self.rule, start=start, preconditioner=self._preconditioner, progress=progress
+        )
 
     def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
         """Keep the estimate for those images of the batch that it brings closer than zero would."""

@@ -10,12 +10,13 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
-from deconv_cli.solvers.cgls import ConjugateGradients, Progress
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.strip import StripInverse
 from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 MAX_ITERATIONS = 2000
@@ -56,7 +57,15 @@ class PseudoInverse:
         geometry.check_boundary(boundary)
         self.kernel = kernel
         self.geometry = geometry
-        self.choice: Choice = choose_method(geometry, boundary, asked=method)
+        self.choice: Choice = choose_method(
+            geometry,
+            boundary,
+            lam=lam,
+            penalty=penalty,
+            n_outputs=kernel.taps.shape[0],
+            n_inputs=kernel.taps.shape[1],
+            asked=method,
+        )
         if rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
             raise UsageError(
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
@@ -67,12 +76,15 @@ class PseudoInverse:
         self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max, penalty)
         self.tolerance = default_tolerance(kernel.taps.dtype) if tolerance is None else tolerance
         self.rcond: float | None = None
-        self._inverse: CircularInverse | IterativeInverse
+        self._inverse: CircularInverse | StripInverse | IterativeInverse
+        rule = StoppingRule(self.tolerance, max_iterations)
         if self.choice.method is Method.FFT:
             self._inverse = CircularInverse(self.problem, rcond)
             self.rcond = self._inverse.rcond if lam == 0 else None
+        elif self.choice.method is Method.STRIP:
+            self._inverse = StripInverse(self.problem, rule)
         else:
-            self._inverse = IterativeInverse(self.problem, ConjugateGradients(self.tolerance, max_iterations))
+            self._inverse = IterativeInverse(self.problem, rule)
 
     def __call__(self, y: Tensor) -> Tensor:
         """Estimate the images that gave the outputs `y`.

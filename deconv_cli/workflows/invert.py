@@ -12,9 +12,9 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
-from deconv_cli.solvers.cgls import Progress
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.pseudo_inverse import MAX_ITERATIONS, PseudoInverse
+from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
@@ -94,7 +94,7 @@ def invert(
         penalty: `identity`, `gradient` or `laplacian`.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        method: `auto`, `fft` or `iterative`.
+        method: `auto`, `fft`, `strip` or `iterative`.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
         dtype: precision of the arithmetic; by default float64 for float64 data, else float32.
@@ -166,7 +166,7 @@ def pseudo_inverse(
         lam: λ ≥ 0; 0 for the Moore–Penrose inverse.
         penalty: `identity`, `gradient` or `laplacian`.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
-        method: `auto`, `fft` or `iterative`.
+        method: `auto`, `fft`, `strip` or `iterative`.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
         dtype: precision of the arithmetic; by default float64 for float64 taps, else float32.

@@ -37,8 +37,11 @@ def dense_solution(inverse: PseudoInverse, y):
 
 @pytest.mark.parametrize(**named(SMALL))
 @pytest.mark.parametrize(("lam", "penalty"), [(1e-2, "identity"), (1e-2, "gradient"), (1e-3, "laplacian")])
-def test_regularized_inverse_equals_the_dense_one(case, lam, penalty):
-    inverse = build(case, lam=lam, penalty=Penalty(penalty), tolerance=1e-12)
+@pytest.mark.parametrize("method", [Method.AUTO, Method.ITERATIVE])
+def test_regularized_inverse_equals_the_dense_one(case, lam, penalty, method):
+    inverse = build(case, lam=lam, penalty=Penalty(penalty), tolerance=1e-12, method=method)
+    if method is Method.ITERATIVE and build(case, lam=lam, penalty=Penalty(penalty)).choice.method is method:
+        return  # the same as above
     y = random(inverse.problem.operator.output_shape, seed=3)
     solution = inverse.solve(y).raise_for_status()
     difference, expected = solution.value - dense_solution(inverse, y), solution.value
@@ -105,8 +108,9 @@ def test_rcond_truncates_singular_values():
     assert (expected - torch.linalg.pinv(A) @ y.flatten()).norm() > 1e-3 * expected.norm()
 
 
-def test_a_batch_gives_what_its_images_give():
-    case = Case(Boundary.REFLECT, "same", (2, 2, 3, 3), (8, 9))
+@pytest.mark.parametrize("boundary", [Boundary.CIRCULAR, Boundary.REFLECT, Boundary.UNKNOWN])
+def test_a_batch_gives_what_its_images_give(boundary):
+    case = Case(boundary, "same", (2, 2, 3, 3), (8, 9))
     inverse = build(case, lam=1e-3)
     y = random((3, 2, 8, 9)) * torch.tensor([1.0, 1e3, 0.0], dtype=torch.float64)[:, None, None, None]
     together = inverse(y)
@@ -173,3 +177,39 @@ def test_outputs_that_do_not_fit_are_refused():
         inverse(random((2, 9, 8)))
     with pytest.raises(UsageError, match=r"built for torch.float64"):
         inverse(random((2, 8, 9)).float())
+
+
+def test_the_method_is_chosen_with_a_reason_and_can_be_overridden():
+    def chosen(boundary, padding="same", **settings):
+        return build(Case(boundary, padding, (1, 1, 3, 3), (8, 9)), **settings).choice
+
+    assert chosen(Boundary.CIRCULAR).method is Method.FFT
+    assert chosen(Boundary.CIRCULAR, "valid", lam=0.1).method is Method.ITERATIVE
+    assert chosen(Boundary.UNKNOWN, lam=0.1).method is Method.STRIP
+    assert chosen(Boundary.UNKNOWN).method is Method.ITERATIVE
+    assert chosen(Boundary.UNKNOWN, lam=0.1, penalty=Penalty.LAPLACIAN).method is Method.ITERATIVE
+    assert chosen(Boundary.ZERO, lam=0.1).method is Method.ITERATIVE
+    forced = chosen(Boundary.CIRCULAR, lam=0.1, method=Method.ITERATIVE)
+    assert (forced.method, forced.reason) == (Method.ITERATIVE, "asked for")
+    with pytest.raises(UsageError, match="method strip needs boundary unknown"):
+        chosen(Boundary.ZERO, lam=0.1, method=Method.STRIP)
+
+
+@pytest.mark.parametrize("penalty", [Penalty.IDENTITY, Penalty.GRADIENT])
+def test_the_strip_takes_no_more_iterations_for_larger_images(penalty):
+    """From 64² to 256² pixels, with a disk of 9 × 9."""
+    offset = torch.arange(9, dtype=torch.float64) - 4
+    disk = (offset[:, None] ** 2 + offset**2 <= 17).double()
+    n_iterations = []
+    for n in (64, 128, 256):
+        inverse = PseudoInverse(
+            Kernel.from_tensor(disk / disk.sum()),
+            Geometry.of_image((n, n), (9, 9), "same"),
+            Boundary.UNKNOWN,
+            lam=1e-3,
+            penalty=penalty,
+        )
+        solution = inverse.solve(random((1, n, n))).raise_for_status()
+        n_iterations.append(solution.n_iterations)
+    assert n_iterations[2] <= n_iterations[0] + (3 if penalty is Penalty.IDENTITY else 20)
+    assert n_iterations[2] <= (40 if penalty is Penalty.IDENTITY else 120)

@@ -1,0 +1,119 @@
+"""Repeat an iteration until the certificate, computed afresh, is reached.
+
+Recurrences drift from the truth in the last digits, and a solver may run in less precision than its answer needs. So
+every solver is run again on what its own answer leaves over, until that is small enough or no longer falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deconv_cli.solvers.problem import TikhonovProblem, norm
+from deconv_cli.solvers.solution import Solution, Status
+
+Progress = Callable[[int, float], None]
+"""Called after each iteration with its number and the certificate so far."""
+
+MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When an iteration ends.
+
+    Attributes:
+        tolerance: the certificate to reach.
+        max_iterations: iterations at most, all rounds together.
+    """
+
+    tolerance: float
+    max_iterations: int
+
+
+@dataclass
+class Course:
+    """The course of one solve, shared by its rounds.
+
+    Attributes:
+        rule: when to stop.
+        scale: ‖Aᴴy‖, shape `(*batch,)`.
+        progress: told of every iteration.
+        history: the certificate as the iterations saw it.
+    """
+
+    rule: StoppingRule
+    scale: Tensor
+    progress: Progress | None = None
+    history: list[float] = field(default_factory=list)
+
+    @property
+    def goal(self) -> Tensor:
+        """The norm of the gradient to be reached, shape `(*batch,)`."""
+        return self.rule.tolerance * self.scale
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the iterations have run out."""
+        return len(self.history) >= self.rule.max_iterations
+
+    def note(self, remaining: Tensor) -> None:
+        """Take note of an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
+        self.history.append(float(relative(remaining, self.scale).max()))
+        if self.progress is not None:
+            self.progress(len(self.history), self.history[-1])
+
+
+def refine(
+    problem: TikhonovProblem,
+    y: Tensor,
+    start: Tensor,
+    rule: StoppingRule,
+    improve: Callable[[Tensor, Tensor, Course], Tensor],
+    progress: Progress | None,
+) -> Solution:
+    """Call `improve` until the certificate is reached, the iterations are spent, or nothing is gained.
+
+    Args:
+        problem: what to solve.
+        y: data, shape `(*batch, C_out, H_y, W_y)`.
+        start: first estimate, shape `(*batch, C_in, H, W)`.
+        rule: when to stop.
+        improve: takes an estimate, the negative gradient there and the course, and gives a better estimate.
+        progress: told of every iteration.
+    """
+    course = Course(rule, norm(problem.operator.adjoint(y)), progress)
+    x = start
+    gradient = problem.negative_gradient(x, y - problem.operator.forward(x))
+    best = norm(gradient)
+    status = Status.STAGNATED
+    for _ in range(MAX_ROUNDS):
+        if bool((best <= course.goal).all()):
+            status = Status.CONVERGED
+            break
+        if course.is_spent:
+            status = Status.MAX_ITERATIONS
+            break
+        candidate = improve(x, gradient, course)
+        new_gradient = problem.negative_gradient(candidate, y - problem.operator.forward(candidate))
+        reached = norm(new_gradient)
+        is_better = (reached < best)[..., None, None, None]
+        x, gradient = torch.where(is_better, candidate, x), torch.where(is_better, new_gradient, gradient)
+        is_stuck = ((reached > 0.5 * best) & (best > course.goal)).any()
+        best = torch.minimum(reached, best)
+        if bool(is_stuck & (best > course.goal).any()) and not course.is_spent:
+            break
+    return Solution(x, status, len(course.history), float(relative(best, course.scale).max()), tuple(course.history))
+
+
+def relative(size: Tensor, scale: Tensor) -> Tensor:
+    """Divide norms, leaving those as they are whose scale is zero."""
+    return torch.where(scale > 0, size / scale.clamp_min(1e-300), size)
+
+
+def step(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide, giving 0 to images that are done already."""
+    return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), 0)
