@@ -48,7 +48,7 @@ def _plain_environment(monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Problems this small gain nothing from a second thread, and lose much where another process wants the core."""
     before = torch.get_num_threads()
