@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -56,4 +57,6 @@ def deconv(
 
 def main() -> None:
     """Run the command line."""
+    # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="deconv")

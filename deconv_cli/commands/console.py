@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +13,17 @@ import typer
 
 def print_error(sentence: str) -> None:
     """Print an error on stderr, as it stands."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {sentence}", err=True)
+    typer.echo(f"{_styled('error:', 'red')} {sentence}", err=True)
 
 
 def print_note(sentence: str) -> None:
     """Print a note on stderr."""
-    typer.echo(f"{typer.style('note:', fg='yellow')} {sentence}", err=True)
+    typer.echo(f"{_styled('note:', 'cyan')} {sentence}", err=True)
 
 
 def print_warning(sentence: str) -> None:
     """Print a warning on stderr."""
-    typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {sentence}", err=True)
+    typer.echo(f"{_styled('warning:', 'yellow')} {sentence}", err=True)
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -43,6 +44,11 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
         # Text, not markup: file names may hold brackets.
         table.add_row(Text(name), Text(value))
     Console(stderr=True, highlight=False).print(table)
+
+
+def _styled(word: str, color: str) -> str:
+    """Color a word, unless NO_COLOR says not to; Typer itself drops colors where there is no terminal."""
+    return word if os.environ.get("NO_COLOR") else typer.style(word, fg=color, bold=True)
 
 
 class CertificateProgress:

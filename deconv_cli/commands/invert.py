@@ -205,23 +205,47 @@ class Border:
 
 def resolve_border(source: ImageFile, settings: InversionOptions, kernel_sha256: str) -> Border:
     """Settle the boundary and the padding: as typed, else as recorded in the file, else by the kind of file."""
-    record = source.record if source.record is not None and source.record.get("command") == "forward" else None
+    recorded = recorded_border(source)
     padding = settings.padding
     if padding is None:
-        padding = "same" if record is None else parse_padding(record["padding"])
+        padding = "same" if recorded is None else recorded.padding
     if settings.boundary is not InvertBoundary.AUTO:
         return Border(Boundary(settings.boundary.value), padding, "asked for", [])
-    if record is None:
+    if recorded is None:
         if source.is_picture:
             return Border(Boundary.UNKNOWN, padding, "a picture shows part of a larger scene", [])
         return Border(Boundary.ZERO, padding, "layers of networks pad their tensors with zeros", [])
     notes = []
-    if record["kernel"]["sha256"] != kernel_sha256:
+    if recorded.kernel_sha256 != kernel_sha256:
         notes.append(
-            f"deconv forward made this file with another kernel file, '{record['kernel']['path']}'; "
-            "make sure that this one holds the same taps."
+            f"deconv forward made this file with another kernel file, '{recorded.kernel_path}'; "
+            "make sure that this one holds the same taps"
         )
-    return Border(Boundary(record["boundary"]), padding, "recorded in the file by deconv forward", notes)
+    return Border(recorded.boundary, padding, "recorded in the file by deconv forward", notes)
+
+
+@dataclass(frozen=True)
+class RecordedBorder:
+    """What `deconv forward` wrote into a file about how it was made."""
+
+    boundary: Boundary
+    padding: PaddingLike
+    kernel_path: str
+    kernel_sha256: str
+
+
+def recorded_border(source: ImageFile) -> RecordedBorder | None:
+    """Read the border from a file's record; `None` if it has none, or if somebody else wrote it."""
+    record = source.record
+    if record is None or record.get("command") != "forward":
+        return None
+    try:
+        kernel = record["kernel"]
+        return RecordedBorder(
+            Boundary(record["boundary"]), parse_padding(record["padding"]), str(kernel["path"]), str(kernel["sha256"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def resolve_penalty(source: ImageFile, settings: InversionOptions) -> Penalty:
