@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from deconv_cli.errors import DeconvError, UsageError
 
 PICTURE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp")
 TENSOR_SUFFIXES = (".pt", ".safetensors", ".npy", ".npz")
+
+BARE_SUFFIXES = (".pt", ".npy", ".npz")
+"""Formats that hold the bare tensor, with the report beside it."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,13 @@ class Outcome:
     is_trusted: bool = True
 
 
-def lay_out(inputs: list[Path], output: Path | None, *, ending: str) -> list[Job]:
+def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]:
     """Decide where each input's output goes.
 
     Args:
         inputs: files and folders; a folder stands for every readable file below it.
-        output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without
-            it each output stands beside its input.
+        output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
+            each output stands beside its input.
         ending: added to the name of an output that stands beside its input.
 
     Raises:
@@ -63,16 +67,28 @@ def lay_out(inputs: list[Path], output: Path | None, *, ending: str) -> list[Job
     is_single_file = len(inputs) == 1 and not inputs[0].is_dir()
     if output is None:
         jobs = [Job(source, _beside(source, ending)) for source, _ in entries]
-    elif is_single_file and not (output.is_dir() or str(output).endswith(("/", "\\"))):
-        jobs = [Job(entries[0][0], output)]
+    elif is_single_file and not (Path(output).is_dir() or output.endswith(("/", os.sep))):
+        jobs = [Job(entries[0][0], Path(output))]
     else:
-        if output.is_file():
+        if Path(output).is_file():
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' is a file.")
-        jobs = [Job(source, output / relative, make_folder=True) for source, relative in entries]
-    collisions = [target for target, count in Counter(job.target for job in jobs).items() if count > 1]
-    if collisions:
-        raise UsageError(f"several inputs would be written to '{collisions[0]}'; give the folders one at a time.")
+        jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
+    _check_collisions([job.target for job in jobs])
     return jobs
+
+
+def _check_collisions(targets: list[Path]) -> None:
+    """Refuse outputs that would be written over one another, or over the record beside another."""
+    for path, count in Counter(targets).items():
+        if count > 1:
+            raise UsageError(f"several inputs would be written to '{path}'; give the folders one at a time.")
+    records = Counter(path.with_suffix(".json") for path in targets if path.suffix.lower() in BARE_SUFFIXES)
+    for record, count in records.items():
+        if count > 1:
+            raise UsageError(
+                f"the reports of several outputs would go to '{record}', since they differ in their suffix alone; "
+                "rename one of the inputs, or give them one at a time."
+            )
 
 
 def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], *, as_json: bool, quiet: bool) -> None:

@@ -152,7 +152,7 @@ class Context:
 
     def _rerun(self, job: Job, loaded: Input, prepared: PreparedOutput, typed: OptionValues) -> str:
         kernel, files = self.kernel_options, self.files
-        normalize = {None: None, True: "--normalize-kernel", False: "--keep-kernel"}[kernel.normalize]
+        normalize = {None: None, True: "--unit-sum", False: "--keep-sum"}[kernel.normalize]
         values: OptionValues = {
             "--kernel": kernel.path,
             "--layer": self.kernel_file.layer,

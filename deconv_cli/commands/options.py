@@ -39,13 +39,13 @@ ConventionOption = Annotated[
 NormalizeOption = Annotated[
     bool | None,
     typer.Option(
-        "--normalize-kernel/--keep-kernel",
+        "--unit-sum/--keep-sum",
         help="Divide the kernel by its sum, or take it as it is. Default: only pictures of whole numbers are divided.",
         show_default=False,
     ),
 ]
 OutputOption = Annotated[
-    Path | None,
+    str | None,  # not a path, which would forget the slash that marks a folder
     typer.Option(
         "--output",
         "-o",

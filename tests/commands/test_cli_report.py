@@ -287,7 +287,7 @@ RERUNS = {
     "forward, Poisson": ["forward", "photograph.png", "--noise", "poisson:200", "-o", "out.npy"],
     "forward, all said": [
         *("forward", "photograph.png", "--padding", "3,2", "--boundary", "symmetric", "--dtype", "float64"),
-        *("--output-dtype", "uint16", "--convention", "convolution", "--normalize-kernel", "-o", "out.png"),
+        *("--output-dtype", "uint16", "--convention", "convolution", "--unit-sum", "-o", "out.png"),
     ],
     "invert as it comes": ["invert", "photograph.png", "-o", "out.tif"],
     "invert a tensor": ["invert", "tensor.npy", "-o", "out.pt"],
@@ -298,7 +298,7 @@ RERUNS = {
     ],
     "invert, truncated": ["invert", "photograph.png", "--boundary", "circular", "--rcond", "0.8", "-o", "out.tif"],
     "invert, one of several": [
-        *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--keep-kernel", "-o", "out.safetensors"),
+        *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--keep-sum", "-o", "out.safetensors"),
     ],
     "invert, beside the input": ["invert", "photograph.png"],
 }

@@ -1,0 +1,67 @@
+"""Mishaps that were found once and mended."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deconv_cli.commands.exit_codes import ExitCode
+
+
+def test_a_picture_of_a_kernel_that_sums_to_zero_is_told_the_right_option(refuses, gray, save, tmp_path):
+    kernel = save("edge", [[1.0, -1.0]])
+    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--unit-sum"]
+    refuses(*words, code=ExitCode.USAGE, says=["sum", "--keep-sum"])
+
+
+def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path):
+    source = save("x", np.random.default_rng(0).random((12, 14)))
+    for text in (
+        '{"command": "forward", "output": {"shape": [12, 14]}}',
+        '{"command": "forward", "output": {"shape": [12, 14]}, "padding": 3, "boundary": "zero"}',
+        '{"command": "forward", "output": {"shape": [12, 14]}, "padding": "same", "boundary": "sideways"}',
+        '{"command": "forward", "output": {"shape": [12, 14]}, "padding": "same", "boundary": "zero", "kernel": 1}',
+        '{"command": ["forward"], "output": [12, 14]}',
+    ):
+        (tmp_path / "x.json").write_text(text)
+        report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "y.tif", "--json", "--force").report
+        assert report["boundary"] == "zero"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("heeds", [True, False])
+def test_no_color_is_heeded_on_a_terminal(heeds):
+    import pty
+
+    ours, theirs = pty.openpty()
+    try:
+        environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+        subprocess.run(
+            [sys.executable, "-m", "deconv_cli", "forward", "missing.png", "--kernel", "missing.npy"],
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env=environment | {"TERM": "xterm"} | ({"NO_COLOR": "1"} if heeds else {}),
+            timeout=60,
+            check=False,
+        )
+        written = os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"error:" in written
+    assert (b"\x1b[" in written) is not heeds
+
+
+def test_a_trailing_slash_means_a_folder_even_for_one_input(deconv, save, gentle, tmp_path):
+    source = save("x", np.ones((12, 14)))
+    deconv("forward", source, "-k", gentle, "-o", f"{tmp_path / 'new'}/")
+    assert (tmp_path / "new" / "x.npy").is_file()
+
+
+def test_two_outputs_never_share_a_record(refuses, save, gentle, tmp_path):
+    first = save("x", np.ones((12, 14)))
+    second = tmp_path / "x.npz"
+    np.savez(second, image=np.ones((12, 14)))
+    refuses("forward", first, second, "-k", gentle, "-o", tmp_path / "out", code=ExitCode.USAGE, says=["x.json"])
