@@ -16,21 +16,48 @@ MAX_PAIRS_AS_PLANES = 16
 MAX_TAPS_AS_SUM = 9
 
 
+class FrequencyBlocks:
+    """A small complex matrix at every frequency of `torch.fft.rfft2`, to multiply spectra with.
+
+    Args:
+        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`: one block lies together in memory.
+    """
+
+    def __init__(self, blocks: Tensor) -> None:
+        n_outputs, n_inputs = blocks.shape[-2:]
+        self._plane = blocks.shape[:2]
+        # Of the two layouts only the one that is used is kept.
+        self._planes: Tensor | None = None
+        self._blocks: Tensor | None = None
+        if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
+            self._planes = blocks.permute(2, 3, 0, 1).contiguous()
+        else:
+            self._blocks = blocks.flatten(0, 1)
+
+    def multiply(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
+        """Multiply a spectrum `(*batch, C_in, N1, N2 // 2 + 1)` by the blocks, or by their conjugate transposes."""
+        if self._planes is not None:
+            planes = self._planes.conj().transpose(0, 1) if adjoint else self._planes
+            return _multiply_planes(planes, spectrum)
+        assert self._blocks is not None
+        blocks = self._blocks.mH if adjoint else self._blocks
+        return multiply_lines(blocks, spectrum.flatten(-2)).unflatten(-1, self._plane)
+
+
 class BlockCirculant(LinearOperator):
     """A real convolution on a torus, given by its blocks at the frequencies of `torch.fft.rfft2`.
 
     Args:
-        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`: one block lies together in memory.
+        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
         torus: `(N1, N2)`.
     """
 
     def __init__(self, blocks: Tensor, torus: Size) -> None:
         n_outputs, n_inputs = blocks.shape[-2:]
-        self.blocks = blocks
+        self.blocks = FrequencyBlocks(blocks)
         self.torus = torus
         self.input_shape = (n_inputs, *torus)
         self.output_shape = (n_outputs, *torus)
-        self._planes = blocks.permute(2, 3, 0, 1).contiguous() if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x`; an `x` smaller than the torus is taken to be zero beyond its end.
@@ -41,19 +68,23 @@ class BlockCirculant(LinearOperator):
         Returns:
             Shape `(*batch, C_out, N1, N2)`.
         """
-        return self._apply(x, transposed=False)
+        return self._apply(x, adjoint=False)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose to `y` of shape `(*batch, C_out, H, W)`, zero beyond its end."""
-        return self._apply(y, transposed=True)
+        return self._apply(y, adjoint=True)
 
-    def _apply(self, x: Tensor, *, transposed: bool) -> Tensor:
-        spectrum = torch.fft.rfft2(x, s=self.torus)
-        if self._planes is not None:
-            product = _multiply_planes(self._planes.conj().transpose(0, 1) if transposed else self._planes, spectrum)
-        else:
-            product = _multiply_blocks(self.blocks.mH if transposed else self.blocks, spectrum)
-        return torch.fft.irfft2(product, s=self.torus)
+    def _apply(self, x: Tensor, *, adjoint: bool) -> Tensor:
+        spectrum = self.blocks.multiply(torch.fft.rfft2(x, s=self.torus), adjoint=adjoint)
+        return torch.fft.irfft2(spectrum, s=self.torus)
+
+
+def multiply_lines(blocks: Tensor, lines: Tensor) -> Tensor:
+    """Multiply one small matrix at each position of a line: `(F, a, b)` by `(*batch, b, F)` gives `(*batch, a, F)`."""
+    columns = lines.reshape(-1, *lines.shape[-2:]).permute(2, 1, 0)
+    # Contiguous, since torch's batched product of complex matrices is up to a hundred times slower otherwise.
+    product = torch.bmm(blocks, columns.contiguous())
+    return product.permute(2, 1, 0).reshape(*lines.shape[:-2], blocks.shape[-2], lines.shape[-1])
 
 
 def _multiply_planes(planes: Tensor, spectrum: Tensor) -> Tensor:
@@ -67,14 +98,6 @@ def _multiply_planes(planes: Tensor, spectrum: Tensor) -> Tensor:
             total = torch.addcmul(total, row[i], spectrum[..., i, :, :])
         rows.append(total)
     return torch.stack(rows, dim=-3)
-
-
-def _multiply_blocks(blocks: Tensor, spectrum: Tensor) -> Tensor:
-    """Multiply `(*plane, C_out, C_in)` by `(*batch, C_in, *plane)`, one small matrix product a frequency."""
-    batch, plane = spectrum.shape[:-3], spectrum.shape[-2:]
-    columns = spectrum.flatten(-2).reshape(-1, spectrum.shape[-3], plane.numel()).permute(2, 1, 0)
-    product = torch.bmm(blocks.flatten(0, 1), columns)  # (frequency, C_out, batch)
-    return product.permute(2, 1, 0).reshape(*batch, blocks.shape[-2], *plane)
 
 
 def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.operators.circulant import multiply_lines
 from deconv_cli.vocabulary import Size
 
 
@@ -155,10 +156,7 @@ def _solve_band(inverse: Tensor, rows: Tensor, seam: Tensor) -> tuple[Tensor, Te
     lines = torch.cat([rows.transpose(-3, -2).reshape(*batch, width * n_outputs, length), seam], dim=-2)
     if lines.shape[-2] == 0:
         return rows.clone(), seam
-    spectrum = torch.fft.rfft(lines, dim=-1)
-    columns = spectrum.reshape(-1, *spectrum.shape[-2:]).permute(2, 1, 0)
-    solved = torch.bmm(inverse, columns).permute(2, 1, 0).reshape(spectrum.shape)
-    result = torch.fft.irfft(solved, n=length, dim=-1)
+    result = torch.fft.irfft(multiply_lines(inverse, torch.fft.rfft(lines, dim=-1)), n=length, dim=-1)
     new_rows = result[..., : width * n_outputs, :].reshape(*batch, width, n_outputs, length).transpose(-3, -2)
     return new_rows.contiguous(), result[..., width * n_outputs :, :]
 

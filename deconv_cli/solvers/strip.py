@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.bands import BandPreconditioner, StripLayout
 from deconv_cli.solvers.fourier import gram_inverse_blocks
@@ -96,8 +96,8 @@ class _StripSystem:
             self._layout, symbol, gram_inverse, across if has_seams else (), self._dtype
         )
         narrow = torch.complex128 if self._dtype == torch.float64 else torch.complex64
-        self._symbol = symbol.to(narrow).permute(2, 3, 0, 1).contiguous()
-        self._gram_inverse = gram_inverse.to(narrow).permute(2, 3, 0, 1).contiguous()
+        self._symbol = FrequencyBlocks(symbol.to(narrow))
+        self._gram_inverse = FrequencyBlocks(gram_inverse.to(narrow))
         self._across = tuple(factor.to(narrow) for factor in across) if has_seams else ()
         self._sigma = problem.sigma_max + 2 * root * has_seams
 
@@ -106,7 +106,7 @@ class _StripSystem:
 
         The remaining gradient is K_aᴴMᵀ times the residual on the strip, whose norm therefore bounds it.
         """
-        spectrum = _multiply(self._gram_inverse, torch.fft.rfft2(gradient.to(self._dtype)))
+        spectrum = self._gram_inverse.multiply(torch.fft.rfft2(gradient.to(self._dtype)))
         residual = self._outputs(spectrum)
         unknowns = torch.zeros_like(residual)
         z = self._precondition(residual)
@@ -128,16 +128,16 @@ class _StripSystem:
     def _estimate(self, unknowns: Tensor) -> Tensor:
         """Spectrum of B·K_aᴴMᵀq, shape `(*batch, C_in, N1, N2 // 2 + 1)`."""
         field = torch.fft.rfft2(self._layout.embed(unknowns))
-        total = _multiply(self._symbol.transpose(0, 1), field, conjugate=True)
+        total = self._symbol.multiply(field, adjoint=True)
         if self._across:
             _, _, rows, columns = self._layout.split(unknowns)
             total = total + self._across[0] * torch.fft.rfft(rows, dim=-1)[..., None, :]
             total = total + self._across[1] * torch.fft.fft(columns, dim=-1)[..., :, None]
-        return _multiply(self._gram_inverse, total)
+        return self._gram_inverse.multiply(total)
 
     def _outputs(self, spectrum: Tensor) -> Tensor:
         """Compute M·K_a z for the spectrum of a z."""
-        field = torch.fft.irfft2(_multiply(self._symbol, spectrum), s=self._torus)
+        field = torch.fft.irfft2(self._symbol.multiply(spectrum), s=self._torus)
         if not self._across:
             empty = field.new_zeros(*field.shape[:-3], 0, 0)
             return self._layout.gather(field, empty, empty)
@@ -168,14 +168,6 @@ def _build_preconditioner(
 def _to_kernel(blocks: Tensor, torus: tuple[int, int]) -> Tensor:
     """Turn blocks `(N1, N2 // 2 + 1, a, b)` into a real kernel `(a, b, N1, N2)`."""
     return torch.fft.irfft2(blocks.permute(2, 3, 0, 1), s=torus)
-
-
-def _multiply(planes: Tensor, spectrum: Tensor, *, conjugate: bool = False) -> Tensor:
-    """Multiply `(a, b, *plane)` by `(*batch, b, *plane)` at every frequency."""
-    planes = planes.conj() if conjugate else planes
-    if planes.shape[:2] == (1, 1):
-        return planes[0, 0] * spectrum
-    return torch.einsum("abhw,...bhw->...ahw", planes, spectrum)
 
 
 def _sum_half_spectrum(spectrum: Tensor, n_columns: int) -> Tensor:
