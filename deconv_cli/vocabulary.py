@@ -47,6 +47,8 @@ class Method(StrEnum):
     """In closed form, frequency by frequency."""
     STRIP = "strip"
     """By an iteration on the unobserved strip around the image alone."""
+    DIRECT = "direct"
+    """By one dense system on the border, factored once."""
     ITERATIVE = "iterative"
     """By an iteration on the whole image."""
 

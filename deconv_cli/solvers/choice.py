@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import psutil
 
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers import strip
+from deconv_cli.solvers import direct, strip
 from deconv_cli.vocabulary import Boundary, Method, Penalty
+
+# The direct method may take this part of the memory that is free.
+MEMORY_SHARE = 0.5
+# A factorization was measured to run this many times more operations a second than an iteration does.
+FACTORIZATION_SPEED = 5.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ def choose_method(
     penalty: Penalty,
     n_outputs: int,
     n_inputs: int,
+    has_float64: bool = True,
     asked: Method = Method.AUTO,
 ) -> Choice:
     """Decide how a convolution is undone.
@@ -37,6 +46,7 @@ def choose_method(
         penalty: which L.
         n_outputs: output channels.
         n_inputs: input channels.
+        has_float64: whether the device computes in double precision, which the direct method needs.
         asked: a method chosen by hand.
 
     Raises:
@@ -44,20 +54,49 @@ def choose_method(
     """
     is_diagonal = boundary is Boundary.CIRCULAR and geometry.output_size == geometry.image_size
     has_strip = strip.covers(boundary, lam, penalty, n_outputs, n_inputs)
-    if asked is Method.FFT and not is_diagonal:
-        raise UsageError(
-            "method fft inverts a circular convolution of unchanged size only, but the boundary is "
-            f"{boundary} and an image of {geometry.image_size} gives {geometry.output_size}; use method auto."
-        )
-    if asked is Method.STRIP and not has_strip:
-        raise UsageError(
-            "method strip needs boundary unknown, λ > 0 and penalty identity or gradient, but has boundary "
-            f"{boundary}, λ {lam:g} and penalty {penalty}; use method auto."
-        )
+    has_direct = has_float64 and direct.covers(
+        geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
+    )
+    _check_asked(asked, is_diagonal=is_diagonal, has_strip=has_strip, has_direct=has_direct)
     if asked is not Method.AUTO:
         return Choice(asked, "asked for")
     if is_diagonal:
         return Choice(Method.FFT, "a circular convolution of unchanged size is diagonal in frequency")
     if has_strip:
         return Choice(Method.STRIP, "all but the unobserved strip around the image is diagonal in frequency")
-    return Choice(Method.ITERATIVE, f"boundary {boundary} with λ {lam:g} and penalty {penalty} has no shorter way")
+    if not has_direct:
+        return Choice(Method.ITERATIVE, f"boundary {boundary} with λ {lam:g} and penalty {penalty} has no shorter way")
+    cost = direct.estimate_cost(geometry, boundary, lam=lam, n_outputs=n_outputs, n_inputs=n_inputs)
+    budget = MEMORY_SHARE * psutil.virtual_memory().available
+    if cost.n_bytes > budget:
+        return Choice(
+            Method.ITERATIVE,
+            f"a direct solution would need {cost.n_bytes / 2**30:.1f} GiB, and {budget / 2**30:.1f} GiB may be used",
+        )
+    if lam > 0 and cost.n_operations > FACTORIZATION_SPEED * _iteration_operations(geometry, lam, n_outputs, n_inputs):
+        return Choice(Method.ITERATIVE, f"with λ {lam:g} an iteration ends sooner than a factorization of the border")
+    return Choice(Method.DIRECT, f"the border's system of {cost.n_unknowns} unknowns is factored once, exactly")
+
+
+def _check_asked(asked: Method, *, is_diagonal: bool, has_strip: bool, has_direct: bool) -> None:
+    """Refuse a method that was asked for but cannot solve the problem."""
+    if asked is Method.FFT and not is_diagonal:
+        raise UsageError("method fft inverts circular convolutions of unchanged size only; use method auto.")
+    if asked is Method.STRIP and not has_strip:
+        raise UsageError(
+            "method strip inverts convolutions with boundary unknown, λ > 0 and penalty identity or gradient only; "
+            "use method auto."
+        )
+    if asked is Method.DIRECT and not has_direct:
+        raise UsageError(
+            "method direct needs λ > 0 here (with penalty identity, if the kernel has fewer outputs than inputs); "
+            "use another λ, or method auto."
+        )
+
+
+def _iteration_operations(geometry: Geometry, lam: float, n_outputs: int, n_inputs: int) -> float:
+    """Estimate the operations of conjugate gradients: about 1/√λ iterations of a few FFTs and products."""
+    n_pixels = math.prod(geometry.extended_size)
+    transforms = 4 * (n_outputs + n_inputs) * 2.5 * n_pixels * math.log2(max(n_pixels, 2))
+    products = 24.0 * n_pixels * n_outputs * n_inputs
+    return (transforms + products) / math.sqrt(lam)

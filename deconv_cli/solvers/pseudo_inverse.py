@@ -12,6 +12,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.direct import DirectInverse, SingularSystemError
 from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
@@ -57,13 +58,14 @@ class PseudoInverse:
         geometry.check_boundary(boundary)
         self.kernel = kernel
         self.geometry = geometry
-        self.choice: Choice = choose_method(
+        self.choice = choose_method(
             geometry,
             boundary,
             lam=lam,
             penalty=penalty,
             n_outputs=kernel.taps.shape[0],
             n_inputs=kernel.taps.shape[1],
+            has_float64=kernel.taps.device.type != "mps",
             asked=method,
         )
         if rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
@@ -75,16 +77,9 @@ class PseudoInverse:
         operator = Convolution(kernel.taps, geometry, boundary)
         self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max, penalty)
         self.tolerance = default_tolerance(kernel.taps.dtype) if tolerance is None else tolerance
-        self.rcond: float | None = None
-        self._inverse: CircularInverse | StripInverse | IterativeInverse
-        rule = StoppingRule(self.tolerance, max_iterations)
-        if self.choice.method is Method.FFT:
-            self._inverse = CircularInverse(self.problem, rcond)
-            self.rcond = self._inverse.rcond if lam == 0 else None
-        elif self.choice.method is Method.STRIP:
-            self._inverse = StripInverse(self.problem, rule)
-        else:
-            self._inverse = IterativeInverse(self.problem, rule)
+        self._inverse = self._build(rcond, StoppingRule(self.tolerance, max_iterations), is_free=method is Method.AUTO)
+        inverse = self._inverse
+        self.rcond: float | None = inverse.rcond if isinstance(inverse, CircularInverse) and lam == 0 else None
 
     def __call__(self, y: Tensor) -> Tensor:
         """Estimate the images that gave the outputs `y`.
@@ -120,6 +115,23 @@ class PseudoInverse:
                 f"but the output has shape {tuple(y.shape)}."
             )
         return arranged
+
+    def _build(
+        self, rcond: float | None, rule: StoppingRule, *, is_free: bool
+    ) -> CircularInverse | StripInverse | DirectInverse | IterativeInverse:
+        """Build the inverse that was chosen; `is_free` lets another take over where the direct one is singular."""
+        if self.choice.method is Method.FFT:
+            return CircularInverse(self.problem, rcond)
+        if self.choice.method is Method.STRIP:
+            return StripInverse(self.problem, rule)
+        if self.choice.method is Method.DIRECT:
+            try:
+                return DirectInverse(self.problem, rule)
+            except SingularSystemError as error:
+                if not is_free:
+                    raise UsageError(f"method direct fails, since {error}; use a larger λ or method auto.") from error
+                self.choice = Choice(Method.ITERATIVE, f"the direct way is barred, since {error}")
+        return IterativeInverse(self.problem, rule)
 
     def frame(self, value: Tensor) -> Tensor:
         """Cut a solution's value to the image's frame and restore its channel axis."""

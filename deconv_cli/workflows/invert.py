@@ -94,7 +94,7 @@ def invert(
         penalty: `identity`, `gradient` or `laplacian`.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        method: `auto`, `fft`, `strip` or `iterative`.
+        method: `auto`, `fft`, `strip`, `direct` or `iterative`.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
         dtype: precision of the arithmetic; by default float64 for float64 data, else float32.
@@ -166,7 +166,7 @@ def pseudo_inverse(
         lam: λ ≥ 0; 0 for the Moore–Penrose inverse.
         penalty: `identity`, `gradient` or `laplacian`.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
-        method: `auto`, `fft`, `strip` or `iterative`.
+        method: `auto`, `fft`, `strip`, `direct` or `iterative`.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
         dtype: precision of the arithmetic; by default float64 for float64 taps, else float32.

@@ -330,7 +330,7 @@ def test_rerun_of_a_layer_and_of_a_solve_that_was_cut_short(deconv, samples_fold
     layers = load_file(samples_folder / "layer.safetensors")
     torch.save({**layers, "other.weight": -layers["conv.weight"]}, tmp_path / "layers.pt")
     words = ["invert", samples_folder / "features.safetensors", "-k", tmp_path / "layers.pt"]
-    options = ["--layer", "conv", "--max-iterations", "2", "--json", "-o", output]
+    options = ["--layer", "conv", "--method", "iterative", "--max-iterations", "2", "--json", "-o", output]
     report = deconv(*words, *options, expect=ExitCode.UNTRUSTWORTHY).report
     assert report["kernel"]["layer"] == "conv"
     assert report["kernel"]["shape"] == [32, 32, 3, 3]

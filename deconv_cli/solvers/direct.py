@@ -1,0 +1,287 @@
+"""The exact inverse under any border: a torus, and one dense system on its boundary.
+
+Let C be the convolution on the torus of `embedding.py`, S the observed and T the unobserved outputs, and Wᵀz = 0 the
+rule that ties the border's pixels. With u = the values of the unobserved outputs and ν = the multipliers of the rule,
+the solution is
+
+    z = P(Sᵀy + Tᵀu) − N W ν,     [ T M Tᵀ     T Pᴴ W  ] [u]   [ −T M Sᵀ y ]
+                                  [ Wᵀ P Tᵀ   −Wᵀ N W ] [ν] = [ −Wᵀ P Sᵀ y ]
+
+where P, M and N are diagonal in frequency:
+
+    λ > 0:                P = (KᴴK + μ|l|²)⁻¹Kᴴ,   M = I − KP,      N = (KᴴK + μ|l|²)⁻¹
+    λ = 0, more outputs:  P = K⁺,                  M = I − KK⁺,     N = (KᴴK)⁻¹
+    λ = 0, fewer outputs: P = K⁺,                  M = (KKᴴ)⁻¹,     N = I − K⁺K
+    λ = 0, as many:       P = K⁻¹, and the second row alone decides:  WᵀPTᵀ u = −WᵀPSᵀy
+
+The entries of the system are gathered from inverse FFTs of P, M and N. It is as large as the border, is factored
+once, and serves any number of outputs. Derived for this project; Reeves (IEEE Transactions on Image Processing 14,
+2005) has the case of a single channel with an unknown border.
+
+The norms run over the torus. Where border pixels repeat pixels of the image, or where a penalty on differences would
+wrap around, that is not quite ‖Lx‖²: then the inverse preconditions conjugate gradients on the true problem, which
+end after a few steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.solvers.cgls import conjugate_gradients
+from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import Boundary, Penalty
+
+BYTES_PER_NUMBER = 8
+
+
+class SingularSystemError(Exception):
+    """The problem has no well-conditioned system on the border; another method must take it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the direct method would take, estimated before anything is allocated.
+
+    Attributes:
+        n_unknowns: size of the system on the border.
+        n_bytes: memory at the peak.
+        n_operations: floating-point operations of the factorization.
+    """
+
+    n_unknowns: int
+    n_bytes: int
+    n_operations: float
+
+
+def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outputs: int, n_inputs: int) -> Cost:
+    """Estimate what the direct method would take."""
+    places = TorusEmbedding.of(geometry, boundary, torch.device("cpu"))
+    n_unobserved, n_tied = n_outputs * len(places.unobserved), n_inputs * len(places.tied)
+    # Half as many complex frequencies as places, for the symbol, P, M, N and one real kernel at a time.
+    n_frequencies = places.torus[0] * (places.torus[1] // 2 + 1)
+    n_blocks = 2 * n_frequencies * (4 * max(n_outputs, n_inputs) ** 2 + 2 * n_outputs * n_inputs)
+    if lam == 0 and n_outputs == n_inputs and geometry.output_size == places.image_size:
+        n_entries, n_operations = 3 * n_unobserved * n_tied, 2 / 3 * n_unobserved**3
+    else:
+        n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
+        n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
+    return Cost(n_unobserved + n_tied, BYTES_PER_NUMBER * (n_entries + n_blocks), n_operations)
+
+
+def covers(
+    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
+) -> bool:
+    """Tell whether this method can be right for a problem.
+
+    λ > 0 is, unless there are images that neither the kernel nor the penalty sees. For λ = 0 the problem must have
+    full rank by its shape: outputs that determine the image, or, without pixels that repeat others, an image with
+    room for every output.
+    """
+    if lam > 0:
+        return penalty is Penalty.IDENTITY or n_outputs >= n_inputs
+    outside = boundary is Boundary.UNKNOWN
+    image_size = geometry.extended_size if outside else geometry.image_size
+    bigger = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
+    if n_outputs == n_inputs and bigger == [0, 0]:
+        return True
+    if n_outputs >= n_inputs and min(bigger) >= 0:
+        return True
+    repeats = boundary not in (Boundary.ZERO, Boundary.UNKNOWN) and geometry.pads.total != (0, 0)
+    return n_outputs <= n_inputs and max(bigger) <= 0 and not repeats
+
+
+class DirectInverse:
+    """Inverse of one problem, ready for many outputs.
+
+    Args:
+        problem: one that `covers` accepts.
+        rule: when the refinement ends.
+
+    Raises:
+        SingularSystemError: the system on the border is singular to working precision.
+    """
+
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
+        self.problem = problem
+        self.rule = rule
+        self._system = BoundarySystem(problem)
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
+        start = self._system.estimate(y)
+        if self.problem.weight > 0:
+            return conjugate_gradients(
+                self.problem, y, self.rule, start=start, preconditioner=self._system, progress=progress
+            )
+        return refine(self.problem, y, start, self.rule, self._improver(y), progress)
+
+    def _improver(self, y: Tensor) -> Callable[[Tensor, Tensor, Course], Tensor]:
+        def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
+            better = x + self._system.estimate(y - self.problem.operator.forward(x))
+            course.note(course.scale * 0)
+            return better
+
+        return improve
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """P, M and N of the module's formulas, shape `(N1, N2 // 2 + 1, ·, ·)`; the square case needs P alone."""
+
+    estimate: Tensor
+    outputs: Tensor | None
+    inputs: Tensor | None
+
+
+class BoundarySystem(LinearOperator):
+    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus."""
+
+    def __init__(self, problem: TikhonovProblem) -> None:
+        operator = problem.operator
+        self.input_shape = operator.input_shape
+        self.output_shape = operator.input_shape
+        taps = operator.kernel.double()
+        self._n_outputs, self._n_inputs = taps.shape[:2]
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        symbol = torus_symbol(taps, places.torus, places.origin)
+        blocks = _frequency_blocks(problem, symbol, places)
+        if blocks.outputs is None:
+            self._solver: _BorderSolver = _SquareSolver(places, blocks.estimate)
+        else:
+            assert blocks.inputs is not None
+            self._solver = _SaddleSolver(places, blocks.estimate, blocks.outputs, blocks.inputs)
+        self._estimate = FrequencyBlocks(blocks.estimate)
+        self._inputs = None if blocks.inputs is None else FrequencyBlocks(blocks.inputs)
+        self._outputs = None if blocks.outputs is None else FrequencyBlocks(blocks.outputs)
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Apply the inverse to data `(*batch, C_out, H_y, W_y)`, in double precision inside."""
+        data = torch.fft.rfft2(y.double(), s=self._places.torus)
+        field = self._to_places(self._estimate.multiply(data))
+        right_tied = -self._places.take_tied(field)
+        if self._outputs is None:
+            u, nu = self._solver.solve(right_tied.new_zeros(*right_tied.shape[:-1], 0), right_tied)
+        else:
+            right = -self._places.take_unobserved(self._to_places(self._outputs.multiply(data)))
+            u, nu = self._solver.solve(right, right_tied)
+        return self._places.crop_image(field + self._from_border(u, nu)).to(y.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Solve the normal equations for a right-hand side `x` of shape `(*batch, C_in, H, W)`."""
+        assert self._inputs is not None
+        spectrum = torch.fft.rfft2(x.double(), s=self._places.torus)
+        field = self._to_places(self._inputs.multiply(spectrum))
+        right = self._places.take_unobserved(self._to_places(self._estimate.multiply(spectrum, adjoint=True)))
+        u, nu = self._solver.solve(right, -self._places.take_tied(field))
+        return self._places.crop_image(field + self._from_border(u, nu)).to(x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose, which is the operator itself."""
+        return self.forward(y)
+
+    def _from_border(self, u: Tensor, nu: Tensor) -> Tensor:
+        """Compute P Tᵀu − N W ν."""
+        outputs = torch.fft.rfft2(self._places.put_unobserved(u, self._n_outputs))
+        spectrum = self._estimate.multiply(outputs)
+        if self._inputs is not None and nu.shape[-1]:
+            inputs = torch.fft.rfft2(self._places.put_tied(nu, self._n_inputs))
+            spectrum = spectrum - self._inputs.multiply(inputs)
+        return self._to_places(spectrum)
+
+    def _to_places(self, spectrum: Tensor) -> Tensor:
+        return torch.fft.irfft2(spectrum, s=self._places.torus)
+
+
+def _frequency_blocks(problem: TikhonovProblem, symbol: Tensor, places: TorusEmbedding) -> _Blocks:
+    n_outputs, n_inputs = symbol.shape[-2:]
+    eye_out = torch.eye(n_outputs, dtype=symbol.dtype, device=symbol.device)
+    eye_in = torch.eye(n_inputs, dtype=symbol.dtype, device=symbol.device)
+    if problem.weight > 0:
+        penalty = penalty_symbol(problem.penalty, places.torus, torch.float64, symbol.device)
+        gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
+        estimate = gram_inverse @ symbol.mH
+        return _Blocks(estimate, eye_out - symbol @ estimate, gram_inverse)
+    penalty = penalty_symbol(Penalty.IDENTITY, places.torus, torch.float64, symbol.device)
+    estimate = inverse_blocks(symbol, 0.0, penalty, default_rcond(torch.float64))
+    smaller = estimate @ symbol if n_inputs <= n_outputs else symbol @ estimate
+    identity = torch.eye(smaller.shape[-1], dtype=symbol.dtype, device=symbol.device)
+    if float((smaller - identity).abs().max()) > 1e-6:
+        raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
+    n_more = places.output_size[0] - places.image_size[0], places.output_size[1] - places.image_size[1]
+    if n_outputs == n_inputs and n_more == (0, 0):
+        return _Blocks(estimate, None, None)
+    if n_outputs >= n_inputs and min(n_more) >= 0:
+        return _Blocks(estimate, eye_out - symbol @ estimate, estimate @ estimate.mH)
+    return _Blocks(estimate, estimate.mH @ estimate, eye_in - estimate @ symbol)
+
+
+class _SquareSolver:
+    """λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule."""
+
+    def __init__(self, places: TorusEmbedding, estimate: Tensor) -> None:
+        system = places.gather_tied_rows(_to_kernel(estimate, places), places.unobserved)
+        if system.shape[0] != system.shape[1]:
+            raise SingularSystemError("the border has another number of rules than of unobserved outputs")
+        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(system)
+        if int(info) != 0:
+            raise SingularSystemError("the system on the border is singular")
+
+    def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for right-hand sides `(*batch, ·)`."""
+        u = torch.linalg.lu_solve(self._factors, self._pivots, _as_columns(tied)).T.reshape(tied.shape)
+        return u, unobserved
+
+
+class _SaddleSolver:
+    """The symmetric quasi-definite system, by Cholesky factors of its two definite parts."""
+
+    def __init__(self, places: TorusEmbedding, estimate: Tensor, outputs: Tensor, inputs: Tensor) -> None:
+        tied = places.gather_tied(_to_kernel(inputs, places))
+        self._tied_factor = _cholesky(tied)
+        # V = L⁻¹(Wᵀ P Tᵀ), with WᵀNW = L Lᵀ
+        coupling = places.gather_tied_rows(_to_kernel(estimate, places), places.unobserved)
+        self._coupling = torch.linalg.solve_triangular(self._tied_factor, coupling, upper=False)
+        schur = places.gather(_to_kernel(outputs, places), places.unobserved, places.unobserved)
+        schur.addmm_(self._coupling.T, self._coupling)
+        self._schur_factor = _cholesky(schur)
+
+    def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for right-hand sides `(*batch, ·)`."""
+        right_u = _as_columns(unobserved)
+        right_nu = torch.linalg.solve_triangular(self._tied_factor, _as_columns(tied), upper=False)
+        u = torch.cholesky_solve(right_u + self._coupling.T @ right_nu, self._schur_factor)
+        nu = torch.linalg.solve_triangular(self._tied_factor.T, self._coupling @ u - right_nu, upper=True)
+        return u.T.reshape(unobserved.shape), nu.T.reshape(tied.shape)
+
+
+_BorderSolver = _SquareSolver | _SaddleSolver
+
+
+def _as_columns(vectors: Tensor) -> Tensor:
+    """Arrange vectors `(*batch, r)` as the columns of a matrix; r may be 0."""
+    return vectors.reshape(math.prod(vectors.shape[:-1]), vectors.shape[-1]).T
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        raise SingularSystemError("the system on the border is singular")
+    return factor
+
+
+def _to_kernel(blocks: Tensor, places: TorusEmbedding) -> Tensor:
+    """Turn blocks `(N1, N2 // 2 + 1, a, b)` into a real kernel `(a, b, N1, N2)`."""
+    return torch.fft.irfft2(blocks.permute(2, 3, 0, 1), s=places.torus)

@@ -1,0 +1,159 @@
+"""An image with its border laid onto a torus: which places carry what.
+
+On a torus the convolution is circulant. What keeps the real problem from being so is a border's width of places:
+pixels that are not free, because a rule ties them to others or to zero, and outputs that were not observed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.extension import border_sources
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.vocabulary import Boundary, Size
+
+
+@dataclass(frozen=True)
+class TorusEmbedding:
+    """The smallest torus on which a convolution is exact, and its special places.
+
+    Places are numbered row by row. The image stands at the start, its border wraps around to the end.
+
+    Attributes:
+        torus: `(N1, N2)`.
+        image_size: height and width of the operator's input (for an unknown border the extended image).
+        output_size: height and width of the output.
+        origin: the tap that meets the output pixel.
+        tied: places of pixels that are not free, shape `(n_tied,)`.
+        sources: for each of them the place whose value it repeats, or −1 where it is zero.
+        unobserved: places of outputs that were not observed, shape `(n_unobserved,)`.
+    """
+
+    torus: Size
+    image_size: Size
+    output_size: Size
+    origin: Size
+    tied: Tensor
+    sources: Tensor
+    unobserved: Tensor
+
+    @property
+    def copies(self) -> bool:
+        """Whether some pixels repeat others, so that a norm over the torus counts those twice."""
+        return bool((self.sources >= 0).any())
+
+    @classmethod
+    def of(cls, geometry: Geometry, boundary: Boundary, device: torch.device) -> TorusEmbedding:
+        """Lay out a convolution.
+
+        Args:
+            geometry: the sizes.
+            boundary: what lies outside the image.
+            device: where the places are wanted.
+        """
+        pads = geometry.pads
+        if boundary is Boundary.UNKNOWN:
+            image_size, before, after = geometry.extended_size, (0, 0), (0, 0)
+        else:
+            image_size, before, after = geometry.image_size, (pads.top, pads.left), (pads.bottom, pads.right)
+        # Zeros on either side can be the same zeros; copies can not.
+        widths = [max(b, a) if boundary is Boundary.ZERO else b + a for b, a in zip(before, after, strict=True)]
+        torus = (
+            max(image_size[0] + widths[0], geometry.output_size[0]),
+            max(image_size[1] + widths[1], geometry.output_size[1]),
+        )
+        rows = _line_sources(boundary, before[0], after[0], image_size[0], torus[0], device)
+        columns = _line_sources(boundary, before[1], after[1], image_size[1], torus[1], device)
+        source = torch.where((rows[:, None] < 0) | (columns < 0), -1, rows[:, None] * torus[1] + columns).flatten()
+        place = torch.arange(source.numel(), device=device)
+        is_tied = source != place
+        observed = torch.zeros(torus, dtype=torch.bool, device=device)
+        observed[: geometry.output_size[0], : geometry.output_size[1]] = True
+        return cls(
+            torus,
+            image_size,
+            geometry.output_size,
+            before,
+            place[is_tied],
+            source[is_tied],
+            place[~observed.flatten()],
+        )
+
+    def gather(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Write out the part of a convolution on the torus that leads from some places to others.
+
+        Args:
+            kernel: real, shape `(a, b, N1, N2)`: entry δ leads from a place to the one δ further on.
+            rows: places of the results, shape `(m,)`.
+            columns: places of the arguments, shape `(k,)`.
+
+        Returns:
+            Dense, shape `(a·m, b·k)`, channel by channel.
+        """
+        n1, n2 = self.torus
+        down = (rows[:, None] // n2 - columns // n2) % n1
+        right = (rows[:, None] % n2 - columns % n2) % n2
+        part = kernel.flatten(2)[:, :, down * n2 + right]
+        return part.transpose(1, 2).reshape(kernel.shape[0] * len(rows), kernel.shape[1] * len(columns))
+
+    def gather_tied_rows(self, kernel: Tensor, columns: Tensor) -> Tensor:
+        """Like `gather`, but each result is the difference between a tied pixel and its source."""
+        result = self.gather(kernel, self.tied, columns)
+        if self.copies:
+            copied = (self.sources >= 0).repeat(kernel.shape[0])
+            result[copied] -= self.gather(kernel, self.sources[self.sources >= 0], columns)
+        return result
+
+    def gather_tied(self, kernel: Tensor) -> Tensor:
+        """Like `gather`, from differences between tied pixels and their sources to such differences."""
+        result = self.gather_tied_rows(kernel, self.tied)
+        if self.copies:
+            copied = (self.sources >= 0).repeat(kernel.shape[1])
+            result[:, copied] -= self.gather_tied_rows(kernel, self.sources[self.sources >= 0])
+        return result
+
+    def take_tied(self, field: Tensor) -> Tensor:
+        """Subtract from each tied pixel of a field `(*batch, C, N1, N2)` its source: `(*batch, C·n_tied)`."""
+        flat = field.flatten(-2)
+        tied = flat[..., self.tied]
+        if self.copies:
+            tied = tied - torch.where(self.sources >= 0, flat[..., self.sources.clamp_min(0)], 0)
+        return tied.flatten(-2)
+
+    def put_tied(self, values: Tensor, n_channels: int) -> Tensor:
+        """Apply the transpose of `take_tied`."""
+        values = values.unflatten(-1, (n_channels, -1))
+        flat = values.new_zeros(*values.shape[:-1], self.torus[0] * self.torus[1])
+        flat = flat.index_add(-1, self.tied, values)
+        if self.copies:
+            is_copy = self.sources >= 0
+            flat = flat.index_add(-1, self.sources[is_copy], -values[..., is_copy])
+        return flat.unflatten(-1, self.torus)
+
+    def take_unobserved(self, field: Tensor) -> Tensor:
+        """Take the unobserved outputs out of a field `(*batch, C, N1, N2)`: `(*batch, C·n_unobserved)`."""
+        return field.flatten(-2)[..., self.unobserved].flatten(-2)
+
+    def put_unobserved(self, values: Tensor, n_channels: int) -> Tensor:
+        """Apply the transpose of `take_unobserved`."""
+        values = values.unflatten(-1, (n_channels, -1))
+        flat = values.new_zeros(*values.shape[:-1], self.torus[0] * self.torus[1])
+        return flat.index_copy(-1, self.unobserved, values).unflatten(-1, self.torus)
+
+    def crop_image(self, field: Tensor) -> Tensor:
+        """Cut the image out of a field `(*batch, C, N1, N2)`."""
+        return field[..., : self.image_size[0], : self.image_size[1]]
+
+
+def _line_sources(boundary: Boundary, before: int, after: int, length: int, total: int, device: torch.device) -> Tensor:
+    """Tell for each place of one axis of the torus which pixel of the line it shows; −1 for zero."""
+    source = torch.full((total,), -1, device=device)
+    source[:length] = torch.arange(length, device=device)
+    if boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
+        first, last = border_sources(boundary, before, after, length, device)
+        source[length : length + after] = last
+        source[total - before :] = first
+    return source
