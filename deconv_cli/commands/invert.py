@@ -15,7 +15,10 @@ from deconv_cli.commands.context import Context, FileOptions, KernelOptions
 from deconv_cli.vocabulary import Boundary, DeviceChoice, Method, PaddingLike, Penalty, format_padding, parse_padding
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deconv_cli.io import ImageFile
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
@@ -143,54 +146,81 @@ def invert(
         device,
         dtype,
     )
-    run("invert", jobs, lambda job: _restore(context, job, settings), as_json=as_json, quiet=quiet)
+    restorer = Restorer(context, settings)
+    run("invert", jobs, restorer.restore, as_json=as_json, quiet=quiet)
 
 
-def _restore(context: Context, job: Job, settings: InversionOptions) -> Outcome:
-    from deconv_cli.report.record import describe_reconstruction
-    from deconv_cli.workflows.invert import invert as undo
+class Restorer:
+    """Restores one input after another, and builds the inverse anew only where size or border differ."""
 
-    loaded = context.read(job)
-    border = resolve_border(loaded.source, settings, context.kernel_file.sha256)
-    penalty = resolve_penalty(loaded.source, settings)
-    lam, lambda_reason = resolve_lambda(loaded.source, settings)
-    kernel = context.kernel
-    n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
-    plan = context.plan(job, loaded, n_channels=n_channels, same_size=border.padding == "same")
-    with CertificateProgress(settings.tolerance, verbose=settings.verbose).shown() as progress:
-        result = undo(
-            loaded.values,
-            context.kernel_file.kernel,
-            padding=border.padding,
-            boundary=border.boundary,
-            lam=lam,
-            penalty=penalty,
-            rcond=settings.rcond,
-            bias=context.kernel_file.bias,
-            method=settings.method,
-            tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations,
-            progress=progress,
-        )
-    details: dict[str, Any] = {
-        "boundary": border.boundary.value,
-        "boundary_reason": border.reason,
-        **describe_reconstruction(result),
-        "lambda_reason": lambda_reason,
-        "notes": border.notes,
-    }
-    typed = {
-        "--boundary": border.boundary.value,
-        "--padding": format_padding(border.padding),
-        "--lambda": repr(lam),
-        "--penalty": penalty.value,
-        "--rcond": settings.rcond,
-        "--method": result.choice.method.value,
-        "--tolerance": result.tolerance,
-        "--max-iterations": settings.max_iterations,
-    }
-    record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
-    return Outcome(record, is_trusted=result.solution.status.is_success)
+    def __init__(self, context: Context, settings: InversionOptions) -> None:
+        self._context = context
+        self._settings = settings
+        self._built_for: tuple[Any, ...] = ()
+        self._inverse: PseudoInverse | None = None
+
+    def restore(self, job: Job) -> Outcome:
+        """Read, restore and write one file."""
+        from deconv_cli.report.record import describe_reconstruction
+        from deconv_cli.workflows.invert import reconstruct
+
+        context, settings = self._context, self._settings
+        loaded = context.read(job)
+        border = resolve_border(loaded.source, settings, context.kernel_file.sha256)
+        penalty = resolve_penalty(loaded.source, settings)
+        lam, lambda_reason = resolve_lambda(loaded.source, settings)
+        kernel = context.kernel
+        n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=border.padding == "same")
+        with CertificateProgress(settings.tolerance, verbose=settings.verbose).shown() as progress:
+            inverse = self._inverse_for(loaded.values, border, lam, penalty)
+            result = reconstruct(
+                inverse,
+                loaded.values,
+                bias=context.kernel_file.bias,
+                padding=border.padding,
+                progress=progress,
+            )
+        details: dict[str, Any] = {
+            "boundary": border.boundary.value,
+            "boundary_reason": border.reason,
+            **describe_reconstruction(result),
+            "lambda_reason": lambda_reason,
+            "notes": border.notes,
+        }
+        typed = {
+            "--boundary": border.boundary.value,
+            "--padding": format_padding(border.padding),
+            "--lambda": repr(lam),
+            "--penalty": penalty.value,
+            "--rcond": settings.rcond,
+            "--method": result.choice.method.value,
+            "--tolerance": result.tolerance,
+            "--max-iterations": settings.max_iterations,
+        }
+        record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
+        return Outcome(record, is_trusted=result.solution.status.is_success)
+
+    def _inverse_for(self, values: Tensor, border: Border, lam: float, penalty: Penalty) -> PseudoInverse:
+        from deconv_cli.workflows.invert import inverse_for_output
+
+        wanted = (values.shape[-2:], values.dtype, border.padding, border.boundary, lam, penalty)
+        if self._inverse is None or self._built_for != wanted:
+            self._inverse = None  # the old one's memory first
+            self._inverse = inverse_for_output(
+                values,
+                self._context.kernel_file.kernel,
+                padding=border.padding,
+                boundary=border.boundary,
+                lam=lam,
+                penalty=penalty,
+                rcond=self._settings.rcond,
+                method=self._settings.method,
+                tolerance=self._settings.tolerance,
+                max_iterations=self._settings.max_iterations,
+            )
+            self._built_for = wanted
+        return self._inverse
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,45 @@ def invert(
         UsageError: settings that are unknown or contradict one another.
         MalformedInputError: data or kernels that are not finite.
     """
+    inverse = inverse_for_output(
+        y,
+        kernel,
+        padding=padding,
+        boundary=boundary,
+        lam=lam,
+        penalty=penalty,
+        rcond=rcond,
+        method=method,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        dtype=dtype,
+    )
+    return reconstruct(inverse, y.to(inverse.kernel.taps.dtype), bias=bias, padding=padding, progress=progress)
+
+
+def inverse_for_output(
+    y: Tensor,
+    kernel: Tensor,
+    *,
+    padding: PaddingLike,
+    boundary: Boundary | str,
+    lam: float,
+    penalty: Penalty | str,
+    rcond: float | None,
+    method: Method | str,
+    tolerance: float | None,
+    max_iterations: int,
+    dtype: torch.dtype | str | None = None,
+) -> PseudoInverse:
+    """Build the inverse that fits outputs of the size, device and precision of `y`; arguments as for `invert`."""
     check_image(y, "the output to invert")
     precision = pick_dtype(dtype, y, y.device)
     canonical = Kernel.from_tensor(kernel.to(y.device, precision))
     if y.ndim not in (3, 4):
         raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
-    geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, padding)
-    inverse = PseudoInverse(
+    return PseudoInverse(
         canonical,
-        geometry,
+        Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, padding),
         parse_boundary(boundary),
         lam=lam,
         penalty=parse_penalty(penalty),
@@ -122,22 +152,45 @@ def invert(
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    data = y.to(precision)
-    unbiased = data if bias is None else data - as_bias(bias, data)
+
+
+def reconstruct(
+    inverse: PseudoInverse,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    padding: PaddingLike = "same",
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Apply an inverse that is built already, and measure the result as `invert` does.
+
+    Args:
+        inverse: built for outputs of this size.
+        y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, in the inverse's dtype.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+        padding: as it was given when the inverse was built; only reported.
+        progress: told of every iteration.
+
+    Raises:
+        ShapeError: `y` or the bias does not fit.
+        UsageError: `y` has another dtype or device than the inverse.
+    """
+    unbiased = y if bias is None else y - as_bias(bias, y)
     solution = inverse.solve(unbiased, progress)
-    residual = canonical.join(inverse.arrange(unbiased) - inverse.problem.operator.forward(solution.value))
+    operator, kernel = inverse.problem.operator, inverse.kernel
+    residual = kernel.join(inverse.arrange(unbiased) - operator.forward(solution.value))
     return Reconstruction(
         image=inverse.frame(solution.value),
         solution=solution,
         choice=inverse.choice,
-        boundary=inverse.problem.operator.boundary,
+        boundary=operator.boundary,
         padding=padding,
-        lam=lam,
+        lam=inverse.problem.lam,
         penalty=inverse.problem.penalty,
         rcond=inverse.rcond,
         tolerance=inverse.tolerance,
-        residual=summarize_residual(residual, data),
-        border=border_profile(residual, canonical.size),
+        residual=summarize_residual(residual, y),
+        border=border_profile(residual, kernel.size),
         spectrum=inverse.spectrum,
     )
 

@@ -65,3 +65,17 @@ def test_two_outputs_never_share_a_record(refuses, save, gentle, tmp_path):
     second = tmp_path / "x.npz"
     np.savez(second, image=np.ones((12, 14)))
     refuses("forward", first, second, "-k", gentle, "-o", tmp_path / "out", code=ExitCode.USAGE, says=["x.json"])
+
+
+def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, monkeypatch):
+    import deconv_cli.workflows.invert as workflow
+
+    built = []
+    build = workflow.inverse_for_output
+    monkeypatch.setattr(workflow, "inverse_for_output", lambda *words, **more: built.append(1) or build(*words, **more))
+    images = [np.random.default_rng(seed).random((12, 14)) for seed in range(3)]
+    sources = [save(f"x{i}", image) for i, image in enumerate(images)] + [save("y", np.ones((9, 14)))]
+    deconv("invert", *sources, "-k", gentle, "-o", tmp_path / "together")
+    assert len(built) == 2
+    deconv("invert", sources[2], "-k", gentle, "-o", tmp_path / "alone.npy")
+    assert np.array_equal(np.load(tmp_path / "together" / "x2.npy"), np.load(tmp_path / "alone.npy"))
