@@ -88,3 +88,23 @@ def border_sources(
     else:
         raise ValueError(f"a {boundary} boundary copies no pixels")
     return source[:before], source[before:]
+
+
+def close_smoothly(y: Tensor, axis: int, length: int) -> Tensor:
+    """Lengthen `y` along an axis so that its end runs smoothly into its beginning.
+
+    The gap is filled by a blend of the mirror images of both ends, so that a torus of this length has no seam.
+
+    Args:
+        y: shape `(*batch, C, H, W)`.
+        axis: −2 or −1.
+        length: at least the present length.
+    """
+    n = y.shape[axis]
+    gap = length - n
+    step = torch.arange(gap, device=y.device)
+    fade = (0.5 - 0.5 * torch.cos(torch.pi * (step + 0.5) / gap)).to(y.dtype)
+    fade = fade.reshape(-1, 1) if axis == -2 else fade
+    after_end = y.index_select(axis, (n - 1 - step).clamp_min(0))
+    before_start = y.index_select(axis, (gap - 1 - step).clamp_max(n - 1))
+    return torch.cat([y, after_end * (1 - fade) + before_start * fade], axis)

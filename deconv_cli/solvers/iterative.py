@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
+from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients
@@ -87,7 +88,7 @@ class TorusPreconditioner(LinearOperator):
         torus = self._gram_inverse.torus
         if self._operator.boundary is not Boundary.ZERO:
             for axis, length in ((-2, torus[0]), (-1, torus[1])):
-                y = _close_smoothly(y, axis, length)
+                y = close_smoothly(y, axis, length)
         estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
         pads, (_, height, width) = self._operator.geometry.pads, self.input_shape
         top, left = (0, 0) if self._operator.boundary is Boundary.UNKNOWN else (pads.top, pads.left)
@@ -97,15 +98,3 @@ class TorusPreconditioner(LinearOperator):
 def _roomy_torus(size: Size, kernel_size: Size) -> Size:
     height, width = (n + max(k, TORUS_MARGIN) for n, k in zip(size, kernel_size, strict=True))
     return next_fast_size(height), next_fast_size(width)
-
-
-def _close_smoothly(y: Tensor, axis: int, length: int) -> Tensor:
-    """Lengthen `y` along an axis so that its end runs smoothly into its beginning."""
-    n = y.shape[axis]
-    gap = length - n
-    step = torch.arange(gap, device=y.device)
-    fade = (0.5 - 0.5 * torch.cos(torch.pi * (step + 0.5) / gap)).to(y.dtype)
-    fade = fade.reshape(-1, 1) if axis == -2 else fade
-    after_end = y.index_select(axis, (n - 1 - step).clamp_min(0))
-    before_start = y.index_select(axis, (gap - 1 - step).clamp_max(n - 1))
-    return torch.cat([y, after_end * (1 - fade) + before_start * fade], axis)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.bands import BandPreconditioner, StripLayout
 from deconv_cli.solvers.fourier import gram_inverse_blocks
@@ -59,8 +60,7 @@ class StripInverse:
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
-        start = y.new_zeros(*y.shape[:-3], *self.problem.operator.input_shape)
-        return refine(self.problem, y, start, self.rule, self._improve, progress)
+        return refine(self.problem, y, self._system.first_estimate(y), self.rule, self._improve, progress)
 
     def _improve(self, x: Tensor, gradient: Tensor, course: Course) -> Tensor:
         return x + self._system.solve(gradient, course)
@@ -87,7 +87,7 @@ class _StripSystem:
         across = tuple(
             root * (1 - torch.polar(torch.ones_like(angle), angle))
             for angle in (
-                torch.arange(torus[0], dtype=wide.dtype, device=taps.device)[:, None] * (2 * torch.pi / torus[0]),
+                torch.arange(torus[0], dtype=wide.dtype, device=taps.device) * (2 * torch.pi / torus[0]),
                 torch.arange(torus[1] // 2 + 1, dtype=wide.dtype, device=taps.device) * (2 * torch.pi / torus[1]),
             )
         )
@@ -101,6 +101,12 @@ class _StripSystem:
         self._across = tuple(factor.to(narrow) for factor in across) if has_seams else ()
         self._sigma = problem.sigma_max + 2 * root * has_seams
 
+    def first_estimate(self, y: Tensor) -> Tensor:
+        """Restore data as if they ran on smoothly around the torus; shape `(*batch, C_in, N1, N2)`."""
+        closed = close_smoothly(close_smoothly(y, -2, self._torus[0]), -1, self._torus[1])
+        spectrum = self._symbol.multiply(torch.fft.rfft2(closed.to(self._dtype)), adjoint=True)
+        return torch.fft.irfft2(self._gram_inverse.multiply(spectrum), s=self._torus).to(y.dtype)
+
     def solve(self, gradient: Tensor, course: Course) -> Tensor:
         """Solve (AᴴA + μLᴴL) x = gradient, until what remains of the gradient is below the course's goal.
 
@@ -112,8 +118,7 @@ class _StripSystem:
         z = self._precondition(residual)
         direction, gamma = z, _dot(residual, z)
         remaining = self._sigma * _dot(residual, residual).sqrt()
-        # Half the goal, since rounding adds to what the recurrence sees.
-        while not course.is_spent and not bool((remaining <= 0.5 * course.goal).all()):
+        while not course.is_spent and not bool((remaining <= course.goal).all()):
             image = direction - self._outputs(self._estimate(direction))
             alpha = step(gamma, _dot(direction, image)).to(self._dtype)[..., None]
             unknowns = unknowns + alpha * direction
@@ -131,8 +136,11 @@ class _StripSystem:
         total = self._symbol.multiply(field, adjoint=True)
         if self._across:
             _, _, rows, columns = self._layout.split(unknowns)
-            total = total + self._across[0] * torch.fft.rfft(rows, dim=-1)[..., None, :]
-            total = total + self._across[1] * torch.fft.fft(columns, dim=-1)[..., :, None]
+            # Both seams at once: outer products of what varies along the seam and what varies across it.
+            across_rows, across_columns = self._across
+            down = torch.stack(torch.broadcast_tensors(across_rows, torch.fft.fft(columns, dim=-1)), dim=-1)
+            right = torch.stack(torch.broadcast_tensors(torch.fft.rfft(rows, dim=-1), across_columns), dim=-2)
+            total = total + down @ right
         return self._gram_inverse.multiply(total)
 
     def _outputs(self, spectrum: Tensor) -> Tensor:
@@ -141,9 +149,9 @@ class _StripSystem:
         if not self._across:
             empty = field.new_zeros(*field.shape[:-3], 0, 0)
             return self._layout.gather(field, empty, empty)
-        rows = torch.fft.irfft((spectrum * self._across[0].conj()).mean(dim=-2), n=self._torus[1], dim=-1)
-        weighted = spectrum * self._across[1].conj()
-        columns = torch.fft.ifft(_sum_half_spectrum(weighted, self._torus[1]), dim=-1).real
+        across_rows, across_columns = (factor.conj() for factor in self._across)
+        rows = torch.fft.irfft((across_rows @ spectrum) / self._torus[0], n=self._torus[1], dim=-1)
+        columns = torch.fft.ifft(_sum_columns(spectrum, across_columns, self._torus[1]), dim=-1).real
         return self._layout.gather(field, rows, columns)
 
 
@@ -156,8 +164,8 @@ def _build_preconditioner(
     outputs = _to_kernel(filtered @ symbol.mH, torus).neg_()
     outputs[..., 0, 0] += torch.eye(layout.n_outputs, dtype=outputs.dtype, device=outputs.device)
     seams = []
-    for factor in across:
-        plane = factor.expand(symbol.shape[:2])[..., None, None]
+    for factor, axis in zip(across, (0, 1), strict=False):
+        plane = factor[:, None, None, None] if axis == 0 else factor[:, None, None]
         to_seam = _to_kernel(filtered * plane, torus).neg_()
         within = _to_kernel(gram_inverse * plane.abs().square(), torus).neg_()
         within[..., 0, 0] += torch.eye(layout.n_seams, dtype=within.dtype, device=within.device)
@@ -170,16 +178,16 @@ def _to_kernel(blocks: Tensor, torus: tuple[int, int]) -> Tensor:
     return torch.fft.irfft2(blocks.permute(2, 3, 0, 1), s=torus)
 
 
-def _sum_half_spectrum(spectrum: Tensor, n_columns: int) -> Tensor:
-    """Average a half spectrum `(*, N1, N2 // 2 + 1)` over all `N2` columns of the full one.
+def _sum_columns(spectrum: Tensor, factor: Tensor, n_columns: int) -> Tensor:
+    """Average a half spectrum times a factor, `(*, N1, N2 // 2 + 1)`, over all `N2` columns of the full spectrum.
 
-    The full sum over columns is that of a real field's rows: fold it by the symmetry X(−θ1, −θ2) = conj X(θ1, θ2).
+    The columns that are not stored follow from the symmetry X(−θ1, −θ2) = conj X(θ1, θ2) of real fields.
     """
-    inner = spectrum[..., 1 : (n_columns + 1) // 2].sum(dim=-1)
-    mirrored = inner.flip(-1).roll(1, -1).conj()
-    total = spectrum[..., 0] + inner + mirrored
-    if n_columns % 2 == 0 and n_columns > 1:
-        total = total + spectrum[..., -1]
+    n_inner = (n_columns + 1) // 2
+    inner = spectrum[..., 1:n_inner] @ factor[1:n_inner]
+    total = spectrum[..., 0] * factor[0] + inner + inner.flip(-1).roll(1, -1).conj()
+    if n_columns % 2 == 0:
+        total = total + spectrum[..., -1] * factor[-1]
     return total / n_columns
 
 
