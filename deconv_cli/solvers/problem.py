@@ -21,7 +21,7 @@ class TikhonovProblem:
     Attributes:
         operator: A.
         lam: λ, dimensionless; 0 asks for the Moore–Penrose solution.
-        sigma_max: the largest singular value of the symbol.
+        sigma_max: the largest singular value of the symbol; of no consequence for λ = 0.
         penalty: which L.
     """
 

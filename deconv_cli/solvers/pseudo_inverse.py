@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -73,13 +75,18 @@ class PseudoInverse:
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
                 f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
             )
-        self.spectrum: Spectrum = kernel_spectrum(kernel.taps, geometry.image_size)
         operator = Convolution(kernel.taps, geometry, boundary)
-        self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max, penalty)
+        # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
+        self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max if lam > 0 else 1.0, penalty)
         self.tolerance = default_tolerance(kernel.taps.dtype) if tolerance is None else tolerance
         self._inverse = self._build(rcond, StoppingRule(self.tolerance, max_iterations), is_free=method is Method.AUTO)
         inverse = self._inverse
         self.rcond: float | None = inverse.rcond if isinstance(inverse, CircularInverse) and lam == 0 else None
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The extreme singular values of the kernel's symbol."""
+        return kernel_spectrum(self.kernel.taps, self.geometry.image_size)
 
     def __call__(self, y: Tensor) -> Tensor:
         """Estimate the images that gave the outputs `y`.
@@ -90,6 +97,8 @@ class PseudoInverse:
         Returns:
             Shape `(C_in, H, W)` or `(B, C_in, H, W)`.
         """
+        if isinstance(self._inverse, CircularInverse):
+            return self.frame(self._inverse.apply(self.arrange(y)))
         return self.frame(self.solve(y).value)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:

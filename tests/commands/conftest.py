@@ -48,15 +48,6 @@ def _plain_environment(monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Problems this small gain nothing from a second thread, and lose much where another process wants the core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def deconv():
     """Run the command; a bug raises here, with its traceback."""
