@@ -175,6 +175,7 @@ def reconstruct(
         ShapeError: `y` or the bias does not fit.
         UsageError: `y` has another dtype or device than the inverse.
     """
+    inverse.arrange(y)  # a kernel that does not fit is told before a bias that does not
     unbiased = y if bias is None else y - as_bias(bias, y)
     solution = inverse.solve(unbiased, progress)
     operator, kernel = inverse.problem.operator, inverse.kernel
