@@ -6,7 +6,7 @@ Nothing here imports torch, so that the command line can offer these words befor
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from deconv_cli.errors import UsageError
 
@@ -86,6 +86,26 @@ class DeviceChoice(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     MPS = "mps"
+
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def parse_word(words: type[Word], text: str, name: str) -> Word:
+    """Read one word of a list.
+
+    Args:
+        words: the list.
+        text: the word, or a member of the list already.
+        name: what the word stands for, in the message.
+
+    Raises:
+        UsageError: the word is not in the list.
+    """
+    try:
+        return words(text)
+    except ValueError:
+        raise UsageError(f"{name} must be one of {', '.join(words)}, but is '{text}'.") from None
 
 
 PADDING_WORDS = ("same", "valid", "full")

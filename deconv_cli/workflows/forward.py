@@ -9,7 +9,7 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.vocabulary import Boundary, PaddingLike
+from deconv_cli.vocabulary import Boundary, PaddingLike, parse_word
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
 
 
@@ -41,7 +41,7 @@ def forward(
         UsageError: an unknown boundary or padding.
         MalformedInputError: images or kernels that are not finite.
     """
-    boundary = parse_boundary(boundary)
+    boundary = parse_word(Boundary, boundary, "boundary")
     if boundary is Boundary.UNKNOWN:
         raise UsageError(
             "boundary unknown says nothing about the pixels outside, so there is nothing to convolve; "
@@ -68,15 +68,3 @@ def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:
             f"but has shape {tuple(bias.shape)}."
         )
     return bias.to(outputs.device, outputs.dtype)[:, None, None]
-
-
-def parse_boundary(boundary: Boundary | str) -> Boundary:
-    """Read a boundary word.
-
-    Raises:
-        UsageError: the word is unknown.
-    """
-    try:
-        return Boundary(boundary)
-    except ValueError:
-        raise UsageError(f"boundary must be one of {', '.join(Boundary)}, but is '{boundary}'.") from None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
@@ -16,9 +16,9 @@ from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.pseudo_inverse import MAX_ITERATIONS, PseudoInverse
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size
+from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size, parse_word
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
-from deconv_cli.workflows.forward import as_bias, parse_boundary
+from deconv_cli.workflows.forward import as_bias
 
 DEFAULT_LAMBDA = 1e-6
 """Small enough for data that carry float32's digits; photographs want more."""
@@ -144,11 +144,11 @@ def inverse_for_output(
     return PseudoInverse(
         canonical,
         Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, padding),
-        parse_boundary(boundary),
+        parse_word(Boundary, boundary, "boundary"),
         lam=lam,
-        penalty=parse_penalty(penalty),
+        penalty=parse_word(Penalty, penalty, "penalty"),
         rcond=rcond,
-        method=parse_method(method),
+        method=parse_word(Method, method, "method"),
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
@@ -234,35 +234,11 @@ def pseudo_inverse(
     return PseudoInverse(
         canonical,
         Geometry.of_image(input_size, canonical.size, padding),
-        parse_boundary(boundary),
+        parse_word(Boundary, boundary, "boundary"),
         lam=lam,
-        penalty=parse_penalty(penalty),
+        penalty=parse_word(Penalty, penalty, "penalty"),
         rcond=rcond,
-        method=parse_method(method),
+        method=parse_word(Method, method, "method"),
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-
-
-def parse_penalty(penalty: Penalty | str) -> Penalty:
-    """Read a penalty word.
-
-    Raises:
-        UsageError: the word is unknown.
-    """
-    try:
-        return Penalty(penalty)
-    except ValueError:
-        raise UsageError(f"penalty must be one of {', '.join(Penalty)}, but is '{penalty}'.") from None
-
-
-def parse_method(method: Method | str) -> Method:
-    """Read a method word.
-
-    Raises:
-        UsageError: the word is unknown.
-    """
-    try:
-        return Method(method)
-    except ValueError:
-        raise UsageError(f"method must be one of {', '.join(Method)}, but is '{method}'.") from None
