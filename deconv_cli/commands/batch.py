@@ -70,8 +70,9 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     elif is_single_file and not (Path(output).is_dir() or output.endswith(("/", os.sep))):
         jobs = [Job(entries[0][0], Path(output))]
     else:
-        if Path(output).is_file():
-            raise UsageError(f"several inputs need a folder to be written to, but '{output}' is a file.")
+        is_file_name = Path(output).suffix.lower() in PICTURE_SUFFIXES + TENSOR_SUFFIXES and not Path(output).is_dir()
+        if Path(output).is_file() or (is_file_name and not output.endswith(("/", os.sep))):
+            raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
         jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
     _check_collisions([job.target for job in jobs])
     return jobs

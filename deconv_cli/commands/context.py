@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.vocabulary import ArithmeticDType, Convention, DeviceChoice, OutputDType
+from deconv_cli.vocabulary import ArithmeticDType, Convention, DeviceChoice, OutputDType, PaddingLike
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +89,13 @@ class Context:
         precision = pick_dtype(self.dtype, source.values, self.device)
         return Input(source, source.values.to(self.device, precision), precision, started)
 
+    def keeps_size(self, padding: PaddingLike) -> bool:
+        """Tell whether image and output have the same size."""
+        from deconv_cli.operators.geometry import resolve_padding
+
+        height, width = self.kernel.size
+        return resolve_padding(padding, self.kernel.size).total == (height - 1, width - 1)
+
     def plan(self, job: Job, loaded: Input, *, n_channels: int, same_size: bool) -> OutputPlan:
         """Make sure that the output can be written, before anything is computed."""
         from deconv_cli.io import plan_output
@@ -141,7 +148,12 @@ class Context:
                 has_bias=kernel_file.bias is not None,
             ),
             **details,
-            "output": {"path": str(job.target), "shape": list(prepared.shape), "dtype": prepared.dtype},
+            "output": {
+                "path": str(job.target),
+                "shape": list(prepared.shape),
+                "dtype": prepared.dtype,
+                "samples_sha256": prepared.samples_sha256,
+            },
             "notes": notes,
             "time_s": time.perf_counter() - loaded.started,
             **describe_environment(self.device, loaded.precision, peak_memory_bytes()),

@@ -81,7 +81,7 @@ def _apply(
     noise_model = None if noise is None else Noise.parse(noise)
     loaded = context.read(job)
     n_channels = context.kernel.n_outputs(loaded.values.shape[1])
-    plan = context.plan(job, loaded, n_channels=n_channels, same_size=padding == "same")
+    plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
     result = apply_kernel(
         loaded.values,
         context.kernel_file.kernel,

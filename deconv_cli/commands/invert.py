@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
@@ -167,11 +168,11 @@ class Restorer:
         context, settings = self._context, self._settings
         loaded = context.read(job)
         border = resolve_border(loaded.source, settings, context.kernel_file.sha256)
-        penalty = resolve_penalty(loaded.source, settings)
+        penalty = resolve_penalty(loaded.source, settings, context.kernel)
         lam, lambda_reason = resolve_lambda(loaded.source, settings)
         kernel = context.kernel
         n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
-        plan = context.plan(job, loaded, n_channels=n_channels, same_size=border.padding == "same")
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(border.padding))
         with CertificateProgress(settings.tolerance, verbose=settings.verbose).shown() as progress:
             inverse = self._inverse_for(loaded.values, border, lam, penalty)
             result = reconstruct(
@@ -278,11 +279,12 @@ def recorded_border(source: ImageFile) -> RecordedBorder | None:
         return None
 
 
-def resolve_penalty(source: ImageFile, settings: InversionOptions) -> Penalty:
-    """Settle the penalty: as typed, else by the kind of file."""
+def resolve_penalty(source: ImageFile, settings: InversionOptions, kernel: Kernel) -> Penalty:
+    """Settle the penalty: as typed, else by the kind of file, as far as the kernel allows it."""
     if settings.penalty is not None:
         return settings.penalty
-    return PICTURE_PENALTY if source.is_picture else Penalty.IDENTITY
+    n_outputs, n_inputs = kernel.taps.shape[:2]
+    return PICTURE_PENALTY if source.is_picture and n_outputs >= n_inputs else Penalty.IDENTITY
 
 
 def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float, str]:

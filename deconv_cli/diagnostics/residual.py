@@ -47,7 +47,7 @@ def summarize_residual(residual: Tensor, data: Tensor) -> ResidualSummary:
 
     Args:
         residual: y − Ax̂, shape `(*batch, C, H, W)`.
-        data: y, of the same shape.
+        data: y, less the bias if there is one; of the same shape.
     """
     axes = tuple(axis for axis in range(residual.ndim) if axis != residual.ndim - 3)
     squared_residual = _sum_of_squares(residual, axes)

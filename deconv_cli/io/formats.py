@@ -44,6 +44,9 @@ SUFFIXES = {
     ".npz": FileFormat.NPZ,
 }
 
+SIDECAR_FORMATS = (FileFormat.TORCH, FileFormat.NPY, FileFormat.NPZ)
+"""Formats that hold the bare tensor, with the record in a file beside it."""
+
 UNDERSTOOD = "TIFF, PNG, JPEG, WebP, .pt, .safetensors, .npy and .npz"
 
 DISPLAY_DTYPES = {

@@ -11,7 +11,7 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.io import orientation, records
 from deconv_cli.io.contents import Contents, Metadata
-from deconv_cli.io.formats import FileFormat, format_of_content, suffix_note
+from deconv_cli.io.formats import SIDECAR_FORMATS, FileFormat, format_of_content, suffix_note
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import open_source
@@ -87,7 +87,11 @@ def read_image(
         dtype=contents.dtype,
         axes=contents.axes,
         sha256=sha256,
-        record=records.matching_record(contents.record, contents.shape),
+        record=(
+            records.matching_record_beside(contents.record, contents.shape, contents.dtype, contents.samples)
+            if file_format in SIDECAR_FORMATS
+            else records.matching_record(contents.record, contents.shape)
+        ),
         notes=(*suffix_note(path, file_format), *contents.notes, *_reading_notes(contents, alpha)),
         _layout=layout.with_plane(*turned.shape[-2:]),
         _metadata=_upright_metadata(contents),

@@ -15,9 +15,9 @@ from deconv_cli.errors import FileAccessError, UsageError
 from deconv_cli.io import ome, records
 from deconv_cli.io.arrangement import arrange, axes_notes, renamed, tiff_axes_for
 from deconv_cli.io.drafts import Draft
-from deconv_cli.io.formats import DISPLAY_DTYPES, FileFormat, format_of_suffix, is_ome_name
+from deconv_cli.io.formats import DISPLAY_DTYPES, SIDECAR_FORMATS, FileFormat, format_of_suffix, is_ome_name
 from deconv_cli.io.image import ImageFile
-from deconv_cli.io.prepared import SIDECAR_FORMATS, PreparedOutput
+from deconv_cli.io.prepared import PreparedOutput
 from deconv_cli.io.quantize import to_dtype
 from deconv_cli.vocabulary import OutputDType
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,9 @@ from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import write_atomically
 from deconv_cli.io.drafts import Draft
-from deconv_cli.io.formats import FileFormat
+from deconv_cli.io.formats import SIDECAR_FORMATS, FileFormat
 from deconv_cli.io.image import read_contents
 from deconv_cli.io.sources import reason_of
-
-SIDECAR_FORMATS = (FileFormat.TORCH, FileFormat.NPY, FileFormat.NPZ)
-"""Formats that hold the bare tensor, with the record in a file beside it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +34,11 @@ class PreparedOutput:
     _encode: Callable[[Path, str], None]
     _make_folder: bool
 
+    @cached_property
+    def samples_sha256(self) -> str:
+        """Hash of the samples, by which the record beside a bare file is known to be that file's own."""
+        return records.samples_digest(self._draft.array)
+
     def write(self, record: dict[str, Any]) -> None:
         """Write the file with the record of the run, completely or not at all.
 
@@ -49,7 +52,7 @@ class PreparedOutput:
         """
         if self._make_folder:
             self._make_parents()
-        encoded = records.encode_record(records.complete_record(record, self.shape, self.dtype))
+        encoded = records.encode_record(records.complete_record(record, self.shape, self.dtype, self.samples_sha256))
 
         def write_samples() -> None:
             write_atomically(self.path, lambda temporary: self._encode(temporary, encoded), self._check)

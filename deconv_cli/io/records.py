@@ -6,9 +6,13 @@ record which came along into a cropped or converted copy is not taken for the re
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 KEYWORD = "deconv"
 """The name that a record goes by in every format."""
@@ -17,9 +21,9 @@ _LINE_START = f"{KEYWORD}: "
 _MAX_CHARACTERS = 16 * 2**20
 
 
-def complete_record(record: dict[str, Any], shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    """Add the shape and the sample type of the written file to a record, where it lacks them."""
-    described = {"shape": list(shape), "dtype": dtype}
+def complete_record(record: dict[str, Any], shape: tuple[int, ...], dtype: str, samples_sha256: str) -> dict[str, Any]:
+    """Add shape, sample type and hash of the samples of the written file to a record, where it lacks them."""
+    described = {"shape": list(shape), "dtype": dtype, "samples_sha256": samples_sha256}
     return {**record, "output": {**described, **record.get("output", {})}}
 
 
@@ -77,3 +81,19 @@ def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> di
     output = record.get("output") if record else None
     recorded = output.get("shape") if isinstance(output, dict) else None
     return record if recorded == list(shape) else None
+
+
+def matching_record_beside(
+    record: dict[str, Any] | None, shape: tuple[int, ...], dtype: str, samples: npt.ArrayLike
+) -> dict[str, Any] | None:
+    """Keep a record from beside a file only if it describes these very samples: the file may be another by now."""
+    kept = matching_record(record, shape)
+    if kept is None or kept["output"].get("dtype") != dtype:
+        return None
+    return kept if kept["output"].get("samples_sha256") == samples_digest(np.asarray(samples)) else None
+
+
+def samples_digest(array: npt.NDArray[Any]) -> str:
+    """Hash samples, row by row, in little-endian order: the same for the same samples in any file format."""
+    ordered = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(ordered.tobytes()).hexdigest()

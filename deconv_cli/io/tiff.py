@@ -57,7 +57,6 @@ def read_series(path: Path, index: int | None) -> TiffSeries:
         TooLargeError: larger than the memory allows, or a decompression bomb.
     """
     with refusing_damage(path, "a TIFF file"), _no_log_records(), tifffile.TiffFile(path, _multifile=False) as opened:
-        page = opened.pages.first
         ome_xml = opened.ome_metadata or ""
         _refuse_entities(path, ome_xml)
         all_series = list(opened.series)

@@ -145,20 +145,6 @@ def _phases(n_frequencies: int, length: int, n_taps: int, origin: int, like: Ten
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def half_spectrum_weights(torus: Size, device: torch.device) -> Tensor:
-    """Count how often each column of an `rfft2` spectrum stands in the full one.
-
-    Returns:
-        Shape `(N2 // 2 + 1,)`: 1 for the zero and the Nyquist column, 2 for all between.
-    """
-    n_columns = torus[1] // 2 + 1
-    weights = torch.full((n_columns,), 2.0, device=device)
-    weights[0] = 1.0
-    if torus[1] % 2 == 0:
-        weights[-1] = 1.0
-    return weights
-
-
 def next_fast_size(n: int) -> int:
     """Find the smallest size from `n` up that has no prime factor above 7: the FFT is fast there."""
     while not _is_smooth(n):

@@ -49,7 +49,9 @@ def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
     grid = _affordable_grid(image_size, taps.shape[0], taps.shape[1])
     wide = taps if taps.device.type == "mps" else taps.double()
     values = singular_values(torus_symbol(wide, grid))
-    return Spectrum(float(values.max()), float(values.min()), grid)
+    largest, smallest = float(values.max()), float(values.min())
+    # Below rounding the symbol cannot be told from a singular one.
+    return Spectrum(largest, smallest if smallest > torch.finfo(wide.dtype).eps * largest else 0.0, grid)
 
 
 def singular_values(symbol: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from deconv_cli.operators.spectrum import single_threaded, singular_values
 
 # Singular values below this many units in the last place of the data are rounding noise, not signal.
 RANK_ULPS = 64
+# Eigenvalues of a Gram matrix below this part of the largest are rounding noise.
+SINGULAR = 1e-15
 
 
 def inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor, rcond: float) -> Tensor:
@@ -52,8 +54,11 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
     """
     blocks, diagonal = symbol.flatten(0, 1), weight * penalty.flatten()
     gram = _add_to_diagonal(blocks.mH @ blocks, diagonal)
-    is_scalar = gram.shape[-1] == 1
-    inverse = torch.where(gram.real > 0, 1 / gram, 0) if is_scalar else _hermitian_inverse(gram)
+    if gram.shape[-1] == 1:
+        seen = gram.real > SINGULAR * gram.real.max()
+        inverse = torch.where(seen, 1 / gram, 0)
+    else:
+        inverse = _hermitian_inverse(gram)
     return inverse.unflatten(0, symbol.shape[:2])
 
 
@@ -123,9 +128,11 @@ def _hermitian_inverse(gram: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(gram)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     inverse = torch.cholesky_solve(identity, factor)
-    singular = info > 0
+    # Rounding may have let a singular block pass: its inverse is larger than an honest one can be.
+    largest = torch.linalg.matrix_norm(gram).max()
+    singular = (info > 0) | ~(torch.linalg.matrix_norm(inverse) * largest < 1 / SINGULAR)
     if bool(singular.any()):
-        inverse[singular] = torch.linalg.pinv(gram[singular], hermitian=True)
+        inverse[singular] = torch.linalg.pinv(gram[singular], hermitian=True, atol=float(largest) * SINGULAR, rtol=0.0)
     return inverse
 
 

@@ -75,6 +75,11 @@ class PseudoInverse:
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
                 f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
             )
+        if self.choice.method is not Method.FFT and not is_determined(kernel, lam, penalty):
+            raise UsageError(
+                f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs "
+                f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
+            )
         operator = Convolution(kernel.taps, geometry, boundary)
         # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
         self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max if lam > 0 else 1.0, penalty)
@@ -145,6 +150,11 @@ class PseudoInverse:
     def frame(self, value: Tensor) -> Tensor:
         """Cut a solution's value to the image's frame and restore its channel axis."""
         return self.kernel.join(self.problem.operator.crop_to_frame(value))
+
+
+def is_determined(kernel: Kernel, lam: float, penalty: Penalty) -> bool:
+    """Tell whether kernel and penalty together see every constant image; a penalty on differences sees none."""
+    return lam == 0 or penalty is Penalty.IDENTITY or kernel.taps.shape[0] >= kernel.taps.shape[1]
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

@@ -89,24 +89,28 @@ def refine(
     x = start
     gradient = problem.negative_gradient(x, y - problem.operator.forward(x))
     best = norm(gradient)
-    status = Status.STAGNATED
     for _ in range(MAX_ROUNDS):
-        if bool((best <= course.goal).all()):
-            status = Status.CONVERGED
-            break
-        if course.is_spent:
-            status = Status.MAX_ITERATIONS
+        if course.is_spent or bool((best <= course.goal).all()):
             break
         candidate = improve(x, gradient, course)
         new_gradient = problem.negative_gradient(candidate, y - problem.operator.forward(candidate))
         reached = norm(new_gradient)
         is_better = (reached < best)[..., None, None, None]
         x, gradient = torch.where(is_better, candidate, x), torch.where(is_better, new_gradient, gradient)
-        is_stuck = ((reached > 0.5 * best) & (best > course.goal)).any()
+        # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
+        gains = (reached <= 0.5 * best) & (reached > course.goal)
         best = torch.minimum(reached, best)
-        if bool(is_stuck & (best > course.goal).any()) and not course.is_spent:
+        if not bool(gains.any()):
             break
-    return Solution(x, status, len(course.history), float(relative(best, course.scale).max()), tuple(course.history))
+    is_done = bool((best <= course.goal).all())
+    unfinished = Status.MAX_ITERATIONS if course.is_spent else Status.STAGNATED
+    return Solution(
+        x,
+        Status.CONVERGED if is_done else unfinished,
+        len(course.history),
+        float(relative(best, course.scale).max()),
+        tuple(course.history),
+    )
 
 
 def relative(size: Tensor, scale: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def reconstruct(
         penalty=inverse.problem.penalty,
         rcond=inverse.rcond,
         tolerance=inverse.tolerance,
-        residual=summarize_residual(residual, y),
+        residual=summarize_residual(residual, unbiased),
         border=border_profile(residual, kernel.size),
         spectrum=inverse.spectrum,
     )

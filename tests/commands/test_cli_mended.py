@@ -79,3 +79,38 @@ def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, mon
     assert len(built) == 2
     deconv("invert", sources[2], "-k", gentle, "-o", tmp_path / "alone.npy")
     assert np.array_equal(np.load(tmp_path / "together" / "x2.npy"), np.load(tmp_path / "alone.npy"))
+
+
+def test_a_record_beside_another_file_is_not_believed(deconv, save, gentle, tmp_path):
+    source = save("x", np.random.default_rng(0).random((12, 14)))
+    made = tmp_path / "made.npy"
+    deconv("forward", source, "-k", gentle, "--boundary", "circular", "-o", made)
+    words = ["invert", made, "-k", gentle, "-o", tmp_path / "y.npy", "--json", "--force"]
+    assert deconv(*words).report["boundary"] == "circular"
+    np.save(made, np.load(made) + np.float32(1))
+    assert deconv(*words).report["boundary"] == "zero"
+
+
+def test_alpha_stays_wherever_the_size_does(deconv, gentle, save, tmp_path):
+    from PIL import Image
+
+    kernel = save("three", np.eye(3))
+    Image.fromarray(np.full((20, 24, 4), 99, np.uint8)).save(tmp_path / "rgba.png")
+    report = deconv(
+        "forward", tmp_path / "rgba.png", "-k", kernel, "--padding", "1", "-o", tmp_path / "r.png", "--json"
+    ).report
+    assert "the alpha channel was copied unchanged" in report["notes"]
+
+
+def test_several_inputs_do_not_make_a_folder_named_like_a_file(refuses, gray, photograph, gentle, tmp_path):
+    words = ["forward", gray, photograph, "-k", gentle, "-o", tmp_path / "many.tif"]
+    refuses(*words, code=ExitCode.USAGE, says=["folder", "names a file"])
+
+
+def test_a_mixing_kernel_with_fewer_outputs_gets_a_penalty_that_determines_the_image(
+    deconv, refuses, save, gray, tmp_path
+):
+    kernel = save("gray_of_rgb", np.random.default_rng(0).random((1, 3, 3, 3)))
+    words = ["invert", gray, "-k", kernel, "-o", tmp_path / "x.tif"]
+    assert deconv(*words, "--json").report["penalty"] == "identity"
+    refuses(*words[:-1], tmp_path / "y.tif", "--penalty", "gradient", code=ExitCode.USAGE, says="undetermined")

@@ -215,7 +215,13 @@ def test_every_key_of_the_report_is_there(deconv, photograph, gentle, tmp_path):
     assert len(report["residual"]["per_channel"]) == 3
     assert report["conditioning"].keys() >= {"sigma_max", "sigma_min", "condition"}
     assert report["solver"].keys() >= {"status", "iterations", "certificate"}
-    assert report["output"] == {"path": str(output), "shape": [40, 48, 3], "dtype": "float32"}
+    samples = hashlib.sha256(tifffile.imread(output).astype("<f4").tobytes()).hexdigest()
+    assert report["output"] == {
+        "path": str(output),
+        "shape": [40, 48, 3],
+        "dtype": "float32",
+        "samples_sha256": samples,
+    }
     assert 0 < report["time_s"] < 60
     assert 2**24 < report["peak_memory_bytes"] < 2**40
     assert report["device"].partition(":")[0] in ("cpu", "cuda")

@@ -38,7 +38,8 @@ def test_samples_and_record(tmp_path, rng, rewrite, suffix, dtype, n_channels):
     prepared, found = rewrite(tmp_path / "in.png", target, RECORD, output_dtype=OutputDType(dtype))
     assert (found.shape, found.dtype) == (prepared.shape, prepared.dtype)
     assert found.dtype == dtype
-    assert found.record == {**RECORD, "output": {"shape": list(found.shape), "dtype": dtype}}
+    described = {"shape": list(found.shape), "dtype": dtype, "samples_sha256": prepared.samples_sha256}
+    assert found.record == {**RECORD, "output": described}
     source = read_image(tmp_path / "in.png").values
     if suffix == ".jpg":
         assert (found.values.double() - source.double()).abs().mean() < 4

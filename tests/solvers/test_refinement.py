@@ -1,0 +1,52 @@
+"""The loop around every iteration: when it ends, and what it calls the end."""
+
+import torch
+from cases import Case, random
+
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import MAX_ROUNDS, StoppingRule, refine
+from deconv_cli.solvers.solution import Status
+from deconv_cli.vocabulary import Boundary
+
+OPERATOR = Case(Boundary.ZERO, "same", (1, 1, 1, 1), (7, 6)).operator()
+PROBLEM = TikhonovProblem(OPERATOR, 0.0, 1.0)
+
+
+def run(improve, *, tolerance=1e-6, max_iterations=100, n_images=1):
+    truth = random((n_images, 1, 7, 6))
+    y = OPERATOR.forward(truth)
+
+    def counted(x, gradient, course):
+        course.note(course.scale)
+        return improve(x, truth)
+
+    return refine(PROBLEM, y, torch.zeros_like(truth), StoppingRule(tolerance, max_iterations), counted, None), truth
+
+
+def test_the_last_round_counts():
+    factor = (0.9e-6) ** (1 / MAX_ROUNDS)
+    solution, _ = run(lambda x, truth: truth + factor * (x - truth))
+    assert (solution.status, solution.n_iterations) == (Status.CONVERGED, MAX_ROUNDS)
+    assert solution.certificate <= 1e-6
+
+
+def test_no_gain_is_stagnation_and_keeps_the_best():
+    solution, truth = run(lambda x, truth: truth + 0.4 * (x - truth) if not x.any() else x + 1)
+    assert solution.status is Status.STAGNATED
+    assert (solution.value - truth).norm() <= 0.41 * truth.norm()
+
+
+def test_spent_iterations_are_called_so():
+    solution, _ = run(lambda x, truth: truth + 0.1 * (x - truth), max_iterations=2)
+    assert (solution.status, solution.n_iterations) == (Status.MAX_ITERATIONS, 2)
+
+
+def test_one_stuck_image_does_not_hold_up_the_others():
+    def improve(x, truth):
+        better = truth + 1e-2 * (x - truth)
+        better[0] = x[0]
+        return better
+
+    solution, truth = run(improve, n_images=2)
+    assert solution.status is Status.STAGNATED
+    assert (solution.value[1] - truth[1]).norm() <= 1e-5 * truth[1].norm()
