@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 import deconv_cli
 from deconv_cli.commands import forward, invert
 from deconv_cli.commands.console import print_error
-from deconv_cli.commands.exit_codes import exit_code_for
+from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.errors import DeconvError
 
 
@@ -25,6 +25,9 @@ class ErrorBoundary(TyperGroup):
         except DeconvError as error:
             print_error(str(error))
             raise typer.Exit(exit_code_for(error)) from error
+        except KeyboardInterrupt as error:
+            print_error("interrupted; files that are not finished were not written.")
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
 app = typer.Typer(

@@ -152,6 +152,12 @@ def _reading_notes(contents: Contents, alpha: torch.Tensor | None) -> tuple[str,
     notes = []
     if contents.orientation != 1:
         notes.append(f"orientation {contents.orientation} was applied, so that rows and columns are upright")
+    shape = contents.shape
+    if contents.axes == "CYX" and shape[2] in (3, 4) and shape[0] not in (1, 3, 4):
+        notes.append(
+            f"the samples were read as {shape[0]} channels of {shape[1]}×{shape[2]} pixels; if the last axis holds "
+            "the colors, pass --axes YXC"
+        )
     if contents.dtype == "bool":
         notes.append("true and false were read as 1 and 0")
     if alpha is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 
 import torch
@@ -101,10 +102,16 @@ class PseudoInverse:
 
         Returns:
             Shape `(C_in, H, W)` or `(B, C_in, H, W)`.
+
+        Warns:
+            RuntimeWarning: an iteration did not reach the tolerance; `solve` tells more.
         """
         if isinstance(self._inverse, CircularInverse):
             return self.frame(self._inverse.apply(self.arrange(y)))
-        return self.frame(self.solve(y).value)
+        solution = self.solve(y)
+        if not solution.status.is_success:
+            warnings.warn(f"{solution.status} (certificate {solution.certificate:.2g})", RuntimeWarning, stacklevel=2)
+        return self.frame(solution.value)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for `y` and keep the outcome; the value is in the operators' arrangement (see `frame`).

@@ -261,3 +261,10 @@ def test_a_tensor_file_imports_no_picture_codec(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_colors_in_the_last_axis_of_an_array_are_suspected(tmp_path):
+    np.save(tmp_path / "hwc.npy", np.ones((12, 10, 3), np.float32))
+    assert any("--axes YXC" in note for note in read_image(tmp_path / "hwc.npy").notes)
+    assert read_image(tmp_path / "hwc.npy", axes="YXC").values.shape == (1, 3, 12, 10)
+    assert read_image(tmp_path / "hwc.npy", axes="YXC").notes == ()

@@ -293,3 +293,11 @@ def test_the_strip_takes_no_more_iterations_for_larger_images(penalty):
         n_iterations.append(solution.n_iterations)
     assert n_iterations[2] <= n_iterations[0] + (3 if penalty is Penalty.IDENTITY else 20)
     assert n_iterations[2] <= (40 if penalty is Penalty.IDENTITY else 120)
+
+
+def test_calling_an_inverse_that_does_not_converge_warns():
+    inverse = build(
+        Case(Boundary.ZERO, "same", (1, 1, 3, 3), (8, 9)), lam=1e-6, method=Method.ITERATIVE, max_iterations=1
+    )
+    with pytest.warns(RuntimeWarning, match="iterations ran out"):
+        inverse(random((1, 8, 9)))
