@@ -24,7 +24,7 @@ class KernelFile:
 
     path: Path
     kernel: torch.Tensor
-    """float32 or float64, shape (kH, kW) or (C_out, C_in / groups, kH, kW)."""
+    """float32 or float64, shape (kH, kW) or (C_out, C_in, kH, kW)."""
     bias: torch.Tensor | None
     """Shape (C_out,)."""
     layer: str | None

@@ -43,8 +43,8 @@ def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
 
     Args:
         taps: shape `(C_out, C_in, kH, kW)`.
-        image_size: height and width of the image. Above `MAX_FREQUENCIES`, or for wide blocks, every second frequency
-            of the larger axis is dropped until the work is bounded; the zero frequency is always kept.
+        image_size: height and width of the image. Above `MAX_FREQUENCIES`, or for wide blocks, the larger axis of the
+            torus is halved until the work is bounded; the zero frequency is always kept.
     """
     grid = _affordable_grid(image_size, taps.shape[0], taps.shape[1])
     wide = taps if taps.device.type == "mps" else taps.double()

@@ -1,1 +1,1 @@
-"""A finished result as JSON and as a table."""
+"""A finished result as one JSON-able record."""
