@@ -24,6 +24,11 @@ def penalty_operator(penalty: Penalty, shape: Shape, *, periodic: bool) -> Linea
     return gradient if penalty is Penalty.GRADIENT else gradient.gram
 
 
+def is_determined(lam: float, penalty: Penalty, n_outputs: int, n_inputs: int) -> bool:
+    """Tell whether kernel and penalty together see every constant image; a penalty on differences sees none."""
+    return lam == 0 or penalty is Penalty.IDENTITY or n_outputs >= n_inputs
+
+
 def penalty_symbol(penalty: Penalty, torus: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Evaluate |l(θ)|², the symbol of LᴴL on a torus.
 

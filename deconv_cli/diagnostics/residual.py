@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.solvers.problem import accumulation_dtype
+
 # The profile goes this many kernel widths inwards, and at least this many pixels.
 PROFILE_KERNEL_WIDTHS = 2
 MIN_PROFILE_DEPTH = 16
@@ -72,7 +74,7 @@ def border_profile(residual: Tensor, kernel_size: tuple[int, int]) -> tuple[Bord
         One band a pixel of distance, starting with the edge. The innermost band gathers everything deeper.
     """
     height, width = residual.shape[-2:]
-    by_pixel = residual.square().flatten(end_dim=-3).mean(dim=0, dtype=_wide(residual))
+    by_pixel = residual.square().flatten(end_dim=-3).mean(dim=0, dtype=accumulation_dtype(residual))
     distance = torch.minimum(
         _distance_to_end(height, residual.device)[:, None], _distance_to_end(width, residual.device)
     )
@@ -89,11 +91,7 @@ def _distance_to_end(length: int, device: torch.device) -> Tensor:
 
 
 def _sum_of_squares(a: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return a.square().sum(dim=axes, dtype=_wide(a))
-
-
-def _wide(a: Tensor) -> torch.dtype:
-    return a.dtype if a.device.type == "mps" else torch.float64
+    return a.square().sum(dim=axes, dtype=accumulation_dtype(a))
 
 
 def _ratio(squared_part: float, squared_whole: float) -> float:

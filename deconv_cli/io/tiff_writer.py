@@ -56,7 +56,7 @@ def write_tiff(path: Path, kind: str, draft: Draft, encoded_record: str) -> None
         fields = {**fields, records.KEYWORD: json.loads(encoded_record)}
     options = {
         **_sample_options(draft),
-        **_resolution_options(draft.metadata.resolution, kind),
+        **_resolution_options(draft.metadata.resolution),
         "metadata": {"axes": draft.axes, **fields},
         "iccprofile": draft.metadata.icc_profile if draft.same_channels else None,
         "extratags": _text_tags(draft),
@@ -113,12 +113,11 @@ def _sample_options(draft: Draft) -> dict[str, Any]:
     return options
 
 
-def _resolution_options(resolution: Resolution | None, kind: str) -> dict[str, Any]:
+def _resolution_options(resolution: Resolution | None) -> dict[str, Any]:
     if resolution is None:
         return {}
     pairs = tuple((value.numerator, value.denominator) for value in (resolution.x, resolution.y))
-    unit = "none" if kind == "imagej" and resolution.unit == "none" else resolution.unit
-    return {"resolution": pairs, "resolutionunit": unit}
+    return {"resolution": pairs, "resolutionunit": resolution.unit}
 
 
 def _per_unit(resolution: Resolution | None) -> tuple[float, float] | None:

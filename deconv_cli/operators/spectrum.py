@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import torus_symbol
+from deconv_cli.operators.circulant import torus_symbol, widened
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one spectrum: frequencies, and frequencies times the cost of one block. A symbol is a smooth
@@ -47,7 +47,7 @@ def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
             torus is halved until the work is bounded; the zero frequency is always kept.
     """
     grid = _affordable_grid(image_size, taps.shape[0], taps.shape[1])
-    wide = taps if taps.device.type == "mps" else taps.double()
+    wide = widened(taps)
     values = singular_values(torus_symbol(wide, grid))
     largest, smallest = float(values.max()), float(values.min())
     # Below rounding the symbol cannot be told from a singular one.

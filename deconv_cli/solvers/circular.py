@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
+from deconv_cli.operators.circulant import BlockCirculant, torus_symbol, widened
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.fourier import default_rcond, inverse_blocks
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -29,12 +28,11 @@ class CircularInverse:
         torus = operator.geometry.image_size
         self.rcond = default_rcond(taps.dtype) if rcond is None else rcond
         # Factored in double precision, since float32 would lose the small singular values; applied in the data's own.
-        wide = taps if taps.device.type == "mps" else taps.double()
+        wide = widened(taps)
         symbol = torus_symbol(wide, torus, (pads.top, pads.left))
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
         blocks = inverse_blocks(symbol, problem.weight, penalty, self.rcond)
-        narrow = torch.complex128 if taps.dtype == torch.float64 else torch.complex64
-        self._inverse = BlockCirculant(blocks.to(narrow), torus)
+        self._inverse = BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H, W)`; there is no progress to tell."""

@@ -32,14 +32,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks, real_kernel, torus_symbol
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
-from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.problem import TikhonovProblem, norm
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
@@ -91,12 +91,10 @@ def covers(
     room for every output.
     """
     if lam > 0:
-        return penalty is Penalty.IDENTITY or n_outputs >= n_inputs
+        return is_determined(lam, penalty, n_outputs, n_inputs)
     outside = boundary is Boundary.UNKNOWN
     image_size = geometry.extended_size if outside else geometry.image_size
     bigger = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
-    if n_outputs == n_inputs and bigger == [0, 0]:
-        return True
     if n_outputs >= n_inputs and min(bigger) >= 0:
         return True
     repeats = boundary not in (Boundary.ZERO, Boundary.UNKNOWN) and geometry.pads.total != (0, 0)
@@ -131,7 +129,7 @@ class DirectInverse:
     def _improver(self, y: Tensor) -> Callable[[Tensor, Tensor, Course], Tensor]:
         def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
             better = x + self._system.estimate(y - self.problem.operator.forward(x))
-            course.note(course.scale * 0)
+            course.note(norm(gradient))
             return better
 
         return improve
@@ -232,7 +230,7 @@ class _SquareSolver:
     """λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule."""
 
     def __init__(self, places: TorusEmbedding, estimate: Tensor) -> None:
-        system = places.gather_tied_rows(_to_kernel(estimate, places), places.unobserved)
+        system = places.gather_tied_rows(real_kernel(estimate, places.torus), places.unobserved)
         if system.shape[0] != system.shape[1]:
             raise SingularSystemError("the border has another number of rules than of unobserved outputs")
         self._factors, self._pivots, info = torch.linalg.lu_factor_ex(system)
@@ -249,12 +247,12 @@ class _SaddleSolver:
     """The symmetric quasi-definite system, by Cholesky factors of its two definite parts."""
 
     def __init__(self, places: TorusEmbedding, estimate: Tensor, outputs: Tensor, inputs: Tensor) -> None:
-        tied = places.gather_tied(_to_kernel(inputs, places))
+        tied = places.gather_tied(real_kernel(inputs, places.torus))
         self._tied_factor = _cholesky(tied)
         # V = L⁻¹(Wᵀ P Tᵀ), with WᵀNW = L Lᵀ
-        coupling = places.gather_tied_rows(_to_kernel(estimate, places), places.unobserved)
+        coupling = places.gather_tied_rows(real_kernel(estimate, places.torus), places.unobserved)
         self._coupling = torch.linalg.solve_triangular(self._tied_factor, coupling, upper=False)
-        schur = places.gather(_to_kernel(outputs, places), places.unobserved, places.unobserved)
+        schur = places.gather(real_kernel(outputs, places.torus), places.unobserved, places.unobserved)
         schur.addmm_(self._coupling.T, self._coupling)
         self._schur_factor = _cholesky(schur)
 
@@ -280,8 +278,3 @@ def _cholesky(matrix: Tensor) -> Tensor:
     if int(info) != 0:
         raise SingularSystemError("the system on the border is singular")
     return factor
-
-
-def _to_kernel(blocks: Tensor, places: TorusEmbedding) -> Tensor:
-    """Turn blocks `(N1, N2 // 2 + 1, a, b)` into a real kernel `(a, b, N1, N2)`."""
-    return torch.fft.irfft2(blocks.permute(2, 3, 0, 1), s=places.torus)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
+from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol, widened
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import penalty_symbol
@@ -63,11 +63,11 @@ class TorusPreconditioner(LinearOperator):
         taps = operator.kernel
         torus = _roomy_torus(operator.geometry.extended_size, operator.geometry.kernel_size)
         # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
-        wide = taps if taps.device.type == "mps" else taps.double()
+        wide = widened(taps)
         symbol = torus_symbol(wide, torus)
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
-        narrow = torch.complex128 if taps.dtype == torch.float64 else torch.complex64
+        narrow = taps.dtype.to_complex()
         self._gram_inverse = BlockCirculant(gram_inverse.to(narrow), torus)
         self._symbol = BlockCirculant(symbol.to(narrow), torus)
 

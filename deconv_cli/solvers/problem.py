@@ -57,7 +57,7 @@ class TikhonovProblem:
             ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, shape `(*batch,)`; 0 where y = 0 and x = 0.
         """
         scale = norm(self.operator.adjoint(y))
-        return _ratio(norm(self.negative_gradient(x, y - self.operator.forward(x))), scale)
+        return relative(norm(self.negative_gradient(x, y - self.operator.forward(x))), scale)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -75,5 +75,6 @@ def accumulation_dtype(a: Tensor) -> torch.dtype:
     return a.dtype if a.device.type == "mps" else torch.float64
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), numerator)
+def relative(size: Tensor, scale: Tensor) -> Tensor:
+    """Divide norms, leaving those as they are whose scale is zero."""
+    return torch.where(scale > 0, size / scale.clamp_min(1e-300), size)

@@ -13,6 +13,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
+from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.direct import DirectInverse, SingularSystemError
@@ -76,7 +77,7 @@ class PseudoInverse:
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
                 f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
             )
-        if self.choice.method is not Method.FFT and not is_determined(kernel, lam, penalty):
+        if self.choice.method is not Method.FFT and not is_determined(lam, penalty, *kernel.taps.shape[:2]):
             raise UsageError(
                 f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs "
                 f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
@@ -157,11 +158,6 @@ class PseudoInverse:
     def frame(self, value: Tensor) -> Tensor:
         """Cut a solution's value to the image's frame and restore its channel axis."""
         return self.kernel.join(self.problem.operator.crop_to_frame(value))
-
-
-def is_determined(kernel: Kernel, lam: float, penalty: Penalty) -> bool:
-    """Tell whether kernel and penalty together see every constant image; a penalty on differences sees none."""
-    return lam == 0 or penalty is Penalty.IDENTITY or kernel.taps.shape[0] >= kernel.taps.shape[1]
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

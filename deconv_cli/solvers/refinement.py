@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deconv_cli.solvers.problem import TikhonovProblem, norm
+from deconv_cli.solvers.problem import TikhonovProblem, norm, relative
 from deconv_cli.solvers.solution import Solution, Status
 
 Progress = Callable[[int, float], None]
@@ -111,11 +111,6 @@ def refine(
         float(relative(best, course.scale).max()),
         tuple(course.history),
     )
-
-
-def relative(size: Tensor, scale: Tensor) -> Tensor:
-    """Divide norms, leaving those as they are whose scale is zero."""
-    return torch.where(scale > 0, size / scale.clamp_min(1e-300), size)
 
 
 def step(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks, real_kernel, torus_symbol, widened
 from deconv_cli.operators.extension import close_smoothly
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.bands import BandPreconditioner, StripLayout
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.problem import TikhonovProblem, accumulation_dtype
@@ -41,8 +41,8 @@ def covers(boundary: Boundary, lam: float, penalty: Penalty, n_outputs: int, n_i
     The border must be unknown and λ positive. A gradient penalty needs at least as many outputs as inputs: with
     fewer, there are constant images that neither the kernel nor the penalty sees.
     """
-    is_definite = penalty is Penalty.IDENTITY or (penalty is Penalty.GRADIENT and n_outputs >= n_inputs)
-    return boundary is Boundary.UNKNOWN and lam > 0 and is_definite
+    is_covered = boundary is Boundary.UNKNOWN and lam > 0 and penalty in (Penalty.IDENTITY, Penalty.GRADIENT)
+    return is_covered and is_determined(lam, penalty, n_outputs, n_inputs)
 
 
 class StripInverse:
@@ -78,7 +78,7 @@ class _StripSystem:
         self._layout = StripLayout(
             torus, operator.geometry.output_size, taps.shape[0], taps.shape[1] if has_seams else 0
         )
-        wide = taps if taps.device.type == "mps" else taps.double()
+        wide = widened(taps)
         symbol = torus_symbol(wide, torus)
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
@@ -95,7 +95,7 @@ class _StripSystem:
         self._precondition = _build_preconditioner(
             self._layout, symbol, gram_inverse, across if has_seams else (), self._dtype
         )
-        narrow = torch.complex128 if self._dtype == torch.float64 else torch.complex64
+        narrow = self._dtype.to_complex()
         self._symbol = FrequencyBlocks(symbol.to(narrow))
         self._gram_inverse = FrequencyBlocks(gram_inverse.to(narrow))
         self._across = tuple(factor.to(narrow) for factor in across) if has_seams else ()
@@ -161,21 +161,16 @@ def _build_preconditioner(
     """Gather the bands' systems from the real kernels of I − K_a B K_aᴴ."""
     torus = layout.torus
     filtered = symbol @ gram_inverse  # K B
-    outputs = _to_kernel(filtered @ symbol.mH, torus).neg_()
+    outputs = real_kernel(filtered @ symbol.mH, torus).neg_()
     outputs[..., 0, 0] += torch.eye(layout.n_outputs, dtype=outputs.dtype, device=outputs.device)
     seams = []
-    for factor, axis in zip(across, (0, 1), strict=False):
+    for axis, factor in enumerate(across):
         plane = factor[:, None, None, None] if axis == 0 else factor[:, None, None]
-        to_seam = _to_kernel(filtered * plane, torus).neg_()
-        within = _to_kernel(gram_inverse * plane.abs().square(), torus).neg_()
+        to_seam = real_kernel(filtered * plane, torus).neg_()
+        within = real_kernel(gram_inverse * plane.abs().square(), torus).neg_()
         within[..., 0, 0] += torch.eye(layout.n_seams, dtype=within.dtype, device=within.device)
         seams.append((to_seam, within))
     return BandPreconditioner(layout, outputs, tuple(seams), dtype)
-
-
-def _to_kernel(blocks: Tensor, torus: tuple[int, int]) -> Tensor:
-    """Turn blocks `(N1, N2 // 2 + 1, a, b)` into a real kernel `(a, b, N1, N2)`."""
-    return torch.fft.irfft2(blocks.permute(2, 3, 0, 1), s=torus)
 
 
 def _sum_columns(spectrum: Tensor, factor: Tensor, n_columns: int) -> Tensor:
