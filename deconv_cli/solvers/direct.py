@@ -36,11 +36,13 @@ from deconv_cli.operators.circulant import FrequencyBlocks, real_kernel, torus_s
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import is_determined, penalty_symbol
-from deconv_cli.solvers.cgls import conjugate_gradients
+from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
 
@@ -101,7 +103,7 @@ def covers(
     return n_outputs <= n_inputs and max(bigger) <= 0 and not repeats
 
 
-class DirectInverse:
+class DirectInverse(Inverse):
     """Inverse of one problem, ready for many outputs.
 
     Args:
@@ -119,20 +121,43 @@ class DirectInverse:
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
-        start = self._system.estimate(y)
-        if self.problem.weight > 0:
-            return conjugate_gradients(
-                self.problem, y, self.rule, start=start, preconditioner=self._system, progress=progress
-            )
-        return refine(self.problem, y, start, self.rule, self._improver(y), progress)
+        if self.problem.weight == 0:
+            return self._refine(NormalEquations.of_data(self.problem, y), self._system.estimate, progress)
+        return conjugate_gradients(
+            self.problem,
+            y,
+            self.rule,
+            start=self._system.estimate(y),
+            preconditioner=self._system,
+            progress=progress,
+        )
 
-    def _improver(self, y: Tensor) -> Callable[[Tensor, Tensor, Course], Tensor]:
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        if self.problem.weight == 0:
+            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+            return self._refine(equations, self._system.estimate).warn_for_status().value
+        equations, start = NormalEquations.of_gradient(self.problem, g), self._system.forward(g)
+        return iterate(equations, self.rule, start=start, preconditioner=self._system).warn_for_status().value
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`; for λ = 0 with the factors themselves, transposed."""
+        if self.problem.weight > 0:
+            return super().solve_transposed(g)
+        equations = NormalEquations.of_transpose(self.problem, g)
+        return self._refine(equations, self._system.estimate_transposed).warn_for_status().value
+
+    def _refine(
+        self, equations: NormalEquations, approximate: Callable[[Tensor], Tensor], progress: Progress | None = None
+    ) -> Solution:
+        """Add what an approximate inverse makes of the residual, until that is small enough."""
+
         def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
-            better = x + self._system.estimate(y - self.problem.operator.forward(x))
+            better = x + approximate(equations.residual(x))
             course.note(norm(gradient))
             return better
 
-        return improve
+        return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
 @dataclass(frozen=True)
@@ -185,6 +210,23 @@ class BoundarySystem(LinearOperator):
         right = self._places.take_unobserved(self._to_places(self._estimate.multiply(spectrum, adjoint=True)))
         u, nu = self._solver.solve(right, -self._places.take_tied(field))
         return self._places.crop_image(field + self._from_border(u, nu)).to(x.dtype)
+
+    def estimate_transposed(self, g: Tensor) -> Tensor:
+        """Apply the transpose of `estimate` to `g` of shape `(*batch, C_in, H, W)`."""
+        spectrum = torch.fft.rfft2(g.double(), s=self._places.torus)
+        right = self._places.take_unobserved(self._to_places(self._estimate.multiply(spectrum, adjoint=True)))
+        if self._inputs is None:
+            right_tied = right.new_zeros(*right.shape[:-1], 0)
+        else:
+            right_tied = -self._places.take_tied(self._to_places(self._inputs.multiply(spectrum)))
+        u, nu = self._solver.solve_transposed(right, right_tied)
+        if nu.shape[-1]:
+            spectrum = spectrum - torch.fft.rfft2(self._places.put_tied(nu, self._n_inputs))
+        outputs = self._estimate.multiply(spectrum, adjoint=True)
+        if self._outputs is not None and u.shape[-1]:
+            outputs = outputs - self._outputs.multiply(torch.fft.rfft2(self._places.put_unobserved(u, self._n_outputs)))
+        height, width = self._places.output_size
+        return self._to_places(outputs)[..., :height, :width].to(g.dtype)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose, which is the operator itself."""
@@ -242,6 +284,12 @@ class _SquareSolver:
         u = torch.linalg.lu_solve(self._factors, self._pivots, _as_columns(tied)).T.reshape(tied.shape)
         return u, unobserved
 
+    def solve_transposed(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve the transposed system for right-hand sides `(*batch, ·)`."""
+        columns = _as_columns(unobserved)
+        nu = torch.linalg.lu_solve(self._factors, self._pivots, columns, adjoint=True).T.reshape(unobserved.shape)
+        return tied, nu
+
 
 class _SaddleSolver:
     """The symmetric quasi-definite system, by Cholesky factors of its two definite parts."""
@@ -263,6 +311,10 @@ class _SaddleSolver:
         u = torch.cholesky_solve(right_u + self._coupling.T @ right_nu, self._schur_factor)
         nu = torch.linalg.solve_triangular(self._tied_factor.T, self._coupling @ u - right_nu, upper=True)
         return u.T.reshape(unobserved.shape), nu.T.reshape(tied.shape)
+
+    def solve_transposed(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve the transposed system, which is the system itself."""
+        return self.solve(unobserved, tied)
 
 
 _BorderSolver = _SquareSolver | _SaddleSolver

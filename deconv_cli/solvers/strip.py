@@ -26,8 +26,10 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.bands import BandPreconditioner, StripLayout
 from deconv_cli.solvers.fourier import gram_inverse_blocks
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, accumulation_dtype
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine, step
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine, refine_equations, step
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
 
@@ -45,7 +47,7 @@ def covers(boundary: Boundary, lam: float, penalty: Penalty, n_outputs: int, n_i
     return is_covered and is_determined(lam, penalty, n_outputs, n_inputs)
 
 
-class StripInverse:
+class StripInverse(Inverse):
     """Inverse of one problem with an unknown border, ready for many outputs.
 
     Args:
@@ -61,6 +63,11 @@ class StripInverse:
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
         return refine(self.problem, y, self._system.first_estimate(y), self.rule, self._improve, progress)
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, N1, N2)`."""
+        equations = NormalEquations.of_gradient(self.problem, g)
+        return refine_equations(equations, equations.zero(), self.rule, self._improve).warn_for_status().value
 
     def _improve(self, x: Tensor, gradient: Tensor, course: Course) -> Tensor:
         return x + self._system.solve(gradient, course)
