@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
+from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
@@ -22,6 +24,8 @@ from deconv_cli.workflows.forward import as_bias
 
 DEFAULT_LAMBDA = 1e-6
 """Small enough for data that carry float32's digits; photographs want more."""
+
+_ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Reconstruction:
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
+        well_posedness: what the border does to the problem, found before it was solved.
     """
 
     image: Tensor
@@ -55,6 +60,7 @@ class Reconstruction:
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
+    well_posedness: WellPosedness
 
     def raise_for_status(self) -> Reconstruction:
         """Return the reconstruction itself, if the solver reached what was asked for.
@@ -176,6 +182,7 @@ def reconstruct(
         UsageError: `y` has another dtype or device than the inverse.
     """
     inverse.arrange(y)  # a kernel that does not fit is told before a bias that does not
+    well_posedness = assess_well_posedness(inverse)
     unbiased = y if bias is None else y - as_bias(bias, y)
     solution = inverse.solve(unbiased, progress)
     operator, kernel = inverse.problem.operator, inverse.kernel
@@ -193,7 +200,24 @@ def reconstruct(
         residual=summarize_residual(residual, unbiased),
         border=border_profile(residual, kernel.size),
         spectrum=inverse.spectrum,
+        well_posedness=well_posedness,
     )
+
+
+def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
+    """Judge the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
+    found = _ASSESSED.get(inverse)
+    if found is None:
+        problem = inverse.problem
+        found = _ASSESSED[inverse] = assess(
+            inverse.kernel.taps,
+            inverse.geometry,
+            problem.operator.boundary,
+            lam=problem.lam,
+            penalty=problem.penalty,
+            spectrum=inverse.spectrum,
+        )
+    return found
 
 
 def pseudo_inverse(
