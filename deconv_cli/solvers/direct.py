@@ -38,7 +38,7 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
+from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
@@ -47,10 +47,6 @@ from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
 
 BYTES_PER_NUMBER = 8
-
-
-class SingularSystemError(Exception):
-    """The problem has no well-conditioned system on the border; another method must take it."""
 
 
 @dataclass(frozen=True)
@@ -160,15 +156,6 @@ class DirectInverse(Inverse):
         return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """P, M and N of the module's formulas, shape `(N1, N2 // 2 + 1, ·, ·)`; the square case needs P alone."""
-
-    estimate: Tensor
-    outputs: Tensor | None
-    inputs: Tensor | None
-
-
 class BoundarySystem(LinearOperator):
     """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus."""
 
@@ -180,15 +167,20 @@ class BoundarySystem(LinearOperator):
         self._n_outputs, self._n_inputs = taps.shape[:2]
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         symbol = torus_symbol(taps, places.torus, places.origin)
-        blocks = _frequency_blocks(problem, symbol, places)
-        if blocks.outputs is None:
-            self._solver: _BorderSolver = _SquareSolver(places, blocks.estimate)
+        self._solver: _BorderSolver
+        self._inputs: FrequencyBlocks | None = None
+        self._outputs: FrequencyBlocks | None = None
+        penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
+        is_square = self._n_outputs == self._n_inputs and places.output_size == places.image_size
+        if problem.weight == 0 and is_square:
+            estimate = full_rank_inverse(symbol)
+            self._solver = _SquareSolver(places, estimate)
         else:
-            assert blocks.inputs is not None
+            blocks = torus_blocks(symbol, problem.weight, penalty, covers_inputs=places.covers_inputs(symbol))
+            estimate = blocks.estimate
             self._solver = _SaddleSolver(places, blocks.estimate, blocks.outputs, blocks.inputs)
-        self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = None if blocks.inputs is None else FrequencyBlocks(blocks.inputs)
-        self._outputs = None if blocks.outputs is None else FrequencyBlocks(blocks.outputs)
+            self._inputs, self._outputs = FrequencyBlocks(blocks.inputs), FrequencyBlocks(blocks.outputs)
+        self._estimate = FrequencyBlocks(estimate)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C_out, H_y, W_y)`, in double precision inside."""
@@ -243,29 +235,6 @@ class BoundarySystem(LinearOperator):
 
     def _to_places(self, spectrum: Tensor) -> Tensor:
         return torch.fft.irfft2(spectrum, s=self._places.torus)
-
-
-def _frequency_blocks(problem: TikhonovProblem, symbol: Tensor, places: TorusEmbedding) -> _Blocks:
-    n_outputs, n_inputs = symbol.shape[-2:]
-    eye_out = torch.eye(n_outputs, dtype=symbol.dtype, device=symbol.device)
-    eye_in = torch.eye(n_inputs, dtype=symbol.dtype, device=symbol.device)
-    if problem.weight > 0:
-        penalty = penalty_symbol(problem.penalty, places.torus, torch.float64, symbol.device)
-        gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
-        estimate = gram_inverse @ symbol.mH
-        return _Blocks(estimate, eye_out - symbol @ estimate, gram_inverse)
-    penalty = penalty_symbol(Penalty.IDENTITY, places.torus, torch.float64, symbol.device)
-    estimate = inverse_blocks(symbol, 0.0, penalty, default_rcond(torch.float64))
-    smaller = estimate @ symbol if n_inputs <= n_outputs else symbol @ estimate
-    identity = torch.eye(smaller.shape[-1], dtype=symbol.dtype, device=symbol.device)
-    if float((smaller - identity).abs().max()) > 1e-6:
-        raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
-    n_more = places.output_size[0] - places.image_size[0], places.output_size[1] - places.image_size[1]
-    if n_outputs == n_inputs and n_more == (0, 0):
-        return _Blocks(estimate, None, None)
-    if n_outputs >= n_inputs and min(n_more) >= 0:
-        return _Blocks(estimate, eye_out - symbol @ estimate, estimate @ estimate.mH)
-    return _Blocks(estimate, estimate.mH @ estimate, eye_in - estimate @ symbol)
 
 
 class _SquareSolver:

@@ -29,6 +29,8 @@ class TorusEmbedding:
         origin: the tap that meets the output pixel.
         tied: places of pixels that are not free, shape `(n_tied,)`.
         sources: for each of them the place whose value it repeats, or −1 where it is zero.
+        row_sources: for each row beyond the image the row that it repeats, shape `(N1 − H,)`; `None` where it is zero.
+        column_sources: the same for columns.
         unobserved: places of outputs that were not observed, shape `(n_unobserved,)`.
     """
 
@@ -38,6 +40,8 @@ class TorusEmbedding:
     origin: Size
     tied: Tensor
     sources: Tensor
+    row_sources: Tensor | None
+    column_sources: Tensor | None
     unobserved: Tensor
 
     @property
@@ -65,6 +69,7 @@ class TorusEmbedding:
             max(image_size[0] + widths[0], geometry.output_size[0]),
             max(image_size[1] + widths[1], geometry.output_size[1]),
         )
+        are_zero = boundary in (Boundary.ZERO, Boundary.UNKNOWN)
         rows = _line_sources(boundary, before[0], after[0], image_size[0], torus[0], device)
         columns = _line_sources(boundary, before[1], after[1], image_size[1], torus[1], device)
         source = torch.where((rows[:, None] < 0) | (columns < 0), -1, rows[:, None] * torus[1] + columns).flatten()
@@ -79,8 +84,19 @@ class TorusEmbedding:
             before,
             place[is_tied],
             source[is_tied],
+            None if are_zero else rows[image_size[0] :],
+            None if are_zero else columns[image_size[1] :],
             place[~observed.flatten()],
         )
+
+    def covers_inputs(self, symbol: Tensor) -> bool:
+        """Tell whether there are enough outputs to determine the image, by their numbers alone.
+
+        Args:
+            symbol: of shape `(*, C_out, C_in)`.
+        """
+        sizes = zip(self.output_size, self.image_size, strict=True)
+        return symbol.shape[-2] >= symbol.shape[-1] and all(outputs >= pixels for outputs, pixels in sizes)
 
     def gather(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Write out the part of a convolution on the torus that leads from some places to others.
