@@ -16,7 +16,8 @@ from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
-from deconv_cli.solvers.direct import DirectInverse, SingularSystemError
+from deconv_cli.solvers.direct import DirectInverse
+from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
@@ -144,15 +145,16 @@ class PseudoInverse:
         """Build the inverse that was chosen; `is_free` lets another take over where the direct one is singular."""
         if self.choice.method is Method.FFT:
             return CircularInverse(self.problem, rcond)
-        if self.choice.method is Method.STRIP:
-            return StripInverse(self.problem, rule)
-        if self.choice.method is Method.DIRECT:
+        builders = {Method.STRIP: StripInverse, Method.DIRECT: DirectInverse}
+        if self.choice.method in builders:
             try:
-                return DirectInverse(self.problem, rule)
+                return builders[self.choice.method](self.problem, rule)
             except SingularSystemError as error:
                 if not is_free:
-                    raise UsageError(f"method direct fails, since {error}; use a larger λ or method auto.") from error
-                self.choice = Choice(Method.ITERATIVE, f"the direct way is barred, since {error}")
+                    raise UsageError(
+                        f"method {self.choice.method} fails, since {error}; use a larger λ or method auto."
+                    ) from error
+                self.choice = Choice(Method.ITERATIVE, f"the {self.choice.method} way is barred, since {error}")
         return IterativeInverse(self.problem, rule)
 
     def frame(self, value: Tensor) -> Tensor:
