@@ -18,6 +18,7 @@ from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.fourier import SingularSystemError
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
@@ -139,9 +140,7 @@ class PseudoInverse:
             )
         return arranged
 
-    def _build(
-        self, rcond: float | None, rule: StoppingRule, *, is_free: bool
-    ) -> CircularInverse | StripInverse | DirectInverse | IterativeInverse:
+    def _build(self, rcond: float | None, rule: StoppingRule, *, is_free: bool) -> Inverse:
         """Build the inverse that was chosen; `is_free` lets another take over where the direct one is singular."""
         if self.choice.method is Method.FFT:
             return CircularInverse(self.problem, rcond)
