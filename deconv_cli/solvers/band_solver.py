@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import multiply_lines
+from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.solvers.bands import Band, BandGroup, unit_phases
 from deconv_cli.solvers.border_system import BorderSystem, Part
@@ -31,17 +31,13 @@ class BandSolver:
     def __init__(self, system: BorderSystem, blocks: TorusBlocks, axis: int) -> None:
         self._groups = system.groups
         self._axis = axis
-        self._length = system.torus[1 - axis]
-        self._inverse = _invert(_band_matrix(system, blocks, axis))
+        self._inverse = invert_lines(_band_matrix(system, blocks, axis))
 
     def solve(self, part: Part) -> Part:
         """Solve for right-hand sides on whole lines: `(*batch, C, w, N)`, or `(*batch, C, N, w)` for columns."""
         across = -2 if self._axis == 0 else -1
         lines = torch.cat([_as_lines(values, across) for values in part], dim=-2)
-        if lines.shape[-2] == 0:
-            return part
-        spectrum = multiply_lines(self._inverse, torch.fft.rfft(lines, dim=-1))
-        lines = torch.fft.irfft(spectrum, n=self._length, dim=-1)
+        lines = solve_lines(self._inverse, lines)
         sizes = [group.n_channels * self._band(group).width for group in self._groups]
         result = []
         for values, group in zip(lines.split(sizes, dim=-2), self._groups, strict=True):
@@ -51,6 +47,14 @@ class BandSolver:
 
     def _band(self, group: BandGroup) -> Band:
         return group.rows if self._axis == 0 else group.columns
+
+
+def solve_lines(inverse: Tensor, lines: Tensor, *, transposed: bool = False) -> Tensor:
+    """Multiply lines `(*batch, r, N)` by a matrix `(N // 2 + 1, r, r)` at each frequency along them."""
+    if lines.numel() == 0:
+        return lines
+    multiply = multiply_lines_adjoint if transposed else multiply_lines
+    return torch.fft.irfft(multiply(inverse, torch.fft.rfft(lines, dim=-1)), n=lines.shape[-1], dim=-1)
 
 
 def _as_lines(values: Tensor, across: int) -> Tensor:
@@ -63,7 +67,7 @@ def _band_matrix(system: BorderSystem, blocks: TorusBlocks, axis: int) -> Tensor
     """Write the system of a band out, shape `(frequencies of the line, r, r)`, groups in their order."""
 
     def entries(rows: BandGroup, columns: BandGroup, values: Tensor, down: Tensor, across: Tensor) -> Tensor:
-        return _coupling(_across(rows, axis), _across(columns, axis), values, down, across, axis)
+        return coupling(_across(rows, axis), _across(columns, axis), values, down, across, axis)
 
     one_down = blocks.estimate.new_ones(system.torus[0], 1)
     one_across = blocks.estimate.new_ones(system.torus[1] // 2 + 1)
@@ -97,7 +101,7 @@ def _across(group: BandGroup, axis: int) -> Band:
     return group.rows if axis == 0 else group.columns
 
 
-def _coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Tensor, axis: int) -> Tensor:
+def coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Tensor, axis: int) -> Tensor:
     """Write out what a block-circulant operator does from one band to another, at each frequency along the bands.
 
     Args:
@@ -149,7 +153,7 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
     return sums[:n_line] + mirrored[:n_line].conj()
 
 
-def _invert(matrix: Tensor) -> Tensor:
+def invert_lines(matrix: Tensor) -> Tensor:
     """Invert every block; where that fails, leave to the iteration what rounding cannot tell."""
     if matrix.numel() == 0:
         return matrix

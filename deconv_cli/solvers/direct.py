@@ -25,6 +25,7 @@ end after a few steps.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.square_border import SquareBorderSystem
 from deconv_cli.vocabulary import Boundary, Penalty
 
 BYTES_PER_NUMBER = 8
@@ -72,7 +74,11 @@ def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outpu
     n_frequencies = places.torus[0] * (places.torus[1] // 2 + 1)
     n_blocks = 2 * n_frequencies * (4 * max(n_outputs, n_inputs) ** 2 + 2 * n_outputs * n_inputs)
     if lam == 0 and n_outputs == n_inputs and geometry.output_size == places.image_size:
-        n_entries, n_operations = 3 * n_unobserved * n_tied, 2 / 3 * n_unobserved**3
+        # About half of the unknowns are eliminated by FFTs before the rest is factored (`square_border.py`).
+        n_columns = n_outputs * places.image_size[0] * (places.torus[1] - places.image_size[1])
+        n_rows = n_unobserved - n_columns
+        n_entries = n_columns**2 + 8 * n_columns * n_rows
+        n_operations = 2 * n_columns**2 * n_rows + 2 / 3 * n_columns**3
     else:
         n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
         n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
@@ -113,12 +119,13 @@ class DirectInverse(Inverse):
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = BoundarySystem(problem)
+        self._system = _factor(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
         if self.problem.weight == 0:
             return self._refine(NormalEquations.of_data(self.problem, y), self._system.estimate, progress)
+        assert isinstance(self._system, BoundarySystem)
         return conjugate_gradients(
             self.problem,
             y,
@@ -133,6 +140,7 @@ class DirectInverse(Inverse):
         if self.problem.weight == 0:
             equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
             return self._refine(equations, self._system.estimate).warn_for_status().value
+        assert isinstance(self._system, BoundarySystem)
         equations, start = NormalEquations.of_gradient(self.problem, g), self._system.forward(g)
         return iterate(equations, self.rule, start=start, preconditioner=self._system).warn_for_status().value
 
@@ -154,6 +162,15 @@ class DirectInverse(Inverse):
             return better
 
         return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
+
+
+def _factor(problem: TikhonovProblem) -> BoundarySystem | SquareBorderSystem:
+    """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
+    operator = problem.operator
+    if problem.weight == 0 and operator.input_shape == operator.output_shape:
+        with contextlib.suppress(SingularSystemError):
+            return SquareBorderSystem(operator)
+    return BoundarySystem(problem)
 
 
 class BoundarySystem(LinearOperator):
