@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
 from deconv_cli.diagnostics.winding import AxisRoots, axis_roots
+from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.geometry import Geometry, Pads
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.vocabulary import Boundary, Penalty, Size
@@ -40,7 +41,8 @@ class WellPosedness:
         reason: the finding as a sentence.
         n_border_modes: an estimate of how many singular values vanish as the image grows, though those of the symbol
             do not; `None` if it was not tested, as below.
-        n_lost_modes: how many of them are below `threshold` at this size.
+        n_lost_modes: how many of them are below `threshold` at this size; several times too many where a padding adds
+            rows and takes columns.
         windings: the least and the largest winding number of det K along the rows and along the columns, over the
             frequencies of the other axis; `None` where the border made the test needless.
         n_frequencies: how many frequencies along the edges were looked at; 0 where none had to be.
@@ -93,11 +95,14 @@ def assess(
     """
     threshold = math.sqrt(lam) if lam > 0 else LOST
     size = geometry.image_size
-    harmless = _harmless(geometry, boundary)
+    harmless = _harmless(geometry, boundary, is_tall=taps.shape[0] > taps.shape[1])
     if boundary is Boundary.CIRCULAR:
         return WellPosedness(is_well_posed=True, threshold=threshold, reason=str(harmless))
     roots = None if harmless else _find_roots(taps, size)
-    loss = None if roots is None else _loss(roots, geometry.pads, size, threshold)
+    # Roots tell singular values relative to the symbol's ordinary ones, whose mean square is a sum over the taps.
+    ordinary = float(widened(taps).square().sum() / min(taps.shape[:2])) ** 0.5
+    fraction = threshold * spectrum.sigma_max / ordinary
+    loss = None if roots is None else _loss(roots, geometry.pads, size, fraction)
     if loss is not None and loss.n_lost_modes > 0 and lam == 0:
         # What is lost at one edge depends on the data at the other one.
         influence: InfluenceDepth | None = InfluenceDepth(None, None, None)
@@ -117,7 +122,7 @@ def assess(
     rows, columns = roots
     pads = geometry.pads
     is_lossy = loss.n_lost_modes > 0
-    shift = _harmless_shift(roots, geometry, threshold) if is_lossy else None
+    shift = _harmless_shift(roots, geometry, fraction) if is_lossy else None
     advised_lambda = _advised_lambda(spectrum) if is_lossy and lam == 0 else None
     return replace(
         finding,
@@ -140,31 +145,42 @@ def _find_roots(taps: Tensor, size: Size) -> _Roots | None:
     return None if rows is None or columns is None else (rows, columns)
 
 
-def _harmless(geometry: Geometry, boundary: Boundary) -> str | None:
-    """Say why a border cannot lose anything, or `None` if it can."""
+def _harmless(geometry: Geometry, boundary: Boundary, *, is_tall: bool) -> str | None:
+    """Say why a border cannot lose anything, or `None` if it can.
+
+    `valid` has A Aᵀ = T(K Kᴴ) and `full` with zeros AᵀA = T(KᴴK), sections of the symbol whose eigenvalues lie between
+    those of the symbol. A tall `valid` convolution has a null space besides: exponentials at the common roots of all
+    outputs, as many at every size.
+    """
     if boundary is Boundary.CIRCULAR:
         return "on a torus there is no edge: the singular values are those of the kernel's symbol"
     pads, (height, width) = geometry.pads, geometry.kernel_size
     if boundary is Boundary.UNKNOWN or not any(pads.total):
-        return "nothing is taken to lie outside, so no singular value but zero is below those of the kernel's symbol"
+        if is_tall:
+            return "nothing is taken to lie outside, so there is no border to lose anything at"
+        return "nothing is taken to lie outside, so no singular value is below those of the kernel's symbol"
     if min(pads.top, pads.bottom) >= height - 1 and min(pads.left, pads.right) >= width - 1:
         return "the output holds all that the kernel made of every pixel, so the border loses nothing"
     return None
 
 
-def _loss(roots: _Roots, pads: Pads, size: Size, threshold: float) -> _Loss:
+def _loss(roots: _Roots, pads: Pads, size: Size, fraction: float) -> _Loss:
     rows, columns = roots
-    modes = (
+    found = below = 0.0
+    for along_rows, along_columns in zip(
         rows.border_modes((pads.top, pads.bottom), length=size[0], edge=size[1]),
         columns.border_modes((pads.left, pads.right), length=size[1], edge=size[0]),
-    )
-    matched = sum(axis.estimate(axis.n_modes) for axis in modes)
-    below = sum(axis.estimate((axis.singular_values < threshold).sum(-1)) for axis in modes)
-    # What one axis leaves unseen, and the surplus of data that the other axis has, are matched around the corners.
-    unseen = sum(axis.estimate(axis.n_unseen) for axis in modes)
-    unreached = sum(axis.estimate(axis.n_unreached) for axis in modes)
-    around_corners = min(unseen, unreached) - matched
-    return _Loss(_count(matched + around_corners), _count(below + around_corners))
+        strict=True,
+    ):
+        axes = (along_rows, along_columns)
+        matched = sum(modes.estimate(modes.n_modes) for modes in axes)
+        # What one axis leaves unseen, and the surplus of data that the other axis has, are matched around the corners.
+        unseen = sum(modes.estimate(modes.n_unseen) for modes in axes)
+        unreached = sum(modes.estimate(modes.n_unreached) for modes in axes)
+        around_corners = min(unseen, unreached) - matched
+        found += matched + around_corners
+        below += around_corners + sum(modes.estimate((modes.singular_values < fraction).sum(-1)) for modes in axes)
+    return _Loss(_count(found), _count(below))
 
 
 def _count(estimate: float) -> int:
@@ -172,23 +188,23 @@ def _count(estimate: float) -> int:
     return max(round(estimate), int(estimate > 0))
 
 
-def _harmless_shift(roots: _Roots, geometry: Geometry, threshold: float) -> Pads | None:
+def _harmless_shift(roots: _Roots, geometry: Geometry, fraction: float) -> Pads | None:
     """Find borders of the same total width, as near as can be to the present ones, that lose nothing."""
     pads, (height, width) = geometry.pads, geometry.image_size
     rows, columns = pads.total
-    top = _lossless_start(roots[0], pads.top, rows, (height, width), threshold)
-    left = _lossless_start(roots[1], pads.left, columns, (width, height), threshold)
+    top = _lossless_start(roots[0], pads.top, rows, (height, width), fraction)
+    left = _lossless_start(roots[1], pads.left, columns, (width, height), fraction)
     if top is None or left is None:
         return None
     shifted = Pads(top, rows - top, left, columns - left)
-    return shifted if _loss(roots, shifted, geometry.image_size, threshold).n_lost_modes == 0 else None
+    return shifted if _loss(roots, shifted, geometry.image_size, fraction).n_lost_modes == 0 else None
 
 
-def _lossless_start(roots: AxisRoots, present: int, total: int, size: Size, threshold: float) -> int | None:
+def _lossless_start(roots: AxisRoots, present: int, total: int, size: Size, fraction: float) -> int | None:
     """Find how many of `total` border pixels should stand at the start of an axis of `size` (length, edge)."""
     for start in sorted(range(total + 1), key=lambda start: abs(start - present)):
-        modes = roots.border_modes((start, total - start), length=size[0], edge=size[1])
-        if not bool((modes.singular_values < threshold).any()):
+        groups = roots.border_modes((start, total - start), length=size[0], edge=size[1])
+        if not any(bool((modes.singular_values < fraction).any()) for modes in groups):
             return start
     return None
 

@@ -45,15 +45,15 @@ N_SHIFTS = 8
 
 @dataclass(frozen=True)
 class BorderModes:
-    """The modes that a border leaves undetermined, as numbers for the frequencies that were looked at.
+    """The modes that a border leaves undetermined, at each of the frequencies that were looked at.
 
     Attributes:
         n_unseen: modes at either end that come through as zero, for each frequency, shape `(n,)`.
         n_unreached: outputs at either end that no image reaches, shape `(n,)`.
         n_modes: the smaller of the two, shape `(n,)`: what is unseen at one end only for lack of data from the other.
             The rest of the unseen modes is the null space of a convolution with fewer outputs than inputs.
-        singular_values: their estimated singular values relative to the kernel's largest, shape `(n, m)`, infinite
-            where a frequency has fewer than `m`; right to about a factor of two or three.
+        singular_values: an estimate of theirs, in units of the root mean square of the symbol's, shape `(n, m)`,
+            infinite where a frequency has fewer than `m`; right in its order of magnitude.
         weight: edge positions that one frequency stands for.
     """
 
@@ -100,6 +100,14 @@ class _Roots:
         inside = torch.minimum(torch.maximum(surely, torch.full_like(surely, conditions[0])), perhaps)
         return inside - conditions[0], total - inside - conditions[1], inside
 
+    def border_modes(self, pads: Size, length: int, weight: float) -> BorderModes:
+        start, end, inside = self.excess(pads)
+        surplus, deficit = start.clamp_min(0) + end.clamp_min(0), (-start).clamp_min(0) + (-end).clamp_min(0)
+        n_modes = torch.minimum(surplus, deficit)
+        values = _vanishing_values(self.moduli, inside, start > 0, n_modes, length)
+        n_unseen, n_unreached = (deficit, surplus) if self.is_adjoint else (surplus, deficit)
+        return BorderModes(n_unseen, n_unreached, n_modes, values, weight)
+
 
 @dataclass(frozen=True)
 class AxisRoots:
@@ -134,28 +142,15 @@ class AxisRoots:
         every = torch.cat(rates)
         return float(every.max()) if every.numel() else 0.0
 
-    def border_modes(self, pads: Size, length: int, edge: int) -> BorderModes:
-        """Count the modes at one end that only data at the other end could determine.
+    def border_modes(self, pads: Size, length: int, edge: int) -> tuple[BorderModes, ...]:
+        """Count the modes at one end that only data at the other end could determine, for each group of channels.
 
         Args:
             pads: border pixels before and after the image.
             length: pixels of the image along the axis.
             edge: pixels along the edge, that is of the other axis.
         """
-        unseen, unreached, values = [], [], []
-        for group in self.groups:
-            start, end, inside = group.excess(pads)
-            unseen.append(start.clamp_min(0) + end.clamp_min(0))
-            unreached.append((-start).clamp_min(0) + (-end).clamp_min(0))
-            if group.is_adjoint:
-                unseen[-1], unreached[-1] = unreached[-1], unseen[-1]
-            n_modes = torch.minimum(unseen[-1], unreached[-1])
-            values.append(_vanishing_values(group.moduli, inside, start > 0, n_modes, length))
-        width = max(value.shape[-1] for value in values)
-        padded = [functional.pad(value, (0, width - value.shape[-1]), value=math.inf) for value in values]
-        n_unseen, n_unreached = torch.cat(unseen), torch.cat(unreached)
-        n_modes = torch.minimum(n_unseen, n_unreached)
-        return BorderModes(n_unseen, n_unreached, n_modes, torch.cat(padded), edge / self.n_lines)
+        return tuple(group.border_modes(pads, length, edge / self.n_lines) for group in self.groups)
 
 
 def _vanishing_values(moduli: Tensor, inside: Tensor, at_start: Tensor, n_modes: Tensor, length: int) -> Tensor:
