@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deconv_cli.vocabulary import Size
 
-# Up to this many lines, sums over the lines are cheaper than FFTs of a torus that is almost empty.
-MAX_THIN_WIDTH = 6
+# Up to this many lines, sums over the lines (a matrix product) are cheaper than FFTs of a torus that is almost empty.
+MAX_THIN_WIDTH = 64
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ on Image Processing 14, 2005) for a single channel and an unknown border; the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -127,31 +129,44 @@ class BorderSystem:
         defect = self._outputs.multiply(outputs)
         return defect if inputs is None else defect - self._estimate.multiply(inputs, adjoint=True)
 
-    def read_rows(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None) -> Part:
-        """Evaluate the system's left-hand side in the band of rows.
+    def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
+        """Evaluate the system's left-hand side in both bands, for spectra that no unknowns stand behind."""
+        pairs = self._read(outputs, inputs, BandGroup.read, None)
+        return [rows for rows, _ in pairs], [columns for _, columns in pairs]
+
+    def read_rows(self, outputs: Tensor | None, inputs: Tensor | None) -> Part:
+        """Evaluate the system's left-hand side in the band of rows, for spectra of unknowns outside that band.
 
         Args:
-            outputs: spectrum of u, or of y + u.
+            outputs: spectrum of what is added to the outputs.
+            inputs: spectrum of what is added to the inputs.
+        """
+        return self._read(outputs, inputs, BandGroup.read_rows, None)
+
+    def read_columns(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None = None) -> Part:
+        """Evaluate the system's left-hand side in the rest of the band of columns.
+
+        Args:
+            outputs: spectrum of what is added to the outputs.
             inputs: spectrum of what is added to the inputs.
             own: the unknowns themselves in this band, where they are not zero.
         """
-        return self._read(outputs, inputs, own, of_rows=True)
+        return self._read(outputs, inputs, BandGroup.read_columns, own)
 
-    def read_columns(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None) -> Part:
-        """Evaluate the system's left-hand side in the rest of the band of columns; see `read_rows`."""
-        return self._read(outputs, inputs, own, of_rows=False)
-
-    def _read(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None, *, of_rows: bool) -> Part:
-        def read(group: BandGroup, spectrum: Tensor) -> Tensor:
-            return group.read_rows(spectrum) if of_rows else group.read_columns(spectrum)
-
-        result: Part = []
+    def _read(
+        self,
+        outputs: Tensor | None,
+        inputs: Tensor | None,
+        read: Callable[[BandGroup, Tensor], Any],
+        own: Part | None,
+    ) -> list[Any]:
+        result: list[Any] = []
         if self.outputs is not None:
             result.append(read(self.outputs, self.defect(outputs, inputs)))
         if self._has_inputs:
             image = self.image(outputs, inputs)
             for difference in self.differences:
-                value = -read(difference.group, difference.symbol * image)
+                value = read(difference.group, -difference.symbol * image)
                 result.append(value if own is None else value + own[len(result)])
             if self.ties is not None:
                 result.append(read(self.ties, image))

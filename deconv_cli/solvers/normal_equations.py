@@ -59,14 +59,18 @@ class NormalEquations:
         return cls(problem.operator.H, g, is_derived=True)
 
     @cached_property
+    def right_side(self) -> Tensor:
+        """The right-hand side Aᴴy + g, shape `(*batch, *operator.input_shape)`."""
+        return self._with_g(self.operator.adjoint(self.y))
+
+    @cached_property
     def scale(self) -> Tensor:
         """What the certificate is relative to, shape `(*batch,)`: ‖Aᴴy + g‖, or ‖A‖‖y‖ for derived data."""
-        right_side = self._with_g(self.operator.adjoint(self.y))
-        size = norm(right_side)
+        size = norm(self.right_side)
         if not self.is_derived:
             return size
         # ‖A‖ as the right-hand side shows it: a lower bound, of the norm's order.
-        gain = relative(norm(self.operator.forward(right_side)), size)
+        gain = relative(norm(self.operator.forward(self.right_side)), size)
         return torch.maximum(size, gain * norm(self.y))
 
     def zero(self) -> Tensor:

@@ -82,7 +82,7 @@ def refine(
 
 def refine_equations(
     equations: NormalEquations,
-    start: Tensor,
+    start: Tensor | None,
     rule: StoppingRule,
     improve: Callable[[Tensor, Tensor, Course], Tensor],
     progress: Progress | None = None,
@@ -91,14 +91,16 @@ def refine_equations(
 
     Args:
         equations: what to solve.
-        start: first estimate, shape `(*batch, *operator.input_shape)`.
+        start: first estimate, shape `(*batch, *operator.input_shape)`; `None` for zero, which costs nothing to check.
         rule: when to stop.
         improve: takes an estimate, the negative gradient there and the course, and gives a better estimate.
         progress: told of every iteration.
     """
     course = Course(rule, equations.scale, progress)
-    x = start
-    gradient = equations.remaining(x, equations.residual(x))
+    if start is None:
+        x, gradient = equations.zero(), equations.right_side
+    else:
+        x, gradient = start, equations.remaining(start, equations.residual(start))
     best = norm(gradient)
     for _ in range(MAX_ROUNDS):
         if course.is_spent or bool((best <= course.goal).all()):
@@ -106,8 +108,12 @@ def refine_equations(
         candidate = improve(x, gradient, course)
         new_gradient = equations.remaining(candidate, equations.residual(candidate))
         reached = norm(new_gradient)
-        is_better = (reached < best)[..., None, None, None]
-        x, gradient = torch.where(is_better, candidate, x), torch.where(is_better, new_gradient, gradient)
+        is_better = reached < best
+        if bool(is_better.all()):
+            x, gradient = candidate, new_gradient
+        else:
+            keeps = is_better[..., None, None, None]
+            x, gradient = torch.where(keeps, candidate, x), torch.where(keeps, new_gradient, gradient)
         # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
         gains = (reached <= 0.5 * best) & (reached > course.goal)
         best = torch.minimum(reached, best)

@@ -39,7 +39,7 @@ MIN_LAMBDA_IN_FLOAT32 = 1e-4
 MAX_KEPT_VECTORS = 300
 MAX_KEPT_NUMBERS = 2**26
 # Entries of a symbol that are factored in double precision at a time.
-MAX_ENTRIES_AT_ONCE = 2**23
+MAX_ENTRIES_AT_ONCE = 2**20
 
 
 def covers(
@@ -83,17 +83,18 @@ class StripInverse(Inverse):
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
         equations = NormalEquations.of_data(self.problem, y)
+        is_begun = False
 
         def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
-            del gradient
-            residual = equations.residual(x)
+            nonlocal is_begun
+            if not is_begun:
+                is_begun = True
+                return self._system.solve(y, None, course, closes=True)
             if self.problem.weight == 0:
-                return x + self._system.solve(residual, None, course)
-            return x + self._system.solve(residual, -self.problem.penalty_gram(x), course)
+                return x + self._system.solve(equations.residual(x), None, course)
+            return x + self._system.solve(None, gradient, course)
 
-        # For λ = 0 the start must not hold what the kernel does not see.
-        start = equations.zero() if self.problem.weight == 0 else self._system.first_estimate(y)
-        return refine_equations(equations, start, self.rule, improve, progress)
+        return refine_equations(equations, None, self.rule, improve, progress)
 
     def solve_normal(self, g: Tensor) -> Tensor:
         """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
@@ -102,7 +103,7 @@ class StripInverse(Inverse):
         def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
             return x + self._system.solve(None, gradient, course)
 
-        return refine_equations(equations, equations.zero(), self.rule, improve).warn_for_status().value
+        return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
 
 class _StripSystem:
@@ -119,7 +120,7 @@ class _StripSystem:
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._torus = places.torus
         self._input_shape = operator.input_shape
-        self._wraps_data = operator.boundary is not Boundary.ZERO
+        self._runs_on = operator.boundary is not Boundary.ZERO
         is_narrow = problem.lam == 0 or problem.lam >= MIN_LAMBDA_IN_FLOAT32
         self._dtype = taps.dtype if is_narrow else wide.dtype
         symbol = torus_symbol(wide, places.torus, places.origin)
@@ -132,26 +133,25 @@ class _StripSystem:
             self._rows = BandSolver(system, blocks, axis=0)
             self._columns = BandSolver(system, blocks, axis=1)
 
-    def first_estimate(self, y: Tensor) -> Tensor:
-        """Restore data `(*batch, C_out, H_y, W_y)` as if they ran on smoothly around the torus."""
-        if self._wraps_data:
-            y = close_smoothly(close_smoothly(y, -2, self._torus[0]), -1, self._torus[1])
-        spectrum = self._system.image(torch.fft.rfft2(y.to(self._dtype), s=self._torus), None)
-        return self._to_image(spectrum).to(y.dtype)
-
-    def solve(self, residual: Tensor | None, gradient: Tensor | None, course: Course) -> Tensor:
+    def solve(
+        self, residual: Tensor | None, gradient: Tensor | None, course: Course, *, closes: bool = False
+    ) -> Tensor:
         """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the course's goal is reached as far as can be told here.
 
         Args:
             residual: shape `(*batch, C_out, H_y, W_y)`; `None` for zero.
             gradient: shape `(*batch, C_in, H, W)`; `None` for zero.
             course: when to stop.
+            closes: begin with outputs that run on smoothly around the torus: what was not observed is unknown anyway,
+                and a photograph leaves the iteration less to do.
 
         Returns:
             Shape `(*batch, C_in, H, W)`, in the dtype of the right-hand side.
         """
         given = residual if residual is not None else gradient
         assert given is not None
+        if residual is not None and closes and self._runs_on:
+            residual = close_smoothly(close_smoothly(residual, -2, self._torus[0]), -1, self._torus[1])
         outputs = None if residual is None else self._transform(residual)
         inputs = None if gradient is None else self._transform(gradient / self._sigma)
         if self._system.groups:  # else the torus is all there is
@@ -163,14 +163,13 @@ class _StripSystem:
         self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], course: Course
     ) -> tuple[Tensor | None, Tensor | None]:
         """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
-        right_rows = _negative(self._system.read_rows(outputs, inputs, None))
-        right_columns = _negative(self._system.read_columns(outputs, inputs, None))
+        right_rows, right_columns = (_negative(part) for part in self._system.read(outputs, inputs))
         first_rows = self._rows.solve(right_rows)
         added = self._system.spectra(first_rows, None)
-        right = self._pack(right_columns) - self._pack(self._system.read_columns(*added, None))
+        right = self._pack(right_columns) - self._pack(self._system.read_columns(*added))
         columns = self._iterate(right, batch, course)
         added = self._system.spectra(None, columns)
-        coupled = self._rows.solve(self._system.read_rows(*added, None))
+        coupled = self._rows.solve(self._system.read_rows(*added))
         rows = [first - second for first, second in zip(first_rows, coupled, strict=True)]
         added = self._system.spectra(rows, columns)
         return _sum(outputs, added[0]), _sum(inputs, added[1])
@@ -184,7 +183,7 @@ class _StripSystem:
         def apply(vector: Tensor) -> Tensor:
             columns = self._unpack(vector)
             own = system.spectra(None, columns)
-            rows = self._rows.solve(system.read_rows(*own, None))
+            rows = self._rows.solve(system.read_rows(*own))
             through = system.spectra(rows, None)
             outputs, inputs = _difference(own[0], through[0]), _difference(own[1], through[1])
             return sign * self._pack(system.read_columns(outputs, inputs, columns))
