@@ -98,10 +98,27 @@ class StripInverse(Inverse):
 
     def solve_normal(self, g: Tensor) -> Tensor:
         """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
-        equations = NormalEquations.of_gradient(self.problem, g)
+        if self.problem.weight == 0:
+            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+        else:
+            equations = NormalEquations.of_gradient(self.problem, g)
 
         def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
+            if self.problem.weight == 0:
+                return x + self._system.solve(equations.residual(x), None, course)
             return x + self._system.solve(None, gradient, course)
+
+        return refine_equations(equations, None, self.rule, improve).warn_for_status().value
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`; for λ = 0 by the system itself, read as outputs."""
+        if self.problem.weight > 0:
+            return super().solve_transposed(g)
+        equations = NormalEquations.of_transpose(self.problem, g)
+
+        def improve(p: Tensor, gradient: Tensor, course: Course) -> Tensor:
+            del gradient
+            return p + self._system.solve_transposed(equations.residual(p), course)
 
         return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
@@ -158,6 +175,24 @@ class _StripSystem:
             outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], course)
         image = self._to_image(self._system.image(outputs, inputs))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
+
+    def solve_transposed(self, g: Tensor, course: Course) -> Tensor:
+        """Compute A(AᴴA + μLᴴL)⁺g, the outputs that stand behind `solve`: Pᴴ(g − Wν) − Mu on the observed ones.
+
+        Args:
+            g: shape `(*batch, C_in, H, W)`.
+            course: when to stop.
+
+        Returns:
+            Shape `(*batch, C_out, H_y, W_y)`.
+        """
+        outputs: Tensor | None = None
+        inputs: Tensor | None = self._transform(g)
+        if self._system.groups:
+            outputs, inputs = self._complete(outputs, inputs, g.shape[:-3], course)
+        field = torch.fft.irfft2(self._system.defect(outputs, inputs), s=self._torus) / -self._sigma
+        height, width = self._places.output_size
+        return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
 
     def _complete(
         self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], course: Course
