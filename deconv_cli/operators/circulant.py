@@ -20,7 +20,8 @@ class FrequencyBlocks:
     """A small complex matrix at every frequency of `torch.fft.rfft2`, to multiply spectra with.
 
     Args:
-        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`: one block lies together in memory.
+        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`; not copied where they lie in memory as `torus_symbol`
+            lays them.
     """
 
     def __init__(self, blocks: Tensor) -> None:
@@ -32,7 +33,7 @@ class FrequencyBlocks:
         if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
             self._planes = blocks.permute(2, 3, 0, 1).contiguous()
         else:
-            self._blocks = blocks.flatten(0, 1)
+            self._blocks = blocks.flatten(0, 1).contiguous()
 
     def multiply(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
         """Multiply a spectrum `(*batch, C_in, N1, N2 // 2 + 1)` by the blocks, or by their conjugate transposes."""
@@ -120,7 +121,8 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
         origin: the tap that meets the output pixel.
 
     Returns:
-        Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+        Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`. In memory a block lies together, or a plane of frequencies does
+        where the channels are few: as `FrequencyBlocks` multiplies with them.
     """
     if kernel.shape[-1] <= MAX_TAPS_AS_SUM:
         return _symbol_by_sum(kernel, torus, origin)
@@ -131,7 +133,8 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
         shape[axis] = n
         # conv2d correlates: tap d stands at −d, seen from the output pixel.
         wrapped = wrapped.new_zeros(shape).index_add(axis, (at - taps) % n, wrapped)
-    return torch.fft.rfft2(wrapped).permute(2, 3, 0, 1).contiguous()
+    symbol = torch.fft.rfft2(wrapped).permute(2, 3, 0, 1)
+    return symbol if symbol.shape[-2] * symbol.shape[-1] <= MAX_PAIRS_AS_PLANES else symbol.contiguous()
 
 
 def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
@@ -139,6 +142,8 @@ def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
     n_outputs, n_inputs, height, width = kernel.shape
     rows = _phases(torus[0], torus[0], height, origin[0], kernel)
     columns = _phases(torus[1] // 2 + 1, torus[1], width, origin[1], kernel)
+    if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
+        return (rows @ kernel.to(rows.dtype) @ columns.T).permute(2, 3, 0, 1)
     taps = kernel.permute(2, 3, 0, 1).to(rows.dtype).reshape(height, -1)
     by_row = (rows @ taps).reshape(torus[0], width, n_outputs * n_inputs)
     return (columns @ by_row).reshape(torus[0], -1, n_outputs, n_inputs)
