@@ -12,7 +12,16 @@ from deconv_cli.commands import options
 from deconv_cli.commands.batch import Job, Outcome, lay_out, run
 from deconv_cli.commands.console import CertificateProgress
 from deconv_cli.commands.context import Context, FileOptions, KernelOptions
-from deconv_cli.vocabulary import Boundary, DeviceChoice, Method, PaddingLike, Penalty, format_padding, parse_padding
+from deconv_cli.vocabulary import (
+    Boundary,
+    DeviceChoice,
+    Method,
+    PaddingLike,
+    Penalty,
+    format_padding,
+    parse_memory,
+    parse_padding,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +62,7 @@ class InversionOptions:
     method: Method
     tolerance: float | None
     max_iterations: int
+    max_memory: int | None
     verbose: bool
 
 
@@ -113,6 +123,7 @@ def invert(
         ),
     ] = None,
     max_iterations: Annotated[int, typer.Option("--max-iterations", help="Iterations at most.", min=1)] = 2000,
+    max_memory: options.MaxMemoryOption = None,
     layer: options.LayerOption = None,
     convention: options.ConventionOption = None,
     normalize: options.NormalizeOption = None,
@@ -137,6 +148,7 @@ def invert(
         method=method,
         tolerance=tolerance,
         max_iterations=max_iterations,
+        max_memory=None if max_memory is None else parse_memory(max_memory),
         verbose=verbose and not quiet,
     )
     jobs = lay_out(inputs, output, ending="_restored")
@@ -192,6 +204,7 @@ class Restorer:
             "--method": result.choice.method.value,
             "--tolerance": result.tolerance,
             "--max-iterations": settings.max_iterations,
+            "--max-memory": settings.max_memory,
         }
         record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
         return Outcome(record, is_trusted=result.solution.status.is_success)
@@ -215,6 +228,7 @@ class Restorer:
                     method=self._settings.method,
                     tolerance=self._settings.tolerance,
                     max_iterations=self._settings.max_iterations,
+                    max_memory=self._settings.max_memory,
                 ),
             )
             self._built_for = wanted

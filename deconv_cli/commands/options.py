@@ -83,6 +83,15 @@ DTypeOption = Annotated[
         show_default=False,
     ),
 ]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Memory that the solution may take, such as 8GiB or 500MB. Default: what is free.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no notes.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more of what happens on the way.")]

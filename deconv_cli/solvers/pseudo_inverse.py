@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import IterativeInverse
+from deconv_cli.solvers.memory import check_memory, estimate_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.settings import InversionSettings
@@ -49,6 +51,7 @@ class PseudoInverse:
     Raises:
         ShapeError: the kernel does not fit the size.
         UsageError: settings that contradict one another.
+        TooLargeError: the method does not fit the memory.
     """
 
     def __init__(self, kernel: Kernel, image_size: Size, settings: InversionSettings) -> None:
@@ -66,6 +69,7 @@ class PseudoInverse:
             n_inputs=kernel.taps.shape[1],
             has_float64=kernel.taps.device.type != "mps",
             asked=settings.method,
+            max_memory=settings.max_memory,
         )
         if settings.rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
             raise UsageError(
@@ -77,6 +81,7 @@ class PseudoInverse:
                 f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs "
                 f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
             )
+        self._check_memory()
         # What is built here serves no graph, and must not change with the parameter that an optimizer changes.
         taps = kernel.taps.detach().clone() if kernel.taps.requires_grad else kernel.taps
         self._operator = Convolution(taps, self.geometry, boundary)
@@ -104,12 +109,14 @@ class PseudoInverse:
         Raises:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
+            TooLargeError: the batch does not fit the memory.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance; `solve` tells more.
         """
         if isinstance(self._inverse, CircularInverse):
             arranged = self.arrange(y)
+            self._check_memory(math.prod(arranged.shape[:-3]))
             return self.frame(self._attach(self._inverse.apply(arranged.detach()), arranged))
         return self.frame(self.solve(y).warn_for_status().value)
 
@@ -119,8 +126,10 @@ class PseudoInverse:
         Raises:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
+            TooLargeError: the batch does not fit the memory.
         """
         arranged = self.arrange(y)
+        self._check_memory(math.prod(arranged.shape[:-3]))
         solution = self._inverse.solve(arranged.detach(), progress)
         # Constants that nothing determines are left wherever an iteration started: the least estimate has none.
         seen, _ = self.problem.split_unseen(solution.value)
@@ -155,6 +164,13 @@ class PseudoInverse:
                 "or detach the kernel."
             )
         return attach_gradient(value, arranged, taps, self._inverse, self.spectrum if self.problem.lam > 0 else None)
+
+    def _check_memory(self, n_images: int | None = None) -> None:
+        """Refuse to build, or to apply to a batch, what does not fit the memory."""
+        taps, method = self.kernel.taps, self.choice.method
+        estimate = estimate_memory(method, taps, self.geometry, self.settings)
+        limit = self.settings.max_memory
+        check_memory(method, estimate, taps, self.geometry, max_memory=limit, n_images=n_images)
 
     def _build(self, rule: StoppingRule) -> Inverse:
         """Build the inverse that was chosen; where that is singular and nobody asked for it, another takes over."""
