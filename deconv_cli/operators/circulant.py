@@ -35,6 +35,14 @@ class FrequencyBlocks:
         else:
             self._blocks = blocks.flatten(0, 1).contiguous()
 
+    @property
+    def matrices(self) -> Tensor:
+        """The matrices themselves, shape `(N1, N2 // 2 + 1, C_out, C_in)`, as they lie in memory."""
+        if self._planes is not None:
+            return self._planes.permute(2, 3, 0, 1)
+        assert self._blocks is not None
+        return self._blocks.unflatten(0, self._plane)
+
     def multiply(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
         """Multiply a spectrum `(*batch, C_in, N1, N2 // 2 + 1)` by the blocks, or by their conjugate transposes."""
         if self._planes is not None:
@@ -140,8 +148,9 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
 def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
     """Sum the few taps at every frequency: faster than FFTs of almost empty planes, and frequency-major at once."""
     n_outputs, n_inputs, height, width = kernel.shape
-    rows = _phases(torus[0], torus[0], height, origin[0], kernel)
-    columns = _phases(torus[1] // 2 + 1, torus[1], width, origin[1], kernel)
+    numbers = torch.arange(max(torus), device=kernel.device)
+    rows = phases(numbers[: torus[0]], torus[0], height, kernel, origin[0])
+    columns = phases(numbers[: torus[1] // 2 + 1], torus[1], width, kernel, origin[1])
     if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
         return (rows @ kernel.to(rows.dtype) @ columns.T).permute(2, 3, 0, 1)
     taps = kernel.permute(2, 3, 0, 1).to(rows.dtype).reshape(height, -1)
@@ -149,12 +158,15 @@ def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
     return (columns @ by_row).reshape(torus[0], -1, n_outputs, n_inputs)
 
 
-def _phases(n_frequencies: int, length: int, n_taps: int, origin: int, like: Tensor) -> Tensor:
-    """Tabulate `exp(iθ(d − origin))`, shape `(n_frequencies, n_taps)`."""
-    frequency = torch.arange(n_frequencies, device=like.device)
+def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: int = 0) -> Tensor:
+    """Tabulate `exp(iθ(d − origin))` for d = 0, …, n_taps − 1 at θ = 2π/length times whole numbers `(F,)`.
+
+    Returns:
+        Shape `(F, n_taps)`, complex, of the precision and on the device of `like`.
+    """
     offset = torch.arange(n_taps, device=like.device) - origin
     # Reduced modulo the length as whole numbers: the angle keeps every digit.
-    angle = (frequency[:, None] * offset % length).to(like.dtype) * (2 * math.pi / length)
+    angle = (frequencies[:, None] * offset % length).to(like.dtype) * (2 * math.pi / length)
     return torch.polar(torch.ones_like(angle), angle)
 
 
