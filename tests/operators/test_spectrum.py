@@ -77,3 +77,24 @@ def test_the_spectrum_of_a_small_image_is_that_of_all_its_frequencies(shape):
     assert found.sigma_max == pytest.approx(float(values.max()), rel=1e-13)
     assert found.sigma_min == pytest.approx(float(values.min()), rel=1e-9)
     assert found.condition == pytest.approx(float(values.max() / values.min()), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [101, 127, 254])
+@pytest.mark.parametrize("degree", [2, 3, 5])
+def test_symbols_that_fall_as_fast_as_they_can_mislead_the_search_nowhere(n, degree):
+    """|cos dθ| meets the bound on its fall with equality, and of its peaks only that at 0 is on the grid."""
+    taps = torch.zeros(2, 2, 1, 2 * degree + 1, dtype=torch.float64)
+    for channel, height in ((0, 1.0), (1, 0.5)):
+        taps[channel, channel, 0, 0] = taps[channel, channel, 0, -1] = height / 2
+    value, peak = largest_singular_value(taps, (3, n))
+    assert value == pytest.approx(1.0, rel=1e-14)
+    assert float(all_values(taps, (3, n))[peak].max()) == pytest.approx(1.0, rel=1e-14)
+
+
+@pytest.mark.parametrize("row", range(1, 32, 3))
+def test_a_peak_beyond_the_half_spectrum_is_told_by_its_mirror_image(row):
+    down, across = torch.arange(9.0, dtype=torch.float64)[:, None] / 64, torch.arange(9.0, dtype=torch.float64) / 81
+    tone = torch.cos(2 * torch.pi * (row * down + 40 * across))
+    taps = tone * torch.eye(2, dtype=torch.float64)[..., None, None]
+    value, peak = largest_singular_value(taps, (64, 81))
+    assert float(all_values(taps, (64, 81))[peak].max()) == pytest.approx(value, rel=1e-13)
