@@ -39,6 +39,7 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
@@ -111,15 +112,20 @@ class DirectInverse(Inverse):
     Args:
         problem: one that `covers` accepts.
         rule: when the refinement ends.
+        kept: the factors of an equal inverse, which are then not computed.
 
     Raises:
         SingularSystemError: the system on the border is singular to working precision.
     """
 
-    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule, kept: Factors | None = None) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = _factor(problem)
+        self._system = _factor(problem, kept)
+
+    def factors(self) -> dict[str, Tensor]:
+        """Give the factors of the system on the border."""
+        return self._system.factors()
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
@@ -164,40 +170,69 @@ class DirectInverse(Inverse):
         return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
-def _factor(problem: TikhonovProblem) -> BoundarySystem | SquareBorderSystem:
+def _factor(problem: TikhonovProblem, kept: Factors | None) -> BoundarySystem | SquareBorderSystem:
     """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
     operator = problem.operator
-    if problem.weight == 0 and operator.input_shape == operator.output_shape:
+    was_eliminated = kept is None or "rows" in kept
+    if problem.weight == 0 and operator.input_shape == operator.output_shape and was_eliminated:
         with contextlib.suppress(SingularSystemError):
-            return SquareBorderSystem(operator)
-    return BoundarySystem(problem)
+            return SquareBorderSystem(operator, kept)
+    return BoundarySystem(problem, kept)
 
 
 class BoundarySystem(LinearOperator):
-    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus."""
+    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus.
 
-    def __init__(self, problem: TikhonovProblem) -> None:
+    Args:
+        problem: what is solved.
+        kept: the factors of an equal system, which are then not computed.
+    """
+
+    def __init__(self, problem: TikhonovProblem, kept: Factors | None = None) -> None:
         operator = problem.operator
         self.input_shape = operator.input_shape
         self.output_shape = operator.input_shape
         taps = operator.kernel.double()
         self._n_outputs, self._n_inputs = taps.shape[:2]
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        symbol = torus_symbol(taps, places.torus, places.origin)
         self._solver: _BorderSolver
         self._inputs: FrequencyBlocks | None = None
         self._outputs: FrequencyBlocks | None = None
-        penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
         is_square = self._n_outputs == self._n_inputs and places.output_size == places.image_size
+        if kept is not None:
+            self._recall(kept, is_square=problem.weight == 0 and is_square)
+            return
+        symbol = torus_symbol(taps, places.torus, places.origin)
+        penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
         if problem.weight == 0 and is_square:
             estimate = full_rank_inverse(symbol)
-            self._solver = _SquareSolver(places, estimate)
+            self._solver = _SquareSolver.of(places, estimate)
         else:
             blocks = torus_blocks(symbol, problem.weight, penalty, covers_inputs=places.covers_inputs(symbol))
             estimate = blocks.estimate
-            self._solver = _SaddleSolver(places, blocks.estimate, blocks.outputs, blocks.inputs)
+            self._solver = _SaddleSolver.of(places, blocks.estimate, blocks.outputs, blocks.inputs)
             self._inputs, self._outputs = FrequencyBlocks(blocks.inputs), FrequencyBlocks(blocks.outputs)
         self._estimate = FrequencyBlocks(estimate)
+
+    def factors(self) -> dict[str, Tensor]:
+        """Give what was costly to compute: P, and M and N where they are used, and the factors of the system."""
+        blocks = {"estimate": self._estimate, "outputs": self._outputs, "inputs": self._inputs}
+        return {name: b.matrices for name, b in blocks.items() if b is not None} | self._solver.factors()
+
+    def _recall(self, kept: Factors, *, is_square: bool) -> None:
+        places, n_outputs, n_inputs = self._places, self._n_outputs, self._n_inputs
+
+        def recall(name: str, n_to: int, n_from: int) -> FrequencyBlocks:
+            shape = (places.torus[0], places.torus[1] // 2 + 1, n_to, n_from)
+            return FrequencyBlocks(kept.take(name, shape, torch.complex128))
+
+        n_unobserved, n_tied = n_outputs * len(places.unobserved), n_inputs * len(places.tied)
+        self._estimate = recall("estimate", n_inputs, n_outputs)
+        if is_square:
+            self._solver = _SquareSolver.recall(kept, n_tied)
+            return
+        self._outputs, self._inputs = recall("outputs", n_outputs, n_outputs), recall("inputs", n_inputs, n_inputs)
+        self._solver = _SaddleSolver.recall(kept, n_unobserved, n_tied)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C_out, H_y, W_y)`, in double precision inside."""
@@ -254,16 +289,29 @@ class BoundarySystem(LinearOperator):
         return torch.fft.irfft2(spectrum, s=self._places.torus)
 
 
+@dataclass(frozen=True, eq=False)
 class _SquareSolver:
     """λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule."""
 
-    def __init__(self, places: TorusEmbedding, estimate: Tensor) -> None:
+    _factors: Tensor
+    _pivots: Tensor
+
+    @classmethod
+    def of(cls, places: TorusEmbedding, estimate: Tensor) -> _SquareSolver:
         system = places.gather_tied_rows(real_kernel(estimate, places.torus), places.unobserved)
         if system.shape[0] != system.shape[1]:
             raise SingularSystemError("the border has another number of rules than of unobserved outputs")
-        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(system)
+        factors, pivots, info = torch.linalg.lu_factor_ex(system)
         if int(info) != 0:
             raise SingularSystemError("the system on the border is singular")
+        return cls(factors, pivots)
+
+    @classmethod
+    def recall(cls, kept: Factors, n_tied: int) -> _SquareSolver:
+        return cls(kept.take("factors", (n_tied, n_tied), torch.float64), kept.take_pivots(n_tied))
+
+    def factors(self) -> dict[str, Tensor]:
+        return {"factors": self._factors, "pivots": self._pivots}
 
     def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for right-hand sides `(*batch, ·)`."""
@@ -277,18 +325,35 @@ class _SquareSolver:
         return tied, nu
 
 
+@dataclass(frozen=True, eq=False)
 class _SaddleSolver:
     """The symmetric quasi-definite system, by Cholesky factors of its two definite parts."""
 
-    def __init__(self, places: TorusEmbedding, estimate: Tensor, outputs: Tensor, inputs: Tensor) -> None:
-        tied = places.gather_tied(real_kernel(inputs, places.torus))
-        self._tied_factor = _cholesky(tied)
+    _tied_factor: Tensor
+    _coupling: Tensor
+    _schur_factor: Tensor
+
+    @classmethod
+    def of(cls, places: TorusEmbedding, estimate: Tensor, outputs: Tensor, inputs: Tensor) -> _SaddleSolver:
+        tied_factor = _cholesky(places.gather_tied(real_kernel(inputs, places.torus)))
         # V = L⁻¹(Wᵀ P Tᵀ), with WᵀNW = L Lᵀ
         coupling = places.gather_tied_rows(real_kernel(estimate, places.torus), places.unobserved)
-        self._coupling = torch.linalg.solve_triangular(self._tied_factor, coupling, upper=False)
+        coupling = torch.linalg.solve_triangular(tied_factor, coupling, upper=False)
         schur = places.gather(real_kernel(outputs, places.torus), places.unobserved, places.unobserved)
-        schur.addmm_(self._coupling.T, self._coupling)
-        self._schur_factor = _cholesky(schur)
+        schur.addmm_(coupling.T, coupling)
+        return cls(tied_factor, coupling, _cholesky(schur))
+
+    @classmethod
+    def recall(cls, kept: Factors, n_unobserved: int, n_tied: int) -> _SaddleSolver:
+        shapes = {
+            "tied_factor": (n_tied, n_tied),
+            "coupling": (n_tied, n_unobserved),
+            "schur_factor": (n_unobserved, n_unobserved),
+        }
+        return cls(*(kept.take(name, shape, torch.float64) for name, shape in shapes.items()))
+
+    def factors(self) -> dict[str, Tensor]:
+        return {"tied_factor": self._tied_factor, "coupling": self._coupling, "schur_factor": self._schur_factor}
 
     def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for right-hand sides `(*batch, ·)`."""
