@@ -43,14 +43,6 @@ class FrequencyBlocks:
         assert self._blocks is not None
         return self._blocks.unflatten(0, self._plane)
 
-    @property
-    def matrices(self) -> Tensor:
-        """The matrices themselves, shape `(N1, N2 // 2 + 1, C_out, C_in)`, as they lie in memory."""
-        if self._planes is not None:
-            return self._planes.permute(2, 3, 0, 1)
-        assert self._blocks is not None
-        return self._blocks.unflatten(0, self._plane)
-
     def multiply(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
         """Multiply a spectrum `(*batch, C_in, N1, N2 // 2 + 1)` by the blocks, or by their conjugate transposes."""
         if self._planes is not None:
