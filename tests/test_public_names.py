@@ -9,7 +9,10 @@ import pytest
 import deconv_cli
 from deconv_cli import errors
 
-PROMISED = {"forward", "invert", "pseudo_inverse", "PseudoInverse", "Reconstruction", "Solution", "Status"}
+PROMISED = {
+    *("forward", "invert", "pseudo_inverse", "save_pseudo_inverse", "load_pseudo_inverse"),
+    *("PseudoInverse", "Reconstruction", "Solution", "Status"),
+}
 
 
 def sorted_as_ruff_does(names):
