@@ -132,6 +132,18 @@ def format_padding(padding: PaddingLike) -> str:
     return ",".join(str(n) for n in padding) if isinstance(padding, tuple) else str(padding)
 
 
+def parse_size(text: str) -> Size:
+    """Read a height and a width as typed at the prompt: `H,W`.
+
+    Raises:
+        UsageError: the text is none.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text, re.ASCII)
+    if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
+        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{text}'.")
+    return size
+
+
 MEMORY_UNITS = {
     "b": 1,
     **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
