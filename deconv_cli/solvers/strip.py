@@ -78,7 +78,7 @@ class StripInverse(Inverse):
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = _StripSystem(problem)
+        self._system = StripSystem(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
@@ -123,7 +123,7 @@ class StripInverse(Inverse):
         return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
 
-class _StripSystem:
+class StripSystem:
     """The border's system with its rows eliminated, and what leads from there to the image.
 
     All is scaled to σmax = 1: then the residual of the system is in the units of the data, and σmax times its norm
