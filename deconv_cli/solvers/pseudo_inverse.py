@@ -121,7 +121,7 @@ class PseudoInverse:
             kernel = replace(Kernel.from_tensor(state.taps), shared=state.is_shared)
             if kernel.shared and kernel.taps.shape[:2] != (1, 1):
                 raise MalformedInputError(
-                    f"its taps of shape {tuple(kernel.taps.shape)} cannot act on single channels."
+                    f"its taps of shape {tuple(kernel.taps.shape)} cannot act on every channel alike."
                 )
             inverse = cls(kernel, state.image_size, state.settings, state.kept)
         except (UsageError, ShapeError) as error:
