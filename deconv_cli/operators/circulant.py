@@ -14,6 +14,8 @@ from deconv_cli.vocabulary import Size
 MAX_PAIRS_AS_PLANES = 16
 # Up to this many taps in a row, their sum at each frequency is cheaper than an FFT of the zero-padded plane.
 MAX_TAPS_AS_SUM = 9
+# The same where the sums are matrix products of whole planes.
+MAX_TAPS_AS_PRODUCT = 64
 
 
 class FrequencyBlocks:
@@ -132,7 +134,8 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
         Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`. In memory a block lies together, or a plane of frequencies does
         where the channels are few: as `FrequencyBlocks` multiplies with them.
     """
-    if kernel.shape[-1] <= MAX_TAPS_AS_SUM:
+    n_pairs = kernel.shape[0] * kernel.shape[1]
+    if kernel.shape[-1] <= (MAX_TAPS_AS_PRODUCT if n_pairs <= MAX_PAIRS_AS_PLANES else MAX_TAPS_AS_SUM):
         return _symbol_by_sum(kernel, torus, origin)
     wrapped = kernel
     for axis, n, at in ((-2, torus[0], origin[0]), (-1, torus[1], origin[1])):

@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor
 
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol, widened
-from deconv_cli.operators.spectrum import largest_singular_value
+from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
@@ -16,6 +16,9 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
+
+# From this λ on the inverse of a single channel is float32's to the last digits without double precision.
+MIN_LAMBDA_IN_FLOAT32 = 1e-4
 
 
 class CircularInverse(Inverse):
@@ -40,10 +43,12 @@ class CircularInverse(Inverse):
         self._inverse = BlockCirculant(blocks, torus)
 
     def _invert_symbol(self, torus: Size) -> Tensor:
-        """Factor in double precision, since float32 would lose the small singular values, for use in the data's own."""
+        """Factor for use in the data's precision: in double, where float32 would lose the small singular values."""
         problem = self.problem
         taps, pads = problem.operator.kernel, problem.operator.geometry.pads
-        wide = widened(taps)
+        # A blur of one channel is divided by a sum of squares, large where the penalty sees nothing.
+        is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
+        wide = taps if is_safe else widened(taps)
         symbol = torus_symbol(wide, torus, (pads.top, pads.left))
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
         blocks = inverse_blocks(
