@@ -170,27 +170,17 @@ def test_a_factor_saved_from_python_is_one(deconv, outputs, tmp_path):
     assert np.array_equal(np.load(tmp_path / "x.npy"), inverse(torch.from_numpy(np.load(outputs))).numpy())
 
 
-def test_a_color_photograph_by_a_factor_of_a_point_spread_function(deconv, photograph, gentle, tmp_path):
+def test_a_color_photograph_by_a_factor_of_a_point_spread_function(deconv, photograph, gentle, save, tmp_path):
+    kernel = ["-k", save("point spread function", 3 * np.load(gentle)), "--convention", "convolution", "--unit-sum"]
     options = ["--boundary", "unknown", "--lambda", "1e-3", "--penalty", "gradient", "--dtype", "float32"]
-    deconv(
-        "factor",
-        "-k",
-        gentle,
-        "--convention",
-        "convolution",
-        "--size",
-        "40,48",
-        *options,
-        "-o",
-        tmp_path / "f.safetensors",
-    )
-    report = deconv(
-        "invert", photograph, "--factor", tmp_path / "f.safetensors", "-o", tmp_path / "a.tif", "--json"
-    ).report
-    deconv("invert", photograph, "-k", gentle, "--convention", "convolution", "-o", tmp_path / "b.tif")
+    path = tmp_path / "f.safetensors"
+    deconv("factor", *kernel, "--size", "40,48", *options, "-o", path)
+    report = deconv("invert", photograph, "--factor", path, "-o", tmp_path / "a.tif", "--json").report
+    deconv("invert", photograph, *kernel, "-o", tmp_path / "b.tif")
     assert torch.equal(read_image(tmp_path / "a.tif").values, read_image(tmp_path / "b.tif").values)
     assert report["kernel"]["convention"] == "convolution"
     assert any("flipped" in note for note in report["notes"])
+    assert any("divided by their sum" in note for note in report["notes"])
 
 
 def test_a_library_load_of_a_factor_with_a_bias_is_refused(factor):
