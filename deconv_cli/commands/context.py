@@ -106,6 +106,7 @@ class Context:
         where = pick_device(device)
         saved = read_inverse(path, where, max_memory)
         kernel = saved.inverse.kernel
+        # Saved from Python, it tells of no file, and so of no fingerprint.
         origin = saved.origin or KernelOrigin(str(path), None, Convention.CORRELATION, "", ())
         kernel_file = KernelFile(
             Path(origin.path), kernel.taps, saved.bias, origin.layer, origin.convention, origin.sha256, origin.notes
