@@ -1,0 +1,1 @@
+"""The gradient doctor: for every parameter, whether its gradient arrives, whether it is right, and what stands in the way."""
