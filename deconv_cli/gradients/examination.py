@@ -443,7 +443,8 @@ class _Doctor:
 
     def _blame_functions(self, wrong: list[WrongInput], watched: Trace) -> None:
         """Name the hand-written Functions behind every parameter that their wrong gradients reach."""
-        for item in wrong:
+        # Those with a parameter behind them come first: a Function that is blamed there is not blamed once more.
+        for item in sorted(wrong, key=lambda item: not any(_affects(item, watched.bit(n), watched) for n in self._trainable())):
             cause = _cause_of_function(item)
             reached = False
             for name in self._trainable():
@@ -456,7 +457,9 @@ class _Doctor:
                     finding.causes = _unique((*finding.causes, cause))
                     if not finding.detail:
                         finding.detail = "by way of the hand-written backward, which was checked by itself"
-            if not reached:
+            blamed = any(c.place == cause.place for f in self.findings.values() for c in f.causes)
+            blamed = blamed or any(c.place == cause.place for f in self.general for c in f.causes)
+            if not reached and not blamed:
                 self.general.append(GeneralFinding(Verdict.WRONG, (cause,), "no parameter is behind this input"))
 
     def _list_unchecked(self) -> None:
@@ -505,7 +508,7 @@ def _cause_of_function(item: WrongInput) -> Cause:
     n_rows = item.rows[1] - item.rows[0] + 1
     at = f"{item.n_wrong} of {item.n_elements} elements of {what} are wrong"
     if item.n_wrong < item.n_elements and item.element and n_rows < item.n_elements:
-        at += f", in rows {item.rows[0]} to {item.rows[1]}"
+        at += f", in rows {item.rows[0]} to {item.rows[1]}{_told_block(item)}"
     why = (
         f"{at}; at {list(item.element)} backward gives {item.backward:.6g}, {item.oracle} gives {item.expected:.6g}."
     )
@@ -516,6 +519,15 @@ def _cause_of_function(item: WrongInput) -> Cause:
     else:
         remedy = f"compare the formula of {what} with forward, term by term"
     return Cause(f"{name}.backward", where, why, remedy)
+
+
+def _told_block(item: WrongInput) -> str:
+    """Name the gate, where the wrong rows lie within one of the three or four blocks that gates are stacked in."""
+    for n_blocks in (4, 3):
+        size = item.n_rows // n_blocks
+        if size > 1 and item.n_rows % n_blocks == 0 and item.rows[0] // size == item.rows[1] // size:
+            return f" (the whole fault lies in block {item.rows[0] // size + 1} of {n_blocks})"
+    return ""
 
 
 def _told_difference(finding: ParameterFinding, comparison: Comparison | None, model: nn.Module) -> str:
@@ -558,7 +570,7 @@ def _writers(watched: Trace, told: re.Match[str]) -> tuple[Cause, ...]:
     causes = []
     for write in exact or written or watched.writes:
         why = f"{write.spoken} overwrites a tensor of shape {shape} that backward still needs."
-        causes.append(Cause(write.spoken, write.place, why, _out_of_place(write.place.source)))
+        causes.append(Cause(write.spoken, write.place, why, _out_of_place(write.place.code)))
     return _unique(causes)
 
 

@@ -44,6 +44,7 @@ class WrongInput:
         n_elements: elements in all.
         ratio: median of given / expected over the wrong elements, None where expected is zero.
         rows: first and last wrong row of the first axis.
+        n_rows: length of the first axis.
         missing: backward gives nothing at all (None) for an input that has a gradient.
         is_step: the forward is a step, whose true derivative is zero: a surrogate gradient.
         oracle: what it was compared with.
@@ -60,6 +61,7 @@ class WrongInput:
     n_elements: int
     ratio: float | None
     rows: tuple[int, int]
+    n_rows: int
     missing: bool
     is_step: bool
     oracle: str
@@ -209,6 +211,7 @@ def _compare_input(
         "n_elements": tensor.numel(),
         "ratio": found.ratio,
         "rows": (0, tensor.shape[0] - 1) if found.n_wrong > 1 and tensor.ndim else (row, row),
+        "n_rows": tensor.shape[0] if tensor.ndim else 1,
         "missing": given is None,
         "is_step": abs(found.numeric) <= 10 * found.error_bar and abs(found.autograd) > 1e-3,
         "oracle": "finite differences",
@@ -233,6 +236,7 @@ def _describe(
         "n_elements": hand.numel(),
         "ratio": float(ratios.median()) if ratios.numel() else None,
         "rows": (int(rows[0]), int(rows[-1])),
+        "n_rows": hand.shape[0] if hand.ndim else 1,
         "missing": missing,
         "is_step": False,
         "oracle": oracle,

@@ -163,3 +163,41 @@ def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tupl
     """Draw one tensor for each specification."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.draw(default, generator) for spec in specs)
+
+
+TARGET_NAMES = ("target", "targets", "label", "labels", "y")
+"""Names under which a data file holds what the loss compares the output with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The tensors of a data file, sorted into what forward and the loss take.
+
+    Attributes:
+        arguments: positional inputs of forward.
+        keywords: inputs by name.
+        target: for the loss, or None.
+    """
+
+    arguments: tuple[torch.Tensor, ...]
+    keywords: dict[str, torch.Tensor]
+    target: torch.Tensor | None
+
+
+def sort_data(tensors: dict[str, torch.Tensor], model: nn.Module) -> Data:
+    """Sort named tensors: `target` goes to the loss, the others to forward, by name where its arguments are called so.
+
+    Raises:
+        UsageError: no input is left.
+    """
+    target = next((tensors[name] for name in TARGET_NAMES if name in tensors), None)
+    inputs = {name: tensor for name, tensor in tensors.items() if name not in TARGET_NAMES}
+    if not inputs:
+        raise UsageError("--data should hold an input for the model, but holds nothing besides the target.")
+    if len(inputs) == 1:
+        return Data(tuple(inputs.values()), {}, target)
+    with contextlib.suppress(TypeError, ValueError):
+        if set(inputs) <= set(inspect.signature(model.forward).parameters):
+            return Data((), inputs, target)
+    # Without names to go by, the order of the names is the order of the arguments: input0, input1, ...
+    return Data(tuple(inputs[name] for name in sorted(inputs)), {}, target)

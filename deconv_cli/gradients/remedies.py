@@ -73,7 +73,7 @@ def _wrapped(cut: Cut, *, is_loss: bool) -> Cause:
 def _argument(place: Place) -> str | None:
     """Find the name that a line wraps, as in `Variable(loss, requires_grad=True)`."""
     with contextlib.suppress(SyntaxError, ValueError):
-        for node in ast.walk(ast.parse(place.source)):
+        for node in ast.walk(ast.parse(place.code)):
             is_wrapper = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
                 "Variable",
                 "Parameter",
@@ -87,7 +87,7 @@ def _argument(place: Place) -> str | None:
 
 def _without(place: Place, *parts: str) -> str:
     """Write the line without the part that cuts."""
-    source = place.source
+    source = place.code
     for part in parts:
         if source.count(part) == 1:
             return source.replace(part, "")
@@ -97,7 +97,7 @@ def _without(place: Place, *parts: str) -> str:
 def _piecewise(place: Place) -> str:
     """Write the penalty with a slope that a thresholded loss lacks, from the comparisons of the line itself."""
     with contextlib.suppress(SyntaxError, ValueError):
-        bounds = _comparisons(_expression(place.source))
+        bounds = _comparisons(_expression(place.code))
         if bounds:
             condition = " & ".join(f"({left} {sign} {right})" for left, sign, right in bounds)
             slopes = [f"{left} - {right}" if sign in (">", ">=") else f"{right} - {left}" for left, sign, right in bounds]

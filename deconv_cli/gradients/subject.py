@@ -69,7 +69,7 @@ class Subject:
 
     def value(self, seed: int | None = None) -> float:
         """Compute the loss as a number."""
-        return float(as_scalar(self.run(seed)[1]))
+        return float(as_scalar(self.run(seed)[1]).detach())
 
     @contextlib.contextmanager
     def _untouched_buffers(self) -> Iterator[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import linecache
+import tokenize
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -89,6 +91,18 @@ class Place:
         if self.text is not None:
             return self.text.strip()
         return linecache.getline(self.file, self.line).strip() if self.file and self.line else ""
+
+    @property
+    def code(self) -> str:
+        """The source line without its comment."""
+        source = self.source
+        try:
+            tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        except (tokenize.TokenError, SyntaxError):
+            tokens = []
+        comments = [token.start[1] for token in tokens if token.type == tokenize.COMMENT]
+        # A line that opens a bracket or a block is no whole piece of Python, so its comment is found by its look.
+        return source[: comments[0]].rstrip() if comments else source.partition("  # ")[0]
 
     def __str__(self) -> str:
         """Write `file.py:12`, or the name of the module."""
@@ -229,10 +243,13 @@ class Examination:
     time_s: float = 0.0
 
     def faults(self) -> list[tuple[Verdict, tuple[Cause, ...], list[str]]]:
-        """Gather the parameters of each fault by cause: verdict, causes, names of parameters."""
-        groups: dict[Any, tuple[Verdict, tuple[Cause, ...], list[str]]] = {}
+        """Gather the parameters of each fault by source line: verdict, causes, names of parameters."""
+        groups: dict[Any, tuple[Verdict, list[Cause], list[str]]] = {}
         for finding in self.parameters:
-            if finding.verdict.is_fault:
-                key = (finding.verdict, finding.causes)
-                groups.setdefault(key, (finding.verdict, finding.causes, []))[2].append(finding.name)
-        return list(groups.values())
+            if not finding.verdict.is_fault:
+                continue
+            places = tuple((cause.operation, str(cause.place)) for cause in finding.causes)
+            _, causes, names = groups.setdefault((finding.verdict, places), (finding.verdict, [], []))
+            causes += [cause for cause in finding.causes if cause not in causes]
+            names.append(finding.name)
+        return [(verdict, tuple(causes), names) for verdict, causes, names in groups.values()]
