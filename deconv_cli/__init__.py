@@ -28,6 +28,7 @@ from deconv_cli.errors import (
 from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 if TYPE_CHECKING:
+    from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.workflows.forward import forward
@@ -44,6 +45,7 @@ __all__ = [
     "Method",
     "Penalty",
     "PseudoInverse",
+    "ReceptiveFieldConv2d",
     "Reconstruction",
     "ShapeError",
     "Solution",
@@ -59,6 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",

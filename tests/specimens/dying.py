@@ -94,7 +94,7 @@ class DeepLinear(nn.Module):
 
 
 class Corner(nn.Module):
-    """relu(bias) at a bias of zero: a kink, not a fault."""
+    """A bias of zero at the limit of a clamp: a kink, not a fault."""
 
     def __init__(self):
         super().__init__()
@@ -102,7 +102,7 @@ class Corner(nn.Module):
         self.weight = nn.Parameter(torch.randn(3))
 
     def forward(self, x):
-        return (self.weight * torch.maximum(self.bias, torch.zeros(3))).sum() + (self.weight * x).sum()
+        return (self.weight * self.bias.clamp_min(0)).sum() + (self.weight * x).sum()
 
 
 class Unseeded(nn.Module):
