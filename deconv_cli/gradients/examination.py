@@ -533,7 +533,7 @@ def _told_block(item: WrongInput) -> str:
 def _told_difference(finding: ParameterFinding, comparison: Comparison | None, model: nn.Module) -> str:
     if comparison is None:
         return ""
-    gates = gates_of(model, finding.name, torch.empty(0))
+    gates = gates_of(model, finding.name)
     element = list(comparison.element or ())
     gate = ""
     if element and len(gates) > 1:

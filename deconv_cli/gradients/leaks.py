@@ -67,7 +67,8 @@ def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
 def _is_inner(name: str, model: nn.Module) -> bool:
     """Tell whether a layer belongs to a larger one that turns the axes by itself."""
     parts = name.split(".")
-    owners = [model.get_submodule(".".join(parts[:n])) for n in range(1, len(parts))]
+    modules = dict(model.named_modules())
+    owners = [modules[".".join(parts[:n])] for n in range(1, len(parts))]
     return any(getattr(owner, "batch_first", False) for owner in owners)
 
 

@@ -36,15 +36,14 @@ _ATTRIBUTES_THAT_READ = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"}
 
 def plain_name(function: object) -> str:
     """Give the bare name of a function of torch: `add`, `data`, `cross_entropy`."""
-    if function is torch.ops.aten.detach.default:
-        # The one detach that no Python function stands for: the constructor of torch.autograd.Variable.
-        return "Variable"
+    if isinstance(function, torch._ops.OpOverload):
+        return function.__name__.partition(".")[0]
     name = getattr(function, "__name__", str(function))
     if name in ("__get__", "__set__"):
         return str(resolve_name(function) or "").removesuffix(f".{name}").rpartition(".")[2]
     if name in ("tensor", "as_tensor"):
         return f"torch.{name}"
-    return str(name).removesuffix(".default")
+    return str(name)
 
 
 def reads_values(function: object, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -28,23 +27,20 @@ _MIN_STEPS = 3
 _MAX_WALK = 4000
 
 
-def gates_of(model: nn.Module, name: str, parameter: torch.Tensor) -> tuple[str, ...]:
+def gates_of(model: nn.Module, name: str) -> tuple[str, ...]:
     """Name the gates whose rows are stacked in a parameter; one name or none for what has no gates."""
     owner, _, last = name.rpartition(".")
-    with contextlib.suppress(AttributeError):
-        module = model.get_submodule(owner)
-        if isinstance(module, nn.RNNBase) and last.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
-            return GATES.get(module.mode, ())
-        if isinstance(module, nn.LSTMCell):
-            return GATES["LSTM"]
-        if isinstance(module, nn.GRUCell):
-            return GATES["GRU"]
-    return ()
+    module = dict(model.named_modules()).get(owner)
+    if isinstance(module, nn.RNNBase) and last.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+        return GATES.get(module.mode, ())
+    if isinstance(module, nn.LSTMCell):
+        return GATES["LSTM"]
+    return GATES["GRU"] if isinstance(module, nn.GRUCell) else ()
 
 
 def gate_norms(model: nn.Module, name: str, gradient: torch.Tensor) -> dict[str, float]:
     """Measure the gradient of each gate, for a parameter of a recurrent layer."""
-    gates = gates_of(model, name, gradient)
+    gates = gates_of(model, name)
     if len(gates) < 2 or gradient.shape[0] % len(gates):
         return {}
     return {gate: float(rows.norm()) for gate, rows in zip(gates, gradient.chunk(len(gates)), strict=True)}

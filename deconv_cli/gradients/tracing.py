@@ -195,6 +195,7 @@ class _Tracer:
         self.used = 0
         self.last_use: dict[int, Place] = {}
         self.suspended = 0
+        self.constructing = False
         self.subject = subject
 
     @contextlib.contextmanager
@@ -204,7 +205,7 @@ class _Tracer:
             _patched_apply(self),
             _patched_parameter(self),
             _FunctionMode(self),
-            _DispatchMode(),
+            _DispatchMode(self),
         ):
             yield
 
@@ -364,6 +365,9 @@ class _FunctionMode(TorchFunctionMode):
         """Run one function."""
         keywords = kwargs or {}
         name = plain_name(func)
+        if name == "detach" and self._tracer.constructing:
+            # The one detach that no Python function stands for: the constructor of torch.autograd.Variable.
+            name = "Variable"
         if name in RANDOM and not self._tracer.suspended:
             self._tracer.random.append((spoken(name), self._tracer.locator.here()))
         inputs = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, torch.Tensor)]
@@ -375,11 +379,19 @@ class _FunctionMode(TorchFunctionMode):
 class _DispatchMode(TorchDispatchMode):
     """Lets the function mode see what no Python function stands for, such as the constructor of `Variable`."""
 
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Pass one operation on."""
-        return func(*args, **(kwargs or {}))
+        self._tracer.constructing = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._tracer.constructing = False
 
 
 @contextlib.contextmanager

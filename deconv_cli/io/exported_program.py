@@ -131,6 +131,8 @@ def _problem_with(trail: tuple[str, ...], text: str) -> str | None:
         return None if _TARGET.fullmatch(text) and not any(bad in text for bad in _FORBIDDEN_TARGETS) else "the operator"
     if place == "as_string":
         return None
+    if place == "torch_version":
+        return None if re.fullmatch(r"[\w.+-]*", text) else "the version"
     if place == "name":
         return None if text.replace(".", "_").isidentifier() or not text else "the name"
     return None if _NAME.fullmatch(text) else "the name"

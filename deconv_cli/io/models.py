@@ -185,12 +185,13 @@ def _read_pickle(path: Path, named: NamedCode | None, allowed_globals: Sequence[
         allowed += [(named.value, name) for name in asked if name.rpartition(".")[2] == named.value.__name__]
     try:
         with (
+            path.open("rb") as stream,  # not by its name, whose suffix torch would go by
             warnings.catch_warnings(),
             torch.serialization.safe_globals(allowed),
             torch.sparse.check_sparse_tensor_invariants(),
         ):
             warnings.simplefilter("ignore")
-            found: object = torch.load(path, map_location="cpu", weights_only=True)
+            found: object = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words advise to load such a file without its safeguard; they are not passed on.
         refused = sorted(set(asked) - {name for _, name in allowed})
@@ -216,9 +217,9 @@ def _damaged(path: Path) -> MalformedInputError:
 
 def globals_asked_for(path: Path) -> list[str]:
     """List the classes and functions that a pickle names beyond tensors, without running any of them."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():
+    with contextlib.suppress(Exception), warnings.catch_warnings(), path.open("rb") as stream:
         warnings.simplefilter("ignore")
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
     return []
 
 
