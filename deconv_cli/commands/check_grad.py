@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.gradients.subject import Subject
     from deconv_cli.gradients.verdicts import Examination
+    from deconv_cli.io.data import DataFile
     from deconv_cli.io.models import ModelFile
     from deconv_cli.io.named_code import NamedCode
 
@@ -196,11 +197,7 @@ def check_grad(
         examination = examine(case.subject, budget=budget, second_order=second_order, on_progress=tell)
         record = _record(case, examination, expectations, mode)
         if fisher is not None:
-            from deconv_cli.commands.fisher import write_fisher
-
-            record["fisher"] = write_fisher(
-                fisher, case.subject, case.data, case.loss_name, fisher_kind.value, fisher_draws, batch_size, seed, tell
-            )
+            record["fisher"] = _write_fisher(fisher, case, fisher_kind, fisher_draws, batch_size, tell)
     record["time_s"] = time.perf_counter() - started
     _announce(record, as_json=as_json, quiet=quiet, verbose=verbose)
     code = ExitCode(record["exit_code"])
@@ -241,7 +238,7 @@ class _Case:
 
     subject: Subject
     loss_name: str
-    data: Any
+    data: DataFile | None
     model: dict[str, Any]
     data_kind: str
     inputs: list[str]
@@ -271,9 +268,11 @@ def _open_case(asked: _Asked) -> _Case:
     keywords: dict[str, Any] = {}
     target = None
     if asked.data is not None:
-        whole = sort_data(_read_data(asked.data), module)
-        arguments, keywords, target = _first_batch(whole, asked.batch_size, dtype)
-        kind = "given"
+        from deconv_cli.io.data import open_data
+
+        whole = open_data(asked.data)
+        first = sort_data(_as_dtype(whole.rows(0, asked.batch_size), dtype), module)
+        arguments, keywords, target, kind = first.arguments, first.keywords, first.target, "given"
     elif asked.input_shapes:
         specs = [InputSpec.parse(text, "--input-shape") for text in asked.input_shapes]
         arguments, kind = draw_inputs(specs, dtype, asked.seed), "synthetic"
@@ -346,20 +345,9 @@ def _tensors(found: Any) -> list[torch.Tensor]:  # noqa: ANN401
     return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
 
 
-def _read_data(path: Path) -> dict[str, torch.Tensor]:
-    from deconv_cli.io.data import read_data
-
-    return read_data(path)
-
-
-def _first_batch(whole: Any, n_samples: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any], Any]:  # noqa: ANN401
-    def first(tensor: torch.Tensor) -> torch.Tensor:
-        taken = tensor[:n_samples] if tensor.ndim else tensor
-        return taken.to(dtype) if taken.is_floating_point() else taken
-
-    arguments = tuple(first(tensor) for tensor in whole.arguments)
-    keywords = {name: first(tensor) for name, tensor in whole.keywords.items()}
-    return arguments, keywords, None if whole.target is None else first(whole.target)
+def _as_dtype(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Give floating point inputs the precision of the model."""
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def _draw_target(subject: Subject, loss: Any, only_tensor: Callable[..., Any], asked: _Asked) -> Any:  # noqa: ANN401
@@ -407,6 +395,43 @@ def _parse_expectation(text: str) -> tuple[str, str]:
             f"--expect must be VERDICT:NAME with one of {', '.join(sorted(set(known.values())))}, but is '{text}'."
         )
     return known[word], name
+
+
+def _write_fisher(
+    path: Path, case: _Case, kind: FisherKind, n_draws: int, batch_size: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Average over all samples, and write the diagonal under the names of the state dict."""
+    from deconv_cli.gradients.fisher import Batch, diagonal_fisher
+    from deconv_cli.gradients.inputs import sort_data
+    from deconv_cli.io.data import write_tensors
+    from deconv_cli.report.examination import describe_fisher
+
+    subject, data = case.subject, case.data
+    dtype = next(p.dtype for p in subject.model.parameters())
+    n_samples = data.n_samples if data else 0
+
+    def batches() -> Iterator[Batch]:
+        if data is None:
+            yield Batch(subject.arguments, subject.keywords, subject.target)
+            return
+        for start in range(0, n_samples, batch_size):
+            sorted_rows = sort_data(_as_dtype(data.rows(start, start + batch_size), dtype), subject.model)
+            yield Batch(sorted_rows.arguments, sorted_rows.keywords, sorted_rows.target)
+
+    with subject.evaluating():
+        found = diagonal_fisher(
+            subject.model,
+            batches(),
+            case.loss_name,
+            subject.loss,
+            kind=kind.value,
+            n_draws=n_draws,
+            seed=subject.seed,
+            on_progress=lambda n: tell(f"Fisher matrix: {n} of {n_samples or n} samples"),
+        )
+    record = {**describe_fisher(found), "path": str(path), "data": case.data_kind, "model": case.model}
+    write_tensors(path, {name: tensor.to(dtype) for name, tensor in found.diagonal.items()}, record)
+    return record
 
 
 def _record(case: _Case, examination: Examination, expectations: list[tuple[str, str]], mode: Mode) -> dict[str, Any]:
@@ -463,8 +488,6 @@ def _announce(record: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bo
         typer.echo(record["conclusion"])
     else:
         print_findings(record, verbose=verbose)
-        for line in record.get("fisher", {}).get("table", []):
-            typer.echo(line)
     if not quiet:
         for note in record["notes"]:
             print_note(note)

@@ -40,6 +40,8 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
             _print_fault(console, finding["verdict"], finding["name"], finding["causes"], None)
     for series in record["recurrent"]:
         console.print(Text(_told_series(series)), soft_wrap=True)
+    if "fisher" in record:
+        console.print(Text(_told_fisher(record["fisher"])), soft_wrap=True)
     typer.echo(record["conclusion"])
 
 
@@ -113,6 +115,15 @@ def _told_series(series: dict[str, Any]) -> str:
         chosen = norms
     told = " ".join(f"{norm:.2g}" for norm in chosen)
     return f"through time, {_clean(series['name'])} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {told}"
+
+
+def _told_fisher(fisher: dict[str, Any]) -> str:
+    share = fisher["batch_mean_squared_trace"] / fisher["trace"] if fisher["trace"] else 0.0
+    return (
+        f"{fisher['kind']} Fisher diagonal, {fisher['n_samples']} samples, likelihood {fisher['likelihood']}: trace "
+        f"{fisher['trace']:.4g}, in {fisher['path']}; the mean gradient of a batch of {fisher['batch_size']}, squared, would "
+        f"have given {fisher['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
+    )
 
 
 def _clean(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from deconv_cli.gradients.fisher import Fisher
 from deconv_cli.gradients.verdicts import (
     Cause,
     Comparison,
@@ -44,6 +45,21 @@ def describe_examination(examination: Examination, expected: frozenset[str]) -> 
             for verdict in Verdict
             if (n := sum(finding.verdict is verdict for finding in examination.parameters))
         },
+    }
+
+
+def describe_fisher(fisher: Fisher) -> Record:
+    """Put a Fisher diagonal into the words of the report, with the common mistake beside it."""
+    return {
+        "kind": fisher.kind,
+        "likelihood": fisher.likelihood,
+        "n_samples": fisher.n_samples,
+        "trace": _number(fisher.trace),
+        "batch_mean_squared_trace": _number(fisher.mistaken_trace),
+        "batch_size": fisher.batch_size,
+        "vectorized": fisher.loop_reason is None,
+        "loop_reason": fisher.loop_reason,
+        "mode": "eval",
     }
 
 
