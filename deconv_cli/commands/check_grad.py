@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from deconv_cli.io.models import ModelFile
     from deconv_cli.io.named_code import NamedCode
 
-EXAMPLE = "Example: deconv check-grad sample_images/lenet.safetensors --model sample_images/lenet.py:LeNet5"
+EXAMPLE = (
+    "Example: deconv check-grad sample_images/network.safetensors --model sample_images/network.py:Network "
+    "--data sample_images/patches.safetensors --loss cross-entropy"
+)
 
 
 class Mode(StrEnum):

@@ -18,17 +18,25 @@ import torch
 
 from deconv_cli.gradients.verdicts import Comparison
 
-STEPS = (1e-5, 1e-6, 1e-4, 1e-7, 1e-3, 1e-2)
-"""Steps relative to the size of the weights, in the order in which they are tried."""
+LADDER = (1.0, 10.0, 0.1, 100.0, 1000.0, 0.01)
+"""Steps in the order in which they are tried, in units of the smallest at which rounding noise does not matter.
 
-NARROW_STEPS = (1e-3, 1e-2, 1e-4, 1e-1)
-"""The same where the loss is only as precise as float32."""
+Large networks have so many kinks that only the smallest steps avoid them all."""
+
+_NOISE_SHARE = 3e-7
+"""How much of a derivative noise may be at the step of one unit."""
+
+_STEP_RANGE = (1e-9, 1e-3)
+"""Steps are relative to the size of the weights."""
 
 TOLERANCE = 3e-6
 """Relative disagreement that is let pass in a direction, beyond the error bar."""
 
 ELEMENT_TOLERANCE = 2e-4
 """Relative disagreement of a single element below which it is never called wrong."""
+
+_EVALUATIONS = 6
+"""How many evaluations one direction costs, about."""
 
 _BARS = 5.0
 _SMALLEST_SCALE = 1e-2
@@ -133,10 +141,12 @@ class Probe:
         """Rounding noise of a value, an upper estimate."""
         return max(self._noise, 2 * self.epsilon * abs(self.base), 1e-300)
 
-    @property
-    def steps(self) -> tuple[float, ...]:
-        """The ladder for this precision."""
-        return STEPS if self.epsilon < 1e-12 else NARROW_STEPS
+    def steps(self, scale: float) -> list[float]:
+        """Build the ladder for a derivative of this size."""
+        smallest, largest = _STEP_RANGE
+        unit = self.noise / (_NOISE_SHARE * scale) if scale else largest
+        unit = min(max(unit, smallest), largest)
+        return [unit * factor for factor in LADDER]
 
     @property
     def is_over(self) -> bool:
@@ -199,7 +209,7 @@ class _Ladder:
 
     def judge(self) -> Estimate:
         """Climb until the two agree sharply or the ladder ends."""
-        steps = self._probe.steps
+        steps = self._probe.steps(self._scale)
         for n, step in enumerate(steps):
             self._ends[step] = (self._probe.at(self._moves, step), self._probe.at(self._moves, -step))
             if n == 0:
@@ -340,16 +350,17 @@ def compare_slots(
     generator = torch.Generator().manual_seed(seed)
     if not slots:
         return {}
+    started, before = time.monotonic(), probe.n_evaluations
     probe.measure_noise(slots, seed)
-    started = time.monotonic()
-    results: dict[str, SlotResult] = {slots[0].name: _compare_slot(probe, slots[0], generator)}
-    per_slot = time.monotonic() - started
-    waiting = list(slots[1:])
-    # A tensor by itself costs four evaluations or more; a direction through many costs as much as one tensor.
-    n_affordable = max(1, int(0.5 * (probe.deadline - time.monotonic()) / max(per_slot, 1e-9)))
-    size = max(1, math.ceil(len(waiting) / n_affordable)) if math.isfinite(probe.deadline) else 1
-    for first in range(0, len(waiting), size):
-        results |= _compare_group(probe, waiting[first : first + size], generator)
+    per_evaluation = (time.monotonic() - started) / (probe.n_evaluations - before)
+    results: dict[str, SlotResult] = {}
+    # A direction through many tensors costs as much as one through a single tensor.
+    size = 1
+    if math.isfinite(probe.deadline):
+        n_affordable = int(0.6 * (probe.deadline - time.monotonic()) / (_EVALUATIONS * max(per_evaluation, 1e-9)))
+        size = math.ceil(len(slots) / max(1, n_affordable))
+    for first in range(0, len(slots), size):
+        results |= _compare_group(probe, slots[first : first + size], generator)
         on_progress(len(results), len(slots))
     return results
 

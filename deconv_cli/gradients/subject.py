@@ -108,6 +108,32 @@ class Subject:
             for tensor, data in kept:
                 tensor.data = data
 
+    @contextlib.contextmanager
+    def narrowed(self, n_samples: int) -> Iterator[bool]:
+        """Keep only the first samples of the batch for a while; gives whether that could be done."""
+        axis = self.batch_axis
+        inputs = (self.arguments, self.keywords, self.target)
+        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+        sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
+        if axis is None or len(sizes) != 1 or min(sizes) <= n_samples:
+            yield False
+            return
+
+        def cut(leaf: Any) -> Any:  # noqa: ANN401
+            return leaf.narrow(axis, 0, n_samples).clone() if isinstance(leaf, torch.Tensor) else leaf
+
+        self.arguments, self.keywords, self.target = pytree.tree_map(cut, inputs)
+        try:
+            self.output()
+        except Exception:  # noqa: BLE001  a model may be made for one size of batch
+            self.arguments, self.keywords, self.target = inputs
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self.arguments, self.keywords, self.target = inputs
+
     def _own_tensors(self) -> list[torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
         for module in self.model.modules():
