@@ -67,8 +67,8 @@ def check_grad(
         typer.Option(
             "--model",
             metavar="CODE",
-            help="The model's class, or a function that returns a model: file.py:Name or package.module:Name. This code "
-            "is run; nothing that MODEL carries is.",
+            help="The model's class, or a function that returns a model: file.py:Name or package.module:Name. This "
+            "code is run; nothing that MODEL carries is.",
         ),
     ] = None,
     init: Annotated[
@@ -119,9 +119,7 @@ def check_grad(
     budget: Annotated[
         float, typer.Option("--budget", metavar="SECONDS", help="Time for finite differences.", min=0.0)
     ] = 60.0,
-    second_order: Annotated[
-        bool, typer.Option("--second-order", help="Compare second derivatives too.")
-    ] = False,
+    second_order: Annotated[bool, typer.Option("--second-order", help="Compare second derivatives too.")] = False,
     fisher: Annotated[
         Path | None,
         typer.Option(
@@ -169,7 +167,7 @@ def check_grad(
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
-    """Find out why a model does not learn: whether each gradient arrives, whether it is right, and which line is to blame."""
+    """Find out why a model does not learn: does each gradient arrive, is it right, and which line is to blame."""
     started = time.perf_counter()
     if file is None and model is None:
         raise UsageError("there is nothing to check: name a model file, or a class with --model file.py:Class.")
@@ -373,7 +371,7 @@ def _parse_init(text: str | None) -> Any:  # noqa: ANN401
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UsageError(f'--init must be JSON such as {{"hidden": 64}}, but is \'{text}\'.') from error
+        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text}'.") from error
     if not isinstance(found, dict | list):
         raise UsageError(f"--init must be a JSON object or a list, but is '{text}'.")
     return found
@@ -444,7 +442,9 @@ def _record(case: _Case, examination: Examination, expectations: list[tuple[str,
 
     examination.notes[:0] = case.notes
     if case.data_kind == "synthetic":
-        examination.notes.append("the data are synthetic: a verdict holds for them, and ZERO may be different for yours")
+        examination.notes.append(
+            "the data are synthetic: a verdict holds for them, and ZERO may be different for yours"
+        )
     accepted, met = set(), set()
     found = [(f.verdict.value, f.name) for f in examination.parameters]
     found += [(f.verdict.value, "model") for f in examination.general]

@@ -29,9 +29,13 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
         table.add_row(*(Text(cell) for cell in _row(finding)))
     console.print(table)
     if len(shown) < len(parameters):
-        console.print(Text(f"and {len(parameters) - len(shown)} more that are OK (--verbose lists them)"), soft_wrap=True)
+        console.print(
+            Text(f"and {len(parameters) - len(shown)} more that are OK (--verbose lists them)"), soft_wrap=True
+        )
     for fault in record["faults"]:
-        _print_fault(console, fault["verdict"], _names(fault["parameters"]), fault["causes"], _detail(fault, parameters))
+        _print_fault(
+            console, fault["verdict"], _names(fault["parameters"]), fault["causes"], _detail(fault, parameters)
+        )
     for finding in record["general"]:
         if finding["verdict"] not in {fault["verdict"] for fault in record["faults"]} or finding["verdict"] == "WRONG":
             _print_fault(console, finding["verdict"], "the model", finding["causes"], finding["detail"])
@@ -54,7 +58,9 @@ def _print_fault(console: Any, verdict: str, names: str, causes: list[dict[str, 
         console.print(Text(f"  {_clean(detail)}"), soft_wrap=True)
     for cause in causes:
         source = f"    {cause['source']}" if cause["source"] else ""
-        console.print(Text(f"  at       {_clean(_where(cause))}  {_clean(cause['operation'])}{_clean(source)}"), soft_wrap=True)
+        console.print(
+            Text(f"  at       {_clean(_where(cause))}  {_clean(cause['operation'])}{_clean(source)}"), soft_wrap=True
+        )
         console.print(Text(f"  why      {_clean(cause['why'])}"), soft_wrap=True)
         console.print(Text(f"  instead  {_clean(cause['instead'])}"), soft_wrap=True)
 
@@ -73,7 +79,8 @@ def _row(finding: dict[str, Any]) -> list[str]:
         if finding["verdict"] in ("OK", "VANISHING", "EXPLODING") and resolution is not None:
             told = f"agrees, to {resolution:.1g}"
         elif comparison["autograd"] is not None and comparison["numeric"] is not None:
-            told = f"{comparison['autograd']:.5g}, numeric {comparison['numeric']:.5g} ± {comparison['error_bar'] or 0:.0g}"
+            bar = comparison["error_bar"] or 0.0
+            told = f"{comparison['autograd']:.5g}, numeric {comparison['numeric']:.5g} ± {bar:.0g}"
     verdict = f"{finding['verdict']} (expected)" if finding["expected"] else finding["verdict"]
     shape = "×".join(str(size) for size in finding["shape"]) or "scalar"
     return [verdict, _clean(finding["name"]), shape, _short(finding["gradient_norm"]), _short(finding["ratio"]), told]
@@ -109,10 +116,7 @@ def _told_series(series: dict[str, Any]) -> str:
         "explodes": f"explodes on its way back, up to step {series['step']}",
         "steady": "neither fades nor explodes",
     }[series["trend"]]
-    if len(norms) > 8:
-        chosen = [norms[round(n * (len(norms) - 1) / 7)] for n in range(8)]
-    else:
-        chosen = norms
+    chosen = [norms[round(n * (len(norms) - 1) / 7)] for n in range(8)] if len(norms) > 8 else norms
     told = " ".join(f"{norm:.2g}" for norm in chosen)
     return f"through time, {_clean(series['name'])} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {told}"
 
@@ -121,8 +125,8 @@ def _told_fisher(fisher: dict[str, Any]) -> str:
     share = fisher["batch_mean_squared_trace"] / fisher["trace"] if fisher["trace"] else 0.0
     return (
         f"{fisher['kind']} Fisher diagonal, {fisher['n_samples']} samples, likelihood {fisher['likelihood']}: trace "
-        f"{fisher['trace']:.4g}, in {fisher['path']}; the mean gradient of a batch of {fisher['batch_size']}, squared, would "
-        f"have given {fisher['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
+        f"{fisher['trace']:.4g}, in {fisher['path']}; the mean gradient of a batch of {fisher['batch_size']}, squared, "
+        f"would have given {fisher['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
     )
 
 

@@ -1,13 +1,14 @@
 """Finite differences that can be believed.
 
-A directional derivative is taken on a ladder of steps, in float64, with an error bar made of the rounding noise of the
-loss (measured) and of how far two neighboring steps differ. One-sided differences tell a kink from an error. A direction
-in which autograd is off is halved until one element is left, and that element is compared once more by itself before
-anything is called wrong.
+A directional derivative is taken on a ladder of steps, in float64, with an error bar made of the rounding noise of
+the loss (measured) and of how far two neighboring steps differ. One-sided differences tell a kink from an error. A
+direction in which autograd is off is halved until one element is left, and that element is compared once more by
+itself before anything is called wrong.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ TOLERANCE = 3e-6
 
 ELEMENT_TOLERANCE = 2e-4
 """Relative disagreement of a single element below which it is never called wrong."""
+
+MAX_RESOLUTION = 0.02
+"""Relative error of a gradient that must have been noticeable for it to be called right."""
 
 _EVALUATIONS = 6
 """How many evaluations one direction costs, about."""
@@ -242,7 +246,7 @@ class _Ladder:
         """Choose the pair of neighboring steps that agree best: the value at the finer one, and its error bar."""
         found = sorted(self._ends, reverse=True)
         pairs = []
-        for coarse, fine in zip(found, found[1:], strict=False):
+        for coarse, fine in itertools.pairwise(found):
             value = self._central(fine)
             bar = abs(self._central(coarse) - value) + self._probe.noise / fine
             pairs.append((bar if math.isfinite(bar) else math.inf, value))
@@ -375,7 +379,7 @@ def _compare_group(probe: Probe, slots: Sequence[Slot], generator: torch.Generat
         middle = shares[len(shares) // 2]
         # Every tensor should weigh about as much in the direction, without stepping far beyond its own size.
         scales = [
-            min(max(middle / size if size else 1.0, 0.01 * slot.scale), 10 * slot.scale)
+            min(max(middle / size if size else 1.0, 0.01 * slot.scale), 300 * slot.scale)
             for size, slot in zip(sizes, slots, strict=True)
         ]
         moves = [random_move(slot, generator, scale) for slot, scale in zip(slots, scales, strict=True)]
@@ -388,8 +392,8 @@ def _compare_group(probe: Probe, slots: Sequence[Slot], generator: torch.Generat
                 resolution = allowed / weight + TOLERANCE if weight else math.inf
                 comparison = Comparison(estimate.autograd, estimate.numeric, estimate.error_bar, resolution)
                 sharp = resolution < MAX_RESOLUTION
-                results[slot.name] = SlotResult(Outcome.AGREES, comparison) if sharp else _compare_slot(
-                    probe, slot, generator
+                results[slot.name] = (
+                    SlotResult(Outcome.AGREES, comparison) if sharp else _compare_slot(probe, slot, generator)
                 )
             return results
         half = len(slots) // 2
@@ -397,15 +401,10 @@ def _compare_group(probe: Probe, slots: Sequence[Slot], generator: torch.Generat
     return {slots[0].name: _compare_slot(probe, slots[0], generator)}
 
 
-MAX_RESOLUTION = 0.02
-"""Relative error of a gradient that must have been noticeable for it to be called right."""
-
-
 def _compare_slot(probe: Probe, slot: Slot, generator: torch.Generator) -> SlotResult:
     if probe.is_over:
         return SlotResult(Outcome.UNSURE, None)
-    found: Estimate | None = None
-    for _ in range(3):
+    for attempt in range(3):
         move = random_move(slot, generator)
         found = compare_along(probe, [move])
         if found.outcome is Outcome.AGREES:
@@ -415,8 +414,7 @@ def _compare_slot(probe: Probe, slot: Slot, generator: torch.Generator) -> SlotR
             element = find_wrong_element(probe, move, generator)
             if element is not None:
                 return SlotResult(Outcome.DIFFERS, element)
-        if probe.is_over:
+        if probe.is_over or attempt == 2:
             break
-    assert found is not None
     outcome = Outcome.KINK if found.outcome is Outcome.KINK else Outcome.UNSURE
     return SlotResult(outcome, found.as_comparison())

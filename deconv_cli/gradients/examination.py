@@ -47,7 +47,9 @@ _FEW = 2
 _INVARIANT = 1e-10
 _MAX_CAUSES = 3
 _DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
-_IN_PLACE = re.compile(r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)")
+_IN_PLACE = re.compile(
+    r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"
+)
 
 
 def examine(
@@ -248,7 +250,12 @@ class _Doctor:
         return False
 
     def _explain_value(
-        self, finding: ParameterFinding, parameter: nn.Parameter, gradient: torch.Tensor, watched: Trace, backward: Any  # noqa: ANN401
+        self,
+        finding: ParameterFinding,
+        parameter: nn.Parameter,
+        gradient: torch.Tensor,
+        watched: Trace,
+        backward: Any,  # noqa: ANN401
     ) -> None:
         size = Size.of([gradient.to_dense() if gradient.is_sparse else gradient])
         if not size.is_finite:
@@ -339,7 +346,9 @@ class _Doctor:
         if self.second_order:
             self.on_progress("comparing second derivatives")
             sound = [name for name in compared if self.findings[name].verdict is Verdict.OK]
-            check_second_order(self.subject, {name: self.findings[name] for name in sound}, epsilon, self.budget / 2, self.not_checked)
+            check_second_order(
+                self.subject, {name: self.findings[name] for name in sound}, epsilon, self.budget / 2, self.not_checked
+            )
         judge_magnitudes(self.findings, trainable, backward, watched)
         self._list_unchecked()
         result.n_evaluations = probe.n_evaluations
@@ -392,7 +401,9 @@ class _Doctor:
     ) -> bool:
         """Tell a bias that cannot matter: gradients come up to it and cancel, and the loss does not move with it."""
         parents = backward.parents_of(parameter)
-        arriving = max((backward.arriving[node].largest or 0.0 for node, _ in parents if node in backward.arriving), default=0.0)
+        arriving = max(
+            (backward.arriving[node].largest or 0.0 for node, _ in parents if node in backward.arriving), default=0.0
+        )
         largest = float(gradient.abs().max())
         if parameter.ndim > 1 or not arriving or largest > _INVARIANT * arriving:
             return False
@@ -453,7 +464,9 @@ class _Doctor:
     def _blame_functions(self, wrong: list[WrongInput], watched: Trace) -> None:
         """Name the hand-written Functions behind every parameter that their wrong gradients reach."""
         # Those with a parameter behind them come first: a Function that is blamed there is not blamed once more.
-        for item in sorted(wrong, key=lambda item: not any(_affects(item, watched.bit(n), watched) for n in self._trainable())):
+        for item in sorted(
+            wrong, key=lambda item: not any(_affects(item, watched.bit(n), watched) for n in self._trainable())
+        ):
             cause = _cause_of_function(item)
             reached = False
             for name in self._trainable():
@@ -518,13 +531,11 @@ def _cause_of_function(item: WrongInput) -> Cause:
     at = f"{item.n_wrong} of {item.n_elements} elements of {what} are wrong"
     if item.n_wrong < item.n_elements and item.element and n_rows < item.n_elements:
         at += f", in rows {item.rows[0]} to {item.rows[1]}{_told_block(item)}"
-    why = (
-        f"{at}; at {list(item.element)} backward gives {item.backward:.6g}, {item.oracle} gives {item.expected:.6g}."
-    )
+    why = f"{at}; at {list(item.element)} backward gives {item.backward:.6g}, {item.oracle} gives {item.expected:.6g}."
     if item.ratio is not None and item.n_wrong == item.n_elements and abs(item.ratio - 1) > 1e-6:
         remedy = f"divide {what} by {item.ratio:.4g}"
     elif item.ratio is not None and abs(item.ratio - 1) > 1e-6:
-        remedy = f"compare the formula of {what} with forward at these elements: they are off by a factor of {item.ratio:.4g}"
+        remedy = f"compare the formula of {what} with forward there: it is off by a factor of {item.ratio:.4g}"
     else:
         remedy = f"compare the formula of {what} with forward, term by term"
     return Cause(f"{name}.backward", where, why, remedy)

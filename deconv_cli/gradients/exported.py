@@ -14,8 +14,8 @@ from deconv_cli.gradients.verdicts import Place
 class ExportedModule(nn.Module):
     """Runs an exported program node by node.
 
-    Its parameters and buffers are those of the program; `running_place` tells where the running node stood in the source
-    that was exported.
+    Its parameters and buffers are those of the program; `running_place` tells where the running node stood in the
+    source that was exported.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:

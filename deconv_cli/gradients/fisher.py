@@ -73,8 +73,8 @@ class Likelihood:
         name: for the report.
         negative_log: −log p(target | output) of a batch, summed.
         draw: targets drawn from the model, for outputs of a batch.
-        factors: for outputs of one sample, flat `(K,)`, given with their shape: vectors `(F, K)` with Σ v vᵀ equal to the
-            Fisher matrix of the outputs.
+        factors: for the outputs of one sample, K numbers of any shape: vectors `(F, K)` with Σ v vᵀ equal to the Fisher
+            matrix of the outputs.
     """
 
     name: str
@@ -235,7 +235,9 @@ class _Worker:
     def add(self, batch: Batch) -> None:
         """Add the samples of a batch."""
         if batch.target is None and self.kind in ("empirical", "ggn") and self.likelihood is not None:
-            raise UsageError("this Fisher matrix needs targets; give them with --data as 'target', or draw from the model.")
+            raise UsageError(
+                "this Fisher matrix needs targets; give them with --data as 'target', or draw from the model."
+            )
         output = self._output(batch)
         if isinstance(output, torch.Tensor) and output.ndim and output.shape[0] == batch.n_samples:
             vectors = self._vectors(output.detach(), batch)
@@ -277,8 +279,8 @@ class _Worker:
     def _check_width(self, n_outputs: int) -> None:
         if n_outputs > _MAX_OUTPUTS:
             raise UsageError(
-                f"{n_outputs} outputs for each sample are too many for --fisher-kind {self.kind}, at most {_MAX_OUTPUTS}; "
-                "use sampled or empirical."
+                f"{n_outputs} outputs for each sample are too many for --fisher-kind {self.kind}, at most "
+                f"{_MAX_OUTPUTS}; use sampled or empirical."
             )
 
     def _value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
@@ -338,7 +340,7 @@ class _Worker:
             def outputs(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
                 return functional_call(self.model, parameters, arguments, keywords).flatten()
 
-            _, pull_back = vjp(outputs, self.parameters)
+            pull_back = vjp(outputs, self.parameters)[1]
             pulled = vmap(lambda v: pull_back(v)[0], chunk_size=n_together)(vector)
             return {name: gradient.square().sum(0) for name, gradient in pulled.items()}
 
@@ -379,7 +381,9 @@ class _Worker:
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not mean.requires_grad:
             return
-        for name, gradient in zip(self.parameters, torch.autograd.grad(mean, trainable, allow_unused=True), strict=True):
+        for name, gradient in zip(
+            self.parameters, torch.autograd.grad(mean, trainable, allow_unused=True), strict=True
+        ):
             if gradient is not None:
                 self.result.batch_mean_squared[name] += gradient.double().square()
 

@@ -1,4 +1,4 @@
-"""Hand-written backwards, each judged by itself: against autograd of the same forward, and against finite differences."""
+"""Hand-written backwards, each judged by itself: against autograd of the same forward and finite differences."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def _check_call(call: FunctionCall, deadline: float) -> list[WrongInput]:
     weights = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
     tensors = [own[n] for n in moved]
     with_graph = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
-    given = torch.autograd.grad(
-        [o for o, _ in with_graph], tensors, [w for _, w in with_graph], allow_unused=True
-    )
+    given = torch.autograd.grad([o for o, _ in with_graph], tensors, [w for _, w in with_graph], allow_unused=True)
 
     def value() -> float:
         with torch.no_grad():
@@ -122,18 +120,16 @@ def _check_call(call: FunctionCall, deadline: float) -> list[WrongInput]:
     definition = _definition_of(call.function)
     result = []
     for position, n in enumerate(moved):
-        found = _compare_input(probe, tensors[position], given[position], None if expected is None else expected[position])
+        found = _compare_input(
+            probe, tensors[position], given[position], None if expected is None else expected[position]
+        )
         if found is not None:
-            result.append(
-                WrongInput(call=call, index=places.index(n), name=names[n], definition=definition, **found)
-            )
+            result.append(WrongInput(call=call, index=places.index(n), name=names[n], definition=definition, **found))
     return result
 
 
 def _real(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401
-    return [
-        leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-    ]
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 class _Context(FunctionCtx):

@@ -13,7 +13,9 @@ from torch import nn
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.subject import seed_everything
 
-_SPEC = re.compile(r"(?P<shape>\d+(,\d+)*|scalar)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?\d+(\.\d+)?)\.\.(?P<high>-?\d+(\.\d+)?))?")
+_SPEC = re.compile(
+    r"(?P<shape>\d+(,\d+)*|scalar)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?\d+(\.\d+)?)\.\.(?P<high>-?\d+(\.\d+)?))?"
+)
 _DTYPES = {
     name: getattr(torch, name)
     for name in ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
@@ -97,7 +99,9 @@ def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[Inp
         UsageError: it is not certain.
     """
     wants = _n_inputs(model)
-    first = next(((name, m) for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())), None)
+    first = next(
+        ((name, m) for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())), None
+    )
     candidates = _candidates(first[1]) if first is not None and wants == 1 else []
     for spec in candidates:
         if _runs(model, spec, default, seed):
@@ -105,7 +109,9 @@ def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[Inp
             note = f"the input shape {spec} was read off the first layer '{first[0] or type(first[1]).__name__}'"
             return spec, note
     why = f"forward takes {wants} inputs" if wants != 1 else "the first layer does not tell it"
-    raise UsageError(f"the shape of the input is not known ({why}); give it with --input-shape 8,1,28,28 or --data FILE.")
+    raise UsageError(
+        f"the shape of the input is not known ({why}); give it with --input-shape 8,1,28,28 or --data FILE."
+    )
 
 
 def _n_inputs(model: nn.Module) -> int:

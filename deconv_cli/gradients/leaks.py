@@ -25,7 +25,7 @@ class LeakStudy:
 
 
 def study_leaks(subject: Subject) -> LeakStudy:
-    """Replace one sample of the batch and look whether the output of another changes; in evaluation mode and float64."""
+    """Replace one sample of the batch, in evaluation mode, and look whether the output of another changes."""
     axis = subject.batch_axis
     if axis is None:
         return LeakStudy()
@@ -51,7 +51,9 @@ def study_leaks(subject: Subject) -> LeakStudy:
 
 
 def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
-    sizes = {tensor.shape[axis] if tensor.ndim > axis else 0 for tensor in _tensors((subject.arguments, subject.keywords))}
+    sizes = {
+        tensor.shape[axis] if tensor.ndim > axis else 0 for tensor in _tensors((subject.arguments, subject.keywords))
+    }
     if len(sizes) != 1 or min(sizes) < 2:
         return f"the inputs do not share an axis {axis} of two samples or more"
     outputs = [t for t in _tensors(subject.output()) if t.ndim > axis and t.shape[axis] in sizes]
@@ -60,7 +62,9 @@ def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
     for name, module in subject.model.named_modules():
         time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
         if axis == 0 and time_first and not _is_inner(name, subject.model):
-            return f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples with --batch-axis"
+            return (
+                f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples with --batch-axis"
+            )
     return None
 
 

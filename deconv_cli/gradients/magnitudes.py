@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 
 from torch import nn
 
@@ -33,15 +34,13 @@ def judge_magnitudes(
         return
     layers.sort()
     reference = layers[0][2]
-    steps = [(later[2] / earlier[2], earlier[1], later[1]) for earlier, later in zip(layers, layers[1:], strict=False)]
-    for verdict, is_ill, (factor, near, far) in (
-        (Verdict.VANISHING, lambda ratio: ratio < _COLLAPSE * reference, min(steps)),
-        (Verdict.EXPLODING, lambda ratio: ratio > reference / _COLLAPSE, max(steps)),
-    ):
+    steps = [(later[2] / earlier[2], earlier[1], later[1]) for earlier, later in pairwise(layers)]
+    for verdict, (factor, near, far) in ((Verdict.VANISHING, min(steps)), (Verdict.EXPLODING, max(steps))):
         place = trace.last_use.get(trace.bit(far)) or Place()
         cause = _cause(verdict, factor, near, far, place)
         for _, name, ratio in layers:
-            if is_ill(ratio):
+            relative = ratio / reference
+            if relative < _COLLAPSE if verdict is Verdict.VANISHING else relative > 1 / _COLLAPSE:
                 findings[name].verdict, findings[name].causes = verdict, (cause,)
                 findings[name].detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
 

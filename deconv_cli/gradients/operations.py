@@ -5,33 +5,65 @@ from __future__ import annotations
 import torch
 from torch.overrides import resolve_name
 
-COMPARISONS = frozenset(
-    "gt lt ge le eq ne greater less greater_equal less_equal not_equal isclose isnan isinf isfinite logical_and "
-    "logical_or logical_not logical_xor __gt__ __lt__ __ge__ __le__ __eq__ __ne__ __and__ __or__ __xor__ __invert__ "
-    "bitwise_and bitwise_or bitwise_not bitwise_xor any all signbit equal".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+COMPARISONS = _words(
+    """
+    gt lt ge le eq ne greater less greater_equal less_equal not_equal isclose isnan isinf isfinite logical_and
+    logical_or logical_not logical_xor __gt__ __lt__ __ge__ __le__ __eq__ __ne__ __and__ __or__ __xor__
+    __invert__ bitwise_and bitwise_or bitwise_not bitwise_xor any all signbit equal
+    """
 )
-INDEX_MAKERS = frozenset(
-    "argmax argmin argsort nonzero searchsorted bucketize one_hot histc bincount multinomial count_nonzero argwhere".split()
+INDEX_MAKERS = _words(
+    """
+    argmax argmin argsort nonzero searchsorted bucketize one_hot histc bincount multinomial count_nonzero
+    argwhere
+    """
 )
-STEPS = frozenset("round floor ceil trunc sign sgn fix heaviside floor_divide __floordiv__ frac_".split())
-DETACHERS = frozenset({"detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor"})
-NUMBERS = frozenset(
-    "item tolist numpy __float__ __int__ __bool__ __index__ __array__ __complex__ is_nonzero __contains__".split()
+STEPS = _words(
+    """
+    round floor ceil trunc sign sgn fix heaviside floor_divide __floordiv__ frac_
+    """
 )
-RANDOM = frozenset(
-    "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ normal normal_ uniform_ "
-    "exponential_ multinomial poisson dropout dropout_ feature_dropout alpha_dropout dropout1d dropout2d dropout3d "
-    "feature_alpha_dropout random_ rrelu gumbel_softmax".split()
+DETACHERS = _words(
+    """
+    detach detach_ data Variable nn.Parameter torch.tensor torch.as_tensor
+    """
 )
-_CASTS = frozenset("int long short byte char bool to type type_as __long__".split())
-_SHAPE_ONLY = frozenset(
-    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
-    "empty_strided new_empty_strided size dim numel stride storage_offset data_ptr is_contiguous is_floating_point "
-    "is_complex is_same_size element_size nelement ndimension get_device is_pinned is_cuda __len__ __repr__ "
-    "__format__ __hash__ __dir__ __setstate__ __reduce_ex__ __deepcopy__ untyped_storage storage register_hook "
-    "requires_grad_ retain_grad backward share_memory_ _is_view is_inference is_set_to".split()
+NUMBERS = _words(
+    """
+    item tolist numpy __float__ __int__ __bool__ __index__ __array__ __complex__ is_nonzero __contains__
+    """
 )
-_ATTRIBUTES_THAT_READ = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
+RANDOM = _words(
+    """
+    rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ normal normal_ uniform_
+    exponential_ multinomial poisson dropout dropout_ feature_dropout alpha_dropout dropout1d dropout2d
+    dropout3d feature_alpha_dropout random_ rrelu gumbel_softmax
+    """
+)
+_CASTS = _words(
+    """
+    int long short byte char bool to type type_as __long__
+    """
+)
+_SHAPE_ONLY = _words(
+    """
+    zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty
+    new_full empty_strided new_empty_strided size dim numel stride storage_offset data_ptr is_contiguous
+    is_floating_point is_complex is_same_size element_size nelement ndimension get_device is_pinned is_cuda
+    __len__ __repr__ __format__ __hash__ __dir__ __setstate__ __reduce_ex__ __deepcopy__ untyped_storage
+    storage register_hook requires_grad_ retain_grad backward share_memory_ _is_view is_inference is_set_to
+    """
+)
+_ATTRIBUTES_THAT_READ = _words(
+    """
+    data T mT H mH real imag
+    """
+)
 
 
 def plain_name(function: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -108,8 +109,7 @@ def _consumers(node: Node, trace: Trace, backward: Backward) -> list[Node]:
 def _is_chain(steps: list[Step]) -> bool:
     if len(steps) < _MIN_STEPS or len({step.tensor.shape for step in steps}) != 1:
         return False
-    pairs = zip(steps[:3], steps[1:4], strict=False)
-    return all(_reaches(later.tensor.grad_fn, earlier.tensor.grad_fn) for earlier, later in pairs)
+    return all(_reaches(later.tensor.grad_fn, earlier.tensor.grad_fn) for earlier, later in pairwise(steps[:4]))
 
 
 def _reaches(start: Node, goal: Node) -> bool:
@@ -213,7 +213,11 @@ def _run_steps(layer: nn.RNNBase, sequence: torch.Tensor, start: Any) -> tuple[t
 
 
 def _start(
-    layer: nn.RNNBase, start: Any, position: int, n_batch: int, like: torch.Tensor  # noqa: ANN401
+    layer: nn.RNNBase,
+    start: Any,  # noqa: ANN401
+    position: int,
+    n_batch: int,
+    like: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     is_lstm = layer.mode == "LSTM"
     if start is None:
@@ -234,6 +238,7 @@ def _cell(
     from_hidden = nn.functional.linear(h, w_hh, b_hh)
     if layer.mode == "LSTM":
         i, f, g, o = (from_input + from_hidden).chunk(4, dim=1)
+        assert c is not None
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
     if layer.mode == "GRU":

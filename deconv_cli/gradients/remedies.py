@@ -74,13 +74,9 @@ def _argument(place: Place) -> str | None:
     """Find the name that a line wraps, as in `Variable(loss, requires_grad=True)`."""
     with contextlib.suppress(SyntaxError, ValueError):
         for node in ast.walk(ast.parse(place.code)):
-            is_wrapper = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
-                "Variable",
-                "Parameter",
-                "tensor",
-                "as_tensor",
-            )
-            if is_wrapper and node.args and isinstance(node.args[0], ast.Name):
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Name):
+                continue
+            if ast.unparse(node.func).rpartition(".")[2] in ("Variable", "Parameter", "tensor", "as_tensor"):
                 return node.args[0].id
     return None
 
@@ -100,7 +96,9 @@ def _piecewise(place: Place) -> str:
         bounds = _comparisons(_expression(place.code))
         if bounds:
             condition = " & ".join(f"({left} {sign} {right})" for left, sign, right in bounds)
-            slopes = [f"{left} - {right}" if sign in (">", ">=") else f"{right} - {left}" for left, sign, right in bounds]
+            slopes = [
+                f"{left} - {right}" if sign in (">", ">=") else f"{right} - {left}" for left, sign, right in bounds
+            ]
             slope = slopes[0]
             for other in slopes[1:]:
                 slope = f"torch.minimum({slope}, {other})"
@@ -148,14 +146,31 @@ def cause_of_zero(operation: str, place: Place, *, missing: bool) -> Cause:
         return Cause(operation, place, why, remedy)
     if "relu" in bare or bare in ("threshold", "clamp_min"):
         why = f"every input of {bare} that this parameter reaches is negative: the units are dead for this data."
-        return Cause(operation, place, why, "use F.leaky_relu, or start from smaller weights and a bias that is not negative")
+        return Cause(
+            operation, place, why, "use F.leaky_relu, or start from smaller weights and a bias that is not negative"
+        )
     if bare in ("clamp", "clip", "hardtanh", "clamp_max", "hardsigmoid"):
         why = f"every input of {bare} lies outside of its limits, where it is constant."
         return Cause(operation, place, why, "widen the limits, or scale the input")
     if bare in ("softmax", "log_softmax", "cross_entropy", "sigmoid", "tanh", "erf"):
         why = f"{bare} is saturated: its inputs are so large that it no longer changes in this precision."
-        return Cause(operation, place, why, f"scale the inputs of {bare} down, as by 1 / sqrt(width), or normalize them")
-    if bare in ("mul", "__mul__", "rmul", "linear", "matmul", "conv2d", "conv1d", "conv3d", "addmm", "bmm", "einsum", "multiply"):
+        return Cause(
+            operation, place, why, f"scale the inputs of {bare} down, as by 1 / sqrt(width), or normalize them"
+        )
+    if bare in (
+        "mul",
+        "__mul__",
+        "rmul",
+        "linear",
+        "matmul",
+        "conv2d",
+        "conv1d",
+        "conv3d",
+        "addmm",
+        "bmm",
+        "einsum",
+        "multiply",
+    ):
         why = f"the other factor of {bare} is zero everywhere, so that the gradient is multiplied by zero."
         return Cause(operation, place, why, "start the other factor from values that are not zero")
     if bare.endswith(".apply"):
@@ -185,4 +200,6 @@ def cause_of_non_finite(operation: str, place: Place, *, forward: bool) -> Cause
         why = f"the inputs of {bare} are finite, its output is not."
     else:
         why = f"a finite gradient enters {bare} and leaves it as NaN or infinity: its slope is infinite at this input."
-    return Cause(operation, place, why, remedies.get(bare.strip("_"), "keep the input away from where this line is singular"))
+    return Cause(
+        operation, place, why, remedies.get(bare.strip("_"), "keep the input away from where this line is singular")
+    )

@@ -59,8 +59,8 @@ def check_second_order(
         if result.outcome is Outcome.DIFFERS and comparison is not None:
             finding.verdict = Verdict.WRONG
             why = (
-                f"the second derivative at {list(comparison.element or ())} is {comparison.autograd:.6g} by autograd and "
-                f"{comparison.numeric:.6g} ± {comparison.error_bar:.1g} by finite differences of the gradient."
+                f"the second derivative at {list(comparison.element or ())} is {comparison.autograd:.6g} by autograd "
+                f"and {comparison.numeric:.6g} ± {comparison.error_bar:.1g} by finite differences of the gradient."
             )
             remedy = "write backward with torch functions of saved tensors, so that it can be differentiated itself"
             finding.causes = (Cause("second derivative", Place(), why, remedy),)

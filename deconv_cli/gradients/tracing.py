@@ -343,9 +343,7 @@ class _Tracer:
         if id(tensor) not in self.bits:
             self.keep(tensor, flow)
 
-    def _find_birth(
-        self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], words: str, place: Place
-    ) -> None:
+    def _find_birth(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], words: str, place: Place) -> None:
         if any(not bool(tensor.isfinite().all()) for tensor in inputs if tensor.is_floating_point()):
             return
         if any(not bool(tensor.isfinite().all()) for tensor in outputs if tensor.is_floating_point()):
@@ -360,7 +358,11 @@ class _FunctionMode(TorchFunctionMode):
         self._tracer = tracer
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ANN401
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Run one function."""
         keywords = kwargs or {}
@@ -380,11 +382,15 @@ class _DispatchMode(TorchDispatchMode):
     """Lets the function mode see what no Python function stands for, such as the constructor of `Variable`."""
 
     def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ANN401
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Pass one operation on."""
         self._tracer.constructing = True
@@ -420,11 +426,11 @@ def _patched_apply(tracer: _Tracer) -> Iterator[None]:
             tracer.calls.append(FunctionCall(cls, kept, node, tracer.locator.here()))
         return result
 
-    _SingleLevelFunction.apply = classmethod(traced_apply)  # type: ignore[assignment]
+    _SingleLevelFunction.apply = classmethod(traced_apply)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        del _SingleLevelFunction.apply
+        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

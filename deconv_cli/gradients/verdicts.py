@@ -205,8 +205,8 @@ class TimeSeries:
         place: where it stands.
         norms: ‖∂loss/∂h_t‖ for t = 0, 1, ...
         trend: `fades`, `explodes` or `steady`, seen backwards in time.
-        step: the last step, counted from the first, at which the norm is below a millionth of the largest (fades) or the
-            step at which it is largest (explodes); None for steady.
+        step: the last step, counted from the first, at which the norm is below a millionth of the largest (fades), or
+            the step at which it is largest (explodes); None for steady.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Files of named tensors read a few rows at a time: what a model is fed with, and what is computed for its parameters."""
+"""Files of named tensors: what a model is fed with, read a few rows at a time, and what is found of its parameters."""
 
 from __future__ import annotations
 

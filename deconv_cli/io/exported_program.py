@@ -128,7 +128,9 @@ def _problem_with(trail: tuple[str, ...], text: str) -> str | None:
     if place == "guards_code":
         return "the guard"
     if place == "target":
-        return None if _TARGET.fullmatch(text) and not any(bad in text for bad in _FORBIDDEN_TARGETS) else "the operator"
+        return (
+            None if _TARGET.fullmatch(text) and not any(bad in text for bad in _FORBIDDEN_TARGETS) else "the operator"
+        )
     if place == "as_string":
         return None
     if place == "torch_version":
@@ -164,7 +166,7 @@ def _check_sample_inputs(path: Path, content: bytes) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except Exception as error:  # noqa: BLE001  torch falls back to unpickling after any failure, so any is refused
+    except Exception as error:
         raise UnsafeInputError(
             f"'{path}' carries example inputs that are more than tensors and numbers; opening them could run code."
         ) from error

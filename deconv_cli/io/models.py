@@ -128,7 +128,8 @@ def _fill_in(model: nn.Module, path: Path, state: dict[str, torch.Tensor]) -> No
         lacks = f"lacks {_listed(missing)}" if missing else ""
         holds = f"holds {_listed(extra)}, which the model has not" if extra else ""
         raise MalformedInputError(
-            f"'{path}' does not fit the model: it {' and '.join(filter(None, (lacks, holds)))}; check --model and --init."
+            f"'{path}' does not fit the model: it {' and '.join(filter(None, (lacks, holds)))}; check --model and "
+            "--init."
         )
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
@@ -177,7 +178,7 @@ def _read_torchscript(path: Path, sha256: str, trusted_sha256: str | None) -> nn
 
 
 def _read_pickle(path: Path, named: NamedCode | None, allowed_globals: Sequence[str]) -> object:
-    allowed = _torch_globals()
+    allowed: list[Any] = [*_torch_globals()]
     for name in allowed_globals:
         allowed.append((find_global(name, named), name))
     asked = globals_asked_for(path)
@@ -273,7 +274,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
             else None
         )
         if kind:
-            raise MalformedInputError(f"'{name}' of '{path}' should be a dense tensor, but is {kind}; convert it first.")
+            raise MalformedInputError(
+                f"'{name}' of '{path}' should be a dense tensor, but is {kind}; convert it first."
+            )
 
 
 def _tensors(found: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

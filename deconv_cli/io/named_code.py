@@ -1,4 +1,4 @@
-"""Code that a person names at the prompt: `file.py:Name` or `package.module:Name`. Naming it is the consent to run it."""
+"""Code that a person names at the prompt, `file.py:Name` or `package.module:Name`; naming it is consent to run it."""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ class ReceptiveFieldConv2d(nn.Module):
         n_channels = self.weight.shape[1]
         if x.ndim not in (3, 4) or x.shape[-3] != n_channels:
             raise ShapeError(
-                f"the input should be of shape (B, {n_channels}, H, W) or ({n_channels}, H, W), but is {tuple(x.shape)}."
+                f"the input should be of shape (B, {n_channels}, H, W) or ({n_channels}, H, W), but is "
+                f"{tuple(x.shape)}."
             )
         batch = x if x.ndim == 4 else x.unsqueeze(0)
         if self.phi is multiply and self.reduction == "sum" and self.slopes is not None:
@@ -146,10 +147,8 @@ class ReceptiveFieldConv2d(nn.Module):
             return result if x.ndim == 4 else result.squeeze(0)
         padded = functional.pad(batch, (self.padding[1],) * 2 + (self.padding[0],) * 2) if any(self.padding) else batch
         self._check_size(padded)
-        if self.slopes is not None:
-            result = _Analytic.apply(padded, self.weight, self)
-        else:
-            result = self._by_autograd(padded)
+        apply: Any = _Analytic.apply
+        result = apply(padded, self.weight, self) if self.slopes is not None else self._by_autograd(padded)
         if self.bias is not None:
             result = result + self.bias[:, None, None]
         return result if x.ndim == 4 else result.squeeze(0)
@@ -163,7 +162,7 @@ class ReceptiveFieldConv2d(nn.Module):
             )
 
     def patches(self, padded: torch.Tensor) -> torch.Tensor:
-        """View every receptive field of a padded input `(B, C, H, W)`: shape `(B, H', W', C, kH, kW)`, nothing is copied."""
+        """View every receptive field of a padded input `(B, C, H, W)` as `(B, H', W', C, kH, kW)`, without a copy."""
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         view = padded.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])
         view = view[..., :: self.dilation[0], :: self.dilation[1]]
@@ -199,7 +198,9 @@ class ReceptiveFieldConv2d(nn.Module):
         if len(pieces) == 1:
             return piece(padded, self.weight, *pieces[0])
         # Each piece is computed again in the backward pass, so that only one has to be held at a time.
-        done = [checkpoint(piece, padded, self.weight, rows, channels, use_reentrant=False) for rows, channels in pieces]
+        done = [
+            checkpoint(piece, padded, self.weight, rows, channels, use_reentrant=False) for rows, channels in pieces
+        ]
         return _joined(done, pieces)
 
     def warn_of_poles(self, taps: torch.Tensor) -> None:

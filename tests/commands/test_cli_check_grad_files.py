@@ -289,14 +289,16 @@ class TestRefusedPrograms:
         check(entries | {name: json.dumps(document).encode()}, "expression")
 
     def test_a_guard_that_runs_code(self, entries, check, marker):
-        hostile = f'"guards_code": ["__import__(\'os\').mkdir(\'{marker}\')"]'
+        hostile = f"\"guards_code\": [\"__import__('os').mkdir('{marker}')\"]"
         name = self.entry(entries, "models/model.json")
         document = json.loads(entries[name])
         document["guards_code"] = []
         text = json.dumps(document).replace('"guards_code": []', hostile)
         check(entries | {name: text.encode()}, "guard")
 
-    @pytest.mark.parametrize("target", ["torch.ops.aten.from_file.default", "_operator.methodcaller", "torch.load", "#x:y"])
+    @pytest.mark.parametrize(
+        "target", ["torch.ops.aten.from_file.default", "_operator.methodcaller", "torch.load", "#x:y"]
+    )
     def test_an_operator_that_reads_files_or_calls_anything(self, entries, check, target):
         check(self.changed(entries, "models/model.json", "torch.ops.aten.tanh.default", target), "operator")
 

@@ -86,8 +86,10 @@ def test_gauss_newton_equals_the_exact_fisher_of_an_exponential_family(loss):
 def test_sampled_approaches_the_exact_one(loss):
     model = network()
     batch = batch_of(model)
-    exact = fisher(model, [batch], loss, kind="exact")if loss == "cross-entropy" else fisher(
-        model, [Batch(batch.arguments, {}, None)], loss, kind="exact"
+    exact = (
+        fisher(model, [batch], loss, kind="exact")
+        if loss == "cross-entropy"
+        else fisher(model, [Batch(batch.arguments, {}, None)], loss, kind="exact")
     )
     sampled = fisher(model, [Batch(batch.arguments, {}, None)], loss, kind="sampled", n_draws=2000)
     assert sampled.trace == pytest.approx(exact.trace, rel=0.1)

@@ -57,7 +57,10 @@ class TestRangeLosses:
         assert set(verdicts(found).values()) == {"CUT"}
         cause = assert_blamed(found, "hidden.weight", "range_loss", mark, "CUT")
         assert "comparison" in cause.operation
-        assert cause.remedy == "torch.where((error > 0.2) & (error < 0.8), torch.minimum(error - 0.2, 0.8 - error), 0.0).mean()"
+        assert (
+            cause.remedy
+            == "torch.where((error > 0.2) & (error < 0.8), torch.minimum(error - 0.2, 0.8 - error), 0.0).mean()"
+        )
 
     def test_the_piecewise_cure(self):
         found = examined(range_loss.Regressor(), 16, 3, loss=range_loss.piecewise_loss, target=torch.zeros(16, 1))
