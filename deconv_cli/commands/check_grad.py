@@ -249,10 +249,11 @@ class _Case:
 def _open_case(asked: _Asked) -> _Case:
     from deconv_cli.gradients.inputs import InputSpec, draw_inputs, guess_inputs, sort_data
     from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, only_tensor, user_loss
-    from deconv_cli.gradients.subject import Subject
+    from deconv_cli.gradients.subject import Subject, seed_everything
     from deconv_cli.io.models import build_model, read_model
     from deconv_cli.io.named_code import load_named
 
+    seed_everything(asked.seed)  # weights that --model makes are the same each time
     named = load_named(asked.model, "--model") if asked.model else None
     stored = (
         read_model(asked.file, named=named, allowed_globals=asked.allow_global, trusted_sha256=asked.trust_file)

@@ -123,7 +123,10 @@ class _Doctor:
                 for finding in self._undecided():
                     finding.verdict = Verdict.NOISY
                     finding.causes = noise.causes
-            self._study_leaks()
+            if noise is None:
+                self._study_leaks()
+            else:
+                self.not_checked.append("whether samples of the batch leak into one another: the output is noisy")
         result.notes, result.not_checked = self.notes, self.not_checked
         result.time_s = time.monotonic() - started
         return result
