@@ -7,21 +7,29 @@ import math
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.differences import Gradient
+from deconv_cli.operators.differences import CURVATURE, GRADIENT, Difference, Differences
 from deconv_cli.operators.linear_operator import Identity, LinearOperator, Shape
 from deconv_cli.vocabulary import Penalty, Size
+
+
+def penalty_terms(penalty: Penalty) -> tuple[Difference, ...]:
+    """Tell which differences a penalty is made of."""
+    return {
+        Penalty.IDENTITY: (Difference(0, 0),),
+        Penalty.GRADIENT: GRADIENT,
+        Penalty.LAPLACIAN: CURVATURE,
+    }[penalty]
 
 
 def penalty_operator(penalty: Penalty, shape: Shape, *, periodic: bool) -> LinearOperator:
     """Build L for images of `shape` `(C, H, W)`.
 
-    `gradient` takes differences between neighbors inside the image; `laplacian` is the transposed gradient of the
-    gradient, so that no pixel outside the image is ever assumed. On a torus both wrap around.
+    `gradient` takes differences between neighbors inside the image. `laplacian` takes second differences inside the
+    image, ∂xx, ∂yy and √2 ∂xy: on a torus, where everything wraps around, their energy is that of the Laplacian.
     """
     if penalty is Penalty.IDENTITY:
         return Identity(shape)
-    gradient = Gradient(shape, periodic=periodic)
-    return gradient if penalty is Penalty.GRADIENT else gradient.gram
+    return Differences(shape, penalty_terms(penalty), periodic=periodic)
 
 
 def is_determined(lam: float, penalty: Penalty, n_outputs: int, n_inputs: int) -> bool:

@@ -175,13 +175,7 @@ class Restorer:
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(border.padding))
         with CertificateProgress(settings.tolerance, verbose=settings.verbose).shown() as progress:
             inverse = self._inverse_for(loaded.values, border, lam, penalty)
-            result = reconstruct(
-                inverse,
-                loaded.values,
-                bias=context.kernel_file.bias,
-                padding=border.padding,
-                progress=progress,
-            )
+            result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
         details: dict[str, Any] = {
             "boundary": border.boundary.value,
             "boundary_reason": border.reason,
@@ -203,6 +197,7 @@ class Restorer:
         return Outcome(record, is_trusted=result.solution.status.is_success)
 
     def _inverse_for(self, values: Tensor, border: Border, lam: float, penalty: Penalty) -> PseudoInverse:
+        from deconv_cli.solvers.settings import InversionSettings
         from deconv_cli.workflows.invert import inverse_for_output
 
         wanted = (values.shape[-2:], values.dtype, border.padding, border.boundary, lam, penalty)
@@ -211,14 +206,16 @@ class Restorer:
             self._inverse = inverse_for_output(
                 values,
                 self._context.kernel_file.kernel,
-                padding=border.padding,
-                boundary=border.boundary,
-                lam=lam,
-                penalty=penalty,
-                rcond=self._settings.rcond,
-                method=self._settings.method,
-                tolerance=self._settings.tolerance,
-                max_iterations=self._settings.max_iterations,
+                InversionSettings(
+                    padding=border.padding,
+                    boundary=border.boundary,
+                    lam=lam,
+                    penalty=penalty,
+                    rcond=self._settings.rcond,
+                    method=self._settings.method,
+                    tolerance=self._settings.tolerance,
+                    max_iterations=self._settings.max_iterations,
+                ),
             )
             self._built_for = wanted
         return self._inverse

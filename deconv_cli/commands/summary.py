@@ -30,8 +30,32 @@ def print_summary(record: dict[str, Any]) -> None:
     print_table(f"deconv {record['command']}", rows)
     for note in record["notes"]:
         print_note(note)
-    if record["command"] == "invert" and record["solver"]["status"] not in ("converged", "closed_form"):
-        print_warning(record["solver"]["message"])
+    if record["command"] == "invert":
+        _print_border_findings(record["well_posedness"])
+        if record["solver"]["status"] not in ("converged", "closed_form"):
+            print_warning(record["solver"]["message"])
+
+
+def _print_border_findings(finding: dict[str, Any]) -> None:
+    """Say what the border loses and what would mend it, and where its influence reaches deep; else nothing."""
+    if finding["is_well_posed"] is False:
+        print_warning(finding["reason"])
+        for sentence in finding["advice"]:
+            print_note(sentence)
+        return
+    if finding["is_well_posed"] is None or finding["lost_modes"]:
+        print_note(finding["reason"])
+    if finding["is_deep"]:
+        print_note(_influence(finding["influence_depth"]))
+
+
+def _influence(depths: dict[str, int | None]) -> str:
+    faded = [f"{part.replace('%', ' %')} after {depth} pixels" for part, depth in depths.items() if depth is not None]
+    reaching = [part.replace("%", " %") for part, depth in depths.items() if depth is None]
+    if not faded:
+        return f"a mistake at the edge goes deep into the image: more than {reaching[0]} of it"
+    sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
+    return f"{sentence}; more than {reaching[0]} of it goes deeper still" if reaching else sentence
 
 
 def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:

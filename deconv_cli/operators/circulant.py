@@ -40,8 +40,8 @@ class FrequencyBlocks:
             planes = self._planes.conj().transpose(0, 1) if adjoint else self._planes
             return _multiply_planes(planes, spectrum)
         assert self._blocks is not None
-        blocks = self._blocks.mH if adjoint else self._blocks
-        return multiply_lines(blocks, spectrum.flatten(-2)).unflatten(-1, self._plane)
+        multiply = multiply_lines_adjoint if adjoint else multiply_lines
+        return multiply(self._blocks, spectrum.flatten(-2)).unflatten(-1, self._plane)
 
 
 class BlockCirculant(LinearOperator):
@@ -85,6 +85,14 @@ def multiply_lines(blocks: Tensor, lines: Tensor) -> Tensor:
     # Contiguous, since torch's batched product of complex matrices is up to a hundred times slower otherwise.
     product = torch.bmm(blocks, columns.contiguous())
     return product.permute(2, 1, 0).reshape(*lines.shape[:-2], blocks.shape[-2], lines.shape[-1])
+
+
+def multiply_lines_adjoint(blocks: Tensor, lines: Tensor) -> Tensor:
+    """Multiply by the conjugate transposes: `(F, a, b)` and `(*batch, a, F)` give `(*batch, b, F)`."""
+    # vᴴK is the conjugate of Kᴴv, and reads the blocks as they lie: to transpose them would copy them all.
+    rows = lines.reshape(-1, *lines.shape[-2:]).permute(2, 0, 1).conj().resolve_conj()
+    product = torch.bmm(rows.contiguous(), blocks).conj().resolve_conj()
+    return product.permute(1, 2, 0).reshape(*lines.shape[:-2], blocks.shape[-1], lines.shape[-1])
 
 
 def _multiply_planes(planes: Tensor, spectrum: Tensor) -> Tensor:

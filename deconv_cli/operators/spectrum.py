@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ class Spectrum:
         sigma_max: the largest.
         sigma_min: the smallest.
         grid: the torus whose frequencies were looked at: the image's own size, or coarser for large problems.
+        peak: the frequency of the largest, as a place on the half spectrum of the grid.
     """
 
     sigma_max: float
     sigma_min: float
     grid: Size
+    peak: Size
 
     @property
     def condition(self) -> float:
@@ -50,8 +53,34 @@ def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
     wide = widened(taps)
     values = singular_values(torus_symbol(wide, grid))
     largest, smallest = float(values.max()), float(values.min())
+    row, column = divmod(int(values.amax(dim=-1).argmax()), values.shape[1])
     # Below rounding the symbol cannot be told from a singular one.
-    return Spectrum(largest, smallest if smallest > torch.finfo(wide.dtype).eps * largest else 0.0, grid)
+    return Spectrum(largest, smallest if smallest > torch.finfo(wide.dtype).eps * largest else 0.0, grid, (row, column))
+
+
+def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
+    """Compute σmax as a differentiable function of the taps, at the frequency where it is attained.
+
+    The derivative of a singular value of K(θ) is Re(uᴴ dK(θ) v), with its singular vectors u and v.
+
+    Args:
+        taps: shape `(C_out, C_in, kH, kW)`, those of `spectrum`.
+        spectrum: what `kernel_spectrum` found for them.
+
+    Returns:
+        A single number, in double precision where the device has it.
+    """
+    wide = widened(taps)
+    down, across = (
+        # Reduced modulo the length as whole numbers: the angle keeps every digit.
+        (torch.arange(n_taps, device=taps.device) * place % length).to(wide.dtype) * (2 * math.pi / length)
+        for n_taps, place, length in zip(taps.shape[-2:], spectrum.peak, spectrum.grid, strict=True)
+    )
+    angle = down[:, None] + across
+    symbol = (wide * torch.polar(torch.ones_like(angle), angle)).sum(dim=(-2, -1))
+    u, _, vh = torch.linalg.svd(symbol.detach(), full_matrices=False)
+    gain: Tensor = (u[:, 0].conj() @ symbol @ vh[0].conj()).real
+    return gain
 
 
 def singular_values(symbol: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.vocabulary import Convention, format_padding
 from deconv_cli.workflows.invert import Reconstruction
@@ -57,6 +58,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "condition": result.spectrum.condition if math.isfinite(result.spectrum.condition) else None,
             "grid": list(result.spectrum.grid),
         },
+        "well_posedness": _describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),
             "message": result.solution.status.value,
@@ -64,6 +66,26 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "certificate": result.solution.certificate,
             "tolerance": result.tolerance,
         },
+    }
+
+
+def _describe_well_posedness(finding: WellPosedness) -> Record:
+    influence, pads = finding.influence, finding.advised_pads
+    return {
+        "is_well_posed": finding.is_well_posed,
+        "reason": finding.reason,
+        "border_modes": finding.n_border_modes,
+        "lost_modes": finding.n_lost_modes,
+        "threshold": finding.threshold,
+        "windings": finding.windings and [list(axis) for axis in finding.windings],
+        "frequencies": finding.n_frequencies,
+        "nearest_root": finding.nearest_root,
+        "influence_depth": influence
+        and {"10%": influence.tenth, "1%": influence.hundredth, "0.1%": influence.thousandth},
+        "is_deep": finding.is_deep,
+        "advice": list(finding.advice),
+        "advised_lambda": finding.advised_lambda,
+        "advised_pads": pads and asdict(pads),
     }
 
 

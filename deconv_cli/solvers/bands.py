@@ -1,169 +1,170 @@
-"""The two closed bands of a torus on which nothing was observed, each solved exactly by FFTs along it.
+"""The two closed bands of a torus that hold a border's unknowns, and their spectra.
 
-Where an output has not been observed, its value is an unknown u. On the smallest torus these positions are a band of
-rows and a band of columns, and each band is a closed line: the system that couples a band with itself does not change
-along the line, so that an FFT along it leaves one small matrix a frequency. A gradient penalty adds the difference
-across the torus's seam, which is not a difference of neighbors in the image, as one more line to either band.
+What keeps a convolution from being circulant lies outside a rectangle at the torus's origin: outputs that were not
+observed, pixels that a rule ties to others, differences that cross an edge. On the torus that outside is a band of
+rows and a band of columns, and each band is a closed line: a system that couples a band with itself does not change
+along the line, so that an FFT along it leaves one small matrix a frequency (`band_solver.py`).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import multiply_lines
 from deconv_cli.vocabulary import Size
+
+# Up to this many lines, sums over the lines (a matrix product) are cheaper than FFTs of a torus that is almost empty.
+MAX_THIN_WIDTH = 64
 
 
 @dataclass(frozen=True)
-class StripLayout:
-    """Where the unknowns stand, and how they lie in one vector.
+class Band:
+    """The band's places along the axis across it: `first, …, length − 1`.
 
     Attributes:
-        torus: `(N1, N2)`.
-        observed: rows and columns of observed outputs; the strip is everything beyond them.
-        n_outputs: channels of the outputs.
-        n_seams: channels of the differences across the seam: `C_in` under a gradient penalty, else 0.
+        length: of the torus along this axis, N.
+        first: the first place of the band.
+        sources: the places whose values are subtracted from those on the band, shape `(w,)`; `None` for none.
     """
 
-    torus: Size
-    observed: Size
-    n_outputs: int
-    n_seams: int
+    length: int
+    first: int
+    sources: Tensor | None = None
 
     @property
-    def widths(self) -> Size:
-        """Rows of the row band and columns of the column band."""
-        return self.torus[0] - self.observed[0], self.torus[1] - self.observed[1]
+    def width(self) -> int:
+        """Lines of the band."""
+        return self.length - self.first
 
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """Unknowns in the row band, in the rest of the column band, and on the two seams."""
-        rows, columns = self.widths
-        return (
-            self.n_outputs * rows * self.torus[1],
-            self.n_outputs * self.observed[0] * columns,
-            self.n_seams * self.torus[1],
-            self.n_seams * self.torus[0],
-        )
+    def terms(self, device: torch.device) -> list[tuple[Tensor, float]]:
+        """Write what is read at the lines as a signed sum of values at places of shape `(w,)`."""
+        here = (torch.arange(self.first, self.length, device=device), 1.0)
+        return [here] if self.sources is None else [here, (self.sources, -1.0)]
 
-    def split(self, unknowns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """View a vector `(*batch, r)` as row band, rest of the column band, and the two seams.
-
-        Returns:
-            Shapes `(*batch, C_out, w1, N2)`, `(*batch, C_out, n1, w2)`, `(*batch, C_in, N2)` and `(*batch, C_in, N1)`.
-        """
-        batch = unknowns.shape[:-1]
-        rows, columns, across_rows, across_columns = unknowns.split(self.sizes, dim=-1)
-        return (
-            rows.reshape(*batch, self.n_outputs, self.widths[0], self.torus[1]),
-            columns.reshape(*batch, self.n_outputs, self.observed[0], self.widths[1]),
-            across_rows.reshape(*batch, self.n_seams, self.torus[1]),
-            across_columns.reshape(*batch, self.n_seams, self.torus[0]),
-        )
-
-    def join(self, rows: Tensor, columns: Tensor, across_rows: Tensor, across_columns: Tensor) -> Tensor:
-        """Undo `split`."""
-        return torch.cat(
-            [rows.flatten(-3), columns.flatten(-3), across_rows.flatten(-2), across_columns.flatten(-2)], dim=-1
-        )
-
-    def embed(self, unknowns: Tensor) -> Tensor:
-        """Put the outputs among the unknowns onto the torus, zero elsewhere: `(*batch, C_out, N1, N2)`."""
-        rows, columns, _, _ = self.split(unknowns)
-        field = unknowns.new_zeros(*unknowns.shape[:-1], self.n_outputs, *self.torus)
-        field[..., self.observed[0] :, :] = rows
-        field[..., : self.observed[0], self.observed[1] :] = columns
-        return field
-
-    def gather(self, field: Tensor, across_rows: Tensor, across_columns: Tensor) -> Tensor:
-        """Take the unknowns out of a field `(*batch, C_out, N1, N2)` and two seams; the transpose of `embed`."""
-        rows = field[..., self.observed[0] :, :]
-        columns = field[..., : self.observed[0], self.observed[1] :]
-        return self.join(rows, columns, across_rows, across_columns)
+    def phases(self, n_frequencies: int, like: Tensor) -> Tensor:
+        """Tabulate what reads each line off a spectrum: complex, shape `(w, n_frequencies)`."""
+        terms = self.terms(like.device)
+        return torch.stack(
+            [sign * unit_phases(places, n_frequencies, self.length, like) for places, sign in terms]
+        ).sum(0)
 
 
-class BandPreconditioner:
-    """Solve each band exactly, and add the two answers (an additive Schwarz method with the crossing as overlap).
+class BandGroup:
+    """Unknowns of one kind: `C` channels on a band of rows, and on what is left of a band of columns.
+
+    A vector of them is two tensors: `rows` of shape `(*batch, C, w1, N2)`, and `columns` of shape `(*batch, C, h, w2)`
+    with `h = N1 − w1`.
 
     Args:
-        layout: where the unknowns stand.
-        outputs: real kernel of the strip's system between outputs, shape `(C_out, C_out, N1, N2)`.
-        seams: for the row and the column seam, the kernels output–seam `(C_out, C_in, N1, N2)` and seam–seam
-            `(C_in, C_in, N1, N2)`; an empty tuple without a gradient penalty.
-        dtype: precision in which the bands are applied.
+        n_channels: C.
+        rows: the band of rows.
+        columns: the band of columns.
+        like: a tensor of the real dtype and on the device of the arithmetic.
     """
 
-    def __init__(
-        self, layout: StripLayout, outputs: Tensor, seams: tuple[tuple[Tensor, Tensor], ...], dtype: torch.dtype
-    ) -> None:
-        self._layout = layout
-        self._rows = _band_inverse(outputs, seams[0] if seams else None, layout.widths[0], dtype)
-        transposed = tuple(kernel.transpose(-2, -1) for kernel in seams[1]) if seams else None
-        self._columns = _band_inverse(
-            outputs.transpose(-2, -1), (transposed[0], transposed[1]) if transposed else None, layout.widths[1], dtype
-        )
+    def __init__(self, n_channels: int, rows: Band, columns: Band, like: Tensor) -> None:
+        self.n_channels = n_channels
+        self.rows = rows
+        self.columns = columns
+        self.torus: Size = (rows.length, columns.length)
+        self.n_rows_unknowns = n_channels * rows.width * columns.length
+        self.n_columns_unknowns = n_channels * rows.first * columns.width
+        self._is_thin = max(rows.width, columns.width) <= MAX_THIN_WIDTH
+        if self._is_thin:
+            n_half = self.torus[1] // 2 + 1
+            self._down = rows.phases(self.torus[0], like)
+            self._across = columns.phases(n_half, like)
+            # A half spectrum stands for the whole: its inner columns count twice.
+            weights = like.new_full((n_half,), 2.0)
+            weights[0] = 1.0
+            if self.torus[1] % 2 == 0:
+                weights[-1] = 1.0
+            self._across_weighted = (self._across * weights).T.contiguous()
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        """Apply to a vector of unknowns, shape `(*batch, r)`."""
-        layout = self._layout
-        rows, columns, across_rows, across_columns = layout.split(residual)
-        n1, n2 = layout.observed
-        new_rows, new_across_rows = _solve_band(self._rows, rows, across_rows)
-        # The column band runs through the row band: the crossing belongs to both.
-        whole = torch.cat([columns, rows[..., n2:]], dim=-2).transpose(-2, -1)
-        crossing, new_across_columns = _solve_band(self._columns, whole, across_columns)
-        crossing = crossing.transpose(-2, -1)
-        new_rows[..., n2:] += crossing[..., n1:, :]
-        return layout.join(new_rows, crossing[..., :n1, :], new_across_rows, new_across_columns)
+    def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        """Place a vector on the torus (the transpose of `read`), and transform it.
+
+        Args:
+            rows: shape `(*batch, C, w1, N2)`; `None` for zero.
+            columns: shape `(*batch, C, h, w2)`; `None` for zero.
+
+        Returns:
+            Complex, shape `(*batch, C, N1, N2 // 2 + 1)`.
+        """
+        if not self._is_thin:
+            return torch.fft.rfft2(self._place(rows, columns))
+        n1, n2 = self.torus
+        parts = []
+        if rows is not None:
+            lines = transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1)
+            parts.append(torch.matmul(self._down.mH, lines))
+        if columns is not None:
+            lines = transform_lines(torch.fft.fft, columns, n1, -2, n1)
+            parts.append(torch.matmul(lines, self._across.conj()))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def read_rows(self, spectrum: Tensor) -> Tensor:
+        """Read the band of rows off a spectrum `(*batch, C, N1, N2 // 2 + 1)`."""
+        n1, n2 = self.torus
+        if self._is_thin:
+            return transform_lines(torch.fft.irfft, torch.matmul(self._down, spectrum) / n1, n2, -1, n2)
+        return self._take(torch.fft.irfft2(spectrum, s=self.torus))[0]
+
+    def read_columns(self, spectrum: Tensor) -> Tensor:
+        """Read the rest of the band of columns off a spectrum."""
+        if self._is_thin:
+            n1, n2 = self.torus
+            lines = torch.matmul(spectrum, self._across_weighted)
+            return transform_lines(torch.fft.ifft, lines, n1, -2, n1).real[..., : self.rows.first, :] / n2
+        return self._take(torch.fft.irfft2(spectrum, s=self.torus))[1]
+
+    def read(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Read both bands off a spectrum."""
+        if self._is_thin:
+            return self.read_rows(spectrum), self.read_columns(spectrum)
+        return self._take(torch.fft.irfft2(spectrum, s=self.torus))
+
+    def _take(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        rows = field[..., self.rows.first :, :]
+        columns = field[..., : self.rows.first, self.columns.first :]
+        if self.rows.sources is not None:
+            rows = rows - field.index_select(-2, self.rows.sources)
+        if self.columns.sources is not None:
+            columns = columns - field[..., : self.rows.first, :].index_select(-1, self.columns.sources)
+        return rows, columns
+
+    def _place(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        given = rows if rows is not None else columns
+        assert given is not None
+        field = given.new_zeros(*given.shape[:-2], *self.torus)
+        if columns is not None:
+            part = field[..., : self.rows.first, :]
+            part[..., self.columns.first :] = columns
+            if self.columns.sources is not None:
+                part.index_add_(-1, self.columns.sources, columns, alpha=-1)
+        if rows is not None:
+            field[..., self.rows.first :, :] = rows
+            if self.rows.sources is not None:
+                field.index_add_(-2, self.rows.sources, rows, alpha=-1)
+        return field
 
 
-def _band_inverse(outputs: Tensor, seam: tuple[Tensor, Tensor] | None, width: int, dtype: torch.dtype) -> Tensor:
-    """Invert the system of a band of rows at each frequency along it.
-
-    The band holds the last `width` rows of the torus; its seam lies behind the very last row.
-
-    Returns:
-        Complex, shape `(N2 // 2 + 1, w·C_out + C_in, w·C_out + C_in)`.
-    """
-    offsets = torch.arange(width, device=outputs.device)
-    between = (offsets[:, None] - offsets) % outputs.shape[-2]
-    # (C, C', w, w', frequency) → (frequency, w·C, w'·C')
-    spectrum = _rfft(outputs[:, :, between])
-    system = spectrum.permute(4, 2, 0, 3, 1).flatten(3, 4).flatten(1, 2)
-    if seam is not None:
-        to_seam, within = seam
-        distance = (offsets - (width - 1)) % outputs.shape[-2]
-        corner = _rfft(within[:, :, 0]).permute(2, 0, 1)
-        side = _rfft(to_seam[:, :, distance]).permute(3, 2, 0, 1)
-        side = side.flatten(1, 2)
-        system = torch.cat([torch.cat([system, side], dim=-1), torch.cat([side.mH, corner], dim=-1)], dim=-2)
-    identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system)
-    factor, info = torch.linalg.cholesky_ex(system)
-    inverse = torch.cholesky_solve(identity, factor)
-    doubtful = info > 0
-    if bool(doubtful.any()):
-        # Rounding has made a nearly singular block indefinite: what it cannot tell is left to the iteration.
-        inverse[doubtful] = torch.linalg.pinv(system[doubtful], hermitian=True, rtol=1e-12)
-    return inverse.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+def unit_phases(places: Tensor, n_frequencies: int, length: int, like: Tensor) -> Tensor:
+    """Tabulate `exp(iθ·place)` for the first frequencies of a line, shape `(*places, n_frequencies)`."""
+    frequency = torch.arange(n_frequencies, device=places.device)
+    # Reduced modulo the length as whole numbers: the angle keeps every digit.
+    angle = (places[..., None] * frequency % length).to(like.dtype) * (2 * math.pi / length)
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def _solve_band(inverse: Tensor, rows: Tensor, seam: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply a band's inverse to rows `(*batch, C_out, w, N)` and a seam `(*batch, C_in, N)`."""
-    *batch, n_outputs, width, length = rows.shape
-    lines = torch.cat([rows.transpose(-3, -2).reshape(*batch, width * n_outputs, length), seam], dim=-2)
-    if lines.shape[-2] == 0:
-        return rows.clone(), seam
-    result = torch.fft.irfft(multiply_lines(inverse, torch.fft.rfft(lines, dim=-1)), n=length, dim=-1)
-    new_rows = result[..., : width * n_outputs, :].reshape(*batch, width, n_outputs, length).transpose(-3, -2)
-    return new_rows.contiguous(), result[..., width * n_outputs :, :]
-
-
-def _rfft(lines: Tensor) -> Tensor:
-    """Transform the last axis; a band of no width has nothing to transform, which the FFT itself would refuse."""
-    if lines.numel() == 0:
-        frequencies = torch.fft.rfft(lines.new_zeros(lines.shape[-1]))
-        return frequencies.expand(*lines.shape[:-1], -1)
-    return torch.fft.rfft(lines, dim=-1)
+def transform_lines(transform: Callable[..., Tensor], lines: Tensor, n: int, dim: int, n_out: int) -> Tensor:
+    """Transform along an axis; a band of no width has nothing to transform, which the FFT itself would refuse."""
+    if lines.numel() > 0:
+        return transform(lines, n=n, dim=dim)
+    shape = list(lines.shape)
+    shape[dim] = n_out
+    return transform(lines.new_zeros(n), n=n).new_zeros(shape)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.solvers.problem import TikhonovProblem, accumulation_dtype, inner, norm
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine, step
+from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.problem import TikhonovProblem, inner, norm
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations, step
 from deconv_cli.solvers.solution import Solution
 
 
@@ -24,48 +25,50 @@ def conjugate_gradients(
     preconditioner: LinearOperator | None = None,
     progress: Progress | None = None,
 ) -> Solution:
-    """Solve the problem for the data `y`.
+    """Solve the problem for data `y` of shape `(*batch, C_out, H_y, W_y)`; see `iterate`."""
+    return iterate(
+        NormalEquations.of_data(problem, y), rule, start=start, preconditioner=preconditioner, progress=progress
+    )
 
-    A zero start without a preconditioner stays in the range of Aᴴ: for λ = 0 it leads to the solution of least norm.
+
+def iterate(
+    equations: NormalEquations,
+    rule: StoppingRule,
+    *,
+    start: Tensor | None = None,
+    preconditioner: LinearOperator | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """Solve normal equations.
+
+    A zero start without a preconditioner stays in the range of Aᴴ: for μ = 0 it leads to the solution of least norm.
 
     Args:
-        problem: what to solve.
-        y: data, shape `(*batch, C_out, H_y, W_y)`.
+        equations: what to solve.
         rule: when to stop.
-        start: first estimate, shape `(*batch, C_in, H, W)`; zero if not given.
-        preconditioner: symmetric positive definite, close to the inverse of AᴴA + λσ²max·LᴴL.
+        start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
+        preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
         progress: told of every iteration.
     """
-    if start is None:
-        start = y.new_zeros(*y.shape[:-3], *problem.operator.input_shape)
 
     def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
-        return _run(problem, y, x, gradient, preconditioner, course)
+        return _run(equations, x, gradient, preconditioner, course)
 
-    return refine(problem, y, start, rule, improve, progress)
+    return refine_equations(equations, equations.zero() if start is None else start, rule, improve, progress)
 
 
 def _run(
-    problem: TikhonovProblem,
-    y: Tensor,
-    x: Tensor,
-    gradient: Tensor,
-    preconditioner: LinearOperator | None,
-    course: Course,
+    equations: NormalEquations, x: Tensor, gradient: Tensor, preconditioner: LinearOperator | None, course: Course
 ) -> Tensor:
-    residual = y - problem.operator.forward(x)
+    residual = equations.residual(x)
     z = gradient if preconditioner is None else preconditioner.forward(gradient)
     direction, gamma = z, inner(gradient, z)
     while not course.is_spent:
-        image = problem.operator.forward(direction)
-        curvature = inner(image, image)
-        if problem.weight > 0:
-            penalized = problem.penalty_operator.forward(direction)
-            curvature = curvature + problem.weight * _squared_norm(penalized, direction.ndim)
-        alpha = _as_factor(step(gamma, curvature), x)
+        image = equations.operator.forward(direction)
+        alpha = _as_factor(step(gamma, equations.curvature(direction, image)), x)
         x = x + alpha * direction
         residual = residual - alpha * image
-        gradient = problem.negative_gradient(x, residual)
+        gradient = equations.remaining(x, residual)
         remaining = norm(gradient)
         course.note(remaining)
         if bool((remaining <= course.goal).all()):
@@ -74,12 +77,6 @@ def _run(
         previous, gamma = gamma, inner(gradient, z)
         direction = z + _as_factor(step(gamma, previous), x) * direction
     return x
-
-
-def _squared_norm(a: Tensor, n_image_axes: int) -> Tensor:
-    """Square norm over everything but the batch; L may have added an axis ahead of the channels."""
-    axes = tuple(range(-3 - (a.ndim - n_image_axes), 0))
-    return a.square().sum(dim=axes, dtype=accumulation_dtype(a))
 
 
 def _as_factor(ratio: Tensor, like: Tensor) -> Tensor:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol, widened
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.solvers.fourier import default_rcond, inverse_blocks
+from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution, Status
 
 
-class CircularInverse:
+class CircularInverse(Inverse):
     """Inverse of one circular problem, ready for many outputs.
 
     Args:
@@ -43,3 +46,24 @@ class CircularInverse:
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
         return self._inverse.forward(y)
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        if self.problem.weight == 0:
+            # (AᴴA)⁺ = A⁺(A⁺)ᴴ: the truncation is the same, and nothing is squared.
+            return self._inverse.forward(self._inverse.adjoint(g))
+        return self._gram_inverse.forward(g)
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`: the transposed blocks."""
+        return self._inverse.adjoint(g)
+
+    @cached_property
+    def _gram_inverse(self) -> BlockCirculant:
+        """(KᴴK + μ|l|²)⁺, which only the derivative in the kernel asks for."""
+        torus = self.problem.operator.geometry.image_size
+        taps = self.problem.operator.kernel
+        wide = widened(taps)
+        penalty = penalty_symbol(self.problem.penalty, torus, wide.dtype, taps.device)
+        blocks = gram_inverse_blocks(torus_symbol(wide, torus), self.problem.weight, penalty)
+        return BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)

@@ -25,6 +25,7 @@ end after a few steps.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,19 +37,18 @@ from deconv_cli.operators.circulant import FrequencyBlocks, real_kernel, torus_s
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import is_determined, penalty_symbol
-from deconv_cli.solvers.cgls import conjugate_gradients
+from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
+from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse, torus_blocks
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.square_border import SquareBorderSystem
 from deconv_cli.vocabulary import Boundary, Penalty
 
 BYTES_PER_NUMBER = 8
-
-
-class SingularSystemError(Exception):
-    """The problem has no well-conditioned system on the border; another method must take it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outpu
     n_frequencies = places.torus[0] * (places.torus[1] // 2 + 1)
     n_blocks = 2 * n_frequencies * (4 * max(n_outputs, n_inputs) ** 2 + 2 * n_outputs * n_inputs)
     if lam == 0 and n_outputs == n_inputs and geometry.output_size == places.image_size:
-        n_entries, n_operations = 3 * n_unobserved * n_tied, 2 / 3 * n_unobserved**3
+        # About half of the unknowns are eliminated by FFTs before the rest is factored (`square_border.py`).
+        n_columns = n_outputs * places.image_size[0] * (places.torus[1] - places.image_size[1])
+        n_rows = n_unobserved - n_columns
+        n_entries = n_columns**2 + 8 * n_columns * n_rows
+        n_operations = 2 * n_columns**2 * n_rows + 2 / 3 * n_columns**3
     else:
         n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
         n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
@@ -101,7 +105,7 @@ def covers(
     return n_outputs <= n_inputs and max(bigger) <= 0 and not repeats
 
 
-class DirectInverse:
+class DirectInverse(Inverse):
     """Inverse of one problem, ready for many outputs.
 
     Args:
@@ -115,33 +119,58 @@ class DirectInverse:
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = BoundarySystem(problem)
+        self._system = _factor(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
-        start = self._system.estimate(y)
-        if self.problem.weight > 0:
-            return conjugate_gradients(
-                self.problem, y, self.rule, start=start, preconditioner=self._system, progress=progress
-            )
-        return refine(self.problem, y, start, self.rule, self._improver(y), progress)
+        if self.problem.weight == 0:
+            return self._refine(NormalEquations.of_data(self.problem, y), self._system.estimate, progress)
+        assert isinstance(self._system, BoundarySystem)
+        return conjugate_gradients(
+            self.problem,
+            y,
+            self.rule,
+            start=self._system.estimate(y),
+            preconditioner=self._system,
+            progress=progress,
+        )
 
-    def _improver(self, y: Tensor) -> Callable[[Tensor, Tensor, Course], Tensor]:
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        if self.problem.weight == 0:
+            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+            return self._refine(equations, self._system.estimate).warn_for_status().value
+        assert isinstance(self._system, BoundarySystem)
+        equations, start = NormalEquations.of_gradient(self.problem, g), self._system.forward(g)
+        return iterate(equations, self.rule, start=start, preconditioner=self._system).warn_for_status().value
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`; for λ = 0 with the factors themselves, transposed."""
+        if self.problem.weight > 0:
+            return super().solve_transposed(g)
+        equations = NormalEquations.of_transpose(self.problem, g)
+        return self._refine(equations, self._system.estimate_transposed).warn_for_status().value
+
+    def _refine(
+        self, equations: NormalEquations, approximate: Callable[[Tensor], Tensor], progress: Progress | None = None
+    ) -> Solution:
+        """Add what an approximate inverse makes of the residual, until that is small enough."""
+
         def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
-            better = x + self._system.estimate(y - self.problem.operator.forward(x))
+            better = x + approximate(equations.residual(x))
             course.note(norm(gradient))
             return better
 
-        return improve
+        return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """P, M and N of the module's formulas, shape `(N1, N2 // 2 + 1, ·, ·)`; the square case needs P alone."""
-
-    estimate: Tensor
-    outputs: Tensor | None
-    inputs: Tensor | None
+def _factor(problem: TikhonovProblem) -> BoundarySystem | SquareBorderSystem:
+    """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
+    operator = problem.operator
+    if problem.weight == 0 and operator.input_shape == operator.output_shape:
+        with contextlib.suppress(SingularSystemError):
+            return SquareBorderSystem(operator)
+    return BoundarySystem(problem)
 
 
 class BoundarySystem(LinearOperator):
@@ -155,15 +184,20 @@ class BoundarySystem(LinearOperator):
         self._n_outputs, self._n_inputs = taps.shape[:2]
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         symbol = torus_symbol(taps, places.torus, places.origin)
-        blocks = _frequency_blocks(problem, symbol, places)
-        if blocks.outputs is None:
-            self._solver: _BorderSolver = _SquareSolver(places, blocks.estimate)
+        self._solver: _BorderSolver
+        self._inputs: FrequencyBlocks | None = None
+        self._outputs: FrequencyBlocks | None = None
+        penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
+        is_square = self._n_outputs == self._n_inputs and places.output_size == places.image_size
+        if problem.weight == 0 and is_square:
+            estimate = full_rank_inverse(symbol)
+            self._solver = _SquareSolver(places, estimate)
         else:
-            assert blocks.inputs is not None
+            blocks = torus_blocks(symbol, problem.weight, penalty, covers_inputs=places.covers_inputs(symbol))
+            estimate = blocks.estimate
             self._solver = _SaddleSolver(places, blocks.estimate, blocks.outputs, blocks.inputs)
-        self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = None if blocks.inputs is None else FrequencyBlocks(blocks.inputs)
-        self._outputs = None if blocks.outputs is None else FrequencyBlocks(blocks.outputs)
+            self._inputs, self._outputs = FrequencyBlocks(blocks.inputs), FrequencyBlocks(blocks.outputs)
+        self._estimate = FrequencyBlocks(estimate)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C_out, H_y, W_y)`, in double precision inside."""
@@ -186,6 +220,23 @@ class BoundarySystem(LinearOperator):
         u, nu = self._solver.solve(right, -self._places.take_tied(field))
         return self._places.crop_image(field + self._from_border(u, nu)).to(x.dtype)
 
+    def estimate_transposed(self, g: Tensor) -> Tensor:
+        """Apply the transpose of `estimate` to `g` of shape `(*batch, C_in, H, W)`."""
+        spectrum = torch.fft.rfft2(g.double(), s=self._places.torus)
+        right = self._places.take_unobserved(self._to_places(self._estimate.multiply(spectrum, adjoint=True)))
+        if self._inputs is None:
+            right_tied = right.new_zeros(*right.shape[:-1], 0)
+        else:
+            right_tied = -self._places.take_tied(self._to_places(self._inputs.multiply(spectrum)))
+        u, nu = self._solver.solve_transposed(right, right_tied)
+        if nu.shape[-1]:
+            spectrum = spectrum - torch.fft.rfft2(self._places.put_tied(nu, self._n_inputs))
+        outputs = self._estimate.multiply(spectrum, adjoint=True)
+        if self._outputs is not None and u.shape[-1]:
+            outputs = outputs - self._outputs.multiply(torch.fft.rfft2(self._places.put_unobserved(u, self._n_outputs)))
+        height, width = self._places.output_size
+        return self._to_places(outputs)[..., :height, :width].to(g.dtype)
+
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose, which is the operator itself."""
         return self.forward(y)
@@ -203,29 +254,6 @@ class BoundarySystem(LinearOperator):
         return torch.fft.irfft2(spectrum, s=self._places.torus)
 
 
-def _frequency_blocks(problem: TikhonovProblem, symbol: Tensor, places: TorusEmbedding) -> _Blocks:
-    n_outputs, n_inputs = symbol.shape[-2:]
-    eye_out = torch.eye(n_outputs, dtype=symbol.dtype, device=symbol.device)
-    eye_in = torch.eye(n_inputs, dtype=symbol.dtype, device=symbol.device)
-    if problem.weight > 0:
-        penalty = penalty_symbol(problem.penalty, places.torus, torch.float64, symbol.device)
-        gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
-        estimate = gram_inverse @ symbol.mH
-        return _Blocks(estimate, eye_out - symbol @ estimate, gram_inverse)
-    penalty = penalty_symbol(Penalty.IDENTITY, places.torus, torch.float64, symbol.device)
-    estimate = inverse_blocks(symbol, 0.0, penalty, default_rcond(torch.float64))
-    smaller = estimate @ symbol if n_inputs <= n_outputs else symbol @ estimate
-    identity = torch.eye(smaller.shape[-1], dtype=symbol.dtype, device=symbol.device)
-    if float((smaller - identity).abs().max()) > 1e-6:
-        raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
-    n_more = places.output_size[0] - places.image_size[0], places.output_size[1] - places.image_size[1]
-    if n_outputs == n_inputs and n_more == (0, 0):
-        return _Blocks(estimate, None, None)
-    if n_outputs >= n_inputs and min(n_more) >= 0:
-        return _Blocks(estimate, eye_out - symbol @ estimate, estimate @ estimate.mH)
-    return _Blocks(estimate, estimate.mH @ estimate, eye_in - estimate @ symbol)
-
-
 class _SquareSolver:
     """λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule."""
 
@@ -241,6 +269,12 @@ class _SquareSolver:
         """Solve for right-hand sides `(*batch, ·)`."""
         u = torch.linalg.lu_solve(self._factors, self._pivots, _as_columns(tied)).T.reshape(tied.shape)
         return u, unobserved
+
+    def solve_transposed(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve the transposed system for right-hand sides `(*batch, ·)`."""
+        columns = _as_columns(unobserved)
+        nu = torch.linalg.lu_solve(self._factors, self._pivots, columns, adjoint=True).T.reshape(unobserved.shape)
+        return tied, nu
 
 
 class _SaddleSolver:
@@ -263,6 +297,10 @@ class _SaddleSolver:
         u = torch.cholesky_solve(right_u + self._coupling.T @ right_nu, self._schur_factor)
         nu = torch.linalg.solve_triangular(self._tied_factor.T, self._coupling @ u - right_nu, upper=True)
         return u.T.reshape(unobserved.shape), nu.T.reshape(tied.shape)
+
+    def solve_transposed(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve the transposed system, which is the system itself."""
+        return self.solve(unobserved, tied)
 
 
 _BorderSolver = _SquareSolver | _SaddleSolver

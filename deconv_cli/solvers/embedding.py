@@ -7,6 +7,7 @@ pixels that are not free, because a rule ties them to others or to zero, and out
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,23 +28,18 @@ class TorusEmbedding:
         image_size: height and width of the operator's input (for an unknown border the extended image).
         output_size: height and width of the output.
         origin: the tap that meets the output pixel.
-        tied: places of pixels that are not free, shape `(n_tied,)`.
-        sources: for each of them the place whose value it repeats, or −1 where it is zero.
-        unobserved: places of outputs that were not observed, shape `(n_unobserved,)`.
+        row_sources: for each row beyond the image the row that it repeats, shape `(N1 − H,)`; `None` where it is zero.
+        column_sources: the same for columns.
+        device: where places are wanted.
     """
 
     torus: Size
     image_size: Size
     output_size: Size
     origin: Size
-    tied: Tensor
-    sources: Tensor
-    unobserved: Tensor
-
-    @property
-    def copies(self) -> bool:
-        """Whether some pixels repeat others, so that a norm over the torus counts those twice."""
-        return bool((self.sources >= 0).any())
+    row_sources: Tensor | None
+    column_sources: Tensor | None
+    device: torch.device
 
     @classmethod
     def of(cls, geometry: Geometry, boundary: Boundary, device: torch.device) -> TorusEmbedding:
@@ -65,22 +61,48 @@ class TorusEmbedding:
             max(image_size[0] + widths[0], geometry.output_size[0]),
             max(image_size[1] + widths[1], geometry.output_size[1]),
         )
-        rows = _line_sources(boundary, before[0], after[0], image_size[0], torus[0], device)
-        columns = _line_sources(boundary, before[1], after[1], image_size[1], torus[1], device)
-        source = torch.where((rows[:, None] < 0) | (columns < 0), -1, rows[:, None] * torus[1] + columns).flatten()
-        place = torch.arange(source.numel(), device=device)
-        is_tied = source != place
-        observed = torch.zeros(torus, dtype=torch.bool, device=device)
-        observed[: geometry.output_size[0], : geometry.output_size[1]] = True
-        return cls(
-            torus,
-            image_size,
-            geometry.output_size,
-            before,
-            place[is_tied],
-            source[is_tied],
-            place[~observed.flatten()],
-        )
+        rows, columns = None, None
+        if boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
+            rows = _line_sources(boundary, before[0], after[0], image_size[0], device)
+            columns = _line_sources(boundary, before[1], after[1], image_size[1], device)
+        return cls(torus, image_size, geometry.output_size, before, rows, columns, device)
+
+    @cached_property
+    def tied(self) -> Tensor:
+        """Places of pixels that are not free, shape `(n_tied,)`."""
+        return self._beyond(self.image_size)
+
+    @cached_property
+    def sources(self) -> Tensor | None:
+        """For each tied place the place whose value it repeats, shape `(n_tied,)`; `None` where all are zero."""
+        if self.row_sources is None or self.column_sources is None:
+            return None
+        rows = torch.cat([torch.arange(self.image_size[0], device=self.device), self.row_sources])
+        columns = torch.cat([torch.arange(self.image_size[1], device=self.device), self.column_sources])
+        n2 = self.torus[1]
+        return rows[self.tied // n2] * n2 + columns[self.tied % n2]
+
+    @cached_property
+    def unobserved(self) -> Tensor:
+        """Places of outputs that were not observed, shape `(n_unobserved,)`."""
+        return self._beyond(self.output_size)
+
+    def _beyond(self, size: Size) -> Tensor:
+        """List the places outside a rectangle at the start of the torus, row by row."""
+        n1, n2 = self.torus
+        rows = torch.arange(size[0], device=self.device)
+        columns = torch.arange(size[1], n2, device=self.device)
+        beside = (rows[:, None] * n2 + columns).flatten()
+        return torch.cat([beside, torch.arange(size[0] * n2, n1 * n2, device=self.device)])
+
+    def covers_inputs(self, symbol: Tensor) -> bool:
+        """Tell whether there are enough outputs to determine the image, by their numbers alone.
+
+        Args:
+            symbol: of shape `(*, C_out, C_in)`.
+        """
+        sizes = zip(self.output_size, self.image_size, strict=True)
+        return symbol.shape[-2] >= symbol.shape[-1] and all(outputs >= pixels for outputs, pixels in sizes)
 
     def gather(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Write out the part of a convolution on the torus that leads from some places to others.
@@ -102,25 +124,23 @@ class TorusEmbedding:
     def gather_tied_rows(self, kernel: Tensor, columns: Tensor) -> Tensor:
         """Like `gather`, but each result is the difference between a tied pixel and its source."""
         result = self.gather(kernel, self.tied, columns)
-        if self.copies:
-            copied = (self.sources >= 0).repeat(kernel.shape[0])
-            result[copied] -= self.gather(kernel, self.sources[self.sources >= 0], columns)
+        if self.sources is not None:
+            result -= self.gather(kernel, self.sources, columns)
         return result
 
     def gather_tied(self, kernel: Tensor) -> Tensor:
         """Like `gather`, from differences between tied pixels and their sources to such differences."""
         result = self.gather_tied_rows(kernel, self.tied)
-        if self.copies:
-            copied = (self.sources >= 0).repeat(kernel.shape[1])
-            result[:, copied] -= self.gather_tied_rows(kernel, self.sources[self.sources >= 0])
+        if self.sources is not None:
+            result -= self.gather_tied_rows(kernel, self.sources)
         return result
 
     def take_tied(self, field: Tensor) -> Tensor:
         """Subtract from each tied pixel of a field `(*batch, C, N1, N2)` its source: `(*batch, C·n_tied)`."""
         flat = field.flatten(-2)
         tied = flat[..., self.tied]
-        if self.copies:
-            tied = tied - torch.where(self.sources >= 0, flat[..., self.sources.clamp_min(0)], 0)
+        if self.sources is not None:
+            tied = tied - flat[..., self.sources]
         return tied.flatten(-2)
 
     def put_tied(self, values: Tensor, n_channels: int) -> Tensor:
@@ -128,9 +148,8 @@ class TorusEmbedding:
         values = values.unflatten(-1, (n_channels, -1))
         flat = values.new_zeros(*values.shape[:-1], self.torus[0] * self.torus[1])
         flat = flat.index_add(-1, self.tied, values)
-        if self.copies:
-            is_copy = self.sources >= 0
-            flat = flat.index_add(-1, self.sources[is_copy], -values[..., is_copy])
+        if self.sources is not None:
+            flat = flat.index_add(-1, self.sources, -values)
         return flat.unflatten(-1, self.torus)
 
     def take_unobserved(self, field: Tensor) -> Tensor:
@@ -148,12 +167,7 @@ class TorusEmbedding:
         return field[..., : self.image_size[0], : self.image_size[1]]
 
 
-def _line_sources(boundary: Boundary, before: int, after: int, length: int, total: int, device: torch.device) -> Tensor:
-    """Tell for each place of one axis of the torus which pixel of the line it shows; −1 for zero."""
-    source = torch.full((total,), -1, device=device)
-    source[:length] = torch.arange(length, device=device)
-    if boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
-        first, last = border_sources(boundary, before, after, length, device)
-        source[length : length + after] = last
-        source[total - before :] = first
-    return source
+def _line_sources(boundary: Boundary, before: int, after: int, length: int, device: torch.device) -> Tensor:
+    """Tell for each place of one axis beyond the image which pixel of the line it repeats."""
+    first, last = border_sources(boundary, before, after, length, device)
+    return torch.cat([last, first])

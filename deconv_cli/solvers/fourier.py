@@ -7,6 +7,8 @@ not decide the rank; λ = 0 goes by LU or QR, and by the singular values whereve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from deconv_cli.operators.spectrum import single_threaded, singular_values
 RANK_ULPS = 64
 # Eigenvalues of a Gram matrix below this part of the largest are rounding noise.
 SINGULAR = 1e-15
+# How far K⁺K may be from the identity where K has full rank.
+MAX_DEFECT = 1e-6
 
 
 def inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor, rcond: float) -> Tensor:
@@ -60,6 +64,72 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
     else:
         inverse = _hermitian_inverse(gram)
     return inverse.unflatten(0, symbol.shape[:2])
+
+
+@dataclass(frozen=True)
+class TorusBlocks:
+    """What solves a problem on a torus: the estimate P, and the two parts M and N of what it leaves over.
+
+    λ > 0:                P = (KᴴK + μ|l|²)⁻¹Kᴴ,  M = I − KP,    N = (KᴴK + μ|l|²)⁻¹
+    λ = 0, more outputs:  P = K⁺,                 M = I − KK⁺,   N = (KᴴK)⁻¹
+    λ = 0, fewer outputs: P = K⁺,                 M = (KKᴴ)⁻¹,   N = I − K⁺K
+
+    Attributes:
+        estimate: P, complex, shape `(N1, N2 // 2 + 1, C_in, C_out)`.
+        outputs: M, Hermitian, shape `(N1, N2 // 2 + 1, C_out, C_out)`.
+        inputs: N, Hermitian, shape `(N1, N2 // 2 + 1, C_in, C_in)`.
+    """
+
+    estimate: Tensor
+    outputs: Tensor
+    inputs: Tensor
+
+
+def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_inputs: bool) -> TorusBlocks:
+    """Compute P, M and N.
+
+    Args:
+        symbol: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+        weight: μ = λ·σ²max.
+        penalty: |l(θ)|², shape `(N1, N2 // 2 + 1)`; of no consequence for λ = 0.
+        covers_inputs: for λ = 0, whether the outputs determine the image (`more outputs` above).
+
+    Raises:
+        SingularSystemError: λ = 0, and some block of the symbol has not full rank.
+    """
+    if weight > 0:
+        inputs = gram_inverse_blocks(symbol, weight, penalty)
+        estimate = inputs @ symbol.mH
+        return TorusBlocks(estimate, _identity_minus(symbol @ estimate), inputs)
+    estimate = full_rank_inverse(symbol)
+    if covers_inputs:
+        return TorusBlocks(estimate, _identity_minus(symbol @ estimate), estimate @ estimate.mH)
+    return TorusBlocks(estimate, estimate.mH @ estimate, _identity_minus(estimate @ symbol))
+
+
+def full_rank_inverse(symbol: Tensor) -> Tensor:
+    """Compute K⁺ at every frequency, for a symbol of full rank.
+
+    Args:
+        symbol: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+
+    Raises:
+        SingularSystemError: some block has not full rank.
+    """
+    no_penalty = symbol.real.new_zeros(symbol.shape[:2])
+    estimate = inverse_blocks(symbol, 0.0, no_penalty, default_rcond(symbol.real.dtype))
+    smaller = estimate @ symbol if symbol.shape[-1] <= symbol.shape[-2] else symbol @ estimate
+    if not float(_identity_minus(smaller).abs().max()) <= MAX_DEFECT:
+        raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
+    return estimate
+
+
+class SingularSystemError(Exception):
+    """What was to be factored is singular to working precision; another method must take the problem."""
+
+
+def _identity_minus(blocks: Tensor) -> Tensor:
+    return _add_to_diagonal(blocks.neg_(), blocks.new_ones(blocks.shape[:-2]))
 
 
 def default_rcond(dtype: torch.dtype) -> float:
@@ -137,5 +207,5 @@ def _hermitian_inverse(gram: Tensor) -> Tensor:
 
 
 def _add_to_diagonal(blocks: Tensor, diagonal: Tensor) -> Tensor:
-    blocks.diagonal(dim1=-2, dim2=-1).add_(diagonal[:, None])
+    blocks.diagonal(dim1=-2, dim2=-1).add_(diagonal[..., None])
     return blocks

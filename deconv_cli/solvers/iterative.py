@@ -9,8 +9,10 @@ from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.solvers.cgls import conjugate_gradients
+from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
 from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution
@@ -20,7 +22,7 @@ from deconv_cli.vocabulary import Boundary, Size
 TORUS_MARGIN = 16
 
 
-class IterativeInverse:
+class IterativeInverse(Inverse):
     """Inverse of one problem, ready for many outputs.
 
     For λ > 0 the normal equations are preconditioned by the inverse of a circulant approximation on a larger torus,
@@ -43,6 +45,20 @@ class IterativeInverse:
         return conjugate_gradients(
             self.problem, y, self.rule, start=start, preconditioner=self._preconditioner, progress=progress
         )
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        if self.problem.weight > 0:
+            equations = NormalEquations.of_gradient(self.problem, g)
+        else:
+            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+        return iterate(equations, self.rule, preconditioner=self._preconditioner).warn_for_status().value
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`; for λ = 0 by an iteration on Aᴴ itself."""
+        if self.problem.weight > 0:
+            return super().solve_transposed(g)
+        return iterate(NormalEquations.of_transpose(self.problem, g), self.rule).warn_for_status().value
 
     def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
         """Keep the estimate for those images of the batch that it brings closer than zero would."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import penalty_operator
+from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.vocabulary import Boundary, Penalty
 
 
@@ -49,6 +52,33 @@ class TikhonovProblem:
         """Compute Aᴴ(y − Ax) − λσ²max·LᴴLx, which vanishes at the solution."""
         gradient = self.operator.adjoint(residual)
         return gradient if self.weight == 0 else gradient - self.penalty_gram(x)
+
+    @cached_property
+    def unseen_constants(self) -> tuple[Tensor, ...]:
+        """Constant images that neither A nor the penalty sees, as orthonormal vectors of shape `(C_in, 1, 1)`."""
+        if self.lam == 0 or self.penalty is Penalty.IDENTITY:
+            return ()
+        taps = self.operator.kernel
+        _, values, vectors = torch.linalg.svd(widened(taps).sum(dim=(-2, -1)))
+        floor = default_rcond(taps.dtype) * float(taps.abs().sum())
+        candidates = vectors[int((values > floor).sum()) :].to(taps.dtype)[:, :, None, None]
+        # A border of zeros shows constants that the sum of the taps does not.
+        largest = floor * math.prod(self.operator.output_shape) ** 0.5
+        shape = self.operator.input_shape
+        return tuple(c for c in candidates if float(norm(self.operator.forward(c.expand(shape)))) <= largest)
+
+    def split_unseen(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split `x`, shape `(*batch, C_in, H, W)`, into what the problem sees and the constants that it does not.
+
+        Returns:
+            The two parts; the second is `None`, and the first `x` itself, where the problem sees everything.
+        """
+        if not self.unseen_constants:
+            return x, None
+        mean = x.mean(dim=(-2, -1), keepdim=True)
+        parts = [constant * (mean * constant).sum(dim=-3, keepdim=True) for constant in self.unseen_constants]
+        unseen = torch.stack(parts).sum(dim=0).expand_as(x)
+        return x - unseen, unseen
 
     def certificate(self, x: Tensor, y: Tensor) -> Tensor:
         """Measure how well `x` solves the problem for the data `y`.

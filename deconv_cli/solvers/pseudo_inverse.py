@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -16,63 +16,58 @@ from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
-from deconv_cli.solvers.direct import DirectInverse, SingularSystemError
+from deconv_cli.solvers.differentiation import attach_gradient
+from deconv_cli.solvers.direct import DirectInverse
+from deconv_cli.solvers.fourier import SingularSystemError
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
+from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.strip import StripInverse
-from deconv_cli.vocabulary import Boundary, Method, Penalty
-
-MAX_ITERATIONS = 2000
+from deconv_cli.vocabulary import Method, Size
 
 
 class PseudoInverse:
     """The map from outputs of a convolution back to images.
 
+    It is differentiable in the outputs and, if the taps require a gradient, in the taps as they were when it was built.
+
     Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        image_size: height and width of the images that are wanted back.
+        settings: how to invert.
+
+    Attributes:
         geometry: the sizes.
-        boundary: what lies outside the image.
-        lam: λ in ‖Ax − y‖² + λσ²max‖Lx‖²; 0 for the Moore–Penrose inverse.
-        penalty: which L.
-        rcond: truncate singular values up to this fraction of the largest; circular and λ = 0 only.
-        method: chosen by hand, or left to `choose_method`.
-        tolerance: the certificate at which an iteration stops; by default 1e-6 in float32 and 1e-10 in float64.
-        max_iterations: iterations at most.
+        choice: the method, and why it was taken.
+        problem: what is solved.
+        tolerance: the certificate at which an iteration stops.
+        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
 
     Raises:
+        ShapeError: the kernel does not fit the size.
         UsageError: settings that contradict one another.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        geometry: Geometry,
-        boundary: Boundary,
-        *,
-        lam: float = 0.0,
-        penalty: Penalty = Penalty.IDENTITY,
-        rcond: float | None = None,
-        method: Method = Method.AUTO,
-        tolerance: float | None = None,
-        max_iterations: int = MAX_ITERATIONS,
-    ) -> None:
-        _check_settings(lam, rcond, tolerance, max_iterations)
-        geometry.check_boundary(boundary)
+    def __init__(self, kernel: Kernel, image_size: Size, settings: InversionSettings) -> None:
+        lam, penalty, boundary = settings.lam, settings.penalty, settings.boundary
         self.kernel = kernel
-        self.geometry = geometry
+        self.settings = settings
+        self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
+        self.geometry.check_boundary(boundary)
         self.choice = choose_method(
-            geometry,
+            self.geometry,
             boundary,
             lam=lam,
             penalty=penalty,
             n_outputs=kernel.taps.shape[0],
             n_inputs=kernel.taps.shape[1],
             has_float64=kernel.taps.device.type != "mps",
-            asked=method,
+            asked=settings.method,
         )
-        if rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
+        if settings.rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
             raise UsageError(
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
                 f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
@@ -82,18 +77,20 @@ class PseudoInverse:
                 f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs "
                 f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
             )
-        operator = Convolution(kernel.taps, geometry, boundary)
+        # What is built here serves no graph, and must not change with the parameter that an optimizer changes.
+        taps = kernel.taps.detach().clone() if kernel.taps.requires_grad else kernel.taps
+        self._operator = Convolution(taps, self.geometry, boundary)
         # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
-        self.problem = TikhonovProblem(operator, lam, self.spectrum.sigma_max if lam > 0 else 1.0, penalty)
-        self.tolerance = default_tolerance(kernel.taps.dtype) if tolerance is None else tolerance
-        self._inverse = self._build(rcond, StoppingRule(self.tolerance, max_iterations), is_free=method is Method.AUTO)
+        self.problem = TikhonovProblem(self._operator, lam, self.spectrum.sigma_max if lam > 0 else 1.0, penalty)
+        self.tolerance = default_tolerance(taps.dtype) if settings.tolerance is None else settings.tolerance
+        self._inverse = self._build(StoppingRule(self.tolerance, settings.max_iterations))
         inverse = self._inverse
         self.rcond: float | None = inverse.rcond if isinstance(inverse, CircularInverse) and lam == 0 else None
 
     @cached_property
     def spectrum(self) -> Spectrum:
         """The extreme singular values of the kernel's symbol."""
-        return kernel_spectrum(self.kernel.taps, self.geometry.image_size)
+        return kernel_spectrum(self._operator.kernel, self.geometry.image_size)
 
     def __call__(self, y: Tensor) -> Tensor:
         """Estimate the images that gave the outputs `y`.
@@ -102,17 +99,19 @@ class PseudoInverse:
             y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
 
         Returns:
-            Shape `(C_in, H, W)` or `(B, C_in, H, W)`.
+            Shape `(C_in, H, W)` or `(B, C_in, H, W)`; differentiable once in `y` and in the taps.
+
+        Raises:
+            ShapeError: `y` is not an output of this convolution.
+            UsageError: `y` has another dtype or device than the arithmetic.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance; `solve` tells more.
         """
         if isinstance(self._inverse, CircularInverse):
-            return self.frame(self._inverse.apply(self.arrange(y)))
-        solution = self.solve(y)
-        if not solution.status.is_success:
-            warnings.warn(f"{solution.status} (certificate {solution.certificate:.2g})", RuntimeWarning, stacklevel=2)
-        return self.frame(solution.value)
+            arranged = self.arrange(y)
+            return self.frame(self._attach(self._inverse.apply(arranged.detach()), arranged))
+        return self.frame(self.solve(y).warn_for_status().value)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for `y` and keep the outcome; the value is in the operators' arrangement (see `frame`).
@@ -121,7 +120,12 @@ class PseudoInverse:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
         """
-        return self._inverse.solve(self.arrange(y), progress)
+        arranged = self.arrange(y)
+        solution = self._inverse.solve(arranged.detach(), progress)
+        # Constants that nothing determines are left wherever an iteration started: the least estimate has none.
+        seen, _ = self.problem.split_unseen(solution.value)
+        value = self._attach(seen, arranged)
+        return solution if value is solution.value else replace(solution, value=value)
 
     def arrange(self, y: Tensor) -> Tensor:
         """Check outputs and arrange their channels for the operators."""
@@ -138,39 +142,37 @@ class PseudoInverse:
             )
         return arranged
 
-    def _build(
-        self, rcond: float | None, rule: StoppingRule, *, is_free: bool
-    ) -> CircularInverse | StripInverse | DirectInverse | IterativeInverse:
-        """Build the inverse that was chosen; `is_free` lets another take over where the direct one is singular."""
-        if self.choice.method is Method.FFT:
-            return CircularInverse(self.problem, rcond)
-        if self.choice.method is Method.STRIP:
-            return StripInverse(self.problem, rule)
-        if self.choice.method is Method.DIRECT:
-            try:
-                return DirectInverse(self.problem, rule)
-            except SingularSystemError as error:
-                if not is_free:
-                    raise UsageError(f"method direct fails, since {error}; use a larger λ or method auto.") from error
-                self.choice = Choice(Method.ITERATIVE, f"the direct way is barred, since {error}")
-        return IterativeInverse(self.problem, rule)
-
     def frame(self, value: Tensor) -> Tensor:
         """Cut a solution's value to the image's frame and restore its channel axis."""
         return self.kernel.join(self.problem.operator.crop_to_frame(value))
+
+    def _attach(self, value: Tensor, arranged: Tensor) -> Tensor:
+        """Make an estimate differentiable in the arranged outputs and in the taps, where they ask for it."""
+        taps = self.kernel.taps
+        if self.settings.rcond is not None and taps.requires_grad and torch.is_grad_enabled():
+            raise UsageError(
+                "an inverse that rcond truncates has no derivative in the kernel here; use lambda instead, "
+                "or detach the kernel."
+            )
+        return attach_gradient(value, arranged, taps, self._inverse, self.spectrum if self.problem.lam > 0 else None)
+
+    def _build(self, rule: StoppingRule) -> Inverse:
+        """Build the inverse that was chosen; where that is singular and nobody asked for it, another takes over."""
+        if self.choice.method is Method.FFT:
+            return CircularInverse(self.problem, self.settings.rcond)
+        builders = {Method.STRIP: StripInverse, Method.DIRECT: DirectInverse}
+        if self.choice.method in builders:
+            try:
+                return builders[self.choice.method](self.problem, rule)
+            except SingularSystemError as error:
+                if self.settings.method is not Method.AUTO:
+                    raise UsageError(
+                        f"method {self.choice.method} fails, since {error}; use a larger λ or method auto."
+                    ) from error
+                self.choice = Choice(Method.ITERATIVE, f"the {self.choice.method} way is barred, since {error}")
+        return IterativeInverse(self.problem, rule)
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
     """Pick the certificate that an iteration of this precision should reach."""
     return 1e-10 if dtype == torch.float64 else 1e-6
-
-
-def _check_settings(lam: float, rcond: float | None, tolerance: float | None, max_iterations: int) -> None:
-    if not 0 <= lam < float("inf"):
-        raise UsageError(f"lambda must be zero or a positive number, but is {lam}.")
-    if rcond is not None and not 0 <= rcond < 1:
-        raise UsageError(f"rcond must be at least 0 and below 1, but is {rcond}.")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise UsageError(f"tolerance must be between 0 and 1, but is {tolerance}.")
-    if max_iterations < 1:
-        raise UsageError(f"max_iterations must be at least 1, but is {max_iterations}.")

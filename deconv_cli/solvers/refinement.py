@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm, relative
 from deconv_cli.solvers.solution import Solution, Status
 
@@ -40,7 +41,7 @@ class Course:
 
     Attributes:
         rule: when to stop.
-        scale: ‖Aᴴy‖, shape `(*batch,)`.
+        scale: the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`.
         progress: told of every iteration.
         history: the certificate as the iterations saw it.
     """
@@ -75,28 +76,44 @@ def refine(
     improve: Callable[[Tensor, Tensor, Course], Tensor],
     progress: Progress | None,
 ) -> Solution:
+    """Solve the problem for data `y`; see `refine_equations`."""
+    return refine_equations(NormalEquations.of_data(problem, y), start, rule, improve, progress)
+
+
+def refine_equations(
+    equations: NormalEquations,
+    start: Tensor | None,
+    rule: StoppingRule,
+    improve: Callable[[Tensor, Tensor, Course], Tensor],
+    progress: Progress | None = None,
+) -> Solution:
     """Call `improve` until the certificate is reached, the iterations are spent, or nothing is gained.
 
     Args:
-        problem: what to solve.
-        y: data, shape `(*batch, C_out, H_y, W_y)`.
-        start: first estimate, shape `(*batch, C_in, H, W)`.
+        equations: what to solve.
+        start: first estimate, shape `(*batch, *operator.input_shape)`; `None` for zero, which costs nothing to check.
         rule: when to stop.
         improve: takes an estimate, the negative gradient there and the course, and gives a better estimate.
         progress: told of every iteration.
     """
-    course = Course(rule, norm(problem.operator.adjoint(y)), progress)
-    x = start
-    gradient = problem.negative_gradient(x, y - problem.operator.forward(x))
+    course = Course(rule, equations.scale, progress)
+    if start is None:
+        x, gradient = equations.zero(), equations.right_side
+    else:
+        x, gradient = start, equations.remaining(start, equations.residual(start))
     best = norm(gradient)
     for _ in range(MAX_ROUNDS):
         if course.is_spent or bool((best <= course.goal).all()):
             break
         candidate = improve(x, gradient, course)
-        new_gradient = problem.negative_gradient(candidate, y - problem.operator.forward(candidate))
+        new_gradient = equations.remaining(candidate, equations.residual(candidate))
         reached = norm(new_gradient)
-        is_better = (reached < best)[..., None, None, None]
-        x, gradient = torch.where(is_better, candidate, x), torch.where(is_better, new_gradient, gradient)
+        is_better = reached < best
+        if bool(is_better.all()):
+            x, gradient = candidate, new_gradient
+        else:
+            keeps = is_better[..., None, None, None]
+            x, gradient = torch.where(keeps, candidate, x), torch.where(keeps, new_gradient, gradient)
         # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
         gains = (reached <= 0.5 * best) & (reached > course.goal)
         best = torch.minimum(reached, best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,4 +54,19 @@ class Solution:
         """
         if not self.status.is_success:
             raise UntrustworthyResultError(f"{self.status} (certificate {self.certificate:.2g}).")
+        return self
+
+    def warn_for_status(self, stacklevel: int = 2) -> Solution:
+        """Return the solution itself, with a warning if it is not to be trusted.
+
+        Args:
+            stacklevel: whose line the warning names; 2 is the caller's.
+
+        Warns:
+            RuntimeWarning: the solver did not reach what was asked for.
+        """
+        if not self.status.is_success:
+            warnings.warn(
+                f"{self.status} (certificate {self.certificate:.2g})", RuntimeWarning, stacklevel=stacklevel + 1
+            )
         return self

@@ -1,56 +1,78 @@
-"""The exact answer where the border is unknown, at any size: an iteration on the unobserved strip alone.
+"""The exact answer under any border, at any size: an iteration on the border's unknowns alone.
 
-Write the problem as least squares on a torus, min ‖K_a z − y_a‖² over the observed entries of y_a, with K_a = [K; √μ
-L] and zeros as the data of the penalty. Let q be the values of the entries that were not observed: outputs beyond the
-frame, and differences across the torus's seam. Were q known, all would be diagonal in frequency: z = B·K_aᴴ(y_a + q)
-with B = (KᴴK + μ|l|²)⁻¹. The right q agrees with the z that it leads to:
+The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and a band by itself is
+solved exactly by FFTs along it (`band_solver.py`). So the rows are eliminated exactly, and the iteration runs on what
+is left of the columns, with the closed band of columns as its preconditioner: only the crossing of the two bands is
+left for it to settle. The number of iterations does not grow with the image. The system is positive definite where
+only outputs and differences are unknown (conjugate gradients), indefinite where pixels are tied as well (GMRES).
 
-    (I − M K_a B K_aᴴ Mᵀ) q = M K_a B K_aᴴ y_a,        M = restriction to the unobserved entries,
-
-symmetric positive definite and as large as the border. Conjugate gradients solve it, preconditioned by the two closed
-bands that the unobserved entries form (`bands.py`); the number of iterations does not grow with the image. The same
-system with another right-hand side solves the normal equations for any gradient, which refines the answer to the last
-digit.
-
-The embedding with boundary unknowns is Reeves's (Fast image restoration without boundary artifacts, IEEE Transactions
-on Image Processing 14, 2005); the bands were derived for this project.
+The same system with another right-hand side solves the normal equations for any gradient, which refines the answer to
+the last digit.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import FrequencyBlocks, real_kernel, torus_symbol, widened
+from deconv_cli.operators.circulant import torus_symbol, widened
 from deconv_cli.operators.extension import close_smoothly
+from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined, penalty_symbol
-from deconv_cli.solvers.bands import BandPreconditioner, StripLayout
-from deconv_cli.solvers.fourier import gram_inverse_blocks
-from deconv_cli.solvers.problem import TikhonovProblem, accumulation_dtype
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine, step
+from deconv_cli.solvers.band_solver import BandSolver
+from deconv_cli.solvers.border_system import BorderSystem, Part
+from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
+from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
 
-# Below this λ the strip's system is too ill-conditioned for float32; the answer is float32's all the same.
+# Below this λ the system is too ill-conditioned for float32; the answer is float32's all the same.
 MIN_LAMBDA_IN_FLOAT32 = 1e-4
+# GMRES keeps at most this many vectors, and at most this many numbers in them.
+MAX_KEPT_VECTORS = 300
+MAX_KEPT_NUMBERS = 2**26
+# Entries of a symbol that are factored in double precision at a time.
+MAX_ENTRIES_AT_ONCE = 2**20
 
 
-def covers(boundary: Boundary, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int) -> bool:
+def covers(
+    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
+) -> bool:
     """Tell whether this solver covers a problem.
 
-    The border must be unknown and λ positive. A gradient penalty needs at least as many outputs as inputs: with
-    fewer, there are constant images that neither the kernel nor the penalty sees.
+    For λ > 0 it covers all that is determined, but for differences on an image that wraps around. For λ = 0 the problem
+    must be well posed by its shape, with more outputs than pixels or more pixels than outputs along either axis or in
+    the channels; where there are fewer outputs no pixel may repeat another.
     """
-    is_covered = boundary is Boundary.UNKNOWN and lam > 0 and penalty in (Penalty.IDENTITY, Penalty.GRADIENT)
-    return is_covered and is_determined(lam, penalty, n_outputs, n_inputs)
+    if lam > 0:
+        wraps = boundary is Boundary.CIRCULAR and penalty is not Penalty.IDENTITY
+        return is_determined(lam, penalty, n_outputs, n_inputs) and not wraps
+    image_size = geometry.extended_size if boundary is Boundary.UNKNOWN else geometry.image_size
+    n_more = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
+    if n_outputs == n_inputs and any(n == 0 and k > 1 for n, k in zip(n_more, geometry.kernel_size, strict=True)):
+        return False
+    if n_outputs >= n_inputs and min(n_more) >= 0:
+        return True
+    repeats = boundary not in (Boundary.ZERO, Boundary.UNKNOWN) and geometry.pads.total != (0, 0)
+    return n_outputs <= n_inputs and max(n_more) <= 0 and not repeats
 
 
-class StripInverse:
-    """Inverse of one problem with an unknown border, ready for many outputs.
+class StripInverse(Inverse):
+    """Inverse of one problem, ready for many outputs.
 
     Args:
         problem: one that `covers` accepts.
         rule: when to stop.
+
+    Raises:
+        SingularSystemError: λ = 0, and the symbol has not full rank.
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
@@ -60,131 +82,209 @@ class StripInverse:
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
-        return refine(self.problem, y, self._system.first_estimate(y), self.rule, self._improve, progress)
+        equations = NormalEquations.of_data(self.problem, y)
+        is_begun = False
 
-    def _improve(self, x: Tensor, gradient: Tensor, course: Course) -> Tensor:
-        return x + self._system.solve(gradient, course)
+        def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
+            nonlocal is_begun
+            if not is_begun:
+                is_begun = True
+                return self._system.solve(y, None, course, closes=True)
+            if self.problem.weight == 0:
+                return x + self._system.solve(equations.residual(x), None, course)
+            return x + self._system.solve(None, gradient, course)
+
+        return refine_equations(equations, None, self.rule, improve, progress)
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        if self.problem.weight == 0:
+            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+        else:
+            equations = NormalEquations.of_gradient(self.problem, g)
+
+        def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
+            if self.problem.weight == 0:
+                return x + self._system.solve(equations.residual(x), None, course)
+            return x + self._system.solve(None, gradient, course)
+
+        return refine_equations(equations, None, self.rule, improve).warn_for_status().value
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`; for λ = 0 by the system itself, read as outputs."""
+        if self.problem.weight > 0:
+            return super().solve_transposed(g)
+        equations = NormalEquations.of_transpose(self.problem, g)
+
+        def improve(p: Tensor, gradient: Tensor, course: Course) -> Tensor:
+            del gradient
+            return p + self._system.solve_transposed(equations.residual(p), course)
+
+        return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
 
 class _StripSystem:
-    """The system on the strip, and what leads from there to the image."""
+    """The border's system with its rows eliminated, and what leads from there to the image.
+
+    All is scaled to σmax = 1: then the residual of the system is in the units of the data, and σmax times its norm
+    estimates what remains of the gradient.
+    """
 
     def __init__(self, problem: TikhonovProblem) -> None:
         operator = problem.operator
         taps = operator.kernel
-        torus = operator.geometry.extended_size
-        self._torus = torus
-        has_seams = problem.penalty is Penalty.GRADIENT
-        self._layout = StripLayout(
-            torus, operator.geometry.output_size, taps.shape[0], taps.shape[1] if has_seams else 0
-        )
         wide = widened(taps)
-        symbol = torus_symbol(wide, torus)
-        penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
-        gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
-        root = problem.weight**0.5
-        # √μ(1 − e^{iθ}) takes the value of a difference across the seam into the gradient, for rows and columns.
-        across = tuple(
-            root * (1 - torch.polar(torch.ones_like(angle), angle))
-            for angle in (
-                torch.arange(torus[0], dtype=wide.dtype, device=taps.device) * (2 * torch.pi / torus[0]),
-                torch.arange(torus[1] // 2 + 1, dtype=wide.dtype, device=taps.device) * (2 * torch.pi / torus[1]),
-            )
-        )
-        self._dtype = taps.dtype if problem.lam >= MIN_LAMBDA_IN_FLOAT32 else wide.dtype
-        self._precondition = _build_preconditioner(
-            self._layout, symbol, gram_inverse, across if has_seams else (), self._dtype
-        )
-        narrow = self._dtype.to_complex()
-        self._symbol = FrequencyBlocks(symbol.to(narrow))
-        self._gram_inverse = FrequencyBlocks(gram_inverse.to(narrow))
-        self._across = tuple(factor.to(narrow) for factor in across) if has_seams else ()
-        self._sigma = problem.sigma_max + 2 * root * has_seams
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        self._torus = places.torus
+        self._input_shape = operator.input_shape
+        self._runs_on = operator.boundary is not Boundary.ZERO
+        is_narrow = problem.lam == 0 or problem.lam >= MIN_LAMBDA_IN_FLOAT32
+        self._dtype = taps.dtype if is_narrow else wide.dtype
+        symbol = torus_symbol(wide, places.torus, places.origin)
+        self._sigma = problem.sigma_max if problem.lam > 0 else float(torch.linalg.matrix_norm(symbol).max())
+        symbol /= self._sigma
+        penalty = penalty_symbol(problem.penalty, places.torus, wide.dtype, taps.device)
+        blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
+        self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
+        if system.groups:
+            self._rows = BandSolver(system, blocks, axis=0)
+            self._columns = BandSolver(system, blocks, axis=1)
 
-    def first_estimate(self, y: Tensor) -> Tensor:
-        """Restore data as if they ran on smoothly around the torus; shape `(*batch, C_in, N1, N2)`."""
-        closed = close_smoothly(close_smoothly(y, -2, self._torus[0]), -1, self._torus[1])
-        spectrum = self._symbol.multiply(torch.fft.rfft2(closed.to(self._dtype)), adjoint=True)
-        return torch.fft.irfft2(self._gram_inverse.multiply(spectrum), s=self._torus).to(y.dtype)
+    def solve(
+        self, residual: Tensor | None, gradient: Tensor | None, course: Course, *, closes: bool = False
+    ) -> Tensor:
+        """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the course's goal is reached as far as can be told here.
 
-    def solve(self, gradient: Tensor, course: Course) -> Tensor:
-        """Solve (AᴴA + μLᴴL) x = gradient, until what remains of the gradient is below the course's goal.
+        Args:
+            residual: shape `(*batch, C_out, H_y, W_y)`; `None` for zero.
+            gradient: shape `(*batch, C_in, H, W)`; `None` for zero.
+            course: when to stop.
+            closes: begin with outputs that run on smoothly around the torus: what was not observed is unknown anyway,
+                and a photograph leaves the iteration less to do.
 
-        The remaining gradient is K_aᴴMᵀ times the residual on the strip, whose norm therefore bounds it.
+        Returns:
+            Shape `(*batch, C_in, H, W)`, in the dtype of the right-hand side.
         """
-        spectrum = self._gram_inverse.multiply(torch.fft.rfft2(gradient.to(self._dtype)))
-        residual = self._outputs(spectrum)
-        unknowns = torch.zeros_like(residual)
-        z = self._precondition(residual)
-        direction, gamma = z, _dot(residual, z)
-        remaining = self._sigma * _dot(residual, residual).sqrt()
-        while not course.is_spent and not bool((remaining <= course.goal).all()):
-            image = direction - self._outputs(self._estimate(direction))
-            alpha = step(gamma, _dot(direction, image)).to(self._dtype)[..., None]
-            unknowns = unknowns + alpha * direction
-            residual = residual - alpha * image
-            z = self._precondition(residual)
-            previous, gamma = gamma, _dot(residual, z)
-            direction = z + step(gamma, previous).to(self._dtype)[..., None] * direction
-            remaining = self._sigma * _dot(residual, residual).sqrt()
+        given = residual if residual is not None else gradient
+        assert given is not None
+        if residual is not None and closes and self._runs_on:
+            residual = close_smoothly(close_smoothly(residual, -2, self._torus[0]), -1, self._torus[1])
+        outputs = None if residual is None else self._transform(residual)
+        inputs = None if gradient is None else self._transform(gradient / self._sigma)
+        if self._system.groups:  # else the torus is all there is
+            outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], course)
+        image = self._to_image(self._system.image(outputs, inputs))
+        return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
+
+    def solve_transposed(self, g: Tensor, course: Course) -> Tensor:
+        """Compute A(AᴴA + μLᴴL)⁺g, the outputs that stand behind `solve`: Pᴴ(g − Wν) − Mu on the observed ones.
+
+        Args:
+            g: shape `(*batch, C_in, H, W)`.
+            course: when to stop.
+
+        Returns:
+            Shape `(*batch, C_out, H_y, W_y)`.
+        """
+        outputs: Tensor | None = None
+        inputs: Tensor | None = self._transform(g)
+        if self._system.groups:
+            outputs, inputs = self._complete(outputs, inputs, g.shape[:-3], course)
+        field = torch.fft.irfft2(self._system.defect(outputs, inputs), s=self._torus) / -self._sigma
+        height, width = self._places.output_size
+        return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
+
+    def _complete(
+        self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], course: Course
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
+        right_rows, right_columns = (_negative(part) for part in self._system.read(outputs, inputs))
+        first_rows = self._rows.solve(right_rows)
+        added = self._system.spectra(first_rows, None)
+        right = self._pack(right_columns) - self._pack(self._system.read_columns(*added))
+        columns = self._iterate(right, batch, course)
+        added = self._system.spectra(None, columns)
+        coupled = self._rows.solve(self._system.read_rows(*added))
+        rows = [first - second for first, second in zip(first_rows, coupled, strict=True)]
+        added = self._system.spectra(rows, columns)
+        return _sum(outputs, added[0]), _sum(inputs, added[1])
+
+    def _iterate(self, right: Tensor, batch: tuple[int, ...], course: Course) -> Part:
+        """Solve for the columns, with the rows eliminated."""
+        system = self._system
+        is_definite = system.ties is None or len(system.groups) == 1
+        sign = -1.0 if is_definite and system.ties is not None else 1.0
+
+        def apply(vector: Tensor) -> Tensor:
+            columns = self._unpack(vector)
+            own = system.spectra(None, columns)
+            rows = self._rows.solve(system.read_rows(*own))
+            through = system.spectra(rows, None)
+            outputs, inputs = _difference(own[0], through[0]), _difference(own[1], through[1])
+            return sign * self._pack(system.read_columns(outputs, inputs, columns))
+
+        def precondition(vector: Tensor) -> Tensor:
+            whole = [
+                torch.nn.functional.pad(part, (0, 0, 0, self._torus[0] - part.shape[-2]))
+                for part in self._unpack(vector)
+            ]
+            solved = self._columns.solve(whole)
+            parts = [part[..., : group.rows.first, :] for part, group in zip(solved, system.groups, strict=True)]
+            return sign * self._pack(parts)
+
+        def goes_on(remaining: Tensor) -> bool:
+            remaining = (self._sigma * remaining).reshape(batch)
             course.note(remaining)
-        return torch.fft.irfft2(spectrum + self._estimate(unknowns), s=self._torus).to(gradient.dtype)
+            return not course.is_spent and not bool((remaining <= course.goal).all())
 
-    def _estimate(self, unknowns: Tensor) -> Tensor:
-        """Spectrum of B·K_aᴴMᵀq, shape `(*batch, C_in, N1, N2 // 2 + 1)`."""
-        field = torch.fft.rfft2(self._layout.embed(unknowns))
-        total = self._symbol.multiply(field, adjoint=True)
-        if self._across:
-            _, _, rows, columns = self._layout.split(unknowns)
-            # Both seams at once: outer products of what varies along the seam and what varies across it.
-            across_rows, across_columns = self._across
-            down = torch.stack(torch.broadcast_tensors(across_rows, torch.fft.fft(columns, dim=-1)), dim=-1)
-            right = torch.stack(torch.broadcast_tensors(torch.fft.rfft(rows, dim=-1), across_columns), dim=-2)
-            total = total + down @ right
-        return self._gram_inverse.multiply(total)
+        watch: Watch = goes_on
+        if right.shape[-1] == 0 or course.is_spent:
+            return self._unpack(torch.zeros_like(right))
+        if is_definite:
+            return self._unpack(solve_definite(apply, precondition, sign * right, watch))
+        n_kept = max(20, min(MAX_KEPT_VECTORS, MAX_KEPT_NUMBERS // right.numel()))
+        return self._unpack(solve_indefinite(apply, precondition, right, watch, n_kept))
 
-    def _outputs(self, spectrum: Tensor) -> Tensor:
-        """Compute M·K_a z for the spectrum of a z."""
-        field = torch.fft.irfft2(self._symbol.multiply(spectrum), s=self._torus)
-        if not self._across:
-            empty = field.new_zeros(*field.shape[:-3], 0, 0)
-            return self._layout.gather(field, empty, empty)
-        across_rows, across_columns = (factor.conj() for factor in self._across)
-        rows = torch.fft.irfft((across_rows @ spectrum) / self._torus[0], n=self._torus[1], dim=-1)
-        columns = torch.fft.ifft(_sum_columns(spectrum, across_columns, self._torus[1]), dim=-1).real
-        return self._layout.gather(field, rows, columns)
+    def _transform(self, field: Tensor) -> Tensor:
+        """Transform a field `(*batch, C, H, W)` to a spectrum `(B, C, N1, N2 // 2 + 1)`."""
+        flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
+        return torch.fft.rfft2(flat.to(self._dtype), s=self._torus)
 
+    def _to_image(self, spectrum: Tensor) -> Tensor:
+        return self._places.crop_image(torch.fft.irfft2(spectrum, s=self._torus)) / self._sigma
 
-def _build_preconditioner(
-    layout: StripLayout, symbol: Tensor, gram_inverse: Tensor, across: tuple[Tensor, ...], dtype: torch.dtype
-) -> BandPreconditioner:
-    """Gather the bands' systems from the real kernels of I − K_a B K_aᴴ."""
-    torus = layout.torus
-    filtered = symbol @ gram_inverse  # K B
-    outputs = real_kernel(filtered @ symbol.mH, torus).neg_()
-    outputs[..., 0, 0] += torch.eye(layout.n_outputs, dtype=outputs.dtype, device=outputs.device)
-    seams = []
-    for axis, factor in enumerate(across):
-        plane = factor[:, None, None, None] if axis == 0 else factor[:, None, None]
-        to_seam = real_kernel(filtered * plane, torus).neg_()
-        within = real_kernel(gram_inverse * plane.abs().square(), torus).neg_()
-        within[..., 0, 0] += torch.eye(layout.n_seams, dtype=within.dtype, device=within.device)
-        seams.append((to_seam, within))
-    return BandPreconditioner(layout, outputs, tuple(seams), dtype)
+    def _pack(self, columns: Part) -> Tensor:
+        return torch.cat([part.flatten(-3) for part in columns], dim=-1)
+
+    def _unpack(self, vector: Tensor) -> Part:
+        groups = self._system.groups
+        parts = vector.split([group.n_columns_unknowns for group in groups], dim=-1)
+        return [
+            part.unflatten(-1, (group.n_channels, group.rows.first, group.columns.width))
+            for part, group in zip(parts, groups, strict=True)
+        ]
 
 
-def _sum_columns(spectrum: Tensor, factor: Tensor, n_columns: int) -> Tensor:
-    """Average a half spectrum times a factor, `(*, N1, N2 // 2 + 1)`, over all `N2` columns of the full spectrum.
-
-    The columns that are not stored follow from the symmetry X(−θ1, −θ2) = conj X(θ1, θ2) of real fields.
-    """
-    n_inner = (n_columns + 1) // 2
-    inner = spectrum[..., 1:n_inner] @ factor[1:n_inner]
-    total = spectrum[..., 0] * factor[0] + inner + inner.flip(-1).roll(1, -1).conj()
-    if n_columns % 2 == 0:
-        total = total + spectrum[..., -1] * factor[-1]
-    return total / n_columns
+def _negative(part: Part) -> Part:
+    return [-values for values in part]
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=-1, dtype=accumulation_dtype(a))
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _difference(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else -b if a is None else a - b
+
+
+def _narrow_blocks(
+    symbol: Tensor, weight: float, penalty: Tensor, dtype: torch.dtype, *, covers_inputs: bool
+) -> TorusBlocks:
+    """Factor in double precision, some frequencies at a time, and keep the result in the dtype of the arithmetic."""
+    n_rows = max(1, MAX_ENTRIES_AT_ONCE // symbol[0].numel())
+    narrow: list[list[Tensor]] = []
+    for first in range(0, len(symbol), n_rows):
+        part = slice(first, first + n_rows)
+        blocks = torus_blocks(symbol[part], weight, penalty[part], covers_inputs=covers_inputs)
+        narrow.append([b.to(dtype.to_complex()) for b in (blocks.estimate, blocks.outputs, blocks.inputs)])
+    return TorusBlocks(*(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*narrow, strict=True)))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
+from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.pseudo_inverse import MAX_ITERATIONS, PseudoInverse
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size, parse_word
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
@@ -23,13 +26,15 @@ from deconv_cli.workflows.forward import as_bias
 DEFAULT_LAMBDA = 1e-6
 """Small enough for data that carry float32's digits; photographs want more."""
 
+_ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
+
 
 @dataclass(frozen=True)
 class Reconstruction:
     """An estimate, how it was obtained, and what speaks for it.
 
     Attributes:
-        image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`.
+        image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`; differentiable once in data, bias and kernel.
         solution: how the solve ended; its value may reach beyond the frame.
         choice: the method that ran, and why.
         boundary: what was taken to lie outside the image.
@@ -41,6 +46,7 @@ class Reconstruction:
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
+        well_posedness: what the border does to the problem, found before it was solved.
     """
 
     image: Tensor
@@ -55,6 +61,7 @@ class Reconstruction:
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
+    well_posedness: WellPosedness
 
     def raise_for_status(self) -> Reconstruction:
         """Return the reconstruction itself, if the solver reached what was asked for.
@@ -79,6 +86,7 @@ def invert(
     method: Method | str = Method.AUTO,
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
+    max_memory: int | None = None,
     dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> Reconstruction:
@@ -97,61 +105,42 @@ def invert(
         method: `auto`, `fft`, `strip`, `direct` or `iterative`.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
+        max_memory: bytes that the inverse may take; by default what is free.
         dtype: precision of the arithmetic; by default float64 for float64 data, else float32.
         progress: told of every iteration.
 
     Raises:
         ShapeError: kernel, bias and data do not fit one another.
         UsageError: settings that are unknown or contradict one another.
+        TooLargeError: the inverse does not fit the memory.
         MalformedInputError: data or kernels that are not finite.
     """
-    inverse = inverse_for_output(
-        y,
-        kernel,
+    settings = InversionSettings(
         padding=padding,
-        boundary=boundary,
-        lam=lam,
-        penalty=penalty,
-        rcond=rcond,
-        method=method,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        dtype=dtype,
-    )
-    return reconstruct(inverse, y.to(inverse.kernel.taps.dtype), bias=bias, padding=padding, progress=progress)
-
-
-def inverse_for_output(
-    y: Tensor,
-    kernel: Tensor,
-    *,
-    padding: PaddingLike,
-    boundary: Boundary | str,
-    lam: float,
-    penalty: Penalty | str,
-    rcond: float | None,
-    method: Method | str,
-    tolerance: float | None,
-    max_iterations: int,
-    dtype: torch.dtype | str | None = None,
-) -> PseudoInverse:
-    """Build the inverse that fits outputs of the size, device and precision of `y`; arguments as for `invert`."""
-    check_image(y, "the output to invert")
-    precision = pick_dtype(dtype, y, y.device)
-    canonical = Kernel.from_tensor(kernel.to(y.device, precision))
-    if y.ndim not in (3, 4):
-        raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
-    return PseudoInverse(
-        canonical,
-        Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, padding),
-        parse_word(Boundary, boundary, "boundary"),
+        boundary=parse_word(Boundary, boundary, "boundary"),
         lam=lam,
         penalty=parse_word(Penalty, penalty, "penalty"),
         rcond=rcond,
         method=parse_word(Method, method, "method"),
         tolerance=tolerance,
         max_iterations=max_iterations,
+        max_memory=max_memory,
     )
+    inverse = inverse_for_output(y, kernel, settings, dtype)
+    return reconstruct(inverse, y.to(inverse.kernel.taps.dtype), bias=bias, progress=progress)
+
+
+def inverse_for_output(
+    y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None = None
+) -> PseudoInverse:
+    """Build the inverse that fits outputs of the size, device and precision of `y`; see `invert`."""
+    check_image(y, "the output to invert")
+    precision = pick_dtype(dtype, y, y.device)
+    canonical = Kernel.from_tensor(kernel.to(y.device, precision))
+    if y.ndim not in (3, 4):
+        raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
+    geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, settings.padding)
+    return PseudoInverse(canonical, geometry.image_size, settings)
 
 
 def reconstruct(
@@ -159,7 +148,6 @@ def reconstruct(
     y: Tensor,
     *,
     bias: Tensor | None = None,
-    padding: PaddingLike = "same",
     progress: Progress | None = None,
 ) -> Reconstruction:
     """Apply an inverse that is built already, and measure the result as `invert` does.
@@ -168,7 +156,6 @@ def reconstruct(
         inverse: built for outputs of this size.
         y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, in the inverse's dtype.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        padding: as it was given when the inverse was built; only reported.
         progress: told of every iteration.
 
     Raises:
@@ -176,24 +163,43 @@ def reconstruct(
         UsageError: `y` has another dtype or device than the inverse.
     """
     inverse.arrange(y)  # a kernel that does not fit is told before a bias that does not
+    well_posedness = assess_well_posedness(inverse)
     unbiased = y if bias is None else y - as_bias(bias, y)
     solution = inverse.solve(unbiased, progress)
     operator, kernel = inverse.problem.operator, inverse.kernel
-    residual = kernel.join(inverse.arrange(unbiased) - operator.forward(solution.value))
+    data = unbiased.detach()  # the numbers of the report need no graph
+    residual = kernel.join(inverse.arrange(data) - operator.forward(solution.value.detach()))
     return Reconstruction(
         image=inverse.frame(solution.value),
         solution=solution,
         choice=inverse.choice,
         boundary=operator.boundary,
-        padding=padding,
+        padding=inverse.settings.padding,
         lam=inverse.problem.lam,
         penalty=inverse.problem.penalty,
         rcond=inverse.rcond,
         tolerance=inverse.tolerance,
-        residual=summarize_residual(residual, unbiased),
+        residual=summarize_residual(residual, data),
         border=border_profile(residual, kernel.size),
         spectrum=inverse.spectrum,
+        well_posedness=well_posedness,
     )
+
+
+def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
+    """Judge the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
+    found = _ASSESSED.get(inverse)
+    if found is None:
+        problem = inverse.problem
+        found = _ASSESSED[inverse] = assess(
+            problem.operator.kernel,
+            inverse.geometry,
+            problem.operator.boundary,
+            lam=problem.lam,
+            penalty=problem.penalty,
+            spectrum=inverse.spectrum,
+        )
+    return found
 
 
 def pseudo_inverse(
@@ -208,6 +214,7 @@ def pseudo_inverse(
     method: Method | str = Method.AUTO,
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
+    max_memory: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> PseudoInverse:
     """Build the inverse of a convolution once, and apply it to many outputs.
@@ -223,22 +230,24 @@ def pseudo_inverse(
         method: `auto`, `fft`, `strip`, `direct` or `iterative`.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
+        max_memory: bytes that the inverse may take; by default what is free.
         dtype: precision of the arithmetic; by default float64 for float64 taps, else float32.
 
     Raises:
         ShapeError: the kernel does not fit the size.
         UsageError: settings that are unknown or contradict one another.
+        TooLargeError: the inverse does not fit the memory.
     """
-    precision = pick_dtype(dtype, kernel, kernel.device)
-    canonical = Kernel.from_tensor(kernel.to(precision))
-    return PseudoInverse(
-        canonical,
-        Geometry.of_image(input_size, canonical.size, padding),
-        parse_word(Boundary, boundary, "boundary"),
+    settings = InversionSettings(
+        padding=padding,
+        boundary=parse_word(Boundary, boundary, "boundary"),
         lam=lam,
         penalty=parse_word(Penalty, penalty, "penalty"),
         rcond=rcond,
         method=parse_word(Method, method, "method"),
         tolerance=tolerance,
         max_iterations=max_iterations,
+        max_memory=max_memory,
     )
+    precision = pick_dtype(dtype, kernel, kernel.device)
+    return PseudoInverse(Kernel.from_tensor(kernel.to(precision)), input_size, settings)

@@ -6,7 +6,7 @@ from cases import random
 from properties import adjoint_defect, matrix_defect
 
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.differences import Gradient
+from deconv_cli.operators.differences import CURVATURE, GRADIENT, Difference, Differences
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.regularizers import penalty_operator, penalty_symbol
@@ -39,12 +39,41 @@ def test_operators_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize("terms", [GRADIENT, CURVATURE, (Difference(0, 0),), (Difference(2, 1, 0.5),)])
 @pytest.mark.parametrize("shape", [(1, 4, 5), (2, 1, 6), (1, 1, 1)])
-def test_gradient(periodic, shape):
-    gradient = Gradient(shape, periodic=periodic)
-    assert adjoint_defect(gradient) <= 1e-12 or float(gradient.as_matrix().abs().max()) == 0
-    assert matrix_defect(gradient) <= 1e-12
-    assert float(gradient.forward(torch.ones(shape, dtype=torch.float64)).abs().max()) == 0
+def test_differences(periodic, terms, shape):
+    operator = Differences(shape, terms, periodic=periodic)
+    assert adjoint_defect(operator) <= 1e-12 or float(operator.as_matrix().abs().max()) <= 1e-15
+    assert matrix_defect(operator) <= 1e-12
+    constant = operator.forward(torch.ones(shape, dtype=torch.float64))
+    assert float(constant.abs().max()) == float(terms == (Difference(0, 0),))
+
+
+def test_second_differences_are_those_of_numpy():
+    x = random((1, 5, 6))
+    along_rows, along_columns, mixed = Differences((1, 5, 6), CURVATURE, periodic=False).forward(x)
+    for ours, expected in (
+        (along_rows[:, :3], x.diff(n=2, dim=-2)),
+        (along_columns[..., :4], x.diff(n=2, dim=-1)),
+        (mixed[:, :4, :5], 2**0.5 * x.diff(dim=-2).diff(dim=-1)),
+    ):
+        torch.testing.assert_close(ours, expected)
+        # Beyond these there is nothing.
+        torch.testing.assert_close(ours.square().sum(), expected.square().sum())
+    assert not along_rows[:, 3:].any()
+    assert not along_columns[..., 4:].any()
+    assert not mixed[:, 4:].any()
+    assert not mixed[..., 5:].any()
+
+
+@pytest.mark.parametrize("term", [*GRADIENT, *CURVATURE])
+@pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
+def test_difference_symbols_diagonalize_periodic_differences(term, torus):
+    x = random((1, *torus))
+    down, across = term.symbol(torus, torch.float64, torch.device("cpu"))
+    expected = torch.fft.irfft2(down * across * torch.fft.rfft2(x), s=torus)
+    result = Differences((1, *torus), (term,), periodic=True).forward(x)[0]
+    torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("penalty", list(Penalty))

@@ -131,3 +131,25 @@ def test_noise_is_seeded_and_has_the_stated_level():
 def test_a_kernel_that_does_not_fit_is_told_before_its_bias():
     with pytest.raises(deconv_cli.ShapeError, match=r"gives 4 channels, but the image of shape \(1, 8, 8\) has 1"):
         deconv_cli.invert(random((1, 8, 8)), random((4, 4, 3, 3)), bias=random((4,)))
+
+
+def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeypatch):
+    from deconv_cli.workflows import invert as workflow
+
+    judged = []
+    judge = workflow.assess
+    monkeypatch.setattr(workflow, "assess", lambda *args, **settings: judged.append(args) or judge(*args, **settings))
+    kernel = torch.zeros(3, 3, dtype=torch.float64)
+    kernel[2, 1], kernel[1, 1] = 1.0, 0.3
+    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(20, 18), lam=1e-4)
+    y = random((1, 20, 18))
+    inverse(y)
+    assert not judged
+    for _ in range(2):
+        found = workflow.reconstruct(inverse, y).well_posedness
+    assert len(judged) == 1
+    assert found.n_lost_modes == 18
+    lost = deconv_cli.invert(y, kernel, lam=0).well_posedness
+    assert lost.is_well_posed is False
+    assert (lost.advised_pads.top, lost.advised_pads.bottom) == (2, 0)
+    assert deconv_cli.invert(y, kernel, lam=0, boundary="circular").well_posedness.is_well_posed

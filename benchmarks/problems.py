@@ -1,0 +1,72 @@
+"""The problems that are measured: kernels, pictures, and how far an estimate is off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+PICTURE = Path(__file__).parent.parent / "sample_images" / "camera.png"
+PIECE = 241
+
+
+def random_kernel(n_channels: int, size: int = 3) -> Tensor:
+    """Draw independent normal taps, shape `(C, C, k, k)` in float64, scaled to keep the energy of white images."""
+    generator = torch.Generator().manual_seed(0)
+    taps = torch.randn(n_channels, n_channels, size, size, generator=generator, dtype=torch.float64)
+    return taps / (size * n_channels**0.5)
+
+
+def near_identity_kernel(n_channels: int, size: int) -> Tensor:
+    """Add weak random taps to the identity: well-posed under every border, so that costs alone grow with the size."""
+    kernel = 0.2 * random_kernel(n_channels, size)
+    kernel[:, :, size // 2, size // 2] += torch.eye(n_channels, dtype=kernel.dtype)
+    return kernel
+
+
+def disk_kernel(diameter: int) -> Tensor:
+    """Blur out of focus: a disk of the given diameter that sums to one, shape `(k, k)` in float64."""
+    offsets = torch.arange(diameter, dtype=torch.float64) - (diameter - 1) / 2
+    disk = (torch.hypot(offsets[:, None], offsets) <= diameter / 2).double()
+    return disk / disk.sum()
+
+
+def features(n_channels: int, size: int) -> Tensor:
+    """Draw white features, shape `(C, n, n)` in float64."""
+    return torch.randn(n_channels, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def photograph(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Give a photograph of any size, shape `(1, n, n)` in 0 to 1: the sample, or a mirrored piece that fills it."""
+    picture = np.asarray(Image.open(PICTURE), dtype=np.float64) / 255
+    if size > min(picture.shape):  # mirrored as a whole, it would fit into powers of two and be circular there
+        picture = picture[:PIECE, :PIECE]
+    rows, columns = (max(size - n, 0) for n in picture.shape)
+    filled = np.pad(picture, ((0, rows), (0, columns)), mode="symmetric")[:size, :size]
+    return torch.from_numpy(filled.copy()).to(dtype)[None]
+
+
+def one_shot_filter(y: Tensor, kernel: Tensor, lam: float) -> Tensor:
+    """Restore a circular picture `(1, H, W)`, blurred by a symmetric kernel, as one writes it in torch by hand."""
+    placed = torch.zeros_like(y[0])
+    placed[: len(kernel), : len(kernel)] = kernel
+    symbol = torch.fft.rfft2(placed.roll((-(len(kernel) // 2),) * 2, (0, 1)))
+    spectrum = torch.fft.rfft2(y) * symbol.conj() / (symbol.abs().square() + lam)
+    return torch.fft.irfft2(spectrum, s=y.shape[-2:])
+
+
+def relative_error(estimate: Tensor, truth: Tensor) -> float:
+    """Compute ‖estimate − truth‖ / ‖truth‖."""
+    return float((estimate - truth).norm() / truth.norm())
+
+
+def psnr(estimate: Tensor, truth: Tensor, band: int | None = None) -> float:
+    """Compute the peak signal-to-noise ratio in dB of images in 0 to 1, or that of their outermost `band` pixels."""
+    squares = (estimate.double() - truth.double()).square()
+    if band is None:
+        return float(-10 * squares.mean().log10())
+    inner = squares[..., band:-band, band:-band]
+    return float(-10 * ((squares.sum() - inner.sum()) / (squares.numel() - inner.numel())).log10())

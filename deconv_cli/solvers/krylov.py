@@ -1,0 +1,129 @@
+"""Conjugate gradients and GMRES for a small system given by its action, for a batch of right-hand sides at once.
+
+Every right-hand side has its own coefficients, so that a batch gives what its members would give one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deconv_cli.solvers.problem import accumulation_dtype
+from deconv_cli.solvers.refinement import step
+
+Action = Callable[[Tensor], Tensor]
+"""A linear map of vectors `(B, n)`."""
+Watch = Callable[[Tensor], bool]
+"""Told the norm of the residual, shape `(B,)`, after every iteration; answers whether to go on."""
+
+
+def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Watch) -> Tensor:
+    """Solve a symmetric positive definite system by preconditioned conjugate gradients.
+
+    Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; preconditioned as in Saad,
+    Iterative Methods for Sparse Linear Systems, 2003, algorithm 9.1.
+
+    Args:
+        apply: the system.
+        precondition: symmetric positive definite, close to its inverse.
+        right: right-hand sides, shape `(B, n)`.
+        watch: decides when to stop.
+    """
+    x = torch.zeros_like(right)
+    residual = right
+    z = precondition(residual)
+    direction, gamma = z, _dot(residual, z)
+    going = bool((gamma > 0).any())
+    while going:
+        image = apply(direction)
+        alpha = step(gamma, _dot(direction, image)).to(right.dtype)[:, None]
+        x = x + alpha * direction
+        residual = residual - alpha * image
+        going = watch(_dot(residual, residual).sqrt())
+        z = precondition(residual)
+        previous, gamma = gamma, _dot(residual, z)
+        direction = z + step(gamma, previous).to(right.dtype)[:, None] * direction
+    return x
+
+
+def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: Watch, n_kept: int) -> Tensor:
+    """Solve any system by GMRES, preconditioned from the right and started again after `n_kept` iterations.
+
+    Saad and Schultz, GMRES, SIAM Journal on Scientific and Statistical Computing 7, 1986. The basis is orthogonalized
+    twice by the classical process, which keeps it orthogonal to rounding.
+
+    Args:
+        apply: the system.
+        precondition: close to its inverse.
+        right: right-hand sides, shape `(B, n)`.
+        watch: decides when to stop.
+        n_kept: vectors of the basis that are kept at most.
+    """
+    x = torch.zeros_like(right)
+    residual, going = right, True
+    while going:
+        correction, going, has_gained = _cycle(apply, precondition, residual, watch, n_kept)
+        x = x + correction
+        if going and has_gained:
+            residual = right - apply(x)
+        else:
+            break
+    return x
+
+
+def _cycle(
+    apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_kept: int
+) -> tuple[Tensor, bool, bool]:
+    """Run one cycle; tells the correction, whether to go on, and whether this one has brought the residual down."""
+    wide = accumulation_dtype(residual)
+    n_batch, n_unknowns = residual.shape
+    beta = residual.norm(dim=-1)
+    # Allocated at once, but touched as it fills up.
+    basis = residual.new_empty(n_batch, n_kept + 1, n_unknowns)
+    basis[:, 0] = residual / _nonzero(beta)[:, None]
+    # The Hessenberg matrix is made triangular by rotations, whose product is kept.
+    rotation = torch.eye(n_kept + 1, dtype=wide, device=residual.device).repeat(n_batch, 1, 1)
+    triangle = rotation.new_zeros(n_batch, n_kept, n_kept)
+    reduced = rotation.new_zeros(n_batch, n_kept + 1)
+    reduced[:, 0] = beta
+    n = 0
+    going = bool((beta > 0).any())
+    while going and n < n_kept:
+        kept = basis[:, : n + 1]
+        vector = apply(precondition(kept[:, n]))
+        height = (kept @ vector[..., None])[..., 0]
+        vector = vector - (height[:, None] @ kept)[:, 0]
+        again = (kept @ vector[..., None])[..., 0]
+        vector = vector - (again[:, None] @ kept)[:, 0]
+        below = vector.norm(dim=-1)
+        basis[:, n + 1] = vector / _nonzero(below)[:, None]
+        column = (rotation[:, : n + 1, : n + 1] @ (height + again).to(wide)[..., None])[..., 0]
+        length = torch.hypot(column[:, n], below.to(wide))
+        cosine, sine = column[:, n] / _nonzero(length), below.to(wide) / _nonzero(length)
+        turn = torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], -2)
+        rotation[:, n : n + 2] = turn @ rotation[:, n : n + 2]
+        reduced[:, n : n + 2] = (turn @ reduced[:, n : n + 2, None])[..., 0]
+        triangle[:, :n, n], triangle[:, n, n] = column[:, :n], length
+        n += 1
+        going = watch(reduced[:, n].abs())
+    if n == 0:
+        return torch.zeros_like(residual), False, False
+    triangle = triangle[:, :n, :n]
+    # A right-hand side that was done before the others has zeros on the diagonal, and no part in what follows.
+    idle = triangle.diagonal(dim1=-2, dim2=-1) == 0
+    triangle.diagonal(dim1=-2, dim2=-1).add_(idle.to(wide))
+    weights = torch.linalg.solve_triangular(triangle, reduced[:, :n, None], upper=True)
+    weights = torch.where(idle[..., None], 0, weights).to(residual.dtype)
+    combined = (weights.mT @ basis[:, :n])[:, 0]
+    has_gained = bool((reduced[:, n].abs() < 0.5 * beta).any())
+    return precondition(combined), going, has_gained
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, dtype=accumulation_dtype(a))

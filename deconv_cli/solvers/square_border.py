@@ -1,0 +1,193 @@
+"""λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule.
+
+With P = K⁻¹ on the torus, T the unobserved outputs and W the rule of the tied pixels, D = WᵀPTᵀ is square, and
+
+    D u = −WᵀP Sᵀy,        z = P(Sᵀy + Tᵀu).
+
+Unknowns and rules lie in a band of rows and a band of columns (`bands.py`). Along the rows D does not change, and is
+inverted there by an FFT along them; what is left is a dense matrix on the columns, half as large as D, which is
+factored once:
+
+    S = D_cc − D_cr D_rr⁻¹ D_rc.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.solvers.band_solver import coupling, invert_lines, solve_lines
+from deconv_cli.solvers.bands import Band, BandGroup
+from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
+from deconv_cli.vocabulary import Size
+
+# How far the solution of a random system may be off before the elimination is given up.
+MAX_PROBE_ERROR = 1e-3
+
+
+class SquareBorderSystem:
+    """The inverse of a square operator, in double precision.
+
+    Args:
+        operator: as many outputs as pixels, along either axis and in the channels.
+
+    Raises:
+        SingularSystemError: the symbol, D, or its part on the rows is singular to working precision.
+    """
+
+    def __init__(self, operator: Convolution) -> None:
+        taps = operator.kernel.double()
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
+        self._outputs = outputs = BandGroup(
+            taps.shape[0],
+            Band(places.torus[0], places.output_size[0]),
+            Band(places.torus[1], places.output_size[1]),
+            taps,
+        )
+        self._ties = ties = BandGroup(
+            taps.shape[1],
+            Band(places.torus[0], places.image_size[0], places.row_sources),
+            Band(places.torus[1], places.image_size[1], places.column_sources),
+            taps,
+        )
+        self._estimate = FrequencyBlocks(estimate)
+        ones = estimate.new_ones(estimate.shape[0], 1), estimate.new_ones(estimate.shape[1])
+        self._rows = invert_lines(coupling(ties.rows, outputs.rows, estimate, *ones, axis=0))
+        along = coupling(ties.columns, outputs.columns, estimate, *ones, axis=1)
+        schur = _toeplitz(along, outputs.torus[0], outputs.rows.first)
+        if outputs.rows.width and outputs.columns.width:
+            _subtract_elimination(schur, outputs, ties, estimate, self._rows)
+        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur)
+        if int(info) != 0 or not self._is_sound():
+            raise SingularSystemError("the system on the border is singular")
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Apply the inverse to data `(*batch, C, H, W)`."""
+        spectrum = self._transform(y)
+        right = self._ties.read(self._estimate.multiply(spectrum))
+        u = self.solve(-right[0], -right[1])
+        spectrum = self._estimate.multiply(spectrum + self._outputs.spectrum(*u))
+        return self._to_field(spectrum, self._places.image_size, y)
+
+    def estimate_transposed(self, g: Tensor) -> Tensor:
+        """Apply the transpose of `estimate` to `g` of shape `(*batch, C, H, W)`."""
+        spectrum = self._transform(g)
+        right = self._outputs.read(self._estimate.multiply(spectrum, adjoint=True))
+        nu = self.solve_transposed(*right)
+        spectrum = self._estimate.multiply(spectrum - self._ties.spectrum(*nu), adjoint=True)
+        return self._to_field(spectrum, self._places.output_size, g)
+
+    def _transform(self, field: Tensor) -> Tensor:
+        flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
+        return torch.fft.rfft2(flat.double(), s=self._places.torus)
+
+    def _to_field(self, spectrum: Tensor, size: Size, like: Tensor) -> Tensor:
+        field = torch.fft.irfft2(spectrum, s=self._places.torus)[..., : size[0], : size[1]]
+        return field.to(like.dtype).reshape(like.shape)
+
+    def solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve D u = r.
+
+        Args:
+            rows: r on the band of rows, shape `(B, C, w1, N2)`.
+            columns: r on the rest of the band of columns, shape `(B, C, h, w2)`.
+        """
+        first = self._solve_rows(rows)
+        columns = columns - self._ties.read_columns(self._apply(first, None))
+        columns = self._solve_columns(columns)
+        coupled = self._ties.read_rows(self._apply(None, columns))
+        return first - self._solve_rows(coupled), columns
+
+    def solve_transposed(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve Dᵀν = r; arguments as for `solve`."""
+        first = self._solve_rows(rows, transposed=True)
+        columns = columns - self._outputs.read_columns(self._apply_transposed(first, None))
+        columns = self._solve_columns(columns, transposed=True)
+        coupled = self._outputs.read_rows(self._apply_transposed(None, columns))
+        return first - self._solve_rows(coupled, transposed=True), columns
+
+    def _apply(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._estimate.multiply(self._outputs.spectrum(rows, columns))
+
+    def _apply_transposed(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._estimate.multiply(self._ties.spectrum(rows, columns), adjoint=True)
+
+    def _solve_rows(self, rows: Tensor, *, transposed: bool = False) -> Tensor:
+        lines = rows.transpose(-3, -2).flatten(-3, -2)
+        solved = solve_lines(self._rows, lines, transposed=transposed)
+        return solved.unflatten(-2, (rows.shape[-2], rows.shape[-3])).transpose(-3, -2)
+
+    def _solve_columns(self, columns: Tensor, *, transposed: bool = False) -> Tensor:
+        if columns.numel() == 0:
+            return columns
+        flat = columns.movedim(-1, -3).flatten(-3)  # lines of the band first, as in the rows
+        solved = torch.linalg.lu_solve(self._factors, self._pivots, flat.T, adjoint=transposed).T
+        n_channels, height, width = columns.shape[-3:]
+        return solved.unflatten(-1, (width, n_channels, height)).movedim(-3, -1)
+
+    def _is_sound(self) -> bool:
+        """Solve a random system whose solution is known."""
+        generator = torch.Generator(self._factors.device).manual_seed(0)
+        group, like = self._outputs, self._factors
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(1, *shape, generator=generator, dtype=like.dtype, device=like.device)
+
+        rows = draw(group.n_channels, group.rows.width, group.torus[1])
+        columns = draw(group.n_channels, group.rows.first, group.columns.width)
+        found = self.solve(*self._ties.read(self._apply(rows, columns)))
+        error = sum(float((a - b).square().sum()) for a, b in zip(found, (rows, columns), strict=True))
+        size = float(rows.square().sum() + columns.square().sum())
+        return error <= MAX_PROBE_ERROR**2 * size
+
+
+def _toeplitz(lines: Tensor, length: int, height: int) -> Tensor:
+    """Write out an operator that does not change along a line, on part of that line.
+
+    Args:
+        lines: its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`.
+        length: of the line.
+        height: places of the part.
+
+    Returns:
+        Real, shape `(r·height, r·height)`, place by place within each of the r.
+    """
+    kernel = torch.fft.irfft(lines, n=length, dim=0) if lines.numel() else lines.real.new_zeros(length, 0, 0)
+    place = torch.arange(height, device=lines.device)
+    r = lines.shape[-1]
+    full = kernel[(place[:, None] - place) % length]
+    return full.permute(2, 0, 3, 1).reshape(r * height, r * height)
+
+
+def _subtract_elimination(
+    schur: Tensor, outputs: BandGroup, ties: BandGroup, estimate: Tensor, rows_inverse: Tensor
+) -> None:
+    """Subtract D_cr D_rr⁻¹ D_rc in place; frequencies of the rows' lines take the place of their pixels."""
+    n1, n2 = outputs.torus
+    height = outputs.rows.first
+    n_half = n2 // 2 + 1
+    like = estimate.real
+    # D_rc: a place on the columns, read at a frequency on the rows, shape (frequency, w1·a, w2·b·h).
+    down = ties.rows.phases(n1, like) / n1
+    from_columns = torch.stack([torch.fft.fft(estimate * phase[:, None, None, None], dim=0)[:height] for phase in down])
+    across = outputs.columns.phases(n_half, like).conj()
+    right = torch.einsum("rifab,cf->fracbi", from_columns, across).reshape(n_half, rows_inverse.shape[-1], -1)
+    right = torch.bmm(rows_inverse, right)
+    # D_cr: a frequency on the rows, read at a place on the columns; a half spectrum stands for the whole.
+    down = outputs.rows.phases(n1, like).conj()
+    to_columns = torch.stack([torch.fft.ifft(estimate * phase[:, None, None, None], dim=0)[:height] for phase in down])
+    weights = like.new_full((n_half,), 2.0 / n2)
+    weights[0] = 1.0 / n2
+    if n2 % 2 == 0:
+        weights[-1] = 1.0 / n2
+    across = ties.columns.phases(n_half, like) * weights
+    left = torch.einsum("rifab,cf->caifrb", to_columns, across).reshape(len(schur), -1)
+    right = right.reshape(-1, len(schur))
+    schur.addmm_(left.real.contiguous(), right.real.contiguous(), alpha=-1)
+    schur.addmm_(left.imag.contiguous(), right.imag.contiguous())

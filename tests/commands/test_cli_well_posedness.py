@@ -1,0 +1,73 @@
+"""What `deconv invert` says about borders that lose part of the image, and about those that do not."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def late(save):
+    """A kernel whose weight stands one row below its center: zeros hide the first row of the image."""
+    taps = np.zeros((3, 3))
+    taps[2, 1], taps[1, 1], taps[1, 0] = 1.0, 0.6, 0.05
+    return save("late", taps)
+
+
+@pytest.fixture
+def data(save):
+    return save("data", np.random.default_rng(2).standard_normal((1, 24, 20)))
+
+
+def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
+    words = ["invert", data, "-k", late, "--lambda", "0", "--dtype", "float64", "-o", tmp_path / "x.npy"]
+    done = deconv(*words, "--json")
+    finding = done.report["well_posedness"]
+    assert finding["is_well_posed"] is False
+    assert (finding["border_modes"], finding["lost_modes"], finding["threshold"]) == (20, 20, 1e-3)
+    assert finding["windings"] == [[1, 1], [0, 0]]
+    assert finding["frequencies"] == 22
+    assert 0.6 < finding["nearest_root"] <= 0.65
+    assert finding["influence_depth"] == {"10%": None, "1%": None, "0.1%": None}
+    assert finding["advised_pads"] == {"top": 2, "bottom": 0, "left": 1, "right": 1}
+    lines = deconv(*words, "--force").stderr.splitlines()
+    assert f"warning: {finding['reason']}" in lines
+    for sentence in finding["advice"]:
+        assert f"note: {sentence}" in lines
+    assert len(finding["advice"]) == 3
+    # What is advised helps: noise comes back as noise.
+    assert np.abs(np.load(tmp_path / "x.npy")).max() > 1e4
+    mended = deconv(*words[:5], repr(finding["advised_lambda"]), *words[6:], "--force", "--json").report
+    assert np.abs(np.load(tmp_path / "x.npy")).max() < 50
+    assert mended["well_posedness"]["is_well_posed"] is True
+
+
+def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
+    done = deconv("invert", data, "-k", late, "--lambda", "1e-3", "-o", tmp_path / "x.npy")
+    assert "note: about 20 modes along the edges come through this border too weakly" in done.stderr
+    assert "warning:" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lam", "says"),
+    [
+        ("1e-4", "goes deep into the image: more than 10 % of it"),
+        ("0.1", "; more than 0.1 % of it goes deeper still"),
+        ("1", "fades to 10 % after 6 pixels, to 1 % after 10 pixels, to 0.1 % after 13 pixels"),
+    ],
+)
+def test_deep_influence_is_a_note(deconv, data, save, tmp_path, lam, says):
+    blur = save("blur", np.ones((1, 5)) / 5)
+    done = deconv("invert", data, "-k", blur, "--boundary", "unknown", "--lambda", lam, "-o", tmp_path / "x.npy")
+    (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: a mistake at the edge ")]
+    assert note.endswith(says)
+
+
+def test_harmless_borders_are_not_spoken_of(deconv, data, gentle, late, tmp_path):
+    for kernel, boundary in ((gentle, "zero"), (late, "circular")):
+        words = ["invert", data, "-k", kernel, "--boundary", boundary, "-o", tmp_path / "x.npy", "--force"]
+        done = deconv(*words, "--lambda", "1e-3")
+        assert "edges" not in done.stderr
+        assert "mistake at the edge" not in done.stderr
+        assert "warning:" not in done.stderr
+        report = deconv(*words, "--json").report["well_posedness"]
+        assert (report["is_well_posed"], report["lost_modes"], report["advice"]) == (True, 0, [])
+        assert (report["influence_depth"] is None) == (boundary == "circular")

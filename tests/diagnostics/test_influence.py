@@ -1,0 +1,88 @@
+"""The depth of influence against the decay of a disturbance in the dense inverse."""
+
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.diagnostics.influence import influence_depth
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.regularizers import penalty_operator
+from deconv_cli.vocabulary import Boundary, Penalty
+
+SIZE = (28, 24)
+LARGE = (40, 36)
+
+
+def strong_center(shape, seed):
+    """A kernel that is undone within a few pixels."""
+    kernel = 0.4 * random(shape, seed=seed) / (shape[1] * shape[2] * shape[3]) ** 0.5
+    n = min(shape[:2])
+    kernel[:n, :n, (shape[2] - 1) // 2, (shape[3] - 1) // 2] += torch.eye(n, dtype=torch.float64)
+    return kernel
+
+
+def measured_depths(kernel, size, boundary, weight, penalty):
+    """Disturb the outermost data of one edge by noise; the tail of its rms in the estimate, for the worse of two."""
+    operator = Convolution(kernel, Geometry.of_image(size, kernel.shape[2:], "same"), boundary)
+    A = operator.as_matrix()
+    L = penalty_operator(penalty, operator.input_shape, periodic=False).as_matrix()
+    if weight == 0 and len(A) < A.shape[1]:
+        inverse = torch.linalg.solve(A @ A.T, A).T
+    else:
+        inverse = torch.linalg.solve(A.T @ A + weight * L.T @ L, A.T)
+    response = inverse.reshape(*operator.input_shape, *operator.output_shape).square()
+    depths = []
+    for by_distance in (response[..., :1, :].sum((0, 2, 3, 4, 5)), response[..., :1].sum((0, 1, 3, 4, 5))):
+        tail = by_distance.flip(0).cumsum(0).flip(0)
+        depths.append([int(((tail / tail[0]).sqrt() > part).sum()) for part in (0.1, 0.01, 0.001)])
+    return [max(pair) for pair in zip(*depths, strict=True)]
+
+
+@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.REFLECT])
+@pytest.mark.parametrize("shape", [(1, 1, 3, 3), (1, 1, 5, 5), (2, 2, 2, 3), (2, 1, 3, 3), (1, 2, 3, 3)])
+@pytest.mark.parametrize(("lam", "penalty"), [(0.0, "identity"), (1e-3, "identity"), (1e-3, "gradient")])
+def test_short_influence_is_as_deep_as_measured(boundary, shape, lam, penalty):
+    if shape[0] < shape[1] and penalty != "identity":
+        return  # a penalty on differences leaves constants undetermined there
+    kernel = strong_center(shape, seed=sum(shape))
+    weight = lam * kernel_spectrum(kernel, SIZE).sigma_max ** 2
+    found = influence_depth(kernel, SIZE, weight=weight, penalty=Penalty(penalty))
+    expected = measured_depths(kernel, SIZE, boundary, weight, Penalty(penalty))
+    for depth, right in zip((found.tenth, found.hundredth, found.thousandth), expected, strict=True):
+        assert 0.6 * right - 1 <= depth <= 1.6 * right + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_influence_is_as_deep_as_measured(seed):
+    kernel = random((1, 1, 3, 3), seed=seed)
+    weight = 1e-2 * kernel_spectrum(kernel, LARGE).sigma_max ** 2
+    found = influence_depth(kernel, LARGE, weight=weight, penalty=Penalty.IDENTITY)
+    expected = measured_depths(kernel, LARGE, Boundary.ZERO, weight, Penalty.IDENTITY)
+    assert expected[1] >= 20
+    assert abs(found.tenth - expected[0]) <= 1 + 0.2 * expected[0]
+    assert abs(found.hundredth - expected[1]) <= 1 + 0.3 * expected[1]
+    # A tenth of the λ reaches clearly further.
+    deeper = influence_depth(kernel, LARGE, weight=weight / 10, penalty=Penalty.IDENTITY)
+    assert deeper.tenth is None or deeper.tenth >= 1.5 * found.tenth
+
+
+def test_what_reaches_through_the_image_is_none():
+    mean = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
+    found = influence_depth(mean, (24, 24), weight=1e-9, penalty=Penalty.IDENTITY)
+    assert (found.tenth, found.hundredth, found.thousandth) == (None, None, None)
+
+
+def test_a_point_has_no_influence_beyond_its_pixel():
+    point = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    found = influence_depth(point, (8, 8), weight=0.0, penalty=Penalty.IDENTITY)
+    assert (found.tenth, found.hundredth, found.thousandth) == (1, 1, 1)
+
+
+def test_singular_symbols_and_too_many_channels_are_not_measured():
+    dependent = random((2, 2, 1, 1))
+    dependent[1] = 0
+    assert influence_depth(dependent, (16, 16), weight=0.0, penalty=Penalty.IDENTITY) is None
+    assert influence_depth(dependent, (16, 16), weight=0.1, penalty=Penalty.IDENTITY) is not None
+    assert influence_depth(random((256, 256, 1, 1)), (16, 16), weight=1.0, penalty=Penalty.IDENTITY) is None

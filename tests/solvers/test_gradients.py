@@ -1,0 +1,277 @@
+"""Derivatives of every inverse in the data and in the kernel, against finite differences."""
+
+import itertools
+
+import pytest
+import torch
+from cases import Case, random
+
+import deconv_cli
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.spectrum import kernel_spectrum, peak_gain
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.vocabulary import Boundary, Method, Penalty
+
+SIZE = (5, 4)
+KERNEL_SHAPES = ((1, 1, 3, 3), (2, 2, 3, 2), (3, 2, 2, 3), (2, 3, 3, 2))
+METHODS = (Method.FFT, Method.DIRECT, Method.STRIP, Method.ITERATIVE)
+LAPLACIAN = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
+
+UNREGULARIZED = [
+    (boundary, padding, shape, 0.0, Penalty.IDENTITY)
+    for boundary, padding, shape in itertools.product(Boundary, ("same", "valid", "full"), KERNEL_SHAPES)
+    if padding != "valid" or shape[0] < shape[1]
+]
+REGULARIZED = [
+    (boundary, padding, shape, 0.03, penalty)
+    for i, (boundary, shape) in enumerate(itertools.product(Boundary, KERNEL_SHAPES))
+    for padding, penalty in (
+        ("same", Penalty.IDENTITY),
+        ("valid", Penalty.GRADIENT) if (i + i // 4) % 2 else ("same", Penalty.LAPLACIAN),
+    )
+]
+
+
+def mild_kernel(shape):
+    """Taps around a unit impulse, whose inverse exists and is well conditioned under most borders."""
+    kernel = 0.2 * random(shape, seed=sum(shape))
+    for channel in range(min(shape[:2])):
+        kernel[channel, channel, shape[2] // 2, shape[3] // 2] += 1
+    return kernel
+
+
+def has_clear_rank(matrix):
+    values = torch.linalg.svdvals(matrix)
+    return values[0] <= 1e3 * values[values > 1e-13 * values[0]][-1]
+
+
+def inverse_of(taps, boundary, padding, method, lam, penalty, size=SIZE, **settings):
+    """Build an inverse by one method; `None` where that method does not cover the case."""
+    wanted = InversionSettings(
+        padding=padding, boundary=boundary, lam=lam, penalty=penalty, method=method, tolerance=1e-12, **settings
+    )
+    try:
+        return PseudoInverse(Kernel(taps, False), size, wanted)
+    except deconv_cli.UsageError:
+        return None
+
+
+@pytest.mark.parametrize(("boundary", "padding", "shape", "lam", "penalty"), UNREGULARIZED + REGULARIZED)
+def test_every_inverse_is_differentiable_in_data_and_kernel(boundary, padding, shape, lam, penalty):
+    taps = mild_kernel(shape).requires_grad_()
+    n_methods = 0
+    for method in METHODS:
+        inverse = inverse_of(taps, boundary, padding, method, lam, penalty)
+        if inverse is None or (lam == 0 and not has_clear_rank(inverse.problem.operator.as_matrix())):
+            continue
+        n_methods += 1
+        y = random((2, *inverse.problem.operator.output_shape), seed=1).requires_grad_()
+
+        def restore(y, taps, method=method):
+            return inverse_of(taps, boundary, padding, method, lam, penalty)(y)
+
+        assert torch.autograd.gradcheck(restore, (y, taps), fast_mode=True), method
+    assert n_methods >= (lam > 0 and (shape[0] >= shape[1] or penalty is Penalty.IDENTITY))
+
+
+def test_the_cases_are_not_skipped():
+    """Of the problems without λ above, enough have a clear rank, for every method that covers such problems."""
+    n_checked = dict.fromkeys(METHODS, 0)
+    for (boundary, padding, shape, lam, penalty), method in itertools.product(UNREGULARIZED, METHODS):
+        inverse = inverse_of(mild_kernel(shape), boundary, padding, method, lam, penalty)
+        n_checked[method] += int(inverse is not None and has_clear_rank(inverse.problem.operator.as_matrix()))
+    assert n_checked == {Method.FFT: 4, Method.DIRECT: 38, Method.STRIP: 33, Method.ITERATIVE: 50}
+
+
+@pytest.mark.parametrize("boundary", list(Boundary))
+@pytest.mark.parametrize("lam", [0.0, 0.03])
+def test_normal_equations_are_solved_for_any_right_hand_side(boundary, lam):
+    for shape, padding in itertools.product(KERNEL_SHAPES, ("same", "full")):
+        for method in METHODS:
+            inverse = inverse_of(mild_kernel(shape), boundary, padding, method, lam, Penalty.IDENTITY, size=(7, 6))
+            if inverse is None:
+                continue
+            matrix = inverse.problem.operator.as_matrix()
+            if lam == 0 and not has_clear_rank(matrix):
+                continue
+            pseudo_inverse = torch.linalg.pinv(matrix)
+            normal = matrix.T @ matrix + inverse.problem.weight * torch.eye(matrix.shape[1], dtype=matrix.dtype)
+            expected = torch.linalg.inv(normal) if lam > 0 else pseudo_inverse @ pseudo_inverse.T
+            g = random((2, *inverse.problem.operator.input_shape), seed=5)
+            w, image = inverse._inverse.solve_normal(g), inverse._inverse.solve_transposed(g)
+            wanted = g.flatten(1) @ expected
+            assert (w.flatten(1) - wanted).norm() <= 1e-9 * wanted.norm(), (method, shape)
+            assert (image.flatten(1) - wanted @ matrix.T).norm() <= 1e-9 * (wanted @ matrix.T).norm(), (method, shape)
+
+
+@pytest.mark.parametrize(("boundary", "lam"), [("zero", 0.0), ("circular", 0.1), ("unknown", 0.1)])
+def test_invert_is_differentiable_in_data_shared_kernel_and_bias(boundary, lam):
+    """Every entry of the Jacobian; above, a random projection of it."""
+    taps = mild_kernel((1, 1, 3, 2))[0, 0].requires_grad_()
+    y, bias = random((2, 2, 4, 3)).requires_grad_(), random((2,), seed=1).requires_grad_()
+
+    def restore(y, taps, bias):
+        return deconv_cli.invert(y, taps, bias=bias, boundary=boundary, lam=lam, tolerance=1e-12).image
+
+    assert torch.autograd.gradcheck(restore, (y, taps, bias))
+    assert torch.autograd.gradcheck(lambda y: restore(y, taps.detach(), None), (y[0].detach().requires_grad_(),))
+
+
+def test_invert_is_differentiable_in_the_kernel_and_bias_of_a_layer():
+    taps = mild_kernel((3, 2, 2, 2)).requires_grad_()
+    y, bias = random((2, 3, 4, 3)).requires_grad_(), random((3,), seed=1).requires_grad_()
+
+    def restore(y, taps, bias):
+        return deconv_cli.invert(y, taps, bias=bias, lam=0.1, penalty="gradient", tolerance=1e-12).image
+
+    assert torch.autograd.gradcheck(restore, (y, taps, bias), fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 3), (2, 3, 3, 4), (4, 2, 1, 5)])
+def test_the_largest_singular_value_is_differentiable(shape):
+    taps = random(shape)
+    spectrum = kernel_spectrum(taps, (7, 6))
+    variable = taps.clone().requires_grad_()
+    gain = peak_gain(variable, spectrum)
+    assert float(gain.detach()) == pytest.approx(spectrum.sigma_max, rel=1e-13)
+    (gradient,) = torch.autograd.grad(gain, variable)
+    direction, step = random(shape, seed=4), 1e-6
+    above, below = (kernel_spectrum(taps + sign * step * direction, (7, 6)).sigma_max for sign in (1, -1))
+    assert float((gradient * direction).sum()) == pytest.approx((above - below) / (2 * step), rel=1e-6)
+
+
+def test_a_tie_of_singular_values_has_a_one_sided_derivative():
+    """A single tap is σmax at every frequency; adding a tap to it raises σmax by as much, whatever its sign."""
+    taps = torch.tensor([[0.0, 2, 0]], dtype=torch.float64)[None, None]
+    (gradient,) = torch.autograd.grad(
+        peak_gain(variable := taps.clone().requires_grad_(), kernel_spectrum(taps, (8, 8))), variable
+    )
+    assert float(gradient[0, 0, 0, 1]) == pytest.approx(1, rel=1e-13)
+    assert gradient.abs().max() <= 1 + 1e-13  # a subgradient: within what the tap can do at any one frequency
+
+
+def test_without_a_request_there_is_no_graph_and_nothing_changes():
+    taps, y = mild_kernel((2, 2, 3, 3)), random((2, 2, 8, 9))
+    for boundary in ("circular", "zero", "unknown"):
+        plain = deconv_cli.pseudo_inverse(taps, input_size=(8, 9), boundary=boundary, lam=0.1)
+        assert plain(y).grad_fn is None
+        asking = deconv_cli.pseudo_inverse(taps.clone().requires_grad_(), input_size=(8, 9), boundary=boundary, lam=0.1)
+        with torch.no_grad():
+            assert asking(y.clone().requires_grad_()).grad_fn is None
+        attached = asking(y.clone().requires_grad_())
+        assert attached.grad_fn is not None
+        assert torch.equal(attached, plain(y))
+        assert plain.solve(y).value.grad_fn is None
+
+
+def test_a_second_derivative_is_refused():
+    y = random((1, 8, 9)).requires_grad_()
+    inverse = deconv_cli.pseudo_inverse(mild_kernel((1, 1, 3, 3)), input_size=(8, 9), lam=0.1)
+    (gradient,) = torch.autograd.grad(inverse(y).square().sum(), y, create_graph=True)
+    with pytest.raises(deconv_cli.UsageError, match="cannot be differentiated again"):
+        torch.autograd.grad(gradient.square().sum(), y)
+    taps = mild_kernel((1, 1, 3, 3)).requires_grad_()
+    restored = deconv_cli.pseudo_inverse(taps, input_size=(8, 9), lam=0.1)(y.detach())
+    (gradient,) = torch.autograd.grad(restored.sum(), taps, create_graph=True)
+    with pytest.raises(deconv_cli.UsageError, match="cannot be differentiated again"):
+        gradient.square().sum().backward()
+
+
+def test_backward_uses_the_factors_of_the_forward(monkeypatch):
+    taps, y = mild_kernel((2, 2, 3, 3)).requires_grad_(), random((2, 8, 9)).requires_grad_()
+    for lam in (0.0, 0.1):
+        inverse = deconv_cli.pseudo_inverse(taps, input_size=(8, 9), lam=lam, method="direct")
+        restored = inverse(y)
+        with monkeypatch.context() as patch:
+            for factorization in ("cholesky_ex", "lu_factor_ex", "lu_factor", "inv", "inv_ex", "solve", "solve_ex"):
+                patch.setattr(torch.linalg, factorization, None)
+            restored.sum().backward()
+        assert taps.grad is not None
+        taps.grad = None
+
+
+@pytest.mark.parametrize(
+    ("method", "boundary", "lam"),
+    [("iterative", "zero", 1e-4), ("iterative", "zero", 0.0), ("strip", "unknown", 1e-4)],
+)
+def test_a_backward_that_does_not_converge_warns(method, boundary, lam):
+    """Zero data are restored at once; what is asked of the backward is not."""
+    y = torch.zeros(1, 12, 13, dtype=torch.float64, requires_grad=True)
+    inverse = deconv_cli.pseudo_inverse(
+        random((3, 3)), input_size=(12, 13), boundary=boundary, lam=lam, method=method, max_iterations=1
+    )
+    restored = inverse(y)
+    with pytest.warns(RuntimeWarning, match="iterations ran out"):
+        restored.backward(random(restored.shape))
+
+
+def test_an_inverse_is_that_of_the_taps_when_it_was_built():
+    layer = torch.nn.Conv2d(2, 2, 3, padding=1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(mild_kernel((2, 2, 3, 3)))
+    for boundary in ("zero", "circular"):
+        inverse = deconv_cli.pseudo_inverse(layer.weight, input_size=(8, 9), boundary=boundary, lam=0.1)
+        y = random((2, 8, 9))
+        before = inverse(y)
+        (expected,) = torch.autograd.grad(before.sum(), layer.weight)
+        with torch.no_grad():
+            layer.weight.mul_(3)
+        after = inverse(y)
+        (gradient,) = torch.autograd.grad(after.sum(), layer.weight)
+        assert torch.equal(after, before)
+        assert torch.equal(gradient, expected)
+        with torch.no_grad():
+            layer.weight.div_(3)
+
+
+def test_a_truncated_inverse_is_differentiable_in_the_data_alone():
+    taps, y = random((2, 2, 3, 3)), random((2, 6, 7)).requires_grad_()
+    inverse = deconv_cli.pseudo_inverse(taps, input_size=(6, 7), boundary="circular", rcond=0.2)
+    assert torch.autograd.gradcheck(inverse, (y,))
+    asking = deconv_cli.pseudo_inverse(taps.requires_grad_(), input_size=(6, 7), boundary="circular", rcond=0.2)
+    with pytest.raises(deconv_cli.UsageError, match="no derivative in the kernel"):
+        asking(y)
+    with torch.no_grad():
+        asking(y)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "reflect", "symmetric", "replicate", "unknown"])
+@pytest.mark.parametrize("method", ["fft", "strip", "direct", "iterative"])
+def test_constants_that_nothing_determines_pass_no_gradient(boundary, method):
+    """A kernel of zero sum under a gradient penalty: constants are seen by neither, and the least estimate has none."""
+    y = random((1, *SIZE)).requires_grad_()
+    settings = {"boundary": boundary, "lam": 0.01, "penalty": "gradient", "method": method, "tolerance": 1e-12}
+    try:
+        inverse = deconv_cli.pseudo_inverse(LAPLACIAN, input_size=SIZE, **settings)
+    except deconv_cli.UsageError:
+        return
+    solution = inverse.solve(y)
+    assert solution.value.mean(dim=(-2, -1)).abs().max() <= 1e-10
+    assert torch.autograd.gradcheck(inverse, (y,))
+
+
+def test_constants_of_fewer_outputs_than_inputs_on_a_torus():
+    """K(0) has a null space that turns with the kernel: its derivative has a part beyond that of full rank."""
+    taps, y = random((1, 2, 3, 3)).requires_grad_(), random((1, *SIZE)).requires_grad_()
+
+    def restore(y, taps):
+        return deconv_cli.pseudo_inverse(
+            taps, input_size=SIZE, boundary="circular", lam=0.01, penalty="gradient", tolerance=1e-12
+        )(y)
+
+    assert torch.autograd.gradcheck(restore, (y, taps))
+
+
+@pytest.mark.parametrize("boundary", ["circular", "zero", "unknown"])
+def test_gradients_in_single_precision_are_those_of_double_precision(boundary):
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        taps = Case(Boundary.ZERO, "same", (2, 2, 3, 3), (16, 15)).kernel(dtype).requires_grad_()
+        y = random((3, 2, 16, 15), dtype=dtype).requires_grad_()
+        image = deconv_cli.invert(y, taps, boundary=boundary, lam=0.01).image
+        assert image.dtype == dtype
+        gradients.append(torch.autograd.grad((image * random(image.shape, seed=3, dtype=dtype)).sum(), (y, taps)))
+    for single, double in zip(*gradients, strict=True):
+        assert single.dtype == torch.float32
+        assert (single - double).norm() <= 1e-4 * double.norm()
