@@ -28,6 +28,8 @@ from deconv_cli.errors import (
 from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 if TYPE_CHECKING:
+    from deconv_cli.gradients.library import check_gradients
+    from deconv_cli.gradients.verdicts import Examination, Verdict
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Boundary",
     "DeconvError",
+    "Examination",
     "FileAccessError",
     "InputRefusedError",
     "MalformedInputError",
@@ -54,13 +57,18 @@ __all__ = [
     "UnsafeInputError",
     "UntrustworthyResultError",
     "UsageError",
+    "Verdict",
     "__version__",
+    "check_gradients",
     "forward",
     "invert",
     "pseudo_inverse",
 ]
 
 _HOMES = {
+    "check_gradients": "deconv_cli.gradients.library",
+    "Examination": "deconv_cli.gradients.verdicts",
+    "Verdict": "deconv_cli.gradients.verdicts",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
