@@ -9,7 +9,17 @@ import pytest
 import deconv_cli
 from deconv_cli import errors
 
-PROMISED = {"check_gradients", "ReceptiveFieldConv2d", "forward", "invert", "pseudo_inverse", "PseudoInverse", "Reconstruction", "Solution", "Status"}
+PROMISED = {
+    "check_gradients",
+    "ReceptiveFieldConv2d",
+    "forward",
+    "invert",
+    "pseudo_inverse",
+    "PseudoInverse",
+    "Reconstruction",
+    "Solution",
+    "Status",
+}
 
 
 def sorted_as_ruff_does(names):
