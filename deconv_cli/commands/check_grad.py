@@ -420,7 +420,7 @@ def _write_fisher(
             sorted_rows = sort_data(_as_dtype(data.rows(start, start + batch_size), dtype), subject.model)
             yield Batch(sorted_rows.arguments, sorted_rows.keywords, sorted_rows.target)
 
-    with subject.evaluating():
+    with subject.evaluating(), _told_failure(path):
         found = diagonal_fisher(
             subject.model,
             batches(),
@@ -434,6 +434,17 @@ def _write_fisher(
     record = {**describe_fisher(found), "path": str(path), "data": case.data_kind, "model": case.model}
     write_tensors(path, {name: tensor.to(dtype) for name, tensor in found.diagonal.items()}, record)
     return record
+
+
+@contextlib.contextmanager
+def _told_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+        raise UsageError(
+            f"'{path}' was not written: the model cannot be differentiated by samples ({reason})."
+        ) from error
 
 
 def _record(case: _Case, examination: Examination, expectations: list[tuple[str, str]], mode: Mode) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _told_series(series: dict[str, Any]) -> str:
     }[series["trend"]]
     chosen = [norms[round(n * (len(norms) - 1) / 7)] for n in range(8)] if len(norms) > 8 else norms
     told = " ".join(f"{norm:.2g}" for norm in chosen)
-    return f"through time, {_clean(series['name'])} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {told}"
+    return f"through the steps of {_clean(series['name'])} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {told}"
 
 
 def _told_fisher(fisher: dict[str, Any]) -> str:

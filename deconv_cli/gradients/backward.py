@@ -27,7 +27,8 @@ class Size:
     @classmethod
     def of(cls, gradients: Sequence[torch.Tensor | None]) -> Size:
         """Measure several gradients together."""
-        given = [gradient.detach() for gradient in gradients if gradient is not None and gradient.numel()]
+        given = [_values(gradient) for gradient in gradients if gradient is not None]
+        given = [values for values in given if values.numel()]
         if not given:
             return cls(None)
         largest = max(float(gradient.abs().max()) for gradient in given)
@@ -37,6 +38,10 @@ class Size:
     def is_zero(self) -> bool:
         """Zero everywhere, or not given."""
         return not self.largest
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
 
 
 @dataclass(eq=False)
@@ -110,9 +115,11 @@ def run_backward(loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, kee
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.autograd.grad(
-                loss, [parameters[name] for name in names], allow_unused=True, retain_graph=keep_graph
-            )
+            # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
+            is_reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes)
+            differentiate = _differentiate_into_grad if is_reentrant else torch.autograd.grad
+            wanted = [parameters[name] for name in names]
+            found = differentiate(loss, wanted, retain_graph=keep_graph, allow_unused=True)
         result.gradients = dict(zip(names, found, strict=True))
     except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
         result.error = error
@@ -120,6 +127,22 @@ def run_backward(loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, kee
         for handle in handles:
             handle.remove()
     return result
+
+
+def _differentiate_into_grad(
+    loss: torch.Tensor, parameters: list[nn.Parameter], *, retain_graph: bool, allow_unused: bool = True
+) -> Sequence[torch.Tensor | None]:
+    """Do as `torch.autograd.grad`, by way of `.grad`; what stood there before is put back."""
+    kept = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward(retain_graph=retain_graph)
+        found = [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+    return found
 
 
 def _walk(start: Node, result: Backward) -> list[Node]:

@@ -63,11 +63,13 @@ class Slot:
         name: what to call it.
         tensor: contiguous; its data is moved in place and put back.
         gradient: same shape.
+        left_out: rows of the first axis that are not moved, since they have no gradient by definition.
     """
 
     name: str
     tensor: torch.Tensor
     gradient: torch.Tensor
+    left_out: tuple[int, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -190,6 +192,8 @@ def random_move(slot: Slot, generator: torch.Generator, scale: float | None = No
     n = slot.tensor.numel()
     dtype = slot.tensor.dtype
     signs = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8).to(dtype).mul_(2).sub_(1)
+    for row in slot.left_out:
+        signs.view(slot.tensor.shape)[row] = 0
     return Move(slot, 0, signs.mul_(slot.scale if scale is None else scale))
 
 

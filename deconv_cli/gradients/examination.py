@@ -383,6 +383,9 @@ class _Doctor:
             if gradient is None or finding.verdict not in (Verdict.NOT_CHECKED, Verdict.ZERO):
                 continue
             dense = gradient.to_dense() if gradient.is_sparse else gradient
+            if dense.is_complex():
+                finding.detail = "complex parameters are not compared with finite differences"
+                continue
             if not bool(dense.isfinite().all()):
                 continue
             if not parameter.data.is_contiguous():
@@ -396,7 +399,7 @@ class _Doctor:
             else:
                 finding.gradient_norm = norm
                 finding.blocks = gate_norms(self.subject.model, name, dense)
-                slots.append(Slot(name, parameter, dense))
+                slots.append(Slot(name, parameter, dense, _padding_rows(parameter, self.subject.model)))
         return slots
 
     def _is_constant_by_construction(
@@ -490,7 +493,9 @@ class _Doctor:
     def _list_unchecked(self) -> None:
         for finding in self._undecided():
             comparison = finding.comparison
-            if comparison is None:
+            if comparison is None and finding.detail:
+                reason = finding.detail
+            elif comparison is None:
                 reason = f"the budget of {self.budget:g} s was spent"
             else:
                 reason = (
@@ -570,6 +575,15 @@ def _told_difference(finding: ParameterFinding, comparison: Comparison | None, m
     if comparison.ratio is not None and comparison.n_wrong > 1:
         told += f", by a factor of {comparison.ratio:.4g}"
     return told
+
+
+def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
+    """List the rows of an embedding that stand for padding and get no gradient, whatever else they are used for."""
+    return tuple(
+        module.padding_idx
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module.weight is parameter and module.padding_idx is not None
+    )
 
 
 def _hooks_on(parameter: nn.Parameter, model: nn.Module) -> Cause | None:

@@ -81,7 +81,7 @@ def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN40
     generator = torch.Generator().manual_seed(7)
     terms = []
     for tensor in tensors:
-        weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+        weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
         terms.append((weights * tensor).sum() / max(tensor.numel(), 1) ** 0.5)
     return torch.stack(terms).sum()
 

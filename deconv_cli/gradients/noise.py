@@ -23,7 +23,8 @@ def study_noise(subject: Subject, trace: Trace) -> tuple[GeneralFinding | None, 
         return GeneralFinding(Verdict.NOISY, (_cause(first, second, trace),), _told(first, second)), None
     if _same(first, other):
         return None, None
-    where = f" ({trace.random[0][0]} at {trace.random[0][1]})" if trace.random else ""
+    drawn = _drawn_by_model(trace)
+    where = f" ({drawn[0][0]} at {drawn[0][1]})" if drawn else ""
     return None, f"the loss is random{where}; seed {subject.seed} was set before every run, so it could be checked"
 
 
@@ -40,6 +41,14 @@ def _cause(first: float, second: float, trace: Trace) -> Cause:
     if relative <= _ROUNDING:
         why = f"the loss differs by {relative:.1g} from run to run: sums are taken in a changing order."
         return Cause("a non-deterministic operation", Place(), why, "torch.use_deterministic_algorithms(True)")
-    operation, place = trace.random[0] if trace.random else ("a random number", Place())
+    drawn = _drawn_by_model(trace)
+    if not drawn:
+        why = f"the loss differs by {relative:.1g} from run to run: the model keeps something of each run for the next."
+        return Cause("state that outlives a run", Place(), why, "give the state as an input of forward, and return it")
     why = f"the loss differs by {relative:.1g} from run to run: random numbers are drawn that no seed reaches."
-    return Cause(operation, place, why, "draw with torch's own generator, so that torch.manual_seed reaches it")
+    return Cause(*drawn[0], why, "draw with torch's own generator, so that torch.manual_seed reaches it")
+
+
+def _drawn_by_model(trace: Trace) -> list[tuple[str, Place]]:
+    """Leave out what is drawn around the model, such as the weights of the loss that is used where none is named."""
+    return [(words, place) for words, place in trace.random if place.file or place.module]

@@ -45,6 +45,7 @@ RANDOM = _words(
     dropout3d feature_alpha_dropout random_ rrelu gumbel_softmax
     """
 )
+LIKE_ANOTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
 _CASTS = _words(
     """
     int long short byte char bool to type type_as __long__

@@ -18,7 +18,7 @@ from deconv_cli.gradients.verdicts import Place
 
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib")
-_HERE = str(Path(__file__).parent)
+_SUBJECT = str(Path(__file__).parent / "subject.py")
 _PACKAGE = str(Path(__file__).parent.parent)
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)\n\s*([^\n]*)')
 
@@ -74,23 +74,20 @@ class Locator:
     def here(self) -> Place:
         """Give the innermost line of the user's own code."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_HERE):
-            frame = frame.f_back
-        while frame is not None:
+        way = 0
+        while frame is not None and not _is_boundary(frame.f_code):
             file = frame.f_code.co_filename
-            # The examination itself called what runs, and above it stands only the caller of the doctor.
-            if file.startswith(_HERE) and not _passes_on(frame.f_code):
-                break
+            way = hash((way, frame.f_lasti))
             if not _is_foreign(file):
-                return Place(file, frame.f_lineno, frame.f_code.co_name, self.module)
+                return Place(file, frame.f_lineno, frame.f_code.co_name, self.module, turn=way)
             frame = frame.f_back
         told: Place | None = getattr(self._told_by, "running_place", None)
         return told or Place(module=self.module)
 
 
-def _passes_on(code: CodeType) -> bool:
-    """Tell whether this frame of the doctor only hands a call of the user's code on to torch."""
-    return code.co_name in ("traced_apply", "traced_new", "__torch_function__", "__torch_dispatch__", "run_node")
+def _is_boundary(code: CodeType) -> bool:
+    """Tell whether this frame is the doctor calling the model or the loss: above it stands only its own caller."""
+    return code.co_filename == _SUBJECT and code.co_name in ("run", "output")
 
 
 def place_of_trace(trace: str | None, module: str) -> Place | None:

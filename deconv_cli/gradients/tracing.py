@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deconv_cli.gradients.operations import NUMBERS, RANDOM, plain_name, reads_values, spoken
+from deconv_cli.gradients.operations import LIKE_ANOTHER, NUMBERS, RANDOM, plain_name, reads_values, spoken
 from deconv_cli.gradients.places import Locator
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.verdicts import Place
@@ -282,11 +282,13 @@ class _Tracer:
         # Asked before the call, since an in-place operation gives its input a new history.
         carried, reachable = Flow(), 0
         if reads:
-            for tensor in inputs:
+            # What a tensor is converted or shaped like gives its type or its shape, and not its values.
+            for tensor in inputs[:1] if name in LIKE_ANOTHER else inputs:
                 carried.merge(self.flow_of(tensor))
                 reachable |= self.gradient_mask(tensor)
         result = call()
         if self.suspended:
+            self._mark_used(inputs, None)
             return result
         place = self.locator.here()
         if reads:
@@ -310,12 +312,13 @@ class _Tracer:
             self.casts += [place for output in outputs if output.dtype in narrow]
         return result
 
-    def _mark_used(self, inputs: list[torch.Tensor], place: Place) -> None:
+    def _mark_used(self, inputs: list[torch.Tensor], place: Place | None) -> None:
         for tensor in inputs:
             bit = self.bits.get(id(tensor), 0)
             if bit:
                 self.used |= bit
-                self.last_use[bit] = place
+                if place is not None:
+                    self.last_use[bit] = place
 
     def _conclude(
         self, output: torch.Tensor, carried: Flow, reachable: int, name: str, words: str, place: Place

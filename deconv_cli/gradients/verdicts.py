@@ -77,6 +77,7 @@ class Place:
         function: name of the function around the line.
         module: dotted name of the innermost module, empty for the model itself or outside of it.
         text: the source line, where the model file itself tells it.
+        turn: the same for the same instruction reached by the same calls, as in each turn of a loop.
     """
 
     file: str | None = None
@@ -84,6 +85,7 @@ class Place:
     function: str | None = None
     module: str = ""
     text: str | None = None
+    turn: int = field(default=0, compare=False, repr=False)
 
     @property
     def source(self) -> str:
