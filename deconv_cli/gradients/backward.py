@@ -117,9 +117,12 @@ def run_backward(loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, kee
             warnings.simplefilter("ignore")
             # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
             is_reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes)
-            differentiate = _differentiate_into_grad if is_reentrant else torch.autograd.grad
             wanted = [parameters[name] for name in names]
-            found = differentiate(loss, wanted, retain_graph=keep_graph, allow_unused=True)
+            found = (
+                _differentiate_into_grad(loss, wanted, keep_graph=keep_graph)
+                if is_reentrant
+                else torch.autograd.grad(loss, wanted, retain_graph=keep_graph, allow_unused=True)
+            )
         result.gradients = dict(zip(names, found, strict=True))
     except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
         result.error = error
@@ -130,19 +133,18 @@ def run_backward(loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, kee
 
 
 def _differentiate_into_grad(
-    loss: torch.Tensor, parameters: list[nn.Parameter], *, retain_graph: bool, allow_unused: bool = True
+    loss: torch.Tensor, parameters: list[nn.Parameter], *, keep_graph: bool
 ) -> Sequence[torch.Tensor | None]:
-    """Do as `torch.autograd.grad`, by way of `.grad`; what stood there before is put back."""
+    """Differentiate by way of `.grad`; what stood there before is put back."""
     kept = [parameter.grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.grad = None
-        loss.backward(retain_graph=retain_graph)
-        found = [parameter.grad for parameter in parameters]
+        loss.backward(retain_graph=keep_graph)
+        return [parameter.grad for parameter in parameters]
     finally:
         for parameter, gradient in zip(parameters, kept, strict=True):
             parameter.grad = gradient
-    return found
 
 
 def _walk(start: Node, result: Backward) -> list[Node]:

@@ -234,7 +234,7 @@ def _describe(
         "rows": (int(rows[0]), int(rows[-1])),
         "n_rows": hand.shape[0] if hand.ndim else 1,
         "missing": missing,
-        "is_step": False,
+        "is_step": not bool(expected.any()),
         "oracle": oracle,
     }
 

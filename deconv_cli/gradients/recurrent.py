@@ -81,7 +81,7 @@ def _states(trace: Trace, backward: Backward) -> list[list[Step]]:
     groups: dict[Any, list[tuple[int, Step]]] = defaultdict(list)
     for position, step in enumerate(trace.steps):
         if step.place.file and step.tensor.is_floating_point():
-            groups[step.place.file, step.place.turn, step.name, step.place.module].append((position, step))
+            groups[step.place.file, step.place.turn, step.name, step.index, step.place.module].append((position, step))
     chained = [group for group in groups.values() if _is_chain([step for _, step in group])]
     if not chained:
         return []
@@ -97,7 +97,7 @@ def _states(trace: Trace, backward: Backward) -> list[list[Step]]:
         if all(carried):
             states.append([step for _, step in group])
     # The last operation of a line is what the line gives.
-    by_line = {(steps[0].place.file, steps[0].place.line): steps for steps in states}
+    by_line = {(steps[0].place.file, steps[0].place.line, steps[0].index): steps for steps in states}
     return list(by_line.values())[:8]
 
 

@@ -90,6 +90,18 @@ class Subject:
                         buffer.data.copy_(values)
 
     @contextlib.contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """Put aside what stands in the `.grad` of the parameters for a while."""
+        kept = [(parameter, parameter.grad) for parameter in self.parameters.values()]
+        try:
+            for parameter, _ in kept:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
+
+    @contextlib.contextmanager
     def in_double(self) -> Iterator[None]:
         """Turn parameters, buffers, tensor attributes, inputs and target to float64 for a while."""
         tensors = [tensor for tensor in self._own_tensors() if tensor.is_floating_point()]

@@ -82,12 +82,13 @@ class FunctionCall:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A tensor that an operation made, kept for the study of recurrences."""
+    """A tensor that an operation made; `index` counts the outputs of the operation."""
 
     name: str
     spoken: str
     place: Place
     tensor: torch.Tensor
+    index: int
 
 
 @dataclass
@@ -300,8 +301,8 @@ class _Tracer:
                 before = tuple(sorted(carried.cuts))
                 self.escapes.append(Cut(name, words, place, carried.sources, by_mode=False, before=before))
         elif reads:
-            for output in outputs:
-                self._conclude(output, carried, reachable, name, words, place)
+            for index, output in enumerate(outputs):
+                self._conclude(output, index, carried, reachable, name, words, place)
         for tensor, version, maker in zip(inputs, versions, makers, strict=True):
             if not tensor.is_inference() and tensor._version != version:
                 self._written(tensor, carried, maker, words, place)
@@ -321,7 +322,7 @@ class _Tracer:
                     self.last_use[bit] = place
 
     def _conclude(
-        self, output: torch.Tensor, carried: Flow, reachable: int, name: str, words: str, place: Place
+        self, output: torch.Tensor, index: int, carried: Flow, reachable: int, name: str, words: str, place: Place
     ) -> None:
         self.name_new_nodes(output, place, words)
         if id(output) in self.bits:
@@ -334,7 +335,7 @@ class _Tracer:
             flow.cuts[len(self.cuts)] = lost
             self.cuts.append(Cut(name, words, place, lost, by_mode, output.numel()))
         self.keep(output, flow)
-        self.everything.append(Step(name, words, place, output))
+        self.everything.append(Step(name, words, place, output, index))
         if output.grad_fn is not None:
             self.steps.append(self.everything[-1])
 
