@@ -96,7 +96,8 @@ def check_functions(calls: list[FunctionCall], *, deadline: float) -> tuple[list
 def _check_call(call: FunctionCall, deadline: float) -> list[WrongInput]:
     leaves, spec = pytree.tree_flatten(call.arguments)
     places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-    moved = [n for n in places if leaves[n].is_floating_point()]
+    # An input that needs no gradient may be given none, and often is.
+    moved = [n for n, needed in zip(places, call.needs, strict=True) if needed and leaves[n].is_floating_point()]
     own = {n: leaves[n].clone().contiguous().requires_grad_() for n in moved}
 
     def arguments() -> Any:  # noqa: ANN401

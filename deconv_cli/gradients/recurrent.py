@@ -58,9 +58,14 @@ def time_series(subject: Subject, trace: Trace, backward: Backward) -> list[Time
         tensors = [step.tensor for step in steps]
         gradients = torch.autograd.grad(trace.loss, tensors, retain_graph=True, allow_unused=True)
         norms = [0.0 if gradient is None else float(gradient.norm()) for gradient in gradients]
-        name = steps[0].place.source.partition("=")[0].strip() or steps[0].spoken
-        found.append(_series(name, steps[0].place, norms))
+        found.append(_series(_name_of(steps[0]), steps[0].place, norms))
     return found
+
+
+def _name_of(step: Step) -> str:
+    """Name a state as its line does: `h` and `c` in `h, c = cell(x, (h, c))`."""
+    names = [name.strip() for name in step.place.source.partition("=")[0].split(",")]
+    return names[step.index if step.index < len(names) else 0] or step.spoken
 
 
 def _series(name: str, place: Place, norms: Sequence[float]) -> TimeSeries:

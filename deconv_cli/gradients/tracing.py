@@ -72,10 +72,19 @@ class InPlaceWrite:
 
 @dataclass(frozen=True, eq=False)
 class FunctionCall:
-    """A call of a hand-written `torch.autograd.Function`."""
+    """A call of a hand-written `torch.autograd.Function`.
+
+    Attributes:
+        function: its class.
+        arguments: copies of what it was called with.
+        needs: which of the tensors among them required a gradient.
+        node: its node in the graph, None where its output required no gradient.
+        place: where it was called.
+    """
 
     function: type[torch.autograd.Function]
     arguments: tuple[Any, ...]
+    needs: tuple[bool, ...]
     node: Node
     place: Place
 
@@ -427,7 +436,7 @@ def _patched_apply(tracer: _Tracer) -> Iterator[None]:
         made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         node = next((tensor.grad_fn for tensor in made if tensor.grad_fn is not None), None)
         if any(needs) and not cls.__module__.startswith("torch."):
-            tracer.calls.append(FunctionCall(cls, kept, node, tracer.locator.here()))
+            tracer.calls.append(FunctionCall(cls, kept, tuple(needs), node, tracer.locator.here()))
         return result
 
     _SingleLevelFunction.apply = classmethod(traced_apply)  # type: ignore[attr-defined]

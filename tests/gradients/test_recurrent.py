@@ -86,6 +86,7 @@ def test_cells_in_a_loop_are_found():
     found = examined(unusual.Cells(), 3, 6, 3)
     assert blamed_line("unusual", "cells") in {series.place.line for series in found.recurrent}
     assert {len(series.norms) for series in found.recurrent} == {6}
+    assert [series.name for series in found.recurrent] == ["h", "c", "k"]
 
 
 def test_a_step_written_as_a_function_is_found():

@@ -144,3 +144,23 @@ def test_a_surrogate_gradient_is_called_one():
     (cause,) = examined(Net(4, 2), 5, 4).parameters[0].causes
     assert "surrogate" in cause.why
     assert "--expect" in cause.remedy
+
+
+def test_an_input_that_needs_no_gradient_may_be_given_none():
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x)
+            return x * w
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return None, (grad * x).sum(0)
+
+    class Net(wrong.DoubledNet):
+        function = Scaled
+
+    found = examined(Net(n=5), 4, 5)
+    assert verdicts(found) == {"w": "OK"}
+    assert found.general == []
