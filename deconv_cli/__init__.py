@@ -1,11 +1,13 @@
 """Undo a convolution, under its real borders, and say how far to trust the result.
 
-The library in four names::
+The library in a few names::
 
     y = deconv_cli.forward(x, kernel, padding="same", boundary="zero")
     reconstruction = deconv_cli.invert(y, kernel, padding="same", boundary="zero", lam=1e-6)
     P = deconv_cli.pseudo_inverse(kernel, input_size=(128, 128), padding="same", boundary="zero")
     x_hat = P(y)
+    deconv_cli.save_pseudo_inverse(P, "P.safetensors")
+    P = deconv_cli.load_pseudo_inverse("P.safetensors")
 
 torch is imported with the first of them, not with the package.
 """
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.library import check_gradients
     from deconv_cli.gradients.verdicts import Examination, Verdict
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
+    from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.workflows.forward import forward
@@ -62,7 +65,9 @@ __all__ = [
     "check_gradients",
     "forward",
     "invert",
+    "load_pseudo_inverse",
     "pseudo_inverse",
+    "save_pseudo_inverse",
 ]
 
 _HOMES = {
@@ -77,6 +82,8 @@ _HOMES = {
     "Reconstruction": "deconv_cli.workflows.invert",
     "invert": "deconv_cli.workflows.invert",
     "pseudo_inverse": "deconv_cli.workflows.invert",
+    "load_pseudo_inverse": "deconv_cli.saved_inverses",
+    "save_pseudo_inverse": "deconv_cli.saved_inverses",
 }
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch, so that the command line can offer these words befor
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TypeAlias, TypeVar
 
@@ -129,3 +130,45 @@ def parse_padding(text: str) -> PaddingLike:
 def format_padding(padding: PaddingLike) -> str:
     """Write a padding as it would be typed at the prompt."""
     return ",".join(str(n) for n in padding) if isinstance(padding, tuple) else str(padding)
+
+
+def parse_size(text: str) -> Size:
+    """Read a height and a width as typed at the prompt: `H,W`.
+
+    Raises:
+        UsageError: the text is none.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text, re.ASCII)
+    if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
+        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{text}'.")
+    return size
+
+
+MEMORY_UNITS = {
+    "b": 1,
+    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
+    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
+}
+
+
+def parse_memory(text: str) -> int:
+    """Read an amount of memory as typed at the prompt: `8GiB`, `500MB`, `1.5 GB`, or a bare number of bytes.
+
+    Raises:
+        UsageError: the text is none of these, or less than a byte.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    factor = MEMORY_UNITS.get(match[2] or "b") if match else None
+    n_bytes = 0 if match is None or factor is None else int(float(match[1]) * factor)
+    if n_bytes < 1:
+        raise UsageError(f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{text}'.")
+    return n_bytes
+
+
+def format_memory(n_bytes: float) -> str:
+    """Write a number of bytes for a person, for instance `3.6 GiB`."""
+    size, unit = float(n_bytes), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size >= 1024:
+            size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"

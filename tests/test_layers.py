@@ -29,9 +29,10 @@ ALLOWED = {
     "io": BELOW_OPERATORS,
     "workflows": BELOW_WORKFLOWS,
     "blocks": BELOW_WORKFLOWS | {"workflows", "io"},
+    "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
-    "commands": BELOW_WORKFLOWS | {"workflows", "blocks", "report", "io", "deconv_cli"},
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows"},
+    "commands": BELOW_WORKFLOWS | {"workflows", "blocks", "saved_inverses", "report", "io", "deconv_cli"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}

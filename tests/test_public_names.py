@@ -10,15 +10,9 @@ import deconv_cli
 from deconv_cli import errors
 
 PROMISED = {
-    "check_gradients",
-    "ReceptiveFieldConv2d",
-    "forward",
-    "invert",
-    "pseudo_inverse",
-    "PseudoInverse",
-    "Reconstruction",
-    "Solution",
-    "Status",
+    *("forward", "invert", "pseudo_inverse", "save_pseudo_inverse", "load_pseudo_inverse"),
+    *("PseudoInverse", "Reconstruction", "Solution", "Status"),
+    *("check_gradients", "Examination", "Verdict", "ReceptiveFieldConv2d"),
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deconv_cli.commands.batch import Job
     from deconv_cli.io import ImageFile, KernelFile, OutputPlan, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 OptionValues = dict[str, Any]
 """Options as they would be typed; `None` and `False` are left out, `True` is a bare flag."""
@@ -43,8 +44,22 @@ class FileOptions:
 
 
 @dataclass(frozen=True)
+class FactorFile:
+    """A saved inverse as read."""
+
+    path: Path
+    sha256: str
+    inverse: PseudoInverse
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the report tells of it."""
+        return {"path": str(self.path), "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
 class Context:
-    """A loaded kernel, a device, and the options that all commands share."""
+    """A loaded kernel, a device, and the options that all commands share; the kernel may have come with a factor."""
 
     command: str
     kernel_options: KernelOptions
@@ -53,6 +68,7 @@ class Context:
     files: FileOptions
     device: torch.device
     dtype: ArithmeticDType | None
+    factor: FactorFile | None = None
 
     @classmethod
     def open(
@@ -77,6 +93,28 @@ class Context:
         )
         kernel = Kernel.from_tensor(kernel_file.kernel)
         return cls(command, kernel_options, kernel_file, kernel, files, where, dtype)
+
+    @classmethod
+    def open_factor(
+        cls, command: str, path: Path, files: FileOptions, device: DeviceChoice, max_memory: int | None
+    ) -> tuple[Context, FactorFile]:
+        """Find the device and read a saved inverse, whose kernel takes the place of a kernel's file."""
+        from deconv_cli.io import KernelFile, fingerprint
+        from deconv_cli.saved_inverses import KernelOrigin, read_inverse
+        from deconv_cli.workflows.arithmetic import pick_device
+
+        where = pick_device(device)
+        saved = read_inverse(path, where, max_memory)
+        kernel = saved.inverse.kernel
+        origin = saved.origin or KernelOrigin(str(path), None, Convention.CORRELATION, "", ())
+        taps = kernel.taps[0, 0] if kernel.shared else kernel.taps
+        kernel_file = KernelFile(
+            Path(origin.path), taps, saved.bias, origin.layer, origin.convention, origin.sha256, origin.notes
+        )
+        kernel_options = KernelOptions(kernel_file.path, origin.layer, origin.convention, None)
+        factor = FactorFile(path, fingerprint(path), saved.inverse)
+        dtype = ArithmeticDType(str(taps.dtype).removeprefix("torch."))
+        return cls(command, kernel_options, kernel_file, kernel, files, where, dtype, factor), factor
 
     def read(self, job: Job) -> Input:
         """Read the input of a job."""
@@ -143,7 +181,7 @@ class Context:
                 self.kernel,
                 path=str(self.kernel_options.path),
                 convention=kernel_file.convention,
-                sha256=kernel_file.sha256,
+                sha256=kernel_file.sha256 or None,
                 layer=kernel_file.layer,
                 has_bias=kernel_file.bias is not None,
             ),
@@ -163,24 +201,25 @@ class Context:
         return record
 
     def _rerun(self, job: Job, loaded: Input, prepared: PreparedOutput, typed: OptionValues) -> str:
-        kernel, files = self.kernel_options, self.files
-        normalize = {None: None, True: "--unit-sum", False: "--keep-sum"}[kernel.normalize]
+        files = self.files
         values: OptionValues = {
-            "--kernel": kernel.path,
-            "--layer": self.kernel_file.layer,
-            "--convention": self.kernel_file.convention,
-            **({} if normalize is None else {normalize: True}),
+            **self._retyped_kernel(),
             "--axes": files.axes,
             "--tensor": files.tensor,
             "--series": files.series,
             **typed,
-            "--dtype": str(loaded.precision).removeprefix("torch."),
+            "--dtype": None if self.factor is not None else str(loaded.precision).removeprefix("torch."),
             "--device": self.device.type,
             "--output-dtype": prepared.dtype,
             "--output": job.target,
             "--force": True,
         }
         return command_line(self.command, job.source, values)
+
+    def _retyped_kernel(self) -> OptionValues:
+        if self.factor is not None:
+            return {"--factor": self.factor.path}
+        return retyped_kernel(self.kernel_options, self.kernel_file)
 
 
 @dataclass(frozen=True)
@@ -200,7 +239,18 @@ class Input:
     started: float
 
 
-def command_line(command: str, source: Path, values: OptionValues) -> str:
+def retyped_kernel(kernel: KernelOptions, kernel_file: KernelFile) -> OptionValues:
+    """Give the options that read the same kernel again."""
+    normalize = {None: None, True: "--unit-sum", False: "--keep-sum"}[kernel.normalize]
+    return {
+        "--kernel": kernel.path,
+        "--layer": kernel_file.layer,
+        "--convention": kernel_file.convention,
+        **({} if normalize is None else {normalize: True}),
+    }
+
+
+def command_line(command: str, source: Path | None, values: OptionValues) -> str:
     """Write a command as a shell would read it."""
     words = ["deconv", command]
     for option, value in values.items():
@@ -208,4 +258,4 @@ def command_line(command: str, source: Path, values: OptionValues) -> str:
             continue
         # One word, so that a value that begins with a dash is not taken for an option.
         words.append(option if value is True else f"{option}={value}")
-    return shlex.join([*words, "--", str(source)])
+    return shlex.join(words if source is None else [*words, "--", str(source)])

@@ -13,17 +13,15 @@ InputsArgument = Annotated[
     list[Path],
     typer.Argument(metavar="INPUT...", help="Pictures, tensors, or folders of them.", show_default=False),
 ]
-KernelOption = Annotated[
-    Path,
-    typer.Option(
-        "--kernel",
-        "-k",
-        metavar="FILE",
-        help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), or a picture of a point-spread "
-        "function.",
-        show_default=False,
-    ),
-]
+_KERNEL = typer.Option(
+    "--kernel",
+    "-k",
+    metavar="FILE",
+    help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), or a picture of a point-spread function.",
+    show_default=False,
+)
+KernelOption = Annotated[Path, _KERNEL]
+OptionalKernelOption = Annotated[Path | None, _KERNEL]
 LayerOption = Annotated[
     str | None, typer.Option("--layer", metavar="NAME", help="Which layer of a state dict holds the kernel.")
 ]
@@ -80,6 +78,23 @@ DTypeOption = Annotated[
     typer.Option(
         "--dtype",
         help="Precision of the arithmetic. Default: float64 for float64 files, else float32.",
+        show_default=False,
+    ),
+]
+KernelDTypeOption = Annotated[
+    ArithmeticDType | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of the arithmetic. Default: float64 for float64 kernels, else float32.",
+        show_default=False,
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Memory that the solution may take, such as 8GiB or 500MB. Default: what is free.",
         show_default=False,
     ),
 ]

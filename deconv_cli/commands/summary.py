@@ -16,6 +16,8 @@ def print_summary(record: dict[str, Any]) -> None:
         ("boundary", _with_reason(record["boundary"], record.get("boundary_reason"))),
         ("padding", record["padding"]),
     ]
+    if record.get("factor") is not None:
+        rows.insert(1, ("factor", record["factor"]["path"]))
     if record["command"] == "invert":
         rows += _inversion_rows(record)
     elif record["noise"] is not None:
@@ -34,6 +36,30 @@ def print_summary(record: dict[str, Any]) -> None:
         _print_border_findings(record["well_posedness"])
         if record["solver"]["status"] not in ("converged", "closed_form"):
             print_warning(record["solver"]["message"])
+
+
+def print_factor_summary(record: dict[str, Any]) -> None:
+    """Print what was factored on stderr, then notes and warnings."""
+    kernel, factors, output = record["kernel"], record["factors"], record["output"]
+    rows = [
+        ("kernel", f"{kernel['path']}  {_shape(kernel['shape'])} {kernel['convention']}, {_gain(kernel['dc_gain'])}"),
+        ("images", f"{_shape(record['size'])}, from outputs of {_shape(record['output_size'])}"),
+        ("boundary", record["boundary"]),
+        ("padding", record["padding"]),
+        ("method", _with_reason(record["method"], record["method_reason"])),
+        ("λ", f"{record['lambda']:g} × σ²max, penalty {record['penalty']}"),
+        *([] if record["rcond"] is None else [("rcond", f"{record['rcond']:g}")]),
+        ("factors", f"{_memory(factors['bytes'])} in {factors['time_s']:.2f} s"),
+        ("output", f"{output['path']}  {_memory(output['bytes'])}"),
+        (
+            "cost",
+            f"{record['time_s']:.2f} s, {_memory(record['peak_memory_bytes'])}, {record['device']}, {record['dtype']}",
+        ),
+    ]
+    print_table("deconv factor", rows)
+    for note in record["notes"]:
+        print_note(note)
+    _print_border_findings(record["well_posedness"])
 
 
 def _print_border_findings(finding: dict[str, Any]) -> None:
@@ -101,4 +127,6 @@ def _gain(gain: float | list[list[float]]) -> str:
 
 
 def _memory(n_bytes: int) -> str:
+    if n_bytes < 2**20:
+        return f"{n_bytes / 2**10:.0f} KiB"
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"

@@ -106,7 +106,8 @@ def _sampled_symbol(along: Tensor, length: int, n_lines: int) -> tuple[Tensor, T
     waves = [
         torch.polar(torch.ones_like(phase), phase)
         for phase in (
-            inwards[:, None] * torch.arange(along.shape[-2], device=along.device),
+            # From the middle tap, so that distances in the response are those between pixels.
+            inwards[:, None] * (torch.arange(along.shape[-2], device=along.device) - (along.shape[-2] - 1) // 2),
             edge[:, None] * torch.arange(along.shape[-1], device=along.device),
         )
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from deconv_cli.errors import MalformedInputError, TooLargeError
+from deconv_cli.vocabulary import format_memory
 
 MAX_RATIO = 2000
 """Decoded bytes per stored byte beyond which a large file is taken for a decompression bomb."""
@@ -25,15 +26,6 @@ def memory_budget() -> int:
     return int(psutil.virtual_memory().total) // 2
 
 
-def human_bytes(n_bytes: int) -> str:
-    """Write a number of bytes for a person, for instance `3.6 GiB`."""
-    size, unit = float(n_bytes), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size >= 1024:
-            size, unit = size / 1024, larger
-    return f"{size:.4g} {unit}"
-
-
 def check_budget(path: Path, n_bytes: int) -> None:
     """Refuse content that does not fit half of the memory.
 
@@ -43,7 +35,7 @@ def check_budget(path: Path, n_bytes: int) -> None:
     budget = memory_budget()
     if n_bytes > budget:
         raise TooLargeError(
-            f"'{path}' asks for {human_bytes(n_bytes)} once decoded, but at most {human_bytes(budget)} "
+            f"'{path}' asks for {format_memory(n_bytes)} once decoded, but at most {format_memory(budget)} "
             "(half of the memory) may be used; crop or split it first."
         )
 
@@ -62,7 +54,7 @@ def check_expansion(path: Path, n_decoded: int, n_stored: int) -> None:
     check_budget(path, n_decoded)
     if n_decoded > RATIO_FREE_BYTES and n_decoded > MAX_RATIO * max(n_stored, 1):
         raise TooLargeError(
-            f"'{path}' promises {human_bytes(n_decoded)} out of {human_bytes(n_stored)}, more than {MAX_RATIO} "
+            f"'{path}' promises {format_memory(n_decoded)} out of {format_memory(n_stored)}, more than {MAX_RATIO} "
             "to 1 as only a decompression bomb does; save it again with less compression if it is genuine."
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.io import ome, records
 from deconv_cli.io.arrangement import arrange, axes_notes, renamed, tiff_axes_for
 from deconv_cli.io.drafts import Draft
 from deconv_cli.io.formats import DISPLAY_DTYPES, SIDECAR_FORMATS, FileFormat, format_of_suffix, is_ome_name
 from deconv_cli.io.image import ImageFile
+from deconv_cli.io.places import check_place, check_writable
 from deconv_cli.io.prepared import PreparedOutput
 from deconv_cli.io.quantize import to_dtype
 from deconv_cli.vocabulary import OutputDType
@@ -161,22 +161,11 @@ class OutputPlan:
 
 
 def _check_place(path: Path, source: ImageFile, file_format: FileFormat, *, force: bool, make_folder: bool) -> None:
-    folder = path.parent
-    if make_folder:
-        folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not folder.is_dir():
-        raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
-    if path.is_dir():
-        raise UsageError(f"output '{path}' should be a file, but is a folder.")
-    if path.exists() and not force:
-        is_input = path.samefile(source.path) if source.path.exists() else False
-        what = "is the input itself" if is_input else "exists already"
-        raise UsageError(f"output '{path}' {what}; choose another name or pass --force to replace it.")
+    folder = check_place(path, source.path, force=force, make_folder=make_folder)
     sidecar = records.beside(path)
     if file_format in SIDECAR_FORMATS and sidecar.exists() and not force:
         raise UsageError(f"the record would go to '{sidecar}', which exists already; pass --force to replace it.")
-    if not os.access(folder, os.W_OK):
-        raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")
+    check_writable(path, folder)
 
 
 def _check_display(path: Path, source: ImageFile, file_format: FileFormat, n_channels: int) -> None:

@@ -22,6 +22,31 @@ def open_source(path: Path) -> tuple[bytes, str]:
         FileAccessError: the file cannot be opened or read.
         MalformedInputError: the file is empty.
     """
+    head = read_head(path)
+    return head, fingerprint(path)
+
+
+def fingerprint(path: Path) -> str:
+    """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits.
+
+    Raises:
+        FileAccessError: the file cannot be opened or read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
+
+
+def read_head(path: Path) -> bytes:
+    """Read the first 32 bytes of an input file, fewer if it is shorter.
+
+    Raises:
+        UsageError: no such file, or a folder.
+        FileAccessError: the file cannot be opened or read.
+        MalformedInputError: the file is empty.
+    """
     if path.is_dir():
         raise UsageError(f"'{path}' should be a file, but is a folder; name a file in it.")
     try:
@@ -31,13 +56,11 @@ def open_source(path: Path) -> tuple[bytes, str]:
             raise UsageError(f"'{path}' should be an ordinary file, but is a pipe or a device.")
         with path.open("rb") as stream:
             head = stream.read(32)
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
     if not head:
         raise MalformedInputError(f"'{path}' is empty; copy or export it again.")
-    return head, digest
+    return head
 
 
 def reason_of(error: BaseException) -> str:

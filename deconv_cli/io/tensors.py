@@ -16,6 +16,7 @@ from deconv_cli.io.formats import FileFormat
 from deconv_cli.io.layout import tensor_axes
 from deconv_cli.io.samples import dtype_name
 from deconv_cli.io.sources import refusing_damage
+from deconv_cli.vocabulary import format_memory
 
 if TYPE_CHECKING:
     from deconv_cli.io.contents import Samples
@@ -117,7 +118,7 @@ def _unfolded(path: Path, tensor: torch.Tensor) -> torch.Tensor:
     if n_bytes > max(limits.MAX_VIEW_BYTES, tensor.untyped_storage().nbytes()):
         raise TooLargeError(
             f"'{path}' holds a view of shape {tuple(tensor.shape)} that repeats a few samples and would unfold "
-            f"to {limits.human_bytes(n_bytes)}; save it with .contiguous() if it is meant."
+            f"to {format_memory(n_bytes)}; save it with .contiguous() if it is meant."
         )
     limits.check_budget(path, n_bytes)
     return tensor.detach().contiguous()

@@ -20,6 +20,7 @@ import tifffile
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.sources import refusing_damage
+from deconv_cli.vocabulary import format_memory
 
 KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
 """Since tifffile 2026.5.2 `kind=` takes the place of `ome=`, `imagej=` and `shaped=`."""
@@ -162,8 +163,8 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: A
     is_raw = series.keyframe.compression == _UNCOMPRESSED
     if is_raw and n_array * min(8, series.keyframe.bitspersample) // 8 > n_readable:
         raise TooLargeError(
-            f"'{path}' promises {limits.human_bytes(n_array)} of uncompressed samples, more than its "
-            f"{limits.human_bytes(n_file_bytes)} can hold; it is cut short or damaged."
+            f"'{path}' promises {format_memory(n_array)} of uncompressed samples, more than its "
+            f"{format_memory(n_file_bytes)} can hold; it is cut short or damaged."
         )
 
 

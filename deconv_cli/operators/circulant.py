@@ -14,13 +14,16 @@ from deconv_cli.vocabulary import Size
 MAX_PAIRS_AS_PLANES = 16
 # Up to this many taps in a row, their sum at each frequency is cheaper than an FFT of the zero-padded plane.
 MAX_TAPS_AS_SUM = 9
+# The same where the sums are matrix products of whole planes.
+MAX_TAPS_AS_PRODUCT = 64
 
 
 class FrequencyBlocks:
     """A small complex matrix at every frequency of `torch.fft.rfft2`, to multiply spectra with.
 
     Args:
-        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`: one block lies together in memory.
+        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`; not copied where they lie in memory as `torus_symbol`
+            lays them.
     """
 
     def __init__(self, blocks: Tensor) -> None:
@@ -32,7 +35,15 @@ class FrequencyBlocks:
         if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
             self._planes = blocks.permute(2, 3, 0, 1).contiguous()
         else:
-            self._blocks = blocks.flatten(0, 1)
+            self._blocks = blocks.flatten(0, 1).contiguous()
+
+    @property
+    def matrices(self) -> Tensor:
+        """The matrices themselves, shape `(N1, N2 // 2 + 1, C_out, C_in)`, as they lie in memory."""
+        if self._planes is not None:
+            return self._planes.permute(2, 3, 0, 1)
+        assert self._blocks is not None
+        return self._blocks.unflatten(0, self._plane)
 
     def multiply(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
         """Multiply a spectrum `(*batch, C_in, N1, N2 // 2 + 1)` by the blocks, or by their conjugate transposes."""
@@ -120,9 +131,11 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
         origin: the tap that meets the output pixel.
 
     Returns:
-        Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+        Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`. In memory a block lies together, or a plane of frequencies does
+        where the channels are few: as `FrequencyBlocks` multiplies with them.
     """
-    if kernel.shape[-1] <= MAX_TAPS_AS_SUM:
+    n_pairs = kernel.shape[0] * kernel.shape[1]
+    if kernel.shape[-1] <= (MAX_TAPS_AS_PRODUCT if n_pairs <= MAX_PAIRS_AS_PLANES else MAX_TAPS_AS_SUM):
         return _symbol_by_sum(kernel, torus, origin)
     wrapped = kernel
     for axis, n, at in ((-2, torus[0], origin[0]), (-1, torus[1], origin[1])):
@@ -131,25 +144,32 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
         shape[axis] = n
         # conv2d correlates: tap d stands at −d, seen from the output pixel.
         wrapped = wrapped.new_zeros(shape).index_add(axis, (at - taps) % n, wrapped)
-    return torch.fft.rfft2(wrapped).permute(2, 3, 0, 1).contiguous()
+    symbol = torch.fft.rfft2(wrapped).permute(2, 3, 0, 1)
+    return symbol if symbol.shape[-2] * symbol.shape[-1] <= MAX_PAIRS_AS_PLANES else symbol.contiguous()
 
 
 def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
     """Sum the few taps at every frequency: faster than FFTs of almost empty planes, and frequency-major at once."""
     n_outputs, n_inputs, height, width = kernel.shape
-    rows = _phases(torus[0], torus[0], height, origin[0], kernel)
-    columns = _phases(torus[1] // 2 + 1, torus[1], width, origin[1], kernel)
+    numbers = torch.arange(max(torus), device=kernel.device)
+    rows = phases(numbers[: torus[0]], torus[0], height, kernel, origin[0])
+    columns = phases(numbers[: torus[1] // 2 + 1], torus[1], width, kernel, origin[1])
+    if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
+        return (rows @ kernel.to(rows.dtype) @ columns.T).permute(2, 3, 0, 1)
     taps = kernel.permute(2, 3, 0, 1).to(rows.dtype).reshape(height, -1)
     by_row = (rows @ taps).reshape(torus[0], width, n_outputs * n_inputs)
     return (columns @ by_row).reshape(torus[0], -1, n_outputs, n_inputs)
 
 
-def _phases(n_frequencies: int, length: int, n_taps: int, origin: int, like: Tensor) -> Tensor:
-    """Tabulate `exp(iθ(d − origin))`, shape `(n_frequencies, n_taps)`."""
-    frequency = torch.arange(n_frequencies, device=like.device)
+def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: int = 0) -> Tensor:
+    """Tabulate `exp(iθ(d − origin))` for d = 0, …, n_taps − 1 at θ = 2π/length times whole numbers `(F,)`.
+
+    Returns:
+        Shape `(F, n_taps)`, complex, of the precision and on the device of `like`.
+    """
     offset = torch.arange(n_taps, device=like.device) - origin
     # Reduced modulo the length as whole numbers: the angle keeps every digit.
-    angle = (frequency[:, None] * offset % length).to(like.dtype) * (2 * math.pi / length)
+    angle = (frequencies[:, None] * offset % length).to(like.dtype) * (2 * math.pi / length)
     return torch.polar(torch.ones_like(angle), angle)
 
 

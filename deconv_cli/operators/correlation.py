@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,11 +30,14 @@ class ValidCorrelation(LinearOperator):
         self.input_shape = (n_inputs, *size)
         self.output_shape = (n_outputs, size[0] - height + 1, size[1] - width + 1)
         self.use_fft = prefers_fft(kernel, size) if use_fft is None else use_fft
-        if self.use_fft:
-            torus = (next_fast_size(size[0]), next_fast_size(size[1]))
-            self._circulant = BlockCirculant(torus_symbol(kernel, torus), torus)
-        else:
+        self._torus = (next_fast_size(size[0]), next_fast_size(size[1]))
+        if not self.use_fft:
             self._transposed = kernel.flip(-2, -1).transpose(0, 1).contiguous()
+
+    @cached_property
+    def _circulant(self) -> BlockCirculant:
+        """The convolution on a torus, made when it is first used: not every inverse needs it."""
+        return BlockCirculant(torus_symbol(self.kernel, self._torus), self._torus)
 
     def forward(self, x: Tensor) -> Tensor:
         """Correlate `x` of shape `(*batch, C_in, H, W)` with the kernel."""

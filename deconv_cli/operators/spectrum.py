@@ -6,34 +6,69 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import torus_symbol, widened
+from deconv_cli.operators.circulant import phases, torus_symbol, widened
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one spectrum: frequencies, and frequencies times the cost of one block. A symbol is a smooth
 # function of few taps, so a coarser grid of the same torus misses little of it.
 MAX_FREQUENCIES = 2**19
 MAX_BLOCK_OPERATIONS = 3e8
+# Up to this many frequencies an FFT evaluates a symbol of one channel sooner than a search does.
+MAX_PLANE = 2**23
+# The search for the largest singular value starts with blocks of frequencies that reach so far: degree times angle.
+FIRST_REACH = 0.5
+# Relative rounding that such a search leaves room for.
+ROUNDING = 1e-12
+# Numbers in the tables of one step of it.
+MAX_TABLE = 2**22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The extreme singular values of a symbol over a grid of frequencies.
+    """The extreme singular values of a symbol over the torus of an image, each computed when it is first asked for.
 
     Attributes:
-        sigma_max: the largest.
-        sigma_min: the smallest.
-        grid: the torus whose frequencies were looked at: the image's own size, or coarser for large problems.
-        peak: the frequency of the largest, as a place on the half spectrum of the grid.
+        taps: the kernel, shape `(C_out, C_in, kH, kW)`.
+        image_size: height and width of the image.
     """
 
-    sigma_max: float
-    sigma_min: float
-    grid: Size
-    peak: Size
+    taps: Tensor
+    image_size: Size
+
+    @cached_property
+    def sigma_max(self) -> float:
+        """The largest."""
+        return self._largest[0]
+
+    @property
+    def peak(self) -> Size:
+        """The frequency of the largest, as a place on the half spectrum of the image's torus."""
+        return self._largest[1]
+
+    @cached_property
+    def _largest(self) -> tuple[float, Size]:
+        return largest_singular_value(self.taps, self.image_size)
+
+    @cached_property
+    def sigma_min(self) -> float:
+        """The smallest over `grid`; 0 where it cannot be told from rounding."""
+        taps = widened(self.taps.detach())
+        smallest = float(singular_values(torus_symbol(taps, self.grid)).min())
+        return smallest if smallest > torch.finfo(taps.dtype).eps * self.sigma_max else 0.0
+
+    @property
+    def grid(self) -> Size:
+        """The torus whose frequencies are looked at for the smallest.
+
+        It is the image's own, but for more than `MAX_FREQUENCIES` or wide blocks its larger axis is halved until the
+        work is bounded; the zero frequency is always kept.
+        """
+        return _affordable_grid(self.image_size, self.taps.shape[0], self.taps.shape[1])
 
     @property
     def condition(self) -> float:
@@ -42,20 +77,108 @@ class Spectrum:
 
 
 def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
-    """Find the extreme singular values of a kernel's symbol on the torus of the image.
+    """Describe the extreme singular values of a kernel's symbol on the torus of the image.
 
     Args:
         taps: shape `(C_out, C_in, kH, kW)`.
-        image_size: height and width of the image. Above `MAX_FREQUENCIES`, or for wide blocks, the larger axis of the
-            torus is halved until the work is bounded; the zero frequency is always kept.
+        image_size: height and width of the image.
     """
-    grid = _affordable_grid(image_size, taps.shape[0], taps.shape[1])
-    wide = widened(taps)
-    values = singular_values(torus_symbol(wide, grid))
-    largest, smallest = float(values.max()), float(values.min())
-    row, column = divmod(int(values.amax(dim=-1).argmax()), values.shape[1])
-    # Below rounding the symbol cannot be told from a singular one.
-    return Spectrum(largest, smallest if smallest > torch.finfo(wide.dtype).eps * largest else 0.0, grid, (row, column))
+    return Spectrum(taps, image_size)
+
+
+def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
+    """Find the largest singular value of a kernel's symbol on a torus, without looking at every frequency.
+
+    Let M bound σmax over all angles, and d be half the number of taps less one. At a distance δ from a frequency of
+    σmax = M cos φ no frequency has more than M cos(φ − dδ): u(θ) = Re xᴴK(θ)z is a trigonometric polynomial of degree d
+    with |u| ≤ M, so that u′² ≤ d²(M² − u²) (Duffin and Schaeffer, Some inequalities concerning functions of exponential
+    type, Bulletin of the American Mathematical Society 43, 1937). So blocks of frequencies are looked at in their
+    middle, and halved where they may hold a larger value than the largest so far.
+
+    Args:
+        taps: shape `(C_out, C_in, kH, kW)`.
+        torus: `(N1, N2)`.
+
+    Returns:
+        The value and its frequency, a place on the half spectrum. Where the symbol is so flat that the search would
+        look at more than `MAX_FREQUENCIES` in one step (for wide blocks `MAX_BLOCK_OPERATIONS`), it ends with the
+        largest of those that it has looked at.
+    """
+    wide = widened(taps.detach())
+    if has_one_sign(wide):
+        return float(wide.sum().abs()), (0, 0)  # no frequency exceeds the sum of the taps' sizes
+    n_half = torus[1] // 2 + 1
+    if min(wide.shape[:2]) == 1 and torus[0] * n_half <= MAX_PLANE:
+        gains = singular_values(torus_symbol(wide, torus)).flatten()
+        at = int(gains.argmax())
+        return float(gains[at]), (at // n_half, at % n_half)
+    # By symmetry half the torus is enough, and one line where the symbol does not change.
+    lengths = (torus[0], n_half)
+    steps = [math.pi * (k - 1) / n for k, n in zip(wide.shape[-2:], torus, strict=True)]
+    widths = [_first_width(step, length) for step, length in zip(steps, lengths, strict=True)]
+    firsts = [
+        torch.arange(0, length if step > 0 else 1, width, device=taps.device)
+        for step, length, width in zip(steps, lengths, widths, strict=True)
+    ]
+    corners = torch.cartesian_prod(*firsts)
+    ceiling = float(torch.linalg.vector_norm(wide, dim=(0, 1)).sum())
+    best, peak = -1.0, (0, 0)
+    while len(corners) > 0:
+        middles = corners + torch.tensor([width // 2 for width in widths], device=taps.device)
+        values = _largest_at(wide, torus, middles)
+        at = int(values.argmax())
+        if float(values[at]) > best:
+            best, peak = float(values[at]), (int(middles[at, 0]), int(middles[at, 1]))
+        reach = sum(step * (width // 2 + 0.5) for step, width in zip(steps, widths, strict=True))
+        if reach < math.pi / 2:
+            ceiling = min(ceiling, best / math.cos(reach))
+        if max(widths) == 1 or ceiling <= best:
+            break
+        angle = torch.acos((values / ceiling).clamp_max(1)) - reach
+        corners = corners[ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best]
+        for axis, width in enumerate(widths):
+            if width > 1:
+                widths[axis] = width // 2
+                step = torch.zeros(2, dtype=corners.dtype, device=corners.device)
+                step[axis] = widths[axis]
+                corners = torch.cat([corners, corners + step])
+        if len(corners) > _affordable_frequencies(*wide.shape[:2]):
+            break
+    row, column = peak[0] % torus[0], peak[1] % torus[1]
+    # A frequency beyond the half spectrum has its mirror image there.
+    return best, (row, column) if column < n_half else (-row % torus[0], torus[1] - column)
+
+
+def has_one_sign(taps: Tensor) -> bool:
+    """Tell whether a kernel is that of a blur: one channel, no taps of opposite signs."""
+    return taps.shape[:2] == (1, 1) and (bool((taps >= 0).all()) or bool((taps <= 0).all()))
+
+
+def _first_width(step: float, length: int) -> int:
+    """Give the largest power of two whose half reaches no further than wanted."""
+    width = 1
+    while step > 0 and width < length and step * width <= FIRST_REACH:
+        width *= 2
+    return width
+
+
+def _largest_at(taps: Tensor, torus: Size, frequencies: Tensor) -> Tensor:
+    """Compute σmax at frequencies `(n, 2)` given by their numbers, shape `(n,)`."""
+    n_outputs, n_inputs, height, width = taps.shape
+    tables = _tables(taps, torus, frequencies)
+    flat = taps.permute(2, 3, 0, 1).reshape(height * width, -1).to(tables[0].dtype)
+    n_at_once = max(1, MAX_TABLE // (height * width + n_outputs * n_inputs))
+    values = []
+    for down, across in zip(tables[0].split(n_at_once), tables[1].split(n_at_once), strict=True):
+        symbol = (down[:, :, None] * across[:, None]).flatten(1) @ flat
+        values.append(singular_values(symbol.unflatten(-1, (n_outputs, n_inputs))).amax(-1))
+    return torch.cat(values)
+
+
+def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Tabulate what rows and columns of taps contribute at frequencies `(n, 2)`: shapes `(n, kH)` and `(n, kW)`."""
+    height, width = taps.shape[-2:]
+    return phases(frequencies[:, 0], torus[0], height, taps), phases(frequencies[:, 1], torus[1], width, taps)
 
 
 def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
@@ -71,13 +194,8 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
         A single number, in double precision where the device has it.
     """
     wide = widened(taps)
-    down, across = (
-        # Reduced modulo the length as whole numbers: the angle keeps every digit.
-        (torch.arange(n_taps, device=taps.device) * place % length).to(wide.dtype) * (2 * math.pi / length)
-        for n_taps, place, length in zip(taps.shape[-2:], spectrum.peak, spectrum.grid, strict=True)
-    )
-    angle = down[:, None] + across
-    symbol = (wide * torch.polar(torch.ones_like(angle), angle)).sum(dim=(-2, -1))
+    down, across = _tables(wide, spectrum.image_size, torch.tensor([spectrum.peak], device=taps.device))
+    symbol = (wide * down.T * across).sum(dim=(-2, -1))
     u, _, vh = torch.linalg.svd(symbol.detach(), full_matrices=False)
     gain: Tensor = (u[:, 0].conj() @ symbol @ vh[0].conj()).real
     return gain
@@ -86,7 +204,8 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
 def singular_values(symbol: Tensor) -> Tensor:
     """Compute the singular values at every frequency, shape `(N1, N2 // 2 + 1, min(C_out, C_in))`."""
     if min(symbol.shape[-2:]) == 1:
-        return torch.linalg.vector_norm(symbol, dim=(-2, -1))[..., None]
+        # As real numbers: torch's norms of complex ones are thirty times slower.
+        return torch.view_as_real(symbol.resolve_conj()).square().sum(dim=(-3, -2, -1)).sqrt()[..., None]
     with single_threaded(symbol.device):
         return torch.linalg.svdvals(symbol)
 
@@ -106,12 +225,16 @@ def single_threaded(device: torch.device) -> Iterator[None]:
 
 
 def _affordable_grid(size: Size, n_outputs: int, n_inputs: int) -> Size:
-    per_frequency = n_outputs * n_inputs * min(n_outputs, n_inputs)
-    # A LAPACK call on a tiny block costs about as much as one on an 8 × 8 block.
-    cost = per_frequency if min(n_outputs, n_inputs) == 1 else max(per_frequency, 512)
     height, width = size
-    while height * (width // 2 + 1) > MAX_FREQUENCIES or height * (width // 2 + 1) * cost > MAX_BLOCK_OPERATIONS:
+    while height * (width // 2 + 1) > _affordable_frequencies(n_outputs, n_inputs):
         if height <= 2 and width <= 2:
             break
         height, width = (-(-height // 2), width) if height >= width else (height, -(-width // 2))
     return height, width
+
+
+def _affordable_frequencies(n_outputs: int, n_inputs: int) -> float:
+    per_frequency = n_outputs * n_inputs * min(n_outputs, n_inputs)
+    # A LAPACK call on a tiny block costs about as much as one on an 8 × 8 block.
+    cost = per_frequency if min(n_outputs, n_inputs) == 1 else max(per_frequency, 512)
+    return min(MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS / cost)

@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 
 def describe_kernel(
-    kernel: Kernel, *, path: str, convention: Convention, sha256: str, layer: str | None, has_bias: bool
+    kernel: Kernel, *, path: str, convention: Convention, sha256: str | None, layer: str | None, has_bias: bool
 ) -> Record:
     """Describe a kernel and the file it came from."""
     shape = kernel.taps.shape[2:] if kernel.shared else kernel.taps.shape
@@ -58,7 +58,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "condition": result.spectrum.condition if math.isfinite(result.spectrum.condition) else None,
             "grid": list(result.spectrum.grid),
         },
-        "well_posedness": _describe_well_posedness(result.well_posedness),
+        "well_posedness": describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),
             "message": result.solution.status.value,
@@ -69,7 +69,8 @@ def describe_reconstruction(result: Reconstruction) -> Record:
     }
 
 
-def _describe_well_posedness(finding: WellPosedness) -> Record:
+def describe_well_posedness(finding: WellPosedness) -> Record:
+    """Put what the border does to a problem into the words of the report."""
     influence, pads = finding.influence, finding.advised_pads
     return {
         "is_well_posed": finding.is_well_posed,

@@ -90,8 +90,8 @@ class BorderSystem:
         self.groups = [g for g in (self.outputs, *difference_groups, self.ties) if g is not None]
         self._has_inputs = self.ties is not None or bool(self.differences)
         self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = FrequencyBlocks(blocks.inputs)
-        self._outputs = FrequencyBlocks(blocks.outputs)
+        self._inputs = FrequencyBlocks(_as_real(blocks.inputs))
+        self._outputs = FrequencyBlocks(_as_real(blocks.outputs))
 
     def spectra(self, rows: Part | None, columns: Part | None) -> tuple[Tensor | None, Tensor | None]:
         """Transform unknowns to what they add: u to the outputs, and √μ Σ l̄_j q_j − Wν to the inputs.
@@ -171,6 +171,11 @@ class BorderSystem:
             if self.ties is not None:
                 result.append(read(self.ties, image))
         return result
+
+
+def _as_real(blocks: Tensor) -> Tensor:
+    """Drop the imaginary part of Hermitian blocks of one entry, where it is zero: half the memory."""
+    return blocks.real if blocks.shape[-1] == 1 else blocks
 
 
 def _outside(n_channels: int, size: tuple[int, int], torus: tuple[int, int], like: Tensor) -> BandGroup:

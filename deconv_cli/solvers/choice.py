@@ -10,7 +10,7 @@ import psutil
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers import direct, strip
-from deconv_cli.vocabulary import Boundary, Method, Penalty
+from deconv_cli.vocabulary import Boundary, Method, Penalty, format_memory
 
 # The direct method may take this part of the memory that is free.
 MEMORY_SHARE = 0.5
@@ -37,6 +37,7 @@ def choose_method(
     n_inputs: int,
     has_float64: bool = True,
     asked: Method = Method.AUTO,
+    max_memory: int | None = None,
 ) -> Choice:
     """Decide how a convolution is undone.
 
@@ -49,6 +50,7 @@ def choose_method(
         n_inputs: input channels.
         has_float64: whether the device computes in double precision, which the direct method needs.
         asked: a method chosen by hand.
+        max_memory: bytes that the direct method may take; by default a part of what is free.
 
     Raises:
         UsageError: the method asked for cannot solve this problem.
@@ -70,10 +72,10 @@ def choose_method(
     cost = direct.estimate_cost(geometry, boundary, lam=lam, n_outputs=n_outputs, n_inputs=n_inputs)
     if has_strip and cost.n_operations > FACTORIZATION_SPEED * _strip_operations(geometry, lam, n_outputs, n_inputs):
         return Choice(Method.STRIP, STRIP_REASON)
-    budget = MEMORY_SHARE * psutil.virtual_memory().available
+    budget = MEMORY_SHARE * psutil.virtual_memory().available if max_memory is None else max_memory
     if cost.n_bytes <= budget:
         return Choice(Method.DIRECT, f"the border's system of {cost.n_unknowns} unknowns is factored once, exactly")
-    need = f"a direct solution would need {cost.n_bytes / 2**30:.1f} GiB, and {budget / 2**30:.1f} GiB may be used"
+    need = f"a direct solution would need {format_memory(cost.n_bytes)}, and {format_memory(budget)} may be used"
     return Choice(Method.STRIP if has_strip else Method.ITERATIVE, need)
 
 

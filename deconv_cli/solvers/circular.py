@@ -7,12 +7,18 @@ from functools import cached_property
 from torch import Tensor
 
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol, widened
+from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.vocabulary import Size
+
+# From this λ on the inverse of a single channel is float32's to the last digits without double precision.
+MIN_LAMBDA_IN_FLOAT32 = 1e-4
 
 
 class CircularInverse(Inverse):
@@ -22,20 +28,37 @@ class CircularInverse(Inverse):
         problem: boundary `circular`, and an output as large as the image.
         rcond: for λ = 0, singular values up to this fraction of the largest count as zero; `None` drops only what
             rounding has made meaningless.
+        kept: the factors of an equal inverse, which are then not computed.
     """
 
-    def __init__(self, problem: TikhonovProblem, rcond: float | None = None) -> None:
+    def __init__(self, problem: TikhonovProblem, rcond: float | None = None, kept: Factors | None = None) -> None:
         self.problem = problem
-        operator = problem.operator
-        taps, pads = operator.kernel, operator.geometry.pads
-        torus = operator.geometry.image_size
+        taps, torus = problem.operator.kernel, problem.operator.geometry.image_size
         self.rcond = default_rcond(taps.dtype) if rcond is None else rcond
-        # Factored in double precision, since float32 would lose the small singular values; applied in the data's own.
-        wide = widened(taps)
+        if kept is None:
+            blocks = self._invert_symbol(torus)
+        else:
+            shape = (torus[0], torus[1] // 2 + 1, taps.shape[1], taps.shape[0])
+            blocks = kept.take("blocks", shape, taps.dtype.to_complex())
+        self._inverse = BlockCirculant(blocks, torus)
+
+    def _invert_symbol(self, torus: Size) -> Tensor:
+        """Factor for use in the data's precision: in double, where float32 would lose the small singular values."""
+        problem = self.problem
+        taps, pads = problem.operator.kernel, problem.operator.geometry.pads
+        # A blur of one channel is divided by a sum of squares, large where the penalty sees nothing.
+        is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
+        wide = taps if is_safe else widened(taps)
         symbol = torus_symbol(wide, torus, (pads.top, pads.left))
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
-        blocks = inverse_blocks(symbol, problem.weight, penalty, self.rcond)
-        self._inverse = BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)
+        blocks = inverse_blocks(
+            symbol, problem.weight, penalty, self.rcond, lambda: largest_singular_value(taps, torus)[0]
+        )
+        return blocks.to(taps.dtype.to_complex())
+
+    def factors(self) -> dict[str, Tensor]:
+        """Give the inverse blocks."""
+        return {"blocks": self._inverse.blocks.matrices}
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H, W)`; there is no progress to tell."""

@@ -15,8 +15,9 @@ where P, M and N are diagonal in frequency:
     λ = 0, as many:       P = K⁻¹, and the second row alone decides:  WᵀPTᵀ u = −WᵀPSᵀy
 
 The entries of the system are gathered from inverse FFTs of P, M and N. It is as large as the border, is factored
-once, and serves any number of outputs. Derived for this project; Reeves (IEEE Transactions on Image Processing 14,
-2005) has the case of a single channel with an unknown border.
+once, and serves any number of outputs. For λ = 0 a kernel of zero mean has no inverse on a plain torus, but one on a
+torus around which fields change their sign (`twisted_torus.py`); the rest stays as it is. Derived for this project;
+Reeves (IEEE Transactions on Image Processing 14, 2005) has the case of a single channel with an unknown border.
 
 The norms run over the torus. Where border pixels repeat pixels of the image, or where a penalty on differences would
 wrap around, that is not quite ‖Lx‖²: then the inverse preconditions conjugate gradients on the true problem, which
@@ -33,13 +34,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import FrequencyBlocks, real_kernel, torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.twisted_torus import Twists
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse, torus_blocks
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_rank_inverse, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
@@ -49,6 +52,9 @@ from deconv_cli.solvers.square_border import SquareBorderSystem
 from deconv_cli.vocabulary import Boundary, Penalty
 
 BYTES_PER_NUMBER = 8
+PLAIN: Twists = (False, False)
+# A symbol of a larger condition is taken for singular, if another torus has a better one.
+MAX_CONDITION = 1e6
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,20 @@ class DirectInverse(Inverse):
     Args:
         problem: one that `covers` accepts.
         rule: when the refinement ends.
+        kept: the factors of an equal inverse, which are then not computed.
 
     Raises:
         SingularSystemError: the system on the border is singular to working precision.
     """
 
-    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule, kept: Factors | None = None) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = _factor(problem)
+        self._system = _factor(problem, kept)
+
+    def factors(self) -> dict[str, Tensor]:
+        """Give the factors of the system on the border."""
+        return self._system.factors()
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
@@ -164,44 +175,109 @@ class DirectInverse(Inverse):
         return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
-def _factor(problem: TikhonovProblem) -> BoundarySystem | SquareBorderSystem:
+def _factor(problem: TikhonovProblem, kept: Factors | None) -> BoundarySystem | SquareBorderSystem:
     """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
     operator = problem.operator
-    if problem.weight == 0 and operator.input_shape == operator.output_shape:
+    was_eliminated = kept is None or "rows" in kept
+    if problem.weight == 0 and operator.input_shape == operator.output_shape and was_eliminated:
         with contextlib.suppress(SingularSystemError):
-            return SquareBorderSystem(operator)
-    return BoundarySystem(problem)
+            return SquareBorderSystem(operator, kept)
+    if kept is not None:
+        return BoundarySystem(problem, _recall_twists(kept), kept)
+    return BoundarySystem(problem, _choose_twists(problem))
+
+
+def _choose_twists(problem: TikhonovProblem) -> Twists:
+    """Find the torus on which the symbol is far from singular; a plain one, if it will do.
+
+    For λ > 0 it will. So it must where pixels repeat others: then a constant is an image like any other, and a kernel
+    that annihilates it has no inverse.
+    """
+    operator = problem.operator
+    if problem.weight > 0 or operator.boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
+        return PLAIN
+    taps = operator.kernel.double()
+    conditions: dict[Twists, float] = {}
+    for twists in (PLAIN, (True, False), (False, True), (True, True)):
+        places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device, twists)
+        symbol = places.fourier.symbol(taps, places.origin)
+        try:
+            inverse = full_rank_inverse(symbol)
+        except SingularSystemError:
+            continue
+        conditions[twists] = float(block_norms(symbol).max() * block_norms(inverse).max())
+        if conditions[twists] <= MAX_CONDITION:
+            return twists
+    return min(conditions, key=conditions.__getitem__, default=PLAIN)
+
+
+def _recall_twists(kept: Factors) -> Twists:
+    down, across = kept.take("twists", (2,), torch.uint8).tolist()
+    return bool(down), bool(across)
 
 
 class BoundarySystem(LinearOperator):
-    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus."""
+    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus.
 
-    def __init__(self, problem: TikhonovProblem) -> None:
+    Args:
+        problem: what is solved.
+        twists: axes around which the torus is twisted.
+        kept: the factors of an equal system, which are then not computed.
+    """
+
+    def __init__(self, problem: TikhonovProblem, twists: Twists, kept: Factors | None = None) -> None:
         operator = problem.operator
         self.input_shape = operator.input_shape
         self.output_shape = operator.input_shape
         taps = operator.kernel.double()
         self._n_outputs, self._n_inputs = taps.shape[:2]
-        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        symbol = torus_symbol(taps, places.torus, places.origin)
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device, twists)
+        self._fourier = places.fourier
         self._solver: _BorderSolver
         self._inputs: FrequencyBlocks | None = None
         self._outputs: FrequencyBlocks | None = None
-        penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
         is_square = self._n_outputs == self._n_inputs and places.output_size == places.image_size
+        if kept is not None:
+            self._recall(kept, is_square=problem.weight == 0 and is_square)
+            return
+        symbol = self._fourier.symbol(taps, places.origin)
         if problem.weight == 0 and is_square:
             estimate = full_rank_inverse(symbol)
-            self._solver = _SquareSolver(places, estimate)
+            self._solver = _SquareSolver.of(places, estimate)
         else:
+            # A twisted torus is one of λ = 0, where the penalty is of no consequence.
+            penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
             blocks = torus_blocks(symbol, problem.weight, penalty, covers_inputs=places.covers_inputs(symbol))
             estimate = blocks.estimate
-            self._solver = _SaddleSolver(places, blocks.estimate, blocks.outputs, blocks.inputs)
+            self._solver = _SaddleSolver.of(places, blocks.estimate, blocks.outputs, blocks.inputs)
             self._inputs, self._outputs = FrequencyBlocks(blocks.inputs), FrequencyBlocks(blocks.outputs)
         self._estimate = FrequencyBlocks(estimate)
 
+    def factors(self) -> dict[str, Tensor]:
+        """Give what was costly to compute: P, and M and N where they are used, and the factors of the system."""
+        blocks = {"estimate": self._estimate, "outputs": self._outputs, "inputs": self._inputs}
+        matrices = {name: b.matrices for name, b in blocks.items() if b is not None}
+        twists = torch.tensor(self._places.twists, dtype=torch.uint8)
+        return matrices | self._solver.factors() | {"twists": twists}
+
+    def _recall(self, kept: Factors, *, is_square: bool) -> None:
+        places, n_outputs, n_inputs = self._places, self._n_outputs, self._n_inputs
+
+        def recall(name: str, n_to: int, n_from: int) -> FrequencyBlocks:
+            shape = (*places.fourier.plane, n_to, n_from)
+            return FrequencyBlocks(kept.take(name, shape, torch.complex128))
+
+        n_unobserved, n_tied = n_outputs * len(places.unobserved), n_inputs * len(places.tied)
+        self._estimate = recall("estimate", n_inputs, n_outputs)
+        if is_square:
+            self._solver = _SquareSolver.recall(kept, n_tied)
+            return
+        self._outputs, self._inputs = recall("outputs", n_outputs, n_outputs), recall("inputs", n_inputs, n_inputs)
+        self._solver = _SaddleSolver.recall(kept, n_unobserved, n_tied)
+
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C_out, H_y, W_y)`, in double precision inside."""
-        data = torch.fft.rfft2(y.double(), s=self._places.torus)
+        data = self._fourier.transform(y.double())
         field = self._to_places(self._estimate.multiply(data))
         right_tied = -self._places.take_tied(field)
         if self._outputs is None:
@@ -214,7 +290,7 @@ class BoundarySystem(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Solve the normal equations for a right-hand side `x` of shape `(*batch, C_in, H, W)`."""
         assert self._inputs is not None
-        spectrum = torch.fft.rfft2(x.double(), s=self._places.torus)
+        spectrum = self._fourier.transform(x.double())
         field = self._to_places(self._inputs.multiply(spectrum))
         right = self._places.take_unobserved(self._to_places(self._estimate.multiply(spectrum, adjoint=True)))
         u, nu = self._solver.solve(right, -self._places.take_tied(field))
@@ -222,7 +298,7 @@ class BoundarySystem(LinearOperator):
 
     def estimate_transposed(self, g: Tensor) -> Tensor:
         """Apply the transpose of `estimate` to `g` of shape `(*batch, C_in, H, W)`."""
-        spectrum = torch.fft.rfft2(g.double(), s=self._places.torus)
+        spectrum = self._fourier.transform(g.double())
         right = self._places.take_unobserved(self._to_places(self._estimate.multiply(spectrum, adjoint=True)))
         if self._inputs is None:
             right_tied = right.new_zeros(*right.shape[:-1], 0)
@@ -230,10 +306,12 @@ class BoundarySystem(LinearOperator):
             right_tied = -self._places.take_tied(self._to_places(self._inputs.multiply(spectrum)))
         u, nu = self._solver.solve_transposed(right, right_tied)
         if nu.shape[-1]:
-            spectrum = spectrum - torch.fft.rfft2(self._places.put_tied(nu, self._n_inputs))
+            spectrum = spectrum - self._fourier.transform(self._places.put_tied(nu, self._n_inputs))
         outputs = self._estimate.multiply(spectrum, adjoint=True)
         if self._outputs is not None and u.shape[-1]:
-            outputs = outputs - self._outputs.multiply(torch.fft.rfft2(self._places.put_unobserved(u, self._n_outputs)))
+            outputs = outputs - self._outputs.multiply(
+                self._fourier.transform(self._places.put_unobserved(u, self._n_outputs))
+            )
         height, width = self._places.output_size
         return self._to_places(outputs)[..., :height, :width].to(g.dtype)
 
@@ -243,27 +321,40 @@ class BoundarySystem(LinearOperator):
 
     def _from_border(self, u: Tensor, nu: Tensor) -> Tensor:
         """Compute P Tᵀu − N W ν."""
-        outputs = torch.fft.rfft2(self._places.put_unobserved(u, self._n_outputs))
+        outputs = self._fourier.transform(self._places.put_unobserved(u, self._n_outputs))
         spectrum = self._estimate.multiply(outputs)
         if self._inputs is not None and nu.shape[-1]:
-            inputs = torch.fft.rfft2(self._places.put_tied(nu, self._n_inputs))
+            inputs = self._fourier.transform(self._places.put_tied(nu, self._n_inputs))
             spectrum = spectrum - self._inputs.multiply(inputs)
         return self._to_places(spectrum)
 
     def _to_places(self, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft2(spectrum, s=self._places.torus)
+        return self._fourier.restore(spectrum)
 
 
+@dataclass(frozen=True, eq=False)
 class _SquareSolver:
     """λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule."""
 
-    def __init__(self, places: TorusEmbedding, estimate: Tensor) -> None:
-        system = places.gather_tied_rows(real_kernel(estimate, places.torus), places.unobserved)
+    _factors: Tensor
+    _pivots: Tensor
+
+    @classmethod
+    def of(cls, places: TorusEmbedding, estimate: Tensor) -> _SquareSolver:
+        system = places.gather_tied_rows(places.fourier.kernel(estimate), places.unobserved)
         if system.shape[0] != system.shape[1]:
             raise SingularSystemError("the border has another number of rules than of unobserved outputs")
-        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(system)
+        factors, pivots, info = torch.linalg.lu_factor_ex(system)
         if int(info) != 0:
             raise SingularSystemError("the system on the border is singular")
+        return cls(factors, pivots)
+
+    @classmethod
+    def recall(cls, kept: Factors, n_tied: int) -> _SquareSolver:
+        return cls(kept.take("factors", (n_tied, n_tied), torch.float64), kept.take_pivots(n_tied))
+
+    def factors(self) -> dict[str, Tensor]:
+        return {"factors": self._factors, "pivots": self._pivots}
 
     def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for right-hand sides `(*batch, ·)`."""
@@ -277,18 +368,35 @@ class _SquareSolver:
         return tied, nu
 
 
+@dataclass(frozen=True, eq=False)
 class _SaddleSolver:
     """The symmetric quasi-definite system, by Cholesky factors of its two definite parts."""
 
-    def __init__(self, places: TorusEmbedding, estimate: Tensor, outputs: Tensor, inputs: Tensor) -> None:
-        tied = places.gather_tied(real_kernel(inputs, places.torus))
-        self._tied_factor = _cholesky(tied)
+    _tied_factor: Tensor
+    _coupling: Tensor
+    _schur_factor: Tensor
+
+    @classmethod
+    def of(cls, places: TorusEmbedding, estimate: Tensor, outputs: Tensor, inputs: Tensor) -> _SaddleSolver:
+        tied_factor = _cholesky(places.gather_tied(places.fourier.kernel(inputs)))
         # V = L⁻¹(Wᵀ P Tᵀ), with WᵀNW = L Lᵀ
-        coupling = places.gather_tied_rows(real_kernel(estimate, places.torus), places.unobserved)
-        self._coupling = torch.linalg.solve_triangular(self._tied_factor, coupling, upper=False)
-        schur = places.gather(real_kernel(outputs, places.torus), places.unobserved, places.unobserved)
-        schur.addmm_(self._coupling.T, self._coupling)
-        self._schur_factor = _cholesky(schur)
+        coupling = places.gather_tied_rows(places.fourier.kernel(estimate), places.unobserved)
+        coupling = torch.linalg.solve_triangular(tied_factor, coupling, upper=False)
+        schur = places.gather(places.fourier.kernel(outputs), places.unobserved, places.unobserved)
+        schur.addmm_(coupling.T, coupling)
+        return cls(tied_factor, coupling, _cholesky(schur))
+
+    @classmethod
+    def recall(cls, kept: Factors, n_unobserved: int, n_tied: int) -> _SaddleSolver:
+        shapes = {
+            "tied_factor": (n_tied, n_tied),
+            "coupling": (n_tied, n_unobserved),
+            "schur_factor": (n_unobserved, n_unobserved),
+        }
+        return cls(*(kept.take(name, shape, torch.float64) for name, shape in shapes.items()))
+
+    def factors(self) -> dict[str, Tensor]:
+        return {"tied_factor": self._tied_factor, "coupling": self._coupling, "schur_factor": self._schur_factor}
 
     def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for right-hand sides `(*batch, ·)`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deconv_cli.operators.extension import border_sources
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.twisted_torus import TwistedTorus, Twists
 from deconv_cli.vocabulary import Boundary, Size
 
 
@@ -31,6 +32,7 @@ class TorusEmbedding:
         row_sources: for each row beyond the image the row that it repeats, shape `(N1 − H,)`; `None` where it is zero.
         column_sources: the same for columns.
         device: where places are wanted.
+        twists: axes around which fields change their sign; only where no pixel repeats another.
     """
 
     torus: Size
@@ -40,15 +42,19 @@ class TorusEmbedding:
     row_sources: Tensor | None
     column_sources: Tensor | None
     device: torch.device
+    twists: Twists = (False, False)
 
     @classmethod
-    def of(cls, geometry: Geometry, boundary: Boundary, device: torch.device) -> TorusEmbedding:
+    def of(
+        cls, geometry: Geometry, boundary: Boundary, device: torch.device, twists: Twists = (False, False)
+    ) -> TorusEmbedding:
         """Lay out a convolution.
 
         Args:
             geometry: the sizes.
             boundary: what lies outside the image.
             device: where the places are wanted.
+            twists: axes around which fields change their sign; only for borders of zeros or of unknown pixels.
         """
         pads = geometry.pads
         if boundary is Boundary.UNKNOWN:
@@ -65,7 +71,12 @@ class TorusEmbedding:
         if boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
             rows = _line_sources(boundary, before[0], after[0], image_size[0], device)
             columns = _line_sources(boundary, before[1], after[1], image_size[1], device)
-        return cls(torus, image_size, geometry.output_size, before, rows, columns, device)
+        return cls(torus, image_size, geometry.output_size, before, rows, columns, device, twists)
+
+    @property
+    def fourier(self) -> TwistedTorus:
+        """The Fourier transform of fields on the torus."""
+        return TwistedTorus(self.torus, self.twists)
 
     @cached_property
     def tied(self) -> Tensor:
@@ -116,9 +127,12 @@ class TorusEmbedding:
             Dense, shape `(a·m, b·k)`, channel by channel.
         """
         n1, n2 = self.torus
-        down = (rows[:, None] // n2 - columns // n2) % n1
-        right = (rows[:, None] % n2 - columns % n2) % n2
-        part = kernel.flatten(2)[:, :, down * n2 + right]
+        down = rows[:, None] // n2 - columns // n2
+        right = rows[:, None] % n2 - columns % n2
+        part = kernel.flatten(2)[:, :, down % n1 * n2 + right % n2]
+        for steps, is_twisted in zip((down, right), self.twists, strict=True):
+            if is_twisted:
+                part[:, :, steps < 0] *= -1
         return part.transpose(1, 2).reshape(kernel.shape[0] * len(rows), kernel.shape[1] * len(columns))
 
     def gather_tied_rows(self, kernel: Tensor, columns: Tensor) -> Tensor:

@@ -3,16 +3,19 @@
 For each frequency θ with the block K(θ) (`C_out × C_in`): the pseudo-inverse K⁺ for λ = 0, else
 (KᴴK + μ|l|²)⁻¹Kᴴ = Kᴴ(KKᴴ + μ|l|²)⁻¹, whichever side is smaller. KᴴK is formed for λ > 0 only, where squaring does
 not decide the rank; λ = 0 goes by LU or QR, and by the singular values wherever those do not vouch for themselves.
+Blocks of a few channels have formulas of their own (`small_blocks.py`), under the same conditions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators.spectrum import single_threaded, singular_values
+from deconv_cli.solvers import small_blocks
 
 # Singular values below this many units in the last place of the data are rounding noise, not signal.
 RANK_ULPS = 64
@@ -20,9 +23,13 @@ RANK_ULPS = 64
 SINGULAR = 1e-15
 # How far K⁺K may be from the identity where K has full rank.
 MAX_DEFECT = 1e-6
+# A factorization that leaves a larger defect is taken for wrong, and its block is done again.
+MAX_FACTORING_DEFECT = 1e-3
 
 
-def inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor, rcond: float) -> Tensor:
+def inverse_blocks(
+    symbol: Tensor, weight: float, penalty: Tensor, rcond: float, sigma_max: Callable[[], float] | None = None
+) -> Tensor:
     """Invert every block of a symbol.
 
     Args:
@@ -30,17 +37,20 @@ def inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor, rcond: float)
         weight: μ = λ·σ²max; 0 for the pseudo-inverse.
         penalty: |l(θ)|², real, shape `(N1, N2 // 2 + 1)`.
         rcond: for weight 0, singular values up to `rcond` times the largest of the whole symbol count as zero.
+        sigma_max: finds that largest one, if there is a shorter way to it than all singular values; it is called only
+            where a rank is in doubt.
 
     Returns:
         Complex, shape `(N1, N2 // 2 + 1, C_in, C_out)`.
     """
     blocks, diagonal = symbol.flatten(0, 1), weight * penalty.flatten()
+    find_largest = sigma_max or (lambda: float(singular_values(symbol).max()))
     if blocks.shape[-2:] == (1, 1):
         inverse = _invert_scalars(blocks, diagonal, rcond)
     elif weight > 0:
-        inverse = _invert_regularized(blocks, diagonal, rcond)
+        inverse = _invert_regularized(blocks, diagonal, rcond, find_largest)
     else:
-        inverse = _invert_exactly(blocks, rcond)
+        inverse, _ = _invert_exactly(blocks, rcond, find_largest)
     return inverse.unflatten(0, symbol.shape[:2])
 
 
@@ -57,13 +67,7 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
         neither the kernel nor the penalty sees) gets the pseudo-inverse.
     """
     blocks, diagonal = symbol.flatten(0, 1), weight * penalty.flatten()
-    gram = _add_to_diagonal(blocks.mH @ blocks, diagonal)
-    if gram.shape[-1] == 1:
-        seen = gram.real > SINGULAR * gram.real.max()
-        inverse = torch.where(seen, 1 / gram, 0)
-    else:
-        inverse = _hermitian_inverse(gram)
-    return inverse.unflatten(0, symbol.shape[:2])
+    return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,23 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
     Raises:
         SingularSystemError: λ = 0, and some block of the symbol has not full rank.
     """
+    shape = symbol.shape[:2]
+    blocks = symbol.flatten(0, 1)
     if weight > 0:
         inputs = gram_inverse_blocks(symbol, weight, penalty)
-        estimate = inputs @ symbol.mH
-        return TorusBlocks(estimate, _identity_minus(symbol @ estimate), inputs)
-    estimate = full_rank_inverse(symbol)
+        estimate = _product(inputs.flatten(0, 1), blocks.mH)
+        outputs = _identity_minus(_product(blocks, estimate))
+        return TorusBlocks(estimate.unflatten(0, shape), outputs.unflatten(0, shape), inputs)
+    estimate = full_rank_inverse(symbol).flatten(0, 1)
+    # A square block leaves nothing over.
+    is_square = symbol.shape[-1] == symbol.shape[-2]
     if covers_inputs:
-        return TorusBlocks(estimate, _identity_minus(symbol @ estimate), estimate @ estimate.mH)
-    return TorusBlocks(estimate, estimate.mH @ estimate, _identity_minus(estimate @ symbol))
+        outputs = torch.zeros_like(estimate) if is_square else _identity_minus(_product(blocks, estimate))
+        inputs = _product(estimate, estimate.mH)
+    else:
+        outputs = _product(estimate.mH, estimate)
+        inputs = torch.zeros_like(estimate) if is_square else _identity_minus(_product(estimate, blocks))
+    return TorusBlocks(*(part.unflatten(0, shape) for part in (estimate, outputs, inputs)))
 
 
 def full_rank_inverse(symbol: Tensor) -> Tensor:
@@ -116,20 +129,17 @@ def full_rank_inverse(symbol: Tensor) -> Tensor:
     Raises:
         SingularSystemError: some block has not full rank.
     """
-    no_penalty = symbol.real.new_zeros(symbol.shape[:2])
-    estimate = inverse_blocks(symbol, 0.0, no_penalty, default_rcond(symbol.real.dtype))
-    smaller = estimate @ symbol if symbol.shape[-1] <= symbol.shape[-2] else symbol @ estimate
-    if not float(_identity_minus(smaller).abs().max()) <= MAX_DEFECT:
+    blocks = symbol.flatten(0, 1)
+    rcond = default_rcond(symbol.real.dtype)
+    # A rank need not be told to the last digit where a lost one ends the matter.
+    inverse, defect = _invert_exactly(blocks, rcond, lambda: float(block_norms(blocks).max()))
+    if not float(defect.max()) <= MAX_DEFECT:
         raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
-    return estimate
+    return inverse.unflatten(0, symbol.shape[:2])
 
 
 class SingularSystemError(Exception):
     """What was to be factored is singular to working precision; another method must take the problem."""
-
-
-def _identity_minus(blocks: Tensor) -> Tensor:
-    return _add_to_diagonal(blocks.neg_(), blocks.new_ones(blocks.shape[:-2]))
 
 
 def default_rcond(dtype: torch.dtype) -> float:
@@ -137,48 +147,73 @@ def default_rcond(dtype: torch.dtype) -> float:
     return RANK_ULPS * torch.finfo(dtype).eps
 
 
+def block_norms(blocks: Tensor) -> Tensor:
+    """Compute the Frobenius norms of complex blocks `(*, a, b)`, shape `(*,)`."""
+    # As real numbers: torch's norms of complex ones are thirty times slower.
+    parts = torch.view_as_real(blocks.resolve_conj())
+    if small_blocks.is_small(blocks):
+        return parts.square().sum(dim=(-3, -2, -1)).sqrt()
+    return torch.linalg.vector_norm(parts.flatten(-3), dim=-1)
+
+
 def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
-    power = blocks.abs().square()
-    floor = (rcond * power.max().sqrt()) ** 2
-    denominator = power + diagonal[:, None, None]
-    # Where the penalty vanishes as well (a constant, under a gradient) the smallest solution is zero.
-    seen = denominator > floor if not bool(diagonal.any()) else denominator > 0
-    return torch.where(seen, blocks.conj() / denominator.clamp_min(torch.finfo(power.dtype).tiny), 0)
+    parts = torch.view_as_real(blocks.resolve_conj())
+    # Not by abs(), which guards against overflow at ten times the cost.
+    denominator = blocks.real.square() + blocks.imag.square()
+    # With a penalty nothing is truncated but what rounding alone has made of a zero.
+    floor = (rcond if not bool(diagonal.any()) else torch.finfo(denominator.dtype).eps) ** 2 * denominator.max()
+    denominator += diagonal[:, None, None]
+    # What neither the kernel nor the penalty sees is zero in the smallest solution.
+    factor = torch.where(denominator > floor, denominator.reciprocal(), 0)
+    inverse = parts * factor[..., None]
+    inverse[..., 1].neg_()
+    return torch.view_as_complex(inverse)
 
 
-def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
-    n_outputs, n_inputs = blocks.shape[-2:]
-    if n_outputs >= n_inputs:
-        inverse = _hermitian_inverse(_add_to_diagonal(blocks.mH @ blocks, diagonal)) @ blocks.mH
-    else:
-        inverse = blocks.mH @ _hermitian_inverse(_add_to_diagonal(blocks @ blocks.mH, diagonal))
+def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:
+    inverse = _gram_inverse(blocks, diagonal, times_adjoint=True)
     unpenalized = diagonal == 0
     if bool(unpenalized.any()):
-        scale = singular_values(blocks[None]).max()
-        inverse[unpenalized] = _truncated_pseudo_inverse(blocks[unpenalized], rcond * scale)
+        inverse[unpenalized] = _truncated_pseudo_inverse(blocks[unpenalized], rcond * find_largest())
     return inverse
 
 
-def _invert_exactly(blocks: Tensor, rcond: float) -> Tensor:
-    """Factor every block, then redo by singular values the ones whose rank is in doubt."""
-    n_outputs, n_inputs = blocks.shape[-2:]
-    scale = torch.linalg.matrix_norm(blocks).max()  # at least the largest singular value
-    if n_outputs == n_inputs:
-        identity = torch.eye(n_inputs, dtype=blocks.dtype, device=blocks.device).expand_as(blocks)
-        inverse, _ = torch.linalg.solve_ex(blocks, identity)
-    elif n_outputs > n_inputs:
-        inverse = _tall_pseudo_inverse(blocks)
+def _invert_exactly(blocks: Tensor, rcond: float, find_largest: Callable[[], float]) -> tuple[Tensor, Tensor]:
+    """Factor every block, then redo by singular values the ones whose rank is in doubt.
+
+    Returns:
+        K⁺, shape `(F, C_in, C_out)`, and how far K⁺K or KK⁺, whichever is smaller, is from the identity, shape `(F,)`.
+    """
+    if blocks.shape[-2:] == (1, 1):
+        inverse = _invert_scalars(blocks, blocks.real.new_zeros(len(blocks)), rcond)
+        return inverse, _defect(inverse, blocks)
+    if small_blocks.is_small(blocks):
+        small = small_blocks.pseudo_inverse(blocks)
+        inverse, norm, inverse_norm = small.inverse, small.norm, small.inverse_norm
+        is_right = small.flaw < torch.finfo(norm.dtype).eps ** 0.5
+        defect = small.flaw.square()  # by Newton's step
     else:
-        inverse = _tall_pseudo_inverse(blocks.mH).mH
-    # ‖K⁺‖ bounds 1/σmin from above. The product is checked too: batched LU has been seen to give wrong numbers.
-    smallest = 1 / torch.linalg.matrix_norm(inverse)
-    product = inverse @ blocks if n_outputs >= n_inputs else blocks @ inverse
-    defect = torch.linalg.matrix_norm(product - torch.eye(product.shape[-1], dtype=blocks.dtype, device=blocks.device))
-    doubtful = ~((smallest > 4 * rcond * scale) & (defect < 1e-3))
+        inverse = _factored_inverse(blocks)
+        norm, inverse_norm = block_norms(blocks), block_norms(inverse)
+        defect = _defect(inverse, blocks)
+        is_right = defect < MAX_FACTORING_DEFECT
+    # ‖K⁺‖ bounds 1/σmin from above, and the largest ‖K‖ the largest singular value.
+    doubtful = ~(is_right & (inverse_norm * (4 * rcond * norm.max()) < 1))
     if bool(doubtful.any()):
-        threshold = rcond * singular_values(blocks[None]).max()
-        inverse[doubtful] = _truncated_pseudo_inverse(blocks[doubtful], threshold)
-    return inverse
+        inverse[doubtful] = _truncated_pseudo_inverse(blocks[doubtful], rcond * find_largest())
+        defect[doubtful] = _defect(inverse[doubtful], blocks[doubtful])
+    return inverse, defect
+
+
+def _factored_inverse(blocks: Tensor) -> Tensor:
+    n_outputs, n_inputs = blocks.shape[-2:]
+    with single_threaded(blocks.device):
+        if n_outputs == n_inputs:
+            # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
+            return torch.linalg.inv_ex(blocks.mT)[0].mT
+        if n_outputs > n_inputs:
+            return _tall_pseudo_inverse(blocks)
+        return _tall_pseudo_inverse(blocks.mH).mH.contiguous()
 
 
 def _tall_pseudo_inverse(blocks: Tensor) -> Tensor:
@@ -186,24 +221,73 @@ def _tall_pseudo_inverse(blocks: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(r, q.mH, upper=True)
 
 
-def _truncated_pseudo_inverse(blocks: Tensor, threshold: Tensor | float) -> Tensor:
+def _truncated_pseudo_inverse(blocks: Tensor, threshold: float) -> Tensor:
     with single_threaded(blocks.device):
         u, s, vh = torch.linalg.svd(blocks, full_matrices=False)
     inverse = torch.where(s > threshold, 1 / s, 0).to(blocks.dtype)
     return vh.mH @ (inverse[..., None] * u.mH)
 
 
-def _hermitian_inverse(gram: Tensor) -> Tensor:
-    """Invert positive definite blocks; blocks that are only semidefinite get their pseudo-inverse."""
-    factor, info = torch.linalg.cholesky_ex(gram)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    inverse = torch.cholesky_solve(identity, factor)
-    # Rounding may have let a singular block pass: its inverse is larger than an honest one can be.
-    largest = torch.linalg.matrix_norm(gram).max()
-    singular = (info > 0) | ~(torch.linalg.matrix_norm(inverse) * largest < 1 / SINGULAR)
-    if bool(singular.any()):
-        inverse[singular] = torch.linalg.pinv(gram[singular], hermitian=True, atol=float(largest) * SINGULAR, rtol=0.0)
-    return inverse
+def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = False) -> Tensor:
+    """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ by way of the smaller Gram matrix.
+
+    Blocks that are only semidefinite get their pseudo-inverse. Rounding may let a singular block pass unnoticed: its
+    inverse is larger than an honest one can be.
+    """
+    if small_blocks.is_small(blocks):
+        small = small_blocks.gram_inverse(blocks, diagonal, times_adjoint=times_adjoint)
+        largest = small.norm.max()
+        singular = ~((small.flaw < 0) & (small.inverse_norm * largest < 1 / SINGULAR))
+        if bool(singular.any()):
+            again = _factored_gram_inverse(blocks[singular], diagonal[singular], float(largest), times_adjoint)
+            small.inverse[singular] = again
+        return small.inverse
+    return _factored_gram_inverse(blocks, diagonal, None, times_adjoint)
+
+
+def _factored_gram_inverse(blocks: Tensor, diagonal: Tensor, largest: float | None, times_adjoint: bool) -> Tensor:
+    is_wide = times_adjoint and blocks.shape[-2] < blocks.shape[-1]
+    gram = _add_to_diagonal(blocks @ blocks.mH if is_wide else blocks.mH @ blocks, diagonal)
+    if largest is None:
+        largest = float(block_norms(gram).max())
+    with single_threaded(gram.device):
+        # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
+        factor, info = torch.linalg.cholesky_ex(gram.mT)
+        if bool((info > 0).any()):
+            # What could not be factored may not reach the next step, which would raise.
+            factor[info > 0] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        inverse = torch.cholesky_inverse(factor).mT
+        is_right = (info == 0) & (_defect(inverse, gram) < MAX_FACTORING_DEFECT)
+        singular = ~(is_right & (block_norms(inverse) * largest < 1 / SINGULAR))
+        if bool(singular.any()):
+            again = torch.linalg.pinv(gram[singular], hermitian=True, atol=largest * SINGULAR, rtol=0.0)
+            inverse[singular] = again
+    if not times_adjoint:
+        return inverse
+    return blocks.mH @ inverse if is_wide else inverse @ blocks.mH
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    if small_blocks.is_small(left) and small_blocks.is_small(right):
+        return small_blocks.product(left, right)
+    return left @ right
+
+
+def _defect(inverse: Tensor, blocks: Tensor) -> Tensor:
+    """Estimate ‖K⁺K − I‖, or ‖KK⁺ − I‖ where that is smaller in size, from what it does to one vector; shape `(F,)`.
+
+    Batched LU on several threads has been seen to give wrong numbers. The vector is of no special direction, and a
+    product with it is as much cheaper than the whole product as there are channels.
+    """
+    left, right = (inverse, blocks) if blocks.shape[-2] >= blocks.shape[-1] else (blocks, inverse)
+    n = right.shape[-1]
+    angle = torch.arange(1, n + 1, dtype=blocks.real.dtype, device=blocks.device).square()
+    vector = torch.polar(torch.ones_like(angle), angle).expand(len(blocks), n)[..., None].contiguous()
+    return block_norms(_product(left, _product(right, vector)) - vector)
+
+
+def _identity_minus(blocks: Tensor) -> Tensor:
+    return _add_to_diagonal(blocks.neg_(), blocks.real.new_ones(blocks.shape[:-2]))
 
 
 def _add_to_diagonal(blocks: Tensor, diagonal: Tensor) -> Tensor:

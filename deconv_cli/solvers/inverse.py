@@ -45,6 +45,13 @@ class Inverse(ABC):
             RuntimeWarning: an iteration did not reach the tolerance.
         """
 
+    def factors(self) -> dict[str, Tensor]:
+        """Give what was costly to compute, by name: empty where building is cheap.
+
+        The constructor of an inverse that has any takes them back as `Factors`.
+        """
+        return {}
+
     def solve_transposed(self, g: Tensor) -> Tensor:
         """Compute AH⁺g, the transpose of the inverse.
 

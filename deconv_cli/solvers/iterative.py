@@ -8,40 +8,50 @@ from torch import Tensor
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol, widened
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, norm
-from deconv_cli.solvers.refinement import Progress, StoppingRule
+from deconv_cli.solvers.refinement import Course, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, Size
+from deconv_cli.solvers.strip import StripSystem
+from deconv_cli.vocabulary import Boundary, Penalty, Size
 
 # Room around the image on the preconditioner's torus, so that opposite edges do not feel each other.
 TORUS_MARGIN = 16
+# Measured for random kernels of 4 channels that lose 40 modes: 8 to 14 iterations with 1e-8, 26 to 50 with 1e-6.
+PRECONDITIONER_LAMBDA = 1e-8
+# Conjugate gradients want the same preconditioner in every iteration.
+PRECONDITIONER_RULE = StoppingRule(tolerance=1e-10, max_iterations=2000)
 
 
 class IterativeInverse(Inverse):
     """Inverse of one problem, ready for many outputs.
 
     For λ > 0 the normal equations are preconditioned by the inverse of a circulant approximation on a larger torus,
-    and started from the circular estimate. For λ = 0 the iteration starts from zero without a preconditioner: that
-    alone keeps it in the range of Aᴴ, where the solution of least norm lies.
+    and started from the circular estimate. For λ = 0 and at least as many outputs as pixels the preconditioner is the
+    exact solution for a tiny λ: it leaves no more iterations than there are modes that the border all but loses. With
+    fewer outputs nothing but a start from zero without a preconditioner keeps the iteration in the range of Aᴴ, where
+    the solution of least norm lies.
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._preconditioner: TorusPreconditioner | None = None
+        self._preconditioner: LinearOperator | None = None
         if problem.weight > 0:
             self._preconditioner = TorusPreconditioner(problem)
+        elif all(o >= i for o, i in zip(problem.operator.output_shape, problem.operator.input_shape, strict=True)):
+            self._preconditioner = StripPreconditioner(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
-        if self._preconditioner is None:
-            return conjugate_gradients(self.problem, y, self.rule, progress=progress)
-        start = self._better_start(y, self._preconditioner.estimate(y))
+        start = None
+        if isinstance(self._preconditioner, TorusPreconditioner):
+            start = self._better_start(y, self._preconditioner.estimate(y))
         return conjugate_gradients(
             self.problem, y, self.rule, start=start, preconditioner=self._preconditioner, progress=progress
         )
@@ -66,6 +76,25 @@ class IterativeInverse(Inverse):
         penalty = (self.problem.penalty_gram(estimate) * estimate).sum(dim=(-3, -2, -1))
         better = residual + penalty < norm(y).square()
         return torch.where(better[..., None, None, None], estimate, 0)
+
+
+class StripPreconditioner(LinearOperator):
+    """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
+
+    def __init__(self, problem: TikhonovProblem) -> None:
+        operator = problem.operator
+        self.input_shape: Shape = operator.input_shape
+        self.output_shape: Shape = operator.input_shape
+        sigma_max = kernel_spectrum(operator.kernel.detach(), operator.geometry.image_size).sigma_max
+        self._system = StripSystem(TikhonovProblem(operator, PRECONDITIONER_LAMBDA, sigma_max, Penalty.IDENTITY))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` of shape `(*batch, C_in, H, W)`."""
+        return self._system.solve(None, x, Course(PRECONDITIONER_RULE, norm(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose, which is the operator itself."""
+        return self.forward(y)
 
 
 class TorusPreconditioner(LinearOperator):

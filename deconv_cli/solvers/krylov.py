@@ -18,6 +18,9 @@ Action = Callable[[Tensor], Tensor]
 Watch = Callable[[Tensor], bool]
 """Told the norm of the residual, shape `(B,)`, after every iteration; answers whether to go on."""
 
+# A cycle of GMRES that does not bring the residual below this part of what it was is the last.
+MIN_GAIN = 0.9
+
 
 def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Watch) -> Tensor:
     """Solve a symmetric positive definite system by preconditioned conjugate gradients.
@@ -117,7 +120,7 @@ def _cycle(
     weights = torch.linalg.solve_triangular(triangle, reduced[:, :n, None], upper=True)
     weights = torch.where(idle[..., None], 0, weights).to(residual.dtype)
     combined = (weights.mT @ basis[:, :n])[:, 0]
-    has_gained = bool((reduced[:, n].abs() < 0.5 * beta).any())
+    has_gained = bool((reduced[:, n].abs() < MIN_GAIN * beta).any())
     return precondition(combined), going, has_gained
 
 

@@ -74,8 +74,11 @@ class NormalEquations:
         return torch.maximum(size, gain * norm(self.y))
 
     def zero(self) -> Tensor:
-        """Give the estimate that every iteration may start from, shape `(*batch, *operator.input_shape)`."""
-        return self.y.new_zeros(*self.y.shape[:-3], *self.operator.input_shape)
+        """Give the estimate that every iteration may start from, shape `(*batch, *operator.input_shape)`.
+
+        It takes no memory, and is not to be written to.
+        """
+        return self.y.new_zeros(()).expand(*self.y.shape[:-3], *self.operator.input_shape)
 
     def residual(self, x: Tensor) -> Tensor:
         """Compute y − Ax."""

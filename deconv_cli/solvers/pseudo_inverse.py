@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
@@ -18,13 +19,16 @@ from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.direct import DirectInverse
+from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import IterativeInverse
+from deconv_cli.solvers.memory import check_memory, estimate_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.state import InverseState, Kept
 from deconv_cli.solvers.strip import StripInverse
 from deconv_cli.vocabulary import Method, Size
 
@@ -38,6 +42,7 @@ class PseudoInverse:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
         image_size: height and width of the images that are wanted back.
         settings: how to invert.
+        kept: what an equal inverse has found already (see `from_state`).
 
     Attributes:
         geometry: the sizes.
@@ -49,9 +54,10 @@ class PseudoInverse:
     Raises:
         ShapeError: the kernel does not fit the size.
         UsageError: settings that contradict one another.
+        TooLargeError: the method does not fit the memory.
     """
 
-    def __init__(self, kernel: Kernel, image_size: Size, settings: InversionSettings) -> None:
+    def __init__(self, kernel: Kernel, image_size: Size, settings: InversionSettings, kept: Kept | None = None) -> None:
         lam, penalty, boundary = settings.lam, settings.penalty, settings.boundary
         self.kernel = kernel
         self.settings = settings
@@ -65,8 +71,11 @@ class PseudoInverse:
             n_outputs=kernel.taps.shape[0],
             n_inputs=kernel.taps.shape[1],
             has_float64=kernel.taps.device.type != "mps",
-            asked=settings.method,
+            asked=settings.method if kept is None else kept.choice.method,
+            max_memory=settings.max_memory,
         )
+        if kept is not None:
+            self.choice = kept.choice
         if settings.rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
             raise UsageError(
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
@@ -77,15 +86,52 @@ class PseudoInverse:
                 f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs "
                 f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
             )
+        self._check_memory()
         # What is built here serves no graph, and must not change with the parameter that an optimizer changes.
-        taps = kernel.taps.detach().clone() if kernel.taps.requires_grad else kernel.taps
+        taps = kernel.taps.detach().clone() if kernel.taps.requires_grad else kernel.taps.detach()
         self._operator = Convolution(taps, self.geometry, boundary)
         # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
-        self.problem = TikhonovProblem(self._operator, lam, self.spectrum.sigma_max if lam > 0 else 1.0, penalty)
+        sigma_max = kept.sigma_max if kept is not None else self.spectrum.sigma_max if lam > 0 else 1.0
+        self.problem = TikhonovProblem(self._operator, lam, sigma_max, penalty)
         self.tolerance = default_tolerance(taps.dtype) if settings.tolerance is None else settings.tolerance
-        self._inverse = self._build(StoppingRule(self.tolerance, settings.max_iterations))
+        rule = StoppingRule(self.tolerance, settings.max_iterations)
+        self._inverse = self._build(rule) if kept is None else self._recall(rule, kept.factors)
         inverse = self._inverse
         self.rcond: float | None = inverse.rcond if isinstance(inverse, CircularInverse) and lam == 0 else None
+
+    @property
+    def state(self) -> InverseState:
+        """All that makes this inverse what it is, as plain tensors and plain words."""
+        kept = Kept(self.choice, self.problem.sigma_max, Factors(self._inverse.factors()))
+        taps = self._operator.kernel
+        return InverseState(taps, self.kernel.shared, self.geometry.image_size, self.settings, kept)
+
+    @classmethod
+    def from_state(cls, state: InverseState) -> PseudoInverse:
+        """Build an inverse again, without computing what its state holds; it gives bit for bit what the first one gave.
+
+        Args:
+            state: its tensors on the device of the arithmetic.
+
+        Raises:
+            MalformedInputError: the state contradicts itself, and no inverse ever gave it.
+            TooLargeError: the inverse does not fit the memory.
+        """
+        try:
+            kernel = replace(Kernel.from_tensor(state.taps), shared=state.is_shared)
+            if kernel.shared and kernel.taps.shape[:2] != (1, 1):
+                raise MalformedInputError(
+                    f"its taps of shape {tuple(kernel.taps.shape)} cannot act on every channel alike."
+                )
+            inverse = cls(kernel, state.image_size, state.settings, state.kept)
+        except (UsageError, ShapeError) as error:
+            raise MalformedInputError(f"its settings contradict one another: {error}") from error
+        unknown = state.kept.factors.tensors.keys() - inverse._inverse.factors().keys()
+        if unknown:
+            raise MalformedInputError(
+                f"method {inverse.choice.method} has no use here for its factors {', '.join(sorted(unknown))}."
+            )
+        return inverse
 
     @cached_property
     def spectrum(self) -> Spectrum:
@@ -104,12 +150,14 @@ class PseudoInverse:
         Raises:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
+            TooLargeError: the batch does not fit the memory.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance; `solve` tells more.
         """
         if isinstance(self._inverse, CircularInverse):
             arranged = self.arrange(y)
+            self._check_memory(math.prod(arranged.shape[:-3]))
             return self.frame(self._attach(self._inverse.apply(arranged.detach()), arranged))
         return self.frame(self.solve(y).warn_for_status().value)
 
@@ -119,8 +167,10 @@ class PseudoInverse:
         Raises:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
+            TooLargeError: the batch does not fit the memory.
         """
         arranged = self.arrange(y)
+        self._check_memory(math.prod(arranged.shape[:-3]))
         solution = self._inverse.solve(arranged.detach(), progress)
         # Constants that nothing determines are left wherever an iteration started: the least estimate has none.
         seen, _ = self.problem.split_unseen(solution.value)
@@ -155,6 +205,26 @@ class PseudoInverse:
                 "or detach the kernel."
             )
         return attach_gradient(value, arranged, taps, self._inverse, self.spectrum if self.problem.lam > 0 else None)
+
+    def _check_memory(self, n_images: int | None = None) -> None:
+        """Refuse to build, or to apply to a batch, what does not fit the memory."""
+        taps, method = self.kernel.taps, self.choice.method
+        estimate = estimate_memory(method, taps, self.geometry, self.settings)
+        limit = self.settings.max_memory
+        check_memory(method, estimate, taps, self.geometry, max_memory=limit, n_images=n_images)
+
+    def _recall(self, rule: StoppingRule, kept: Factors) -> Inverse:
+        """Build the inverse that was chosen once, with its factors at hand; the others are cheap to build."""
+        try:
+            if self.choice.method is Method.FFT:
+                return CircularInverse(self.problem, self.settings.rcond, kept)
+            if self.choice.method is Method.DIRECT:
+                return DirectInverse(self.problem, rule, kept)
+            if self.choice.method is Method.STRIP:
+                return StripInverse(self.problem, rule)
+        except SingularSystemError as error:
+            raise MalformedInputError(f"method {self.choice.method} cannot have made it, since {error}.") from error
+        return IterativeInverse(self.problem, rule)
 
     def _build(self, rule: StoppingRule) -> Inverse:
         """Build the inverse that was chosen; where that is singular and nobody asked for it, another takes over."""

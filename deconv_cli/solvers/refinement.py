@@ -122,7 +122,7 @@ def refine_equations(
     is_done = bool((best <= course.goal).all())
     unfinished = Status.MAX_ITERATIONS if course.is_spent else Status.STAGNATED
     return Solution(
-        x,
+        x.contiguous(),  # a zero that was never improved takes no memory of its own
         Status.CONVERGED if is_done else unfinished,
         len(course.history),
         float(relative(best, course.scale).max()),

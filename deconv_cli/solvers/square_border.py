@@ -23,6 +23,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.band_solver import coupling, invert_lines, solve_lines
 from deconv_cli.solvers.bands import Band, BandGroup
 from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.vocabulary import Size
 
@@ -35,15 +36,15 @@ class SquareBorderSystem:
 
     Args:
         operator: as many outputs as pixels, along either axis and in the channels.
+        kept: the factors of an equal system, which are then not computed.
 
     Raises:
         SingularSystemError: the symbol, D, or its part on the rows is singular to working precision.
     """
 
-    def __init__(self, operator: Convolution) -> None:
+    def __init__(self, operator: Convolution, kept: Factors | None = None) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._outputs = outputs = BandGroup(
             taps.shape[0],
             Band(places.torus[0], places.output_size[0]),
@@ -56,6 +57,10 @@ class SquareBorderSystem:
             Band(places.torus[1], places.image_size[1], places.column_sources),
             taps,
         )
+        if kept is not None:
+            self._recall(kept)
+            return
+        estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
         ones = estimate.new_ones(estimate.shape[0], 1), estimate.new_ones(estimate.shape[1])
         self._rows = invert_lines(coupling(ties.rows, outputs.rows, estimate, *ones, axis=0))
@@ -66,6 +71,21 @@ class SquareBorderSystem:
         self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur)
         if int(info) != 0 or not self._is_sound():
             raise SingularSystemError("the system on the border is singular")
+
+    def factors(self) -> dict[str, Tensor]:
+        """Give what was costly to compute: P, D_rr⁻¹ and the factors of S."""
+        estimate, rows = self._estimate.matrices, self._rows
+        return {"estimate": estimate, "rows": rows, "factors": self._factors, "pivots": self._pivots}
+
+    def _recall(self, kept: Factors) -> None:
+        outputs, torus = self._outputs, self._places.torus
+        n, wide = outputs.n_channels, torch.complex128
+        r = n * outputs.rows.width
+        self._estimate = FrequencyBlocks(kept.take("estimate", (torus[0], torus[1] // 2 + 1, n, n), wide))
+        self._rows = kept.take("rows", (torus[1] // 2 + 1, r, r), wide)
+        n_columns = outputs.n_columns_unknowns
+        self._factors = kept.take("factors", (n_columns, n_columns), torch.float64)
+        self._pivots = kept.take_pivots(n_columns)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""

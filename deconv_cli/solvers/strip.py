@@ -39,7 +39,7 @@ MIN_LAMBDA_IN_FLOAT32 = 1e-4
 MAX_KEPT_VECTORS = 300
 MAX_KEPT_NUMBERS = 2**26
 # Entries of a symbol that are factored in double precision at a time.
-MAX_ENTRIES_AT_ONCE = 2**20
+MAX_ENTRIES_AT_ONCE = 2**21
 
 
 def covers(
@@ -78,7 +78,7 @@ class StripInverse(Inverse):
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = _StripSystem(problem)
+        self._system = StripSystem(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
@@ -123,7 +123,7 @@ class StripInverse(Inverse):
         return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
 
-class _StripSystem:
+class StripSystem:
     """The border's system with its rows eliminated, and what leads from there to the image.
 
     All is scaled to σmax = 1: then the residual of the system is in the units of the data, and σmax times its norm
@@ -170,6 +170,7 @@ class _StripSystem:
         if residual is not None and closes and self._runs_on:
             residual = close_smoothly(close_smoothly(residual, -2, self._torus[0]), -1, self._torus[1])
         outputs = None if residual is None else self._transform(residual)
+        residual = None
         inputs = None if gradient is None else self._transform(gradient / self._sigma)
         if self._system.groups:  # else the torus is all there is
             outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], course)
@@ -200,14 +201,12 @@ class _StripSystem:
         """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
         right_rows, right_columns = (_negative(part) for part in self._system.read(outputs, inputs))
         first_rows = self._rows.solve(right_rows)
-        added = self._system.spectra(first_rows, None)
-        right = self._pack(right_columns) - self._pack(self._system.read_columns(*added))
-        columns = self._iterate(right, batch, course)
-        added = self._system.spectra(None, columns)
-        coupled = self._rows.solve(self._system.read_rows(*added))
+        from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
+        columns = self._iterate(self._pack(right_columns) - self._pack(from_rows), batch, course)
+        coupled = self._rows.solve(self._system.read_rows(*self._system.spectra(None, columns)))
         rows = [first - second for first, second in zip(first_rows, coupled, strict=True)]
         added = self._system.spectra(rows, columns)
-        return _sum(outputs, added[0]), _sum(inputs, added[1])
+        return _add(outputs, added[0]), _add(inputs, added[1])
 
     def _iterate(self, right: Tensor, batch: tuple[int, ...], course: Course) -> Part:
         """Solve for the columns, with the rows eliminated."""
@@ -220,7 +219,7 @@ class _StripSystem:
             own = system.spectra(None, columns)
             rows = self._rows.solve(system.read_rows(*own))
             through = system.spectra(rows, None)
-            outputs, inputs = _difference(own[0], through[0]), _difference(own[1], through[1])
+            outputs, inputs = _add(own[0], through[0], -1.0), _add(own[1], through[1], -1.0)
             return sign * self._pack(system.read_columns(outputs, inputs, columns))
 
         def precondition(vector: Tensor) -> Tensor:
@@ -269,22 +268,27 @@ def _negative(part: Part) -> Part:
     return [-values for values in part]
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-def _difference(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else -b if a is None else a - b
+def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | None:
+    """Add a multiple of b to a in place: spectra are as large as images, and these are needed once."""
+    if b is None:
+        return a
+    return b.mul_(factor) if a is None else a.add_(b, alpha=factor)
 
 
 def _narrow_blocks(
     symbol: Tensor, weight: float, penalty: Tensor, dtype: torch.dtype, *, covers_inputs: bool
 ) -> TorusBlocks:
     """Factor in double precision, some frequencies at a time, and keep the result in the dtype of the arithmetic."""
+    n_outputs, n_inputs = symbol.shape[-2:]
+
+    def empty(n_to: int, n_from: int) -> Tensor:
+        return symbol.new_empty(*symbol.shape[:2], n_to, n_from, dtype=dtype.to_complex())
+
+    narrow = TorusBlocks(empty(n_inputs, n_outputs), empty(n_outputs, n_outputs), empty(n_inputs, n_inputs))
     n_rows = max(1, MAX_ENTRIES_AT_ONCE // symbol[0].numel())
-    narrow: list[list[Tensor]] = []
     for first in range(0, len(symbol), n_rows):
         part = slice(first, first + n_rows)
         blocks = torus_blocks(symbol[part], weight, penalty[part], covers_inputs=covers_inputs)
-        narrow.append([b.to(dtype.to_complex()) for b in (blocks.estimate, blocks.outputs, blocks.inputs)])
-    return TorusBlocks(*(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*narrow, strict=True)))
+        narrow.estimate[part], narrow.outputs[part] = blocks.estimate, blocks.outputs
+        narrow.inputs[part] = blocks.inputs
+    return narrow

@@ -47,15 +47,15 @@ def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lam", "says"),
+    ("n_taps", "lam", "says"),
     [
-        ("1e-4", "goes deep into the image: more than 10 % of it"),
-        ("0.1", "; more than 0.1 % of it goes deeper still"),
-        ("1", "fades to 10 % after 6 pixels, to 1 % after 10 pixels, to 0.1 % after 13 pixels"),
+        (2, "1e-9", "goes deep into the image: more than 10 % of it"),
+        (5, "0.1", "; more than 0.1 % of it goes deeper still"),
+        (5, "1", "fades to 10 % after 5 pixels, to 1 % after 8 pixels, to 0.1 % after 11 pixels"),
     ],
 )
-def test_deep_influence_is_a_note(deconv, data, save, tmp_path, lam, says):
-    blur = save("blur", np.ones((1, 5)) / 5)
+def test_deep_influence_is_a_note(deconv, data, save, tmp_path, n_taps, lam, says):
+    blur = save("blur", np.ones((1, n_taps)) / n_taps)
     done = deconv("invert", data, "-k", blur, "--boundary", "unknown", "--lambda", lam, "-o", tmp_path / "x.npy")
     (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: a mistake at the edge ")]
     assert note.endswith(says)

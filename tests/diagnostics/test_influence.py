@@ -24,7 +24,7 @@ def strong_center(shape, seed):
 
 
 def measured_depths(kernel, size, boundary, weight, penalty):
-    """Disturb the outermost data of one edge by noise; the tail of its rms in the estimate, for the worse of two."""
+    """Disturb the outermost data of one edge by noise; the tail of its rms in the estimate, for the worst of four."""
     operator = Convolution(kernel, Geometry.of_image(size, kernel.shape[2:], "same"), boundary)
     A = operator.as_matrix()
     L = penalty_operator(penalty, operator.input_shape, periodic=False).as_matrix()
@@ -34,7 +34,13 @@ def measured_depths(kernel, size, boundary, weight, penalty):
         inverse = torch.linalg.solve(A.T @ A + weight * L.T @ L, A.T)
     response = inverse.reshape(*operator.input_shape, *operator.output_shape).square()
     depths = []
-    for by_distance in (response[..., :1, :].sum((0, 2, 3, 4, 5)), response[..., :1].sum((0, 1, 3, 4, 5))):
+    rows, columns = (0, 2, 3, 4, 5), (0, 1, 3, 4, 5)
+    for by_distance in (
+        response[..., :1, :].sum(rows),
+        response[..., -1:, :].sum(rows).flip(0),
+        response[..., :1].sum(columns),
+        response[..., -1:].sum(columns).flip(0),
+    ):
         tail = by_distance.flip(0).cumsum(0).flip(0)
         depths.append([int(((tail / tail[0]).sqrt() > part).sum()) for part in (0.1, 0.01, 0.001)])
     return [max(pair) for pair in zip(*depths, strict=True)]
@@ -66,6 +72,24 @@ def test_long_influence_is_as_deep_as_measured(seed):
     # A tenth of the λ reaches clearly further.
     deeper = influence_depth(kernel, LARGE, weight=weight / 10, penalty=Penalty.IDENTITY)
     assert deeper.tenth is None or deeper.tenth >= 1.5 * found.tenth
+
+
+def test_a_gradient_penalty_reaches_as_deep_as_measured():
+    kernel = random((1, 1, 3, 3))
+    weight = 1e-2 * kernel_spectrum(kernel, LARGE).sigma_max ** 2
+    found = influence_depth(kernel, LARGE, weight=weight, penalty=Penalty.GRADIENT)
+    expected = measured_depths(kernel, LARGE, Boundary.ZERO, weight, Penalty.GRADIENT)
+    assert abs(found.tenth - expected[0]) <= 1 + 0.2 * expected[0]
+    assert found.tenth < influence_depth(kernel, LARGE, weight=weight, penalty=Penalty.IDENTITY).tenth - 2
+
+
+@pytest.mark.parametrize("weight", [0.5, 5.0])
+def test_the_adjoint_reaches_as_deep(weight):
+    wide = random((1, 2, 3, 3), seed=3)
+    tall = wide.transpose(0, 1).flip(-2, -1)
+    found = [influence_depth(kernel, LARGE, weight=weight, penalty=Penalty.IDENTITY) for kernel in (wide, tall)]
+    assert found[0] == found[1]
+    assert found[0].tenth > 3
 
 
 def test_what_reaches_through_the_image_is_none():

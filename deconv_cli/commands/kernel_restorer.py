@@ -1,0 +1,159 @@
+"""Restoring by a kernel: border, λ and penalty are as typed, else as recorded in the input, else by its kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.commands.context import Context, Input, OptionValues
+from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
+from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, format_padding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.workflows.invert import Reconstruction
+
+PICTURE_LAMBDA = 1e-3
+PICTURE_PENALTY = Penalty.GRADIENT
+"""For pictures, which are noisy and mostly smooth. A penalty on the pixels themselves would pull what lies outside the
+frame to black, and show it as bright lines along the edges."""
+
+
+class InvertBoundary(StrEnum):
+    """The borders that can be undone, or `auto`."""
+
+    AUTO = "auto"
+    ZERO = "zero"
+    CIRCULAR = "circular"
+    REFLECT = "reflect"
+    SYMMETRIC = "symmetric"
+    REPLICATE = "replicate"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How to invert, as typed; `None` where the input decides."""
+
+    padding: PaddingLike | None
+    boundary: InvertBoundary
+    lam: float | None
+    penalty: Penalty | None
+    rcond: float | None
+    method: Method
+    tolerance: float | None
+    max_iterations: int
+    max_memory: int | None
+    verbose: bool
+
+
+class KernelRestorer(Restorer):
+    """Builds the inverse anew only where size or border differ."""
+
+    def __init__(self, context: Context, settings: InversionOptions) -> None:
+        super().__init__(context, settings.tolerance, verbose=settings.verbose)
+        self._settings = settings
+        self._built_for: tuple[Any, ...] = ()
+        self._inverse: PseudoInverse | None = None
+
+    def pose(self, loaded: Input) -> Posed:
+        """Settle what is inverted."""
+        source, settings = loaded.source, self._settings
+        border = resolve_border(source, settings, self._context.kernel_file.sha256)
+        penalty = resolve_penalty(source, settings, self._context.kernel)
+        return Posed(border, penalty, *resolve_lambda(source, settings))
+
+    def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:
+        """Build the inverse, or take the last one if it fits."""
+        from deconv_cli.solvers.settings import InversionSettings
+        from deconv_cli.workflows.invert import inverse_for_output
+
+        wanted = (
+            values.shape[-2:],
+            values.dtype,
+            posed.border.padding,
+            posed.border.boundary,
+            posed.lam,
+            posed.penalty,
+        )
+        if self._inverse is None or self._built_for != wanted:
+            self._inverse = None  # the old one's memory first
+            self._inverse = inverse_for_output(
+                values,
+                self._context.kernel_file.kernel,
+                InversionSettings(
+                    padding=posed.border.padding,
+                    boundary=posed.border.boundary,
+                    lam=posed.lam,
+                    penalty=posed.penalty,
+                    rcond=self._settings.rcond,
+                    method=self._settings.method,
+                    tolerance=self._settings.tolerance,
+                    max_iterations=self._settings.max_iterations,
+                    max_memory=self._settings.max_memory,
+                ),
+            )
+            self._built_for = wanted
+        return self._inverse
+
+    def retyped(self, posed: Posed, result: Reconstruction) -> OptionValues:
+        """Give the options that make the same inverse again."""
+        settings = self._settings
+        return {
+            "--boundary": posed.border.boundary.value,
+            "--padding": format_padding(posed.border.padding),
+            "--lambda": repr(posed.lam),
+            "--penalty": posed.penalty.value,
+            "--rcond": settings.rcond,
+            "--method": result.choice.method.value,
+            "--tolerance": result.tolerance,
+            "--max-iterations": settings.max_iterations,
+            "--max-memory": settings.max_memory,
+        }
+
+
+def resolve_border(source: ImageFile, settings: InversionOptions, kernel_sha256: str) -> Border:
+    """Settle the boundary and the padding: as typed, else as recorded in the file, else by the kind of file."""
+    recorded = recorded_border(source)
+    padding = settings.padding
+    if padding is None:
+        padding = "same" if recorded is None else recorded.padding
+    if settings.boundary is not InvertBoundary.AUTO:
+        return Border(Boundary(settings.boundary.value), padding, "asked for", [])
+    if recorded is None:
+        if source.is_picture:
+            return Border(Boundary.UNKNOWN, padding, "a picture shows part of a larger scene", [])
+        return Border(Boundary.ZERO, padding, "layers of networks pad their tensors with zeros", [])
+    notes = []
+    if recorded.kernel_sha256 != kernel_sha256:
+        notes.append(
+            f"deconv forward made this file with another kernel file, '{recorded.kernel_path}'; "
+            "make sure that this one holds the same taps"
+        )
+    return Border(recorded.boundary, padding, "recorded in the file by deconv forward", notes)
+
+
+def resolve_penalty(source: ImageFile, settings: InversionOptions, kernel: Kernel) -> Penalty:
+    """Settle the penalty: as typed, else by the kind of file, as far as the kernel allows it."""
+    if settings.penalty is not None:
+        return settings.penalty
+    n_outputs, n_inputs = kernel.taps.shape[:2]
+    return PICTURE_PENALTY if source.is_picture and n_outputs >= n_inputs else Penalty.IDENTITY
+
+
+def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float, str]:
+    """Settle λ: as typed, else by the kind of file."""
+    from deconv_cli.workflows.invert import DEFAULT_LAMBDA
+
+    if settings.lam is not None:
+        return settings.lam, "asked for"
+    if settings.rcond is not None:
+        return 0.0, "rcond truncates instead"
+    if source.is_picture:
+        return PICTURE_LAMBDA, "default for pictures, whose noise a smaller λ would amplify"
+    return DEFAULT_LAMBDA, "default for tensors"

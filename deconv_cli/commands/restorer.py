@@ -1,0 +1,114 @@
+"""What restoring a file is, whether by a kernel or by a factor: read, settle what is inverted, solve, report, write."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.commands.batch import Job, Outcome
+from deconv_cli.commands.console import CertificateProgress
+from deconv_cli.commands.context import Context, Input, OptionValues
+from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, parse_padding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.io import ImageFile
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.workflows.invert import Reconstruction
+
+
+@dataclass(frozen=True)
+class Border:
+    """What is taken to lie outside the image, and why."""
+
+    boundary: Boundary
+    padding: PaddingLike
+    reason: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Posed:
+    """What is inverted for one input, and why."""
+
+    border: Border
+    penalty: Penalty
+    lam: float
+    lambda_reason: str
+
+
+class Restorer(ABC):
+    """Restores one input after another."""
+
+    def __init__(self, context: Context, tolerance: float | None, *, verbose: bool) -> None:
+        self._context = context
+        self._tolerance = tolerance
+        self._verbose = verbose
+
+    @abstractmethod
+    def pose(self, loaded: Input) -> Posed:
+        """Settle what is inverted.
+
+        Raises:
+            ShapeError: the input does not fit.
+        """
+
+    @abstractmethod
+    def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:
+        """Give the inverse for outputs of shape `(B, C_out, H_y, W_y)`."""
+
+    @abstractmethod
+    def retyped(self, posed: Posed, result: Reconstruction) -> OptionValues:
+        """Give the options that would make the same inverse again."""
+
+    def restore(self, job: Job) -> Outcome:
+        """Read, restore and write one file."""
+        from deconv_cli.report.record import describe_reconstruction
+        from deconv_cli.workflows.invert import reconstruct
+
+        context = self._context
+        loaded = context.read(job)
+        posed = self.pose(loaded)
+        border, kernel = posed.border, context.kernel
+        n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(border.padding))
+        with CertificateProgress(self._tolerance, verbose=self._verbose).shown() as progress:
+            inverse = self.inverse_for(loaded.values, posed)
+            result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
+        details: dict[str, Any] = {
+            "factor": None if context.factor is None else context.factor.record,
+            "boundary": border.boundary.value,
+            "boundary_reason": border.reason,
+            **describe_reconstruction(result),
+            "lambda_reason": posed.lambda_reason,
+            "notes": border.notes,
+        }
+        typed = self.retyped(posed, result)
+        record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
+        return Outcome(record, is_trusted=result.solution.status.is_success)
+
+
+@dataclass(frozen=True)
+class RecordedBorder:
+    """What `deconv forward` wrote into a file about how it was made."""
+
+    boundary: Boundary
+    padding: PaddingLike
+    kernel_path: str
+    kernel_sha256: str
+
+
+def recorded_border(source: ImageFile) -> RecordedBorder | None:
+    """Read the border from a file's record; `None` if it has none, or if somebody else wrote it."""
+    record = source.record
+    if record is None or record.get("command") != "forward":
+        return None
+    try:
+        kernel = record["kernel"]
+        return RecordedBorder(
+            Boundary(record["boundary"]), parse_padding(record["padding"]), str(kernel["path"]), str(kernel["sha256"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,190 @@
+"""Files of named tensors with a record, which are mapped into memory instead of read: saved inverses.
+
+They are safetensors files: eight bytes that tell the length of a header, the header in JSON, and the tensors one after
+another (https://huggingface.co/docs/safetensors, "Format"). The library of that name reads them. Writing is done here:
+the library copies every tensor first, and lays it at any multiple of 8 bytes, where factorizations work best from
+multiples of 64, and need not round alike elsewhere. So the layout in memory is restored too, axis by axis.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.io import limits
+from deconv_cli.io.atomic import write_atomically
+from deconv_cli.io.formats import FileFormat, format_of_content
+from deconv_cli.io.places import check_place, check_writable
+from deconv_cli.io.records import decode_record, encode_record
+from deconv_cli.io.sources import read_head, refusing_damage
+
+KEYWORD = "deconv_inverse"
+SUFFIX = ".safetensors"
+SCHEMA = 1
+
+_CHECKSUM = f"{KEYWORD}_crc32"
+_ALIGNMENT = 64
+_ADVICE = "make one with deconv factor"
+_CODES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.uint8: "U8"}
+
+
+@dataclass(frozen=True, eq=False)
+class SavedState:
+    """The content of such a file.
+
+    Attributes:
+        tensors: by name, in the memory layout in which they were written; those that can be are mapped, and read from
+            the disk where they are first used.
+        record: a JSON object.
+    """
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+def check_state_place(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse a place that `write_state` could not write to.
+
+    Args:
+        path: the file.
+        source: what it is made from.
+        force: whether an existing file may be replaced.
+
+    Raises:
+        UsageError: another suffix, no such folder, or an existing file without `force`.
+        FileAccessError: no permission.
+    """
+    if path.suffix.lower() != SUFFIX:
+        raise UsageError(f"a saved inverse is a {SUFFIX} file, but the output is '{path}'; give it that suffix.")
+    check_writable(path, check_place(path, source, force=force))
+
+
+def write_state(path: Path, state: SavedState) -> None:
+    """Write a file, completely or not at all.
+
+    Args:
+        path: an existing file is replaced.
+        state: real or complex tensors in single or double precision, or of int32 or uint8.
+
+    Raises:
+        FileAccessError: disk full, no permission, or the file does not read back.
+    """
+    stored = {name: _unfold(tensor) for name, tensor in state.tensors.items()}
+    # Those that would misalign what follows go last.
+    names = sorted(stored, key=lambda name: (stored[name].nbytes % _ALIGNMENT != 0, name))
+    members = {
+        name: {"order": _memory_order(tensor), "is_complex": tensor.is_complex(), "sum": _sum(stored[name])}
+        for name, tensor in state.tensors.items()
+    }
+    text = encode_record({"schema": SCHEMA, "members": members, "record": state.record})
+    header: dict[str, Any] = {"__metadata__": {KEYWORD: text, _CHECKSUM: f"{zlib.crc32(text.encode()):08x}"}}
+    end = 0
+    for name in names:
+        start, end = end, end + stored[name].nbytes
+        shape = list(stored[name].shape)
+        header[name] = {"dtype": _CODES[stored[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            for name in names:
+                if stored[name].numel():
+                    stream.write(stored[name].reshape(-1).numpy().data.cast("B"))
+
+    def check(temporary: Path) -> None:
+        read_state(temporary)  # its checksums are those of the tensors in memory
+
+    write_atomically(path, write, check)
+
+
+def read_state(path: Path) -> SavedState:
+    """Read such a file.
+
+    Raises:
+        UsageError: no such file.
+        FileAccessError: the file cannot be read.
+        InputRefusedError: damaged, too large, of a newer schema, or another file altogether.
+    """
+    head = read_head(path)
+    file_format = format_of_content(path, head)
+    if file_format is not FileFormat.SAFETENSORS:
+        raise MalformedInputError(f"'{path}' should be a saved inverse, but is a {file_format} file; {_ADVICE}.")
+    limits.check_budget(path, path.stat().st_size)
+    metadata, stored = _open(path)
+    if KEYWORD not in metadata:
+        raise MalformedInputError(f"'{path}' should be a saved inverse, but is none; {_ADVICE}.")
+    content = decode_record(metadata[KEYWORD])
+    if content is None or metadata.get(_CHECKSUM) != f"{zlib.crc32(metadata[KEYWORD].encode()):08x}":
+        raise _damaged(path, "its record does not fit its checksum")
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise MalformedInputError(
+            f"'{path}' is a saved inverse of schema {schema}, but schemas up to {SCHEMA} are understood here; "
+            "use a newer version of deconv, or factor again."
+        )
+    members, record = content.get("members"), content.get("record")
+    if schema != SCHEMA or not isinstance(members, dict) or not isinstance(record, dict):
+        raise _damaged(path, "its record is not as it was written")
+    if members.keys() != stored.keys():
+        raise _damaged(path, "some of its tensors are not those of its record")
+    return SavedState({name: _fold(path, name, stored[name], members[name]) for name in stored}, record)
+
+
+def _damaged(path: Path, why: str) -> MalformedInputError:
+    return MalformedInputError(f"'{path}' is a damaged saved inverse, since {why}; copy it or factor again.")
+
+
+def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Give the metadata and the tensors of a file, whose data stay on the disk for now."""
+    from safetensors import safe_open
+
+    with refusing_damage(path, "a .safetensors file"), safe_open(path, framework="pt") as opened:
+        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    """List the axes by their strides, the widest first."""
+    strides = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+
+
+def _unfold(tensor: Tensor) -> Tensor:
+    """Give the numbers as they lie in memory: on the CPU, contiguous, and real."""
+    lying = tensor.detach().permute(_memory_order(tensor)).resolve_conj().resolve_neg().cpu().contiguous()
+    return torch.view_as_real(lying) if lying.is_complex() else lying
+
+
+def _fold(path: Path, name: str, stored: Tensor, member: object) -> Tensor:
+    """Undo `_unfold`, as the record says, and check the numbers."""
+    if not isinstance(member, dict) or stored.dtype not in _CODES:
+        raise _damaged(path, f"its tensor '{name}' is not as it was written")
+    order, is_complex = member.get("order"), member.get("is_complex")
+    if is_complex and not (stored.is_floating_point() and stored.shape[-1:] == (2,)):
+        raise _damaged(path, f"its tensor '{name}' does not hold complex numbers")
+    n_axes = stored.ndim - bool(is_complex)
+    if not isinstance(order, list) or any(order.count(axis) != 1 for axis in range(n_axes)) or len(order) != n_axes:
+        raise _damaged(path, f"its tensor '{name}' has {n_axes} axes, but its record orders others")
+    if stored.data_ptr() % _ALIGNMENT:
+        stored = stored.clone()
+    if _sum(stored) != member.get("sum"):
+        raise _damaged(path, f"its tensor '{name}' does not fit its checksum")
+    lying = torch.view_as_complex(stored) if is_complex else stored
+    return lying.permute([order.index(axis) for axis in range(n_axes)])
+
+
+def _sum(stored: Tensor) -> int:
+    """Add up the bytes as whole numbers of 64 or 32 bits, modulo 2⁶⁴: a checksum at the speed of the memory."""
+    flat = stored.reshape(-1).view(torch.uint8)
+    for words in (torch.int64, torch.int32):
+        if flat.numel() % words.itemsize == 0:
+            return int(flat.view(words).sum())
+    return int(flat.sum())

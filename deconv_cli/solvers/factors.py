@@ -1,0 +1,57 @@
+"""What is costly to compute about an inverse: computed when it is built, and at hand when it is built again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Tensors by name.
+
+    An inverse that is costly to build gives them by its method `factors`, and takes them in its constructor. All else
+    about it is cheap, and follows from the kernel and the settings again. Memory layouts belong to the factors: with
+    another one the same arithmetic may round differently.
+
+    Attributes:
+        tensors: of any shapes and dtypes.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Give the tensor of a name.
+
+        Args:
+            name: its name.
+            shape: what its shape must be, since kernel and settings are what they are.
+            dtype: what its dtype must be.
+
+        Raises:
+            MalformedInputError: it is not there, or is another.
+        """
+        found = self.tensors.get(name)
+        if found is None or tuple(found.shape) != shape or found.dtype != dtype:
+            what = "is missing" if found is None else f"is {found.dtype} of shape {tuple(found.shape)}"
+            raise MalformedInputError(f"its factor '{name}' should be {dtype} of shape {shape}, but {what}.")
+        return found
+
+    def take_pivots(self, n: int) -> Tensor:
+        """Give the row exchanges of an LU factorization of `n` rows, shape `(n,)`.
+
+        Raises:
+            MalformedInputError: they are not there, or are none: LAPACK would write outside of the matrix.
+        """
+        pivots = self.take("pivots", (n,), torch.int32)
+        if n > 0 and not (int(pivots.min()) >= 1 and int(pivots.max()) <= n):
+            raise MalformedInputError(f"its factor 'pivots' should name rows from 1 to {n}, but names others.")
+        return pivots

@@ -1,0 +1,119 @@
+"""What an inverse takes is told before it is taken, within a factor of two, and refused where it does not fit."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.vocabulary import format_memory, parse_memory
+
+# Peak of the resident memory over that of a small problem, which has loaded all the code.
+MEASURE = """
+import resource, sys, warnings
+import torch, deconv_cli
+from deconv_cli.solvers.memory import estimate_memory
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+method, boundary, lam, shape, size = sys.argv[1], sys.argv[2], float(sys.argv[3]), eval(sys.argv[4]), int(sys.argv[5])
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def restore(shape, size):
+    kernel = 0.1 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for channel in range(min(shape[:2])):
+        kernel[channel, channel, shape[2] // 2, shape[3] // 2] += 3
+    inverse = deconv_cli.pseudo_inverse(
+        kernel, input_size=(size, size), boundary=boundary, lam=lam, method=method, max_iterations=4
+    )
+    inverse.solve(torch.randn(inverse.problem.operator.output_shape, dtype=torch.float64))
+    return estimate_memory(inverse.choice.method, kernel, inverse.geometry, inverse.settings).n_bytes()
+restore((1, 1, 3, 3), 12)
+before = peak()
+estimate = restore(shape, size)
+print(estimate / (peak() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource module")
+@pytest.mark.parametrize(
+    ("method", "boundary", "lam", "shape", "size"),
+    [
+        ("fft", "circular", 0.0, (8, 8, 3, 3), 256),
+        ("strip", "unknown", 1e-2, (1, 1, 11, 11), 700),
+        ("iterative", "zero", 1e-2, (4, 4, 3, 3), 256),
+        ("iterative", "zero", 0.0, (1, 1, 9, 9), 700),
+        ("direct", "reflect", 1e-2, (2, 2, 5, 5), 128),
+    ],
+)
+def test_estimates_are_near_what_is_taken(method, boundary, lam, shape, size):
+    words = [sys.executable, "-c", MEASURE, method, boundary, str(lam), str(shape), str(size)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert 0.5 <= float(done.stdout) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("method", "boundary", "advice"),
+    [
+        ("fft", "circular", "use float32 or a smaller image"),
+        ("strip", "unknown", "use float32 or a smaller image"),
+        ("iterative", "zero", "use float32 or a smaller image"),
+        ("direct", "zero", "use method auto or iterative or a smaller image"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_allocated(method, boundary, advice, monkeypatch):
+    for factorization in ("torch.linalg.cholesky_ex", "torch.linalg.solve_ex", "torch.fft.rfft2"):
+        monkeypatch.setattr(factorization, None)
+    kernel = random((2, 2, 3, 3))
+    with pytest.raises(deconv_cli.TooLargeError, match=f"method {method} needs about .* 64×60 pixels .*{advice}"):
+        deconv_cli.pseudo_inverse(
+            kernel, input_size=(64, 60), boundary=boundary, lam=0.1, method=method, max_memory=10_000
+        )
+
+
+def test_free_memory_bounds_what_is_built(monkeypatch):
+    monkeypatch.setattr("deconv_cli.solvers.memory.free_memory", lambda device: 10_000)
+    with pytest.raises(deconv_cli.TooLargeError, match=r"more than the 9.766 KiB that are free"):
+        deconv_cli.pseudo_inverse(random((3, 3)), input_size=(64, 60), boundary="circular")
+
+
+def test_a_batch_that_does_not_fit_is_refused():
+    inverse = deconv_cli.pseudo_inverse(
+        random((2, 2, 3, 3)), input_size=(32, 32), boundary="circular", lam=0.1, max_memory=2_000_000
+    )
+    few = random((3, 2, 32, 32))
+    assert inverse(few).shape == few.shape
+    many = torch.zeros(1, dtype=torch.float64).expand(100, 2, 32, 32)
+    for apply in (inverse, inverse.solve):
+        with pytest.raises(deconv_cli.TooLargeError, match=r"for 100 images of 32×32 .* use .*fewer images at a time"):
+            apply(many)
+
+
+def test_max_memory_is_the_budget_of_the_direct_method():
+    kernel, settings = random((2, 2, 3, 3)), {"input_size": (40, 40), "boundary": "reflect", "lam": 1e-3}
+    assert deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10**9).choice.method is deconv_cli.Method.DIRECT
+    choice = deconv_cli.pseudo_inverse(kernel, **settings, max_memory=3_000_000).choice
+    assert choice.method is not deconv_cli.Method.DIRECT
+    assert "2.861 MiB may be used" in choice.reason
+    with pytest.raises(deconv_cli.UsageError, match="max_memory must be a positive number"):
+        deconv_cli.pseudo_inverse(kernel, **settings, max_memory=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("1.5 kib", 1536), ("123", 123), ("7b", 7), ("2TB", 2 * 10**12)],
+)
+def test_amounts_of_memory_are_read(text, n_bytes):
+    assert parse_memory(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "0", "1e9", "5 parsecs", "0.2b", "nan", "٣MB"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(deconv_cli.UsageError, match="must be like 8GiB"):
+        parse_memory(text)
+
+
+def test_amounts_of_memory_are_written_for_a_person():
+    assert format_memory(10_000) == "9.766 KiB"
+    assert format_memory(512) == "512 bytes"
