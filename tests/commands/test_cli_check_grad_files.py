@@ -300,7 +300,10 @@ class TestRefusedPrograms:
         "target", ["torch.ops.aten.from_file.default", "_operator.methodcaller", "torch.load", "#x:y"]
     )
     def test_an_operator_that_reads_files_or_calls_anything(self, entries, check, target):
-        check(self.changed(entries, "models/model.json", "torch.ops.aten.tanh.default", target), "operator")
+        check(
+            self.changed(entries, "models/model.json", "torch.ops.aten.tanh.default", target),
+            f"the operator '{target}'",
+        )
 
     def test_a_tree_that_imports_a_module(self, entries, check):
         name = self.entry(entries, "models/model.json")

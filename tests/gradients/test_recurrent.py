@@ -89,6 +89,11 @@ def test_cells_in_a_loop_are_found():
     assert [series.name for series in found.recurrent] == ["h", "c", "k"]
 
 
+def test_states_are_told_from_what_a_step_computes_on_the_way():
+    found = examined(unusual.GatesWritten(), 3, 6, 3)
+    assert [series.name for series in found.recurrent] == ["c", "h"]
+
+
 def test_a_step_written_as_a_function_is_found():
     found = examined(handwritten.CharRnn(), 3, 5, 7)
     assert [len(series.norms) for series in found.recurrent] == [5]

@@ -81,6 +81,7 @@ class TestCuts:
         ("name", "mark", "operation", "remedy"),
         [
             ("Detach", "detach", ".detach()", "return h"),
+            ("SelectedThenDetached", "selected", ".detach()", "return selected"),
             ("Data", "data", ".data", "return h"),
             ("NoGrad", "no_grad", "no_grad", "torch.no_grad()"),
             ("Numpy", "numpy", ".detach()", "values = h.numpy()"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from deconv_cli.errors import UsageError
 
-unusual, wrong = load_specimen("unusual"), load_specimen("wrong")
+healthy, unusual, wrong = (load_specimen(name) for name in ("healthy", "unusual", "wrong"))
 
 
 def words(n, *shape):
@@ -20,6 +20,8 @@ CASES = {
     "tied": (unusual.Tied, words(20, 4, 5)),
     "sparse": (unusual.SparseEmbedding, words(10, 4, 3)),
     "cells": (unusual.Cells, torch.randn(3, 6, 3)),
+    "batch norm": (healthy.Normalized, torch.randn(4, 3, 8, 8)),
+    "gates written": (unusual.GatesWritten, torch.randn(3, 6, 3)),
     "checkpoint": (unusual.Checkpointed, torch.randn(4, 4)),
     "reentrant checkpoint": (lambda: unusual.Checkpointed(use_reentrant=True), torch.randn(4, 4)),
     "reparameterized": (unusual.Reparameterized, torch.randn(4, 4)),

@@ -73,6 +73,14 @@ class Comparison(Base):
         return (h > 0).to(h.dtype)  # blame: comparison
 
 
+class SelectedThenDetached(Base):
+    """The comparison is no cut, since its branches carry the gradient on; the detach behind it is."""
+
+    def middle(self, h):
+        selected = torch.where(h > 0, h, 0.1 * h)
+        return selected.detach()  # blame: selected
+
+
 class PartDetach(Base):
     def middle(self, h):
         return h + torch.sin(3 * h).detach()  # blame: part
