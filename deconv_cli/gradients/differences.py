@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -382,46 +383,54 @@ def compare_slots(
         n_affordable = int(0.6 * (probe.deadline - time.monotonic()) / (_EVALUATIONS * max(per_evaluation, 1e-9)))
         # All at once then: directions through a few layers are no sharper, and where all agree, nothing is left to do.
         size = 1 if n_affordable >= len(slots) else len(slots)
-    for first in range(0, len(slots), size):
-        results |= _compare_group(probe, slots[first : first + size], generator)
+    # Halves of a group that does not agree wait behind the other groups, so that one bad layer does not hold up all.
+    waiting = deque(slots[first : first + size] for first in range(0, len(slots), size))
+    while waiting:
+        group = waiting.popleft()
+        found, left = _compare_group(probe, group, generator)
+        results |= found
+        half = len(left) // 2
+        waiting += [left] if left and found else [part for part in (left[:half], left[half:]) if part]
         on_progress(len(results), len(slots))
     return results
 
 
-def _compare_group(probe: Probe, slots: Sequence[Slot], generator: torch.Generator) -> dict[str, SlotResult]:
-    """Compare several tensors at once; only where they fail together each is looked at by itself."""
+def _compare_group(
+    probe: Probe, slots: Sequence[Slot], generator: torch.Generator
+) -> tuple[dict[str, SlotResult], Sequence[Slot]]:
+    """Compare several tensors at once.
+
+    Returns:
+        What was found, and the tensors that it was not sharp enough for or that may be wrong.
+    """
     if probe.is_over:
-        return {slot.name: SlotResult(Outcome.UNSURE, None) for slot in slots}
-    if len(slots) > 1:
-        sizes = [float(slot.gradient.double().norm()) for slot in slots]
-        shares = sorted(size * slot.scale for size, slot in zip(sizes, slots, strict=True))
-        middle = shares[len(shares) // 2]
-        # Every tensor should weigh about as much in the direction, without stepping far beyond its own size.
-        scales = [
-            min(max(middle / size if size else 1.0, 0.01 * slot.scale), 300 * slot.scale)
-            for size, slot in zip(sizes, slots, strict=True)
-        ]
-        for _ in range(2):
-            moves = [random_move(slot, generator, scale) for slot, scale in zip(slots, scales, strict=True)]
-            estimate = compare_along(probe, moves)
-            # A step may have gone over more kinks than its error bar tells; another direction meets others.
-            if estimate.outcome is Outcome.AGREES or probe.is_over:
-                break
+        return {slot.name: SlotResult(Outcome.UNSURE, None) for slot in slots}, []
+    if len(slots) == 1:
+        return {slots[0].name: _compare_slot(probe, slots[0], generator)}, []
+    sizes = [float(slot.gradient.double().norm()) for slot in slots]
+    shares = sorted(size * slot.scale for size, slot in zip(sizes, slots, strict=True))
+    middle = shares[len(shares) // 2]
+    # Every tensor should weigh about as much in the direction, without stepping far beyond its own size.
+    scales = [
+        min(max(middle / size if size else 1.0, 0.01 * slot.scale), 300 * slot.scale)
+        for size, slot in zip(sizes, slots, strict=True)
+    ]
+    results: dict[str, SlotResult] = {}
+    for _ in range(2):
+        moves = [random_move(slot, generator, scale) for slot, scale in zip(slots, scales, strict=True)]
+        estimate = compare_along(probe, moves)
         if estimate.outcome is Outcome.AGREES:
             allowed = _BARS * estimate.error_bar
-            results = {}
             for slot, move in zip(slots, moves, strict=True):
                 weight = float(move.products.double().norm())
                 resolution = allowed / weight + TOLERANCE if weight else math.inf
-                comparison = Comparison(estimate.autograd, estimate.numeric, estimate.error_bar, resolution)
-                sharp = resolution < MAX_RESOLUTION
-                results[slot.name] = (
-                    SlotResult(Outcome.AGREES, comparison) if sharp else _compare_slot(probe, slot, generator)
-                )
-            return results
-        half = len(slots) // 2
-        return _compare_group(probe, slots[:half], generator) | _compare_group(probe, slots[half:], generator)
-    return {slots[0].name: _compare_slot(probe, slots[0], generator)}
+                if resolution < MAX_RESOLUTION:
+                    comparison = Comparison(estimate.autograd, estimate.numeric, estimate.error_bar, resolution)
+                    results[slot.name] = SlotResult(Outcome.AGREES, comparison)
+        # A step may have gone over more kinks than its error bar tells; another direction meets others.
+        if len(results) == len(slots) or probe.is_over:
+            break
+    return results, [slot for slot in slots if slot.name not in results]
 
 
 def _compare_slot(probe: Probe, slot: Slot, generator: torch.Generator) -> SlotResult:
