@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_place, read_state, write_state
 from deconv_cli.solvers.factors import Factors
@@ -149,7 +149,7 @@ def read_inverse(path: Path, device: torch.device, max_memory: int | None = None
     found = read_state(path)
     try:
         return _assemble(path, found, device, max_memory)
-    except (MalformedInputError, ShapeError) as error:
+    except MalformedInputError as error:
         raise MalformedInputError(f"'{path}' does not hold an inverse that can be used: {error}") from error
 
 
@@ -165,10 +165,9 @@ def _assemble(path: Path, found: SavedState, device: torch.device, max_memory: i
     # Building takes a few images' memory at least.
     limits.check_budget(path, math.prod(state.image_size) * state.taps.element_size())
     factors = Factors({name: tensor.to(device) for name, tensor in state.kept.factors.tensors.items()})
-    # A copy, since taps may come to require a gradient, and are written to by optimizers.
     state = replace(
         state,
-        taps=state.taps.to(device, copy=True),
+        taps=state.taps.to(device),
         settings=replace(state.settings, max_memory=max_memory),
         kept=replace(state.kept, factors=factors),
     )

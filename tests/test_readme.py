@@ -45,12 +45,14 @@ def test_every_deconv_line_runs(tmp_path, monkeypatch):
         assert result.stdout.strip()
 
 
-def test_python_lines_run():
+def test_python_lines_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {"x": torch.randn(3, 32, 32), "kernel": torch.randn(4, 3, 3, 3)}
     (code,) = blocks("python")
     exec(code, names)
     assert names["x_hat"].shape == (3, 32, 32)
     assert names["result"].solution.status.is_success
+    assert torch.equal(names["P"](names["y"]), names["x_hat"])
 
 
 @pytest.mark.parametrize("word", list(Boundary))
@@ -64,11 +66,11 @@ def test_every_exit_code_is_in_the_table(code):
 
 
 def test_examples_of_the_help_run(tmp_path, monkeypatch):
-    from deconv_cli.commands import check_grad, forward, invert
+    from deconv_cli.commands import check_grad, factor, forward, invert
 
     shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
     monkeypatch.chdir(tmp_path)
-    for command in (forward, invert, check_grad):
+    for command in (forward, invert, factor, check_grad):
         words = shlex.split(command.EXAMPLE.removeprefix("Example: "))
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == ExitCode.SUCCESS, result.stderr

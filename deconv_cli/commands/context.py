@@ -106,14 +106,14 @@ class Context:
         where = pick_device(device)
         saved = read_inverse(path, where, max_memory)
         kernel = saved.inverse.kernel
+        # Saved from Python, it tells of no file, and so of no fingerprint.
         origin = saved.origin or KernelOrigin(str(path), None, Convention.CORRELATION, "", ())
-        taps = kernel.taps[0, 0] if kernel.shared else kernel.taps
         kernel_file = KernelFile(
-            Path(origin.path), taps, saved.bias, origin.layer, origin.convention, origin.sha256, origin.notes
+            Path(origin.path), kernel.taps, saved.bias, origin.layer, origin.convention, origin.sha256, origin.notes
         )
         kernel_options = KernelOptions(kernel_file.path, origin.layer, origin.convention, None)
         factor = FactorFile(path, fingerprint(path), saved.inverse)
-        dtype = ArithmeticDType(str(taps.dtype).removeprefix("torch."))
+        dtype = ArithmeticDType(str(kernel.taps.dtype).removeprefix("torch."))
         return cls(command, kernel_options, kernel_file, kernel, files, where, dtype, factor), factor
 
     def read(self, job: Job) -> Input:

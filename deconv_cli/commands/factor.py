@@ -129,7 +129,6 @@ def factor(
         tolerance=tolerance,
         max_iterations=max_iterations,
         max_memory=n_bytes,
-        dtype=precision,
     )
     factored = time.perf_counter() - building
     well_posedness = assess_well_posedness(inverse)

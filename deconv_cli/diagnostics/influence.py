@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.vocabulary import Penalty, Size
@@ -58,7 +59,7 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
     for tail, length in zip(tails, image_size, strict=True):
         if tail is None:
             return None
-        found = [int((tail > part).sum()) for part in (0.1, 0.01, 0.001)]
+        found = [host.as_index((tail > part).sum()) for part in (0.1, 0.01, 0.001)]
         depths.append([None if depth >= min(length, len(tail)) else depth for depth in found])
     deeper = [None if None in pair else max(depth or 0 for depth in pair) for pair in zip(*depths, strict=True)]
     return InfluenceDepth(*deeper)
@@ -82,7 +83,7 @@ def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: Pen
     }[penalty]
     with single_threaded(taps.device):
         response, info = _response(symbol, weight * squared_penalty)
-    if bool(info.any()) or not bool(response.isfinite().all()):
+    if host.holds_anywhere(info) or not host.holds_everywhere(response.isfinite()):
         return None
     offsets_last = response.permute(0, 2, 3, 1).contiguous()
     by_offset = torch.view_as_real(torch.fft.ifft(offsets_last)).square().sum((0, 1, 2, 4))
@@ -122,7 +123,7 @@ def _response(symbol: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     # Contiguous, since torch's batched product of complex matrices is up to a hundred times slower otherwise.
     adjoint = symbol.mH.resolve_conj().contiguous()
     diagonal = weight[..., None, None] * torch.eye(min(n_outputs, n_inputs), dtype=symbol.dtype, device=symbol.device)
-    if n_outputs == n_inputs and not bool(weight.any()):
+    if n_outputs == n_inputs and not host.holds_anywhere(weight):
         identity = torch.eye(n_outputs, dtype=symbol.dtype, device=symbol.device).expand_as(symbol)
         result = torch.linalg.solve_ex(symbol, identity)
         return result.result, result.info

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.solvers.problem import accumulation_dtype
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.
@@ -54,12 +55,12 @@ def summarize_residual(residual: Tensor, data: Tensor) -> ResidualSummary:
     axes = tuple(axis for axis in range(residual.ndim) if axis != residual.ndim - 3)
     squared_residual = _sum_of_squares(residual, axes)
     squared_data = _sum_of_squares(data, axes)
-    total = float(squared_residual.sum())
+    total = host.as_number(squared_residual.sum())
     return ResidualSummary(
-        relative=_ratio(total, float(squared_data.sum())),
+        relative=_ratio(total, host.as_number(squared_data.sum())),
         absolute=total**0.5,
         root_mean_square=(total / residual.numel()) ** 0.5,
-        per_channel=tuple(_ratio(float(r), float(d)) for r, d in zip(squared_residual, squared_data, strict=True)),
+        per_channel=tuple(map(_ratio, host.as_numbers(squared_residual), host.as_numbers(squared_data))),
     )
 
 
@@ -78,11 +79,12 @@ def border_profile(residual: Tensor, kernel_size: tuple[int, int]) -> tuple[Bord
     distance = torch.minimum(
         _distance_to_end(height, residual.device)[:, None], _distance_to_end(width, residual.device)
     )
-    depth = min(max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH), int(distance.max()) + 1)
+    depth = min(max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH), (min(height, width) + 1) // 2)
     band = distance.clamp_max(depth - 1).flatten()
     total = by_pixel.new_zeros(depth).index_add(0, band, by_pixel.flatten())
-    rms = (total / torch.bincount(band, minlength=depth)).sqrt()
-    return tuple(BorderBand(index, float(value)) for index, value in enumerate(rms))
+    n_pixels = by_pixel.new_zeros(depth).index_add(0, band, torch.ones_like(by_pixel).flatten())
+    rms = (total / n_pixels).sqrt()
+    return tuple(BorderBand(index, value) for index, value in enumerate(host.as_numbers(rms)))
 
 
 def _distance_to_end(length: int, device: torch.device) -> Tensor:

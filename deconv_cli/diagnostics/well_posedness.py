@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
 from deconv_cli.diagnostics.winding import AxisRoots, axis_roots
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.geometry import Geometry, Pads
 from deconv_cli.operators.spectrum import Spectrum
@@ -100,7 +101,7 @@ def assess(
         return WellPosedness(is_well_posed=True, threshold=threshold, reason=str(harmless))
     roots = None if harmless else _find_roots(taps, size)
     # Roots tell singular values relative to the symbol's ordinary ones, whose mean square is a sum over the taps.
-    ordinary = float(widened(taps).square().sum() / min(taps.shape[:2])) ** 0.5
+    ordinary = host.as_number(widened(taps).square().sum() / min(taps.shape[:2])) ** 0.5
     fraction = threshold * spectrum.sigma_max / ordinary
     loss = None if roots is None else _loss(roots, geometry.pads, size, fraction)
     if loss is not None and loss.n_lost_modes > 0 and lam == 0:

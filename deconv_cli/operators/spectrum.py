@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import phases, torus_symbol, widened
 from deconv_cli.vocabulary import Size
 
@@ -58,7 +59,7 @@ class Spectrum:
     def sigma_min(self) -> float:
         """The smallest over `grid`; 0 where it cannot be told from rounding."""
         taps = widened(self.taps.detach())
-        smallest = float(singular_values(torus_symbol(taps, self.grid)).min())
+        smallest = host.as_number(singular_values(torus_symbol(taps, self.grid)).min())
         return smallest if smallest > torch.finfo(taps.dtype).eps * self.sigma_max else 0.0
 
     @property
@@ -106,12 +107,12 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
     """
     wide = widened(taps.detach())
     if has_one_sign(wide):
-        return float(wide.sum().abs()), (0, 0)  # no frequency exceeds the sum of the taps' sizes
+        return host.as_number(wide.sum().abs()), (0, 0)  # no frequency exceeds the sum of the taps' sizes
     n_half = torus[1] // 2 + 1
     if min(wide.shape[:2]) == 1 and torus[0] * n_half <= MAX_PLANE:
         gains = singular_values(torus_symbol(wide, torus)).flatten()
-        at = int(gains.argmax())
-        return float(gains[at]), (at // n_half, at % n_half)
+        at = host.as_index(gains.argmax())
+        return host.as_number(gains[at]), (at // n_half, at % n_half)
     # By symmetry half the torus is enough, and one line where the symbol does not change.
     lengths = (torus[0], n_half)
     steps = [math.pi * (k - 1) / n for k, n in zip(wide.shape[-2:], torus, strict=True)]
@@ -121,21 +122,22 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
         for step, length, width in zip(steps, lengths, widths, strict=True)
     ]
     corners = torch.cartesian_prod(*firsts)
-    ceiling = float(torch.linalg.vector_norm(wide, dim=(0, 1)).sum())
+    ceiling = host.as_number(torch.linalg.vector_norm(wide, dim=(0, 1)).sum())
     best, peak = -1.0, (0, 0)
     while len(corners) > 0:
         middles = corners + torch.tensor([width // 2 for width in widths], device=taps.device)
         values = _largest_at(wide, torus, middles)
-        at = int(values.argmax())
-        if float(values[at]) > best:
-            best, peak = float(values[at]), (int(middles[at, 0]), int(middles[at, 1]))
+        at = host.as_index(values.argmax())
+        found = host.as_number(values[at])
+        if found > best:
+            best, peak = found, (host.as_index(middles[at, 0]), host.as_index(middles[at, 1]))
         reach = sum(step * (width // 2 + 0.5) for step, width in zip(steps, widths, strict=True))
         if reach < math.pi / 2:
             ceiling = min(ceiling, best / math.cos(reach))
         if max(widths) == 1 or ceiling <= best:
             break
         angle = torch.acos((values / ceiling).clamp_max(1)) - reach
-        corners = corners[ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best]
+        corners = corners[host.places(ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best)]
         for axis, width in enumerate(widths):
             if width > 1:
                 widths[axis] = width // 2
@@ -151,7 +153,7 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
 
 def has_one_sign(taps: Tensor) -> bool:
     """Tell whether a kernel is that of a blur: one channel, no taps of opposite signs."""
-    return taps.shape[:2] == (1, 1) and (bool((taps >= 0).all()) or bool((taps <= 0).all()))
+    return taps.shape[:2] == (1, 1) and (host.holds_everywhere(taps >= 0) or host.holds_everywhere(taps <= 0))
 
 
 def _first_width(step: float, length: int) -> int:

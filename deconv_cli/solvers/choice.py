@@ -15,7 +15,7 @@ from deconv_cli.vocabulary import Boundary, Method, Penalty, format_memory
 # The direct method may take this part of the memory that is free.
 MEMORY_SHARE = 0.5
 # A factorization was measured to run this many times more operations a second than an iteration does.
-FACTORIZATION_SPEED = 10.0
+FACTORIZATION_SPEED = 4.0
 STRIP_REASON = "all but a strip along the border is diagonal in frequency, and an iteration settles the strip"
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol, widened
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import penalty_symbol
@@ -64,7 +65,7 @@ class CircularInverse(Inverse):
         """Solve for data `y` of shape `(*batch, C_out, H, W)`; there is no progress to tell."""
         del progress
         x = self.apply(y)
-        return Solution(x, Status.CLOSED_FORM, 0, float(self.problem.certificate(x, y).max()))
+        return Solution(x, Status.CLOSED_FORM, 0, host.as_number(self.problem.certificate(x, y).max()))
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
@@ -205,14 +206,14 @@ def _choose_twists(problem: TikhonovProblem) -> Twists:
             inverse = full_rank_inverse(symbol)
         except SingularSystemError:
             continue
-        conditions[twists] = float(block_norms(symbol).max() * block_norms(inverse).max())
+        conditions[twists] = host.as_number(block_norms(symbol).max() * block_norms(inverse).max())
         if conditions[twists] <= MAX_CONDITION:
             return twists
     return min(conditions, key=conditions.__getitem__, default=PLAIN)
 
 
 def _recall_twists(kept: Factors) -> Twists:
-    down, across = kept.take("twists", (2,), torch.uint8).tolist()
+    down, across = host.as_numbers(kept.take("twists", (2,), torch.uint8))
     return bool(down), bool(across)
 
 
@@ -257,7 +258,7 @@ class BoundarySystem(LinearOperator):
         """Give what was costly to compute: P, and M and N where they are used, and the factors of the system."""
         blocks = {"estimate": self._estimate, "outputs": self._outputs, "inputs": self._inputs}
         matrices = {name: b.matrices for name, b in blocks.items() if b is not None}
-        twists = torch.tensor(self._places.twists, dtype=torch.uint8)
+        twists = torch.tensor(self._places.twists, dtype=torch.uint8, device=self._places.device)
         return matrices | self._solver.factors() | {"twists": twists}
 
     def _recall(self, kept: Factors, *, is_square: bool) -> None:
@@ -345,7 +346,7 @@ class _SquareSolver:
         if system.shape[0] != system.shape[1]:
             raise SingularSystemError("the border has another number of rules than of unobserved outputs")
         factors, pivots, info = torch.linalg.lu_factor_ex(system)
-        if int(info) != 0:
+        if host.holds_anywhere(info):
             raise SingularSystemError("the system on the border is singular")
         return cls(factors, pivots)
 
@@ -421,6 +422,6 @@ def _as_columns(vectors: Tensor) -> Tensor:
 
 def _cholesky(matrix: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0:
+    if host.holds_anywhere(info):
         raise SingularSystemError("the system on the border is singular")
     return factor

@@ -132,7 +132,7 @@ class TorusEmbedding:
         part = kernel.flatten(2)[:, :, down % n1 * n2 + right % n2]
         for steps, is_twisted in zip((down, right), self.twists, strict=True):
             if is_twisted:
-                part[:, :, steps < 0] *= -1
+                part *= torch.where(steps < 0, -1.0, 1.0)
         return part.transpose(1, 2).reshape(kernel.shape[0] * len(rows), kernel.shape[1] * len(columns))
 
     def gather_tied_rows(self, kernel: Tensor, columns: Tensor) -> Tensor:

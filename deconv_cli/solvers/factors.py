@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError
+from deconv_cli.operators import host
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,6 @@ class Factors:
             MalformedInputError: they are not there, or are none: LAPACK would write outside of the matrix.
         """
         pivots = self.take("pivots", (n,), torch.int32)
-        if n > 0 and not (int(pivots.min()) >= 1 and int(pivots.max()) <= n):
+        if not host.holds_everywhere((pivots >= 1) & (pivots <= n)):
             raise MalformedInputError(f"its factor 'pivots' should name rows from 1 to {n}, but names others.")
         return pivots

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
@@ -60,12 +61,12 @@ class TikhonovProblem:
             return ()
         taps = self.operator.kernel
         _, values, vectors = torch.linalg.svd(widened(taps).sum(dim=(-2, -1)))
-        floor = default_rcond(taps.dtype) * float(taps.abs().sum())
-        candidates = vectors[int((values > floor).sum()) :].to(taps.dtype)[:, :, None, None]
+        floor = default_rcond(taps.dtype) * host.as_number(taps.abs().sum())
+        candidates = vectors[host.as_index((values > floor).sum()) :].to(taps.dtype)[:, :, None, None]
         # A border of zeros shows constants that the sum of the taps does not.
         largest = floor * math.prod(self.operator.output_shape) ** 0.5
         shape = self.operator.input_shape
-        return tuple(c for c in candidates if float(norm(self.operator.forward(c.expand(shape)))) <= largest)
+        return tuple(c for c in candidates if host.as_number(norm(self.operator.forward(c.expand(shape)))) <= largest)
 
     def split_unseen(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split `x`, shape `(*batch, C_in, H, W)`, into what the problem sees and the constants that it does not.

@@ -62,7 +62,7 @@ class InverseState:
         return {
             "image_size": list(self.image_size),
             "is_shared": self.is_shared,
-            "dtype": str(self.taps.dtype).removeprefix("torch."),
+            "dtype": _name(self.taps.dtype),
             "padding": format_padding(settings.padding),
             "boundary": settings.boundary.value,
             "lambda": settings.lam,
@@ -85,7 +85,7 @@ class InverseState:
         """
         try:
             taps = tensors[TAPS]
-            if taps.dtype not in (torch.float32, torch.float64) or record["dtype"] != str(taps.dtype)[6:]:
+            if taps.dtype not in (torch.float32, torch.float64) or record["dtype"] != _name(taps.dtype):
                 raise MalformedInputError(f"its taps are {taps.dtype}, but its record says {record['dtype']!r}.")
             factors = {name.removeprefix(_FACTOR): t for name, t in tensors.items() if name.startswith(_FACTOR)}
             if len(factors) != len(tensors) - 1:
@@ -120,6 +120,10 @@ class InverseState:
             raise
         except (TypeError, ValueError, AttributeError) as error:  # a UsageError of the settings is a ValueError
             raise MalformedInputError(f"its record is not as it was written: {str(error).rstrip('.')}.") from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _whole(value: object, name: str) -> int:

@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import torus_symbol, widened
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
@@ -141,7 +142,7 @@ class StripSystem:
         is_narrow = problem.lam == 0 or problem.lam >= MIN_LAMBDA_IN_FLOAT32
         self._dtype = taps.dtype if is_narrow else wide.dtype
         symbol = torus_symbol(wide, places.torus, places.origin)
-        self._sigma = problem.sigma_max if problem.lam > 0 else float(torch.linalg.matrix_norm(symbol).max())
+        self._sigma = problem.sigma_max if problem.lam > 0 else host.as_number(torch.linalg.matrix_norm(symbol).max())
         symbol /= self._sigma
         penalty = penalty_symbol(problem.penalty, places.torus, wide.dtype, taps.device)
         blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
@@ -234,7 +235,7 @@ class StripSystem:
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
             course.note(remaining)
-            return not course.is_spent and not bool((remaining <= course.goal).all())
+            return not course.is_spent and not host.holds_everywhere(remaining <= course.goal)
 
         watch: Watch = goes_on
         if right.shape[-1] == 0 or course.is_spent:

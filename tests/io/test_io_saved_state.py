@@ -114,6 +114,14 @@ def test_swapped_names_are_found(written):
         read_state(written)
 
 
+def test_a_changed_number_in_the_record_is_found(written):
+    data = written.read_bytes()
+    assert data.count(b'\\"answer\\": 42') == 1
+    written.write_bytes(data.replace(b'\\"answer\\": 42', b'\\"answer\\": 43'))
+    with pytest.raises(MalformedInputError, match="its record does not fit its checksum"):
+        read_state(written)
+
+
 def stored_record(path, change):
     """Write a record of the same file anew, with its checksum."""
     with safe_open(path, framework="pt") as opened:

@@ -1,0 +1,46 @@
+"""Every place where the host waits for the device.
+
+To read a number that a device computes, the host has to wait until all that was asked of the device before is done. So
+operators and solvers read numbers here and nowhere else: what is not called from here runs ahead of the device, and
+whoever replaces these functions can follow every branch of an algorithm without any numbers.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def holds_anywhere(mask: Tensor) -> bool:
+    """Tell whether any entry of `mask`, of any shape, is true or not zero."""
+    return bool(mask.any())
+
+
+def holds_everywhere(mask: Tensor) -> bool:
+    """Tell whether every entry of `mask`, of any shape, is true or not zero."""
+    return bool(mask.all())
+
+
+def as_number(value: Tensor) -> float:
+    """Read a tensor of one entry."""
+    return float(value)
+
+
+def as_numbers(values: Tensor) -> list[float]:
+    """Read all entries of a tensor of shape `(n,)` at once."""
+    return [float(value) for value in values.tolist()]
+
+
+def as_index(value: Tensor) -> int:
+    """Read a whole number from a tensor of one entry."""
+    return int(value)
+
+
+def places(mask: Tensor) -> Tensor:
+    """List where `mask`, of shape `(n,)`, is true, shape `(m,)`: the host has to know m."""
+    return mask.nonzero().flatten()
+
+
+def distinct(values: Tensor) -> tuple[Tensor, Tensor]:
+    """List the different entries of `values`, shape `(m,)`, and tell for each entry which one of them it is."""
+    different, index = values.unique(return_inverse=True)
+    return different, index

@@ -1,0 +1,162 @@
+"""Every operator runs on the device of its tensors from end to end: proved without a device, compared where one is."""
+
+import itertools
+
+import pytest
+import torch
+from cases import random
+from devices import DOUBLE, ForeignTensorError, check_on_cuda, check_without_numbers, needs_cuda, replay
+
+from deconv_cli.operators import host
+from deconv_cli.operators.circulant import BlockCirculant, real_kernel, torus_symbol
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.differences import CURVATURE, GRADIENT, Differences
+from deconv_cli.operators.extension import Extension, close_smoothly
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import kernel_spectrum, peak_gain
+from deconv_cli.operators.twisted_torus import TwistedTorus
+from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.vocabulary import Boundary, Penalty
+
+SIZE = (7, 6)
+
+
+def both_ways(operator, like):
+    """Apply an operator and its adjoint to tensors of the dtype and on the device of another one."""
+    x = like.new_ones(2, *operator.input_shape)
+    image = operator.forward(x)
+    return image, operator.adjoint(image), (3.0 * operator.gram).forward(x)
+
+
+def extend(like, boundary):
+    return both_ways(Extension(Geometry.of_image(SIZE, (3, 4), "same"), 2, boundary), like)
+
+
+def close(like):
+    return close_smoothly(close_smoothly(like, -2, 12), -1, 9)
+
+
+def correlate(taps, use_fft):
+    return both_ways(ValidCorrelation(taps, SIZE, use_fft=use_fft), taps)
+
+
+def convolve(taps, boundary):
+    operator = Convolution(taps, Geometry.of_image(SIZE, tuple(taps.shape[2:]), "same"), boundary)
+    return *both_ways(operator, taps), operator.crop_to_frame(taps.new_ones(operator.input_shape))
+
+
+def difference(like, terms, periodic):
+    symbols = [term.symbol(SIZE, like.dtype, like.device) for term in terms]
+    return both_ways(Differences((2, *SIZE), terms, periodic=periodic), like), symbols
+
+
+def circulate(taps):
+    symbol = torus_symbol(taps, SIZE, (1, 1))
+    operator = BlockCirculant(symbol, SIZE)
+    return both_ways(operator, taps), operator.blocks.matrices, real_kernel(symbol, SIZE)
+
+
+def twist(taps, size, twists):
+    torus = TwistedTorus(size, twists)
+    symbol = torus.symbol(taps, (1, 1))
+    return symbol, torus.kernel(symbol), torus.restore(torus.transform(taps))
+
+
+def penalize(like, penalty):
+    return penalty_symbol(penalty, SIZE, like.dtype, like.device)
+
+
+def describe(taps, size=SIZE):
+    """Extreme singular values are numbers of the host; the gain at the peak is a tensor."""
+    spectrum = kernel_spectrum(taps, size)
+    assert spectrum.condition >= 1
+    return peak_gain(taps, spectrum)
+
+
+BLUR = random((1, 1, 3, 3)).abs()
+MANY_CHANNELS = random((5, 5, 3, 2))
+TASKS = [
+    *(pytest.param(extend, BLUR, b, id=f"extension-{b}") for b in Boundary if b is not Boundary.UNKNOWN),
+    pytest.param(close, random((2, 7, 6)), id="close-smoothly"),
+    *(pytest.param(correlate, random((3, 2, 3, 2)), f, id=f"correlation-{'fft' if f else 'taps'}") for f in (0, 1)),
+    *(pytest.param(convolve, random((2, 3, 3, 4)), b, id=f"convolution-{b}") for b in Boundary),
+    *(
+        pytest.param(difference, BLUR, terms, periodic, id=f"differences-{name}-{'torus' if periodic else 'frame'}")
+        for (name, terms), periodic in itertools.product([("first", GRADIENT), ("second", CURVATURE)], (False, True))
+    ),
+    pytest.param(circulate, random((2, 2, 3, 3)), id="circulant-planes"),
+    pytest.param(circulate, BLUR, id="circulant-scalars"),
+    pytest.param(circulate, MANY_CHANNELS, id="circulant-blocks"),
+    pytest.param(circulate, random((5, 5, 3, 11)), id="circulant-many-taps"),
+    *(
+        pytest.param(twist, random((2, 2, 3, 4)), size, twists, id=f"torus-{size}-{twists}")
+        for size, twists in itertools.product([(6, 7), (7, 6)], itertools.product((False, True), repeat=2))
+    ),
+    *(pytest.param(penalize, BLUR, p, id=f"penalty-{p}") for p in Penalty),
+    pytest.param(describe, BLUR, id="spectrum-blur"),
+    pytest.param(describe, random((1, 2, 3, 3)), id="spectrum-one-output"),
+    pytest.param(describe, random((2, 3, 3, 3)), (24, 33), id="spectrum-search"),
+]
+
+
+@pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in TASKS])
+class TestDevices:
+    def test_nothing_leaves_the_device(self, case):
+        check_without_numbers(*case)
+
+    def test_nothing_needs_double_precision_where_there_is_none(self, case):
+        task, taps, *settings = case
+        check_without_numbers(task, taps.float(), *settings, device="mps", barred=DOUBLE)
+
+    @needs_cuda
+    def test_cuda_agrees_with_the_cpu(self, case):
+        check_on_cuda(*case)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        pytest.param(lambda x: x + torch.ones(3, 4), ForeignTensorError, id="another-device"),
+        pytest.param(lambda x: x + torch.arange(4), ForeignTensorError, id="indices"),
+        pytest.param(lambda x: x * torch.tensor(2.0), ForeignTensorError, id="single-number"),
+        pytest.param(lambda x: x[torch.tensor([0, 1])], ForeignTensorError, id="index"),
+        pytest.param(lambda x: x + x.cpu().to(x.device), ForeignTensorError, id="there-and-back"),
+        pytest.param(lambda x: x.numpy(), RuntimeError, id="numpy"),
+        pytest.param(lambda x: x * float(x.sum()), RuntimeError, id="number"),
+        pytest.param(lambda x: x if x.any() else -x, RuntimeError, id="branch"),
+        pytest.param(lambda x: x[x > 0], RuntimeError, id="mask"),
+    ],
+)
+def test_the_harness_notices(mistake, error):
+    with pytest.raises(error):
+        replay(mistake, (random((3, 4)),), [], "cuda", frozenset())
+
+
+def test_the_harness_notices_double_precision():
+    with pytest.raises(ForeignTensorError, match="float64"):
+        check_without_numbers(lambda x: x.double().float(), random((3, 4)).float(), device="mps", barred=DOUBLE)
+
+
+def test_the_harness_follows_what_the_host_read():
+    def branch(x):
+        return x[host.places(x > 0)] if host.holds_anywhere(x > 0) else x.double()
+
+    positive = check_without_numbers(branch, torch.tensor([1.0, -1.0, 2.0]))
+    assert [name for name, _ in positive] == ["holds_anywhere", "places"]
+    assert check_without_numbers(branch, torch.tensor([-1.0])) == [("holds_anywhere", False)]
+
+
+def test_the_host_reads_what_is_there():
+    values = torch.tensor([3, 1, 3, 2])
+    different, index = host.distinct(values)
+    assert torch.equal(different[index], values)
+    assert len(different) == 3
+    assert host.places(values == 3).tolist() == [0, 2]
+    assert host.holds_anywhere(values == 2)
+    assert not host.holds_anywhere(values == 5)
+    assert not host.holds_everywhere(values == 3)
+    assert host.holds_everywhere(values > 0)
+    assert host.as_number(values[:1]) == 3.0
+    assert host.as_numbers(values) == [3.0, 1.0, 3.0, 2.0]
+    assert host.as_index(values[3]) == 2
