@@ -30,6 +30,9 @@ from deconv_cli.errors import (
 from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 if TYPE_CHECKING:
+    from deconv_cli.gradients.library import check_gradients
+    from deconv_cli.gradients.verdicts import Examination, Verdict
+    from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
@@ -41,12 +44,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Boundary",
     "DeconvError",
+    "Examination",
     "FileAccessError",
     "InputRefusedError",
     "MalformedInputError",
     "Method",
     "Penalty",
     "PseudoInverse",
+    "ReceptiveFieldConv2d",
     "Reconstruction",
     "ShapeError",
     "Solution",
@@ -55,7 +60,9 @@ __all__ = [
     "UnsafeInputError",
     "UntrustworthyResultError",
     "UsageError",
+    "Verdict",
     "__version__",
+    "check_gradients",
     "forward",
     "invert",
     "load_pseudo_inverse",
@@ -64,6 +71,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "check_gradients": "deconv_cli.gradients.library",
+    "Examination": "deconv_cli.gradients.verdicts",
+    "Verdict": "deconv_cli.gradients.verdicts",
+    "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",

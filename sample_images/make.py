@@ -89,6 +89,18 @@ def main() -> None:
     lifted = functional.conv2d(patch[None], torch.randn(32, 3, 3, 3, generator=generator) / math.sqrt(27), padding=1)
     features = functional.conv2d(lifted.relu(), weight, bias, padding=1)[0]
     save_file({"image": features}, HERE / "features.safetensors")
+    make_network()
+
+
+def make_network() -> None:
+    """Write the weights of network.py, untrained, and sixteen details of a photograph to feed it with."""
+    from network import Network
+
+    torch.manual_seed(0)
+    save_file(Network().state_dict(), HERE / "network.safetensors")
+    scene = torch.from_numpy(data.camera()[100:356, 100:356] / 255.0).float()
+    patches = scene.unfold(0, 16, 64).unfold(1, 16, 64).reshape(16, 1, 16, 16).contiguous()
+    save_file({"input": patches, "target": torch.arange(16) % 10}, HERE / "patches.safetensors")
 
 
 if __name__ == "__main__":

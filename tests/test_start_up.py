@@ -56,6 +56,7 @@ def loaded_by(*args):
         (["forward", "--help"], "--noise"),
         (["invert", "--help"], "--lambda"),
         (["factor", "--help"], "--size"),
+        (["check-grad", "--help"], "--budget"),
     ],
     ids=" ".join,
 )
@@ -84,7 +85,9 @@ def test_importing_the_package_does_not_load_torch():
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["forward", "--help"], ["invert", "--help"], ["factor", "--help"]], ids=" ".join
+    "args",
+    [["--help"], ["forward", "--help"], ["invert", "--help"], ["factor", "--help"], ["check-grad", "--help"]],
+    ids=" ".join,
 )
 def test_help_fits_eighty_columns_and_is_plain_text(args):
     done = deconv(*args)
@@ -97,7 +100,7 @@ def test_help_fits_eighty_columns_and_is_plain_text(args):
 
 
 def test_every_command_shows_an_example():
-    for command in ("forward", "invert", "factor"):
+    for command in ("forward", "invert", "factor", "check-grad"):
         words = deconv(command, "--help").stdout.decode().split()
         example = words[words.index("Example:") + 1 :]
         assert example[:2] == ["deconv", command]

@@ -1,0 +1,124 @@
+"""Whether the samples of a batch leak into one another, and at which operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing import Trace, trace
+from deconv_cli.gradients.verdicts import Cause, GeneralFinding, Verdict
+
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class LeakStudy:
+    """A leak, or the reason why none could be looked for."""
+
+    finding: GeneralFinding | None = None
+    not_checked: str | None = None
+
+
+def study_leaks(subject: Subject) -> LeakStudy:
+    """Replace one sample of the batch, in evaluation mode, and look whether the output of another changes."""
+    axis = subject.batch_axis
+    if axis is None:
+        return LeakStudy()
+    doubt = _doubt_about_axis(subject, axis)
+    if doubt:
+        return LeakStudy(not_checked=f"whether samples of the batch leak into one another: {doubt}")
+    with subject.evaluating(), torch.no_grad():
+        before = trace(subject)
+        inputs = subject.arguments, subject.keywords
+        try:
+            subject.arguments, subject.keywords = pytree.tree_map(lambda leaf: _with_other_sample(leaf, axis), inputs)
+            after = trace(subject)
+            leaking = _leaks(before.output, after.output, axis, sample=0)
+            if leaking and _looks_like_time(subject, inputs, before.output, axis):
+                return LeakStudy(
+                    not_checked=f"whether samples of the batch leak into one another: axis {axis} looks like time, "
+                    "since later outputs depend on earlier inputs but not the other way round; name the axis of the "
+                    "samples with --batch-axis"
+                )
+        finally:
+            subject.arguments, subject.keywords = inputs
+    return LeakStudy(_finding(before, after, axis) if leaking else None)
+
+
+def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
+    sizes = {
+        tensor.shape[axis] if tensor.ndim > axis else 0 for tensor in _tensors((subject.arguments, subject.keywords))
+    }
+    if len(sizes) != 1 or min(sizes) < 2:
+        return f"the inputs do not share an axis {axis} of two samples or more"
+    outputs = [t for t in _tensors(subject.output()) if t.ndim > axis and t.shape[axis] in sizes]
+    if not outputs:
+        return f"the output has no axis {axis} with as many samples as the inputs"
+    for name, module in subject.model.named_modules():
+        time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
+        if axis == 0 and time_first and not _is_inner(name, subject.model):
+            return (
+                f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples with --batch-axis"
+            )
+    return None
+
+
+def _is_inner(name: str, model: nn.Module) -> bool:
+    """Tell whether a layer belongs to a larger one that turns the axes by itself."""
+    parts = name.split(".")
+    modules = dict(model.named_modules())
+    owners = [modules[".".join(parts[:n])] for n in range(1, len(parts))]
+    return any(getattr(owner, "batch_first", False) for owner in owners)
+
+
+def _tensors(found: Any) -> list[torch.Tensor]:  # noqa: ANN401
+    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+
+
+def _with_other_sample(leaf: Any, axis: int, sample: int = 0) -> Any:  # noqa: ANN401
+    """Replace one sample by a rearranged copy of another, so that it stays a likely input."""
+    if not isinstance(leaf, torch.Tensor) or leaf.ndim <= axis:
+        return leaf
+    changed = leaf.clone()
+    other = leaf.select(axis, (sample + 1) % leaf.shape[axis]).reshape(-1)
+    order = torch.arange(other.numel()).flip(0)
+    changed.select(axis, sample).copy_(other[order].reshape(changed.select(axis, sample).shape))
+    return changed
+
+
+def _changed_rows(before: torch.Tensor, after: torch.Tensor, axis: int) -> torch.Tensor:
+    gap = (before.double() - after.double()).abs().movedim(axis, 0).reshape(before.shape[axis], -1)
+    size = before.double().abs().max().clamp_min(1e-30)
+    return (gap.amax(dim=1) > _TOLERANCE * size) if gap.numel() else torch.zeros(before.shape[axis], dtype=torch.bool)
+
+
+def _leaks(before: Any, after: Any, axis: int, sample: int) -> bool:  # noqa: ANN401
+    for one, two in zip(_tensors(before), _tensors(after), strict=False):
+        if one.ndim > axis and one.shape == two.shape and one.shape[axis] > 1:
+            rows = _changed_rows(one, two, axis)
+            rows[sample] = False
+            if bool(rows.any()):
+                return True
+    return False
+
+
+def _looks_like_time(subject: Subject, inputs: Any, before: Any, axis: int) -> bool:  # noqa: ANN401
+    """Replace the last sample: along time nothing before it changes."""
+    last = _tensors(inputs)[0].shape[axis] - 1
+    subject.arguments, subject.keywords = pytree.tree_map(lambda leaf: _with_other_sample(leaf, axis, last), inputs)
+    return not _leaks(before, subject.output(), axis, last)
+
+
+def _finding(before: Trace, after: Trace, axis: int) -> GeneralFinding:
+    detail = f"with sample 0 replaced, the outputs of other samples along axis {axis} change (in evaluation mode)"
+    for one, two in zip(before.everything, after.everything, strict=False):
+        if one.name == two.name and _leaks(one.tensor, two.tensor, axis, 0):
+            why = f"{one.spoken} mixes the samples along axis {axis}: each output then depends on the whole batch."
+            remedy = f"let {one.spoken} act on the axes of one sample only, for instance dim=-1 instead of dim={axis}"
+            return GeneralFinding(Verdict.BATCH_LEAK, (Cause(one.spoken, one.place, why, remedy),), detail)
+    return GeneralFinding(Verdict.BATCH_LEAK, (), detail)

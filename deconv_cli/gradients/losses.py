@@ -1,0 +1,159 @@
+"""The losses that can be named, the targets that suit them, and how a loss function of the user's is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.subject import Loss
+
+TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class NamedLoss:
+    """A loss of torch with the target that suits an output.
+
+    Attributes:
+        compute: of output and target.
+        draw_target: a synthetic target for an output, from a generator.
+    """
+
+    compute: TensorLoss
+    draw_target: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def _classes(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if output.ndim < 2:
+        return torch.randint(0, output.shape[-1], (), generator=generator)
+    shape = (output.shape[0], *output.shape[2:])
+    return torch.randint(0, output.shape[1], shape, generator=generator)
+
+
+def _normal(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+
+
+def _unit(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+
+
+NAMED_LOSSES = {
+    "mse": NamedLoss(functional.mse_loss, _normal),
+    "l1": NamedLoss(functional.l1_loss, _normal),
+    "smooth-l1": NamedLoss(functional.smooth_l1_loss, _normal),
+    "huber": NamedLoss(functional.huber_loss, _normal),
+    "cross-entropy": NamedLoss(functional.cross_entropy, _classes),
+    "nll": NamedLoss(functional.nll_loss, _classes),
+    "bce": NamedLoss(functional.binary_cross_entropy, _unit),
+    "bce-with-logits": NamedLoss(functional.binary_cross_entropy_with_logits, _unit),
+}
+
+
+def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN401
+    """Weigh every number of the output with a fixed random weight and add up: a loss that no output is lost from.
+
+    A model whose output is a single number gives its own loss.
+
+    Raises:
+        UsageError: the output holds no real tensor.
+    """
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    if isinstance(output, torch.Tensor) and output.numel() == 1:
+        return output
+    if isinstance(output, int | float):
+        return output  # type: ignore[return-value]  # a loss that has left torch, which is a finding and not an error
+    if not tensors:
+        everything = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+        if not everything:
+            raise UsageError(
+                f"the model gives a {type(output).__name__} without any tensor; write a loss for it with "
+                "--loss file.py:function."
+            )
+        tensors = [tensor.to(torch.get_default_dtype()) for tensor in everything]
+    generator = torch.Generator().manual_seed(7)
+    terms = []
+    for tensor in tensors:
+        weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+        terms.append((weights * tensor).sum() / max(tensor.numel(), 1) ** 0.5)
+    return torch.stack(terms).sum()
+
+
+def named_loss(name: str) -> Loss:
+    """Give a loss by its name, for a model whose output is one tensor.
+
+    Raises:
+        UsageError: no such loss, or (when called) no tensor to apply it to.
+    """
+    if name == "projection":
+        return projection
+    if name not in NAMED_LOSSES:
+        known = ", ".join(["projection", *NAMED_LOSSES])
+        raise UsageError(f"--loss must be one of {known}, or file.py:function, but is '{name}'.")
+    compute = NAMED_LOSSES[name].compute
+
+    def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401
+        if not isinstance(target, torch.Tensor):
+            raise UsageError(f"--loss {name} needs a target; give one with --data or --target-shape.")
+        if target.is_floating_point():
+            target = target.to(only_tensor(output, name).dtype)
+        return compute(only_tensor(output, name), target)
+
+    return loss
+
+
+def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401
+    """Take the one tensor of an output, or the first of a tuple such as the layers of torch.nn give.
+
+    Raises:
+        UsageError: there is none.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    if not leaves:
+        raise UsageError(f"--loss {name} needs a tensor, but the model gives a {type(output).__name__}.")
+    return leaves[0]
+
+
+def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
+    """Call a function of the user's with the output and the target, or with the output alone.
+
+    Args:
+        function: the function, or a class such as a module of torch, which is made first.
+        has_target: whether there is a target to hand over.
+
+    Raises:
+        UsageError: it wants a target and there is none.
+    """
+    if isinstance(function, type):
+        function = function()
+    n_wanted = _n_required(function)
+    if n_wanted > 2:
+        raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
+    if n_wanted == 2 and not has_target:
+        raise UsageError("the loss takes a target, but there is none; give one with --data or --target-shape.")
+    takes_target = n_wanted == 2 or (has_target and _n_possible(function) >= 2)
+    return (lambda output, target: function(output, target)) if takes_target else (lambda output, _: function(output))
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _n_required(function: Callable[..., Any]) -> int:
+    return sum(p.default is p.empty for p in _positional(function)) or 1
+
+
+def _n_possible(function: Callable[..., Any]) -> int:
+    return len(_positional(function))

@@ -1,0 +1,201 @@
+"""What is examined: a model, its inputs, and a loss, run as often as needed and the same each time."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from deconv_cli.errors import UsageError
+
+Loss = Callable[[Any, Any], Any]
+"""Called with the output of the model and the target (None without one); gives a scalar."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model with everything that it takes to compute its loss.
+
+    Attributes:
+        model: the model, in the mode in which it is examined.
+        arguments: positional inputs of forward.
+        keywords: inputs by name.
+        target: given to the loss, or None.
+        loss: turns output and target into a scalar.
+        seed: set before every run, so that random layers draw the same numbers.
+        batch_axis: which axis of inputs and outputs counts the samples, None where there is none.
+    """
+
+    model: nn.Module
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    target: Any
+    loss: Loss
+    seed: int = 0
+    batch_axis: int | None = 0
+    _sources: dict[str, nn.Parameter] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._sources = dict(self.model.named_parameters())
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters by name, each once."""
+        return self._sources
+
+    def run(self, seed: int | None = None) -> tuple[Any, Any]:
+        """Compute output and loss. Generators are seeded before, buffers are put back after.
+
+        Returns:
+            The output of the model, and what the loss function gave.
+        """
+        with self._untouched_buffers():
+            seed_everything(self.seed if seed is None else seed)
+            output = self.model(*self.arguments, **self.keywords)
+            return output, self.loss(output, self.target)
+
+    def output(self) -> Any:  # noqa: ANN401
+        """Compute the output alone."""
+        with self._untouched_buffers():
+            seed_everything(self.seed)
+            return self.model(*self.arguments, **self.keywords)
+
+    def value(self, seed: int | None = None) -> float:
+        """Compute the loss as a number."""
+        return float(as_scalar(self.run(seed)[1]).detach())
+
+    @contextlib.contextmanager
+    def _untouched_buffers(self) -> Iterator[None]:
+        """Keep running statistics and the like as they are; a module may also replace a buffer by another tensor."""
+        kept = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for module, name, buffer, values in kept:
+                    module._buffers[name] = buffer
+                    if not torch.equal(buffer, values):
+                        buffer.data.copy_(values)
+
+    @contextlib.contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """Put aside what stands in the `.grad` of the parameters for a while."""
+        kept = [(parameter, parameter.grad) for parameter in self.parameters.values()]
+        try:
+            for parameter, _ in kept:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
+
+    @contextlib.contextmanager
+    def in_double(self) -> Iterator[None]:
+        """Turn parameters, buffers, tensor attributes, inputs and target to float64 for a while."""
+        tensors = [tensor for tensor in self._own_tensors() if tensor.is_floating_point()]
+        kept = [(tensor, tensor.data) for tensor in tensors]
+        inputs = (self.arguments, self.keywords, self.target)
+        default = torch.get_default_dtype()
+        try:
+            for tensor in tensors:
+                tensor.data = tensor.data.double()
+            self.arguments, self.keywords, self.target = pytree.tree_map(_doubled, inputs)
+            torch.set_default_dtype(torch.float64)
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            self.arguments, self.keywords, self.target = inputs
+            for tensor, data in kept:
+                tensor.data = data
+
+    @contextlib.contextmanager
+    def narrowed(self, n_samples: int) -> Iterator[bool]:
+        """Keep only the first samples of the batch for a while; gives whether that could be done."""
+        axis = self.batch_axis
+        inputs = (self.arguments, self.keywords, self.target)
+        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+        sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
+        if axis is None or len(sizes) != 1 or min(sizes) <= n_samples:
+            yield False
+            return
+
+        def cut(leaf: Any) -> Any:  # noqa: ANN401
+            return leaf.narrow(axis, 0, n_samples).clone() if isinstance(leaf, torch.Tensor) else leaf
+
+        self.arguments, self.keywords, self.target = pytree.tree_map(cut, inputs)
+        try:
+            self.output()
+        except Exception:  # noqa: BLE001  a model may be made for one size of batch
+            self.arguments, self.keywords, self.target = inputs
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self.arguments, self.keywords, self.target = inputs
+
+    def _own_tensors(self) -> list[torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for module in self.model.modules():
+            members = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+            for member in members:
+                if isinstance(member, torch.Tensor) and member.is_leaf:
+                    found[id(member)] = member
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put every module into evaluation mode for a while."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of torch, of Python, and of NumPy where the model has loaded it."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401
+    """Take a loss for what it is: a tensor of one element, or a number that has left torch.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(loss, bool | int | float):
+        return torch.tensor(float(loss), dtype=torch.float64)
+    if not isinstance(loss, torch.Tensor) and hasattr(loss, "item") and getattr(loss, "size", 0) == 1:
+        return torch.tensor(float(loss.item()), dtype=torch.float64)
+    if not isinstance(loss, torch.Tensor):
+        raise UsageError(f"the loss should be a scalar, but is a {type(loss).__name__}; choose another with --loss.")
+    if loss.numel() != 1:
+        raise UsageError(
+            f"the loss should be a scalar, but is of shape {tuple(loss.shape)}; reduce it, or choose another with "
+            "--loss."
+        )
+    return loss.reshape(())
+
+
+def _doubled(value: Any) -> Any:  # noqa: ANN401
+    is_real = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.detach().double() if is_real else value

@@ -1,0 +1,9 @@
+"""Every model of these tests starts from the same weights."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,168 @@
+"""No false alarm on sound networks that are built in unusual ways, and nothing of them changed by the examination."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gradient_cases import blamed_line, examined, load_specimen, verdicts
+from torch import nn
+
+from deconv_cli.errors import UsageError
+
+healthy, unusual, wrong = (load_specimen(name) for name in ("healthy", "unusual", "wrong"))
+
+
+def words(n, *shape):
+    return torch.randint(0, n, shape, generator=torch.Generator().manual_seed(0))
+
+
+CASES = {
+    "tied": (unusual.Tied, words(20, 4, 5)),
+    "sparse": (unusual.SparseEmbedding, words(10, 4, 3)),
+    "cells": (unusual.Cells, torch.randn(3, 6, 3)),
+    "batch norm": (healthy.Normalized, torch.randn(4, 3, 8, 8)),
+    "gates written": (unusual.GatesWritten, torch.randn(3, 6, 3)),
+    "checkpoint": (unusual.Checkpointed, torch.randn(4, 4)),
+    "reentrant checkpoint": (lambda: unusual.Checkpointed(use_reentrant=True), torch.randn(4, 4)),
+    "reparameterized": (unusual.Reparameterized, torch.randn(4, 4)),
+    "masked": (unusual.Masked, torch.randn(3, 5, 6)),
+    "slope penalty": (unusual.SlopePenalty, torch.randn(4, 4)),
+    "writing": (unusual.Writing, torch.randn(4, 4)),
+    "watched": (unusual.Watched, torch.randn(4, 4)),
+    "time first": (unusual.TimeFirst, torch.randn(6, 3, 3)),
+    "half precision": (unusual.HalfPrecision, torch.randn(4, 4)),
+    "double": (lambda: nn.Linear(4, 2).double(), torch.randn(4, 4, dtype=torch.float64)),
+    "bfloat16": (lambda: nn.Linear(4, 2).bfloat16(), torch.randn(4, 4).bfloat16()),
+    "encoder and decoder": (lambda: Pair(), torch.randn(3, 5, 8)),
+}
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x, x.flip(1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
+    build, inputs = CASES[name]
+    model = build()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    data, seen = [p.data_ptr() for p in model.parameters()], inputs.clone()
+    found = examined(model, inputs=inputs)
+    assert set(verdicts(found).values()) == {"OK"}, [(f.name, f.verdict, f.detail, f.causes) for f in found.parameters]
+    assert found.general == []
+    assert [p.data_ptr() for p in model.parameters()] == data
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(bool((p.grad == 1).all()) for p in model.parameters())
+    assert torch.equal(inputs, seen)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_patches_of_torch_are_taken_off():
+    before = nn.Parameter.__new__
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        examined(nn.Linear(2, 2), 3, 2, loss=lambda output: 1 / 0)
+    assert nn.Parameter.__new__ is before
+    assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+
+
+def test_time_is_told_from_the_batch():
+    found = examined(unusual.TimeFirst(), 6, 3, 3)
+    assert any("axis 0 looks like time" in sentence for sentence in found.not_checked)
+
+
+def test_state_that_outlives_a_run():
+    found = examined(unusual.Stateful(), 4, 4)
+    assert set(verdicts(found).values()) == {"NOISY"}
+    assert "keeps something of each run" in found.general[0].causes[0].why
+
+
+def test_sums_in_a_changing_order_are_told_from_random_numbers():
+    """A last digit that changes from run to run, as threads make it."""
+    layer = nn.Linear(4, 2)
+    runs = []
+
+    def loss(output):
+        runs.append(1)
+        return output.square().sum() * (1 + 1e-7 * (len(runs) % 2))
+
+    found = examined(layer, 3, 4, loss=loss)
+    assert set(verdicts(found).values()) == {"NOISY"}
+    assert "sums are taken in a changing order" in found.general[0].causes[0].why
+
+
+def test_an_error_of_backward_is_blamed_on_its_line():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise ArithmeticError("no idea")
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return Broken.apply(super().forward(x))
+
+    found = examined(Net(4, 2), 3, 4)
+    assert set(verdicts(found).values()) == {"WRONG"}
+    (cause,) = found.parameters[0].causes
+    assert "ArithmeticError: no idea" in cause.why
+    assert cause.place.source == 'raise ArithmeticError("no idea")'
+
+
+def test_an_apply_that_was_bound_long_ago_is_seen():
+    bound = wrong.Doubled.apply
+
+    class Net(wrong.DoubledNet):
+        def forward(self, x):
+            return torch.tanh(bound(x, self.w)).mean()
+
+    found = examined(Net(), 4, 1000)
+    assert found.parameters[0].causes[0].place.line == blamed_line("wrong", "doubled")
+
+
+def test_a_surrogate_gradient_is_called_one():
+    class Sign(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sign()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return Sign.apply(super().forward(x))
+
+    (cause,) = examined(Net(4, 2), 5, 4).parameters[0].causes
+    assert "surrogate" in cause.why
+    assert "--expect" in cause.remedy
+
+
+def test_an_input_that_needs_no_gradient_may_be_given_none():
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x)
+            return x * w
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return None, (grad * x).sum(0)
+
+    class Net(wrong.DoubledNet):
+        function = Scaled
+
+    found = examined(Net(n=5), 4, 5)
+    assert verdicts(found) == {"w": "OK"}
+    assert found.general == []
