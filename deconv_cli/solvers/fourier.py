@@ -22,7 +22,7 @@ from deconv_cli.solvers import small_blocks
 RANK_ULPS = 64
 # Eigenvalues of a Gram matrix below this part of the largest are rounding noise.
 SINGULAR = 1e-15
-# How far K⁺K may be from the identity where K has full rank.
+# How far K⁺K may be from the identity where K has full rank; in single precision rounding alone may leave √ε.
 MAX_DEFECT = 1e-6
 # A factorization that leaves a larger defect is taken for wrong, and its block is done again.
 MAX_FACTORING_DEFECT = 1e-3
@@ -134,7 +134,7 @@ def full_rank_inverse(symbol: Tensor) -> Tensor:
     rcond = default_rcond(symbol.real.dtype)
     # A rank need not be told to the last digit where a lost one ends the matter.
     inverse, defect = _invert_exactly(blocks, rcond, lambda: host.as_number(block_norms(blocks).max()))
-    if not host.as_number(defect.max()) <= MAX_DEFECT:
+    if not host.as_number(defect.max()) <= max(MAX_DEFECT, torch.finfo(symbol.real.dtype).eps ** 0.5):
         raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
     return inverse.unflatten(0, symbol.shape[:2])
 

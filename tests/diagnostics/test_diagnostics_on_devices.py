@@ -1,0 +1,51 @@
+"""Diagnostics of tensors run where the tensors are; the pencil test alone moves the taps, which its docstring says."""
+
+import pytest
+from cases import random
+from devices import DOUBLE, ForeignTensorError, check_without_numbers, replay
+
+from deconv_cli.diagnostics.influence import _tail, influence_depth
+from deconv_cli.diagnostics.residual import border_profile, summarize_residual
+from deconv_cli.diagnostics.winding import axis_roots
+from deconv_cli.operators.circulant import widened
+from deconv_cli.solvers.problem import inner
+from deconv_cli.vocabulary import Penalty
+
+
+def look_at(residual):
+    """What comes out are numbers; the last tensor shows that they were read from where the residual is."""
+    assert summarize_residual(residual, 2 * residual).relative > 0
+    assert border_profile(residual, (3, 5))[0].residual_rms > 0
+    return inner(residual, residual)
+
+
+def reach(taps, weight, penalty):
+    assert influence_depth(taps, (12, 9), weight=weight, penalty=penalty) is not None
+    return _tail(widened(taps), 0, (12, 9), weight, penalty)
+
+
+TASKS = [
+    pytest.param((look_at, random((2, 3, 9, 8))), id="residual"),
+    *(
+        pytest.param((reach, random(shape), weight, Penalty.GRADIENT), id=f"influence-{shape}-{weight:g}")
+        for shape, weight in [((2, 2, 3, 3), 0.0), ((3, 2, 3, 3), 0.1), ((2, 3, 3, 3), 0.1)]
+    ),
+]
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_nothing_leaves_the_device(case):
+    check_without_numbers(*case)
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_nothing_needs_double_precision_where_there_is_none(case):
+    task, given, *settings = case
+    check_without_numbers(task, given.float(), *settings, device="mps", barred=DOUBLE)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_the_pencil_test_moves_the_taps_before_anything_else(device):
+    """To the CPU first and to double precision there: the other way round would need it on the device."""
+    with pytest.raises(ForeignTensorError, match=r"aten\._to_copy\.default meets a tensor on cpu"):
+        replay(axis_roots, (random((2, 2, 3, 3)).float(), 0, 9), [], device, DOUBLE)

@@ -1,0 +1,294 @@
+"""Every inverse is built and applied on the device of its kernel: proved without a device, compared where one is."""
+
+import itertools
+import warnings
+from unittest import mock
+
+import pytest
+import torch
+from cases import random
+from devices import DOUBLE, check_on_cuda, check_without_numbers, needs_cuda
+
+from deconv_cli.operators.circulant import torus_symbol
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.solvers import band_solver, bands
+from deconv_cli.solvers import iterative as iterative_module
+from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.differentiation import attach_gradient
+from deconv_cli.solvers.direct import BoundarySystem, DirectInverse
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.fourier import full_rank_inverse, gram_inverse_blocks, inverse_blocks, torus_blocks
+from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import StoppingRule
+from deconv_cli.solvers.square_border import SquareBorderSystem
+from deconv_cli.solvers.strip import StripInverse
+from deconv_cli.vocabulary import Boundary, Penalty
+
+SIZE = (6, 7)
+LAMBDA = 1e-2
+ONE_ITERATION, TO_THE_END = StoppingRule(1e-10, 1), StoppingRule(1e-3, 100)
+CLOSED = [Boundary.ZERO, Boundary.REFLECT, Boundary.SYMMETRIC, Boundary.REPLICATE]
+
+SQUARE, TALL, WIDE = random((2, 2, 3, 3)), random((3, 2, 3, 3)), random((2, 3, 3, 3))
+SKEW = random((1, 1, 3, 3), seed=4)
+BLUR = random((1, 1, 3, 3)).abs()
+# Of a symbol that is zero at the zero frequency, or of less than full rank at every one.
+ZERO_MEAN = torch.tensor([[[[0.0, 1.0, 0.0], [2.0, -8.0, 1.0], [0.0, 3.0, 1.0]]]], dtype=torch.float64)
+TWINS = SQUARE[:, :1].expand(2, 2, 3, 3).contiguous()
+MANY_TWINS = random((5, 1, 3, 3)).expand(5, 5, 3, 3).contiguous()
+
+
+def problem_of(taps, boundary, lam=0.0, penalty=Penalty.IDENTITY, padding="same"):
+    operator = Convolution(taps.detach(), Geometry.of_image(SIZE, tuple(taps.shape[2:]), padding), boundary)
+    sigma_max = kernel_spectrum(taps, SIZE).sigma_max if lam > 0 else 1.0
+    return TikhonovProblem(operator, lam, sigma_max, penalty)
+
+
+def symbol_of(taps):
+    return torus_symbol(taps, SIZE), penalty_symbol(Penalty.GRADIENT, SIZE, taps.dtype, taps.device)
+
+
+def use(inverse, *, in_all_ways=True):
+    """Apply an inverse; one or two iterations are not expected to converge."""
+    operator = inverse.problem.operator
+    ones = operator.kernel.new_ones
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        value = inverse.solve(ones(2, *operator.output_shape)).value
+        if not in_all_ways:
+            return [value]
+        return value, inverse.solve_normal(ones(operator.input_shape)), inverse.solve_transposed(value)
+
+
+def invert_blocks(taps, weight):
+    symbol, penalty = symbol_of(taps)
+    return inverse_blocks(symbol, weight, penalty, 1e-12)
+
+
+def invert_grams(taps):
+    symbol, penalty = symbol_of(taps)
+    return gram_inverse_blocks(symbol, 1e-2, penalty)
+
+
+def solve_torus(taps, weight, covers_inputs):
+    symbol, penalty = symbol_of(taps)
+    blocks = torus_blocks(symbol, weight, penalty + 0.1, covers_inputs=covers_inputs)
+    return blocks.estimate, blocks.outputs, blocks.inputs, full_rank_inverse(symbol)
+
+
+def invert_band(matrix):
+    return band_solver.invert_lines(matrix)
+
+
+def circular(taps, lam, penalty):
+    problem = problem_of(taps, Boundary.CIRCULAR, lam, penalty)
+    inverse = CircularInverse(problem)
+    again = CircularInverse(problem, kept=Factors(inverse.factors()))
+    return use(inverse), again.apply(taps.new_ones(problem.operator.output_shape))
+
+
+def strip(taps, boundary, lam, penalty, rule=ONE_ITERATION, *, in_all_ways=False):
+    padding = "valid" if lam == 0 and boundary is Boundary.CIRCULAR else "same"
+    return use(StripInverse(problem_of(taps, boundary, lam, penalty, padding), rule), in_all_ways=in_all_ways)
+
+
+def strip_in_all_ways(*arguments):
+    return strip(*arguments, in_all_ways=True)
+
+
+def wide_strip(*arguments):
+    """The strip of a border too wide for sums over its lines."""
+    with mock.patch.object(bands, "MAX_THIN_WIDTH", 0):
+        return strip(*arguments)
+
+
+def direct(taps, boundary, lam=0.0, penalty=Penalty.IDENTITY, padding="same", system=BoundarySystem):
+    problem = problem_of(taps, boundary, lam, penalty, padding)
+    inverse = DirectInverse(problem, ONE_ITERATION)
+    assert isinstance(inverse._system, system)
+    again = DirectInverse(problem, ONE_ITERATION, Factors(inverse.factors()))
+    return (
+        use(inverse, in_all_ways=lam == 0),
+        again._system.estimate(taps.new_ones(problem.operator.output_shape)),
+        inverse.factors(),
+    )
+
+
+def iterative(taps, boundary, lam, penalty, preconditioner):
+    with mock.patch.object(iterative_module, "PRECONDITIONER_RULE", ONE_ITERATION):
+        inverse = IterativeInverse(problem_of(taps, boundary, lam, penalty), ONE_ITERATION)
+        assert isinstance(inverse._preconditioner, preconditioner)
+        return use(inverse)
+
+
+def derive(taps, build, boundary, lam, penalty=Penalty.IDENTITY):
+    """Differentiate an estimate in the data and in the taps."""
+    problem = problem_of(taps, boundary, lam, penalty)
+    inverse = build(problem)
+    y = taps.new_ones(2, *problem.operator.output_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        value = inverse.solve(y).value
+        taps, y = taps.detach().requires_grad_(), y.requires_grad_()
+        value = attach_gradient(value, y, taps, inverse, kernel_spectrum(taps.detach(), SIZE))
+        return torch.autograd.grad(value.sum(), (y, taps))
+
+
+def strip_inverse(problem):
+    return StripInverse(problem, ONE_ITERATION)
+
+
+def direct_inverse(problem):
+    return DirectInverse(problem, ONE_ITERATION)
+
+
+def split(taps):
+    """Constants that neither the kernel nor a penalty on differences sees."""
+    problem = problem_of(taps, Boundary.CIRCULAR, LAMBDA, Penalty.GRADIENT)
+    seen, unseen = problem.split_unseen(taps.new_ones(2, *problem.operator.input_shape))
+    assert unseen is not None
+    return seen, unseen
+
+
+BLOCKS = [
+    *(
+        pytest.param(invert_blocks, taps, weight, id=f"blocks-{name}-{weight:g}")
+        for (name, taps), weight in itertools.product(
+            {
+                "scalar": BLUR,
+                "scalar-singular": ZERO_MEAN,
+                "small-square": SQUARE,
+                "small-tall": TALL,
+                "small-wide": WIDE,
+                "small-singular": TWINS,
+                "square": random((5, 5, 3, 3)),
+                "tall": random((6, 5, 3, 3)),
+                "wide": random((5, 6, 3, 3)),
+                "singular": MANY_TWINS,
+            }.items(),
+            (0.0, 1e-2),
+        )
+    ),
+    *(
+        pytest.param(invert_grams, taps, id=f"grams-{name}")
+        for name, taps in {
+            "small": TALL,
+            "small-singular": TWINS - TWINS.mean((-2, -1), keepdim=True),
+            "wide-blocks": random((6, 5, 3, 3)),
+            "singular": MANY_TWINS - MANY_TWINS.mean((-2, -1), keepdim=True),
+        }.items()
+    ),
+    *(
+        pytest.param(solve_torus, taps, weight, taps.shape[0] >= taps.shape[1], id=f"torus-{name}-{weight:g}")
+        for (name, taps), weight in itertools.product(
+            {"square": SQUARE, "tall": TALL, "wide": WIDE, "blocks": random((6, 5, 3, 3))}.items(), (0.0, 1e-2)
+        )
+    ),
+    pytest.param(split, torch.cat([WIDE[:, :2], -WIDE[:, :1]], 1), id="unseen-constants"),
+]
+CIRCULAR = [
+    pytest.param(circular, taps, lam, penalty, id=f"circular-{name}-{lam:g}-{penalty}")
+    for (name, taps), (lam, penalty) in itertools.product(
+        {"blur": BLUR, "small": TALL, "wide": random((5, 6, 3, 3)), "zero-mean": ZERO_MEAN}.items(),
+        [(0.0, Penalty.IDENTITY), (LAMBDA, Penalty.IDENTITY), (LAMBDA, Penalty.LAPLACIAN)],
+    )
+]
+# Each border with one of the penalties: what differs between the pairs is followed on the device, the rest below.
+PAIRS = list(zip(Boundary, itertools.cycle(Penalty), strict=False))
+OTHER_PAIRS = [pair for pair in itertools.product(Boundary, Penalty) if pair not in PAIRS]
+
+
+def strip_cases(pairs):
+    return [
+        pytest.param(strip, SKEW, boundary, LAMBDA, penalty, id=f"strip-{boundary}-{penalty}")
+        for boundary, penalty in pairs
+        if boundary is not Boundary.CIRCULAR or penalty is Penalty.IDENTITY
+    ]
+
+
+def direct_cases(pairs):
+    return [
+        pytest.param(direct, SKEW, boundary, LAMBDA, penalty, id=f"direct-{boundary}-{penalty}")
+        for boundary, penalty in pairs
+    ]
+
+
+STRIP = [
+    pytest.param(strip_in_all_ways, SKEW, Boundary.REFLECT, LAMBDA, Penalty.IDENTITY, id="strip-all-ways"),
+    pytest.param(strip_in_all_ways, TALL[:2, :1], Boundary.ZERO, 0.0, Penalty.IDENTITY, id="strip-all-ways-0"),
+    pytest.param(wide_strip, SKEW, Boundary.REFLECT, LAMBDA, Penalty.LAPLACIAN, id="strip-wide"),
+    pytest.param(strip, SKEW, Boundary.ZERO, 1e-6, Penalty.IDENTITY, id="strip-tiny-lambda"),
+]
+MORE_STRIP = [
+    *strip_cases(OTHER_PAIRS),
+    *(
+        pytest.param(strip, random((2, 1, 3, 3)), boundary, 0.0, Penalty.IDENTITY, id=f"strip-{boundary}-0")
+        for boundary in Boundary
+        if boundary not in (Boundary.ZERO, Boundary.UNKNOWN)
+    ),
+    pytest.param(strip, random((1, 2, 3, 3)), Boundary.UNKNOWN, 0.0, Penalty.IDENTITY, id="strip-unknown-0"),
+]
+TO_THE_END_STRIP = [
+    pytest.param(strip, SKEW, Boundary.UNKNOWN, LAMBDA, Penalty.IDENTITY, TO_THE_END, id="strip-to-the-end-cg"),
+    pytest.param(strip, SKEW, Boundary.REFLECT, LAMBDA, Penalty.IDENTITY, TO_THE_END, id="strip-to-the-end-gmres"),
+]
+AS_MANY = (0.0, Penalty.IDENTITY, "same", SquareBorderSystem)
+DIRECT = [
+    pytest.param(direct, SQUARE, Boundary.REFLECT, *AS_MANY, id="direct-square-reflect"),
+    pytest.param(direct, TALL, Boundary.SYMMETRIC, id="direct-tall-symmetric"),
+    pytest.param(direct, WIDE, Boundary.ZERO, id="direct-wide-zero"),
+    pytest.param(direct, ZERO_MEAN, Boundary.ZERO, id="direct-twisted-square"),
+    pytest.param(direct, ZERO_MEAN, Boundary.ZERO, 0.0, Penalty.IDENTITY, "full", id="direct-twisted-saddle"),
+]
+MORE_DIRECT = [
+    *direct_cases(OTHER_PAIRS),
+    *(pytest.param(direct, SQUARE, b, *AS_MANY, id=f"direct-square-{b}") for b in CLOSED),
+    *(pytest.param(direct, TALL, boundary, id=f"direct-tall-{boundary}") for boundary in CLOSED),
+    pytest.param(direct, SQUARE, Boundary.UNKNOWN, id="direct-unknown"),
+    pytest.param(direct, ZERO_MEAN, Boundary.UNKNOWN, id="direct-twisted-unknown"),
+]
+ITERATIVE = [
+    pytest.param(iterative, SQUARE, Boundary.REFLECT, LAMBDA, Penalty.GRADIENT, TorusPreconditioner, id="iterative"),
+    pytest.param(iterative, SKEW, Boundary.ZERO, 0.0, Penalty.IDENTITY, StripPreconditioner, id="iterative-strip"),
+    pytest.param(iterative, WIDE, Boundary.REFLECT, 0.0, Penalty.IDENTITY, type(None), id="iterative-plain"),
+]
+MORE_ITERATIVE = [
+    pytest.param(iterative, SKEW, b, LAMBDA, Penalty.LAPLACIAN, TorusPreconditioner, id=f"iterative-{b}")
+    for b in Boundary
+]
+DERIVED = [
+    pytest.param(derive, TALL, CircularInverse, Boundary.CIRCULAR, 0.0, id="derivative-circular-0"),
+    pytest.param(derive, TALL, CircularInverse, Boundary.CIRCULAR, LAMBDA, id="derivative-circular"),
+    pytest.param(derive, TALL, strip_inverse, Boundary.REFLECT, LAMBDA, Penalty.GRADIENT, id="derivative-strip"),
+]
+DIRECTLY_DERIVED = pytest.param(derive, TALL, direct_inverse, Boundary.ZERO, LAMBDA, id="derivative-direct")
+
+
+def cases(*params):
+    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in params])
+
+
+@cases(*BLOCKS, *CIRCULAR, *STRIP, *strip_cases(PAIRS), *DIRECT, *direct_cases(PAIRS), *ITERATIVE)
+def test_nothing_leaves_the_device(case):
+    check_without_numbers(*case)
+
+
+@cases(*MORE_STRIP, *TO_THE_END_STRIP, *MORE_DIRECT, *MORE_ITERATIVE, *DERIVED, DIRECTLY_DERIVED)
+def test_nothing_leaves_a_device_without_numbers(case):
+    check_without_numbers(*case, device="meta")
+
+
+@cases(*BLOCKS, *CIRCULAR, *STRIP[:2], *ITERATIVE)
+def test_nothing_needs_double_precision_where_there_is_none(case):
+    task, taps, *settings = case
+    check_without_numbers(task, taps.float(), *settings, device="mps", barred=DOUBLE)
+
+
+@needs_cuda
+@cases(*BLOCKS, *CIRCULAR, *TO_THE_END_STRIP, *DIRECT, *MORE_DIRECT, *DERIVED, DIRECTLY_DERIVED)
+def test_cuda_agrees_with_the_cpu(case):
+    check_on_cuda(*case)
