@@ -158,16 +158,17 @@ def block_norms(blocks: Tensor) -> Tensor:
 
 
 def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
-    parts = torch.view_as_real(blocks.resolve_conj())
-    # Not by abs(), which guards against overflow at ten times the cost.
-    denominator = blocks.real.square() + blocks.imag.square()
+    # In place, since at the size of photographs new memory costs more than arithmetic; and not by abs(), which guards
+    # against overflow at ten times the cost.
+    denominator = blocks.real.square().addcmul_(blocks.imag, blocks.imag)
     # With a penalty nothing is truncated but what rounding alone has made of a zero.
-    relative_floor = torch.finfo(denominator.dtype).eps if host.holds_anywhere(diagonal) else rcond
-    floor = relative_floor**2 * denominator.max()
+    threshold = torch.finfo(denominator.dtype).eps if host.holds_anywhere(diagonal) else rcond
+    floor = threshold**2 * denominator.max()
     denominator += diagonal[:, None, None]
+    factor = denominator.reciprocal_()
     # What neither the kernel nor the penalty sees is zero in the smallest solution.
-    factor = torch.where(denominator > floor, denominator.reciprocal(), 0)
-    inverse = parts * factor[..., None]
+    factor.masked_fill_(factor >= floor.reciprocal(), 0)
+    inverse = torch.view_as_real(blocks.resolve_conj()) * factor[..., None]
     inverse[..., 1].neg_()
     return torch.view_as_complex(inverse)
 
