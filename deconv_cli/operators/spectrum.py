@@ -53,7 +53,13 @@ class Spectrum:
 
     @cached_property
     def _largest(self) -> tuple[float, Size]:
-        return largest_singular_value(self.taps, self.image_size)
+        found = largest_singular_value(self.taps, self.image_size)
+        size = host.as_number(self.taps.detach().abs().sum())
+        if found[0] > ROUNDING * size or size == 0:
+            return found
+        # A torus of a pixel or two may hold none but the frequencies that the kernel annihilates.
+        larger = (self.image_size[0] + self.taps.shape[-2], self.image_size[1] + self.taps.shape[-1])
+        return largest_singular_value(self.taps, larger)[0], found[1]
 
     @cached_property
     def sigma_min(self) -> float:

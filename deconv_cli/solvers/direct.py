@@ -46,10 +46,10 @@ from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_rank_inverse, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, norm
+from deconv_cli.solvers.problem import TikhonovProblem, check_constants, norm
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.square_border import SquareBorderSystem
+from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
 from deconv_cli.vocabulary import Boundary, Penalty
 
 BYTES_PER_NUMBER = 8
@@ -185,7 +185,22 @@ def _factor(problem: TikhonovProblem, kept: Factors | None) -> BoundarySystem | 
             return SquareBorderSystem(operator, kept)
     if kept is not None:
         return BoundarySystem(problem, _recall_twists(kept), kept)
-    return BoundarySystem(problem, _choose_twists(problem))
+    check_constants(problem)
+    system = BoundarySystem(problem, _choose_twists(problem))
+    if problem.weight == 0 and not _is_sound(problem, system):
+        raise SingularSystemError("the system on the border is singular to working precision")
+    return system
+
+
+def _is_sound(problem: TikhonovProblem, system: BoundarySystem) -> bool:
+    """Invert what is known: A⁺AA⁺y = A⁺y, unless rounding has been divided by a singular value that is none."""
+    shape = problem.operator.output_shape
+    taps = problem.operator.kernel
+    # Numbers without a pattern, the same on every device.
+    y = torch.arange(math.prod(shape), dtype=torch.float64, device=taps.device).square().cos().reshape(shape)
+    x = system.estimate(y)
+    again = system.estimate(problem.operator.forward(x.to(taps.dtype)).double())
+    return host.as_number(norm(again - x)) <= MAX_PROBE_ERROR * host.as_number(norm(x))
 
 
 def _choose_twists(problem: TikhonovProblem) -> Twists:

@@ -73,7 +73,10 @@ def estimate_memory(method: Method, taps: Tensor, geometry: Geometry, settings: 
         )
         return MemoryEstimate(cost.n_bytes + blurring, N_IMAGES_ITERATED * images + unfolded)
     if method is Method.ITERATIVE and settings.lam == 0:
-        symbols = 0
+        # Preconditioned by the strip in double precision, where there are outputs enough.
+        sizes = zip(geometry.output_size, geometry.image_size, strict=True)
+        is_preconditioned = n_outputs >= n_inputs and all(o >= i for o, i in sizes)
+        symbols = symbols * N_SYMBOLS_PENALIZED // N_SYMBOLS if is_preconditioned else 0
     return MemoryEstimate(symbols + blurring, N_IMAGES_ITERATED * images + unfolded)
 
 

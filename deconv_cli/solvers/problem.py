@@ -14,8 +14,11 @@ from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import penalty_operator
-from deconv_cli.solvers.fourier import default_rcond
+from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
 from deconv_cli.vocabulary import Boundary, Penalty
+
+# A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
+MIN_CONSTANT_GAIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,23 @@ class TikhonovProblem:
         """
         scale = norm(self.operator.adjoint(y))
         return relative(norm(self.negative_gradient(x, y - self.operator.forward(x))), scale)
+
+
+def check_constants(problem: TikhonovProblem) -> None:
+    """Make sure that on a torus nothing but what the true problem does not see either is left undetermined.
+
+    Under a border of zeros a penalty on differences meets constants, though the sum of the taps does not: there the
+    torus is singular where the problem is not.
+
+    Raises:
+        SingularSystemError: the sum of the taps is singular under a border of zeros.
+    """
+    if problem.lam == 0 or problem.penalty is Penalty.IDENTITY or problem.operator.boundary is not Boundary.ZERO:
+        return
+    taps = widened(problem.operator.kernel)
+    values = torch.linalg.svdvals(taps.sum(dim=(-2, -1)))
+    if host.as_number(values.min()) <= MIN_CONSTANT_GAIN * problem.sigma_max:
+        raise SingularSystemError("neither the kernel nor the penalty sees constants on a torus")
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

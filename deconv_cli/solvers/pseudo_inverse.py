@@ -11,6 +11,8 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import host
+from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
@@ -24,13 +26,16 @@ from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.memory import check_memory, estimate_memory
-from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.problem import MIN_CONSTANT_GAIN, TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.state import InverseState, Kept
 from deconv_cli.solvers.strip import StripInverse
-from deconv_cli.vocabulary import Method, Size
+from deconv_cli.vocabulary import Boundary, Method, Penalty, Size
+
+# Samples between these sizes have squares, and squares of residuals, that float32 can hold.
+ORDINARY = (1e-8, 1e8)
 
 
 class PseudoInverse:
@@ -87,8 +92,10 @@ class PseudoInverse:
                 f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
             )
         self._check_memory()
-        # What is built here serves no graph, and must not change with the parameter that an optimizer changes.
-        taps = kernel.taps.detach().clone() if kernel.taps.requires_grad else kernel.taps.detach()
+        if kept is None:
+            self._check_ramps()
+        # What is built here serves no graph, and must not change when the caller's taps do.
+        taps = kernel.taps.detach().clone()
         self._operator = Convolution(taps, self.geometry, boundary)
         # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
         sigma_max = kept.sigma_max if kept is not None else self.spectrum.sigma_max if lam > 0 else 1.0
@@ -171,7 +178,10 @@ class PseudoInverse:
         """
         arranged = self.arrange(y)
         self._check_memory(math.prod(arranged.shape[:-3]))
-        solution = self._inverse.solve(arranged.detach(), progress)
+        data, unit = _to_unit(arranged.detach())
+        solution = self._inverse.solve(data, progress)
+        if unit is not None:
+            solution = replace(solution, value=unit * solution.value)
         # Constants that nothing determines are left wherever an iteration started: the least estimate has none.
         seen, _ = self.problem.split_unseen(solution.value)
         value = self._attach(seen, arranged)
@@ -213,6 +223,20 @@ class PseudoInverse:
         limit = self.settings.max_memory
         check_memory(method, estimate, taps, self.geometry, max_memory=limit, n_images=n_images)
 
+    def _check_ramps(self) -> None:
+        """Refuse a penalty on curvature with a kernel that annihilates constants: it may annihilate ramps as well."""
+        settings, taps = self.settings, self.kernel.taps.detach()
+        has_rest = settings.boundary is Boundary.ZERO and self.geometry.pads.total != (0, 0)
+        if settings.lam == 0 or settings.penalty is not Penalty.LAPLACIAN or has_rest:
+            return
+        values = torch.linalg.svdvals(widened(taps).sum(dim=(-2, -1)))
+        is_circular = self.choice.method is Method.FFT
+        if not is_circular and host.as_number(values.min()) <= MIN_CONSTANT_GAIN * host.as_number(taps.abs().sum()):
+            raise UsageError(
+                "penalty laplacian leaves images undetermined that change at a constant rate, since the taps of this "
+                "kernel sum to zero and it may not see them either; use penalty gradient or identity."
+            )
+
     def _recall(self, rule: StoppingRule, kept: Factors) -> Inverse:
         """Build the inverse that was chosen once, with its factors at hand; the others are cheap to build."""
         try:
@@ -241,6 +265,23 @@ class PseudoInverse:
                     ) from error
                 self.choice = Choice(Method.ITERATIVE, f"the {self.choice.method} way is barred, since {error}")
         return IterativeInverse(self.problem, rule)
+
+
+def _to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Divide images by a power of two each where their squares would leave the range of their type.
+
+    Args:
+        data: shape `(*batch, C, H, W)`.
+
+    Returns:
+        The quotient and the powers, shape `(*batch, 1, 1, 1)`; `None`, and the data themselves, in ordinary cases.
+    """
+    peak = data.abs().amax(dim=(-3, -2, -1), keepdim=True)
+    is_odd = (peak > 0) & torch.isfinite(peak) & ((peak < ORDINARY[0]) | (peak > ORDINARY[1]))
+    if not host.holds_anywhere(is_odd):
+        return data, None
+    unit = torch.where(is_odd, torch.exp2(torch.log2(torch.where(is_odd, peak, 1)).floor()), 1)
+    return data / unit, unit
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

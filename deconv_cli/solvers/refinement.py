@@ -120,7 +120,7 @@ def refine_equations(
         best = torch.minimum(reached, best)
         if not host.holds_anywhere(gains):
             break
-    is_done = host.holds_everywhere(best <= course.goal)
+    is_done = host.holds_everywhere((best <= course.goal) & torch.isfinite(course.scale))
     unfinished = Status.MAX_ITERATIONS if course.is_spent else Status.STAGNATED
     return Solution(
         x.contiguous(),  # a zero that was never improved takes no memory of its own

@@ -20,6 +20,10 @@ class Status(StrEnum):
         "the arithmetic's precision ran out before the tolerance was reached; "
         "use --dtype float64, a larger λ or a larger --tolerance"
     )
+    UNDETERMINED = (
+        "the residual is as small as was asked for, but the data leave parts of the image undetermined; "
+        "use a λ above 0, or padding valid or full"
+    )
     MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise --max-iterations, λ or --tolerance"
 
     @property

@@ -29,7 +29,7 @@ from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.problem import TikhonovProblem, check_constants
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
@@ -73,12 +73,13 @@ class StripInverse(Inverse):
         rule: when to stop.
 
     Raises:
-        SingularSystemError: λ = 0, and the symbol has not full rank.
+        SingularSystemError: λ = 0 and the symbol has not full rank, or constants are not seen on the torus.
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
+        check_constants(problem)
         self._system = StripSystem(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
