@@ -324,7 +324,7 @@ def _module_of(
         from deconv_cli.gradients.exported import ExportedModule
 
         exported = stored.exported
-        return ExportedModule(exported.program), (exported.example_arguments, exported.example_keywords)
+        return ExportedModule(exported.module), (exported.example_arguments, exported.example_keywords)
     if stored is not None and stored.module is not None:
         return stored.module, None
     if named is None:

@@ -18,11 +18,9 @@ class ExportedModule(nn.Module):
     source that was exported.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__()
         self.running_place: Place | None = None
-        self.signature_inputs = len(program.graph_signature.user_inputs)
-        module = program.module(check_guards=False)
         for name, parameter in module.named_parameters():
             self._register(name, parameter)
         for name, buffer in module.named_buffers():

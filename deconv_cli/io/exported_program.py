@@ -1,8 +1,6 @@
-"""Reading .pt2 files: scanned to the last string first, so that nothing in them is unpickled or evaluated.
+"""Reading .pt2 files: what torch loads is an archive written anew from what was checked here.
 
-`torch.export.load` unpickles payloads that are marked so, evaluates strings as symbolic expressions and as guards, and
-imports the modules that a tree of arguments names. All that is refused here, and what is loaded is an archive written
-anew from what was scanned, so that two readers of zip files cannot see two different things.
+So nothing in the file is unpickled or evaluated, and two readers of zip files cannot see two different things.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ import io
 import json
 import logging
 import re
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,33 +20,24 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError
 from deconv_cli.io.model_format import read_entries
+from deconv_cli.io.program_document import rebuilt_payloads, rebuilt_program, shown
 from deconv_cli.io.sources import refusing_damage
 
 _ENTRIES = re.compile(
-    r"archive_format|archive_version|byteorder|version|\.data/\w+|models/\w+\.json"
-    r"|data/weights/(weight_\d+|\w+_weights_config\.json)|data/constants/(tensor_\d+|\w+_constants_config\.json)"
-    r"|data/sample_inputs/\w+\.pt|extra/\w+"
+    r"archive_format|archive_version|byteorder|version|\.data/\w+|models/model\.json"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|data/sample_inputs/model\.pt|extra/\w+"
 )
-_NAME = re.compile(r"[\w.@$\[\]':/ -]*")
-_TARGET = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|math\.(floor|ceil|trunc|sqrt|pow)"
-    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pos|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-)
-_FORBIDDEN_TARGETS = ("aten.from_file", "__")
-_EXPRESSION = re.compile(
-    r"(Symbol\('\w+'(, (positive|integer|real|nonnegative)=True)*\)|(Integer|Float|Rational)\([\d., ']+\)"
-    r"|\b(Add|Mul|Pow|Max|Min|Mod|FloorDiv|CeilDiv|CleanDiv|PythonMod|IntTrueDiv|Eq|Ne|Lt|Le|Gt|Ge|StrictLessThan"
-    r"|LessThan|GreaterThan|StrictGreaterThan|Equality|Unequality|true|false|s\d+|u\d+|\d+(\.\d+)?)\b"
-    r"|[()+*/,<>= -])*"
-)
-_TREE_TYPES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None}
+_TENSORS = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
+_EXAMPLES = "data/sample_inputs/model.pt"
+_HEADER = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": sys.byteorder.encode(), "version": b"3\n"}
 
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """An exported program and the inputs it was exported with."""
+    """An exported program as a module of nodes, and the inputs it was exported with."""
 
-    program: torch.export.ExportedProgram
+    module: torch.fx.GraphModule
     example_arguments: tuple[Any, ...] | None
     example_keywords: dict[str, Any]
 
@@ -64,118 +53,59 @@ def read_exported_program(path: Path) -> ExportedModel:
     for name in entries:
         if not _ENTRIES.fullmatch(name):
             raise UnsafeInputError(
-                f"'{path}' holds '{_shown(name)}', which is more than a program and its tensors (a pickled object or "
+                f"'{path}' holds '{shown(name)}', which is more than a program and its tensors (a pickled object or "
                 "compiled code); export it again with torch.export.save, without custom objects."
             )
-    for name, content in entries.items():
-        if name.endswith(".json"):
-            _check_document(path, name, _parsed(path, name, content))
-        elif name.startswith("data/sample_inputs/"):
-            _check_sample_inputs(path, content)
-    return _load(path, entries)
+    if entries.get("byteorder", b"").strip() != sys.byteorder.encode():
+        raise MalformedInputError(f"'{path}' stores its numbers in another byte order than this machine's; convert it.")
+    rebuilt = {name: content for name, content in entries.items() if _TENSORS.fullmatch(name)}
+    rebuilt["models/model.json"] = _encoded(rebuilt_program(path, _parsed(path, "models/model.json", entries)))
+    for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):
+        rebuilt[name] = _encoded(rebuilt_payloads(path, _parsed(path, name, entries)))
+    arguments, keywords = _read_examples(path, entries.get(_EXAMPLES, b""))
+    # The examples are read here; torch would fall back to running what it cannot read as plain data.
+    rebuilt[_EXAMPLES] = b""
+    return ExportedModel(_load(path, rebuilt), arguments, keywords)
 
 
-def _parsed(path: Path, name: str, content: bytes) -> Any:  # noqa: ANN401
+def _parsed(path: Path, name: str, entries: dict[str, bytes]) -> Any:  # noqa: ANN401
+    if name not in entries:
+        raise MalformedInputError(
+            f"'{path}' is damaged, or written by an older torch than can be read: it lacks '{name}'; export it again."
+        )
     try:
-        return json.loads(content)
+        return json.loads(entries[name])
     except (ValueError, RecursionError) as error:
         raise MalformedInputError(f"'{path}' is damaged: its '{name}' is not JSON.") from error
 
 
-def _check_document(path: Path, name: str, document: Any) -> None:  # noqa: ANN401
-    if name.endswith("_config.json"):
-        payloads = document.get("config", {}) if isinstance(document, dict) else {}
-        for tensor, payload in payloads.items():
-            if not isinstance(payload, dict) or payload.get("use_pickle") is not False:
-                raise UnsafeInputError(
-                    f"'{path}' holds '{_shown(tensor)}' as a pickled payload, which would run code when opened; "
-                    "export the program again with dense tensors only."
-                )
-    for trail, text in _strings_in(document, ()):
-        problem = _problem_with(trail, text)
-        if problem:
-            raise UnsafeInputError(
-                f"'{path}' is refused: {problem} '{_shown(text)}' in '{name}' would be evaluated when opened."
-            )
+def _encoded(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode()
 
 
-def _strings_in(found: Any, trail: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:  # noqa: ANN401
-    if isinstance(found, dict):
-        for key, member in found.items():
-            yield (*trail, "a key"), key
-            yield from _strings_in(member, (*trail, key))
-    elif isinstance(found, list):
-        for member in found:
-            yield from _strings_in(member, trail)
-    elif isinstance(found, str):
-        yield trail, found
-
-
-def _problem_with(trail: tuple[str, ...], text: str) -> str | None:
-    """Say what is wrong with a string, or None: each kind may hold only what an honest writer puts there."""
-    place = trail[-1] if trail else ""
-    if place == "a key":
-        if text in ("as_custom_obj", "as_opaque"):
-            return "the custom object"
-        return None if _NAME.fullmatch(text) and "__enum__" not in text else "the name"
-    # What stands under a node's metadata is shown, or looked up among torch's own names, and nothing more.
-    if "metadata" in trail:
-        return None
-    if place in ("in_spec", "out_spec"):
-        return None if _is_plain_tree(text) else "the tree"
-    if place == "expr_str":
-        return None if _EXPRESSION.fullmatch(text) else "the expression"
-    if place == "guards_code":
-        return "the guard"
-    if place == "target":
-        return (
-            None if _TARGET.fullmatch(text) and not any(bad in text for bad in _FORBIDDEN_TARGETS) else "the operator"
-        )
-    if place == "as_string":
-        return None
-    if place == "torch_version":
-        return None if re.fullmatch(r"[\w.+-]*", text) else "the version"
-    if place == "name":
-        return None if text.replace(".", "_").isidentifier() or not text else "the name"
-    return None if _NAME.fullmatch(text) else "the name"
-
-
-def _is_plain_tree(text: str) -> bool:
-    if not text:
-        return True
+def _read_examples(path: Path, content: bytes) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
+    if not content:
+        return None, {}
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, list):
-            waiting += node
-        elif isinstance(node, dict):
-            if not set(node) <= {"type", "context", "children_spec"} or node.get("type") not in _TREE_TYPES:
-                return False
-            if "__" in str(node.get("context")):
-                return False
-            waiting += node.get("children_spec") or []
-    return True
-
-
-def _check_sample_inputs(path: Path, content: bytes) -> None:
-    try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([]):
             warnings.simplefilter("ignore")
-            torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            found = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:
         raise UnsafeInputError(
             f"'{path}' carries example inputs that are more than tensors and numbers; opening them could run code."
         ) from error
+    if found is None:
+        return None, {}
+    match found:
+        case (tuple() | list() as arguments, dict() as keywords) if all(isinstance(key, str) for key in keywords):
+            return tuple(arguments), keywords
+    raise MalformedInputError(f"'{path}' is damaged: its example inputs are not arguments and keywords.")
 
 
-def _load(path: Path, entries: dict[str, bytes]) -> ExportedModel:
+def _load(path: Path, entries: dict[str, bytes]) -> torch.fx.GraphModule:
     rewritten = io.BytesIO()
     with zipfile.ZipFile(rewritten, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in entries.items():
+        for name, content in (_HEADER | entries).items():
             archive.writestr(f"model/{name}", content)
     rewritten.seek(0)
     logger = logging.getLogger("torch.export")
@@ -184,15 +114,8 @@ def _load(path: Path, entries: dict[str, bytes]) -> ExportedModel:
     try:
         with refusing_damage(path, "an exported program"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(rewritten)
-            examples = program.example_inputs
+            module = torch.export.load(rewritten).module(check_guards=False)
     finally:
         logger.setLevel(level)
-    if examples is None:
-        return ExportedModel(program, None, {})
-    return ExportedModel(program, tuple(examples[0]), dict(examples[1]))
-
-
-def _shown(text: str) -> str:
-    """Cut a hostile string down to something that can be shown."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:60]
+    assert isinstance(module, torch.fx.GraphModule)
+    return module

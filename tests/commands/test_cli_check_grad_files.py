@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -17,6 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.errors import InputRefusedError
+from deconv_cli.gradients.exported import ExportedModule
+from deconv_cli.io.exported_program import read_exported_program
 
 LENET = f"{SPECIMENS / 'lenet.py'}:LeNet5"
 
@@ -229,9 +234,7 @@ class TestRefusedPrograms:
     def check(self, refuses, tmp_path):
         def run(entries, *says):
             path = tmp_path / "program.pt2"
-            with zipfile.ZipFile(path, "w") as archive:
-                for name, content in entries.items():
-                    archive.writestr(name, content)
+            self.write(path, entries)
             refuses("check-grad", path, code=ExitCode.INPUT_REFUSED, says=list(says))
 
         return run
@@ -240,6 +243,18 @@ class TestRefusedPrograms:
     def entry(entries, ending):
         return next(name for name in entries if name.endswith(ending))
 
+    def document(self, entries):
+        return json.loads(entries[self.entry(entries, "models/model.json")])
+
+    def with_document(self, entries, document):
+        return entries | {self.entry(entries, "models/model.json"): json.dumps(document).encode()}
+
+    @staticmethod
+    def write(path, entries):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+
     def changed(self, entries, ending, old, new):
         name = self.entry(entries, ending)
         text = entries[name].decode()
@@ -247,9 +262,7 @@ class TestRefusedPrograms:
         return entries | {name: text.replace(old, new).encode()}
 
     def test_the_file_itself_is_read(self, entries, deconv, tmp_path):
-        with zipfile.ZipFile(tmp_path / "program.pt2", "w") as archive:
-            for name, content in entries.items():
-                archive.writestr(name, content)
+        self.write(tmp_path / "program.pt2", entries)
         assert deconv("check-grad", tmp_path / "program.pt2", "--json").report["counts"] == {"OK": 4}
 
     def test_a_pickled_weight(self, entries, check, marker):
@@ -288,13 +301,53 @@ class TestRefusedPrograms:
         assert seen
         check(entries | {name: json.dumps(document).encode()}, "expression")
 
-    def test_a_guard_that_runs_code(self, entries, check, marker):
-        hostile = f"\"guards_code\": [\"__import__('os').mkdir('{marker}')\"]"
-        name = self.entry(entries, "models/model.json")
-        document = json.loads(entries[name])
-        document["guards_code"] = []
-        text = json.dumps(document).replace('"guards_code": []', hostile)
-        check(entries | {name: text.encode()}, "guard")
+    def test_a_guard_is_not_run(self, entries, deconv, tmp_path, marker):
+        document = self.document(entries)
+        document["guards_code"] = [f"__import__('os').mkdir({str(marker)!r})"]
+        self.write(tmp_path / "program.pt2", self.with_document(entries, document))
+        assert deconv("check-grad", tmp_path / "program.pt2", "--json").report["counts"] == {"OK": 4}
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("key", ["metadata", "as_string", "guards_code"])
+    def test_a_name_that_the_file_chose_exempts_nothing(self, entries, check, key, marker):
+        document = self.document(entries)
+        hostile = {"as_expr": {"expr_str": f"__import__('os').mkdir({str(marker)!r})", "hint": None}}
+        document["graph_module"]["graph"]["sym_int_values"][key] = hostile
+        check(self.with_document(entries, document), "expression")
+
+    def test_an_argument_whose_name_is_code(self, entries, check, marker):
+        document = self.document(entries)
+        signature = document["graph_module"]["module_call_graph"][0]["signature"]
+        signature["forward_arg_names"] = [f"x=__import__('os').mkdir({str(marker)!r})"]
+        check(self.with_document(entries, document), "the name")
+
+    def test_a_keyword_whose_name_is_code(self, entries, check, marker):
+        document = self.document(entries)
+        signature = document["graph_module"]["module_call_graph"][0]["signature"]
+        tree = json.loads(signature["in_spec"])
+        keywords = tree[1]["children_spec"][1]
+        keywords["context"] = json.dumps([f"x=exec(bytes({list(str(marker).encode())}))"])
+        keywords["children_spec"] = [{"type": None, "context": None, "children_spec": []}]
+        signature["in_spec"] = json.dumps(tree)
+        check(self.with_document(entries, document), "the tree")
+
+    def test_no_string_of_a_program_is_run_wherever_it_stands(self, entries, tmp_path, marker):
+        document = self.document(entries)
+        path = tmp_path / "program.pt2"
+        outcomes = set()
+        for place in list(strings_of(document, ())):
+            for hostile in (f"__import__('os').mkdir({str(marker)!r})", f'x");__import__("os").mkdir("{marker}");("'):
+                changed = with_string(document, place, hostile)
+                self.write(path, self.with_document(entries, changed))
+                try:
+                    module = ExportedModule(read_exported_program(path).module)
+                    outcomes.add("read")
+                    with contextlib.suppress(Exception):
+                        module(torch.randn(5, 4))
+                except InputRefusedError:
+                    outcomes.add("refused")
+                assert not marker.exists(), place
+        assert outcomes == {"read", "refused"}
 
     @pytest.mark.parametrize(
         "target", ["torch.ops.aten.from_file.default", "_operator.methodcaller", "torch.load", "#x:y"]
@@ -317,3 +370,29 @@ class TestRefusedPrograms:
     def test_a_program_cut_short(self, entries, check):
         name = self.entry(entries, "models/model.json")
         check(entries | {name: entries[name][:500]}, "not JSON")
+
+
+def strings_of(found, place):
+    """List the places of all strings of a document, its keys among them, as (path, is it a key)."""
+    if isinstance(found, dict):
+        for key, member in found.items():
+            yield (*place, key), True
+            yield from strings_of(member, (*place, key))
+    elif isinstance(found, list):
+        for index, member in enumerate(found):
+            yield from strings_of(member, (*place, index))
+    elif isinstance(found, str):
+        yield place, False
+
+
+def with_string(document, place, text):
+    path, is_key = place
+    changed = copy.deepcopy(document)
+    owner = changed
+    for step in path[:-1]:
+        owner = owner[step]
+    if is_key:
+        owner[text] = owner.pop(path[-1])
+    else:
+        owner[path[-1]] = text
+    return changed
