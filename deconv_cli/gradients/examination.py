@@ -41,7 +41,7 @@ DEFAULT_BUDGET = 60.0
 """Seconds for finite differences."""
 
 _SLOW_SHARE = 40
-"""A forward pass that takes more than this part of the budget is made on a few samples only."""
+"""Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
 
 _FEW = 2
 _INVARIANT = 1e-10
@@ -96,7 +96,7 @@ class _Doctor:
     general: list[GeneralFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
-    is_slow: bool = False
+    blamed: list[_Blame] = field(default_factory=list)
 
     def examine(self) -> Examination:
         started = time.monotonic()
@@ -107,16 +107,21 @@ class _Doctor:
         }
         self.on_progress("watching forward and backward")
         watched = self._first_run()
-        self.is_slow = time.monotonic() - started > self.budget / _SLOW_SHARE
+        is_slow = self._is_slow()
         noise, note = study_noise(subject, watched)
         self.notes += [note] if note else []
         backward = self._arrivals(watched)
         self.general += [noise] if noise else []
         loss = float(watched.loss.detach())
         result = Examination(list(self.findings.values()), self.general, loss=loss if _is_finite(loss) else None)
-        with self.subject.narrowed(_FEW) if self.is_slow else contextlib.nullcontext(False) as is_narrowed:
+        if is_slow and watched.calls and noise is None:
+            self._check_functions_on_the_whole_batch()
+        with self.subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
             if is_narrowed:
-                self.notes.append(f"the model is slow, so finite differences were taken on {_FEW} samples of the batch")
+                self.notes.append(
+                    f"the model is slow, so finite differences were taken on {_FEW} samples of the batch; hand-written "
+                    "backwards were checked on all of it; a longer --budget takes all samples"
+                )
             if noise is None and (backward is None or backward.error is None):
                 self._compare(result)
             elif noise is not None:
@@ -130,6 +135,12 @@ class _Doctor:
         result.notes, result.not_checked = self.notes, self.not_checked
         result.time_s = time.monotonic() - started
         return result
+
+    def _is_slow(self) -> bool:
+        """Time a pass that is warm: the first one of a process also loads and compiles."""
+        started = time.monotonic()
+        self.subject.value()
+        return time.monotonic() - started > self.budget / _SLOW_SHARE
 
     # ---------------------------------------------------------------- what arrives
 
@@ -201,7 +212,8 @@ class _Doctor:
             finding.causes = self._explain_cuts(cuts)
             return
         escapes = [escape for escape in watched.escapes if escape.lost & bit]
-        if escapes and self._loss_moves_by(escapes, watched, moves):
+        # A loss that nothing reaches is made of what left torch, even if it stands still on these data.
+        if escapes and (not watched.reached or self._loss_moves_by(escapes, watched, moves)):
             finding.verdict = Verdict.CUT
             before = [watched.cuts[k] for escape in escapes for k in escape.before if watched.cuts[k].lost & bit]
             finding.causes = self._explain_cuts(before or escapes)
@@ -331,8 +343,7 @@ class _Doctor:
             return
         self.on_progress("checking hand-written backwards")
         half = time.monotonic() + 0.4 * (deadline - time.monotonic())
-        wrong, unchecked = check_functions(watched.calls, deadline=half)
-        self.not_checked += unchecked
+        self._check_functions(watched, deadline=half)
         result.recurrent = self._through_time(watched, backward)
         probe = Probe(self._evaluator(), epsilon, deadline)
         slots = self._slots(backward, probe)
@@ -344,8 +355,8 @@ class _Doctor:
             on_progress=lambda done, of: self.on_progress(f"finite differences: {done} of {of} parameters"),
         )
         for slot in slots:
-            self._conclude(self.findings[slot.name], compared[slot.name], watched, wrong)
-        self._blame_functions(wrong, watched)
+            self._conclude(self.findings[slot.name], compared[slot.name], watched)
+        self._blame_functions()
         if self.second_order:
             self.on_progress("comparing second derivatives")
             sound = [name for name in compared if self.findings[name].verdict is Verdict.OK]
@@ -355,6 +366,22 @@ class _Doctor:
         judge_magnitudes(self.findings, trainable, backward, watched)
         self._list_unchecked()
         result.n_evaluations = probe.n_evaluations
+
+    def _check_functions_on_the_whole_batch(self) -> None:
+        """Check hand-written backwards before the batch is narrowed: a fault may lie in how samples are summed."""
+        self.on_progress("checking hand-written backwards")
+        with contextlib.suppress(RuntimeError), self.subject.in_double():
+            self._check_functions(trace(self.subject), deadline=time.monotonic() + 0.4 * self.budget)
+
+    def _check_functions(self, watched: Trace, *, deadline: float) -> None:
+        wrong, unchecked = check_functions(watched.calls, deadline=deadline)
+        self.not_checked += [sentence for sentence in unchecked if sentence not in self.not_checked]
+        known = {(blame.item.call.function, blame.item.name) for blame in self.blamed}
+        self.blamed += [
+            _Blame(item, {name for name in self._trainable() if _affects(item, watched.bit(name), watched)})
+            for item in wrong
+            if (item.call.function, item.name) not in known
+        ]
 
     def _through_time(self, watched: Trace, backward: Backward) -> list[Any]:
         try:
@@ -437,9 +464,7 @@ class _Doctor:
         place = self._home_of(finding.name)
         finding.causes = (Cause(name, place, why, "leave it out (bias=False); it costs memory and does nothing"),)
 
-    def _conclude(
-        self, finding: ParameterFinding, compared: SlotResult, watched: Trace, wrong: list[WrongInput]
-    ) -> None:
+    def _conclude(self, finding: ParameterFinding, compared: SlotResult, watched: Trace) -> None:
         finding.comparison = compared.comparison
         if compared.outcome is Outcome.AGREES:
             finding.verdict = Verdict.OK
@@ -447,13 +472,13 @@ class _Doctor:
             finding.verdict = Verdict.KINK
             finding.detail = "the slopes on the two sides differ, and autograd gives one between them"
         elif compared.outcome is Outcome.DIFFERS:
-            self._explain_difference(finding, watched, wrong)
+            self._explain_difference(finding, watched)
 
-    def _explain_difference(self, finding: ParameterFinding, watched: Trace, wrong: list[WrongInput]) -> None:
+    def _explain_difference(self, finding: ParameterFinding, watched: Trace) -> None:
         finding.verdict = Verdict.WRONG
         bit = watched.bit(finding.name)
         finding.detail = _told_difference(finding, finding.comparison, self.subject.model)
-        if any(_affects(item, bit, watched) for item in wrong):
+        if any(finding.name in blame.parameters for blame in self.blamed):
             return
         hooked = _hooks_on(self.subject.parameters[finding.name], self.subject.model)
         if hooked:
@@ -467,27 +492,21 @@ class _Doctor:
             finding.causes = self._explain_cuts(deliberate or escapes)
             finding.detail = "cut on one of several ways, so the gradient is only a part: " + finding.detail
 
-    def _blame_functions(self, wrong: list[WrongInput], watched: Trace) -> None:
+    def _blame_functions(self) -> None:
         """Name the hand-written Functions behind every parameter that their wrong gradients reach."""
         # Those with a parameter behind them come first: a Function that is blamed there is not blamed once more.
-        for item in sorted(
-            wrong, key=lambda item: not any(_affects(item, watched.bit(n), watched) for n in self._trainable())
-        ):
-            cause = _cause_of_function(item)
-            reached = False
-            for name in self._trainable():
+        for blame in sorted(self.blamed, key=lambda blame: not blame.parameters):
+            cause = _cause_of_function(blame.item)
+            for name in blame.parameters:
                 finding = self.findings[name]
-                if not _affects(item, watched.bit(name), watched):
-                    continue
-                reached = True
                 if finding.verdict in (Verdict.OK, Verdict.NOT_CHECKED, Verdict.KINK, Verdict.WRONG):
                     finding.verdict = Verdict.WRONG
                     finding.causes = _unique((*finding.causes, cause))
                     if not finding.detail:
                         finding.detail = "by way of the hand-written backward, which was checked by itself"
-            blamed = any(c.place == cause.place for f in self.findings.values() for c in f.causes)
-            blamed = blamed or any(c.place == cause.place for f in self.general for c in f.causes)
-            if not reached and not blamed:
+            is_known = any(c.place == cause.place for f in self.findings.values() for c in f.causes)
+            is_known = is_known or any(c.place == cause.place for f in self.general for c in f.causes)
+            if not blame.parameters and not is_known:
                 self.general.append(GeneralFinding(Verdict.WRONG, (cause,), "no parameter is behind this input"))
 
     def _list_unchecked(self) -> None:
@@ -520,6 +539,14 @@ class _Doctor:
             return
         self.general += [study.finding] if study.finding else []
         self.not_checked += [study.not_checked] if study.not_checked else []
+
+
+@dataclass(frozen=True, eq=False)
+class _Blame:
+    """A wrong gradient of a hand-written Function, and the parameters that it reaches."""
+
+    item: WrongInput
+    parameters: set[str]
 
 
 def _affects(item: WrongInput, bit: int, watched: Trace) -> bool:

@@ -23,6 +23,7 @@ _DTYPES = {
 _BATCH = 4
 _TIME = 12
 _MAX_ELEMENTS = 2**31
+_MAX_GUESSED = 2**24
 _SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
 
 
@@ -87,6 +88,14 @@ class InputSpec:
         return text if self.high is None else f"{text}:{self.low:g}..{self.high:g}"
 
 
+_PICTURES = {
+    784: [InputSpec((_BATCH, 1, 28, 28))],
+    1024: [InputSpec((_BATCH, 1, 32, 32))],
+    3072: [InputSpec((_BATCH, 3, 32, 32))],
+}
+"""A linear layer may stand behind a flattening of the usual pictures."""
+
+
 def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[InputSpec, str]:
     """Read the shape of the input off the first layer.
 
@@ -103,7 +112,7 @@ def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[Inp
         ((name, m) for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())), None
     )
     candidates = _candidates(first[1]) if first is not None and wants == 1 else []
-    for spec in candidates:
+    for spec in filter(_can_be_drawn, candidates):
         if _runs(model, spec, default, seed):
             assert first is not None
             note = f"the input shape {spec} was read off the first layer '{first[0] or type(first[1]).__name__}'"
@@ -127,7 +136,7 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
         return [InputSpec((_BATCH, _TIME), torch.int64, 0, layer.num_embeddings)]
     if isinstance(layer, nn.Linear):
         width = layer.in_features
-        return [InputSpec((_BATCH, width)), InputSpec((_BATCH, _TIME, width)), *_pictures_of(width)]
+        return [InputSpec((_BATCH, width)), InputSpec((_BATCH, _TIME, width)), *_PICTURES.get(width, ())]
     if isinstance(layer, nn.RNNBase):
         sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
         return [InputSpec((*sizes, layer.input_size))]
@@ -142,15 +151,17 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
         return [InputSpec((_BATCH, layer.in_channels, *[side] * n_axes)) for side in sides]
     if isinstance(layer, nn.BatchNorm1d):
         return [InputSpec((_BATCH, layer.num_features))]
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, nn.LayerNorm) and isinstance(layer.normalized_shape, tuple):
         return [InputSpec((_BATCH, *layer.normalized_shape)), InputSpec((_BATCH, _TIME, *layer.normalized_shape))]
     return []
 
 
-def _pictures_of(width: int) -> list[InputSpec]:
-    """A linear layer may stand behind a flattening of the usual pictures."""
-    usual = {784: (1, 28, 28), 1024: (1, 32, 32), 3072: (3, 32, 32)}
-    return [InputSpec((_BATCH, *usual[width]))] if width in usual else []
+def _can_be_drawn(spec: InputSpec) -> bool:
+    """Tell whether the numbers that a layer gave for its sizes can be sizes: a file may say anything there."""
+    sizes = (*spec.shape, spec.high if spec.high is not None else 1)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return False
+    return torch.Size(spec.shape).numel() <= _MAX_GUESSED
 
 
 def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) -> bool:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from deconv_cli.errors import InputRefusedError, MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io.limits import check_budget
 from deconv_cli.io.model_format import ModelFormat, model_format
+from deconv_cli.io.module_structure import check_structure
 from deconv_cli.io.named_code import NamedCode, find_global
 from deconv_cli.io.sources import open_source, reason_of, refusing_damage
 
@@ -84,7 +85,10 @@ def read_model(
         return ModelFile(path, kind, sha256, module=_read_torchscript(path, sha256, trusted_sha256))
     found = _read_pickle(path, named, allowed_globals)
     if isinstance(found, nn.Module):
-        _check_tensors(path, dict(found.state_dict(keep_vars=True)))
+        check_structure(path, found)
+        with refusing_damage(path, "a model"):
+            tensors = dict(found.state_dict(keep_vars=True))
+        _check_tensors(path, tensors)
         return ModelFile(path, kind, sha256, module=found)
     state, notes = _state_in(path, found)
     _check_tensors(path, state)

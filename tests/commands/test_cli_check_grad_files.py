@@ -17,6 +17,7 @@ import torch
 from gradient_cases import SPECIMENS
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.errors import InputRefusedError
@@ -217,6 +218,51 @@ class TestRefused:
         self.refuse(refuses, tmp_path / "x.pt", says="not one of the model files")
         torch.save([1, 2], tmp_path / "list.pt")
         self.refuse(refuses, tmp_path / "list.pt", says="holds a list")
+
+
+def holding_itself():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model._modules["1"] = model
+    return model
+
+
+def with_members(**members):
+    model = nn.Linear(3, 2)
+    vars(model).update(members)
+    return model
+
+
+def with_member_of(group, name, value):
+    model = nn.Linear(3, 2)
+    vars(model)[group][name] = value
+    return model
+
+
+MALFORMED = {
+    "holding itself": (holding_itself, "holds itself"),
+    "empty": (lambda: nn.Linear.__new__(nn.Linear), "has no parameters"),
+    "no dictionary": (lambda: with_members(_modules=None), "has no modules"),
+    "a word for a parameter": (lambda: with_member_of("_parameters", "weight", "abc"), "a str among its parameters"),
+    "a number for a buffer": (lambda: with_member_of("_buffers", "x", 3), "a int among its buffers"),
+    "a number for a name": (lambda: with_member_of("_modules", 5, nn.ReLU()), "without a proper name"),
+    "a member twice": (lambda: with_members(weight=3), "'weight' twice"),
+    "a word for a hook": (lambda: with_member_of("_forward_hooks", 0, "abc"), "'_forward_hooks' that are no hooks"),
+    "a method replaced": (lambda: with_members(forward=functional.relu), "method 'forward' replaced"),
+    "a word for a flag": (lambda: with_members(training="yes"), "in training"),
+}
+
+
+class TestMalformedModules:
+    @pytest.mark.parametrize("name", MALFORMED)
+    def test_a_module_that_torch_did_not_put_together(self, refuses, tmp_path, name):
+        build, says = MALFORMED[name]
+        torch.save(build(), tmp_path / "model.pt")
+        refuses("check-grad", tmp_path / "model.pt", code=ExitCode.INPUT_REFUSED, says=says)
+
+    @pytest.mark.parametrize("size", ["wide", -3, 10**12, None])
+    def test_sizes_that_are_none_are_not_guessed_from(self, refuses, tmp_path, size):
+        torch.save(with_members(in_features=size), tmp_path / "model.pt")
+        refuses("check-grad", tmp_path / "model.pt", code=ExitCode.USAGE, says="--input-shape")
 
 
 class TestRefusedPrograms:

@@ -50,6 +50,16 @@ class TestWrappedLosses:
 
 
 class TestRangeLosses:
+    @pytest.mark.parametrize("error", [0.0, 100.0])
+    @pytest.mark.parametrize("mark", ["counted", "listed"])
+    def test_a_count_that_stands_still_on_these_data_is_cut_all_the_same(self, mark, error):
+        model = range_loss.Regressor()
+        with torch.no_grad():
+            model.head.weight.mul_(1e-3)
+            model.head.bias.zero_()
+        found = examined(model, 16, 3, loss=getattr(range_loss, f"{mark}_loss"), target=torch.full((16, 1), error))
+        assert_blamed(found, "hidden.weight", "range_loss", mark, "CUT")
+
     @pytest.mark.parametrize("mark", ["counted", "listed"])
     def test_a_loss_made_of_comparisons(self, mark):
         target = torch.zeros(16, 1)

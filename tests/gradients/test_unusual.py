@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from gradient_cases import blamed_line, examined, load_specimen, verdicts
 from torch import nn
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients import examination
 
 healthy, unusual, wrong = (load_specimen(name) for name in ("healthy", "unusual", "wrong"))
 
@@ -16,24 +19,28 @@ def words(n, *shape):
     return torch.randint(0, n, shape, generator=torch.Generator().manual_seed(0))
 
 
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
 CASES = {
     "tied": (unusual.Tied, words(20, 4, 5)),
     "sparse": (unusual.SparseEmbedding, words(10, 4, 3)),
-    "cells": (unusual.Cells, torch.randn(3, 6, 3)),
-    "batch norm": (healthy.Normalized, torch.randn(4, 3, 8, 8)),
-    "gates written": (unusual.GatesWritten, torch.randn(3, 6, 3)),
-    "checkpoint": (unusual.Checkpointed, torch.randn(4, 4)),
-    "reentrant checkpoint": (lambda: unusual.Checkpointed(use_reentrant=True), torch.randn(4, 4)),
-    "reparameterized": (unusual.Reparameterized, torch.randn(4, 4)),
-    "masked": (unusual.Masked, torch.randn(3, 5, 6)),
-    "slope penalty": (unusual.SlopePenalty, torch.randn(4, 4)),
-    "writing": (unusual.Writing, torch.randn(4, 4)),
-    "watched": (unusual.Watched, torch.randn(4, 4)),
-    "time first": (unusual.TimeFirst, torch.randn(6, 3, 3)),
-    "half precision": (unusual.HalfPrecision, torch.randn(4, 4)),
-    "double": (lambda: nn.Linear(4, 2).double(), torch.randn(4, 4, dtype=torch.float64)),
-    "bfloat16": (lambda: nn.Linear(4, 2).bfloat16(), torch.randn(4, 4).bfloat16()),
-    "encoder and decoder": (lambda: Pair(), torch.randn(3, 5, 8)),
+    "cells": (unusual.Cells, normal(3, 6, 3)),
+    "batch norm": (healthy.Normalized, normal(4, 3, 8, 8)),
+    "gates written": (unusual.GatesWritten, normal(3, 6, 3)),
+    "checkpoint": (unusual.Checkpointed, normal(4, 4)),
+    "reentrant checkpoint": (lambda: unusual.Checkpointed(use_reentrant=True), normal(4, 4)),
+    "reparameterized": (unusual.Reparameterized, normal(4, 4)),
+    "masked": (unusual.Masked, normal(3, 5, 6)),
+    "slope penalty": (unusual.SlopePenalty, normal(4, 4)),
+    "writing": (unusual.Writing, normal(4, 4)),
+    "watched": (unusual.Watched, normal(4, 4)),
+    "time first": (unusual.TimeFirst, normal(6, 3, 3)),
+    "half precision": (unusual.HalfPrecision, normal(4, 4)),
+    "double": (lambda: nn.Linear(4, 2).double(), normal(4, 4, dtype=torch.float64)),
+    "bfloat16": (lambda: nn.Linear(4, 2).bfloat16(), normal(4, 4).bfloat16()),
+    "encoder and decoder": (lambda: Pair(), normal(3, 5, 8)),
 }
 
 
@@ -166,3 +173,40 @@ def test_an_input_that_needs_no_gradient_may_be_given_none():
     found = examined(Net(n=5), 4, 5)
     assert verdicts(found) == {"w": "OK"}
     assert found.general == []
+
+
+class FirstTwoSamples(torch.autograd.Function):
+    """Adds a bias; its backward forgets all samples but two."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        return x + bias
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad[:2].sum(0)
+
+
+class Biased(nn.Module):
+    def __init__(self, pause=0.0):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(3))
+        self.pause = pause
+
+    def forward(self, x):
+        time.sleep(self.pause)
+        self.pause = 0.0
+        return FirstTwoSamples.apply(x, self.bias) if self.bias.requires_grad else x
+
+
+def test_a_backward_of_a_slow_model_is_checked_on_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(examination, "_SLOW_SHARE", 1e12)
+    found = examined(Biased(), 8, 3)
+    assert verdicts(found) == {"bias": "WRONG"}
+    assert any("2 samples" in note and "--budget" in note for note in found.notes)
+
+
+def test_a_first_pass_that_loads_and_compiles_does_not_make_a_model_slow():
+    found = examined(Biased(pause=0.3), 8, 3, budget=4.0)
+    assert verdicts(found) == {"bias": "WRONG"}
+    assert not any("slow" in note for note in found.notes)
