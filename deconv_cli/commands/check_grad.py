@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -177,11 +176,11 @@ def check_grad(
     started = time.perf_counter()
     if file is None and model is None:
         raise UsageError("there is nothing to check: name a model file, or a class with --model file.py:Class.")
-    if not math.isfinite(budget):
-        raise UsageError(f"--budget must be a number of seconds, but is {budget}.")
     axis = _parse_axis(batch_axis)
     typed = typed_options(invocation)
     refuse_idle(typed, fisher_kind=fisher_kind.value, batch_axis=axis)
+    if fisher is not None and fisher.suffix != ".safetensors":
+        raise UsageError(f"--fisher: '{fisher}' should end in .safetensors, which is what is written.")
     if fisher is not None and fisher.exists() and not force:
         raise UsageError(f"'{fisher}' exists; choose another name or pass --force.")
     expectations = [_parse_expectation(text) for text in expect or []]

@@ -177,7 +177,7 @@ def refuse_projection(output: Any) -> None:  # noqa: ANN401
     is_number = output.numel() == 1 if isinstance(output, torch.Tensor) else isinstance(output, int | float)
     if not is_number:
         raise UsageError(
-            "a Fisher matrix needs the likelihood of the targets, which --loss projection is none of; name it with "
+            "a Fisher matrix needs the likelihood of the targets, and --loss projection has none; name one with "
             f"--loss {', '.join(LIKELIHOODS)}, or a loss of your own as file.py:function."
         )
 

@@ -34,7 +34,7 @@ def strangeness(path: Path) -> str | None:
         found = list(_opcodes(stream, 1 if is_archive else _N_PICKLES))
         protocol = max((int(str(value)) for name, _, value in found if name == "PROTO"), default=0)
         lacking = list(dict.fromkeys(name for name, code, _ in found if code not in _KNOWN))
-        if protocol > pickle.DEFAULT_PROTOCOL or (lacking and protocol > 2):
+        if lacking and protocol > 2:
             return (
                 f"is a pickle of protocol {protocol}, but the safe reader of torch understands protocol 2 only (not "
                 f"{', '.join(lacking[:3])}); save it again with torch.save, which writes protocol 2 unless told "
@@ -45,7 +45,8 @@ def strangeness(path: Path) -> str | None:
                 f"uses {', '.join(lacking[:3])} of the pickle language, which the safe reader of torch does not "
                 "understand; save the state_dict() alone with torch.save"
             )
-        if not is_archive and MAGIC_NUMBER not in [value for _, _, value in found[:3]]:
+        is_whole = any(name == "STOP" for name, _, _ in found)
+        if is_whole and not is_archive and MAGIC_NUMBER not in [value for _, _, value in found[:3]]:
             return "was written by pickle itself and not by torch.save; save the state_dict() with torch.save"
     return None
 
