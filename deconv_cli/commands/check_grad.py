@@ -509,6 +509,7 @@ def _told_failure(path: Path) -> Iterator[None]:
 def _record(case: _Case, examination: Examination, expectations: list[tuple[str, str]], mode: Mode) -> dict[str, Any]:
     from importlib import metadata
 
+    from deconv_cli.io.model_format import ModelFormat
     from deconv_cli.report.examination import describe_examination
 
     examination.notes[:0] = case.notes
@@ -535,7 +536,7 @@ def _record(case: _Case, examination: Examination, expectations: list[tuple[str,
         "schema": 1,
         "command": "check-grad",
         "model": case.model,
-        "mode": mode.value,
+        "mode": "exported" if case.model["kind"] == ModelFormat.EXPORTED else mode.value,
         "loss_name": case.loss_name,
         "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": case.subject.seed},
         **describe_examination(examination, frozenset(accepted)),

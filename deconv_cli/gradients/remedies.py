@@ -52,6 +52,9 @@ def cause_of_cut(cut: Cut, *, is_loss: bool) -> Cause:
     if cut.by_mode:
         why = f"{cut.spoken} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
         return Cause("no_grad", place, why, "move this line out of the torch.no_grad() block")
+    if name.endswith(".apply") and cut.is_hidden:
+        why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
+        return Cause(cut.spoken, place, why, "hand the parameter to apply, and return its gradient from backward")
     if name.endswith(".apply"):
         why = f"{cut.spoken.removesuffix('(...)')} gives an output that autograd cannot follow back to this input."
         return Cause(cut.spoken, place, why, "return a gradient for every input from backward")

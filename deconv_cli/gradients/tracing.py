@@ -42,6 +42,7 @@ class Cut:
         by_mode: gradients were switched off around it (`no_grad`, `inference_mode`).
         n_elements: of what was cut off.
         before: cuts that lie on the way to this one, by their index.
+        is_hidden: the parameters are read inside a Function without being among its arguments.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Cut:
     by_mode: bool
     n_elements: int = 0
     before: tuple[int, ...] = ()
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -374,8 +376,9 @@ class _Tracer:
         self.inside, outside = 0, self.inside
         result = call()
         # Parameters that a Function reads without their being among its arguments.
-        carried.sources |= self.inside
-        reachable |= self.inside
+        hidden = self.inside & ~reachable
+        carried.sources |= hidden
+        reachable |= hidden
         self.inside = outside
         place = self.locator.here()
         if reads:
@@ -391,7 +394,7 @@ class _Tracer:
                 flow, reach = carried, reachable
                 if is_derivative:
                     flow, reach = self._without_shifts(output, carried, reachable, place)
-                self._conclude(output, index, flow, reach, name, words, place)
+                self._conclude(output, index, flow, reach, hidden, name, words, place)
         for tensor, version, maker in zip(inputs, versions, makers, strict=True):
             if not tensor.is_inference() and tensor._version != version:
                 self._written(tensor, carried, maker, words, place)
@@ -424,7 +427,15 @@ class _Tracer:
                     self.last_use[bit] = place
 
     def _conclude(
-        self, output: torch.Tensor, index: int, carried: Flow, reachable: int, name: str, words: str, place: Place
+        self,
+        output: torch.Tensor,
+        index: int,
+        carried: Flow,
+        reachable: int,
+        hidden: int,
+        name: str,
+        words: str,
+        place: Place,
     ) -> None:
         self.name_new_nodes(output, place, words)
         if id(output) in self.bits:
@@ -435,7 +446,8 @@ class _Tracer:
         if lost:
             by_mode = not torch.is_grad_enabled()
             flow.cuts[len(self.cuts)] = lost
-            self.cuts.append(Cut(name, words, place, lost, by_mode, output.numel()))
+            is_hidden = bool(lost & hidden)
+            self.cuts.append(Cut(name, words, place, lost, by_mode, output.numel(), is_hidden=is_hidden))
         self.keep(output, flow)
         self.everything.append(Step(name, words, place, output, index))
         if output.grad_fn is not None:

@@ -381,3 +381,38 @@ def test_no_time_for_finite_differences_narrows_nothing():
     found = examined(nn.Linear(4, 2), 5, 4, budget=0.0)
     assert set(verdicts(found).values()) == {"NOT CHECKED"}
     assert not any("slow" in note for note in found.notes)
+
+
+def test_a_model_that_lies_all_inside_a_reentrant_checkpoint_is_sound():
+    class Inside(nn.Linear):
+        def forward(self, x):
+            return checkpoint(super().forward, x.clone().requires_grad_(), use_reentrant=True)
+
+    assert verdicts(examined(Inside(4, 3), 5, 4)) == {"weight": "OK", "bias": "OK"}
+
+
+def test_a_parameter_that_a_function_reads_past_its_arguments_is_cut():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.layer = nn.Parameter(torch.randn(4)), nn.Linear(4, 4)
+
+        def forward(self, x):
+            w = self.w
+
+            class Times(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx, h):
+                    return h * w
+
+                @staticmethod
+                def backward(ctx, grad):
+                    return grad * w
+
+            return Times.apply(self.layer(x))
+
+    found = examined(Net(), 5, 4)
+    assert verdicts(found) == {"w": "CUT", "layer.weight": "OK", "layer.bias": "OK"}
+    (cause,) = causes(found, "w")
+    assert "not among its arguments" in cause.why
+    assert cause.remedy.startswith("hand the parameter to apply")

@@ -222,7 +222,7 @@ def test_the_method_is_chosen_with_a_reason_and_can_be_overridden():
     assert chosen(Boundary.CIRCULAR, "valid", lam=0.1).method is Method.DIRECT
     assert chosen(Boundary.UNKNOWN, lam=0.1).method is Method.DIRECT
     assert chosen(Boundary.ZERO).method is Method.DIRECT
-    # Of 8 · 2 + 9 · 2 + 4 unobserved outputs those in the rows below go by FFTs.
+    # Of 10 · 11 − 8 · 9 unobserved outputs the two rows below the image, 22, go by FFTs.
     square = chosen(Boundary.REFLECT).reason
     assert "the border's system of 38 unknowns is solved exactly: 22 of them are eliminated by FFTs" in square
     assert "is factored once, exactly" in chosen(Boundary.REFLECT, lam=0.1).reason

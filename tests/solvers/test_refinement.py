@@ -52,3 +52,10 @@ def test_one_stuck_image_does_not_hold_up_the_others():
     solution, truth = run(improve, n_images=2)
     assert solution.status is Status.STAGNATED
     assert (solution.value[1] - truth[1]).norm() <= 1e-5 * truth[1].norm()
+
+
+def test_data_without_end_are_never_solved():
+    y = torch.full((1, 7, 6), float("inf"), dtype=torch.float64)
+    equations = NormalEquations.of_data(PROBLEM, y)
+    solution = refine_equations(equations, None, StoppingRule(1e-6, 10), lambda x, gradient, course: x)
+    assert not solution.status.is_success
