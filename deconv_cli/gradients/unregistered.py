@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-_MAX_DEPTH = 4
 
 
 def told_plain_containers(model: nn.Module) -> list[str]:
@@ -44,10 +43,13 @@ def _told(where: str, value: Any, n: int, word: str) -> str:  # noqa: ANN401
     )
 
 
-def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:  # noqa: ANN401
-    if isinstance(value, list | tuple | dict):
-        if depth < _MAX_DEPTH:
-            for inner in value.values() if isinstance(value, dict) else value:
-                yield from _leaves(inner, depth + 1)
-    else:
-        yield value
+def _leaves(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """List what a container holds, however deep; one that holds itself is entered once."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        found = waiting.pop()
+        if not isinstance(found, list | tuple | dict):
+            yield found
+        elif id(found) not in seen:
+            seen.add(id(found))
+            waiting += reversed(list(found.values() if isinstance(found, dict) else found))
