@@ -14,7 +14,7 @@ from deconv_cli.errors import UsageError
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels, or their counterparts of a kernel or a padding."""
 
-PaddingLike: TypeAlias = "str | int | tuple[int, int]"
+PaddingLike: TypeAlias = "str | int | tuple[int, int] | list[int]"
 """`same`, `valid`, `full`, one whole number, or one for the rows and one for the columns."""
 
 
@@ -129,7 +129,7 @@ def parse_padding(text: str) -> PaddingLike:
 
 def format_padding(padding: PaddingLike) -> str:
     """Write a padding as it would be typed at the prompt."""
-    return ",".join(str(n) for n in padding) if isinstance(padding, tuple) else str(padding)
+    return ",".join(str(n) for n in padding) if isinstance(padding, tuple | list) else str(padding)
 
 
 def parse_size(text: str) -> Size:

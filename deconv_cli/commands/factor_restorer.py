@@ -8,6 +8,7 @@ import typer
 
 from deconv_cli.commands.context import Context, FactorFile, Input, OptionValues
 from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
+from deconv_cli.commands.typed_options import was_typed
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.vocabulary import format_padding
 
@@ -35,17 +36,12 @@ def refuse_fixed(invocation: typer.Context) -> None:
     given = [
         "/".join([*option.opts[:1], *option.secondary_opts[:1]])
         for option in invocation.command.params
-        if option.name in FIXED and _was_typed(invocation, option.name)
+        if option.name in FIXED and was_typed(invocation, option.name)
     ]
     if given:
         raise UsageError(
             f"--factor fixes what {', '.join(given)} would say; leave that out, or make another factor with it."
         )
-
-
-def _was_typed(invocation: typer.Context, name: str) -> bool:
-    source = invocation.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 class FactorRestorer(Restorer):

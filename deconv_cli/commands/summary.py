@@ -76,7 +76,11 @@ def _print_border_findings(finding: dict[str, Any]) -> None:
 
 
 def _influence(depths: dict[str, int | None]) -> str:
-    faded = [f"{part.replace('%', ' %')} after {depth} pixels" for part, depth in depths.items() if depth is not None]
+    faded = [
+        f"{part.replace('%', ' %')} after {depth} {'pixel' if depth == 1 else 'pixels'}"
+        for part, depth in depths.items()
+        if depth is not None
+    ]
     reaching = [part.replace("%", " %") for part, depth in depths.items() if depth is None]
     if not faded:
         return f"a mistake at the edge goes deep into the image: more than {reaching[0]} of it"

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
-from deconv_cli.errors import ShapeError
-from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.solvers.choice import Choice
@@ -20,7 +18,7 @@ from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size, parse_word
-from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_image, check_tensor, pick_dtype
 from deconv_cli.workflows.forward import as_bias
 
 DEFAULT_LAMBDA = 1e-6
@@ -136,9 +134,8 @@ def inverse_for_output(
     """Build the inverse that fits outputs of the size, device and precision of `y`; see `invert`."""
     check_image(y, "the output to invert")
     precision = pick_dtype(dtype, y, y.device)
-    canonical = Kernel.from_tensor(kernel.to(y.device, precision))
-    if y.ndim not in (3, 4):
-        raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
+    canonical = as_kernel(kernel, y.device, precision)
+    canonical.split(y, are_outputs=True)  # what does not fit is told before anything is built
     geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, settings.padding)
     return PseudoInverse(canonical, geometry.image_size, settings)
 
@@ -215,7 +212,7 @@ def pseudo_inverse(
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> PseudoInverse:
     """Build the inverse of a convolution once, and apply it to many outputs.
 
@@ -237,6 +234,7 @@ def pseudo_inverse(
         ShapeError: the kernel does not fit the size.
         UsageError: settings that are unknown or contradict one another.
         TooLargeError: the inverse does not fit the memory.
+        MalformedInputError: a kernel that is complex or not finite.
     """
     settings = InversionSettings(
         padding=padding,
@@ -249,5 +247,7 @@ def pseudo_inverse(
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
+    size = as_size(input_size)
+    check_tensor(kernel, "the kernel")
     precision = pick_dtype(dtype, kernel, kernel.device)
-    return PseudoInverse(Kernel.from_tensor(kernel.to(precision)), input_size, settings)
+    return PseudoInverse(as_kernel(kernel, kernel.device, precision), size, settings)
