@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from deconv_cli.diagnostics.spectral_data import SpectralBasis, SpectralData
@@ -77,7 +79,7 @@ class Continuation:
         estimate = self._inverse(lam).solve(self.kernel.join(self.piece)).value
         predicted = self._blur.forward(self._closed(estimate.reshape(-1, *estimate.shape[-3:])))
         predicted[..., : self.window[0], : self.window[1]] = self.piece
-        return self.basis.of_data(predicted)
+        return self.basis.of_data(predicted, math.prod(self.window) / math.prod(self.torus))
 
     def _inverse(self, lam: float) -> PseudoInverse:
         geometry = Geometry.of_output(self.window, self.kernel.size, "valid")

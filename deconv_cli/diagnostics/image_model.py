@@ -116,10 +116,11 @@ def fit_to_power(
         sigma: standard deviation of the noise, if it is known.
     """
     components = _Components.of(data, torus, channels, lam)
-    coefficients, noise = components.fit(components.weight, None if sigma is None else sigma**2)
+    share = data.observed_share  # the noise is only there
+    coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
     weight = _TEMPER * components.weight * components.transition
     coefficients, noise = components.fit(weight, noise, coefficients)
-    return ImageModel(coefficients, channels, noise**0.5)
+    return ImageModel(coefficients, channels, (noise / share) ** 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,8 @@ class _Components:
         center, spread = self.gain.new_tensor(_CENTER), self.gain.new_tensor(_SPREAD)
         if start is None:
             start = center.clone()
-            start[0] = ((self.power * weight).sum() / (self.gain * (self.basis @ center).exp() * weight).sum()).log()
+            passed = (self.gain * (self.basis @ center).exp() * weight).sum()
+            start[0] = ((self.power * weight).sum() / passed).clamp_min(1e-30).log()
         if noise is None:
             lowest = self.power.sort().values[: max(1, int(_LOWEST_SHARE * self.power.numel()))]
             noise = host.as_number(lowest.mean())

@@ -56,4 +56,4 @@ def noise_floor(data: SpectralData) -> float:
     # Sums of squares of 2n normal numbers: their median is this part of their mean (Wilson and Hilferty, "The
     # distribution of chi-square", Proceedings of the National Academy of Sciences 17, 1931).
     median_of_mean = (1 - 1 / (9 * data.n_images)) ** 3
-    return math.sqrt(host.as_number(power[weakest].median()) / median_of_mean)
+    return math.sqrt(host.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))

@@ -35,6 +35,7 @@ class SpectralData:
         n_images: images of the batch, so that `power / n_images` is that of one image.
         n_outputs: C_out.
         squared_sigma_max: σ²max.
+        observed_share: the part of the torus that was observed, and so is noisy; the rest was continued.
     """
 
     gain: Tensor
@@ -47,6 +48,7 @@ class SpectralData:
     n_images: int
     n_outputs: int
     squared_sigma_max: float
+    observed_share: float = 1.0
 
     @property
     def n_data(self) -> float:
@@ -119,11 +121,12 @@ class SpectralBasis:
             scale,
         )
 
-    def of_data(self, y: Tensor) -> SpectralData:
+    def of_data(self, y: Tensor, observed_share: float = 1.0) -> SpectralData:
         """Transform data on the torus.
 
         Args:
             y: shape `(*batch, C_out, N1, N2)`.
+            observed_share: the part of the torus that was observed.
         """
         spectrum = torch.fft.rfft2(widened(y), norm="ortho").flatten(-2).flatten(0, -3)
         total = torch.view_as_real(spectrum).square().sum(dim=(0, -1))
@@ -144,4 +147,5 @@ class SpectralBasis:
             n_images=spectrum.shape[0],
             n_outputs=self.n_outputs,
             squared_sigma_max=self.squared_sigma_max,
+            observed_share=observed_share,
         )

@@ -192,8 +192,8 @@ def _detail(estimate: Tensor, inverse: PseudoInverse, noise: Tensor) -> Tensor:
     The squared gradient, less what noise alone would make of it, under a Gaussian window.
     """
     images = estimate.reshape(-1, 1, *estimate.shape[-2:])
-    down = functional.pad(images.diff(dim=-2), (0, 0, 0, 1), mode="replicate")
-    across = functional.pad(images.diff(dim=-1), (0, 1, 0, 0), mode="replicate")
+    down = functional.pad(images.diff(dim=-2), (0, 0, 0, 1))
+    across = functional.pad(images.diff(dim=-1), (0, 1, 0, 0))
     energy = _smoothed(down.square() + across.square())
     energy = (energy - 2 * noise.mean()).clamp_min(0)
     mean = energy.mean().clamp_min(1e-30)

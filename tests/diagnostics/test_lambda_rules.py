@@ -96,7 +96,7 @@ def _neighbors(curve: LambdaCurve) -> tuple[int, int, int]:
     return best - 1, best, best + 1
 
 
-def test_gcv_is_the_leave_one_out_error_of_a_circulant():
+def test_gcv_is_the_leave_one_out_error_of_a_circulant_times_a_factor():
     """On a torus all data weigh alike, and generalized cross-validation is ordinary cross-validation."""
     dense = Dense((6, 5), (1, 1), Penalty.IDENTITY, n_images=1)
     curve = choose_by_rule(LambdaRule.GCV, dense.data, 0.0)
@@ -108,6 +108,8 @@ def test_gcv_is_the_leave_one_out_error_of_a_circulant():
             a = dense.a[kept]
             x = torch.linalg.solve(a.T @ a + lam * dense.ltl, a.T @ dense.columns[kept])
             total += float((dense.a[left_out] @ x - dense.columns[left_out]).square().sum())
+        influence = dense.influence(lam)
+        total *= 0.5 + 0.5 * float((influence @ influence).trace()) / len(dense.a)
         assert len(dense.a) * curve.values[index] == pytest.approx(total, rel=1e-8)
 
 
