@@ -29,7 +29,7 @@ _N_STEPS = 60
 _N_HALVINGS = 12
 _SETTLED = 1e-7
 _N_ANGULAR = 5
-_CENTER = (0.0, 0.0, 0.0, 0.0, 0.0, -1.1)
+_CENTER = (0.0, 0.0, 0.0, 0.0, 0.0, -1.2)
 _SPREAD = (1e3, 0.7, 0.7, 0.7, 0.7, 0.15)
 """What photographs are like: the constant, its variation with direction, and the slope, which lies near that of 1 / θ
 in most of them."""

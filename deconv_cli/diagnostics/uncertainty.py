@@ -21,6 +21,7 @@ from deconv_cli.diagnostics.residual import distance_from_edge
 from deconv_cli.operators import host
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import Boundary
 
 N_PROBES = 8
 TRUSTED_EXCESS = 1.25
@@ -115,12 +116,12 @@ def predict_error(
         n_probes: images to draw.
         seed: of the random numbers.
     """
-    noise, hidden = _probe(inverse, estimate, model, n_probes, seed)
+    noise, hidden, noise_detail = _probe(inverse, estimate, model, n_probes, seed)
     size = (estimate.shape[-2], estimate.shape[-1])
     distance = distance_from_edge(size, estimate.device)
     depth = _profile_depth(inverse, size)
     band = distance.clamp_max(depth - 1)
-    detail = _detail(estimate, inverse, noise)
+    detail = _detail(estimate, noise_detail)
     noise_by_band, hidden_by_band = _by_band(noise, band, depth), _by_band(hidden, band, depth)
     spread = hidden_by_band[band] * detail
     squared = noise_by_band[band] + spread
@@ -151,11 +152,17 @@ def predict_error(
 
 def _probe(
     inverse: PseudoInverse, estimate: Tensor, model: ImageModel, n_probes: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Measure the squared errors from noise and from what is hidden, each of shape `(H, W)`, mean over channels."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure the squared errors from noise and from what is hidden, and the squared gradient that noise leaves.
+
+    Returns:
+        The first two of shape `(H, W)`, mean over channels; the last a single number.
+    """
     operator, like = inverse.problem.operator, inverse.kernel.taps
     _, height, width = operator.input_shape
     torus = (next_fast_size(height + height // 4), next_fast_size(width + width // 4))
+    if operator.boundary is Boundary.CIRCULAR:
+        torus = (height, width)  # such an image has no seam
     images = model.draw(n_probes, torus, seed, like.dtype)[..., :height, :width]
     images = images + estimate.mean()
     generator = torch.Generator(like.device).manual_seed(seed + 1)
@@ -163,7 +170,8 @@ def _probe(
     noise = model.sigma * torch.randn(outputs.shape, generator=generator, dtype=like.dtype, device=like.device)
     from_noise = operator.crop_to_frame(_restored(inverse, noise))
     from_image = operator.crop_to_frame(_restored(inverse, outputs) - images)
-    return from_noise.square().mean(dim=(0, 1)), from_image.square().mean(dim=(0, 1))
+    detail = _squared_gradient(from_noise).mean()
+    return from_noise.square().mean(dim=(0, 1)), from_image.square().mean(dim=(0, 1)), detail
 
 
 def _restored(inverse: PseudoInverse, outputs: Tensor) -> Tensor:
@@ -186,19 +194,24 @@ def _by_band(values: Tensor, band: Tensor, depth: int) -> Tensor:
     return total / n_pixels
 
 
-def _detail(estimate: Tensor, inverse: PseudoInverse, noise: Tensor) -> Tensor:
+def _detail(estimate: Tensor, noise_detail: Tensor) -> Tensor:
     """Measure the detail around each pixel, relative to its mean, shape of the image.
 
-    The squared gradient, less what noise alone would make of it, under a Gaussian window.
+    The squared gradient under a Gaussian window, less what noise alone would make of it; where noise makes more of it
+    than the image does, the detail cannot be told and is taken to be the same everywhere.
     """
-    images = estimate.reshape(-1, 1, *estimate.shape[-2:])
+    energy = _smoothed(_squared_gradient(estimate.reshape(-1, 1, *estimate.shape[-2:])))
+    energy = (energy - noise_detail).clamp_min(0)
+    floor = 0.25 * noise_detail + _LEAST_DETAIL * energy.mean() + 1e-30
+    relative = energy + floor
+    return (relative / relative.mean()).reshape(estimate.shape)
+
+
+def _squared_gradient(images: Tensor) -> Tensor:
+    """Add up the squared differences to the next pixel down and across, of images `(B, C, H, W)`."""
     down = functional.pad(images.diff(dim=-2), (0, 0, 0, 1))
     across = functional.pad(images.diff(dim=-1), (0, 1, 0, 0))
-    energy = _smoothed(down.square() + across.square())
-    energy = (energy - 2 * noise.mean()).clamp_min(0)
-    mean = energy.mean().clamp_min(1e-30)
-    relative = (energy / mean).clamp_min(_LEAST_DETAIL)
-    return (relative / relative.mean()).reshape(estimate.shape)
+    return down.square() + across.square()
 
 
 def _smoothed(images: Tensor) -> Tensor:

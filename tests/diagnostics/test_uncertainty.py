@@ -1,0 +1,186 @@
+"""The predicted error against the real one, on scenes that were cropped, blurred, noised and rounded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.uncertainty import predict_error
+from deconv_cli.errors import ShapeError
+from deconv_cli.io import read_image
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.vocabulary import Boundary, Penalty
+
+SAMPLES = Path(__file__).parents[2] / "sample_images"
+BANDS = ((0, 4), (4, 16), (16, 999))
+
+
+def gaussian(sigma, size):
+    steps = torch.arange(size) - size // 2
+    line = torch.exp(-0.5 * (steps / sigma).square())
+    return line[:, None] * line / line.sum() ** 2
+
+
+def disk(diameter):
+    steps = torch.arange(diameter) - diameter // 2
+    taps = (steps[:, None].square() + steps.square() <= (diameter / 2) ** 2).float()
+    return taps / taps.sum()
+
+
+def mixing():
+    colors = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.75, 0.15], [0.05, 0.2, 0.75]])
+    return colors[:, :, None, None] * gaussian(1.5, 9)
+
+
+KERNELS = {"gaussian": gaussian(2.0, 13), "disk": disk(9), "mixing": mixing()}
+
+
+def seen(name, kernel, noise, seed=0):
+    """Blur a scene without any border, add noise and round: the data, and the part of the scene within their frame."""
+    scene = read_image(SAMPLES / name).values[0].float()
+    scene = scene / scene.max()
+    if kernel.ndim == 4 and scene.shape[0] == 1:
+        scene = scene.repeat(3, 1, 1)
+    y = deconv_cli.forward(scene, kernel, padding="valid")
+    y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
+    top, left = ((k - 1) // 2 for k in kernel.shape[-2:])
+    truth = scene[:, top : top + y.shape[-2], left : left + y.shape[-1]]
+    return (y * 255).round() / 255, truth
+
+
+def restored(y, kernel, truth, **options):
+    settings = {"boundary": "unknown", "penalty": "gradient", "lam": "auto"} | options
+    return deconv_cli.invert(y, kernel, truth=truth, **settings)
+
+
+def pooled(bands, low, high):
+    kept = [band for band in bands if low <= band.distance < high]
+    n_pixels = sum(band.n_pixels for band in kept)
+    return tuple(
+        math.sqrt(sum(band.n_pixels * value(band) ** 2 for band in kept) / n_pixels)
+        for value in (lambda band: band.predicted, lambda band: band.actual)
+    )
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.02])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", ["camera.png", "astronaut.png"])
+def test_the_predicted_error_of_photographs_is_within_a_quarter_of_the_real_one(name, kernel, noise):
+    y, truth = seen(name, KERNELS[kernel], noise)
+    found = restored(y, KERNELS[kernel], truth).predicted_error
+    for low, high in BANDS:
+        predicted, actual = pooled(found.bands, low, high)
+        assert predicted == pytest.approx(actual, rel=0.25), (low, high)
+
+
+@pytest.mark.parametrize("wrong", [gaussian(2.8, 17), gaussian(1.2, 13)], ids=["too wide", "too narrow"])
+def test_the_prediction_fails_where_the_kernel_is_wrong(wrong):
+    y, truth = seen("camera.png", KERNELS["gaussian"], 0.002)
+    found = restored(y, wrong, truth).predicted_error
+    predicted, actual = pooled(found.bands, 16, 999)
+    assert predicted != pytest.approx(actual, rel=0.25)
+
+
+class TestAgainstTheExactPosterior:
+    """For images drawn from the model itself the error is known in closed form: the covariance of the estimate."""
+
+    @pytest.fixture
+    def problem(self):
+        taps = gaussian(1.2, 5).double()[None, None]
+        settings = InversionSettings(padding="same", boundary=Boundary.UNKNOWN, lam=1e-2, penalty=Penalty.GRADIENT)
+        inverse = PseudoInverse(Kernel.from_tensor(taps), (20, 18), settings)
+        model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]).double(), torch.ones(1, 1).double(), 0.05)
+        return inverse, model
+
+    def test_the_part_of_the_noise(self, problem):
+        inverse, model = problem
+        operator: Convolution = inverse.problem.operator
+        a = operator.as_matrix()
+        penalty = inverse.problem.penalty_operator.as_matrix()
+        estimator = torch.linalg.solve(a.T @ a + inverse.problem.weight * penalty.T @ penalty, a.T)
+        exact = model.sigma**2 * estimator.square().sum(dim=1).reshape(operator.input_shape)
+        exact = operator.crop_to_frame(exact)[0]
+        estimate = torch.randn(1, 20, 18, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found = predict_error(inverse, estimate, model, n_probes=300, seed=1)
+        assert found.bands[-1].noise == pytest.approx(float(exact[8:12, 8:10].mean().sqrt()), rel=0.05)
+        assert found.bands[0].noise == pytest.approx(
+            float(torch.cat([exact[0], exact[-1], exact[1:-1, 0], exact[1:-1, -1]]).mean().sqrt()), rel=0.05
+        )
+
+    def test_it_comes_true_on_images_of_the_model(self, problem):
+        inverse, model = problem
+        operator = inverse.problem.operator
+        images = model.draw(200, (30, 28), 7, torch.float64)[..., : operator.input_shape[1], : operator.input_shape[2]]
+        noise = torch.randn(
+            200, *operator.output_shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64
+        )
+        y = operator.forward(images) + model.sigma * noise
+        truth = operator.crop_to_frame(images)
+        estimate = inverse(y)
+        found = predict_error(inverse, estimate, model, truth=truth, n_probes=100)
+        for band in found.bands:
+            assert band.predicted == pytest.approx(band.actual, rel=0.15)
+
+
+def test_what_the_border_hides_is_not_trusted():
+    scene = read_image(SAMPLES / "camera.png").values[0].float() / 255
+    y = deconv_cli.forward(scene, disk(9), boundary="circular")
+    assert restored(y, disk(9), scene, boundary="circular", lam=1e-3).predicted_error.trusted_depth == 0
+    motion = torch.ones(1, 25) / 25
+    y, truth = seen("camera.png", motion, 0.001)
+    found = restored(y, motion, truth).predicted_error
+    assert found.trusted_depth > 3
+    assert bool(found.trusted[60, 60])
+    assert not bool(found.trusted[60, 0])
+    assert found.trusted_share < 0.99
+
+
+def test_a_truth_of_another_shape_is_refused():
+    y, truth = seen("camera.png", KERNELS["disk"], 0.01)
+    with pytest.raises(ShapeError, match="crop it"):
+        restored(y, KERNELS["disk"], truth[:, 1:])
+
+
+def test_the_choice_costs_little_of_what_the_best_lambda_gives():
+    for kernel in KERNELS.values():
+        for noise in (0.002, 0.02):
+            y, truth = seen("camera.png", kernel, noise)
+            chosen = restored(y, kernel, truth).predicted_error.actual_root_mean_square
+            tried = [
+                float((restored(y, kernel, None, lam=10.0 ** (k / 2)).image - truth).square().mean().sqrt())
+                for k in range(-9, 1)
+            ]
+            assert 20 * math.log10(chosen / min(tried)) < 0.3
+
+
+def test_data_continued_by_mirroring_would_mislead():
+    """Cross-validation on the mirrored picture itself takes a λ that is far off: the continuation is what helps."""
+    from deconv_cli.diagnostics.continuation import Continuation
+    from deconv_cli.diagnostics.lambda_choice import choose_lambda
+    from deconv_cli.diagnostics.lambda_rules import choose_by_rule
+    from deconv_cli.vocabulary import LambdaRule
+
+    kernel = gaussian(2.5, 21)
+    y, _ = seen("camera.png", kernel, 0.002)
+    canonical = Kernel.from_tensor(kernel)
+    options = {"boundary": Boundary.UNKNOWN, "penalty": Penalty.GRADIENT}
+    chosen = choose_lambda(y, canonical, **options).lam
+    naive = choose_by_rule(LambdaRule.GCV, Continuation(y, canonical, **options).started(), 0.0).chosen
+    assert not 0.2 < naive / chosen < 5
+
+
+def test_a_record_of_a_rule_can_be_made_again():
+    y, truth = seen("camera.png", KERNELS["disk"], 0.01)
+    first = restored(y, KERNELS["disk"], truth)
+    again = restored(y, KERNELS["disk"], truth, lam=first.lam)
+    assert torch.equal(first.image, again.image)
+    assert replace(again, lambda_choice=first.lambda_choice).lam == first.lam
