@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,8 +136,8 @@ def test_what_the_border_hides_is_not_trusted():
     scene = read_image(SAMPLES / "camera.png").values[0].float() / 255
     y = deconv_cli.forward(scene, disk(9), boundary="circular")
     assert restored(y, disk(9), scene, boundary="circular", lam=1e-3).predicted_error.trusted_depth == 0
-    motion = torch.ones(1, 25) / 25
-    y, truth = seen("camera.png", motion, 0.001)
+    motion = torch.from_numpy(np.load(SAMPLES / "motion.npy")).float()
+    y, truth = seen("camera.png", motion, 0.0002)
     found = restored(y, motion, truth).predicted_error
     assert found.trusted_depth > 3
     assert bool(found.trusted[60, 60])
