@@ -48,6 +48,7 @@ class Solution:
             Where something else was minimized, what its solver says.
         residual_norms: the certificate as the iterations saw it, one number an iteration.
         objective: what `value` minimizes, in words.
+        weight: of the prior, where there is one; given, or found from the noise.
     """
 
     value: Tensor
@@ -56,6 +57,7 @@ class Solution:
     certificate: float
     residual_norms: tuple[float, ...] = ()
     objective: str = QUADRATIC_OBJECTIVE
+    weight: float | None = None
 
     def raise_for_status(self) -> Solution:
         """Return the solution itself, if it is to be trusted.

@@ -1,4 +1,4 @@
-"""The nonnegative estimate is held against a long projected gradient on the dense matrix, and against its conditions."""
+"""The nonnegative estimate is held against a long projected gradient on the dense matrix, and its own conditions."""
 
 import math
 
