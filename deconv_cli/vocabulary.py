@@ -52,6 +52,17 @@ class Method(StrEnum):
     """By one dense system on the border, factored once."""
     ITERATIVE = "iterative"
     """By an iteration on the whole image."""
+    RICHARDSON_LUCY = "richardson-lucy"
+    """By multiplicative steps towards the likeliest image under Poisson noise; no linear inverse."""
+
+
+class Prior(StrEnum):
+    """What is taken to be likely of an image before it was seen."""
+
+    QUADRATIC = "quadratic"
+    """That a penalty λ·σ²max·‖Lx‖² is small."""
+    TV = "tv"
+    """That the total variation is small: flat regions with sharp edges."""
 
 
 class Convention(StrEnum):

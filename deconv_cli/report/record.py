@@ -43,8 +43,10 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "method": result.choice.method.value,
         "method_reason": result.choice.reason,
         "lambda": result.lam,
-        "penalty": result.penalty.value,
+        "penalty": None if result.penalty is None else result.penalty.value,
         "rcond": result.rcond,
+        "objective": result.solution.objective,
+        "weight": result.solution.weight,
         "residual": {
             "relative": result.residual.relative,
             "absolute": result.residual.absolute,
@@ -58,7 +60,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "condition": result.spectrum.condition if math.isfinite(result.spectrum.condition) else None,
             "grid": list(result.spectrum.grid),
         },
-        "well_posedness": describe_well_posedness(result.well_posedness),
+        "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),
             "message": result.solution.status.value,

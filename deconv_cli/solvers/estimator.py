@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 
@@ -82,6 +83,19 @@ class Estimator(ABC):
             )
         return arranged
 
+    def data_of(self, y: Tensor) -> Tensor:
+        """Check and arrange outputs for a solver that knows no derivatives.
+
+        Raises:
+            UsageError: somebody asks for one.
+        """
+        if torch.is_grad_enabled() and (y.requires_grad or self.kernel.taps.requires_grad):
+            raise UsageError(
+                "this estimate has no derivative in data and kernel, but one of them requires a gradient; detach them, "
+                "or use the quadratic prior without further wishes."
+            )
+        return self.arrange(y.detach())
+
     def frame(self, value: Tensor) -> Tensor:
         """Cut a solution's value to the image's frame and restore its channel axis."""
         return self.kernel.join(self.operator.crop_to_frame(value))
@@ -102,3 +116,10 @@ def to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
         return data, None
     unit = torch.where(is_odd, torch.exp2(torch.log2(torch.where(is_odd, peak, 1)).floor()), 1)
     return data / unit, unit
+
+
+def common_unit(data: Tensor) -> float:
+    """Find the power of two to divide a batch by where its squares would leave the range of their type; else 1."""
+    peak = host.as_number(data.abs().max())
+    is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
+    return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0

@@ -47,8 +47,7 @@ class NonnegativeEstimator(Estimator):
 
     The certificate of its solutions is ‖min(σ²x, g)‖ / ‖Aᴴy‖, pixel by pixel, with the gradient
     g = Aᴴ(Ax − y) + λσ²max·LᴴLx and σ² = σ²max(1 + λ‖L‖²) to give a pixel the unit of a gradient. It is zero if and
-    only if the Karush–Kuhn–Tucker conditions hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel. The
-    estimates carry no gradient for autograd.
+    only if the Karush–Kuhn–Tucker conditions hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel.
 
     Args:
         inverse: of the same problem without the constraint.
@@ -72,8 +71,8 @@ class NonnegativeEstimator(Estimator):
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`."""
+        data, unit = to_unit(self.data_of(y))
         start = self.inverse.solve(y.detach()).value.clamp_min(0)
-        data, unit = to_unit(self.arrange(y.detach()))
         if unit is not None:
             start = start / unit
         descent = _Descent(NormalEquations.of_data(self.problem, data), self._pixel_scale)

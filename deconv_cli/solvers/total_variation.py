@@ -20,7 +20,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.circular import CircularInverse
-from deconv_cli.solvers.estimator import ORDINARY, Estimator
+from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import IterativeInverse
@@ -51,8 +51,7 @@ class TotalVariationEstimator(Estimator):
     The certificate of its solutions is the larger of two numbers, computed afresh from the estimate x and a field p
     that is nowhere longer than w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the
     stationarity ‖Aᴴ(Ax − y) + ∇ᴴp‖ relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*;
-    the objective is above that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖. The estimates carry
-    no gradient for autograd.
+    the objective is above that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
 
     Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
@@ -95,9 +94,9 @@ class TotalVariationEstimator(Estimator):
         Raises:
             UsageError: no weight leaves as much as the noise unexplained, and no more.
         """
-        data = self.arrange(y.detach())
+        data = self.data_of(y)
         self._check_memory(math.prod(data.shape[:-3]))
-        unit = _unit(data)
+        unit = common_unit(data)
         splitting = Splitting(self.inverse, data / unit, self.spectrum.sigma_max)
         course = Course(splitting, self.settings.max_iterations, progress)
         weight = self._search(course, unit) if self.weight is None else self.weight / unit
@@ -188,10 +187,3 @@ def _check(kernel: Kernel, settings: InversionSettings, weight: float | None, no
             "the weight of the total variation cannot follow from the noise, since none was found in the data; "
             "give a weight."
         )
-
-
-def _unit(data: Tensor) -> float:
-    """Find a power of two to divide data by whose squares would leave the range of their type; 1 in ordinary cases."""
-    peak = host.as_number(data.abs().max())
-    is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
-    return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0

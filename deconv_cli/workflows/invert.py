@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,12 +16,15 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size, parse_word
+from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Prior, Size, parse_word
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+from deconv_cli.workflows.estimators import Wishes, build_estimator
 from deconv_cli.workflows.forward import as_bias
 
 DEFAULT_LAMBDA = 1e-6
@@ -35,18 +39,19 @@ class Reconstruction:
 
     Attributes:
         image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`; differentiable once in data, bias and kernel.
-        solution: how the solve ended; its value may reach beyond the frame.
+        solution: how the solve ended, and what was minimized; its value may reach beyond the frame.
         choice: the method that ran, and why.
         boundary: what was taken to lie outside the image.
         padding: how far the kernel reached outside.
-        lam: λ, dimensionless.
-        penalty: the operator L in λσ²max‖Lx‖².
+        lam: λ, dimensionless; `None` where there is no quadratic penalty.
+        penalty: the operator L in λσ²max‖Lx‖²; `None` where there is none.
         rcond: singular values up to this fraction of the largest were dropped; `None` where nothing was truncated.
         tolerance: the certificate that an iteration had to reach.
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
-        well_posedness: what the border does to the problem, found before it was solved.
+        well_posedness: what the border does to the problem, found before it was solved; `None` where there is no
+            quadratic penalty.
     """
 
     image: Tensor
@@ -54,14 +59,14 @@ class Reconstruction:
     choice: Choice
     boundary: Boundary
     padding: PaddingLike
-    lam: float
-    penalty: Penalty
+    lam: float | None
+    penalty: Penalty | None
     rcond: float | None
     tolerance: float
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
-    well_posedness: WellPosedness
+    well_posedness: WellPosedness | None
 
     def raise_for_status(self) -> Reconstruction:
         """Return the reconstruction itself, if the solver reached what was asked for.
@@ -79,8 +84,12 @@ def invert(
     *,
     padding: PaddingLike = "same",
     boundary: Boundary | str = Boundary.ZERO,
-    lam: float = DEFAULT_LAMBDA,
-    penalty: Penalty | str = Penalty.IDENTITY,
+    lam: float | None = None,
+    penalty: Penalty | str | None = None,
+    nonnegative: bool = False,
+    prior: Prior | str = Prior.QUADRATIC,
+    weight: float | Literal["auto"] | None = None,
+    gain: float | Literal["auto"] | None = None,
     rcond: float | None = None,
     bias: Tensor | None = None,
     method: Method | str = Method.AUTO,
@@ -90,7 +99,7 @@ def invert(
     dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> Reconstruction:
-    """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖².
+    """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖², or what is wished for.
 
     Args:
         y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
@@ -98,11 +107,17 @@ def invert(
         padding: how far the kernel reached outside the image.
         boundary: what lay there; `unknown` estimates those pixels too, and crops the estimate to the frame that
             `padding` gives.
-        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution.
-        penalty: `identity`, `gradient` or `laplacian`.
+        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution; by default 1e-6.
+        penalty: `identity`, the default, `gradient` or `laplacian`.
+        nonnegative: look for the minimum among images without negative pixels; λ must be above 0.
+        prior: `quadratic`, or `tv` to minimize ½‖Ax − y‖² + w·TV(x) instead.
+        weight: w of the total variation, in the unit of the samples; `auto`, the default, takes it from the noise.
+        gain: for `richardson-lucy`, units of the samples a count, to stop by the noise of counts; `auto` reads it off the
+            data. By default samples are held out to find where to stop.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        method: `auto`, `fft`, `strip`, `direct` or `iterative`.
+        method: `auto`, `fft`, `strip`, `direct` or `iterative`; or `richardson-lucy` for the likeliest nonnegative
+            image under Poisson noise, stopped before it follows the noise.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
         max_memory: bytes that the inverse may take; by default what is free.
@@ -115,36 +130,65 @@ def invert(
         TooLargeError: the inverse does not fit the memory.
         MalformedInputError: data or kernels that are not finite.
     """
+    wishes = Wishes(nonnegative, parse_word(Prior, prior, "prior"), weight, gain)
+    how = parse_word(Method, method, "method")
+    chosen = None if penalty is None else parse_word(Penalty, penalty, "penalty")
+    wishes.check(how, lam=lam, penalty=chosen, rcond=rcond)
     settings = InversionSettings(
         padding=padding,
         boundary=parse_word(Boundary, boundary, "boundary"),
-        lam=lam,
-        penalty=parse_word(Penalty, penalty, "penalty"),
+        lam=DEFAULT_LAMBDA if lam is None else lam,
+        penalty=chosen or Penalty.IDENTITY,
         rcond=rcond,
-        method=parse_word(Method, method, "method"),
+        method=how,
         tolerance=tolerance,
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
-    inverse = inverse_for_output(y, kernel, settings, dtype)
-    return reconstruct(inverse, y.to(inverse.kernel.taps.dtype), bias=bias, progress=progress)
+    if wishes.are_linear(how):
+        estimator: Estimator = inverse_for_output(y, kernel, settings, dtype)
+    else:
+        estimator = estimator_for_output(y, kernel, settings, wishes, bias, dtype)
+    return reconstruct(estimator, y.to(estimator.kernel.taps.dtype), bias=bias, progress=progress)
 
 
 def inverse_for_output(
     y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None = None
 ) -> PseudoInverse:
     """Build the inverse that fits outputs of the size, device and precision of `y`; see `invert`."""
+    canonical, geometry, _ = _prepare(y, kernel, settings, dtype)
+    return PseudoInverse(canonical, geometry.image_size, settings)
+
+
+def estimator_for_output(
+    y: Tensor,
+    kernel: Tensor,
+    settings: InversionSettings,
+    wishes: Wishes,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Estimator:
+    """Build what fulfills wishes that were checked for outputs like `y`; see `invert`."""
+    canonical, geometry, values = _prepare(y, kernel, settings, dtype)
+    unbiased = values if bias is None else values - as_bias(bias, values)
+    return build_estimator(canonical, geometry.image_size, settings, wishes, unbiased)
+
+
+def _prepare(
+    y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None
+) -> tuple[Kernel, Geometry, Tensor]:
+    """Settle precision and sizes; gives the outputs in that precision."""
     check_image(y, "the output to invert")
     precision = pick_dtype(dtype, y, y.device)
     canonical = Kernel.from_tensor(kernel.to(y.device, precision))
     if y.ndim not in (3, 4):
         raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
     geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, settings.padding)
-    return PseudoInverse(canonical, geometry.image_size, settings)
+    return canonical, geometry, y.to(precision)
 
 
 def reconstruct(
-    inverse: PseudoInverse,
+    inverse: Estimator,
     y: Tensor,
     *,
     bias: Tensor | None = None,
@@ -163,10 +207,10 @@ def reconstruct(
         UsageError: `y` has another dtype or device than the inverse.
     """
     inverse.arrange(y)  # a kernel that does not fit is told before a bias that does not
-    well_posedness = assess_well_posedness(inverse)
+    well_posedness = _assess(inverse)
     unbiased = y if bias is None else y - as_bias(bias, y)
     solution = inverse.solve(unbiased, progress)
-    operator, kernel = inverse.problem.operator, inverse.kernel
+    operator, kernel = inverse.operator, inverse.kernel
     data = unbiased.detach()  # the numbers of the report need no graph
     residual = kernel.join(inverse.arrange(data) - operator.forward(solution.value.detach()))
     return Reconstruction(
@@ -175,8 +219,8 @@ def reconstruct(
         choice=inverse.choice,
         boundary=operator.boundary,
         padding=inverse.settings.padding,
-        lam=inverse.problem.lam,
-        penalty=inverse.problem.penalty,
+        lam=inverse.lam,
+        penalty=inverse.penalty,
         rcond=inverse.rcond,
         tolerance=inverse.tolerance,
         residual=summarize_residual(residual, data),
@@ -184,6 +228,13 @@ def reconstruct(
         spectrum=inverse.spectrum,
         well_posedness=well_posedness,
     )
+
+
+def _assess(estimator: Estimator) -> WellPosedness | None:
+    """Judge the quadratic problem behind an estimate, if there is one."""
+    if isinstance(estimator, NonnegativeEstimator):
+        return assess_well_posedness(estimator.inverse)
+    return assess_well_posedness(estimator) if isinstance(estimator, PseudoInverse) else None
 
 
 def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
