@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from deconv_cli.errors import UsageError
 
@@ -153,6 +153,23 @@ def parse_size(text: str) -> Size:
     if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
         raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{text}'.")
     return size
+
+
+def parse_positive(text: str | None, name: str) -> float | Literal["auto"] | None:
+    """Read `auto` or a positive number as typed at the prompt; `None` stays what it is.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} must be auto or a positive number, but is '{text}'.")
+    return value
 
 
 MEMORY_UNITS = {

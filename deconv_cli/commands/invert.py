@@ -9,12 +9,13 @@ import typer
 
 from deconv_cli.commands import options
 from deconv_cli.commands.batch import lay_out, run
+from deconv_cli.commands.beyond import BeyondOptions, GainOption, NonnegativeOption, PriorOption, WeightOption
 from deconv_cli.commands.context import Context, FileOptions, KernelOptions
 from deconv_cli.commands.factor_restorer import FactorRestorer, refuse_fixed
 from deconv_cli.commands.kernel_restorer import InversionOptions, InvertBoundary, KernelRestorer
 from deconv_cli.commands.restorer import Restorer
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import DeviceChoice, Method, Penalty, parse_memory, parse_padding
+from deconv_cli.vocabulary import DeviceChoice, Method, Penalty, Prior, parse_memory, parse_padding
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
@@ -76,12 +77,17 @@ def invert(
             show_default=False,
         ),
     ] = None,
+    nonnegative: NonnegativeOption = False,
+    prior: PriorOption = Prior.QUADRATIC,
+    weight: WeightOption = None,
     method: Annotated[Method, typer.Option("--method", help="How to solve.")] = Method.AUTO,
+    gain: GainOption = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             "--tolerance",
-            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
+            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-4 and 1e-6 for "
+            "prior tv, 1e-5 for richardson-lucy.",
             show_default=False,
         ),
     ] = None,
@@ -105,7 +111,9 @@ def invert(
     n_bytes = None if max_memory is None else parse_memory(max_memory)
     files = FileOptions(axes, tensor, series, output_dtype, force)
     is_verbose = verbose and not quiet
+    beyond = BeyondOptions.parse(nonnegative, prior, weight, gain)
     if factor is not None:
+        beyond.refuse_with_factor()
         refuse_fixed(invocation)
     elif kernel is None:
         raise UsageError(
@@ -122,6 +130,7 @@ def invert(
         max_iterations=max_iterations,
         max_memory=n_bytes,
         verbose=is_verbose,
+        beyond=beyond,
     )
     jobs = lay_out(inputs, output, ending="_restored")
     restorer: Restorer

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
-    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.solvers.estimator import Estimator
     from deconv_cli.workflows.invert import Reconstruction
 
 
@@ -56,7 +56,7 @@ class Restorer(ABC):
         """
 
     @abstractmethod
-    def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:
+    def inverse_for(self, values: Tensor, posed: Posed) -> Estimator:
         """Give the inverse for outputs of shape `(B, C_out, H_y, W_y)`."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Restorer(ABC):
             "boundary": border.boundary.value,
             "boundary_reason": border.reason,
             **describe_reconstruction(result),
-            "lambda_reason": posed.lambda_reason,
+            "lambda_reason": None if result.lam is None else posed.lambda_reason,
             "notes": border.notes,
         }
         typed = self.retyped(posed, result)

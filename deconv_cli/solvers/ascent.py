@@ -16,8 +16,10 @@ from deconv_cli.solvers.problem import accumulation_dtype, relative
 
 # Pixels whose sensitivity is below this part of the largest are seen by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5
-# An accelerated step leaves at least this part of every pixel: at zero it would stay for ever.
-MIN_LEFT = 0.1
+# Acceleration alone darkens a pixel to no less than this part of itself, and hardly one that is as dark as this part of
+# the mean: those that are all but black grow so slowly that a mistake would stay.
+MIN_LEFT = 0.5
+MIN_LIGHT = 1e-3
 MAX_ACCELERATION = 0.999
 SMALLEST = 1e-30
 
@@ -29,7 +31,7 @@ class Ascent:
         x: the estimate, shape `(B, *inner, C_in, H, W)`.
         blurred: Ax.
         divergence: of the samples that are seen, shape `(B,)`.
-        moved: the part of all light that the last step moved, shape `(B,)`.
+        imbalance: the certificate where the last step set out from, shape `(B,)`.
         is_moving: whether an image changed in the last step, shape `(B,)`.
     """
 
@@ -47,27 +49,26 @@ class Ascent:
         self.blurred, self.divergence = self._judge(self.x)
         self._previous, self._gain = self.x, torch.zeros_like(self.x)
         self._acceleration = torch.zeros_like(self.divergence)
-        self.moved = torch.zeros_like(self.divergence)
+        self.imbalance = self.certificate()
         self.is_moving = torch.ones_like(self.divergence, dtype=torch.bool)
 
     def go(self, going: Tensor) -> None:
         """Take one step for the images that `going`, shape `(B,)`, names."""
         ahead = self.x + self._spread(self._acceleration) * (self.x - self._previous)
-        ahead = torch.maximum(ahead, MIN_LEFT * self.x)
-        new = self._step(ahead, self._blur(ahead))
-        blurred, reached = self._judge(new)
+        ahead = torch.maximum(ahead, torch.minimum(self.x, MIN_LEFT * self.x + MIN_LIGHT * self._start))
+        factor = self._factor(self._blur(ahead))
+        blurred, reached = self._judge(ahead * factor)
         fails = going & (self._acceleration > 0) & ~(reached <= self.divergence)
         if host.holds_anywhere(fails):
             retry = self._spread(fails) > 0
             ahead = torch.where(retry, self.x, ahead)
-            new = torch.where(retry, self._step(self.x, self.blurred), new)
-            blurred, reached = self._judge(new)
+            factor = torch.where(retry, self._factor(self.blurred), factor)
+            blurred, reached = self._judge(ahead * factor)
+        new = ahead * factor
         self.is_moving = going & (reached <= self.divergence)
         takes = self._spread(self.is_moving) > 0
         gain = torch.where(takes, new - ahead, 0)
-        self.moved = torch.where(
-            self.is_moving, relative(per_image((self._sensitivity * gain).abs()), self._light), self.moved
-        )
+        self.imbalance = torch.where(self.is_moving, self._imbalance(ahead, factor), self.imbalance)
         along, before = per_image(gain * self._gain), per_image(self._gain.square())
         ratio = torch.where(before > 0, along / before.clamp_min(SMALLEST), 0)
         self._acceleration = torch.where(fails | ~self.is_moving, 0, ratio.clamp(0, MAX_ACCELERATION))
@@ -79,21 +80,20 @@ class Ascent:
 
     def certificate(self) -> Tensor:
         """Compute Σ w·|Aᴴ1 − Aᴴ(y/Ax)| / Σy, shape `(B,)`; `RichardsonLucyEstimator` says what w is."""
-        factor = self._factor(self.blurred)
-        # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
-        weight = torch.where(factor > 1, torch.maximum(self.x, self._start), self.x)
-        change = torch.where(self._is_seen, weight * self._sensitivity * (factor - 1), 0)
-        return relative(per_image(change.abs()), self._light)
+        return self._imbalance(self.x, self._factor(self.blurred))
 
-    def _step(self, x: Tensor, blurred: Tensor) -> Tensor:
-        return torch.where(self._is_seen, x * self._factor(blurred), x)
+    def _imbalance(self, x: Tensor, factor: Tensor) -> Tensor:
+        # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
+        weight = torch.where(factor > 1, torch.maximum(x, self._start), x)
+        return relative(per_image((weight * self._sensitivity * (factor - 1)).abs()), self._light)
 
     def _factor(self, blurred: Tensor) -> Tensor:
+        """Compute what a step multiplies by, Aᴴ(y/Ax) / Aᴴ1; 1 where nothing is seen."""
         ratio = self.y / blurred
         if self.seen is not None:
             ratio = torch.where(self.seen, ratio, 0)
         # The adjoint may leave rounding below zero.
-        return self.operator.adjoint(ratio).clamp_min(0) / self._sensitivity
+        return torch.where(self._is_seen, self.operator.adjoint(ratio).clamp_min(0) / self._sensitivity, 1)
 
     def _blur(self, x: Tensor) -> Tensor:
         blurred = self.operator.forward(x)

@@ -93,11 +93,11 @@ class AscentCourse:
                 return Status.MAX_ITERATIONS
             ascent.go(going)
             n_steps += 1
-            self.history.append(host.as_number(ascent.moved.max()))
+            self.history.append(host.as_number(ascent.imbalance.max()))
             if self.progress is not None:
                 self.progress(len(self.history), self.history[-1])
             ended = ended | judge.ends(ascent, n_steps)
             if not host.holds_anywhere(ascent.is_moving):
                 return Status.STAGNATED
-            if host.holds_anywhere(going & (ascent.moved <= self.tolerance)):
+            if host.holds_anywhere(going & (ascent.imbalance <= self.tolerance)):
                 is_still = is_still | (ascent.certificate() <= self.tolerance)

@@ -112,8 +112,8 @@ def invert(
         nonnegative: look for the minimum among images without negative pixels; λ must be above 0.
         prior: `quadratic`, or `tv` to minimize ½‖Ax − y‖² + w·TV(x) instead.
         weight: w of the total variation, in the unit of the samples; `auto`, the default, takes it from the noise.
-        gain: for `richardson-lucy`, units of the samples a count, to stop by the noise of counts; `auto` reads it off the
-            data. By default samples are held out to find where to stop.
+        gain: for `richardson-lucy`, units of the samples a count, to stop by the noise of counts; `auto` reads it off
+            the data. By default samples are held out to find where to stop.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
         bias: subtracted from each output channel first, shape `(C_out,)`.
         method: `auto`, `fft`, `strip`, `direct` or `iterative`; or `richardson-lucy` for the likeliest nonnegative
