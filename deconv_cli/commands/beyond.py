@@ -73,10 +73,6 @@ class BeyondOptions:
                 "--gain; give its kernel with --kernel instead."
             )
 
-    def are_linear(self, method: Method) -> bool:
-        """Tell whether an inverse that is linear in the data is all that was asked for."""
-        return not self.nonnegative and self.prior is Prior.QUADRATIC and method is not Method.RICHARDSON_LUCY
-
     @property
     def wishes(self) -> Wishes:
         """The same for the workflow."""

@@ -86,8 +86,8 @@ def invert(
         float | None,
         typer.Option(
             "--tolerance",
-            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-4 and 1e-6 for "
-            "prior tv, 1e-5 for richardson-lucy.",
+            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-4 and "
+            "1e-6 for prior tv, 1e-5 for richardson-lucy.",
             show_default=False,
         ),
     ] = None,

@@ -52,7 +52,7 @@ class InversionOptions:
     max_iterations: int
     max_memory: int | None
     verbose: bool
-    beyond: BeyondOptions = BeyondOptions()
+    beyond: BeyondOptions
 
 
 class KernelRestorer(Restorer):
@@ -61,13 +61,13 @@ class KernelRestorer(Restorer):
     def __init__(self, context: Context, settings: InversionOptions) -> None:
         super().__init__(context, settings.tolerance, verbose=settings.verbose)
         self._settings = settings
+        settings.beyond.wishes.check(settings.method, lam=settings.lam, penalty=settings.penalty, rcond=settings.rcond)
         self._built_for: tuple[Any, ...] = ()
         self._inverse: PseudoInverse | None = None
 
     def pose(self, loaded: Input) -> Posed:
         """Settle what is inverted."""
         source, settings = loaded.source, self._settings
-        settings.beyond.wishes.check(settings.method, lam=settings.lam, penalty=settings.penalty, rcond=settings.rcond)
         border = resolve_border(source, settings, self._context.kernel_file.sha256)
         penalty = resolve_penalty(source, settings, self._context.kernel)
         return Posed(border, penalty, *resolve_lambda(source, settings))
@@ -99,7 +99,7 @@ class KernelRestorer(Restorer):
                 max_memory=self._settings.max_memory,
             )
             kernel, beyond = self._context.kernel_file, self._settings.beyond
-            if not beyond.are_linear(self._settings.method):
+            if not beyond.wishes.are_linear(self._settings.method):
                 return estimator_for_output(values, kernel.kernel, settings, beyond.wishes, kernel.bias)
             self._inverse = inverse_for_output(values, kernel.kernel, settings)
             self._built_for = wanted

@@ -47,7 +47,7 @@ class HeldOut(Judge):
     def __init__(self, seen: Tensor) -> None:
         self._seen = seen
         self._lowest: Tensor | None = None
-        self.best = torch.zeros(0)
+        self.best = seen.new_zeros((), dtype=torch.float32)
 
     def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
         """Compare with the best prediction so far."""

@@ -41,6 +41,8 @@ SEARCH_ACCURACY = 0.01
 MAX_TRIALS = 20
 # An image that has lost all but this part of its differences is flat.
 FLATNESS = 1e-3
+# Noise must be so many times the rounding of the samples.
+MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse.
 N_EXTRA_IMAGES = 14
 
@@ -62,7 +64,7 @@ class TotalVariationEstimator(Estimator):
         noise: standard deviation of white noise in the data, in the unit of the samples; needed without a weight.
 
     Raises:
-        UsageError: a weight or a noise that is not positive, a method chosen by hand, or fewer outputs than inputs.
+        UsageError: a weight that is not positive, a method chosen by hand, or fewer outputs than inputs.
         ShapeError: the kernel does not fit the size.
         TooLargeError: it does not fit the memory.
     """
@@ -85,18 +87,23 @@ class TotalVariationEstimator(Estimator):
         self.operator = Convolution(taps, self.geometry, settings.boundary)
         default = 1e-6 if taps.dtype == torch.float64 else 1e-4
         self.tolerance = default if settings.tolerance is None else settings.tolerance
-        self.choice = Choice(self._inner_method(), "the alternating direction method of multipliers inverts by it")
+        reason = "the alternating direction method of multipliers inverts by it"
+        if weight is None:
+            reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
+        self.choice = Choice(self._inner_method(), reason)
         self._check_memory(None)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`.
 
         Raises:
-            UsageError: no weight leaves as much as the noise unexplained, and no more.
+            UsageError: no weight leaves as much as the noise unexplained, or there is no noise.
         """
         data = self.data_of(y)
         self._check_memory(math.prod(data.shape[:-3]))
         unit = common_unit(data)
+        if self.noise is not None and self.weight is None:
+            _check_noise(data, self.noise)
         splitting = Splitting(self.inverse, data / unit, self.spectrum.sigma_max)
         course = Course(splitting, self.settings.max_iterations, progress)
         weight = self._search(course, unit) if self.weight is None else self.weight / unit
@@ -182,8 +189,15 @@ def _check(kernel: Kernel, settings: InversionSettings, weight: float | None, no
         )
     if weight is not None and not 0 < weight < math.inf:
         raise UsageError(f"the weight of the total variation must be a positive number, but is {weight}.")
-    if weight is None and (noise is None or not 0 < noise < math.inf):
+    if weight is None and noise is None:
+        raise UsageError("prior tv needs a weight, or the noise to take it from; give one of them.")
+
+
+def _check_noise(data: Tensor, noise: float) -> None:
+    """Refuse to take a weight from noise that is no more than rounding."""
+    rounding = torch.finfo(data.dtype).eps * host.as_number(data.square().mean().sqrt())
+    if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(
-            "the weight of the total variation cannot follow from the noise, since none was found in the data; "
+            "the weight of the total variation cannot follow from the noise, since no noise was found in the data; "
             "give a weight."
         )

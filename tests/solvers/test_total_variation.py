@@ -191,14 +191,20 @@ def test_a_tolerance_out_of_reach_is_told(monkeypatch):
     [
         ({"weight": 0.0}, "must be a positive number"),
         ({"weight": math.inf}, "must be a positive number"),
-        ({"weight": None}, "give a weight"),
-        ({"weight": None, "noise": 0.0}, "give a weight"),
+        ({"weight": None}, "needs a weight, or the noise"),
         ({"method": Method.DIRECT}, "picks its own solver"),
     ],
 )
 def test_what_cannot_be_is_refused(options, sentence):
     with pytest.raises(UsageError, match=sentence):
         estimator(BLUR, **options)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-17, math.nan])
+def test_a_weight_cannot_follow_from_no_noise(noise):
+    estimate = estimator(BLUR, weight=None, noise=noise)
+    with pytest.raises(UsageError, match="no noise was found"):
+        estimate.solve(blocks(estimate)[1])
 
 
 def test_fewer_outputs_than_inputs_are_refused():
