@@ -37,7 +37,7 @@ def nonnegative(taps, y, boundary, penalty):
 
 
 def total_variation(taps, y, boundary, weight):
-    settings = InversionSettings(boundary=boundary, tolerance=1e-2, max_iterations=25, max_memory=MEMORY)
+    settings = InversionSettings(boundary=boundary, tolerance=3e-2, max_iterations=11, max_memory=MEMORY)
     estimator = TotalVariationEstimator(Kernel(taps, shared=False), SIZE, settings, weight=weight, noise=0.5)
     return estimator.solve(y).value
 
