@@ -13,7 +13,6 @@ from deconv_cli.vocabulary import Method, Prior, parse_positive
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.estimators import Wishes
-    from deconv_cli.workflows.invert import Reconstruction
 
 NonnegativeOption = Annotated[
     bool, typer.Option("--nonnegative", help="Minimize among images without negative pixels.")
@@ -80,19 +79,19 @@ class BeyondOptions:
 
         return Wishes(self.nonnegative, self.prior, self.weight, self.gain)
 
-    def retyped(self, method: Method, result: Reconstruction) -> OptionValues:
+    def retyped(self, method: Method) -> OptionValues:
         """Give the options that make the same estimate again, in place of those of a quadratic penalty alone."""
         if method is Method.RICHARDSON_LUCY:
             return {"--lambda": None, "--penalty": None, "--method": method.value, "--gain": _typed(self.gain)}
         if self.prior is Prior.TV:
-            weight = result.solution.weight
-            typed = None if weight is None else repr(weight)
+            # Not the weight that was found: another way to it would end at other last digits.
+            weight = "auto" if self.weight is None else _typed(self.weight)
             return {
                 "--lambda": None,
                 "--penalty": None,
                 "--method": Method.AUTO.value,
                 "--prior": self.prior.value,
-                "--weight": typed,
+                "--weight": weight,
             }
         return {"--nonnegative": True} if self.nonnegative else {}
 

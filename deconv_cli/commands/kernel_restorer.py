@@ -118,7 +118,7 @@ class KernelRestorer(Restorer):
             "--tolerance": result.tolerance,
             "--max-iterations": settings.max_iterations,
             "--max-memory": settings.max_memory,
-            **settings.beyond.retyped(settings.method, result),
+            **settings.beyond.retyped(settings.method),
         }
 
 

@@ -56,7 +56,7 @@ def test_the_report_says_what_was_minimized(deconv, files, way):
     assert program == "deconv"
     again = deconv(words[0], "--json", "--quiet", *words[1:]).report
     assert again["objective"] == report["objective"]
-    torch.testing.assert_close(read_image(Path("x.npy")).values, image, rtol=0, atol=0.5 if way == "tv" else 1e-5)
+    torch.testing.assert_close(read_image(Path("x.npy")).values, image, rtol=0, atol=1e-5)
 
 
 def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
