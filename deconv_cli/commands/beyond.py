@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -50,15 +50,18 @@ class BeyondOptions:
     prior: Prior = Prior.QUADRATIC
     weight: float | Literal["auto"] | None = None
     gain: float | Literal["auto"] | None = None
+    noise_sigma: float | None = None
 
     @classmethod
-    def parse(cls, nonnegative: bool, prior: Prior, weight: str | None, gain: str | None) -> BeyondOptions:
+    def parse(
+        cls, nonnegative: bool, prior: Prior, weight: str | None, gain: str | None, noise_sigma: float | None
+    ) -> BeyondOptions:
         """Read what was typed.
 
         Raises:
             UsageError: a weight or a gain is neither auto nor a positive number.
         """
-        return cls(nonnegative, prior, parse_positive(weight, "weight"), parse_positive(gain, "gain"))
+        return cls(nonnegative, prior, parse_positive(weight, "weight"), parse_positive(gain, "gain"), noise_sigma)
 
     def refuse_with_factor(self) -> None:
         """Refuse to go with a factor.
@@ -66,7 +69,7 @@ class BeyondOptions:
         Raises:
             UsageError: anything was asked for.
         """
-        if self != BeyondOptions():
+        if replace(self, noise_sigma=None) != BeyondOptions():
             raise UsageError(
                 "a factor is a linear inverse, so that --factor does not go with --nonnegative, --prior, --weight or "
                 "--gain; give its kernel with --kernel instead."
@@ -77,7 +80,7 @@ class BeyondOptions:
         """The same for the workflow."""
         from deconv_cli.workflows.estimators import Wishes
 
-        return Wishes(self.nonnegative, self.prior, self.weight, self.gain)
+        return Wishes(self.nonnegative, self.prior, self.weight, self.gain, self.noise_sigma)
 
     def retyped(self, method: Method) -> OptionValues:
         """Give the options that make the same estimate again, in place of those of a quadratic penalty alone."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import host
 from deconv_cli.operators.convolution import Convolution
@@ -88,13 +88,16 @@ class Estimator(ABC):
 
         Raises:
             UsageError: somebody asks for one.
+            MalformedInputError: `y` holds NaN or infinite values.
         """
         if torch.is_grad_enabled() and (y.requires_grad or self.kernel.taps.requires_grad):
             raise UsageError(
                 "this estimate has no derivative in data and kernel, but one of them requires a gradient; detach them, "
                 "or use the quadratic prior without further wishes."
             )
-        return self.arrange(y.detach())
+        arranged = self.arrange(y.detach())
+        check_finite(arranged)
+        return arranged
 
     def frame(self, value: Tensor) -> Tensor:
         """Cut a solution's value to the image's frame and restore its channel axis."""
@@ -123,3 +126,11 @@ def common_unit(data: Tensor) -> float:
     peak = host.as_number(data.abs().max())
     is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
     return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0
+
+
+def check_finite(y: Tensor) -> None:
+    """Refuse outputs that hold NaN or infinite values."""
+    if not host.holds_everywhere(torch.isfinite(y)):
+        raise MalformedInputError(
+            "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
+        )

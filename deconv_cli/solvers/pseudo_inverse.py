@@ -19,7 +19,7 @@ from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.direct import DirectInverse
-from deconv_cli.solvers.estimator import Estimator, to_unit
+from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
@@ -150,12 +150,14 @@ class PseudoInverse(Estimator):
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
             TooLargeError: the batch does not fit the memory.
+            MalformedInputError: `y` holds NaN or infinite values.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance; `solve` tells more.
         """
         if isinstance(self._inverse, CircularInverse):
             arranged = self.arrange(y)
+            check_finite(y)
             self._check_memory(math.prod(arranged.shape[:-3]))
             return self.frame(self._attach(self._inverse.apply(arranged.detach()), arranged))
         return self.frame(self.solve(y).warn_for_status().value)
@@ -167,8 +169,10 @@ class PseudoInverse(Estimator):
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
             TooLargeError: the batch does not fit the memory.
+            MalformedInputError: `y` holds NaN or infinite values.
         """
         arranged = self.arrange(y)
+        check_finite(y)
         self._check_memory(math.prod(arranged.shape[:-3]))
         data, unit = to_unit(arranged.detach())
         solution = self._inverse.solve(data, progress)
@@ -178,10 +182,6 @@ class PseudoInverse(Estimator):
         seen, _ = self.problem.split_unseen(solution.value)
         value = self._attach(seen, arranged)
         return solution if value is solution.value else replace(solution, value=value)
-
-    def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute (AᴴA + μLᴴL)⁺g, μ = λσ²max, for `g` in the operators' arrangement, shape `(*batch, C_in, H, W)`."""
-        return self._inverse.solve_normal(g)
 
     def _attach(self, value: Tensor, arranged: Tensor) -> Tensor:
         """Make an estimate differentiable in the arranged outputs and in the taps, where they ask for it."""

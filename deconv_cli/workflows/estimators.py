@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor
@@ -30,16 +32,39 @@ class Wishes:
         weight: of the total variation, in the unit of the samples; `None` or `auto` takes it from the noise.
         gain: for Richardson–Lucy, units of the samples a count, or `auto` to read it off the data, if they tell; `None`
             to hold samples out instead.
+        noise_sigma: standard deviation of the noise, from which the weight follows; `None` estimates it.
+
+    Raises:
+        UsageError: a number that is none, or not positive.
     """
 
     nonnegative: bool = False
     prior: Prior = Prior.QUADRATIC
     weight: float | Literal["auto"] | None = None
     gain: float | Literal["auto"] | None = None
+    noise_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        self._take_positive("weight", "auto or a positive number")
+        self._take_positive("gain", "auto or a positive number")
+        self._take_positive("noise_sigma", "a positive number")
+
+    def _take_positive(self, name: str, wanted: str) -> None:
+        """Turn a number of any library into a plain one; `None`, and `auto` where it has a meaning, stay."""
+        value = getattr(self, name)
+        if value is None or (value == "auto" and "auto" in wanted):
+            return
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+            raise UsageError(f"{name} must be {wanted}, but is {value!r}.")
+        object.__setattr__(self, name, float(value))
 
     def are_linear(self, method: Method) -> bool:
         """Tell whether a pseudo-inverse fulfills them."""
         return not self.nonnegative and self.prior is Prior.QUADRATIC and method is not Method.RICHARDSON_LUCY
+
+    def has_lambda(self, method: Method) -> bool:
+        """Tell whether there is a quadratic penalty, and so a λ."""
+        return self.prior is Prior.QUADRATIC and method is not Method.RICHARDSON_LUCY
 
     def check(self, method: Method, *, lam: float | str | None, penalty: Penalty | None, rcond: float | None) -> None:
         """Refuse wishes that contradict one another, or the other settings.
@@ -72,6 +97,18 @@ class Wishes:
         if (is_tv or is_rl) and penalty is not None:
             raise UsageError(f"{name} has no other penalty, but {penalty} was given; leave it out.")
 
+    def check_prediction(self, method: Method, *, is_asked_for: bool) -> None:
+        """Refuse to predict the error of an estimate that is not linear.
+
+        Raises:
+            UsageError: it is asked for all the same.
+        """
+        if is_asked_for and not self.are_linear(method):
+            raise UsageError(
+                "errors are predicted for estimates that are linear in the data, which nonnegative, prior tv and "
+                "method richardson-lucy are not; leave those out, or the truth, the error map and the trust mask."
+            )
+
 
 def build_estimator(
     kernel: Kernel, image_size: Size, settings: InversionSettings, wishes: Wishes, y: Tensor
@@ -100,7 +137,7 @@ def build_estimator(
     if wishes.prior is Prior.TV:
         if wishes.weight is not None and wishes.weight != "auto":
             return TotalVariationEstimator(kernel, image_size, settings, weight=wishes.weight)
-        noise = estimate_noise(y.detach())
+        noise = estimate_noise(y.detach()) if wishes.noise_sigma is None else wishes.noise_sigma
         return TotalVariationEstimator(kernel, image_size, settings, weight=None, noise=noise)
     inverse = PseudoInverse(kernel, image_size, settings)
     return NonnegativeEstimator(inverse) if wishes.nonnegative else inverse

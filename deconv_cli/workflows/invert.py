@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.image_model import fit_image_model
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
+from deconv_cli.diagnostics.uncertainty import PredictedError, predict_error
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
-from deconv_cli.errors import ShapeError
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
@@ -22,8 +26,8 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Prior, Size, parse_word
-from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+from deconv_cli.vocabulary import Boundary, LambdaRule, Method, PaddingLike, Penalty, Prior, Size, parse_word
+from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_image, check_tensor, pick_dtype
 from deconv_cli.workflows.estimators import Wishes, build_estimator
 from deconv_cli.workflows.forward import as_bias
 
@@ -52,6 +56,8 @@ class Reconstruction:
         spectrum: the extreme singular values of the kernel.
         well_posedness: what the border does to the problem, found before it was solved; `None` where there is no
             quadratic penalty.
+        lambda_choice: how λ was chosen from the data; `None` where it was given.
+        predicted_error: how wrong the estimate is likely to be; `None` where nobody asked.
     """
 
     image: Tensor
@@ -67,6 +73,8 @@ class Reconstruction:
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
     well_posedness: WellPosedness | None
+    lambda_choice: LambdaChoice | None = None
+    predicted_error: PredictedError | None = None
 
     def raise_for_status(self) -> Reconstruction:
         """Return the reconstruction itself, if the solver reached what was asked for.
@@ -84,7 +92,9 @@ def invert(
     *,
     padding: PaddingLike = "same",
     boundary: Boundary | str = Boundary.ZERO,
-    lam: float | None = None,
+    lam: float | Literal["auto"] | None = None,
+    lambda_rule: LambdaRule | str = LambdaRule.GCV,
+    noise_sigma: float | None = None,
     penalty: Penalty | str | None = None,
     nonnegative: bool = False,
     prior: Prior | str = Prior.QUADRATIC,
@@ -97,6 +107,9 @@ def invert(
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
     dtype: torch.dtype | str | None = None,
+    predict: bool = False,
+    truth: Tensor | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Reconstruction:
     """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖², or what is wished for.
@@ -107,7 +120,10 @@ def invert(
         padding: how far the kernel reached outside the image.
         boundary: what lay there; `unknown` estimates those pixels too, and crops the estimate to the frame that
             `padding` gives.
-        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution; by default 1e-6.
+        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution, `auto` to choose
+            it from the data; by default 1e-6.
+        lambda_rule: how `auto` chooses: `gcv`, `ml`, `discrepancy`, `upre`, `lcurve` or `whiteness`.
+        noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
         penalty: `identity`, the default, `gradient` or `laplacian`.
         nonnegative: look for the minimum among images without negative pixels; λ must be above 0.
         prior: `quadratic`, or `tv` to minimize ½‖Ax − y‖² + w·TV(x) instead.
@@ -122,6 +138,9 @@ def invert(
         max_iterations: iterations at most.
         max_memory: bytes that the inverse may take; by default what is free.
         dtype: precision of the arithmetic; by default float64 for float64 data, else float32.
+        predict: also predict the error of every pixel.
+        truth: the images themselves, to hold that prediction against; of the shape of the estimate.
+        seed: of the random numbers that the prediction draws.
         progress: told of every iteration.
 
     Raises:
@@ -130,14 +149,14 @@ def invert(
         TooLargeError: the inverse does not fit the memory.
         MalformedInputError: data or kernels that are not finite.
     """
-    wishes = Wishes(nonnegative, parse_word(Prior, prior, "prior"), weight, gain)
+    wishes = Wishes(nonnegative, parse_word(Prior, prior, "prior"), weight, gain, noise_sigma)
     how = parse_word(Method, method, "method")
     chosen = None if penalty is None else parse_word(Penalty, penalty, "penalty")
     wishes.check(how, lam=lam, penalty=chosen, rcond=rcond)
     settings = InversionSettings(
         padding=padding,
         boundary=parse_word(Boundary, boundary, "boundary"),
-        lam=DEFAULT_LAMBDA if lam is None else lam,
+        lam=DEFAULT_LAMBDA if lam is None else 0.0 if lam == "auto" else lam,
         penalty=chosen or Penalty.IDENTITY,
         rcond=rcond,
         method=how,
@@ -145,11 +164,99 @@ def invert(
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
-    if wishes.are_linear(how):
-        estimator: Estimator = inverse_for_output(y, kernel, settings, dtype)
-    else:
-        estimator = estimator_for_output(y, kernel, settings, wishes, bias, dtype)
-    return reconstruct(estimator, y.to(estimator.kernel.taps.dtype), bias=bias, progress=progress)
+    wishes.check_prediction(how, is_asked_for=predict or truth is not None)
+    choice = None
+    if lam == "auto":
+        rule = parse_word(LambdaRule, lambda_rule, "lambda_rule")
+        choice = choose_for_output(y, kernel, settings, rule, noise_sigma, bias=bias, dtype=dtype)
+        settings = replace(settings, lam=choice.lam)
+    estimator = estimator_for_output(y, kernel, settings, wishes, bias, dtype)
+    data = y.to(estimator.kernel.taps.dtype)
+    result = reconstruct(estimator, data, bias=bias, progress=progress)
+    predicted = None
+    if isinstance(estimator, PseudoInverse) and (predict or truth is not None):
+        predicted = predict_for(estimator, result, data, bias=bias, noise_sigma=noise_sigma, truth=truth, seed=seed)
+    return replace(result, lambda_choice=choice, predicted_error=predicted)
+
+
+def choose_for_output(
+    y: Tensor,
+    kernel: Tensor,
+    settings: InversionSettings,
+    rule: LambdaRule = LambdaRule.GCV,
+    noise_sigma: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> LambdaChoice:
+    """Choose λ for an output as `invert` does; the λ of `settings` is not looked at.
+
+    Raises:
+        UsageError: λ has no place in these settings, or the noise is no positive number.
+        ShapeError: kernel, bias and data do not fit one another.
+    """
+    if settings.rcond is not None:
+        raise UsageError("rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out.")
+    if noise_sigma is not None and not 0 < noise_sigma < math.inf:
+        raise UsageError(f"noise_sigma must be a positive number, but is {noise_sigma}.")
+    check_image(y, "the output to invert")
+    precision = pick_dtype(dtype, y, y.device)
+    canonical = as_kernel(kernel.detach(), y.device, precision)
+    data = y.detach().to(precision)
+    return choose_lambda(
+        data if bias is None else data - as_bias(bias.detach(), data),
+        canonical,
+        boundary=settings.boundary,
+        penalty=settings.penalty,
+        rule=rule,
+        sigma=noise_sigma,
+        max_memory=settings.max_memory,
+    )
+
+
+def predict_for(
+    inverse: PseudoInverse,
+    result: Reconstruction,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    noise_sigma: float | None = None,
+    truth: Tensor | None = None,
+    seed: int = 0,
+) -> PredictedError:
+    """Predict the error of a reconstruction, and hold it against the truth where there is one.
+
+    Args:
+        inverse: what made it.
+        result: the reconstruction.
+        y: the data, in the inverse's dtype.
+        bias: of each output channel.
+        noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
+        truth: of the shape of the estimate.
+        seed: of the random numbers.
+
+    Raises:
+        ShapeError: the truth has another shape.
+    """
+    if truth is not None and truth.shape != result.image.shape:
+        raise ShapeError(
+            f"the truth should have the shape of the estimate, {tuple(result.image.shape)}, but has "
+            f"{tuple(truth.shape)}; crop it to the same frame."
+        )
+    data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
+    assert result.lam is not None
+    assert result.penalty is not None
+    model = fit_image_model(
+        data,
+        result.image.detach(),
+        inverse.kernel,
+        boundary=result.boundary,
+        penalty=result.penalty,
+        lam=result.lam,
+        sigma=noise_sigma,
+    )
+    known = None if truth is None else truth.to(result.image)
+    return predict_error(inverse, result.image.detach(), model, truth=known, seed=seed)
 
 
 def inverse_for_output(
@@ -180,9 +287,8 @@ def _prepare(
     """Settle precision and sizes; gives the outputs in that precision."""
     check_image(y, "the output to invert")
     precision = pick_dtype(dtype, y, y.device)
-    canonical = Kernel.from_tensor(kernel.to(y.device, precision))
-    if y.ndim not in (3, 4):
-        raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
+    canonical = as_kernel(kernel, y.device, precision)
+    canonical.split(y, are_outputs=True)  # what does not fit is told before anything is built
     geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, settings.padding)
     return canonical, geometry, y.to(precision)
 
@@ -266,7 +372,7 @@ def pseudo_inverse(
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> PseudoInverse:
     """Build the inverse of a convolution once, and apply it to many outputs.
 
@@ -288,6 +394,7 @@ def pseudo_inverse(
         ShapeError: the kernel does not fit the size.
         UsageError: settings that are unknown or contradict one another.
         TooLargeError: the inverse does not fit the memory.
+        MalformedInputError: a kernel that is complex or not finite.
     """
     settings = InversionSettings(
         padding=padding,
@@ -300,5 +407,7 @@ def pseudo_inverse(
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
+    size = as_size(input_size)
+    check_tensor(kernel, "the kernel")
     precision = pick_dtype(dtype, kernel, kernel.device)
-    return PseudoInverse(Kernel.from_tensor(kernel.to(precision)), input_size, settings)
+    return PseudoInverse(as_kernel(kernel, kernel.device, precision), size, settings)

@@ -101,6 +101,8 @@ def test_a_folder_has_each_file_by_itself(deconv, files):
         (["--nonnegative", "--lambda", "0"], "needs λ above 0"),
         (["--prior", "tv", "--lambda", "1e-3"], "prior tv has no λ"),
         (["--prior", "tv", "--weight", "much"], "weight must be auto or a positive number, but is 'much'"),
+        (["--prior", "tv", "--lambda-rule", "gcv"], "prior tv has no λ"),
+        (["--nonnegative", "--error-map", "e.npy"], "errors are predicted for estimates that are linear"),
         (["--weight", "1"], "a weight is that of prior tv"),
         (["--gain", "1"], "of use to method richardson-lucy alone"),
         (["--method", "richardson-lucy", "--penalty", "gradient"], "has no other penalty"),

@@ -48,6 +48,21 @@ def test_total_variation_with_a_weight_from_the_noise_or_by_hand():
     assert (result.image - x).norm() < 0.8 * (smooth.image - x).norm()
 
 
+def test_a_known_noise_takes_the_place_of_an_estimated_one():
+    y = deconv_cli.forward(torch.ones(1, 20, 20).cumsum(-1), KERNEL, boundary="replicate")
+    y = y + 0.1 * random((1, 20, 20), seed=3).float()
+    result = deconv_cli.invert(y, KERNEL, boundary="unknown", prior="tv", tolerance=1e-3, noise_sigma=0.2)
+    assert result.residual.root_mean_square == pytest.approx(0.2, rel=0.02)
+
+
+def test_lambda_may_be_chosen_before_the_constraint():
+    _, y = stars(noise=0.02)
+    result = deconv_cli.invert(y, KERNEL, nonnegative=True, lam="auto")
+    assert result.lambda_choice is not None
+    assert result.lam == result.lambda_choice.lam > 0
+    assert result.image.min() == 0
+
+
 def test_richardson_lucy_with_and_without_a_gain():
     x, y = stars(channels=2, size=(64, 64))
     counts = torch.poisson(2000 * (y + 0.2), generator=torch.Generator().manual_seed(4)) / 200
@@ -83,7 +98,13 @@ def test_a_bias_is_subtracted_first():
         ({"prior": "tv", "penalty": "gradient"}, "has no other penalty"),
         ({"prior": "tv", "rcond": 1e-3}, "truncates no singular values"),
         ({"prior": "tv", "method": "fft"}, "picks its own solver"),
-        ({"prior": "tv", "weight": -1.0}, "must be a positive number"),
+        ({"prior": "tv", "weight": -1.0}, "weight must be auto or a positive number, but is -1.0"),
+        ({"prior": "tv", "weight": "much"}, "weight must be auto or a positive number"),
+        ({"prior": "tv", "weight": True}, "weight must be auto or a positive number"),
+        ({"prior": "tv", "lam": "auto"}, "has no λ"),
+        ({"prior": "tv", "predict": True}, "errors are predicted for estimates that are linear"),
+        ({"nonnegative": True, "predict": True}, "errors are predicted for estimates that are linear"),
+        ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
         ({"weight": 1.0}, "was not asked for"),
         ({"gain": 1.0}, "richardson-lucy alone"),
         ({"method": "richardson-lucy", "lam": 1e-3}, "has no λ"),
