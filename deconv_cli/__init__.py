@@ -27,7 +27,7 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
-from deconv_cli.vocabulary import Boundary, Method, Penalty
+from deconv_cli.vocabulary import Boundary, Method, Penalty, Prior
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.library import check_gradients
@@ -50,6 +50,7 @@ __all__ = [
     "MalformedInputError",
     "Method",
     "Penalty",
+    "Prior",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",

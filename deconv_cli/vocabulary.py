@@ -53,6 +53,17 @@ class Method(StrEnum):
     """By one dense system on the border, factored once."""
     ITERATIVE = "iterative"
     """By an iteration on the whole image."""
+    RICHARDSON_LUCY = "richardson-lucy"
+    """By multiplicative steps towards the likeliest image under Poisson noise; no linear inverse."""
+
+
+class Prior(StrEnum):
+    """What is taken to be likely of an image before it was seen."""
+
+    QUADRATIC = "quadratic"
+    """That a penalty λ·σ²max·‖Lx‖² is small."""
+    TV = "tv"
+    """That the total variation is small: flat regions with sharp edges."""
 
 
 class LambdaRule(StrEnum):
@@ -160,6 +171,23 @@ def parse_size(text: str) -> Size:
     if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
         raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{text}'.")
     return size
+
+
+def parse_positive(text: str | None, name: str) -> float | Literal["auto"] | None:
+    """Read `auto` or a positive number as typed at the prompt; `None` stays what it is.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} must be auto or a positive number, but is '{text}'.")
+    return value
 
 
 MEMORY_UNITS = {

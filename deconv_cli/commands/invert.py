@@ -9,6 +9,7 @@ import typer
 
 from deconv_cli.commands import options
 from deconv_cli.commands.batch import lay_out, run
+from deconv_cli.commands.beyond import BeyondOptions, GainOption, NonnegativeOption, PriorOption, WeightOption
 from deconv_cli.commands.context import Context, FileOptions, KernelOptions
 from deconv_cli.commands.factor_restorer import FactorRestorer, refuse_fixed
 from deconv_cli.commands.kernel_restorer import InversionOptions, InvertBoundary, KernelRestorer
@@ -20,6 +21,7 @@ from deconv_cli.vocabulary import (
     LambdaRule,
     Method,
     Penalty,
+    Prior,
     parse_lambda,
     parse_memory,
     parse_padding,
@@ -98,12 +100,17 @@ def invert(
             show_default=False,
         ),
     ] = None,
+    nonnegative: NonnegativeOption = False,
+    prior: PriorOption = Prior.QUADRATIC,
+    weight: WeightOption = None,
     method: Annotated[Method, typer.Option("--method", help="How to solve.")] = Method.AUTO,
+    gain: GainOption = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             "--tolerance",
-            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
+            help="Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-4 and "
+            "1e-6 for prior tv, 1e-5 for richardson-lucy.",
             show_default=False,
         ),
     ] = None,
@@ -152,13 +159,15 @@ def invert(
     n_bytes = None if max_memory is None else parse_memory(max_memory)
     files = FileOptions(axes, tensor, series, output_dtype, force)
     is_verbose = verbose and not quiet
+    sigma = parse_sigma(noise_sigma)
+    beyond = BeyondOptions.parse(nonnegative, prior, weight, gain, sigma)
     if factor is not None:
+        beyond.refuse_with_factor()
         refuse_fixed(invocation)
     elif kernel is None:
         raise UsageError(
             "deconv invert needs the kernel, --kernel FILE, or what deconv factor made of it, --factor FILE."
         )
-    sigma = parse_sigma(noise_sigma)
     settings = InversionOptions(
         padding=None if padding is None else parse_padding(padding),
         boundary=boundary,
@@ -172,6 +181,7 @@ def invert(
         max_iterations=max_iterations,
         max_memory=n_bytes,
         verbose=is_verbose,
+        beyond=beyond,
     )
     jobs = lay_out(inputs, output, ending="_restored")
     prediction = PredictionOptions(truth, error_map, trust_mask, sigma, seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
+from deconv_cli.commands.beyond import BeyondOptions
 from deconv_cli.commands.context import Context, Input, OptionValues
 from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.lambda_choice import LambdaChoice
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.solvers.estimator import Estimator
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
 
@@ -54,6 +56,7 @@ class InversionOptions:
     max_iterations: int
     max_memory: int | None
     verbose: bool
+    beyond: BeyondOptions
 
 
 class KernelRestorer(Restorer):
@@ -62,14 +65,22 @@ class KernelRestorer(Restorer):
     def __init__(self, context: Context, settings: InversionOptions, prediction: PredictionOptions) -> None:
         super().__init__(context, settings.tolerance, prediction, verbose=settings.verbose)
         self._settings = settings
+        wishes, method = settings.beyond.wishes, settings.method
+        lam = settings.lambda_rule if settings.lam is None else settings.lam
+        wishes.check(method, lam=lam, penalty=settings.penalty, rcond=settings.rcond)
+        wishes.check_prediction(method, is_asked_for=prediction.is_asked_for)
         self._built_for: tuple[Any, ...] = ()
         self._inverse: PseudoInverse | None = None
 
     def pose(self, loaded: Input) -> Posed:
         """Settle what is inverted."""
+        from deconv_cli.workflows.invert import DEFAULT_LAMBDA
+
         source, settings = loaded.source, self._settings
         border = resolve_border(source, settings, self._context.kernel_file.sha256)
         penalty = resolve_penalty(source, settings, self._context.kernel)
+        if not settings.beyond.wishes.has_lambda(settings.method):
+            return Posed(border, penalty, DEFAULT_LAMBDA, "of no use")
         lam, reason = resolve_lambda(source, settings)
         if lam != AUTO:
             if settings.lambda_rule is not None:
@@ -98,10 +109,10 @@ class KernelRestorer(Restorer):
             bias=kernel_file.bias,
         )
 
-    def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:
-        """Build the inverse, or take the last one if it fits."""
+    def inverse_for(self, values: Tensor, posed: Posed) -> Estimator:
+        """Build the inverse, or take the last one if it fits; what depends on the data is built for each."""
         from deconv_cli.solvers.settings import InversionSettings
-        from deconv_cli.workflows.invert import inverse_for_output
+        from deconv_cli.workflows.invert import estimator_for_output, inverse_for_output
 
         wanted = (
             values.shape[-2:],
@@ -113,21 +124,21 @@ class KernelRestorer(Restorer):
         )
         if self._inverse is None or self._built_for != wanted:
             self._inverse = None  # the old one's memory first
-            self._inverse = inverse_for_output(
-                values,
-                self._context.kernel_file.kernel,
-                InversionSettings(
-                    padding=posed.border.padding,
-                    boundary=posed.border.boundary,
-                    lam=posed.lam,
-                    penalty=posed.penalty,
-                    rcond=self._settings.rcond,
-                    method=self._settings.method,
-                    tolerance=self._settings.tolerance,
-                    max_iterations=self._settings.max_iterations,
-                    max_memory=self._settings.max_memory,
-                ),
+            settings = InversionSettings(
+                padding=posed.border.padding,
+                boundary=posed.border.boundary,
+                lam=posed.lam,
+                penalty=posed.penalty,
+                rcond=self._settings.rcond,
+                method=self._settings.method,
+                tolerance=self._settings.tolerance,
+                max_iterations=self._settings.max_iterations,
+                max_memory=self._settings.max_memory,
             )
+            kernel, beyond = self._context.kernel_file, self._settings.beyond
+            if not beyond.wishes.are_linear(self._settings.method):
+                return estimator_for_output(values, kernel.kernel, settings, beyond.wishes, kernel.bias)
+            self._inverse = inverse_for_output(values, kernel.kernel, settings)
             self._built_for = wanted
         return self._inverse
 
@@ -144,6 +155,7 @@ class KernelRestorer(Restorer):
             "--tolerance": result.tolerance,
             "--max-iterations": settings.max_iterations,
             "--max-memory": settings.max_memory,
+            **settings.beyond.retyped(settings.method),
             **self._prediction.retyped(),
         }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.diagnostics.lambda_choice import LambdaChoice
     from deconv_cli.io import ImageFile
-    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.solvers.estimator import Estimator
     from deconv_cli.workflows.invert import Reconstruction
 
 
@@ -62,7 +62,7 @@ class Restorer(ABC):
         """
 
     @abstractmethod
-    def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:
+    def inverse_for(self, values: Tensor, posed: Posed) -> Estimator:
         """Give the inverse for outputs of shape `(B, C_out, H_y, W_y)`."""
 
     @abstractmethod
@@ -72,6 +72,7 @@ class Restorer(ABC):
     def restore(self, job: Job) -> Outcome:
         """Read, restore and write one file."""
         from deconv_cli.report.record import describe_reconstruction
+        from deconv_cli.solvers.pseudo_inverse import PseudoInverse
         from deconv_cli.workflows.invert import reconstruct
 
         context = self._context
@@ -86,14 +87,14 @@ class Restorer(ABC):
             inverse = self.inverse_for(loaded.values, posed)
             result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
         result = replace(result, lambda_choice=posed.lambda_choice)
-        if prediction is not None:
+        if prediction is not None and isinstance(inverse, PseudoInverse):
             result = prediction.added(result, inverse, loaded.values, context.kernel_file.bias)
         details: dict[str, Any] = {
             "factor": None if context.factor is None else context.factor.record,
             "boundary": border.boundary.value,
             "boundary_reason": border.reason,
             **describe_reconstruction(result),
-            "lambda_reason": posed.lambda_reason,
+            "lambda_reason": None if result.lam is None else posed.lambda_reason,
             "notes": border.notes,
         }
         typed = self.retyped(posed, result)

@@ -36,7 +36,7 @@ def print_summary(record: dict[str, Any]) -> None:
         _print_border_findings(record["well_posedness"])
         if record["lambda_choice"] is not None and record["lambda_choice"]["warning"] is not None:
             print_warning(f"{record['lambda_choice']['warning']}.")
-        if record["solver"]["status"] not in ("converged", "closed_form"):
+        if record["solver"]["status"] not in ("converged", "closed_form", "stopped_at_noise"):
             print_warning(record["solver"]["message"])
 
 
@@ -64,8 +64,10 @@ def print_factor_summary(record: dict[str, Any]) -> None:
     _print_border_findings(record["well_posedness"])
 
 
-def _print_border_findings(finding: dict[str, Any]) -> None:
+def _print_border_findings(finding: dict[str, Any] | None) -> None:
     """Say what the border loses and what would mend it, and where its influence reaches deep; else nothing."""
+    if finding is None:
+        return
     if finding["is_well_posed"] is False:
         print_warning(finding["reason"])
         for sentence in finding["advice"]:
@@ -94,9 +96,13 @@ def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     solver, residual, conditioning, border = (record[name] for name in ("solver", "residual", "conditioning", "border"))
     condition = conditioning["condition"]
     rows = [
+        ("minimized", record["objective"]),
         ("method", _with_reason(record["method"], record["method_reason"])),
-        ("λ", _with_reason(f"{record['lambda']:g} × σ²max, penalty {record['penalty']}", record["lambda_reason"])),
     ]
+    if record["lambda"] is not None:
+        rows.append(
+            ("λ", _with_reason(f"{record['lambda']:g} × σ²max, penalty {record['penalty']}", record["lambda_reason"]))
+        )
     if record["rcond"] is not None:
         rows.append(("rcond", f"{record['rcond']:g}"))
     return [

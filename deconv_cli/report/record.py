@@ -46,8 +46,10 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "method_reason": result.choice.reason,
         "lambda": result.lam,
         "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
-        "penalty": result.penalty.value,
+        "penalty": None if result.penalty is None else result.penalty.value,
         "rcond": result.rcond,
+        "objective": result.solution.objective,
+        "weight": result.solution.weight,
         "residual": {
             "relative": result.residual.relative,
             "absolute": result.residual.absolute,
@@ -62,7 +64,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "condition": result.spectrum.condition if math.isfinite(result.spectrum.condition) else None,
             "grid": list(result.spectrum.grid),
         },
-        "well_posedness": describe_well_posedness(result.well_posedness),
+        "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),
             "message": result.solution.status.value,

@@ -90,6 +90,11 @@ def _direct_reason(cost: direct.Cost) -> str:
 
 def _check_asked(asked: Method, *, is_diagonal: bool, has_strip: bool, has_direct: bool) -> None:
     """Refuse a method that was asked for but cannot solve the problem."""
+    if asked is Method.RICHARDSON_LUCY:
+        raise UsageError(
+            "method richardson-lucy is no linear inverse, and cannot be built ahead, constrained or kept; "
+            "use it with deconv invert and its kernel alone, or use method auto."
+        )
     if asked is Method.FFT and not is_diagonal:
         raise UsageError("method fft inverts circular convolutions of unchanged size only; use method auto.")
     if asked is Method.STRIP and not has_strip:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,12 +14,12 @@ from deconv_cli.operators import host
 from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.direct import DirectInverse
+from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
@@ -34,11 +33,8 @@ from deconv_cli.solvers.state import InverseState, Kept
 from deconv_cli.solvers.strip import StripInverse
 from deconv_cli.vocabulary import Boundary, Method, Penalty, Size
 
-# Samples between these sizes have squares, and squares of residuals, that float32 can hold.
-ORDINARY = (1e-8, 1e8)
 
-
-class PseudoInverse:
+class PseudoInverse(Estimator):
     """The map from outputs of a convolution back to images.
 
     It is differentiable in the outputs and, if the taps require a gradient, in the taps as they were when it was built.
@@ -66,6 +62,7 @@ class PseudoInverse:
         lam, penalty, boundary = settings.lam, settings.penalty, settings.boundary
         self.kernel = kernel
         self.settings = settings
+        self.lam, self.penalty = lam, penalty
         self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
         self.geometry.check_boundary(boundary)
         self.choice = choose_method(
@@ -96,21 +93,21 @@ class PseudoInverse:
             self._check_ramps()
         # What is built here serves no graph, and must not change when the caller's taps do.
         taps = kernel.taps.detach().clone()
-        self._operator = Convolution(taps, self.geometry, boundary)
+        self.operator = Convolution(taps, self.geometry, boundary)
         # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
         sigma_max = kept.sigma_max if kept is not None else self.spectrum.sigma_max if lam > 0 else 1.0
-        self.problem = TikhonovProblem(self._operator, lam, sigma_max, penalty)
+        self.problem = TikhonovProblem(self.operator, lam, sigma_max, penalty)
         self.tolerance = default_tolerance(taps.dtype) if settings.tolerance is None else settings.tolerance
         rule = StoppingRule(self.tolerance, settings.max_iterations)
         self._inverse = self._build(rule) if kept is None else self._recall(rule, kept.factors)
         inverse = self._inverse
-        self.rcond: float | None = inverse.rcond if isinstance(inverse, CircularInverse) and lam == 0 else None
+        self.rcond = inverse.rcond if isinstance(inverse, CircularInverse) and lam == 0 else None
 
     @property
     def state(self) -> InverseState:
         """All that makes this inverse what it is, as plain tensors and plain words."""
         kept = Kept(self.choice, self.problem.sigma_max, Factors(self._inverse.factors()))
-        taps = self._operator.kernel
+        taps = self.operator.kernel
         return InverseState(taps, self.kernel.shared, self.geometry.image_size, self.settings, kept)
 
     @classmethod
@@ -140,11 +137,6 @@ class PseudoInverse:
             )
         return inverse
 
-    @cached_property
-    def spectrum(self) -> Spectrum:
-        """The extreme singular values of the kernel's symbol."""
-        return kernel_spectrum(self._operator.kernel, self.geometry.image_size)
-
     def __call__(self, y: Tensor) -> Tensor:
         """Estimate the images that gave the outputs `y`.
 
@@ -165,7 +157,7 @@ class PseudoInverse:
         """
         if isinstance(self._inverse, CircularInverse):
             arranged = self.arrange(y)
-            _check_finite(y)
+            check_finite(y)
             self._check_memory(math.prod(arranged.shape[:-3]))
             return self.frame(self._attach(self._inverse.apply(arranged.detach()), arranged))
         return self.frame(self.solve(y).warn_for_status().value)
@@ -180,9 +172,9 @@ class PseudoInverse:
             MalformedInputError: `y` holds NaN or infinite values.
         """
         arranged = self.arrange(y)
-        _check_finite(y)
+        check_finite(y)
         self._check_memory(math.prod(arranged.shape[:-3]))
-        data, unit = _to_unit(arranged.detach())
+        data, unit = to_unit(arranged.detach())
         solution = self._inverse.solve(data, progress)
         if unit is not None:
             solution = replace(solution, value=unit * solution.value)
@@ -190,25 +182,6 @@ class PseudoInverse:
         seen, _ = self.problem.split_unseen(solution.value)
         value = self._attach(seen, arranged)
         return solution if value is solution.value else replace(solution, value=value)
-
-    def arrange(self, y: Tensor) -> Tensor:
-        """Check outputs and arrange their channels for the operators."""
-        if y.dtype != self.kernel.taps.dtype or y.device != self.kernel.taps.device:
-            raise UsageError(
-                f"this inverse was built for {self.kernel.taps.dtype} on {self.kernel.taps.device}, but the output is "
-                f"{y.dtype} on {y.device}; convert one of them."
-            )
-        arranged = self.kernel.split(y, are_outputs=True)
-        if arranged.shape[-2:] != self.geometry.output_size:
-            raise ShapeError(
-                f"an image of {self.geometry.image_size} gives an output of {self.geometry.output_size}, "
-                f"but the output has shape {tuple(y.shape)}."
-            )
-        return arranged
-
-    def frame(self, value: Tensor) -> Tensor:
-        """Cut a solution's value to the image's frame and restore its channel axis."""
-        return self.kernel.join(self.problem.operator.crop_to_frame(value))
 
     def _attach(self, value: Tensor, arranged: Tensor) -> Tensor:
         """Make an estimate differentiable in the arranged outputs and in the taps, where they ask for it."""
@@ -269,30 +242,6 @@ class PseudoInverse:
                     ) from error
                 self.choice = Choice(Method.ITERATIVE, f"the {self.choice.method} way is barred, since {error}")
         return IterativeInverse(self.problem, rule)
-
-
-def _to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Divide images by a power of two each where their squares would leave the range of their type.
-
-    Args:
-        data: shape `(*batch, C, H, W)`.
-
-    Returns:
-        The quotient and the powers, shape `(*batch, 1, 1, 1)`; `None`, and the data themselves, in ordinary cases.
-    """
-    peak = data.abs().amax(dim=(-3, -2, -1), keepdim=True)
-    is_odd = (peak > 0) & torch.isfinite(peak) & ((peak < ORDINARY[0]) | (peak > ORDINARY[1]))
-    if not host.holds_anywhere(is_odd):
-        return data, None
-    unit = torch.where(is_odd, torch.exp2(torch.log2(torch.where(is_odd, peak, 1)).floor()), 1)
-    return data / unit, unit
-
-
-def _check_finite(y: Tensor) -> None:
-    if not host.holds_everywhere(torch.isfinite(y)):
-        raise MalformedInputError(
-            "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
-        )
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

@@ -16,6 +16,7 @@ class Status(StrEnum):
 
     CLOSED_FORM = "solved in closed form"
     CONVERGED = "converged to the tolerance"
+    STOPPED_AT_NOISE = "stopped where a closer fit would have followed the noise"
     STAGNATED = (
         "the arithmetic's precision ran out before the tolerance was reached; "
         "use --dtype float64, a larger λ or a larger --tolerance"
@@ -29,7 +30,10 @@ class Status(StrEnum):
     @property
     def is_success(self) -> bool:
         """Whether the result answers the problem that was posed."""
-        return self in (Status.CLOSED_FORM, Status.CONVERGED)
+        return self in (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE)
+
+
+QUADRATIC_OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖²"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Solution:
         status: how the solve ended.
         n_iterations: iterations used; 0 in closed form.
         certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed afresh from `value`; the largest of the batch.
+            Where something else was minimized, what its solver says.
         residual_norms: the certificate as the iterations saw it, one number an iteration.
+        objective: what `value` minimizes, in words.
+        weight: of the prior, where there is one; given, or found from the noise.
     """
 
     value: Tensor
@@ -49,6 +56,8 @@ class Solution:
     n_iterations: int
     certificate: float
     residual_norms: tuple[float, ...] = ()
+    objective: str = QUADRATIC_OBJECTIVE
+    weight: float | None = None
 
     def raise_for_status(self) -> Solution:
         """Return the solution itself, if it is to be trusted.

@@ -16,15 +16,19 @@ from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_
 from deconv_cli.diagnostics.uncertainty import PredictedError, predict_error
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, LambdaRule, Method, PaddingLike, Penalty, Size, parse_word
+from deconv_cli.vocabulary import Boundary, LambdaRule, Method, PaddingLike, Penalty, Prior, Size, parse_word
 from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_image, check_tensor, pick_dtype
+from deconv_cli.workflows.estimators import Wishes, build_estimator
 from deconv_cli.workflows.forward import as_bias
 
 DEFAULT_LAMBDA = 1e-6
@@ -39,18 +43,19 @@ class Reconstruction:
 
     Attributes:
         image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`; differentiable once in data, bias and kernel.
-        solution: how the solve ended; its value may reach beyond the frame.
+        solution: how the solve ended, and what was minimized; its value may reach beyond the frame.
         choice: the method that ran, and why.
         boundary: what was taken to lie outside the image.
         padding: how far the kernel reached outside.
-        lam: λ, dimensionless.
-        penalty: the operator L in λσ²max‖Lx‖².
+        lam: λ, dimensionless; `None` where there is no quadratic penalty.
+        penalty: the operator L in λσ²max‖Lx‖²; `None` where there is none.
         rcond: singular values up to this fraction of the largest were dropped; `None` where nothing was truncated.
         tolerance: the certificate that an iteration had to reach.
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
-        well_posedness: what the border does to the problem, found before it was solved.
+        well_posedness: what the border does to the problem, found before it was solved; `None` where there is no
+            quadratic penalty.
         lambda_choice: how λ was chosen from the data; `None` where it was given.
         predicted_error: how wrong the estimate is likely to be; `None` where nobody asked.
     """
@@ -60,14 +65,14 @@ class Reconstruction:
     choice: Choice
     boundary: Boundary
     padding: PaddingLike
-    lam: float
-    penalty: Penalty
+    lam: float | None
+    penalty: Penalty | None
     rcond: float | None
     tolerance: float
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
-    well_posedness: WellPosedness
+    well_posedness: WellPosedness | None
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
 
@@ -87,10 +92,14 @@ def invert(
     *,
     padding: PaddingLike = "same",
     boundary: Boundary | str = Boundary.ZERO,
-    lam: float | Literal["auto"] = DEFAULT_LAMBDA,
+    lam: float | Literal["auto"] | None = None,
     lambda_rule: LambdaRule | str = LambdaRule.GCV,
     noise_sigma: float | None = None,
-    penalty: Penalty | str = Penalty.IDENTITY,
+    penalty: Penalty | str | None = None,
+    nonnegative: bool = False,
+    prior: Prior | str = Prior.QUADRATIC,
+    weight: float | Literal["auto"] | None = None,
+    gain: float | Literal["auto"] | None = None,
     rcond: float | None = None,
     bias: Tensor | None = None,
     method: Method | str = Method.AUTO,
@@ -103,7 +112,7 @@ def invert(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Reconstruction:
-    """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖².
+    """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖², or what is wished for.
 
     Args:
         y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
@@ -112,13 +121,19 @@ def invert(
         boundary: what lay there; `unknown` estimates those pixels too, and crops the estimate to the frame that
             `padding` gives.
         lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution, `auto` to choose
-            it from the data.
+            it from the data; by default 1e-6.
         lambda_rule: how `auto` chooses: `gcv`, `ml`, `discrepancy`, `upre`, `lcurve` or `whiteness`.
         noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
-        penalty: `identity`, `gradient` or `laplacian`.
+        penalty: `identity`, the default, `gradient` or `laplacian`.
+        nonnegative: look for the minimum among images without negative pixels; λ must be above 0.
+        prior: `quadratic`, or `tv` to minimize ½‖Ax − y‖² + w·TV(x) instead.
+        weight: w of the total variation, in the unit of the samples; `auto`, the default, takes it from the noise.
+        gain: for `richardson-lucy`, units of the samples a count, to stop by the noise of counts; `auto` reads it off
+            the data. By default samples are held out to find where to stop.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        method: `auto`, `fft`, `strip`, `direct` or `iterative`.
+        method: `auto`, `fft`, `strip`, `direct` or `iterative`; or `richardson-lucy` for the likeliest nonnegative
+            image under Poisson noise, stopped before it follows the noise.
         tolerance: the certificate at which an iteration stops.
         max_iterations: iterations at most.
         max_memory: bytes that the inverse may take; by default what is free.
@@ -134,28 +149,33 @@ def invert(
         TooLargeError: the inverse does not fit the memory.
         MalformedInputError: data or kernels that are not finite.
     """
+    wishes = Wishes(nonnegative, parse_word(Prior, prior, "prior"), weight, gain, noise_sigma)
+    how = parse_word(Method, method, "method")
+    chosen = None if penalty is None else parse_word(Penalty, penalty, "penalty")
+    wishes.check(how, lam=lam, penalty=chosen, rcond=rcond)
     settings = InversionSettings(
         padding=padding,
         boundary=parse_word(Boundary, boundary, "boundary"),
-        lam=0.0 if lam == "auto" else lam,
-        penalty=parse_word(Penalty, penalty, "penalty"),
+        lam=DEFAULT_LAMBDA if lam is None else 0.0 if lam == "auto" else lam,
+        penalty=chosen or Penalty.IDENTITY,
         rcond=rcond,
-        method=parse_word(Method, method, "method"),
+        method=how,
         tolerance=tolerance,
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
+    wishes.check_prediction(how, is_asked_for=predict or truth is not None)
     choice = None
     if lam == "auto":
         rule = parse_word(LambdaRule, lambda_rule, "lambda_rule")
         choice = choose_for_output(y, kernel, settings, rule, noise_sigma, bias=bias, dtype=dtype)
         settings = replace(settings, lam=choice.lam)
-    inverse = inverse_for_output(y, kernel, settings, dtype)
-    data = y.to(inverse.kernel.taps.dtype)
-    result = reconstruct(inverse, data, bias=bias, progress=progress)
+    estimator = estimator_for_output(y, kernel, settings, wishes, bias, dtype)
+    data = y.to(estimator.kernel.taps.dtype)
+    result = reconstruct(estimator, data, bias=bias, progress=progress)
     predicted = None
-    if predict or truth is not None:
-        predicted = predict_for(inverse, result, data, bias=bias, noise_sigma=noise_sigma, truth=truth, seed=seed)
+    if isinstance(estimator, PseudoInverse) and (predict or truth is not None):
+        predicted = predict_for(estimator, result, data, bias=bias, noise_sigma=noise_sigma, truth=truth, seed=seed)
     return replace(result, lambda_choice=choice, predicted_error=predicted)
 
 
@@ -224,6 +244,8 @@ def predict_for(
             f"{tuple(truth.shape)}; crop it to the same frame."
         )
     data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
+    assert result.lam is not None
+    assert result.penalty is not None
     model = fit_image_model(
         data,
         result.image.detach(),
@@ -241,16 +263,38 @@ def inverse_for_output(
     y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None = None
 ) -> PseudoInverse:
     """Build the inverse that fits outputs of the size, device and precision of `y`; see `invert`."""
+    canonical, geometry, _ = _prepare(y, kernel, settings, dtype)
+    return PseudoInverse(canonical, geometry.image_size, settings)
+
+
+def estimator_for_output(
+    y: Tensor,
+    kernel: Tensor,
+    settings: InversionSettings,
+    wishes: Wishes,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Estimator:
+    """Build what fulfills wishes that were checked for outputs like `y`; see `invert`."""
+    canonical, geometry, values = _prepare(y, kernel, settings, dtype)
+    unbiased = values if bias is None else values - as_bias(bias, values)
+    return build_estimator(canonical, geometry.image_size, settings, wishes, unbiased)
+
+
+def _prepare(
+    y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None
+) -> tuple[Kernel, Geometry, Tensor]:
+    """Settle precision and sizes; gives the outputs in that precision."""
     check_image(y, "the output to invert")
     precision = pick_dtype(dtype, y, y.device)
     canonical = as_kernel(kernel, y.device, precision)
     canonical.split(y, are_outputs=True)  # what does not fit is told before anything is built
     geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, settings.padding)
-    return PseudoInverse(canonical, geometry.image_size, settings)
+    return canonical, geometry, y.to(precision)
 
 
 def reconstruct(
-    inverse: PseudoInverse,
+    inverse: Estimator,
     y: Tensor,
     *,
     bias: Tensor | None = None,
@@ -269,10 +313,10 @@ def reconstruct(
         UsageError: `y` has another dtype or device than the inverse.
     """
     inverse.arrange(y)  # a kernel that does not fit is told before a bias that does not
-    well_posedness = assess_well_posedness(inverse)
+    well_posedness = _assess(inverse)
     unbiased = y if bias is None else y - as_bias(bias, y)
     solution = inverse.solve(unbiased, progress)
-    operator, kernel = inverse.problem.operator, inverse.kernel
+    operator, kernel = inverse.operator, inverse.kernel
     data = unbiased.detach()  # the numbers of the report need no graph
     residual = kernel.join(inverse.arrange(data) - operator.forward(solution.value.detach()))
     return Reconstruction(
@@ -281,8 +325,8 @@ def reconstruct(
         choice=inverse.choice,
         boundary=operator.boundary,
         padding=inverse.settings.padding,
-        lam=inverse.problem.lam,
-        penalty=inverse.problem.penalty,
+        lam=inverse.lam,
+        penalty=inverse.penalty,
         rcond=inverse.rcond,
         tolerance=inverse.tolerance,
         residual=summarize_residual(residual, data),
@@ -290,6 +334,13 @@ def reconstruct(
         spectrum=inverse.spectrum,
         well_posedness=well_posedness,
     )
+
+
+def _assess(estimator: Estimator) -> WellPosedness | None:
+    """Judge the quadratic problem behind an estimate, if there is one."""
+    if isinstance(estimator, NonnegativeEstimator):
+        return assess_well_posedness(estimator.inverse)
+    return assess_well_posedness(estimator) if isinstance(estimator, PseudoInverse) else None
 
 
 def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:

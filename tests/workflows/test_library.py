@@ -214,7 +214,6 @@ class TestRefusals:
     ("setting", "value"),
     [
         ("lam", "1e-3"),
-        ("lam", None),
         ("lam", True),
         ("lam", [1e-3]),
         ("lam", 1e-3j),
@@ -231,6 +230,11 @@ def test_settings_of_another_type_are_refused(name, setting, value):
     word = "lambda" if setting == "lam" else setting
     with pytest.raises(deconv_cli.UsageError, match=f"^{word} must be a"):
         CALLS[name](**{setting: value})
+
+
+def test_no_lambda_is_none_for_a_pseudo_inverse():
+    with pytest.raises(deconv_cli.UsageError, match=r"^lambda must be a"):
+        CALLS["pseudo_inverse"](lam=None)
 
 
 def test_numbers_of_other_libraries_are_numbers():

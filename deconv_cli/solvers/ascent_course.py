@@ -1,0 +1,103 @@
+"""When an ascent of the likelihood ends: before it follows the noise, or where nothing moves any more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import host
+from deconv_cli.solvers.ascent import Ascent, per_image
+from deconv_cli.solvers.poisson import divergence, expected_deviance
+from deconv_cli.solvers.problem import accumulation_dtype
+from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.solution import Status
+
+# The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
+PATIENCE = 0.5
+MIN_PATIENCE = 10
+
+
+class Judge(ABC):
+    """Tells which images have come as far as the noise lets them."""
+
+    @abstractmethod
+    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+        """Judge an ascent after so many steps, shape `(B,)`."""
+
+
+@dataclass
+class Discrepancy(Judge):
+    """Ends where the divergence is what Poisson noise makes of the estimate."""
+
+    gain: float
+
+    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+        """Compare the deviance with its expectation."""
+        del n_steps
+        mean = ascent.blurred.to(accumulation_dtype(ascent.blurred)) / self.gain
+        return 2 * ascent.divergence / self.gain <= per_image(expected_deviance(mean))
+
+
+class HeldOut(Judge):
+    """Ends where samples that the ascent does not see have not been predicted better for a while."""
+
+    def __init__(self, seen: Tensor) -> None:
+        self._seen = seen
+        self._lowest: Tensor | None = None
+        self.best = seen.new_zeros((), dtype=torch.float32)
+
+    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+        """Compare with the best prediction so far."""
+        found = per_image(torch.where(self._seen, 0, divergence(ascent.y, ascent.blurred)))
+        if self._lowest is None:
+            self._lowest, self.best = found, torch.full_like(found, n_steps)
+        self.best = torch.where(found < self._lowest, n_steps, self.best)
+        self._lowest = torch.minimum(found, self._lowest)
+        return n_steps >= self.best * (1 + PATIENCE) + MIN_PATIENCE
+
+
+@dataclass
+class Steps(Judge):
+    """Ends each image after its own number of steps, shape `(B,)`."""
+
+    wanted: Tensor
+
+    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+        """Count."""
+        del ascent
+        return n_steps >= self.wanted
+
+
+@dataclass
+class AscentCourse:
+    """The steps of one solve."""
+
+    tolerance: float
+    max_iterations: int
+    progress: Progress | None
+    history: list[float] = field(default_factory=list)
+
+    def run(self, ascent: Ascent, judge: Judge) -> Status:
+        """Take steps until every image has ended by its noise or its certificate, or the steps are spent."""
+        n_steps = 0
+        ended = judge.ends(ascent, n_steps)
+        is_still = ascent.certificate() <= self.tolerance
+        while True:
+            going = ~(ended | is_still)
+            if not host.holds_anywhere(going):
+                return Status.STOPPED_AT_NOISE if host.holds_anywhere(ended) else Status.CONVERGED
+            if n_steps >= self.max_iterations:
+                return Status.MAX_ITERATIONS
+            ascent.go(going)
+            n_steps += 1
+            self.history.append(host.as_number(ascent.imbalance.max()))
+            if self.progress is not None:
+                self.progress(len(self.history), self.history[-1])
+            ended = ended | judge.ends(ascent, n_steps)
+            if not host.holds_anywhere(ascent.is_moving):
+                return Status.STAGNATED
+            if host.holds_anywhere(going & (ascent.imbalance <= self.tolerance)):
+                is_still = is_still | (ascent.certificate() <= self.tolerance)

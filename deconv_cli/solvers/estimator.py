@@ -1,0 +1,136 @@
+"""What all ways from outputs back to images have in common: a kernel, a size and a border, and data of that size."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import host
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
+from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import Penalty
+
+# Samples between these sizes have squares, and squares of residuals, that float32 can hold.
+ORDINARY = (1e-8, 1e8)
+
+
+class Estimator(ABC):
+    """A map from outputs of a convolution back to images: built once, applied to many outputs.
+
+    Attributes:
+        kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        settings: what was asked for.
+        geometry: the sizes.
+        operator: A, under its true border.
+        choice: the method, and why it was taken.
+        tolerance: the certificate at which an iteration stops.
+        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
+        lam: λ of the penalty λσ²max‖Lx‖²; `None` where there is no such penalty.
+        penalty: which L; `None` where there is none.
+    """
+
+    kernel: Kernel
+    settings: InversionSettings
+    geometry: Geometry
+    operator: Convolution
+    choice: Choice
+    tolerance: float
+    rcond: float | None = None
+    lam: float | None = None
+    penalty: Penalty | None = None
+
+    @abstractmethod
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for `y` and keep the outcome; the value is in the operators' arrangement (see `frame`).
+
+        Args:
+            y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+            progress: told of every iteration.
+
+        Raises:
+            ShapeError: `y` is not an output of this convolution.
+            UsageError: `y` has another dtype or device than the arithmetic.
+        """
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The extreme singular values of the kernel's symbol."""
+        return kernel_spectrum(self.operator.kernel, self.geometry.image_size)
+
+    def arrange(self, y: Tensor) -> Tensor:
+        """Check outputs and arrange their channels for the operators."""
+        if y.dtype != self.kernel.taps.dtype or y.device != self.kernel.taps.device:
+            raise UsageError(
+                f"this inverse was built for {self.kernel.taps.dtype} on {self.kernel.taps.device}, but the output is "
+                f"{y.dtype} on {y.device}; convert one of them."
+            )
+        arranged = self.kernel.split(y, are_outputs=True)
+        if arranged.shape[-2:] != self.geometry.output_size:
+            raise ShapeError(
+                f"an image of {self.geometry.image_size} gives an output of {self.geometry.output_size}, "
+                f"but the output has shape {tuple(y.shape)}."
+            )
+        return arranged
+
+    def data_of(self, y: Tensor) -> Tensor:
+        """Check and arrange outputs for a solver that knows no derivatives.
+
+        Raises:
+            UsageError: somebody asks for one.
+            MalformedInputError: `y` holds NaN or infinite values.
+        """
+        if torch.is_grad_enabled() and (y.requires_grad or self.kernel.taps.requires_grad):
+            raise UsageError(
+                "this estimate has no derivative in data and kernel, but one of them requires a gradient; detach them, "
+                "or use the quadratic prior without further wishes."
+            )
+        arranged = self.arrange(y.detach())
+        check_finite(arranged)
+        return arranged
+
+    def frame(self, value: Tensor) -> Tensor:
+        """Cut a solution's value to the image's frame and restore its channel axis."""
+        return self.kernel.join(self.operator.crop_to_frame(value))
+
+
+def to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Divide images by a power of two each where their squares would leave the range of their type.
+
+    Args:
+        data: shape `(*batch, C, H, W)`.
+
+    Returns:
+        The quotient and the powers, shape `(*batch, 1, 1, 1)`; `None`, and the data themselves, in ordinary cases.
+    """
+    peak = data.abs().amax(dim=(-3, -2, -1), keepdim=True)
+    is_odd = (peak > 0) & torch.isfinite(peak) & ((peak < ORDINARY[0]) | (peak > ORDINARY[1]))
+    if not host.holds_anywhere(is_odd):
+        return data, None
+    unit = torch.where(is_odd, torch.exp2(torch.log2(torch.where(is_odd, peak, 1)).floor()), 1)
+    return data / unit, unit
+
+
+def common_unit(data: Tensor) -> float:
+    """Find the power of two to divide a batch by where its squares would leave the range of their type; else 1."""
+    peak = host.as_number(data.abs().max())
+    is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
+    return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0
+
+
+def check_finite(y: Tensor) -> None:
+    """Refuse outputs that hold NaN or infinite values."""
+    if not host.holds_everywhere(torch.isfinite(y)):
+        raise MalformedInputError(
+            "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
+        )

@@ -1,0 +1,201 @@
+"""Least squares over images without negative pixels: min ½‖Ax − y‖² + ½μ‖Lx‖² subject to x ≥ 0, μ = λσ²max.
+
+Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM Journal on Control and
+Optimization 20, 1982. Each step holds at zero the pixels that a gradient step would make negative, solves the normal
+equations on all others by conjugate gradients as far as is worth while, and goes as far along that direction, bent at
+zero, as the objective falls enough. Before it, a step down the gradient, bent alike, makes sure that the iteration
+arrives from anywhere and cannot cycle (Moré and Toraldo, On the solution of large quadratic programming problems with
+bound constraints, SIAM Journal on Optimization 1, 1991).
+
+It starts from the exact estimate without the constraint, its negative pixels set to zero. That estimate's inverse is
+not used as a preconditioner: restricted to the free pixels it is the inverse of a Schur complement, whose distance from
+the system grows with the pixels that are held. Measured on photographs and on stars it saved iterations and took more
+time than it saved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+from deconv_cli.operators import host
+from deconv_cli.solvers.estimator import Estimator, to_unit
+from deconv_cli.solvers.krylov import solve_definite
+from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.problem import inner, norm, relative
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.refinement import Progress, step
+from deconv_cli.solvers.solution import Solution, Status
+
+OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖² over all x ≥ 0"
+# A Newton system is solved until this part of its right-hand side is left, or for so many iterations.
+NEWTON_ACCURACY = 0.1
+MAX_INNER_ITERATIONS = 200
+# A step must bring at least this part of the decrease that the gradient promises; it is halved so often until it does.
+SUFFICIENT_DECREASE = 0.1
+MAX_HALVINGS = 20
+# The certificate may rise between steps, since the objective alone falls: so many steps without a new low are too many.
+MAX_STEPS_WITHOUT_GAIN = 40
+
+
+class NonnegativeEstimator(Estimator):
+    """Estimates images without negative pixels; an estimate for an unknown border has none beyond the frame either.
+
+    The certificate of its solutions is ‖min(σ²x, g)‖ / ‖Aᴴy‖, pixel by pixel, with the gradient
+    g = Aᴴ(Ax − y) + λσ²max·LᴴLx and σ² = σ²max(1 + λ‖L‖²) to give a pixel the unit of a gradient. It is zero if and
+    only if the Karush–Kuhn–Tucker conditions hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel.
+
+    Args:
+        inverse: of the same problem without the constraint.
+
+    Raises:
+        UsageError: λ = 0, where many images may fit equally well.
+    """
+
+    def __init__(self, inverse: PseudoInverse) -> None:
+        if inverse.problem.lam == 0:
+            raise UsageError(
+                "a nonnegative estimate needs λ above 0, which makes it the only one of its kind, but λ is 0; "
+                "use a small λ such as 1e-6."
+            )
+        self.inverse = inverse
+        self.kernel, self.settings, self.geometry = inverse.kernel, inverse.settings, inverse.geometry
+        self.operator, self.tolerance = inverse.operator, inverse.tolerance
+        self.choice = inverse.choice
+        self.lam, self.penalty = inverse.lam, inverse.penalty
+        self.problem = inverse.problem
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`."""
+        data, unit = to_unit(self.data_of(y))
+        start = self.inverse.solve(y.detach()).value.clamp_min(0)
+        if unit is not None:
+            start = start / unit
+        descent = _Descent(NormalEquations.of_data(self.problem, data), self._pixel_scale)
+        x, status, history = descent.run(start, self.tolerance, self.settings.max_iterations, progress)
+        value = x if unit is None else unit * x
+        certificate = host.as_number(descent.certificate(x, descent.gradient(x)).max())
+        return Solution(value, status, len(history), certificate, tuple(history), OBJECTIVE)
+
+    @property
+    def _pixel_scale(self) -> float:
+        """σ²: about the largest eigenvalue of AᴴA + μLᴴL."""
+        penalty = self.problem.penalty_operator
+        # Every difference is at most twice as long as the image along each of its orders.
+        terms = getattr(penalty, "terms", ())
+        norms = [term.factor**2 * 4.0 ** (term.rows + term.columns) for term in terms]
+        return self.problem.sigma_max**2 * (1 + self.problem.lam * (sum(norms) if norms else 1.0))
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """A projected Newton iteration for one batch of data.
+
+    Attributes:
+        equations: AᴴA + μLᴴL and Aᴴy.
+        pixel_scale: σ².
+    """
+
+    equations: NormalEquations
+    pixel_scale: float
+
+    def run(
+        self, x: Tensor, tolerance: float, max_iterations: int, progress: Progress | None
+    ) -> tuple[Tensor, Status, list[float]]:
+        """Iterate until the certificate of every image is reached, nothing is gained, or the steps are spent."""
+        history: list[float] = []
+        lowest, n_since = math.inf, 0
+        gradient = self.gradient(x)
+        while True:
+            certificate = self.certificate(x, gradient)
+            going = certificate > tolerance
+            largest = host.as_number(certificate.max())
+            if largest <= tolerance:
+                return x, Status.CONVERGED, history
+            n_since = 0 if largest < lowest else n_since + 1
+            lowest = min(lowest, largest)
+            if not math.isfinite(largest) or n_since > MAX_STEPS_WITHOUT_GAIN:
+                return x, Status.STAGNATED, history
+            if len(history) >= max_iterations:
+                return x, Status.MAX_ITERATIONS, history
+            x, has_fallen = self._go(x, gradient, going)
+            gradient = self.gradient(x)
+            history.append(host.as_number(self.certificate(x, gradient).max()))
+            if progress is not None:
+                progress(len(history), history[-1])
+            if not has_fallen:
+                return x, Status.CONVERGED if history[-1] <= tolerance else Status.STAGNATED, history
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Compute g = Aᴴ(Ax − y) + μLᴴLx."""
+        return -self.equations.remaining(x, self.equations.residual(x))
+
+    def certificate(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Compute ‖min(σ²x, g)‖ / ‖Aᴴy‖, shape `(*batch,)`."""
+        return relative(norm(torch.minimum(self.pixel_scale * x, gradient)), self.equations.scale)
+
+    def _go(self, x: Tensor, gradient: Tensor, going: Tensor) -> tuple[Tensor, bool]:
+        """Take one step down the gradient and one of Newton's; tells whether either has lowered any objective."""
+        mask = going[..., None, None, None]
+        free_gradient = torch.where(mask & ((x > 0) | (gradient < 0)), gradient, 0)
+        length = step(inner(free_gradient, free_gradient), inner(free_gradient, self._gram(free_gradient)))
+        moved, fell = self._descend(x, gradient, -length.to(x.dtype)[..., None, None, None] * free_gradient)
+        x = x + moved
+        gradient = gradient + self._gram(moved)
+        newton, fell_again = self._descend(
+            x, gradient, torch.where(mask, self._newton_direction(x, gradient, going), 0)
+        )
+        return x + newton, host.holds_anywhere(fell | fell_again)
+
+    def _newton_direction(self, x: Tensor, gradient: Tensor, going: Tensor) -> Tensor:
+        """Solve the normal equations on the free pixels, and send the others to zero."""
+        held = self.pixel_scale * x <= gradient
+        outwards = torch.where(held, -x, 0)
+        right = torch.where(held | ~going[..., None, None, None], 0, -(gradient + self._gram(outwards)))
+        flat = right.flatten(-3).reshape(-1, math.prod(right.shape[-3:]))
+        goal = NEWTON_ACCURACY * flat.norm(dim=-1)
+        n_done = 0
+
+        def apply(vector: Tensor) -> Tensor:
+            image = self._gram(vector.reshape(x.shape))
+            return torch.where(held, 0, image).reshape(flat.shape)
+
+        def goes_on(remaining: Tensor) -> bool:
+            nonlocal n_done
+            n_done += 1
+            return n_done < MAX_INNER_ITERATIONS and host.holds_anywhere(remaining > goal)
+
+        return outwards + solve_definite(apply, lambda vector: vector, flat, goes_on).reshape(x.shape)
+
+    def _descend(self, x: Tensor, gradient: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Go along a direction that is bent at zero, as far as the objective falls enough.
+
+        Returns:
+            The way gone, zero for images whose objective would not fall; and whether it falls, shape `(*batch,)`.
+        """
+        length = torch.ones_like(direction[..., :1, :1, :1])
+        way = torch.zeros_like(x)
+        fell = torch.zeros(x.shape[:-3], dtype=torch.bool, device=x.device)
+        for _ in range(MAX_HALVINGS):
+            trial = (x + length * direction).clamp_min(0) - x
+            slope = inner(gradient, trial)
+            # The objective is quadratic: its change is known without the rounding of a difference.
+            change = slope + 0.5 * inner(trial, self._gram(trial))
+            falls = (slope < 0) & (change <= SUFFICIENT_DECREASE * slope) & ~fell
+            way = torch.where(falls[..., None, None, None], trial, way)
+            fell = fell | falls
+            # An image that cannot move has no slope either.
+            if host.holds_everywhere(fell | (slope == 0)):
+                break
+            length = torch.where(fell[..., None, None, None], length, length / 2)
+        return way, fell
+
+    def _gram(self, x: Tensor) -> Tensor:
+        """Apply AᴴA + μLᴴL."""
+        operator, penalty = self.equations.operator, self.equations.penalty
+        image = operator.adjoint(operator.forward(x))
+        return image if penalty is None else image + self.equations.weight * penalty.adjoint(penalty.forward(x))

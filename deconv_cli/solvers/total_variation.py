@@ -1,0 +1,203 @@
+"""Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM with an exact inverse of AᴴA + ρ∇ᴴ∇ under the true border.
+
+TV(x) is isotropic, and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
+pixels of the image (Rudin, Osher and Fatemi, Nonlinear total variation based noise removal algorithms, Physica D 60,
+1992). `splitting.py` has the iteration.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import host
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.regularizers import is_determined
+from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.estimator import Estimator, common_unit
+from deconv_cli.solvers.fourier import SingularSystemError
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iterative import IterativeInverse
+from deconv_cli.solvers.memory import MemoryEstimate, check_memory, estimate_memory
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import Progress, StoppingRule
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.splitting import Course, Splitting
+from deconv_cli.solvers.strip import StripInverse, covers
+from deconv_cli.vocabulary import Boundary, Method, Penalty, Size
+
+# How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
+INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
+# The search for a weight: how far intermediate estimates are solved, how near ‖Ax − y‖² must come, how often it tries.
+SEARCH_TOLERANCE = 1e-3
+SEARCH_ACCURACY = 0.01
+MAX_TRIALS = 20
+# An image that has lost all but this part of its differences is flat.
+FLATNESS = 1e-3
+# Noise must be so many times the rounding of the samples.
+MIN_NOISE = 10.0
+# Images with the channels of the input that the iteration keeps beside those of an inverse.
+N_EXTRA_IMAGES = 14
+
+
+class TotalVariationEstimator(Estimator):
+    """Estimates images that are flat but for their edges.
+
+    The certificate of its solutions is the larger of two numbers, computed afresh from the estimate x and a field p
+    that is nowhere longer than w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the
+    stationarity ‖Aᴴ(Ax − y) + ∇ᴴp‖ relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*;
+    the objective is above that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
+
+    Args:
+        kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        image_size: height and width of the images that are wanted back.
+        settings: padding, boundary, tolerance (by default 1e-4 in float32, 1e-6 in float64), iterations and memory.
+        weight: w > 0, in the unit of the samples; `None` looks for the one under which ‖Ax − y‖² is what noise of the
+            standard deviation `noise` makes (Morozov's discrepancy principle; one weight for a whole batch).
+        noise: standard deviation of white noise in the data, in the unit of the samples; needed without a weight.
+
+    Raises:
+        UsageError: a weight that is not positive, a method chosen by hand, or fewer outputs than inputs.
+        ShapeError: the kernel does not fit the size.
+        TooLargeError: it does not fit the memory.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        image_size: Size,
+        settings: InversionSettings,
+        *,
+        weight: float | None,
+        noise: float | None = None,
+    ) -> None:
+        _check(kernel, settings, weight, noise)
+        self.kernel, self.settings = kernel, settings
+        self.weight, self.noise = weight, noise
+        self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
+        self.geometry.check_boundary(settings.boundary)
+        taps = kernel.taps.detach().clone()
+        self.operator = Convolution(taps, self.geometry, settings.boundary)
+        default = 1e-6 if taps.dtype == torch.float64 else 1e-4
+        self.tolerance = default if settings.tolerance is None else settings.tolerance
+        reason = "the alternating direction method of multipliers inverts by it"
+        if weight is None:
+            reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
+        self.choice = Choice(self._inner_method(), reason)
+        self._check_memory(None)
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`.
+
+        Raises:
+            UsageError: no weight leaves as much as the noise unexplained, or there is no noise.
+        """
+        data = self.data_of(y)
+        self._check_memory(math.prod(data.shape[:-3]))
+        unit = common_unit(data)
+        if self.noise is not None and self.weight is None:
+            _check_noise(data, self.noise)
+        splitting = Splitting(self.inverse, data / unit, self.spectrum.sigma_max)
+        course = Course(splitting, self.settings.max_iterations, progress)
+        weight = self._search(course, unit) if self.weight is None else self.weight / unit
+        status = course.run(weight, self.tolerance)
+        certificate = host.as_number(splitting.certificate(weight).max())
+        weight *= unit
+        objective = f"½‖Ax − y‖² + {weight:.4g}·TV(x)"
+        value = unit * splitting.x
+        return Solution(
+            value, status, len(course.history), certificate, tuple(course.history), objective, weight=weight
+        )
+
+    def inverse(self, rho: float) -> Inverse:
+        """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""
+        sigma_max = self.spectrum.sigma_max
+        problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, Penalty.GRADIENT)
+        if self.choice.method is Method.FFT:
+            return CircularInverse(problem)
+        if self.choice.method is Method.STRIP:
+            try:
+                return StripInverse(problem, INNER_RULE)
+            except SingularSystemError as error:
+                self.choice = Choice(Method.ITERATIVE, f"the strip way is barred, since {error}")
+        return IterativeInverse(problem, INNER_RULE)
+
+    def _inner_method(self) -> Method:
+        boundary, geometry = self.settings.boundary, self.geometry
+        n_outputs, n_inputs = self.kernel.taps.shape[:2]
+        if boundary is Boundary.CIRCULAR and geometry.output_size == geometry.image_size:
+            return Method.FFT
+        has_strip = covers(
+            geometry, boundary, lam=1.0, penalty=Penalty.GRADIENT, n_outputs=n_outputs, n_inputs=n_inputs
+        )
+        return Method.STRIP if has_strip else Method.ITERATIVE
+
+    def _check_memory(self, n_images: int | None) -> None:
+        taps = self.kernel.taps
+        estimate = estimate_memory(self.choice.method, taps, self.geometry, self.settings)
+        extra = N_EXTRA_IMAGES * taps.itemsize * math.prod(self.operator.input_shape)
+        estimate = MemoryEstimate(estimate.n_bytes_built, estimate.n_bytes_per_image + extra)
+        limit = self.settings.max_memory
+        check_memory(self.choice.method, estimate, taps, self.geometry, max_memory=limit, n_images=n_images)
+
+    def _search(self, course: Course, unit: float) -> float:
+        """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed."""
+        assert self.noise is not None
+        splitting = course.splitting
+        variance = (self.noise / unit) ** 2
+        expected = variance * splitting.y.numel()
+        start = splitting.roughness
+        weight = variance / max(start, variance**0.5)
+        below, above = -math.inf, math.inf
+        previous: tuple[float, float] | None = None
+        for _ in range(MAX_TRIALS):
+            course.run(weight, max(self.tolerance, SEARCH_TOLERANCE))
+            place, excess = math.log(weight), math.log(max(splitting.squared_residual, 1e-300) / expected)
+            if abs(excess) <= SEARCH_ACCURACY or course.is_spent:
+                return weight
+            if excess < 0 and splitting.roughness <= FLATNESS * start:
+                return weight  # even a flat image explains the data
+            below, above = (below, place) if excess > 0 else (place, above)
+            slope = 0.7 if previous is None else (excess - previous[1]) / (place - previous[0])
+            step = -excess / min(max(slope, 0.2), 2.0)
+            following = place + min(max(step, -3.0), 3.0)
+            if not below < following < above:
+                following = (below + above) / 2
+            previous, weight = (place, excess), math.exp(following)
+        raise UsageError(
+            f"no weight leaves only noise of standard deviation {self.noise:.3g} unexplained, so that kernel and "
+            "boundary cannot be those of the data; check them, or give a weight."
+        )
+
+
+def _check(kernel: Kernel, settings: InversionSettings, weight: float | None, noise: float | None) -> None:
+    """Refuse what cannot be solved."""
+    n_outputs, n_inputs = kernel.taps.shape[:2]
+    if settings.method is not Method.AUTO:
+        raise UsageError(f"prior tv picks its own solver, but method {settings.method} was asked for; leave it out.")
+    if not is_determined(1.0, Penalty.GRADIENT, n_outputs, n_inputs):
+        raise UsageError(
+            f"prior tv leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) than inputs "
+            f"({n_inputs}); use prior quadratic with penalty identity."
+        )
+    if weight is not None and not 0 < weight < math.inf:
+        raise UsageError(f"the weight of the total variation must be a positive number, but is {weight}.")
+    if weight is None and noise is None:
+        raise UsageError("prior tv needs a weight, or the noise to take it from; give one of them.")
+
+
+def _check_noise(data: Tensor, noise: float) -> None:
+    """Refuse to take a weight from noise that is no more than rounding."""
+    rounding = torch.finfo(data.dtype).eps * host.as_number(data.square().mean().sqrt())
+    if not MIN_NOISE * rounding < noise < math.inf:
+        raise UsageError(
+            "the weight of the total variation cannot follow from the noise, since no noise was found in the data; "
+            "give a weight."
+        )

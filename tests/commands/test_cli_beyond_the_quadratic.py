@@ -1,0 +1,137 @@
+"""`deconv invert` with --nonnegative, --prior tv and --method richardson-lucy: files, reports, reruns and refusals."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+
+KERNEL = np.outer([1.0, 2, 3, 2, 1], [1.0, 2, 1]) / 36
+WAYS = {
+    "nonnegative": ["--nonnegative", "--lambda", "1e-3"],
+    "tv": ["--prior", "tv"],
+    "tv-weight": ["--prior", "tv", "--weight", "0.5"],
+    "richardson-lucy": ["--method", "richardson-lucy"],
+    "richardson-lucy-gain": ["--method", "richardson-lucy", "--gain", "0.5"],
+}
+MINIMIZED = {
+    "nonnegative": r"½‖Ax − y‖² \+ ½λσ²max‖Lx‖² over all x ≥ 0",
+    "tv": r"½‖Ax − y‖² \+ [0-9.e-]+·TV\(x\)",
+    "tv-weight": r"½‖Ax − y‖² \+ 0\.5·TV\(x\)",
+    "richardson-lucy": r"the Poisson divergence Σ y·log\(y/Ax\) − y \+ Ax over all x ≥ 0",
+    "richardson-lucy-gain": r"the Poisson divergence Σ y·log\(y/Ax\) − y \+ Ax over all x ≥ 0",
+}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Counts of a dark scene with a few bright blocks, and the kernel that blurred it."""
+    monkeypatch.chdir(tmp_path)
+    x = torch.full((1, 44, 42), 2.0)
+    x[0, 10:20, 8:25] = 60
+    x[0, 30:34, 30:34] = 90
+    y = torch.nn.functional.conv2d(x, torch.from_numpy(KERNEL).float()[None, None])
+    np.save("y.npy", 0.5 * torch.poisson(2 * y, generator=torch.Generator().manual_seed(1)).numpy())
+    np.save("k.npy", KERNEL)
+    return ["invert", "y.npy", "--kernel", "k.npy", "--boundary", "unknown"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_report_says_what_was_minimized(deconv, files, way):
+    report = deconv(*files, *WAYS[way], "-o", "x.npy", "--json", "--quiet").report
+    assert re.fullmatch(MINIMIZED[way], report["objective"])
+    assert (report["weight"] is None) != way.startswith("tv")
+    assert (report["lambda"] is None) == (report["well_posedness"] is None) == (way != "nonnegative")
+    assert report["solver"]["status"] in ("converged", "stopped_at_noise")
+    image = read_image(Path("x.npy")).values
+    if not way.startswith("tv"):
+        assert image.min() >= 0
+    # The command that the report gives makes the same samples again.
+    program, *words = shlex.split(report["rerun"])
+    assert program == "deconv"
+    again = deconv(words[0], "--json", "--quiet", *words[1:]).report
+    assert again["objective"] == report["objective"]
+    torch.testing.assert_close(read_image(Path("x.npy")).values, image, rtol=0, atol=1e-5)
+
+
+def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
+    deconv(*files, "--lambda", "1e-4", "-o", "free.npy", "--quiet")
+    deconv(*files, "--lambda", "1e-4", "--nonnegative", "-o", "bound.npy", "--quiet")
+    free, bound = np.load("free.npy"), np.load("bound.npy")
+    assert free.min() < -1
+    assert bound.min() == 0
+    assert np.abs(bound - free.clip(0)).max() > 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_verbose_shows_the_certificate_falling_and_the_table_says_what_was_done(deconv, files, way):
+    done = deconv(*files, *WAYS[way], "-o", "x.npy", "--verbose")
+    found = [float(n) for n in re.findall(r"iteration \d+: certificate ([0-9.e+-]+)", done.stderr)]
+    assert len(found) >= 2
+    assert found[-1] < found[0]
+    assert re.search(rf"minimized +{MINIMIZED[way]}", done.stderr)
+    assert "warning:" not in done.stderr
+    assert done.stdout.strip() == "x.npy"
+
+
+def test_spent_iterations_are_not_to_be_trusted(deconv, files):
+    for way in ("tv-weight", "nonnegative"):
+        done = deconv(*files, *WAYS[way], "--max-iterations", "1", "-o", f"{way}.npy", expect=ExitCode.UNTRUSTWORTHY)
+        assert "the iterations ran out" in done.stderr
+
+
+def test_a_folder_has_each_file_by_itself(deconv, files):
+    Path("in").mkdir()
+    y = np.load("y.npy")
+    np.save("in/a.npy", y)
+    np.save("in/b.npy", 10 * y)
+    deconv("invert", "in", *files[2:], "--prior", "tv", "-o", "out/", "--quiet")
+    a, b = np.load("out/a.npy"), np.load("out/b.npy")
+    np.testing.assert_allclose(b / 10, a, atol=0.6)  # a weight of its own
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--nonnegative", "--lambda", "0"], "needs λ above 0"),
+        (["--prior", "tv", "--lambda", "1e-3"], "prior tv has no λ"),
+        (["--prior", "tv", "--weight", "much"], "weight must be auto or a positive number, but is 'much'"),
+        (["--prior", "tv", "--lambda-rule", "gcv"], "prior tv has no λ"),
+        (["--nonnegative", "--error-map", "e.npy"], "errors are predicted for estimates that are linear"),
+        (["--weight", "1"], "a weight is that of prior tv"),
+        (["--gain", "1"], "of use to method richardson-lucy alone"),
+        (["--method", "richardson-lucy", "--penalty", "gradient"], "has no other penalty"),
+        (["--method", "richardson-lucy", "--rcond", "1e-3"], "truncates no singular values"),
+    ],
+)
+def test_contradictions_are_refused(deconv, files, options, sentence):
+    done = deconv(*files, *options, "-o", "x.npy", expect=ExitCode.USAGE)
+    assert len(done.errors) == 1
+    assert sentence in done.errors[0]
+    assert not Path("x.npy").exists()
+
+
+def test_data_below_zero_are_refused_for_counts(deconv, files):
+    np.save("y.npy", np.load("y.npy") - 5)
+    done = deconv(*files, "--method", "richardson-lucy", "-o", "x.npy", expect=ExitCode.USAGE)
+    assert "subtract the background" in done.errors[0]
+
+
+@pytest.mark.parametrize("options", [["--nonnegative"], ["--prior", "tv"], ["--gain", "auto"]])
+def test_a_factor_takes_no_wishes(deconv, files, options):
+    deconv("factor", "--kernel", "k.npy", "--size", "40,40", "--lambda", "1e-3", "-o", "f.safetensors", "--quiet")
+    done = deconv("invert", "y.npy", "--factor", "f.safetensors", *options, "-o", "x.npy", expect=ExitCode.USAGE)
+    assert "a factor is a linear inverse" in done.errors[0]
+
+
+def test_a_factor_is_not_made_for_richardson_lucy(deconv, files):
+    done = deconv(
+        *("factor", "--kernel", "k.npy", "--size", "40,40", "--method", "richardson-lucy", "-o", "f.safetensors"),
+        expect=ExitCode.USAGE,
+    )
+    assert "is no linear inverse" in done.errors[0]

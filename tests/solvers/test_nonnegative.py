@@ -1,0 +1,149 @@
+"""The nonnegative estimate is held against a long projected gradient on the dense matrix, and its own conditions."""
+
+import math
+
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.solvers.nonnegative import NonnegativeEstimator
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.solvers.solution import Status
+from deconv_cli.vocabulary import Boundary, Penalty
+
+SIZE = (8, 7)
+BLUR = random((1, 1, 3, 3), seed=3).abs()
+MIXING = random((3, 2, 3, 2), seed=4)
+
+
+def estimator(taps, boundary=Boundary.UNKNOWN, *, size=SIZE, lam=1e-2, penalty=Penalty.IDENTITY, **options):
+    settings = InversionSettings(boundary=boundary, lam=lam, penalty=penalty, **options)
+    return NonnegativeEstimator(PseudoInverse(Kernel.from_tensor(taps), size, settings))
+
+
+def stars(estimate, *, noise=0.1, batch=()):
+    """Outputs of images that are zero almost everywhere, with noise that pulls an estimate below zero."""
+    operator = estimate.operator
+    x = (random((*batch, *operator.input_shape), seed=5) - 1.2).clamp_min(0)
+    return operator.forward(x) + noise * random((*batch, *operator.output_shape), seed=6)
+
+
+def dense_normal_equations(problem):
+    A, L = problem.operator.as_matrix(), problem.penalty_operator.as_matrix()
+    return A, A.T @ A + problem.weight * L.T @ L
+
+
+def projected_gradient(H, b, n_steps=30_000):
+    """Accelerated projected gradient, started again whenever it turns back: nothing but products with the matrix."""
+    length = 1 / torch.linalg.matrix_norm(H, 2)
+    x = ahead = torch.zeros_like(b)
+    momentum = 1.0
+    for _ in range(n_steps):
+        new = (ahead - length * (H @ ahead - b)).clamp_min(0)
+        if torch.dot(ahead - new, new - x) > 0:
+            momentum = 1.0
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = new + (momentum - 1) / following * (new - x)
+        if torch.equal(new, x):
+            break
+        x, momentum = new, following
+    return x
+
+
+@pytest.mark.parametrize("penalty", list(Penalty))
+@pytest.mark.parametrize("boundary", list(Boundary))
+@pytest.mark.parametrize("taps", [BLUR, MIXING], ids=["blur", "mixing"])
+def test_it_is_the_minimum_under_every_border(taps, boundary, penalty):
+    estimate = estimator(taps, boundary, penalty=penalty)
+    y = stars(estimate)
+    solution = estimate.solve(y)
+    assert solution.status is Status.CONVERGED
+    assert solution.certificate <= 1e-10
+    x = solution.value.flatten()
+    assert x.min() >= 0
+    # Pixels that are held are exactly zero, and the constraint matters.
+    assert 0.2 < (x == 0).double().mean() < 0.95
+    A, H = dense_normal_equations(estimate.problem)
+    expected = projected_gradient(H, A.T @ y.flatten())
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6 * float(expected.max()))
+
+
+def test_it_is_not_the_clipped_estimate():
+    estimate = estimator(BLUR)
+    y = stars(estimate)
+    clipped = estimate.inverse.solve(y).value.clamp_min(0)
+    assert (estimate.solve(y).value - clipped).norm() > 0.05 * clipped.norm()
+
+
+def test_a_positive_estimate_is_the_unconstrained_one():
+    estimate = estimator(BLUR, Boundary.ZERO, lam=1e-4)
+    y = estimate.operator.forward(torch.ones(1, *estimate.operator.input_shape, dtype=torch.float64))[0]
+    expected = estimate.inverse.solve(y)
+    assert expected.value.min() > 0
+    torch.testing.assert_close(estimate.solve(y).value, expected.value, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("lam", "tolerance"), [(1e-3, 1e-6), (1e-6, 1e-6)])
+def test_the_conditions_hold_on_larger_images(lam, tolerance):
+    estimate = estimator(random((1, 1, 7, 7), seed=1).abs(), size=(40, 37), lam=lam, tolerance=tolerance)
+    y = stars(estimate, batch=(2,))
+    solution = estimate.solve(y)
+    assert solution.status is Status.CONVERGED
+    x, y, problem = solution.value, estimate.arrange(y), estimate.problem
+    g = problem.operator.adjoint(problem.operator.forward(x) - y) + problem.penalty_gram(x)
+    scale = problem.operator.adjoint(y).flatten(-3).norm(dim=-1)
+    assert (torch.where(x > 0, g, g.clamp_max(0)).flatten(-3).norm(dim=-1) <= 3 * tolerance * scale).all()
+
+
+def test_float32_reaches_its_tolerance():
+    taps = random((1, 1, 5, 5), seed=1).abs().float()
+    estimate = estimator(taps, size=(40, 37), lam=1e-3, penalty=Penalty.GRADIENT)
+    solution = estimate.solve(stars(estimator(taps.double(), size=(40, 37))).float())
+    assert solution.value.dtype == torch.float32
+    assert solution.status is Status.CONVERGED
+    assert solution.certificate <= 1e-6
+
+
+def test_a_batch_gives_what_its_images_give_alone():
+    estimate = estimator(BLUR)
+    y = stars(estimate, batch=(3,)) * torch.tensor([1.0, 1e-3, 0.0], dtype=torch.float64)[:, None, None, None]
+    together = estimate.solve(y).value
+    for i in range(3):
+        alone = estimate.solve(y[i]).value
+        torch.testing.assert_close(together[i], alone, rtol=1e-8, atol=1e-9 * float(alone.max()))
+
+
+def test_units_do_not_matter():
+    estimate = estimator(BLUR.float())
+    y = stars(estimator(BLUR)).float()
+    expected = estimate.solve(y).value
+    for unit in (2.0**-80, 2.0**80):
+        torch.testing.assert_close(estimate.solve(unit * y).value / unit, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_progress_falls_to_the_certificate():
+    seen = []
+    estimate = estimator(BLUR, size=(20, 20))
+    solution = estimate.solve(stars(estimate), lambda n, certificate: seen.append((n, certificate)))
+    assert [n for n, _ in seen] == list(range(1, solution.n_iterations + 1))
+    assert tuple(certificate for _, certificate in seen) == solution.residual_norms
+    assert seen[-1][1] == solution.certificate <= 1e-10 < seen[0][1]
+    assert "x ≥ 0" in solution.objective
+
+
+def test_spent_iterations_are_told():
+    estimate = estimator(BLUR, size=(20, 20), max_iterations=1)
+    assert estimate.solve(stars(estimate)).status is Status.MAX_ITERATIONS
+
+
+def test_a_tolerance_out_of_reach_is_told():
+    estimate = estimator(BLUR.float(), size=(20, 20), tolerance=1e-12)
+    assert estimate.solve(stars(estimator(BLUR, size=(20, 20))).float()).status is Status.STAGNATED
+
+
+def test_lambda_zero_is_refused():
+    with pytest.raises(UsageError, match="needs λ above 0"):
+        estimator(BLUR, Boundary.ZERO, lam=0.0)

@@ -1,0 +1,212 @@
+"""Total variation is held against a long run of another algorithm (Chambolle and Pock) on the dense matrices."""
+
+import math
+
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.differences import GRADIENT, Differences
+from deconv_cli.solvers import splitting
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.total_variation import TotalVariationEstimator
+from deconv_cli.vocabulary import Boundary, Method, Penalty
+
+SIZE = (8, 7)
+BLUR = random((1, 1, 3, 3), seed=3).abs()
+BLUR /= BLUR.sum()
+MIXING = random((3, 2, 3, 2), seed=4)
+
+
+def estimator(taps, boundary=Boundary.UNKNOWN, *, size=SIZE, weight=0.05, noise=None, **options):
+    options = {"tolerance": 1e-6, "max_iterations": 20_000} | options
+    settings = InversionSettings(boundary=boundary, **options)
+    return TotalVariationEstimator(Kernel.from_tensor(taps), size, settings, weight=weight, noise=noise)
+
+
+def blocks(estimate, *, noise=0.05, batch=()):
+    """Outputs of an image of three flat regions, with noise."""
+    shape = (*batch, *estimate.operator.input_shape)
+    x = torch.zeros(shape, dtype=torch.float64)
+    x[..., : shape[-2] // 2, :] += 1.0
+    x[..., shape[-1] // 3 :] += 0.5
+    x *= 1 + torch.arange(shape[-3], dtype=torch.float64)[:, None, None]
+    y = estimate.operator.forward(x)
+    return x, y + noise * random(tuple(y.shape), seed=6)
+
+
+def objective(estimate, x, y, weight):
+    """Write the objective down again, channel by channel and pixel by pixel."""
+    periodic = estimate.operator.boundary is Boundary.CIRCULAR
+    down = x.roll(-1, -2) - x
+    right = x.roll(-1, -1) - x
+    if not periodic:
+        down[..., -1, :] = 0
+        right[..., :, -1] = 0
+    variation = (down**2 + right**2).sqrt().sum()
+    return float(0.5 * (estimate.operator.forward(x) - y).square().sum() + weight * variation)
+
+
+def chambolle_pock(estimate, y, weight, n_steps=6_000):
+    """Primal and dual steps with the dense matrix; A. Chambolle and T. Pock, JMIV 40, 2011, algorithm 1."""
+    operator = estimate.operator
+    periodic = operator.boundary is Boundary.CIRCULAR
+    A = operator.as_matrix()
+    D = Differences(operator.input_shape, GRADIENT, periodic=periodic).as_matrix()
+    norm = torch.linalg.matrix_norm(torch.cat([A, D]), 2)
+    tau = sigma = 0.99 / norm
+    x = ahead = torch.zeros(A.shape[1], dtype=torch.float64)
+    q, p = torch.zeros_like(y), torch.zeros(D.shape[0], dtype=torch.float64)
+    for _ in range(n_steps):
+        q = (q + sigma * (A @ ahead - y)) / (1 + sigma)
+        p = (p + sigma * (D @ ahead)).reshape(2, -1)
+        p = (p / (p.norm(dim=0) / weight).clamp_min(1)).flatten()
+        new = x - tau * (A.T @ q + D.T @ p)
+        ahead, x = 2 * new - x, new
+    return x.reshape(operator.input_shape)
+
+
+@pytest.mark.parametrize("boundary", list(Boundary))
+@pytest.mark.parametrize("taps", [BLUR, MIXING], ids=["blur", "mixing"])
+def test_it_is_the_minimum_under_every_border(taps, boundary):
+    estimate = estimator(taps, boundary)
+    _, y = blocks(estimate)
+    solution = estimate.solve(y)
+    assert solution.status is Status.CONVERGED
+    assert solution.certificate <= 1e-6
+    x = solution.value.reshape(estimate.operator.input_shape)
+    expected = chambolle_pock(estimate, y.flatten(), 0.05)
+    lowest = objective(estimate, expected, y, 0.05)
+    assert objective(estimate, x, y, 0.05) <= lowest * (1 + 1e-5)
+    torch.testing.assert_close(
+        estimate.frame(solution.value), estimate.frame(expected.expand_as(solution.value)), rtol=0, atol=1e-3
+    )
+
+
+def test_edges_are_sharper_than_under_a_quadratic_penalty():
+    estimate = estimator(BLUR, size=(24, 24), weight=None, noise=0.05, tolerance=1e-4)
+    x, y = blocks(estimate)
+    restored = estimate.frame(estimate.solve(y).value)
+    quadratic = []
+    for lam in (1e-3, 1e-2, 3e-2, 1e-1, 3e-1):
+        settings = InversionSettings(boundary=Boundary.UNKNOWN, lam=lam, penalty=Penalty.GRADIENT)
+        quadratic.append(PseudoInverse(Kernel.from_tensor(BLUR), (24, 24), settings)(y))
+    truth = estimate.frame(x[None])
+    assert (restored - truth).norm() < 0.6 * min((estimate - truth).norm() for estimate in quadratic)
+
+
+@pytest.mark.parametrize("boundary", [Boundary.UNKNOWN, Boundary.ZERO, Boundary.CIRCULAR])
+def test_the_weight_follows_from_the_noise(boundary):
+    estimate = estimator(BLUR, boundary, size=(20, 22), weight=None, noise=0.05, tolerance=1e-4)
+    _, y = blocks(estimate)
+    solution = estimate.solve(y)
+    assert solution.status is Status.CONVERGED
+    residual = estimate.arrange(y) - estimate.operator.forward(solution.value)
+    assert float(residual.square().mean().sqrt()) == pytest.approx(0.05, rel=0.02)
+    # The same as with that weight from the start, which the sentence names.
+    again = estimator(BLUR, boundary, size=(20, 22), weight=solution.weight, tolerance=1e-4).solve(y)
+    torch.testing.assert_close(again.value, solution.value, rtol=0, atol=2e-2)
+    assert f"{solution.weight:.4g}·TV(x)" in solution.objective
+
+
+def test_noise_without_a_scene_gives_a_flat_image():
+    estimate = estimator(BLUR, size=(16, 16), weight=None, noise=0.2, tolerance=1e-3)
+    y = 1 + 0.1 * random((1, 16, 16), seed=2)
+    value = estimate.frame(estimate.solve(y).value)
+    assert float(value.max() - value.min()) < 0.02
+    assert float(value.mean()) == pytest.approx(float(y.mean()), abs=0.02)
+
+
+def test_noise_that_no_weight_explains_is_refused():
+    estimate = estimator(BLUR, Boundary.ZERO, size=(12, 12), padding="full", weight=None, noise=1e-4)
+    y = random(estimate.operator.output_shape, seed=1)
+    with pytest.raises(UsageError, match="no weight leaves only noise"):
+        estimate.solve(y)
+
+
+def test_a_batch_gives_what_its_images_give_alone():
+    estimate = estimator(BLUR, tolerance=1e-5)
+    _, y = blocks(estimate, batch=(2,))
+    y[1] = y[1].flip(-1)
+    together = estimate.solve(y).value
+    for i in range(2):
+        torch.testing.assert_close(together[i], estimate.solve(y[i]).value, rtol=0, atol=2e-3)
+
+
+def test_units_do_not_matter():
+    _, y = blocks(estimator(BLUR))
+    expected = estimator(BLUR.float(), tolerance=1e-4).solve(y.float()).value
+    for unit in (2.0**-60, 2.0**60):
+        found = estimator(BLUR.float(), weight=0.05 * unit, tolerance=1e-4).solve(unit * y.float()).value / unit
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("weight", [1e-4, 1e-2, 1.0])
+def test_float32_reaches_its_default_tolerance(weight):
+    estimate = estimator(BLUR.float(), size=(24, 25), weight=weight, tolerance=None, max_iterations=2000)
+    assert estimate.tolerance == 1e-4
+    _, y = blocks(estimator(BLUR, size=(24, 25)))
+    solution = estimate.solve(100 + 100 * y.float())
+    assert solution.status is Status.CONVERGED
+    assert solution.certificate <= 1e-4
+    assert solution.value.dtype == torch.float32
+
+
+def test_black_and_flat_data_stay_what_they_are():
+    estimate = estimator(BLUR)
+    flat = estimate.solve(torch.full((1, 8, 7), 3.0, dtype=torch.float64))
+    assert flat.status is Status.CONVERGED
+    torch.testing.assert_close(flat.value, torch.full_like(flat.value, 3.0), rtol=1e-6, atol=0)
+    black = estimate.solve(torch.zeros(1, 8, 7, dtype=torch.float64))
+    assert black.status is Status.CONVERGED
+    assert not black.value.any()
+
+
+def test_progress_falls_to_the_certificate():
+    seen = []
+    estimate = estimator(BLUR)
+    solution = estimate.solve(blocks(estimate)[1], lambda n, certificate: seen.append((n, certificate)))
+    assert [n for n, _ in seen] == list(range(1, solution.n_iterations + 1))
+    assert tuple(certificate for _, certificate in seen) == solution.residual_norms
+    assert seen[-1][1] == solution.certificate < 1e-3 * seen[0][1]
+
+
+def test_spent_iterations_are_told():
+    estimate = estimator(BLUR, max_iterations=3)
+    assert estimate.solve(blocks(estimate)[1]).status is Status.MAX_ITERATIONS
+
+
+def test_a_tolerance_out_of_reach_is_told(monkeypatch):
+    estimate = estimator(BLUR.float(), tolerance=1e-12)
+    monkeypatch.setattr(splitting, "MAX_STEPS_WITHOUT_GAIN", 50)
+    assert estimate.solve(blocks(estimator(BLUR))[1].float()).status is Status.STAGNATED
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weight": 0.0}, "must be a positive number"),
+        ({"weight": math.inf}, "must be a positive number"),
+        ({"weight": None}, "needs a weight, or the noise"),
+        ({"method": Method.DIRECT}, "picks its own solver"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        estimator(BLUR, **options)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-17, math.nan])
+def test_a_weight_cannot_follow_from_no_noise(noise):
+    estimate = estimator(BLUR, weight=None, noise=noise)
+    with pytest.raises(UsageError, match="no noise was found"):
+        estimate.solve(blocks(estimate)[1])
+
+
+def test_fewer_outputs_than_inputs_are_refused():
+    with pytest.raises(UsageError, match="leaves constant images undetermined"):
+        estimator(random((2, 3, 3, 3)))

@@ -1,0 +1,143 @@
+"""`deconv_cli.invert` with a constraint, a prior or counts: what it gives, what it says, and what it refuses."""
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.solvers.solution import Status
+
+KERNEL = torch.outer(torch.tensor([1.0, 2, 3, 2, 1]), torch.tensor([1.0, 2, 1])) / 36
+
+
+def stars(channels=1, noise=0.0, size=(24, 22)):
+    x = (random((channels, *size), seed=1) - 1.5).clamp_min(0).float()
+    y = deconv_cli.forward(x, KERNEL)
+    return x, y + noise * random(tuple(y.shape), seed=2).float()
+
+
+def test_nonnegative_is_nearer_to_stars_and_says_what_it_minimized():
+    x, y = stars(channels=3, noise=0.02)
+    free = deconv_cli.invert(y, KERNEL, lam=1e-3)
+    bound = deconv_cli.invert(y, KERNEL, lam=1e-3, nonnegative=True)
+    assert free.image.min() < 0
+    assert bound.image.min() == 0
+    assert (bound.image - x).norm() < 0.8 * (free.image.clamp_min(0) - x).norm()
+    assert "x ≥ 0" in bound.solution.objective
+    assert "x ≥ 0" not in free.solution.objective
+    assert bound.well_posedness == free.well_posedness
+    assert bound.lam == 1e-3
+    assert bound.solution.certificate <= 1e-6
+
+
+def test_total_variation_with_a_weight_from_the_noise_or_by_hand():
+    x = torch.zeros(2, 40, 40)
+    x[0, 10:30, 8:25] = 1
+    x[1, 20:, :] = 2
+    y = deconv_cli.forward(x, KERNEL, boundary="replicate") + 0.03 * random((2, 40, 40), seed=3).float()
+    result = deconv_cli.invert(y, KERNEL, boundary="unknown", prior="tv", tolerance=1e-3)
+    assert result.solution.status is Status.CONVERGED
+    assert result.residual.root_mean_square == pytest.approx(0.03, rel=0.15)
+    assert "standard deviation" in result.choice.reason
+    assert result.lam is result.penalty is result.well_posedness is None
+    with pytest.raises(deconv_cli.UsageError, match="no noise was found"):
+        deconv_cli.invert(deconv_cli.forward(x, KERNEL, boundary="replicate"), KERNEL, prior="tv")
+    again = deconv_cli.invert(y, KERNEL, boundary="unknown", prior="tv", tolerance=1e-3, weight=result.solution.weight)
+    assert (again.image - result.image).abs().max() < 0.02
+    smooth = deconv_cli.invert(y, KERNEL, boundary="unknown", lam=1e-2, penalty="gradient")
+    assert (result.image - x).norm() < 0.8 * (smooth.image - x).norm()
+
+
+def test_a_known_noise_takes_the_place_of_an_estimated_one():
+    y = deconv_cli.forward(torch.ones(1, 20, 20).cumsum(-1), KERNEL, boundary="replicate")
+    y = y + 0.1 * random((1, 20, 20), seed=3).float()
+    result = deconv_cli.invert(y, KERNEL, boundary="unknown", prior="tv", tolerance=1e-3, noise_sigma=0.2)
+    assert result.residual.root_mean_square == pytest.approx(0.2, rel=0.02)
+
+
+def test_lambda_may_be_chosen_before_the_constraint():
+    _, y = stars(noise=0.02)
+    result = deconv_cli.invert(y, KERNEL, nonnegative=True, lam="auto")
+    assert result.lambda_choice is not None
+    assert result.lam == result.lambda_choice.lam > 0
+    assert result.image.min() == 0
+
+
+def test_richardson_lucy_with_and_without_a_gain():
+    x, y = stars(channels=2, size=(64, 64))
+    counts = torch.poisson(2000 * (y + 0.2), generator=torch.Generator().manual_seed(4)) / 200
+    for gain in (None, 1 / 200, "auto"):
+        result = deconv_cli.invert(counts, KERNEL, boundary="unknown", method="richardson-lucy", gain=gain)
+        assert result.solution.status is Status.STOPPED_AT_NOISE
+        assert result.image.shape == x.shape
+        assert result.image.min() >= 0
+        assert "Poisson divergence" in result.solution.objective
+        assert (result.image / 10 - 0.2 - x).norm() < 0.95 * (counts / 10 - 0.2 - x).norm()
+
+
+def test_a_bias_is_subtracted_first():
+    _, y = stars(channels=1)
+    kernel, bias = KERNEL[None, None], torch.tensor([2.0])
+    for options in (
+        {"nonnegative": True},
+        {"prior": "tv", "weight": 0.01},
+        {"method": "richardson-lucy", "gain": 1e-6},
+    ):
+        biased = deconv_cli.invert(y + 2, kernel, bias=bias, tolerance=1e-3, **options).image
+        expected = deconv_cli.invert(y, kernel, tolerance=1e-3, **options).image
+        assert (biased - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"nonnegative": True, "lam": 0.0}, "needs λ above 0"),
+        ({"nonnegative": True, "rcond": 1e-3}, "truncates no singular values"),
+        ({"nonnegative": True, "prior": "tv"}, "do not go together"),
+        ({"prior": "tv", "lam": 1e-3}, "has no λ, but one was given; use weight"),
+        ({"prior": "tv", "penalty": "gradient"}, "has no other penalty"),
+        ({"prior": "tv", "rcond": 1e-3}, "truncates no singular values"),
+        ({"prior": "tv", "method": "fft"}, "picks its own solver"),
+        ({"prior": "tv", "weight": -1.0}, "weight must be auto or a positive number, but is -1.0"),
+        ({"prior": "tv", "weight": "much"}, "weight must be auto or a positive number"),
+        ({"prior": "tv", "weight": True}, "weight must be auto or a positive number"),
+        ({"prior": "tv", "lam": "auto"}, "has no λ"),
+        ({"prior": "tv", "predict": True}, "errors are predicted for estimates that are linear"),
+        ({"nonnegative": True, "predict": True}, "errors are predicted for estimates that are linear"),
+        ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
+        ({"weight": 1.0}, "was not asked for"),
+        ({"gain": 1.0}, "richardson-lucy alone"),
+        ({"method": "richardson-lucy", "lam": 1e-3}, "has no λ"),
+        ({"method": "richardson-lucy", "penalty": "identity"}, "has no other penalty"),
+        ({"method": "richardson-lucy", "rcond": 1e-3}, "truncates no singular values"),
+        ({"method": "richardson-lucy", "prior": "tv"}, "knows no other wishes"),
+        ({"method": "richardson-lucy", "nonnegative": True}, "its estimates are anyway"),
+        ({"prior": "sparse"}, "prior must be one of quadratic, tv"),
+    ],
+)
+def test_contradictions_are_refused(options, sentence):
+    _, y = stars()
+    with pytest.raises(deconv_cli.UsageError, match=sentence):
+        deconv_cli.invert(y.clamp_min(0), KERNEL, **options)
+
+
+def test_there_is_no_linear_inverse_by_richardson_and_lucy():
+    with pytest.raises(deconv_cli.UsageError, match="no linear inverse"):
+        deconv_cli.pseudo_inverse(KERNEL, input_size=(8, 8), method="richardson-lucy")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"nonnegative": True}, {"prior": "tv"}, {"method": "richardson-lucy"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_derivatives_are_refused_rather_than_dropped(options):
+    _, y = stars()
+    y = y.clamp_min(0).requires_grad_()
+    with pytest.raises(deconv_cli.UsageError, match="has no derivative"):
+        deconv_cli.invert(y, KERNEL, **options)
+    more = {"weight": 0.1} if "prior" in options else {}
+    with torch.no_grad():
+        assert deconv_cli.invert(y, KERNEL, tolerance=0.1, **(options | more)).image.isfinite().all()
+    with pytest.raises(deconv_cli.UsageError, match="has no derivative"):
+        deconv_cli.invert(y.detach(), KERNEL.clone().requires_grad_(), **options)
