@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.console import CertificateProgress
 from deconv_cli.commands.context import Context, Input, OptionValues
+from deconv_cli.commands.views import Views
 from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, parse_padding
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Restorer(ABC):
     def retyped(self, posed: Posed, result: Reconstruction) -> OptionValues:
         """Give the options that would make the same inverse again."""
 
-    def restore(self, job: Job) -> Outcome:
-        """Read, restore and write one file."""
+    def restore(self, job: Job, views: Views) -> Outcome:
+        """Read, restore and write one file, and show it where it is wanted."""
         from deconv_cli.report.record import describe_reconstruction
         from deconv_cli.workflows.invert import reconstruct
 
@@ -77,16 +78,19 @@ class Restorer(ABC):
         with CertificateProgress(self._tolerance, verbose=self._verbose).shown() as progress:
             inverse = self.inverse_for(loaded.values, posed)
             result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
+        diagnosis, findings = views.diagnose(inverse, result, loaded, context.kernel_file.bias)
         details: dict[str, Any] = {
             "factor": None if context.factor is None else context.factor.record,
             "boundary": border.boundary.value,
             "boundary_reason": border.reason,
             **describe_reconstruction(result),
             "lambda_reason": posed.lambda_reason,
+            **findings,
             "notes": border.notes,
         }
         typed = self.retyped(posed, result)
         record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
+        views.present(record, loaded, result, diagnosis)
         return Outcome(record, is_trusted=result.solution.status.is_success)
 
 
