@@ -14,7 +14,7 @@ from deconv_cli.operators.spectrum import single_threaded, singular_values
 from deconv_cli.vocabulary import Penalty, Size
 
 # A map finer than this along either axis shows nothing more.
-MAX_MAP = 256
+MAX_MAP = 192
 MAX_MAP_OPERATIONS = 1e8
 
 

@@ -55,7 +55,7 @@ class ResidualVerdict(StrEnum):
 
 
 _SENTENCES = {
-    ResidualVerdict.FINE: "The residual is what noise alone would leave: nothing speaks against kernel, border or λ.",
+    ResidualVerdict.FINE: "The residual is no larger than the noise: nothing speaks against kernel, border or λ.",
     ResidualVerdict.OVER_SMOOTHED: (
         "The residual still holds detail of the picture that the kernel lets through: the estimate is over-smoothed, "
         "and a smaller λ would recover more."

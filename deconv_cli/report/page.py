@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.optional_parts import LambdaChoice, PredictedError
 from deconv_cli.report.pictures import Plane, display_range, draw_pictures
-from deconv_cli.report.plots import border_plot, gain_plot, lambda_plot, picard_plot, residual_plot
+from deconv_cli.report.plots import border_plot, correlation_plot, gain_plot, histogram_plot, lambda_plot, picard_plot
 from deconv_cli.report.record import Record
 from deconv_cli.report.story import tell
 from deconv_cli.report.table import facts, flatten
@@ -102,13 +103,14 @@ def _plots(contents: ReportContents) -> list[Plot]:
         picard_plot(diagnosis.picard, unit),
         gain_plot(diagnosis.gain_map.cpu(), diagnosis.conditioning.sigma_max, has_channels=_has_channels(diagnosis)),
         border_plot(record["border"], None if predicted is None else predicted.bands, unit),
-        residual_plot(diagnosis.tests, unit),
+        histogram_plot(diagnosis.tests, unit),
+        correlation_plot(diagnosis.tests.whiteness),
     ]
     return [plot for plot in plots if plot is not None]
 
 
 def _has_channels(diagnosis: Diagnosis) -> bool:
-    return diagnosis.conditioning.n_values > diagnosis.gain_map.shape[-1] * diagnosis.gain_map.shape[-2]
+    return not torch.equal(diagnosis.gain_map[0], diagnosis.gain_map[1])
 
 
 def _planes(contents: ReportContents) -> tuple[list[Plane], str | None]:
@@ -118,8 +120,9 @@ def _planes(contents: ReportContents) -> tuple[list[Plane], str | None]:
     truth = None if contents.truth is None else _seen(contents.truth, contents)
     low, high = display_range(*(image for image in (data, estimate, truth) if image is not None))
     predicted = contents.predicted_error
+    together = "Input and estimate" if truth is None else "Input, estimate and truth"
     planes = [
-        Plane("Input", data, low, high, "As it came. Input, estimate and truth share one scale.", unit),
+        Plane("Input", data, low, high, f"As it came. {together} share one scale.", unit),
         Plane(
             "Estimate",
             estimate,

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from deconv_cli.report.png import data_uri, encode_png
 
-# Longest side of a picture in pixels, and the sides that are tried in turn until all pictures fit.
-SIDES = (1024, 896, 768, 640, 512, 384, 256, 128)
+# Longest side of a picture in pixels: at most, and at least.
+MAX_SIDE = 1024
+MIN_SIDE = 128
 # Bytes of all pictures together; base64 makes four of three.
-MAX_BYTES = 1_900_000
+MAX_BYTES = 1_500_000
 # Levels of a color map: more cannot be told apart, and would take twice the place.
 N_LEVELS = 64
 SCALE_LENGTH = 64
@@ -82,11 +83,14 @@ def draw_pictures(planes: list[Plane]) -> tuple[list[Picture], int]:
     Returns:
         The pictures, and the longest side that was allowed.
     """
-    side = SIDES[0]
-    for side in SIDES:
+    side = min(max(max(plane.values.shape[-2:]) for plane in planes), MAX_SIDE)
+    while True:
         encoded = [_encode(plane, side) for plane in planes]
-        if sum(map(len, encoded)) <= MAX_BYTES:
+        n_bytes = sum(map(len, encoded))
+        if n_bytes <= MAX_BYTES or side <= MIN_SIDE:
             break
+        # Bytes grow with the area; what is averaged is smoother, but not by much.
+        side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
     return [_picture(plane, content, side) for plane, content in zip(planes, encoded, strict=True)], side
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.diagnostics.picard import Picard
 from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.whiteness import Whiteness
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from torch import Tensor
 
     from deconv_cli.report.optional_parts import ErrorBand, LambdaChoice, LambdaCurve
@@ -41,7 +43,7 @@ def lambda_plot(choice: LambdaChoice) -> Plot | None:
     ]
     alt = f"λ = {choice.lam:.3g} by {choice.rule}. {'; '.join(parts)}."
     caption = "What each rule makes small, for every λ that was tried. The dot is its own choice, the line the λ taken."
-    return draw_plot("The choice of λ", caption, alt, draw, (3.6 * len(curves) + 1.2, 3.6))
+    return draw_plot("The choice of λ", caption, alt, draw)
 
 
 def _draw_curve(axes: Axes, theme: Theme, curve: LambdaCurve, lam: float, color: str) -> None:
@@ -108,10 +110,7 @@ def gain_plot(gains: Tensor, sigma_max: float, *, has_channels: bool) -> Plot:
             axes.grid(visible=False)
             if has_channels:
                 axes.set_title(name, color=theme.ink, fontsize=10)
-        bar = figure.colorbar(image, ax=figure.axes, shrink=0.9)
-        bar.set_label("log₁₀ σ / σmax", color=theme.ink)
-        bar.ax.tick_params(colors=theme.ink)
-        bar.outline.set_edgecolor(theme.faint)
+        _color_bar(figure, image, theme, "log₁₀ σ / σmax")
 
     weak = float((gains[1] < 0.01 * sigma_max).double().mean())
     alt = (
@@ -122,7 +121,7 @@ def gain_plot(gains: Tensor, sigma_max: float, *, has_channels: bool) -> Plot:
         "How strongly waves of each direction and fineness come through the kernel: coarse ones in the middle, the "
         "finest at the rim. What is dark has to be guessed."
     )
-    return draw_plot("What the kernel lets through", caption, alt, draw, (4.4 * len(shown) + 0.6, 3.8))
+    return draw_plot("What the kernel lets through", caption, alt, draw, (6.0, 3.6 if len(shown) == 1 else 2.9))
 
 
 def border_plot(bands: list[Record], errors: Sequence[ErrorBand] | None, unit: str) -> Plot:
@@ -153,41 +152,58 @@ def border_plot(bands: list[Record], errors: Sequence[ErrorBand] | None, unit: s
     return draw_plot("From the edge inwards", caption, alt, draw)
 
 
-def residual_plot(tests: ResidualTests, unit: str) -> Plot:
-    """Draw how the residual is distributed, and how it hangs together."""
-    histogram, whiteness = tests.histogram, tests.whiteness
+def histogram_plot(tests: ResidualTests, unit: str) -> Plot:
+    """Draw how the residual is distributed."""
+    histogram = tests.histogram
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=theme.first, alpha=0.8, label="residual")
+        if tests.noise:
+            _draw_noise(axes, theme, tests)
+        style(axes, theme, f"residual, {unit}", "samples")
+        legend(axes, theme)
+
+    noise = "" if tests.noise is None else f"; noise of the data {tests.noise:.3g}"
+    alt = f"Distribution of the residual away from the edges: rms {tests.interior_rms:.3g} {unit}{noise}."
+    caption = (
+        "The line is the noise of the data: a residual that is much wider holds more than noise, one that is much "
+        "narrower has let noise into the estimate."
+    )
+    return draw_plot("Residual against noise", caption, alt, draw)
+
+
+def correlation_plot(whiteness: Whiteness) -> Plot:
+    """Draw how much the residual at one pixel tells of that at another."""
     lag = whiteness.max_lag
 
     def draw(figure: Figure, theme: Theme) -> None:
-        left, right = figure.subplots(1, 2)
-        left.stairs(histogram.counts, histogram.edges, fill=True, color=theme.first, alpha=0.8, label="residual")
-        if tests.noise:
-            _draw_noise(left, theme, tests)
-        style(left, theme, unit, "samples")
-        legend(left, theme)
+        axes = figure.add_subplot()
         correlation = whiteness.autocorrelation.cpu().clone()
         correlation[lag, lag] = math.nan
         span = max(whiteness.largest, 0.05)
         extent = (-lag - 0.5, lag + 0.5, lag + 0.5, -lag - 0.5)
-        style(right, theme, "lag across, pixels", "lag down, pixels")
-        image = right.imshow(correlation.numpy(), cmap="cividis", vmin=-span, vmax=span, extent=extent)
-        right.grid(visible=False)
-        bar = figure.colorbar(image, ax=right)
-        bar.set_label("correlation", color=theme.ink)
-        bar.ax.tick_params(colors=theme.ink)
-        bar.outline.set_edgecolor(theme.faint)
+        style(axes, theme, "lag across, pixels", "lag down, pixels")
+        image = axes.imshow(correlation.numpy(), cmap="cividis", vmin=-span, vmax=span, extent=extent)
+        axes.grid(visible=False)
+        _color_bar(figure, image, theme, "correlation")
 
     alt = (
-        f"Residual rms {tests.interior_rms:.3g} {unit}"
-        + ("" if tests.noise is None else f", noise {tests.noise:.3g}")
-        + f"; its neighbors correlate by up to {whiteness.largest:.2g}; {whiteness.statistic:.4g} over "
+        f"Neighbors in the residual correlate by up to {whiteness.largest:.2g}; Q = {whiteness.statistic:.4g} over "
         f"{whiteness.n_lags} lags is {whiteness.z_score:.3g} standard deviations from white noise."
     )
     caption = (
-        "Left: the samples of the residual, and the noise of the data as a line. Right: how much the residual at one "
-        "pixel tells of that at another; noise alone gives an even field about zero."
+        "How much the residual at one pixel tells of that some pixels away. Noise that nothing was taken from gives an "
+        "even field about zero; what the estimate has taken up leaves a pattern."
     )
-    return draw_plot("The residual", caption, alt, draw, (8.4, 3.4))
+    return draw_plot("The residual's neighbors", caption, alt, draw)
+
+
+def _color_bar(figure: Figure, image: AxesImage, theme: Theme, label: str) -> None:
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.9)
+    bar.set_label(label, color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink)
+    bar.outline.set_edgecolor(theme.faint)
 
 
 def _draw_noise(axes: Axes, theme: Theme, tests: ResidualTests) -> None:

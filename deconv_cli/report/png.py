@@ -35,7 +35,7 @@ def encode_png(samples: Tensor, palette: Tensor | None = None, alpha: bytes = b"
     if palette is not None:
         chunks.append(_chunk(b"PLTE", bytes(palette.flatten().tolist())))
         chunks += [_chunk(b"tRNS", alpha)] if alpha else []
-    body = zlib.compress(torch.cat([kind, lines], dim=1).numpy().tobytes(), 9)
+    body = zlib.compress(torch.cat([kind, lines], dim=1).numpy().tobytes(), 6)
     return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
 
 

@@ -45,7 +45,7 @@ def tell(record: Record, diagnosis: Diagnosis, choice: LambdaChoice | None, pred
     )
     reason = record["lambda_reason"] if choice is None else choice.reason
     chosen = f"λ = {record['lambda']:g} (in units of σ²max, penalty {record['penalty']}): {_stopped(reason)}"
-    warnings = [] if choice is None or not choice.warning else [_stopped(choice.warning)]
+    warnings = [] if choice is None or not choice.warning else [_stopped(_capital(choice.warning))]
     if solver["status"] not in ("converged", "closed_form"):
         warnings.insert(0, f"The solver did not finish: {_stopped(solver['message'])}")
     if record["well_posedness"]["is_well_posed"] is False:

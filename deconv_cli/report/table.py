@@ -40,7 +40,7 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
         ),
         (
             "Degrees of freedom",
-            f"{conditioning.degrees_of_freedom:.4g} of {conditioning.n_unknowns}",
+            f"{conditioning.degrees_of_freedom:.0f} of {conditioning.n_unknowns}",
             "how many numbers of the estimate the data decide; λ decides the others",
         ),
         (
@@ -50,8 +50,8 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
         ),
         (
             "Null space",
-            f"{100 * diagnosis.null_share_of_data:.2g} % of the data, "
-            f"{100 * diagnosis.null_share_of_estimate:.2g} % of the estimate",
+            f"{_percent(diagnosis.null_share_of_data)} of the data, "
+            f"{_percent(diagnosis.null_share_of_estimate)} of the estimate",
             "energy that the kernel removes altogether",
         ),
         (
@@ -68,9 +68,17 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
             "Whiteness",
             f"{tests.whiteness.largest:.2g}",
             f"largest correlation of the residual's neighbors; z = {tests.whiteness.z_score:.3g}, "
-            f"p = {tests.whiteness.p_value:.2g}",
+            f"p {_probability(tests.whiteness.p_value)} for white noise",
         ),
     ]
+
+
+def _probability(value: float) -> str:
+    return f"= {value:.2g}" if value > 1e-99 else "< 1e-99"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share > 1e-9 else "0 %"
 
 
 def flatten(record: Record) -> list[tuple[str, str]]:
