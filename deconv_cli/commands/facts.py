@@ -31,9 +31,8 @@ def print_facts(record: dict[str, Any]) -> None:
 def _entry_rows(entry: dict[str, Any], *, is_only: bool) -> list[tuple[str, str]]:
     shape = "×".join(map(str, entry["shape"])) or "a single number"
     letters = "" if entry["axes"] is None else f" {entry['axes']}"
-    rows = [
-        (entry["kind"], f"{'' if entry['name'] is None else entry['name'] + '  '}{shape}{letters} {entry['dtype']}")
-    ]
+    name = "" if entry["name"] is None else f"{entry['name']}  "
+    rows = [(entry["kind"], f"{name}{shape}{letters} {entry['dtype']}")]
     if entry["minimum"] is not None:
         spread = "" if entry["mean"] is None else f", mean {entry['mean']:.4g} ± {entry['standard_deviation']:.4g}"
         rows.append(("range" if is_only else "", f"{entry['minimum']:.6g} to {entry['maximum']:.6g}{spread}"))
@@ -60,11 +59,13 @@ def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
             f"{'infinite' if condition is None else f'{condition:.4g}'} on {size} pixels",
         ),
     ]
+    findings: dict[str, list[str]] = {}
     for border in kernel["borders"]:
         found = border["well_posedness"]
         word = "not possible" if found is None else _WORDS[found["is_well_posed"]]
-        rows.append((border["boundary"], f"{word}: {border['reason']}"))
-    return rows
+        findings.setdefault(f"{word}: {border['reason']}", []).append(border["boundary"])
+    said = [f"{', '.join(borders)}: {finding}" for finding, borders in findings.items()]
+    return rows + [("borders" if place == 0 else "", sentence) for place, sentence in enumerate(said)]
 
 
 _WORDS = {True: "well posed", False: "not well posed", None: "not tested"}

@@ -66,10 +66,10 @@ class KernelFacts:
 
     Attributes:
         kernel: in canonical form.
-        origin: the tap that meets the output pixel under padding same.
+        origin: the tap that meets the output pixel under padding same, as `conv2d` applies them.
         centroid: where the weight of all taps (their sizes) is centered, less the origin: by so many pixels, down and
             across, the kernel shifts what it blurs.
-        is_symmetric: turned by half a circle around its middle, and with inputs and outputs as they are, it is the same.
+        is_symmetric: it is the same when turned by half a circle around its middle.
         spectrum: the extreme singular values on the torus of the image.
         borders: what each border would do.
     """
