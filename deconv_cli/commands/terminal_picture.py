@@ -60,7 +60,7 @@ def _lines(console: Console, levels: Tensor) -> tuple[list[Text], tuple[int, int
     columns = max(int(width * scale), 1)
     rows = max(round(height * scale * rows_a_line / 2), 1)
     rows += rows % rows_a_line
-    reduced = functional.adaptive_avg_pool2d(levels[None], (rows, columns))[0].clamp(0, 1)
+    reduced = functional.adaptive_avg_pool2d(levels.nan_to_num()[None], (rows, columns))[0].clamp(0, 1)
     if has_colors:
         return _blocks((reduced * 255).round().int().expand(3, -1, -1).permute(1, 2, 0).tolist()), (rows, columns)
     return _shades((reduced.mean(0) * (len(SHADES) - 1)).round().int().tolist()), (rows, columns)

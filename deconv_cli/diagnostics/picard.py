@@ -55,7 +55,8 @@ def measure_picard(modes: TorusModes, data: Tensor, *, is_periodic: bool) -> Pic
         is_periodic: the data go on around the torus; if not, they are faded out towards the edges first, since a jump
             between opposite edges would look like noise.
     """
-    sizes = modes.of_outputs(data if is_periodic else tapered(data)).abs().flatten(end_dim=-4)
+    planes = data if data.ndim > 3 else data[None]
+    sizes = modes.of_outputs(planes if is_periodic else tapered(planes)).abs().flatten(end_dim=-4)
     sigma = modes.sigma.flatten()
     weights = modes.weights[..., None].expand_as(modes.sigma).flatten()
     order = sigma.argsort(descending=True, stable=True)

@@ -150,10 +150,11 @@ def examine_residual(
     whiteness = measure_whiteness(inside)
     implausible = _implausible_share(residual, data, modes, weight, penalty, level or 0.0)
     spread = _rms(data - data.mean(dim=(-2, -1), keepdim=True))
-    if edge_ratio > EDGE_EXCESS:
+    least = NOTABLE * spread if level is None else level
+    if edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         verdict = ResidualVerdict.WRONG_BORDER
     elif level is None:
-        is_structured = interior_rms > NOTABLE * spread and whiteness.largest > CORRELATED
+        is_structured = interior_rms > least and whiteness.largest > CORRELATED
         verdict = _cause_of_excess(implausible) if is_structured else ResidualVerdict.UNTESTED
     elif interior_rms > EXCESS * level:
         verdict = _cause_of_excess(implausible)
@@ -212,7 +213,7 @@ def _implausible_share(
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
     """
-    left, whole = tapered(residual), tapered(data)
+    left, whole = (tapered(image if image.ndim > 3 else image[None]) for image in (residual, data))
     gain = estimator_gain(modes, weight=weight, penalty=penalty, threshold=0.0)
     kept = (gain * modes.sigma).flatten()
     sigma, weights = modes.sigma.flatten(), modes.weights[..., None].expand_as(modes.sigma).flatten()

@@ -55,7 +55,7 @@ def measure_whiteness(residual: Tensor) -> Whiteness:
     if host.as_number(power) == 0 or lag == 0:
         return Whiteness(torch.ones(2 * lag + 1, 2 * lag + 1), lag, 0.0, 0.0, 0, 1.0, 0.0)
     offsets = torch.arange(-lag, lag + 1, device=planes.device).abs()
-    n_pairs = len(planes) * (height - offsets[:, None]) * (width - offsets)
+    n_pairs = (len(planes) * (height - offsets[:, None]) * (width - offsets)).to(planes.dtype)
     # Each sum divided by the number of its terms: distant lags have fewer.
     correlation = sums / power * (len(planes) * height * width / n_pairs)
     terms = (n_pairs * correlation.square()).flatten()[: (2 * lag + 1) ** 2 // 2]

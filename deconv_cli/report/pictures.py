@@ -95,17 +95,20 @@ def draw_pictures(planes: list[Plane]) -> tuple[list[Picture], int]:
 
 
 def display_range(*images: Tensor) -> tuple[float, float]:
-    """Find the range that all but the most extreme thousandth of the samples lie in, for all images together."""
+    """Find the range that all but the most extreme thousandth of the finite samples lie in, for all images together."""
     lows, highs = [], []
     for image in images:
         flat = image.flatten().double()
+        flat = flat[flat.isfinite()]
+        if len(flat) == 0:
+            continue
         flat = flat[:: max(len(flat) // N_FOR_RANGE, 1)]
         # By order, since torch's quantiles are limited in size.
         ordered = flat.sort().values
         last = len(ordered) - 1
         lows.append(float(ordered[round(0.001 * last)]))
         highs.append(float(ordered[round(0.999 * last)]))
-    low, high = min(lows), max(highs)
+    low, high = min(lows, default=0.0), max(highs, default=0.0)
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
