@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -40,11 +41,13 @@ def estimate_noise(data: Tensor) -> float | None:
     n_cells = max(min(CELLS, int(math.sqrt(len(planes) * height * width / MIN_COEFFICIENTS))), 1)
     if n_cells < CELLS // 2:
         return None
-    # From 0 at the middle row of the shifted plane outwards, so that a cell holds frequencies of one size.
-    rows = (torch.fft.fftfreq(height, device=data.device).abs() * 2 * n_cells).long().clamp_max(n_cells - 1)
-    columns = (torch.arange(width, device=data.device) * n_cells // width).clamp_max(n_cells - 1)
-    cell = rows[:, None] * n_cells + columns
-    medians = torch.stack([planes[:, cell == index].median() for index in range(n_cells**2)])
+    medians = torch.stack(
+        [
+            planes.index_select(-2, rows)[..., start:stop].median()
+            for rows in _bands(height, n_cells, data.device)
+            for start, stop in itertools.pairwise(width * step // n_cells for step in range(n_cells + 1))
+        ]
+    )
     levels = [level / RAYLEIGH_MEDIAN for level in sorted(host.as_numbers(medians))]
     floor = [level for level in levels if level <= PLATEAU * levels[0]]
     spread = host.as_number(data.double().std() if data.device.type != "mps" else data.std())
@@ -52,3 +55,12 @@ def estimate_noise(data: Tensor) -> float | None:
     if level <= 0 or len(floor) < MIN_PART * len(levels) or level > MAX_FLOOR * spread:
         return None
     return level
+
+
+def _bands(height: int, n_bands: int, device: torch.device) -> list[Tensor]:
+    """Group the rows of a spectrum by the size of their frequency, slow ones first."""
+    frequencies = [min(row, height - row) for row in range(height)]
+    band_of = [min(2 * frequency * n_bands // height, n_bands - 1) for frequency in frequencies]
+    return [
+        torch.tensor([row for row in range(height) if band_of[row] == band], device=device) for band in range(n_bands)
+    ]

@@ -222,7 +222,9 @@ def _implausible_share(
         for image in (left, whole)
     )
     decided = kept >= kept.quantile(0.98).clamp_max(0.5)
-    reference = host.as_number((of_data / sigma.square().clamp_min(1e-300))[decided].median())
+    reference = host.as_number(
+        (of_data / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny))[host.places(decided)].median()
+    )
     outside = (modes.energy(left).flatten(end_dim=-3).mean(0).flatten().sum() - of_residual.sum()).clamp_min(0)
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
