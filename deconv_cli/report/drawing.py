@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from deconv_cli.report.png import data_uri
@@ -29,6 +30,9 @@ class Theme:
 
 LIGHT = Theme(ink="#1f2328", faint="#c9ced6", first="#0072b2", second="#d55e00", accent="#7a3e9d")
 DARK = Theme(ink="#e6e9ee", faint="#4a515c", first="#56b4e9", second="#e69f00", accent="#cc79a7")
+
+_DARKENED = dict(zip(astuple(LIGHT), astuple(DARK), strict=True))
+_COLORS = re.compile("|".join(_DARKENED))
 
 Draw = Callable[["Figure", Theme], None]
 """Draws on an empty figure."""
@@ -63,8 +67,10 @@ def draw_plot(name: str, caption: str, alt: str, draw: Draw, size: tuple[float, 
         draw: draws on an empty figure.
         size: width and height in inches.
     """
-    light, dark = (_as_svg(draw, theme, size) for theme in (LIGHT, DARK))
-    return Plot(name, caption, alt, light, dark)
+    light = _as_svg(draw, size)
+    # Laying out takes far longer than changing colors in a text.
+    dark = _COLORS.sub(lambda color: _DARKENED[color.group()], light)
+    return Plot(name, caption, alt, *(data_uri(svg.encode("utf-8"), "image/svg+xml") for svg in (light, dark)))
 
 
 def style(axes: Axes, theme: Theme, x_label: str, y_label: str) -> None:
@@ -85,7 +91,7 @@ def legend(axes: Axes, theme: Theme) -> None:
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
 
 
-def _as_svg(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
+def _as_svg(draw: Draw, size: tuple[float, float]) -> str:
     with _quiet_matplotlib():
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -95,10 +101,10 @@ def _as_svg(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
         with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "deconv", "font.size": 10}):
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
-            draw(figure, theme)
+            draw(figure, LIGHT)
             written = io.BytesIO()
             figure.savefig(written, format="svg", transparent=True, metadata={"Date": None}, dpi=120)
-    return data_uri(written.getvalue(), "image/svg+xml")
+    return written.getvalue().decode("utf-8")
 
 
 @contextmanager
