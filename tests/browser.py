@@ -21,22 +21,24 @@ def find_browser() -> str | None:
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
-PLUMBING = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
-)
+PLUMBING = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
     """Opens one page, and takes note of everything that it does.
 
     Attributes:
-        requests: addresses that were asked for, but for those that carry their content themselves.
         messages: errors and warnings of the console, exceptions and policy violations.
         dialogs: what a script said in an alert.
     """
 
     def __init__(self, program: str, folder: Path, *, width: int = 1200, dark: bool = False) -> None:
-        self.requests: list[str] = []
+        self._asked: dict[str, str] = {}
         self.messages: list[str] = []
         self.dialogs: list[str] = []
         self._seen: set[str] = set()
@@ -50,7 +52,7 @@ class Browser:
             *(["--blink-settings=preferredColorScheme=0"] if dark else []),
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]  # fmt: skip
-        # The browser reads from the descriptor 3 and writes to 4: the ends of the pipes are moved out of their way first.
+        # The browser reads from the descriptor 3 and writes to 4: the ends of the pipes are moved out of their way.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
         self._process = subprocess.Popen(
             [sys.executable, "-c", PLUMBING, *map(str, ends), program, *options, "about:blank"],
@@ -72,6 +74,11 @@ class Browser:
         self._session = self._ask("Target.attachToTarget", session=False, targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Security"):
             self._ask(f"{domain}.enable")
+
+    @property
+    def requests(self) -> list[str]:
+        """Addresses that were asked for, but for those that carry their content, and those that the policy bars."""
+        return list(self._asked.values())
 
     def close(self) -> None:
         """End the browser."""
@@ -124,7 +131,9 @@ class Browser:
     def _note(self, method: str, params: dict[str, Any]) -> None:
         self._seen.add(method)
         if method == "Network.requestWillBeSent" and not params["request"]["url"].startswith("data:"):
-            self.requests.append(params["request"]["url"])
+            self._asked[params["requestId"]] = params["request"]["url"]
+        elif method == "Network.loadingFailed" and params.get("blockedReason") == "csp":
+            self._asked.pop(params["requestId"], None)
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.messages.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
