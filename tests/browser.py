@@ -1,4 +1,4 @@
-"""A real browser without a window, asked over its debugging pipe what a page does: requests, messages, dialogs, state."""
+"""A real browser without a window, asked over its debugging pipe what a page does."""
 
 from __future__ import annotations
 
