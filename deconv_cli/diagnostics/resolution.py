@@ -73,8 +73,6 @@ def _width(line: Tensor) -> float | None:
     """Find twice the distance at which an even function, given from its peak on, falls to a half of it."""
     values = host.as_numbers(line[: len(line) // 2 + 1])
     half = values[0] / 2
-    if half <= 0:
-        return None
     for at in range(1, len(values)):
         if values[at] < half:
             return 2 * (at - 1 + (values[at - 1] - half) / (values[at - 1] - values[at]))

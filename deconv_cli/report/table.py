@@ -26,7 +26,11 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
             f"{record['residual']['root_mean_square']:.3g} rms",
             f"{100 * record['residual']['relative']:.3g} % of the data",
         ),
-        ("Noise of the data", noise, "stated" if tests.is_noise_given else "estimated from the data"),
+        (
+            "Noise of the data",
+            noise,
+            "stated" if tests.is_noise_given else "estimated from its quietest frequencies, an upper bound",
+        ),
         (
             "Condition",
             "infinite" if condition is None else f"{condition:.3g}",

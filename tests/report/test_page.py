@@ -142,7 +142,10 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
     diagnosis = dataclasses.replace(given.diagnosis, residual=given.diagnosis.residual[None])
     text = Reader(render_page(dataclasses.replace(given, **tensors, diagnosis=diagnosis, is_picture=False))).text
     assert "Shown: the first of 4 images, the first channel of each image." in text
-    assert "Shown:" not in Reader(render_page(given)).text
+    assert "It has a scale of its own." in text
+    plain = Reader(render_page(given)).text
+    assert "Shown:" not in plain
+    assert "The estimate has the same scale." in plain
 
 
 def test_nothing_of_matplotlib_is_left_changed(contents):
