@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from deconv_cli.diagnostics.residual_tests import ResidualVerdict
+from deconv_cli.diagnostics.residual_tests import ResidualVerdict, _histogram
 from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.vocabulary import Boundary, Penalty
 from deconv_cli.workflows.diagnose import diagnose
@@ -154,6 +154,20 @@ def test_a_layer_with_more_outputs_shows_what_no_image_explains():
     explained = diagnose(inverse, reconstruct(inverse, right), right, noise=0.1)
     assert explained.null_share_of_data < 0.01
     assert explained.tests.verdict is ResidualVerdict.FINE
+    # Something that lies wholly outside the range: along every mode there is nothing amiss.
+    symbol = torch.fft.fft2(taps[:, 0], s=(32, 32))
+    spectrum = torch.fft.fft2(noise)
+    along = (symbol.conj() * spectrum).sum(0) / symbol.abs().square().sum(0)
+    foreign = torch.fft.ifft2(spectrum - symbol * along).real
+    found = diagnose(inverse, reconstruct(inverse, right + foreign), right + foreign, noise=0.1)
+    assert found.tests.verdict is ResidualVerdict.WRONG_KERNEL
+    assert found.tests.implausible_share > 0.9
+
+
+def test_an_estimate_that_follows_the_data_anywhere_tells_nothing():
+    found = examined(photograph(KERNELS["motion"], 0.5), KERNELS["motion"], lam=1e-5)
+    assert found.verdict is ResidualVerdict.UNTESTED
+    assert found.interior_rms < 0.4 * found.noise
 
 
 def test_a_bias_is_no_residual():
@@ -174,6 +188,14 @@ def test_the_histogram_counts_every_sample_away_from_the_edges():
     assert edges[-1] == pytest.approx(-edges[0]) == pytest.approx(5 * found.interior_rms)
     within = sum(count for edge, count in zip(edges, counts, strict=False) if abs(edge) < found.interior_rms)
     assert within / sum(counts) == pytest.approx(0.68, abs=0.05)
+
+
+def test_outliers_are_counted_in_the_outermost_bins():
+    residual = torch.zeros(1, 20, 20)
+    residual[0, 10, 10], residual[0, 11, 11] = 1000.0, -2000.0
+    counts = _histogram(residual).counts
+    assert (counts[0], counts[len(counts) // 2], counts[-1]) == (1, 398, 1)
+    assert _histogram(torch.zeros(1, 4, 4)).counts == (16,)
 
 
 def test_every_verdict_has_its_sentence():
