@@ -5,16 +5,17 @@ Nothing here imports torch, so that the command line can offer these words befor
 
 from __future__ import annotations
 
+import math
 import re
 from enum import StrEnum
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from deconv_cli.errors import UsageError
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels, or their counterparts of a kernel or a padding."""
 
-PaddingLike: TypeAlias = "str | int | tuple[int, int]"
+PaddingLike: TypeAlias = "str | int | tuple[int, int] | list[int]"
 """`same`, `valid`, `full`, one whole number, or one for the rows and one for the columns."""
 
 
@@ -52,6 +53,23 @@ class Method(StrEnum):
     """By one dense system on the border, factored once."""
     ITERATIVE = "iterative"
     """By an iteration on the whole image."""
+
+
+class LambdaRule(StrEnum):
+    """How λ is chosen from the data."""
+
+    GCV = "gcv"
+    """Generalized cross-validation."""
+    ML = "ml"
+    """The largest marginal likelihood."""
+    DISCREPANCY = "discrepancy"
+    """The residual is as large as the noise."""
+    UPRE = "upre"
+    """The least predicted risk, for noise of known size."""
+    LCURVE = "lcurve"
+    """The corner between the residual and the penalty."""
+    WHITENESS = "whiteness"
+    """The residual is as white as it gets."""
 
 
 class Convention(StrEnum):
@@ -129,7 +147,7 @@ def parse_padding(text: str) -> PaddingLike:
 
 def format_padding(padding: PaddingLike) -> str:
     """Write a padding as it would be typed at the prompt."""
-    return ",".join(str(n) for n in padding) if isinstance(padding, tuple) else str(padding)
+    return ",".join(str(n) for n in padding) if isinstance(padding, tuple | list) else str(padding)
 
 
 def parse_size(text: str) -> Size:
@@ -149,6 +167,45 @@ MEMORY_UNITS = {
     **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
     **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
 }
+
+
+AUTO: Literal["auto"] = "auto"
+"""A number that is chosen from the data."""
+
+
+def parse_lambda(text: str) -> float | Literal["auto"]:
+    """Read λ as typed at the prompt: `auto`, or a number that is not negative.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    number = _number(text)
+    if text == AUTO:
+        return AUTO
+    if number is None or not 0 <= number < math.inf:
+        raise UsageError(f"--lambda must be auto, zero or a positive number, but is '{text}'.")
+    return number
+
+
+def parse_sigma(text: str) -> float | None:
+    """Read the size of the noise as typed at the prompt: a positive number, or `auto`, which gives `None`.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    number = _number(text)
+    if text == AUTO:
+        return None
+    if number is None or not 0 < number < math.inf:
+        raise UsageError(f"--noise-sigma must be auto or a positive number, but is '{text}'.")
+    return number
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def parse_memory(text: str) -> int:

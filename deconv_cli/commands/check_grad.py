@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,7 @@ from deconv_cli.commands import options
 from deconv_cli.commands.console import print_document, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.findings import print_findings
+from deconv_cli.commands.typed_options import refuse_idle, refuse_idle_for_file, typed_options
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ EXAMPLE = (
     "Example: deconv check-grad sample_images/network.safetensors --model sample_images/network.py:Network "
     "--data sample_images/patches.safetensors --loss cross-entropy"
 )
+
+_WARNING_LENGTH = 240
 
 
 class Mode(StrEnum):
@@ -53,6 +57,7 @@ class FisherKind(StrEnum):
 
 
 def check_grad(
+    invocation: typer.Context,
     file: Annotated[
         Path | None,
         typer.Argument(
@@ -114,7 +119,7 @@ def check_grad(
     batch_axis: Annotated[
         str, typer.Option("--batch-axis", metavar="N|none", help="Which axis counts the samples.")
     ] = "0",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the data and of random layers.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the data and of random layers.", min=0, max=2**62)] = 0,
     mode: Annotated[Mode, typer.Option("--mode", help="Mode of dropout and batch normalization.")] = Mode.TRAIN,
     budget: Annotated[
         float, typer.Option("--budget", metavar="SECONDS", help="Time for finite differences.", min=0.0)
@@ -171,10 +176,15 @@ def check_grad(
     started = time.perf_counter()
     if file is None and model is None:
         raise UsageError("there is nothing to check: name a model file, or a class with --model file.py:Class.")
+    axis = _parse_axis(batch_axis)
+    typed = typed_options(invocation)
+    refuse_idle(typed, fisher_kind=fisher_kind.value, batch_axis=axis)
+    if fisher is not None and fisher.suffix != ".safetensors":
+        raise UsageError(f"--fisher: '{fisher}' should end in .safetensors, which is what is written.")
     if fisher is not None and fisher.exists() and not force:
         raise UsageError(f"'{fisher}' exists; choose another name or pass --force.")
     expectations = [_parse_expectation(text) for text in expect or []]
-    with _progress(quiet or as_json) as tell:
+    with _progress(quiet or as_json) as tell, _gathered_warnings() as warned:
         tell("reading the model")
         case = _open_case(
             _Asked(
@@ -186,11 +196,12 @@ def check_grad(
                 input_shapes=input_shape or [],
                 target_shape=target_shape,
                 batch_size=batch_size,
-                batch_axis=_parse_axis(batch_axis),
+                batch_axis=axis,
                 seed=seed,
                 mode=mode,
                 allow_global=allow_global or [],
                 trust_file=trust_file,
+                typed=typed,
             )
         )
         from deconv_cli.gradients.examination import examine
@@ -199,6 +210,7 @@ def check_grad(
         record = _record(case, examination, expectations, mode)
         if fisher is not None:
             record["fisher"] = _write_fisher(fisher, case, fisher_kind, fisher_draws, batch_size, tell)
+    record["notes"] += _told_warnings(warned)
     record["time_s"] = time.perf_counter() - started
     _announce(record, as_json=as_json, quiet=quiet, verbose=verbose)
     code = ExitCode(record["exit_code"])
@@ -221,6 +233,7 @@ class _Asked:
     mode: Mode
     allow_global: list[str]
     trust_file: str | None
+    typed: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +261,7 @@ class _Case:
 
 def _open_case(asked: _Asked) -> _Case:
     from deconv_cli.gradients.inputs import InputSpec, draw_inputs, guess_inputs, sort_data
-    from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, only_tensor, user_loss
+    from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, takes_target, user_loss
     from deconv_cli.gradients.subject import Subject, seed_everything
     from deconv_cli.io.models import build_model, read_model
     from deconv_cli.io.named_code import load_named
@@ -260,6 +273,8 @@ def _open_case(asked: _Asked) -> _Case:
         if asked.file
         else None
     )
+    if stored is not None and asked.file is not None:
+        refuse_idle_for_file(asked.typed, asked.file, stored)
     notes = list(stored.notes) if stored else []
     module, examples = _module_of(stored, named, asked, build_model)
     module.train(asked.mode is Mode.TRAIN) if examples is None else None
@@ -273,7 +288,8 @@ def _open_case(asked: _Asked) -> _Case:
         from deconv_cli.io.data import open_data
 
         whole = open_data(asked.data)
-        first = sort_data(_as_dtype(whole.rows(0, asked.batch_size), dtype), module)
+        n_rows = asked.batch_size if asked.batch_axis == 0 else None
+        first = sort_data(_as_dtype(whole.samples(n_rows), dtype), module)
         arguments, keywords, target, kind = first.arguments, first.keywords, first.target, "given"
     elif asked.input_shapes:
         specs = [InputSpec.parse(text, "--input-shape") for text in asked.input_shapes]
@@ -285,16 +301,28 @@ def _open_case(asked: _Asked) -> _Case:
         notes.append(note)
         arguments, kind = draw_inputs([spec], dtype, asked.seed), "synthetic"
     if asked.target_shape is not None:
+        if target is not None:
+            raise UsageError(
+                f"--target-shape draws a target, but '{asked.data}' holds one; leave --target-shape out, or the target."
+            )
         drawn = InputSpec.parse(asked.target_shape, "--target-shape")
         (target,) = draw_inputs([drawn], dtype, asked.seed + 1)
     subject = Subject(module, arguments, keywords, target, lambda output, _: output, asked.seed, asked.batch_axis)
     if ":" in asked.loss:
-        subject.loss = user_loss(load_named(asked.loss, "--loss").value, has_target=target is not None)
+        function = load_named(asked.loss, "--loss").value
+        subject.loss = user_loss(function, has_target=target is not None)
+        uses_target = takes_target(function)
     else:
         subject.loss = named_loss(asked.loss)
-        if target is None and asked.loss in NAMED_LOSSES:
-            subject.target = _draw_target(subject, NAMED_LOSSES[asked.loss], only_tensor, asked)
-            notes.append("the target is synthetic")
+        uses_target = asked.loss in NAMED_LOSSES
+        notes += _with_output(subject, asked)
+    if target is not None and not uses_target:
+        if asked.target_shape is not None:
+            raise UsageError(
+                f"--target-shape draws a target, but --loss {asked.loss} takes none; leave it out, or name a loss that "
+                "takes a target."
+            )
+        notes.append(f"the target of --data is not used: --loss {asked.loss} takes none")
     name = str(asked.file) if asked.file else str(asked.model)
     return _Case(
         subject=subject,
@@ -352,18 +380,49 @@ def _as_dtype(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str,
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def _draw_target(subject: Subject, loss: Any, only_tensor: Callable[..., Any], asked: _Asked) -> Any:  # noqa: ANN401
+def _with_output(subject: Subject, asked: _Asked) -> list[str]:
+    """Settle what depends on the shape of the output: a synthetic target, which axis holds classes, the Fisher matrix.
+
+    Returns:
+        What was assumed, a sentence each.
+    """
+    import torch
+
+    from deconv_cli.gradients.fisher import refuse_projection
+    from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_are_last, only_tensor
+
+    loss = NAMED_LOSSES.get(asked.loss)
+    needs_target = loss is not None and subject.target is None
+    if not (needs_target or asked.loss in OF_CLASSES or "fisher" in asked.typed):
+        return []
+    output = _first_output(subject)
+    if loss is None:
+        refuse_projection(output)
+        return []
+    notes = []
+    tensor = only_tensor(output, asked.loss)
+    if needs_target:
+        subject.target = loss.draw_target(tensor, torch.Generator().manual_seed(asked.seed + 1))
+        notes.append("the target is synthetic")
+    if asked.loss in OF_CLASSES and classes_are_last(tensor, subject.target):
+        notes.append(
+            f"the output of shape {tuple(tensor.shape)} was read as (batch, steps, classes), as the shape "
+            f"{tuple(subject.target.shape)} of the target tells"
+        )
+    return notes
+
+
+def _first_output(subject: Subject) -> Any:  # noqa: ANN401
     import torch
 
     with torch.no_grad():
         try:
-            output = subject.output()
+            return subject.output()
         except Exception as error:
             raise UsageError(
                 f"the model cannot be run on these inputs ({type(error).__name__}: "
                 f"{(str(error).splitlines() or [''])[0][:200].rstrip('.')}); check --input-shape and --data."
             ) from error
-    return loss.draw_target(only_tensor(output, asked.loss), torch.Generator().manual_seed(asked.seed + 1))
 
 
 def _parse_init(text: str | None) -> Any:  # noqa: ANN401
@@ -381,7 +440,7 @@ def _parse_init(text: str | None) -> Any:  # noqa: ANN401
 def _parse_axis(text: str) -> int | None:
     if text == "none":
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise UsageError(f"--batch-axis must be a whole number or none, but is '{text}'.")
     return int(text)
 
@@ -450,6 +509,7 @@ def _told_failure(path: Path) -> Iterator[None]:
 def _record(case: _Case, examination: Examination, expectations: list[tuple[str, str]], mode: Mode) -> dict[str, Any]:
     from importlib import metadata
 
+    from deconv_cli.io.model_format import ModelFormat
     from deconv_cli.report.examination import describe_examination
 
     examination.notes[:0] = case.notes
@@ -476,7 +536,7 @@ def _record(case: _Case, examination: Examination, expectations: list[tuple[str,
         "schema": 1,
         "command": "check-grad",
         "model": case.model,
-        "mode": mode.value,
+        "mode": "exported" if case.model["kind"] == ModelFormat.EXPORTED else mode.value,
         "loss_name": case.loss_name,
         "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": case.subject.seed},
         **describe_examination(examination, frozenset(accepted)),
@@ -508,6 +568,20 @@ def _announce(record: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bo
             print_note(note)
         for sentence in record["not_checked"]:
             print_warning(f"not checked: {sentence}.")
+
+
+@contextlib.contextmanager
+def _gathered_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep what the model and torch warn of, which would else stand in the middle of the report."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+def _told_warnings(warned: list[warnings.WarningMessage]) -> list[str]:
+    """Give each warning once, a sentence each."""
+    lines = [str(warning.message).strip().partition("\n")[0].rstrip(".") for warning in warned]
+    return [f"a warning on the way: {line[:_WARNING_LENGTH]}" for line in dict.fromkeys(filter(None, lines))]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands.context import Context, FactorFile, Input, OptionValues
+from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
+from deconv_cli.commands.typed_options import was_typed
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.vocabulary import format_padding
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 REASON = "fixed in the factor"
 FIXED = (
-    *("kernel", "layer", "convention", "normalize", "padding", "boundary", "lam", "penalty", "rcond"),
+    *("kernel", "layer", "convention", "normalize", "padding", "boundary", "lam", "lambda_rule", "penalty", "rcond"),
     *("method", "tolerance", "max_iterations", "dtype"),
 )
 """What was settled when the factor was made, by the names of the parameters of `deconv invert`."""
@@ -35,17 +37,12 @@ def refuse_fixed(invocation: typer.Context) -> None:
     given = [
         "/".join([*option.opts[:1], *option.secondary_opts[:1]])
         for option in invocation.command.params
-        if option.name in FIXED and _was_typed(invocation, option.name)
+        if option.name in FIXED and was_typed(invocation, option.name)
     ]
     if given:
         raise UsageError(
             f"--factor fixes what {', '.join(given)} would say; leave that out, or make another factor with it."
         )
-
-
-def _was_typed(invocation: typer.Context, name: str) -> bool:
-    source = invocation.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 class FactorRestorer(Restorer):
@@ -54,12 +51,21 @@ class FactorRestorer(Restorer):
     Args:
         context: with a factor.
         factor: that factor.
+        prediction: whether and how to predict the error.
         max_memory: bytes that the inverse may take.
         verbose: tell of every iteration.
     """
 
-    def __init__(self, context: Context, factor: FactorFile, max_memory: int | None, *, verbose: bool) -> None:
-        super().__init__(context, factor.inverse.tolerance, verbose=verbose)
+    def __init__(
+        self,
+        context: Context,
+        factor: FactorFile,
+        prediction: PredictionOptions,
+        max_memory: int | None,
+        *,
+        verbose: bool,
+    ) -> None:
+        super().__init__(context, factor.inverse.tolerance, prediction, verbose=verbose)
         self._factor = factor
         self._max_memory = max_memory
 
@@ -87,7 +93,7 @@ class FactorRestorer(Restorer):
     def retyped(self, posed: Posed, result: Reconstruction) -> OptionValues:
         """Give nothing but what the factor leaves open."""
         del posed, result
-        return {"--max-memory": self._max_memory}
+        return {"--max-memory": self._max_memory, **self._prediction.retyped()}
 
     def _contradictions(self, source: ImageFile) -> list[str]:
         """Say where `deconv forward` recorded another convolution than the factor undoes."""

@@ -13,10 +13,20 @@ from deconv_cli.commands.batch import lay_out, run
 from deconv_cli.commands.context import Context, FileOptions, KernelOptions
 from deconv_cli.commands.factor_restorer import FactorRestorer, refuse_fixed
 from deconv_cli.commands.kernel_restorer import InversionOptions, InvertBoundary, KernelRestorer
+from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Restorer
 from deconv_cli.commands.views import Views
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import DeviceChoice, Method, Penalty, parse_memory, parse_padding
+from deconv_cli.vocabulary import (
+    DeviceChoice,
+    LambdaRule,
+    Method,
+    Penalty,
+    parse_lambda,
+    parse_memory,
+    parse_padding,
+    parse_sigma,
+)
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
@@ -53,15 +63,27 @@ def invert(
         ),
     ] = None,
     lam: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--lambda",
-            metavar="λ",
-            help="Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse. Default: 1e-3 for pictures, "
-            "1e-6 for tensors.",
+            metavar="auto|λ",
+            help="Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse; auto to choose it from the data. "
+            "Default: auto for pictures, 1e-6 for tensors.",
             show_default=False,
         ),
     ] = None,
+    lambda_rule: Annotated[
+        LambdaRule | None,
+        typer.Option("--lambda-rule", help="How auto chooses. Default: gcv.", show_default=False),
+    ] = None,
+    noise_sigma: Annotated[
+        str,
+        typer.Option(
+            "--noise-sigma",
+            metavar="auto|σ",
+            help="Standard deviation of the noise, in units of the samples; auto to estimate it.",
+        ),
+    ] = "auto",
     penalty: Annotated[
         Penalty | None,
         typer.Option(
@@ -89,6 +111,31 @@ def invert(
     ] = None,
     max_iterations: Annotated[int, typer.Option("--max-iterations", help="Iterations at most.", min=1)] = 2000,
     max_memory: options.MaxMemoryOption = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth",
+            metavar="FILE",
+            help="The true image, to hold the estimate and its predicted error against.",
+            show_default=False,
+        ),
+    ] = None,
+    error_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--error-map", metavar="FILE", help="Write the predicted error of every pixel.", show_default=False
+        ),
+    ] = None,
+    trust_mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--trust-mask",
+            metavar="FILE",
+            help="Write where the border adds little to the error: 255 there, 0 elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of what the predicted error draws.", min=0)] = 0,
     layer: options.LayerOption = None,
     convention: options.ConventionOption = None,
     normalize: options.NormalizeOption = None,
@@ -123,10 +170,13 @@ def invert(
         raise UsageError(
             "deconv invert needs the kernel, --kernel FILE, or what deconv factor made of it, --factor FILE."
         )
+    sigma = parse_sigma(noise_sigma)
     settings = InversionOptions(
         padding=None if padding is None else parse_padding(padding),
         boundary=boundary,
-        lam=lam,
+        lam=None if lam is None else parse_lambda(lam),
+        lambda_rule=lambda_rule,
+        noise_sigma=sigma,
         penalty=penalty,
         rcond=rcond,
         method=method,
@@ -138,12 +188,14 @@ def invert(
     jobs = lay_out(inputs, output, ending="_restored")
     views = Views(report, force, show)
     views.check(jobs)
+    prediction = PredictionOptions(truth, error_map, trust_mask, sigma, seed)
+    prediction.check(len(jobs), force=force)
     restorer: Restorer
     if factor is not None:
         context, opened = Context.open_factor("invert", factor, files, device, n_bytes)
-        restorer = FactorRestorer(context, opened, n_bytes, verbose=is_verbose)
+        restorer = FactorRestorer(context, opened, prediction, n_bytes, verbose=is_verbose)
     else:
         assert kernel is not None
         kernel_options = KernelOptions(kernel, layer, convention, normalize)
-        restorer = KernelRestorer(Context.open("invert", kernel_options, files, device, dtype), settings)
+        restorer = KernelRestorer(Context.open("invert", kernel_options, files, device, dtype), settings, prediction)
     run("invert", jobs, partial(restorer.restore, views=views), as_json=as_json, quiet=quiet)

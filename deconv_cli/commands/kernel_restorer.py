@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deconv_cli.commands.context import Context, Input, OptionValues
+from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
-from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, format_padding
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import AUTO, Boundary, LambdaRule, Method, PaddingLike, Penalty, format_padding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deconv_cli.diagnostics.lambda_choice import LambdaChoice
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
 
-PICTURE_LAMBDA = 1e-3
 PICTURE_PENALTY = Penalty.GRADIENT
 """For pictures, which are noisy and mostly smooth. A penalty on the pixels themselves would pull what lies outside the
 frame to black, and show it as bright lines along the edges."""
@@ -42,7 +44,9 @@ class InversionOptions:
 
     padding: PaddingLike | None
     boundary: InvertBoundary
-    lam: float | None
+    lam: float | Literal["auto"] | None
+    lambda_rule: LambdaRule | None
+    noise_sigma: float | None
     penalty: Penalty | None
     rcond: float | None
     method: Method
@@ -55,8 +59,8 @@ class InversionOptions:
 class KernelRestorer(Restorer):
     """Builds the inverse anew only where size or border differ."""
 
-    def __init__(self, context: Context, settings: InversionOptions) -> None:
-        super().__init__(context, settings.tolerance, verbose=settings.verbose)
+    def __init__(self, context: Context, settings: InversionOptions, prediction: PredictionOptions) -> None:
+        super().__init__(context, settings.tolerance, prediction, verbose=settings.verbose)
         self._settings = settings
         self._built_for: tuple[Any, ...] = ()
         self._inverse: PseudoInverse | None = None
@@ -66,7 +70,33 @@ class KernelRestorer(Restorer):
         source, settings = loaded.source, self._settings
         border = resolve_border(source, settings, self._context.kernel_file.sha256)
         penalty = resolve_penalty(source, settings, self._context.kernel)
-        return Posed(border, penalty, *resolve_lambda(source, settings))
+        lam, reason = resolve_lambda(source, settings)
+        if lam != AUTO:
+            if settings.lambda_rule is not None:
+                raise UsageError(f"--lambda-rule chooses λ, but λ is {lam:g} here ({reason}); pass --lambda auto.")
+            return Posed(border, penalty, lam, reason)
+        choice = self._choose(loaded, border, penalty)
+        return Posed(border, penalty, choice.lam, choice.reason, choice)
+
+    def _choose(self, loaded: Input, border: Border, penalty: Penalty) -> LambdaChoice:
+        from deconv_cli.solvers.settings import InversionSettings
+        from deconv_cli.workflows.invert import choose_for_output
+
+        settings, kernel_file = self._settings, self._context.kernel_file
+        return choose_for_output(
+            loaded.values,
+            kernel_file.kernel,
+            InversionSettings(
+                padding=border.padding,
+                boundary=border.boundary,
+                penalty=penalty,
+                rcond=settings.rcond,
+                max_memory=settings.max_memory,
+            ),
+            settings.lambda_rule or LambdaRule.GCV,
+            settings.noise_sigma,
+            bias=kernel_file.bias,
+        )
 
     def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:
         """Build the inverse, or take the last one if it fits."""
@@ -114,6 +144,7 @@ class KernelRestorer(Restorer):
             "--tolerance": result.tolerance,
             "--max-iterations": settings.max_iterations,
             "--max-memory": settings.max_memory,
+            **self._prediction.retyped(),
         }
 
 
@@ -146,7 +177,7 @@ def resolve_penalty(source: ImageFile, settings: InversionOptions, kernel: Kerne
     return PICTURE_PENALTY if source.is_picture and n_outputs >= n_inputs else Penalty.IDENTITY
 
 
-def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float, str]:
+def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float | Literal["auto"], str]:
     """Settle λ: as typed, else by the kind of file."""
     from deconv_cli.workflows.invert import DEFAULT_LAMBDA
 
@@ -154,6 +185,6 @@ def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float
         return settings.lam, "asked for"
     if settings.rcond is not None:
         return 0.0, "rcond truncates instead"
-    if source.is_picture:
-        return PICTURE_LAMBDA, "default for pictures, whose noise a smaller λ would amplify"
+    if settings.lambda_rule is not None or source.is_picture:
+        return AUTO, "chosen from the data"
     return DEFAULT_LAMBDA, "default for tensors"

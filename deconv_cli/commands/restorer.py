@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.console import CertificateProgress
 from deconv_cli.commands.context import Context, Input, OptionValues
+from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.views import Views
 from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, parse_padding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deconv_cli.diagnostics.lambda_choice import LambdaChoice
     from deconv_cli.io import ImageFile
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
@@ -38,14 +40,18 @@ class Posed:
     penalty: Penalty
     lam: float
     lambda_reason: str
+    lambda_choice: LambdaChoice | None = None
 
 
 class Restorer(ABC):
     """Restores one input after another."""
 
-    def __init__(self, context: Context, tolerance: float | None, *, verbose: bool) -> None:
+    def __init__(
+        self, context: Context, tolerance: float | None, prediction: PredictionOptions, *, verbose: bool
+    ) -> None:
         self._context = context
         self._tolerance = tolerance
+        self._prediction = prediction
         self._verbose = verbose
 
     @abstractmethod
@@ -75,10 +81,16 @@ class Restorer(ABC):
         border, kernel = posed.border, context.kernel
         n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(border.padding))
+        same_size = context.keeps_size(border.padding)
+        prediction = self._prediction.plan(job, loaded, n_channels, same_size=same_size, force=context.files.force)
         with CertificateProgress(self._tolerance, verbose=self._verbose).shown() as progress:
             inverse = self.inverse_for(loaded.values, posed)
             result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
-        diagnosis, findings = views.diagnose(inverse, result, loaded, context.kernel_file.bias)
+        result = replace(result, lambda_choice=posed.lambda_choice)
+        if prediction is not None:
+            result = prediction.added(result, inverse, loaded.values, context.kernel_file.bias)
+        noise = self._prediction.sigma
+        diagnosis, findings = views.diagnose(inverse, result, loaded, context.kernel_file.bias, noise)
         details: dict[str, Any] = {
             "factor": None if context.factor is None else context.factor.record,
             "boundary": border.boundary.value,
@@ -90,7 +102,10 @@ class Restorer(ABC):
         }
         typed = self.retyped(posed, result)
         record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
-        views.present(record, loaded, result, diagnosis)
+        if prediction is not None:
+            prediction.write(result, record)
+        truth = None if prediction is None or prediction.truth is None else prediction.truth.values
+        views.present(record, loaded, result, diagnosis, truth)
         return Outcome(record, is_trusted=result.solution.status.is_success)
 
 

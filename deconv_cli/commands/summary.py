@@ -34,6 +34,8 @@ def print_summary(record: dict[str, Any]) -> None:
         print_note(note)
     if record["command"] == "invert":
         _print_border_findings(record["well_posedness"])
+        if record["lambda_choice"] is not None and record["lambda_choice"]["warning"] is not None:
+            print_warning(f"{record['lambda_choice']['warning']}.")
         if record["solver"]["status"] not in ("converged", "closed_form"):
             print_warning(record["solver"]["message"])
 
@@ -76,7 +78,11 @@ def _print_border_findings(finding: dict[str, Any]) -> None:
 
 
 def _influence(depths: dict[str, int | None]) -> str:
-    faded = [f"{part.replace('%', ' %')} after {depth} pixels" for part, depth in depths.items() if depth is not None]
+    faded = [
+        f"{part.replace('%', ' %')} after {depth} {'pixel' if depth == 1 else 'pixels'}"
+        for part, depth in depths.items()
+        if depth is not None
+    ]
     reaching = [part.replace("%", " %") for part, depth in depths.items() if depth is None]
     if not faded:
         return f"a mistake at the edge goes deep into the image: more than {reaching[0]} of it"
@@ -111,7 +117,33 @@ def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             f"residual rms {border[0]['residual_rms']:.3g} on the edge, {border[-1]['residual_rms']:.3g} "
             f"from {border[-1]['distance']} pixels inwards",
         ),
+        *_prediction_rows(record["predicted_error"]),
     ]
+
+
+def _prediction_rows(predicted: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if predicted is None:
+        return []
+    edge, inside = predicted["bands"][0], predicted["bands"][-1]
+    depth = predicted["trusted_depth"]
+    trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
+    rows = [
+        (
+            "expected error",
+            f"{predicted['root_mean_square']:.3g} rms: {edge['predicted']:.3g} on the edge, "
+            f"{inside['predicted']:.3g} from {inside['distance']} pixels inwards",
+        ),
+        ("trusted", f"{trusted} ({predicted['trusted_share']:.0%} of the pixels)"),
+    ]
+    if predicted["actual_root_mean_square"] is not None:
+        rows.append(
+            (
+                "real error",
+                f"{predicted['actual_root_mean_square']:.3g} rms: {edge['actual']:.3g} on the edge, "
+                f"{inside['actual']:.3g} from {inside['distance']} pixels inwards",
+            )
+        )
+    return rows
 
 
 def _with_reason(value: str, reason: str | None) -> str:

@@ -50,7 +50,7 @@ class Views:
         check_page_place(self.page, jobs[0].source, force=self.force)
 
     def diagnose(
-        self, inverse: PseudoInverse, result: Reconstruction, loaded: Input, bias: Tensor | None
+        self, inverse: PseudoInverse, result: Reconstruction, loaded: Input, bias: Tensor | None, noise: float | None
     ) -> tuple[Diagnosis | None, dict[str, Any]]:
         """Examine a restoration if a page is to tell of it; give the findings, and what the record tells of them."""
         if self.page is None:
@@ -58,11 +58,16 @@ class Views:
         from deconv_cli.report.diagnosis import describe_diagnosis
         from deconv_cli.workflows.diagnose import diagnose
 
-        found = diagnose(inverse, result, loaded.values, bias=bias)
+        found = diagnose(inverse, result, loaded.values, bias=bias, noise=noise)
         return found, {"diagnosis": describe_diagnosis(found)}
 
     def present(
-        self, record: dict[str, Any], loaded: Input, result: Reconstruction, diagnosis: Diagnosis | None
+        self,
+        record: dict[str, Any],
+        loaded: Input,
+        result: Reconstruction,
+        diagnosis: Diagnosis | None,
+        truth: Tensor | None,
     ) -> None:
         """Write the page, and draw the picture."""
         if diagnosis is not None and self.page is not None:
@@ -75,6 +80,9 @@ class Views:
                 estimate=result.image,
                 diagnosis=diagnosis,
                 is_picture=loaded.source.is_picture,
+                lambda_choice=result.lambda_choice,
+                predicted_error=result.predicted_error,
+                truth=truth,
             )
             write_page(self.page, render_page(contents))
         if self.show:

@@ -25,7 +25,7 @@ MIN_LENGTH = 32
 class InfluenceDepth:
     """Pixels from the edge beyond which a disturbance of the data there has faded to a part of itself.
 
-    `None` where it reaches through the whole image, or further than the test looks.
+    `None` where it reaches through the whole image, or further than the test looks; 1 where it stays in its own pixel.
 
     Attributes:
         tenth: to 10 % of its root mean square.
@@ -60,7 +60,8 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
         if tail is None:
             return None
         found = [host.as_index((tail > part).sum()) for part in (0.1, 0.01, 0.001)]
-        depths.append([None if depth >= min(length, len(tail)) else depth for depth in found])
+        # A depth of one pixel is that of the mistake itself, which reaches nowhere in an image of any size.
+        depths.append([None if depth >= max(min(length, len(tail)), 2) else depth for depth in found])
     deeper = [None if None in pair else max(depth or 0 for depth in pair) for pair in zip(*depths, strict=True)]
     return InfluenceDepth(*deeper)
 

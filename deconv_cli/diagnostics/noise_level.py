@@ -1,66 +1,59 @@
-"""How strong the noise of the data is, told from the data alone: by the frequencies that hold nothing else."""
+"""How large the noise is, from the data alone."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.picard import RAYLEIGH_MEDIAN, tapered
+from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.errors import ShapeError
 from deconv_cli.operators import host
 
-# Cells of the plane of frequencies, and coefficients that a cell must hold for its median to be trusted.
-CELLS = 8
-MIN_COEFFICIENTS = 48
-# Cells of white noise alone have standard deviations that differ by less than this factor.
-PLATEAU = 1.2
-# Which part of the cells must agree on the floor.
-MIN_PART = 0.06
-# A floor above this part of the data's own standard deviation is taken for the picture itself.
-MAX_FLOOR = 0.35
+_FLOOR_SHARE = 0.1
+"""The part of all components, those that the kernel passes least, from which the floor is read."""
+_MEDIAN_OF_NORMAL = 0.6744897501960817
+"""The median of |z| for a standard normal z."""
 
 
-def estimate_noise(data: Tensor) -> float | None:
-    """Estimate the standard deviation of white noise in blurred data.
+def estimate_noise(y: Tensor) -> float:
+    """Estimate the standard deviation of white noise, from the finest detail of an image.
 
-    A blur takes most of the fine detail away, and white noise fills every frequency alike. So the plane of frequencies
-    is cut into cells, each cell's level is estimated by its median, and the noise is where the lowest of them agree.
+    The median of the absolute values of differences of second order, which edges change little (Donoho and Johnstone,
+    "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994, with the mask of Immerkær, "Fast noise
+    variance estimation", Computer Vision and Image Understanding 64, 1996).
 
     Args:
-        data: y, shape `(*batch, C, H, W)`.
+        y: shape `(*batch, C, H, W)`, at least 3 × 3 pixels.
 
     Returns:
-        The estimate in the units of the samples, or `None` where the lowest cells differ (something else than white
-        noise fills them), or are hardly below the picture itself.
+        In the units of the samples.
+
+    Raises:
+        ShapeError: the image is smaller.
     """
-    sizes = torch.fft.rfft2(tapered(data.double() if data.device.type != "mps" else data), norm="ortho").abs()
-    height, width = sizes.shape[-2:]
-    planes = sizes.flatten(end_dim=-3)
-    n_cells = max(min(CELLS, int(math.sqrt(len(planes) * height * width / MIN_COEFFICIENTS))), 1)
-    if n_cells < CELLS // 2:
-        return None
-    medians = torch.stack(
-        [
-            planes.index_select(-2, rows)[..., start:stop].median()
-            for rows in _bands(height, n_cells, data.device)
-            for start, stop in itertools.pairwise(width * step // n_cells for step in range(n_cells + 1))
-        ]
-    )
-    levels = [level / RAYLEIGH_MEDIAN for level in sorted(host.as_numbers(medians))]
-    floor = [level for level in levels if level <= PLATEAU * levels[0]]
-    spread = host.as_number(data.double().std() if data.device.type != "mps" else data.std())
-    level = sum(floor) / len(floor)
-    if level <= 0 or len(floor) < MIN_PART * len(levels) or level > MAX_FLOOR * spread:
-        return None
-    return level
+    if y.ndim < 2 or min(y.shape[-2:]) < 3:
+        raise ShapeError(f"noise is estimated from images of at least 3×3 pixels, but the shape is {tuple(y.shape)}.")
+    across = y[..., :-2] - 2 * y[..., 1:-1] + y[..., 2:]
+    detail = across[..., :-2, :] - 2 * across[..., 1:-1, :] + across[..., 2:, :]
+    # The squares of the mask's weights, 1 −2 1 in both directions, add up to 36.
+    return host.as_number(detail.abs().flatten().median()) / (6 * _MEDIAN_OF_NORMAL)
 
 
-def _bands(height: int, n_bands: int, device: torch.device) -> list[Tensor]:
-    """Group the rows of a spectrum by the size of their frequency, slow ones first."""
-    frequencies = [min(row, height - row) for row in range(height)]
-    band_of = [min(2 * frequency * n_bands // height, n_bands - 1) for frequency in frequencies]
-    return [
-        torch.tensor([row for row in range(height) if band_of[row] == band], device=device) for band in range(n_bands)
-    ]
+def noise_floor(data: SpectralData) -> float:
+    """Estimate the standard deviation of white noise, from the components of the data that the kernel passes least.
+
+    Args:
+        data: power by frequency.
+
+    Returns:
+        In the units of the samples. Where the kernel passes everything well, it is an upper bound.
+    """
+    gain, power = data.gain.flatten(), data.power.flatten() / data.n_images
+    n_kept = max(1, int(_FLOOR_SHARE * gain.numel()))
+    weakest = torch.topk(gain, n_kept, largest=False).indices
+    # Sums of squares of 2n normal numbers: their median is this part of their mean (Wilson and Hilferty, "The
+    # distribution of chi-square", Proceedings of the National Academy of Sciences 17, 1931).
+    median_of_mean = (1 - 1 / (9 * data.n_images)) ** 3
+    return math.sqrt(host.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))

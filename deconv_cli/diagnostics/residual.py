@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deconv_cli.operators import host
 from deconv_cli.solvers.problem import accumulation_dtype
+from deconv_cli.vocabulary import Size
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.
 PROFILE_KERNEL_WIDTHS = 2
@@ -76,15 +77,18 @@ def border_profile(residual: Tensor, kernel_size: tuple[int, int]) -> tuple[Bord
     """
     height, width = residual.shape[-2:]
     by_pixel = residual.square().flatten(end_dim=-3).mean(dim=0, dtype=accumulation_dtype(residual))
-    distance = torch.minimum(
-        _distance_to_end(height, residual.device)[:, None], _distance_to_end(width, residual.device)
-    )
+    distance = distance_from_edge((height, width), residual.device)
     depth = min(max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH), (min(height, width) + 1) // 2)
     band = distance.clamp_max(depth - 1).flatten()
     total = by_pixel.new_zeros(depth).index_add(0, band, by_pixel.flatten())
     n_pixels = by_pixel.new_zeros(depth).index_add(0, band, torch.ones_like(by_pixel).flatten())
     rms = (total / n_pixels).sqrt()
     return tuple(BorderBand(index, value) for index, value in enumerate(host.as_numbers(rms)))
+
+
+def distance_from_edge(size: Size, device: torch.device) -> Tensor:
+    """Count the pixels between each pixel of a picture and the nearest edge, shape `(H, W)`; 0 on the edge itself."""
+    return torch.minimum(_distance_to_end(size[0], device)[:, None], _distance_to_end(size[1], device))
 
 
 def _distance_to_end(length: int, device: torch.device) -> Tensor:

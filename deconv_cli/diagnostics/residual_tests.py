@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import estimator_gain
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_plateau import noise_plateau
 from deconv_cli.diagnostics.picard import tapered
 from deconv_cli.diagnostics.residual import border_profile
 from deconv_cli.diagnostics.torus_modes import TorusModes
@@ -143,7 +143,7 @@ def examine_residual(
         noise_gain: how much stronger white noise comes back in the estimate.
         noise: standard deviation of the noise, where it is known.
     """
-    level = noise if noise is not None else estimate_noise(data)
+    level = noise if noise is not None else noise_plateau(data)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)

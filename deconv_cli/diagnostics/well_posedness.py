@@ -218,7 +218,9 @@ def _advised_lambda(spectrum: Spectrum) -> float:
 
 
 def _is_deep(influence: InfluenceDepth | None, size: Size) -> bool:
-    return influence is not None and (influence.hundredth is None or influence.hundredth > DEEP * min(size))
+    if influence is None or influence.hundredth is None:
+        return influence is not None
+    return influence.hundredth > max(DEEP * min(size), 1)
 
 
 def _reason(loss: _Loss, lam: float, *, is_square: bool) -> str:

@@ -324,6 +324,7 @@ def find_wrong_element(probe: Probe, move: Move, generator: torch.Generator) -> 
         n_wrong=len(wrong),
         n_tried=len(tried),
         ratio=ratios[len(ratios) // 2] if ratios else None,
+        ratio_range=(ratios[0], ratios[-1]) if ratios else None,
     )
 
 

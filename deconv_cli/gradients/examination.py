@@ -23,10 +23,20 @@ from deconv_cli.gradients.magnitudes import judge_magnitudes
 from deconv_cli.gradients.noise import study_noise
 from deconv_cli.gradients.places import Locator
 from deconv_cli.gradients.recurrent import gate_norms, gates_of, time_series
-from deconv_cli.gradients.remedies import cause_of_cut, cause_of_non_finite, cause_of_zero
+from deconv_cli.gradients.remedies import (
+    NOT_BORN,
+    cause_of_backward,
+    cause_of_cut,
+    cause_of_hook,
+    cause_of_non_finite,
+    cause_of_shift,
+    cause_of_zero,
+)
 from deconv_cli.gradients.second_order import check_second_order
+from deconv_cli.gradients.sizes import norm_of
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing import Cut, Node, Trace, trace
+from deconv_cli.gradients.unregistered import told_plain_containers
 from deconv_cli.gradients.verdicts import (
     Cause,
     Comparison,
@@ -35,6 +45,8 @@ from deconv_cli.gradients.verdicts import (
     ParameterFinding,
     Place,
     Verdict,
+    is_one_factor,
+    told_factor,
 )
 
 DEFAULT_BUDGET = 60.0
@@ -46,6 +58,10 @@ _SLOW_SHARE = 40
 _FEW = 2
 _INVARIANT = 1e-10
 _MAX_CAUSES = 3
+_SMALL_CHANGE = 1e-3
+_MADE_BY_NAN = (Verdict.NOT_CHECKED, Verdict.NON_FINITE, Verdict.ZERO)
+"""Verdicts that say nothing where the loss is not finite: a gradient may be zero there because of it."""
+
 _DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _IN_PLACE = re.compile(
     r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"
@@ -71,7 +87,8 @@ def examine(
         UsageError: the model cannot be run on these inputs, or has no parameters.
     """
     if not subject.parameters:
-        raise UsageError("the model has no parameters, so there is no gradient to check.")
+        hints = "".join(f"; {sentence}" for sentence in told_plain_containers(subject.model)[:1])
+        raise UsageError(f"the model has no parameters, so there is no gradient to check{hints}.")
     doctor = _Doctor(subject, budget, second_order, on_progress)
     with _known_errors(), subject.without_gradients():
         return doctor.examine()
@@ -102,9 +119,10 @@ class _Doctor:
         started = time.monotonic()
         subject = self.subject
         self.findings = {
-            name: ParameterFinding(name, tuple(parameter.shape), weight_norm=float(parameter.detach().double().norm()))
+            name: ParameterFinding(name, tuple(parameter.shape), weight_norm=norm_of(parameter))
             for name, parameter in subject.parameters.items()
         }
+        self.notes += told_plain_containers(subject.model)
         self.on_progress("watching forward and backward")
         watched = self._first_run()
         is_slow = self._is_slow()
@@ -138,6 +156,8 @@ class _Doctor:
 
     def _is_slow(self) -> bool:
         """Time a pass that is warm: the first one of a process also loads and compiles."""
+        if not self.budget:
+            return False
         started = time.monotonic()
         self.subject.value()
         return time.monotonic() - started > self.budget / _SLOW_SHARE
@@ -183,8 +203,8 @@ class _Doctor:
                 self._explain_absence(finding, watched, backward, moves)
             else:
                 self._explain_value(finding, parameter, gradient, watched, backward)
-            is_affected = bool(watched.flow.sources & watched.bit(name))
-            if forward_births and is_affected and finding.verdict in (Verdict.NOT_CHECKED, Verdict.NON_FINITE):
+            is_affected = bool((watched.flow.sources | watched.reached) & watched.bit(name))
+            if forward_births and is_affected and finding.verdict in _MADE_BY_NAN:
                 finding.verdict, finding.causes = Verdict.NON_FINITE, forward_births
                 finding.detail = f"the loss is {float(watched.loss.detach())}"
         return backward
@@ -211,6 +231,9 @@ class _Doctor:
             cuts = [watched.cuts[k] for k, blamed in sorted(watched.flow.cuts.items()) if blamed & bit]
             finding.causes = self._explain_cuts(cuts)
             return
+        if bit in watched.shifted:
+            self._explain_shift(finding, watched.shifted[bit])
+            return
         escapes = [escape for escape in watched.escapes if escape.lost & bit]
         # A loss that nothing reaches is made of what left torch, even if it stands still on these data.
         if escapes and (not watched.reached or self._loss_moves_by(escapes, watched, moves)):
@@ -223,6 +246,13 @@ class _Doctor:
         why = "forward uses this parameter here, but its value does not reach the loss."
         remedy = "return what this line computes and add it to the loss, or leave the line out"
         finding.causes = (Cause("used, but not in the loss", place, why, remedy),)
+
+    def _explain_shift(self, finding: ParameterFinding, place: Place) -> None:
+        """Tell a parameter that drops out of a derivative from one that moves it, smoothly or in steps."""
+        is_smooth = self._loss_moves_with(finding.name, (_SMALL_CHANGE,))
+        is_moved = is_smooth or self._loss_moves_with(finding.name)
+        finding.verdict = Verdict.CUT if is_smooth else Verdict.ZERO if is_moved else Verdict.ZERO_BY_CONSTRUCTION
+        finding.causes = (cause_of_shift(place, is_moved=is_moved, is_smooth=is_smooth),)
 
     def _home_of(self, name: str) -> Place:
         return Place(module=name.rpartition(".")[0])
@@ -248,14 +278,14 @@ class _Doctor:
             moves[key] = any(self._loss_moves_with(name) for name in names)
         return moves[key]
 
-    def _loss_moves_with(self, name: str) -> bool:
-        """Tell whether the loss changes when a parameter is changed a lot."""
+    def _loss_moves_with(self, name: str, sizes: tuple[float, ...] = (0.1, 1.0, 10.0)) -> bool:
+        """Tell whether the loss changes when a parameter is changed by parts or multiples of its size."""
         parameter = self.subject.parameters[name]
         kept = parameter.data.clone()
         generator = torch.Generator().manual_seed(1)
         try:
             before = self.subject.value()
-            for size in (0.1, 1.0, 10.0):
+            for size in sizes:
                 noise = torch.randn(kept.shape, generator=generator).to(kept)
                 parameter.data.copy_(kept + size * noise * kept.abs().mean().clamp_min(0.1))
                 if self.subject.value() != before:
@@ -280,9 +310,12 @@ class _Doctor:
                 cause_of_non_finite(_words(watched, node), _place(watched, node), forward=False) for node in births
             )
             return
-        finding.gradient_norm = float(gradient.double().norm())
+        finding.gradient_norm = norm_of(gradient)
         finding.blocks = gate_norms(self.subject.model, finding.name, gradient)
-        if size.is_zero:
+        shift = watched.shifted.get(watched.bit(finding.name))
+        if size.is_zero and shift is not None:
+            self._explain_shift(finding, shift)
+        elif size.is_zero:
             finding.verdict = Verdict.ZERO
             births = backward.births(parameter, lambda size: size.is_zero)
             finding.causes = _unique(
@@ -293,7 +326,7 @@ class _Doctor:
         if bool(watched.loss.detach().isfinite()):
             return ()
         births = trace(self.subject, find_births=True).births
-        return _unique(cause_of_non_finite(words, place, forward=True) for words, place in births)
+        return _unique(cause_of_non_finite(words, place, forward=True) for words, place in births) or (NOT_BORN,)
 
     def _blame_error(self, error: Exception, watched: Trace) -> None:
         told = _IN_PLACE.search(str(error))
@@ -302,10 +335,8 @@ class _Doctor:
             verdict = Verdict.IN_PLACE
             self.general.append(finding)
         else:
-            place = _place_of_error(error) or Place()
-            why = f"backward raises {type(error).__name__}: {_first_line(error)}."
-            remedy = "mend this line of the hand-written backward" if place.file else "look at the message of torch"
-            finding = GeneralFinding(Verdict.WRONG, (Cause("backward", place, why, remedy),), _first_line(error))
+            cause = cause_of_backward(error, _place_of_error(error), watched, _first_line(error))
+            finding = GeneralFinding(Verdict.WRONG, (cause,), _first_line(error))
             verdict = Verdict.WRONG
         for name in self._trainable():
             if watched.reached & watched.bit(name):
@@ -417,7 +448,7 @@ class _Doctor:
                 continue
             if not parameter.data.is_contiguous():
                 parameter.data = parameter.data.contiguous()
-            norm = float(dense.double().norm())
+            norm = norm_of(dense)
             if self._is_constant_by_construction(parameter, dense, backward, probe):
                 self._conclude_constant(finding, parameter, backward, norm)
             elif finding.verdict is Verdict.ZERO:
@@ -481,8 +512,9 @@ class _Doctor:
         if any(finding.name in blame.parameters for blame in self.blamed):
             return
         hooked = _hooks_on(self.subject.parameters[finding.name], self.subject.model)
-        if hooked:
-            finding.causes = (hooked,)
+        on_the_way = [cause_of_hook(hook.place) for hook in watched.hooks if hook.changes and hook.reach & bit]
+        if hooked or on_the_way:
+            finding.causes = (hooked,) if hooked else _unique(on_the_way)
             return
         cuts = [cut for index, cut in enumerate(watched.cuts) if index in watched.flow.cuts and cut.lost & bit]
         deliberate = [cut for cut in cuts if cut.name in _DELIBERATE or cut.by_mode] or cuts
@@ -572,13 +604,19 @@ def _cause_of_function(item: WrongInput) -> Cause:
     if item.n_wrong < item.n_elements and item.element and n_rows < item.n_elements:
         at += f", in rows {item.rows[0]} to {item.rows[1]}{_told_block(item)}"
     why = f"{at}; at {list(item.element)} backward gives {item.backward:.6g}, {item.oracle} gives {item.expected:.6g}."
-    if item.ratio is not None and item.n_wrong == item.n_elements and abs(item.ratio - 1) > 1e-6:
+    has_factor = item.ratio is not None and abs(item.ratio - 1) > 1e-6
+    if item.ratio is not None and has_factor and item.n_wrong == item.n_elements and _is_uniform(item):
         remedy = f"divide {what} by {item.ratio:.4g}"
-    elif item.ratio is not None and abs(item.ratio - 1) > 1e-6:
-        remedy = f"compare the formula of {what} with forward there: it is off by a factor of {item.ratio:.4g}"
+    elif item.ratio is not None and has_factor:
+        off = told_factor(item.ratio, item.ratio_range)
+        remedy = f"compare the formula of {what} with forward there: it is off {off}"
     else:
         remedy = f"compare the formula of {what} with forward, term by term"
     return Cause(f"{name}.backward", where, why, remedy)
+
+
+def _is_uniform(item: WrongInput) -> bool:
+    return item.ratio is not None and item.ratio != 0 and is_one_factor(item.ratio, item.ratio_range)
 
 
 def _told_block(item: WrongInput) -> str:
@@ -605,7 +643,7 @@ def _told_difference(finding: ParameterFinding, comparison: Comparison | None, m
     if comparison.n_tried > 1:
         told += f"; {comparison.n_wrong} of {comparison.n_tried} elements tried are wrong"
     if comparison.ratio is not None and comparison.n_wrong > 1:
-        told += f", by a factor of {comparison.ratio:.4g}"
+        told += f", {told_factor(comparison.ratio, comparison.ratio_range)}"
     return told
 
 
@@ -625,9 +663,7 @@ def _hooks_on(parameter: nn.Parameter, model: nn.Module) -> Cause | None:
             hooks += list(module._backward_hooks.values())
     for hook in hooks:
         code = getattr(hook, "__code__", None)
-        place = Place(code.co_filename, code.co_firstlineno, code.co_name) if code else Place()
-        why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
-        return Cause("a gradient hook", place, why, "remove the hook, or accept it with --expect WRONG:NAME")
+        return cause_of_hook(Place(code.co_filename, code.co_firstlineno, code.co_name) if code else Place())
     return None
 
 

@@ -26,6 +26,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last
 from deconv_cli.gradients.subject import Loss, as_scalar, seed_everything
 
 KINDS = ("empirical", "sampled", "exact", "ggn")
@@ -165,6 +166,22 @@ class Fisher:
         return math.fsum(float(tensor.sum()) for tensor in self.batch_mean_squared.values())
 
 
+def refuse_projection(output: Any) -> None:  # noqa: ANN401
+    """Refuse a fixed random weight for every number of the output as a loss: it says nothing of targets.
+
+    A model that gives a single number has its own loss.
+
+    Raises:
+        UsageError: the output is not a single number.
+    """
+    is_number = output.numel() == 1 if isinstance(output, torch.Tensor) else isinstance(output, int | float)
+    if not is_number:
+        raise UsageError(
+            "a Fisher matrix needs the likelihood of the targets, and --loss projection has none; name one with "
+            f"--loss {', '.join(LIKELIHOODS)}, or a loss of your own as file.py:function."
+        )
+
+
 def diagonal_fisher(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -216,6 +233,7 @@ class _Worker:
     generator: torch.Generator
     seed: int
     result: Fisher = field(init=False)
+    classes_last: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -239,6 +257,10 @@ class _Worker:
                 "this Fisher matrix needs targets; give them with --data as 'target', or draw from the model."
             )
         output = self._output(batch)
+        if self.loss_name == "projection":
+            refuse_projection(output)
+        if self.loss_name in OF_CLASSES and isinstance(output, torch.Tensor):
+            self.classes_last = classes_are_last(output, batch.target)
         if isinstance(output, torch.Tensor) and output.ndim and output.shape[0] == batch.n_samples:
             vectors = self._vectors(output.detach(), batch)
             self._add_squares(batch, vectors, output.shape)
@@ -249,6 +271,10 @@ class _Worker:
         self._add_mistake(batch)
         self.result.n_samples += batch.n_samples
         self.result.batch_size = max(self.result.batch_size, batch.n_samples)
+
+    def _arranged(self, output: torch.Tensor) -> torch.Tensor:
+        """Move the axis of classes to where the likelihoods look for it."""
+        return output.movedim(-1, 1) if self.classes_last else output
 
     def _output(self, batch: Batch) -> Any:  # noqa: ANN401
         seed_everything(self.seed)
@@ -263,7 +289,11 @@ class _Worker:
         if self.kind == "exact":
             assert self.likelihood is not None
             self._check_width(output[0].numel())
-            return torch.stack([self.likelihood.factors(row) for row in output])
+            arranged = self._arranged(output)
+            factors = torch.stack([self.likelihood.factors(row) for row in arranged])
+            # Back to the order of the model's own output.
+            in_order = factors.unflatten(-1, arranged.shape[1:])
+            return (in_order.movedim(2, -1) if self.classes_last else in_order).flatten(2)
         if self.kind == "ggn":
             self._check_width(output[0].numel())
             return torch.stack([self._hessian_factors(output[i : i + 1], batch.sample(i)) for i in range(n)])
@@ -272,7 +302,7 @@ class _Worker:
         assert self.likelihood is not None
         draws = []
         for _ in range(self.n_draws):
-            drawn = Batch((), {}, self.likelihood.draw(output, self.generator))
+            drawn = Batch((), {}, self.likelihood.draw(self._arranged(output), self.generator))
             draws.append(self._slopes(output, drawn).reshape(n, -1) / math.sqrt(self.n_draws))
         return torch.stack(draws, 1)
 
@@ -287,7 +317,7 @@ class _Worker:
         if self.likelihood is not None:
             assert target is not None
             cast = target.to(output.dtype) if target.is_floating_point() else target
-            return self.likelihood.negative_log(output, cast)
+            return self.likelihood.negative_log(self._arranged(output), cast)
         return as_scalar(self.loss(output, target))
 
     def _slopes(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -342,7 +372,7 @@ class _Worker:
 
             pull_back = vjp(outputs, self.parameters)[1]
             pulled = vmap(lambda v: pull_back(v)[0], chunk_size=n_together)(vector)
-            return {name: gradient.square().sum(0) for name, gradient in pulled.items()}
+            return {name: gradient.abs().square().sum(0) for name, gradient in pulled.items()}
 
         inputs = (*batch.arguments, *batch.keywords.values())
         seed_everything(self.seed)
@@ -365,7 +395,7 @@ class _Worker:
                 found = torch.autograd.grad(head, trainable, vector, retain_graph=True, allow_unused=True)
                 for name, gradient in zip(self.parameters, found, strict=True):
                     if gradient is not None:
-                        self.result.diagonal[name] += gradient.double().square()
+                        self.result.diagonal[name] += gradient.abs().double().square()
 
     def _add_mistake(self, batch: Batch) -> None:
         """Square the gradient of the mean loss of the batch, as is often written."""
@@ -374,7 +404,7 @@ class _Worker:
         target = batch.target
         if self.likelihood is not None:
             if target is None or self.kind in ("sampled", "exact"):
-                target = self.likelihood.draw(output.detach(), self.generator)
+                target = self.likelihood.draw(self._arranged(output.detach()), self.generator)
             mean = self._value(output, target) / batch.n_samples
         else:
             mean = as_scalar(self.loss(output, target))
@@ -385,7 +415,7 @@ class _Worker:
             self.parameters, torch.autograd.grad(mean, trainable, allow_unused=True), strict=True
         ):
             if gradient is not None:
-                self.result.batch_mean_squared[name] += gradient.double().square()
+                self.result.batch_mean_squared[name] += gradient.abs().double().square()
 
 
 def _row(target: torch.Tensor | None, index: int) -> torch.Tensor | None:

@@ -43,6 +43,7 @@ class WrongInput:
         n_wrong: elements that are wrong.
         n_elements: elements in all.
         ratio: median of given / expected over the wrong elements, None where expected is zero.
+        ratio_range: the smallest and the largest of these ratios.
         rows: first and last wrong row of the first axis.
         n_rows: length of the first axis.
         missing: backward gives nothing at all (None) for an input that has a gradient.
@@ -60,6 +61,7 @@ class WrongInput:
     n_wrong: int
     n_elements: int
     ratio: float | None
+    ratio_range: tuple[float, float] | None
     rows: tuple[int, int]
     n_rows: int
     missing: bool
@@ -118,7 +120,7 @@ def _check_call(call: FunctionCall, deadline: float) -> list[WrongInput]:
     expected = _by_autograd(call.function, arguments, tensors, weights)
     probe = Probe(value, deadline=deadline)
     names = _input_names(call.function, len(leaves))
-    definition = _definition_of(call.function)
+    definition = definition_of(call.function)
     result = []
     for position, n in enumerate(moved):
         found = _compare_input(
@@ -207,6 +209,7 @@ def _compare_input(
         "n_wrong": n_wrong,
         "n_elements": tensor.numel(),
         "ratio": found.ratio,
+        "ratio_range": found.ratio_range,
         "rows": (0, tensor.shape[0] - 1) if found.n_wrong > 1 and tensor.ndim else (row, row),
         "n_rows": tensor.shape[0] if tensor.ndim else 1,
         "missing": given is None,
@@ -232,6 +235,7 @@ def _describe(
         "n_wrong": int(chosen.sum()),
         "n_elements": hand.numel(),
         "ratio": float(ratios.median()) if ratios.numel() else None,
+        "ratio_range": (float(ratios.min()), float(ratios.max())) if ratios.numel() else None,
         "rows": (int(rows[0]), int(rows[-1])),
         "n_rows": hand.shape[0] if hand.ndim else 1,
         "missing": missing,
@@ -249,7 +253,8 @@ def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list
     return [names[n] if n < len(names) else f"input {n + 1}" for n in range(n_inputs)]
 
 
-def _definition_of(function: type[torch.autograd.Function]) -> Place:
+def definition_of(function: type[torch.autograd.Function]) -> Place:
+    """Find the line on which the backward of a hand-written Function begins."""
     with contextlib.suppress(OSError, TypeError):
         code = inspect.unwrap(function.backward).__code__
         lines, first = inspect.getsourcelines(code)

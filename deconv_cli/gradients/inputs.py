@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import re
 from dataclasses import dataclass
 
@@ -57,10 +58,19 @@ class InputSpec:
                 f"8,32:int64:0..100, but is '{text}'."
             )
         shape = () if found["shape"] == "scalar" else tuple(int(size) for size in found["shape"].split(","))
-        if 0 in shape or torch.Size(shape).numel() > _MAX_ELEMENTS:
+        if not 1 <= math.prod(shape) <= _MAX_ELEMENTS:
             raise UsageError(f"{option} must have between one and {_MAX_ELEMENTS} elements, but is '{text}'.")
         dtype = _DTYPES[found["dtype"]] if found["dtype"] else None
         low, high = (float(found["low"]), float(found["high"])) if found["low"] is not None else (0.0, None)
+        if dtype is torch.bool and high is not None:
+            raise UsageError(f"{option}: a range says nothing of bool, but '{text}' has one; leave it out.")
+        if dtype is not None and not dtype.is_floating_point and high is not None:
+            low, high = math.ceil(low), math.ceil(high)
+            limits = torch.iinfo(dtype)
+            if low < limits.min or high - 1 > limits.max:
+                raise UsageError(
+                    f"{option}: the range of '{text}' goes beyond its dtype, which holds {limits.min} to {limits.max}."
+                )
         if high is not None and high <= low:
             raise UsageError(f"{option}: the range of '{text}' is empty; write LOW..HIGH with LOW below HIGH.")
         return cls(shape, dtype, low, high)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from deconv_cli.gradients.sizes import widened
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing import Trace, trace
 from deconv_cli.gradients.verdicts import Cause, GeneralFinding, Verdict
@@ -32,7 +33,7 @@ def study_leaks(subject: Subject) -> LeakStudy:
     doubt = _doubt_about_axis(subject, axis)
     if doubt:
         return LeakStudy(not_checked=f"whether samples of the batch leak into one another: {doubt}")
-    with subject.evaluating(), torch.no_grad():
+    with subject.evaluating(), torch.set_grad_enabled(_needs_graph(subject)):
         before = trace(subject)
         inputs = subject.arguments, subject.keywords
         try:
@@ -68,6 +69,16 @@ def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
     return None
 
 
+def _needs_graph(subject: Subject) -> bool:
+    """Tell whether forward asks for gradients itself, as a model of forces does."""
+    try:
+        with torch.no_grad():
+            subject.output()
+    except RuntimeError:
+        return True
+    return False
+
+
 def _is_inner(name: str, model: nn.Module) -> bool:
     """Tell whether a layer belongs to a larger one that turns the axes by itself."""
     parts = name.split(".")
@@ -92,8 +103,8 @@ def _with_other_sample(leaf: Any, axis: int, sample: int = 0) -> Any:  # noqa: A
 
 
 def _changed_rows(before: torch.Tensor, after: torch.Tensor, axis: int) -> torch.Tensor:
-    gap = (before.double() - after.double()).abs().movedim(axis, 0).reshape(before.shape[axis], -1)
-    size = before.double().abs().max().clamp_min(1e-30)
+    gap = (widened(before) - widened(after)).abs().movedim(axis, 0).reshape(before.shape[axis], -1)
+    size = widened(before).abs().max().clamp_min(1e-30)
     return (gap.amax(dim=1) > _TOLERANCE * size) if gap.numel() else torch.zeros(before.shape[axis], dtype=torch.bool)
 
 

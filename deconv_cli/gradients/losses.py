@@ -30,9 +30,31 @@ class NamedLoss:
     draw_target: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
+OF_CLASSES = ("cross-entropy", "nll")
+"""Losses whose outputs have an axis of classes."""
+
+
+def classes_are_last(output: torch.Tensor, target: torch.Tensor | None) -> bool:
+    """Tell whether an output is `(B, T, classes)`, as sequence models give it, and not torch's own `(B, classes, T)`.
+
+    Args:
+        output: what the model gives.
+        target: whole numbers, whose shape decides: `(B, T)`. Without a target the classes of three axes are the last.
+    """
+    if output.ndim != 3:
+        return False
+    return target is None or (not target.is_floating_point() and target.shape == output.shape[:2])
+
+
+def classes_second(output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    """Move the axis of classes to where torch looks for it."""
+    return output.movedim(-1, 1) if classes_are_last(output, target) else output
+
+
 def _classes(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if output.ndim < 2:
         return torch.randint(0, output.shape[-1], (), generator=generator)
+    output = classes_second(output, None)
     shape = (output.shape[0], *output.shape[2:])
     return torch.randint(0, output.shape[1], shape, generator=generator)
 
@@ -65,19 +87,20 @@ def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN40
     Raises:
         UsageError: the output holds no real tensor.
     """
-    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in leaves]
+    tensors = [t for t in leaves if t.is_floating_point()]
     if isinstance(output, torch.Tensor) and output.numel() == 1:
         return output
     if isinstance(output, int | float):
         return output  # type: ignore[return-value]  # a loss that has left torch, which is a finding and not an error
     if not tensors:
-        everything = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-        if not everything:
+        if not leaves:
             raise UsageError(
                 f"the model gives a {type(output).__name__} without any tensor; write a loss for it with "
                 "--loss file.py:function."
             )
-        tensors = [tensor.to(torch.get_default_dtype()) for tensor in everything]
+        tensors = [tensor.to(torch.get_default_dtype()) for tensor in leaves]
     generator = torch.Generator().manual_seed(7)
     terms = []
     for tensor in tensors:
@@ -102,9 +125,10 @@ def named_loss(name: str) -> Loss:
     def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401
         if not isinstance(target, torch.Tensor):
             raise UsageError(f"--loss {name} needs a target; give one with --data or --target-shape.")
+        tensor = only_tensor(output, name)
         if target.is_floating_point():
-            target = target.to(only_tensor(output, name).dtype)
-        return compute(only_tensor(output, name), target)
+            target = target.to(tensor.dtype)
+        return compute(classes_second(tensor, target) if name in OF_CLASSES else tensor, target)
 
     return loss
 
@@ -138,8 +162,15 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
         raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
     if n_wanted == 2 and not has_target:
         raise UsageError("the loss takes a target, but there is none; give one with --data or --target-shape.")
-    takes_target = n_wanted == 2 or (has_target and _n_possible(function) >= 2)
-    return (lambda output, target: function(output, target)) if takes_target else (lambda output, _: function(output))
+    is_given = n_wanted == 2 or (has_target and _n_possible(function) >= 2)
+    return (lambda output, target: function(output, target)) if is_given else (lambda output, _: function(output))
+
+
+def takes_target(function: Callable[..., Any]) -> bool:
+    """Tell whether a loss function, or a class of them, looks at a target."""
+    if isinstance(function, type):
+        function = function()
+    return _n_possible(function) >= 2
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -28,11 +28,6 @@ STEPS = _words(
     round floor ceil trunc sign sgn fix heaviside floor_divide __floordiv__ frac_
     """
 )
-DETACHERS = _words(
-    """
-    detach detach_ data Variable nn.Parameter torch.tensor torch.as_tensor
-    """
-)
 NUMBERS = _words(
     """
     item tolist numpy __float__ __int__ __bool__ __index__ __array__ __complex__ is_nonzero __contains__
@@ -98,6 +93,7 @@ def spoken(name: str, output: object = None) -> str:
         "__index__": "int(...)",
         "__array__": "NumPy",
         "numpy": ".numpy()",
+        "grad": "torch.autograd.grad(...)",
     }
     symbols = {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}
     bare = name.strip("_")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import contextlib
 
+from deconv_cli.gradients.functions import definition_of
 from deconv_cli.gradients.operations import COMPARISONS, INDEX_MAKERS, NUMBERS, STEPS
-from deconv_cli.gradients.tracing import Cut
+from deconv_cli.gradients.rewriting import without_cut
+from deconv_cli.gradients.tracing import Cut, Trace
 from deconv_cli.gradients.verdicts import Cause, Place
 
 _WRAPPERS = ("Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
@@ -24,16 +26,19 @@ def cause_of_cut(cut: Cut, *, is_loss: bool) -> Cause:
         return _wrapped(cut, is_loss=is_loss)
     if name in ("detach", "detach_"):
         why = ".detach() gives a tensor that autograd knows nothing of, so no gradient passes this line."
-        return Cause(cut.spoken, place, why, _without(place, ".detach()", ".detach_()"))
+        return Cause(cut.spoken, place, why, _without_cut(place))
     if name == "data":
         why = ".data reads the values past autograd, so no gradient passes this line."
-        return Cause(cut.spoken, place, why, _without(place, ".data"))
+        return Cause(cut.spoken, place, why, _without_cut(place))
     if name in NUMBERS:
         why = f"{cut.spoken} turns the tensor into a plain value outside of autograd, which can carry no gradient."
-        remedy = _without(place, ".item()", ".tolist()", ".numpy()")
-        if remedy == _GENERIC:
-            remedy = "keep the tensor as it is, and compute on with torch functions"
-        return Cause(cut.spoken, place, why, remedy)
+        return Cause(cut.spoken, place, why, without_cut(place.code) or _STAY_IN_TORCH)
+    if name == "grad":
+        why = f"{cut.spoken} without create_graph=True gives plain values, so no gradient passes this line."
+        return Cause(cut.spoken, place, why, "pass create_graph=True")
+    if name == "CheckpointFunction.apply":
+        why = "a reentrant checkpoint gives gradients only where one of its inputs requires a gradient, and none does."
+        return Cause("checkpoint(...)", place, why, "pass use_reentrant=False")
     if name in COMPARISONS:
         why = f"{cut.spoken} gives True or False, which does not change under small changes of its input: no gradient."
         return Cause(cut.spoken, place, why, _piecewise(place))
@@ -47,6 +52,9 @@ def cause_of_cut(cut: Cut, *, is_loss: bool) -> Cause:
     if cut.by_mode:
         why = f"{cut.spoken} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
         return Cause("no_grad", place, why, "move this line out of the torch.no_grad() block")
+    if name.endswith(".apply") and cut.is_hidden:
+        why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
+        return Cause(cut.spoken, place, why, "hand the parameter to apply, and return its gradient from backward")
     if name.endswith(".apply"):
         why = f"{cut.spoken.removesuffix('(...)')} gives an output that autograd cannot follow back to this input."
         return Cause(cut.spoken, place, why, "return a gradient for every input from backward")
@@ -54,7 +62,18 @@ def cause_of_cut(cut: Cut, *, is_loss: bool) -> Cause:
     return Cause(cut.spoken, place, why, "replace it by an operation that torch can differentiate")
 
 
+NOT_BORN = Cause(
+    "NaN or infinity",
+    Place(),
+    "no operation makes NaN or infinity of finite numbers, so they come in with the inputs, the target, the buffers or "
+    "the parameters.",
+    "find them with torch.isfinite, and replace them",
+)
+"""A loss that is not finite though nothing turned it so."""
+
+_SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
 _GENERIC = "use the tensor itself"
+_STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
@@ -81,17 +100,23 @@ def _argument(place: Place) -> str | None:
     return None
 
 
-def _without(place: Place, *parts: str) -> str:
+def _without_cut(place: Place) -> str:
     """Write the line without the part that cuts."""
-    source = place.code
-    for part in parts:
-        if source.count(part) == 1:
-            return source.replace(part, "")
-    return _GENERIC
+    found = without_cut(place.code)
+    if found is not None:
+        return found
+    # A piece of a longer statement, or the head of a block, is changed by its look.
+    parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in place.code]
+    if parts in ([".detach()"], [".data"]) and place.code.count(parts[0]) == 1:
+        return place.code.replace(parts[0], "")
+    return _STAY_IN_TORCH if ".numpy()" in place.code else _GENERIC
 
 
 def _piecewise(place: Place) -> str:
-    """Write the penalty with a slope that a thresholded loss lacks, from the comparisons of the line itself."""
+    """Write the penalty with a slope that a thresholded loss lacks, from the comparisons of the line itself.
+
+    A single comparison may count what is wrong, or what is right; both penalties are written then.
+    """
     with contextlib.suppress(SyntaxError, ValueError):
         bounds = _comparisons(_expression(place.code))
         if bounds:
@@ -99,10 +124,14 @@ def _piecewise(place: Place) -> str:
             slopes = [
                 f"{left} - {right}" if sign in (">", ">=") else f"{right} - {left}" for left, sign, right in bounds
             ]
-            slope = slopes[0]
-            for other in slopes[1:]:
-                slope = f"torch.minimum({slope}, {other})"
-            return f"torch.where({condition}, {slope}, 0.0).mean()"
+            if len(bounds) == 1:
+                left, sign, right = bounds[0]
+                outside = f"{right} - {left}" if sign in (">", ">=") else f"{left} - {right}"
+                return (
+                    f"torch.where({condition}, {slopes[0]}, 0.0).mean() if it counts what is wrong; "
+                    f"torch.where({condition}, 0.0, {outside}).mean() if it counts what is right"
+                )
+            return f"torch.where({condition}, torch.minimum({slopes[0]}, {slopes[1]}), 0.0).mean()"
     return "torch.where((x > low) & (x < high), torch.minimum(x - low, high - x), 0.0).mean()"
 
 
@@ -144,6 +173,9 @@ def cause_of_zero(operation: str, place: Place, *, missing: bool) -> Cause:
         why = f"{bare} is constant between its steps, so its derivative is zero everywhere."
         remedy = f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()"
         return Cause(operation, place, why, remedy)
+    if bare == "ThresholdBackward":
+        why = "the derivative of relu is a step, so the derivative of that is zero everywhere."
+        return Cause(operation, place, why, _SMOOTH_UNITS)
     if "relu" in bare or bare in ("threshold", "clamp_min"):
         why = f"every input of {bare} that this parameter reaches is negative: the units are dead for this data."
         return Cause(
@@ -203,3 +235,53 @@ def cause_of_non_finite(operation: str, place: Place, *, forward: bool) -> Cause
     return Cause(
         operation, place, why, remedies.get(bare.strip("_"), "keep the input away from where this line is singular")
     )
+
+
+def cause_of_hook(place: Place) -> Cause:
+    """Explain a gradient that a hook changes."""
+    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
+    return Cause("a gradient hook", place, why, "remove the hook, or accept it with --expect WRONG:NAME")
+
+
+def cause_of_shift(place: Place, *, is_moved: bool, is_smooth: bool) -> Cause:
+    """Explain a parameter that torch.autograd.grad leaves out of a derivative.
+
+    Args:
+        place: where the derivative is taken.
+        is_moved: the loss changes all the same when the parameter changes.
+        is_smooth: it does so under small changes as well.
+    """
+    operation = "torch.autograd.grad(...)"
+    if is_smooth:
+        why = "the derivative depends on this parameter, but a hand-written backward on the way gives plain values."
+        return Cause(operation, place, why, "write that backward with torch functions of saved tensors")
+    if is_moved:
+        why = "the loss holds only a derivative, and that changes with this parameter in steps: its slope is zero."
+        return Cause(operation, place, why, _SMOOTH_UNITS)
+    why = "the loss holds only a derivative, from which this parameter drops out: it shifts what is differentiated."
+    return Cause(operation, place, why, "nothing, unless what is differentiated belongs in the loss as well")
+
+
+def cause_of_backward(error: Exception, place: Place | None, watched: Trace, message: str) -> Cause:
+    """Explain a backward pass that raises: by the line that raised, or the Function or hook that torch speaks of.
+
+    Args:
+        error: what was raised.
+        place: the innermost line of the user's own code in its traceback, if there is one.
+        watched: the forward pass.
+        message: the first line of the error's own words.
+    """
+    why = f"backward raises {type(error).__name__}: {message}."
+    hooks = {(hook.place.file, hook.place.function): hook.place for hook in watched.hooks}
+    if place is not None and place.file and (place.file, place.function) in hooks:
+        return Cause("a gradient hook", place, why, "mend this line of the hook, or remove the hook")
+    if place is not None and place.file:
+        return Cause("backward", place, why, "mend this line of the hand-written backward")
+    for call in watched.calls:
+        if f"{call.function.__name__}Backward" in message:
+            remedy = "return one gradient for each input of forward, each of the shape of its input"
+            return Cause(f"{call.function.__name__}.backward", definition_of(call.function), why, remedy)
+    for hook in watched.hooks:
+        if f"hook '{hook.place.function}'" in message:
+            return Cause("a gradient hook", hook.place, why, "return a gradient of the same shape from the hook")
+    return Cause("backward", Place(), why, "look at the message of torch")

@@ -104,13 +104,13 @@ class Subject:
     @contextlib.contextmanager
     def in_double(self) -> Iterator[None]:
         """Turn parameters, buffers, tensor attributes, inputs and target to float64 for a while."""
-        tensors = [tensor for tensor in self._own_tensors() if tensor.is_floating_point()]
+        tensors = [tensor for tensor in self._own_tensors() if tensor.is_floating_point() or tensor.is_complex()]
         kept = [(tensor, tensor.data) for tensor in tensors]
         inputs = (self.arguments, self.keywords, self.target)
         default = torch.get_default_dtype()
         try:
             for tensor in tensors:
-                tensor.data = tensor.data.double()
+                tensor.data = tensor.data.to(_double_of(tensor))
             self.arguments, self.keywords, self.target = pytree.tree_map(_doubled, inputs)
             torch.set_default_dtype(torch.float64)
             yield
@@ -186,6 +186,8 @@ def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401
         return torch.tensor(float(loss), dtype=torch.float64)
     if not isinstance(loss, torch.Tensor) and hasattr(loss, "item") and getattr(loss, "size", 0) == 1:
         return torch.tensor(float(loss.item()), dtype=torch.float64)
+    if isinstance(loss, torch.Tensor) and loss.is_complex():
+        raise UsageError("the loss should be a real number, but is complex; take .real or .abs() of it.")
     if not isinstance(loss, torch.Tensor):
         raise UsageError(f"the loss should be a scalar, but is a {type(loss).__name__}; choose another with --loss.")
     if loss.numel() != 1:
@@ -197,5 +199,9 @@ def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401
 
 
 def _doubled(value: Any) -> Any:  # noqa: ANN401
-    is_real = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.detach().double() if is_real else value
+    has_digits = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+    return value.detach().to(_double_of(value)) if has_digits else value
+
+
+def _double_of(tensor: torch.Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64

@@ -8,6 +8,7 @@ carried along from operation to operation; the second is read from autograd's ow
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.operations import LIKE_ANOTHER, NUMBERS, RANDOM, plain_name, reads_values, spoken
 from deconv_cli.gradients.places import Locator
@@ -40,6 +42,7 @@ class Cut:
         by_mode: gradients were switched off around it (`no_grad`, `inference_mode`).
         n_elements: of what was cut off.
         before: cuts that lie on the way to this one, by their index.
+        is_hidden: the parameters are read inside a Function without being among its arguments.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Cut:
     by_mode: bool
     n_elements: int = 0
     before: tuple[int, ...] = ()
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,35 @@ class FunctionCall:
     needs: tuple[bool, ...]
     node: Node
     place: Place
+
+
+@dataclass(eq=False)
+class TensorHook:
+    """A hook that forward put on a tensor.
+
+    Attributes:
+        place: where the hook is written.
+        reach: parameters behind that tensor, a bit each.
+        changes: it has changed a gradient in the backward pass of this trace.
+    """
+
+    place: Place
+    reach: int
+    changes: bool = False
+
+    def wrapped(self, hook: Callable[..., Any]) -> Callable[[torch.Tensor], Any]:
+        """Give a hook that does the same, and notes whether the gradient comes out as it went in."""
+
+        @functools.wraps(hook)
+        def watched(gradient: torch.Tensor) -> Any:  # noqa: ANN401
+            before = gradient.detach().clone()
+            result = hook(gradient)
+            after = gradient if result is None else result
+            is_same = isinstance(after, torch.Tensor) and after.shape == before.shape and torch.equal(after, before)
+            self.changes = self.changes or not is_same
+            return result
+
+        return watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +164,10 @@ class Trace:
         escapes: cuts where a tensor became a number, a list or an array, with the parameters behind it.
         writes: overwritten tensors.
         calls: hand-written Functions.
+        hooks: what forward hooked onto tensors.
+        shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
+            place: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
+            in steps.
         places: where each node of the graph was made.
         spoken: by which operation.
         everything: tensors by operation and line, in order.
@@ -153,6 +190,8 @@ class Trace:
     escapes: list[Cut]
     writes: list[InPlaceWrite]
     calls: list[FunctionCall]
+    hooks: list[TensorHook]
+    shifted: dict[int, Place]
     places: dict[Node, Place]
     spoken: dict[Node, str]
     everything: list[Step]
@@ -196,6 +235,9 @@ class _Tracer:
         self.escapes: list[Cut] = []
         self.writes: list[InPlaceWrite] = []
         self.calls: list[FunctionCall] = []
+        self.hooks: list[TensorHook] = []
+        self.shifted: dict[int, Place] = {}
+        self.inside = 0
         self.everything: list[Step] = []
         self.steps: list[Step] = []
         self.order: dict[Node, int] = {}
@@ -236,6 +278,8 @@ class _Tracer:
             escapes=self.escapes,
             writes=self.writes,
             calls=self.calls,
+            hooks=self.hooks,
+            shifted=self.shifted,
             places=self.places,
             spoken=self.spoken,
             everything=self.everything,
@@ -257,6 +301,12 @@ class _Tracer:
             return self.node_mask(tensor.grad_fn)
         return self.bits.get(id(tensor), 0) if tensor.requires_grad else 0
 
+    def reach_inside(self, result: Any) -> None:  # noqa: ANN401
+        """Count the parameters inside a reentrant checkpoint as reached: its node gives to them past the graph."""
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+                self.masks[leaf.grad_fn] = self.node_mask(leaf.grad_fn) | self.inside
+
     def name_new_nodes(self, tensor: torch.Tensor, place: Place, words: str) -> None:
         """Remember where the nodes behind a tensor were made, as far as they are new."""
 
@@ -266,6 +316,13 @@ class _Tracer:
 
         if tensor.grad_fn is not None:
             _reach(tensor.grad_fn, self.masks, self.bits, remember)
+
+    def hooked(self, tensor: torch.Tensor, hook: Any) -> tuple[torch.Tensor, Any]:  # noqa: ANN401
+        """Follow a hook that is put on a tensor."""
+        code = getattr(hook, "__code__", None)
+        place = Place(code.co_filename, code.co_firstlineno, code.co_name) if code else self.locator.here()
+        self.hooks.append(TensorHook(place, self.gradient_mask(tensor)))
+        return tensor, self.hooks[-1].wrapped(hook) if callable(hook) else hook
 
     def flow_of(self, tensor: torch.Tensor) -> Flow:
         """Find what a tensor carries; one that nobody saw being made is known by its graph or its storage."""
@@ -284,8 +341,24 @@ class _Tracer:
         # The tensor is held, so that its id stays its own.
         self.flows[id(tensor)] = (tensor, flow)
 
-    def observe(self, function: Any, name: str, inputs: list[torch.Tensor], call: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Run one operation, and draw the conclusions."""
+    def observe(
+        self,
+        function: Any,  # noqa: ANN401
+        name: str,
+        inputs: list[torch.Tensor],
+        call: Callable[[], Any],
+        *,
+        is_derivative: bool = False,
+    ) -> Any:  # noqa: ANN401
+        """Run one operation, and draw the conclusions.
+
+        Args:
+            function: the operation.
+            name: its bare name.
+            inputs: the tensors among its arguments.
+            call: runs it.
+            is_derivative: it gives a derivative that can be differentiated again.
+        """
         versions = [0 if tensor.is_inference() else tensor._version for tensor in inputs]
         makers = [_maker(tensor) for tensor in inputs]
         reads = reads_values(function, name)
@@ -296,10 +369,17 @@ class _Tracer:
             for tensor in inputs[:1] if name in LIKE_ANOTHER else inputs:
                 carried.merge(self.flow_of(tensor))
                 reachable |= self.gradient_mask(tensor)
-        result = call()
         if self.suspended:
+            result = call()
             self._mark_used(inputs, None)
             return result
+        self.inside, outside = 0, self.inside
+        result = call()
+        # Parameters that a Function reads without their being among its arguments.
+        hidden = self.inside & ~reachable
+        carried.sources |= hidden
+        reachable |= hidden
+        self.inside = outside
         place = self.locator.here()
         if reads:
             self._mark_used(inputs, place)
@@ -311,7 +391,10 @@ class _Tracer:
                 self.escapes.append(Cut(name, words, place, carried.sources, by_mode=False, before=before))
         elif reads:
             for index, output in enumerate(outputs):
-                self._conclude(output, index, carried, reachable, name, words, place)
+                flow, reach = carried, reachable
+                if is_derivative:
+                    flow, reach = self._without_shifts(output, carried, reachable, place)
+                self._conclude(output, index, flow, reach, hidden, name, words, place)
         for tensor, version, maker in zip(inputs, versions, makers, strict=True):
             if not tensor.is_inference() and tensor._version != version:
                 self._written(tensor, carried, maker, words, place)
@@ -322,16 +405,37 @@ class _Tracer:
             self.casts += [place for output in outputs if output.dtype in narrow]
         return result
 
+    def _without_shifts(self, output: torch.Tensor, carried: Flow, reachable: int, place: Place) -> tuple[Flow, int]:
+        """Take out of the flow, and of what autograd reaches, the parameters that a derivative does not depend on."""
+        remaining = self.gradient_mask(output)
+        for bit in self.bits.values():
+            if bit & reachable & ~remaining:
+                self.shifted.setdefault(bit, place)
+        cut_before = 0
+        for blamed in carried.cuts.values():
+            cut_before |= blamed
+        return Flow(carried.sources & (remaining | cut_before), dict(carried.cuts)), reachable & remaining
+
     def _mark_used(self, inputs: list[torch.Tensor], place: Place | None) -> None:
         for tensor in inputs:
             bit = self.bits.get(id(tensor), 0)
             if bit:
                 self.used |= bit
+                if self.suspended and tensor.requires_grad:
+                    self.inside |= bit
                 if place is not None:
                     self.last_use[bit] = place
 
     def _conclude(
-        self, output: torch.Tensor, index: int, carried: Flow, reachable: int, name: str, words: str, place: Place
+        self,
+        output: torch.Tensor,
+        index: int,
+        carried: Flow,
+        reachable: int,
+        hidden: int,
+        name: str,
+        words: str,
+        place: Place,
     ) -> None:
         self.name_new_nodes(output, place, words)
         if id(output) in self.bits:
@@ -342,7 +446,8 @@ class _Tracer:
         if lost:
             by_mode = not torch.is_grad_enabled()
             flow.cuts[len(self.cuts)] = lost
-            self.cuts.append(Cut(name, words, place, lost, by_mode, output.numel()))
+            is_hidden = bool(lost & hidden)
+            self.cuts.append(Cut(name, words, place, lost, by_mode, output.numel(), is_hidden=is_hidden))
         self.keep(output, flow)
         self.everything.append(Step(name, words, place, output, index))
         if output.grad_fn is not None:
@@ -385,10 +490,18 @@ class _FunctionMode(TorchFunctionMode):
             name = "Variable"
         if name in RANDOM and not self._tracer.suspended:
             self._tracer.random.append((spoken(name), self._tracer.locator.here()))
+        if name == "register_hook" and len(args) == 2 and not self._tracer.suspended:
+            args = self._tracer.hooked(*args)
         inputs = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, torch.Tensor)]
         if not inputs:
             return func(*args, **keywords)
-        return self._tracer.observe(func, name, inputs, lambda: func(*args, **keywords))
+        is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
+        call = _calling(func, args, keywords)
+        return self._tracer.observe(func, name, inputs, call, is_derivative=is_derivative)
+
+
+def _calling(function: Any, arguments: Any, keywords: dict[str, Any]) -> Callable[[], Any]:  # noqa: ANN401
+    return lambda: function(*arguments, **keywords)
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -425,9 +538,12 @@ def _patched_apply(tracer: _Tracer) -> Iterator[None]:
         def call() -> Any:  # noqa: ANN401
             tracer.suspended += 1
             try:
-                return super(_SingleLevelFunction, cls).apply(*args, **kwargs)
+                result = super(_SingleLevelFunction, cls).apply(*args, **kwargs)
             finally:
                 tracer.suspended -= 1
+            if cls is CheckpointFunction:
+                tracer.reach_inside(result)
+            return result
 
         if tracer.suspended:
             return call()

@@ -67,6 +67,9 @@ _NO_FAULT = frozenset(
 )
 
 
+_SAME_FACTOR = 0.01
+
+
 @dataclass(frozen=True)
 class Place:
     """A place in code: file and line where they are known, and the module of the model that was running.
@@ -143,6 +146,7 @@ class Comparison:
         n_wrong: how many of `n_tried` elements were found wrong, one by one.
         n_tried: elements that were looked at one by one.
         ratio: median of autograd / numeric over the wrong elements.
+        ratio_range: the smallest and the largest of these ratios.
     """
 
     autograd: float
@@ -153,6 +157,20 @@ class Comparison:
     n_wrong: int = 0
     n_tried: int = 0
     ratio: float | None = None
+    ratio_range: tuple[float, float] | None = None
+
+
+def is_one_factor(ratio: float, ratio_range: tuple[float, float] | None) -> bool:
+    """Tell whether ratios are one and the same factor, to within 1 % of their median."""
+    return ratio_range is None or ratio_range[1] - ratio_range[0] <= _SAME_FACTOR * abs(ratio)
+
+
+def told_factor(ratio: float, ratio_range: tuple[float, float] | None) -> str:
+    """Write by what the wrong elements are off: a factor, or the factors around a median."""
+    if is_one_factor(ratio, ratio_range) or ratio_range is None:
+        return f"by a factor of {ratio:.4g}"
+    low, high = ratio_range
+    return f"by factors around {ratio:.4g} (from {low:.4g} to {high:.4g})"
 
 
 @dataclass

@@ -49,6 +49,21 @@ class DataFile:
             )
         return next(iter(sizes.values()))
 
+    def samples(self, n: int | None) -> dict[str, torch.Tensor]:
+        """Read the first samples of every tensor.
+
+        Args:
+            n: how many at most; None reads every tensor whole, whichever axis counts the samples.
+
+        Raises:
+            MalformedInputError: the tensors do not agree on the number of samples, or hold none.
+        """
+        if n is None:
+            return self.rows(0, max((shape[0] for shape in self.shapes.values() if shape), default=0))
+        if not self.n_samples:
+            raise MalformedInputError(f"'{self.path}' should hold samples along its first axis, but holds none.")
+        return self.rows(0, n)
+
 
 def open_data(path: Path) -> DataFile:
     """Open a .safetensors, .pt, .npz or .npy file of tensors. From .safetensors only the rows asked for are read.

@@ -20,6 +20,7 @@ from deconv_cli.io.limits import check_budget
 from deconv_cli.io.model_format import ModelFormat, model_format
 from deconv_cli.io.module_structure import check_structure
 from deconv_cli.io.named_code import NamedCode, find_global
+from deconv_cli.io.pickle_dialect import strangeness
 from deconv_cli.io.sources import open_source, reason_of, refusing_damage
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Mod
 
 
 def _fill_in(model: nn.Module, path: Path, state: dict[str, torch.Tensor]) -> None:
-    wanted = model.state_dict()
+    wanted = model.state_dict(keep_vars=True)
     if state.keys() != wanted.keys() and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = _with_tied(state, wanted)
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:
         lacks = f"lacks {_listed(missing)}" if missing else ""
@@ -142,6 +144,20 @@ def _fill_in(model: nn.Module, path: Path, state: dict[str, torch.Tensor]) -> No
                 f"{tuple(wanted[name].shape)}; check --init."
             )
     model.load_state_dict(state)
+
+
+def _with_tied(state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give tensors that the model holds under several names under all of them: some writers store them once."""
+    stored = {_identity(wanted[name]): tensor for name, tensor in state.items() if name in wanted}
+    missing = [name for name in wanted if name not in state and _identity(wanted[name]) in stored]
+    return state | {name: stored[_identity(wanted[name])] for name in missing}
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Tell one tensor from another; what has no memory of its own is only itself."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.numel() or tensor.is_meta:
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _listed(names: list[str]) -> str:
@@ -200,6 +216,9 @@ def _read_pickle(path: Path, named: NamedCode | None, allowed_globals: Sequence[
     except pickle.UnpicklingError as error:
         # torch's own words advise to load such a file without its safeguard; they are not passed on.
         refused = sorted(set(asked) - {name for _, name in allowed})
+        strange = None if refused else strangeness(path)
+        if strange is not None:
+            raise UnsafeInputError(f"'{path}' {strange}.") from error
         if refused or "GLOBAL" in str(error) or "Unsupported" in str(error):
             listed = ", ".join(refused[:8]) or "objects that are not named plainly"
             raise UnsafeInputError(
@@ -210,7 +229,8 @@ def _read_pickle(path: Path, named: NamedCode | None, allowed_globals: Sequence[
     except (UsageError, InputRefusedError):
         raise
     except Exception as error:
-        raise _damaged(path) from error
+        strange = strangeness(path)
+        raise (_damaged(path) if strange is None else UnsafeInputError(f"'{path}' {strange}.")) from error
     return found
 
 

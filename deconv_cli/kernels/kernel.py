@@ -83,6 +83,10 @@ class Kernel:
                 f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(images.shape)}; "
                 "add the missing axes, for example image[None]."
             )
+        if 0 in images.shape[:-2]:
+            raise ShapeError(
+                f"an image tensor must hold at least one image of one channel, but has shape {tuple(images.shape)}."
+            )
         if self.shared:
             return images.unsqueeze(-3)
         expected = self.taps.shape[0 if are_outputs else 1]

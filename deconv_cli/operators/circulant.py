@@ -173,11 +173,6 @@ def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: 
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def real_kernel(blocks: Tensor, torus: Size) -> Tensor:
-    """Turn blocks `(N1, N2 // 2 + 1, a, b)` into the real kernel `(a, b, N1, N2)` that they are the symbol of."""
-    return torch.fft.irfft2(blocks.permute(2, 3, 0, 1), s=torus)
-
-
 def widened(taps: Tensor) -> Tensor:
     """Convert to double precision where the device has it: symbols are factored there, applied in the data's own."""
     return taps if taps.device.type == "mps" else taps.double()

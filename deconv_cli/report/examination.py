@@ -93,6 +93,7 @@ def _comparison(comparison: Comparison | None) -> Record | None:
         "n_wrong": comparison.n_wrong,
         "n_tried": comparison.n_tried,
         "ratio": _number(comparison.ratio),
+        "ratio_range": None if comparison.ratio_range is None else [_number(r) for r in comparison.ratio_range],
     }
 
 

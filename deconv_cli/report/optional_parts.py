@@ -78,7 +78,7 @@ class PredictedError(Protocol):
 
     @property
     def map(self) -> Tensor:
-        """Root mean square at each pixel, shape `(C, H, W)`, in the units of the samples."""
+        """Root mean square at each pixel, of the shape of the estimate, in the units of the samples."""
 
     @property
     def trusted(self) -> Tensor:

@@ -43,8 +43,8 @@ def _errors(contents: ReportContents, unit: str) -> list[Plane]:
     """Show the error to be expected and the error there is, on one scale."""
     errors = []
     if contents.predicted_error is not None:
-        size = _root_mean_square(contents.predicted_error.map.detach().cpu())
-        errors.append(("Predicted error", size, "What the error is to be expected to be, root mean square."))
+        size = _root_mean_square(_first(contents.predicted_error.map))
+        errors.append(("Predicted error", size, "The error to be expected, root mean square."))
     if contents.truth is not None:
         difference = _first(contents.estimate) - _first(contents.truth)
         errors.append(("Actual error", _root_mean_square(difference), "Estimate less truth, by size."))

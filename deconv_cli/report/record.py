@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.uncertainty import PredictedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.vocabulary import Convention, format_padding
@@ -43,6 +45,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "method": result.choice.method.value,
         "method_reason": result.choice.reason,
         "lambda": result.lam,
+        "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
         "penalty": result.penalty.value,
         "rcond": result.rcond,
         "residual": {
@@ -52,6 +55,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "per_channel": list(result.residual.per_channel),
         },
         "border": [asdict(band) for band in result.border],
+        "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),
         "conditioning": {
             "sigma_max": result.spectrum.sigma_max,
             "sigma_min": result.spectrum.sigma_min,
@@ -67,6 +71,41 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "tolerance": result.tolerance,
         },
     }
+
+
+def describe_lambda_choice(choice: LambdaChoice) -> Record:
+    """Put how λ was chosen into the words of the report."""
+    return {
+        "rule": choice.rule.value,
+        "lambda": choice.lam,
+        "noise_sigma": choice.sigma,
+        "noise_sigma_given": choice.is_sigma_given,
+        "witness": {"rule": choice.witness.rule.value, "lambda": choice.witness.chosen},
+        "rounds": choice.n_rounds,
+        "is_settled": choice.is_settled,
+        "window": list(choice.window),
+        "curve": {"lambda": list(choice.curve.lams), "value": [_finite(value) for value in choice.curve.values]},
+        "warning": choice.warning,
+    }
+
+
+def describe_predicted_error(predicted: PredictedError) -> Record:
+    """Put the predicted error into the words of the report."""
+    model = predicted.model
+    return {
+        "root_mean_square": predicted.root_mean_square,
+        "actual_root_mean_square": predicted.actual_root_mean_square,
+        "bands": [asdict(band) for band in predicted.bands],
+        "trusted_depth": predicted.trusted_depth,
+        "trusted_share": predicted.trusted_share,
+        "model": {"noise_sigma": model.sigma, "exponent": model.exponent},
+        "probes": predicted.n_probes,
+        "seed": predicted.seed,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def describe_well_posedness(finding: WellPosedness) -> Record:

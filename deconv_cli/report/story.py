@@ -68,21 +68,23 @@ def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | Non
     else:
         sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
     if predicted is not None:
-        share = 100 * float(predicted.trusted.double().mean())
-        level = float(predicted.map.double().square().mean().sqrt())
+        share = 100 * float(predicted.trusted.cpu().double().mean())
+        level = float(predicted.map.cpu().double().square().mean().sqrt())
         sentences.append(
             f"{share:.3g} % of the pixels are to be trusted; the error to be expected is {level:.3g} rms. "
             "What is hatched in the estimate is not."
         )
-    sentences.append(_edges(record, diagnosis))
+    sentences.append(_edges(record, diagnosis, has_prediction=predicted is not None))
     return sentences
 
 
-def _edges(record: Record, diagnosis: Diagnosis) -> str:
+def _edges(record: Record, diagnosis: Diagnosis, *, has_prediction: bool) -> str:
     depths = record["well_posedness"]["influence_depth"]
     if record["boundary"] == "circular":
         return "There is no edge to distrust, if the image does go on around a torus."
     noise = f"noise comes back {diagnosis.conditioning.noise_gain:.3g} times as strong"
+    if has_prediction:
+        return f"{_capital(noise)}."
     if depths is None or depths["10%"] is None:
         return f"A mistake at the edge may reach through the whole picture; {noise}."
     return (

@@ -93,6 +93,11 @@ class BorderSystem:
         self._inputs = FrequencyBlocks(_as_real(blocks.inputs))
         self._outputs = FrequencyBlocks(_as_real(blocks.outputs))
 
+    @property
+    def is_definite(self) -> bool:
+        """Whether conjugate gradients can solve it; where pixels are tied beside other unknowns they cannot."""
+        return self.ties is None or len(self.groups) == 1
+
     def spectra(self, rows: Part | None, columns: Part | None) -> tuple[Tensor | None, Tensor | None]:
         """Transform unknowns to what they add: u to the outputs, and √μ Σ l̄_j q_j − Wν to the inputs.
 
@@ -171,6 +176,31 @@ class BorderSystem:
             if self.ties is not None:
                 result.append(read(self.ties, image))
         return result
+
+
+def count_indefinite_unknowns(
+    places: TorusEmbedding, boundary: Boundary, penalty: Penalty, weight: float, *, n_outputs: int, n_inputs: int
+) -> int:
+    """Count the unknowns in the band of columns of a system that is not definite; 0 for one that is.
+
+    Args:
+        places: the torus.
+        boundary: what lies outside the image.
+        penalty: which L.
+        weight: μ, of which only matters whether it is zero.
+        n_outputs: output channels.
+        n_inputs: input channels.
+    """
+    if places.image_size == places.torus:
+        return 0
+    sizes = [(n_outputs, places.output_size)] if places.output_size != places.torus else []
+    if weight > 0 and not (penalty is Penalty.IDENTITY and boundary is Boundary.ZERO):
+        observed = [term.observed(places.image_size) for term in penalty_terms(penalty)]
+        sizes += [(n_inputs, size) for size in observed if size != places.torus]
+    if not sizes:
+        return 0
+    sizes.append((n_inputs, places.image_size))
+    return sum(n_channels * height * (places.torus[1] - width) for n_channels, (height, width) in sizes)
 
 
 def _as_real(blocks: Tensor) -> Tensor:

@@ -74,9 +74,18 @@ def choose_method(
         return Choice(Method.STRIP, STRIP_REASON)
     budget = MEMORY_SHARE * psutil.virtual_memory().available if max_memory is None else max_memory
     if cost.n_bytes <= budget:
-        return Choice(Method.DIRECT, f"the border's system of {cost.n_unknowns} unknowns is factored once, exactly")
+        return Choice(Method.DIRECT, _direct_reason(cost))
     need = f"a direct solution would need {format_memory(cost.n_bytes)}, and {format_memory(budget)} may be used"
     return Choice(Method.STRIP if has_strip else Method.ITERATIVE, need)
+
+
+def _direct_reason(cost: direct.Cost) -> str:
+    if not cost.n_eliminated:
+        return f"the border's system of {cost.n_unknowns} unknowns is factored once, exactly"
+    return (
+        f"the border's system of {cost.n_unknowns} unknowns is solved exactly: {cost.n_eliminated} of them are "
+        "eliminated by FFTs where the kernel allows it, and what is left is factored once"
+    )
 
 
 def _check_asked(asked: Method, *, is_diagonal: bool, has_strip: bool, has_direct: bool) -> None:

@@ -13,13 +13,10 @@ from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
-
-# From this λ on the inverse of a single channel is float32's to the last digits without double precision.
-MIN_LAMBDA_IN_FLOAT32 = 1e-4
 
 
 class CircularInverse(Inverse):

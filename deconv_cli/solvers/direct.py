@@ -64,11 +64,13 @@ class Cost:
 
     Attributes:
         n_unknowns: size of the system on the border.
+        n_eliminated: how many of them FFTs eliminate before the rest is factored, where the kernel allows it.
         n_bytes: memory at the peak.
         n_operations: floating-point operations of the factorization.
     """
 
     n_unknowns: int
+    n_eliminated: int
     n_bytes: int
     n_operations: float
 
@@ -86,10 +88,10 @@ def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outpu
         n_rows = n_unobserved - n_columns
         n_entries = n_columns**2 + 8 * n_columns * n_rows
         n_operations = 2 * n_columns**2 * n_rows + 2 / 3 * n_columns**3
-    else:
-        n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
-        n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
-    return Cost(n_unobserved + n_tied, BYTES_PER_NUMBER * (n_entries + n_blocks), n_operations)
+        return Cost(n_unobserved, n_rows, BYTES_PER_NUMBER * (n_entries + n_blocks), n_operations)
+    n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
+    n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
+    return Cost(n_unobserved + n_tied, 0, BYTES_PER_NUMBER * (n_entries + n_blocks), n_operations)
 
 
 def covers(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import TooLargeError
+from deconv_cli.operators.circulant import widened
 from deconv_cli.operators.correlation import prefers_fft
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers import direct
+from deconv_cli.solvers import direct, iterative, strip
 from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Method, format_memory
+from deconv_cli.vocabulary import Method, Penalty, format_memory
 
 # Symbols in double precision that are alive at once while they are factored, by the larger number of channels; with a
 # penalty, Gram matrices are among them.
@@ -36,14 +37,21 @@ class MemoryEstimate:
     Attributes:
         n_bytes_built: while the inverse is built, and at most after that.
         n_bytes_per_image: for each image that it is applied to at once.
+        n_basis_numbers: numbers in a vector of the basis that GMRES keeps, for each image; 0 where it does not run.
+        n_bytes_per_number: of these numbers.
     """
 
     n_bytes_built: int
     n_bytes_per_image: int
+    n_basis_numbers: int = 0
+    n_bytes_per_number: int = 0
 
     def n_bytes(self, n_images: int = 1) -> int:
         """Add up the peak for a batch."""
-        return self.n_bytes_built + n_images * self.n_bytes_per_image
+        n_basis = n_images * self.n_basis_numbers
+        n_vectors = strip.n_kept_vectors(n_basis) + 1 if n_basis else 0
+        basis = n_vectors * n_basis * self.n_bytes_per_number
+        return self.n_bytes_built + n_images * self.n_bytes_per_image + basis
 
 
 def estimate_memory(method: Method, taps: Tensor, geometry: Geometry, settings: InversionSettings) -> MemoryEstimate:
@@ -72,12 +80,20 @@ def estimate_memory(method: Method, taps: Tensor, geometry: Geometry, settings: 
             geometry, settings.boundary, lam=settings.lam, n_outputs=n_outputs, n_inputs=n_inputs
         )
         return MemoryEstimate(cost.n_bytes + blurring, N_IMAGES_ITERATED * images + unfolded)
+    lam, penalty, is_iterated_by_strip = settings.lam, settings.penalty, method is Method.STRIP
     if method is Method.ITERATIVE and settings.lam == 0:
         # Preconditioned by the strip in double precision, where there are outputs enough.
         sizes = zip(geometry.output_size, geometry.image_size, strict=True)
-        is_preconditioned = n_outputs >= n_inputs and all(o >= i for o, i in sizes)
-        symbols = symbols * N_SYMBOLS_PENALIZED // N_SYMBOLS if is_preconditioned else 0
-    return MemoryEstimate(symbols + blurring, N_IMAGES_ITERATED * images + unfolded)
+        is_iterated_by_strip = n_outputs >= n_inputs and all(o >= i for o, i in sizes)
+        lam, penalty = iterative.PRECONDITIONER_LAMBDA, Penalty.IDENTITY
+        symbols = symbols * N_SYMBOLS_PENALIZED // N_SYMBOLS if is_iterated_by_strip else 0
+    n_basis = itemsize = 0
+    if is_iterated_by_strip:
+        n_basis = strip.n_gmres_unknowns(
+            geometry, settings.boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
+        )
+        itemsize = taps.itemsize if strip.runs_in_own_precision(lam) else widened(taps[:0]).itemsize
+    return MemoryEstimate(symbols + blurring, N_IMAGES_ITERATED * images + unfolded, n_basis, itemsize)
 
 
 def free_memory(device: torch.device) -> int:

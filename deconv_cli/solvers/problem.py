@@ -19,6 +19,9 @@ from deconv_cli.vocabulary import Boundary, Penalty
 
 # A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
 MIN_CONSTANT_GAIN = 1e-5
+# From this λ on float32 solves a problem to its last digits; below it systems are solved in double precision, and the
+# answer is float32's all the same.
+MIN_LAMBDA_IN_FLOAT32 = 1e-4
 
 
 @dataclass(frozen=True)

@@ -158,12 +158,14 @@ class PseudoInverse:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
             TooLargeError: the batch does not fit the memory.
+            MalformedInputError: `y` holds NaN or infinite values.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance; `solve` tells more.
         """
         if isinstance(self._inverse, CircularInverse):
             arranged = self.arrange(y)
+            _check_finite(y)
             self._check_memory(math.prod(arranged.shape[:-3]))
             return self.frame(self._attach(self._inverse.apply(arranged.detach()), arranged))
         return self.frame(self.solve(y).warn_for_status().value)
@@ -175,8 +177,10 @@ class PseudoInverse:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
             TooLargeError: the batch does not fit the memory.
+            MalformedInputError: `y` holds NaN or infinite values.
         """
         arranged = self.arrange(y)
+        _check_finite(y)
         self._check_memory(math.prod(arranged.shape[:-3]))
         data, unit = _to_unit(arranged.detach())
         solution = self._inverse.solve(data, progress)
@@ -282,6 +286,13 @@ def _to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
         return data, None
     unit = torch.where(is_odd, torch.exp2(torch.log2(torch.where(is_odd, peak, 1)).floor()), 1)
     return data / unit, unit
+
+
+def _check_finite(y: Tensor) -> None:
+    if not host.holds_everywhere(torch.isfinite(y)):
+        raise MalformedInputError(
+            "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
+        )
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

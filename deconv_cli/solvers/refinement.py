@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deconv_cli.operators import host
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, norm, relative
+from deconv_cli.solvers.problem import norm, relative
 from deconv_cli.solvers.solution import Solution, Status
 
 Progress = Callable[[int, float], None]
@@ -67,18 +67,6 @@ class Course:
         self.history.append(host.as_number(relative(remaining, self.scale).max()))
         if self.progress is not None:
             self.progress(len(self.history), self.history[-1])
-
-
-def refine(
-    problem: TikhonovProblem,
-    y: Tensor,
-    start: Tensor,
-    rule: StoppingRule,
-    improve: Callable[[Tensor, Tensor, Course], Tensor],
-    progress: Progress | None,
-) -> Solution:
-    """Solve the problem for data `y`; see `refine_equations`."""
-    return refine_equations(NormalEquations.of_data(problem, y), start, rule, improve, progress)
 
 
 def refine_equations(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty
@@ -40,6 +41,12 @@ class InversionSettings:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.padding, list):
+            object.__setattr__(self, "padding", tuple(self.padding))  # settings are compared, and written into files
+        for name in ("lam", "rcond", "tolerance"):
+            self._take_number(name, Real, float, "a number")
+        for name in ("max_iterations", "max_memory"):
+            self._take_number(name, Integral, int, "a whole number")
         if not 0 <= self.lam < float("inf"):
             raise UsageError(f"lambda must be zero or a positive number, but is {self.lam}.")
         if self.rcond is not None and not 0 <= self.rcond < 1:
@@ -50,3 +57,13 @@ class InversionSettings:
             raise UsageError(f"max_iterations must be at least 1, but is {self.max_iterations}.")
         if self.max_memory is not None and self.max_memory < 1:
             raise UsageError(f"max_memory must be a positive number of bytes, but is {self.max_memory}.")
+
+    def _take_number(self, name: str, kind: type, plain: type, wanted: str) -> None:
+        """Turn a number of any library into a plain one; `None` stays where it is allowed."""
+        value = getattr(self, name)
+        if value is None and name not in ("lam", "max_iterations"):
+            return
+        if isinstance(value, bool) or not isinstance(value, kind):
+            word = "lambda" if name == "lam" else name
+            raise UsageError(f"{word} must be {wanted}, but is {value!r}.")
+        object.__setattr__(self, name, plain(value))

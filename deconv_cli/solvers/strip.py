@@ -23,21 +23,20 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.band_solver import BandSolver
-from deconv_cli.solvers.border_system import BorderSystem, Part
+from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, check_constants
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Boundary, Penalty
 
-# Below this λ the system is too ill-conditioned for float32; the answer is float32's all the same.
-MIN_LAMBDA_IN_FLOAT32 = 1e-4
-# GMRES keeps at most this many vectors, and at most this many numbers in them.
+# GMRES keeps at most this many vectors, and at most this many numbers in them, unless that were too few vectors.
 MAX_KEPT_VECTORS = 300
+MIN_KEPT_VECTORS = 20
 MAX_KEPT_NUMBERS = 2**26
 # Entries of a symbol that are factored in double precision at a time.
 MAX_ENTRIES_AT_ONCE = 2**21
@@ -125,6 +124,24 @@ class StripInverse(Inverse):
         return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
 
+def runs_in_own_precision(lam: float) -> bool:
+    """Tell whether the iteration runs in the precision of the data, and not in double precision."""
+    return lam == 0 or lam >= MIN_LAMBDA_IN_FLOAT32
+
+
+def n_kept_vectors(n_numbers: int) -> int:
+    """Tell how many vectors of its basis GMRES keeps at most, if each of them holds so many numbers."""
+    return max(MIN_KEPT_VECTORS, min(MAX_KEPT_VECTORS, MAX_KEPT_NUMBERS // n_numbers))
+
+
+def n_gmres_unknowns(
+    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
+) -> int:
+    """Count the unknowns on the columns of one image; 0 where conjugate gradients run, which keep no basis."""
+    places = TorusEmbedding.of(geometry, boundary, torch.device("cpu"))
+    return count_indefinite_unknowns(places, boundary, penalty, lam, n_outputs=n_outputs, n_inputs=n_inputs)
+
+
 class StripSystem:
     """The border's system with its rows eliminated, and what leads from there to the image.
 
@@ -140,8 +157,7 @@ class StripSystem:
         self._torus = places.torus
         self._input_shape = operator.input_shape
         self._runs_on = operator.boundary is not Boundary.ZERO
-        is_narrow = problem.lam == 0 or problem.lam >= MIN_LAMBDA_IN_FLOAT32
-        self._dtype = taps.dtype if is_narrow else wide.dtype
+        self._dtype = taps.dtype if runs_in_own_precision(problem.lam) else wide.dtype
         symbol = torus_symbol(wide, places.torus, places.origin)
         self._sigma = problem.sigma_max if problem.lam > 0 else host.as_number(torch.linalg.matrix_norm(symbol).max())
         symbol /= self._sigma
@@ -213,7 +229,7 @@ class StripSystem:
     def _iterate(self, right: Tensor, batch: tuple[int, ...], course: Course) -> Part:
         """Solve for the columns, with the rows eliminated."""
         system = self._system
-        is_definite = system.ties is None or len(system.groups) == 1
+        is_definite = system.is_definite
         sign = -1.0 if is_definite and system.ties is not None else 1.0
 
         def apply(vector: Tensor) -> Tensor:
@@ -243,8 +259,7 @@ class StripSystem:
             return self._unpack(torch.zeros_like(right))
         if is_definite:
             return self._unpack(solve_definite(apply, precondition, sign * right, watch))
-        n_kept = max(20, min(MAX_KEPT_VECTORS, MAX_KEPT_NUMBERS // right.numel()))
-        return self._unpack(solve_indefinite(apply, precondition, right, watch, n_kept))
+        return self._unpack(solve_indefinite(apply, precondition, right, watch, n_kept_vectors(right.numel())))
 
     def _transform(self, field: Tensor) -> Tensor:
         """Transform a field `(*batch, C, H, W)` to a spectrum `(B, C, N1, N2 // 2 + 1)`."""

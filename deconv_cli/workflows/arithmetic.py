@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, parse_word
 
 
 def pick_device(choice: DeviceChoice | str) -> torch.device:
@@ -40,14 +43,53 @@ def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor,
     elif isinstance(choice, torch.dtype):
         dtype = choice
     else:
-        dtype = {ArithmeticDType.FLOAT32: torch.float32, ArithmeticDType.FLOAT64: torch.float64}[
-            ArithmeticDType(choice)
-        ]
+        word = parse_word(ArithmeticDType, choice, "dtype")
+        dtype = {ArithmeticDType.FLOAT32: torch.float32, ArithmeticDType.FLOAT64: torch.float64}[word]
     if dtype not in (torch.float32, torch.float64):
         raise UsageError(f"the arithmetic runs in float32 or float64, but {dtype} was asked for.")
     if dtype == torch.float64 and device.type == "mps":
         raise UsageError("an Apple GPU has no float64; use --dtype float32 or --device cpu.")
     return dtype
+
+
+def check_tensor(found: object, role: str) -> None:
+    """Refuse what is no tensor of torch.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(found, Tensor):
+        raise UsageError(f"{role} must be a torch.Tensor, but is a {type(found).__name__}; torch.as_tensor makes one.")
+
+
+def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Bring a kernel to the device and into the precision of the arithmetic, and check it.
+
+    Raises:
+        UsageError: it is no tensor.
+        ShapeError: it has not two or four axes.
+        MalformedInputError: it is complex, empty, zero or not finite.
+    """
+    check_tensor(kernel, "the kernel")
+    # Before the cast, which would drop the imaginary part.
+    if kernel.is_complex():
+        raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
+    return Kernel.from_tensor(kernel.to(device, dtype))
+
+
+def as_size(size: object) -> Size:
+    """Read a height and a width in pixels.
+
+    Raises:
+        UsageError: it is no pair of positive whole numbers.
+    """
+    if isinstance(size, tuple | list) and len(size) == 2 and all(_is_count(n) for n in size):
+        return int(size[0]), int(size[1])
+    raise UsageError(f"a size must be a height and a width, two positive whole numbers of pixels, but is {size!r}.")
+
+
+def _is_count(n: object) -> bool:
+    return not isinstance(n, bool) and isinstance(n, Integral) and int(n) > 0
 
 
 def check_image(image: Tensor, role: str) -> None:
@@ -58,8 +100,10 @@ def check_image(image: Tensor, role: str) -> None:
         role: what it is called in the message.
 
     Raises:
+        UsageError: it is no tensor.
         MalformedInputError: the tensor is complex, or holds NaN or infinite values.
     """
+    check_tensor(image, role)
     if image.is_complex():
         raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")
     if image.is_floating_point() and not bool(torch.isfinite(image).all()):

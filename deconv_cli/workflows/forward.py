@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.vocabulary import Boundary, PaddingLike, parse_word
-from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 
 
 def forward(
@@ -49,7 +48,7 @@ def forward(
         )
     check_image(x, "the image")
     precision = pick_dtype(dtype, x, x.device)
-    canonical = Kernel.from_tensor(kernel.to(x.device, precision))
+    canonical = as_kernel(kernel, x.device, precision)
     channels = canonical.split(x.to(precision))
     geometry = Geometry.of_image((x.shape[-2], x.shape[-1]), canonical.size, padding)
     y = canonical.join(Convolution(canonical.taps, geometry, boundary).forward(channels))

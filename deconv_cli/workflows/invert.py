@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.image_model import fit_image_model
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
+from deconv_cli.diagnostics.uncertainty import PredictedError, predict_error
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
-from deconv_cli.errors import ShapeError
-from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.solvers.choice import Choice
@@ -19,8 +23,8 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, Method, PaddingLike, Penalty, Size, parse_word
-from deconv_cli.workflows.arithmetic import check_image, pick_dtype
+from deconv_cli.vocabulary import Boundary, LambdaRule, Method, PaddingLike, Penalty, Size, parse_word
+from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_image, check_tensor, pick_dtype
 from deconv_cli.workflows.forward import as_bias
 
 DEFAULT_LAMBDA = 1e-6
@@ -47,6 +51,8 @@ class Reconstruction:
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
         well_posedness: what the border does to the problem, found before it was solved.
+        lambda_choice: how λ was chosen from the data; `None` where it was given.
+        predicted_error: how wrong the estimate is likely to be; `None` where nobody asked.
     """
 
     image: Tensor
@@ -62,6 +68,8 @@ class Reconstruction:
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
     well_posedness: WellPosedness
+    lambda_choice: LambdaChoice | None = None
+    predicted_error: PredictedError | None = None
 
     def raise_for_status(self) -> Reconstruction:
         """Return the reconstruction itself, if the solver reached what was asked for.
@@ -79,7 +87,9 @@ def invert(
     *,
     padding: PaddingLike = "same",
     boundary: Boundary | str = Boundary.ZERO,
-    lam: float = DEFAULT_LAMBDA,
+    lam: float | Literal["auto"] = DEFAULT_LAMBDA,
+    lambda_rule: LambdaRule | str = LambdaRule.GCV,
+    noise_sigma: float | None = None,
     penalty: Penalty | str = Penalty.IDENTITY,
     rcond: float | None = None,
     bias: Tensor | None = None,
@@ -88,6 +98,9 @@ def invert(
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
     dtype: torch.dtype | str | None = None,
+    predict: bool = False,
+    truth: Tensor | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Reconstruction:
     """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖².
@@ -98,7 +111,10 @@ def invert(
         padding: how far the kernel reached outside the image.
         boundary: what lay there; `unknown` estimates those pixels too, and crops the estimate to the frame that
             `padding` gives.
-        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution.
+        lam: λ ≥ 0, in units of the largest squared singular value; 0 for the Moore–Penrose solution, `auto` to choose
+            it from the data.
+        lambda_rule: how `auto` chooses: `gcv`, `ml`, `discrepancy`, `upre`, `lcurve` or `whiteness`.
+        noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
         penalty: `identity`, `gradient` or `laplacian`.
         rcond: for circular boundaries and λ = 0, drop singular values up to this fraction of the largest.
         bias: subtracted from each output channel first, shape `(C_out,)`.
@@ -107,6 +123,9 @@ def invert(
         max_iterations: iterations at most.
         max_memory: bytes that the inverse may take; by default what is free.
         dtype: precision of the arithmetic; by default float64 for float64 data, else float32.
+        predict: also predict the error of every pixel.
+        truth: the images themselves, to hold that prediction against; of the shape of the estimate.
+        seed: of the random numbers that the prediction draws.
         progress: told of every iteration.
 
     Raises:
@@ -118,7 +137,7 @@ def invert(
     settings = InversionSettings(
         padding=padding,
         boundary=parse_word(Boundary, boundary, "boundary"),
-        lam=lam,
+        lam=0.0 if lam == "auto" else lam,
         penalty=parse_word(Penalty, penalty, "penalty"),
         rcond=rcond,
         method=parse_word(Method, method, "method"),
@@ -126,8 +145,96 @@ def invert(
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
+    choice = None
+    if lam == "auto":
+        rule = parse_word(LambdaRule, lambda_rule, "lambda_rule")
+        choice = choose_for_output(y, kernel, settings, rule, noise_sigma, bias=bias, dtype=dtype)
+        settings = replace(settings, lam=choice.lam)
     inverse = inverse_for_output(y, kernel, settings, dtype)
-    return reconstruct(inverse, y.to(inverse.kernel.taps.dtype), bias=bias, progress=progress)
+    data = y.to(inverse.kernel.taps.dtype)
+    result = reconstruct(inverse, data, bias=bias, progress=progress)
+    predicted = None
+    if predict or truth is not None:
+        predicted = predict_for(inverse, result, data, bias=bias, noise_sigma=noise_sigma, truth=truth, seed=seed)
+    return replace(result, lambda_choice=choice, predicted_error=predicted)
+
+
+def choose_for_output(
+    y: Tensor,
+    kernel: Tensor,
+    settings: InversionSettings,
+    rule: LambdaRule = LambdaRule.GCV,
+    noise_sigma: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> LambdaChoice:
+    """Choose λ for an output as `invert` does; the λ of `settings` is not looked at.
+
+    Raises:
+        UsageError: λ has no place in these settings, or the noise is no positive number.
+        ShapeError: kernel, bias and data do not fit one another.
+    """
+    if settings.rcond is not None:
+        raise UsageError("rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out.")
+    if noise_sigma is not None and not 0 < noise_sigma < math.inf:
+        raise UsageError(f"noise_sigma must be a positive number, but is {noise_sigma}.")
+    check_image(y, "the output to invert")
+    precision = pick_dtype(dtype, y, y.device)
+    canonical = as_kernel(kernel.detach(), y.device, precision)
+    data = y.detach().to(precision)
+    return choose_lambda(
+        data if bias is None else data - as_bias(bias.detach(), data),
+        canonical,
+        boundary=settings.boundary,
+        penalty=settings.penalty,
+        rule=rule,
+        sigma=noise_sigma,
+        max_memory=settings.max_memory,
+    )
+
+
+def predict_for(
+    inverse: PseudoInverse,
+    result: Reconstruction,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    noise_sigma: float | None = None,
+    truth: Tensor | None = None,
+    seed: int = 0,
+) -> PredictedError:
+    """Predict the error of a reconstruction, and hold it against the truth where there is one.
+
+    Args:
+        inverse: what made it.
+        result: the reconstruction.
+        y: the data, in the inverse's dtype.
+        bias: of each output channel.
+        noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
+        truth: of the shape of the estimate.
+        seed: of the random numbers.
+
+    Raises:
+        ShapeError: the truth has another shape.
+    """
+    if truth is not None and truth.shape != result.image.shape:
+        raise ShapeError(
+            f"the truth should have the shape of the estimate, {tuple(result.image.shape)}, but has "
+            f"{tuple(truth.shape)}; crop it to the same frame."
+        )
+    data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
+    model = fit_image_model(
+        data,
+        result.image.detach(),
+        inverse.kernel,
+        boundary=result.boundary,
+        penalty=result.penalty,
+        lam=result.lam,
+        sigma=noise_sigma,
+    )
+    known = None if truth is None else truth.to(result.image)
+    return predict_error(inverse, result.image.detach(), model, truth=known, seed=seed)
 
 
 def inverse_for_output(
@@ -136,9 +243,8 @@ def inverse_for_output(
     """Build the inverse that fits outputs of the size, device and precision of `y`; see `invert`."""
     check_image(y, "the output to invert")
     precision = pick_dtype(dtype, y, y.device)
-    canonical = Kernel.from_tensor(kernel.to(y.device, precision))
-    if y.ndim not in (3, 4):
-        raise ShapeError(f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(y.shape)}.")
+    canonical = as_kernel(kernel, y.device, precision)
+    canonical.split(y, are_outputs=True)  # what does not fit is told before anything is built
     geometry = Geometry.of_output((y.shape[-2], y.shape[-1]), canonical.size, settings.padding)
     return PseudoInverse(canonical, geometry.image_size, settings)
 
@@ -215,7 +321,7 @@ def pseudo_inverse(
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> PseudoInverse:
     """Build the inverse of a convolution once, and apply it to many outputs.
 
@@ -237,6 +343,7 @@ def pseudo_inverse(
         ShapeError: the kernel does not fit the size.
         UsageError: settings that are unknown or contradict one another.
         TooLargeError: the inverse does not fit the memory.
+        MalformedInputError: a kernel that is complex or not finite.
     """
     settings = InversionSettings(
         padding=padding,
@@ -249,5 +356,7 @@ def pseudo_inverse(
         max_iterations=max_iterations,
         max_memory=max_memory,
     )
+    size = as_size(input_size)
+    check_tensor(kernel, "the kernel")
     precision = pick_dtype(dtype, kernel, kernel.device)
-    return PseudoInverse(Kernel.from_tensor(kernel.to(precision)), input_size, settings)
+    return PseudoInverse(as_kernel(kernel, kernel.device, precision), size, settings)

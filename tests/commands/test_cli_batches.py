@@ -88,7 +88,7 @@ def test_a_batch_of_which_nothing_could_be_done(deconv, listing, gentle, tmp_pat
 def test_a_batch_in_which_one_does_not_converge(deconv, gray, save, gentle, tmp_path):
     (tmp_path / "out").mkdir()
     zero = save("zero", np.zeros((12, 12), np.float32))  # solved before the first iteration
-    options = ["--max-iterations", "1", "--json", "-o", tmp_path / "out"]
+    options = ["--max-iterations", "1", "--lambda", "1e-3", "--json", "-o", tmp_path / "out"]
     done = deconv("invert", zero, gray, "-k", gentle, *options, expect=ExitCode.UNTRUSTWORTHY)
     assert [record["solver"]["status"] for record in done.report["results"]] == ["converged", "max_iterations"]
     assert done.report["failed"] == []

@@ -104,9 +104,14 @@ def test_another_kernel_file_is_pointed_out(deconv, gray, gentle, save, tmp_path
 
 def test_the_defaults_of_pictures_and_tensors(deconv, gray, gentle, save, tmp_path):
     picture = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
-    assert (picture["lambda"], picture["penalty"]) == (1e-3, "gradient")
+    assert (picture["lambda_choice"]["rule"], picture["penalty"]) == ("gcv", "gradient")
+    assert picture["lambda"] == picture["lambda_choice"]["lambda"]
     tensor = deconv("invert", save("y", np.eye(12)), "-k", gentle, "-o", tmp_path / "x.npy", "--json").report
-    assert (tensor["lambda"], tensor["penalty"]) == (1e-6, "identity")
+    assert (tensor["lambda"], tensor["penalty"], tensor["lambda_choice"]) == (1e-6, "identity", None)
     table = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "z.tif").stderr
-    for words in ("0.001 × σ²max, penalty gradient", "unknown: a picture shows part of a larger scene", "condition"):
+    for words in (
+        "× σ²max, penalty gradient: chosen by generalized cross-validation",
+        "unknown: a picture shows part of a larger scene",
+        "condition",
+    ):
         assert words in table

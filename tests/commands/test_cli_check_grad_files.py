@@ -131,6 +131,7 @@ class TestRead:
             torch.export.save(torch.export.export(Net(), (torch.randn(5, 4),)), stream)
         report = deconv("check-grad", path, "--json").report
         assert report["data"] == {"kind": "stored", "inputs": ["[5, 4] float32"], "seed": 0}
+        assert report["mode"] == "exported"
         assert report["counts"] == {"OK": 4}
 
     def test_an_exported_program_tells_the_line(self, deconv, tmp_path):

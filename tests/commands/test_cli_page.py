@@ -116,3 +116,17 @@ def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path
         assert "note: --show draws on a terminal, and stderr is none here, so nothing was drawn" in done.stderr
         assert json.loads(done.stdout)["command"] == words[0]
         assert "▀" not in done.stderr
+
+
+def test_the_page_shows_how_lambda_was_chosen_and_the_error_against_the_truth(deconv, blurred, gray, gentle, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["--lambda", "auto", "--truth", gray, "--noise-sigma", "1", "--report", page]
+    record = deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--json", *words).report
+    assert record["diagnosis"]["noise"] == 1
+    assert record["diagnosis"]["noise_is_given"] is True
+    text = page.read_text(encoding="utf-8")
+    for heading in ("The choice of λ", "<strong>Truth.</strong>", "<strong>Predicted error.</strong>"):
+        assert heading in text
+    assert record["lambda_reason"].split(";")[0] in text
+    assert "<strong>Actual error.</strong>" in text
+    assert "of the pixels are to be trusted" in text

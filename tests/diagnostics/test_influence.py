@@ -4,7 +4,8 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.influence import influence_depth
+from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
+from deconv_cli.diagnostics.well_posedness import assess
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
@@ -96,6 +97,16 @@ def test_what_reaches_through_the_image_is_none():
     mean = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
     found = influence_depth(mean, (24, 24), weight=1e-9, penalty=Penalty.IDENTITY)
     assert (found.tenth, found.hundredth, found.thousandth) == (None, None, None)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8)])
+def test_a_point_reaches_nowhere_in_an_image_of_any_size(size):
+    point = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
+    assert influence_depth(point, size, weight=0.0, penalty=Penalty.IDENTITY) == InfluenceDepth(1, 1, 1)
+    geometry = Geometry.of_image(size, (1, 1), "same")
+    spectrum = kernel_spectrum(point, size)
+    found = assess(point, geometry, Boundary.ZERO, lam=0.0, penalty=Penalty.IDENTITY, spectrum=spectrum)
+    assert not found.is_deep
 
 
 def test_a_point_has_no_influence_beyond_its_pixel():

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.fisher import Batch, diagonal_fisher
-from deconv_cli.gradients.losses import named_loss
+from deconv_cli.gradients.losses import named_loss, projection
 
 
 def network(n_out=3):
@@ -109,6 +109,49 @@ def test_classes_at_every_pixel():
     batch = Batch((x,), {}, torch.randint(0, 3, (2, 2, 2)))
     exact, ggn = (fisher(model, [batch], kind=kind).diagonal for kind in ("exact", "ggn"))
     assert_close(ggn, exact, rtol=1e-9, atol=1e-12)
+
+
+class Steps(nn.Module):
+    """Five classes at each of three steps, on the last axis or on the second."""
+
+    def __init__(self, *, classes_last):
+        super().__init__()
+        self.layer = nn.Linear(4, 5).double()
+        self.classes_last = classes_last
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if self.classes_last else y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "nll"])
+@pytest.mark.parametrize("kind", ["empirical", "exact", "ggn"])
+def test_classes_on_the_last_axis_give_what_they_give_on_the_second(loss, kind):
+    last, second = Steps(classes_last=True), Steps(classes_last=False)
+    second.load_state_dict(last.state_dict())
+    if loss == "nll":
+        last, second = nn.Sequential(last, nn.LogSoftmax(2)), nn.Sequential(second, nn.LogSoftmax(1))
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    batch = Batch((x,), {}, torch.randint(0, 5, (6, 3)))
+    if (loss, kind) == ("nll", "ggn"):
+        batch = batch.map(lambda t: t[:2])
+    found, expected = (fisher(model, [batch], loss, kind=kind) for model in (last, second))
+    assert_close(found.diagonal, expected.diagonal)
+    assert_close(found.batch_mean_squared, expected.batch_mean_squared) if kind == "empirical" else None
+
+
+def test_targets_drawn_for_classes_on_the_last_axis():
+    model = Steps(classes_last=True)
+    batch = Batch((torch.randn(4, 3, 4, dtype=torch.float64),), {}, None)
+    exact = fisher(model, [batch], kind="exact")
+    sampled = fisher(model, [batch], kind="sampled", n_draws=3000)
+    assert sampled.trace == pytest.approx(exact.trace, rel=0.1)
+
+
+def test_a_projection_has_no_fisher_matrix():
+    model = network()
+    with pytest.raises(UsageError, match="likelihood"):
+        diagonal_fisher(model, [batch_of(model)], "projection", projection)
 
 
 def test_the_mistake_is_shown_beside():

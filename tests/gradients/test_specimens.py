@@ -94,7 +94,7 @@ class TestCuts:
             ("SelectedThenDetached", "selected", ".detach()", "return selected"),
             ("Data", "data", ".data", "return h"),
             ("NoGrad", "no_grad", "no_grad", "torch.no_grad()"),
-            ("Numpy", "numpy", ".detach()", "values = h.numpy()"),
+            ("Numpy", "numpy", ".detach()", "torch functions"),
             ("Argmax", "argmax", "argmax(...)", "torch.softmax"),
             ("IntegerCast", "cast", "the cast to int32", "floating point"),
             ("Comparison", "comparison", "the comparison >", "torch.where(h > 0"),

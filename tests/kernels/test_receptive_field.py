@@ -128,6 +128,34 @@ def test_a_warning_near_a_pole(analytic):
         layer(x)
 
 
+@pytest.mark.parametrize("analytic", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_warning_where_most_taps_are_near_a_pole(analytic, dtype):
+    """Then the median is large as well, and tells nothing."""
+    layer = layer_of(phi=tangent_of_sum, analytic=analytic).to(dtype)
+    with torch.no_grad():
+        layer.weight.fill_(0.1)
+    x = torch.full((1, 3, 5, 5), torch.pi / 2 - 0.1 - 3e-4, dtype=dtype)
+    with pytest.warns(PoleWarning, match="^864 of 864 taps are near a pole"):
+        layer(x)
+    x[..., :1] = 0
+    with pytest.warns(PoleWarning, match="near a pole"):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("phi", "pixel"), [(lambda pixel, weight: (pixel * weight).square(), 1e3), (lambda p, w: torch.exp(p + w), 10.0)]
+)
+def test_large_taps_of_a_smooth_function_are_no_pole(phi, pixel):
+    layer = layer_of(phi=phi)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    x = pixel + torch.rand(1, 3, 5, 5, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(layer(x).detach().min()) > 1e4
+
+
 def test_an_image_without_a_batch_axis_and_a_bias():
     layer = layer_of(phi=tangent_of_sum, bias=True)
     with torch.no_grad():

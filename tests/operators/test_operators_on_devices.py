@@ -8,7 +8,7 @@ from cases import random
 from devices import DOUBLE, ForeignTensorError, check_on_cuda, check_without_numbers, needs_cuda, replay
 
 from deconv_cli.operators import host
-from deconv_cli.operators.circulant import BlockCirculant, real_kernel, torus_symbol
+from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.differences import CURVATURE, GRADIENT, Differences
@@ -54,7 +54,7 @@ def difference(like, terms, periodic):
 def circulate(taps):
     symbol = torus_symbol(taps, SIZE, (1, 1))
     operator = BlockCirculant(symbol, SIZE)
-    return both_ways(operator, taps), operator.blocks.matrices, real_kernel(symbol, SIZE)
+    return both_ways(operator, taps), operator.blocks.matrices
 
 
 def twist(taps, size, twists):

@@ -58,12 +58,14 @@ def test_the_first_sentences_say_what_with_which_and_where(page):
     assert "λ = 0.01 (in units of σ²max, penalty gradient): both rules were weighed." in text
     assert "Warning: The rules differ by a factor of 100." in text
     assert "88.3 % of the pixels are to be trusted" in text
-    assert "Trust the outermost" in text
+    # How deep the edge reaches is in what is predicted for every pixel.
+    assert "Trust the outermost" not in text
 
 
 def test_without_a_choice_the_reason_of_the_record_is_given(contents):
     text = Reader(render_page(contents())).text
     assert "λ = 0.01 (in units of σ²max, penalty gradient): asked for." in text
+    assert "Trust the outermost" in text
     for word in ("Truth", "Predicted error", "The choice of λ", "hatch"):
         assert word not in text
 

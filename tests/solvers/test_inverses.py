@@ -222,6 +222,10 @@ def test_the_method_is_chosen_with_a_reason_and_can_be_overridden():
     assert chosen(Boundary.CIRCULAR, "valid", lam=0.1).method is Method.DIRECT
     assert chosen(Boundary.UNKNOWN, lam=0.1).method is Method.DIRECT
     assert chosen(Boundary.ZERO).method is Method.DIRECT
+    # Of 10 · 11 − 8 · 9 unobserved outputs the two rows below the image, 22, go by FFTs.
+    square = chosen(Boundary.REFLECT).reason
+    assert "the border's system of 38 unknowns is solved exactly: 22 of them are eliminated by FFTs" in square
+    assert "is factored once, exactly" in chosen(Boundary.REFLECT, lam=0.1).reason
     # Underdetermined, with pixels that repeat others: no direct way to the least norm.
     assert chosen(Boundary.REFLECT, shape=(1, 2, 3, 3)).method is Method.ITERATIVE
     # A wide border: an iteration on it ends before it would be factored.

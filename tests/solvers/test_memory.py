@@ -8,6 +8,9 @@ import torch
 from cases import random
 
 import deconv_cli
+from deconv_cli.solvers import strip
+from deconv_cli.solvers.krylov import solve_indefinite
+from deconv_cli.solvers.memory import estimate_memory
 from deconv_cli.vocabulary import format_memory, parse_memory
 
 # Peak of the resident memory over that of a small problem, which has loaded all the code.
@@ -121,3 +124,43 @@ def test_what_is_no_amount_of_memory_is_refused(text):
 def test_amounts_of_memory_are_written_for_a_person():
     assert format_memory(10_000) == "9.766 KiB"
     assert format_memory(512) == "512 bytes"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("method", "boundary", "lam", "penalty"),
+    [
+        ("strip", "zero", 1e-3, "identity"),
+        ("strip", "reflect", 1e-6, "identity"),
+        ("strip", "replicate", 1e-3, "gradient"),
+        ("strip", "zero", 1e-3, "laplacian"),
+        ("strip", "unknown", 1e-3, "laplacian"),
+        ("iterative", "symmetric", 0.0, "identity"),
+        ("iterative", "zero", 0.0, "identity"),
+    ],
+)
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_the_basis_of_gmres_is_in_the_estimate(monkeypatch, dtype, method, boundary, lam, penalty, n_images):
+    """Up to the number of vectors that it may keep, in the precision in which it runs."""
+    kernel = 0.05 * random((2, 2, 3, 4)).to(dtype)
+    kernel[0, 0, 1, 1] = kernel[1, 1, 1, 1] = 1
+    settings = {"boundary": boundary, "lam": lam, "penalty": penalty, "method": method}
+    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(17, 14), **settings)
+    kept = []
+
+    def solve(apply, precondition, right, watch, n_kept):
+        kept.append((n_kept + 1) * right.numel() * right.itemsize)
+        return solve_indefinite(apply, precondition, right, watch, n_kept)
+
+    monkeypatch.setattr(strip, "solve_indefinite", solve)
+    inverse.solve(random((n_images, 2, 17, 14)).to(dtype))
+    estimate = estimate_memory(inverse.choice.method, kernel, inverse.geometry, inverse.settings)
+    basis = estimate.n_bytes(n_images) - estimate.n_bytes_built - n_images * estimate.n_bytes_per_image
+    assert basis == max(kept, default=0)
+    assert (basis == 0) == (boundary == "unknown")
+
+
+def test_gmres_keeps_fewer_vectors_the_longer_they_are():
+    assert strip.n_kept_vectors(1000) == strip.MAX_KEPT_VECTORS
+    assert strip.n_kept_vectors(2**20) == 64
+    assert strip.n_kept_vectors(2**26) == strip.MIN_KEPT_VECTORS

@@ -3,8 +3,9 @@
 import torch
 from cases import Case, random
 
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import MAX_ROUNDS, StoppingRule, refine
+from deconv_cli.solvers.refinement import MAX_ROUNDS, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Status
 from deconv_cli.vocabulary import Boundary
 
@@ -20,7 +21,8 @@ def run(improve, *, tolerance=1e-6, max_iterations=100, n_images=1):
         course.note(course.scale)
         return improve(x, truth)
 
-    return refine(PROBLEM, y, torch.zeros_like(truth), StoppingRule(tolerance, max_iterations), counted, None), truth
+    equations, rule = NormalEquations.of_data(PROBLEM, y), StoppingRule(tolerance, max_iterations)
+    return refine_equations(equations, torch.zeros_like(truth), rule, counted), truth
 
 
 def test_the_last_round_counts():
@@ -50,3 +52,10 @@ def test_one_stuck_image_does_not_hold_up_the_others():
     solution, truth = run(improve, n_images=2)
     assert solution.status is Status.STAGNATED
     assert (solution.value[1] - truth[1]).norm() <= 1e-5 * truth[1].norm()
+
+
+def test_data_without_end_are_never_solved():
+    y = torch.full((1, 7, 6), float("inf"), dtype=torch.float64)
+    equations = NormalEquations.of_data(PROBLEM, y)
+    solution = refine_equations(equations, None, StoppingRule(1e-6, 10), lambda x, gradient, course: x)
+    assert not solution.status.is_success

@@ -1,5 +1,6 @@
 """The library twin: forward, invert, pseudo_inverse on tensors."""
 
+import numpy as np
 import pytest
 import torch
 from cases import random
@@ -153,3 +154,105 @@ def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeyp
     assert lost.is_well_posed is False
     assert (lost.advised_pads.top, lost.advised_pads.bottom) == (2, 0)
     assert deconv_cli.invert(y, kernel, lam=0, boundary="circular").well_posedness.is_well_posed
+
+
+CALLS = {
+    "forward": lambda kernel=None, y=None, **settings: deconv_cli.forward(
+        random((1, 1, 8, 8)) if y is None else y, random((3, 3)) if kernel is None else kernel, **settings
+    ),
+    "invert": lambda kernel=None, y=None, **settings: deconv_cli.invert(
+        random((1, 1, 8, 8)) if y is None else y,
+        random((3, 3)) if kernel is None else kernel,
+        **{"boundary": "circular", **settings},
+    ),
+    "pseudo_inverse": lambda kernel=None, y=None, **settings: deconv_cli.pseudo_inverse(
+        random((3, 3)) if kernel is None else kernel, **{"boundary": "circular", "input_size": (8, 8), **settings}
+    )(random((1, 1, 8, 8)) if y is None else y),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+class TestRefusals:
+    def test_a_complex_kernel_before_it_is_cast(self, name):
+        """Warnings are errors here: the cast would warn, and lose the imaginary part."""
+        with pytest.raises(deconv_cli.MalformedInputError, match="must be real, but is torch"):
+            CALLS[name](kernel=torch.ones(3, 3, dtype=torch.complex64))
+
+    def test_a_batch_without_images(self, name):
+        with pytest.raises(deconv_cli.ShapeError, match=r"at least one image .* \(0, 1, 8, 8\)"):
+            CALLS[name](y=torch.zeros(0, 1, 8, 8, dtype=torch.float64))
+
+    @pytest.mark.parametrize("dtype", ["float16", "double", torch.float16, torch.int32, 5])
+    def test_a_precision_that_is_none(self, name, dtype):
+        with pytest.raises(deconv_cli.UsageError, match=r"float32.*float64"):
+            CALLS[name](dtype=dtype)
+
+    def test_a_kernel_that_is_no_tensor(self, name):
+        with pytest.raises(deconv_cli.UsageError, match=r"the kernel must be a torch\.Tensor, but is a list"):
+            CALLS[name](kernel=[[1.0]])
+
+    def test_a_list_for_a_padding(self, name):
+        settings = {"boundary": "zero", **({} if name == "forward" else {"lam": 1e-3})}
+        y = random((1, 1, 8, 8))
+        if name == "pseudo_inverse":
+            y = y[..., :, :6].contiguous()
+        found, expected = (CALLS[name](y=y, padding=padding, **settings) for padding in ([1, 0], (1, 0)))
+        if name == "invert":
+            assert found.padding == (1, 0)
+            found, expected = found.image, expected.image
+        assert torch.equal(found, expected)
+
+    def test_not_finite(self, name):
+        y = random((1, 1, 8, 8))
+        y[0, 0, 2, 3] = float("nan")
+        with pytest.raises(deconv_cli.MalformedInputError, match="NaN or infinite"):
+            CALLS[name](y=y)
+
+
+@pytest.mark.parametrize("name", ["invert", "pseudo_inverse"])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lam", "1e-3"),
+        ("lam", None),
+        ("lam", True),
+        ("lam", [1e-3]),
+        ("lam", 1e-3j),
+        ("rcond", "1e-3"),
+        ("rcond", False),
+        ("tolerance", "tight"),
+        ("tolerance", (1e-3,)),
+        ("max_iterations", 2.5),
+        ("max_iterations", None),
+        ("max_memory", "8GiB"),
+    ],
+)
+def test_settings_of_another_type_are_refused(name, setting, value):
+    word = "lambda" if setting == "lam" else setting
+    with pytest.raises(deconv_cli.UsageError, match=f"^{word} must be a"):
+        CALLS[name](**{setting: value})
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    settings = {"lam": np.float32(0.5), "tolerance": np.float64(1e-3), "max_iterations": np.int64(7)}
+    inverse = deconv_cli.pseudo_inverse(random((3, 3)), input_size=(np.int64(8), 9), **settings)
+    assert inverse.settings.lam == 0.5
+    assert {type(inverse.settings.lam), type(inverse.settings.tolerance)} == {float}
+    assert type(inverse.settings.max_iterations) is int
+
+
+@pytest.mark.parametrize("size", [8, (8,), (8, 8, 8), (8.0, 8), "8,8", (0, 8), (-1, 8), (True, 8), None])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(deconv_cli.UsageError, match="a size must be a height and a width"):
+        deconv_cli.pseudo_inverse(random((3, 3)), input_size=size)
+
+
+@pytest.mark.parametrize("method", ["fft", "strip", "direct", "iterative"])
+def test_an_inverse_refuses_what_is_not_finite(method):
+    boundary = "circular" if method == "fft" else "zero"
+    inverse = deconv_cli.pseudo_inverse(random((3, 3)), input_size=(8, 8), boundary=boundary, lam=0.1, method=method)
+    y = random((1, 8, 8))
+    y[0, 1, 1] = float("inf")
+    for apply in (inverse, inverse.solve):
+        with pytest.raises(deconv_cli.MalformedInputError, match="NaN or infinite"):
+            apply(y)

@@ -1,0 +1,153 @@
+"""The predicted error at the prompt: who asks for it, the truth to hold it against, and the files it goes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.commands.batch import Job
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.vocabulary import OutputDType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.commands.context import Input, OptionValues
+    from deconv_cli.io import ImageFile, OutputPlan
+    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.workflows.invert import Reconstruction
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What was asked for.
+
+    Attributes:
+        truth: file of the true image.
+        error_map: file for the predicted error.
+        trust_mask: file for the mask.
+        sigma: standard deviation of the noise, if it is known.
+        seed: of what is drawn.
+    """
+
+    truth: Path | None
+    error_map: Path | None
+    trust_mask: Path | None
+    sigma: float | None
+    seed: int
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether anything needs the prediction."""
+        return self.truth is not None or self.error_map is not None or self.trust_mask is not None
+
+    def check(self, n_jobs: int, *, force: bool) -> None:
+        """Refuse files that many inputs would share.
+
+        Raises:
+            UsageError: there are several inputs, or two outputs would be the same file.
+        """
+        del force
+        named = {"--truth": self.truth, "--error-map": self.error_map, "--trust-mask": self.trust_mask}
+        given = [option for option, path in named.items() if path is not None]
+        if given and n_jobs != 1:
+            raise UsageError(f"{given[0]} belongs to one input, but there are {n_jobs}; restore them one by one.")
+        if self.error_map is not None and self.error_map == self.trust_mask:
+            raise UsageError("--error-map and --trust-mask name the same file; choose two names.")
+
+    def retyped(self) -> OptionValues:
+        """Give the options that would ask for the same again."""
+        return {
+            "--noise-sigma": self.sigma,
+            "--truth": self.truth,
+            "--error-map": self.error_map,
+            "--trust-mask": self.trust_mask,
+            "--seed": self.seed if self.is_asked_for else None,
+        }
+
+    def plan(
+        self, job: Job, loaded: Input, n_channels: int, *, same_size: bool, force: bool
+    ) -> PlannedPrediction | None:
+        """Read the truth, and refuse what cannot be written before anything is computed.
+
+        Returns:
+            `None` where nobody asked.
+
+        Raises:
+            UsageError: a file that is there already, or that cannot hold what goes into it.
+            InputRefusedError: the truth cannot be read.
+        """
+        from deconv_cli.io import plan_output, read_image
+
+        if not self.is_asked_for:
+            return None
+        for path in (self.error_map, self.trust_mask):
+            if path is not None and path == job.target:
+                raise UsageError(f"'{path}' is the output already; choose another name for what goes beside it.")
+        source = loaded.source
+        truth = None if self.truth is None else read_image(self.truth, axes=None)
+
+        def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> OutputPlan | None:
+            if path is None:
+                return None
+            return plan_output(
+                path, source, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size
+            )
+
+        error_map = planned(self.error_map, n_channels, OutputDType.FLOAT32)
+        mask = planned(self.trust_mask, 1, OutputDType.UINT8)
+        return PlannedPrediction(self, truth, error_map, mask)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedPrediction:
+    """A prediction whose files are known to be readable and writable."""
+
+    options: PredictionOptions
+    truth: ImageFile | None
+    error_map: OutputPlan | None
+    mask: OutputPlan | None
+
+    def added(
+        self, result: Reconstruction, inverse: PseudoInverse, values: Tensor, bias: Tensor | None
+    ) -> Reconstruction:
+        """Predict the error of a result."""
+        from deconv_cli.workflows.invert import predict_for
+
+        predicted = predict_for(
+            inverse,
+            result,
+            values,
+            bias=bias,
+            noise_sigma=self.options.sigma,
+            truth=self._truth_like(result.image),
+            seed=self.options.seed,
+        )
+        return replace(result, predicted_error=predicted)
+
+    def _truth_like(self, image: Tensor) -> Tensor | None:
+        if self.truth is None:
+            return None
+        values = self.truth.values
+        if values.shape != image.shape:
+            raise ShapeError(
+                f"the truth '{self.truth.path}' should have the size and channels of the restored image, "
+                f"{_spoken(tuple(image.shape))}, but has {_spoken(tuple(values.shape))}; crop it to the same frame."
+            )
+        return values
+
+    def write(self, result: Reconstruction, record: dict[str, Any]) -> None:
+        """Write the map and the mask, each with the record of the run."""
+        found = result.predicted_error
+        assert found is not None
+        if self.error_map is not None:
+            self.error_map.prepare(found.map.cpu()).write(record)
+        if self.mask is not None:
+            shape = (result.image.shape[0], 1, *found.trusted.shape)
+            self.mask.prepare((255.0 * found.trusted.float()).expand(shape).contiguous().cpu()).write(record)
+
+
+def _spoken(shape: tuple[int, ...]) -> str:
+    planes, channels, height, width = shape
+    return f"{height}×{width} pixels, {channels} channels" + (f", {planes} planes" if planes != 1 else "")

@@ -1,0 +1,105 @@
+"""Which options a person typed, and those of `deconv check-grad` that would change nothing: refused, never ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from deconv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deconv_cli.io.models import ModelFile
+
+
+def was_typed(invocation: typer.Context, name: str) -> bool:
+    """Tell whether a parameter of a command was given at the prompt, even if it is what is the default."""
+    source = invocation.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def typed_options(invocation: typer.Context) -> frozenset[str]:
+    """List the parameters of a command that were given at the prompt."""
+    return frozenset(name for name in invocation.params if was_typed(invocation, name))
+
+
+def refuse_idle(typed: frozenset[str], *, fisher_kind: str, batch_axis: int | None) -> None:
+    """Refuse options that go with others which are missing, or against others which are there.
+
+    Args:
+        typed: names of the parameters that were given.
+        fisher_kind: which Fisher matrix is asked for.
+        batch_axis: which axis counts the samples.
+
+    Raises:
+        UsageError: for the first that would be ignored.
+    """
+    idle = {
+        "--input-shape draws an input, but --data holds the inputs; leave one of the two out.": (
+            {"input_shape", "data"} <= typed
+        ),
+        "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class.": (
+            _lacks(typed, "init", "model")
+        ),
+        "--batch-size says how many samples of --data to take, but there is no --data; say how many samples to draw "
+        "with --input-shape.": _lacks(typed, "batch_size", "data"),
+        "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out.": (
+            "batch_size" in typed and batch_axis != 0
+        ),
+        "--fisher averages over samples along axis 0, but --batch-axis names another axis; turn the axes of the "
+        "model's input.": "fisher" in typed and batch_axis != 0,
+        "--fisher-kind says what --fisher writes, but there is no --fisher FILE; add it, or leave --fisher-kind out.": (
+            _lacks(typed, "fisher_kind", "fisher")
+        ),
+        "--fisher-draws says how --fisher draws targets, but there is no --fisher FILE; add it, or leave "
+        "--fisher-draws out.": _lacks(typed, "fisher_draws", "fisher"),
+        f"--fisher-draws is for --fisher-kind sampled, but the kind is {fisher_kind}; leave it out, or draw targets "
+        "with --fisher-kind sampled.": "fisher_draws" in typed and fisher_kind != "sampled",
+        "--trust-file is for TorchScript files, but no file is named; name it, or leave --trust-file out.": (
+            _lacks(typed, "trust_file", "file")
+        ),
+        "--allow-global is for pickled files, but no file is named; name it, or leave --allow-global out.": (
+            _lacks(typed, "allow_global", "file")
+        ),
+    }
+    _refuse_first(idle)
+
+
+def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
+    """Refuse options that the kind of a model file has no use for.
+
+    Raises:
+        UsageError: for the first that would be ignored.
+    """
+    from deconv_cli.io.model_format import ModelFormat
+
+    kind = stored.kind
+    is_program = kind in (ModelFormat.EXPORTED, ModelFormat.TORCHSCRIPT)
+    idle = {
+        f"--trust-file is for TorchScript, but '{path}' is a {kind} file, of which nothing is run; leave it out.": (
+            "trust_file" in typed and kind is not ModelFormat.TORCHSCRIPT
+        ),
+        f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
+            "allow_global" in typed and kind is not ModelFormat.PICKLE
+        ),
+        f"--mode cannot change an exported program such as '{path}', which keeps the mode it was exported in; leave it "
+        "out, or export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
+        f"--model names what is computed, but '{path}' is a {kind} file, which carries that itself; leave it out.": (
+            "model" in typed and is_program
+        ),
+        f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.": (
+            "init" in typed and stored.state is None
+        ),
+    }
+    _refuse_first(idle)
+
+
+def _lacks(typed: frozenset[str], option: str, partner: str) -> bool:
+    return option in typed and partner not in typed
+
+
+def _refuse_first(idle: dict[str, bool]) -> None:
+    for sentence, is_idle in idle.items():
+        if is_idle:
+            raise UsageError(sentence)

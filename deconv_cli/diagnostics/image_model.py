@@ -1,0 +1,235 @@
+"""A statistical model of an image and its noise, fitted to data by frequency.
+
+Photographs have power spectra that fall with a power of frequency (Field, "Relations between the statistics of natural
+images and the response properties of cortical cells", Journal of the Optical Society of America A 4, 1987), more of it
+in some directions than in others. So log E|x(θ)|² is taken to be linear in log |θ|, with a slow function of direction;
+the channels have one covariance C at all frequencies. A component of the data with the input mixture v then has the
+power E|b|² = S²(vᴴCv)E|x|² + σ². The noise is found from all frequencies. The image is then found from those where the
+estimate passes from following the data to ignoring them, since there begins what it hides. Both times the likelihood is
+the largest (Whittle, "Estimation and information in stationary time series", Arkiv för Matematik 2, 1953), by Fisher
+scoring.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import host
+from deconv_cli.vocabulary import Boundary, Penalty, Size
+
+_MAX_COMPONENTS = 2**16
+_N_STEPS = 60
+_N_HALVINGS = 12
+_SETTLED = 1e-7
+_N_ANGULAR = 5
+_CENTER = (0.0, 0.0, 0.0, 0.0, 0.0, -1.1)
+_SPREAD = (1e3, 0.7, 0.7, 0.7, 0.7, 0.15)
+"""What photographs are like: the constant, its variation with direction, and the slope, which lies near that of 1 / θ
+in most of them."""
+_TEMPER = 0.03
+"""What a component counts for: in a real picture one frequency tells of its neighbors."""
+_LOWEST_SHARE = 0.1
+_LEAST_WEIGHT = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class ImageModel:
+    """Power of the image and of the noise.
+
+    Attributes:
+        coefficients: of log E|x|², shape `(6,)`.
+        channels: a matrix G with C = GGᵀ, shape `(C_in, C_in)`.
+        sigma: standard deviation of the noise, in units of the samples.
+    """
+
+    coefficients: Tensor
+    channels: Tensor
+    sigma: float
+
+    @property
+    def exponent(self) -> float:
+        """How fast the amplitude falls with frequency, on average: p in 1 / θᵖ, at a radian a pixel."""
+        return -host.as_number(self.coefficients[_N_ANGULAR])
+
+    def power(self, torus: Size) -> Tensor:
+        """E|x|² at the frequencies of `rfft2` on a torus, shape `(N1, N2 // 2 + 1)`; zero at frequency zero."""
+        half = torus[1] // 2 + 1
+        basis = _basis(torus, self.coefficients.device)
+        power = (basis @ self.coefficients).exp().unflatten(0, (torus[0], half))
+        power[0, 0] = 0.0
+        return power
+
+    def draw(self, n_images: int, torus: Size, seed: int, dtype: torch.dtype) -> Tensor:
+        """Draw images on a torus, shape `(n_images, C_in, N1, N2)`, of mean zero."""
+        device = self.coefficients.device
+        generator = torch.Generator(device).manual_seed(seed)
+        shape = (n_images, self.channels.shape[0], *torus)
+        white = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        mixed = torch.einsum("ij,bjhw->bihw", self.channels.to(dtype), white)
+        return torch.fft.irfft2(torch.fft.rfft2(mixed) * self.power(torus).sqrt().to(dtype), s=torus)
+
+
+def fit_image_model(
+    y: Tensor,
+    estimate: Tensor,
+    kernel: Kernel,
+    *,
+    boundary: Boundary,
+    penalty: Penalty,
+    lam: float,
+    sigma: float | None = None,
+) -> ImageModel:
+    """Fit the model to the data of a picture, or to a piece of them (see `Continuation`).
+
+    Args:
+        y: shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`, without the bias, of the kernel's precision.
+        estimate: what was restored from them, whose channels tell how much they have in common.
+        kernel: what made the data.
+        boundary: only whether it is circular matters.
+        penalty: which L the estimate has that continues the data.
+        lam: its λ.
+        sigma: standard deviation of the noise, if it is known.
+    """
+    continuation = Continuation(y, kernel, boundary=boundary, penalty=penalty)
+    n_channels = 1 if kernel.shared else kernel.taps.shape[1]
+    channels = _common_factor(estimate, n_channels)
+    return fit_to_power(continuation.continued(lam), continuation.torus, channels, lam, sigma)
+
+
+def fit_to_power(
+    data: SpectralData, torus: Size, channels: Tensor, lam: float, sigma: float | None = None
+) -> ImageModel:
+    """Fit the model to power by frequency.
+
+    Args:
+        data: power by frequency.
+        torus: that of the data.
+        channels: G with GGᵀ the covariance of the channels, shape `(C_in, C_in)`.
+        lam: λ of the estimate whose errors are of interest.
+        sigma: standard deviation of the noise, if it is known.
+    """
+    components = _Components.of(data, torus, channels, lam)
+    share = data.observed_share  # the noise is only there
+    coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
+    weight = _TEMPER * components.weight * components.transition
+    coefficients, noise = components.fit(weight, noise, coefficients)
+    return ImageModel(coefficients, channels, (noise / share) ** 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class _Components:
+    """Components of the data, evenly spaced, but for the mean: each member of shape `(n,)`, the basis `(n, 6)`."""
+
+    gain: Tensor
+    power: Tensor
+    basis: Tensor
+    weight: Tensor
+    transition: Tensor
+
+    @classmethod
+    def of(cls, data: SpectralData, torus: Size, channels: Tensor, lam: float) -> _Components:
+        rank = data.power.shape[1]
+        step = max(1, data.power.numel() // _MAX_COMPONENTS)
+        kept = torch.arange(1, data.power.shape[0], step, device=data.power.device)
+        gain = data.gain[kept]
+        if data.inputs is not None:
+            mixed = torch.einsum("ji,fjr->fir", channels.to(data.inputs.dtype), data.inputs[kept])
+            gain = gain * torch.view_as_real(mixed).square().sum(dim=(1, -1))
+        left = lam / (data.ratio[kept] + lam)
+        return cls(
+            gain=gain.flatten(),
+            power=data.power[kept].flatten() / data.n_images,
+            basis=_basis(torus, data.power.device)[kept].repeat_interleave(rank, dim=0),
+            weight=(data.multiplicity[kept] * data.n_images).repeat_interleave(rank),
+            transition=(4 * left * (1 - left)).flatten() + _LEAST_WEIGHT,
+        )
+
+    def fit(self, weight: Tensor, noise: float | None, start: Tensor | None = None) -> tuple[Tensor, float]:
+        """Find coefficients, and the power of the noise unless it is given."""
+        is_free = noise is None
+        center, spread = self.gain.new_tensor(_CENTER), self.gain.new_tensor(_SPREAD)
+        if start is None:
+            start = center.clone()
+            passed = (self.gain * (self.basis @ center).exp() * weight).sum()
+            start[0] = ((self.power * weight).sum() / passed).clamp_min(1e-30).log()
+        if noise is None:
+            lowest = self.power.sort().values[: max(1, int(_LOWEST_SHARE * self.power.numel()))]
+            noise = host.as_number(lowest.mean())
+        parameters = torch.cat([start, start.new_tensor([max(noise, 1e-30)]).log()])
+        ridge = torch.cat([spread.square().reciprocal(), spread.new_zeros(1)])
+        middle = torch.cat([center, center.new_zeros(1)])
+        value = self._misfit(parameters, weight, ridge, middle)
+        for _ in range(_N_STEPS):
+            step = self._scoring_step(parameters, weight, ridge, middle, is_free=is_free)
+            for _ in range(_N_HALVINGS):
+                moved = parameters + step
+                lower = self._misfit(moved, weight, ridge, middle)
+                if lower <= value:
+                    break
+                step = step / 2
+            else:
+                break
+            gained, parameters, value = value - lower, moved, lower
+            if gained <= _SETTLED * abs(value):
+                break
+        return parameters[:-1], math.exp(host.as_number(parameters[-1]))
+
+    def _expected(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        signal = self.gain * (self.basis @ parameters[:-1]).clamp(-80.0, 80.0).exp()
+        return signal, signal + parameters[-1].exp()
+
+    def _misfit(self, parameters: Tensor, weight: Tensor, ridge: Tensor, middle: Tensor) -> float:
+        """Minus twice the logarithm of the likelihood and the prior."""
+        _, expected = self._expected(parameters)
+        fit = (weight * (expected.log() + self.power / expected)).sum()
+        return host.as_number(fit + 0.5 * (ridge * (parameters - middle).square()).sum())
+
+    def _scoring_step(
+        self, parameters: Tensor, weight: Tensor, ridge: Tensor, middle: Tensor, *, is_free: bool
+    ) -> Tensor:
+        """Solve with the expected curvature; the last parameter is the logarithm of the noise."""
+        signal, expected = self._expected(parameters)
+        share = signal / expected
+        slopes = torch.cat([share[:, None] * self.basis, (1 - share)[:, None] * float(is_free)], dim=1)
+        gradient = slopes.T @ (weight * (1 - self.power / expected)) + ridge * (parameters - middle)
+        curvature = slopes.T @ (weight[:, None] * slopes) + torch.diag(ridge)
+        if not is_free:
+            curvature[-1, -1] = 1.0
+        curvature = curvature + 1e-9 * torch.diag(curvature.diagonal())
+        step: Tensor = torch.linalg.solve(curvature, -gradient)
+        return step.clamp(-3.0, 3.0)
+
+
+def _common_factor(estimate: Tensor, n_channels: int) -> Tensor:
+    """Find G with GGᵀ the covariance of the gradients of the channels, of trace C_in."""
+    images = estimate.double() if estimate.device.type != "mps" else estimate
+    if n_channels == 1:
+        return torch.ones(1, 1, dtype=images.dtype, device=images.device)
+    steps = [images.diff(dim=axis).movedim(-3, 0).flatten(1) for axis in (-2, -1)]
+    covariance = sum((step @ step.T for step in steps), start=images.new_zeros(n_channels, n_channels))
+    trace = covariance.trace().clamp_min(1e-30)
+    identity = torch.eye(n_channels, dtype=images.dtype, device=images.device)
+    factor: Tensor = torch.linalg.cholesky(covariance * (n_channels / trace) + 1e-6 * identity)
+    return factor
+
+
+def _basis(torus: Size, device: torch.device) -> Tensor:
+    """Evaluate the functions whose combination log E|x|² is: `(F, 6)`."""
+    rows = torch.fft.fftfreq(torus[0], dtype=torch.float64, device=device) * (2 * math.pi)
+    columns = torch.fft.rfftfreq(torus[1], dtype=torch.float64, device=device) * (2 * math.pi)
+    radius = (rows[:, None].square() + columns.square()).sqrt()
+    radius[0, 0] = 1.0
+    angle = torch.atan2(rows[:, None], columns)
+    angular = torch.stack(
+        [torch.ones_like(angle), (2 * angle).cos(), (2 * angle).sin(), (4 * angle).cos(), (4 * angle).sin()], dim=-1
+    )
+    # Amplitudes 1 / θ have the power θ⁻², so that a coefficient of −1 belongs to the slope.
+    log = 2 * radius.log()[..., None]
+    return torch.cat([angular, log], dim=-1).flatten(0, 1)

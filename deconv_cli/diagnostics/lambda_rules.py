@@ -1,0 +1,191 @@
+"""Rules that choose λ from the data, each in closed form from power by frequency (`spectral_data.py`).
+
+* gcv: generalized cross-validation, n·RSS / (n − EDF)² (Golub, Heath and Wahba, "Generalized cross-validation as a
+  method for choosing a good ridge parameter", Technometrics 21, 1979), made robust by the factor γ + (1 − γ)·Σf²/n
+  (Lukas, "Robust generalized cross-validation for choosing the regularization parameter", Inverse Problems 22, 2006):
+  without it kernels that all but annihilate some frequencies were given a λ that cost up to 1.4 dB;
+* ml: the marginal likelihood of a Gaussian image with the precision λLᴴL (MacKay, "Bayesian interpolation", Neural
+  Computation 4, 1992);
+* upre: the unbiased predictive risk, RSS + 2σ²EDF (Mallows, "Some comments on C_p", Technometrics 15, 1973);
+* discrepancy: RSS = nσ² (Morozov, "On the solution of functional equations by the method of regularization", Soviet
+  Mathematics Doklady 7, 1966);
+* lcurve: the sharpest bend of log ‖Lx‖ over log RSS (Hansen and O'Leary, "The use of the L-curve in the regularization
+  of discrete ill-posed problems", SIAM Journal on Scientific Computing 14, 1993);
+* whiteness: the least autocorrelation of the residual (Lanza, Pragliola and Sgallari, "Residual whiteness principle for
+  parameter-free image restoration", ETNA 53, 2020).
+
+RSS is the sum of squares of the residual, EDF = Σf the effective number of parameters, n the number of data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.operators import host
+from deconv_cli.vocabulary import LambdaRule
+
+SMALLEST, LARGEST = 1e-9, 1e3
+"""No λ outside of these is considered: below, rounding of single precision is larger than what λ holds back."""
+ROBUSTNESS = 0.5
+"""γ of the robust cross-validation; 1 for the plain one."""
+
+_PER_DECADE = 6
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_GOLDEN_STEPS = 12
+
+
+@dataclass(frozen=True)
+class LambdaCurve:
+    """What a rule looked at.
+
+    Attributes:
+        rule: the rule.
+        lams: the λ that were tried, ascending.
+        values: what the rule makes least, one for each λ.
+        chosen: the λ that it chose.
+    """
+
+    rule: LambdaRule
+    lams: tuple[float, ...]
+    values: tuple[float, ...]
+    chosen: float
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the least value lies at an end of the curve, so that the rule has found nothing."""
+        return not self.lams[0] * 1.001 < self.chosen < self.lams[-1] / 1.001
+
+
+def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> LambdaCurve:
+    """Choose λ by one rule.
+
+    Args:
+        rule: which.
+        data: power by frequency.
+        sigma: standard deviation of the noise; only `upre` and `discrepancy` look at it.
+    """
+    rate = _RATES[rule]
+    # Where data were continued by the model there is no noise, and the residual is all but zero.
+    sigma = sigma * data.observed_share**0.5
+    n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
+    lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
+    values = host.as_numbers(torch.stack([rate(data, lam, sigma) for lam in lams]))
+    if rule is LambdaRule.LCURVE:
+        return _sharpest_bend(data, lams)
+    best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
+    chosen = lams[best]
+    if 0 < best < n - 1:
+        chosen = _golden(lambda lam: host.as_number(rate(data, lam, sigma)), lams[best - 1], lams[best + 1])
+    return LambdaCurve(rule, tuple(lams), tuple(values), chosen)
+
+
+def _golden(value: Callable[[float], float], low: float, high: float) -> float:
+    """Find the least value between two λ by sections of their logarithm."""
+    a, b = math.log(low), math.log(high)
+    c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+    at_c, at_d = value(math.exp(c)), value(math.exp(d))
+    for _ in range(_GOLDEN_STEPS):
+        if at_c < at_d:
+            b, d, at_d = d, c, at_c
+            c = b - _GOLDEN * (b - a)
+            at_c = value(math.exp(c))
+        else:
+            a, c, at_c = c, d, at_d
+            d = a + _GOLDEN * (b - a)
+            at_d = value(math.exp(d))
+    return math.exp((a + b) / 2)
+
+
+def _left(data: SpectralData, lam: float) -> Tensor:
+    """1 − f, the part of each component that stays in the residual."""
+    return lam / (data.ratio + lam)
+
+
+def _passed(data: SpectralData, lam: float) -> Tensor:
+    """f, the part that the estimate explains: 1 where the penalty sees nothing."""
+    return 1 - _left(data, lam)
+
+
+def residual_square_sum(data: SpectralData, lam: float) -> Tensor:
+    """RSS."""
+    return (data.multiplicity * ((_left(data, lam).square() * data.power).sum(dim=-1) + data.outside)).sum()
+
+
+def effective_parameters(data: SpectralData, lam: float) -> Tensor:
+    """EDF, for all images of the batch together."""
+    return data.n_images * (data.multiplicity[:, None] * _passed(data, lam)).sum()
+
+
+def _gcv(data: SpectralData, lam: float, _sigma: float) -> Tensor:
+    n = data.n_data
+    plain = n * residual_square_sum(data, lam) / (n - effective_parameters(data, lam)).square()
+    squares = data.n_images * (data.multiplicity[:, None] * _passed(data, lam).square()).sum()
+    return plain * (ROBUSTNESS + (1 - ROBUSTNESS) * squares / n)
+
+
+def _ml(data: SpectralData, lam: float, _sigma: float) -> Tensor:
+    """Minus the logarithm of the likelihood of the data, per number, with the noise at its best."""
+    # The components that the penalty does not see have an improper prior, and say nothing of λ.
+    is_seen = torch.isfinite(data.ratio)
+    weight = data.multiplicity[:, None] * is_seen
+    n = data.n_data - data.n_images * host.as_number((data.multiplicity[:, None] * ~is_seen).sum())
+    explained = torch.where(is_seen, 1 + data.ratio / lam, 1.0)
+    quadratic = (weight * data.power / explained).sum() + (data.multiplicity * data.outside).sum()
+    return 0.5 * torch.log(quadratic / n) + 0.5 * data.n_images * (weight * explained.log()).sum() / n
+
+
+def _upre(data: SpectralData, lam: float, sigma: float) -> Tensor:
+    return (residual_square_sum(data, lam) + 2 * sigma**2 * effective_parameters(data, lam)) / data.n_data
+
+
+def _discrepancy(data: SpectralData, lam: float, sigma: float) -> Tensor:
+    ratio = residual_square_sum(data, lam) / (data.n_data * max(sigma, 1e-300) ** 2)
+    return ratio.clamp_min(1e-300).log().abs()
+
+
+def _whiteness(data: SpectralData, lam: float, _sigma: float) -> Tensor:
+    by_frequency = (_left(data, lam).square() * data.power).sum(dim=-1) + data.outside
+    total = (data.multiplicity * by_frequency).sum()
+    return (data.multiplicity * by_frequency.square()).sum() * data.multiplicity.sum() / total.square()
+
+
+def _lcurve(data: SpectralData, lam: float, _sigma: float) -> Tensor:
+    return residual_square_sum(data, lam).log()
+
+
+def _log_penalty(data: SpectralData, lam: float) -> Tensor:
+    """The logarithm of ‖Lx‖², up to a constant."""
+    is_seen = torch.isfinite(data.ratio)
+    ratio = torch.where(is_seen, data.ratio, 0.0)
+    return (data.multiplicity[:, None] * ratio / (ratio + lam).square() * data.power).sum().log()
+
+
+def _sharpest_bend(data: SpectralData, lams: list[float]) -> LambdaCurve:
+    """Find the corner by the curvature of the curve, from differences on the grid of log λ."""
+    across = torch.stack([_lcurve(data, lam, 0.0) for lam in lams])
+    down = torch.stack([_log_penalty(data, lam) for lam in lams])
+    first = [torch.gradient(v)[0] for v in (across, down)]
+    second = [torch.gradient(v)[0] for v in first]
+    speed = (first[0].square() + first[1].square()).clamp_min(1e-30)
+    bend = (first[0] * second[1] - first[1] * second[0]) / speed**1.5
+    # At the ends the curve stands still, and differences there are noise.
+    bend = torch.where(speed.sqrt() > 1e-3 * speed.sqrt().max(), bend, -torch.inf)
+    values = host.as_numbers((-bend).nan_to_num(posinf=1e300))
+    best = min(range(1, len(lams) - 1), key=lambda k: values[k])
+    return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
+
+
+_RATES: dict[LambdaRule, Callable[[SpectralData, float, float], Tensor]] = {
+    LambdaRule.GCV: _gcv,
+    LambdaRule.ML: _ml,
+    LambdaRule.UPRE: _upre,
+    LambdaRule.DISCREPANCY: _discrepancy,
+    LambdaRule.LCURVE: _lcurve,
+    LambdaRule.WHITENESS: _whiteness,
+}

@@ -1,0 +1,155 @@
+"""λ chosen from the data, and the predicted error, at the prompt."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+
+
+@pytest.fixture
+def samples():
+    return Path(__file__).parents[2] / "sample_images"
+
+
+@pytest.fixture
+def blurred(deconv, samples, tmp_path):
+    """A sample photograph, blurred and noised as if it were part of a larger scene."""
+    path = tmp_path / "blurred.tif"
+    scene = read_image(samples / "camera.png").values[..., 40:180, 60:200].float()
+    np.save(tmp_path / "scene.npy", scene[0, 0].numpy())
+    words = ["--padding", "valid", "--noise", "gaussian:2", "-o", path]
+    deconv("forward", tmp_path / "scene.npy", "-k", samples / "motion.npy", *words)
+    pad = np.load(samples / "motion.npy").shape[0] // 2
+    np.save(tmp_path / "truth.npy", scene[0, 0, pad:-pad, pad:-pad].numpy())
+    return path
+
+
+@pytest.fixture
+def words(blurred, samples):
+    return ["invert", blurred, "-k", samples / "motion.npy", "--boundary", "unknown", "--padding", "same"]
+
+
+def test_a_rerun_with_the_resolved_value_is_identical(deconv, words, tmp_path):
+    report = deconv(*words, "-o", tmp_path / "a.tif", "--json").report
+    assert report["lambda"] == report["lambda_choice"]["lambda"]
+    assert "auto" not in report["rerun"]
+    first = read_image(tmp_path / "a.tif").values
+    command, *rest = shlex.split(report["rerun"])[1:]
+    again = deconv(command, "--json", *rest).report
+    assert again["lambda"] == report["lambda"]
+    assert again["lambda_choice"] is None
+    assert torch.equal(read_image(tmp_path / "a.tif").values, first)
+
+
+@pytest.mark.parametrize("rule", ["gcv", "ml", "discrepancy", "upre", "lcurve", "whiteness"])
+def test_every_rule_tells_what_it_chose_and_why(deconv, words, tmp_path, rule):
+    report = deconv(*words, "--lambda-rule", rule, "-o", tmp_path / "a.tif", "--json").report
+    choice = report["lambda_choice"]
+    assert choice["rule"] == rule
+    assert 1e-5 < report["lambda"] < 1
+    assert choice["witness"]["rule"] == ("ml" if rule == "gcv" else "gcv")
+    assert choice["noise_sigma"] == pytest.approx(2, rel=0.1)
+    assert len(choice["curve"]["lambda"]) == len(choice["curve"]["value"]) > 50
+
+
+def test_the_noise_may_be_given(deconv, words, tmp_path):
+    options = ["--lambda-rule", "discrepancy", "-o", tmp_path / "a.tif", "--force", "--json"]
+    small = deconv(*words, "--noise-sigma", "2", *options).report
+    large = deconv(*words, "--noise-sigma", "4", *options).report
+    assert small["lambda_choice"]["noise_sigma_given"]
+    assert large["lambda"] > 3 * small["lambda"]
+
+
+def test_noise_that_is_far_from_the_real_one_makes_the_rules_differ(deconv, words, tmp_path):
+    run = deconv(*words, "-o", tmp_path / "a.tif", "--lambda-rule", "upre", "--noise-sigma", "20")
+    assert "two rules differ by a factor of" in run.stderr
+    right = deconv(*words, "-o", tmp_path / "b.tif", "--lambda-rule", "upre", "--noise-sigma", "2")
+    assert "warning" not in right.stderr
+
+
+def test_the_predicted_error_and_its_files(deconv, words, tmp_path):
+    files = ["--error-map", tmp_path / "error.tif", "--trust-mask", tmp_path / "mask.png"]
+    run = deconv(*words, "--truth", tmp_path / "truth.npy", *files, "-o", tmp_path / "a.tif")
+    for told in ("expected error", "real error", "trusted"):
+        assert told in run.stderr
+    report = deconv(*words, "--truth", tmp_path / "truth.npy", "-o", tmp_path / "b.tif", "--json").report
+    predicted = report["predicted_error"]
+    estimate = read_image(tmp_path / "b.tif").values[0, 0]
+    error = float((estimate - torch.from_numpy(np.load(tmp_path / "truth.npy"))).square().mean().sqrt())
+    assert predicted["actual_root_mean_square"] == pytest.approx(error, rel=1e-4)
+    error_map, mask = read_image(tmp_path / "error.tif").values[0, 0], read_image(tmp_path / "mask.png").values[0, 0]
+    assert float(error_map.square().mean().sqrt()) == pytest.approx(predicted["root_mean_square"], rel=1e-4)
+    assert set(mask.unique().tolist()) <= {0, 255}
+    assert float((mask == 255).double().mean()) == pytest.approx(predicted["trusted_share"])
+
+
+def test_the_same_seed_predicts_the_same(deconv, words, tmp_path):
+    truth = ["--truth", tmp_path / "truth.npy", "--force", "-o", tmp_path / "a.tif", "--json"]
+    first, again, other = (deconv(*words, *truth, "--seed", seed).report for seed in ("1", "1", "2"))
+    assert first["predicted_error"] == again["predicted_error"]
+    assert first["predicted_error"] != other["predicted_error"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("value", ["-1", "nan", "inf", "much"])
+    def test_lambda(self, refuses, words, value):
+        refuses(*words, f"--lambda={value}", code=ExitCode.USAGE, says=["--lambda", f"'{value}'"])
+
+    @pytest.mark.parametrize("value", ["0", "-1", "inf", "loud"])
+    def test_noise(self, refuses, words, value):
+        refuses(*words, f"--noise-sigma={value}", code=ExitCode.USAGE, says=["--noise-sigma", f"'{value}'"])
+
+    def test_a_rule_beside_a_number(self, refuses, words):
+        refuses(*words, "--lambda", "1e-3", "--lambda-rule", "ml", code=ExitCode.USAGE, says="--lambda auto")
+
+    def test_auto_beside_rcond(self, refuses, words):
+        refuses(
+            *words, "--lambda", "auto", "--rcond", "1e-3", "--boundary", "circular", code=ExitCode.USAGE, says="rcond"
+        )
+
+    def test_truth_of_another_size(self, refuses, words, tmp_path):
+        np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
+        refuses(*words, "--truth", tmp_path / "truth.npy", code=ExitCode.INPUT_REFUSED, says=["7×9 pixels", "crop"])
+
+    def test_one_file_for_two_things(self, refuses, words, tmp_path):
+        same = ["--error-map", tmp_path / "a.tif", "--trust-mask", tmp_path / "a.tif"]
+        refuses(*words, *same, code=ExitCode.USAGE, says="the same file")
+        refuses(
+            *words,
+            "--error-map",
+            tmp_path / "b.tif",
+            "-o",
+            tmp_path / "b.tif",
+            code=ExitCode.USAGE,
+            says="the output already",
+        )
+
+    def test_files_for_one_of_many(self, refuses, blurred, words, samples, tmp_path):
+        (tmp_path / "out").mkdir()
+        many = ["invert", blurred, samples / "camera.png", "-k", samples / "motion.npy", "-o", tmp_path / "out"]
+        refuses(*many, "--trust-mask", tmp_path / "mask.png", code=ExitCode.USAGE, says="one by one")
+
+    def test_an_existing_file_is_kept(self, refuses, words, tmp_path):
+        (tmp_path / "mask.png").write_bytes(b"precious")
+        refuses(*words, "--trust-mask", tmp_path / "mask.png", code=ExitCode.USAGE, says="--force")
+        assert (tmp_path / "mask.png").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((20, 20)), np.full((20, 20), 7.0), np.arange(12.0).reshape(3, 4), np.ones((1, 1)), np.eye(16)],
+    ids=["zero", "constant", "small", "one pixel", "sharp"],
+)
+def test_pictures_that_tell_nothing_are_restored_all_the_same(deconv, gentle, save, tmp_path, values):
+    path = save("y", values.astype(np.float32))
+    options = ["--lambda", "auto", "--trust-mask", tmp_path / "mask.tif", "--json"]
+    report = deconv("invert", path, "-k", gentle, *options, "-o", tmp_path / "x.npy").report
+    assert np.isfinite(np.load(tmp_path / "x.npy")).all()
+    assert np.isfinite(report["predicted_error"]["root_mean_square"])

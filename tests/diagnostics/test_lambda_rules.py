@@ -1,0 +1,139 @@
+"""The rules for λ against the dense matrix: what they call residual, parameters and likelihood is what it is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from deconv_cli.diagnostics.lambda_rules import (
+    LambdaCurve,
+    choose_by_rule,
+    effective_parameters,
+    residual_square_sum,
+)
+from deconv_cli.diagnostics.noise_level import estimate_noise, noise_floor
+from deconv_cli.diagnostics.spectral_data import SpectralBasis
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.regularizers import penalty_operator
+from deconv_cli.vocabulary import Boundary, LambdaRule, Penalty
+
+SIZES = [(6, 5), (5, 8)]
+CHANNELS = [(1, 1), (2, 2), (3, 2), (2, 3), (1, 3)]
+
+
+class Dense:
+    """A circular problem as matrices, with data and the power by frequency of the same data."""
+
+    def __init__(self, size, channels, penalty, n_images=2):
+        generator = torch.Generator().manual_seed(sum(size) + 10 * channels[0] + channels[1])
+        taps = torch.randn(*channels, 3, 3, generator=generator, dtype=torch.float64)
+        operator = Convolution(taps, Geometry.of_image(size, (3, 3), "same"), Boundary.CIRCULAR)
+        self.sigma_max = kernel_spectrum(taps, size).sigma_max
+        self.a = operator.as_matrix()
+        self.ltl = penalty_operator(penalty, operator.input_shape, periodic=True).as_matrix()
+        self.ltl = self.sigma_max**2 * self.ltl.T @ self.ltl
+        self.y = torch.randn(n_images, *operator.output_shape, generator=generator, dtype=torch.float64)
+        self.columns = self.y.reshape(n_images, -1).T
+        self.data = SpectralBasis.of(taps, size, penalty, self.sigma_max).of_data(self.y)
+
+    def influence(self, lam):
+        """The matrix that turns data into what the estimate explains of them."""
+        return self.a @ torch.linalg.solve(self.a.T @ self.a + lam * self.ltl, self.a.T)
+
+
+@pytest.mark.parametrize("penalty", [Penalty.IDENTITY, Penalty.GRADIENT])
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lam", [1e-3, 0.2])
+class TestAgainstMatrices:
+    def test_residual_and_parameters(self, size, channels, penalty, lam):
+        if penalty is Penalty.GRADIENT and channels[0] < channels[1]:
+            pytest.skip("constants are undetermined")
+        dense = Dense(size, channels, penalty)
+        influence = dense.influence(lam)
+        residual = dense.columns - influence @ dense.columns
+        n_images = dense.y.shape[0]
+        assert dense.data.n_data == dense.y.numel()
+        assert float(residual_square_sum(dense.data, lam)) == pytest.approx(float(residual.square().sum()), rel=1e-9)
+        assert float(effective_parameters(dense.data, lam)) == pytest.approx(
+            n_images * float(influence.trace()), rel=1e-9
+        )
+
+    def test_the_marginal_likelihood(self, size, channels, penalty, lam):
+        if penalty is Penalty.GRADIENT:
+            pytest.skip("the prior is improper there")
+        dense = Dense(size, channels, penalty)
+        curve = choose_by_rule(LambdaRule.ML, dense.data, 0.0)
+        index = min(range(len(curve.lams)), key=lambda k: abs(math.log(curve.lams[k] / lam)))
+        exact = curve.lams[index]
+        covariance = torch.eye(len(dense.a), dtype=torch.float64) + dense.a @ dense.a.T / (exact * dense.sigma_max**2)
+        n, n_images = dense.y.numel(), dense.y.shape[0]
+        quadratic = (dense.columns * torch.linalg.solve(covariance, dense.columns)).sum()
+        expected = 0.5 * math.log(float(quadratic) / n) + 0.5 * n_images * float(torch.logdet(covariance)) / n
+        assert curve.values[index] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", [LambdaRule.GCV, LambdaRule.UPRE, LambdaRule.DISCREPANCY, LambdaRule.WHITENESS])
+def test_a_rule_takes_the_least_of_what_it_looks_at(rule):
+    dense = Dense((12, 10), (2, 2), Penalty.IDENTITY)
+    curve = choose_by_rule(rule, dense.data, 0.9)
+    lower, chosen, higher = (
+        choose_by_rule(rule, dense.data, 0.9).values[k] if 0 <= k < len(curve.lams) else math.inf
+        for k in _neighbors(curve)
+    )
+    assert chosen <= min(lower, higher)
+
+
+def _neighbors(curve: LambdaCurve) -> tuple[int, int, int]:
+    best = min(range(len(curve.values)), key=lambda k: curve.values[k])
+    assert best in (0, len(curve.lams) - 1) or curve.lams[best - 1] < curve.chosen < curve.lams[best + 1]
+    return best - 1, best, best + 1
+
+
+def test_gcv_is_the_leave_one_out_error_of_a_circulant_times_a_factor():
+    """On a torus all data weigh alike, and generalized cross-validation is ordinary cross-validation."""
+    dense = Dense((6, 5), (1, 1), Penalty.IDENTITY, n_images=1)
+    curve = choose_by_rule(LambdaRule.GCV, dense.data, 0.0)
+    for index in (len(curve.lams) // 2, len(curve.lams) * 2 // 3):
+        lam = curve.lams[index]
+        total = 0.0
+        for left_out in range(len(dense.a)):
+            kept = [k for k in range(len(dense.a)) if k != left_out]
+            a = dense.a[kept]
+            x = torch.linalg.solve(a.T @ a + lam * dense.ltl, a.T @ dense.columns[kept])
+            total += float((dense.a[left_out] @ x - dense.columns[left_out]).square().sum())
+        influence = dense.influence(lam)
+        total *= 0.5 + 0.5 * float((influence @ influence).trace()) / len(dense.a)
+        assert len(dense.a) * curve.values[index] == pytest.approx(total, rel=1e-8)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("sigma", [0.01, 3.0])
+    def test_white_noise_on_a_ramp_is_measured(self, sigma):
+        ramp = torch.linspace(0, 10, 200)[:, None] + torch.linspace(0, 5, 150)
+        noise = torch.randn(2, 3, 200, 150, generator=torch.Generator().manual_seed(0))
+        assert estimate_noise(ramp + sigma * noise) == pytest.approx(sigma, rel=0.02)
+
+    def test_a_picture_that_is_too_small(self):
+        with pytest.raises(ShapeError, match="3×3"):
+            estimate_noise(torch.zeros(1, 2, 8))
+
+    @pytest.mark.parametrize("n_images", [1, 3])
+    def test_the_floor_of_data_that_the_kernel_passes_little_of(self, n_images):
+        steps = torch.arange(-6, 7, dtype=torch.float64)
+        line = torch.exp(-0.5 * (steps / 2.5).square())
+        taps = (line[:, None] * line / line.sum() ** 2)[None, None]
+        generator = torch.Generator().manual_seed(1)
+        x = torch.rand(n_images, 1, 64, 64, generator=generator, dtype=torch.float64).cumsum(-1)
+        kernel = Kernel.from_tensor(taps)
+        operator = Convolution(kernel.taps, Geometry.of_image((64, 64), (13, 13), "same"), Boundary.CIRCULAR)
+        y = operator.forward(x)
+        y = y + 0.05 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        basis = SpectralBasis.of(taps, (64, 64), Penalty.GRADIENT, 1.0)
+        assert noise_floor(basis.of_data(y)) == pytest.approx(0.05, rel=0.1)

@@ -1,0 +1,419 @@
+"""What stands on the way back: hooks, errors of backward, checkpoints, derivatives inside the loss."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from gradient_cases import causes, examined, verdicts
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from deconv_cli.errors import UsageError
+
+
+def line_of(function, text: str) -> int:
+    """Find the line of a function's source that holds a text."""
+    lines, first = inspect.getsourcelines(function)
+    (found,) = [first + n for n, line in enumerate(lines) if text in line]
+    return found
+
+
+class Hooked(nn.Module):
+    def __init__(self, hook):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.hook = hook
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x))
+        h.register_hook(self.hook)
+        return self.head(h)
+
+
+def doubling(grad):
+    return 2 * grad
+
+
+def doubling_in_place(grad):
+    grad.mul_(2)
+
+
+def looking(grad):
+    grad.norm()
+
+
+def raising(grad):
+    scaled = 2 * grad
+    raise KeyError("no such gradient")
+    return scaled
+
+
+def multiplying(grad):
+    return grad @ torch.zeros(99, 2, dtype=grad.dtype)
+
+
+def shortening(grad):
+    return grad[:2]
+
+
+class TestHooks:
+    @pytest.mark.parametrize("hook", [doubling, doubling_in_place])
+    def test_a_hook_that_changes_the_gradient_is_blamed_on_its_line(self, hook):
+        found = examined(Hooked(hook), 5, 4)
+        assert verdicts(found) == {"body.weight": "WRONG", "body.bias": "WRONG", "head.weight": "OK", "head.bias": "OK"}
+        (cause,) = causes(found, "body.weight")
+        assert (cause.place.file, cause.place.line) == (__file__, line_of(hook, "def "))
+        assert "hook" in cause.why
+
+    def test_a_hook_that_only_looks_is_no_fault(self):
+        found = examined(Hooked(looking), 5, 4)
+        assert set(verdicts(found).values()) == {"OK"}
+        assert found.not_checked == []
+
+    @pytest.mark.parametrize(
+        ("hook", "text", "remedy"),
+        [
+            (raising, "raise KeyError", "mend this line of the hook"),
+            (multiplying, "return grad @", "mend this line of the hook"),
+            (shortening, "def shortening", "same shape from the hook"),
+        ],
+    )
+    def test_an_error_in_a_hook_is_blamed_on_its_line(self, hook, text, remedy):
+        found = examined(Hooked(hook), 5, 4)
+        assert set(verdicts(found).values()) == {"WRONG"}
+        (cause,) = causes(found, "body.weight")
+        assert (cause.place.file, cause.place.line) == (__file__, line_of(hook, text))
+        assert remedy in cause.remedy
+        assert "watched" not in cause.why
+
+
+class TooFew(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[1]
+
+
+class TooShort(TooFew):
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * w, (grad * x)[:, :2].sum(0)
+
+
+class Impossible(TooFew):
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad @ torch.zeros(99, 3), (grad * x * w).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"), [(TooFew, "def backward"), (TooShort, "def backward"), (Impossible, "return grad @")]
+)
+def test_an_error_of_backward_is_blamed_on_the_line_in_it(function, text):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(5))
+
+        def forward(self, x):
+            return function.apply(x, self.w)
+
+    (cause,) = causes(examined(Net(), 4, 5), "w")
+    assert (cause.place.file, cause.place.line) == (__file__, line_of(function, text))
+
+
+class Forces(nn.Module):
+    """Energy and its derivative by the positions."""
+
+    def __init__(self, unit=torch.tanh, *, create_graph=True):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3, 8), nn.Linear(8, 1)
+        self.unit = unit
+        self.create_graph = create_graph
+
+    def forward(self, positions):
+        positions = positions.clone().requires_grad_()
+        energy = self.head(self.unit(self.hidden(positions))).sum()
+        (forces,) = torch.autograd.grad(energy, positions, create_graph=self.create_graph)
+        return energy, -forces
+
+
+class Cubed(torch.autograd.Function):
+    """Its backward cannot be differentiated again, since it computes with plain values."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3 * ctx.saved_tensors[0].detach().square()
+
+
+def on_forces(output):
+    return output[1].square().sum()
+
+
+def on_forces_with_nothing_of_the_energy(output):
+    return output[1].square().sum() + 0 * output[0]
+
+
+class TestDerivativesInTheLoss:
+    @pytest.mark.parametrize("loss", [on_forces, on_forces_with_nothing_of_the_energy])
+    def test_a_bias_that_only_shifts_the_energy_is_no_fault(self, loss):
+        found = examined(Forces(), 5, 3, loss=loss)
+        assert verdicts(found) == {
+            "hidden.weight": "OK",
+            "hidden.bias": "OK",
+            "head.weight": "OK",
+            "head.bias": "ZERO BY CONSTRUCTION",
+        }
+        (cause,) = causes(found, "head.bias")
+        assert cause.place.line == line_of(Forces, "torch.autograd.grad(")
+        assert found.faults() == []
+        assert found.not_checked == []
+
+    def test_with_the_energy_every_gradient_is_there(self):
+        found = examined(Forces(), 5, 3, loss=lambda output: output[0] + output[1].square().sum())
+        assert set(verdicts(found).values()) == {"OK"}
+
+    def test_forces_of_relu_are_steps_in_its_bias(self):
+        found = examined(Forces(torch.relu), 5, 3, loss=on_forces)
+        assert verdicts(found)["hidden.bias"] == "ZERO"
+        (cause,) = causes(found, "hidden.bias")
+        assert "step" in cause.why
+        assert "SiLU" in cause.remedy
+
+    def test_forces_that_cannot_be_differentiated_again(self):
+        found = examined(Forces(create_graph=False), 5, 3, loss=lambda output: output[1].square().sum())
+        assert set(verdicts(found).values()) == {"CUT"}
+        assert causes(found, "hidden.weight")[0].remedy == "pass create_graph=True"
+
+    def test_a_backward_that_loses_a_parameter_is_a_cut(self):
+        class Shifted(Forces):
+            def __init__(self):
+                super().__init__()
+                self.shift = nn.Parameter(torch.ones(1))
+
+            def forward(self, positions):
+                positions = positions.clone().requires_grad_()
+                energy = Cubed.apply(self.hidden(positions).sum() + self.shift).sum()
+                (forces,) = torch.autograd.grad(energy, positions, create_graph=True)
+                return energy, forces
+
+        found = examined(Shifted(), 5, 3, loss=on_forces)
+        assert verdicts(found)["shift"] == "CUT"
+        assert "hand-written backward" in causes(found, "shift")[0].why
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = checkpoint(self.first, x, use_reentrant=True)
+        return self.second(torch.tanh(h))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_is_a_cut():
+    found = examined(Checkpointed(), 5, 4)
+    assert verdicts(found) == {"first.weight": "CUT", "first.bias": "CUT", "second.weight": "OK", "second.bias": "OK"}
+    (cause,) = causes(found, "first.weight")
+    assert cause.place.line == line_of(Checkpointed, "checkpoint(self.first")
+    assert cause.remedy == "pass use_reentrant=False"
+
+
+def test_a_reentrant_checkpoint_behind_another_is_sound():
+    class Twice(Checkpointed):
+        def forward(self, x):
+            h = checkpoint(lambda h: self.second(torch.tanh(h)), self.first(x), use_reentrant=True)
+            return checkpoint(torch.tanh, h, use_reentrant=True)
+
+    assert set(verdicts(examined(Twice(), 5, 4)).values()) == {"OK"}
+
+
+class TestNotFinite:
+    def test_a_loss_of_nan_is_not_called_zero(self):
+        """The clamp stops every gradient, but what is wrong is the logarithm before it."""
+
+        def loss(output):
+            logs = (output - 1e6).log()
+            return logs.clamp(0, 1).mean()
+
+        found = examined(nn.Linear(4, 2), 5, 4, loss=loss)
+        assert set(verdicts(found).values()) == {"NON-FINITE"}
+        (cause,) = causes(found, "weight")
+        assert (cause.operation, cause.place.line) == ("log(...)", line_of(loss, ".log()"))
+
+    def test_nan_among_the_inputs(self):
+        inputs = torch.randn(5, 4)
+        inputs[1, 2] = torch.nan
+        found = examined(nn.Linear(4, 2), inputs=inputs, loss=lambda output: output.clamp(0, 1).mean())
+        assert set(verdicts(found).values()) == {"NON-FINITE"}
+        assert "come in with the inputs" in causes(found, "bias")[0].why
+
+
+class Complex(nn.Module):
+    def __init__(self, *, real_output):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+        self.b = nn.Parameter(torch.randn(3))
+        self.real_output = real_output
+
+    def forward(self, x):
+        y = x.to(self.w.dtype) @ self.w
+        return (y.abs() if self.real_output else y) + self.b
+
+
+@pytest.mark.parametrize("real_output", [True, False])
+def test_complex_parameters(real_output):
+    """Warnings are errors here, so that none may be raised on the way."""
+    model = Complex(real_output=real_output)
+    found = examined(model, 5, 4)
+    assert verdicts(found) == {"w": "NOT CHECKED", "b": "OK"}
+    assert found.dtype == "float64"
+    finding = found.parameters[0]
+    assert finding.weight_norm == pytest.approx(float(model.w.detach().abs().square().sum().sqrt()), rel=1e-6)
+    loss = examined.__globals__["projection"](model(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))))
+    (gradient,) = torch.autograd.grad(loss, [model.w])
+    assert finding.gradient_norm == pytest.approx(float(gradient.abs().square().sum().sqrt()), rel=1e-5)
+
+
+def test_a_complex_loss_is_refused():
+    with pytest.raises(UsageError, match="complex"):
+        examined(Complex(real_output=False), 5, 4, loss=lambda output: output.sum())
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+        self.scales = {"first": nn.Parameter(torch.randn(4))}
+        self.units = [nn.Tanh(), nn.Tanh()]
+        self.head = nn.Linear(4, 2)
+        self.known = [self.head]
+        self.known.append([self.known, self.known])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x.float()))
+        return self.head((x * self.scales["first"]).to(self.head.weight.dtype))
+
+
+def test_what_a_plain_list_hides_is_told():
+    found = examined(nn.Sequential(Listed()), 5, 4)
+    told = [note for note in found.notes if "plain" in note]
+    assert [note.partition(",")[0] for note in told] == [
+        "self.layers of '0' is a plain list of 2 modules",
+        "self.scales of '0' is a plain dictionary of 1 parameter",
+    ]
+    assert told[0].endswith("use nn.ModuleList")
+    assert told[1].endswith("use nn.ParameterDict")
+
+
+def test_a_model_that_hides_everything():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = (nn.Parameter(torch.ones(2)),)
+
+    with pytest.raises(
+        UsageError, match=r"no parameters.*self\.weights is a plain tuple of 1 parameter.*ParameterList"
+    ):
+        examined(Hidden(), 3)
+
+
+class Skewed(torch.autograd.Function):
+    """Wrong by another factor in every column."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * w, (grad * x).sum(0) * torch.linspace(2, 4, w.numel(), dtype=w.dtype)
+
+
+class Scaled(Skewed):
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * w, 3 * (grad * x).sum(0)
+
+
+class TestFactors:
+    class Net(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(9))
+            self.function = function
+
+        def forward(self, x):
+            return torch.tanh(self.function.apply(x, self.w)).mean()
+
+    def test_one_factor_is_told_as_one(self):
+        found = examined(self.Net(Scaled), 5, 9)
+        assert found.parameters[0].detail.endswith("by a factor of 3")
+        assert causes(found, "w")[0].remedy == "divide the gradient for 'w' by 3"
+
+    def test_different_factors_are_told_with_their_range(self):
+        found = examined(self.Net(Skewed), 5, 9)
+        assert "by factors around" in found.parameters[0].detail
+        (cause,) = causes(found, "w")
+        assert "off by factors around 3 (from 2 to 4)" in cause.remedy
+        assert "divide" not in cause.remedy
+
+
+def test_no_time_for_finite_differences_narrows_nothing():
+    found = examined(nn.Linear(4, 2), 5, 4, budget=0.0)
+    assert set(verdicts(found).values()) == {"NOT CHECKED"}
+    assert not any("slow" in note for note in found.notes)
+
+
+def test_a_model_that_lies_all_inside_a_reentrant_checkpoint_is_sound():
+    class Inside(nn.Linear):
+        def forward(self, x):
+            return checkpoint(super().forward, x.clone().requires_grad_(), use_reentrant=True)
+
+    assert verdicts(examined(Inside(4, 3), 5, 4)) == {"weight": "OK", "bias": "OK"}
+
+
+def test_a_parameter_that_a_function_reads_past_its_arguments_is_cut():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.layer = nn.Parameter(torch.randn(4)), nn.Linear(4, 4)
+
+        def forward(self, x):
+            w = self.w
+
+            class Times(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx, h):
+                    return h * w
+
+                @staticmethod
+                def backward(ctx, grad):
+                    return grad * w
+
+            return Times.apply(self.layer(x))
+
+    found = examined(Net(), 5, 4)
+    assert verdicts(found) == {"w": "CUT", "layer.weight": "OK", "layer.bias": "OK"}
+    (cause,) = causes(found, "w")
+    assert "not among its arguments" in cause.why
+    assert cause.remedy.startswith("hand the parameter to apply")
