@@ -43,16 +43,22 @@ def tell(record: Record, diagnosis: Diagnosis, choice: LambdaChoice | None, pred
         f"{source['path']} ({_by(source['shape'])}, {source['dtype']}) was restored from what the kernel "
         f"{kernel['path']} ({_by(kernel['shape'])} taps) made of it; {BORDERS[record['boundary']]}."
     )
-    reason = record["lambda_reason"] if choice is None else choice.reason
-    chosen = f"λ = {record['lambda']:g} (in units of σ²max, penalty {record['penalty']}): {_stopped(reason)}"
     warnings = [] if choice is None or not choice.warning else [_stopped(_capital(choice.warning))]
     if solver["status"] not in ("converged", "closed_form"):
         warnings.insert(0, f"The solver did not finish: {_stopped(solver['message'])}")
-    if record["well_posedness"]["is_well_posed"] is False:
-        warnings.append(_stopped(_capital(record["well_posedness"]["reason"])))
+    border = record["well_posedness"]
+    if border is not None and border["is_well_posed"] is False:
+        warnings.append(_stopped(_capital(border["reason"])))
     if diagnosis.tests.verdict not in (ResidualVerdict.FINE, ResidualVerdict.UNTESTED):
         warnings.append(diagnosis.tests.verdict.sentence)
-    return Story(done, chosen, " ".join(_trust(record, diagnosis, predicted)), tuple(warnings))
+    return Story(done, _chosen(record, choice), " ".join(_trust(record, diagnosis, predicted)), tuple(warnings))
+
+
+def _chosen(record: Record, choice: LambdaChoice | None) -> str:
+    if record["lambda"] is None:
+        return f"There is no λ. Method {record['method']}: {_stopped(record['method_reason'])}"
+    reason = record["lambda_reason"] if choice is None else choice.reason
+    return f"λ = {record['lambda']:g} (in units of σ²max, penalty {record['penalty']}): {_stopped(reason)}"
 
 
 def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | None) -> list[str]:
@@ -79,7 +85,8 @@ def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | Non
 
 
 def _edges(record: Record, diagnosis: Diagnosis, *, has_prediction: bool) -> str:
-    depths = record["well_posedness"]["influence_depth"]
+    border = record["well_posedness"]
+    depths = None if border is None else border["influence_depth"]
     if record["boundary"] == "circular":
         return "There is no edge to distrust, if the image does go on around a torus."
     noise = f"noise comes back {diagnosis.conditioning.noise_gain:.3g} times as strong"

@@ -77,6 +77,21 @@ def test_a_solver_that_did_not_finish_is_the_first_warning(contents):
     assert "Warning: The solver did not finish: the iterations ran out." in text
 
 
+def test_a_method_without_lambda_or_judged_border_is_told_too(contents):
+    given = contents()
+    record = {**given.record, "lambda": None, "penalty": None, "well_posedness": None, "method_reason": "asked for"}
+    story = tell(record, given.diagnosis, None, None)
+    assert story.chosen == f"There is no λ. Method {record['method']}: asked for."
+    assert "A mistake at the edge may reach through the whole picture" in story.trust
+
+
+def test_a_border_that_loses_modes_is_a_warning(contents):
+    given = contents()
+    border = {**given.record["well_posedness"], "is_well_posed": False, "reason": "about 3 modes all but vanish"}
+    story = tell({**given.record, "well_posedness": border}, given.diagnosis, None, None)
+    assert "About 3 modes all but vanish." in story.warnings
+
+
 @pytest.mark.parametrize("verdict", list(ResidualVerdict))
 def test_the_sentence_about_the_residual_stands_at_the_top(contents, verdict):
     given = contents()
