@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
 
 import deconv_cli
 
-HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil"]
+HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil", "matplotlib", "jinja2"]
 
 # The words by which rich and typer are talked into colors or other widths, whatever the test runs under.
 FORCING = ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "NO_COLOR", "TERMINAL_WIDTH", "LINES")
@@ -56,6 +57,7 @@ def loaded_by(*args):
         (["forward", "--help"], "--noise"),
         (["invert", "--help"], "--lambda"),
         (["factor", "--help"], "--size"),
+        (["inspect", "--help"], "--size"),
         (["check-grad", "--help"], "--budget"),
     ],
     ids=" ".join,
@@ -86,7 +88,7 @@ def test_importing_the_package_does_not_load_torch():
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["forward", "--help"], ["invert", "--help"], ["factor", "--help"], ["check-grad", "--help"]],
+    [["--help"], *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad"))],
     ids=" ".join,
 )
 def test_help_fits_eighty_columns_and_is_plain_text(args):
@@ -100,7 +102,7 @@ def test_help_fits_eighty_columns_and_is_plain_text(args):
 
 
 def test_every_command_shows_an_example():
-    for command in ("forward", "invert", "factor", "check-grad"):
+    for command in ("forward", "invert", "factor", "inspect", "check-grad"):
         words = deconv(command, "--help").stdout.decode().split()
         example = words[words.index("Example:") + 1 :]
         assert example[:2] == ["deconv", command]
@@ -125,6 +127,18 @@ def test_errors_are_plain_text_where_no_terminal_is():
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ")
     assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_a_run_without_a_page_loads_nothing_that_draws(tmp_path):
+    numpy.save(tmp_path / "x.npy", numpy.ones((8, 8), numpy.float32))
+    numpy.save(tmp_path / "k.npy", numpy.ones((1, 1, 3, 3), numpy.float32))
+    words = ["invert", str(tmp_path / "x.npy"), "--kernel", str(tmp_path / "k.npy")]
+    _, loaded = loaded_by(*words, "-o", str(tmp_path / "plain.npy"))
+    assert "torch" in loaded
+    assert not {"matplotlib", "jinja2"} & set(loaded)
+    page = str(tmp_path / "page.html")
+    _, loaded = loaded_by(*words, "-o", str(tmp_path / "shown.npy"), "--report", page)
+    assert {"matplotlib", "jinja2"} <= set(loaded)
 
 
 def on_a_terminal(*args, **changes):

@@ -31,8 +31,8 @@ def print_document(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(title: str, rows: list[tuple[str, str]]) -> None:
-    """Print a table of names and values on stderr."""
+def print_table(title: str, rows: list[tuple[str, str]], *, to_stdout: bool = False) -> None:
+    """Print a table of names and values on stderr, or where it is the answer itself, on stdout."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -43,7 +43,7 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         # Text, not markup: file names may hold brackets.
         table.add_row(Text(name), Text(value))
-    Console(stderr=True, highlight=False).print(table)
+    Console(stderr=not to_stdout, highlight=False).print(table)
 
 
 def _styled(word: str, color: str) -> str:

@@ -51,6 +51,7 @@ def forward(
     output_dtype: options.OutputDTypeOption = None,
     dtype: options.DTypeOption = None,
     device: options.DeviceOption = DeviceChoice.AUTO,
+    show: options.ShowOption = False,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -67,13 +68,20 @@ def forward(
     )
 
     def process(job: Job) -> Outcome:
-        return Outcome(_apply(context, job, padding_value, boundary, noise, seed))
+        return Outcome(_apply(context, job, padding_value, boundary, noise, seed, show=show))
 
     run("forward", jobs, process, as_json=as_json, quiet=quiet)
 
 
 def _apply(
-    context: Context, job: Job, padding: PaddingLike, boundary: ForwardBoundary, noise: str | None, seed: int
+    context: Context,
+    job: Job,
+    padding: PaddingLike,
+    boundary: ForwardBoundary,
+    noise: str | None,
+    seed: int,
+    *,
+    show: bool,
 ) -> dict[str, Any]:
     from deconv_cli.workflows.forward import forward as apply_kernel
     from deconv_cli.workflows.noise import Noise
@@ -99,4 +107,9 @@ def _apply(
         "--seed": None if noise is None else seed,
     }
     details = {name.removeprefix("--"): value for name, value in typed.items()}
-    return context.deliver(job, loaded, prepared, details, typed)
+    record = context.deliver(job, loaded, prepared, details, typed)
+    if show:
+        from deconv_cli.commands.terminal_picture import show_picture
+
+        show_picture(result, is_color=loaded.source.is_picture)
+    return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from deconv_cli.commands.factor_restorer import FactorRestorer, refuse_fixed
 from deconv_cli.commands.kernel_restorer import InversionOptions, InvertBoundary, KernelRestorer
 from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Restorer
+from deconv_cli.commands.views import Views
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import (
     DeviceChoice,
@@ -150,6 +152,16 @@ def invert(
     output_dtype: options.OutputDTypeOption = None,
     dtype: options.DTypeOption = None,
     device: options.DeviceOption = DeviceChoice.AUTO,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Write a page that shows what was done, with which λ and why, and where to trust the result.",
+            show_default=False,
+        ),
+    ] = None,
+    show: options.ShowOption = False,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -184,8 +196,10 @@ def invert(
         beyond=beyond,
     )
     jobs = lay_out(inputs, output, ending="_restored")
-    prediction = PredictionOptions(truth, error_map, trust_mask, sigma, seed)
-    prediction.check(len(jobs), force=force)
+    views = Views(report, force, show)
+    views.check(jobs)
+    prediction = PredictionOptions(truth, error_map, trust_mask, sigma, seed, is_for_page=report is not None)
+    prediction.check(len(jobs))
     restorer: Restorer
     if factor is not None:
         context, opened = Context.open_factor("invert", factor, files, device, n_bytes)
@@ -194,4 +208,4 @@ def invert(
         assert kernel is not None
         kernel_options = KernelOptions(kernel, layer, convention, normalize)
         restorer = KernelRestorer(Context.open("invert", kernel_options, files, device, dtype), settings, prediction)
-    run("invert", jobs, restorer.restore, as_json=as_json, quiet=quiet)
+    run("invert", jobs, partial(restorer.restore, views=views), as_json=as_json, quiet=quiet)

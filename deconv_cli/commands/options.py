@@ -98,6 +98,8 @@ MaxMemoryOption = Annotated[
         show_default=False,
     ),
 ]
+ShowOption = Annotated[bool, typer.Option("--show", help="Draw the picture in the terminal (on stderr).")]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no notes.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more of what happens on the way.")]

@@ -29,6 +29,7 @@ class PredictionOptions:
         trust_mask: file for the mask.
         sigma: standard deviation of the noise, if it is known.
         seed: of what is drawn.
+        is_for_page: a page will show the prediction.
     """
 
     truth: Path | None
@@ -36,19 +37,20 @@ class PredictionOptions:
     trust_mask: Path | None
     sigma: float | None
     seed: int
+    is_for_page: bool = False
 
     @property
     def is_asked_for(self) -> bool:
         """Whether anything needs the prediction."""
-        return self.truth is not None or self.error_map is not None or self.trust_mask is not None
+        files = (self.truth, self.error_map, self.trust_mask)
+        return self.is_for_page or any(path is not None for path in files)
 
-    def check(self, n_jobs: int, *, force: bool) -> None:
+    def check(self, n_jobs: int) -> None:
         """Refuse files that many inputs would share.
 
         Raises:
             UsageError: there are several inputs, or two outputs would be the same file.
         """
-        del force
         named = {"--truth": self.truth, "--error-map": self.error_map, "--trust-mask": self.trust_mask}
         given = [option for option, path in named.items() if path is not None]
         if given and n_jobs != 1:

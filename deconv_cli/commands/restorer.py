@@ -10,6 +10,7 @@ from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.console import CertificateProgress
 from deconv_cli.commands.context import Context, Input, OptionValues
 from deconv_cli.commands.prediction import PredictionOptions
+from deconv_cli.commands.views import Views
 from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, parse_padding
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.lambda_choice import LambdaChoice
     from deconv_cli.io import ImageFile
     from deconv_cli.solvers.estimator import Estimator
+    from deconv_cli.workflows.diagnose import Diagnosis
     from deconv_cli.workflows.invert import Reconstruction
 
 
@@ -69,8 +71,8 @@ class Restorer(ABC):
     def retyped(self, posed: Posed, result: Reconstruction) -> OptionValues:
         """Give the options that would make the same inverse again."""
 
-    def restore(self, job: Job) -> Outcome:
-        """Read, restore and write one file."""
+    def restore(self, job: Job, views: Views) -> Outcome:
+        """Read, restore and write one file, and show it where it is wanted."""
         from deconv_cli.report.record import describe_reconstruction
         from deconv_cli.solvers.pseudo_inverse import PseudoInverse
         from deconv_cli.workflows.invert import reconstruct
@@ -87,20 +89,28 @@ class Restorer(ABC):
             inverse = self.inverse_for(loaded.values, posed)
             result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
         result = replace(result, lambda_choice=posed.lambda_choice)
-        if prediction is not None and isinstance(inverse, PseudoInverse):
-            result = prediction.added(result, inverse, loaded.values, context.kernel_file.bias)
+        diagnosis: Diagnosis | None = None
+        findings: dict[str, Any] = {}
+        if isinstance(inverse, PseudoInverse):  # nothing of this is asked of an estimate that is not linear
+            bias = context.kernel_file.bias
+            if prediction is not None:
+                result = prediction.added(result, inverse, loaded.values, bias)
+            diagnosis, findings = views.diagnose(inverse, result, loaded, bias, self._prediction.sigma)
         details: dict[str, Any] = {
             "factor": None if context.factor is None else context.factor.record,
             "boundary": border.boundary.value,
             "boundary_reason": border.reason,
             **describe_reconstruction(result),
             "lambda_reason": None if result.lam is None else posed.lambda_reason,
+            **findings,
             "notes": border.notes,
         }
         typed = self.retyped(posed, result)
         record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
         if prediction is not None:
             prediction.write(result, record)
+        truth = None if prediction is None or prediction.truth is None else prediction.truth.values
+        views.present(record, loaded, result, diagnosis, truth)
         return Outcome(record, is_trusted=result.solution.status.is_success)
 
 

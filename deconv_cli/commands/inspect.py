@@ -1,0 +1,185 @@
+"""`deconv inspect`: the facts of images, tensors and kernels."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.commands import options
+from deconv_cli.commands.console import print_document, print_error
+from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.facts import print_facts
+from deconv_cli.errors import DeconvError
+from deconv_cli.vocabulary import Convention, PaddingLike, Size, format_padding, parse_padding, parse_size
+
+if TYPE_CHECKING:
+    from deconv_cli.io.inspection import Entry, Inspected
+
+EXAMPLE = "Example: deconv inspect sample_images/layer.safetensors --size 32,32"
+
+
+class Kind(StrEnum):
+    """What a file is taken for."""
+
+    IMAGE = "image"
+    KERNEL = "kernel"
+
+
+def inspect(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.", show_default=False),
+    ],
+    taken_for: Annotated[
+        Kind | None,
+        typer.Option(
+            "--as",
+            help="Take the files for images or kernels. Default: bare tensors of four axes and weights of layers are "
+            "kernels, all others images.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str, typer.Option("--size", metavar="H,W", help="Height and width of the images that a kernel is judged for.")
+    ] = "128,128",
+    padding: Annotated[
+        str, typer.Option("--padding", metavar="same|valid|full|N|NH,NW", help="How far the kernel reaches outside.")
+    ] = "same",
+    tensor: Annotated[
+        str | None,
+        typer.Option(
+            "--tensor", metavar="NAME", help="Which tensor or layer of a file that holds several. Default: all of them."
+        ),
+    ] = None,
+    series: options.SeriesOption = None,
+    convention: options.ConventionOption = None,
+    normalize: options.NormalizeOption = None,
+    show: options.ShowOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Tell what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
+    image_size, padding_value = parse_size(size), parse_padding(padding)
+    records: list[dict[str, Any]] = []
+    failures: list[tuple[Path, DeconvError]] = []
+    reader = _Reader(taken_for, image_size, padding_value, tensor, series, convention, normalize, show=show)
+    for path in inputs:
+        try:
+            record = reader.describe(path)
+        except DeconvError as error:
+            if len(inputs) == 1:
+                raise
+            failures.append((path, error))
+            print_error(f"{path}: {error}")
+            continue
+        records.append(record)
+        if not as_json:
+            print_facts(record)
+    if as_json:
+        failed = [{"path": str(path), "error": str(error)} for path, error in failures]
+        print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
+    if failures:
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY if records else exit_code_for(failures[0][1]))
+
+
+class _Reader:
+    """Reads one file after another with the same options."""
+
+    def __init__(
+        self,
+        taken_for: Kind | None,
+        size: Size,
+        padding: PaddingLike,
+        tensor: str | None,
+        series: int | None,
+        convention: Convention | None,
+        normalize: bool | None,
+        *,
+        show: bool,
+    ) -> None:
+        self._taken_for = taken_for
+        self._size = size
+        self._padding = padding
+        self._tensor = tensor
+        self._series = series
+        self._convention = convention
+        self._normalize = normalize
+        self._show = show
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        """Tell all of one file."""
+        from deconv_cli.io.inspection import inspect_file
+
+        started = time.perf_counter()
+        found = inspect_file(path, tensor=self._tensor, series=self._series)
+        entries = [self._describe_entry(found, entry) for entry in found.entries]
+        return {
+            "path": str(path),
+            "format": found.format.value,
+            "sha256": found.sha256,
+            "entries": entries,
+            "metadata": found.metadata,
+            "made_by": None if found.record is None else found.record.get("rerun"),
+            "notes": list(found.notes),
+            "time_s": time.perf_counter() - started,
+        }
+
+    def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
+        from deconv_cli.io.inspection import as_image, as_kernel
+        from deconv_cli.report.inspection import describe_samples
+        from deconv_cli.workflows.inspect import inspect_samples
+
+        if self._taken_for is not None:
+            entry = as_kernel(entry) if self._taken_for is Kind.KERNEL else as_image(entry)
+        facts = inspect_samples(entry.samples)
+        kernel = None
+        if entry.is_kernel and facts.is_finite and bool(entry.samples.any()):
+            kernel = self._describe_kernel(found.path, entry)
+        if self._show:
+            self._draw(found, entry)
+        is_image = found.format.is_picture or entry.axes is not None
+        return {
+            "name": entry.name or None,
+            "kind": "kernel" if entry.is_kernel else "image" if is_image else "tensor",
+            "shape": list(entry.samples.shape),
+            "axes": entry.axes,
+            "dtype": entry.dtype,
+            **describe_samples(facts),
+            "kernel": kernel,
+        }
+
+    def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
+        from deconv_cli.io import read_kernel
+        from deconv_cli.report.inspection import describe_kernel_facts
+        from deconv_cli.workflows.inspect import inspect_kernel
+
+        read = read_kernel(path, layer=entry.name or None, convention=self._convention, normalize=self._normalize)
+        return {
+            "layer": read.layer,
+            "convention": read.convention.value,
+            "has_bias": read.bias is not None,
+            **describe_kernel_facts(inspect_kernel(read.kernel, self._size, self._padding)),
+            "padding": format_padding(self._padding),
+            "notes": list(read.notes),
+        }
+
+    def _draw(self, found: Inspected, entry: Entry) -> None:
+        """Draw what has a plane: the first one, or the colors of a picture."""
+        from deconv_cli.commands.terminal_picture import show_picture
+
+        samples = entry.samples
+        if samples.ndim < 2 or 0 in samples.shape:
+            return
+        is_color = found.format.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
+        planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
+        show_picture(planes, is_color=is_color)
+
+
+def _planes(samples: Any, axes: str | None) -> Any:  # noqa: ANN401
+    """Arrange samples as planes `(n, H, W)`, rows and columns where their axes say, else at the end."""
+    if axes is not None and "Y" in axes and "X" in axes:
+        samples = samples.movedim((axes.index("Y"), axes.index("X")), (-2, -1))
+    return samples.reshape(-1, *samples.shape[-2:])

@@ -1,0 +1,259 @@
+"""What a residual says: too smooth, too rough, another kernel, another border, or nothing amiss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.conditioning import estimator_gain
+from deconv_cli.diagnostics.noise_plateau import noise_plateau
+from deconv_cli.diagnostics.picard import tapered
+from deconv_cli.diagnostics.residual import border_profile
+from deconv_cli.diagnostics.torus_modes import TorusModes
+from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
+from deconv_cli.operators import host
+from deconv_cli.vocabulary import Penalty, Size
+
+# Noise in the estimate is called fitted if it is above this part of the data's own contrast, and above so many times
+# the noise in the data.
+VISIBLE = 0.2
+AMPLIFIED = 3.0
+# A residual rms above this multiple of the noise holds something else.
+EXCESS = 1.25
+# The edge is out of line if its residual is so many times that of the interior.
+EDGE_EXCESS = 2.0
+# The image would have to be so many times stronger in what is left over than in what the data decide.
+IMPLAUSIBLE = 2.0
+# A part of the excess over noise that points to the kernel.
+TELLING = 0.25
+# A residual rms below this part of the noise tells nothing: the estimate has taken up whatever there was.
+TAKEN_UP = 0.4
+# Without a noise level: parts of the data, and correlations, that are too large for noise.
+NOTABLE = 0.01
+CORRELATED = 0.2
+N_BANDS = 24
+N_BINS = 61
+
+
+class ResidualVerdict(StrEnum):
+    """What a residual points to; `sentence` says it."""
+
+    FINE = "fine"
+    OVER_SMOOTHED = "over-smoothed"
+    NOISE_FITTED = "noise fitted"
+    WRONG_KERNEL = "wrong kernel"
+    WRONG_BORDER = "wrong border"
+    UNTESTED = "untested"
+
+    @property
+    def sentence(self) -> str:
+        """The finding as a sentence, with what to do."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    ResidualVerdict.FINE: "The residual is no larger than the noise: nothing speaks against kernel, border or λ.",
+    ResidualVerdict.OVER_SMOOTHED: (
+        "The residual still holds detail of the picture that the kernel lets through: the estimate is over-smoothed, "
+        "and a smaller λ would recover more."
+    ),
+    ResidualVerdict.NOISE_FITTED: (
+        "The residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ."
+    ),
+    ResidualVerdict.WRONG_KERNEL: (
+        "The data hold what this kernel all but removes, so no plausible picture explains them: the kernel is "
+        "probably wrong."
+    ),
+    ResidualVerdict.WRONG_BORDER: (
+        "The residual is much larger along the edges than inside: the border is probably not what was assumed; "
+        "try --boundary unknown."
+    ),
+    ResidualVerdict.UNTESTED: (
+        "The residual neither confirms nor contradicts kernel and λ: too little is left over, or the noise of these "
+        "data cannot be told from the picture itself."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How the residual is distributed.
+
+    Attributes:
+        edges: of the bins, in the units of the samples; samples beyond are counted in the outermost bins.
+        counts: one fewer.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualTests:
+    """A residual looked at from several sides.
+
+    Attributes:
+        verdict: what it points to.
+        whiteness: its autocorrelation, away from the edges.
+        histogram: its distribution, away from the edges.
+        noise: standard deviation of the noise in the data, in the units of the samples; `None` if it cannot be told.
+        is_noise_given: the noise was stated, not estimated.
+        interior_rms: root mean square of the residual away from the edges.
+        edge_ratio: the largest at one distance from the edge, up to a kernel's width, divided by that of the interior.
+        implausible_share: which part of the residual's excess over noise no plausible image explains under this kernel.
+    """
+
+    verdict: ResidualVerdict
+    whiteness: Whiteness
+    histogram: Histogram
+    noise: float | None
+    is_noise_given: bool
+    interior_rms: float
+    edge_ratio: float
+    implausible_share: float
+
+
+def examine_residual(
+    residual: Tensor,
+    data: Tensor,
+    modes: TorusModes,
+    *,
+    weight: float,
+    penalty: Penalty,
+    kernel_size: Size,
+    noise_gain: float,
+    noise: float | None = None,
+) -> ResidualTests:
+    """Test a residual, and say in one sentence what it means.
+
+    A kernel that removes more than the true one did is found out, if λ is not so small that the estimate follows the
+    data anywhere, nor so large that all is smoothed alike. One that removes less, or that only moves waves (a kernel
+    turned by half a circle), leaves no trace in any residual.
+
+    Args:
+        residual: y − Ax̂, shape `(*batch, C_out, H, W)`.
+        data: y, less the bias if there is one; of the same shape.
+        modes: of the kernel on the torus of the data.
+        weight: μ = λσ²max.
+        penalty: which L.
+        kernel_size: height and width of the kernel.
+        noise_gain: how much stronger white noise comes back in the estimate.
+        noise: standard deviation of the noise, where it is known.
+    """
+    level = noise if noise is not None else noise_plateau(data)
+    inside = _inside(residual, kernel_size)
+    interior_rms = _rms(inside)
+    edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)
+    whiteness = measure_whiteness(inside)
+    implausible = _implausible_share(residual, data, modes, weight, penalty, level or 0.0)
+    spread = _rms(data - data.mean(dim=(-2, -1), keepdim=True))
+    least = NOTABLE * spread if level is None else level
+    if edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
+        verdict = ResidualVerdict.WRONG_BORDER
+    elif level is None:
+        is_structured = interior_rms > least and whiteness.largest > CORRELATED
+        verdict = _cause_of_excess(implausible) if is_structured else ResidualVerdict.UNTESTED
+    elif interior_rms > EXCESS * level:
+        verdict = _cause_of_excess(implausible)
+    elif interior_rms < level and noise_gain * level > max(VISIBLE * spread, AMPLIFIED * level):
+        verdict = ResidualVerdict.NOISE_FITTED
+    elif interior_rms < TAKEN_UP * level:
+        verdict = ResidualVerdict.UNTESTED
+    else:
+        verdict = ResidualVerdict.FINE
+    return ResidualTests(
+        verdict=verdict,
+        whiteness=whiteness,
+        histogram=_histogram(inside),
+        noise=level,
+        is_noise_given=noise is not None,
+        interior_rms=interior_rms,
+        edge_ratio=edge_ratio,
+        implausible_share=implausible,
+    )
+
+
+def _cause_of_excess(implausible_share: float) -> ResidualVerdict:
+    return ResidualVerdict.WRONG_KERNEL if implausible_share > TELLING else ResidualVerdict.OVER_SMOOTHED
+
+
+def _inside(residual: Tensor, kernel_size: Size) -> Tensor:
+    """Cut off what is less than a kernel away from the edge, but never more than a quarter of a side."""
+    rows, columns = _margins(residual, kernel_size)
+    return residual[..., rows : residual.shape[-2] - rows, columns : residual.shape[-1] - columns]
+
+
+def _edge_ratio(residual: Tensor, kernel_size: Size, interior_rms: float) -> float:
+    """Divide the largest rms at any one distance from the edge, up to a kernel's width, by that of the interior."""
+    depth = max(_margins(residual, kernel_size))
+    if depth == 0 or interior_rms == 0:
+        return 1.0
+    bands = border_profile(residual, kernel_size)[:depth]
+    return max(band.residual_rms for band in bands) / interior_rms
+
+
+def _margins(residual: Tensor, kernel_size: Size) -> Size:
+    height, width = residual.shape[-2:]
+    return min(max(kernel_size[0], 2), height // 4), min(max(kernel_size[1], 2), width // 4)
+
+
+def _implausible_share(
+    residual: Tensor,
+    data: Tensor,
+    modes: TorusModes,
+    weight: float,
+    penalty: Penalty,
+    noise: float,
+) -> float:
+    """Ask how strong an image would have to be to explain what the residual holds beyond noise.
+
+    Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
+    strong as it is where the data decide it, it is not a picture that was smoothed away.
+    """
+    left, whole = (tapered(image if image.ndim > 3 else image[None]) for image in (residual, data))
+    gain = estimator_gain(modes, weight=weight, penalty=penalty, threshold=0.0)
+    kept = (gain * modes.sigma).flatten()
+    sigma, weights = modes.sigma.flatten(), modes.weights[..., None].expand_as(modes.sigma).flatten()
+    of_residual, of_data = (
+        torch.view_as_real(modes.of_outputs(image)).square().sum(-1).flatten(end_dim=-4).mean(0).flatten()
+        for image in (left, whole)
+    )
+    decided = kept >= kept.quantile(0.98).clamp_max(0.5)
+    reference = host.as_number(
+        (of_data / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny))[host.places(decided)].median()
+    )
+    outside = (modes.energy(left).flatten(end_dim=-3).mean(0).flatten().sum() - of_residual.sum()).clamp_min(0)
+    excess = implausible = 0.0
+    n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
+    if n_perpendicular > 0:
+        # What lies outside the range of the kernel is explained by no image at all.
+        beyond = host.as_number(outside) - n_perpendicular * len(modes.rows) * len(modes.columns) * noise**2
+        excess = implausible = max(beyond, 0.0)
+    for piece in sigma.argsort().tensor_split(min(N_BANDS, len(sigma))):
+        share = weights[piece] / weights[piece].sum()
+        passed = (1 - kept[piece]).square()
+        surplus = host.as_number((share * (of_residual[piece] - noise**2 * passed)).sum())
+        if surplus <= 0:
+            continue
+        signal = host.as_number((share * passed * sigma[piece].square()).sum())
+        amount = surplus * len(piece)
+        excess += amount
+        implausible += amount if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0
+    return implausible / excess if excess > 0 else 0.0
+
+
+def _histogram(residual: Tensor) -> Histogram:
+    spread = _rms(residual)
+    if spread == 0:
+        return Histogram((-0.5, 0.5), (residual.numel(),))
+    half = 5 * spread
+    counts = torch.histc(residual.float().clamp(-half, half), N_BINS, -half, half)
+    edges = [half * (2 * at / N_BINS - 1) for at in range(N_BINS + 1)]
+    return Histogram(tuple(edges), tuple(round(count) for count in host.as_numbers(counts)))
+
+
+def _rms(a: Tensor) -> float:
+    return host.as_number(a.square().mean(dtype=a.dtype if a.device.type == "mps" else torch.float64)) ** 0.5

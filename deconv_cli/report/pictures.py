@@ -1,0 +1,174 @@
+"""Images as pictures of a page: made smaller where they are large, in gray or under a color map, with their scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deconv_cli.report.png import data_uri, encode_png
+
+# Longest side of a picture in pixels: at most, and at least.
+MAX_SIDE = 1024
+MIN_SIDE = 128
+# Bytes of all pictures together; base64 makes four of three.
+MAX_BYTES = 1_500_000
+# Levels of a color map: more cannot be told apart, and would take twice the place.
+N_LEVELS = 64
+SCALE_LENGTH = 64
+N_FOR_RANGE = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Something to look at.
+
+    Attributes:
+        name: a word or two.
+        values: shape `(H, W)`, or `(3, H, W)` in colors.
+        low: the value that the darkest shade stands for.
+        high: the value that the lightest one stands for.
+        color_map: a name of matplotlib's; gray without one.
+        caption: what is seen, a sentence.
+        unit: of the values.
+        mask: true where the picture is hatched, shape `(H, W)`.
+    """
+
+    name: str
+    values: Tensor
+    low: float
+    high: float
+    caption: str
+    unit: str
+    color_map: str | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plane as a page shows it.
+
+    Attributes:
+        name: a word or two.
+        caption: what is seen, a sentence.
+        alt: the same in words and numbers, for those who do not see it.
+        uri: the picture.
+        width: of the picture, in its own pixels.
+        height: the same for its height.
+        scale_uri: all shades in a row.
+        low: the value of the first.
+        high: the value of the last.
+        unit: of the values.
+        hatching_uri: stripes to lay over it.
+    """
+
+    name: str
+    caption: str
+    alt: str
+    uri: str
+    width: int
+    height: int
+    scale_uri: str
+    low: str
+    high: str
+    unit: str
+    hatching_uri: str | None
+
+
+def draw_pictures(planes: list[Plane]) -> tuple[list[Picture], int]:
+    """Draw planes as large as all of them together may be.
+
+    Returns:
+        The pictures, and the longest side that was allowed.
+    """
+    side = min(max(max(plane.values.shape[-2:]) for plane in planes), MAX_SIDE)
+    while True:
+        encoded = [_encode(plane, side) for plane in planes]
+        n_bytes = sum(map(len, encoded))
+        if n_bytes <= MAX_BYTES or side <= MIN_SIDE:
+            break
+        # Bytes grow with the area; what is averaged is smoother, but not by much.
+        side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
+    return [_picture(plane, content, side) for plane, content in zip(planes, encoded, strict=True)], side
+
+
+def display_range(*images: Tensor) -> tuple[float, float]:
+    """Find the range that all but the most extreme thousandth of the finite samples lie in, for all images together."""
+    lows, highs = [], []
+    for image in images:
+        flat = image.flatten().double()
+        flat = flat[flat.isfinite()]
+        if len(flat) == 0:
+            continue
+        flat = flat[:: max(len(flat) // N_FOR_RANGE, 1)]
+        # By order, since torch's quantiles are limited in size.
+        ordered = flat.sort().values
+        last = len(ordered) - 1
+        lows.append(float(ordered[round(0.001 * last)]))
+        highs.append(float(ordered[round(0.999 * last)]))
+    low, high = min(lows, default=0.0), max(highs, default=0.0)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _reduced(values: Tensor, side: int) -> Tensor:
+    """Average pixels so that the longer side has no more than `side`: `(*, H, W)` to `(*, h, w)`."""
+    height, width = values.shape[-2:]
+    if max(height, width) <= side:
+        return values.double()
+    scale = side / max(height, width)
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    planes = values.double().reshape(1, -1, height, width)
+    return functional.adaptive_avg_pool2d(planes, size).reshape(*values.shape[:-2], *size)
+
+
+def _encode(plane: Plane, side: int) -> bytes:
+    n_levels = 256 if plane.color_map is None else N_LEVELS
+    part = (_reduced(plane.values, side) - plane.low) / (plane.high - plane.low)
+    levels = (part * n_levels).floor().clamp(0, n_levels - 1).to(torch.uint8)
+    if levels.ndim == 3:
+        return encode_png(levels.permute(1, 2, 0))
+    return encode_png(levels, None if plane.color_map is None else _palette(plane.color_map, n_levels))
+
+
+def _picture(plane: Plane, content: bytes, side: int) -> Picture:
+    height, width = _reduced(plane.values, side).shape[-2:]
+    values = plane.values
+    low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.double().mean()))
+    return Picture(
+        name=plane.name,
+        caption=plane.caption,
+        alt=f"{plane.name}: values from {low} to {high}, mean {mean} {plane.unit}. {plane.caption}",
+        uri=data_uri(content, "image/png"),
+        width=width,
+        height=height,
+        scale_uri=data_uri(_scale(plane.color_map), "image/png"),
+        low=f"{plane.low:.4g}",
+        high=f"{plane.high:.4g}",
+        unit=plane.unit,
+        hatching_uri=None if plane.mask is None else data_uri(_hatching(plane.mask, side), "image/png"),
+    )
+
+
+def _scale(color_map: str | None) -> bytes:
+    if color_map is None:
+        return encode_png((torch.arange(SCALE_LENGTH) * 255 // (SCALE_LENGTH - 1)).to(torch.uint8)[None])
+    return encode_png(torch.arange(SCALE_LENGTH, dtype=torch.uint8)[None], _palette(color_map, SCALE_LENGTH))
+
+
+def _palette(name: str, n_levels: int) -> Tensor:
+    from matplotlib import colormaps
+
+    colors = torch.from_numpy(colormaps[name].resampled(n_levels)(range(n_levels)))[:, :3]
+    return (colors * 255).round().to(torch.uint8)
+
+
+def _hatching(mask: Tensor, side: int) -> bytes:
+    """Draw stripes where more than half of a pixel is masked; elsewhere nothing at all."""
+    masked = _reduced(mask, side) > 0.5
+    height, width = masked.shape
+    period = max(max(height, width) // 48, 4)
+    stripe = (torch.arange(height)[:, None] + torch.arange(width)) % period < (period + 2) // 3
+    palette = torch.tensor([[0, 0, 0], [230, 159, 0]], dtype=torch.uint8)
+    return encode_png((masked & stripe).to(torch.uint8), palette, bytes([0, 255]))

@@ -1,0 +1,217 @@
+"""The plots of a page: the choice of λ, the data against the kernel, the kernel's spectrum, the edges, the residual."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deconv_cli.diagnostics.picard import Picard
+from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.whiteness import Whiteness
+from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from torch import Tensor
+
+    from deconv_cli.report.optional_parts import ErrorBand, LambdaChoice, LambdaCurve
+    from deconv_cli.report.record import Record
+
+# Singular values below this part of the largest are drawn as this part.
+LOWEST = 1e-9
+
+
+def lambda_plot(choice: LambdaChoice) -> Plot | None:
+    """Draw what the rule for λ looked at, and what it chose; `None` if it looked at nothing."""
+    curves = [curve for curve in (choice.curve, choice.witness) if curve is not None and curve.lams]
+    if not curves:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        for place, curve in enumerate(curves):
+            axes = figure.add_subplot(1, len(curves), place + 1)
+            _draw_curve(axes, theme, curve, choice.lam, theme.first if place == 0 else theme.second)
+
+    parts = [
+        f"{curve.rule} over {len(curve.lams)} values of λ from {min(curve.lams):.2g} to {max(curve.lams):.2g} "
+        f"chooses {curve.chosen:.3g}"
+        for curve in curves
+    ]
+    alt = f"λ = {choice.lam:.3g} by {choice.rule}. {'; '.join(parts)}."
+    caption = "What each rule makes small, for every λ that was tried. The dot is its own choice, the line the λ taken."
+    return draw_plot("The choice of λ", caption, alt, draw)
+
+
+def _draw_curve(axes: Axes, theme: Theme, curve: LambdaCurve, lam: float, color: str) -> None:
+    values = list(curve.values)
+    axes.plot(curve.lams, values, color=color, linewidth=1.6)
+    axes.set_xscale("log")
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    if lam > 0:
+        axes.axvline(lam, color=theme.accent, linestyle="--", linewidth=1.2)
+    nearest = min(range(len(values)), key=lambda at: abs(math.log(curve.lams[at] / curve.chosen)))
+    axes.plot([curve.lams[nearest]], [values[nearest]], "o", color=color, markersize=7)
+    style(axes, theme, "λ, in units of σ²max", str(curve.rule))
+
+
+def picard_plot(picard: Picard, unit: str) -> Plot:
+    """Draw the data along each mode beside the singular values."""
+    n_steps = len(picard.sigma)
+    part = [100 * (at + 0.5) / n_steps for at in range(n_steps)]
+    largest, strongest = picard.sigma[0], max(picard.coefficients)
+    scaled = [max(value / largest, LOWEST) * strongest for value in picard.sigma]
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        axes.plot(part, [max(value, 1e-300) for value in picard.coefficients], color=theme.first, label="data |uᴴy|")
+        axes.plot(part, scaled, color=theme.second, linestyle="--", label="σ, scaled to the data")
+        axes.axhline(max(picard.noise_floor, 1e-300), color=theme.ink, linestyle=":", label="noise floor")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(min(scaled[-1], picard.noise_floor / 10), picard.noise_floor / 1e3, 1e-300))
+        style(axes, theme, "modes, by falling singular value (%)", unit)
+        legend(axes, theme)
+
+    recoverable = 100 * picard.n_recoverable / picard.n_modes
+    alt = (
+        f"Singular values fall from {largest:.3g} to {picard.sigma[-1]:.3g}; the data fall from {strongest:.3g} to a "
+        f"noise floor of {picard.noise_floor:.3g} {unit}; {picard.n_recoverable} of {picard.n_modes} components "
+        f"({recoverable:.2g} %) stand above it."
+    )
+    caption = (
+        "Where the data are above the noise floor they tell of the picture. Where they have sunk to it while σ goes on "
+        "falling, dividing by σ makes noise of them, which λ has to hold back."
+    )
+    return draw_plot("Data against the kernel (Picard plot)", caption, alt, draw)
+
+
+def gain_plot(gains: Tensor, sigma_max: float, *, has_channels: bool) -> Plot:
+    """Draw the singular values over the plane of frequencies.
+
+    Args:
+        gains: the largest and the smallest, shape `(2, n1, n2)`, zero frequency in the middle.
+        sigma_max: the largest of all.
+        has_channels: the two differ.
+    """
+    shown = [("largest", gains[0]), ("smallest", gains[1])] if has_channels else [("singular value", gains[0])]
+    floor = max(float(gains.min()) / sigma_max, 1e-6)
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        for place, (name, values) in enumerate(shown):
+            axes = figure.add_subplot(1, len(shown), place + 1)
+            logs = (values / sigma_max).clamp_min(floor).log10()
+            style(axes, theme, "across, cycles per pixel", "down, cycles per pixel" if place == 0 else "")
+            extent = (-0.5, 0.5, 0.5, -0.5)
+            image = axes.imshow(logs.numpy(), cmap="viridis", vmin=min(math.log10(floor), -0.01), vmax=0, extent=extent)
+            axes.grid(visible=False)
+            if has_channels:
+                axes.set_title(name, color=theme.ink, fontsize=10)
+        _color_bar(figure, image, theme, "log₁₀ σ / σmax")
+
+    weak = float((gains[1] < 0.01 * sigma_max).double().mean())
+    alt = (
+        f"The largest singular value is {sigma_max:.4g}, the smallest shown {float(gains.min()):.3g}; {100 * weak:.2g} "
+        "% of the plane of frequencies comes through less than a hundredth as strongly as the best."
+    )
+    caption = (
+        "How strongly waves of each direction and fineness come through the kernel: coarse ones in the middle, the "
+        "finest at the rim. What is dark has to be guessed."
+    )
+    return draw_plot("What the kernel lets through", caption, alt, draw, (6.0, 3.6 if len(shown) == 1 else 2.9))
+
+
+def border_plot(bands: list[Record], errors: Sequence[ErrorBand] | None, unit: str) -> Plot:
+    """Draw the residual, and the error where one is given, against the distance from the edge."""
+    distances = [band["distance"] for band in bands]
+    residuals = [band["residual_rms"] for band in bands]
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        axes.plot(distances, residuals, color=theme.first, label="residual")
+        if errors:
+            reach = [error.distance for error in errors]
+            axes.plot(reach, [error.predicted for error in errors], "--", color=theme.second, label="predicted error")
+            known = [(error.distance, error.actual) for error in errors if error.actual is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), color=theme.accent, linewidth=2, label="actual error")
+            legend(axes, theme)
+        axes.set_ylim(bottom=0)
+        style(axes, theme, "pixels from the edge", f"rms, {unit}")
+
+    alt = (
+        f"Residual rms {residuals[0]:.3g} on the edge and {residuals[-1]:.3g} from {distances[-1]} pixels inwards, "
+        f"largest {max(residuals):.3g} at {distances[residuals.index(max(residuals))]} pixels."
+    )
+    if errors:
+        alt += f" Predicted error {errors[0].predicted:.3g} on the edge, {errors[-1].predicted:.3g} inside."
+    caption = "Root mean square by distance from the nearest edge; the last point gathers all that is deeper."
+    return draw_plot("From the edge inwards", caption, alt, draw)
+
+
+def histogram_plot(tests: ResidualTests, unit: str) -> Plot:
+    """Draw how the residual is distributed."""
+    histogram = tests.histogram
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=theme.first, alpha=0.8, label="residual")
+        if tests.noise:
+            _draw_noise(axes, theme, tests)
+        style(axes, theme, f"residual, {unit}", "samples")
+        legend(axes, theme)
+
+    noise = "" if tests.noise is None else f"; noise of the data {tests.noise:.3g}"
+    alt = f"Distribution of the residual away from the edges: rms {tests.interior_rms:.3g} {unit}{noise}."
+    caption = (
+        "The line is the noise of the data: a residual that is much wider holds more than noise, one that is much "
+        "narrower has let noise into the estimate."
+    )
+    return draw_plot("Residual against noise", caption, alt, draw)
+
+
+def correlation_plot(whiteness: Whiteness) -> Plot:
+    """Draw how much the residual at one pixel tells of that at another."""
+    lag = whiteness.max_lag
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        correlation = whiteness.autocorrelation.cpu().clone()
+        correlation[lag, lag] = math.nan
+        span = max(whiteness.largest, 0.05)
+        extent = (-lag - 0.5, lag + 0.5, lag + 0.5, -lag - 0.5)
+        style(axes, theme, "lag across, pixels", "lag down, pixels")
+        image = axes.imshow(correlation.numpy(), cmap="cividis", vmin=-span, vmax=span, extent=extent)
+        axes.grid(visible=False)
+        _color_bar(figure, image, theme, "correlation")
+
+    alt = (
+        f"Neighbors in the residual correlate by up to {whiteness.largest:.2g}; Q = {whiteness.statistic:.4g} over "
+        f"{whiteness.n_lags} lags is {whiteness.z_score:.3g} standard deviations from white noise."
+    )
+    caption = (
+        "How much the residual at one pixel tells of that some pixels away. Noise that nothing was taken from gives an "
+        "even field about zero; what the estimate has taken up leaves a pattern."
+    )
+    return draw_plot("The residual's neighbors", caption, alt, draw)
+
+
+def _color_bar(figure: Figure, image: AxesImage, theme: Theme, label: str) -> None:
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.9)
+    bar.set_label(label, color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink)
+    bar.outline.set_edgecolor(theme.faint)
+
+
+def _draw_noise(axes: Axes, theme: Theme, tests: ResidualTests) -> None:
+    edges, noise = tests.histogram.edges, tests.noise
+    assert noise
+    total, width = sum(tests.histogram.counts), edges[1] - edges[0]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
+    heights = [
+        total * width * math.exp(-0.5 * (middle / noise) ** 2) / (noise * math.sqrt(2 * math.pi)) for middle in middles
+    ]
+    axes.plot(middles, heights, color=theme.second, linewidth=1.6, label="noise of the data")

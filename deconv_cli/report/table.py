@@ -1,0 +1,111 @@
+"""The numbers of a page: those that matter most with what they mean, and all of the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from deconv_cli.report.record import Record
+from deconv_cli.workflows.diagnose import Diagnosis
+
+
+def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
+    """List the numbers that matter most: name, value, meaning."""
+    conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
+    width = diagnosis.resolution.widest
+    condition = record["conditioning"]["condition"]
+    noise = "cannot be told" if tests.noise is None else f"{tests.noise:.3g}"
+    return [
+        (
+            "Certificate",
+            f"{record['solver']['certificate']:.2g}",
+            "how far the estimate is from solving the problem as posed; 0 is exactly",
+        ),
+        (
+            "Residual",
+            f"{record['residual']['root_mean_square']:.3g} rms",
+            f"{100 * record['residual']['relative']:.3g} % of the data",
+        ),
+        (
+            "Noise of the data",
+            noise,
+            "stated" if tests.is_noise_given else "estimated from its quietest frequencies, an upper bound",
+        ),
+        (
+            "Condition",
+            "infinite" if condition is None else f"{condition:.3g}",
+            "how much stronger relative noise can come back without λ",
+        ),
+        ("Noise gain", f"{conditioning.noise_gain:.3g}", "how much stronger white noise comes back with this λ"),
+        (
+            "Numerical rank",
+            f"{conditioning.rank} of {conditioning.n_values}",
+            f"singular values above {conditioning.threshold:.2g}",
+        ),
+        (
+            "Degrees of freedom",
+            f"{conditioning.degrees_of_freedom:.0f} of {conditioning.n_unknowns}",
+            "how many numbers of the estimate the data decide; λ decides the others",
+        ),
+        (
+            "Recoverable components",
+            f"{picard.n_recoverable} of {picard.n_modes}",
+            f"of the data, above a noise floor of {picard.noise_floor:.3g}",
+        ),
+        (
+            "Null space",
+            f"{_percent(diagnosis.null_share_of_data)} of the data, "
+            f"{_percent(diagnosis.null_share_of_estimate)} of the estimate",
+            "energy that the kernel removes altogether",
+        ),
+        (
+            "Resolution",
+            "none" if width is None else f"{width:.2f} pixels",
+            "how wide a single bright pixel comes back, at half of its height",
+        ),
+        (
+            "Edges",
+            f"{tests.edge_ratio:.2f}",
+            "residual along the edges, divided by that inside",
+        ),
+        (
+            "Whiteness",
+            f"{tests.whiteness.largest:.2g}",
+            f"largest correlation of the residual's neighbors; z = {tests.whiteness.z_score:.3g}, "
+            f"p {_probability(tests.whiteness.p_value)} for white noise",
+        ),
+    ]
+
+
+def _probability(value: float) -> str:
+    return f"= {value:.2g}" if value > 1e-99 else "< 1e-99"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share > 1e-9 else "0 %"
+
+
+def flatten(record: Record) -> list[tuple[str, str]]:
+    """List every entry of a record: its path, and its value as JSON has it."""
+    return list(_entries("", record))
+
+
+def _entries(path: str, value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _entries(f"{path}.{name}" if path else str(name), member)
+    elif isinstance(value, list | tuple) and any(isinstance(member, dict | list | tuple) for member in value):
+        for index, member in enumerate(value):
+            yield from _entries(f"{path}[{index}]", member)
+    elif isinstance(value, list | tuple):
+        yield path, ", ".join(map(_word, value)) or "none"
+    else:
+        yield path, _word(value)
+
+
+def _word(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,107 @@
+"""What more there is to say about a restoration: what the kernel lets through, and what the residual tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.conditioning import (
+    Conditioning,
+    gain_map,
+    measure_conditioning,
+    null_share_of_inputs,
+    null_share_of_outputs,
+)
+from deconv_cli.diagnostics.picard import Picard, measure_picard, tapered
+from deconv_cli.diagnostics.residual_tests import ResidualTests, examine_residual
+from deconv_cli.diagnostics.resolution import Resolution, measure_resolution
+from deconv_cli.diagnostics.torus_modes import torus_modes
+from deconv_cli.solvers.fourier import default_rcond
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import Boundary
+from deconv_cli.workflows.forward import as_bias
+from deconv_cli.workflows.invert import Reconstruction
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """A restoration examined.
+
+    Attributes:
+        residual: y − Ax̂, shape `(*batch, C_out, H_y, W_y)`, in the units of the samples.
+        conditioning: what the kernel lets through on the torus of the image, and what becomes of noise.
+        null_share_of_data: which part of the energy of the data no image explains on a torus; where they do not go on
+            around it, they are faded out towards the edges first.
+        null_share_of_estimate: which part of that of the estimate the kernel does not let through.
+        picard: the data against the singular values.
+        resolution: what becomes of a single bright pixel.
+        tests: what the residual points to.
+        gain_map: largest and smallest singular value over the plane of frequencies, shape `(2, n1, n2)`.
+    """
+
+    residual: Tensor
+    conditioning: Conditioning
+    null_share_of_data: float
+    null_share_of_estimate: float
+    picard: Picard
+    resolution: Resolution
+    tests: ResidualTests
+    gain_map: Tensor
+
+
+def diagnose(
+    inverse: PseudoInverse,
+    result: Reconstruction,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    noise: float | None = None,
+) -> Diagnosis:
+    """Examine what `reconstruct` gave.
+
+    Singular values are those of the kernel on a torus, whatever the border; at photographs' sizes, or for many
+    channels, a part of the frequencies stands for all.
+
+    Args:
+        inverse: the one that was applied.
+        result: what it gave.
+        y: the data that it was applied to, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+        bias: what was subtracted from each output channel first, shape `(C_out,)`.
+        noise: standard deviation of the noise in the data, where it is known.
+    """
+    taps, problem = inverse.problem.operator.kernel, inverse.problem
+    data = inverse.arrange((y if bias is None else y - as_bias(bias, y)).detach())
+    residual = data - problem.operator.forward(result.solution.value.detach())
+    estimate = inverse.kernel.split(result.image.detach())
+    image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
+    weight, penalty = problem.weight, problem.penalty
+    rcond = result.rcond if result.rcond is not None else default_rcond(taps.dtype)
+    is_periodic = problem.operator.boundary is Boundary.CIRCULAR and image_size == data_size
+    fade = _as_it_is if is_periodic else tapered
+    modes = torus_modes(taps, image_size)
+    of_data = modes if data_size == image_size else torus_modes(taps, data_size)
+    conditioning = measure_conditioning(modes, weight=weight, penalty=penalty, rcond=rcond)
+    return Diagnosis(
+        residual=inverse.kernel.join(residual),
+        conditioning=conditioning,
+        null_share_of_data=null_share_of_outputs(of_data, fade(data), conditioning.threshold),
+        null_share_of_estimate=null_share_of_inputs(modes, fade(estimate), conditioning.threshold),
+        picard=measure_picard(of_data, data, is_periodic=is_periodic),
+        resolution=measure_resolution(taps, image_size, weight=weight, penalty=penalty, rcond=rcond),
+        tests=examine_residual(
+            residual,
+            data,
+            of_data,
+            weight=weight,
+            penalty=penalty,
+            kernel_size=inverse.kernel.size,
+            noise_gain=conditioning.noise_gain,
+            noise=noise,
+        ),
+        gain_map=gain_map(taps, image_size),
+    )
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images

@@ -1,0 +1,148 @@
+"""The facts of an image or a kernel, before anything is done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import host
+from deconv_cli.operators.circulant import widened
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
+from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, Size
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """Samples in numbers; the range and the moments are those of the finite ones.
+
+    Attributes:
+        n_samples: how many there are.
+        n_nan: how many are not a number.
+        n_infinite: how many are infinite.
+        minimum: the least, or `None` if none is finite.
+        maximum: the largest.
+        mean: their mean.
+        standard_deviation: of all of them around it.
+    """
+
+    n_samples: int
+    n_nan: int
+    n_infinite: int
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    standard_deviation: float | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every sample is a number that can be computed with."""
+        return self.n_nan == self.n_infinite == 0
+
+
+@dataclass(frozen=True)
+class BorderFacts:
+    """What a border would do to images of one size.
+
+    Attributes:
+        boundary: what is taken to lie outside.
+        finding: the judgment without a penalty; `None` where this border cannot be.
+        reason: the finding, or why there is none, as a sentence.
+    """
+
+    boundary: Boundary
+    finding: WellPosedness | None
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFacts:
+    """A kernel in numbers.
+
+    Attributes:
+        kernel: in canonical form.
+        origin: the tap that meets the output pixel under padding same, as `conv2d` applies them.
+        centroid: where the weight of all taps (their sizes) is centered, less the origin: by so many pixels, down and
+            across, the kernel shifts what it blurs.
+        is_symmetric: it is the same when turned by half a circle around its middle.
+        spectrum: the extreme singular values on the torus of the image.
+        borders: what each border would do.
+    """
+
+    kernel: Kernel
+    origin: Size
+    centroid: tuple[float, float]
+    is_symmetric: bool
+    spectrum: Spectrum
+    borders: tuple[BorderFacts, ...]
+
+
+def inspect_samples(samples: Tensor) -> SampleFacts:
+    """Count and measure samples of any shape."""
+    n_nan = n_infinite = 0
+    finite = samples.flatten()
+    if samples.is_floating_point():
+        n_nan, n_infinite = (host.as_index(mask.sum()) for mask in (samples.isnan(), samples.isinf()))
+        finite = finite[finite.isfinite()] if n_nan or n_infinite else finite
+    if len(finite) == 0:
+        return SampleFacts(samples.numel(), n_nan, n_infinite, None, None, None, None)
+    wide = widened(finite)
+    mean = wide.mean()
+    return SampleFacts(
+        n_samples=samples.numel(),
+        n_nan=n_nan,
+        n_infinite=n_infinite,
+        minimum=host.as_number(finite.min()),
+        maximum=host.as_number(finite.max()),
+        mean=host.as_number(mean),
+        standard_deviation=host.as_number((wide - mean).square().mean().sqrt()),
+    )
+
+
+def inspect_kernel(taps: Tensor, image_size: Size, padding: PaddingLike = "same") -> KernelFacts:
+    """Describe a kernel, and what every border would do to images of one size, without a penalty.
+
+    Args:
+        taps: shape `(kH, kW)` or `(C_out, C_in, kH, kW)`, real and finite.
+        image_size: height and width of the images.
+        padding: how far the kernel reaches outside them.
+
+    Raises:
+        ShapeError: another shape, or a kernel that does not fit the size.
+        MalformedInputError: no taps, none that is not zero, or some that are not finite.
+    """
+    kernel = Kernel.from_tensor(widened(taps))
+    geometry = Geometry.of_image(image_size, kernel.size, padding)
+    spectrum = kernel_spectrum(kernel.taps, image_size)
+    weight = kernel.taps.abs().sum(dim=(0, 1))
+    origin = ((kernel.size[0] - 1) // 2, (kernel.size[1] - 1) // 2)
+    centroid = [
+        host.as_number((weight.sum(dim=1 - axis) * _places(weight, axis)).sum() / weight.sum()) - origin[axis]
+        for axis in (0, 1)
+    ]
+    return KernelFacts(
+        kernel=kernel,
+        origin=origin,
+        centroid=(centroid[0], centroid[1]),
+        is_symmetric=torch.equal(kernel.taps, kernel.taps.flip(-2, -1)),
+        spectrum=spectrum,
+        borders=tuple(_border(kernel, geometry, boundary, spectrum) for boundary in Boundary),
+    )
+
+
+def _places(weight: Tensor, axis: int) -> Tensor:
+    return torch.arange(weight.shape[axis], dtype=weight.dtype, device=weight.device)
+
+
+def _border(kernel: Kernel, geometry: Geometry, boundary: Boundary, spectrum: Spectrum) -> BorderFacts:
+    try:
+        geometry.check_boundary(boundary)
+    except ShapeError as error:
+        return BorderFacts(boundary, None, str(error))
+    finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty=Penalty.IDENTITY, spectrum=spectrum)
+    return BorderFacts(boundary, finding, finding.reason)

@@ -1,0 +1,186 @@
+"""`deconv inspect`: every fact is computed again here."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.vocabulary import Boundary
+
+
+def entry_of(run):
+    (file,) = run.report["files"]
+    (entry,) = file["entries"]
+    return entry
+
+
+def test_a_picture(deconv, tmp_path):
+    path = tmp_path / "picture.png"
+    info = PngInfo()
+    info.add_text("Artist", "Somebody")
+    samples = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    Image.fromarray(samples).save(path, pnginfo=info, dpi=(300, 300))
+    run = deconv("inspect", path, "--json")
+    entry = entry_of(run)
+    assert (entry["kind"], entry["shape"], entry["axes"], entry["dtype"]) == ("image", [9, 7, 3], "YXS", "uint8")
+    assert (entry["minimum"], entry["maximum"]) == (samples.min(), samples.max())
+    assert entry["mean"] == pytest.approx(samples.mean())
+    assert entry["standard_deviation"] == pytest.approx(samples.std())
+    assert (entry["samples"], entry["nan"], entry["infinite"], entry["kernel"]) == (189, 0, 0, None)
+    metadata = run.report["files"][0]["metadata"]
+    assert metadata["texts"] == {"Artist": "Somebody"}
+    assert metadata["resolution"]["x"] == pytest.approx(300, rel=1e-3)
+    assert metadata["resolution"]["pixels_per"] == "inch"
+    table = deconv("inspect", path)
+    assert "9×7×3 YXS uint8" in table.stdout
+    assert "Artist Somebody" in table.stdout
+    assert table.stderr == ""
+
+
+def test_a_microscope_picture_keeps_its_unit(deconv, microscope):
+    run = deconv("inspect", microscope, "--json")
+    assert (entry_of(run)["axes"], entry_of(run)["dtype"]) == ("YX", "uint16")
+    metadata = run.report["files"][0]["metadata"]
+    assert metadata["flavor"] == "imagej"
+    assert metadata["imagej"]["unit"] == "um"
+
+
+def test_samples_that_are_not_finite_are_counted(deconv, save):
+    x = np.arange(24, dtype=np.float64).reshape(4, 6)
+    x[0, 0], x[1, 1], x[2, 2] = np.nan, np.inf, -np.inf
+    path = save("x", x)
+    run = deconv("inspect", path, "--json")
+    entry = entry_of(run)
+    assert (entry["nan"], entry["infinite"], entry["samples"]) == (1, 2, 24)
+    finite = x[np.isfinite(x)]
+    assert (entry["minimum"], entry["maximum"]) == (1, 23)
+    assert entry["mean"] == pytest.approx(finite.mean())
+    assert "3 of 24 samples are not finite (1 NaN, 2 infinite)" in deconv("inspect", path).stderr
+    empty = deconv("inspect", save("nothing", np.full((2, 2), np.nan)), "--json")
+    assert entry_of(empty)["minimum"] is None
+
+
+def test_a_kernel(deconv, save):
+    """A kernel that shifts: its weight lies one down and half across of the middle."""
+    taps = np.zeros((1, 1, 3, 4))
+    taps[0, 0, 2, 1], taps[0, 0, 2, 2] = 1.5, 1.5
+    entry = entry_of(deconv("inspect", save("k", taps), "--size", "16,20", "--json"))
+    kernel = entry["kernel"]
+    assert entry["kind"] == "kernel"
+    assert kernel["origin"] == [1, 1]
+    assert kernel["centroid_offset"] == pytest.approx([1, 0.5])
+    assert (kernel["dc_gain"], kernel["convention"], kernel["is_symmetric"]) == (3, "correlation", False)
+    values = np.abs(np.fft.fft2(taps[0, 0], (16, 20)))
+    assert kernel["spectrum"]["sigma_max"] == pytest.approx(values.max())
+    assert kernel["spectrum"]["sigma_min"] == pytest.approx(values.min(), abs=1e-12)
+    assert kernel["spectrum"]["image_size"] == [16, 20]
+    assert [border["boundary"] for border in kernel["borders"]] == list(Boundary)
+
+
+def test_each_border_has_its_judgment(deconv, save):
+    """Under zeros a kernel that looks one row ahead loses the last row of its images; on a torus it loses nothing."""
+    shift = np.zeros((1, 1, 3, 1), np.float32)
+    shift[0, 0, 2] = 1
+    shift[0, 0, 1] = 0.1
+    borders = entry_of(deconv("inspect", save("k", shift), "--size", "12,8", "--json"))["kernel"]["borders"]
+    found = {border["boundary"]: border["well_posedness"]["is_well_posed"] for border in borders}
+    assert found["circular"] is found["unknown"] is True
+    assert found["zero"] is False
+    wide = save("wide", np.random.default_rng(0).random((1, 1, 9, 9)))
+    run = deconv("inspect", wide, "--size", "4,4", "--json")
+    possible = {border["boundary"]: border["is_possible"] for border in entry_of(run)["kernel"]["borders"]}
+    assert possible["zero"] is possible["symmetric"] is True
+    assert possible["reflect"] is False
+    assert "reflect: not possible: a kernel of 9×9 reaches" in " ".join(
+        deconv("inspect", wide, "--size", "4,4").stdout.split()
+    )
+
+
+def test_layers_of_a_network_are_kernels_and_the_rest_are_not(deconv, samples_folder):
+    run = deconv("inspect", samples_folder / "network.safetensors", "--json")
+    kinds = {entry["name"]: entry["kind"] for entry in run.report["files"][0]["entries"]}
+    assert {name for name, kind in kinds.items() if kind == "kernel"} == {"first.weight", "second.weight"}
+    assert kinds["first.bias"] == kinds["head.weight"] == "tensor"
+    one = entry_of(deconv("inspect", samples_folder / "network.safetensors", "--tensor", "second", "--json"))
+    assert one["name"] == "second.weight"
+    assert one["kernel"]["channels"] == [4, 4]
+    assert one["kernel"]["has_bias"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("taps", (2, 2, 3, 3), "kernel"),
+        ("image", (2, 2, 3, 3), "image"),
+        ("x", (3, 8, 8), "image"),
+        ("v", (5,), "tensor"),
+    ],
+)
+def test_what_a_bare_tensor_is_taken_for(deconv, tmp_path, name, shape, kind):
+    path = tmp_path / "t.safetensors"
+    save_file({name: torch.rand(shape)}, path)
+    assert entry_of(deconv("inspect", path, "--json"))["kind"] == kind
+
+
+def test_as_overrides(deconv, save, samples_folder):
+    path = save("t", np.random.default_rng(0).random((2, 2, 3, 3)))
+    assert entry_of(deconv("inspect", path, "--as", "image", "--json"))["kind"] == "image"
+    psf = samples_folder / "gaussian_psf.png"
+    assert entry_of(deconv("inspect", psf, "--json"))["kernel"] is None
+    kernel = entry_of(deconv("inspect", psf, "--as", "kernel", "--json"))["kernel"]
+    assert (kernel["convention"], kernel["size"], kernel["is_symmetric"]) == ("convolution", [11, 11], True)
+    assert kernel["dc_gain"] == pytest.approx(1)
+    assert any("divided by their sum" in note for note in kernel["notes"])
+    kept = entry_of(deconv("inspect", psf, "--as", "kernel", "--keep-sum", "--json"))["kernel"]
+    assert kept["dc_gain"] > 1000
+
+
+def test_a_kernel_that_cannot_be_one_is_told_apart(deconv, refuses, save):
+    zeros = deconv("inspect", save("zeros", np.zeros((1, 1, 3, 3))))
+    assert "all taps are zero" in zeros.stderr
+    nan = save("nan", np.full((1, 1, 3, 3), np.nan))
+    assert entry_of(deconv("inspect", nan, "--json"))["kernel"] is None
+    refuses("inspect", save("x", np.ones((3, 8, 8))), "--as", "kernel", code=ExitCode.INPUT_REFUSED, says="(3, 8, 8)")
+
+
+def test_what_deconv_wrote_tells_how(deconv, gray, gentle, tmp_path):
+    deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.tif")
+    run = deconv("inspect", tmp_path / "y.tif", "--json")
+    assert run.report["files"][0]["made_by"].startswith("deconv forward --kernel=")
+
+
+def test_several_files_and_failures_among_them(deconv, refuses, gray, save, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    good = save("x", np.ones((4, 4)))
+    run = deconv("inspect", gray, bad, good, "--json", expect=ExitCode.UNTRUSTWORTHY)
+    assert [file["path"] for file in run.report["files"]] == [str(gray), str(good)]
+    assert [failure["path"] for failure in run.report["failed"]] == [str(bad)]
+    refuses("inspect", bad, code=ExitCode.INPUT_REFUSED, says=str(bad))
+    deconv("inspect", bad, bad, expect=ExitCode.INPUT_REFUSED)
+    refuses("inspect", tmp_path / "none.png", code=ExitCode.USAGE, says="does not exist")
+    refuses("inspect", gray, "--size", "8", code=ExitCode.USAGE, says="H,W")
+    refuses("inspect", gray, "--tensor", "x", code=ExitCode.USAGE, says="--tensor")
+    refuses("inspect", gray, "--series", "0", code=ExitCode.USAGE, says="--series")
+    refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="no tensor named 'x'")
+
+
+def test_a_series_of_a_tiff_is_chosen(deconv, tmp_path):
+    path = tmp_path / "two.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(np.zeros((4, 5), np.uint8))
+        writer.write(np.ones((6, 7), np.float32))
+    assert entry_of(deconv("inspect", path, "--series", "1", "--json"))["shape"] == [6, 7]
+
+
+def test_empty_and_large_tensors_are_listed(deconv, tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_file({"none": torch.zeros(0, 3), "big": torch.tensor([1e300, -1e300], dtype=torch.float64)}, path)
+    entries = {entry["name"]: entry for entry in deconv("inspect", path, "--json").report["files"][0]["entries"]}
+    assert entries["none"]["shape"] == [0, 3]
+    assert entries["none"]["minimum"] is None
+    assert entries["big"]["maximum"] == 1e300

@@ -1,0 +1,132 @@
+"""`deconv invert --report`: the page of a run, and what is refused before anything is computed."""
+
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from deconv_cli.commands.exit_codes import ExitCode
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture
+def blurred(deconv, tmp_path, gray, gentle):
+    """A blurred detail of a photograph with noise."""
+    path = tmp_path / "blurred.tif"
+    words = ["--boundary", "reflect", "--noise", "gaussian:1"]
+    deconv("forward", gray, "-k", gentle, "-o", path, "--quiet", *words)
+    return path
+
+
+def test_a_page_is_written_and_the_record_tells_what_it_shows(deconv, blurred, gentle, values, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--json", "--quiet"]
+    record = deconv(*words, "--report", page).report
+    text = page.read_text(encoding="utf-8")
+    found = record["diagnosis"]
+    assert found["residual_sentence"] in text
+    assert found["unknowns"] == 32 * 36
+    assert 0 < found["degrees_of_freedom"] <= found["unknowns"]
+    for name in ("diagnosis.noise_gain", "residual.relative", "solver.certificate"):
+        value = record
+        for part in name.split("."):
+            value = value[part]
+        assert re.search(rf">{re.escape(name)}</th><td>{re.escape(repr(value))}</td>", text)
+    again = " ".join(re.search(r"<pre><code>(.*?)</code></pre>", text, re.DOTALL)[1].split())
+    assert re.sub(r"</?span>", "", again).replace("&#39;", "'").split() == record["rerun"].split()
+    # The command gives the same samples, and needs no page for that.
+    assert "--report" not in record["rerun"]
+    first = values(tmp_path / "x.tif")
+    deconv(*shlex.split(record["rerun"])[1:])
+    assert torch.equal(values(tmp_path / "x.tif"), first)
+
+
+def test_without_a_page_nothing_is_examined(deconv, blurred, gentle, tmp_path):
+    record = deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
+    assert "diagnosis" not in record
+
+
+def test_a_factor_has_its_page_too(deconv, gray, save, tmp_path):
+    rng = np.random.default_rng(0)
+    taps = save("k", (np.eye(3)[None, None] / 3 + 0.01 * rng.random((1, 1, 3, 3))).astype(np.float32))
+    with Image.open(gray) as picture:
+        data = save("y", np.asarray(picture, np.float32)[None])
+    deconv("factor", "-k", taps, "--size", "32,36", "--lambda", "1e-3", "-o", tmp_path / "f.safetensors", "--quiet")
+    page = tmp_path / "page.htm"
+    words = ["--factor", tmp_path / "f.safetensors", "-o", tmp_path / "x.npy", "--report", page]
+    deconv("invert", data, *words)
+    assert "fixed in the factor" in page.read_text(encoding="utf-8")
+
+
+def test_hostile_names_and_metadata_stay_text(deconv, gray, gentle, tmp_path):
+    folder = tmp_path / "a & b"
+    folder.mkdir()
+    info = PngInfo()
+    info.add_text("Artist", "<script>alert(2)</script>")
+    with Image.open(gray) as picture:
+        picture.save(folder / HOSTILE, pnginfo=info)
+    kernel = gentle.rename(folder / "<svg onload=alert(3)>.npy")
+    page = tmp_path / "page.html"
+    deconv("invert", folder / HOSTILE, "-k", kernel, "-o", folder / "<b>.tif", "--report", page)
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;img src=x onerror=alert(1)&gt;.png" in text
+    assert "&lt;svg onload=alert(3)&gt;.npy" in text
+    for tag in ("<img src=x", "<svg", "<script>alert", "<b>"):
+        assert tag not in text
+    assert text.count("<script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("page.pdf", "should end in .html"),
+        ("nowhere/page.html", "does not exist"),
+        ("there.html", "exists already"),
+    ],
+)
+def test_a_place_where_no_page_can_be_is_refused_before_anything_is_computed(
+    refuses, blurred, gentle, tmp_path, name, says
+):
+    (tmp_path / "there.html").write_text("mine")
+    words = ["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--report", tmp_path / name]
+    refuses(*words, code=ExitCode.USAGE, says=says)
+
+
+def test_an_old_page_is_replaced_only_by_force(deconv, blurred, gentle, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--report", page, "--force")
+    assert "<!doctype html>" in page.read_text(encoding="utf-8")
+
+
+def test_a_page_is_of_one_input(refuses, blurred, gray, gentle, tmp_path):
+    words = ["invert", blurred, gray, "-k", gentle, "-o", tmp_path / "out", "--report", tmp_path / "page.html"]
+    refuses(*words, code=ExitCode.USAGE, says=["the page of one input", "2 were given"])
+
+
+def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path):
+    for words in (["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif"], ["forward", gray, "-k", gentle]):
+        done = deconv(*words, "--show", "--json")
+        assert "note: --show draws on a terminal, and stderr is none here, so nothing was drawn" in done.stderr
+        assert json.loads(done.stdout)["command"] == words[0]
+        assert "▀" not in done.stderr
+
+
+def test_the_page_shows_how_lambda_was_chosen_and_the_error_against_the_truth(deconv, blurred, gray, gentle, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["--lambda", "auto", "--truth", gray, "--noise-sigma", "1", "--report", page]
+    record = deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--json", *words).report
+    assert record["diagnosis"]["noise"] == 1
+    assert record["diagnosis"]["noise_is_given"] is True
+    text = page.read_text(encoding="utf-8")
+    for heading in ("The choice of λ", "<strong>Truth.</strong>", "<strong>Predicted error.</strong>"):
+        assert heading in text
+    assert record["lambda_reason"].split(";")[0] in text
+    assert "<strong>Actual error.</strong>" in text
+    assert "of the pixels are to be trusted" in text

@@ -1,0 +1,209 @@
+"""Each sentence about a residual, on a simulation that deserves it: a larger scene, cropped after the blur, noised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from deconv_cli.diagnostics.residual_tests import ResidualVerdict, _histogram
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.vocabulary import Boundary, Penalty
+from deconv_cli.workflows.diagnose import diagnose
+from deconv_cli.workflows.invert import inverse_for_output, reconstruct
+
+SAMPLES = Path(__file__).parents[2] / "sample_images"
+CROP = 40
+
+
+def gaussian(width):
+    side = 2 * round(3 * width) + 1
+    places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    line = torch.exp(-places.square() / (2 * width**2))
+    line /= line.sum()
+    return line[:, None] * line
+
+
+def disk(radius):
+    side = 2 * int(radius + 1) + 1
+    places = (torch.arange(8 * side, dtype=torch.float64) + 0.5) / 8 - side / 2
+    inside = (places[:, None].square() + places.square() <= radius**2).double()
+    taps = inside.reshape(side, 8, side, 8).mean(dim=(1, 3))
+    return taps / taps.sum()
+
+
+def line(length, degrees):
+    places = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
+    down, across = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    off = (places[:, None] * across - places * down).abs()
+    along = (places[:, None] * down + places * across).abs()
+    taps = (1 - off).clamp_min(0) * (along <= length / 2 - 1)
+    return taps / taps.sum()
+
+
+KERNELS = {
+    "gaussian": gaussian(1.6),
+    "wider": gaussian(2.5),
+    "disk": disk(3),
+    "line": line(11, 0),
+    "slanted": line(11, 45),
+    "motion": torch.from_numpy(np.load(SAMPLES / "motion.npy")).double(),
+}
+
+
+def photograph(taps, noise, seed=0):
+    """A camera's frame: it sees the scene beyond its edges, which nobody who restores it does."""
+    with Image.open(SAMPLES / "camera.png") as picture:
+        scene = torch.from_numpy(np.array(picture, dtype=np.float64))[None, None]
+    blurred = functional.conv2d(scene, taps[None, None], padding="same")[0, :, CROP:-CROP, CROP:-CROP]
+    generator = torch.Generator().manual_seed(seed)
+    return blurred + noise * torch.randn(blurred.shape, generator=generator, dtype=torch.float64)
+
+
+def examined(y, taps, *, boundary=Boundary.UNKNOWN, lam=1e-3, noise=None, bias=None):
+    settings = InversionSettings(padding="same", boundary=boundary, lam=lam, penalty=Penalty.GRADIENT)
+    inverse = inverse_for_output(y, taps, settings, torch.float64)
+    return diagnose(inverse, reconstruct(inverse, y, bias=bias), y, bias=bias, noise=noise).tests
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "lam"),
+    [("gaussian", 0.5, 1e-3), ("gaussian", 3.0, 1e-2), ("disk", 0.5, 1e-3), ("disk", 3.0, 1e-2), ("motion", 0.5, 1e-3)],
+)
+@pytest.mark.parametrize("is_given", [False, True])
+def test_the_right_kernel_is_fine(name, noise, lam, is_given):
+    found = examined(photograph(KERNELS[name], noise), KERNELS[name], lam=lam, noise=noise if is_given else None)
+    assert found.verdict is ResidualVerdict.FINE
+    assert found.is_noise_given is is_given
+    assert found.noise == pytest.approx(noise, rel=0 if is_given else 0.25)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "disk", "motion"])
+def test_too_large_a_weight_is_over_smoothed(name):
+    assert examined(photograph(KERNELS[name], 0.5), KERNELS[name], lam=0.1).verdict is ResidualVerdict.OVER_SMOOTHED
+
+
+@pytest.mark.parametrize(("name", "noise", "lam"), [("gaussian", 0.5, 1e-5), ("disk", 0.5, 1e-6), ("motion", 3, 1e-4)])
+def test_too_small_a_weight_fits_noise(name, noise, lam):
+    assert examined(photograph(KERNELS[name], noise), KERNELS[name], lam=lam).verdict is ResidualVerdict.NOISE_FITTED
+
+
+@pytest.mark.parametrize(
+    ("true", "used"), [("gaussian", "wider"), ("disk", "wider"), ("line", "slanted"), ("disk", "slanted")]
+)
+def test_another_kernel_is_found_out(true, used):
+    found = examined(photograph(KERNELS[true], 0.5), KERNELS[used], lam=1e-3)
+    assert found.verdict is ResidualVerdict.WRONG_KERNEL
+    assert found.implausible_share > 0.25
+
+
+@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.CIRCULAR])
+@pytest.mark.parametrize("name", ["gaussian", "disk", "motion"])
+def test_another_border_is_found_out(name, boundary):
+    found = examined(photograph(KERNELS[name], 0.5), KERNELS[name], boundary=boundary)
+    assert found.verdict is ResidualVerdict.WRONG_BORDER
+    assert found.edge_ratio > 4
+
+
+def test_the_right_border_is_fine_too():
+    """Blurred around a torus, and taken for what it is."""
+    taps = KERNELS["disk"]
+    with Image.open(SAMPLES / "camera.png") as picture:
+        x = torch.from_numpy(np.array(picture, dtype=np.float64))[None, None]
+    y = functional.conv2d(functional.pad(x, (4, 4, 4, 4), mode="circular"), taps[None, None])[0]
+    y += 0.5 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert examined(y, taps, boundary=Boundary.CIRCULAR).verdict is ResidualVerdict.FINE
+    assert examined(y, taps, boundary=Boundary.ZERO).verdict is ResidualVerdict.WRONG_BORDER
+
+
+def test_where_the_noise_cannot_be_told_nothing_is_claimed():
+    """A layer's output, as rough as noise, taken back to the last digit."""
+    generator = torch.Generator().manual_seed(2)
+    taps = torch.randn(4, 4, 3, 3, generator=generator, dtype=torch.float64)
+    y = functional.conv2d(torch.randn(1, 4, 24, 24, generator=generator, dtype=torch.float64), taps, padding="same")
+    settings = InversionSettings(padding="same", boundary=Boundary.ZERO, lam=1e-8, penalty=Penalty.IDENTITY)
+    inverse = inverse_for_output(y, taps, settings, torch.float64)
+    found = diagnose(inverse, reconstruct(inverse, y), y).tests
+    assert found.verdict is ResidualVerdict.UNTESTED
+    assert found.noise is None
+
+
+def test_a_layer_with_more_outputs_shows_what_no_image_explains():
+    """Three outputs of one input: two thirds of white noise are outside the range of the kernel."""
+    generator = torch.Generator().manual_seed(3)
+    taps = torch.randn(3, 1, 3, 3, generator=generator, dtype=torch.float64)
+    settings = InversionSettings(padding="same", boundary=Boundary.CIRCULAR, lam=1e-6, penalty=Penalty.IDENTITY)
+    noise = torch.randn(3, 32, 32, generator=generator, dtype=torch.float64)
+    inverse = inverse_for_output(noise, taps, settings, torch.float64)
+    found = diagnose(inverse, reconstruct(inverse, noise), noise, noise=0.1)
+    assert found.null_share_of_data == pytest.approx(2 / 3, abs=0.03)
+    assert found.tests.implausible_share > 0.9
+    assert found.tests.verdict is ResidualVerdict.WRONG_KERNEL
+    right = functional.conv2d(
+        functional.pad(
+            torch.randn(1, 1, 32, 32, generator=generator, dtype=torch.float64), (1, 1, 1, 1), mode="circular"
+        ),
+        taps,
+    )[0]
+    right = right + 0.1 * noise
+    explained = diagnose(inverse, reconstruct(inverse, right), right, noise=0.1)
+    assert explained.null_share_of_data < 0.01
+    assert explained.tests.verdict is ResidualVerdict.FINE
+    # Over-smoothed, which along every mode is all there is; and then something that lies wholly outside the range.
+    smooth = inverse_for_output(noise, taps, replace(settings, lam=0.5), torch.float64)
+    blurred = diagnose(smooth, reconstruct(smooth, right), right, noise=0.1).tests
+    assert blurred.verdict is ResidualVerdict.OVER_SMOOTHED
+    assert blurred.implausible_share < 0.1
+    symbol = torch.fft.fft2(taps[:, 0], s=(32, 32)).conj()
+    spectrum = torch.fft.fft2(noise)
+    along = (symbol.conj() * spectrum).sum(0) / symbol.abs().square().sum(0)
+    foreign = torch.fft.ifft2(spectrum - symbol * along).real
+    found = diagnose(smooth, reconstruct(smooth, right + foreign), right + foreign, noise=0.1)
+    assert found.tests.verdict is ResidualVerdict.WRONG_KERNEL
+    assert found.tests.implausible_share > 0.25
+
+
+def test_an_estimate_that_follows_the_data_anywhere_tells_nothing():
+    found = examined(photograph(KERNELS["motion"], 0.5), KERNELS["motion"], lam=1e-5)
+    assert found.verdict is ResidualVerdict.UNTESTED
+    assert found.interior_rms < 0.4 * found.noise
+
+
+def test_a_bias_is_no_residual():
+    taps = KERNELS["gaussian"][None, None]
+    y = photograph(KERNELS["gaussian"], 0.5)
+    shifted = examined(y + 1000, taps, bias=torch.tensor([1000.0], dtype=torch.float64))
+    plain = examined(y, taps)
+    assert shifted.interior_rms == pytest.approx(plain.interior_rms, rel=1e-6)
+    assert shifted.verdict is plain.verdict
+
+
+def test_the_histogram_counts_every_sample_away_from_the_edges():
+    found = examined(photograph(KERNELS["gaussian"], 3.0), KERNELS["gaussian"], lam=1e-2)
+    edges, counts = found.histogram.edges, found.histogram.counts
+    side = 256 - 2 * CROP - 2 * len(KERNELS["gaussian"])
+    assert len(edges) == len(counts) + 1
+    assert sum(counts) == side**2
+    assert edges[-1] == pytest.approx(-edges[0]) == pytest.approx(5 * found.interior_rms)
+    within = sum(count for edge, count in zip(edges, counts, strict=False) if abs(edge) < found.interior_rms)
+    assert within / sum(counts) == pytest.approx(0.68, abs=0.05)
+
+
+def test_outliers_are_counted_in_the_outermost_bins():
+    residual = torch.zeros(1, 20, 20)
+    residual[0, 10, 10], residual[0, 11, 11] = 1000.0, -2000.0
+    counts = _histogram(residual).counts
+    assert (counts[0], counts[len(counts) // 2], counts[-1]) == (1, 398, 1)
+    assert _histogram(torch.zeros(1, 4, 4)).counts == (16,)
+
+
+def test_every_verdict_has_its_sentence():
+    sentences = {verdict.sentence for verdict in ResidualVerdict}
+    assert len(sentences) == len(ResidualVerdict)
+    assert all(sentence.endswith(".") and sentence[0].isupper() for sentence in sentences)

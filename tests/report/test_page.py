@@ -1,0 +1,302 @@
+"""The page: it says what was done, escapes what is not its own, carries everything, and asks for nothing."""
+
+import base64
+import dataclasses
+import hashlib
+import logging
+import re
+import sys
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+import torch
+from browser import NAMES, Browser, find_browser
+
+from deconv_cli.diagnostics.residual_tests import ResidualVerdict
+from deconv_cli.report.drawing import DARK, LIGHT
+from deconv_cli.report.page import render_page
+from deconv_cli.report.story import tell
+from deconv_cli.report.table import flatten
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+class Reader(HTMLParser):
+    """Lists every element with its attributes, and the texts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.texts, self._inside = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside = tag
+
+    def handle_data(self, data):
+        if self._inside not in ("script", "style"):
+            self.texts.append(data)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def page(full_contents):
+    return render_page(full_contents())
+
+
+def test_the_first_sentences_say_what_with_which_and_where(page):
+    text = Reader(page).text
+    assert f"{HOSTILE} (1×60×72, uint8) was restored from what the kernel kernels/{HOSTILE} (3×3 taps)" in text
+    assert "zeros were taken to lie outside" in text
+    assert "λ = 0.01 (in units of σ²max, penalty gradient): both rules were weighed." in text
+    assert "Warning: The rules differ by a factor of 100." in text
+    assert "88.3 % of the pixels are to be trusted" in text
+    # How deep the edge reaches is in what is predicted for every pixel.
+    assert "Trust the outermost" not in text
+
+
+def test_without_a_choice_the_reason_of_the_record_is_given(contents):
+    text = Reader(render_page(contents())).text
+    assert "λ = 0.01 (in units of σ²max, penalty gradient): asked for." in text
+    assert "Trust the outermost" in text
+    for word in ("Truth", "Predicted error", "The choice of λ", "hatch"):
+        assert word not in text
+
+
+def test_a_solver_that_did_not_finish_is_the_first_warning(contents):
+    given = contents()
+    solver = {**given.record["solver"], "status": "max_iterations", "message": "the iterations ran out"}
+    text = Reader(render_page(dataclasses.replace(given, record={**given.record, "solver": solver}))).text
+    assert "Warning: The solver did not finish: the iterations ran out." in text
+
+
+def test_a_method_without_lambda_or_judged_border_is_told_too(contents):
+    given = contents()
+    record = {**given.record, "lambda": None, "penalty": None, "well_posedness": None, "method_reason": "asked for"}
+    story = tell(record, given.diagnosis, None, None)
+    assert story.chosen == f"There is no λ. Method {record['method']}: asked for."
+    assert "A mistake at the edge may reach through the whole picture" in story.trust
+
+
+def test_a_border_that_loses_modes_is_a_warning(contents):
+    given = contents()
+    border = {**given.record["well_posedness"], "is_well_posed": False, "reason": "about 3 modes all but vanish"}
+    story = tell({**given.record, "well_posedness": border}, given.diagnosis, None, None)
+    assert "About 3 modes all but vanish." in story.warnings
+
+
+@pytest.mark.parametrize("verdict", list(ResidualVerdict))
+def test_the_sentence_about_the_residual_stands_at_the_top(contents, verdict):
+    given = contents()
+    tests = dataclasses.replace(given.diagnosis.tests, verdict=verdict)
+    diagnosis = dataclasses.replace(given.diagnosis, tests=tests)
+    story = tell(given.record, diagnosis, None, None)
+    is_warning = verdict not in (ResidualVerdict.FINE, ResidualVerdict.UNTESTED)
+    assert (verdict.sentence in story.warnings) is is_warning
+    assert (verdict.sentence in story.trust) is not is_warning
+
+
+def test_what_is_not_its_own_is_text(page):
+    reader = Reader(page)
+    assert len(reader.of("script")) == 1
+    assert not any("onerror" in attributes for _, attributes in reader.elements)
+    assert all(attributes["src"].startswith("data:image/") for attributes in reader.of("img"))
+    assert "</script><script>alert(2)</script> \"quoted\" 'too' {{ 7 * 7 }} &amp;" in reader.text
+    assert "49" not in reader.text.partition("{{")[0][-5:]
+
+
+def test_nothing_is_fetched_and_no_other_script_runs(page):
+    reader = Reader(page)
+    (policy,) = [a["content"] for a in reader.of("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        (source,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]*", "", page))
+    assert not any("style" in attributes for _, attributes in reader.elements)
+
+
+def test_every_picture_and_plot_is_told_in_words_and_numbers(page):
+    reader = Reader(page)
+    told = [a["alt"] for a in reader.of("img") if a["alt"]]
+    pictures = ("Input", "Estimate", "Truth", "Residual", "Predicted error", "Actual error")
+    for name in pictures:
+        assert any(re.match(rf"{name}: values from \S+ to \S+, mean \S+ in units", alt) for alt in told), name
+    assert any("generalized cross-validation over 9 values of λ from 1e-08 to 1 chooses 0.001" in alt for alt in told)
+    assert any("components" in alt and "noise floor of" in alt for alt in told)
+    assert any("Predicted error 3 on the edge, 2.1 inside" in alt for alt in told)
+    assert len(reader.of("picture")) == len(reader.of("source")) == 6
+    assert all(a["media"] == "(prefers-color-scheme: dark)" for a in reader.of("source"))
+
+
+def test_every_number_of_the_record_is_in_the_table(full_contents):
+    contents = full_contents()
+    text = Reader(render_page(contents)).text
+    listed = dict(flatten(contents.record))
+    assert listed["residual.relative"] == repr(contents.record["residual"]["relative"])
+    assert listed["border[0].residual_rms"] == repr(contents.record["border"][0]["residual_rms"])
+    assert listed["inputs[0].shape"] == "1, 60, 72"
+    assert listed["rcond"] == "null"
+    for path, value in listed.items():
+        assert path in text
+        assert " ".join(value.split()) in text
+    assert "deconv invert --kernel=k.npy --lambda=0.01 --" in text
+
+
+def test_channels_and_batches_that_are_not_shown_are_named(contents):
+    given = contents(3)
+    tensors = {"data": given.data[None].expand(4, -1, -1, -1), "estimate": given.estimate[None].expand(4, -1, -1, -1)}
+    diagnosis = dataclasses.replace(given.diagnosis, residual=given.diagnosis.residual[None])
+    text = Reader(render_page(dataclasses.replace(given, **tensors, diagnosis=diagnosis, is_picture=False))).text
+    assert "Shown: the first of 4 images, the first channel of each image." in text
+    assert "It has a scale of its own." in text
+    plain = Reader(render_page(given)).text
+    assert "Shown:" not in plain
+    assert "The estimate has the same scale." in plain
+
+
+def test_nothing_of_matplotlib_is_left_changed(contents):
+    # Past the mapping's own way, which would load pyplot to settle the backend.
+    before = dict(dict.items(matplotlib.rcParams))
+    level = logging.getLogger("matplotlib").level
+    render_page(contents())
+    assert dict(dict.items(matplotlib.rcParams)) == before
+    assert logging.getLogger("matplotlib").level == level
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_plots_have_the_colors_of_their_theme(page):
+    reader = Reader(page)
+    for theme, other, plots in [
+        (LIGHT, DARK, [a["src"] for a in reader.of("img")[-6:]]),
+        (DARK, LIGHT, [a["srcset"] for a in reader.of("source")]),
+    ]:
+        for plot in plots:
+            svg = base64.b64decode(plot.partition(",")[2]).decode()
+            assert theme.ink in svg
+            assert not any(color in svg for color in dataclasses.astuple(other))
+            assert "<text" not in svg
+
+
+def test_the_same_contents_give_the_same_page(contents):
+    given = contents()
+    assert render_page(given) == render_page(given)
+
+
+def test_a_page_of_a_large_picture_stays_small(full_contents):
+    """Noise in three colors is what compresses least."""
+    small = full_contents(3)
+    generator = torch.Generator().manual_seed(0)
+    data, estimate, truth, residual, error = 100 * torch.rand(5, 3, 2048, 2048, generator=generator)
+    predicted = dataclasses.replace(small.predicted_error, map=error, trusted=error[0] < 50)
+    diagnosis = dataclasses.replace(small.diagnosis, residual=residual)
+    parts = {"data": data, "estimate": estimate, "truth": truth, "predicted_error": predicted, "diagnosis": diagnosis}
+    page = render_page(dataclasses.replace(small, **parts))
+    assert len(page.encode()) < 3_000_000
+    text = Reader(page).text
+    sentence = re.search(r"the pictures of up to 2048 pixels were averaged down to at most (\d+) a side", text)
+    assert sentence
+    assert 128 <= int(sentence[1]) <= 1024
+
+
+BROWSER = find_browser()
+needs_browser = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: none of {', '.join(NAMES)} is installed")
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Open a page in a browser."""
+    opened = []
+
+    def open_page(text, **options):
+        path = tmp_path / "page #1 &.html"
+        path.write_text(text, encoding="utf-8")
+        browser = Browser(BROWSER, tmp_path / "profile", **options)
+        opened.append(browser)
+        browser.open(path)
+        return browser, path
+
+    yield open_page
+    for browser in opened:
+        browser.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_it_and_nothing_leaves_the_page(page, browse, dark):
+    browser, path = browse(page, dark=dark)
+    assert browser.run("document.title") == f"{HOSTILE} – deconv invert"
+    assert browser.run("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert browser.run("document.images.length") > 15
+    assert browser.run("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
+    plot = browser.run("document.querySelector('picture img').currentSrc")
+    assert plot == Reader(page).of("source" if dark else "img")[0 if dark else -6]["srcset" if dark else "src"]
+    assert (browser.requests, browser.messages, browser.dialogs) == ([path.as_uri()], [], [])
+
+
+@needs_browser
+def test_all_pictures_zoom_and_move_together(page, browse):
+    browser, _ = browse(page)
+    transforms = "[...document.querySelectorAll('.layer')].map((layer) => layer.style.transform)"
+    assert set(browser.run(transforms)) == {"translate(0%, 0%) scale(1)"}
+    browser.run("document.querySelector('[data-zoom=in]').click()")
+    (zoomed,) = set(browser.run(transforms))
+    assert zoomed == "translate(-25%, -25%) scale(1.5)"
+    press = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    browser.run(f"document.querySelector('.view').dispatchEvent({press})")
+    (moved,) = set(browser.run(transforms))
+    assert moved == "translate(-35%, -25%) scale(1.5)"
+    browser.run(
+        """(() => {
+            const view = document.querySelector('.view'), box = view.getBoundingClientRect();
+            const corner = {clientX: box.left, clientY: box.top};
+            const turn = {ctrlKey: true, deltaY: -300 * Math.log(2), cancelable: true};
+            view.dispatchEvent(new WheelEvent('wheel', {...corner, ...turn}));
+        })()"""
+    )
+    assert {text.partition("scale")[2] for text in browser.run(transforms)} == {"(3)"}
+    browser.run("document.querySelector('[data-zoom=reset]').click()")
+    assert set(browser.run(transforms)) == {"translate(0%, 0%) scale(1)"}
+    assert browser.run("getComputedStyle(document.querySelector('.hatching')).display") == "block"
+    browser.run("document.getElementById('hatching').click()")
+    assert browser.run("getComputedStyle(document.querySelector('.hatching')).display") == "none"
+    assert browser.messages == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [480, 1400])
+def test_nothing_is_wider_than_the_window(page, browse, width):
+    browser, _ = browse(page, width=width)
+    assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@needs_browser
+def test_the_watch_over_the_browser_sees_requests_messages_and_dialogs(page, browse):
+    """The checker must be able to fail."""
+    bad = "<script>alert(3); console.error('wrong'); undefined_name()</script><img src='elsewhere.png'>"
+    browser, _ = browse(f"<!doctype html><title>bad</title>{bad}")
+    assert browser.dialogs == ["3"]
+    assert any(url.endswith("elsewhere.png") for url in browser.requests)
+    assert any("wrong" in message for message in browser.messages)
+    assert any("Uncaught" in message for message in browser.messages)
+
+
+@needs_browser
+def test_the_policy_stops_what_escaping_might_let_through(page, browse):
+    smuggled = "<script>alert(4)</script><img src=x onerror='alert(5)'><img src='http://192.0.2.1/pixel.png'>"
+    browser, _ = browse(page.replace("</header>", f"{smuggled}</header>"))
+    assert browser.dialogs == []
+    assert not any(url.startswith("http") for url in browser.requests)
+    assert any("Content Security Policy" in message for message in browser.messages)
