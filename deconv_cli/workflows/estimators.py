@@ -106,7 +106,8 @@ class Wishes:
         if is_asked_for and not self.are_linear(method):
             raise UsageError(
                 "errors are predicted for estimates that are linear in the data, which nonnegative, prior tv and "
-                "method richardson-lucy are not; leave those out, or the report, the truth, the error map and the trust mask."
+                "method richardson-lucy are not; leave those out, or the report, the truth, the error map and the "
+                "trust mask."
             )
 
 
