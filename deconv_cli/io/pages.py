@@ -34,14 +34,15 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
     """
+    # As bytes: the page names its own script by its hash, which another line ending would change. File names may hold
+    # what is no letter at all.
+    content = text.encode("utf-8", errors="replace")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
 
     def check(temporary: Path) -> None:
-        if temporary.read_text(encoding="utf-8") != text:
-            raise ValueError("some letters differ")
+        if temporary.read_bytes() != content:
+            raise ValueError("some bytes differ")
 
-    write_atomically(path, lambda temporary: _write(temporary, text), check)
-
-
-def _write(path: Path, text: str) -> None:
-    # As it is: the page names its own script by its hash, which another line ending would change.
-    path.write_bytes(text.encode("utf-8", errors="replace"))
+    write_atomically(path, write, check)

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io.pages import write_page
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -116,6 +117,12 @@ def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path
         assert "note: --show draws on a terminal, and stderr is none here, so nothing was drawn" in done.stderr
         assert json.loads(done.stdout)["command"] == words[0]
         assert "▀" not in done.stderr
+
+
+def test_a_name_that_is_no_text_does_not_keep_the_page_from_being_written(tmp_path):
+    """Linux lets a name hold any bytes; Python keeps those that are no letters as lone surrogates."""
+    write_page(tmp_path / "page.html", "name \udcff λ")
+    assert (tmp_path / "page.html").read_bytes() == "name ? λ".encode()
 
 
 def test_the_page_shows_how_lambda_was_chosen_and_the_error_against_the_truth(deconv, blurred, gray, gentle, tmp_path):

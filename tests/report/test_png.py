@@ -1,6 +1,7 @@
 """The pictures of a page, read back by Pillow."""
 
 import base64
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from deconv_cli.report import pictures
 from deconv_cli.report.pictures import Plane, display_range, draw_pictures
+from deconv_cli.report.planes import pick_planes
 from deconv_cli.report.png import data_uri, encode_png
 
 
@@ -92,3 +94,14 @@ def test_the_range_leaves_the_most_extreme_out():
 
 def test_a_data_uri_carries_its_content():
     assert data_uri(b"abc", "text/plain") == "data:text/plain;base64,YWJj"
+
+
+def test_pictures_share_a_scale_and_tensors_do_not(contents):
+    given = contents()
+    for is_picture in (True, False):
+        shown = dataclasses.replace(given, data=100 * given.data, is_picture=is_picture)
+        (first, second, *_), _ = pick_planes(shown)
+        assert ((first.low, first.high) == (second.low, second.high)) is is_picture
+        assert (first.low, first.high) == (
+            display_range(shown.data, shown.estimate) if is_picture else display_range(shown.data)
+        )
