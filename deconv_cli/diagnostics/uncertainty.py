@@ -27,6 +27,8 @@ N_PROBES = 8
 TRUSTED_EXCESS = 1.25
 """A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
 
+_MIN_DEPTH = 16
+_KERNEL_WIDTHS = 4
 _DETAIL_WIDTH = 6.0
 _MAX_PIXELS = 2**21
 _LEAST_DETAIL = 0.05
@@ -41,7 +43,11 @@ class ErrorBand:
         n_pixels: pixels of the band, of one channel.
         predicted: the error.
         noise: its part from the noise.
-        hidden: its part from what the data do not tell.
+        hidden: its part from what the kernel took away, as in the interior.
+        exterior: its part from what lies outside the frame: what is hidden here beyond that.
+        estimate: the estimate itself.
+        periodic: how far it is from the estimate that takes the picture to repeat itself; `None` where there is no such
+            estimate, or where it is this one.
         actual: the real error, where the truth is known.
     """
 
@@ -50,6 +56,9 @@ class ErrorBand:
     predicted: float
     noise: float
     hidden: float
+    exterior: float
+    estimate: float
+    periodic: float | None = None
     actual: float | None = None
 
 
@@ -102,6 +111,7 @@ def predict_error(
     estimate: Tensor,
     model: ImageModel,
     *,
+    periodic: Tensor | None = None,
     truth: Tensor | None = None,
     n_probes: int = N_PROBES,
     seed: int = 0,
@@ -112,6 +122,7 @@ def predict_error(
         inverse: what made it.
         estimate: shape `(C, H, W)` or `(B, C, H, W)`, cut to the frame.
         model: fitted to the data that it came from.
+        periodic: the estimate of the same shape that takes the picture to repeat itself.
         truth: the image itself, of the same shape, to hold the prediction against.
         n_probes: images to draw.
         seed: of the random numbers.
@@ -119,35 +130,44 @@ def predict_error(
     noise, hidden, noise_detail = _probe(inverse, estimate, model, n_probes, seed)
     size = (estimate.shape[-2], estimate.shape[-1])
     distance = distance_from_edge(size, estimate.device)
-    depth = _profile_depth(inverse, size)
+    depth = min(max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), (min(size) + 1) // 2)
     band = distance.clamp_max(depth - 1)
     detail = _detail(estimate, noise_detail)
-    noise_by_band, hidden_by_band = _by_band(noise, band, depth), _by_band(hidden, band, depth)
-    spread = hidden_by_band[band] * detail
-    squared = noise_by_band[band] + spread
-    full = squared.expand(estimate.shape)
-    squared_error = None if truth is None else (estimate - truth).square().flatten(0, -3).mean(dim=0)
-    predicted = _by_band(full.flatten(0, -3).mean(dim=0), band, depth)
-    hidden_here = _by_band(spread.expand(estimate.shape).flatten(0, -3).mean(dim=0), band, depth)
-    actual = None if squared_error is None else _by_band(squared_error, band, depth)
-    n_pixels = torch.bincount(band.flatten(), minlength=depth)
-    bands = tuple(
-        ErrorBand(
-            distance=k,
-            n_pixels=host.as_index(n_pixels[k]),
-            predicted=host.as_number(predicted[k].sqrt()),
-            noise=host.as_number(noise_by_band[k].sqrt()),
-            hidden=host.as_number(hidden_here[k].sqrt()),
-            actual=None if actual is None else host.as_number(actual[k].sqrt()),
-        )
-        for k in range(depth)
-    )
-    total = noise_by_band + hidden_by_band
+    noise_here, hidden_here = _by_band(noise, band, depth), _by_band(hidden, band, depth)
+    interior = torch.minimum(hidden_here, hidden_here[-1])
+    squared = noise_here[band] + hidden_here[band] * detail
+    squares = {
+        "predicted": squared,
+        "noise": noise_here[band],
+        "hidden": interior[band] * detail,
+        "exterior": (hidden_here - interior)[band] * detail,
+        "estimate": estimate.square(),
+    }
+    if periodic is not None:
+        squares["periodic"] = (estimate - periodic).square()
+    if truth is not None:
+        squares["actual"] = (estimate - truth).square()
+    bands = _bands(squares, band, depth)
+    total = noise_here + hidden_here
     is_trusted = total <= TRUSTED_EXCESS**2 * total[-1]
     depths = [k for k in range(depth) if host.holds_everywhere(is_trusted[k:])]
     first = depths[0] if depths else None
     trusted = distance >= (first if first is not None else max(size))
-    return PredictedError(full.sqrt(), bands, trusted, first, model, n_probes, seed)
+    return PredictedError(squared.expand(estimate.shape).sqrt(), bands, trusted, first, model, n_probes, seed)
+
+
+def _bands(squares: dict[str, Tensor], band: Tensor, depth: int) -> tuple[ErrorBand, ...]:
+    """Pool squares, of the shape of the picture or of all its channels, over bands."""
+    n_pixels = torch.bincount(band.flatten(), minlength=depth)
+    height, width = band.shape
+    rms = {
+        name: host.as_numbers(_by_band(values.reshape(-1, height, width).mean(dim=0), band, depth).sqrt())
+        for name, values in squares.items()
+    }
+    return tuple(
+        ErrorBand(distance=k, n_pixels=host.as_index(n_pixels[k]), **{name: found[k] for name, found in rms.items()})
+        for k in range(depth)
+    )
 
 
 def _probe(
@@ -179,11 +199,6 @@ def _restored(inverse: PseudoInverse, outputs: Tensor) -> Tensor:
     shape = inverse.problem.operator.input_shape
     step = max(1, _MAX_PIXELS // (outputs[0].numel() + 1))
     return torch.cat([inverse.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
-
-
-def _profile_depth(inverse: PseudoInverse, size: tuple[int, int]) -> int:
-    depth = max(16, 4 * max(inverse.kernel.size))
-    return min(depth, (min(size) + 1) // 2)
 
 
 def _by_band(values: Tensor, band: Tensor, depth: int) -> Tensor:

@@ -256,7 +256,17 @@ def predict_for(
         sigma=noise_sigma,
     )
     known = None if truth is None else truth.to(result.image)
-    return predict_error(inverse, result.image.detach(), model, truth=known, seed=seed)
+    periodic = _periodic_estimate(inverse, data)
+    return predict_error(inverse, result.image.detach(), model, periodic=periodic, truth=known, seed=seed)
+
+
+def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
+    """Restore as if the picture repeated itself; `None` where the output has another size, or where that was done."""
+    geometry, settings = inverse.geometry, inverse.settings
+    if settings.boundary is Boundary.CIRCULAR or geometry.output_size != geometry.image_size:
+        return None
+    circular = replace(settings, boundary=Boundary.CIRCULAR, method=Method.AUTO)
+    return PseudoInverse(inverse.kernel, geometry.image_size, circular)(data).detach()
 
 
 def inverse_for_output(

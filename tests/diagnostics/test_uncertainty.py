@@ -145,6 +145,29 @@ def test_what_the_border_hides_is_not_trusted():
     assert found.trusted_share < 0.99
 
 
+def test_the_parts_make_up_the_whole_and_the_periodic_estimate_falls_apart_at_the_edge():
+    y, truth = seen("camera.png", KERNELS["disk"], 0.002)
+    bands = restored(y, KERNELS["disk"], truth).predicted_error.bands
+    for band in bands:
+        assert math.hypot(band.noise, band.hidden, band.exterior) == pytest.approx(band.predicted, rel=1e-4)
+    assert bands[-1].exterior == 0
+    assert max(band.exterior for band in bands) > 0
+    assert bands[0].periodic > 2 * bands[-1].periodic
+    assert bands[0].periodic > 10 * bands[0].predicted
+    assert bands[0].estimate == pytest.approx(float(_edge(truth).square().mean().sqrt()), rel=0.2)
+
+
+def _edge(images):
+    return torch.cat([images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]], dim=-1)
+
+
+def test_a_periodic_picture_has_no_other_periodic_estimate():
+    y, _ = seen("camera.png", KERNELS["disk"], 0.002)
+    assert (
+        restored(y, KERNELS["disk"], None, boundary="circular", predict=True).predicted_error.bands[0].periodic is None
+    )
+
+
 def test_a_truth_of_another_shape_is_refused():
     y, truth = seen("camera.png", KERNELS["disk"], 0.01)
     with pytest.raises(ShapeError, match="crop it"):
