@@ -135,10 +135,17 @@ def n_kept_vectors(n_numbers: int) -> int:
 
 
 def n_gmres_unknowns(
-    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
+    geometry: Geometry,
+    boundary: Boundary,
+    *,
+    lam: float,
+    penalty: Penalty,
+    n_outputs: int,
+    n_inputs: int,
+    device: torch.device,
 ) -> int:
     """Count the unknowns on the columns of one image; 0 where conjugate gradients run, which keep no basis."""
-    places = TorusEmbedding.of(geometry, boundary, torch.device("cpu"))
+    places = TorusEmbedding.of(geometry, boundary, device)
     return count_indefinite_unknowns(places, boundary, penalty, lam, n_outputs=n_outputs, n_inputs=n_inputs)
 
 
