@@ -10,11 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.uncertainty import PredictedError
 from deconv_cli.report.drawing import Plot
-from deconv_cli.report.optional_parts import LambdaChoice, PredictedError
 from deconv_cli.report.pictures import draw_pictures
 from deconv_cli.report.planes import pick_planes
-from deconv_cli.report.plots import border_plot, correlation_plot, gain_plot, histogram_plot, lambda_plot, picard_plot
+from deconv_cli.report.plots import (
+    border_plot,
+    correlation_plot,
+    error_parts_plot,
+    gain_plot,
+    histogram_plot,
+    lambda_plot,
+    picard_plot,
+)
 from deconv_cli.report.record import Record
 from deconv_cli.report.story import tell
 from deconv_cli.report.table import facts, flatten
@@ -99,6 +108,7 @@ def _plots(contents: ReportContents) -> list[Plot]:
         picard_plot(diagnosis.picard, unit),
         gain_plot(diagnosis.gain_map.cpu(), diagnosis.conditioning.sigma_max, has_channels=_has_channels(diagnosis)),
         border_plot(record["border"], None if predicted is None else predicted.bands, unit),
+        None if predicted is None else error_parts_plot(predicted.bands, unit),
         histogram_plot(diagnosis.tests, unit),
         correlation_plot(diagnosis.tests.whiteness),
     ]

@@ -7,8 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.picard import Picard
 from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.uncertainty import ErrorBand
 from deconv_cli.diagnostics.whiteness import Whiteness
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 
@@ -18,18 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from torch import Tensor
 
-    from deconv_cli.report.optional_parts import ErrorBand, LambdaChoice, LambdaCurve
     from deconv_cli.report.record import Record
 
 # Singular values below this part of the largest are drawn as this part.
 LOWEST = 1e-9
 
 
-def lambda_plot(choice: LambdaChoice) -> Plot | None:
-    """Draw what the rule for λ looked at, and what it chose; `None` if it looked at nothing."""
-    curves = [curve for curve in (choice.curve, choice.witness) if curve is not None and curve.lams]
-    if not curves:
-        return None
+def lambda_plot(choice: LambdaChoice) -> Plot:
+    """Draw what the rule for λ and its witness looked at, and what they chose."""
+    curves = [choice.curve, choice.witness]
 
     def draw(figure: Figure, theme: Theme) -> None:
         for place, curve in enumerate(curves):
@@ -150,6 +150,39 @@ def border_plot(bands: list[Record], errors: Sequence[ErrorBand] | None, unit: s
         alt += f" Predicted error {errors[0].predicted:.3g} on the edge, {errors[-1].predicted:.3g} inside."
     caption = "Root mean square by distance from the nearest edge; the last point gathers all that is deeper."
     return draw_plot("From the edge inwards", caption, alt, draw)
+
+
+def error_parts_plot(bands: Sequence[ErrorBand], unit: str) -> Plot:
+    """Draw what the predicted error is made of by distance from the edge, and how far the periodic estimate is away."""
+    reach = [band.distance for band in bands]
+    lines = [
+        ("noise", [band.noise for band in bands], "-", "first"),
+        ("what the kernel hides", [band.hidden for band in bands], "--", "second"),
+        ("what lies outside the frame", [band.exterior for band in bands], "-", "accent"),
+    ]
+    periodic = [(band.distance, band.periodic) for band in bands if band.periodic is not None]
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        for name, values, dashes, color in lines:
+            axes.plot(reach, [value or math.nan for value in values], dashes, color=getattr(theme, color), label=name)
+        if periodic:
+            axes.plot(*zip(*periodic, strict=True), ":", color=theme.ink, label="distance to the periodic estimate")
+        axes.set_yscale("log")
+        style(axes, theme, "pixels from the edge", f"rms, {unit}")
+        legend(axes, theme)
+
+    edge, inside = bands[0], bands[-1]
+    alt = (
+        f"On the edge noise makes {edge.noise:.3g}, what the kernel hides {edge.hidden:.3g} and what lies outside the "
+        f"frame {edge.exterior:.3g} {unit} of the error; inside {inside.noise:.3g}, {inside.hidden:.3g} and "
+        f"{inside.exterior:.3g}."
+    )
+    caption = "The parts of the predicted error, whose squares add up; where a line ends, that part is nothing."
+    if periodic:
+        alt += f" The periodic estimate is {periodic[0][1]:.3g} away on the edge, {periodic[-1][1]:.3g} inside."
+        caption += " Dotted: how far the estimate is from the one that takes the picture to repeat itself."
+    return draw_plot("What the error is made of", caption, alt, draw)
 
 
 def histogram_plot(tests: ResidualTests, unit: str) -> Plot:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual_tests import ResidualVerdict
-from deconv_cli.report.optional_parts import LambdaChoice, PredictedError
+from deconv_cli.diagnostics.uncertainty import PredictedError
 from deconv_cli.report.record import Record
 from deconv_cli.workflows.diagnose import Diagnosis
 
@@ -74,10 +75,9 @@ def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | Non
     else:
         sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
     if predicted is not None:
-        share = 100 * float(predicted.trusted.cpu().double().mean())
-        level = float(predicted.map.cpu().double().square().mean().sqrt())
         sentences.append(
-            f"{share:.3g} % of the pixels are to be trusted; the error to be expected is {level:.3g} rms. "
+            f"{100 * predicted.trusted_share:.3g} % of the pixels are to be trusted; the error to be expected is "
+            f"{predicted.root_mean_square:.3g} rms. "
             "What is hatched in the estimate is not."
         )
     sentences.append(_edges(record, diagnosis, has_prediction=predicted is not None))

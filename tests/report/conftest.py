@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.lambda_rules import LambdaCurve
+from deconv_cli.diagnostics.uncertainty import ErrorBand, PredictedError
 from deconv_cli.report.page import ReportContents
 from deconv_cli.report.record import describe_environment, describe_reconstruction
 from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, Penalty
+from deconv_cli.vocabulary import Boundary, LambdaRule, Penalty
 from deconv_cli.workflows.diagnose import diagnose
 from deconv_cli.workflows.invert import inverse_for_output, reconstruct
 
@@ -21,48 +21,36 @@ HOSTILE = "<img src=x onerror=alert(1)>.png"
 NOTE = "</script><script>alert(2)</script> \"quoted\" 'too' {{ 7 * 7 }} &amp;"
 
 
-class Rule(StrEnum):
-    FIRST = "generalized cross-validation"
-    SECOND = "discrepancy"
-
-
-@dataclass(frozen=True)
-class Curve:
-    rule: Rule
-    lams: tuple[float, ...]
-    values: tuple[float, ...]
-    chosen: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    lam: float
-    rule: Rule
-    reason: str
-    warning: str | None
-    curve: Curve | None
-    witness: Curve | None
-
-
-@dataclass(frozen=True)
-class Band:
-    distance: int
-    predicted: float
-    actual: float | None
-
-
-@dataclass(frozen=True)
-class Predicted:
-    map: Tensor
-    trusted: Tensor
-    bands: tuple[Band, ...]
-
-
 def choice():
     lams = tuple(10.0**power for power in range(-8, 1))
-    first = Curve(Rule.FIRST, lams, tuple(1.0 + (power + 3) ** 2 for power in range(-8, 1)), 1e-3)
-    second = Curve(Rule.SECOND, lams, tuple(100.0 * abs(power + 1) + 0.5 for power in range(-8, 1)), 1e-1)
-    return Choice(1e-2, Rule.FIRST, "both rules were weighed", "the rules differ by a factor of 100", first, second)
+    first = LambdaCurve(LambdaRule.GCV, lams, tuple(1.0 + (power + 3) ** 2 for power in range(-8, 1)), 1e-3)
+    second = LambdaCurve(LambdaRule.ML, lams, tuple(100.0 * abs(power + 1) + 0.5 for power in range(-8, 1)), 1e-1)
+    return LambdaChoice(
+        lam=1e-2,
+        rule=LambdaRule.GCV,
+        sigma=0.1,
+        is_sigma_given=False,
+        curve=first,
+        witness=second,
+        n_rounds=3,
+        is_settled=True,
+        window=(60, 72),
+    )
+
+
+def band(distance):
+    """The error at one distance, falling from the edge inwards."""
+    return ErrorBand(
+        distance=distance,
+        n_pixels=100,
+        predicted=3.0 - distance / 10,
+        noise=1.0,
+        hidden=0.5,
+        exterior=max(0.0, 2.0 - distance / 4),
+        estimate=50.0,
+        periodic=20.0 - distance,
+        actual=2.5 - distance / 10,
+    )
 
 
 def restored(n_channels=1, size=(60, 72), *, dtype=torch.float32):
@@ -121,7 +109,8 @@ def full_contents():
         error = (result.image - truth).abs() + 0.5
         trusted = torch.ones(size, dtype=torch.bool)
         trusted[:7] = False
-        bands = tuple(Band(at, 3.0 - at / 10, 2.5 - at / 10) for at in range(10))
+        model = ImageModel(torch.zeros(6), torch.eye(n_channels), 0.1)
+        bands = tuple(band(at) for at in range(10))
         return ReportContents(
             record=record_of(result, y),
             data=y,
@@ -129,7 +118,7 @@ def full_contents():
             diagnosis=diagnose(inverse, result, y),
             is_picture=True,
             lambda_choice=choice(),
-            predicted_error=Predicted(error, trusted, bands),
+            predicted_error=PredictedError(error, bands, trusted, 7, model, 8, 0),
             truth=truth,
         )
 

@@ -55,8 +55,8 @@ def test_the_first_sentences_say_what_with_which_and_where(page):
     text = Reader(page).text
     assert f"{HOSTILE} (1×60×72, uint8) was restored from what the kernel kernels/{HOSTILE} (3×3 taps)" in text
     assert "zeros were taken to lie outside" in text
-    assert "λ = 0.01 (in units of σ²max, penalty gradient): both rules were weighed." in text
-    assert "Warning: The rules differ by a factor of 100." in text
+    assert "λ = 0.01 (in units of σ²max, penalty gradient): chosen by generalized cross-validation in 3 rounds" in text
+    assert "Warning: Two rules differ by a factor of 100: gcv takes λ = 0.001 and ml 0.1;" in text
     assert "88.3 % of the pixels are to be trusted" in text
     # How deep the edge reaches is in what is predicted for every pixel.
     assert "Trust the outermost" not in text
@@ -132,10 +132,12 @@ def test_every_picture_and_plot_is_told_in_words_and_numbers(page):
     pictures = ("Input", "Estimate", "Truth", "Residual", "Predicted error", "Actual error")
     for name in pictures:
         assert any(re.match(rf"{name}: values from \S+ to \S+, mean \S+ in units", alt) for alt in told), name
-    assert any("generalized cross-validation over 9 values of λ from 1e-08 to 1 chooses 0.001" in alt for alt in told)
+    assert any("gcv over 9 values of λ from 1e-08 to 1 chooses 0.001" in alt for alt in told)
     assert any("components" in alt and "noise floor of" in alt for alt in told)
     assert any("Predicted error 3 on the edge, 2.1 inside" in alt for alt in told)
-    assert len(reader.of("picture")) == len(reader.of("source")) == 6
+    assert any("what lies outside the frame 2 sample units of the error; inside 1, 0.5 and 0." in alt for alt in told)
+    assert any("The periodic estimate is 20 away on the edge, 11 inside." in alt for alt in told)
+    assert len(reader.of("picture")) == len(reader.of("source")) == 7
     assert all(a["media"] == "(prefers-color-scheme: dark)" for a in reader.of("source"))
 
 
@@ -178,7 +180,7 @@ def test_nothing_of_matplotlib_is_left_changed(contents):
 def test_plots_have_the_colors_of_their_theme(page):
     reader = Reader(page)
     for theme, other, plots in [
-        (LIGHT, DARK, [a["src"] for a in reader.of("img")[-6:]]),
+        (LIGHT, DARK, [a["src"] for a in reader.of("img")[-7:]]),
         (DARK, LIGHT, [a["srcset"] for a in reader.of("source")]),
     ]:
         for plot in plots:
@@ -242,7 +244,7 @@ def test_a_browser_shows_it_and_nothing_leaves_the_page(page, browse, dark):
     paper = browser.run("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
     plot = browser.run("document.querySelector('picture img').currentSrc")
-    assert plot == Reader(page).of("source" if dark else "img")[0 if dark else -6]["srcset" if dark else "src"]
+    assert plot == Reader(page).of("source" if dark else "img")[0 if dark else -7]["srcset" if dark else "src"]
     assert (browser.requests, browser.messages, browser.dialogs) == ([path.as_uri()], [], [])
 
 
