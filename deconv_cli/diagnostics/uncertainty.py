@@ -134,13 +134,15 @@ def predict_error(
     band = distance.clamp_max(depth - 1)
     detail = _detail(estimate, noise_detail)
     noise_here, hidden_here = _by_band(noise, band, depth), _by_band(hidden, band, depth)
-    interior = torch.minimum(hidden_here, hidden_here[-1])
+    excess = hidden_here - hidden_here[-1]
+    # Inwards of where it first vanishes it is the scatter of the probes.
+    exterior = torch.where((excess > 0).cumprod(0).bool(), excess, 0)
     squared = noise_here[band] + hidden_here[band] * detail
     squares = {
         "predicted": squared,
         "noise": noise_here[band],
-        "hidden": interior[band] * detail,
-        "exterior": (hidden_here - interior)[band] * detail,
+        "hidden": (hidden_here - exterior)[band] * detail,
+        "exterior": exterior[band] * detail,
         "estimate": estimate.square(),
     }
     if periodic is not None:

@@ -75,13 +75,24 @@ def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | Non
     else:
         sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
     if predicted is not None:
-        sentences.append(
-            f"{100 * predicted.trusted_share:.3g} % of the pixels are to be trusted; the error to be expected is "
-            f"{predicted.root_mean_square:.3g} rms. "
-            "What is hatched in the estimate is not."
-        )
+        share, level = predicted.trusted_share, predicted.root_mean_square
+        sentences += [
+            f"{100 * share:.3g} % of the pixels are to be trusted{_from(predicted)}.",
+            f"The error to be expected is {level:.3g} rms{_held_against(predicted)}.",
+            "What is hatched in the estimate is not to be trusted.",
+        ]
     sentences.append(_edges(record, diagnosis, has_prediction=predicted is not None))
     return sentences
+
+
+def _from(predicted: PredictedError) -> str:
+    depth = predicted.trusted_depth
+    return "" if not depth else f", all of them from {depth} pixel{'s' * (depth > 1)} inwards"
+
+
+def _held_against(predicted: PredictedError) -> str:
+    actual = predicted.actual_root_mean_square
+    return "" if actual is None else f", the real one {actual:.3g}"
 
 
 def _edges(record: Record, diagnosis: Diagnosis, *, has_prediction: bool) -> str:
