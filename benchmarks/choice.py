@@ -1,15 +1,16 @@
-"""Is λ chosen well from the data alone, and what are the edges worth beside scikit-image's filters?
+"""Is λ chosen well from the data alone, does the predicted error come true, and what are the edges worth?
 
 Photographs that come with scikit-image are blurred by six kernels as parts of larger scenes, noised and rounded to 256
 levels, so that no method inverts the model that made them. The filters of scikit-image are given the best λ by the
-truth, and mirrored or tapered edges; this package sees the data alone.
+truth, and mirrored or tapered edges; this package sees the data alone. Its predicted error is held against the real one
+in three bands by distance from the edge.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ import deconv_cli
 from benchmarks import problems
 from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Table, Target, decibels
+from deconv_cli.diagnostics.uncertainty import ErrorBand
 
 SIZE = 256
 BAND = 16
+ERROR_BANDS = ((0, 4), (4, 16), (16, SIZE))
+ERROR_TOLERANCE = 0.25
 NOISES = (0.001, 0.01, 0.05)
 LAMBDAS = tuple(10.0 ** (k / 4) for k in range(-20, 5))
 BALANCES = tuple(10.0 ** (k / 2) for k in range(-10, 9))
@@ -60,11 +64,14 @@ def restored(name: str, kernel: str, size: int) -> Figures:
         y, truth = _seen(name, taps, noise, size)
         found = {lam: _restore(y, taps, lam) for lam in LAMBDAS}
         best = max(problems.psnr(estimate, truth) for estimate in found.values())
-        result = deconv_cli.invert(y, taps, boundary="unknown", penalty="gradient", lam="auto")
+        result = deconv_cli.invert(y, taps, boundary="unknown", penalty="gradient", lam="auto", truth=truth)
         figures[f"{noise}: best"] = best
         figures[f"{noise}: loss"] = best - problems.psnr(result.image, truth)
         figures[f"{noise}: edge"] = problems.psnr(result.image, truth, BAND)
         figures[f"{noise}: λ"] = result.lam
+        assert result.predicted_error is not None
+        for low, high in ERROR_BANDS:
+            figures[f"{noise}: predicted, {low}"] = _error_ratio(result.predicted_error.bands, low, high)
         for peer in PEERS:
             figures[f"{noise}: {peer}"] = _best_edge(peer, y, taps, truth)
     return figures
@@ -82,6 +89,19 @@ def report(outcomes: dict[str, Figures]) -> Report:
         Target("automatic λ: dB lost to the best λ, median", 0.3, statistics.median(losses) if losses else None),
         Target("automatic λ: dB lost to the best λ, at worst", 1.0, max(losses, default=None)),
     ]
+    ratios = {
+        low: [ratio for noise in NOISES for ratio in values(noise, f"predicted, {low}")] for low, _ in ERROR_BANDS
+    }
+    every_ratio = [ratio for band in ratios.values() for ratio in band]
+    targets.append(
+        Target(
+            "predicted error: bands within a quarter of the real one",
+            90.0,
+            100 * _share_within(every_ratio) if every_ratio else None,
+            is_floor=True,
+            unit=" %",
+        )
+    )
     rows = []
     for noise in NOISES:
         if not known:
@@ -102,7 +122,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
         [
             name,
             *(
-                f"{float(figures[f'{noise}: best']):.2f} dB, −{float(figures[f'{noise}: loss']):.2f} at "
+                f"{float(figures[f'{noise}: best']):.2f} dB, {-float(figures[f'{noise}: loss']):+.2f} at "
                 f"λ = {float(figures[f'{noise}: λ']):.1e}"
                 for noise in NOISES
             ),
@@ -117,12 +137,37 @@ def report(outcomes: dict[str, Figures]) -> Report:
             rows,
         ),
         Table(
+            "The predicted error divided by the real one, root mean squares over all pixels of a band.",
+            ["pixels from the edge", "within a quarter", "median", "least", "largest"],
+            [
+                [
+                    f"{low} to {high - 1}" if high < SIZE else f"{low} and more",
+                    f"{_share_within(ratios[low]):.0%} of {len(ratios[low])}",
+                    *(f"{figure(ratios[low]):.2f}" for figure in (statistics.median, min, max)),
+                ]
+                for low, high in ERROR_BANDS
+                if ratios[low]
+            ],
+        ),
+        Table(
             "The best PSNR that any λ gives, and what the automatic choice loses to it.",
             ["photograph, kernel", *(f"noise {noise:.1%}" for noise in NOISES)],
             by_case,
         ),
     ]
-    return Report("The choice of λ, and the edges", targets, tables)
+    return Report("The choice of λ, the predicted error, and the edges", targets, tables)
+
+
+def _error_ratio(bands: Sequence[ErrorBand], low: int, high: int) -> float:
+    """Divide the predicted error of some bands by the real one."""
+    kept = [band for band in bands if low <= band.distance < high]
+    predicted = sum(band.n_pixels * band.predicted**2 for band in kept)
+    return math.sqrt(predicted / sum(band.n_pixels * (band.actual or 0.0) ** 2 for band in kept))
+
+
+def _share_within(ratios: Sequence[float]) -> float:
+    """Tell what part of the predictions is within the tolerance of the real error."""
+    return sum(abs(ratio - 1) <= ERROR_TOLERANCE for ratio in ratios) / len(ratios)
 
 
 def _restore(y: Tensor, taps: Tensor, lam: float) -> Tensor:
