@@ -15,7 +15,7 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
 from deconv_cli.diagnostics.uncertainty import PredictedError, predict_error
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
@@ -261,12 +261,15 @@ def predict_for(
 
 
 def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
-    """Restore as if the picture repeated itself; `None` where the output has another size, or where that was done."""
+    """Restore as if the picture repeated itself; `None` where it cannot, does not fit the memory, or was done."""
     geometry, settings = inverse.geometry, inverse.settings
     if settings.boundary is Boundary.CIRCULAR or geometry.output_size != geometry.image_size:
         return None
     circular = replace(settings, boundary=Boundary.CIRCULAR, method=Method.AUTO)
-    return PseudoInverse(inverse.kernel, geometry.image_size, circular)(data).detach()
+    try:
+        return PseudoInverse(inverse.kernel, geometry.image_size, circular)(data).detach()
+    except (ShapeError, TooLargeError):
+        return None
 
 
 def inverse_for_output(
