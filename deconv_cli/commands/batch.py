@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ class Job:
         source: the input file.
         target: the output file.
         make_folder: the target lies in an output folder, which is made where it is missing.
+        label: which of many it is.
     """
 
     source: Path
     target: Path
     make_folder: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
         jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
     _check_collisions([job.target for job in jobs])
-    return jobs
+    if len(jobs) == 1:
+        return jobs
+    return [replace(job, label=f"file {n} of {len(jobs)}") for n, job in enumerate(jobs, start=1)]
 
 
 def _check_collisions(targets: list[Path]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -49,35 +47,3 @@ def print_table(title: str, rows: list[tuple[str, str]], *, to_stdout: bool = Fa
 def _styled(word: str, color: str) -> str:
     """Color a word, unless NO_COLOR says not to; Typer itself drops colors where there is no terminal."""
     return word if os.environ.get("NO_COLOR") else typer.style(word, fg=color, bold=True)
-
-
-class CertificateProgress:
-    """Shows how the certificate falls: a moving line on a terminal, or a line an iteration when asked to be verbose."""
-
-    def __init__(self, goal: float | None, *, verbose: bool) -> None:
-        self._goal = goal
-        self._verbose = verbose
-        self._status: Any = None
-
-    def __call__(self, iteration: int, certificate: float) -> None:
-        """Take note of an iteration."""
-        line = f"iteration {iteration}: certificate {certificate:.2e}"
-        if self._goal is not None:
-            line += f", goal {self._goal:.0e}"
-        if self._verbose:
-            typer.echo(line, err=True)
-        elif self._status is not None:
-            self._status.update(line)
-
-    @contextmanager
-    def shown(self) -> Iterator[CertificateProgress]:
-        """Show the line while the block runs, if there is a terminal to show it on."""
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if self._verbose or not console.is_terminal:
-            yield self
-            return
-        with console.status("restoring") as self._status:
-            yield self
-        self._status = None

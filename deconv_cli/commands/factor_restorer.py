@@ -53,7 +53,8 @@ class FactorRestorer(Restorer):
         factor: that factor.
         prediction: whether and how to predict the error.
         max_memory: bytes that the inverse may take.
-        verbose: tell of every iteration.
+        verbose: tell of every step and iteration.
+        quiet: tell of none.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class FactorRestorer(Restorer):
         max_memory: int | None,
         *,
         verbose: bool,
+        quiet: bool,
     ) -> None:
-        super().__init__(context, factor.inverse.tolerance, prediction, verbose=verbose)
+        super().__init__(context, prediction, verbose=verbose, quiet=quiet)
         self._factor = factor
         self._max_memory = max_memory
 

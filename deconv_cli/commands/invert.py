@@ -170,7 +170,6 @@ def invert(
     """Restore images from what a kernel made of them, and report how far to trust the result."""
     n_bytes = None if max_memory is None else parse_memory(max_memory)
     files = FileOptions(axes, tensor, series, output_dtype, force)
-    is_verbose = verbose and not quiet
     sigma = parse_sigma(noise_sigma)
     beyond = BeyondOptions.parse(nonnegative, prior, weight, gain, sigma)
     if factor is not None:
@@ -192,7 +191,8 @@ def invert(
         tolerance=tolerance,
         max_iterations=max_iterations,
         max_memory=n_bytes,
-        verbose=is_verbose,
+        verbose=verbose,
+        quiet=quiet,
         beyond=beyond,
     )
     jobs = lay_out(inputs, output, ending="_restored")
@@ -203,7 +203,7 @@ def invert(
     restorer: Restorer
     if factor is not None:
         context, opened = Context.open_factor("invert", factor, files, device, n_bytes)
-        restorer = FactorRestorer(context, opened, prediction, n_bytes, verbose=is_verbose)
+        restorer = FactorRestorer(context, opened, prediction, n_bytes, verbose=verbose, quiet=quiet)
     else:
         assert kernel is not None
         kernel_options = KernelOptions(kernel, layer, convention, normalize)

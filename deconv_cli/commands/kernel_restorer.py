@@ -56,6 +56,7 @@ class InversionOptions:
     max_iterations: int
     max_memory: int | None
     verbose: bool
+    quiet: bool
     beyond: BeyondOptions
 
 
@@ -63,7 +64,7 @@ class KernelRestorer(Restorer):
     """Builds the inverse anew only where size or border differ."""
 
     def __init__(self, context: Context, settings: InversionOptions, prediction: PredictionOptions) -> None:
-        super().__init__(context, settings.tolerance, prediction, verbose=settings.verbose)
+        super().__init__(context, prediction, verbose=settings.verbose, quiet=settings.quiet)
         self._settings = settings
         wishes, method = settings.beyond.wishes, settings.method
         lam = settings.lambda_rule if settings.lam is None else settings.lam

@@ -111,6 +111,21 @@ class PlannedPrediction:
     error_map: OutputPlan | None
     mask: OutputPlan | None
 
+    def check_truth(self, shape: tuple[int, ...]) -> None:
+        """Refuse a truth of another shape than that of the restored images.
+
+        Args:
+            shape: `(B, C, H, W)`.
+
+        Raises:
+            ShapeError: it has another one.
+        """
+        if self.truth is not None and self.truth.values.shape != shape:
+            raise ShapeError(
+                f"the truth '{self.truth.path}' should have the size and channels of the restored image, "
+                f"{_spoken(shape)}, but has {_spoken(tuple(self.truth.values.shape))}; crop it to the same frame."
+            )
+
     def added(
         self, result: Reconstruction, inverse: PseudoInverse, values: Tensor, bias: Tensor | None
     ) -> Reconstruction:
@@ -123,21 +138,10 @@ class PlannedPrediction:
             values,
             bias=bias,
             noise_sigma=self.options.sigma,
-            truth=self._truth_like(result.image),
+            truth=None if self.truth is None else self.truth.values,
             seed=self.options.seed,
         )
         return replace(result, predicted_error=predicted)
-
-    def _truth_like(self, image: Tensor) -> Tensor | None:
-        if self.truth is None:
-            return None
-        values = self.truth.values
-        if values.shape != image.shape:
-            raise ShapeError(
-                f"the truth '{self.truth.path}' should have the size and channels of the restored image, "
-                f"{_spoken(tuple(image.shape))}, but has {_spoken(tuple(values.shape))}; crop it to the same frame."
-            )
-        return values
 
     def write(self, result: Reconstruction, record: dict[str, Any]) -> None:
         """Write the map and the mask, each with the record of the run."""

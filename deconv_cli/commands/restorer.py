@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.console import CertificateProgress
 from deconv_cli.commands.context import Context, Input, OptionValues
 from deconv_cli.commands.prediction import PredictionOptions
+from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.views import Views
 from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, parse_padding
 
@@ -45,15 +45,20 @@ class Posed:
 
 
 class Restorer(ABC):
-    """Restores one input after another."""
+    """Restores one input after another.
 
-    def __init__(
-        self, context: Context, tolerance: float | None, prediction: PredictionOptions, *, verbose: bool
-    ) -> None:
+    Args:
+        context: kernel, device and files.
+        prediction: whether and how to predict the error.
+        verbose: tell of every step and iteration.
+        quiet: tell of none.
+    """
+
+    def __init__(self, context: Context, prediction: PredictionOptions, *, verbose: bool, quiet: bool) -> None:
         self._context = context
-        self._tolerance = tolerance
         self._prediction = prediction
         self._verbose = verbose
+        self._quiet = quiet
 
     @abstractmethod
     def pose(self, loaded: Input) -> Posed:
@@ -73,28 +78,42 @@ class Restorer(ABC):
 
     def restore(self, job: Job, views: Views) -> Outcome:
         """Read, restore and write one file, and show it where it is wanted."""
+        with WorkProgress(job.label, verbose=self._verbose, is_silent=self._quiet).shown() as progress:
+            loaded, result, record = self._restore(job, views, progress)
+        views.draw(loaded, result)
+        return Outcome(record, is_trusted=result.solution.status.is_success)
+
+    def _restore(self, job: Job, views: Views, progress: WorkProgress) -> tuple[Input, Reconstruction, dict[str, Any]]:
+        """Read, restore and write one file; gives what was read, what became of it, and the record."""
         from deconv_cli.report.record import describe_reconstruction
         from deconv_cli.solvers.pseudo_inverse import PseudoInverse
         from deconv_cli.workflows.invert import reconstruct
 
         context = self._context
         loaded = context.read(job)
+        progress.begin("settling what is inverted")
         posed = self.pose(loaded)
         border, kernel = posed.border, context.kernel
         n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
-        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(border.padding))
         same_size = context.keeps_size(border.padding)
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         prediction = self._prediction.plan(job, loaded, n_channels, same_size=same_size, force=context.files.force)
-        with CertificateProgress(self._tolerance, verbose=self._verbose).shown() as progress:
-            inverse = self.inverse_for(loaded.values, posed)
-            result = reconstruct(inverse, loaded.values, bias=context.kernel_file.bias, progress=progress)
+        progress.begin("building the inverse")
+        inverse = self.inverse_for(loaded.values, posed)
+        if prediction is not None:
+            prediction.check_truth((loaded.values.shape[0], n_channels, *inverse.geometry.image_size))
+        bias = context.kernel_file.bias
+        progress.begin("restoring", goal=inverse.tolerance, most=inverse.settings.max_iterations)
+        result = reconstruct(inverse, loaded.values, bias=bias, progress=progress)
         result = replace(result, lambda_choice=posed.lambda_choice)
         diagnosis: Diagnosis | None = None
         findings: dict[str, Any] = {}
         if isinstance(inverse, PseudoInverse):  # nothing of this is asked of an estimate that is not linear
-            bias = context.kernel_file.bias
             if prediction is not None:
+                progress.begin("predicting the error")
                 result = prediction.added(result, inverse, loaded.values, bias)
+            if views.page is not None:
+                progress.begin("examining the result")
             diagnosis, findings = views.diagnose(inverse, result, loaded, bias, self._prediction.sigma)
         details: dict[str, Any] = {
             "factor": None if context.factor is None else context.factor.record,
@@ -105,13 +124,14 @@ class Restorer(ABC):
             **findings,
             "notes": border.notes,
         }
+        progress.begin("writing")
         typed = self.retyped(posed, result)
         record = context.deliver(job, loaded, plan.prepare(result.image.cpu()), details, typed)
         if prediction is not None:
             prediction.write(result, record)
         truth = None if prediction is None or prediction.truth is None else prediction.truth.values
-        views.present(record, loaded, result, diagnosis, truth)
-        return Outcome(record, is_trusted=result.solution.status.is_success)
+        views.write(record, loaded, result, diagnosis, truth)
+        return loaded, result, record
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Views:
         found = diagnose(inverse, result, loaded.values, bias=bias, noise=noise)
         return found, {"diagnosis": describe_diagnosis(found)}
 
-    def present(
+    def write(
         self,
         record: dict[str, Any],
         loaded: Input,
@@ -69,7 +69,7 @@ class Views:
         diagnosis: Diagnosis | None,
         truth: Tensor | None,
     ) -> None:
-        """Write the page, and draw the picture."""
+        """Write the page, if there is to be one."""
         if diagnosis is not None and self.page is not None:
             from deconv_cli.io.pages import write_page
             from deconv_cli.report.page import ReportContents, render_page
@@ -85,6 +85,9 @@ class Views:
                 truth=truth,
             )
             write_page(self.page, render_page(contents))
+
+    def draw(self, loaded: Input, result: Reconstruction) -> None:
+        """Draw the picture in the terminal, if it is wanted there."""
         if self.show:
             from deconv_cli.commands.terminal_picture import show_picture
 

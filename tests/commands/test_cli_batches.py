@@ -242,6 +242,15 @@ def test_verbose_tells_every_iteration(deconv, gray, gentle, tmp_path):
     assert "iteration " not in deconv(*words, "-v", "-q").stderr
 
 
+def test_verbose_tells_which_of_many(deconv, gray, gentle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(gray.read_bytes())
+    told = deconv("invert", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out", "-v").stderr
+    assert "file 1 of 2: building the inverse" in told
+    assert "file 2 of 2: restoring" in told
+
+
 class TestProcess:
     """The installed command, in processes of its own."""
 

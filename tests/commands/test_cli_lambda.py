@@ -118,6 +118,12 @@ class TestRefusals:
         np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
         refuses(*words, "--truth", tmp_path / "truth.npy", code=ExitCode.INPUT_REFUSED, says=["7×9 pixels", "crop"])
 
+    def test_truth_of_another_size_is_refused_before_anything_is_solved(self, deconv, words, tmp_path):
+        np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
+        told = deconv(*words, "-v", "--truth", tmp_path / "truth.npy", expect=ExitCode.INPUT_REFUSED).stderr
+        assert "building the inverse" in told
+        assert "restoring" not in told
+
     def test_one_file_for_two_things(self, refuses, words, tmp_path):
         same = ["--error-map", tmp_path / "a.tif", "--trust-mask", tmp_path / "a.tif"]
         refuses(*words, *same, code=ExitCode.USAGE, says="the same file")

@@ -1,0 +1,116 @@
+"""What a long restoration is doing, how far it is, and when it will end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+REMEMBERED = 12
+"""Iterations from which the speed is told: the first ones are faster than the rest."""
+
+
+class WorkProgress:
+    """Shows on stderr which step is under way: a moving line on a terminal, or a line an iteration when verbose.
+
+    Args:
+        label: stands before every line, as `file 2 of 7`.
+        verbose: a line for every step and iteration instead of a moving one.
+        is_silent: show nothing at all.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        label: str = "",
+        *,
+        verbose: bool = False,
+        is_silent: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label = f"{label}: " if label else ""
+        self._verbose = verbose
+        self._is_silent = is_silent
+        self._clock = clock
+        self._status: Status | None = None
+        self._goal: float | None = None
+        self._most = 0
+        self._seen: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
+
+    def begin(self, step: str, *, goal: float | None = None, most: int = 0) -> None:
+        """Say what begins.
+
+        Args:
+            step: what it is.
+            goal: the certificate at which its iteration ends.
+            most: after how many iterations it ends at the latest.
+        """
+        self._goal, self._most = goal, most
+        self._seen.clear()
+        self._tell(step)
+
+    def __call__(self, iteration: int, certificate: float) -> None:
+        """Take note of an iteration."""
+        if self._seen and iteration <= self._seen[-1][0]:
+            self._seen.clear()  # another iteration has begun
+        self._seen.append((iteration, certificate, self._clock()))
+        line = f"iteration {iteration}: certificate {certificate:.2e}"
+        if self._goal is not None:
+            line += f", goal {self._goal:.0e}"
+        left = self.seconds_left()
+        if left is not None:
+            line += f", about {spoken_time(left)} left"
+        self._tell(line)
+
+    def seconds_left(self) -> float | None:
+        """Foretell the end, from how fast the certificate falls, and from the iterations that are left at most.
+
+        Returns:
+            `None` before the third iteration, or if there is no end in sight.
+        """
+        if len(self._seen) < 3:
+            return None
+        (first, before, began), (last, now, at) = self._seen[0], self._seen[-1]
+        pace = (at - began) / (last - first)
+        ends = [(self._most - last) * pace] if self._most else []
+        if self._goal is not None and 0 < now < before:
+            ends.append(math.log(now / self._goal) / math.log(before / now) * (at - began))
+        return max(0.0, min(ends)) if ends else None
+
+    @contextmanager
+    def shown(self) -> Iterator[WorkProgress]:
+        """Show the line while the block runs, if there is a terminal to show it on."""
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if self._verbose or self._is_silent or not console.is_terminal:
+            yield self
+            return
+        with console.status(f"{self._label}reading") as self._status:
+            yield self
+        self._status = None
+
+    def _tell(self, line: str) -> None:
+        if self._is_silent:
+            return
+        if self._verbose:
+            typer.echo(self._label + line, err=True)
+        elif self._status is not None:
+            self._status.update(self._label + line)
+
+
+def spoken_time(seconds: float) -> str:
+    """Round a time to what a person can use: seconds, minutes or hours."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

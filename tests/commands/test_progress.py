@@ -1,0 +1,95 @@
+"""What is said while long work goes on."""
+
+import pytest
+from rich.console import Console
+
+from deconv_cli.commands.progress import WorkProgress, spoken_time
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(progress, clock, certificates, *, seconds=2.0):
+    for iteration, certificate in enumerate(certificates, start=1):
+        clock.now += seconds
+        progress(iteration, certificate)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_the_end_is_foretold_from_how_fast_the_certificate_falls(clock):
+    progress = WorkProgress(clock=clock)
+    progress.begin("restoring", goal=1e-6, most=1000)
+    run(progress, clock, [1e-1, 1e-2, 1e-3])
+    assert progress.seconds_left() == pytest.approx(6.0)  # three decades, a decade in two seconds
+
+
+def test_the_last_iteration_is_the_end_where_nothing_falls(clock):
+    progress = WorkProgress(clock=clock)
+    progress.begin("restoring", goal=1e-6, most=50)
+    run(progress, clock, [1e-1, 1e-1, 2e-1])
+    assert progress.seconds_left() == pytest.approx(47 * 2.0)
+    progress.begin("restoring", goal=1e-6)
+    run(progress, clock, [1e-1, 1e-1, 2e-1])
+    assert progress.seconds_left() is None
+
+
+def test_nothing_is_foretold_from_two_iterations_or_of_another_step(clock):
+    progress = WorkProgress(clock=clock)
+    progress.begin("restoring", goal=1e-6, most=50)
+    run(progress, clock, [1e-1, 1e-2])
+    assert progress.seconds_left() is None
+    run(progress, clock, [1e-1, 1e-2])
+    assert progress.seconds_left() is None
+    run(progress, clock, [1e-1, 1e-2, 1e-3])
+    assert progress.seconds_left() is not None
+    progress.begin("predicting the error")
+    assert progress.seconds_left() is None
+
+
+def test_an_end_that_is_past_is_now(clock):
+    progress = WorkProgress(clock=clock)
+    progress.begin("restoring", goal=1e-3, most=50)
+    run(progress, clock, [1e-1, 1e-2, 1e-3, 1e-4])
+    assert progress.seconds_left() == 0
+
+
+def test_a_verbose_line_tells_file_step_and_end(clock, capsys):
+    progress = WorkProgress("file 2 of 7", verbose=True, clock=clock)
+    progress.begin("restoring", goal=1e-6, most=50)
+    run(progress, clock, [1e-1, 1e-2, 1e-3])
+    assert capsys.readouterr().err.splitlines() == [
+        "file 2 of 7: restoring",
+        "file 2 of 7: iteration 1: certificate 1.00e-01, goal 1e-06",
+        "file 2 of 7: iteration 2: certificate 1.00e-02, goal 1e-06",
+        "file 2 of 7: iteration 3: certificate 1.00e-03, goal 1e-06, about 6 s left",
+    ]
+
+
+@pytest.mark.parametrize("options", [{"is_silent": True}, {"is_silent": True, "verbose": True}, {}])
+def test_who_asks_for_silence_or_is_no_terminal_sees_nothing(clock, capsys, options):
+    with WorkProgress(clock=clock, **options).shown() as progress:
+        progress.begin("restoring")
+        run(progress, clock, [1e-1])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_the_step_under_way(clock, capsys, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", True)
+    with WorkProgress(clock=clock).shown() as progress:
+        progress.begin("predicting the error")
+    assert "predicting the error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spoken"), [(0.2, "0 s"), (99.4, "99 s"), (100, "2 min"), (5969, "99 min"), (6000, "1.7 h")]
+)
+def test_times_are_rounded_to_what_is_of_use(seconds, spoken):
+    assert spoken_time(seconds) == spoken
