@@ -107,6 +107,7 @@ def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("rcond", f"{record['rcond']:g}"))
     return [
         *rows,
+        *_noise_rows(record),
         (
             "conditioning",
             f"σmax {conditioning['sigma_max']:.4g}, σmin {conditioning['sigma_min']:.4g}, "
@@ -125,6 +126,16 @@ def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *_prediction_rows(record["predicted_error"]),
     ]
+
+
+def _noise_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say how large the noise was taken to be, where something looked at it."""
+    choice, predicted = record["lambda_choice"], record["predicted_error"]
+    if choice is None:
+        sigma = None if predicted is None else predicted["model"]["noise_sigma"]
+        return [] if sigma is None else [("noise", f"σ {sigma:.3g}, as the expected error takes it")]
+    source = "asked for" if choice["noise_sigma_given"] else "read off the frequencies that the kernel passes least"
+    return [("noise", f"σ {choice['noise_sigma']:.3g}: {source}")]
 
 
 def _prediction_rows(predicted: dict[str, Any] | None) -> list[tuple[str, str]]:
