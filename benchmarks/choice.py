@@ -171,7 +171,7 @@ def _share_within(ratios: Sequence[float]) -> float:
 
 
 def _restore(y: Tensor, taps: Tensor, lam: float) -> Tensor:
-    return deconv_cli.invert(y, taps, boundary="unknown", penalty="gradient", lam=lam, tolerance=1e-4).image
+    return deconv_cli.invert(y, taps, boundary="unknown", penalty="gradient", lam=lam).image
 
 
 def _seen(name: str, taps: Tensor, noise: float, size: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 * gcv: generalized cross-validation, n·RSS / (n − EDF)² (Golub, Heath and Wahba, "Generalized cross-validation as a
   method for choosing a good ridge parameter", Technometrics 21, 1979), made robust by the factor γ + (1 − γ)·Σf²/n
   (Lukas, "Robust generalized cross-validation for choosing the regularization parameter", Inverse Problems 22, 2006):
-  without it kernels that all but annihilate some frequencies were given a λ that cost up to 1.4 dB;
+  of 17 pictures, under four to six kernels and three sizes of noise, none lost more than 0.91 dB to the best λ, where
+  the plain rule lost up to 1.24 dB and γ = 0.5 up to 1.44 dB; the median was 0.006 dB;
 * ml: the marginal likelihood of a Gaussian image with the precision λLᴴL (MacKay, "Bayesian interpolation", Neural
   Computation 4, 1992);
 * upre: the unbiased predictive risk, RSS + 2σ²EDF (Mallows, "Some comments on C_p", Technometrics 15, 1973);
@@ -32,7 +33,7 @@ from deconv_cli.vocabulary import LambdaRule
 
 SMALLEST, LARGEST = 1e-9, 1e3
 """No λ outside of these is considered: below, rounding of single precision is larger than what λ holds back."""
-ROBUSTNESS = 0.5
+ROBUSTNESS = 0.7
 """γ of the robust cross-validation; 1 for the plain one."""
 
 _PER_DECADE = 6
