@@ -27,7 +27,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from deconv_cli.operators import host
 
-READS = ("holds_anywhere", "holds_everywhere", "as_number", "as_numbers", "as_index", "places", "distinct")
+READS = (
+    "holds_anywhere",
+    "holds_everywhere",
+    "as_number",
+    "as_numbers",
+    "as_index",
+    "places",
+    "distinct",
+    "normal_numbers",
+)
 DOUBLE = frozenset({torch.float64, torch.complex128})
 
 Task = Callable[..., Any]
@@ -131,8 +140,8 @@ def record(task: Task, inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[tupl
     tape: list[tuple[str, Any]] = []
 
     def noting(name: str, read: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(values: Tensor) -> Any:
-            tape.append((name, read(values)))
+        def wrapped(values: Tensor, *more: Any) -> Any:
+            tape.append((name, read(values, *more)))
             return tape[-1][1]
 
         return wrapped
@@ -158,7 +167,7 @@ def replay(
         return tree_map(empty, tree)
 
     def telling(name: str) -> Callable[..., Any]:
-        def wrapped(values: Tensor) -> Any:
+        def wrapped(values: Tensor, *_: Any) -> Any:
             assert values.device.type == device, f"{name} is asked about a tensor on {values.device}"
             assert waiting, f"{name} is asked, but the run on the CPU was at its end"
             noted, answer = waiting.pop(0)

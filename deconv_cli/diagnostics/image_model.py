@@ -61,17 +61,15 @@ class ImageModel:
     def power(self, torus: Size) -> Tensor:
         """E|x|² at the frequencies of `rfft2` on a torus, shape `(N1, N2 // 2 + 1)`; zero at frequency zero."""
         half = torus[1] // 2 + 1
-        basis = _basis(torus, self.coefficients.device)
+        basis = _basis(torus, self.coefficients)
         power = (basis @ self.coefficients).exp().unflatten(0, (torus[0], half))
         power[0, 0] = 0.0
         return power
 
     def draw(self, n_images: int, torus: Size, seed: int, dtype: torch.dtype) -> Tensor:
         """Draw images on a torus, shape `(n_images, C_in, N1, N2)`, of mean zero."""
-        device = self.coefficients.device
-        generator = torch.Generator(device).manual_seed(seed)
         shape = (n_images, self.channels.shape[0], *torus)
-        white = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        white = host.normal_numbers(self.channels.to(dtype), shape, seed)
         mixed = torch.einsum("ij,bjhw->bihw", self.channels.to(dtype), white)
         return torch.fft.irfft2(torch.fft.rfft2(mixed) * self.power(torus).sqrt().to(dtype), s=torus)
 
@@ -85,6 +83,7 @@ def fit_image_model(
     penalty: Penalty,
     lam: float,
     sigma: float | None = None,
+    max_memory: int | None = None,
 ) -> ImageModel:
     """Fit the model to the data of a picture, or to a piece of them (see `Continuation`).
 
@@ -96,8 +95,9 @@ def fit_image_model(
         penalty: which L the estimate has that continues the data.
         lam: its λ.
         sigma: standard deviation of the noise, if it is known.
+        max_memory: bytes that the estimate which continues the data may take.
     """
-    continuation = Continuation(y, kernel, boundary=boundary, penalty=penalty)
+    continuation = Continuation(y, kernel, boundary=boundary, penalty=penalty, max_memory=max_memory)
     n_channels = 1 if kernel.shared else kernel.taps.shape[1]
     channels = _common_factor(estimate, n_channels)
     return fit_to_power(continuation.continued(lam), continuation.torus, channels, lam, sigma)
@@ -146,7 +146,7 @@ class _Components:
         return cls(
             gain=gain.flatten(),
             power=data.power[kept].flatten() / data.n_images,
-            basis=_basis(torus, data.power.device)[kept].repeat_interleave(rank, dim=0),
+            basis=_basis(torus, data.power)[kept].repeat_interleave(rank, dim=0),
             weight=(data.multiplicity[kept] * data.n_images).repeat_interleave(rank),
             transition=(4 * left * (1 - left)).flatten() + _LEAST_WEIGHT,
         )
@@ -154,7 +154,9 @@ class _Components:
     def fit(self, weight: Tensor, noise: float | None, start: Tensor | None = None) -> tuple[Tensor, float]:
         """Find coefficients, and the power of the noise unless it is given."""
         is_free = noise is None
-        center, spread = self.gain.new_tensor(_CENTER), self.gain.new_tensor(_SPREAD)
+        dtype, device = self.gain.dtype, self.gain.device
+        center = torch.tensor(_CENTER, dtype=dtype, device=device)
+        spread = torch.tensor(_SPREAD, dtype=dtype, device=device)
         if start is None:
             start = center.clone()
             passed = (self.gain * (self.basis @ center).exp() * weight).sum()
@@ -162,7 +164,7 @@ class _Components:
         if noise is None:
             lowest = self.power.sort().values[: max(1, int(_LOWEST_SHARE * self.power.numel()))]
             noise = host.as_number(lowest.mean())
-        parameters = torch.cat([start, start.new_tensor([max(noise, 1e-30)]).log()])
+        parameters = torch.cat([start, torch.full((1,), math.log(max(noise, 1e-30)), dtype=dtype, device=device)])
         ridge = torch.cat([spread.square().reciprocal(), spread.new_zeros(1)])
         middle = torch.cat([center, center.new_zeros(1)])
         value = self._misfit(parameters, weight, ridge, middle)
@@ -220,10 +222,10 @@ def _common_factor(estimate: Tensor, n_channels: int) -> Tensor:
     return factor
 
 
-def _basis(torus: Size, device: torch.device) -> Tensor:
-    """Evaluate the functions whose combination log E|x|² is: `(F, 6)`."""
-    rows = torch.fft.fftfreq(torus[0], dtype=torch.float64, device=device) * (2 * math.pi)
-    columns = torch.fft.rfftfreq(torus[1], dtype=torch.float64, device=device) * (2 * math.pi)
+def _basis(torus: Size, like: Tensor) -> Tensor:
+    """Evaluate the functions whose combination log E|x|² is, in the precision of `like`: `(F, 6)`."""
+    rows = torch.fft.fftfreq(torus[0], dtype=like.dtype, device=like.device) * (2 * math.pi)
+    columns = torch.fft.rfftfreq(torus[1], dtype=like.dtype, device=like.device) * (2 * math.pi)
     radius = (rows[:, None].square() + columns.square()).sqrt()
     radius[0, 0] = 1.0
     angle = torch.atan2(rows[:, None], columns)

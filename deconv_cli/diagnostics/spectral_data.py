@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import host
 from deconv_cli.operators.circulant import torus_symbol, widened
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.regularizers import penalty_symbol
@@ -53,7 +54,7 @@ class SpectralData:
     @property
     def n_data(self) -> float:
         """Real numbers in the data."""
-        return float(self.multiplicity.sum()) * self.n_outputs * self.n_images
+        return host.as_number(self.multiplicity.sum()) * self.n_outputs * self.n_images
 
 
 @dataclass(frozen=True, eq=False)

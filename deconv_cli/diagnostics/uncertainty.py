@@ -19,7 +19,7 @@ from torch.nn import functional
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.residual import distance_from_edge
 from deconv_cli.operators import host
-from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.operators.circulant import next_fast_size, widened
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Boundary
 
@@ -152,22 +152,22 @@ def predict_error(
     bands = _bands(squares, band, depth)
     total = noise_here + hidden_here
     is_trusted = total <= TRUSTED_EXCESS**2 * total[-1]
-    depths = [k for k in range(depth) if host.holds_everywhere(is_trusted[k:])]
-    first = depths[0] if depths else None
+    n_trusted = host.as_index(is_trusted.flip(0).cumprod(0).sum())
+    first = depth - n_trusted if n_trusted else None
     trusted = distance >= (first if first is not None else max(size))
     return PredictedError(squared.expand(estimate.shape).sqrt(), bands, trusted, first, model, n_probes, seed)
 
 
 def _bands(squares: dict[str, Tensor], band: Tensor, depth: int) -> tuple[ErrorBand, ...]:
     """Pool squares, of the shape of the picture or of all its channels, over bands."""
-    n_pixels = torch.bincount(band.flatten(), minlength=depth)
     height, width = band.shape
+    n_pixels = host.as_numbers(_sum_by_band(widened(torch.ones_like(band, dtype=torch.float32)), band, depth))
     rms = {
         name: host.as_numbers(_by_band(values.reshape(-1, height, width).mean(dim=0), band, depth).sqrt())
         for name, values in squares.items()
     }
     return tuple(
-        ErrorBand(distance=k, n_pixels=host.as_index(n_pixels[k]), **{name: found[k] for name, found in rms.items()})
+        ErrorBand(distance=k, n_pixels=round(n_pixels[k]), **{name: found[k] for name, found in rms.items()})
         for k in range(depth)
     )
 
@@ -187,9 +187,8 @@ def _probe(
         torus = (height, width)  # such an image has no seam
     images = model.draw(n_probes, torus, seed, like.dtype)[..., :height, :width]
     images = images + estimate.mean()
-    generator = torch.Generator(like.device).manual_seed(seed + 1)
     outputs = operator.forward(images)
-    noise = model.sigma * torch.randn(outputs.shape, generator=generator, dtype=like.dtype, device=like.device)
+    noise = model.sigma * host.normal_numbers(like, tuple(outputs.shape), seed + 1)
     from_noise = operator.crop_to_frame(_restored(inverse, noise))
     from_image = operator.crop_to_frame(_restored(inverse, outputs) - images)
     detail = _squared_gradient(from_noise).mean()
@@ -205,10 +204,13 @@ def _restored(inverse: PseudoInverse, outputs: Tensor) -> Tensor:
 
 def _by_band(values: Tensor, band: Tensor, depth: int) -> Tensor:
     """Average values `(H, W)` over bands, shape `(depth,)`."""
-    wide = values.double() if values.device.type != "mps" else values
-    total = wide.new_zeros(depth).index_add(0, band.flatten(), wide.flatten())
-    n_pixels = wide.new_zeros(depth).index_add(0, band.flatten(), torch.ones_like(wide).flatten())
-    return total / n_pixels
+    wide = widened(values)
+    return _sum_by_band(wide, band, depth) / _sum_by_band(torch.ones_like(wide), band, depth)
+
+
+def _sum_by_band(values: Tensor, band: Tensor, depth: int) -> Tensor:
+    """Add up values `(H, W)` over bands, shape `(depth,)`."""
+    return values.new_zeros(depth).index_add(0, band.flatten(), values.flatten())
 
 
 def _detail(estimate: Tensor, noise_detail: Tensor) -> Tensor:

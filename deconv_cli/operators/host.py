@@ -7,6 +7,7 @@ whoever replaces these functions can follow every branch of an algorithm without
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -44,3 +45,15 @@ def distinct(values: Tensor) -> tuple[Tensor, Tensor]:
     """List the different entries of `values`, shape `(m,)`, and tell for each entry which one of them it is."""
     different, index = values.unique(return_inverse=True)
     return different, index
+
+
+def normal_numbers(like: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Draw standard normal numbers on the host, so that a seed means the same on every device.
+
+    Args:
+        like: has the dtype and the device that they are wanted in.
+        shape: how many.
+        seed: of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -29,7 +29,7 @@ from torch import Tensor
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.regularizers import penalty_terms
 from deconv_cli.solvers.bands import Band, BandGroup
-from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.vocabulary import Boundary, Penalty
 
@@ -179,7 +179,7 @@ class BorderSystem:
 
 
 def count_indefinite_unknowns(
-    places: TorusEmbedding, boundary: Boundary, penalty: Penalty, weight: float, *, n_outputs: int, n_inputs: int
+    places: TorusLayout, boundary: Boundary, penalty: Penalty, weight: float, *, n_outputs: int, n_inputs: int
 ) -> int:
     """Count the unknowns in the band of columns of a system that is not definite; 0 for one that is.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import psutil
+import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers import direct, strip
+from deconv_cli.solvers.memory import free_memory
 from deconv_cli.vocabulary import Boundary, Method, Penalty, format_memory
 
 # The direct method may take this part of the memory that is free.
@@ -35,7 +36,7 @@ def choose_method(
     penalty: Penalty,
     n_outputs: int,
     n_inputs: int,
-    has_float64: bool = True,
+    device: torch.device,
     asked: Method = Method.AUTO,
     max_memory: int | None = None,
 ) -> Choice:
@@ -48,7 +49,7 @@ def choose_method(
         penalty: which L.
         n_outputs: output channels.
         n_inputs: input channels.
-        has_float64: whether the device computes in double precision, which the direct method needs.
+        device: where the arithmetic runs; the direct method needs double precision there.
         asked: a method chosen by hand.
         max_memory: bytes that the direct method may take; by default a part of what is free.
 
@@ -57,7 +58,7 @@ def choose_method(
     """
     is_diagonal = boundary is Boundary.CIRCULAR and geometry.output_size == geometry.image_size
     has_strip = strip.covers(geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs)
-    has_direct = has_float64 and direct.covers(
+    has_direct = device.type != "mps" and direct.covers(
         geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
     )
     _check_asked(asked, is_diagonal=is_diagonal, has_strip=has_strip, has_direct=has_direct)
@@ -72,7 +73,7 @@ def choose_method(
     cost = direct.estimate_cost(geometry, boundary, lam=lam, n_outputs=n_outputs, n_inputs=n_inputs)
     if has_strip and cost.n_operations > FACTORIZATION_SPEED * _strip_operations(geometry, lam, n_outputs, n_inputs):
         return Choice(Method.STRIP, STRIP_REASON)
-    budget = MEMORY_SHARE * psutil.virtual_memory().available if max_memory is None else max_memory
+    budget = MEMORY_SHARE * free_memory(device) if max_memory is None else max_memory
     if cost.n_bytes <= budget:
         return Choice(Method.DIRECT, _direct_reason(cost))
     need = f"a direct solution would need {format_memory(cost.n_bytes)}, and {format_memory(budget)} may be used"

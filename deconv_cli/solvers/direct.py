@@ -41,7 +41,7 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.twisted_torus import Twists
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
-from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_rank_inverse, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
@@ -77,8 +77,8 @@ class Cost:
 
 def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outputs: int, n_inputs: int) -> Cost:
     """Estimate what the direct method would take."""
-    places = TorusEmbedding.of(geometry, boundary, torch.device("cpu"))
-    n_unobserved, n_tied = n_outputs * len(places.unobserved), n_inputs * len(places.tied)
+    places = TorusLayout.plan(geometry, boundary)
+    n_unobserved, n_tied = n_outputs * places.n_unobserved, n_inputs * places.n_tied
     # Half as many complex frequencies as places, for the symbol, P, M, N and one real kernel at a time.
     n_frequencies = places.torus[0] * (places.torus[1] // 2 + 1)
     n_blocks = 2 * n_frequencies * (4 * max(n_outputs, n_inputs) ** 2 + 2 * n_outputs * n_inputs)

@@ -6,6 +6,7 @@ pixels that are not free, because a rule ties them to others or to zero, and out
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,26 +20,61 @@ from deconv_cli.vocabulary import Boundary, Size
 
 
 @dataclass(frozen=True)
-class TorusEmbedding:
-    """The smallest torus on which a convolution is exact, and its special places.
-
-    Places are numbered row by row. The image stands at the start, its border wraps around to the end.
+class TorusLayout:
+    """The smallest torus on which a convolution is exact: sizes alone, and how many places are special.
 
     Attributes:
         torus: `(N1, N2)`.
         image_size: height and width of the operator's input (for an unknown border the extended image).
         output_size: height and width of the output.
         origin: the tap that meets the output pixel.
-        row_sources: for each row beyond the image the row that it repeats, shape `(N1 − H,)`; `None` where it is zero.
-        column_sources: the same for columns.
-        device: where places are wanted.
-        twists: axes around which fields change their sign; only where no pixel repeats another.
     """
 
     torus: Size
     image_size: Size
     output_size: Size
     origin: Size
+
+    @classmethod
+    def plan(cls, geometry: Geometry, boundary: Boundary) -> TorusLayout:
+        """Find the torus of a convolution with a border."""
+        pads = geometry.pads
+        if boundary is Boundary.UNKNOWN:
+            image_size, before, after = geometry.extended_size, (0, 0), (0, 0)
+        else:
+            image_size, before, after = geometry.image_size, (pads.top, pads.left), (pads.bottom, pads.right)
+        # Zeros on either side can be the same zeros; copies can not.
+        widths = [max(b, a) if boundary is Boundary.ZERO else b + a for b, a in zip(before, after, strict=True)]
+        torus = (
+            max(image_size[0] + widths[0], geometry.output_size[0]),
+            max(image_size[1] + widths[1], geometry.output_size[1]),
+        )
+        return TorusLayout(torus, image_size, geometry.output_size, before)
+
+    @property
+    def n_tied(self) -> int:
+        """Places of pixels that are not free."""
+        return math.prod(self.torus) - math.prod(self.image_size)
+
+    @property
+    def n_unobserved(self) -> int:
+        """Places of outputs that were not observed."""
+        return math.prod(self.torus) - math.prod(self.output_size)
+
+
+@dataclass(frozen=True)
+class TorusEmbedding(TorusLayout):
+    """A torus and its special places.
+
+    Places are numbered row by row. The image stands at the start, its border wraps around to the end.
+
+    Attributes:
+        row_sources: for each row beyond the image the row that it repeats, shape `(N1 − H,)`; `None` where it is zero.
+        column_sources: the same for columns.
+        device: where places are wanted.
+        twists: axes around which fields change their sign; only where no pixel repeats another.
+    """
+
     row_sources: Tensor | None
     column_sources: Tensor | None
     device: torch.device
@@ -56,22 +92,14 @@ class TorusEmbedding:
             device: where the places are wanted.
             twists: axes around which fields change their sign; only for borders of zeros or of unknown pixels.
         """
-        pads = geometry.pads
-        if boundary is Boundary.UNKNOWN:
-            image_size, before, after = geometry.extended_size, (0, 0), (0, 0)
-        else:
-            image_size, before, after = geometry.image_size, (pads.top, pads.left), (pads.bottom, pads.right)
-        # Zeros on either side can be the same zeros; copies can not.
-        widths = [max(b, a) if boundary is Boundary.ZERO else b + a for b, a in zip(before, after, strict=True)]
-        torus = (
-            max(image_size[0] + widths[0], geometry.output_size[0]),
-            max(image_size[1] + widths[1], geometry.output_size[1]),
-        )
+        layout = TorusLayout.plan(geometry, boundary)
+        pads, (height, width) = geometry.pads, layout.image_size
         rows, columns = None, None
         if boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
-            rows = _line_sources(boundary, before[0], after[0], image_size[0], device)
-            columns = _line_sources(boundary, before[1], after[1], image_size[1], device)
-        return cls(torus, image_size, geometry.output_size, before, rows, columns, device, twists)
+            rows = _line_sources(boundary, pads.top, pads.bottom, height, device)
+            columns = _line_sources(boundary, pads.left, pads.right, width, device)
+        sizes = (layout.torus, layout.image_size, layout.output_size, layout.origin)
+        return cls(*sizes, rows, columns, device, twists)
 
     @property
     def fourier(self) -> TwistedTorus:

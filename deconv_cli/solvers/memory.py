@@ -90,13 +90,7 @@ def estimate_memory(method: Method, taps: Tensor, geometry: Geometry, settings: 
     n_basis = itemsize = 0
     if is_iterated_by_strip:
         n_basis = strip.n_gmres_unknowns(
-            geometry,
-            settings.boundary,
-            lam=lam,
-            penalty=penalty,
-            n_outputs=n_outputs,
-            n_inputs=n_inputs,
-            device=taps.device,
+            geometry, settings.boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
         )
         itemsize = taps.itemsize if strip.runs_in_own_precision(lam) else widened(taps[:0]).itemsize
     return MemoryEstimate(symbols + blurring, N_IMAGES_ITERATED * images + unfolded, n_basis, itemsize)

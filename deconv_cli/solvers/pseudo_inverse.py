@@ -72,7 +72,7 @@ class PseudoInverse(Estimator):
             penalty=penalty,
             n_outputs=kernel.taps.shape[0],
             n_inputs=kernel.taps.shape[1],
-            has_float64=kernel.taps.device.type != "mps",
+            device=kernel.taps.device,
             asked=settings.method if kept is None else kept.choice.method,
             max_memory=settings.max_memory,
         )

@@ -24,7 +24,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined, penalty_symbol
 from deconv_cli.solvers.band_solver import BandSolver
 from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
-from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
@@ -135,17 +135,10 @@ def n_kept_vectors(n_numbers: int) -> int:
 
 
 def n_gmres_unknowns(
-    geometry: Geometry,
-    boundary: Boundary,
-    *,
-    lam: float,
-    penalty: Penalty,
-    n_outputs: int,
-    n_inputs: int,
-    device: torch.device,
+    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
 ) -> int:
     """Count the unknowns on the columns of one image; 0 where conjugate gradients run, which keep no basis."""
-    places = TorusEmbedding.of(geometry, boundary, device)
+    places = TorusLayout.plan(geometry, boundary)
     return count_indefinite_unknowns(places, boundary, penalty, lam, n_outputs=n_outputs, n_inputs=n_inputs)
 
 

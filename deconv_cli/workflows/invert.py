@@ -254,6 +254,7 @@ def predict_for(
         penalty=result.penalty,
         lam=result.lam,
         sigma=noise_sigma,
+        max_memory=inverse.settings.max_memory,
     )
     known = None if truth is None else truth.to(result.image)
     periodic = _periodic_estimate(inverse, data)

@@ -1,0 +1,84 @@
+"""λ is chosen, and the error predicted, where the data are."""
+
+import pytest
+from cases import random
+from devices import DOUBLE, check_on_cuda, check_without_numbers, needs_cuda
+
+from deconv_cli.diagnostics.image_model import fit_image_model
+from deconv_cli.diagnostics.lambda_choice import choose_lambda
+from deconv_cli.diagnostics.uncertainty import predict_error
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.solvers import direct
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.settings import InversionSettings
+from deconv_cli.vocabulary import Boundary, LambdaRule, Penalty
+
+SIZE = (14, 12)
+MIXING = random((2, 2, 3, 3)).abs()
+DATA = random((2, *SIZE), seed=1)
+# The memory that is free is asked of the device, which is not there.
+MEMORY = 2**40
+
+
+def choose(taps, y, boundary, rule):
+    """What comes out is a number; the data times it show that it was found where they are."""
+    kernel = Kernel(taps, shared=taps.shape[0] == 1)
+    options = {"boundary": boundary, "penalty": Penalty.GRADIENT, "max_memory": MEMORY}
+    return y * choose_lambda(y, kernel, rule=rule, **options).lam
+
+
+def predict(taps, y, boundary):
+    kernel = Kernel(taps, shared=taps.shape[0] == 1)
+    settings = InversionSettings(
+        padding="same", boundary=boundary, lam=1e-2, penalty=Penalty.GRADIENT, max_memory=MEMORY
+    )
+    inverse = PseudoInverse(kernel, SIZE, settings)
+    estimate = inverse(y).detach()
+    options = {"boundary": boundary, "penalty": Penalty.GRADIENT, "lam": 1e-2, "max_memory": MEMORY}
+    model = fit_image_model(y, estimate, kernel, **options)
+    found = predict_error(inverse, estimate, model, periodic=0.5 * estimate, truth=2 * estimate, n_probes=2)
+    return found.map, found.trusted
+
+
+CASES = [
+    *(
+        pytest.param(choose, MIXING[:n, :n], DATA, boundary, rule, id=f"choice-{n}-{boundary}-{rule}")
+        for n, boundary, rule in [
+            (1, Boundary.CIRCULAR, LambdaRule.GCV),
+            (1, Boundary.UNKNOWN, LambdaRule.UPRE),
+            (2, Boundary.UNKNOWN, LambdaRule.GCV),
+            (2, Boundary.CIRCULAR, LambdaRule.LCURVE),
+            (2, Boundary.CIRCULAR, LambdaRule.WHITENESS),
+            (2, Boundary.CIRCULAR, LambdaRule.DISCREPANCY),
+        ]
+    ),
+    *(
+        pytest.param(predict, MIXING[:n, :n], DATA, boundary, id=f"prediction-{n}-{boundary}")
+        for n, boundary in [(1, Boundary.UNKNOWN), (2, Boundary.CIRCULAR), (2, Boundary.REFLECT)]
+    ),
+]
+
+
+def cases(*params):
+    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in params])
+
+
+@cases(*CASES)
+def test_nothing_leaves_the_device(case):
+    check_without_numbers(*case)
+
+
+@cases(*CASES)
+def test_nothing_needs_double_precision_where_there_is_none(case, monkeypatch):
+    # The direct method, which the run on the CPU would choose, needs it.
+    monkeypatch.setattr(direct, "covers", lambda *_, **__: False)
+    task, *inputs = case
+    narrow = [value.float() if hasattr(value, "float") else value for value in inputs]
+    check_without_numbers(task, *narrow, device="mps", barred=DOUBLE)
+
+
+@needs_cuda
+@cases(*[case for case in CASES if case.values[0] is choose])
+def test_cuda_agrees_with_the_cpu(case):
+    """Predictions draw random numbers, which differ from device to device."""
+    check_on_cuda(*case, tolerance=1e-3)
