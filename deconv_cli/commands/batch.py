@@ -82,6 +82,19 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     return [replace(job, label=f"file {n} of {len(jobs)}") for n, job in enumerate(jobs, start=1)]
 
 
+def refuse_to_replace(kernel: Path | None, targets: list[Path]) -> None:
+    """Refuse, even under --force, outputs that would be written over the kernel or the factor of the run.
+
+    Raises:
+        UsageError: one would.
+    """
+    if kernel is None or not kernel.exists():
+        return
+    for target in targets:
+        if target.exists() and target.samefile(kernel):
+            raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
+
+
 def _check_collisions(targets: list[Path]) -> None:
     """Refuse outputs that would be written over one another, or over the record beside another."""
     for path, count in Counter(targets).items():

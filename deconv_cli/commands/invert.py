@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands import options
-from deconv_cli.commands.batch import lay_out, run
+from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
 from deconv_cli.commands.beyond import BeyondOptions, GainOption, NonnegativeOption, PriorOption, WeightOption
 from deconv_cli.commands.context import Context, FileOptions, KernelOptions
 from deconv_cli.commands.factor_restorer import FactorRestorer, refuse_fixed
 from deconv_cli.commands.kernel_restorer import InversionOptions, InvertBoundary, KernelRestorer
 from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Restorer
+from deconv_cli.commands.typed_options import was_typed
 from deconv_cli.commands.views import Views
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import (
@@ -200,6 +201,12 @@ def invert(
     views.check(jobs)
     prediction = PredictionOptions(truth, error_map, trust_mask, sigma, seed, is_for_page=report is not None)
     prediction.check(len(jobs))
+    if was_typed(invocation, "seed") and not prediction.is_asked_for:
+        raise UsageError(
+            "--seed draws images to predict the error with, which nothing asks for; leave it out, or add --trust-mask, "
+            "--error-map, --truth or --report."
+        )
+    refuse_to_replace(factor or kernel, [job.target for job in jobs] + prediction.outputs + views.outputs)
     restorer: Restorer
     if factor is not None:
         context, opened = Context.open_factor("invert", factor, files, device, n_bytes)

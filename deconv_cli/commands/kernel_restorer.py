@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deconv_cli.commands.beyond import BeyondOptions
 from deconv_cli.commands.context import Context, Input, OptionValues
-from deconv_cli.commands.prediction import PredictionOptions
+from deconv_cli.commands.prediction import PredictionOptions, rounding_noise
 from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import AUTO, Boundary, LambdaRule, Method, PaddingLike, Penalty, format_padding
@@ -84,6 +84,11 @@ class KernelRestorer(Restorer):
             return Posed(border, penalty, DEFAULT_LAMBDA, "of no use")
         lam, reason = resolve_lambda(source, settings)
         if lam != AUTO:
+            if settings.noise_sigma is not None and not self._prediction.is_asked_for:
+                raise UsageError(
+                    f"--noise-sigma helps to choose λ or to predict the error, but λ is {lam:g} here ({reason}) and no "
+                    "prediction is asked for; leave it out, or pass --lambda auto or --trust-mask."
+                )
             if settings.lambda_rule is not None:
                 raise UsageError(f"--lambda-rule chooses λ, but λ is {lam:g} here ({reason}); pass --lambda auto.")
             return Posed(border, penalty, lam, reason)
@@ -107,6 +112,7 @@ class KernelRestorer(Restorer):
             ),
             settings.lambda_rule or LambdaRule.GCV,
             settings.noise_sigma,
+            least_sigma=rounding_noise(loaded.source),
             bias=kernel_file.bias,
         )
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
 
+FRACTIONAL_SUFFIXES = (".tif", ".tiff", ".npy", ".npz", ".pt", ".safetensors")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+
 
 @dataclass(frozen=True)
 class PredictionOptions:
@@ -42,8 +45,17 @@ class PredictionOptions:
     @property
     def is_asked_for(self) -> bool:
         """Whether anything needs the prediction."""
-        files = (self.truth, self.error_map, self.trust_mask)
-        return self.is_for_page or any(path is not None for path in files)
+        return self.is_for_page or self.is_asked_for_by_files
+
+    @property
+    def is_asked_for_by_files(self) -> bool:
+        """Whether it is asked for by what a rerun would ask for again: not by a page, which is of this run."""
+        return any(path is not None for path in (self.truth, self.error_map, self.trust_mask))
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that will be written."""
+        return [path for path in (self.error_map, self.trust_mask) if path is not None]
 
     def check(self, n_jobs: int) -> None:
         """Refuse files that many inputs would share.
@@ -61,11 +73,11 @@ class PredictionOptions:
     def retyped(self) -> OptionValues:
         """Give the options that would ask for the same again."""
         return {
-            "--noise-sigma": self.sigma,
+            "--noise-sigma": self.sigma if self.is_asked_for_by_files else None,
             "--truth": self.truth,
             "--error-map": self.error_map,
             "--trust-mask": self.trust_mask,
-            "--seed": self.seed if self.is_asked_for else None,
+            "--seed": self.seed if self.is_asked_for_by_files else None,
         }
 
     def plan(
@@ -97,9 +109,18 @@ class PredictionOptions:
                 path, source, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size
             )
 
+        if self.error_map is not None and self.error_map.suffix.lower() not in FRACTIONAL_SUFFIXES:
+            raise UsageError(
+                f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
+                f"{', '.join(FRACTIONAL_SUFFIXES[:-1])} or {FRACTIONAL_SUFFIXES[-1]}."
+            )
+        if self.trust_mask is not None and self.trust_mask.suffix.lower() in LOSSY_SUFFIXES:
+            raise UsageError(
+                f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
+            )
         error_map = planned(self.error_map, n_channels, OutputDType.FLOAT32)
         mask = planned(self.trust_mask, 1, OutputDType.UINT8)
-        return PlannedPrediction(self, truth, error_map, mask)
+        return PlannedPrediction(self, rounding_noise(source), truth, error_map, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +128,7 @@ class PlannedPrediction:
     """A prediction whose files are known to be readable and writable."""
 
     options: PredictionOptions
+    least_sigma: float
     truth: ImageFile | None
     error_map: OutputPlan | None
     mask: OutputPlan | None
@@ -138,6 +160,7 @@ class PlannedPrediction:
             values,
             bias=bias,
             noise_sigma=self.options.sigma,
+            least_sigma=self.least_sigma,
             truth=None if self.truth is None else self.truth.values,
             seed=self.options.seed,
         )
@@ -152,6 +175,11 @@ class PlannedPrediction:
         if self.mask is not None:
             shape = (result.image.shape[0], 1, *found.trusted.shape)
             self.mask.prepare((255.0 * found.trusted.float()).expand(shape).contiguous().cpu()).write(record)
+
+
+def rounding_noise(source: ImageFile) -> float:
+    """Give the standard deviation of what rounding takes off: samples that are whole numbers have no less noise."""
+    return 12**-0.5 if "int" in str(source.dtype) else 0.0
 
 
 def _spoken(shape: tuple[int, ...]) -> str:

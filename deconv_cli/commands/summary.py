@@ -135,6 +135,8 @@ def _noise_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         sigma = None if predicted is None else predicted["model"]["noise_sigma"]
         return [] if sigma is None else [("noise", f"σ {sigma:.3g}, as the expected error takes it")]
     source = "asked for" if choice["noise_sigma_given"] else "read off the frequencies that the kernel passes least"
+    if choice["noise_sigma_given"] and choice["rule"] not in ("upre", "discrepancy"):
+        source += f", but rule {choice['rule']} does not look at it"
     return [("noise", f"σ {choice['noise_sigma']:.3g}: {source}")]
 
 
@@ -143,7 +145,13 @@ def _prediction_rows(predicted: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     edge, inside = predicted["bands"][0], predicted["bands"][-1]
     depth = predicted["trusted_depth"]
-    trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
+    trusted = (
+        "nowhere: what lies outside, or the noise, spoils all of it"
+        if depth is None
+        else "everywhere"
+        if depth == 0
+        else f"from {depth} pixels inwards"
+    )
     rows = [
         (
             "expected error",

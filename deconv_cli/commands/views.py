@@ -32,6 +32,11 @@ class Views:
     force: bool = False
     show: bool = False
 
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that will be written."""
+        return [] if self.page is None else [self.page]
+
     def check(self, jobs: list[Job]) -> None:
         """Make sure that the page can be written, before anything is computed.
 

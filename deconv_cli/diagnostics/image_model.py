@@ -13,7 +13,7 @@ scoring.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,6 +83,7 @@ def fit_image_model(
     penalty: Penalty,
     lam: float,
     sigma: float | None = None,
+    least_sigma: float = 0.0,
     max_memory: int | None = None,
 ) -> ImageModel:
     """Fit the model to the data of a picture, or to a piece of them (see `Continuation`).
@@ -95,12 +96,14 @@ def fit_image_model(
         penalty: which L the estimate has that continues the data.
         lam: its λ.
         sigma: standard deviation of the noise, if it is known.
+        least_sigma: an estimate is taken to be at least this, as that of rounding.
         max_memory: bytes that the estimate which continues the data may take.
     """
     continuation = Continuation(y, kernel, boundary=boundary, penalty=penalty, max_memory=max_memory)
     n_channels = 1 if kernel.shared else kernel.taps.shape[1]
     channels = _common_factor(estimate, n_channels)
-    return fit_to_power(continuation.continued(lam), continuation.torus, channels, lam, sigma)
+    model = fit_to_power(continuation.continued(lam), continuation.torus, channels, lam, sigma)
+    return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
 
 
 def fit_to_power(
@@ -204,7 +207,9 @@ class _Components:
         curvature = slopes.T @ (weight[:, None] * slopes) + torch.diag(ridge)
         if not is_free:
             curvature[-1, -1] = 1.0
-        curvature = curvature + 1e-9 * torch.diag(curvature.diagonal())
+        # Without noise, or without an image, nothing curves along a parameter.
+        diagonal = curvature.diagonal()
+        curvature = curvature + torch.diag(1e-9 * diagonal + 1e-9 * diagonal.max() + 1e-30)
         step: Tensor = torch.linalg.solve(curvature, -gradient)
         return step.clamp(-3.0, 3.0)
 

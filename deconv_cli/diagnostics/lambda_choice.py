@@ -94,6 +94,7 @@ def choose_lambda(
     penalty: Penalty,
     rule: LambdaRule = LambdaRule.GCV,
     sigma: float | None = None,
+    least_sigma: float = 0.0,
     max_memory: int | None = None,
 ) -> LambdaChoice:
     """Choose λ from a piece of the data (see `Continuation`).
@@ -105,6 +106,7 @@ def choose_lambda(
         penalty: which L.
         rule: which rule.
         sigma: standard deviation of the noise; by default it is estimated where a rule asks for it.
+        least_sigma: an estimate is taken to be at least this, as that of rounding.
         max_memory: bytes that the solutions may take.
 
     Raises:
@@ -117,10 +119,10 @@ def choose_lambda(
     while n_rounds < MAX_ROUNDS and not is_settled:
         data = continuation.continued(lam)
         n_rounds += 1
-        found = choose_by_rule(rule, data, _noise(data, sigma)).chosen
+        found = choose_by_rule(rule, data, _noise(data, sigma, least_sigma)).chosen
         is_settled = abs(math.log(found / lam)) <= SETTLED
         lam = found
-    level = _noise(data, sigma)
+    level = _noise(data, sigma, least_sigma)
     return LambdaChoice(
         lam=lam if n_rounds else choose_by_rule(rule, data, level).chosen,
         rule=rule,
@@ -134,5 +136,5 @@ def choose_lambda(
     )
 
 
-def _noise(data: SpectralData, sigma: float | None) -> float:
-    return noise_floor(data) if sigma is None else sigma
+def _noise(data: SpectralData, sigma: float | None, least: float) -> float:
+    return max(noise_floor(data), least) if sigma is None else sigma

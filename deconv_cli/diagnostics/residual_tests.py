@@ -31,9 +31,8 @@ IMPLAUSIBLE = 2.0
 TELLING = 0.25
 # A residual rms below this part of the noise tells nothing: the estimate has taken up whatever there was.
 TAKEN_UP = 0.4
-# Without a noise level: parts of the data, and correlations, that are too large for noise.
+# Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
-CORRELATED = 0.2
 N_BANDS = 24
 N_BINS = 61
 
@@ -61,7 +60,8 @@ _SENTENCES = {
         "and a smaller λ would recover more."
     ),
     ResidualVerdict.NOISE_FITTED: (
-        "The residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ."
+        "The residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
+        "If λ was chosen from the data, doubt the kernel too: one that is too wide makes them ask for a small λ."
     ),
     ResidualVerdict.WRONG_KERNEL: (
         "The data hold what this kernel all but removes, so no plausible picture explains them: the kernel is "
@@ -72,8 +72,8 @@ _SENTENCES = {
         "try --boundary unknown."
     ),
     ResidualVerdict.UNTESTED: (
-        "The residual neither confirms nor contradicts kernel and λ: too little is left over, or the noise of these "
-        "data cannot be told from the picture itself."
+        "The residual neither confirms nor contradicts kernel and λ: the estimate has taken up most of the noise, or "
+        "the noise cannot be told from the picture itself."
     ),
 }
 
@@ -126,6 +126,7 @@ def examine_residual(
     kernel_size: Size,
     noise_gain: float,
     noise: float | None = None,
+    is_border_free: bool = False,
 ) -> ResidualTests:
     """Test a residual, and say in one sentence what it means.
 
@@ -142,6 +143,7 @@ def examine_residual(
         kernel_size: height and width of the kernel.
         noise_gain: how much stronger white noise comes back in the estimate.
         noise: standard deviation of the noise, where it is known.
+        is_border_free: nothing was assumed about what lies outside, so that the border cannot be at fault.
     """
     level = noise if noise is not None else noise_plateau(data)
     inside = _inside(residual, kernel_size)
@@ -151,11 +153,10 @@ def examine_residual(
     implausible = _implausible_share(residual, data, modes, weight, penalty, level or 0.0)
     spread = _rms(data - data.mean(dim=(-2, -1), keepdim=True))
     least = NOTABLE * spread if level is None else level
-    if edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
+    if not is_border_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         verdict = ResidualVerdict.WRONG_BORDER
     elif level is None:
-        is_structured = interior_rms > least and whiteness.largest > CORRELATED
-        verdict = _cause_of_excess(implausible) if is_structured else ResidualVerdict.UNTESTED
+        verdict = ResidualVerdict.UNTESTED
     elif interior_rms > EXCESS * level:
         verdict = _cause_of_excess(implausible)
     elif interior_rms < level and noise_gain * level > max(VISIBLE * spread, AMPLIFIED * level):

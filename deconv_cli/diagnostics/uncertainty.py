@@ -27,6 +27,8 @@ N_PROBES = 8
 TRUSTED_EXCESS = 1.25
 """A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
 
+_LEAST_CONTRAST = 0.01
+
 _MIN_DEPTH = 16
 _KERNEL_WIDTHS = 4
 _DETAIL_WIDTH = 6.0
@@ -69,9 +71,11 @@ class PredictedError:
     Attributes:
         map: root mean square error of each pixel, shape of the image.
         bands: by distance from the edge.
-        trusted: pixels where the border adds little to the error, shape `(H, W)`.
+        trusted: pixels where the border adds little to the error, shape `(H, W)`; none of them, if the error is larger
+            than the contrast of the image.
         trusted_depth: from this distance on every pixel is trusted; `None` where none is.
-        model: what the images were drawn from.
+        sigma: standard deviation of the noise that was drawn.
+        exponent: how fast the amplitudes of the images that were drawn fall with frequency (see `ImageModel`).
         n_probes: how many were drawn.
         seed: of the random numbers.
     """
@@ -80,7 +84,8 @@ class PredictedError:
     bands: tuple[ErrorBand, ...]
     trusted: Tensor
     trusted_depth: int | None
-    model: ImageModel
+    sigma: float
+    exponent: float
     n_probes: int
     seed: int
 
@@ -111,17 +116,19 @@ def predict_error(
     estimate: Tensor,
     model: ImageModel,
     *,
+    contrast: float = math.inf,
     periodic: Tensor | None = None,
     truth: Tensor | None = None,
     n_probes: int = N_PROBES,
     seed: int = 0,
 ) -> PredictedError:
-    """Predict the error of an estimate.
+    """Predict the error of the estimate of one image.
 
     Args:
         inverse: what made it.
-        estimate: shape `(C, H, W)` or `(B, C, H, W)`, cut to the frame.
+        estimate: shape `(C_in, H, W)`, cut to the frame.
         model: fitted to the data that it came from.
+        contrast: of the image (see `contrast_of`); where the error is larger, nothing is trusted.
         periodic: the estimate of the same shape that takes the picture to repeat itself.
         truth: the image itself, of the same shape, to hold the prediction against.
         n_probes: images to draw.
@@ -151,11 +158,70 @@ def predict_error(
         squares["actual"] = (estimate - truth).square()
     bands = _bands(squares, band, depth)
     total = noise_here + hidden_here
-    is_trusted = total <= TRUSTED_EXCESS**2 * total[-1]
+    is_trusted = (total <= TRUSTED_EXCESS**2 * total[-1]) & (total <= contrast**2)
     n_trusted = host.as_index(is_trusted.flip(0).cumprod(0).sum())
     first = depth - n_trusted if n_trusted else None
     trusted = distance >= (first if first is not None else max(size))
-    return PredictedError(squared.expand(estimate.shape).sqrt(), bands, trusted, first, model, n_probes, seed)
+    error = squared.expand(estimate.shape).sqrt()
+    return PredictedError(error, bands, trusted, first, model.sigma, model.exponent, n_probes, seed)
+
+
+def contrast_of(output: Tensor, sigma_max: float) -> float:
+    """Tell a contrast that an image has at least, from its data `(C_out, H, W)`: they have at most σmax times as much.
+
+    A hundredth of the brightness is conceded, so that an image without detail has a scale too.
+    """
+    spread = host.as_number((output - output.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt())
+    brightness = host.as_number(output.square().mean().sqrt())
+    return max(spread, _LEAST_CONTRAST * brightness) / max(sigma_max, 1e-30)
+
+
+def gather_errors(parts: list[PredictedError], units: list[float], shape: tuple[int, ...]) -> PredictedError:
+    """Gather what was predicted of single images, or channels, of one size.
+
+    Args:
+        parts: one for each image.
+        units: what each is to be multiplied by.
+        shape: of all images together.
+
+    Returns:
+        The map of all; all else pooled, and trusted only what is trusted in each.
+    """
+    first, n_parts = parts[0], len(parts)
+
+    def pooled(values: list[float]) -> float:
+        squares = ((unit * value) ** 2 for unit, value in zip(units, values, strict=True))
+        return math.sqrt(sum(squares) / n_parts)
+
+    def pooled_where_known(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return pooled(known) if len(known) == n_parts else None
+
+    bands = tuple(
+        ErrorBand(
+            distance=same[0].distance,
+            n_pixels=same[0].n_pixels,
+            predicted=pooled([band.predicted for band in same]),
+            noise=pooled([band.noise for band in same]),
+            hidden=pooled([band.hidden for band in same]),
+            exterior=pooled([band.exterior for band in same]),
+            estimate=pooled([band.estimate for band in same]),
+            periodic=pooled_where_known([band.periodic for band in same]),
+            actual=pooled_where_known([band.actual for band in same]),
+        )
+        for same in zip(*(part.bands for part in parts), strict=True)
+    )
+    depths = [part.trusted_depth for part in parts]
+    return PredictedError(
+        map=torch.stack([unit * part.map for unit, part in zip(units, parts, strict=True)]).reshape(shape),
+        bands=bands,
+        trusted=torch.stack([part.trusted for part in parts]).all(dim=0),
+        trusted_depth=None if None in depths else max(depth or 0 for depth in depths),
+        sigma=pooled([part.sigma for part in parts]),
+        exponent=sum(part.exponent for part in parts) / n_parts,
+        n_probes=first.n_probes,
+        seed=first.seed,
+    )
 
 
 def _bands(squares: dict[str, Tensor], band: Tensor, depth: int) -> tuple[ErrorBand, ...]:

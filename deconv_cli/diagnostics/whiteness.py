@@ -56,8 +56,10 @@ def measure_whiteness(residual: Tensor) -> Whiteness:
         return Whiteness(torch.ones(2 * lag + 1, 2 * lag + 1), lag, 0.0, 0.0, 0, 1.0, 0.0)
     offsets = torch.arange(-lag, lag + 1, device=planes.device).abs()
     n_pairs = (len(planes) * (height - offsets[:, None]) * (width - offsets)).to(planes.dtype)
-    # Each sum divided by the number of its terms: distant lags have fewer.
-    correlation = sums / power * (len(planes) * height * width / n_pairs)
+    # Each sum divided by the number of its terms: distant lags have fewer. Taking off the mean of a plane takes as much
+    # from every product as it takes from the power, which is put back.
+    n_pixels = height * width
+    correlation = sums / n_pairs / (power / (len(planes) * (n_pixels - 1))) + 1 / n_pixels
     terms = (n_pairs * correlation.square()).flatten()[: (2 * lag + 1) ** 2 // 2]
     largest = host.as_number(correlation.abs().flatten()[: len(terms)].max())
     statistic = host.as_number(terms.sum())

@@ -200,8 +200,8 @@ def histogram_plot(tests: ResidualTests, unit: str) -> Plot:
     noise = "" if tests.noise is None else f"; noise of the data {tests.noise:.3g}"
     alt = f"Distribution of the residual away from the edges: rms {tests.interior_rms:.3g} {unit}{noise}."
     caption = (
-        "The line is the noise of the data: a residual that is much wider holds more than noise, one that is much "
-        "narrower has let noise into the estimate."
+        "The line is the noise of the data. A residual that is much wider holds more than noise. It is narrower as a "
+        "rule, since the estimate takes up a part of the noise; whether too much is said at the top."
     )
     return draw_plot("Residual against noise", caption, alt, draw)
 

@@ -93,14 +93,13 @@ def describe_lambda_choice(choice: LambdaChoice) -> Record:
 
 def describe_predicted_error(predicted: PredictedError) -> Record:
     """Put the predicted error into the words of the report."""
-    model = predicted.model
     return {
         "root_mean_square": predicted.root_mean_square,
         "actual_root_mean_square": predicted.actual_root_mean_square,
         "bands": [asdict(band) for band in predicted.bands],
         "trusted_depth": predicted.trusted_depth,
         "trusted_share": predicted.trusted_share,
-        "model": {"noise_sigma": model.sigma, "exponent": model.exponent},
+        "model": {"noise_sigma": predicted.sigma, "exponent": predicted.exponent},
         "probes": predicted.n_probes,
         "seed": predicted.seed,
     }

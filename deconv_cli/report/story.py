@@ -75,24 +75,25 @@ def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | Non
     else:
         sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
     if predicted is not None:
-        share, level = predicted.trusted_share, predicted.root_mean_square
-        sentences += [
-            f"{100 * share:.3g} % of the pixels are to be trusted{_from(predicted)}.",
-            f"The error to be expected is {level:.3g} rms{_held_against(predicted)}.",
-            "What is hatched in the estimate is not to be trusted.",
-        ]
+        sentences += _foretold(predicted)
     sentences.append(_edges(record, diagnosis, has_prediction=predicted is not None))
     return sentences
 
 
-def _from(predicted: PredictedError) -> str:
+def _foretold(predicted: PredictedError) -> list[str]:
+    share, level, actual = predicted.trusted_share, predicted.root_mean_square, predicted.actual_root_mean_square
+    real = "" if actual is None else f", the real one {actual:.3g}"
+    expected = f"The error to be expected is {level:.3g} rms{real}, if kernel and border are right."
+    if share == 0:
+        return [expected, "The picture is nowhere to be trusted: what lies outside, or the noise, spoils all of it."]
     depth = predicted.trusted_depth
-    return "" if not depth else f", all of them from {depth} pixel{'s' * (depth > 1)} inwards"
-
-
-def _held_against(predicted: PredictedError) -> str:
-    actual = predicted.actual_root_mean_square
-    return "" if actual is None else f", the real one {actual:.3g}"
+    if not depth:
+        return [expected, "What lies outside the frame adds little to it anywhere."]
+    return [
+        expected,
+        f"From {depth} {'pixel' if depth == 1 else 'pixels'} inwards, on {100 * share:.3g} % of the picture, what lies "
+        "outside the frame adds little to it; the rest is hatched.",
+    ]
 
 
 def _edges(record: Record, diagnosis: Diagnosis, *, has_prediction: bool) -> str:

@@ -29,7 +29,9 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
         (
             "Noise of the data",
             noise,
-            "stated" if tests.is_noise_given else "estimated from its quietest frequencies, an upper bound",
+            "stated"
+            if tests.is_noise_given
+            else "at most: told from the quietest frequencies, to judge the residual by",
         ),
         (
             "Condition",
@@ -50,7 +52,7 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
         (
             "Recoverable components",
             f"{picard.n_recoverable} of {picard.n_modes}",
-            f"of the data, above a noise floor of {picard.noise_floor:.3g}",
+            f"of the data, above the median of the weakest tenth, {picard.noise_floor:.3g}, and its scatter",
         ),
         (
             "Null space",
@@ -72,7 +74,8 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
             "Whiteness",
             f"{tests.whiteness.largest:.2g}",
             f"largest correlation of the residual's neighbors; z = {tests.whiteness.z_score:.3g}, "
-            f"p {_probability(tests.whiteness.p_value)} for white noise",
+            f"p {_probability(tests.whiteness.p_value)} for white noise; "
+            "what λ leaves of noise is never quite white",
         ),
     ]
 

@@ -80,8 +80,15 @@ class AscentCourse:
     progress: Progress | None
     history: list[float] = field(default_factory=list)
 
-    def run(self, ascent: Ascent, judge: Judge) -> Status:
-        """Take steps until every image has ended by its noise or its certificate, or the steps are spent."""
+    def run(self, ascent: Ascent, judge: Judge, share: float = 1.0) -> Status:
+        """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
+
+        Args:
+            ascent: what takes them.
+            judge: tells which images have ended.
+            share: the part of the steps that are left which may be spent.
+        """
+        limit = int(share * (self.max_iterations - len(self.history)))
         n_steps = 0
         ended = judge.ends(ascent, n_steps)
         is_still = ascent.certificate() <= self.tolerance
@@ -89,7 +96,7 @@ class AscentCourse:
             going = ~(ended | is_still)
             if not host.holds_anywhere(going):
                 return Status.STOPPED_AT_NOISE if host.holds_anywhere(ended) else Status.CONVERGED
-            if n_steps >= self.max_iterations:
+            if n_steps >= limit:
                 return Status.MAX_ITERATIONS
             ascent.go(going)
             n_steps += 1

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.operators import host
+from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.estimator import Estimator, to_unit
 from deconv_cli.solvers.krylov import solve_definite
 from deconv_cli.solvers.normal_equations import NormalEquations
@@ -53,7 +54,7 @@ class NonnegativeEstimator(Estimator):
         inverse: of the same problem without the constraint.
 
     Raises:
-        UsageError: λ = 0, where many images may fit equally well.
+        UsageError: λ = 0, or constants that neither kernel nor penalty sees: many images may fit equally well.
     """
 
     def __init__(self, inverse: PseudoInverse) -> None:
@@ -61,6 +62,13 @@ class NonnegativeEstimator(Estimator):
             raise UsageError(
                 "a nonnegative estimate needs λ above 0, which makes it the only one of its kind, but λ is 0; "
                 "use a small λ such as 1e-6."
+            )
+        n_outputs, n_inputs = inverse.kernel.taps.shape[:2]
+        penalty = inverse.settings.penalty
+        if not is_determined(inverse.problem.lam, penalty, n_outputs, n_inputs):
+            raise UsageError(
+                f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) "
+                f"than inputs ({n_inputs}); use penalty identity for a nonnegative estimate."
             )
         self.inverse = inverse
         self.kernel, self.settings, self.geometry = inverse.kernel, inverse.settings, inverse.geometry

@@ -98,6 +98,7 @@ def diagnose(
             kernel_size=inverse.kernel.size,
             noise_gain=conditioning.noise_gain,
             noise=noise,
+            is_border_free=problem.operator.boundary is Boundary.UNKNOWN,
         ),
         gain_map=gain_map(taps, image_size),
     )

@@ -125,6 +125,21 @@ class TestRefusals:
         np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
         refuses(*words, "--truth", tmp_path / "truth.npy", code=ExitCode.INPUT_REFUSED, says=["7×9 pixels", "crop"])
 
+    def test_a_map_that_cannot_hold_fractions(self, refuses, words, tmp_path):
+        refuses(*words, "--error-map", tmp_path / "e.png", code=ExitCode.USAGE, says=["e.png", "fractions", ".tif"])
+
+    def test_a_mask_that_would_be_blurred(self, refuses, words, tmp_path):
+        refuses(*words, "--trust-mask", tmp_path / "m.jpg", code=ExitCode.USAGE, says=["m.jpg", ".png or .tif"])
+
+    def test_noise_that_nothing_looks_at(self, refuses, words):
+        refuses(*words, "--lambda", "1e-3", "--noise-sigma", "2", code=ExitCode.USAGE, says="--noise-sigma")
+
+    def test_a_seed_that_draws_nothing(self, refuses, words):
+        refuses(*words, "--seed", "0", code=ExitCode.USAGE, says="--seed")
+
+    def test_an_output_over_the_kernel(self, refuses, words):
+        refuses(*words, "-o", words[words.index("-k") + 1], "--force", code=ExitCode.USAGE, says="inverts by")
+
     def test_truth_of_another_size_is_refused_before_anything_is_solved(self, deconv, words, tmp_path):
         np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
         told = deconv(*words, "-v", "--truth", tmp_path / "truth.npy", expect=ExitCode.INPUT_REFUSED).stderr

@@ -122,6 +122,29 @@ def test_the_right_border_is_fine_too():
     assert examined(y, taps, boundary=Boundary.ZERO).verdict is ResidualVerdict.WRONG_BORDER
 
 
+@pytest.mark.parametrize("lam", [1e-3, 1e-2])
+def test_a_flat_scene_accuses_no_kernel(lam):
+    """What λ leaves of white noise is not white, and speaks against nothing."""
+    y = 100 + 2 * torch.randn(1, 80, 80, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    steps = torch.arange(7, dtype=torch.float64) - 3
+    line = torch.exp(-0.5 * (steps / 1.2).square())
+    taps = line[:, None] * line / line.sum() ** 2
+    settings = InversionSettings(padding="same", boundary=Boundary.UNKNOWN, lam=lam, penalty=Penalty.GRADIENT)
+    inverse = inverse_for_output(y, taps, settings, torch.float64)
+    assert diagnose(inverse, reconstruct(inverse, y), y).tests.verdict is not ResidualVerdict.WRONG_KERNEL
+
+
+def test_no_border_is_blamed_where_none_was_assumed():
+    tests = {}
+    for boundary in (Boundary.UNKNOWN, Boundary.ZERO):
+        y = functional.avg_pool2d(torch.rand(1, 70, 70, generator=torch.Generator().manual_seed(5)), 7, 1).double()
+        settings = InversionSettings(padding="same", boundary=boundary, lam=1e-3, penalty=Penalty.GRADIENT)
+        inverse = inverse_for_output(100 + y, torch.ones(7, 7).double() / 49, settings, torch.float64)
+        tests[boundary] = diagnose(inverse, reconstruct(inverse, 100 + y), 100 + y).tests
+    assert tests[Boundary.ZERO].verdict is ResidualVerdict.WRONG_BORDER
+    assert tests[Boundary.UNKNOWN].verdict is not ResidualVerdict.WRONG_BORDER
+
+
 def test_where_the_noise_cannot_be_told_nothing_is_claimed():
     """A layer's output, as rough as noise, taken back to the last digit."""
     generator = torch.Generator().manual_seed(2)

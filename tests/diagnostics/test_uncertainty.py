@@ -208,3 +208,49 @@ def test_a_record_of_a_rule_can_be_made_again():
     again = restored(y, KERNELS["disk"], truth, lam=first.lam)
     assert torch.equal(first.image, again.image)
     assert replace(again, lambda_choice=first.lambda_choice).lam == first.lam
+
+
+class TestImagesOfTheirOwn:
+    """What one image of a batch is like, and its noise, must not be taken for that of another."""
+
+    @pytest.fixture
+    def pair(self):
+        kernel = gaussian(1.6, 9)
+        y, _ = seen("camera.png", kernel, 0.008)
+        y = y[:, 60:150, 60:150]
+        return kernel, y, 0.05 * y
+
+    @pytest.mark.parametrize("together", [torch.stack, torch.cat], ids=["batch", "channels"])
+    def test_each_is_predicted_as_if_alone(self, pair, together):
+        kernel, bright, dim = pair
+        alone = [restored(y, kernel, None, lam=1e-2, predict=True).predicted_error for y in (bright, dim)]
+        found = restored(together([bright, dim]), kernel, None, lam=1e-2, predict=True).predicted_error
+        expected = torch.cat([one.map for one in alone]).reshape(found.map.shape)
+        torch.testing.assert_close(found.map, expected, rtol=1e-3, atol=0)
+        assert found.root_mean_square == pytest.approx(
+            math.hypot(*(one.root_mean_square for one in alone)) / 2**0.5, rel=1e-3
+        )
+        assert found.bands[3].noise == pytest.approx(math.hypot(*(o.bands[3].noise for o in alone)) / 2**0.5, rel=1e-3)
+
+    def test_units_do_not_matter(self, pair):
+        kernel, y, _ = pair
+        plain = restored(y, kernel, None, lam=1e-2, predict=True).predicted_error
+        found = restored(2.0**90 * y, kernel, None, lam=1e-2, predict=True).predicted_error
+        assert found.root_mean_square / 2.0**90 == pytest.approx(plain.root_mean_square, rel=1e-3)
+
+
+@pytest.mark.parametrize("boundary", ["unknown", "zero", "circular"])
+@pytest.mark.parametrize("values", [torch.full((1, 24, 24), 7.0), torch.zeros(1, 24, 24), torch.full((1, 2, 2), 3.0)])
+@pytest.mark.parametrize("lam", ["auto", 1e-3])
+def test_images_without_detail_or_noise_are_predicted_too(values, boundary, lam):
+    kernel = torch.from_numpy(np.random.default_rng(0).random((2, 2)).astype(np.float32))
+    found = restored(values, kernel / kernel.sum(), None, boundary=boundary, lam=lam, predict=True)
+    assert torch.isfinite(found.predicted_error.map).all()
+
+
+def test_an_error_larger_than_the_contrast_leaves_nothing_to_trust():
+    y, _ = seen("camera.png", KERNELS["gaussian"], 0.02)
+    found = restored(y, KERNELS["gaussian"], None, lam=1e-9, predict=True).predicted_error
+    assert found.root_mean_square > 1
+    assert found.trusted_share == 0
+    assert found.trusted_depth is None

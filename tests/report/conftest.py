@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.uncertainty import ErrorBand, PredictedError
@@ -109,7 +108,6 @@ def full_contents():
         error = (result.image - truth).abs() + 0.5
         trusted = torch.ones(size, dtype=torch.bool)
         trusted[:7] = False
-        model = ImageModel(torch.zeros(6), torch.eye(n_channels), 0.1)
         bands = tuple(band(at) for at in range(10))
         return ReportContents(
             record=record_of(result, y),
@@ -118,7 +116,7 @@ def full_contents():
             diagnosis=diagnose(inverse, result, y),
             is_picture=True,
             lambda_choice=choice(),
-            predicted_error=PredictedError(error, bands, trusted, 7, model, 8, 0),
+            predicted_error=PredictedError(error, bands, trusted, 7, 0.1, 1.2, 8, 0),
             truth=truth,
         )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import random
 
+import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import host
@@ -237,6 +238,15 @@ def test_the_record_says_what_was_done():
     assert "Poisson divergence" in solution.objective
     assert [n for n, _ in seen] == list(range(1, solution.n_iterations + 1))
     assert tuple(certificate for _, certificate in seen) == solution.residual_norms
+
+
+@pytest.mark.parametrize("limit", [7, 20])
+def test_search_and_steps_share_the_iterations(limit):
+    """Data without noise would go on."""
+    y = deconv_cli.forward(random((1, 20, 20)).abs(), torch.ones(3, 3) / 9, padding="same")
+    options = {"padding": "same", "method": "richardson-lucy", "max_iterations": limit}
+    found = deconv_cli.invert(y, torch.ones(3, 3) / 9, **options)
+    assert found.solution.n_iterations <= limit
 
 
 def test_spent_iterations_are_told():
