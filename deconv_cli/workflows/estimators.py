@@ -105,9 +105,8 @@ class Wishes:
         """
         if is_asked_for and not self.are_linear(method):
             raise UsageError(
-                "errors are predicted for estimates that are linear in the data, which nonnegative, prior tv and "
-                "method richardson-lucy are not; leave those out, or the report, the truth, the error map and the "
-                "trust mask."
+                "a report, a truth, an error map or a trust mask needs an estimate that is linear in the data, which "
+                "nonnegative, prior tv and method richardson-lucy do not give; ask for the one or the other."
             )
 
 
