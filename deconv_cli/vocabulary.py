@@ -215,6 +215,10 @@ def parse_lambda(text: str) -> float | Literal["auto"]:
     return number
 
 
+ROUNDING_NOISE = 12**-0.5
+"""Standard deviation of what rounding to whole numbers takes off."""
+
+
 def parse_sigma(text: str) -> float | None:
     """Read the size of the noise as typed at the prompt: a positive number, or `auto`, which gives `None`.
 

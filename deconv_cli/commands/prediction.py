@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.batch import Job
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.vocabulary import OutputDType
+from deconv_cli.vocabulary import ROUNDING_NOISE, OutputDType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +179,7 @@ class PlannedPrediction:
 
 def rounding_noise(source: ImageFile) -> float:
     """Give the standard deviation of what rounding takes off: samples that are whole numbers have no less noise."""
-    return 12**-0.5 if "int" in str(source.dtype) else 0.0
+    return ROUNDING_NOISE if "int" in str(source.dtype) else 0.0
 
 
 def _spoken(shape: tuple[int, ...]) -> str:

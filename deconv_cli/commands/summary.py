@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.vocabulary import ROUNDING_NOISE
 
 
 def print_summary(record: dict[str, Any]) -> None:
@@ -135,6 +136,8 @@ def _noise_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         sigma = None if predicted is None else predicted["model"]["noise_sigma"]
         return [] if sigma is None else [("noise", f"σ {sigma:.3g}, as the expected error takes it")]
     source = "asked for" if choice["noise_sigma_given"] else "read off the frequencies that the kernel passes least"
+    if not choice["noise_sigma_given"] and choice["noise_sigma"] == ROUNDING_NOISE:
+        source = "that of rounding to whole numbers; no more was found"
     if choice["noise_sigma_given"] and choice["rule"] not in ("upre", "discrepancy"):
         source += f", but rule {choice['rule']} does not look at it"
     return [("noise", f"σ {choice['noise_sigma']:.3g}: {source}")]

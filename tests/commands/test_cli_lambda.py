@@ -104,6 +104,19 @@ def test_the_same_seed_predicts_the_same(deconv, words, tmp_path):
     assert first["predicted_error"] != other["predicted_error"]
 
 
+def test_whole_numbers_are_no_less_noisy_than_rounding(deconv, save, gentle, tmp_path):
+    words = ["-k", gentle, "--lambda", "auto", "--json", "--force", "-o", tmp_path / "x.npy"]
+    values = np.full((40, 40), 90)
+    found = deconv(
+        "invert", save("whole", values.astype(np.uint8)), *words, "--boundary", "unknown", "--penalty", "gradient"
+    ).report
+    assert found["lambda_choice"]["noise_sigma"] == 12**-0.5
+    found = deconv(
+        "invert", save("float", values.astype(np.float32)), *words, "--boundary", "unknown", "--penalty", "gradient"
+    ).report
+    assert found["lambda_choice"]["noise_sigma"] < 0.1
+
+
 class TestRefusals:
     @pytest.mark.parametrize("value", ["-1", "nan", "inf", "much"])
     def test_lambda(self, refuses, words, value):
