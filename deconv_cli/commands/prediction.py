@@ -152,7 +152,7 @@ class PlannedPrediction:
         self, result: Reconstruction, inverse: PseudoInverse, values: Tensor, bias: Tensor | None
     ) -> Reconstruction:
         """Predict the error of a result."""
-        from deconv_cli.workflows.invert import predict_for
+        from deconv_cli.workflows.predict import predict_for
 
         predicted = predict_for(
             inverse,

@@ -102,7 +102,7 @@ def test_a_folder_has_each_file_by_itself(deconv, files):
         (["--prior", "tv", "--lambda", "1e-3"], "prior tv has no λ"),
         (["--prior", "tv", "--weight", "much"], "weight must be auto or a positive number, but is 'much'"),
         (["--prior", "tv", "--lambda-rule", "gcv"], "prior tv has no λ"),
-        (["--nonnegative", "--error-map", "e.npy"], "errors are predicted for estimates that are linear"),
+        (["--nonnegative", "--error-map", "e.npy"], "needs an estimate that is linear in the data"),
         (["--weight", "1"], "a weight is that of prior tv"),
         (["--gain", "1"], "of use to method richardson-lucy alone"),
         (["--method", "richardson-lucy", "--penalty", "gradient"], "has no other penalty"),

@@ -1,0 +1,106 @@
+"""The error to be expected of a reconstruction, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.image_model import fit_image_model
+from deconv_cli.diagnostics.uncertainty import PredictedError, contrast_of, gather_errors, predict_error
+from deconv_cli.errors import ShapeError, TooLargeError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.solvers.estimator import common_unit
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import Boundary, Method
+from deconv_cli.workflows.forward import as_bias
+
+if TYPE_CHECKING:
+    from deconv_cli.workflows.invert import Reconstruction
+
+
+def predict_for(
+    inverse: PseudoInverse,
+    result: Reconstruction,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    noise_sigma: float | None = None,
+    least_sigma: float = 0.0,
+    truth: Tensor | None = None,
+    seed: int = 0,
+) -> PredictedError:
+    """Predict the error of a reconstruction, and hold it against the truth where there is one.
+
+    Args:
+        inverse: what made it.
+        result: the reconstruction.
+        y: the data, in the inverse's dtype.
+        bias: of each output channel.
+        noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
+        least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
+        truth: of the shape of the estimate.
+        seed: of the random numbers.
+
+    Raises:
+        ShapeError: the truth has another shape.
+    """
+    if truth is not None and truth.shape != result.image.shape:
+        raise ShapeError(
+            f"the truth should have the shape of the estimate, {tuple(result.image.shape)}, but has "
+            f"{tuple(truth.shape)}; crop it to the same frame."
+        )
+    data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
+    assert result.lam is not None
+    assert result.penalty is not None
+    kernel = inverse.kernel
+    outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, result.image.detach())
+    known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
+    periodic = _periodic_estimate(inverse, data)
+    others = None if periodic is None else _one_by_one(kernel, periodic)
+    parts, units = [], []
+    # What one image is like, and its noise, need not be so of another.
+    for i, (output, estimate) in enumerate(zip(outputs, estimates, strict=True)):
+        unit = common_unit(output)
+        model = fit_image_model(
+            output / unit,
+            estimate / unit,
+            kernel,
+            boundary=result.boundary,
+            penalty=result.penalty,
+            lam=result.lam,
+            sigma=None if noise_sigma is None else noise_sigma / unit,
+            least_sigma=least_sigma / unit,
+            max_memory=inverse.settings.max_memory,
+        )
+        found = predict_error(
+            inverse,
+            estimate / unit,
+            model,
+            contrast=contrast_of(output / unit, result.spectrum.sigma_max),
+            periodic=None if others is None else others[i] / unit,
+            truth=None if known is None else known[i] / unit,
+            seed=seed,
+        )
+        parts.append(found)
+        units.append(unit)
+    return gather_errors(parts, units, tuple(result.image.shape))
+
+
+def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) -> Tensor:
+    """Arrange images, or the channels of a shared kernel, one by one: `(n, C, H, W)`."""
+    arranged = kernel.split(images, are_outputs=are_outputs)
+    return arranged.reshape(-1, *arranged.shape[-3:])
+
+
+def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
+    """Restore as if the picture repeated itself; `None` where it cannot, does not fit the memory, or was done."""
+    geometry, settings = inverse.geometry, inverse.settings
+    if settings.boundary is Boundary.CIRCULAR or geometry.output_size != geometry.image_size:
+        return None
+    circular = replace(settings, boundary=Boundary.CIRCULAR, method=Method.AUTO)
+    try:
+        return PseudoInverse(inverse.kernel, geometry.image_size, circular)(data).detach()
+    except (ShapeError, TooLargeError):
+        return None
