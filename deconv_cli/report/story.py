@@ -82,8 +82,8 @@ def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | Non
 
 def _foretold(predicted: PredictedError) -> list[str]:
     share, level, actual = predicted.trusted_share, predicted.root_mean_square, predicted.actual_root_mean_square
-    real = "" if actual is None else f", the real one {actual:.3g}"
-    expected = f"The error to be expected is {level:.3g} rms{real}, if kernel and border are right."
+    real = "" if actual is None else f"; the real one is {actual:.3g}"
+    expected = f"If kernel and border are right, an error of {level:.3g} rms is to be expected{real}."
     if share == 0:
         return [expected, "The picture is nowhere to be trusted: what lies outside, or the noise, spoils all of it."]
     depth = predicted.trusted_depth
