@@ -24,6 +24,8 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Boundary
 
 N_PROBES = 8
+"""Images to draw where they have 256 × 256 pixels; of larger ones a band holds more pixels, and fewer will do."""
+_MIN_PROBES = 2
 TRUSTED_EXCESS = 1.25
 """A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
 
@@ -119,7 +121,7 @@ def predict_error(
     contrast: float = math.inf,
     periodic: Tensor | None = None,
     truth: Tensor | None = None,
-    n_probes: int = N_PROBES,
+    n_probes: int | None = None,
     seed: int = 0,
 ) -> PredictedError:
     """Predict the error of the estimate of one image.
@@ -131,11 +133,13 @@ def predict_error(
         contrast: of the image (see `contrast_of`); where the error is larger, nothing is trusted.
         periodic: the estimate of the same shape that takes the picture to repeat itself.
         truth: the image itself, of the same shape, to hold the prediction against.
-        n_probes: images to draw.
+        n_probes: images to draw; by default as many as the size asks for.
         seed: of the random numbers.
     """
-    noise, hidden, noise_detail = _probe(inverse, estimate, model, n_probes, seed)
     size = (estimate.shape[-2], estimate.shape[-1])
+    if n_probes is None:
+        n_probes = max(_MIN_PROBES, min(N_PROBES, round(N_PROBES * 256 / math.prod(size) ** 0.5)))
+    noise, hidden, noise_detail = _probe(inverse, estimate, model, n_probes, seed)
     distance = distance_from_edge(size, estimate.device)
     depth = min(max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), (min(size) + 1) // 2)
     band = distance.clamp_max(depth - 1)

@@ -14,7 +14,7 @@ from deconv_cli.report.png import data_uri, encode_png
 MAX_SIDE = 1024
 MIN_SIDE = 128
 # Bytes of all pictures together; base64 makes four of three.
-MAX_BYTES = 1_500_000
+MAX_BYTES = 1_300_000
 # Levels of a color map: more cannot be told apart, and would take twice the place.
 N_LEVELS = 64
 SCALE_LENGTH = 64

@@ -132,6 +132,17 @@ class TestAgainstTheExactPosterior:
             assert band.predicted == pytest.approx(band.actual, rel=0.15)
 
 
+@pytest.mark.parametrize(("side", "n_probes"), [(64, 8), (256, 8), (512, 4), (2048, 2)])
+def test_larger_pictures_need_fewer_probes(side, n_probes):
+    """Bands of a large picture hold more pixels: two probes of it are as sharp as eight of a small one."""
+    settings = InversionSettings(padding="same", boundary=Boundary.CIRCULAR, lam=1e-2, penalty=Penalty.GRADIENT)
+    inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (side, side), settings)
+    model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]), torch.ones(1, 1), 0.05)
+    found = [predict_error(inverse, torch.zeros(1, side, side), model, seed=seed) for seed in (1, 2)]
+    assert found[0].n_probes == n_probes
+    assert found[0].root_mean_square == pytest.approx(found[1].root_mean_square, rel=0.1)
+
+
 def test_what_the_border_hides_is_not_trusted():
     scene = read_image(SAMPLES / "camera.png").values[0].float() / 255
     y = deconv_cli.forward(scene, disk(9), boundary="circular")
