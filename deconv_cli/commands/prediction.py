@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.batch import Job
+from deconv_cli.commands.batch import TENSOR_SUFFIXES, Job
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.vocabulary import ROUNDING_NOISE, OutputDType
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
 
-FRACTIONAL_SUFFIXES = (".tif", ".tiff", ".npy", ".npz", ".pt", ".safetensors")
+FRACTIONAL_SUFFIXES = (".tif", ".tiff", *TENSOR_SUFFIXES)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
@@ -96,9 +96,8 @@ class PredictionOptions:
 
         if not self.is_asked_for:
             return None
-        for path in (self.error_map, self.trust_mask):
-            if path is not None and path == job.target:
-                raise UsageError(f"'{path}' is the output already; choose another name for what goes beside it.")
+        if job.target in self.outputs:
+            raise UsageError(f"'{job.target}' is the output already; choose another name for what goes beside it.")
         source = loaded.source
         truth = None if self.truth is None else read_image(self.truth, axes=None)
 

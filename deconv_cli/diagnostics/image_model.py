@@ -22,6 +22,7 @@ from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import host
+from deconv_cli.operators.circulant import widened
 from deconv_cli.vocabulary import Boundary, Penalty, Size
 
 _MAX_COMPONENTS = 2**16
@@ -216,7 +217,7 @@ class _Components:
 
 def _common_factor(estimate: Tensor, n_channels: int) -> Tensor:
     """Find G with GGᵀ the covariance of the gradients of the channels, of trace C_in."""
-    images = estimate.double() if estimate.device.type != "mps" else estimate
+    images = widened(estimate)
     if n_channels == 1:
         return torch.ones(1, 1, dtype=images.dtype, device=images.device)
     steps = [images.diff(dim=axis).movedim(-3, 0).flatten(1) for axis in (-2, -1)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.picard import RAYLEIGH_MEDIAN, tapered
 from deconv_cli.operators import host
+from deconv_cli.operators.circulant import widened
 
 # Cells of the plane of frequencies, and coefficients that a cell must hold for its median to be trusted.
 CELLS = 8
@@ -35,7 +36,8 @@ def noise_plateau(data: Tensor) -> float | None:
         The estimate in the units of the samples, or `None` where the lowest cells differ (something else than white
         noise fills them), or are hardly below the picture itself.
     """
-    sizes = torch.fft.rfft2(tapered(data.double() if data.device.type != "mps" else data), norm="ortho").abs()
+    wide = widened(data)
+    sizes = torch.fft.rfft2(tapered(wide), norm="ortho").abs()
     height, width = sizes.shape[-2:]
     planes = sizes.flatten(end_dim=-3)
     n_cells = max(min(CELLS, int(math.sqrt(len(planes) * height * width / MIN_COEFFICIENTS))), 1)
@@ -50,7 +52,7 @@ def noise_plateau(data: Tensor) -> float | None:
     )
     levels = [level / RAYLEIGH_MEDIAN for level in sorted(host.as_numbers(medians))]
     floor = [level for level in levels if level <= PLATEAU * levels[0]]
-    spread = host.as_number(data.double().std() if data.device.type != "mps" else data.std())
+    spread = host.as_number(wide.std())
     level = sum(floor) / len(floor)
     if level <= 0 or len(floor) < MIN_PART * len(levels) or level > MAX_FLOOR * spread:
         return None

@@ -15,6 +15,7 @@ from deconv_cli.diagnostics.residual import border_profile
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.operators import host
+from deconv_cli.solvers.problem import accumulation_dtype
 from deconv_cli.vocabulary import Penalty, Size
 
 # Noise in the estimate is called fitted if it is above this part of the data's own contrast, and above so many times
@@ -257,4 +258,4 @@ def _histogram(residual: Tensor) -> Histogram:
 
 
 def _rms(a: Tensor) -> float:
-    return host.as_number(a.square().mean(dtype=a.dtype if a.device.type == "mps" else torch.float64)) ** 0.5
+    return host.as_number(a.square().mean(dtype=accumulation_dtype(a))) ** 0.5

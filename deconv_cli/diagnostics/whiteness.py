@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import host
+from deconv_cli.operators.circulant import widened
 
 # Lags up to here along either axis.
 MAX_LAG = 5
@@ -45,8 +46,7 @@ def measure_whiteness(residual: Tensor) -> Whiteness:
     Args:
         residual: shape `(*batch, C, H, W)`.
     """
-    wide = residual if residual.device.type == "mps" else residual.double()
-    planes = wide.flatten(end_dim=-3)
+    planes = widened(residual).flatten(end_dim=-3)
     planes = planes - planes.mean(dim=(-2, -1), keepdim=True)
     height, width = planes.shape[-2:]
     lag = max(min(MAX_LAG, (min(height, width) - 1) // 2), 0)

@@ -2,7 +2,7 @@
 
 import pytest
 from cases import random
-from devices import DOUBLE, check_on_cuda, check_without_numbers, needs_cuda
+from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_cuda
 
 from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
@@ -57,10 +57,6 @@ CASES = [
         for n, boundary in [(1, Boundary.UNKNOWN), (2, Boundary.CIRCULAR), (2, Boundary.REFLECT)]
     ),
 ]
-
-
-def cases(*params):
-    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in params])
 
 
 @cases(*CASES)

@@ -2,7 +2,7 @@
 
 import pytest
 from cases import random
-from devices import DOUBLE, check_on_cuda, check_without_numbers, needs_cuda
+from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_cuda
 
 from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.noise_level import estimate_noise
@@ -72,10 +72,6 @@ CASES = [
     ),
     pytest.param(noise, random((1, 60, 60)).abs() + 1, id="noise"),
 ]
-
-
-def cases(*params):
-    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in params])
 
 
 @cases(*CASES)

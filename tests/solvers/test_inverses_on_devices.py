@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from cases import random
-from devices import DOUBLE, check_on_cuda, check_without_numbers, needs_cuda
+from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_cuda
 
 from deconv_cli.operators.circulant import torus_symbol
 from deconv_cli.operators.convolution import Convolution
@@ -266,10 +266,6 @@ DERIVED = [
     pytest.param(derive, TALL, strip_inverse, Boundary.REFLECT, LAMBDA, Penalty.GRADIENT, id="derivative-strip"),
 ]
 DIRECTLY_DERIVED = pytest.param(derive, TALL, direct_inverse, Boundary.ZERO, LAMBDA, id="derivative-direct")
-
-
-def cases(*params):
-    return pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in params])
 
 
 @cases(*BLOCKS, *CIRCULAR, *STRIP, *strip_cases(PAIRS), *DIRECT, *direct_cases(PAIRS), *ITERATIVE)
