@@ -27,7 +27,7 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
-from deconv_cli.vocabulary import Boundary, Method, Penalty, Prior
+from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.library import check_gradients
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Boundary",
+    "BOUNDARIES",
+    "PENALTIES",
+    "PRIORS",
+    "SOLVERS",
     "DeconvError",
     "Examination",
     "FileAccessError",
     "InputRefusedError",
     "MalformedInputError",
-    "Method",
-    "Penalty",
-    "Prior",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",

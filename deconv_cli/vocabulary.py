@@ -7,63 +7,26 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal, TypeAlias, TypeVar
 
 from deconv_cli.errors import UsageError
 
-Size: TypeAlias = tuple[int, int]
-"""Height and width in pixels, or their counterparts of a kernel or a padding."""
+Size: TypeAlias = tuple[int, ...]
+"""One whole number for each axis of space: height and width of an image, or their counterparts of a kernel."""
 
-PaddingLike: TypeAlias = "str | int | tuple[int, int] | list[int]"
-"""`same`, `valid`, `full`, one whole number, or one for the rows and one for the columns."""
-
-
-class Boundary(StrEnum):
-    """What lies outside the image."""
-
-    ZERO = "zero"
-    CIRCULAR = "circular"
-    REFLECT = "reflect"
-    """Mirrored, the edge pixel not repeated (torch's `reflect`)."""
-    SYMMETRIC = "symmetric"
-    """Mirrored, the edge pixel repeated (NumPy's `symmetric`)."""
-    REPLICATE = "replicate"
-    UNKNOWN = "unknown"
-    """Nothing is assumed: the pixels outside are estimated too, then cropped away."""
+PaddingLike: TypeAlias = "str | int | tuple[int, ...] | list[int]"
+"""`same`, `valid`, `full`, one whole number, or one for each axis of space."""
 
 
-class Penalty(StrEnum):
-    """The operator L in the penalty λ·σ²max·‖Lx‖²."""
+class InputKind(StrEnum):
+    """What an input is, and so which defaults suit it."""
 
-    IDENTITY = "identity"
-    GRADIENT = "gradient"
-    LAPLACIAN = "laplacian"
-
-
-class Method(StrEnum):
-    """How the inverse is computed."""
-
-    AUTO = "auto"
-    FFT = "fft"
-    """In closed form, frequency by frequency."""
-    STRIP = "strip"
-    """By an iteration on the unobserved strip around the image alone."""
-    DIRECT = "direct"
-    """By one dense system on the border, factored once."""
-    ITERATIVE = "iterative"
-    """By an iteration on the whole image."""
-    RICHARDSON_LUCY = "richardson-lucy"
-    """By multiplicative steps towards the likeliest image under Poisson noise; no linear inverse."""
-
-
-class Prior(StrEnum):
-    """What is taken to be likely of an image before it was seen."""
-
-    QUADRATIC = "quadratic"
-    """That a penalty λ·σ²max·‖Lx‖² is small."""
-    TV = "tv"
-    """That the total variation is small: flat regions with sharp edges."""
+    TENSOR = "tensor"
+    """Noise-free samples of a network's layer."""
+    PICTURE = "picture"
+    """A noisy part of a larger scene."""
 
 
 class LambdaRule(StrEnum):
@@ -136,6 +99,17 @@ def parse_word(words: type[Word], text: str, name: str) -> Word:
         return words(text)
     except ValueError:
         raise UsageError(f"{name} must be one of {', '.join(words)}, but is '{text}'.") from None
+
+
+def check_name(names: Iterable[str], text: object, kind: str) -> str:
+    """Give a name back if it is one of a list.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(text, str) or text not in names:
+        raise UsageError(f"{kind} must be one of {', '.join(names)}, but is '{text}'.")
+    return str(text)
 
 
 PADDING_WORDS = ("same", "valid", "full")

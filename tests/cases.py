@@ -10,7 +10,8 @@ from torch import Tensor
 
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.vocabulary import Boundary, PaddingLike
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.vocabulary import PaddingLike
 
 PADDINGS: tuple[PaddingLike, ...] = ("same", "valid", "full", 0, 1, (2, 1))
 
@@ -32,7 +33,7 @@ IMAGE_SIZES = ((7, 6), (8, 9))
 class Case:
     """One convolution on one image size."""
 
-    boundary: Boundary
+    boundary: str
     padding: PaddingLike
     shape: tuple[int, int, int, int]
     size: tuple[int, int]
@@ -53,7 +54,7 @@ class Case:
         return Convolution(self.kernel(dtype), self.geometry(), self.boundary)
 
 
-ALL_CASES = [Case(*values) for values in itertools.product(Boundary, PADDINGS, KERNEL_SHAPES, IMAGE_SIZES)]
+ALL_CASES = [Case(*values) for values in itertools.product(BOUNDARIES, PADDINGS, KERNEL_SHAPES, IMAGE_SIZES)]
 
 
 def named(cases: list[Case]) -> dict[str, object]:

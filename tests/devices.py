@@ -1,10 +1,10 @@
 """Arithmetic for a device that is not there: what it computes is only shapes, but on the device, all of it.
 
-A task is a function of tensors. It runs on the CPU first, where every answer of `deconv_cli.operators.host` is written
+A task is a function of tensors. It runs on the CPU first, where every answer of `operators.synchronize` is written
 down; then on tensors without numbers under `FakeTensorMode`, where those answers are read out again. So the second run
 takes the very branches of the first one (converged or not, blocks in doubt or none), and data-dependent shapes are
 those of the first one. A tensor on another device, whatever made it, ends it, and so does a number that is read
-past `host`, or a type that the device has not.
+past `synchronize`, or a type that the device has not.
 
 Under the same watch a task may run on torch's own device without numbers, "meta". So must those that build a graph of
 derivatives, for which torch asks a device for its streams, and a build without that device ends the process.
@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 
 READS = (
     "holds_anywhere",
@@ -148,7 +148,7 @@ def record(task: Task, inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[tupl
 
     with ExitStack() as replaced:
         for name in READS:
-            replaced.enter_context(mock.patch.object(host, name, noting(name, getattr(host, name))))
+            replaced.enter_context(mock.patch.object(synchronize, name, noting(name, getattr(synchronize, name))))
         return tensors(task(*inputs)), tape
 
 
@@ -182,7 +182,7 @@ def replay(
             replaced.enter_context(SpelledOut())
         guard = replaced.enter_context(OnlyOn(device, barred))
         for name in READS:
-            replaced.enter_context(mock.patch.object(host, name, telling(name)))
+            replaced.enter_context(mock.patch.object(synchronize, name, telling(name)))
         results = tensors(task(*without_numbers(inputs)))
     assert guard.n_operations > 0
     assert not waiting, f"the run on the CPU went on, and asked {waiting[0][0]}"

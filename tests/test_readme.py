@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.vocabulary import Boundary
+from deconv_cli.parts import BOUNDARIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_python_lines_run(tmp_path, monkeypatch):
     assert torch.equal(names["P"](names["y"]), names["x_hat"])
 
 
-@pytest.mark.parametrize("word", list(Boundary))
+@pytest.mark.parametrize("word", list(BOUNDARIES))
 def test_every_boundary_is_in_the_table(word):
     assert f"| `{word}` |" in README
 

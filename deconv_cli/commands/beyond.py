@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deconv_cli.commands import options
 from deconv_cli.commands.context import OptionValues
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Method, Prior, parse_positive
+from deconv_cli.vocabulary import parse_positive
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.estimators import Wishes
@@ -18,8 +19,12 @@ NonnegativeOption = Annotated[
     bool, typer.Option("--nonnegative", help="Minimize among images without negative pixels.")
 ]
 PriorOption = Annotated[
-    Prior,
-    typer.Option("--prior", help="What is likely of an image: a small penalty, or (tv) flat regions with sharp edges."),
+    str,
+    typer.Option(
+        "--prior",
+        **options.one_of("prior", ("quadratic", "tv")),
+        help="What is likely of an image: a small penalty, or (tv) flat regions with sharp edges.",
+    ),
 ]
 WeightOption = Annotated[
     str | None,
@@ -47,14 +52,14 @@ class BeyondOptions:
     """What was asked for beyond a quadratic penalty; `None` where nothing was typed."""
 
     nonnegative: bool = False
-    prior: Prior = Prior.QUADRATIC
+    prior: str = "quadratic"
     weight: float | Literal["auto"] | None = None
     gain: float | Literal["auto"] | None = None
     noise_sigma: float | None = None
 
     @classmethod
     def parse(
-        cls, nonnegative: bool, prior: Prior, weight: str | None, gain: str | None, noise_sigma: float | None
+        cls, nonnegative: bool, prior: str, weight: str | None, gain: str | None, noise_sigma: float | None
     ) -> BeyondOptions:
         """Read what was typed.
 
@@ -82,18 +87,18 @@ class BeyondOptions:
 
         return Wishes(self.nonnegative, self.prior, self.weight, self.gain, self.noise_sigma)
 
-    def retyped(self, method: Method) -> OptionValues:
+    def retyped(self, method: str) -> OptionValues:
         """Give the options that make the same estimate again, in place of those of a quadratic penalty alone."""
-        if method is Method.RICHARDSON_LUCY:
-            return {"--lambda": None, "--penalty": None, "--method": method.value, "--gain": _typed(self.gain)}
-        if self.prior is Prior.TV:
+        if method == "richardson-lucy":
+            return {"--lambda": None, "--penalty": None, "--method": method, "--gain": _typed(self.gain)}
+        if self.prior == "tv":
             # Not the weight that was found: another way to it would end at other last digits.
             weight = "auto" if self.weight is None else _typed(self.weight)
             return {
                 "--lambda": None,
                 "--penalty": None,
-                "--method": Method.AUTO.value,
-                "--prior": self.prior.value,
+                "--method": "auto",
+                "--prior": self.prior,
                 "--weight": weight,
             }
         return {"--nonnegative": True} if self.nonnegative else {}

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.subject import Subject
     from deconv_cli.gradients.verdicts import Examination
     from deconv_cli.io.data import DataFile
-    from deconv_cli.io.models import ModelFile
-    from deconv_cli.io.named_code import NamedCode
+    from deconv_cli.models.model_files import ModelFile
+    from deconv_cli.models.named_code import NamedCode
 
 EXAMPLE = (
     "Example: deconv check-grad sample_images/network.safetensors --model sample_images/network.py:Network "
@@ -263,8 +263,8 @@ def _open_case(asked: _Asked) -> _Case:
     from deconv_cli.gradients.inputs import InputSpec, draw_inputs, guess_inputs, sort_data
     from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, takes_target, user_loss
     from deconv_cli.gradients.subject import Subject, seed_everything
-    from deconv_cli.io.models import build_model, read_model
-    from deconv_cli.io.named_code import load_named
+    from deconv_cli.models.model_files import build_model, read_model
+    from deconv_cli.models.named_code import load_named
 
     seed_everything(asked.seed)  # weights that --model makes are the same each time
     named = load_named(asked.model, "--model") if asked.model else None
@@ -509,7 +509,7 @@ def _told_failure(path: Path) -> Iterator[None]:
 def _record(case: _Case, examination: Examination, expectations: list[tuple[str, str]], mode: Mode) -> dict[str, Any]:
     from importlib import metadata
 
-    from deconv_cli.io.model_format import ModelFormat
+    from deconv_cli.models.model_format import ModelFormat
     from deconv_cli.report.examination import describe_examination
 
     examination.notes[:0] = case.notes

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from deconv_cli.commands.batch import Job
-    from deconv_cli.io import ImageFile, KernelFile, OutputPlan, PreparedOutput
+    from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.models.kernel_files import KernelFile
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 OptionValues = dict[str, Any]
@@ -80,8 +81,8 @@ class Context:
         dtype: ArithmeticDType | None,
     ) -> Context:
         """Find the device and read the kernel."""
-        from deconv_cli.io import read_kernel
         from deconv_cli.kernels.kernel import Kernel
+        from deconv_cli.models.kernel_files import read_kernel
         from deconv_cli.workflows.arithmetic import pick_device
 
         where = pick_device(device)
@@ -99,7 +100,8 @@ class Context:
         cls, command: str, path: Path, files: FileOptions, device: DeviceChoice, max_memory: int | None
     ) -> tuple[Context, FactorFile]:
         """Find the device and read a saved inverse, whose kernel takes the place of a kernel's file."""
-        from deconv_cli.io import KernelFile, fingerprint
+        from deconv_cli.io import fingerprint
+        from deconv_cli.models.kernel_files import KernelFile
         from deconv_cli.saved_inverses import KernelOrigin, read_inverse
         from deconv_cli.workflows.arithmetic import pick_device
 

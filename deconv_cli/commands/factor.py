@@ -12,19 +12,11 @@ from deconv_cli.commands import options
 from deconv_cli.commands.console import print_document
 from deconv_cli.commands.context import KernelOptions, OptionValues, command_line, retyped_kernel
 from deconv_cli.commands.summary import print_factor_summary
-from deconv_cli.vocabulary import (
-    Boundary,
-    DeviceChoice,
-    Method,
-    Penalty,
-    format_padding,
-    parse_memory,
-    parse_padding,
-    parse_size,
-)
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
+from deconv_cli.vocabulary import DeviceChoice, format_padding, parse_memory, parse_padding, parse_size
 
 if TYPE_CHECKING:
-    from deconv_cli.io import KernelFile
+    from deconv_cli.models.kernel_files import KernelFile
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 EXAMPLE = (
@@ -50,8 +42,13 @@ def factor(
         Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)
     ],
     boundary: Annotated[
-        Boundary, typer.Option("--boundary", help="What lay outside; unknown is best for photographs.")
-    ] = Boundary.ZERO,
+        str,
+        typer.Option(
+            "--boundary",
+            **options.one_of("boundary", BOUNDARIES),
+            help="What lay outside; unknown is best for photographs.",
+        ),
+    ] = "zero",
     padding: Annotated[
         str, typer.Option("--padding", metavar="same|valid|full|N|NH,NW", help="How far the kernel reached outside.")
     ] = "same",
@@ -66,8 +63,13 @@ def factor(
         ),
     ] = None,
     penalty: Annotated[
-        Penalty, typer.Option("--penalty", help="What is kept small; gradient is best for photographs.")
-    ] = Penalty.IDENTITY,
+        str,
+        typer.Option(
+            "--penalty",
+            **options.one_of("penalty", PENALTIES),
+            help="What is kept small; gradient is best for photographs.",
+        ),
+    ] = "identity",
     rcond: Annotated[
         float | None,
         typer.Option(
@@ -76,7 +78,9 @@ def factor(
             show_default=False,
         ),
     ] = None,
-    method: Annotated[Method, typer.Option("--method", help="How to solve.")] = Method.AUTO,
+    method: Annotated[
+        str, typer.Option("--method", **options.one_of("method", method_names()), help="How to solve.")
+    ] = "auto",
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -100,8 +104,9 @@ def factor(
     image_size, padding_value = parse_size(size), parse_padding(padding)
     n_bytes = None if max_memory is None else parse_memory(max_memory)
 
-    from deconv_cli.io import fingerprint, read_kernel
+    from deconv_cli.io import fingerprint
     from deconv_cli.io.saved_state import check_state_place
+    from deconv_cli.models.kernel_files import read_kernel
     from deconv_cli.report.memory import peak_memory_bytes
     from deconv_cli.report.record import SCHEMA, describe_environment, describe_kernel, describe_well_posedness
     from deconv_cli.saved_inverses import KernelOrigin, SavedInverse, write_inverse
@@ -172,12 +177,12 @@ def factor(
 def _describe_problem(inverse: PseudoInverse) -> dict[str, Any]:
     problem, settings = inverse.problem, inverse.settings
     return {
-        "boundary": problem.operator.boundary.value,
+        "boundary": problem.operator.boundary,
         "padding": format_padding(settings.padding),
-        "method": inverse.choice.method.value,
+        "method": inverse.choice.method,
         "method_reason": inverse.choice.reason,
         "lambda": problem.lam,
-        "penalty": problem.penalty.value,
+        "penalty": problem.penalty,
         "rcond": inverse.rcond,
         "tolerance": inverse.tolerance,
         "max_iterations": settings.max_iterations,
@@ -192,12 +197,12 @@ def _retyped(
     return {
         **retyped_kernel(kernel_options, read),
         "--size": ",".join(map(str, inverse.geometry.image_size)),
-        "--boundary": problem.operator.boundary.value,
+        "--boundary": problem.operator.boundary,
         "--padding": format_padding(settings.padding),
         "--lambda": repr(problem.lam),
-        "--penalty": problem.penalty.value,
+        "--penalty": problem.penalty,
         "--rcond": settings.rcond,
-        "--method": inverse.choice.method.value,
+        "--method": inverse.choice.method,
         "--tolerance": inverse.tolerance,
         "--max-iterations": settings.max_iterations,
         "--max-memory": max_memory,

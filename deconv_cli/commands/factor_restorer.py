@@ -104,7 +104,7 @@ class FactorRestorer(Restorer):
             return []
         settings = self._factor.inverse.settings
         pairs = [
-            ("boundary", recorded.boundary.value, settings.boundary.value),
+            ("boundary", recorded.boundary, settings.boundary),
             ("padding", format_padding(recorded.padding), format_padding(settings.padding)),
         ]
         notes = [

@@ -152,7 +152,7 @@ class _Reader:
         }
 
     def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
-        from deconv_cli.io import read_kernel
+        from deconv_cli.models.kernel_files import read_kernel
         from deconv_cli.report.inspection import describe_kernel_facts
         from deconv_cli.workflows.inspect import inspect_kernel
 

@@ -13,23 +13,14 @@ from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
 from deconv_cli.commands.beyond import BeyondOptions, GainOption, NonnegativeOption, PriorOption, WeightOption
 from deconv_cli.commands.context import Context, FileOptions, KernelOptions
 from deconv_cli.commands.factor_restorer import FactorRestorer, refuse_fixed
-from deconv_cli.commands.kernel_restorer import InversionOptions, InvertBoundary, KernelRestorer
+from deconv_cli.commands.kernel_restorer import InversionOptions, KernelRestorer
 from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.restorer import Restorer
 from deconv_cli.commands.typed_options import was_typed
 from deconv_cli.commands.views import Views
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import (
-    DeviceChoice,
-    LambdaRule,
-    Method,
-    Penalty,
-    Prior,
-    parse_lambda,
-    parse_memory,
-    parse_padding,
-    parse_sigma,
-)
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
+from deconv_cli.vocabulary import DeviceChoice, LambdaRule, parse_lambda, parse_memory, parse_padding, parse_sigma
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
@@ -49,13 +40,14 @@ def invert(
     ] = None,
     output: options.OutputOption = None,
     boundary: Annotated[
-        InvertBoundary,
+        str,
         typer.Option(
             "--boundary",
+            **options.one_of("boundary", ("auto", *BOUNDARIES)),
             help="What lay outside. auto: what deconv forward recorded in the file; else unknown for pictures, "
             "zero for tensors.",
         ),
-    ] = InvertBoundary.AUTO,
+    ] = "auto",
     padding: Annotated[
         str | None,
         typer.Option(
@@ -88,9 +80,10 @@ def invert(
         ),
     ] = "auto",
     penalty: Annotated[
-        Penalty | None,
+        str | None,
         typer.Option(
             "--penalty",
+            **options.one_of("penalty", PENALTIES),
             help="What is kept small. Default: gradient for pictures, identity for tensors.",
             show_default=False,
         ),
@@ -104,9 +97,11 @@ def invert(
         ),
     ] = None,
     nonnegative: NonnegativeOption = False,
-    prior: PriorOption = Prior.QUADRATIC,
+    prior: PriorOption = "quadratic",
     weight: WeightOption = None,
-    method: Annotated[Method, typer.Option("--method", help="How to solve.")] = Method.AUTO,
+    method: Annotated[
+        str, typer.Option("--method", **options.one_of("method", method_names()), help="How to solve.")
+    ] = "auto",
     gain: GainOption = None,
     tolerance: Annotated[
         float | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from deconv_cli.commands.beyond import BeyondOptions
@@ -11,7 +10,7 @@ from deconv_cli.commands.context import Context, Input, OptionValues
 from deconv_cli.commands.prediction import PredictionOptions, rounding_noise
 from deconv_cli.commands.restorer import Border, Posed, Restorer, recorded_border
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import AUTO, Boundary, LambdaRule, Method, PaddingLike, Penalty, format_padding
+from deconv_cli.vocabulary import AUTO, LambdaRule, PaddingLike, format_padding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,21 +22,9 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
 
-PICTURE_PENALTY = Penalty.GRADIENT
+PICTURE_PENALTY = "gradient"
 """For pictures, which are noisy and mostly smooth. A penalty on the pixels themselves would pull what lies outside the
 frame to black, and show it as bright lines along the edges."""
-
-
-class InvertBoundary(StrEnum):
-    """The borders that can be undone, or `auto`."""
-
-    AUTO = "auto"
-    ZERO = "zero"
-    CIRCULAR = "circular"
-    REFLECT = "reflect"
-    SYMMETRIC = "symmetric"
-    REPLICATE = "replicate"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -45,13 +32,13 @@ class InversionOptions:
     """How to invert, as typed; `None` where the input decides."""
 
     padding: PaddingLike | None
-    boundary: InvertBoundary
+    boundary: str
     lam: float | Literal["auto"] | None
     lambda_rule: LambdaRule | None
     noise_sigma: float | None
-    penalty: Penalty | None
+    penalty: str | None
     rcond: float | None
-    method: Method
+    method: str
     tolerance: float | None
     max_iterations: int
     max_memory: int | None
@@ -95,15 +82,15 @@ class KernelRestorer(Restorer):
         choice = self._choose(loaded, border, penalty)
         return Posed(border, penalty, choice.lam, choice.reason, choice)
 
-    def _choose(self, loaded: Input, border: Border, penalty: Penalty) -> LambdaChoice:
-        from deconv_cli.solvers.settings import InversionSettings
+    def _choose(self, loaded: Input, border: Border, penalty: str) -> LambdaChoice:
+        from deconv_cli.settings import ResolvedSettings
         from deconv_cli.workflows.invert import choose_for_output
 
         settings, kernel_file = self._settings, self._context.kernel_file
         return choose_for_output(
             loaded.values,
             kernel_file.kernel,
-            InversionSettings(
+            ResolvedSettings(
                 padding=border.padding,
                 boundary=border.boundary,
                 penalty=penalty,
@@ -118,7 +105,7 @@ class KernelRestorer(Restorer):
 
     def inverse_for(self, values: Tensor, posed: Posed) -> Estimator:
         """Build the inverse, or take the last one if it fits; what depends on the data is built for each."""
-        from deconv_cli.solvers.settings import InversionSettings
+        from deconv_cli.settings import ResolvedSettings
         from deconv_cli.workflows.invert import estimator_for_output, inverse_for_output
 
         wanted = (
@@ -131,7 +118,7 @@ class KernelRestorer(Restorer):
         )
         if self._inverse is None or self._built_for != wanted:
             self._inverse = None  # the old one's memory first
-            settings = InversionSettings(
+            settings = ResolvedSettings(
                 padding=posed.border.padding,
                 boundary=posed.border.boundary,
                 lam=posed.lam,
@@ -153,12 +140,12 @@ class KernelRestorer(Restorer):
         """Give the options that make the same inverse again."""
         settings = self._settings
         return {
-            "--boundary": posed.border.boundary.value,
+            "--boundary": posed.border.boundary,
             "--padding": format_padding(posed.border.padding),
             "--lambda": repr(posed.lam),
-            "--penalty": posed.penalty.value,
+            "--penalty": posed.penalty,
             "--rcond": settings.rcond,
-            "--method": result.choice.method.value,
+            "--method": result.choice.method,
             "--tolerance": result.tolerance,
             "--max-iterations": settings.max_iterations,
             "--max-memory": settings.max_memory,
@@ -173,12 +160,12 @@ def resolve_border(source: ImageFile, settings: InversionOptions, kernel_sha256:
     padding = settings.padding
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
-    if settings.boundary is not InvertBoundary.AUTO:
-        return Border(Boundary(settings.boundary.value), padding, "asked for", [])
+    if settings.boundary != "auto":
+        return Border(settings.boundary, padding, "asked for", [])
     if recorded is None:
         if source.is_picture:
-            return Border(Boundary.UNKNOWN, padding, "a picture shows part of a larger scene", [])
-        return Border(Boundary.ZERO, padding, "layers of networks pad their tensors with zeros", [])
+            return Border("unknown", padding, "a picture shows part of a larger scene", [])
+        return Border("zero", padding, "layers of networks pad their tensors with zeros", [])
     notes = []
     if recorded.kernel_sha256 != kernel_sha256:
         notes.append(
@@ -188,12 +175,12 @@ def resolve_border(source: ImageFile, settings: InversionOptions, kernel_sha256:
     return Border(recorded.boundary, padding, "recorded in the file by deconv forward", notes)
 
 
-def resolve_penalty(source: ImageFile, settings: InversionOptions, kernel: Kernel) -> Penalty:
+def resolve_penalty(source: ImageFile, settings: InversionOptions, kernel: Kernel) -> str:
     """Settle the penalty: as typed, else by the kind of file, as far as the kernel allows it."""
     if settings.penalty is not None:
         return settings.penalty
     n_outputs, n_inputs = kernel.taps.shape[:2]
-    return PICTURE_PENALTY if source.is_picture and n_outputs >= n_inputs else Penalty.IDENTITY
+    return PICTURE_PENALTY if source.is_picture and n_outputs >= n_inputs else "identity"
 
 
 def resolve_lambda(source: ImageFile, settings: InversionOptions) -> tuple[float | Literal["auto"], str]:

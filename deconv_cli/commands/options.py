@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from deconv_cli.vocabulary import ArithmeticDType, Convention, DeviceChoice, OutputDType
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import ArithmeticDType, Convention, DeviceChoice, OutputDType, check_name
+
+
+def one_of(kind: str, names: Iterable[str]) -> dict[str, Any]:
+    """Give what makes an option take one of several names, and list them in its help.
+
+    Args:
+        kind: what the name is of, in the message.
+        names: those that there are.
+    """
+    listed = tuple(names)
+
+    def parse(text: str) -> str:
+        try:
+            return check_name(listed, text, kind)
+        except UsageError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return {"parser": parse, "metavar": "|".join(listed), "autocompletion": lambda: list(listed)}
+
 
 InputsArgument = Annotated[
     list[Path],

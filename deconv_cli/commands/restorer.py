@@ -11,7 +11,8 @@ from deconv_cli.commands.context import Context, Input, OptionValues
 from deconv_cli.commands.prediction import PredictionOptions
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.views import Views
-from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, parse_padding
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.vocabulary import PaddingLike, parse_padding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Border:
     """What is taken to lie outside the image, and why."""
 
-    boundary: Boundary
+    boundary: str
     padding: PaddingLike
     reason: str
     notes: list[str]
@@ -38,7 +39,7 @@ class Posed:
     """What is inverted for one input, and why."""
 
     border: Border
-    penalty: Penalty
+    penalty: str
     lam: float
     lambda_reason: str
     lambda_choice: LambdaChoice | None = None
@@ -117,7 +118,7 @@ class Restorer(ABC):
             diagnosis, findings = views.diagnose(inverse, result, loaded, bias, self._prediction.sigma)
         details: dict[str, Any] = {
             "factor": None if context.factor is None else context.factor.record,
-            "boundary": border.boundary.value,
+            "boundary": border.boundary,
             "boundary_reason": border.reason,
             **describe_reconstruction(result),
             "lambda_reason": None if result.lam is None else posed.lambda_reason,
@@ -138,7 +139,7 @@ class Restorer(ABC):
 class RecordedBorder:
     """What `deconv forward` wrote into a file about how it was made."""
 
-    boundary: Boundary
+    boundary: str
     padding: PaddingLike
     kernel_path: str
     kernel_sha256: str
@@ -152,7 +153,10 @@ def recorded_border(source: ImageFile) -> RecordedBorder | None:
     try:
         kernel = record["kernel"]
         return RecordedBorder(
-            Boundary(record["boundary"]), parse_padding(record["padding"]), str(kernel["path"]), str(kernel["sha256"])
+            BOUNDARIES.check(record["boundary"]),
+            parse_padding(record["padding"]),
+            str(kernel["path"]),
+            str(kernel["sha256"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

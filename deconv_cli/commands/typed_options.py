@@ -10,7 +10,7 @@ import typer
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from deconv_cli.io.models import ModelFile
+    from deconv_cli.models.model_files import ModelFile
 
 
 def was_typed(invocation: typer.Context, name: str) -> bool:
@@ -72,7 +72,7 @@ def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -
     Raises:
         UsageError: for the first that would be ignored.
     """
-    from deconv_cli.io.model_format import ModelFormat
+    from deconv_cli.models.model_format import ModelFormat
 
     kind = stored.kind
     is_program = kind in (ModelFormat.EXPORTED, ModelFormat.TORCHSCRIPT)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.torus_modes import TorusModes, symbol_at
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded, singular_values
-from deconv_cli.vocabulary import Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # A map finer than this along either axis shows nothing more.
 MAX_MAP = 192
@@ -49,7 +49,7 @@ class Conditioning:
     is_sampled: bool
 
 
-def measure_conditioning(modes: TorusModes, *, weight: float, penalty: Penalty, rcond: float) -> Conditioning:
+def measure_conditioning(modes: TorusModes, *, weight: float, penalty: str, rcond: float) -> Conditioning:
     """Describe a kernel and its regularized inverse by the kernel's modes.
 
     Args:
@@ -59,26 +59,26 @@ def measure_conditioning(modes: TorusModes, *, weight: float, penalty: Penalty, 
         rcond: singular values up to this fraction of the largest count as zero.
     """
     sigma, n_points = modes.sigma, modes.torus[0] * modes.torus[1]
-    largest = host.as_number(sigma.max())
+    largest = synchronize.as_number(sigma.max())
     threshold = rcond * largest
     gain = estimator_gain(modes, weight=weight, penalty=penalty, threshold=threshold)
     weights = modes.weights[..., None]
     n_unknowns = modes.vh.shape[-1] * n_points
     return Conditioning(
         sigma_max=largest,
-        sigma_min=host.as_number(sigma.min()),
+        sigma_min=synchronize.as_number(sigma.min()),
         threshold=threshold,
-        rank=round(host.as_number((weights * (sigma > threshold)).sum())),
+        rank=round(synchronize.as_number((weights * (sigma > threshold)).sum())),
         n_values=sigma.shape[-1] * n_points,
-        noise_gain=(host.as_number((weights * gain.square()).sum()) / n_unknowns) ** 0.5,
-        degrees_of_freedom=host.as_number((weights * gain * sigma).sum()),
+        noise_gain=(synchronize.as_number((weights * gain.square()).sum()) / n_unknowns) ** 0.5,
+        degrees_of_freedom=synchronize.as_number((weights * gain * sigma).sum()),
         n_unknowns=n_unknowns,
         n_data=modes.u.shape[-2] * n_points,
         is_sampled=not modes.is_complete,
     )
 
 
-def estimator_gain(modes: TorusModes, *, weight: float, penalty: Penalty, threshold: float) -> Tensor:
+def estimator_gain(modes: TorusModes, *, weight: float, penalty: str, threshold: float) -> Tensor:
     """Compute what the inverse does along each mode: σ / (σ² + μ|l|²), shape `(R, C, m)`.
 
     What neither the kernel nor the penalty sees, and for μ = 0 what is not above the threshold, is left at zero.
@@ -107,8 +107,8 @@ def null_share_of_inputs(modes: TorusModes, images: Tensor, threshold: float) ->
 
 def _null_share(modes: TorusModes, coefficients: Tensor, energy: Tensor, threshold: float) -> float:
     squares = torch.view_as_real(coefficients).square().sum(-1)
-    seen = host.as_number((modes.weights[..., None] * torch.where(modes.sigma > threshold, squares, 0)).sum())
-    whole = host.as_number((modes.weights * energy).sum())
+    seen = synchronize.as_number((modes.weights[..., None] * torch.where(modes.sigma > threshold, squares, 0)).sum())
+    whole = synchronize.as_number((modes.weights * energy).sum())
     return max(1 - seen / whole, 0.0) if whole > 0 else 0.0
 
 
@@ -122,7 +122,7 @@ def gain_map(taps: Tensor, image_size: Size) -> Tensor:
     Returns:
         Shape `(2, n1, n2)`, at the frequencies of `fftshift(fftfreq(n))` cycles a pixel along either axis.
     """
-    wide = widened(taps.detach())
+    wide = to_float64(taps.detach())
     n_outputs, n_inputs = wide.shape[:2]
     affordable = MAX_MAP_OPERATIONS / max(n_outputs * n_inputs * min(n_outputs, n_inputs), 1)
     side = max(int(min(MAX_MAP, affordable**0.5)), 8)

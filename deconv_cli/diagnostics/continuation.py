@@ -12,9 +12,8 @@ from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, Penalty
 
 _MAX_SIDE = 768
 _MAX_SIDE_OF_BLOCKS = 384
@@ -47,14 +46,14 @@ class Continuation:
     """
 
     def __init__(
-        self, y: Tensor, kernel: Kernel, *, boundary: Boundary, penalty: Penalty, max_memory: int | None = None
+        self, y: Tensor, kernel: Kernel, *, boundary: str, penalty: str, max_memory: int | None = None
     ) -> None:
         self.kernel, self.penalty, self.max_memory = kernel, penalty, max_memory
         outputs = kernel.split(y, are_outputs=True)
         size = (y.shape[-2], y.shape[-1])
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
-        self.is_periodic = boundary is Boundary.CIRCULAR and max(size) <= side
+        self.is_periodic = boundary == "circular" and max(size) <= side
         self.piece = _middle(outputs.reshape(-1, *outputs.shape[-3:]), side)
         self.window = (self.piece.shape[-2], self.piece.shape[-1])
         self.torus = self.window if self.is_periodic else self._roomy_torus()
@@ -85,9 +84,9 @@ class Continuation:
         geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
         # λ is measured by the largest singular value on the torus of the whole image, not on that of the piece.
         scale = (self.sigma_max / kernel_spectrum(self.kernel.taps, geometry.image_size).sigma_max) ** 2
-        settings = InversionSettings(
+        settings = ResolvedSettings(
             padding="valid",
-            boundary=Boundary.UNKNOWN,
+            boundary="unknown",
             lam=lam * scale,
             penalty=self.penalty,
             tolerance=_TOLERANCE,

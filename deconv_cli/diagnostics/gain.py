@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.problem import accumulation_dtype
 
 N_BINS = 10
@@ -43,16 +43,16 @@ def estimate_gain(y: Tensor) -> float | None:
         return None
     mean = means[: n * N_BINS].reshape(N_BINS, n).mean(dim=1)
     variance = _clipped_variance(squares[: n * N_BINS].reshape(N_BINS, n))
-    if not host.holds_everywhere((mean > 0) & (variance > 0)):
+    if not synchronize.holds_everywhere((mean > 0) & (variance > 0)):
         return None
     brightness, size = mean.log(), variance.log()
-    if host.as_number((brightness[-1] - brightness[0]).exp()) < MIN_RANGE:
+    if synchronize.as_number((brightness[-1] - brightness[0]).exp()) < MIN_RANGE:
         return None
     around = brightness - brightness.mean()
-    power = host.as_number((around * (size - size.mean())).sum() / around.square().sum())
+    power = synchronize.as_number((around * (size - size.mean())).sum() / around.square().sum())
     if not MIN_POWER <= power <= MAX_POWER:
         return None
-    return host.as_number((variance / mean).median())
+    return synchronize.as_number((variance / mean).median())
 
 
 def _clipped_variance(squares: Tensor) -> Tensor:

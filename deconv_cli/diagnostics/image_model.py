@@ -21,9 +21,9 @@ from torch import Tensor
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
-from deconv_cli.vocabulary import Boundary, Penalty, Size
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
+from deconv_cli.vocabulary import Size
 
 _MAX_COMPONENTS = 2**16
 _N_STEPS = 60
@@ -57,7 +57,7 @@ class ImageModel:
     @property
     def exponent(self) -> float:
         """How fast the amplitude falls with frequency, on average: p in 1 / θᵖ, at a radian a pixel."""
-        return -host.as_number(self.coefficients[_N_ANGULAR])
+        return -synchronize.as_number(self.coefficients[_N_ANGULAR])
 
     def power(self, torus: Size) -> Tensor:
         """E|x|² at the frequencies of `rfft2` on a torus, shape `(N1, N2 // 2 + 1)`; zero at frequency zero."""
@@ -70,7 +70,7 @@ class ImageModel:
     def draw(self, n_images: int, torus: Size, seed: int, dtype: torch.dtype) -> Tensor:
         """Draw images on a torus, shape `(n_images, C_in, N1, N2)`, of mean zero."""
         shape = (n_images, self.channels.shape[0], *torus)
-        white = host.normal_numbers(self.channels.to(dtype), shape, seed)
+        white = synchronize.normal_numbers(self.channels.to(dtype), shape, seed)
         mixed = torch.einsum("ij,bjhw->bihw", self.channels.to(dtype), white)
         return torch.fft.irfft2(torch.fft.rfft2(mixed) * self.power(torus).sqrt().to(dtype), s=torus)
 
@@ -80,8 +80,8 @@ def fit_image_model(
     estimate: Tensor,
     kernel: Kernel,
     *,
-    boundary: Boundary,
-    penalty: Penalty,
+    boundary: str,
+    penalty: str,
     lam: float,
     sigma: float | None = None,
     least_sigma: float = 0.0,
@@ -167,7 +167,7 @@ class _Components:
             start[0] = ((self.power * weight).sum() / passed).clamp_min(1e-30).log()
         if noise is None:
             lowest = self.power.sort().values[: max(1, int(_LOWEST_SHARE * self.power.numel()))]
-            noise = host.as_number(lowest.mean())
+            noise = synchronize.as_number(lowest.mean())
         parameters = torch.cat([start, torch.full((1,), math.log(max(noise, 1e-30)), dtype=dtype, device=device)])
         ridge = torch.cat([spread.square().reciprocal(), spread.new_zeros(1)])
         middle = torch.cat([center, center.new_zeros(1)])
@@ -185,7 +185,7 @@ class _Components:
             gained, parameters, value = value - lower, moved, lower
             if gained <= _SETTLED * abs(value):
                 break
-        return parameters[:-1], math.exp(host.as_number(parameters[-1]))
+        return parameters[:-1], math.exp(synchronize.as_number(parameters[-1]))
 
     def _expected(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         signal = self.gain * (self.basis @ parameters[:-1]).clamp(-80.0, 80.0).exp()
@@ -195,7 +195,7 @@ class _Components:
         """Minus twice the logarithm of the likelihood and the prior."""
         _, expected = self._expected(parameters)
         fit = (weight * (expected.log() + self.power / expected)).sum()
-        return host.as_number(fit + 0.5 * (ridge * (parameters - middle).square()).sum())
+        return synchronize.as_number(fit + 0.5 * (ridge * (parameters - middle).square()).sum())
 
     def _scoring_step(
         self, parameters: Tensor, weight: Tensor, ridge: Tensor, middle: Tensor, *, is_free: bool
@@ -217,7 +217,7 @@ class _Components:
 
 def _common_factor(estimate: Tensor, n_channels: int) -> Tensor:
     """Find G with GGᵀ the covariance of the gradients of the channels, of trace C_in."""
-    images = widened(estimate)
+    images = to_float64(estimate)
     if n_channels == 1:
         return torch.ones(1, 1, dtype=images.dtype, device=images.device)
     steps = [images.diff(dim=axis).movedim(-3, 0).flatten(1) for axis in (-2, -1)]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded
-from deconv_cli.vocabulary import Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one axis: frequencies of the other one, and blocks times the cost of solving with one.
 MAX_LINES = 8
@@ -38,7 +38,7 @@ class InfluenceDepth:
     thousandth: int | None
 
 
-def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: Penalty) -> InfluenceDepth | None:
+def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: str) -> InfluenceDepth | None:
     """Measure the deeper of both axes on a torus, at a sample of the frequencies along the edge.
 
     The response is (KᴴK + λσ²max|l|²)⁻¹Kᴴ, or the inverse of K itself. Depths were found within a factor of two of the
@@ -54,19 +54,19 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
     Returns:
         `None` if the channels are too many for the test, or the symbol is singular.
     """
-    tails = [_tail(widened(taps), axis, image_size, weight, penalty) for axis in (0, 1)]
+    tails = [_tail(to_float64(taps), axis, image_size, weight, penalty) for axis in (0, 1)]
     depths: list[list[int | None]] = []
     for tail, length in zip(tails, image_size, strict=True):
         if tail is None:
             return None
-        found = [host.as_index((tail > part).sum()) for part in (0.1, 0.01, 0.001)]
+        found = [synchronize.as_index((tail > part).sum()) for part in (0.1, 0.01, 0.001)]
         # A depth of one pixel is that of the mistake itself, which reaches nowhere in an image of any size.
         depths.append([None if depth >= max(min(length, len(tail)), 2) else depth for depth in found])
     deeper = [None if None in pair else max(depth or 0 for depth in pair) for pair in zip(*depths, strict=True)]
     return InfluenceDepth(*deeper)
 
 
-def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: Penalty) -> Tensor | None:
+def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: str) -> Tensor | None:
     """Compute the relative rms of the response at distances from d on, for d = 0, 1, ..."""
     along = taps.transpose(-2, -1) if axis == 1 else taps
     n_outputs, n_inputs = taps.shape[:2]
@@ -78,13 +78,13 @@ def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: Pen
     symbol, edge, inwards = _sampled_symbol(along, length, n_lines)
     energy = 4 * (edge / 2).sin().square() + 4 * (inwards / 2).sin().square()
     squared_penalty = {
-        Penalty.IDENTITY: torch.ones_like(energy),
-        Penalty.GRADIENT: energy,
-        Penalty.LAPLACIAN: energy.square(),
+        "identity": torch.ones_like(energy),
+        "gradient": energy,
+        "laplacian": energy.square(),
     }[penalty]
     with single_threaded(taps.device):
         response, info = _response(symbol, weight * squared_penalty)
-    if host.holds_anywhere(info) or not host.holds_everywhere(response.isfinite()):
+    if synchronize.holds_anywhere(info) or not synchronize.holds_everywhere(response.isfinite()):
         return None
     offsets_last = response.permute(0, 2, 3, 1).contiguous()
     by_offset = torch.view_as_real(torch.fft.ifft(offsets_last)).square().sum((0, 1, 2, 4))
@@ -124,7 +124,7 @@ def _response(symbol: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     # Contiguous, since torch's batched product of complex matrices is up to a hundred times slower otherwise.
     adjoint = symbol.mH.resolve_conj().contiguous()
     diagonal = weight[..., None, None] * torch.eye(min(n_outputs, n_inputs), dtype=symbol.dtype, device=symbol.device)
-    if n_outputs == n_inputs and not host.holds_anywhere(weight):
+    if n_outputs == n_inputs and not synchronize.holds_anywhere(weight):
         identity = torch.eye(n_outputs, dtype=symbol.dtype, device=symbol.device).expand_as(symbol)
         result = torch.linalg.solve_ex(symbol, identity)
         return result.result, result.info

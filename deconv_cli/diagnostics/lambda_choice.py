@@ -17,7 +17,7 @@ from deconv_cli.diagnostics.lambda_rules import LambdaCurve, choose_by_rule
 from deconv_cli.diagnostics.noise_level import noise_floor
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.vocabulary import Boundary, LambdaRule, Penalty, Size
+from deconv_cli.vocabulary import LambdaRule, Size
 
 MAX_ROUNDS = 8
 SETTLED = 0.05
@@ -90,8 +90,8 @@ def choose_lambda(
     y: Tensor,
     kernel: Kernel,
     *,
-    boundary: Boundary,
-    penalty: Penalty,
+    boundary: str,
+    penalty: str,
     rule: LambdaRule = LambdaRule.GCV,
     sigma: float | None = None,
     least_sigma: float = 0.0,

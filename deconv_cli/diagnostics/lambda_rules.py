@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.spectral_data import SpectralData
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import LambdaRule
 
 SMALLEST, LARGEST = 1e-9, 1e3
@@ -76,13 +76,13 @@ def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> Lambda
     sigma = sigma * data.observed_share**0.5
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
-    values = host.as_numbers(torch.stack([rate(data, lam, sigma) for lam in lams]))
+    values = synchronize.as_numbers(torch.stack([rate(data, lam, sigma) for lam in lams]))
     if rule is LambdaRule.LCURVE:
         return _sharpest_bend(data, lams)
     best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
     chosen = lams[best]
     if 0 < best < n - 1:
-        chosen = _golden(lambda lam: host.as_number(rate(data, lam, sigma)), lams[best - 1], lams[best + 1])
+        chosen = _golden(lambda lam: synchronize.as_number(rate(data, lam, sigma)), lams[best - 1], lams[best + 1])
     return LambdaCurve(rule, tuple(lams), tuple(values), chosen)
 
 
@@ -135,7 +135,7 @@ def _ml(data: SpectralData, lam: float, _sigma: float) -> Tensor:
     # The components that the penalty does not see have an improper prior, and say nothing of λ.
     is_seen = torch.isfinite(data.ratio)
     weight = data.multiplicity[:, None] * is_seen
-    n = data.n_data - data.n_images * host.as_number((data.multiplicity[:, None] * ~is_seen).sum())
+    n = data.n_data - data.n_images * synchronize.as_number((data.multiplicity[:, None] * ~is_seen).sum())
     explained = torch.where(is_seen, 1 + data.ratio / lam, 1.0)
     quadratic = (weight * data.power / explained).sum() + (data.multiplicity * data.outside).sum()
     return 0.5 * torch.log(quadratic / n) + 0.5 * data.n_images * (weight * explained.log()).sum() / n
@@ -177,7 +177,7 @@ def _sharpest_bend(data: SpectralData, lams: list[float]) -> LambdaCurve:
     bend = (first[0] * second[1] - first[1] * second[0]) / speed**1.5
     # At the ends the curve stands still, and differences there are noise.
     bend = torch.where(speed.sqrt() > 1e-3 * speed.sqrt().max(), bend, -torch.inf)
-    values = host.as_numbers((-bend).nan_to_num(posinf=1e300))
+    values = synchronize.as_numbers((-bend).nan_to_num(posinf=1e300))
     best = min(range(1, len(lams) - 1), key=lambda k: values[k])
     return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 
 _FLOOR_SHARE = 0.1
 """The part of all components, those that the kernel passes least, from which the floor is read."""
@@ -38,7 +38,7 @@ def estimate_noise(y: Tensor) -> float:
     across = y[..., :-2] - 2 * y[..., 1:-1] + y[..., 2:]
     detail = across[..., :-2, :] - 2 * across[..., 1:-1, :] + across[..., 2:, :]
     # The squares of the mask's weights, 1 −2 1 in both directions, add up to 36.
-    return host.as_number(detail.abs().flatten().median()) / (6 * _MEDIAN_OF_NORMAL)
+    return synchronize.as_number(detail.abs().flatten().median()) / (6 * _MEDIAN_OF_NORMAL)
 
 
 def noise_floor(data: SpectralData) -> float:
@@ -56,4 +56,4 @@ def noise_floor(data: SpectralData) -> float:
     # Sums of squares of 2n normal numbers: their median is this part of their mean (Wilson and Hilferty, "The
     # distribution of chi-square", Proceedings of the National Academy of Sciences 17, 1931).
     median_of_mean = (1 - 1 / (9 * data.n_images)) ** 3
-    return math.sqrt(host.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))
+    return math.sqrt(synchronize.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))

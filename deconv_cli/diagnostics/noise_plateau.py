@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.picard import RAYLEIGH_MEDIAN, tapered
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 
 # Cells of the plane of frequencies, and coefficients that a cell must hold for its median to be trusted.
 CELLS = 8
@@ -36,7 +36,7 @@ def noise_plateau(data: Tensor) -> float | None:
         The estimate in the units of the samples, or `None` where the lowest cells differ (something else than white
         noise fills them), or are hardly below the picture itself.
     """
-    wide = widened(data)
+    wide = to_float64(data)
     sizes = torch.fft.rfft2(tapered(wide), norm="ortho").abs()
     height, width = sizes.shape[-2:]
     planes = sizes.flatten(end_dim=-3)
@@ -50,9 +50,9 @@ def noise_plateau(data: Tensor) -> float | None:
             for start, stop in itertools.pairwise(width * step // n_cells for step in range(n_cells + 1))
         ]
     )
-    levels = [level / RAYLEIGH_MEDIAN for level in sorted(host.as_numbers(medians))]
+    levels = [level / RAYLEIGH_MEDIAN for level in sorted(synchronize.as_numbers(medians))]
     floor = [level for level in levels if level <= PLATEAU * levels[0]]
-    spread = host.as_number(wide.std())
+    spread = synchronize.as_number(wide.std())
     level = sum(floor) / len(floor)
     if level <= 0 or len(floor) < MIN_PART * len(levels) or level > MAX_FLOOR * spread:
         return None

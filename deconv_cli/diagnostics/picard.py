@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.torus_modes import TorusModes
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 
 # The floor is read off the modes with the smallest singular values: this part of all.
 FLOOR_SHARE = 0.1
@@ -62,7 +62,7 @@ def measure_picard(modes: TorusModes, data: Tensor, *, is_periodic: bool) -> Pic
     order = sigma.argsort(descending=True, stable=True)
     sigma, weights, by_plane = sigma[order], weights[order], sizes.flatten(1)[:, order]
     n_last = max(round(FLOOR_SHARE * len(sigma)), 1)
-    floor = host.as_number(by_plane[:, -n_last:].median())
+    floor = synchronize.as_number(by_plane[:, -n_last:].median())
     limit = floor * math.sqrt(math.log2(max(by_plane.numel(), 2)))
     above = (weights * (by_plane > limit)).sum() / len(by_plane)
     n_steps = min(MAX_STEPS, len(sigma))
@@ -72,11 +72,11 @@ def measure_picard(modes: TorusModes, data: Tensor, *, is_periodic: bool) -> Pic
     means = torch.stack([sigma[a:b].clamp_min(tiny).log().mean().exp() for a, b in pieces])
     medians = torch.stack([by_plane[:, a:b].median() for a, b in pieces])
     return Picard(
-        sigma=tuple(host.as_numbers(means)),
-        coefficients=tuple(host.as_numbers(medians)),
+        sigma=tuple(synchronize.as_numbers(means)),
+        coefficients=tuple(synchronize.as_numbers(medians)),
         noise_floor=floor,
-        n_recoverable=round(host.as_number(above)),
-        n_modes=round(host.as_number(weights.sum())),
+        n_recoverable=round(synchronize.as_number(above)),
+        n_modes=round(synchronize.as_number(weights.sum())),
     )
 
 

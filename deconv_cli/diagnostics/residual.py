@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.problem import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
@@ -56,16 +56,16 @@ def summarize_residual(residual: Tensor, data: Tensor) -> ResidualSummary:
     axes = tuple(axis for axis in range(residual.ndim) if axis != residual.ndim - 3)
     squared_residual = _sum_of_squares(residual, axes)
     squared_data = _sum_of_squares(data, axes)
-    total = host.as_number(squared_residual.sum())
+    total = synchronize.as_number(squared_residual.sum())
     return ResidualSummary(
-        relative=_ratio(total, host.as_number(squared_data.sum())),
+        relative=_ratio(total, synchronize.as_number(squared_data.sum())),
         absolute=total**0.5,
         root_mean_square=(total / residual.numel()) ** 0.5,
-        per_channel=tuple(map(_ratio, host.as_numbers(squared_residual), host.as_numbers(squared_data))),
+        per_channel=tuple(map(_ratio, synchronize.as_numbers(squared_residual), synchronize.as_numbers(squared_data))),
     )
 
 
-def border_profile(residual: Tensor, kernel_size: tuple[int, int]) -> tuple[BorderBand, ...]:
+def border_profile(residual: Tensor, kernel_size: tuple[int, ...]) -> tuple[BorderBand, ...]:
     """Follow the residual from the edge inwards.
 
     Args:
@@ -83,7 +83,7 @@ def border_profile(residual: Tensor, kernel_size: tuple[int, int]) -> tuple[Bord
     total = by_pixel.new_zeros(depth).index_add(0, band, by_pixel.flatten())
     n_pixels = by_pixel.new_zeros(depth).index_add(0, band, torch.ones_like(by_pixel).flatten())
     rms = (total / n_pixels).sqrt()
-    return tuple(BorderBand(index, value) for index, value in enumerate(host.as_numbers(rms)))
+    return tuple(BorderBand(index, value) for index, value in enumerate(synchronize.as_numbers(rms)))
 
 
 def distance_from_edge(size: Size, device: torch.device) -> Tensor:

@@ -14,9 +14,9 @@ from deconv_cli.diagnostics.picard import tapered
 from deconv_cli.diagnostics.residual import border_profile
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.problem import accumulation_dtype
-from deconv_cli.vocabulary import Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # Noise in the estimate is called fitted if it is above this part of the data's own contrast, and above so many times
 # the noise in the data.
@@ -123,7 +123,7 @@ def examine_residual(
     modes: TorusModes,
     *,
     weight: float,
-    penalty: Penalty,
+    penalty: str,
     kernel_size: Size,
     noise_gain: float,
     noise: float | None = None,
@@ -207,7 +207,7 @@ def _implausible_share(
     data: Tensor,
     modes: TorusModes,
     weight: float,
-    penalty: Penalty,
+    penalty: str,
     noise: float,
 ) -> float:
     """Ask how strong an image would have to be to explain what the residual holds beyond noise.
@@ -224,23 +224,23 @@ def _implausible_share(
         for image in (left, whole)
     )
     decided = kept >= kept.quantile(0.98).clamp_max(0.5)
-    reference = host.as_number(
-        (of_data / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny))[host.places(decided)].median()
+    reference = synchronize.as_number(
+        (of_data / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny))[synchronize.places(decided)].median()
     )
     outside = (modes.energy(left).flatten(end_dim=-3).mean(0).flatten().sum() - of_residual.sum()).clamp_min(0)
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
     if n_perpendicular > 0:
         # What lies outside the range of the kernel is explained by no image at all.
-        beyond = host.as_number(outside) - n_perpendicular * len(modes.rows) * len(modes.columns) * noise**2
+        beyond = synchronize.as_number(outside) - n_perpendicular * len(modes.rows) * len(modes.columns) * noise**2
         excess = implausible = max(beyond, 0.0)
     for piece in sigma.argsort().tensor_split(min(N_BANDS, len(sigma))):
         share = weights[piece] / weights[piece].sum()
         passed = (1 - kept[piece]).square()
-        surplus = host.as_number((share * (of_residual[piece] - noise**2 * passed)).sum())
+        surplus = synchronize.as_number((share * (of_residual[piece] - noise**2 * passed)).sum())
         if surplus <= 0:
             continue
-        signal = host.as_number((share * passed * sigma[piece].square()).sum())
+        signal = synchronize.as_number((share * passed * sigma[piece].square()).sum())
         amount = surplus * len(piece)
         excess += amount
         implausible += amount if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0
@@ -254,8 +254,8 @@ def _histogram(residual: Tensor) -> Histogram:
     half = 5 * spread
     counts = torch.histc(residual.float().clamp(-half, half), N_BINS, -half, half)
     edges = [half * (2 * at / N_BINS - 1) for at in range(N_BINS + 1)]
-    return Histogram(tuple(edges), tuple(round(count) for count in host.as_numbers(counts)))
+    return Histogram(tuple(edges), tuple(round(count) for count in synchronize.as_numbers(counts)))
 
 
 def _rms(a: Tensor) -> float:
-    return host.as_number(a.square().mean(dtype=accumulation_dtype(a))) ** 0.5
+    return synchronize.as_number(a.square().mean(dtype=accumulation_dtype(a))) ** 0.5

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import estimator_gain
 from deconv_cli.diagnostics.torus_modes import torus_modes
-from deconv_cli.operators import host
-from deconv_cli.vocabulary import Penalty, Size
+from deconv_cli.operators import synchronize
+from deconv_cli.vocabulary import Size
 
 # The response is local: a torus of this side holds all of it.
 MAX_SIDE = 256
@@ -38,7 +38,7 @@ class Resolution:
         return None if None in values else max(width for width in values if width is not None)
 
 
-def measure_resolution(taps: Tensor, image_size: Size, *, weight: float, penalty: Penalty, rcond: float) -> Resolution:
+def measure_resolution(taps: Tensor, image_size: Size, *, weight: float, penalty: str, rcond: float) -> Resolution:
     """Compute the response on the torus of the image, or on a smaller one that holds it all.
 
     Args:
@@ -52,7 +52,7 @@ def measure_resolution(taps: Tensor, image_size: Size, *, weight: float, penalty
     torus = (min(image_size[0], side), min(image_size[1], side))
     modes = torus_modes(taps, torus)
     assert modes.is_complete
-    threshold = rcond * host.as_number(modes.sigma.max())
+    threshold = rcond * synchronize.as_number(modes.sigma.max())
     kept = estimator_gain(modes, weight=weight, penalty=penalty, threshold=threshold) * modes.sigma
     squares = torch.view_as_real(modes.vh).square().sum(-1)
     transfer = (squares * kept[..., None]).sum(dim=-2).permute(2, 0, 1)
@@ -71,7 +71,7 @@ def _side(taps: Tensor) -> int:
 
 def _width(line: Tensor) -> float | None:
     """Find twice the distance at which an even function, given from its peak on, falls to a half of it."""
-    values = host.as_numbers(line[: len(line) // 2 + 1])
+    values = synchronize.as_numbers(line[: len(line) // 2 + 1])
     half = values[0] / 2
     for at in range(1, len(values)):
         if values[at] < half:

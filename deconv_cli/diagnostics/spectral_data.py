@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import torus_symbol, widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.vocabulary import Penalty, Size
+from deconv_cli.vocabulary import Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class SpectralData:
     @property
     def n_data(self) -> float:
         """Real numbers in the data."""
-        return host.as_number(self.multiplicity.sum()) * self.n_outputs * self.n_images
+        return synchronize.as_number(self.multiplicity.sum()) * self.n_outputs * self.n_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class SpectralBasis:
     squared_sigma_max: float
 
     @classmethod
-    def of(cls, taps: Tensor, torus: Size, penalty: Penalty, sigma_max: float) -> SpectralBasis:
+    def of(cls, taps: Tensor, torus: Size, penalty: str, sigma_max: float) -> SpectralBasis:
         """Decompose a symbol.
 
         Args:
@@ -93,7 +93,7 @@ class SpectralBasis:
             penalty: which L.
             sigma_max: the largest singular value that λ is measured by.
         """
-        symbol = torus_symbol(widened(taps.detach()), torus).flatten(0, 1)
+        symbol = torus_symbol(to_float64(taps.detach()), torus).flatten(0, 1)
         n_outputs = symbol.shape[-2]
         vectors: Tensor | None = None
         inputs: Tensor | None = None
@@ -129,7 +129,7 @@ class SpectralBasis:
             y: shape `(*batch, C_out, N1, N2)`.
             observed_share: the part of the torus that was observed.
         """
-        spectrum = torch.fft.rfft2(widened(y), norm="ortho").flatten(-2).flatten(0, -3)
+        spectrum = torch.fft.rfft2(to_float64(y), norm="ortho").flatten(-2).flatten(0, -3)
         total = torch.view_as_real(spectrum).square().sum(dim=(0, -1))
         if self.vectors is None:
             power, outside = total.sum(dim=0)[:, None], torch.zeros_like(total[0])

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import phases, widened
+from deconv_cli.operators.circulant import phases, to_float64
 from deconv_cli.operators.spectrum import single_threaded, singular_values
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.vocabulary import Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one decomposition: frequencies, and frequencies times the cost of one block.
 MAX_FREQUENCIES = 2**18
@@ -53,7 +53,7 @@ class TorusModes:
         """Whether every frequency of the torus is there, or its mirror image."""
         return len(self.rows) == self.torus[0] and len(self.columns) == self.torus[1] // 2 + 1
 
-    def squared_penalty(self, penalty: Penalty) -> Tensor:
+    def squared_penalty(self, penalty: str) -> Tensor:
         """Evaluate |l(θ)|², shape `(R, C, 1)`."""
         whole = penalty_symbol(penalty, self.torus, self.sigma.dtype, self.sigma.device)
         return whole[self.rows][:, self.columns][..., None]
@@ -92,7 +92,7 @@ def torus_modes(taps: Tensor, torus: Size) -> TorusModes:
         taps: shape `(C_out, C_in, kH, kW)`.
         torus: `(N1, N2)`.
     """
-    wide = widened(taps.detach())
+    wide = to_float64(taps.detach())
     n_columns = torus[1] // 2 + 1
     steps = _steps((torus[0], n_columns), *wide.shape[:2])
     rows = torch.arange(0, torus[0], steps[0], device=wide.device)

@@ -18,10 +18,9 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.residual import distance_from_edge
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import next_fast_size, widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import next_fast_size, to_float64
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import Boundary
 
 N_PROBES = 8
 """Images to draw where they have 256 × 256 pixels; of larger ones a band holds more pixels, and fewer will do."""
@@ -105,7 +104,7 @@ class PredictedError:
     @property
     def trusted_share(self) -> float:
         """The part of the pixels that is trusted."""
-        return host.as_number(self.trusted.double().mean())
+        return synchronize.as_number(self.trusted.double().mean())
 
 
 def _pooled(bands: list[tuple[int, float]]) -> float:
@@ -163,7 +162,7 @@ def predict_error(
     bands = _bands(squares, band, depth)
     total = noise_here + hidden_here
     is_trusted = (total <= TRUSTED_EXCESS**2 * total[-1]) & (total <= contrast**2)
-    n_trusted = host.as_index(is_trusted.flip(0).cumprod(0).sum())
+    n_trusted = synchronize.as_index(is_trusted.flip(0).cumprod(0).sum())
     first = depth - n_trusted if n_trusted else None
     trusted = distance >= (first if first is not None else max(size))
     error = squared.expand(estimate.shape).sqrt()
@@ -175,8 +174,8 @@ def contrast_of(output: Tensor, sigma_max: float) -> float:
 
     A hundredth of the brightness is conceded, so that an image without detail has a scale too.
     """
-    spread = host.as_number((output - output.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt())
-    brightness = host.as_number(output.square().mean().sqrt())
+    spread = synchronize.as_number((output - output.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt())
+    brightness = synchronize.as_number(output.square().mean().sqrt())
     return max(spread, _LEAST_CONTRAST * brightness) / max(sigma_max, 1e-30)
 
 
@@ -231,9 +230,9 @@ def gather_errors(parts: list[PredictedError], units: list[float], shape: tuple[
 def _bands(squares: dict[str, Tensor], band: Tensor, depth: int) -> tuple[ErrorBand, ...]:
     """Pool squares, of the shape of the picture or of all its channels, over bands."""
     height, width = band.shape
-    n_pixels = host.as_numbers(_sum_by_band(widened(torch.ones_like(band, dtype=torch.float32)), band, depth))
+    n_pixels = synchronize.as_numbers(_sum_by_band(to_float64(torch.ones_like(band, dtype=torch.float32)), band, depth))
     rms = {
-        name: host.as_numbers(_by_band(values.reshape(-1, height, width).mean(dim=0), band, depth).sqrt())
+        name: synchronize.as_numbers(_by_band(values.reshape(-1, height, width).mean(dim=0), band, depth).sqrt())
         for name, values in squares.items()
     }
     return tuple(
@@ -253,12 +252,12 @@ def _probe(
     operator, like = inverse.problem.operator, inverse.kernel.taps
     _, height, width = operator.input_shape
     torus = (next_fast_size(height + height // 4), next_fast_size(width + width // 4))
-    if operator.boundary is Boundary.CIRCULAR:
+    if operator.boundary == "circular":
         torus = (height, width)  # such an image has no seam
     images = model.draw(n_probes, torus, seed, like.dtype)[..., :height, :width]
     images = images + estimate.mean()
     outputs = operator.forward(images)
-    noise = model.sigma * host.normal_numbers(like, tuple(outputs.shape), seed + 1)
+    noise = model.sigma * synchronize.normal_numbers(like, tuple(outputs.shape), seed + 1)
     from_noise = operator.crop_to_frame(_restored(inverse, noise))
     from_image = operator.crop_to_frame(_restored(inverse, outputs) - images)
     detail = _squared_gradient(from_noise).mean()
@@ -274,7 +273,7 @@ def _restored(inverse: PseudoInverse, outputs: Tensor) -> Tensor:
 
 def _by_band(values: Tensor, band: Tensor, depth: int) -> Tensor:
     """Average values `(H, W)` over bands, shape `(depth,)`."""
-    wide = widened(values)
+    wide = to_float64(values)
     return _sum_by_band(wide, band, depth) / _sum_by_band(torch.ones_like(wide), band, depth)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
 from deconv_cli.diagnostics.winding import AxisRoots, axis_roots
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry, Pads
 from deconv_cli.operators.spectrum import Spectrum
-from deconv_cli.vocabulary import Boundary, Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # Without λ, modes whose singular values are below this fraction of the largest are called lost: they amplify noise more
 # than a thousand times.
@@ -80,7 +80,7 @@ class _Loss:
 
 
 def assess(
-    taps: Tensor, geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, spectrum: Spectrum
+    taps: Tensor, geometry: Geometry, boundary: str, *, lam: float, penalty: str, spectrum: Spectrum
 ) -> WellPosedness:
     """Judge a problem by the roots of its kernel's polynomial, without building it.
 
@@ -97,11 +97,11 @@ def assess(
     threshold = math.sqrt(lam) if lam > 0 else LOST
     size = geometry.image_size
     harmless = _harmless(geometry, boundary, is_tall=taps.shape[0] > taps.shape[1])
-    if boundary is Boundary.CIRCULAR:
+    if boundary == "circular":
         return WellPosedness(is_well_posed=True, threshold=threshold, reason=str(harmless))
     roots = None if harmless else _find_roots(taps, size)
     # Roots tell singular values relative to the symbol's ordinary ones, whose mean square is a sum over the taps.
-    ordinary = host.as_number(widened(taps).square().sum() / min(taps.shape[:2])) ** 0.5
+    ordinary = synchronize.as_number(to_float64(taps).square().sum() / min(taps.shape[:2])) ** 0.5
     fraction = threshold * spectrum.sigma_max / ordinary
     loss = None if roots is None else _loss(roots, geometry.pads, size, fraction)
     if loss is not None and loss.n_lost_modes > 0 and lam == 0:
@@ -146,17 +146,17 @@ def _find_roots(taps: Tensor, size: Size) -> _Roots | None:
     return None if rows is None or columns is None else (rows, columns)
 
 
-def _harmless(geometry: Geometry, boundary: Boundary, *, is_tall: bool) -> str | None:
+def _harmless(geometry: Geometry, boundary: str, *, is_tall: bool) -> str | None:
     """Say why a border cannot lose anything, or `None` if it can.
 
     `valid` has A Aᵀ = T(K Kᴴ) and `full` with zeros AᵀA = T(KᴴK), sections of the symbol whose eigenvalues lie between
     those of the symbol. A tall `valid` convolution has a null space besides: exponentials at the common roots of all
     outputs, as many at every size.
     """
-    if boundary is Boundary.CIRCULAR:
+    if boundary == "circular":
         return "on a torus there is no edge: the singular values are those of the kernel's symbol"
     pads, (height, width) = geometry.pads, geometry.kernel_size
-    if boundary is Boundary.UNKNOWN or not any(pads.total):
+    if boundary == "unknown" or not any(pads.total):
         if is_tall:
             return "nothing is taken to lie outside, so there is no border to lose anything at"
         return "nothing is taken to lie outside, so no singular value is below those of the kernel's symbol"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 
 # Lags up to here along either axis.
 MAX_LAG = 5
@@ -46,13 +46,13 @@ def measure_whiteness(residual: Tensor) -> Whiteness:
     Args:
         residual: shape `(*batch, C, H, W)`.
     """
-    planes = widened(residual).flatten(end_dim=-3)
+    planes = to_float64(residual).flatten(end_dim=-3)
     planes = planes - planes.mean(dim=(-2, -1), keepdim=True)
     height, width = planes.shape[-2:]
     lag = max(min(MAX_LAG, (min(height, width) - 1) // 2), 0)
     sums = _lagged_products(planes, lag)
     power = sums[lag, lag]
-    if host.as_number(power) == 0 or lag == 0:
+    if synchronize.as_number(power) == 0 or lag == 0:
         return Whiteness(torch.ones(2 * lag + 1, 2 * lag + 1), lag, 0.0, 0.0, 0, 1.0, 0.0)
     offsets = torch.arange(-lag, lag + 1, device=planes.device).abs()
     n_pairs = (len(planes) * (height - offsets[:, None]) * (width - offsets)).to(planes.dtype)
@@ -61,8 +61,8 @@ def measure_whiteness(residual: Tensor) -> Whiteness:
     n_pixels = height * width
     correlation = sums / n_pairs / (power / (len(planes) * (n_pixels - 1))) + 1 / n_pixels
     terms = (n_pairs * correlation.square()).flatten()[: (2 * lag + 1) ** 2 // 2]
-    largest = host.as_number(correlation.abs().flatten()[: len(terms)].max())
-    statistic = host.as_number(terms.sum())
+    largest = synchronize.as_number(correlation.abs().flatten()[: len(terms)].max())
+    statistic = synchronize.as_number(terms.sum())
     return Whiteness(
         autocorrelation=correlation,
         max_lag=lag,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.sizes import widened
+from deconv_cli.gradients.sizes import to_float64
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing import Trace, trace
 from deconv_cli.gradients.verdicts import Cause, GeneralFinding, Verdict
@@ -103,8 +103,8 @@ def _with_other_sample(leaf: Any, axis: int, sample: int = 0) -> Any:  # noqa: A
 
 
 def _changed_rows(before: torch.Tensor, after: torch.Tensor, axis: int) -> torch.Tensor:
-    gap = (widened(before) - widened(after)).abs().movedim(axis, 0).reshape(before.shape[axis], -1)
-    size = widened(before).abs().max().clamp_min(1e-30)
+    gap = (to_float64(before) - to_float64(after)).abs().movedim(axis, 0).reshape(before.shape[axis], -1)
+    size = to_float64(before).abs().max().clamp_min(1e-30)
     return (gap.amax(dim=1) > _TOLERANCE * size) if gap.numel() else torch.zeros(before.shape[axis], dtype=torch.bool)
 
 

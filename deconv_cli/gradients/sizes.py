@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def widened(tensor: torch.Tensor) -> torch.Tensor:
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """Give a tensor double precision, complex where it is complex; sparse ones are made dense."""
     dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
     return dense.to(torch.complex128 if dense.is_complex() else torch.float64)
@@ -13,4 +13,4 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
 
 def norm_of(tensor: torch.Tensor) -> float:
     """Compute the Euclidean norm, of complex numbers by their magnitudes."""
-    return float(widened(tensor).norm())
+    return float(to_float64(tensor).norm())

@@ -173,7 +173,7 @@ def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: 
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def widened(taps: Tensor) -> Tensor:
+def to_float64(taps: Tensor) -> Tensor:
     """Convert to double precision where the device has it: symbols are factored there, applied in the data's own."""
     return taps if taps.device.type == "mps" else taps.double()
 

@@ -8,7 +8,6 @@ from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
-from deconv_cli.vocabulary import Boundary
 
 
 class Convolution(LinearOperator):
@@ -23,7 +22,7 @@ class Convolution(LinearOperator):
         boundary: what lies outside the image.
     """
 
-    def __init__(self, kernel: Tensor, geometry: Geometry, boundary: Boundary) -> None:
+    def __init__(self, kernel: Tensor, geometry: Geometry, boundary: str) -> None:
         self.kernel = kernel
         self.geometry = geometry
         self.boundary = boundary
@@ -31,7 +30,7 @@ class Convolution(LinearOperator):
         self.correlation = ValidCorrelation(kernel, geometry.extended_size)
         self.extension: LinearOperator = (
             Identity((n_inputs, *geometry.extended_size))
-            if boundary is Boundary.UNKNOWN
+            if boundary == "unknown"
             else Extension(geometry, n_inputs, boundary)
         )
         self.input_shape = self.extension.input_shape
@@ -47,7 +46,7 @@ class Convolution(LinearOperator):
 
     def crop_to_frame(self, x: Tensor) -> Tensor:
         """Cut the frame out of an estimate; the estimate itself, unless the boundary is unknown."""
-        if self.boundary is not Boundary.UNKNOWN:
+        if self.boundary != "unknown":
             return x
         pads, (height, width) = self.geometry.pads, self.geometry.image_size
         return x[..., pads.top : pads.top + height, pads.left : pads.left + width]

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.vocabulary import Boundary
 
 
 class Extension(LinearOperator):
@@ -18,7 +17,7 @@ class Extension(LinearOperator):
     strips are gathered; the interior is moved as a whole.
     """
 
-    def __init__(self, geometry: Geometry, n_channels: int, boundary: Boundary) -> None:
+    def __init__(self, geometry: Geometry, n_channels: int, boundary: str) -> None:
         geometry.check_boundary(boundary)
         self.input_shape = (n_channels, *geometry.image_size)
         self.output_shape = (n_channels, *geometry.extended_size)
@@ -33,7 +32,7 @@ class Extension(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Extend `x` of shape `(*batch, C, H, W)`."""
         for axis, before, after, length in self._sides:
-            if self.boundary is Boundary.ZERO:
+            if self.boundary == "zero":
                 x = functional.pad(x, (before, after) if axis == -1 else (0, 0, before, after))
             elif before or after:
                 first, last = border_sources(self.boundary, before, after, length, x.device)
@@ -44,7 +43,7 @@ class Extension(LinearOperator):
         """Fold `y` of shape `(*batch, C, H + pads, W + pads)` back onto the image."""
         for axis, before, after, length in reversed(self._sides):
             interior = y.narrow(axis, before, length)
-            if self.boundary is Boundary.ZERO or not (before or after):
+            if self.boundary == "zero" or not (before or after):
                 y = interior
                 continue
             first, last = border_sources(self.boundary, before, after, length, y.device)
@@ -56,9 +55,7 @@ class Extension(LinearOperator):
         return y
 
 
-def border_sources(
-    boundary: Boundary, before: int, after: int, length: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def border_sources(boundary: str, before: int, after: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Tell which pixel of a line each border pixel is copied from.
 
     Args:
@@ -77,13 +74,13 @@ def border_sources(
             torch.arange(length, length + after, device=device),
         ]
     )
-    if boundary is Boundary.CIRCULAR:
+    if boundary == "circular":
         source = position % length
-    elif boundary is Boundary.REPLICATE:
+    elif boundary == "replicate":
         source = position.clamp(0, length - 1)
-    elif boundary is Boundary.REFLECT:
+    elif boundary == "reflect":
         source = torch.where(position < 0, -position, 2 * (length - 1) - position)
-    elif boundary is Boundary.SYMMETRIC:
+    elif boundary == "symmetric":
         source = torch.where(position < 0, -position - 1, 2 * length - 1 - position)
     else:
         raise ValueError(f"a {boundary} boundary copies no pixels")

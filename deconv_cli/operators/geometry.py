@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.vocabulary import PADDING_WORDS, Boundary, PaddingLike, Size
+from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class Geometry:
             )
         return cls.of_image(image_size, kernel_size, padding)
 
-    def check_boundary(self, boundary: Boundary) -> None:
+    def check_boundary(self, boundary: str) -> None:
         """Refuse a border that reaches further than the image can supply, as torch does.
 
         Raises:
             ShapeError: a mirrored or periodic border is wider than the image allows.
         """
-        slack = {Boundary.REFLECT: 1, Boundary.SYMMETRIC: 0, Boundary.CIRCULAR: 0}.get(boundary)
+        slack = {"reflect": 1, "symmetric": 0, "circular": 0}.get(boundary)
         if slack is None:
             return
         reach = (max(self.pads.top, self.pads.bottom), max(self.pads.left, self.pads.right))

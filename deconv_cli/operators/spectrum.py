@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import phases, torus_symbol, widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import phases, to_float64, torus_symbol
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one spectrum: frequencies, and frequencies times the cost of one block. A symbol is a smooth
@@ -54,7 +54,7 @@ class Spectrum:
     @cached_property
     def _largest(self) -> tuple[float, Size]:
         found = largest_singular_value(self.taps, self.image_size)
-        size = host.as_number(self.taps.detach().abs().sum())
+        size = synchronize.as_number(self.taps.detach().abs().sum())
         if found[0] > ROUNDING * size or size == 0:
             return found
         # A torus of a pixel or two may hold none but the frequencies that the kernel annihilates.
@@ -64,8 +64,8 @@ class Spectrum:
     @cached_property
     def sigma_min(self) -> float:
         """The smallest over `grid`; 0 where it cannot be told from rounding."""
-        taps = widened(self.taps.detach())
-        smallest = host.as_number(singular_values(torus_symbol(taps, self.grid)).min())
+        taps = to_float64(self.taps.detach())
+        smallest = synchronize.as_number(singular_values(torus_symbol(taps, self.grid)).min())
         return smallest if smallest > torch.finfo(taps.dtype).eps * self.sigma_max else 0.0
 
     @property
@@ -111,14 +111,14 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
         look at more than `MAX_FREQUENCIES` in one step (for wide blocks `MAX_BLOCK_OPERATIONS`), it ends with the
         largest of those that it has looked at.
     """
-    wide = widened(taps.detach())
+    wide = to_float64(taps.detach())
     if has_one_sign(wide):
-        return host.as_number(wide.sum().abs()), (0, 0)  # no frequency exceeds the sum of the taps' sizes
+        return synchronize.as_number(wide.sum().abs()), (0, 0)  # no frequency exceeds the sum of the taps' sizes
     n_half = torus[1] // 2 + 1
     if min(wide.shape[:2]) == 1 and torus[0] * n_half <= MAX_PLANE:
         gains = singular_values(torus_symbol(wide, torus)).flatten()
-        at = host.as_index(gains.argmax())
-        return host.as_number(gains[at]), (at // n_half, at % n_half)
+        at = synchronize.as_index(gains.argmax())
+        return synchronize.as_number(gains[at]), (at // n_half, at % n_half)
     # By symmetry half the torus is enough, and one line where the symbol does not change.
     lengths = (torus[0], n_half)
     steps = [math.pi * (k - 1) / n for k, n in zip(wide.shape[-2:], torus, strict=True)]
@@ -128,22 +128,22 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
         for step, length, width in zip(steps, lengths, widths, strict=True)
     ]
     corners = torch.cartesian_prod(*firsts)
-    ceiling = host.as_number(torch.linalg.vector_norm(wide, dim=(0, 1)).sum())
+    ceiling = synchronize.as_number(torch.linalg.vector_norm(wide, dim=(0, 1)).sum())
     best, peak = -1.0, (0, 0)
     while len(corners) > 0:
         middles = corners + torch.tensor([width // 2 for width in widths], device=taps.device)
         values = _largest_at(wide, torus, middles)
-        at = host.as_index(values.argmax())
-        found = host.as_number(values[at])
+        at = synchronize.as_index(values.argmax())
+        found = synchronize.as_number(values[at])
         if found > best:
-            best, peak = found, (host.as_index(middles[at, 0]), host.as_index(middles[at, 1]))
+            best, peak = found, (synchronize.as_index(middles[at, 0]), synchronize.as_index(middles[at, 1]))
         reach = sum(step * (width // 2 + 0.5) for step, width in zip(steps, widths, strict=True))
         if reach < math.pi / 2:
             ceiling = min(ceiling, best / math.cos(reach))
         if max(widths) == 1 or ceiling <= best:
             break
         angle = torch.acos((values / ceiling).clamp_max(1)) - reach
-        corners = corners[host.places(ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best)]
+        corners = corners[synchronize.places(ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best)]
         for axis, width in enumerate(widths):
             if width > 1:
                 widths[axis] = width // 2
@@ -159,7 +159,9 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
 
 def has_one_sign(taps: Tensor) -> bool:
     """Tell whether a kernel is that of a blur: one channel, no taps of opposite signs."""
-    return taps.shape[:2] == (1, 1) and (host.holds_everywhere(taps >= 0) or host.holds_everywhere(taps <= 0))
+    return taps.shape[:2] == (1, 1) and (
+        synchronize.holds_everywhere(taps >= 0) or synchronize.holds_everywhere(taps <= 0)
+    )
 
 
 def _first_width(step: float, length: int) -> int:
@@ -201,7 +203,7 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
     Returns:
         A single number, in double precision where the device has it.
     """
-    wide = widened(taps)
+    wide = to_float64(taps)
     down, across = _tables(wide, spectrum.image_size, torch.tensor([spectrum.peak], device=taps.device))
     symbol = (wide * down.T * across).sum(dim=(-2, -1))
     u, _, vh = torch.linalg.svd(symbol.detach(), full_matrices=False)

@@ -40,7 +40,7 @@ def describe_kernel_facts(facts: KernelFacts) -> Record:
         },
         "borders": [
             {
-                "boundary": border.boundary.value,
+                "boundary": border.boundary,
                 "is_possible": border.finding is not None,
                 "reason": border.reason,
                 "well_posedness": None if border.finding is None else describe_well_posedness(border.finding),

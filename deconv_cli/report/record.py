@@ -42,11 +42,11 @@ def describe_reconstruction(result: Reconstruction) -> Record:
     """Put the numbers of a reconstruction into the words of the report."""
     return {
         "padding": format_padding(result.padding),
-        "method": result.choice.method.value,
+        "method": result.choice.method,
         "method_reason": result.choice.reason,
         "lambda": result.lam,
         "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
-        "penalty": None if result.penalty is None else result.penalty.value,
+        "penalty": None if result.penalty is None else result.penalty,
         "rcond": result.rcond,
         "objective": result.solution.objective,
         "weight": result.solution.weight,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.poisson import divergence
 from deconv_cli.solvers.problem import accumulation_dtype, relative
@@ -59,7 +59,7 @@ class Ascent:
         factor = self._factor(self._blur(ahead))
         blurred, reached = self._judge(ahead * factor)
         fails = going & (self._acceleration > 0) & ~(reached <= self.divergence)
-        if host.holds_anywhere(fails):
+        if synchronize.holds_anywhere(fails):
             retry = self._spread(fails) > 0
             ahead = torch.where(retry, self.x, ahead)
             factor = torch.where(retry, self._factor(self.blurred), factor)

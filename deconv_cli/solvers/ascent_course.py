@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.ascent import Ascent, per_image
 from deconv_cli.solvers.poisson import divergence, expected_deviance
 from deconv_cli.solvers.problem import accumulation_dtype
@@ -94,17 +94,17 @@ class AscentCourse:
         is_still = ascent.certificate() <= self.tolerance
         while True:
             going = ~(ended | is_still)
-            if not host.holds_anywhere(going):
-                return Status.STOPPED_AT_NOISE if host.holds_anywhere(ended) else Status.CONVERGED
+            if not synchronize.holds_anywhere(going):
+                return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
             if n_steps >= limit:
                 return Status.MAX_ITERATIONS
             ascent.go(going)
             n_steps += 1
-            self.history.append(host.as_number(ascent.imbalance.max()))
+            self.history.append(synchronize.as_number(ascent.imbalance.max()))
             if self.progress is not None:
                 self.progress(len(self.history), self.history[-1])
             ended = ended | judge.ends(ascent, n_steps)
-            if not host.holds_anywhere(ascent.is_moving):
+            if not synchronize.holds_anywhere(ascent.is_moving):
                 return Status.STAGNATED
-            if host.holds_anywhere(going & (ascent.imbalance <= self.tolerance)):
+            if synchronize.holds_anywhere(going & (ascent.imbalance <= self.tolerance)):
                 is_still = is_still | (ascent.certificate() <= self.tolerance)

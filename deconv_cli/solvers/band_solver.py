@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.solvers.bands import Band, BandGroup, unit_phases
@@ -122,7 +122,7 @@ def coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Te
         for source, source_sign in columns.terms(values.device):
             lags.append((to[:, None] - source) % length)
             signs.append(to_sign * source_sign)
-    distinct, index = host.distinct(torch.stack(lags))
+    distinct, index = synchronize.distinct(torch.stack(lags))
     at_lags = _sum_over_axis(values, distinct, down, across, axis, length)
     total = torch.stack([sign * at_lags[:, where] for sign, where in zip(signs, index, strict=True)]).sum(0)
     # (frequency, w, w', a, b) → (frequency, w·a, w'·b)
@@ -161,7 +161,7 @@ def invert_lines(matrix: Tensor) -> Tensor:
     with single_threaded(matrix.device):
         inverse, info = torch.linalg.inv_ex(matrix)
     doubtful = (info != 0) | ~torch.isfinite(torch.view_as_real(inverse)).all(dim=-1).all(dim=-1).all(dim=-1)
-    if host.holds_anywhere(doubtful):
-        places = host.places(doubtful)
+    if synchronize.holds_anywhere(doubtful):
+        places = synchronize.places(doubtful)
         inverse[places] = torch.linalg.pinv(matrix[places], hermitian=True)
     return inverse

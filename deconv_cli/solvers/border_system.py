@@ -31,7 +31,7 @@ from deconv_cli.regularizers import penalty_terms
 from deconv_cli.solvers.bands import Band, BandGroup
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
-from deconv_cli.vocabulary import Boundary, Penalty
+from deconv_cli.vocabulary import Size
 
 Part = list[Tensor]
 """The rows, or the columns, of every group's unknowns, in the order of `BorderSystem.groups`."""
@@ -68,9 +68,7 @@ class BorderSystem:
         weight: μ.
     """
 
-    def __init__(
-        self, places: TorusEmbedding, blocks: TorusBlocks, boundary: Boundary, penalty: Penalty, weight: float
-    ) -> None:
+    def __init__(self, places: TorusEmbedding, blocks: TorusBlocks, boundary: str, penalty: str, weight: float) -> None:
         n_inputs, n_outputs = blocks.estimate.shape[-2:]
         like = blocks.estimate.real.new_empty(0)
         self.torus = places.torus
@@ -179,7 +177,7 @@ class BorderSystem:
 
 
 def count_indefinite_unknowns(
-    places: TorusLayout, boundary: Boundary, penalty: Penalty, weight: float, *, n_outputs: int, n_inputs: int
+    places: TorusLayout, boundary: str, penalty: str, weight: float, *, n_outputs: int, n_inputs: int
 ) -> int:
     """Count the unknowns in the band of columns of a system that is not definite; 0 for one that is.
 
@@ -194,7 +192,7 @@ def count_indefinite_unknowns(
     if places.image_size == places.torus:
         return 0
     sizes = [(n_outputs, places.output_size)] if places.output_size != places.torus else []
-    if weight > 0 and not (penalty is Penalty.IDENTITY and boundary is Boundary.ZERO):
+    if weight > 0 and not (penalty == "identity" and boundary == "zero"):
         observed = [term.observed(places.image_size) for term in penalty_terms(penalty)]
         sizes += [(n_inputs, size) for size in observed if size != places.torus]
     if not sizes:
@@ -208,15 +206,15 @@ def _as_real(blocks: Tensor) -> Tensor:
     return blocks.real if blocks.shape[-1] == 1 else blocks
 
 
-def _outside(n_channels: int, size: tuple[int, int], torus: tuple[int, int], like: Tensor) -> BandGroup:
+def _outside(n_channels: int, size: Size, torus: Size, like: Tensor) -> BandGroup:
     return BandGroup(n_channels, Band(torus[0], size[0]), Band(torus[1], size[1]), like)
 
 
 def _absent_differences(
-    places: TorusEmbedding, n_inputs: int, boundary: Boundary, penalty: Penalty, weight: float, like: Tensor
+    places: TorusEmbedding, n_inputs: int, boundary: str, penalty: str, weight: float, like: Tensor
 ) -> list[AbsentDifferences]:
     """List the differences that the torus has and the image has not."""
-    if weight == 0 or (penalty is Penalty.IDENTITY and boundary is Boundary.ZERO):
+    if weight == 0 or (penalty == "identity" and boundary == "zero"):
         return []  # in the latter case outside is nothing but zeros, which weigh nothing
     absent = []
     for term in penalty_terms(penalty):

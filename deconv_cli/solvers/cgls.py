@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, inner, norm
@@ -72,7 +72,7 @@ def _run(
         gradient = equations.remaining(x, residual)
         remaining = norm(gradient)
         course.note(remaining)
-        if host.holds_everywhere(remaining <= course.goal):
+        if synchronize.holds_everywhere(remaining <= course.goal):
             break
         z = gradient if preconditioner is None else preconditioner.forward(gradient)
         previous, gamma = gamma, inner(gradient, z)

@@ -11,7 +11,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers import direct, strip
 from deconv_cli.solvers.memory import free_memory
-from deconv_cli.vocabulary import Boundary, Method, Penalty, format_memory
+from deconv_cli.vocabulary import format_memory
 
 # The direct method may take this part of the memory that is free.
 MEMORY_SHARE = 0.5
@@ -24,20 +24,20 @@ STRIP_REASON = "all but a strip along the border is diagonal in frequency, and a
 class Choice:
     """A method and the sentence that says why it was taken."""
 
-    method: Method
+    method: str
     reason: str
 
 
 def choose_method(
     geometry: Geometry,
-    boundary: Boundary,
+    boundary: str,
     *,
     lam: float,
-    penalty: Penalty,
+    penalty: str,
     n_outputs: int,
     n_inputs: int,
     device: torch.device,
-    asked: Method = Method.AUTO,
+    asked: str = "auto",
     max_memory: int | None = None,
 ) -> Choice:
     """Decide how a convolution is undone.
@@ -56,28 +56,28 @@ def choose_method(
     Raises:
         UsageError: the method asked for cannot solve this problem.
     """
-    is_diagonal = boundary is Boundary.CIRCULAR and geometry.output_size == geometry.image_size
+    is_diagonal = boundary == "circular" and geometry.output_size == geometry.image_size
     has_strip = strip.covers(geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs)
     has_direct = device.type != "mps" and direct.covers(
         geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
     )
     _check_asked(asked, is_diagonal=is_diagonal, has_strip=has_strip, has_direct=has_direct)
-    if asked is not Method.AUTO:
+    if asked != "auto":
         return Choice(asked, "asked for")
     if is_diagonal:
-        return Choice(Method.FFT, "a circular convolution of unchanged size is diagonal in frequency")
+        return Choice("fft", "a circular convolution of unchanged size is diagonal in frequency")
     if not (has_strip or has_direct):
-        return Choice(Method.ITERATIVE, f"boundary {boundary} with λ {lam:g} and penalty {penalty} has no shorter way")
+        return Choice("iterative", f"boundary {boundary} with λ {lam:g} and penalty {penalty} has no shorter way")
     if not has_direct:
-        return Choice(Method.STRIP, STRIP_REASON)
+        return Choice("strip", STRIP_REASON)
     cost = direct.estimate_cost(geometry, boundary, lam=lam, n_outputs=n_outputs, n_inputs=n_inputs)
     if has_strip and cost.n_operations > FACTORIZATION_SPEED * _strip_operations(geometry, lam, n_outputs, n_inputs):
-        return Choice(Method.STRIP, STRIP_REASON)
+        return Choice("strip", STRIP_REASON)
     budget = MEMORY_SHARE * free_memory(device) if max_memory is None else max_memory
     if cost.n_bytes <= budget:
-        return Choice(Method.DIRECT, _direct_reason(cost))
+        return Choice("direct", _direct_reason(cost))
     need = f"a direct solution would need {format_memory(cost.n_bytes)}, and {format_memory(budget)} may be used"
-    return Choice(Method.STRIP if has_strip else Method.ITERATIVE, need)
+    return Choice("strip" if has_strip else "iterative", need)
 
 
 def _direct_reason(cost: direct.Cost) -> str:
@@ -89,21 +89,21 @@ def _direct_reason(cost: direct.Cost) -> str:
     )
 
 
-def _check_asked(asked: Method, *, is_diagonal: bool, has_strip: bool, has_direct: bool) -> None:
+def _check_asked(asked: str, *, is_diagonal: bool, has_strip: bool, has_direct: bool) -> None:
     """Refuse a method that was asked for but cannot solve the problem."""
-    if asked is Method.RICHARDSON_LUCY:
+    if asked == "richardson-lucy":
         raise UsageError(
             "method richardson-lucy is no linear inverse, and cannot be built ahead, constrained or kept; "
             "use it with deconv invert and its kernel alone, or use method auto."
         )
-    if asked is Method.FFT and not is_diagonal:
+    if asked == "fft" and not is_diagonal:
         raise UsageError("method fft inverts circular convolutions of unchanged size only; use method auto.")
-    if asked is Method.STRIP and not has_strip:
+    if asked == "strip" and not has_strip:
         raise UsageError(
             "method strip does not cover this problem (λ = 0 with an output of unchanged size, a periodic penalty, or "
             "constants that nothing determines); use method auto."
         )
-    if asked is Method.DIRECT and not has_direct:
+    if asked == "direct" and not has_direct:
         raise UsageError(
             "method direct needs λ > 0 here (with penalty identity, if the kernel has fewer outputs than inputs); "
             "use another λ, or method auto."

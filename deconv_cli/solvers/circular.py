@@ -6,8 +6,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import BlockCirculant, torus_symbol, widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import penalty_symbol
 from deconv_cli.solvers.factors import Factors
@@ -46,7 +46,7 @@ class CircularInverse(Inverse):
         taps, pads = problem.operator.kernel, problem.operator.geometry.pads
         # A blur of one channel is divided by a sum of squares, large where the penalty sees nothing.
         is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
-        wide = taps if is_safe else widened(taps)
+        wide = taps if is_safe else to_float64(taps)
         symbol = torus_symbol(wide, torus, (pads.top, pads.left))
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
         blocks = inverse_blocks(
@@ -62,7 +62,7 @@ class CircularInverse(Inverse):
         """Solve for data `y` of shape `(*batch, C_out, H, W)`; there is no progress to tell."""
         del progress
         x = self.apply(y)
-        return Solution(x, Status.CLOSED_FORM, 0, host.as_number(self.problem.certificate(x, y).max()))
+        return Solution(x, Status.CLOSED_FORM, 0, synchronize.as_number(self.problem.certificate(x, y).max()))
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
@@ -84,7 +84,7 @@ class CircularInverse(Inverse):
         """(KᴴK + μ|l|²)⁺, which only the derivative in the kernel asks for."""
         torus = self.problem.operator.geometry.image_size
         taps = self.problem.operator.kernel
-        wide = widened(taps)
+        wide = to_float64(taps)
         penalty = penalty_symbol(self.problem.penalty, torus, wide.dtype, taps.device)
         blocks = gram_inverse_blocks(torus_symbol(wide, torus), self.problem.weight, penalty)
         return BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
@@ -50,7 +50,6 @@ from deconv_cli.solvers.problem import TikhonovProblem, check_constants, norm
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
-from deconv_cli.vocabulary import Boundary, Penalty
 
 BYTES_PER_NUMBER = 8
 PLAIN: Twists = (False, False)
@@ -75,7 +74,7 @@ class Cost:
     n_operations: float
 
 
-def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outputs: int, n_inputs: int) -> Cost:
+def estimate_cost(geometry: Geometry, boundary: str, *, lam: float, n_outputs: int, n_inputs: int) -> Cost:
     """Estimate what the direct method would take."""
     places = TorusLayout.plan(geometry, boundary)
     n_unobserved, n_tied = n_outputs * places.n_unobserved, n_inputs * places.n_tied
@@ -94,9 +93,7 @@ def estimate_cost(geometry: Geometry, boundary: Boundary, *, lam: float, n_outpu
     return Cost(n_unobserved + n_tied, 0, BYTES_PER_NUMBER * (n_entries + n_blocks), n_operations)
 
 
-def covers(
-    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
-) -> bool:
+def covers(geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_outputs: int, n_inputs: int) -> bool:
     """Tell whether this method can be right for a problem.
 
     λ > 0 is, unless there are images that neither the kernel nor the penalty sees. For λ = 0 the problem must have
@@ -105,12 +102,12 @@ def covers(
     """
     if lam > 0:
         return is_determined(lam, penalty, n_outputs, n_inputs)
-    outside = boundary is Boundary.UNKNOWN
+    outside = boundary == "unknown"
     image_size = geometry.extended_size if outside else geometry.image_size
     bigger = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
     if n_outputs >= n_inputs and min(bigger) >= 0:
         return True
-    repeats = boundary not in (Boundary.ZERO, Boundary.UNKNOWN) and geometry.pads.total != (0, 0)
+    repeats = boundary not in ("zero", "unknown") and geometry.pads.total != (0, 0)
     return n_outputs <= n_inputs and max(bigger) <= 0 and not repeats
 
 
@@ -202,7 +199,7 @@ def _is_sound(problem: TikhonovProblem, system: BoundarySystem) -> bool:
     y = torch.arange(math.prod(shape), dtype=torch.float64, device=taps.device).square().cos().reshape(shape)
     x = system.estimate(y)
     again = system.estimate(problem.operator.forward(x.to(taps.dtype)).double())
-    return host.as_number(norm(again - x)) <= MAX_PROBE_ERROR * host.as_number(norm(x))
+    return synchronize.as_number(norm(again - x)) <= MAX_PROBE_ERROR * synchronize.as_number(norm(x))
 
 
 def _choose_twists(problem: TikhonovProblem) -> Twists:
@@ -212,7 +209,7 @@ def _choose_twists(problem: TikhonovProblem) -> Twists:
     that annihilates it has no inverse.
     """
     operator = problem.operator
-    if problem.weight > 0 or operator.boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
+    if problem.weight > 0 or operator.boundary not in ("zero", "unknown"):
         return PLAIN
     taps = operator.kernel.double()
     conditions: dict[Twists, float] = {}
@@ -223,14 +220,14 @@ def _choose_twists(problem: TikhonovProblem) -> Twists:
             inverse = full_rank_inverse(symbol)
         except SingularSystemError:
             continue
-        conditions[twists] = host.as_number(block_norms(symbol).max() * block_norms(inverse).max())
+        conditions[twists] = synchronize.as_number(block_norms(symbol).max() * block_norms(inverse).max())
         if conditions[twists] <= MAX_CONDITION:
             return twists
     return min(conditions, key=conditions.__getitem__, default=PLAIN)
 
 
 def _recall_twists(kept: Factors) -> Twists:
-    down, across = host.as_numbers(kept.take("twists", (2,), torch.uint8))
+    down, across = synchronize.as_numbers(kept.take("twists", (2,), torch.uint8))
     return bool(down), bool(across)
 
 
@@ -363,7 +360,7 @@ class _SquareSolver:
         if system.shape[0] != system.shape[1]:
             raise SingularSystemError("the border has another number of rules than of unobserved outputs")
         factors, pivots, info = torch.linalg.lu_factor_ex(system)
-        if host.holds_anywhere(info):
+        if synchronize.holds_anywhere(info):
             raise SingularSystemError("the system on the border is singular")
         return cls(factors, pivots)
 
@@ -439,6 +436,6 @@ def _as_columns(vectors: Tensor) -> Tensor:
 
 def _cholesky(matrix: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if host.holds_anywhere(info):
+    if synchronize.holds_anywhere(info):
         raise SingularSystemError("the system on the border is singular")
     return factor

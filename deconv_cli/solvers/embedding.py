@@ -16,7 +16,7 @@ from torch import Tensor
 from deconv_cli.operators.extension import border_sources
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.twisted_torus import TwistedTorus, Twists
-from deconv_cli.vocabulary import Boundary, Size
+from deconv_cli.vocabulary import Size
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class TorusLayout:
     origin: Size
 
     @classmethod
-    def plan(cls, geometry: Geometry, boundary: Boundary) -> TorusLayout:
+    def plan(cls, geometry: Geometry, boundary: str) -> TorusLayout:
         """Find the torus of a convolution with a border."""
         pads = geometry.pads
-        if boundary is Boundary.UNKNOWN:
+        if boundary == "unknown":
             image_size, before, after = geometry.extended_size, (0, 0), (0, 0)
         else:
             image_size, before, after = geometry.image_size, (pads.top, pads.left), (pads.bottom, pads.right)
         # Zeros on either side can be the same zeros; copies can not.
-        widths = [max(b, a) if boundary is Boundary.ZERO else b + a for b, a in zip(before, after, strict=True)]
+        widths = [max(b, a) if boundary == "zero" else b + a for b, a in zip(before, after, strict=True)]
         torus = (
             max(image_size[0] + widths[0], geometry.output_size[0]),
             max(image_size[1] + widths[1], geometry.output_size[1]),
@@ -82,7 +82,7 @@ class TorusEmbedding(TorusLayout):
 
     @classmethod
     def of(
-        cls, geometry: Geometry, boundary: Boundary, device: torch.device, twists: Twists = (False, False)
+        cls, geometry: Geometry, boundary: str, device: torch.device, twists: Twists = (False, False)
     ) -> TorusEmbedding:
         """Lay out a convolution.
 
@@ -95,7 +95,7 @@ class TorusEmbedding(TorusLayout):
         layout = TorusLayout.plan(geometry, boundary)
         pads, (height, width) = geometry.pads, layout.image_size
         rows, columns = None, None
-        if boundary not in (Boundary.ZERO, Boundary.UNKNOWN):
+        if boundary not in ("zero", "unknown"):
             rows = _line_sources(boundary, pads.top, pads.bottom, height, device)
             columns = _line_sources(boundary, pads.left, pads.right, width, device)
         sizes = (layout.torus, layout.image_size, layout.output_size, layout.origin)
@@ -209,7 +209,7 @@ class TorusEmbedding(TorusLayout):
         return field[..., : self.image_size[0], : self.image_size[1]]
 
 
-def _line_sources(boundary: Boundary, before: int, after: int, length: int, device: torch.device) -> Tensor:
+def _line_sources(boundary: str, before: int, after: int, length: int, device: torch.device) -> Tensor:
     """Tell for each place of one axis beyond the image which pixel of the line it repeats."""
     first, last = border_sources(boundary, before, after, length, device)
     return torch.cat([last, first])

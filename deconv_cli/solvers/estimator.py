@@ -11,15 +11,14 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.refinement import Progress
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Penalty
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.
 ORDINARY = (1e-8, 1e8)
@@ -41,14 +40,14 @@ class Estimator(ABC):
     """
 
     kernel: Kernel
-    settings: InversionSettings
+    settings: ResolvedSettings
     geometry: Geometry
     operator: Convolution
     choice: Choice
     tolerance: float
     rcond: float | None = None
     lam: float | None = None
-    penalty: Penalty | None = None
+    penalty: str | None = None
 
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
@@ -115,7 +114,7 @@ def to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     peak = data.abs().amax(dim=(-3, -2, -1), keepdim=True)
     is_odd = (peak > 0) & torch.isfinite(peak) & ((peak < ORDINARY[0]) | (peak > ORDINARY[1]))
-    if not host.holds_anywhere(is_odd):
+    if not synchronize.holds_anywhere(is_odd):
         return data, None
     unit = torch.where(is_odd, torch.exp2(torch.log2(torch.where(is_odd, peak, 1)).floor()), 1)
     return data / unit, unit
@@ -123,14 +122,14 @@ def to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def common_unit(data: Tensor) -> float:
     """Find the power of two to divide a batch by where its squares would leave the range of their type; else 1."""
-    peak = host.as_number(data.abs().max())
+    peak = synchronize.as_number(data.abs().max())
     is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
     return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0
 
 
 def check_finite(y: Tensor) -> None:
     """Refuse outputs that hold NaN or infinite values."""
-    if not host.holds_everywhere(torch.isfinite(y)):
+    if not synchronize.holds_everywhere(torch.isfinite(y)):
         raise MalformedInputError(
             "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
         )

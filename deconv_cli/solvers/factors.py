@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,6 @@ class Factors:
             MalformedInputError: they are not there, or are none: LAPACK would write outside of the matrix.
         """
         pivots = self.take("pivots", (n,), torch.int32)
-        if not host.holds_everywhere((pivots >= 1) & (pivots <= n)):
+        if not synchronize.holds_everywhere((pivots >= 1) & (pivots <= n)):
             raise MalformedInputError(f"its factor 'pivots' should name rows from 1 to {n}, but names others.")
         return pivots

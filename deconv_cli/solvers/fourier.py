@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.spectrum import single_threaded, singular_values
 from deconv_cli.solvers import small_blocks
 
@@ -45,7 +45,7 @@ def inverse_blocks(
         Complex, shape `(N1, N2 // 2 + 1, C_in, C_out)`.
     """
     blocks, diagonal = symbol.flatten(0, 1), weight * penalty.flatten()
-    find_largest = sigma_max or (lambda: host.as_number(singular_values(symbol).max()))
+    find_largest = sigma_max or (lambda: synchronize.as_number(singular_values(symbol).max()))
     if blocks.shape[-2:] == (1, 1):
         inverse = _invert_scalars(blocks, diagonal, rcond)
     elif weight > 0:
@@ -133,8 +133,8 @@ def full_rank_inverse(symbol: Tensor) -> Tensor:
     blocks = symbol.flatten(0, 1)
     rcond = default_rcond(symbol.real.dtype)
     # A rank need not be told to the last digit where a lost one ends the matter.
-    inverse, defect = _invert_exactly(blocks, rcond, lambda: host.as_number(block_norms(blocks).max()))
-    if not host.as_number(defect.max()) <= max(MAX_DEFECT, torch.finfo(symbol.real.dtype).eps ** 0.5):
+    inverse, defect = _invert_exactly(blocks, rcond, lambda: synchronize.as_number(block_norms(blocks).max()))
+    if not synchronize.as_number(defect.max()) <= max(MAX_DEFECT, torch.finfo(symbol.real.dtype).eps ** 0.5):
         raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
     return inverse.unflatten(0, symbol.shape[:2])
 
@@ -162,7 +162,7 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
     # against overflow at ten times the cost.
     denominator = blocks.real.square().addcmul_(blocks.imag, blocks.imag)
     # With a penalty nothing is truncated but what rounding alone has made of a zero.
-    threshold = torch.finfo(denominator.dtype).eps if host.holds_anywhere(diagonal) else rcond
+    threshold = torch.finfo(denominator.dtype).eps if synchronize.holds_anywhere(diagonal) else rcond
     floor = threshold**2 * denominator.max()
     denominator += diagonal[:, None, None]
     factor = denominator.reciprocal_()
@@ -176,8 +176,8 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
 def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:
     inverse = _gram_inverse(blocks, diagonal, times_adjoint=True)
     unpenalized = diagonal == 0
-    if host.holds_anywhere(unpenalized):
-        places = host.places(unpenalized)
+    if synchronize.holds_anywhere(unpenalized):
+        places = synchronize.places(unpenalized)
         inverse[places] = _truncated_pseudo_inverse(blocks[places], rcond * find_largest())
     return inverse
 
@@ -203,8 +203,8 @@ def _invert_exactly(blocks: Tensor, rcond: float, find_largest: Callable[[], flo
         is_right = defect < MAX_FACTORING_DEFECT
     # ‖K⁺‖ bounds 1/σmin from above, and the largest ‖K‖ the largest singular value.
     doubtful = ~(is_right & (inverse_norm * (4 * rcond * norm.max()) < 1))
-    if host.holds_anywhere(doubtful):
-        places = host.places(doubtful)
+    if synchronize.holds_anywhere(doubtful):
+        places = synchronize.places(doubtful)
         inverse[places] = _truncated_pseudo_inverse(blocks[places], rcond * find_largest())
         defect[places] = _defect(inverse[places], blocks[places])
     return inverse, defect
@@ -243,8 +243,8 @@ def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = Fal
         small = small_blocks.gram_inverse(blocks, diagonal, times_adjoint=times_adjoint)
         largest = small.norm.max()
         singular = ~((small.flaw < 0) & (small.inverse_norm * largest < 1 / SINGULAR))
-        if host.holds_anywhere(singular):
-            places, bound = host.places(singular), host.as_number(largest)
+        if synchronize.holds_anywhere(singular):
+            places, bound = synchronize.places(singular), synchronize.as_number(largest)
             small.inverse[places] = _factored_gram_inverse(blocks[places], diagonal[places], bound, times_adjoint)
         return small.inverse
     return _factored_gram_inverse(blocks, diagonal, None, times_adjoint)
@@ -254,18 +254,18 @@ def _factored_gram_inverse(blocks: Tensor, diagonal: Tensor, largest: float | No
     is_wide = times_adjoint and blocks.shape[-2] < blocks.shape[-1]
     gram = _add_to_diagonal(blocks @ blocks.mH if is_wide else blocks.mH @ blocks, diagonal)
     if largest is None:
-        largest = host.as_number(block_norms(gram).max())
+        largest = synchronize.as_number(block_norms(gram).max())
     with single_threaded(gram.device):
         # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
         factor, info = torch.linalg.cholesky_ex(gram.mT)
-        if host.holds_anywhere(info > 0):
+        if synchronize.holds_anywhere(info > 0):
             # What could not be factored may not reach the next step, which would raise.
-            factor[host.places(info > 0)] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+            factor[synchronize.places(info > 0)] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         inverse = torch.cholesky_inverse(factor).mT
         is_right = (info == 0) & (_defect(inverse, gram) < MAX_FACTORING_DEFECT)
         singular = ~(is_right & (block_norms(inverse) * largest < 1 / SINGULAR))
-        if host.holds_anywhere(singular):
-            places = host.places(singular)
+        if synchronize.holds_anywhere(singular):
+            places = synchronize.places(singular)
             inverse[places] = torch.linalg.pinv(gram[places], hermitian=True, atol=largest * SINGULAR, rtol=0.0)
     if not times_adjoint:
         return inverse

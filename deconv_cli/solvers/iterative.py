@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol, widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.operators.spectrum import kernel_spectrum
@@ -21,7 +21,7 @@ from deconv_cli.solvers.problem import TikhonovProblem, norm
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.strip import StripSystem
-from deconv_cli.vocabulary import Boundary, Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # Room around the image on the preconditioner's torus, so that opposite edges do not feel each other.
 TORUS_MARGIN = 16
@@ -80,7 +80,7 @@ class IterativeInverse(Inverse):
         solution = solve(y)
         again = solve(self.problem.operator.forward(solution.value))
         differs = norm(again.value - solution.value) > MAX_CHANGE * norm(solution.value)
-        if not host.holds_anywhere(differs):
+        if not synchronize.holds_anywhere(differs):
             return solution
         plain = conjugate_gradients(self.problem, y, self.rule, progress=progress)
         if plain.status.is_success:
@@ -117,7 +117,7 @@ class StripPreconditioner(LinearOperator):
         self.input_shape: Shape = operator.input_shape
         self.output_shape: Shape = operator.input_shape
         sigma_max = kernel_spectrum(operator.kernel.detach(), operator.geometry.image_size).sigma_max
-        self._system = StripSystem(TikhonovProblem(operator, PRECONDITIONER_LAMBDA, sigma_max, Penalty.IDENTITY))
+        self._system = StripSystem(TikhonovProblem(operator, PRECONDITIONER_LAMBDA, sigma_max, "identity"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` of shape `(*batch, C_in, H, W)`."""
@@ -139,7 +139,7 @@ class TorusPreconditioner(LinearOperator):
         taps = operator.kernel
         torus = _roomy_torus(operator.geometry.extended_size, operator.geometry.kernel_size)
         # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
-        wide = widened(taps)
+        wide = to_float64(taps)
         symbol = torus_symbol(wide, torus)
         penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
@@ -162,12 +162,12 @@ class TorusPreconditioner(LinearOperator):
         edges, so that the torus has no seam.
         """
         torus = self._gram_inverse.torus
-        if self._operator.boundary is not Boundary.ZERO:
+        if self._operator.boundary != "zero":
             for axis, length in ((-2, torus[0]), (-1, torus[1])):
                 y = close_smoothly(y, axis, length)
         estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
         pads, (_, height, width) = self._operator.geometry.pads, self.input_shape
-        top, left = (0, 0) if self._operator.boundary is Boundary.UNKNOWN else (pads.top, pads.left)
+        top, left = (0, 0) if self._operator.boundary == "unknown" else (pads.top, pads.left)
         return estimate[..., top : top + height, left : left + width]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.problem import accumulation_dtype
 from deconv_cli.solvers.refinement import step
 
@@ -39,7 +39,7 @@ def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Wa
     residual = right
     z = precondition(residual)
     direction, gamma = z, _dot(residual, z)
-    going = host.holds_anywhere(gamma > 0)
+    going = synchronize.holds_anywhere(gamma > 0)
     while going:
         image = apply(direction)
         alpha = step(gamma, _dot(direction, image)).to(right.dtype)[:, None]
@@ -93,7 +93,7 @@ def _cycle(
     reduced = rotation.new_zeros(n_batch, n_kept + 1)
     reduced[:, 0] = beta
     n = 0
-    going = host.holds_anywhere(beta > 0)
+    going = synchronize.holds_anywhere(beta > 0)
     while going and n < n_kept:
         kept = basis[:, : n + 1]
         vector = apply(precondition(kept[:, n]))
@@ -121,7 +121,7 @@ def _cycle(
     weights = torch.linalg.solve_triangular(triangle, reduced[:, :n, None], upper=True)
     weights = torch.where(idle[..., None], 0, weights).to(residual.dtype)
     combined = (weights.mT @ basis[:, :n])[:, 0]
-    has_gained = host.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
+    has_gained = synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
     return precondition(combined), going, has_gained
 
 

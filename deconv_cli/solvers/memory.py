@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import TooLargeError
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import prefers_fft
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import direct, iterative, strip
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Method, Penalty, format_memory
+from deconv_cli.vocabulary import format_memory
 
 # Symbols in double precision that are alive at once while they are factored, by the larger number of channels; with a
 # penalty, Gram matrices are among them.
@@ -54,7 +54,7 @@ class MemoryEstimate:
         return self.n_bytes_built + n_images * self.n_bytes_per_image + basis
 
 
-def estimate_memory(method: Method, taps: Tensor, geometry: Geometry, settings: InversionSettings) -> MemoryEstimate:
+def estimate_memory(method: str, taps: Tensor, geometry: Geometry, settings: ResolvedSettings) -> MemoryEstimate:
     """Estimate what a method takes.
 
     Args:
@@ -73,26 +73,26 @@ def estimate_memory(method: Method, taps: Tensor, geometry: Geometry, settings: 
         blurring, unfolded = 2 * taps.itemsize * n_pixels * n_outputs * n_inputs, 0
     else:
         blurring, unfolded = 0, taps.itemsize * n_pixels * height * width * max(n_outputs, n_inputs)
-    if method is Method.FFT:
+    if method == "fft":
         return MemoryEstimate(symbols + blurring, N_IMAGES_IN_CLOSED_FORM * images + unfolded)
-    if method is Method.DIRECT:
+    if method == "direct":
         cost = direct.estimate_cost(
             geometry, settings.boundary, lam=settings.lam, n_outputs=n_outputs, n_inputs=n_inputs
         )
         return MemoryEstimate(cost.n_bytes + blurring, N_IMAGES_ITERATED * images + unfolded)
-    lam, penalty, is_iterated_by_strip = settings.lam, settings.penalty, method is Method.STRIP
-    if method is Method.ITERATIVE and settings.lam == 0:
+    lam, penalty, is_iterated_by_strip = settings.lam, settings.penalty, method == "strip"
+    if method == "iterative" and settings.lam == 0:
         # Preconditioned by the strip in double precision, where there are outputs enough.
         sizes = zip(geometry.output_size, geometry.image_size, strict=True)
         is_iterated_by_strip = n_outputs >= n_inputs and all(o >= i for o, i in sizes)
-        lam, penalty = iterative.PRECONDITIONER_LAMBDA, Penalty.IDENTITY
+        lam, penalty = iterative.PRECONDITIONER_LAMBDA, "identity"
         symbols = symbols * N_SYMBOLS_PENALIZED // N_SYMBOLS if is_iterated_by_strip else 0
     n_basis = itemsize = 0
     if is_iterated_by_strip:
         n_basis = strip.n_gmres_unknowns(
             geometry, settings.boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
         )
-        itemsize = taps.itemsize if strip.runs_in_own_precision(lam) else widened(taps[:0]).itemsize
+        itemsize = taps.itemsize if strip.runs_in_own_precision(lam) else to_float64(taps[:0]).itemsize
     return MemoryEstimate(symbols + blurring, N_IMAGES_ITERATED * images + unfolded, n_basis, itemsize)
 
 
@@ -104,7 +104,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    method: Method,
+    method: str,
     estimate: MemoryEstimate,
     taps: Tensor,
     geometry: Geometry,
@@ -137,9 +137,9 @@ def check_memory(
     advice = ["a smaller image"]
     if is_built and n_images != 1:
         advice.insert(0, "fewer images at a time")
-    if taps.dtype == torch.float64 and method is not Method.DIRECT:
+    if taps.dtype == torch.float64 and method != "direct":
         advice.insert(0, "float32")
-    if method is Method.DIRECT:
+    if method == "direct":
         advice.insert(0, "method auto or iterative")
     size = "×".join(map(str, geometry.image_size))
     count = f"{n_images} images" if is_built and n_images != 1 else "an image"

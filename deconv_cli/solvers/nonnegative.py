@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.regularizers import is_determined
 from deconv_cli.solvers.estimator import Estimator, to_unit
 from deconv_cli.solvers.krylov import solve_definite
@@ -86,7 +86,7 @@ class NonnegativeEstimator(Estimator):
         descent = _Descent(NormalEquations.of_data(self.problem, data), self._pixel_scale)
         x, status, history = descent.run(start, self.tolerance, self.settings.max_iterations, progress)
         value = x if unit is None else unit * x
-        certificate = host.as_number(descent.certificate(x, descent.gradient(x)).max())
+        certificate = synchronize.as_number(descent.certificate(x, descent.gradient(x)).max())
         return Solution(value, status, len(history), certificate, tuple(history), OBJECTIVE)
 
     @property
@@ -121,7 +121,7 @@ class _Descent:
         while True:
             certificate = self.certificate(x, gradient)
             going = certificate > tolerance
-            largest = host.as_number(certificate.max())
+            largest = synchronize.as_number(certificate.max())
             if largest <= tolerance:
                 return x, Status.CONVERGED, history
             n_since = 0 if largest < lowest else n_since + 1
@@ -132,7 +132,7 @@ class _Descent:
                 return x, Status.MAX_ITERATIONS, history
             x, has_fallen = self._go(x, gradient, going)
             gradient = self.gradient(x)
-            history.append(host.as_number(self.certificate(x, gradient).max()))
+            history.append(synchronize.as_number(self.certificate(x, gradient).max()))
             if progress is not None:
                 progress(len(history), history[-1])
             if not has_fallen:
@@ -157,7 +157,7 @@ class _Descent:
         newton, fell_again = self._descend(
             x, gradient, torch.where(mask, self._newton_direction(x, gradient, going), 0)
         )
-        return x + newton, host.holds_anywhere(fell | fell_again)
+        return x + newton, synchronize.holds_anywhere(fell | fell_again)
 
     def _newton_direction(self, x: Tensor, gradient: Tensor, going: Tensor) -> Tensor:
         """Solve the normal equations on the free pixels, and send the others to zero."""
@@ -175,7 +175,7 @@ class _Descent:
         def goes_on(remaining: Tensor) -> bool:
             nonlocal n_done
             n_done += 1
-            return n_done < MAX_INNER_ITERATIONS and host.holds_anywhere(remaining > goal)
+            return n_done < MAX_INNER_ITERATIONS and synchronize.holds_anywhere(remaining > goal)
 
         return outwards + solve_definite(apply, lambda vector: vector, flat, goes_on).reshape(x.shape)
 
@@ -197,7 +197,7 @@ class _Descent:
             way = torch.where(falls[..., None, None, None], trial, way)
             fell = fell | falls
             # An image that cannot move has no slope either.
-            if host.holds_everywhere(fell | (slope == 0)):
+            if synchronize.holds_everywhere(fell | (slope == 0)):
                 break
             length = torch.where(fell[..., None, None, None], length, length / 2)
         return way, fell

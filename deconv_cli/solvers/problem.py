@@ -9,13 +9,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import penalty_operator
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
-from deconv_cli.vocabulary import Boundary, Penalty
 
 # A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
 MIN_CONSTANT_GAIN = 1e-5
@@ -38,7 +37,7 @@ class TikhonovProblem:
     operator: Convolution
     lam: float
     sigma_max: float
-    penalty: Penalty = Penalty.IDENTITY
+    penalty: str = "identity"
 
     @property
     def weight(self) -> float:
@@ -48,7 +47,7 @@ class TikhonovProblem:
     @cached_property
     def penalty_operator(self) -> LinearOperator:
         """L, on images of A's input shape."""
-        periodic = self.operator.boundary is Boundary.CIRCULAR
+        periodic = self.operator.boundary == "circular"
         return penalty_operator(self.penalty, self.operator.input_shape, periodic=periodic)
 
     def penalty_gram(self, x: Tensor) -> Tensor:
@@ -63,16 +62,18 @@ class TikhonovProblem:
     @cached_property
     def unseen_constants(self) -> tuple[Tensor, ...]:
         """Constant images that neither A nor the penalty sees, as orthonormal vectors of shape `(C_in, 1, 1)`."""
-        if self.lam == 0 or self.penalty is Penalty.IDENTITY:
+        if self.lam == 0 or self.penalty == "identity":
             return ()
         taps = self.operator.kernel
-        _, values, vectors = torch.linalg.svd(widened(taps).sum(dim=(-2, -1)))
-        floor = default_rcond(taps.dtype) * host.as_number(taps.abs().sum())
-        candidates = vectors[host.as_index((values > floor).sum()) :].to(taps.dtype)[:, :, None, None]
+        _, values, vectors = torch.linalg.svd(to_float64(taps).sum(dim=(-2, -1)))
+        floor = default_rcond(taps.dtype) * synchronize.as_number(taps.abs().sum())
+        candidates = vectors[synchronize.as_index((values > floor).sum()) :].to(taps.dtype)[:, :, None, None]
         # A border of zeros shows constants that the sum of the taps does not.
         largest = floor * math.prod(self.operator.output_shape) ** 0.5
         shape = self.operator.input_shape
-        return tuple(c for c in candidates if host.as_number(norm(self.operator.forward(c.expand(shape)))) <= largest)
+        return tuple(
+            c for c in candidates if synchronize.as_number(norm(self.operator.forward(c.expand(shape)))) <= largest
+        )
 
     def split_unseen(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split `x`, shape `(*batch, C_in, H, W)`, into what the problem sees and the constants that it does not.
@@ -106,11 +107,11 @@ def check_constants(problem: TikhonovProblem) -> None:
     Raises:
         SingularSystemError: the sum of the taps is singular under a border of zeros.
     """
-    if problem.lam == 0 or problem.penalty is Penalty.IDENTITY or problem.operator.boundary is not Boundary.ZERO:
+    if problem.lam == 0 or problem.penalty == "identity" or problem.operator.boundary != "zero":
         return
-    taps = widened(problem.operator.kernel)
+    taps = to_float64(problem.operator.kernel)
     values = torch.linalg.svdvals(taps.sum(dim=(-2, -1)))
-    if host.as_number(values.min()) <= MIN_CONSTANT_GAIN * problem.sigma_max:
+    if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * problem.sigma_max:
         raise SingularSystemError("neither the kernel nor the penalty sees constants on a torus")
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.differentiation import attach_gradient
@@ -27,11 +28,10 @@ from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.memory import check_memory, estimate_memory
 from deconv_cli.solvers.problem import MIN_CONSTANT_GAIN, TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.state import InverseState, Kept
 from deconv_cli.solvers.strip import StripInverse
-from deconv_cli.vocabulary import Boundary, Method, Penalty, Size
+from deconv_cli.vocabulary import Size
 
 
 class PseudoInverse(Estimator):
@@ -58,7 +58,7 @@ class PseudoInverse(Estimator):
         TooLargeError: the method does not fit the memory.
     """
 
-    def __init__(self, kernel: Kernel, image_size: Size, settings: InversionSettings, kept: Kept | None = None) -> None:
+    def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, kept: Kept | None = None) -> None:
         lam, penalty, boundary = settings.lam, settings.penalty, settings.boundary
         self.kernel = kernel
         self.settings = settings
@@ -78,12 +78,12 @@ class PseudoInverse(Estimator):
         )
         if kept is not None:
             self.choice = kept.choice
-        if settings.rcond is not None and (self.choice.method is not Method.FFT or lam > 0):
+        if settings.rcond is not None and (self.choice.method != "fft" or lam > 0):
             raise UsageError(
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
                 f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
             )
-        if self.choice.method is not Method.FFT and not is_determined(lam, penalty, *kernel.taps.shape[:2]):
+        if self.choice.method != "fft" and not is_determined(lam, penalty, *kernel.taps.shape[:2]):
             raise UsageError(
                 f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs "
                 f"({kernel.taps.shape[0]}) than inputs ({kernel.taps.shape[1]}); use penalty identity."
@@ -203,12 +203,14 @@ class PseudoInverse(Estimator):
     def _check_ramps(self) -> None:
         """Refuse a penalty on curvature with a kernel that annihilates constants: it may annihilate ramps as well."""
         settings, taps = self.settings, self.kernel.taps.detach()
-        has_rest = settings.boundary is Boundary.ZERO and self.geometry.pads.total != (0, 0)
-        if settings.lam == 0 or settings.penalty is not Penalty.LAPLACIAN or has_rest:
+        has_rest = settings.boundary == "zero" and self.geometry.pads.total != (0, 0)
+        if settings.lam == 0 or settings.penalty != "laplacian" or has_rest:
             return
-        values = torch.linalg.svdvals(widened(taps).sum(dim=(-2, -1)))
-        is_circular = self.choice.method is Method.FFT
-        if not is_circular and host.as_number(values.min()) <= MIN_CONSTANT_GAIN * host.as_number(taps.abs().sum()):
+        values = torch.linalg.svdvals(to_float64(taps).sum(dim=(-2, -1)))
+        is_circular = self.choice.method == "fft"
+        if not is_circular and synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * synchronize.as_number(
+            taps.abs().sum()
+        ):
             raise UsageError(
                 "penalty laplacian leaves images undetermined that change at a constant rate, since the taps of this "
                 "kernel sum to zero and it may not see them either; use penalty gradient or identity."
@@ -217,11 +219,11 @@ class PseudoInverse(Estimator):
     def _recall(self, rule: StoppingRule, kept: Factors) -> Inverse:
         """Build the inverse that was chosen once, with its factors at hand; the others are cheap to build."""
         try:
-            if self.choice.method is Method.FFT:
+            if self.choice.method == "fft":
                 return CircularInverse(self.problem, self.settings.rcond, kept)
-            if self.choice.method is Method.DIRECT:
+            if self.choice.method == "direct":
                 return DirectInverse(self.problem, rule, kept)
-            if self.choice.method is Method.STRIP:
+            if self.choice.method == "strip":
                 return StripInverse(self.problem, rule)
         except SingularSystemError as error:
             raise MalformedInputError(f"method {self.choice.method} cannot have made it, since {error}.") from error
@@ -229,18 +231,18 @@ class PseudoInverse(Estimator):
 
     def _build(self, rule: StoppingRule) -> Inverse:
         """Build the inverse that was chosen; where that is singular and nobody asked for it, another takes over."""
-        if self.choice.method is Method.FFT:
+        if self.choice.method == "fft":
             return CircularInverse(self.problem, self.settings.rcond)
-        builders = {Method.STRIP: StripInverse, Method.DIRECT: DirectInverse}
+        builders = {"strip": StripInverse, "direct": DirectInverse}
         if self.choice.method in builders:
             try:
                 return builders[self.choice.method](self.problem, rule)
             except SingularSystemError as error:
-                if self.settings.method is not Method.AUTO:
+                if self.settings.method != "auto":
                     raise UsageError(
                         f"method {self.choice.method} fails, since {error}; use a larger λ or method auto."
                     ) from error
-                self.choice = Choice(Method.ITERATIVE, f"the {self.choice.method} way is barred, since {error}")
+                self.choice = Choice("iterative", f"the {self.choice.method} way is barred, since {error}")
         return IterativeInverse(self.problem, rule)
 
 

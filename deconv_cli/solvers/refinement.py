@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import norm, relative
 from deconv_cli.solvers.solution import Solution, Status
@@ -64,7 +64,7 @@ class Course:
 
     def note(self, remaining: Tensor) -> None:
         """Take note of an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
-        self.history.append(host.as_number(relative(remaining, self.scale).max()))
+        self.history.append(synchronize.as_number(relative(remaining, self.scale).max()))
         if self.progress is not None:
             self.progress(len(self.history), self.history[-1])
 
@@ -92,13 +92,13 @@ def refine_equations(
         x, gradient = start, equations.remaining(start, equations.residual(start))
     best = norm(gradient)
     for _ in range(MAX_ROUNDS):
-        if course.is_spent or host.holds_everywhere(best <= course.goal):
+        if course.is_spent or synchronize.holds_everywhere(best <= course.goal):
             break
         candidate = improve(x, gradient, course)
         new_gradient = equations.remaining(candidate, equations.residual(candidate))
         reached = norm(new_gradient)
         is_better = reached < best
-        if host.holds_everywhere(is_better):
+        if synchronize.holds_everywhere(is_better):
             x, gradient = candidate, new_gradient
         else:
             keeps = is_better[..., None, None, None]
@@ -106,15 +106,15 @@ def refine_equations(
         # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
         gains = (reached <= 0.5 * best) & (reached > course.goal)
         best = torch.minimum(reached, best)
-        if not host.holds_anywhere(gains):
+        if not synchronize.holds_anywhere(gains):
             break
-    is_done = host.holds_everywhere((best <= course.goal) & torch.isfinite(course.scale))
+    is_done = synchronize.holds_everywhere((best <= course.goal) & torch.isfinite(course.scale))
     unfinished = Status.MAX_ITERATIONS if course.is_spent else Status.STAGNATED
     return Solution(
         x.contiguous(),  # a zero that was never improved takes no memory of its own
         Status.CONVERGED if is_done else unfinished,
         len(course.history),
-        host.as_number(relative(best, course.scale).max()),
+        synchronize.as_number(relative(best, course.scale).max()),
         tuple(course.history),
     )
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.ascent import Ascent
 from deconv_cli.solvers.ascent_course import AscentCourse, Discrepancy, HeldOut, Steps
 from deconv_cli.solvers.choice import Choice
@@ -28,9 +29,8 @@ from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.memory import MemoryEstimate, check_memory, estimate_memory
 from deconv_cli.solvers.poisson import held_out
 from deconv_cli.solvers.refinement import Progress
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Method, Size
+from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
 DEFAULT_TOLERANCE = 1e-5
@@ -71,15 +71,15 @@ class RichardsonLucyEstimator(Estimator):
         self,
         kernel: Kernel,
         image_size: Size,
-        settings: InversionSettings,
+        settings: ResolvedSettings,
         *,
         gain: float | None = None,
         origin: str = "",
     ) -> None:
-        if host.holds_anywhere(kernel.taps < 0):
+        if synchronize.holds_anywhere(kernel.taps < 0):
             raise UsageError(
                 "method richardson-lucy needs a kernel without negative taps, as those of light are, but the smallest "
-                f"tap is {host.as_number(kernel.taps.min()):.3g}; use another method."
+                f"tap is {synchronize.as_number(kernel.taps.min()):.3g}; use another method."
             )
         if gain is not None and not 0 < gain < math.inf:
             raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")
@@ -89,7 +89,7 @@ class RichardsonLucyEstimator(Estimator):
         self.operator = Convolution(kernel.taps.detach().clone(), self.geometry, settings.boundary)
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
-        self.choice = Choice(Method.RICHARDSON_LUCY, f"asked for; stopped by {how}{origin and f', {origin}'}")
+        self.choice = Choice("richardson-lucy", f"asked for; stopped by {how}{origin and f', {origin}'}")
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`.
@@ -116,12 +116,12 @@ class RichardsonLucyEstimator(Estimator):
             wanted = torch.where(judge.best < len(course.history), judge.best, math.inf)
             status = course.run(ascent, Steps(wanted))
         value = unit * (ascent.x if y.ndim == 4 else ascent.x[0])
-        certificate = host.as_number(ascent.certificate().max())
+        certificate = synchronize.as_number(ascent.certificate().max())
         return Solution(value, status, len(course.history), certificate, tuple(course.history), OBJECTIVE)
 
     def _check_memory(self, n_images: int) -> None:
         taps = self.kernel.taps
-        blurring = estimate_memory(Method.FFT, taps, self.geometry, self.settings)
+        blurring = estimate_memory("fft", taps, self.geometry, self.settings)
         per_image = N_IMAGES * taps.itemsize * math.prod(self.geometry.extended_size) * max(taps.shape[:2])
         estimate = MemoryEstimate(blurring.n_bytes_built, per_image)
         limit = self.settings.max_memory
@@ -130,7 +130,7 @@ class RichardsonLucyEstimator(Estimator):
 
 def _counts(y: Tensor) -> Tensor:
     """Refuse data below zero, but for rounding, which is taken for zero."""
-    lowest, highest = host.as_number(y.min()), host.as_number(y.max())
+    lowest, highest = synchronize.as_number(y.min()), synchronize.as_number(y.max())
     if lowest < -ROUNDING * max(highest, 0.0):
         raise UsageError(
             f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}; "

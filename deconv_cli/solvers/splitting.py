@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import accumulation_dtype, norm, relative
 from deconv_cli.solvers.refinement import Progress
@@ -70,22 +70,22 @@ class Splitting:
     @property
     def roughness(self) -> float:
         """The mean of |∇x|."""
-        return host.as_number(magnitude(self._gradient.forward(self.x)).mean())
+        return synchronize.as_number(magnitude(self._gradient.forward(self.x)).mean())
 
     @property
     def squared_residual(self) -> float:
         """‖Ax − y‖², of the whole batch."""
-        return host.as_number(self._residual.square().sum(dtype=accumulation_dtype(self.y)))
+        return synchronize.as_number(self._residual.square().sum(dtype=accumulation_dtype(self.y)))
 
     def begin(self, weight: float) -> None:
         """Prepare for a weight: p points along the edges, as long as it may be, and ρ shrinks only what is no edge."""
         if self._inverse is not None:
             self._p = _within(self._p, weight)
             return
-        length, size = magnitude(self._z), host.as_number(self.x.square().mean().sqrt())
+        length, size = magnitude(self._z), synchronize.as_number(self.x.square().mean().sqrt())
         # Differences as small as rounding are no edges.
         self._p = weight * self._z / length.clamp_min(max(MIN_EDGE * size, SMALLEST))
-        spread = max(host.as_number(self._z.square().mean().sqrt()), MIN_EDGE * size)
+        spread = max(synchronize.as_number(self._z.square().mean().sqrt()), MIN_EDGE * size)
         self._set_rho(weight / spread if spread > 0 else self._sigma_max**2)
 
     def go(self, weight: float) -> None:
@@ -159,7 +159,7 @@ class Course:
         while not self.is_spent:
             self.splitting.go(weight)
             n_steps += 1
-            certificate = host.as_number(self.splitting.certificate(weight).max())
+            certificate = synchronize.as_number(self.splitting.certificate(weight).max())
             self.history.append(certificate)
             if self.progress is not None:
                 self.progress(len(self.history), certificate)
@@ -180,7 +180,7 @@ def magnitude(field: Tensor) -> Tensor:
 
 
 def _size(a: Tensor) -> float:
-    return host.as_number(a.square().sum(dtype=accumulation_dtype(a))) ** 0.5
+    return synchronize.as_number(a.square().sum(dtype=accumulation_dtype(a))) ** 0.5
 
 
 def _within(vectors: Tensor, weight: float) -> Tensor:

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.band_solver import coupling, invert_lines, solve_lines
@@ -70,7 +70,7 @@ class SquareBorderSystem:
         if outputs.rows.width and outputs.columns.width:
             _subtract_elimination(schur, outputs, ties, estimate, self._rows)
         self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur)
-        if host.holds_anywhere(info) or not self._is_sound():
+        if synchronize.holds_anywhere(info) or not self._is_sound():
             raise SingularSystemError("the system on the border is singular")
 
     def factors(self) -> dict[str, Tensor]:
@@ -163,8 +163,8 @@ class SquareBorderSystem:
         rows = draw(1, group.n_channels, group.rows.width, group.torus[1])
         columns = draw(1 + rows.numel(), group.n_channels, group.rows.first, group.columns.width)
         found = self.solve(*self._ties.read(self._apply(rows, columns)))
-        error = sum(host.as_number((a - b).square().sum()) for a, b in zip(found, (rows, columns), strict=True))
-        size = host.as_number(rows.square().sum() + columns.square().sum())
+        error = sum(synchronize.as_number((a - b).square().sum()) for a, b in zip(found, (rows, columns), strict=True))
+        size = synchronize.as_number(rows.square().sum() + columns.square().sum())
         return error <= MAX_PROBE_ERROR**2 * size
 
 

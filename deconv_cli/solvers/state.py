@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, Method, Penalty, Size, format_padding, parse_padding
+from deconv_cli.vocabulary import Size, check_name, format_padding, parse_padding
 
 TAPS = "taps"
 _FACTOR = "factor."
@@ -48,7 +49,7 @@ class InverseState:
     taps: Tensor
     is_shared: bool
     image_size: Size
-    settings: InversionSettings
+    settings: ResolvedSettings
     kept: Kept
 
     def tensors(self) -> dict[str, Tensor]:
@@ -64,14 +65,14 @@ class InverseState:
             "is_shared": self.is_shared,
             "dtype": _name(self.taps.dtype),
             "padding": format_padding(settings.padding),
-            "boundary": settings.boundary.value,
+            "boundary": settings.boundary,
             "lambda": settings.lam,
-            "penalty": settings.penalty.value,
+            "penalty": settings.penalty,
             "rcond": settings.rcond,
-            "asked_method": settings.method.value,
+            "asked_method": settings.method,
             "tolerance": settings.tolerance,
             "max_iterations": settings.max_iterations,
-            "method": self.kept.choice.method.value,
+            "method": self.kept.choice.method,
             "method_reason": self.kept.choice.reason,
             "sigma_max": self.kept.sigma_max,
         }
@@ -90,21 +91,21 @@ class InverseState:
             factors = {name.removeprefix(_FACTOR): t for name, t in tensors.items() if name.startswith(_FACTOR)}
             if len(factors) != len(tensors) - 1:
                 raise MalformedInputError(f"it holds tensors that are no factors: {', '.join(sorted(tensors))}.")
-            method = Method(record["method"])
-            if method is Method.AUTO:
+            method = check_name(method_names(), record["method"], "method")
+            if method == "auto":
                 raise MalformedInputError("its record does not say which method was chosen.")
             height, width = (_whole(n, "image_size") for n in record["image_size"])
             return cls(
                 taps=taps,
                 is_shared=_flag(record["is_shared"], "is_shared"),
                 image_size=(height, width),
-                settings=InversionSettings(
+                settings=ResolvedSettings(
                     padding=parse_padding(record["padding"]),
-                    boundary=Boundary(record["boundary"]),
+                    boundary=BOUNDARIES.check(record["boundary"]),
                     lam=_number(record["lambda"], "lambda"),
-                    penalty=Penalty(record["penalty"]),
+                    penalty=PENALTIES.check(record["penalty"]),
                     rcond=_optional(record["rcond"], "rcond"),
-                    method=Method(record["asked_method"]),
+                    method=check_name(method_names(), record["asked_method"], "method"),
                     tolerance=_optional(record["tolerance"], "tolerance"),
                     max_iterations=_whole(record["max_iterations"], "max_iterations"),
                 ),

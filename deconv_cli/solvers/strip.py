@@ -17,8 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import torus_symbol, widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined, penalty_symbol
@@ -32,7 +32,6 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
 from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, Penalty
 
 # GMRES keeps at most this many vectors, and at most this many numbers in them, unless that were too few vectors.
 MAX_KEPT_VECTORS = 300
@@ -42,9 +41,7 @@ MAX_KEPT_NUMBERS = 2**26
 MAX_ENTRIES_AT_ONCE = 2**21
 
 
-def covers(
-    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
-) -> bool:
+def covers(geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_outputs: int, n_inputs: int) -> bool:
     """Tell whether this solver covers a problem.
 
     For λ > 0 it covers all that is determined, but for differences on an image that wraps around. For λ = 0 the problem
@@ -52,15 +49,15 @@ def covers(
     the channels; where there are fewer outputs no pixel may repeat another.
     """
     if lam > 0:
-        wraps = boundary is Boundary.CIRCULAR and penalty is not Penalty.IDENTITY
+        wraps = boundary == "circular" and penalty != "identity"
         return is_determined(lam, penalty, n_outputs, n_inputs) and not wraps
-    image_size = geometry.extended_size if boundary is Boundary.UNKNOWN else geometry.image_size
+    image_size = geometry.extended_size if boundary == "unknown" else geometry.image_size
     n_more = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
     if n_outputs == n_inputs and any(n == 0 and k > 1 for n, k in zip(n_more, geometry.kernel_size, strict=True)):
         return False
     if n_outputs >= n_inputs and min(n_more) >= 0:
         return True
-    repeats = boundary not in (Boundary.ZERO, Boundary.UNKNOWN) and geometry.pads.total != (0, 0)
+    repeats = boundary not in ("zero", "unknown") and geometry.pads.total != (0, 0)
     return n_outputs <= n_inputs and max(n_more) <= 0 and not repeats
 
 
@@ -135,7 +132,7 @@ def n_kept_vectors(n_numbers: int) -> int:
 
 
 def n_gmres_unknowns(
-    geometry: Geometry, boundary: Boundary, *, lam: float, penalty: Penalty, n_outputs: int, n_inputs: int
+    geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_outputs: int, n_inputs: int
 ) -> int:
     """Count the unknowns on the columns of one image; 0 where conjugate gradients run, which keep no basis."""
     places = TorusLayout.plan(geometry, boundary)
@@ -152,14 +149,16 @@ class StripSystem:
     def __init__(self, problem: TikhonovProblem) -> None:
         operator = problem.operator
         taps = operator.kernel
-        wide = widened(taps)
+        wide = to_float64(taps)
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._torus = places.torus
         self._input_shape = operator.input_shape
-        self._runs_on = operator.boundary is not Boundary.ZERO
+        self._runs_on = operator.boundary != "zero"
         self._dtype = taps.dtype if runs_in_own_precision(problem.lam) else wide.dtype
         symbol = torus_symbol(wide, places.torus, places.origin)
-        self._sigma = problem.sigma_max if problem.lam > 0 else host.as_number(torch.linalg.matrix_norm(symbol).max())
+        self._sigma = (
+            problem.sigma_max if problem.lam > 0 else synchronize.as_number(torch.linalg.matrix_norm(symbol).max())
+        )
         symbol /= self._sigma
         penalty = penalty_symbol(problem.penalty, places.torus, wide.dtype, taps.device)
         blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
@@ -252,7 +251,7 @@ class StripSystem:
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
             course.note(remaining)
-            return not course.is_spent and not host.holds_everywhere(remaining <= course.goal)
+            return not course.is_spent and not synchronize.holds_everywhere(remaining <= course.goal)
 
         watch: Watch = goes_on
         if right.shape[-1] == 0 or course.is_spent:

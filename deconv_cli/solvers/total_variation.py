@@ -14,10 +14,11 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.circular import CircularInverse
 from deconv_cli.solvers.estimator import Estimator, common_unit
@@ -27,11 +28,10 @@ from deconv_cli.solvers.iterative import IterativeInverse
 from deconv_cli.solvers.memory import MemoryEstimate, check_memory, estimate_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.splitting import Course, Splitting
 from deconv_cli.solvers.strip import StripInverse, covers
-from deconv_cli.vocabulary import Boundary, Method, Penalty, Size
+from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
 INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
@@ -73,7 +73,7 @@ class TotalVariationEstimator(Estimator):
         self,
         kernel: Kernel,
         image_size: Size,
-        settings: InversionSettings,
+        settings: ResolvedSettings,
         *,
         weight: float | None,
         noise: float | None = None,
@@ -108,7 +108,7 @@ class TotalVariationEstimator(Estimator):
         course = Course(splitting, self.settings.max_iterations, progress)
         weight = self._search(course, unit) if self.weight is None else self.weight / unit
         status = course.run(weight, self.tolerance)
-        certificate = host.as_number(splitting.certificate(weight).max())
+        certificate = synchronize.as_number(splitting.certificate(weight).max())
         weight *= unit
         objective = f"½‖Ax − y‖² + {weight:.4g}·TV(x)"
         value = unit * splitting.x
@@ -119,25 +119,23 @@ class TotalVariationEstimator(Estimator):
     def inverse(self, rho: float) -> Inverse:
         """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""
         sigma_max = self.spectrum.sigma_max
-        problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, Penalty.GRADIENT)
-        if self.choice.method is Method.FFT:
+        problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, "gradient")
+        if self.choice.method == "fft":
             return CircularInverse(problem)
-        if self.choice.method is Method.STRIP:
+        if self.choice.method == "strip":
             try:
                 return StripInverse(problem, INNER_RULE)
             except SingularSystemError as error:
-                self.choice = Choice(Method.ITERATIVE, f"the strip way is barred, since {error}")
+                self.choice = Choice("iterative", f"the strip way is barred, since {error}")
         return IterativeInverse(problem, INNER_RULE)
 
-    def _inner_method(self) -> Method:
+    def _inner_method(self) -> str:
         boundary, geometry = self.settings.boundary, self.geometry
         n_outputs, n_inputs = self.kernel.taps.shape[:2]
-        if boundary is Boundary.CIRCULAR and geometry.output_size == geometry.image_size:
-            return Method.FFT
-        has_strip = covers(
-            geometry, boundary, lam=1.0, penalty=Penalty.GRADIENT, n_outputs=n_outputs, n_inputs=n_inputs
-        )
-        return Method.STRIP if has_strip else Method.ITERATIVE
+        if boundary == "circular" and geometry.output_size == geometry.image_size:
+            return "fft"
+        has_strip = covers(geometry, boundary, lam=1.0, penalty="gradient", n_outputs=n_outputs, n_inputs=n_inputs)
+        return "strip" if has_strip else "iterative"
 
     def _check_memory(self, n_images: int | None) -> None:
         taps = self.kernel.taps
@@ -177,12 +175,12 @@ class TotalVariationEstimator(Estimator):
         )
 
 
-def _check(kernel: Kernel, settings: InversionSettings, weight: float | None, noise: float | None) -> None:
+def _check(kernel: Kernel, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
     """Refuse what cannot be solved."""
     n_outputs, n_inputs = kernel.taps.shape[:2]
-    if settings.method is not Method.AUTO:
+    if settings.method != "auto":
         raise UsageError(f"prior tv picks its own solver, but method {settings.method} was asked for; leave it out.")
-    if not is_determined(1.0, Penalty.GRADIENT, n_outputs, n_inputs):
+    if not is_determined(1.0, "gradient", n_outputs, n_inputs):
         raise UsageError(
             f"prior tv leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) than inputs "
             f"({n_inputs}); use prior quadratic with penalty identity."
@@ -195,7 +193,7 @@ def _check(kernel: Kernel, settings: InversionSettings, weight: float | None, no
 
 def _check_noise(data: Tensor, noise: float) -> None:
     """Refuse to take a weight from noise that is no more than rounding."""
-    rounding = torch.finfo(data.dtype).eps * host.as_number(data.square().mean().sqrt())
+    rounding = torch.finfo(data.dtype).eps * synchronize.as_number(data.square().mean().sqrt())
     if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(
             "the weight of the total variation cannot follow from the noise, since no noise was found in the data; "

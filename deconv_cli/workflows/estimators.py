@@ -13,13 +13,13 @@ from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
-from deconv_cli.vocabulary import Method, Penalty, Prior, Size
+from deconv_cli.vocabulary import Size
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Wishes:
     """
 
     nonnegative: bool = False
-    prior: Prior = Prior.QUADRATIC
+    prior: str = "quadratic"
     weight: float | Literal["auto"] | None = None
     gain: float | Literal["auto"] | None = None
     noise_sigma: float | None = None
@@ -58,15 +58,15 @@ class Wishes:
             raise UsageError(f"{name} must be {wanted}, but is {value!r}.")
         object.__setattr__(self, name, float(value))
 
-    def are_linear(self, method: Method) -> bool:
+    def are_linear(self, method: str) -> bool:
         """Tell whether a pseudo-inverse fulfills them."""
-        return not self.nonnegative and self.prior is Prior.QUADRATIC and method is not Method.RICHARDSON_LUCY
+        return not self.nonnegative and self.prior == "quadratic" and method != "richardson-lucy"
 
-    def has_lambda(self, method: Method) -> bool:
+    def has_lambda(self, method: str) -> bool:
         """Tell whether there is a quadratic penalty, and so a λ."""
-        return self.prior is Prior.QUADRATIC and method is not Method.RICHARDSON_LUCY
+        return self.prior == "quadratic" and method != "richardson-lucy"
 
-    def check(self, method: Method, *, lam: float | str | None, penalty: Penalty | None, rcond: float | None) -> None:
+    def check(self, method: str, *, lam: float | str | None, penalty: str | None, rcond: float | None) -> None:
         """Refuse wishes that contradict one another, or the other settings.
 
         Args:
@@ -78,7 +78,7 @@ class Wishes:
         Raises:
             UsageError: they do.
         """
-        is_tv, is_rl = self.prior is Prior.TV, method is Method.RICHARDSON_LUCY
+        is_tv, is_rl = self.prior == "tv", method == "richardson-lucy"
         if self.weight is not None and not is_tv:
             raise UsageError("a weight is that of prior tv, which was not asked for; use prior tv, or λ without it.")
         if self.gain is not None and not is_rl:
@@ -97,7 +97,7 @@ class Wishes:
         if (is_tv or is_rl) and penalty is not None:
             raise UsageError(f"{name} has no other penalty, but {penalty} was given; leave it out.")
 
-    def check_prediction(self, method: Method, *, is_asked_for: bool) -> None:
+    def check_prediction(self, method: str, *, is_asked_for: bool) -> None:
         """Refuse to predict the error of an estimate that is not linear.
 
         Raises:
@@ -111,7 +111,7 @@ class Wishes:
 
 
 def build_estimator(
-    kernel: Kernel, image_size: Size, settings: InversionSettings, wishes: Wishes, y: Tensor
+    kernel: Kernel, image_size: Size, settings: ResolvedSettings, wishes: Wishes, y: Tensor
 ) -> Estimator:
     """Build what answers the wishes.
 
@@ -127,14 +127,14 @@ def build_estimator(
         UsageError: settings that contradict one another, or data from which a weight cannot be told.
         TooLargeError: it does not fit the memory.
     """
-    if settings.method is Method.RICHARDSON_LUCY:
+    if settings.method == "richardson-lucy":
         if wishes.gain != "auto":
             return RichardsonLucyEstimator(kernel, image_size, settings, gain=wishes.gain)
         gain = estimate_gain(y.detach())
         told = "do not tell a gain" if gain is None else "tell"
         origin = f"as mean and variance of the data {told}"
         return RichardsonLucyEstimator(kernel, image_size, settings, gain=gain, origin=origin)
-    if wishes.prior is Prior.TV:
+    if wishes.prior == "tv":
         if wishes.weight is not None and wishes.weight != "auto":
             return TotalVariationEstimator(kernel, image_size, settings, weight=wishes.weight)
         noise = estimate_noise(y.detach()) if wishes.noise_sigma is None else wishes.noise_sigma

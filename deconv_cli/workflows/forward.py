@@ -8,7 +8,8 @@ from torch import Tensor
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.vocabulary import Boundary, PaddingLike, parse_word
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.vocabulary import PaddingLike
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 
 
@@ -17,7 +18,7 @@ def forward(
     kernel: Tensor,
     *,
     padding: PaddingLike = "same",
-    boundary: Boundary | str = Boundary.ZERO,
+    boundary: str = "zero",
     bias: Tensor | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Tensor:
@@ -40,8 +41,8 @@ def forward(
         UsageError: an unknown boundary or padding.
         MalformedInputError: images or kernels that are not finite.
     """
-    boundary = parse_word(Boundary, boundary, "boundary")
-    if boundary is Boundary.UNKNOWN:
+    boundary = BOUNDARIES.check(boundary)
+    if boundary == "unknown":
         raise UsageError(
             "boundary unknown says nothing about the pixels outside, so there is nothing to convolve; "
             "choose zero, circular, reflect, symmetric or replicate, or padding valid."

@@ -10,11 +10,12 @@ from torch import Tensor
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import host
-from deconv_cli.operators.circulant import widened
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
-from deconv_cli.vocabulary import Boundary, PaddingLike, Penalty, Size
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.vocabulary import PaddingLike, Size
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class BorderFacts:
         reason: the finding, or why there is none, as a sentence.
     """
 
-    boundary: Boundary
+    boundary: str
     finding: WellPosedness | None
     reason: str
 
@@ -87,20 +88,20 @@ def inspect_samples(samples: Tensor) -> SampleFacts:
     n_nan = n_infinite = 0
     finite = samples.flatten()
     if samples.is_floating_point():
-        n_nan, n_infinite = (host.as_index(mask.sum()) for mask in (samples.isnan(), samples.isinf()))
+        n_nan, n_infinite = (synchronize.as_index(mask.sum()) for mask in (samples.isnan(), samples.isinf()))
         finite = finite[finite.isfinite()] if n_nan or n_infinite else finite
     if len(finite) == 0:
         return SampleFacts(samples.numel(), n_nan, n_infinite, None, None, None, None)
-    wide = widened(finite)
+    wide = to_float64(finite)
     mean = wide.mean()
     return SampleFacts(
         n_samples=samples.numel(),
         n_nan=n_nan,
         n_infinite=n_infinite,
-        minimum=host.as_number(finite.min()),
-        maximum=host.as_number(finite.max()),
-        mean=host.as_number(mean),
-        standard_deviation=host.as_number((wide - mean).square().mean().sqrt()),
+        minimum=synchronize.as_number(finite.min()),
+        maximum=synchronize.as_number(finite.max()),
+        mean=synchronize.as_number(mean),
+        standard_deviation=synchronize.as_number((wide - mean).square().mean().sqrt()),
     )
 
 
@@ -116,13 +117,13 @@ def inspect_kernel(taps: Tensor, image_size: Size, padding: PaddingLike = "same"
         ShapeError: another shape, or a kernel that does not fit the size.
         MalformedInputError: no taps, none that is not zero, or some that are not finite.
     """
-    kernel = Kernel.from_tensor(widened(taps))
+    kernel = Kernel.from_tensor(to_float64(taps))
     geometry = Geometry.of_image(image_size, kernel.size, padding)
     spectrum = kernel_spectrum(kernel.taps, image_size)
     weight = kernel.taps.abs().sum(dim=(0, 1))
     origin = ((kernel.size[0] - 1) // 2, (kernel.size[1] - 1) // 2)
     centroid = [
-        host.as_number((weight.sum(dim=1 - axis) * _places(weight, axis)).sum() / weight.sum()) - origin[axis]
+        synchronize.as_number((weight.sum(dim=1 - axis) * _places(weight, axis)).sum() / weight.sum()) - origin[axis]
         for axis in (0, 1)
     ]
     return KernelFacts(
@@ -131,7 +132,7 @@ def inspect_kernel(taps: Tensor, image_size: Size, padding: PaddingLike = "same"
         centroid=(centroid[0], centroid[1]),
         is_symmetric=torch.equal(kernel.taps, kernel.taps.flip(-2, -1)),
         spectrum=spectrum,
-        borders=tuple(_border(kernel, geometry, boundary, spectrum) for boundary in Boundary),
+        borders=tuple(_border(kernel, geometry, boundary, spectrum) for boundary in BOUNDARIES),
     )
 
 
@@ -139,10 +140,10 @@ def _places(weight: Tensor, axis: int) -> Tensor:
     return torch.arange(weight.shape[axis], dtype=weight.dtype, device=weight.device)
 
 
-def _border(kernel: Kernel, geometry: Geometry, boundary: Boundary, spectrum: Spectrum) -> BorderFacts:
+def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectrum) -> BorderFacts:
     try:
         geometry.check_boundary(boundary)
     except ShapeError as error:
         return BorderFacts(boundary, None, str(error))
-    finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty=Penalty.IDENTITY, spectrum=spectrum)
+    finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty="identity", spectrum=spectrum)
     return BorderFacts(boundary, finding, finding.reason)

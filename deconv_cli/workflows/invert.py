@@ -18,14 +18,15 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
+from deconv_cli.settings import MAX_ITERATIONS, ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.refinement import Progress
-from deconv_cli.solvers.settings import MAX_ITERATIONS, InversionSettings
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Boundary, LambdaRule, Method, PaddingLike, Penalty, Prior, Size, parse_word
+from deconv_cli.vocabulary import LambdaRule, PaddingLike, Size, check_name, parse_word
 from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_image, check_tensor, pick_dtype
 from deconv_cli.workflows.estimators import Wishes, build_estimator
 from deconv_cli.workflows.forward import as_bias
@@ -63,10 +64,10 @@ class Reconstruction:
     image: Tensor
     solution: Solution
     choice: Choice
-    boundary: Boundary
+    boundary: str
     padding: PaddingLike
     lam: float | None
-    penalty: Penalty | None
+    penalty: str | None
     rcond: float | None
     tolerance: float
     residual: ResidualSummary
@@ -91,18 +92,18 @@ def invert(
     kernel: Tensor,
     *,
     padding: PaddingLike = "same",
-    boundary: Boundary | str = Boundary.ZERO,
+    boundary: str = "zero",
     lam: float | Literal["auto"] | None = None,
     lambda_rule: LambdaRule | str = LambdaRule.GCV,
     noise_sigma: float | None = None,
-    penalty: Penalty | str | None = None,
+    penalty: str | None = None,
     nonnegative: bool = False,
-    prior: Prior | str = Prior.QUADRATIC,
+    prior: str = "quadratic",
     weight: float | Literal["auto"] | None = None,
     gain: float | Literal["auto"] | None = None,
     rcond: float | None = None,
     bias: Tensor | None = None,
-    method: Method | str = Method.AUTO,
+    method: str = "auto",
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
@@ -149,15 +150,15 @@ def invert(
         TooLargeError: the inverse does not fit the memory.
         MalformedInputError: data or kernels that are not finite.
     """
-    wishes = Wishes(nonnegative, parse_word(Prior, prior, "prior"), weight, gain, noise_sigma)
-    how = parse_word(Method, method, "method")
-    chosen = None if penalty is None else parse_word(Penalty, penalty, "penalty")
+    wishes = Wishes(nonnegative, check_name(prior_names(), prior, "prior"), weight, gain, noise_sigma)
+    how = check_name(method_names(), method, "method")
+    chosen = None if penalty is None else PENALTIES.check(penalty)
     wishes.check(how, lam=lam, penalty=chosen, rcond=rcond)
-    settings = InversionSettings(
+    settings = ResolvedSettings(
         padding=padding,
-        boundary=parse_word(Boundary, boundary, "boundary"),
+        boundary=BOUNDARIES.check(boundary),
         lam=DEFAULT_LAMBDA if lam is None else 0.0 if lam == "auto" else lam,
-        penalty=chosen or Penalty.IDENTITY,
+        penalty=chosen or "identity",
         rcond=rcond,
         method=how,
         tolerance=tolerance,
@@ -182,7 +183,7 @@ def invert(
 def choose_for_output(
     y: Tensor,
     kernel: Tensor,
-    settings: InversionSettings,
+    settings: ResolvedSettings,
     rule: LambdaRule = LambdaRule.GCV,
     noise_sigma: float | None = None,
     *,
@@ -217,7 +218,7 @@ def choose_for_output(
 
 
 def inverse_for_output(
-    y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None = None
+    y: Tensor, kernel: Tensor, settings: ResolvedSettings, dtype: torch.dtype | str | None = None
 ) -> PseudoInverse:
     """Build the inverse that fits outputs of the size, device and precision of `y`; see `invert`."""
     canonical, geometry, _ = _prepare(y, kernel, settings, dtype)
@@ -227,7 +228,7 @@ def inverse_for_output(
 def estimator_for_output(
     y: Tensor,
     kernel: Tensor,
-    settings: InversionSettings,
+    settings: ResolvedSettings,
     wishes: Wishes,
     bias: Tensor | None = None,
     dtype: torch.dtype | str | None = None,
@@ -239,7 +240,7 @@ def estimator_for_output(
 
 
 def _prepare(
-    y: Tensor, kernel: Tensor, settings: InversionSettings, dtype: torch.dtype | str | None
+    y: Tensor, kernel: Tensor, settings: ResolvedSettings, dtype: torch.dtype | str | None
 ) -> tuple[Kernel, Geometry, Tensor]:
     """Settle precision and sizes; gives the outputs in that precision."""
     check_image(y, "the output to invert")
@@ -321,11 +322,11 @@ def pseudo_inverse(
     *,
     input_size: Size,
     padding: PaddingLike = "same",
-    boundary: Boundary | str = Boundary.ZERO,
+    boundary: str = "zero",
     lam: float = 0.0,
-    penalty: Penalty | str = Penalty.IDENTITY,
+    penalty: str = "identity",
     rcond: float | None = None,
-    method: Method | str = Method.AUTO,
+    method: str = "auto",
     tolerance: float | None = None,
     max_iterations: int = MAX_ITERATIONS,
     max_memory: int | None = None,
@@ -353,13 +354,13 @@ def pseudo_inverse(
         TooLargeError: the inverse does not fit the memory.
         MalformedInputError: a kernel that is complex or not finite.
     """
-    settings = InversionSettings(
+    settings = ResolvedSettings(
         padding=padding,
-        boundary=parse_word(Boundary, boundary, "boundary"),
+        boundary=BOUNDARIES.check(boundary),
         lam=lam,
-        penalty=parse_word(Penalty, penalty, "penalty"),
+        penalty=PENALTIES.check(penalty),
         rcond=rcond,
-        method=parse_word(Method, method, "method"),
+        method=check_name(method_names(), method, "method"),
         tolerance=tolerance,
         max_iterations=max_iterations,
         max_memory=max_memory,

@@ -13,7 +13,6 @@ from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import Boundary, Method
 from deconv_cli.workflows.forward import as_bias
 
 if TYPE_CHECKING:
@@ -97,9 +96,9 @@ def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) ->
 def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
     """Restore as if the picture repeated itself; `None` where it cannot, does not fit the memory, or was done."""
     geometry, settings = inverse.geometry, inverse.settings
-    if settings.boundary is Boundary.CIRCULAR or geometry.output_size != geometry.image_size:
+    if settings.boundary == "circular" or geometry.output_size != geometry.image_size:
         return None
-    circular = replace(settings, boundary=Boundary.CIRCULAR, method=Method.AUTO)
+    circular = replace(settings, boundary="circular", method="auto")
     try:
         return PseudoInverse(inverse.kernel, geometry.image_size, circular)(data).detach()
     except (ShapeError, TooLargeError):

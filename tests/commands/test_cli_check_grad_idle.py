@@ -194,7 +194,7 @@ def test_warnings_become_notes(deconv, code):
 
 class TestFiles:
     def test_tied_weights_that_are_stored_once(self, deconv, refuses, code, tmp_path):
-        from deconv_cli.io.named_code import load_named
+        from deconv_cli.models.named_code import load_named
 
         model = load_named(f"{code}:Tied", "--model").value()
         save_model(model, str(tmp_path / "tied.safetensors"))

@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.vocabulary import Boundary
+from deconv_cli.parts import BOUNDARIES
 
 
 def entry_of(run):
@@ -78,7 +78,7 @@ def test_a_kernel(deconv, save):
     assert kernel["spectrum"]["sigma_max"] == pytest.approx(values.max())
     assert kernel["spectrum"]["sigma_min"] == pytest.approx(values.min(), abs=1e-12)
     assert kernel["spectrum"]["image_size"] == [16, 20]
-    assert [border["boundary"] for border in kernel["borders"]] == list(Boundary)
+    assert [border["boundary"] for border in kernel["borders"]] == list(BOUNDARIES)
 
 
 def test_each_border_has_its_judgment(deconv, save):

@@ -20,7 +20,6 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import penalty_operator
-from deconv_cli.vocabulary import Boundary, Penalty
 
 SHAPES = [(1, 1, 3, 3), (1, 1, 4, 2), (2, 2, 3, 3), (3, 2, 3, 2), (2, 3, 1, 3)]
 SIZES = [(6, 7), (8, 6)]
@@ -28,7 +27,7 @@ WEIGHTS = [0.0, 0.05]
 
 
 def circular(taps, size):
-    return Convolution(taps, Geometry.of_image(size, tuple(taps.shape[-2:]), "same"), Boundary.CIRCULAR)
+    return Convolution(taps, Geometry.of_image(size, tuple(taps.shape[-2:]), "same"), "circular")
 
 
 def estimator(taps, size, weight, penalty):
@@ -45,9 +44,9 @@ def estimator(taps, size, weight, penalty):
 @pytest.mark.parametrize(
     ("shape", "weight", "penalty"),
     [
-        *((shape, weight, Penalty.IDENTITY) for shape in SHAPES for weight in WEIGHTS),
+        *((shape, weight, "identity") for shape in SHAPES for weight in WEIGHTS),
         # Where the outputs are fewer, this penalty leaves constants undetermined.
-        *((shape, 0.05, Penalty.GRADIENT) for shape in SHAPES if shape[0] >= shape[1]),
+        *((shape, 0.05, "gradient") for shape in SHAPES if shape[0] >= shape[1]),
     ],
 )
 @pytest.mark.parametrize("size", SIZES)
@@ -79,7 +78,7 @@ def test_rank_and_null_shares_are_those_of_the_dense_matrix(taps):
     a = operator.as_matrix()
     u, values, vh = torch.linalg.svd(a, full_matrices=False)
     modes = torus_modes(taps, size)
-    found = measure_conditioning(modes, weight=0.0, penalty=Penalty.IDENTITY, rcond=1e-10)
+    found = measure_conditioning(modes, weight=0.0, penalty="identity", rcond=1e-10)
     kept = values > found.threshold
     assert found.rank == int(kept.sum())
     pseudo_inverse = vh[kept].T @ (u[:, kept] / values[kept]).T
@@ -155,8 +154,8 @@ def test_fading_out_keeps_jumps_at_the_edges_out_of_the_noise():
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_the_response_is_a_column_of_the_dense_resolution_matrix(shape, weight):
     size, taps = (6, 8), random(shape)
-    inverse, a = estimator(taps, size, weight, Penalty.IDENTITY)
-    found = measure_resolution(taps, size, weight=weight, penalty=Penalty.IDENTITY, rcond=1e-10)
+    inverse, a = estimator(taps, size, weight, "identity")
+    found = measure_resolution(taps, size, weight=weight, penalty="identity", rcond=1e-10)
     n_inputs = shape[1]
     resolution = (inverse @ a).reshape(n_inputs, *size, n_inputs, *size)
     for channel in range(n_inputs):
@@ -167,13 +166,11 @@ def test_the_response_is_a_column_of_the_dense_resolution_matrix(shape, weight):
 def test_the_width_is_that_at_half_of_the_height():
     """A Gaussian blur that little is done about comes back as wide as it is twice over: K turned upon itself."""
     taps = gaussian(3.0, 41)
-    found = measure_resolution(taps, (128, 128), weight=1e6, penalty=Penalty.IDENTITY, rcond=1e-10)
+    found = measure_resolution(taps, (128, 128), weight=1e6, penalty="identity", rcond=1e-10)
     assert found.widest == pytest.approx(2.3548 * 3 * 2**0.5, rel=0.01)
-    perfect = measure_resolution(taps * 0 + delta(41), (128, 128), weight=0.0, penalty=Penalty.IDENTITY, rcond=1e-10)
+    perfect = measure_resolution(taps * 0 + delta(41), (128, 128), weight=0.0, penalty="identity", rcond=1e-10)
     assert perfect.widths == ((pytest.approx(1), pytest.approx(1)),)
-    across = measure_resolution(
-        gaussian(3.0, 41)[:, :, 20:21], (128, 128), weight=1e6, penalty=Penalty.IDENTITY, rcond=0
-    )
+    across = measure_resolution(gaussian(3.0, 41)[:, :, 20:21], (128, 128), weight=1e6, penalty="identity", rcond=0)
     assert across.widths[0][0] == pytest.approx(1)
     assert across.widths[0][1] == pytest.approx(2.3548 * 3 * 2**0.5, rel=0.01)
 
@@ -187,7 +184,7 @@ def delta(side):
 def test_a_channel_that_is_lost_has_no_width():
     taps = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
     taps[0, 0] = 1
-    found = measure_resolution(taps, (8, 8), weight=0.0, penalty=Penalty.IDENTITY, rcond=1e-10)
+    found = measure_resolution(taps, (8, 8), weight=0.0, penalty="identity", rcond=1e-10)
     assert found.widths[1] == (None, None)
     assert found.widest is None
 
@@ -209,9 +206,7 @@ def test_the_work_is_bounded_and_a_sample_stands_for_all(monkeypatch):
     assert sampled.sigma.numel() <= 700
     assert not sampled.is_complete
     assert float(sampled.weights.sum()) == pytest.approx(120 * 90)
-    reports = [
-        measure_conditioning(modes, weight=1e-3, penalty=Penalty.GRADIENT, rcond=1e-6) for modes in (whole, sampled)
-    ]
+    reports = [measure_conditioning(modes, weight=1e-3, penalty="gradient", rcond=1e-6) for modes in (whole, sampled)]
     assert reports[1].is_sampled
     assert reports[1].noise_gain == pytest.approx(reports[0].noise_gain, rel=0.05)
     assert reports[1].degrees_of_freedom == pytest.approx(reports[0].degrees_of_freedom, rel=0.05)

@@ -8,10 +8,10 @@ from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.uncertainty import predict_error
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import direct
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, LambdaRule, Penalty
+from deconv_cli.vocabulary import LambdaRule
 
 SIZE = (14, 12)
 MIXING = random((2, 2, 3, 3)).abs()
@@ -23,18 +23,16 @@ MEMORY = 2**40
 def choose(taps, y, boundary, rule):
     """What comes out is a number; the data times it show that it was found where they are."""
     kernel = Kernel(taps, shared=taps.shape[0] == 1)
-    options = {"boundary": boundary, "penalty": Penalty.GRADIENT, "max_memory": MEMORY}
+    options = {"boundary": boundary, "penalty": "gradient", "max_memory": MEMORY}
     return y * choose_lambda(y, kernel, rule=rule, **options).lam
 
 
 def predict(taps, y, boundary):
     kernel = Kernel(taps, shared=taps.shape[0] == 1)
-    settings = InversionSettings(
-        padding="same", boundary=boundary, lam=1e-2, penalty=Penalty.GRADIENT, max_memory=MEMORY
-    )
+    settings = ResolvedSettings(padding="same", boundary=boundary, lam=1e-2, penalty="gradient", max_memory=MEMORY)
     inverse = PseudoInverse(kernel, SIZE, settings)
     estimate = inverse(y).detach()
-    options = {"boundary": boundary, "penalty": Penalty.GRADIENT, "lam": 1e-2, "max_memory": MEMORY}
+    options = {"boundary": boundary, "penalty": "gradient", "lam": 1e-2, "max_memory": MEMORY}
     model = fit_image_model(y, estimate, kernel, **options)
     found = predict_error(inverse, estimate, model, periodic=0.5 * estimate, truth=2 * estimate, n_probes=2)
     return found.map, found.trusted
@@ -44,17 +42,17 @@ CASES = [
     *(
         pytest.param(choose, MIXING[:n, :n], DATA, boundary, rule, id=f"choice-{n}-{boundary}-{rule}")
         for n, boundary, rule in [
-            (1, Boundary.CIRCULAR, LambdaRule.GCV),
-            (1, Boundary.UNKNOWN, LambdaRule.UPRE),
-            (2, Boundary.UNKNOWN, LambdaRule.GCV),
-            (2, Boundary.CIRCULAR, LambdaRule.LCURVE),
-            (2, Boundary.CIRCULAR, LambdaRule.WHITENESS),
-            (2, Boundary.CIRCULAR, LambdaRule.DISCREPANCY),
+            (1, "circular", LambdaRule.GCV),
+            (1, "unknown", LambdaRule.UPRE),
+            (2, "unknown", LambdaRule.GCV),
+            (2, "circular", LambdaRule.LCURVE),
+            (2, "circular", LambdaRule.WHITENESS),
+            (2, "circular", LambdaRule.DISCREPANCY),
         ]
     ),
     *(
         pytest.param(predict, MIXING[:n, :n], DATA, boundary, id=f"prediction-{n}-{boundary}")
-        for n, boundary in [(1, Boundary.UNKNOWN), (2, Boundary.CIRCULAR), (2, Boundary.REFLECT)]
+        for n, boundary in [(1, "unknown"), (2, "circular"), (2, "reflect")]
     ),
 ]
 

@@ -13,8 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from deconv_cli.diagnostics.residual_tests import ResidualVerdict, _histogram
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, Penalty
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.workflows.diagnose import diagnose
 from deconv_cli.workflows.invert import inverse_for_output, reconstruct
 
@@ -66,8 +65,8 @@ def photograph(taps, noise, seed=0):
     return blurred + noise * torch.randn(blurred.shape, generator=generator, dtype=torch.float64)
 
 
-def examined(y, taps, *, boundary=Boundary.UNKNOWN, lam=1e-3, noise=None, bias=None):
-    settings = InversionSettings(padding="same", boundary=boundary, lam=lam, penalty=Penalty.GRADIENT)
+def examined(y, taps, *, boundary="unknown", lam=1e-3, noise=None, bias=None):
+    settings = ResolvedSettings(padding="same", boundary=boundary, lam=lam, penalty="gradient")
     inverse = inverse_for_output(y, taps, settings, torch.float64)
     return diagnose(inverse, reconstruct(inverse, y, bias=bias), y, bias=bias, noise=noise).tests
 
@@ -103,7 +102,7 @@ def test_another_kernel_is_found_out(true, used):
     assert found.implausible_share > 0.25
 
 
-@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.CIRCULAR])
+@pytest.mark.parametrize("boundary", ["zero", "circular"])
 @pytest.mark.parametrize("name", ["gaussian", "disk", "motion"])
 def test_another_border_is_found_out(name, boundary):
     found = examined(photograph(KERNELS[name], 0.5), KERNELS[name], boundary=boundary)
@@ -118,8 +117,8 @@ def test_the_right_border_is_fine_too():
         x = torch.from_numpy(np.array(picture, dtype=np.float64))[None, None]
     y = functional.conv2d(functional.pad(x, (4, 4, 4, 4), mode="circular"), taps[None, None])[0]
     y += 0.5 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert examined(y, taps, boundary=Boundary.CIRCULAR).verdict is ResidualVerdict.FINE
-    assert examined(y, taps, boundary=Boundary.ZERO).verdict is ResidualVerdict.WRONG_BORDER
+    assert examined(y, taps, boundary="circular").verdict is ResidualVerdict.FINE
+    assert examined(y, taps, boundary="zero").verdict is ResidualVerdict.WRONG_BORDER
 
 
 @pytest.mark.parametrize("lam", [1e-3, 1e-2])
@@ -129,20 +128,20 @@ def test_a_flat_scene_accuses_no_kernel(lam):
     steps = torch.arange(7, dtype=torch.float64) - 3
     line = torch.exp(-0.5 * (steps / 1.2).square())
     taps = line[:, None] * line / line.sum() ** 2
-    settings = InversionSettings(padding="same", boundary=Boundary.UNKNOWN, lam=lam, penalty=Penalty.GRADIENT)
+    settings = ResolvedSettings(padding="same", boundary="unknown", lam=lam, penalty="gradient")
     inverse = inverse_for_output(y, taps, settings, torch.float64)
     assert diagnose(inverse, reconstruct(inverse, y), y).tests.verdict is not ResidualVerdict.WRONG_KERNEL
 
 
 def test_no_border_is_blamed_where_none_was_assumed():
     tests = {}
-    for boundary in (Boundary.UNKNOWN, Boundary.ZERO):
+    for boundary in ("unknown", "zero"):
         y = functional.avg_pool2d(torch.rand(1, 70, 70, generator=torch.Generator().manual_seed(5)), 7, 1).double()
-        settings = InversionSettings(padding="same", boundary=boundary, lam=1e-3, penalty=Penalty.GRADIENT)
+        settings = ResolvedSettings(padding="same", boundary=boundary, lam=1e-3, penalty="gradient")
         inverse = inverse_for_output(100 + y, torch.ones(7, 7).double() / 49, settings, torch.float64)
         tests[boundary] = diagnose(inverse, reconstruct(inverse, 100 + y), 100 + y).tests
-    assert tests[Boundary.ZERO].verdict is ResidualVerdict.WRONG_BORDER
-    assert tests[Boundary.UNKNOWN].verdict is not ResidualVerdict.WRONG_BORDER
+    assert tests["zero"].verdict is ResidualVerdict.WRONG_BORDER
+    assert tests["unknown"].verdict is not ResidualVerdict.WRONG_BORDER
 
 
 def test_where_the_noise_cannot_be_told_nothing_is_claimed():
@@ -150,7 +149,7 @@ def test_where_the_noise_cannot_be_told_nothing_is_claimed():
     generator = torch.Generator().manual_seed(2)
     taps = torch.randn(4, 4, 3, 3, generator=generator, dtype=torch.float64)
     y = functional.conv2d(torch.randn(1, 4, 24, 24, generator=generator, dtype=torch.float64), taps, padding="same")
-    settings = InversionSettings(padding="same", boundary=Boundary.ZERO, lam=1e-8, penalty=Penalty.IDENTITY)
+    settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-8, penalty="identity")
     inverse = inverse_for_output(y, taps, settings, torch.float64)
     found = diagnose(inverse, reconstruct(inverse, y), y).tests
     assert found.verdict is ResidualVerdict.UNTESTED
@@ -161,7 +160,7 @@ def test_a_layer_with_more_outputs_shows_what_no_image_explains():
     """Three outputs of one input: two thirds of white noise are outside the range of the kernel."""
     generator = torch.Generator().manual_seed(3)
     taps = torch.randn(3, 1, 3, 3, generator=generator, dtype=torch.float64)
-    settings = InversionSettings(padding="same", boundary=Boundary.CIRCULAR, lam=1e-6, penalty=Penalty.IDENTITY)
+    settings = ResolvedSettings(padding="same", boundary="circular", lam=1e-6, penalty="identity")
     noise = torch.randn(3, 32, 32, generator=generator, dtype=torch.float64)
     inverse = inverse_for_output(noise, taps, settings, torch.float64)
     found = diagnose(inverse, reconstruct(inverse, noise), noise, noise=0.1)

@@ -17,9 +17,8 @@ from deconv_cli.errors import ShapeError
 from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, Penalty
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 BANDS = ((0, 4), (4, 16), (16, 999))
@@ -97,7 +96,7 @@ class TestAgainstTheExactPosterior:
     @pytest.fixture
     def problem(self):
         taps = gaussian(1.2, 5).double()[None, None]
-        settings = InversionSettings(padding="same", boundary=Boundary.UNKNOWN, lam=1e-2, penalty=Penalty.GRADIENT)
+        settings = ResolvedSettings(padding="same", boundary="unknown", lam=1e-2, penalty="gradient")
         inverse = PseudoInverse(Kernel.from_tensor(taps), (20, 18), settings)
         model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]).double(), torch.ones(1, 1).double(), 0.05)
         return inverse, model
@@ -135,7 +134,7 @@ class TestAgainstTheExactPosterior:
 @pytest.mark.parametrize(("side", "n_probes"), [(64, 8), (256, 8), (512, 4), (2048, 2)])
 def test_larger_pictures_need_fewer_probes(side, n_probes):
     """Bands of a large picture hold more pixels: two probes of it are as sharp as eight of a small one."""
-    settings = InversionSettings(padding="same", boundary=Boundary.CIRCULAR, lam=1e-2, penalty=Penalty.GRADIENT)
+    settings = ResolvedSettings(padding="same", boundary="circular", lam=1e-2, penalty="gradient")
     inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (side, side), settings)
     model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]), torch.ones(1, 1), 0.05)
     found = [predict_error(inverse, torch.zeros(1, side, side), model, seed=seed) for seed in (1, 2)]
@@ -207,7 +206,7 @@ def test_data_continued_by_mirroring_would_mislead():
     kernel = gaussian(2.5, 21)
     y, _ = seen("camera.png", kernel, 0.002)
     canonical = Kernel.from_tensor(kernel)
-    options = {"boundary": Boundary.UNKNOWN, "penalty": Penalty.GRADIENT}
+    options = {"boundary": "unknown", "penalty": "gradient"}
     chosen = choose_lambda(y, canonical, **options).lam
     naive = choose_by_rule(LambdaRule.GCV, Continuation(y, canonical, **options).started(), 0.0).chosen
     assert not 0.2 < naive / chosen < 5

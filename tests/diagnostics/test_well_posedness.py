@@ -10,12 +10,11 @@ from deconv_cli.diagnostics.well_posedness import LOST, assess
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.vocabulary import Boundary, Penalty
 
 
 def finding(kernel, geometry, boundary, lam=0.0):
     spectrum = kernel_spectrum(kernel, geometry.image_size)
-    return assess(kernel, geometry, boundary, lam=lam, penalty=Penalty.IDENTITY, spectrum=spectrum)
+    return assess(kernel, geometry, boundary, lam=lam, penalty="identity", spectrum=spectrum)
 
 
 def singular_values(kernel, geometry, boundary):
@@ -31,7 +30,7 @@ def off_center(shape=(1, 1, 3, 3)):
     return kernel
 
 
-@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.REFLECT])
+@pytest.mark.parametrize("boundary", ["zero", "reflect"])
 @pytest.mark.parametrize(
     ("shape", "n"), [((1, 1, 3, 3), 24), ((1, 1, 4, 3), 24), ((1, 1, 5, 5), 24), ((2, 2, 3, 3), 20)]
 )
@@ -54,7 +53,7 @@ def test_lost_modes_are_as_many_as_small_singular_values(boundary, shape, n):
     assert correlation > 0.4
 
 
-@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.SYMMETRIC])
+@pytest.mark.parametrize("boundary", ["zero", "symmetric"])
 @pytest.mark.parametrize("padding", [(2, 1), (0, 1), 1, 2, 3])
 def test_any_whole_number_of_border_pixels(boundary, padding):
     """Among them borders that add rows and take columns: what one axis lacks meets the surplus of the other."""
@@ -82,10 +81,10 @@ def test_any_whole_number_of_border_pixels(boundary, padding):
 @pytest.mark.parametrize(
     ("boundary", "padding", "word"),
     [
-        (Boundary.CIRCULAR, "same", "torus"),
-        (Boundary.UNKNOWN, "same", "nothing is taken to lie outside"),
-        (Boundary.ZERO, "valid", "nothing is taken to lie outside"),
-        (Boundary.ZERO, "full", "all that the kernel made of every pixel"),
+        ("circular", "same", "torus"),
+        ("unknown", "same", "nothing is taken to lie outside"),
+        ("zero", "valid", "nothing is taken to lie outside"),
+        ("zero", "full", "all that the kernel made of every pixel"),
     ],
 )
 def test_harmless_borders_have_no_singular_values_below_the_symbol(shape, boundary, padding, word):
@@ -98,12 +97,12 @@ def test_harmless_borders_have_no_singular_values_below_the_symbol(shape, bounda
         assert (found.n_lost_modes, found.n_border_modes, found.n_frequencies) == (0, 0, 0)
         assert found.advice == ()
         assert word in found.reason
-        assert (found.influence is None) == (boundary is Boundary.CIRCULAR)
+        assert (found.influence is None) == (boundary == "circular")
         matrix = Convolution(kernel, geometry, boundary).as_matrix()
         values = torch.linalg.svdvals(matrix)
         symbol = kernel_spectrum(kernel, (192, 192))
         is_tall = shape[0] > shape[1]
-        is_section = shape[0] == shape[1] or boundary is Boundary.CIRCULAR or is_tall == (padding == "full")
+        is_section = shape[0] == shape[1] or boundary == "circular" or is_tall == (padding == "full")
         if is_section:
             assert values[-1] >= 0.99 * symbol.sigma_min
         else:
@@ -113,7 +112,7 @@ def test_harmless_borders_have_no_singular_values_below_the_symbol(shape, bounda
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 3), (2, 3, 3, 3)])
-@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.REFLECT])
+@pytest.mark.parametrize("boundary", ["zero", "reflect"])
 def test_unequal_channels_lose_nothing(shape, boundary):
     geometry = Geometry.of_image((12, 12), (3, 3), "same")
     for seed in range(4):
@@ -123,7 +122,7 @@ def test_unequal_channels_lose_nothing(shape, boundary):
         assert singular_values(random(shape, seed=seed), geometry, boundary)[-1] > 3 * LOST
 
 
-@pytest.mark.parametrize("boundary", [Boundary.ZERO, Boundary.REFLECT, Boundary.REPLICATE])
+@pytest.mark.parametrize("boundary", ["zero", "reflect", "replicate"])
 @pytest.mark.parametrize("shape", [(1, 1, 3, 3), (2, 2, 3, 3), (1, 1, 4, 5)])
 def test_the_advice_mends_what_is_lost(boundary, shape):
     n = 20 if shape[0] == 1 else 14
@@ -177,38 +176,38 @@ def test_no_shift_is_advised_where_none_helps():
     kernel = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
     kernel[0, 0, 0, 1] = kernel[1, 1, 2, 1] = 1
     geometry = Geometry.of_image((10, 10), (3, 3), "same")
-    found = finding(kernel, geometry, Boundary.ZERO)
+    found = finding(kernel, geometry, "zero")
     assert found.n_lost_modes == found.n_border_modes == 20
     assert found.advised_pads is None
     assert len(found.advice) == 2
-    assert int((singular_values(kernel, geometry, Boundary.ZERO) < LOST).sum()) == 20
+    assert int((singular_values(kernel, geometry, "zero") < LOST).sum()) == 20
 
 
 def test_a_penalty_bounds_the_noise_but_what_is_lost_stays_lost():
     kernel = off_center()[..., :1]
     geometry = Geometry.of_image((36, 30), (3, 1), "same")
-    found = finding(kernel, geometry, Boundary.ZERO, lam=1e-4)
+    found = finding(kernel, geometry, "zero", lam=1e-4)
     assert found.is_well_posed
     assert found.threshold == pytest.approx(1e-2)
-    assert found.n_lost_modes == int((singular_values(kernel, geometry, Boundary.ZERO) < 1e-2).sum()) == 30
+    assert found.n_lost_modes == int((singular_values(kernel, geometry, "zero") < 1e-2).sum()) == 30
     assert "the penalty does" in found.reason
     assert found.advised_lambda is None
     assert found.influence.hundredth < 7
     assert not found.is_deep
-    assert finding(kernel, geometry, Boundary.ZERO).is_deep
+    assert finding(kernel, geometry, "zero").is_deep
 
 
 def test_what_is_not_tested_is_said():
     kernel = random((2, 2, 3, 3))
     kernel[1] = 3 * kernel[0]
-    found = finding(kernel, Geometry.of_image((12, 12), (3, 3), "same"), Boundary.ZERO)
+    found = finding(kernel, Geometry.of_image((12, 12), (3, 3), "same"), "zero")
     assert (found.is_well_posed, found.n_lost_modes, found.n_border_modes) == (None, None, None)
     assert "not tested" in found.reason
 
 
 @pytest.mark.parametrize(("shape", "n"), [((32, 32, 3, 3), 128), ((1, 1, 31, 31), 512)])
 def test_large_kernels_look_at_a_sample_of_frequencies(shape, n):
-    found = finding(random(shape), Geometry.of_image((n, n), shape[2:], "same"), Boundary.ZERO)
+    found = finding(random(shape), Geometry.of_image((n, n), shape[2:], "same"), "zero")
     assert 8 <= found.n_frequencies < n
     assert found.n_lost_modes > 10
     assert all(low < 0 < high for low, high in found.windings)
@@ -219,6 +218,6 @@ def test_a_picture_of_unknown_surroundings_needs_no_roots(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr("deconv_cli.diagnostics.well_posedness.axis_roots", fail)
-    found = finding(random((1, 1, 5, 5)), Geometry.of_image((64, 64), (5, 5), "same"), Boundary.UNKNOWN, lam=1e-3)
+    found = finding(random((1, 1, 5, 5)), Geometry.of_image((64, 64), (5, 5), "same"), "unknown", lam=1e-3)
     assert found.windings is None
     assert found.influence is not None

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.io import read_kernel
+from deconv_cli.models.kernel_files import read_kernel
 from deconv_cli.vocabulary import Convention
 
 

@@ -44,7 +44,7 @@ def test_tiff_of_every_type_and_compression(tmp_path, rng, dtype, compression):
     assert (image.shape, image.axes, image.dtype, image.is_picture) == ((3, 17, 23), "CYX", dtype, True)
     assert image.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert_values(image, planes(stored, "CYX"))
-    # The widened types are the documented ones.
+    # The to_float64 types are the documented ones.
     assert image.values.dtype == getattr(torch, {"uint16": "int32", "uint32": "int64"}.get(dtype, dtype))
 
 

@@ -29,7 +29,8 @@ from deconv_cli.errors import (
     UnsafeInputError,
     UsageError,
 )
-from deconv_cli.io import limits, read_image, read_kernel
+from deconv_cli.io import limits, read_image
+from deconv_cli.models.kernel_files import read_kernel
 
 
 class Evil:

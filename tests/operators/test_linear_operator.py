@@ -9,12 +9,12 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.differences import CURVATURE, GRADIENT, Difference, Differences
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import Identity
+from deconv_cli.parts import PENALTIES
 from deconv_cli.regularizers import penalty_operator, penalty_symbol
-from deconv_cli.vocabulary import Boundary, Penalty
 
 
 def convolution(shape, seed=0):
-    return Convolution(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), Boundary.REFLECT)
+    return Convolution(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), "reflect")
 
 
 def test_algebra_is_that_of_matrices():
@@ -76,7 +76,7 @@ def test_difference_symbols_diagonalize_periodic_differences(term, torus):
     torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("penalty", list(Penalty))
+@pytest.mark.parametrize("penalty", list(PENALTIES))
 @pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
 def test_penalty_symbols_diagonalize_the_periodic_penalties(penalty, torus):
     x = random((1, *torus))

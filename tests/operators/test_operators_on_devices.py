@@ -7,7 +7,7 @@ import torch
 from cases import random
 from devices import DOUBLE, ForeignTensorError, check_on_cuda, check_without_numbers, needs_cuda, replay
 
-from deconv_cli.operators import host
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
@@ -16,8 +16,8 @@ from deconv_cli.operators.extension import Extension, close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum, peak_gain
 from deconv_cli.operators.twisted_torus import TwistedTorus
+from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import penalty_symbol
-from deconv_cli.vocabulary import Boundary, Penalty
 
 SIZE = (7, 6)
 
@@ -77,10 +77,10 @@ def describe(taps, size=SIZE):
 BLUR = random((1, 1, 3, 3)).abs()
 MANY_CHANNELS = random((5, 5, 3, 2))
 TASKS = [
-    *(pytest.param(extend, BLUR, b, id=f"extension-{b}") for b in Boundary if b is not Boundary.UNKNOWN),
+    *(pytest.param(extend, BLUR, b, id=f"extension-{b}") for b in BOUNDARIES if b != "unknown"),
     pytest.param(close, random((2, 7, 6)), id="close-smoothly"),
     *(pytest.param(correlate, random((3, 2, 3, 2)), f, id=f"correlation-{'fft' if f else 'taps'}") for f in (0, 1)),
-    *(pytest.param(convolve, random((2, 3, 3, 4)), b, id=f"convolution-{b}") for b in Boundary),
+    *(pytest.param(convolve, random((2, 3, 3, 4)), b, id=f"convolution-{b}") for b in BOUNDARIES),
     *(
         pytest.param(difference, BLUR, terms, periodic, id=f"differences-{name}-{'torus' if periodic else 'frame'}")
         for (name, terms), periodic in itertools.product([("first", GRADIENT), ("second", CURVATURE)], (False, True))
@@ -93,7 +93,7 @@ TASKS = [
         pytest.param(twist, random((2, 2, 3, 4)), size, twists, id=f"torus-{size}-{twists}")
         for size, twists in itertools.product([(6, 7), (7, 6)], itertools.product((False, True), repeat=2))
     ),
-    *(pytest.param(penalize, BLUR, p, id=f"penalty-{p}") for p in Penalty),
+    *(pytest.param(penalize, BLUR, p, id=f"penalty-{p}") for p in PENALTIES),
     pytest.param(describe, BLUR, id="spectrum-blur"),
     pytest.param(describe, random((1, 2, 3, 3)), id="spectrum-one-output"),
     pytest.param(describe, random((2, 3, 3, 3)), (24, 33), id="spectrum-search"),
@@ -140,7 +140,7 @@ def test_the_harness_notices_double_precision():
 
 def test_the_harness_follows_what_the_host_read():
     def branch(x):
-        return x[host.places(x > 0)] if host.holds_anywhere(x > 0) else x.double()
+        return x[synchronize.places(x > 0)] if synchronize.holds_anywhere(x > 0) else x.double()
 
     positive = check_without_numbers(branch, torch.tensor([1.0, -1.0, 2.0]))
     assert [name for name, _ in positive] == ["holds_anywhere", "places"]
@@ -149,14 +149,14 @@ def test_the_harness_follows_what_the_host_read():
 
 def test_the_host_reads_what_is_there():
     values = torch.tensor([3, 1, 3, 2])
-    different, index = host.distinct(values)
+    different, index = synchronize.distinct(values)
     assert torch.equal(different[index], values)
     assert len(different) == 3
-    assert host.places(values == 3).tolist() == [0, 2]
-    assert host.holds_anywhere(values == 2)
-    assert not host.holds_anywhere(values == 5)
-    assert not host.holds_everywhere(values == 3)
-    assert host.holds_everywhere(values > 0)
-    assert host.as_number(values[:1]) == 3.0
-    assert host.as_numbers(values) == [3.0, 1.0, 3.0, 2.0]
-    assert host.as_index(values[3]) == 2
+    assert synchronize.places(values == 3).tolist() == [0, 2]
+    assert synchronize.holds_anywhere(values == 2)
+    assert not synchronize.holds_anywhere(values == 5)
+    assert not synchronize.holds_everywhere(values == 3)
+    assert synchronize.holds_everywhere(values > 0)
+    assert synchronize.as_number(values[:1]) == 3.0
+    assert synchronize.as_numbers(values) == [3.0, 1.0, 3.0, 2.0]
+    assert synchronize.as_index(values[3]) == 2

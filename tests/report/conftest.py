@@ -11,8 +11,8 @@ from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.uncertainty import ErrorBand, PredictedError
 from deconv_cli.report.page import ReportContents
 from deconv_cli.report.record import describe_environment, describe_reconstruction
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, LambdaRule, Penalty
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.vocabulary import LambdaRule
 from deconv_cli.workflows.diagnose import diagnose
 from deconv_cli.workflows.invert import inverse_for_output, reconstruct
 
@@ -59,7 +59,7 @@ def restored(n_channels=1, size=(60, 72), *, dtype=torch.float32):
     taps = torch.full((3, 3), 1 / 9)
     y = functional.conv2d(truth[:, None], taps[None, None], padding="same")[:, 0]
     y = y + 0.1 * torch.randn(y.shape, generator=generator)
-    settings = InversionSettings(padding="same", boundary=Boundary.ZERO, lam=1e-2, penalty=Penalty.GRADIENT)
+    settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
     inverse = inverse_for_output(y, taps, settings, dtype)
     return inverse, reconstruct(inverse, y.to(dtype)), y.to(dtype), truth.to(dtype)
 

@@ -7,12 +7,11 @@ from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_c
 from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
-from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 SIZE = (9, 8)
 MIXING = random((2, 2, 3, 3)).abs()
@@ -23,8 +22,8 @@ MEMORY = 2**40
 
 
 def nonnegative(taps, y, boundary, penalty):
-    method = Method.FFT if boundary is Boundary.CIRCULAR else Method.STRIP
-    settings = InversionSettings(
+    method = "fft" if boundary == "circular" else "strip"
+    settings = ResolvedSettings(
         boundary=boundary,
         lam=1e-2,
         penalty=penalty,
@@ -37,13 +36,13 @@ def nonnegative(taps, y, boundary, penalty):
 
 
 def total_variation(taps, y, boundary, weight):
-    settings = InversionSettings(boundary=boundary, tolerance=3e-2, max_iterations=11, max_memory=MEMORY)
+    settings = ResolvedSettings(boundary=boundary, tolerance=3e-2, max_iterations=11, max_memory=MEMORY)
     estimator = TotalVariationEstimator(Kernel(taps, shared=False), SIZE, settings, weight=weight, noise=0.5)
     return estimator.solve(y).value
 
 
 def richardson_lucy(taps, y, boundary, gain):
-    settings = InversionSettings(boundary=boundary, max_iterations=12, max_memory=MEMORY)
+    settings = ResolvedSettings(boundary=boundary, max_iterations=12, max_memory=MEMORY)
     estimator = RichardsonLucyEstimator(Kernel(taps, shared=False), SIZE, settings, gain=gain)
     return estimator.solve(y).value
 
@@ -57,18 +56,18 @@ CASES = [
     *(
         pytest.param(nonnegative, MIXING, DATA, boundary, penalty, id=f"nonnegative-{boundary}-{penalty}")
         for boundary, penalty in [
-            (Boundary.CIRCULAR, Penalty.GRADIENT),
-            (Boundary.REFLECT, Penalty.LAPLACIAN),
-            (Boundary.UNKNOWN, Penalty.IDENTITY),
+            ("circular", "gradient"),
+            ("reflect", "laplacian"),
+            ("unknown", "identity"),
         ]
     ),
     *(
         pytest.param(total_variation, MIXING, DATA, boundary, weight, id=f"tv-{boundary}-{weight}")
-        for boundary, weight in [(Boundary.CIRCULAR, None), (Boundary.ZERO, 0.1), (Boundary.UNKNOWN, 0.1)]
+        for boundary, weight in [("circular", None), ("zero", 0.1), ("unknown", 0.1)]
     ),
     *(
         pytest.param(richardson_lucy, MIXING, COUNTS, boundary, gain, id=f"richardson-lucy-{boundary}-{gain}")
-        for boundary, gain in [(Boundary.CIRCULAR, None), (Boundary.ZERO, 1.0), (Boundary.UNKNOWN, None)]
+        for boundary, gain in [("circular", None), ("zero", 1.0), ("unknown", None)]
     ),
     pytest.param(noise, random((1, 60, 60)).abs() + 1, id="noise"),
 ]

@@ -99,9 +99,9 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 def test_max_memory_is_the_budget_of_the_direct_method():
     kernel, settings = random((2, 2, 3, 3)), {"input_size": (40, 40), "boundary": "reflect", "lam": 1e-3}
-    assert deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10**9).choice.method is deconv_cli.Method.DIRECT
+    assert deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10**9).choice.method == "direct"
     choice = deconv_cli.pseudo_inverse(kernel, **settings, max_memory=3_000_000).choice
-    assert choice.method is not deconv_cli.Method.DIRECT
+    assert choice.method != "direct"
     assert "2.861 MiB may be used" in choice.reason
     with pytest.raises(deconv_cli.UsageError, match="max_memory must be a positive number"):
         deconv_cli.pseudo_inverse(kernel, **settings, max_memory=0)

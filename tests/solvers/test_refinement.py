@@ -7,9 +7,8 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import MAX_ROUNDS, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Status
-from deconv_cli.vocabulary import Boundary
 
-OPERATOR = Case(Boundary.ZERO, "same", (1, 1, 1, 1), (7, 6)).operator()
+OPERATOR = Case("zero", "same", (1, 1, 1, 1), (7, 6)).operator()
 PROBLEM = TikhonovProblem(OPERATOR, 0.0, 1.0)
 
 

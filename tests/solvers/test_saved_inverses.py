@@ -15,39 +15,38 @@ from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io.saved_state import SavedState, read_state, write_state
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.saved_inverses import SavedInverse, read_inverse, write_inverse
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import direct
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.settings import InversionSettings
-from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 SIZE = (9, 8)
 
 # shape of the kernel, and settings; the methods are those that the settings ask for.
 PROBLEMS = {
-    "fft": ((2, 2, 3, 3), {"method": Method.FFT, "boundary": Boundary.CIRCULAR}),
-    "fft, five channels": ((5, 5, 3, 2), {"method": Method.FFT, "boundary": Boundary.CIRCULAR}),
+    "fft": ((2, 2, 3, 3), {"method": "fft", "boundary": "circular"}),
+    "fft, five channels": ((5, 5, 3, 2), {"method": "fft", "boundary": "circular"}),
     "fft, penalized": (
         (3, 2, 3, 3),
-        {"method": Method.FFT, "boundary": Boundary.CIRCULAR, "lam": 1e-3, "penalty": Penalty.GRADIENT},
+        {"method": "fft", "boundary": "circular", "lam": 1e-3, "penalty": "gradient"},
     ),
-    "fft, truncated": ((2, 3, 3, 3), {"method": Method.FFT, "boundary": Boundary.CIRCULAR, "rcond": 0.1}),
-    "direct, square": ((2, 2, 3, 3), {"method": Method.DIRECT}),
-    "direct, five channels": ((5, 5, 3, 3), {"method": Method.DIRECT}),
-    "direct, no rows": ((2, 2, 1, 3), {"method": Method.DIRECT}),
-    "direct, tall": ((3, 2, 2, 3), {"method": Method.DIRECT, "boundary": Boundary.REFLECT, "padding": (2, 1)}),
-    "direct, wide": ((2, 3, 3, 3), {"method": Method.DIRECT, "padding": "valid"}),
+    "fft, truncated": ((2, 3, 3, 3), {"method": "fft", "boundary": "circular", "rcond": 0.1}),
+    "direct, square": ((2, 2, 3, 3), {"method": "direct"}),
+    "direct, five channels": ((5, 5, 3, 3), {"method": "direct"}),
+    "direct, no rows": ((2, 2, 1, 3), {"method": "direct"}),
+    "direct, tall": ((3, 2, 2, 3), {"method": "direct", "boundary": "reflect", "padding": (2, 1)}),
+    "direct, wide": ((2, 3, 3, 3), {"method": "direct", "padding": "valid"}),
     "direct, penalized": (
         (2, 2, 3, 4),
-        {"method": Method.DIRECT, "boundary": Boundary.REPLICATE, "lam": 1e-3, "penalty": Penalty.LAPLACIAN},
+        {"method": "direct", "boundary": "replicate", "lam": 1e-3, "penalty": "laplacian"},
     ),
-    "strip": ((2, 2, 3, 3), {"method": Method.STRIP, "boundary": Boundary.UNKNOWN, "lam": 1e-3}),
-    "strip, full": ((2, 2, 3, 3), {"method": Method.STRIP, "padding": "full", "tolerance": 1e-4}),
-    "iterative": ((2, 2, 3, 3), {"method": Method.ITERATIVE, "max_iterations": 300, "boundary": Boundary.SYMMETRIC}),
-    "iterative, penalized": ((2, 3, 3, 3), {"method": Method.ITERATIVE, "lam": 1e-2}),
-    "auto": ((1, 1, 3, 3), {"lam": 1e-4, "boundary": Boundary.UNKNOWN, "penalty": Penalty.GRADIENT}),
+    "strip": ((2, 2, 3, 3), {"method": "strip", "boundary": "unknown", "lam": 1e-3}),
+    "strip, full": ((2, 2, 3, 3), {"method": "strip", "padding": "full", "tolerance": 1e-4}),
+    "iterative": ((2, 2, 3, 3), {"method": "iterative", "max_iterations": 300, "boundary": "symmetric"}),
+    "iterative, penalized": ((2, 3, 3, 3), {"method": "iterative", "lam": 1e-2}),
+    "auto": ((1, 1, 3, 3), {"lam": 1e-4, "boundary": "unknown", "penalty": "gradient"}),
 }
-HAS_FACTORS = {Method.FFT, Method.DIRECT}
+HAS_FACTORS = {"fft", "direct"}
 
 
 def mild_kernel(shape, dtype=torch.float64):
@@ -60,7 +59,7 @@ def mild_kernel(shape, dtype=torch.float64):
 
 def built(name, dtype=torch.float64, *, shared=False):
     shape, settings = PROBLEMS[name]
-    return PseudoInverse(Kernel(mild_kernel(shape, dtype), shared), SIZE, InversionSettings(**settings))
+    return PseudoInverse(Kernel(mild_kernel(shape, dtype), shared), SIZE, ResolvedSettings(**settings))
 
 
 def outputs_of(inverse, n=2):
@@ -163,7 +162,7 @@ def test_nothing_is_factored_on_loading(tmp_path, monkeypatch, name):
 def test_gradients_pass_through_a_loaded_inverse(tmp_path, name):
     shape, settings = PROBLEMS[name]
     taps = mild_kernel(shape).requires_grad_()
-    inverse = PseudoInverse(Kernel(taps, False), SIZE, InversionSettings(**settings))
+    inverse = PseudoInverse(Kernel(taps, False), SIZE, ResolvedSettings(**settings))
     found = deconv_cli.load_pseudo_inverse(saved(inverse, tmp_path))
     assert not found(outputs_of(found)).requires_grad
     found.kernel.taps.requires_grad_()

@@ -9,12 +9,12 @@ from cases import random
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.differences import GRADIENT, Differences
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import splitting
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.settings import InversionSettings
 from deconv_cli.solvers.solution import Status
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
-from deconv_cli.vocabulary import Boundary, Method, Penalty
 
 SIZE = (8, 7)
 BLUR = random((1, 1, 3, 3), seed=3).abs()
@@ -22,9 +22,9 @@ BLUR /= BLUR.sum()
 MIXING = random((3, 2, 3, 2), seed=4)
 
 
-def estimator(taps, boundary=Boundary.UNKNOWN, *, size=SIZE, weight=0.05, noise=None, **options):
+def estimator(taps, boundary="unknown", *, size=SIZE, weight=0.05, noise=None, **options):
     options = {"tolerance": 1e-6, "max_iterations": 20_000} | options
-    settings = InversionSettings(boundary=boundary, **options)
+    settings = ResolvedSettings(boundary=boundary, **options)
     return TotalVariationEstimator(Kernel.from_tensor(taps), size, settings, weight=weight, noise=noise)
 
 
@@ -41,7 +41,7 @@ def blocks(estimate, *, noise=0.05, batch=()):
 
 def objective(estimate, x, y, weight):
     """Write the objective down again, channel by channel and pixel by pixel."""
-    periodic = estimate.operator.boundary is Boundary.CIRCULAR
+    periodic = estimate.operator.boundary == "circular"
     down = x.roll(-1, -2) - x
     right = x.roll(-1, -1) - x
     if not periodic:
@@ -54,7 +54,7 @@ def objective(estimate, x, y, weight):
 def chambolle_pock(estimate, y, weight, n_steps=6_000):
     """Primal and dual steps with the dense matrix; A. Chambolle and T. Pock, JMIV 40, 2011, algorithm 1."""
     operator = estimate.operator
-    periodic = operator.boundary is Boundary.CIRCULAR
+    periodic = operator.boundary == "circular"
     A = operator.as_matrix()
     D = Differences(operator.input_shape, GRADIENT, periodic=periodic).as_matrix()
     norm = torch.linalg.matrix_norm(torch.cat([A, D]), 2)
@@ -70,7 +70,7 @@ def chambolle_pock(estimate, y, weight, n_steps=6_000):
     return x.reshape(operator.input_shape)
 
 
-@pytest.mark.parametrize("boundary", list(Boundary))
+@pytest.mark.parametrize("boundary", list(BOUNDARIES))
 @pytest.mark.parametrize("taps", [BLUR, MIXING], ids=["blur", "mixing"])
 def test_it_is_the_minimum_under_every_border(taps, boundary):
     estimate = estimator(taps, boundary)
@@ -93,13 +93,13 @@ def test_edges_are_sharper_than_under_a_quadratic_penalty():
     restored = estimate.frame(estimate.solve(y).value)
     quadratic = []
     for lam in (1e-3, 1e-2, 3e-2, 1e-1, 3e-1):
-        settings = InversionSettings(boundary=Boundary.UNKNOWN, lam=lam, penalty=Penalty.GRADIENT)
+        settings = ResolvedSettings(boundary="unknown", lam=lam, penalty="gradient")
         quadratic.append(PseudoInverse(Kernel.from_tensor(BLUR), (24, 24), settings)(y))
     truth = estimate.frame(x[None])
     assert (restored - truth).norm() < 0.6 * min((estimate - truth).norm() for estimate in quadratic)
 
 
-@pytest.mark.parametrize("boundary", [Boundary.UNKNOWN, Boundary.ZERO, Boundary.CIRCULAR])
+@pytest.mark.parametrize("boundary", ["unknown", "zero", "circular"])
 def test_the_weight_follows_from_the_noise(boundary):
     estimate = estimator(BLUR, boundary, size=(20, 22), weight=None, noise=0.05, tolerance=1e-4)
     _, y = blocks(estimate)
@@ -122,7 +122,7 @@ def test_noise_without_a_scene_gives_a_flat_image():
 
 
 def test_noise_that_no_weight_explains_is_refused():
-    estimate = estimator(BLUR, Boundary.ZERO, size=(12, 12), padding="full", weight=None, noise=1e-4)
+    estimate = estimator(BLUR, "zero", size=(12, 12), padding="full", weight=None, noise=1e-4)
     y = random(estimate.operator.output_shape, seed=1)
     with pytest.raises(UsageError, match="no weight leaves only noise"):
         estimate.solve(y)
@@ -192,7 +192,7 @@ def test_a_tolerance_out_of_reach_is_told(monkeypatch):
         ({"weight": 0.0}, "must be a positive number"),
         ({"weight": math.inf}, "must be a positive number"),
         ({"weight": None}, "needs a weight, or the noise"),
-        ({"method": Method.DIRECT}, "picks its own solver"),
+        ({"method": "direct"}, "picks its own solver"),
     ],
 )
 def test_what_cannot_be_is_refused(options, sentence):

@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from deconv_cli.errors import InputRefusedError, MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io.limits import check_budget
-from deconv_cli.io.model_format import ModelFormat, model_format
-from deconv_cli.io.module_structure import check_structure
-from deconv_cli.io.named_code import NamedCode, find_global
 from deconv_cli.io.pickle_dialect import strangeness
 from deconv_cli.io.sources import open_source, reason_of, refusing_damage
+from deconv_cli.models.model_format import ModelFormat, model_format
+from deconv_cli.models.module_structure import check_structure
+from deconv_cli.models.named_code import NamedCode, find_global
 
 if TYPE_CHECKING:
-    from deconv_cli.io.exported_program import ExportedModel
+    from deconv_cli.models.exported_program import ExportedModel
 
 _ACTIVATIONS = ("relu", "gelu", "elu", "selu", "silu", "softplus", "tanh", "sigmoid", "leaky_relu", "mish")
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
@@ -79,7 +79,7 @@ def read_model(
     if kind is ModelFormat.SAFETENSORS:
         return ModelFile(path, kind, sha256, state=_read_safetensors(path))
     if kind is ModelFormat.EXPORTED:
-        from deconv_cli.io.exported_program import read_exported_program
+        from deconv_cli.models.exported_program import read_exported_program
 
         return ModelFile(path, kind, sha256, exported=read_exported_program(path))
     if kind is ModelFormat.TORCHSCRIPT:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError
-from deconv_cli.io.model_format import read_entries
-from deconv_cli.io.program_document import rebuilt_payloads, rebuilt_program, shown
 from deconv_cli.io.sources import refusing_damage
+from deconv_cli.models.model_format import read_entries
+from deconv_cli.models.program_document import rebuilt_payloads, rebuilt_program, shown
 
 _ENTRIES = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/\w+|models/model\.json"

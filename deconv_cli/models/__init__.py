@@ -1,0 +1,1 @@
+"""Trained models from files: read safely, their layers and their classes."""

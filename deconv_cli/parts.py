@@ -1,0 +1,65 @@
+"""All parts that can be added, one line each; adding one takes its own file and a line here.
+
+Nothing here imports torch: the command line offers these names before torch is loaded. A caller adds a part of his own
+by `register`, as in `deconv_cli.BOUNDARIES.register("antisymmetric", Antisymmetric())`; docs/extending.md has examples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deconv_cli.registry import Registry
+
+BOUNDARIES: Registry[Any] = Registry(
+    "boundary",
+    {
+        "zero": "deconv_cli.operators.boundaries.zero:ZERO",
+        "circular": "deconv_cli.operators.boundaries.circular:CIRCULAR",
+        "reflect": "deconv_cli.operators.boundaries.reflect:REFLECT",
+        "symmetric": "deconv_cli.operators.boundaries.symmetric:SYMMETRIC",
+        "replicate": "deconv_cli.operators.boundaries.replicate:REPLICATE",
+        "unknown": "deconv_cli.operators.boundaries.unknown:UNKNOWN",
+    },
+)
+"""What lies outside the image."""
+
+PENALTIES: Registry[Any] = Registry(
+    "penalty",
+    {
+        "identity": "deconv_cli.regularizers:IDENTITY",
+        "gradient": "deconv_cli.regularizers:GRADIENT",
+        "laplacian": "deconv_cli.regularizers:LAPLACIAN",
+    },
+)
+"""The operator L in λ·σ²max·‖Lx‖²."""
+
+SOLVERS: Registry[Any] = Registry(
+    "method",
+    {
+        "fft": "deconv_cli.solvers.circular:CIRCULAR",
+        "strip": "deconv_cli.solvers.strip:STRIP",
+        "direct": "deconv_cli.solvers.direct:DIRECT",
+        "iterative": "deconv_cli.solvers.iterative:ITERATIVE",
+    },
+)
+"""How a quadratic problem is solved."""
+
+PRIORS: Registry[Any] = Registry(
+    "prior",
+    {
+        "nonnegative": "deconv_cli.solvers.nonnegative:NONNEGATIVE",
+        "tv": "deconv_cli.solvers.total_variation:TOTAL_VARIATION",
+        "richardson-lucy": "deconv_cli.solvers.richardson_lucy:RICHARDSON_LUCY",
+    },
+)
+"""Objectives other than a quadratic one, each with the solver that minimizes it."""
+
+
+def method_names() -> tuple[str, ...]:
+    """List what a method may be called: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""
+    return ("auto", *SOLVERS, "richardson-lucy")
+
+
+def prior_names() -> tuple[str, ...]:
+    """List what a prior may be called."""
+    return ("quadratic", *PRIORS)

@@ -1,0 +1,90 @@
+"""Parts that can be added: a name leads to the one object that stands for it, imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from deconv_cli.errors import UsageError
+
+Part = TypeVar("Part")
+
+
+class Registry(Generic[Part]):
+    """The parts of one kind, by name, in the order in which they are considered.
+
+    Built-in parts are given as `module:attribute`, so that their names are known without importing torch.
+
+    Args:
+        kind: what a part is called in messages.
+        homes: for each built-in part where it is defined.
+    """
+
+    def __init__(self, kind: str, homes: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._homes = dict(homes)
+        self._parts: dict[str, Part] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all parts."""
+        return tuple(dict.fromkeys([*self._homes, *self._parts]))
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a part of this name."""
+        return name in self._homes or name in self._parts
+
+    def __getitem__(self, name: str) -> Part:
+        """Give the part of a name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if name not in self._parts:
+            module, _, attribute = self._homes[self.check(name)].partition(":")
+            found: Any = getattr(importlib.import_module(module), attribute)
+            self._parts[name] = found
+        return self._parts[name]
+
+    def check(self, name: object) -> str:
+        """Give a name back if a part has it.
+
+        Raises:
+            UsageError: none has; the message lists those that there are.
+        """
+        if not isinstance(name, str) or name not in self:
+            raise UsageError(f"{self.kind} must be one of {', '.join(self.names)}, but is '{name}'.")
+        return str(name)
+
+    def register(self, name: str, part: Part) -> Part:
+        """Add a part.
+
+        Args:
+            name: not taken yet.
+            part: what it stands for.
+
+        Returns:
+            The part itself.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        if name in self:
+            raise UsageError(f"{self.kind} '{name}' is registered already; choose another name.")
+        self._parts[name] = part
+        return part
+
+    def unregister(self, name: str) -> None:
+        """Remove a part that `register` added.
+
+        Raises:
+            UsageError: the name is that of a built-in part, or of none.
+        """
+        if name in self._homes or name not in self._parts:
+            raise UsageError(f"{self.kind} '{name}' was not registered by the caller, so it cannot be removed.")
+        del self._parts[name]

@@ -1,0 +1,224 @@
+"""Every choice that a reconstruction has, once: the keyword arguments of the library and the options of the command.
+
+Nothing here imports torch. A setting that is left open is filled in from the input when the reconstruction is resolved;
+`ResolvedSettings` is the same record with nothing left open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Self
+
+from deconv_cli.errors import UsageError
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
+from deconv_cli.vocabulary import ArithmeticDType, InputKind, LambdaRule, PaddingLike, check_name, parse_word
+
+MAX_ITERATIONS = 2000
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings:
+    """How a convolution is to be undone; `None` or `auto` where the input decides.
+
+    Attributes:
+        defaults: what fills in the settings that are left open: what suits a `tensor` or a `picture`.
+        padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
+        boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
+            tensor.
+        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖²; `auto` chooses it from the data, `None` does so for a picture and takes
+            1e-6 for a tensor.
+        lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
+        noise_sigma: standard deviation of the noise, in units of the samples; `None` estimates it.
+        quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
+            what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
+        penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
+        rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
+        nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
+        prior: `quadratic` for the penalty above, or another objective.
+        weight: of the total variation, in units of the samples; `auto` or `None` takes it from the noise.
+        gain: for Richardson–Lucy, units of the samples a count; `auto` estimates it, `None` holds samples out instead.
+        method: how to solve; `auto` takes what costs least.
+        tolerance: the certificate at which an iteration stops; `None` takes the solver's own.
+        max_iterations: iterations at most.
+        max_memory: bytes that building and applying the inverse may take; `None` for what is free.
+        dtype: precision of the arithmetic; `None` takes float64 for float64 data, else float32.
+        predict: also predict the error of every pixel.
+        seed: of what is drawn to predict the error; `None` for 0.
+
+    Raises:
+        UsageError: a value that is none of those, or settings that contradict one another.
+    """
+
+    defaults: InputKind = InputKind.TENSOR
+    padding: PaddingLike | None = None
+    boundary: str = "auto"
+    lam: float | Auto | None = None
+    lambda_rule: LambdaRule | None = None
+    noise_sigma: float | None = None
+    quantization: float | None = None
+    penalty: str | None = None
+    rcond: float | None = None
+    nonnegative: bool = False
+    prior: str = "quadratic"
+    weight: float | Auto | None = None
+    gain: float | Auto | None = None
+    method: str = "auto"
+    tolerance: float | None = None
+    max_iterations: int = MAX_ITERATIONS
+    max_memory: int | None = None
+    dtype: ArithmeticDType | None = None
+    predict: bool = False
+    seed: int | None = None
+
+    _open_boundary: ClassVar[tuple[str, ...]] = ("auto",)
+
+    def __post_init__(self) -> None:
+        self._check_words()
+        self._check_numbers()
+        self._check_together()
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:  # noqa: ANN401
+        """Make settings of keyword arguments.
+
+        Raises:
+            UsageError: an argument that is no setting, or a value that is none of its.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(values.keys() - set(known))
+        if unknown:
+            raise UsageError(f"there is no setting '{unknown[0]}'; the settings are {', '.join(known)}.")
+        return cls(**values)
+
+    @property
+    def objective(self) -> str:
+        """The prior that decides what is minimized: `quadratic`, or the name of one in `PRIORS`."""
+        if self.method == "richardson-lucy":
+            return "richardson-lucy"
+        return "nonnegative" if self.nonnegative else self.prior
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the estimate is linear in the data."""
+        return self.objective == "quadratic"
+
+    @property
+    def has_lambda(self) -> bool:
+        """Whether there is a quadratic penalty, and so a λ."""
+        return self.objective in ("quadratic", "nonnegative")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_words(self) -> None:
+        self._set("defaults", parse_word(InputKind, self.defaults, "defaults"))
+        if self.boundary not in self._open_boundary:
+            self._set("boundary", BOUNDARIES.check(self.boundary))
+        if self.penalty is not None:
+            self._set("penalty", PENALTIES.check(self.penalty))
+        if self.lambda_rule is not None:
+            self._set("lambda_rule", parse_word(LambdaRule, self.lambda_rule, "lambda_rule"))
+        if self.dtype is not None:
+            word = str(self.dtype).removeprefix("torch.")
+            self._set("dtype", parse_word(ArithmeticDType, word, "dtype"))
+        self._set("prior", check_name(prior_names(), self.prior, "prior"))
+        self._set("method", check_name(method_names(), self.method, "method"))
+        if isinstance(self.padding, list):
+            self._set("padding", tuple(self.padding))  # settings are compared, and written into files
+
+    def _check_numbers(self) -> None:
+        self._take("lam", Real, "auto, zero or a positive number", lambda v: v >= 0)
+        self._take("noise_sigma", Real, "a positive number", lambda v: v > 0)
+        self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
+        self._take("rcond", Real, "at least 0 and below 1", lambda v: 0 <= v < 1)
+        self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
+        self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
+        self._take("tolerance", Real, "between 0 and 1", lambda v: 0 < v < 1)
+        self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
+        self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
+        self._take("seed", Integral, "zero or a positive whole number", lambda v: v >= 0)
+
+    def _take(self, name: str, kind: type[Real] | type[Integral], wanted: str, holds: Callable[[float], bool]) -> None:
+        """Turn a number of any library into a plain one, and refuse it outside its range."""
+        value: Any = getattr(self, name)
+        if value is None and name != "max_iterations":
+            return
+        if value == "auto" and "auto" in wanted and isinstance(value, str):
+            return
+        plain = int if kind is Integral else float
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not holds(value):
+            raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
+        self._set(name, plain(value))
+
+    def _check_together(self) -> None:
+        """Refuse settings that contradict one another, or that would change nothing."""
+        objective, is_rl = self.objective, self.method == "richardson-lucy"
+        if self.weight is not None and objective != "tv":
+            raise UsageError("a weight is that of prior tv, which was not given; use prior tv, or λ without it.")
+        if self.gain is not None and objective != "richardson-lucy":
+            raise UsageError("a gain is of use to method richardson-lucy alone; use that method, or leave it out.")
+        if is_rl and (self.nonnegative or self.prior not in ("quadratic", "richardson-lucy")):
+            what = "nonnegative, which its estimates are anyway," if self.nonnegative else f"prior {self.prior}"
+            raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
+        if self.nonnegative and self.prior not in ("quadratic", "nonnegative"):
+            raise UsageError(f"prior {self.prior} and nonnegative do not go together; leave one of them out.")
+        name = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}.get(
+            objective, f"prior {objective}"
+        )
+        if not self.is_linear and self.rcond is not None:
+            raise UsageError(f"{name} truncates no singular values, but rcond was given; leave it out.")
+        if not self.has_lambda:
+            self._refuse_lambda(name)
+        if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
+            raise UsageError(
+                "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
+            )
+        if self.lambda_rule is not None and self.lam not in (None, "auto"):
+            raise UsageError(f"lambda_rule chooses λ, but λ is {self.lam:g} here; use λ auto, or leave one out.")
+        if self.predict and not self.is_linear:
+            raise UsageError(
+                "a report, a truth, an error map or a trust mask needs an estimate that is linear in the data, which "
+                "nonnegative, prior tv and method richardson-lucy do not give; use one or the other."
+            )
+        if self.seed is not None and not self.predict:
+            raise UsageError(
+                "a seed is that of the predicted error, which was not asked for; leave it out, or predict."
+            )
+
+    def _refuse_lambda(self, name: str) -> None:
+        if self.lam is not None or self.lambda_rule is not None:
+            instead = "use weight instead" if self.prior == "tv" else "leave it out"
+            raise UsageError(f"{name} has no λ, but one was given; {instead}.")
+        if self.penalty is not None:
+            raise UsageError(f"{name} has no other penalty, but {self.penalty} was given; leave it out.")
+
+
+_WORDS = {"lam": "lambda"}
+"""Settings that are called otherwise in messages than in code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(ReconstructionSettings):
+    """The same settings with nothing left open that the input decides.
+
+    Attributes:
+        padding: how far the kernel reached outside the image.
+        boundary: what lay there.
+        lam: λ; 0 for the Moore–Penrose inverse.
+        penalty: which L.
+    """
+
+    padding: PaddingLike = "same"
+    boundary: str = "zero"
+    lam: float = 0.0
+    penalty: str = "identity"
+
+    _open_boundary: ClassVar[tuple[str, ...]] = ()
+
+    def _refuse_lambda(self, name: str) -> None:
+        """Resolved, λ and penalty have a value, whether or not the objective looks at them."""
