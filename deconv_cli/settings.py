@@ -143,17 +143,17 @@ class ReconstructionSettings:
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
         self._take("seed", Integral, "zero or a positive whole number", lambda v: v >= 0)
 
-    def _take(self, name: str, kind: type[Real] | type[Integral], wanted: str, holds: Callable[[float], bool]) -> None:
+    def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
         value: Any = getattr(self, name)
         if value is None and name != "max_iterations":
             return
         if value == "auto" and "auto" in wanted and isinstance(value, str):
             return
-        plain = int if kind is Integral else float
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not holds(value):
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not holds(value):
             raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
-        self._set(name, plain(value))
+        self._set(name, int(value) if kind is Integral else float(value))
 
     def _check_together(self) -> None:
         """Refuse settings that contradict one another, or that would change nothing."""
