@@ -76,6 +76,7 @@ class ReconstructionSettings:
     seed: int | None = None
 
     _open_boundary: ClassVar[tuple[str, ...]] = ("auto",)
+    _required: ClassVar[tuple[str, ...]] = ("max_iterations",)
 
     def __post_init__(self) -> None:
         self._check_words()
@@ -146,7 +147,7 @@ class ReconstructionSettings:
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
         value: Any = getattr(self, name)
-        if value is None and name != "max_iterations":
+        if value is None and name not in self._required:
             return
         if value == "auto" and "auto" in wanted and isinstance(value, str):
             return
@@ -219,6 +220,7 @@ class ResolvedSettings(ReconstructionSettings):
     penalty: str = "identity"
 
     _open_boundary: ClassVar[tuple[str, ...]] = ()
+    _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
 
     def _refuse_lambda(self, name: str) -> None:
         """Resolved, λ and penalty have a value, whether or not the objective looks at them."""

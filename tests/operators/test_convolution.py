@@ -26,7 +26,7 @@ def test_equals_padded_conv2d(case: Case):
     pads = case.geometry().pads
     x = random((2, *operator.input_shape), seed=9)
     expected = reference_convolution(
-        x, case.kernel(), (pads.left, pads.right, pads.top, pads.bottom), case.boundary.value
+        x, case.kernel(), (pads.left, pads.right, pads.top, pads.bottom), case.boundary
     )
     torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
 
