@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import (
     DeconvError,
     FileAccessError,
@@ -28,6 +29,7 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ __all__ = [
     "ReceptiveFieldConv2d",
     "Reconstruction",
     "ReconstructionSettings",
+    "Registry",
     "ResolvedSettings",
     "ShapeError",
     "Solution",
@@ -70,6 +73,7 @@ __all__ = [
     "check_gradients",
     "forward",
     "invert",
+    "keep_freed_memory",
     "load_pseudo_inverse",
     "pseudo_inverse",
     "save_pseudo_inverse",

@@ -153,7 +153,7 @@ def _divided(path: Path, stored: torch.Tensor) -> tuple[torch.Tensor, tuple[str,
     wide = stored.to(torch.float64)
     sums = wide.sum(dim=(-2, -1)) if stored.ndim == 2 else wide.sum(dim=(1, 2, 3))
     if bool((sums == 0).any()):
-        raise UsageError(f"kernel '{path}' cannot be divided by its sum, which is zero; pass --keep-sum.")
+        raise UsageError(f"kernel '{path}' cannot be divided by its sum, which is zero; pass --no-normalize.")
     divided = wide / (sums if stored.ndim == 2 else sums[:, None, None, None])
     listed = ", ".join(f"{float(value):g}" for value in sums.flatten()[:8])
     note = f"the taps were divided by their sum ({listed}{', ...' if sums.numel() > 8 else ''})"

@@ -99,7 +99,7 @@ def test_precision_is_that_of_the_data_unless_asked_for():
     assert deconv_cli.invert(y, kernel, lam=1e-2).image.dtype == torch.float64
     assert deconv_cli.invert(y.float(), kernel, lam=1e-2).image.dtype == torch.float32
     assert deconv_cli.invert(y.float(), kernel, lam=1e-2, dtype="float64").image.dtype == torch.float64
-    with pytest.raises(deconv_cli.UsageError, match="runs in float32 or float64"):
+    with pytest.raises(deconv_cli.UsageError, match="dtype must be one of float32, float64"):
         deconv_cli.invert(y, kernel, dtype=torch.float16)
 
 
