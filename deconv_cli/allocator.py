@@ -61,10 +61,11 @@ def keep_freed_memory() -> bool:
     if library is None:
         return False
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD))
-    return all([library.mallopt(parameter, value) == 1 for parameter, value in wanted])
+    done = [library.mallopt(parameter, value) == 1 for parameter, value in wanted]
+    return all(done)
 
 
 def kept_bytes() -> int:
-    """Tell how many bytes this process holds that are free: they are there to be used, though the system has them not."""
+    """Tell how many freed bytes this process holds: they can be used again, though the system counts them as taken."""
     library = _glibc()
     return 0 if library is None else int(library.mallinfo2().fordblks)

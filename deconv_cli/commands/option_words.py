@@ -7,7 +7,10 @@ from dataclasses import fields
 
 from deconv_cli.settings import ReconstructionSettings, option_name
 
-_SETTINGS = {"lambda": "--lambda", **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)}}
+_SETTINGS = {
+    "lambda": "--lambda",
+    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
+}
 """Settings, which begin a sentence about themselves."""
 
 _ARGUMENTS = {
@@ -37,3 +40,8 @@ def with_options(sentence: str) -> str:
         lambda found: f"{_ARGUMENTS.get(found[1], option_name(found[1]))} {found[2].strip(_QUOTES)}", sentence
     )
     return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    name, value = found[1], found[2].strip(_QUOTES)
+    return f"{_ARGUMENTS.get(name, option_name(name))} {value}"

@@ -174,7 +174,7 @@ class Pipeline:
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
-        self.inverse = PseudoInverse(kernel, image_size, settings)
+        self.inverse = build_inverse(kernel, image_size, settings)
         self._inverse_settings = settings
         return self.inverse
 
@@ -211,6 +211,11 @@ class Pipeline:
             well_posedness=well_posedness,
             notes=resolution.notes,
         )
+
+
+def build_inverse(kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
+    """Build a linear inverse: the costly step, which files of one size share."""
+    return PseudoInverse(kernel, image_size, settings)
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
