@@ -238,7 +238,7 @@ def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
     if tuple(data.shape[-len(expected) :]) != expected:
         raise ShapeError(
             f"the factor takes outputs of {_by(expected)}, but the data are {_by(data.shape[-len(expected) :])}; use "
-            f'that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
+            f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
         )
 
 
