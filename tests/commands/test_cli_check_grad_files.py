@@ -22,7 +22,7 @@ from torch.nn import functional
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.errors import InputRefusedError
 from deconv_cli.gradients.exported import ExportedModule
-from deconv_cli.models.exported_program import read_exported_program
+from deconv_cli.models.trusted_programs import read_exported_program
 
 LENET = f"{SPECIMENS / 'lenet.py'}:LeNet5"
 
