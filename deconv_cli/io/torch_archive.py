@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError
-from deconv_cli.io.limits import check_budget, check_zip
+from deconv_cli.io.limits import check_zip
 from deconv_cli.io.weights_only import load_weights_only, named_tensors
 
 
@@ -24,7 +24,6 @@ def read_torch_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     if zipfile.is_zipfile(path):
         _refuse_programs(path, check_zip(path))
-    check_budget(path, path.stat().st_size)
     found = named_tensors(load_weights_only(path))
     if not found:
         raise MalformedInputError(f"'{path}' should hold a tensor, but holds none.")

@@ -40,8 +40,9 @@ def load_weights_only(
     Raises:
         UnsafeInputError: the pickle names other classes or functions, or has operations that the reader lacks.
         MalformedInputError: the file is damaged.
-        TooLargeError: what it makes is larger than half of the memory.
+        TooLargeError: the file, or what it makes, is larger than half of the memory.
     """
+    limits.check_budget(path, path.stat().st_size)
     with refusing_damage(path, "a file of torch.save"), warnings.catch_warnings(), AllocationLimit(str(path)):
         # torch warns of its own older ways of writing, and turns to another reader where a suffix suggests one.
         warnings.simplefilter("ignore")
@@ -107,8 +108,6 @@ def check_dense(path: Path, tensor: torch.Tensor, name: str = "") -> None:
 
 
 def _storage_kind(tensor: torch.Tensor) -> str | None:
-    if torch.nn.parameter.is_lazy(tensor):
-        return "not initialized (a lazy module)"
     if tensor.is_nested:
         return "nested"
     if tensor.layout is not torch.strided:
@@ -122,9 +121,9 @@ def _refusal(path: Path, reason: str, allowed: set[str], advice: str) -> UnsafeI
     # torch's own words advise to load such a file without its safeguard; they are not passed on.
     names = [name for name in globals_in(path) if name not in allowed]
     if names or "GLOBAL" in reason:
-        listed = ", ".join(names[:8]) or "of a kind that is not named plainly"
+        listed = ", ".join(names[:8]) or "not named plainly"
         return UnsafeInputError(
-            f"'{path}' should hold only tensors, but names Python objects ({listed}) whose loading could run code; "
+            f"'{path}' names Python objects ({listed}) that are not allowed, since loading them could run code; "
             f"{advice}."
         )
     lacking = re.search(r"Unsupported operand \d+", reason)

@@ -62,7 +62,6 @@ def read_kernel(
         ShapeError: neither two nor four axes, or a picture whose channels differ.
         InputRefusedError: damaged, unsafe, too large, empty, all zero, not finite, or no plain convolution.
     """
-    path = Path(path)
     head, sha256 = open_source(path)
     file_format = format_of_content(path, head)
     notes = suffix_note(path, file_format)
@@ -72,7 +71,9 @@ def read_kernel(
         found = Layer(None, read_psf_picture(path))
     else:
         found = read_layer(path, file_format, head, layer)
-    _check_taps(path, found.weight)
+    check_finite(path, found.weight, "kernel")
+    if not bool(found.weight.any()):
+        raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
     held = convention or (Convention.CONVOLUTION if file_format.is_picture else Convention.CORRELATION)
     divides = file_format.is_picture and not found.weight.is_floating_point() if normalize is None else normalize
     kernel, division = _divided(path, found.weight) if divides else (_as_floating(found.weight), ())
@@ -93,12 +94,6 @@ def _bias_notes(layer: Layer, is_taken: bool) -> tuple[str, ...]:
         f"the bias '{layer.bias_name}' of {layer.bias.numel()} numbers was read too and is subtracted from outputs "
         "before they are inverted, or added in the forward direction",
     )
-
-
-def _check_taps(path: Path, stored: torch.Tensor) -> None:
-    check_finite(path, stored, "kernel")
-    if not bool(stored.any()):
-        raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
 
 
 def _as_floating(stored: torch.Tensor) -> torch.Tensor:

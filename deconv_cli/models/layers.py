@@ -10,7 +10,6 @@ from torch import nn
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.io.formats import FileFormat
-from deconv_cli.io.limits import check_budget
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.tensors import TensorFile, list_tensors, open_tensors
@@ -50,14 +49,10 @@ def read_layer(path: Path, file_format: FileFormat, head: bytes, layer: str | No
     Raises:
         UsageError: no layer of this name.
         ShapeError: a weight of neither two nor four axes, or a bias that does not fit it.
-        UnsafeInputError: a file that could run code when opened.
-        MalformedInputError: damaged, several kernels and no name, or a layer that is no plain convolution.
+        InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no plain convolution.
     """
-    module = None
-    if file_format is FileFormat.TORCH:
-        opened, module = _open_torch_file(path, head)
-    else:
-        opened = open_tensors(path, file_format)
+    is_torch = file_format is FileFormat.TORCH
+    opened, module = _open_torch_file(path, head) if is_torch else (open_tensors(path, file_format), None)
     name = _find(opened, layer) if layer is not None else _only_kernel(opened)
     notes = _settings_notes(path, module, name) if module is not None else ()
     if 0 in opened.shapes[name]:
@@ -81,12 +76,12 @@ def _open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | N
             f"'{path}' is a file of the kind {kind}, which can run its own code and is not opened for a kernel; save "
             "its state_dict() with torch.save instead."
         )
-    check_budget(path, path.stat().st_size)
     found = load_weights_only(path, torch_globals())
-    if isinstance(found, nn.Module):
-        check_module(path, found)
     module = found if isinstance(found, nn.Module) else None
-    tensors = named_tensors(found if module is None else module.state_dict())
+    if module is not None:
+        check_module(path, module)
+        found = module.state_dict()
+    tensors = named_tensors(found)
     if not tensors:
         raise MalformedInputError(f"'{path}' should hold a tensor, but holds none.")
     for name, tensor in tensors.items():

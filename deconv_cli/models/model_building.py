@@ -38,8 +38,7 @@ def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Mod
 
 
 def _call(named: NamedCode, init: Any) -> object:  # noqa: ANN401 (JSON)
-    arguments = list(init) if isinstance(init, list) else []
-    keywords = dict(init) if isinstance(init, dict) else {}
+    arguments, keywords = (init, {}) if isinstance(init, list) else ([], init or {})
     try:
         with AllocationLimit(named.text):
             return named.value(*arguments, **keywords)

@@ -58,12 +58,11 @@ def read_model(
 
     Raises:
         UsageError: no such file, or an allowed name that does not exist.
-        UnsafeInputError: opening the file could run code.
-        InputRefusedError: damaged, too large, or no model.
+        InputRefusedError: opening the file could run code, or it is damaged, too large, or no model.
     """
     head, sha256 = open_source(path)
-    check_budget(path, path.stat().st_size)
     kind = model_format(path, head)
+    check_budget(path, path.stat().st_size)
     if kind is ModelFormat.SAFETENSORS:
         return ModelFile(path, kind, sha256, state=read_safetensors(path))
     if kind is ModelFormat.EXPORTED:

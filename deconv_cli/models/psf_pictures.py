@@ -21,11 +21,10 @@ def read_psf_picture(path: Path) -> torch.Tensor:
         InputRefusedError: damaged, too large or not finite.
     """
     image = read_image(path)
-    n_planes, n_channels = image.values.shape[:2]
-    if n_planes != 1:
+    if len(image.values) != 1:
         raise ShapeError(f"kernel '{path}' should be one plane, but is a stack of shape {image.shape}.")
-    first = image.values[0, 0]
-    if n_channels > 1 and not bool((image.values[0] == first).all()):
+    first: torch.Tensor = image.values[0, 0]
+    if not bool((image.values[0] == first).all()):
         raise ShapeError(
             f"kernel '{path}' of shape {image.shape} should be gray or have equal channels, but they differ; save "
             "one channel, or the kernel of each as a tensor (C_out, C_in, kH, kW)."

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io.sources import refusing_damage
@@ -76,7 +77,8 @@ def load_into(model: nn.Module, path: Path, state: StateDict) -> None:
             "its arguments."
         )
     for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
+        # A lazy parameter takes its shape from what is loaded.
+        if not is_lazy(wanted[name]) and tensor.shape != wanted[name].shape:
             raise MalformedInputError(
                 f"'{path}' does not fit the model: '{name}' is of shape {tuple(tensor.shape)}, but the model has "
                 f"{tuple(wanted[name].shape)}; check the arguments of its class."
@@ -93,7 +95,7 @@ def _with_tied(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> StateDic
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Identify a tensor by its memory; one that has none is only itself."""
-    if not isinstance(tensor, torch.Tensor) or not tensor.numel() or tensor.is_meta:
+    if not isinstance(tensor, torch.Tensor) or is_lazy(tensor) or not tensor.numel() or tensor.is_meta:
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from deconv_cli.errors import UnsafeInputError
 from deconv_cli.io.sources import refusing_damage
-from deconv_cli.models.model_format import ModelFormat
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +39,8 @@ def read_torchscript(path: Path, trusted_sha256: str | None) -> nn.Module:
         UnsafeInputError: the fingerprint is missing, or another one.
         MalformedInputError: damaged.
     """
-    content = _trusted_content(path, ModelFormat.TORCHSCRIPT, trusted_sha256)
-    with _opening(path, ModelFormat.TORCHSCRIPT):
+    content = _trusted_content(path, "a TorchScript file", trusted_sha256)
+    with refusing_damage(path, "TorchScript"), _silence():
         module: nn.Module = torch.jit.load(content, map_location="cpu")
     return module
 
@@ -55,27 +54,25 @@ def read_exported_program(path: Path, trusted_sha256: str | None) -> ExportedMod
 
     Raises:
         UnsafeInputError: the fingerprint is missing, or another one.
-        MalformedInputError: damaged, or written by another version of torch than this one reads.
+        MalformedInputError: damaged, or written by a version of torch that this one does not read.
     """
-    content = _trusted_content(path, ModelFormat.EXPORTED, trusted_sha256)
-    with _opening(path, ModelFormat.EXPORTED):
+    content = _trusted_content(path, "an exported program", trusted_sha256)
+    with refusing_damage(path, f"an exported program of torch {torch.__version__}"), _silence():
         program = torch.export.load(content)
         # The forward pass itself refuses inputs that do not fit.
         module = program.module(check_guards=False)
-    assert isinstance(module, torch.fx.GraphModule)
     arguments, keywords = program.example_inputs or (None, {})
     return ExportedModel(module, arguments, keywords)
 
 
-def _trusted_content(path: Path, kind: ModelFormat, trusted_sha256: str | None) -> io.BytesIO:
-    """Read the file once: what is opened are the very bytes whose fingerprint was compared."""
+def _trusted_content(path: Path, what: str, trusted_sha256: str | None) -> io.BytesIO:
+    """Read the file once: the bytes that are opened are those whose fingerprint was compared."""
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    article = "an" if kind is ModelFormat.EXPORTED else "a"
     if trusted_sha256 is None:
         raise UnsafeInputError(
-            f"'{path}' is {article} {kind} file, which can run its own code when opened; if you trust it, pass its "
-            f'fingerprint: trusted_sha256="{sha256}".'
+            f"'{path}' is {what}, which can run its own code when opened; if you trust it, pass its fingerprint: "
+            f'trusted_sha256="{sha256}".'
         )
     if trusted_sha256.lower() != sha256:
         raise UnsafeInputError(
@@ -85,13 +82,13 @@ def _trusted_content(path: Path, kind: ModelFormat, trusted_sha256: str | None) 
 
 
 @contextmanager
-def _opening(path: Path, kind: ModelFormat) -> Iterator[None]:
-    """Turn failures into one sentence, and leave out what torch warns of and logs on the way."""
+def _silence() -> Iterator[None]:
+    """Leave out what torch warns of and logs: one sentence says what failed."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with refusing_damage(path, f"a {kind}"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

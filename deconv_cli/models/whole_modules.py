@@ -41,13 +41,13 @@ def check_module(path: Path, module: nn.Module) -> None:
         while waiting:
             found = waiting.pop()
             members = vars(found)
+            replaced = [name for name in members if callable(getattr(nn.Module, str(name), None))]
+            if replaced:
+                raise _malformed(path, f"its method '{str(replaced[0])[:40]}' is replaced")
             children = [child for child in members["_modules"].values() if child is not None]
             n_modules += 1 + len(children)
             if n_modules > _MAX_MODULES:
-                raise MalformedInputError(
-                    f"'{path}' is not a model as torch saves it: a module holds itself, or more than {_MAX_MODULES} "
-                    "others; save its state_dict() alone."
-                )
+                raise _malformed(path, f"a module holds itself, or more than {_MAX_MODULES} others")
             _check_types(path, members["_parameters"], nn.Parameter)
             _check_types(path, members["_buffers"], torch.Tensor)
             _check_types(path, members["_modules"], nn.Module)
@@ -60,7 +60,10 @@ def check_module(path: Path, module: nn.Module) -> None:
 def _check_types(path: Path, members: dict[str, object], kind: type) -> None:
     for name, value in members.items():
         if value is not None and not isinstance(value, kind):
-            raise MalformedInputError(
-                f"'{path}' is not a model as torch saves it: its '{name}' should be a {kind.__name__}, but is a "
-                f"{type(value).__name__}; save its state_dict() alone."
-            )
+            raise _malformed(path, f"'{str(name)[:40]}' should be a {kind.__name__}, but is a {type(value).__name__}")
+
+
+def _malformed(path: Path, complaint: str) -> MalformedInputError:
+    return MalformedInputError(
+        f"'{path}' is not a model as torch saves it: {complaint}; save it again, or its state_dict() alone."
+    )
