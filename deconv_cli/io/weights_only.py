@@ -119,12 +119,11 @@ def _storage_kind(tensor: torch.Tensor) -> str | None:
 
 def _refusal(path: Path, reason: str, allowed: set[str], advice: str) -> UnsafeInputError | MalformedInputError:
     # torch's own words advise to load such a file without its safeguard; they are not passed on.
-    names = [name for name in globals_in(path) if name not in allowed]
-    if names or "GLOBAL" in reason:
-        listed = ", ".join(names[:8]) or "not named plainly"
+    names = [name for name in globals_in(path) if name not in allowed] or re.findall(r"GLOBAL ([\w.]+)", reason)
+    if names:
         return UnsafeInputError(
-            f"'{path}' names Python objects ({listed}) that are not allowed, since loading them could run code; "
-            f"{advice}."
+            f"'{path}' names Python objects ({', '.join(names[:8])}) that are not allowed, since loading them could "
+            f"run code; {advice}."
         )
     lacking = re.search(r"Unsupported operand \d+", reason)
     if lacking or "Unsupported" in reason:
