@@ -133,8 +133,8 @@ class Context:
         """Tell whether image and output have the same size."""
         from deconv_cli.operators.geometry import resolve_padding
 
-        height, width = self.kernel.size
-        return resolve_padding(padding, self.kernel.size).total == (height - 1, width - 1)
+        size = self.kernel.size
+        return resolve_padding(padding, size).total == tuple(k - 1 for k in size)
 
     def plan(self, job: Job, loaded: Input, *, n_channels: int, same_size: bool) -> OutputPlan:
         """Make sure that the output can be written, before anything is computed."""

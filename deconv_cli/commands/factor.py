@@ -177,7 +177,7 @@ def factor(
 def _describe_problem(inverse: PseudoInverse) -> dict[str, Any]:
     problem, settings = inverse.problem, inverse.settings
     return {
-        "boundary": problem.operator.boundary,
+        "boundary": problem.operator.boundary.name,
         "padding": format_padding(settings.padding),
         "method": inverse.choice.method,
         "method_reason": inverse.choice.reason,
@@ -197,7 +197,7 @@ def _retyped(
     return {
         **retyped_kernel(kernel_options, read),
         "--size": ",".join(map(str, inverse.geometry.image_size)),
-        "--boundary": problem.operator.boundary,
+        "--boundary": problem.operator.boundary.name,
         "--padding": format_padding(settings.padding),
         "--lambda": repr(problem.lam),
         "--penalty": problem.penalty,

@@ -84,7 +84,7 @@ class FactorRestorer(Restorer):
             )
         settings, problem = inverse.settings, inverse.problem
         notes = self._contradictions(loaded.source)
-        border = Border(problem.operator.boundary, settings.padding, REASON, notes)
+        border = Border(problem.operator.boundary.name, settings.padding, REASON, notes)
         return Posed(border, problem.penalty, problem.lam, REASON)
 
     def inverse_for(self, values: Tensor, posed: Posed) -> PseudoInverse:

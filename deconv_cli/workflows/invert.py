@@ -281,7 +281,7 @@ def reconstruct(
         image=inverse.frame(solution.value),
         solution=solution,
         choice=inverse.choice,
-        boundary=operator.boundary,
+        boundary=operator.boundary.name,
         padding=inverse.settings.padding,
         lam=inverse.lam,
         penalty=inverse.penalty,
