@@ -139,7 +139,7 @@ def factor(
     well_posedness = assess_well_posedness(inverse)
     origin = KernelOrigin(str(kernel), read.layer, read.convention, read.sha256, read.notes)
     write_inverse(output, SavedInverse(inverse, read.bias, origin))
-    factors = inverse.state.kept.factors.tensors.values()
+    factors = inverse.state.precomputed.factors.tensors.values()
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "command": "factor",
@@ -157,7 +157,7 @@ def factor(
         "well_posedness": describe_well_posedness(well_posedness),
         "factors": {
             "bytes": sum(factor.nbytes for factor in factors),
-            "shapes": {name: list(factor.shape) for name, factor in inverse.state.kept.factors.tensors.items()},
+            "shapes": {name: list(factor.shape) for name, factor in inverse.state.precomputed.factors.tensors.items()},
             "time_s": factored,
         },
         "output": {"path": str(output), "bytes": output.stat().st_size, "sha256": fingerprint(output)},

@@ -91,9 +91,7 @@ class BoundarySystem(LinearOperator):
         self.output_shape = operator.input_shape
         taps = operator.kernel.double()
         self._n_outputs, self._n_inputs = taps.shape[:2]
-        self._places = places = TorusEmbedding.of(
-            operator.geometry, operator.boundary, taps.device, twists
-        )
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device, twists)
         self._fourier = places.fourier
         self._solver: _BorderSolver
         self._inputs: FrequencyBlocks | None = None

@@ -137,9 +137,7 @@ class Estimator(ABC):
             TooLargeError: it does not fit.
         """
         limit = self.settings.max_memory
-        check_memory(
-            self.choice.method, cost, self.kernel.taps, self.geometry, max_memory=limit, n_images=n_images
-        )
+        check_memory(self.choice.method, cost, self.kernel.taps, self.geometry, max_memory=limit, n_images=n_images)
 
 
 def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:

@@ -57,7 +57,7 @@ class IterativeSolver(Solver):
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the preconditioner's symbols, a few images, and as many iterations as an ill-conditioned problem takes."""
+        """Count the preconditioner's symbols, a few images, and the iterations of an ill-conditioned problem."""
         has_strip = problem.lam == 0 and uses_strip(problem)
         n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 or has_strip else 0
         return Cost(

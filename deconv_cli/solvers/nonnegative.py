@@ -166,7 +166,9 @@ class _Descent:
         """Take one step down the gradient and one of Newton's; also whether either has lowered any objective."""
         mask = self._spread(going)
         free_gradient = torch.where(mask & ((x > 0) | (gradient < 0)), gradient, 0)
-        length = safe_ratio(self._inner(free_gradient, free_gradient), self._inner(free_gradient, self._gram(free_gradient)))
+        length = safe_ratio(
+            self._inner(free_gradient, free_gradient), self._inner(free_gradient, self._gram(free_gradient))
+        )
         moved, fell = self._descend(x, gradient, -as_factor(length, x, self.equations.n_dims) * free_gradient)
         x = x + moved
         gradient = gradient + self._gram(moved)

@@ -1,4 +1,4 @@
-"""The normal equations (AᴴA + μLᴴL) x = Aᴴy + g that every iteration solves, for data y, another right-hand side g, or both.
+"""What every iteration solves: (AᴴA + μLᴴL) x = Aᴴy + g, for data y, another right-hand side g, or both.
 
 Aᴴ is applied to the residual y − Ax, never AᴴA to x alone, so that no digits are lost to a difference of two large
 gradients. A right-hand side without data comes with y = 0.

@@ -29,7 +29,7 @@ def norm(a: Tensor, n_dims: int) -> Tensor:
 
 
 def as_factor(numbers: Tensor, like: Tensor, n_dims: int) -> Tensor:
-    """Shape one number for each element, `(*batch,)`, to multiply elements of `n_dims` axes by; in the dtype of `like`."""
+    """Shape numbers `(*batch,)` to multiply elements of `n_dims` axes by, in the dtype of `like`."""
     return numbers.to(like.dtype).reshape(*numbers.shape, *[1] * n_dims)
 
 

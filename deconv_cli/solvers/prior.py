@@ -1,4 +1,4 @@
-"""What describes a prior other than a quadratic penalty: what it needs to know of the data, and which estimator it builds.
+"""What describes a prior other than a quadratic penalty: what it needs to know of the data, and its estimator.
 
 A prior of a caller's own is one subclass and one line, `deconv_cli.PRIORS.register("name", MyPrior())`: it can then be
 given as `prior`.
@@ -24,6 +24,7 @@ class Prior(ABC):
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
         """Return what `build` needs to be estimated from the data beforehand; `None` for nothing."""
         del settings
+        return None
 
     @abstractmethod
     def build(

@@ -181,9 +181,7 @@ def _approach(
     return rounded, gradient, bound + relative(wide.norm(lost), wide.norm(precise))
 
 
-def _lower_goal(
-    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance
-) -> bool:
+def _lower_goal(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance) -> bool:
     """Lower the goal as far as the distance asks for; tells whether rounding leaves it within reach."""
     bound = _relative_distance(equations, x, gradient, distance)
     wanted = SAFETY * MAX_DISTANCE * equations.norm(gradient) / bound.clamp_min(MAX_DISTANCE)

@@ -12,8 +12,8 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.poisson import divergence
 from deconv_cli.solvers.norms import accumulation_dtype, relative
+from deconv_cli.solvers.poisson import divergence
 
 # Pixels whose sensitivity is below this part of the largest are reached by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5

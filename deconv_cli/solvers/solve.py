@@ -28,7 +28,7 @@ MAX_POWER_ITERATIONS = 200
 
 
 def solve(
-    A: LinearOperator,  # noqa: N803
+    A: LinearOperator,
     y: Tensor,
     *,
     penalty: str | LinearOperator | None = "identity",
@@ -79,7 +79,7 @@ def solve(
     return replace(solution, value=factor * solution.value)
 
 
-def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, lam: float) -> None:  # noqa: N803
+def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, lam: float) -> None:
     n_dims = len(A.output_shape)
     if y.ndim < n_dims or tuple(y.shape[y.ndim - n_dims :]) != tuple(A.output_shape):
         raise ShapeError(
@@ -94,13 +94,13 @@ def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, l
         raise UsageError(f"lam must be zero, or a positive number with a penalty, but is {lam} with {penalty}.")
     if isinstance(A, Convolution) and (y.dtype, y.device) != (A.kernel.dtype, A.kernel.device):
         raise UsageError(
-            f"the kernel is {A.kernel.dtype} on {A.kernel.device}, but y is {y.dtype} on {y.device}; convert one of them."
+            f"the kernel is {A.kernel.dtype} on {A.kernel.device}, but y is {y.dtype} on {y.device}; convert one."
         )
     check_finite(y)
 
 
 def _solve_convolution(
-    A: Convolution,  # noqa: N803
+    A: Convolution,
     y: Tensor,
     penalty: str,
     lam: float,
@@ -118,7 +118,7 @@ def _solve_convolution(
 
 
 def _solve_any(
-    A: LinearOperator,  # noqa: N803
+    A: LinearOperator,
     y: Tensor,
     penalty: str | LinearOperator | None,
     lam: float,
@@ -127,12 +127,12 @@ def _solve_any(
 ) -> Solution:
     if lam == 0:
         return iterate(NormalEquations(A, y), rule, progress=progress)
-    L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty  # noqa: N806
+    L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
     weight = lam * largest_singular_value_of(A, y) ** 2
     return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True)
 
 
-def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:  # noqa: N803
+def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:
     """Estimate σmax of any operator from below by the power method on AᴴA.
 
     Golub and Van Loan, Matrix Computations, 2013, section 8.2.1.

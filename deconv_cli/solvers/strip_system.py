@@ -20,7 +20,7 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.band_solver import BandSolver
 from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
-from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
+from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
@@ -38,9 +38,7 @@ def runs_in_own_precision(lam: float) -> bool:
 
 def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:
     """Describe the vectors that GMRES keeps; `None` where conjugate gradients run, which keep no basis."""
-    operator = problem.operator
-    n_numbers = count_indefinite_unknowns(TorusLayout.plan(operator.geometry, operator.boundary), problem)
-    taps = operator.kernel
+    n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
     itemsize = (taps if runs_in_own_precision(problem.lam) else to_float64(taps[:0])).itemsize
     return KrylovBasis(n_numbers, itemsize) if n_numbers else None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal
 
@@ -13,12 +14,11 @@ from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
-from deconv_cli.solvers.nonnegative import NonnegativeEstimator
+from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
-from deconv_cli.solvers.total_variation import TotalVariationEstimator
 from deconv_cli.vocabulary import Size
 
 
@@ -110,6 +110,10 @@ class Wishes:
             )
 
 
+ESTIMATES: dict[DataEstimate, Callable[[Tensor], float | None]] = {"noise": estimate_noise, "gain": estimate_gain}
+"""What a prior may need to know of the data."""
+
+
 def build_estimator(
     kernel: Kernel, image_size: Size, settings: ResolvedSettings, wishes: Wishes, y: Tensor
 ) -> Estimator:
@@ -127,17 +131,17 @@ def build_estimator(
         UsageError: settings that contradict one another, or data from which a weight cannot be told.
         TooLargeError: it does not fit the memory.
     """
-    if settings.method == "richardson-lucy":
-        if wishes.gain != "auto":
-            return RichardsonLucyEstimator(kernel, image_size, settings, gain=wishes.gain)
-        gain = estimate_gain(y.detach())
-        told = "do not tell a gain" if gain is None else "tell"
-        origin = f"as mean and variance of the data {told}"
-        return RichardsonLucyEstimator(kernel, image_size, settings, gain=gain, origin=origin)
-    if wishes.prior == "tv":
-        if wishes.weight is not None and wishes.weight != "auto":
-            return TotalVariationEstimator(kernel, image_size, settings, weight=wishes.weight)
-        noise = estimate_noise(y.detach()) if wishes.noise_sigma is None else wishes.noise_sigma
-        return TotalVariationEstimator(kernel, image_size, settings, weight=None, noise=noise)
-    inverse = PseudoInverse(kernel, image_size, settings)
-    return NonnegativeEstimator(inverse) if wishes.nonnegative else inverse
+    settings = replace(
+        settings,
+        nonnegative=wishes.nonnegative,
+        prior=wishes.prior,
+        weight=wishes.weight,
+        gain=wishes.gain,
+        noise_sigma=wishes.noise_sigma,
+    )
+    if settings.is_linear:
+        return PseudoInverse(kernel, image_size, settings)
+    prior: Prior = PRIORS[settings.objective]
+    needed = prior.needs(settings)
+    estimate = None if needed is None else ESTIMATES[needed](y.detach())
+    return prior.build(kernel, image_size, settings, estimate)
