@@ -27,7 +27,7 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
-from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.parts import BOUNDARIES, CODECS, PENALTIES, PRIORS, SOLVERS
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.library import check_gradients
@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BOUNDARIES",
+    "CODECS",
     "PENALTIES",
     "PRIORS",
     "SOLVERS",

@@ -14,13 +14,7 @@ import typer
 from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.summary import print_summary
-from deconv_cli.errors import DeconvError, UsageError
-
-PICTURE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp")
-TENSOR_SUFFIXES = (".pt", ".safetensors", ".npy", ".npz")
-
-BARE_SUFFIXES = (".pt", ".npy", ".npz")
-"""Formats that hold the bare tensor, with the report beside it."""
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,8 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     Raises:
         UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
     """
+    from deconv_cli.io.formats import codec_named
+
     entries = [entry for path in inputs for entry in _expand(path)]
     is_single_file = len(inputs) == 1 and not inputs[0].is_dir()
     if output is None:
@@ -72,7 +68,7 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     elif is_single_file and not (Path(output).is_dir() or output.endswith(("/", os.sep))):
         jobs = [Job(entries[0][0], Path(output))]
     else:
-        is_file_name = Path(output).suffix.lower() in PICTURE_SUFFIXES + TENSOR_SUFFIXES and not Path(output).is_dir()
+        is_file_name = codec_named(Path(output)) is not None and not Path(output).is_dir()
         if Path(output).is_file() or (is_file_name and not output.endswith(("/", os.sep))):
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
         jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
@@ -97,10 +93,17 @@ def refuse_to_replace(kernel: Path | None, targets: list[Path]) -> None:
 
 def _check_collisions(targets: list[Path]) -> None:
     """Refuse outputs that would be written over one another, or over the record beside another."""
+    from deconv_cli.io.formats import codec_named
+
     for path, count in Counter(targets).items():
         if count > 1:
             raise UsageError(f"several inputs would be written to '{path}'; give the folders one at a time.")
-    records = Counter(path.with_suffix(".json") for path in targets if path.suffix.lower() in BARE_SUFFIXES)
+    codecs = [codec_named(path) for path in targets]
+    records = Counter(
+        path.with_suffix(".json")
+        for path, codec in zip(targets, codecs, strict=True)
+        if codec is not None and not codec.record_inside
+    )
     for record, count in records.items():
         if count > 1:
             raise UsageError(
@@ -162,15 +165,20 @@ def _announce(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
     """List the files that an argument stands for, each with its place in the output folder."""
-    if not path.exists():
-        raise UsageError(f"the input '{path}' does not exist; check the path.")
+    try:
+        if not path.exists():
+            raise UsageError(f"the input '{path}' does not exist; check the path.")
+    except OSError as error:
+        raise FileAccessError(f"the input '{path}' cannot be read: {error.strerror}.") from error
     if not path.is_dir():
         return [(path, Path(path.name))]
+    from deconv_cli.io.formats import codec_named
+
     files = sorted(
         file
         for file in path.rglob("*")
         if file.is_file()
-        and file.suffix.lower() in PICTURE_SUFFIXES + TENSOR_SUFFIXES
+        and codec_named(file) is not None
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
@@ -180,9 +188,12 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 
 def _beside(source: Path, ending: str) -> Path:
     """Name an output after its input. Pictures become TIFF, which holds fractions."""
+    from deconv_cli.io.formats import codec_named
+
     lower = source.name.lower()
     for double in (".ome.tif", ".ome.tiff"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
-    suffix = source.suffix if lower.endswith(TENSOR_SUFFIXES) else ".tif"
+    codec = codec_named(source)
+    suffix = source.suffix if codec is not None and not codec.is_picture else ".tif"
     return source.with_name(source.stem + ending + suffix)

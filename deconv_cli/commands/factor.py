@@ -105,7 +105,7 @@ def factor(
     n_bytes = None if max_memory is None else parse_memory(max_memory)
 
     from deconv_cli.io import fingerprint
-    from deconv_cli.io.saved_state import check_state_place
+    from deconv_cli.io.saved_state import check_state_path
     from deconv_cli.models.kernel_files import read_kernel
     from deconv_cli.report.memory import peak_memory_bytes
     from deconv_cli.report.record import SCHEMA, describe_environment, describe_kernel, describe_well_posedness
@@ -113,7 +113,7 @@ def factor(
     from deconv_cli.workflows.arithmetic import pick_device, pick_dtype
     from deconv_cli.workflows.invert import DEFAULT_LAMBDA, assess_well_posedness, pseudo_inverse
 
-    check_state_place(output, kernel, force=force)
+    check_state_path(output, kernel, force=force)
     started = time.perf_counter()
     kernel_options = KernelOptions(kernel, layer, convention, normalize)
     read = read_kernel(kernel, layer=layer, convention=convention, normalize=normalize)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.batch import TENSOR_SUFFIXES, Job
+from deconv_cli.commands.batch import Job
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.vocabulary import ROUNDING_NOISE, OutputDType
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from deconv_cli.io import ImageFile, OutputPlan
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.invert import Reconstruction
-
-FRACTIONAL_SUFFIXES = (".tif", ".tiff", *TENSOR_SUFFIXES)
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ class PredictionOptions:
             InputRefusedError: the truth cannot be read.
         """
         from deconv_cli.io import plan_output, read_image
+        from deconv_cli.io.formats import codec_of_suffix
 
         if not self.is_asked_for:
             return None
@@ -108,12 +106,12 @@ class PredictionOptions:
                 path, source, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size
             )
 
-        if self.error_map is not None and self.error_map.suffix.lower() not in FRACTIONAL_SUFFIXES:
+        if self.error_map is not None and codec_of_suffix(self.error_map).holds_whole_numbers_only:
             raise UsageError(
                 f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
-                f"{', '.join(FRACTIONAL_SUFFIXES[:-1])} or {FRACTIONAL_SUFFIXES[-1]}."
+                ".tif, .npy, .pt or .safetensors."
             )
-        if self.trust_mask is not None and self.trust_mask.suffix.lower() in LOSSY_SUFFIXES:
+        if self.trust_mask is not None and not codec_of_suffix(self.trust_mask).is_lossless:
             raise UsageError(
                 f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
             )

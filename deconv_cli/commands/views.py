@@ -46,13 +46,13 @@ class Views:
         """
         if self.page is None:
             return
-        from deconv_cli.io.pages import check_page_place
+        from deconv_cli.io.pages import check_page_path
 
         if len(jobs) > 1:
             raise UsageError(f"--report makes the page of one input, but {len(jobs)} were given; run them one by one.")
         if self.page.absolute() == jobs[0].target.absolute():
             raise UsageError(f"page and output would be the same file, '{self.page}'; choose another name for one.")
-        check_page_place(self.page, jobs[0].source, force=self.force)
+        check_page_path(self.page, jobs[0].source, force=self.force)
 
     def diagnose(
         self, inverse: PseudoInverse, result: Reconstruction, loaded: Input, bias: Tensor | None, noise: float | None

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.io.formats import FileFormat, format_of_content, suffix_note
+from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.image import read_image
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import open_source
-from deconv_cli.io.tensors import TensorFile, list_tensors, open_tensors
+from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
 from deconv_cli.vocabulary import Convention
 
 Taps = tuple[torch.Tensor, torch.Tensor | None, str | None]
@@ -59,17 +59,17 @@ def read_kernel(
     """
     path = Path(path)
     head, sha256 = open_source(path)
-    file_format = format_of_content(path, head)
-    notes = suffix_note(path, file_format)
-    if file_format.is_picture:
+    codec = codec_of_content(path, head)
+    notes = suffix_note(path, codec)
+    if not isinstance(codec, TensorCodec):
         if layer is not None:
-            raise UsageError(f"--layer chooses among named tensors, but '{path}' is a {file_format} file.")
+            raise UsageError(f"--layer chooses among named tensors, but '{path}' is a {codec.name} file.")
         stored, bias, name = _picture_taps(path), None, None
     else:
-        stored, bias, name = _tensor_taps(path, file_format, layer)
+        stored, bias, name = _tensor_taps(path, codec, layer)
     _check_taps(path, stored)
-    held = convention or (Convention.CONVOLUTION if file_format.is_picture else Convention.CORRELATION)
-    divides = normalize if normalize is not None else file_format.is_picture and not stored.is_floating_point()
+    held = convention or (Convention.CONVOLUTION if codec.is_picture else Convention.CORRELATION)
+    divides = normalize if normalize is not None else codec.is_picture and not stored.is_floating_point()
     kernel, division = _divided(path, stored) if divides else (_as_floating(stored), ())
     if held is Convention.CONVOLUTION:
         kernel = kernel.flip((-2, -1))
@@ -91,8 +91,8 @@ def _picture_taps(path: Path) -> torch.Tensor:
     return first
 
 
-def _tensor_taps(path: Path, file_format: FileFormat, layer: str | None) -> Taps:
-    opened = open_tensors(path, file_format)
+def _tensor_taps(path: Path, codec: TensorCodec, layer: str | None) -> Taps:
+    opened = open_tensors(path, codec)
     name = _named(opened, layer) if layer is not None else _only_kernel(opened)
     stored = as_real_tensor(path, opened.read(name)) if 0 not in opened.shapes[name] else None
     if stored is None:
@@ -110,7 +110,7 @@ def _named(opened: TensorFile, layer: str) -> str:
             return name
     if list(opened.shapes) == [""]:
         raise UsageError(f"'{opened.path}' holds a single tensor without a name; leave out --layer.")
-    raise UsageError(f"'{opened.path}' holds no layer named '{layer}', only {list_tensors(opened.shapes)}.")
+    raise UsageError(f"'{opened.path}' holds no layer named '{layer}', only {describe_tensors(opened.shapes)}.")
 
 
 def _only_kernel(opened: TensorFile) -> str:
@@ -121,7 +121,7 @@ def _only_kernel(opened: TensorFile) -> str:
         return candidates[0]
     listed = {name: opened.shapes[name] for name in candidates} or opened.shapes
     raise MalformedInputError(
-        f"'{opened.path}' should hold one kernel, but holds {list_tensors(listed)}; choose with --layer NAME."
+        f"'{opened.path}' should hold one kernel, but holds {describe_tensors(listed)}; choose with --layer NAME."
     )
 
 
