@@ -58,7 +58,15 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
 
     Raises:
         UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
+        FileAccessError: the file system does not take a name.
     """
+    try:
+        return _jobs(inputs, output, ending)
+    except OSError as error:
+        raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
+
+
+def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
     from deconv_cli.io.formats import codec_named
 
     entries = [entry for path in inputs for entry in _expand(path)]
@@ -84,11 +92,16 @@ def refuse_to_replace(kernel: Path | None, targets: list[Path]) -> None:
     Raises:
         UsageError: one would.
     """
-    if kernel is None or not kernel.exists():
-        return
     for target in targets:
-        if target.exists() and target.samefile(kernel):
+        if kernel is not None and _is_same_file(target, kernel):
             raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
 
 
 def _check_collisions(targets: list[Path]) -> None:
@@ -165,11 +178,8 @@ def _announce(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
     """List the files that an argument stands for, each with its place in the output folder."""
-    try:
-        if not path.exists():
-            raise UsageError(f"the input '{path}' does not exist; check the path.")
-    except OSError as error:
-        raise FileAccessError(f"the input '{path}' cannot be read: {error.strerror}.") from error
+    if not path.exists():
+        raise UsageError(f"the input '{path}' does not exist; check the path.")
     if not path.is_dir():
         return [(path, Path(path.name))]
     from deconv_cli.io.formats import codec_named

@@ -69,7 +69,10 @@ class _Walk:
 
     def read_number(self, form: struct.Struct) -> int:
         """Read the next number."""
-        return int(form.unpack(self._stream.read(form.size))[0])
+        stored = self._stream.read(form.size)
+        if len(stored) < form.size:
+            raise _damaged(self._path, "it is cut short")
+        return int(form.unpack(stored)[0])
 
     def read_directory(self, offset: int) -> tuple[list[int], int]:
         """Read one directory; gives the offsets of its subdirectories, and of the directory that follows, or 0."""

@@ -90,7 +90,7 @@ def _load(path: Path) -> object:
         names = _unsafe_names(path)
         strange = None if names else strangeness(path)
         if strange is not None:
-            raise MalformedInputError(f"'{path}' {strange}.") from error
+            raise UnsafeInputError(f"'{path}' {strange}.") from error
         if names or "GLOBAL" in str(error) or "Unsupported" in str(error):
             listed = f" ({', '.join(names[:8])})" if names else ""
             raise UnsafeInputError(
