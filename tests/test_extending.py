@@ -1,4 +1,4 @@
-"""docs/extending.md is true: its blocks run in order, each part is one object and one line, and serves at the prompt too."""
+"""The blocks of docs/extending.md run in order; each part is one object and one line, and serves at the prompt too."""
 
 import json
 import re
@@ -61,13 +61,16 @@ def test_the_parts_serve_at_the_prompt(added, tmp_path):
     words = ["invert", blurred, "-k", "ring:2@1", "-o", restored, "--json", "--force"]
     settings = ["--lambda", "1e-2", "--penalty", "third-differences", "--method", "plain"]
     report = json.loads(run(*words, *settings).stdout)
-    assert (report["boundary"], report["boundary_reason"]) == ("antisymmetric", "recorded in the file by deconv forward")
+    assert (report["boundary"], report["boundary_reason"]) == (
+        "antisymmetric",
+        "recorded in the file by deconv forward",
+    )
     assert (report["penalty"], report["method"]) == ("third-differences", "plain")
     assert "Σ|x|" in run(*words, "--prior", "sparse", "--weight", "0.5", "--max-iterations", "20", expect=3).stdout
 
 
 def test_a_part_is_listed_where_a_name_is_wrong(added):
-    with pytest.raises(deconv_cli.UsageError, match="must be one of zero, .*antisymmetric"):
+    with pytest.raises(deconv_cli.UsageError, match=r"must be one of zero, .*antisymmetric"):
         deconv_cli.ReconstructionSettings(boundary="sideways")
 
 
