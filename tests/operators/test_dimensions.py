@@ -126,7 +126,13 @@ def test_twisted_fields_come_back_and_meet_the_symbol(size):
 
 @pytest.mark.parametrize(
     ("torus", "shape"),
-    [((81,), (3, 3, 6)), ((9, 8, 10), (2, 3, 3, 1, 4)), ((12, 7, 5), (2, 2, 3, 3, 3)), ((30,), (1, 2, 5))],
+    [
+        ((81,), (3, 3, 6)),
+        ((9, 8, 10), (2, 3, 3, 1, 4)),
+        ((12, 7, 5), (2, 2, 3, 3, 3)),
+        ((4, 9, 81), (2, 2, 1, 3, 7)),
+        ((30,), (1, 2, 5)),
+    ],
 )
 def test_extreme_singular_values_are_those_of_all_frequencies(torus, shape):
     taps = random(shape)
