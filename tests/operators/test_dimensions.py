@@ -11,7 +11,7 @@ from properties import adjoint_defect, backward_defect, linearity_defect, matrix
 from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, place_of, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, space_axes, unravel
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
@@ -211,7 +211,7 @@ def test_axes_are_counted_from_the_end():
     assert space_axes(3) == (-3, -2, -1)
     assert image_axes(2) == (-3, -2, -1)
     assert half_spectrum((4, 5, 6)) == (4, 5, 4)
-    assert [place_of(i, (2, 3)) for i in range(6)] == [(a, b) for a in range(2) for b in range(3)]
+    assert [unravel(i, (2, 3)) for i in range(6)] == [(a, b) for a in range(2) for b in range(3)]
     x = random((5, 2, 3, 4))
     torch.testing.assert_close(per_image(torch.arange(5.0), 2) * x, torch.einsum("b,bchw->bchw", torch.arange(5.0), x))
     assert torch.equal(crop(x, (1, 0), (2, 3)), x[..., 1:3, :3])
