@@ -1,0 +1,144 @@
+"""All that a file holds, without refusing what no computation would take: NaN, several tensors, axes without a name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.io import records
+from deconv_cli.io.codec import Codec
+from deconv_cli.io.formats import codec_of_content, suffix_note
+from deconv_cli.io.image import choose_member, read_stored
+from deconv_cli.io.layout import TENSOR_AXES
+from deconv_cli.io.samples import as_real_tensor, dtype_name
+from deconv_cli.io.sources import open_source
+from deconv_cli.io.stored_image import StoredImage
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, describe_tensors, open_tensors
+
+MAX_TEXT = 200
+"""Characters of a free text that are shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One array of a file."""
+
+    name: str
+    """Empty for the only one, without a name."""
+    samples: torch.Tensor
+    """As stored, but int32 and int64 for uint16 and uint32, and uint8 for bool."""
+    dtype: str
+    axes: str | None
+    """The letters of its axes; None where nothing says what they are."""
+    is_kernel: bool
+    """It looks like the taps of a convolution."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A file as found."""
+
+    path: Path
+    codec: Codec
+    sha256: str
+    entries: tuple[Entry, ...]
+    metadata: dict[str, Any]
+    """What it says besides its samples, as JSON has it."""
+    record: dict[str, Any] | None
+    """What an earlier run wrote into it or beside it."""
+    notes: tuple[str, ...]
+
+
+def inspect_file(path: Path, *, tensor: str | None = None, series: int | None = None) -> Inspected:
+    """Read all that a file holds.
+
+    Args:
+        path: the file; its format is told from its content.
+        tensor: name of a single tensor, or of a layer, where a file holds several; else all of them are read.
+        series: number of the TIFF series, where a file holds several.
+
+    Raises:
+        UsageError: no such file, tensor or series.
+        FileAccessError: the file cannot be read.
+        InputRefusedError: damaged, unsafe, too large, or no real numbers.
+    """
+    path = Path(path)
+    head, sha256 = open_source(path)
+    codec = codec_of_content(path, head)
+    member = choose_member(path, codec, tensor, series)
+    notes = suffix_note(path, codec)
+    if isinstance(codec, TensorCodec):
+        opened = open_tensors(path, codec)
+        names = list(opened.shapes) if tensor is None else [_named(opened, tensor)]
+        entries = tuple(_entry(opened, name, is_only=len(opened.shapes) == 1) for name in names)
+        return Inspected(path, codec, sha256, entries, {}, opened.record, notes)
+    stored = read_stored(path, codec, member)
+    entry = Entry("", as_real_tensor(path, stored.samples), stored.dtype, stored.axes, is_kernel=False)
+    record = stored.record if codec.record_inside else records.read_beside(path)
+    return Inspected(path, codec, sha256, (entry,), _described(stored), record, (*notes, *stored.notes))
+
+
+def _named(opened: TensorFile, name: str) -> str:
+    for candidate in (name, f"{name}.weight"):
+        if candidate in opened.shapes and candidate:
+            return candidate
+    raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
+
+
+def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
+    """Read a tensor; four axes are taps if they are all that is there, or the weight of a layer."""
+    stored = opened.read(name)
+    n_axes = len(stored.shape)
+    is_weight = name.rpartition(".")[2] == "weight"
+    is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME))
+    # Two axes among several tensors are rather a matrix than an image.
+    axes = None if is_kernel or (n_axes == 2 and not is_only) else TENSOR_AXES.get(n_axes)
+    samples = torch.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_tensor(opened.path, stored)
+    return Entry(name, samples, dtype_name(stored), axes, is_kernel)
+
+
+def as_kernel(entry: Entry) -> Entry:
+    """Take an array for a kernel, whatever it looks like."""
+    return replace(entry, is_kernel=True, axes=None)
+
+
+def as_image(entry: Entry) -> Entry:
+    """Take an array for an image, whatever it looks like."""
+    return replace(entry, is_kernel=False, axes=entry.axes or TENSOR_AXES.get(entry.samples.ndim))
+
+
+def _described(stored: StoredImage) -> dict[str, Any]:
+    """List what a picture says of itself; blocks of bytes only by their size."""
+    metadata, resolution = stored.metadata, stored.metadata.resolution
+    described: dict[str, Any] = {
+        "orientation": None if stored.orientation == 1 else stored.orientation,
+        "alpha": stored.alpha,
+        "flavor": metadata.flavor,
+        "resolution": resolution
+        and {
+            "x": float(resolution.x),
+            "y": float(resolution.y),
+            "pixels_per": resolution.unit or None,
+            "plane_distance": resolution.plane_distance and float(resolution.plane_distance),
+        },
+        "icc_profile_bytes": metadata.icc_profile and len(metadata.icc_profile),
+        "exif_bytes": metadata.exif and len(metadata.exif),
+        "channel_names": list(metadata.channel_names),
+        "other": {name: _short(value) for name, value in (metadata.native | metadata.native_of_channels).items()},
+        "never_carried": list(metadata.unsupported),
+    }
+    return {name: value for name, value in described.items() if value}
+
+
+def _short(value: Any) -> Any:  # noqa: ANN401
+    """Keep finite numbers, and cut everything else down to a text."""
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return value
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return str(value)[:MAX_TEXT]

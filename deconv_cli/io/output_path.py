@@ -1,0 +1,46 @@
+"""Whether an output can be written where it is meant to go; asked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.io.sources import reason_of
+
+
+def check_output_path(path: Path, source: Path, *, force: bool, make_folder: bool = False) -> None:
+    """Refuse a path where no file can be, or where one is that may not be replaced.
+
+    Args:
+        path: the output.
+        source: what it is made from.
+        force: whether an existing file may be replaced.
+        make_folder: whether a missing folder is made when the file is written.
+
+    Raises:
+        UsageError: no such folder, or an existing file without `force`.
+        FileAccessError: no permission to write into the folder, or a name that the file system does not take.
+    """
+    try:
+        _check(path, source, force=force, make_folder=make_folder)
+    except (UsageError, FileAccessError):
+        raise
+    except OSError as error:
+        raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
+
+
+def _check(path: Path, source: Path, *, force: bool, make_folder: bool) -> None:
+    folder = path.parent
+    if make_folder:
+        folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not folder.is_dir():
+        raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
+    if path.is_dir():
+        raise UsageError(f"output '{path}' should be a file, but is a folder.")
+    if path.exists() and not force:
+        is_input = path.samefile(source) if source.exists() else False
+        what = "is the input itself" if is_input else "exists already"
+        raise UsageError(f"output '{path}' {what}; choose another name, or force=True to replace it.")
+    if not os.access(folder, os.W_OK):
+        raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")

@@ -1,0 +1,189 @@
+"""The alternating direction method of multipliers for total variation: z = ∇x is split off, and x and z take turns.
+
+Wang, Yang, Yin and Zhang, A new alternating minimization algorithm for total variation image reconstruction, SIAM
+Journal on Imaging Sciences 1, 2008: what is left is a shrinkage of z, and a quadratic problem in x that is none but the
+one of penalty `gradient` with λσ²max = ρ. The steps are over-relaxed (Eckstein and Bertsekas, Mathematical Programming
+55, 1992). ρ balances the two relative residuals (Wohlberg, ADMM penalty parameter selection by residual balancing,
+arXiv:1704.06209, 2017), but at ever longer intervals, since each change builds the inverse anew.
+
+The data stay data: the inverse is applied to what an estimate leaves over, never to Aᴴy itself. So float32 keeps its
+digits, and an inverse solved to a third of its right-hand side is good enough for each step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import image_axes
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
+from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.solution import Status
+
+RELAXATION = 1.8
+# λ of the quadratic problem whose estimate the iteration starts from.
+START_LAMBDA = 1e-3
+# ρ is looked at after so many steps, then after twice as many each time; smaller mismatches than this are left.
+FIRST_BALANCE = 10
+MIN_MISMATCH = 1.5
+MAX_MISMATCH = 10.0
+# Differences below this part of the samples may be rounding.
+MIN_EDGE = 1e-6
+# The parts of ‖Aᴴy‖ and of w·Σ|x| that are added to the scales of the certificate: rounding is a part of them.
+FORCE_FLOOR = 1e-3
+VALUE_FLOOR = 1e-3
+MAX_STEPS_WITHOUT_GAIN = 300
+TINY = 1e-300
+SMALLEST = 1e-30
+
+
+class Admm:
+    """The variables of the iteration: x, the field z ≈ ∇x, and the multiplier p, of at most the weight everywhere.
+
+    Args:
+        build: builds (AᴴA + ρ∇ᴴ∇)⁻¹ for a ρ.
+        y: data, shape `(*batch, C_out, *output_size)`.
+        sigma_max: the largest singular value of the kernel's symbol.
+    """
+
+    def __init__(self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float) -> None:
+        self._build = build
+        start = build(START_LAMBDA * sigma_max**2)
+        self._operator, self._gradient = start.problem.operator, start.problem.penalty_operator
+        self._sigma_max = sigma_max
+        self._n_dims = start.problem.n_dims
+        self.y = y
+        back = self._operator.adjoint(y)
+        self._scale = norm(back, self._n_dims)
+        self.x = start.solve_normal(back)
+        self._residual = y - self._operator.forward(self.x)
+        self._z = self._gradient.forward(self.x)
+        self._change = torch.zeros_like(self._z)
+        self._p = torch.zeros_like(self._z)
+        self._rho = 0.0
+        self._inverse: Inverse | None = None
+
+    @property
+    def roughness(self) -> float:
+        """The mean of |∇x|."""
+        return synchronize.as_number(self._lengths(self._gradient.forward(self.x)).mean())
+
+    @property
+    def squared_residual(self) -> float:
+        """‖Ax − y‖², of the whole batch."""
+        return synchronize.as_number(self._residual.square().sum(dtype=accumulation_dtype(self.y)))
+
+    def begin(self, weight: float) -> None:
+        """Prepare for a weight: p points along the edges, as long as it may be, and ρ shrinks only what is no edge."""
+        if self._inverse is not None:
+            self._p = self._within(self._p, weight)
+            return
+        length, size = self._lengths(self._z), synchronize.as_number(self.x.square().mean().sqrt())
+        # Differences as small as rounding are no edges.
+        self._p = weight * self._z / length.clamp_min(max(MIN_EDGE * size, SMALLEST))
+        spread = max(synchronize.as_number(self._z.square().mean().sqrt()), MIN_EDGE * size)
+        self._set_rho(weight / spread if spread > 0 else self._sigma_max**2)
+
+    def step(self, weight: float) -> None:
+        """Take one step."""
+        assert self._inverse is not None
+        rho, gradient = self._rho, self._gradient
+        pull = rho * (self._z - gradient.forward(self.x)) - self._p
+        left = self._operator.adjoint(self._residual) + gradient.adjoint(pull)
+        self.x = self.x + self._inverse.solve_normal(left)
+        self._residual = self.y - self._operator.forward(self.x)
+        relaxed = RELAXATION * gradient.forward(self.x) + (1 - RELAXATION) * self._z
+        whole = self._p + rho * relaxed
+        self._p = self._within(whole, weight)
+        shrunk = (whole - self._p) / rho
+        self._change, self._z = shrunk - self._z, shrunk
+
+    def balance(self) -> None:
+        """Change ρ where one of the two relative residuals is much larger than the other."""
+        edges = self._gradient.forward(self.x)
+        split = _size(edges - self._z) / max(_size(edges), _size(self._z), TINY)
+        change = self._rho * _size(self._gradient.adjoint(self._change))
+        change /= max(_size(self._gradient.adjoint(self._p)), TINY)
+        factor = math.sqrt(split / change) if split > 0 and change > 0 else 1.0
+        if not 1 / MIN_MISMATCH < factor < MIN_MISMATCH:
+            self._set_rho(self._rho * min(max(factor, 1 / MAX_MISMATCH), MAX_MISMATCH))
+
+    def certificate(self, weight: float) -> Tensor:
+        """Compute the larger of gap and stationarity (as in `TotalVariationEstimator`), shape `(*batch,)`."""
+        wide = accumulation_dtype(self.x)
+        edges = self._gradient.forward(self.x)
+        n_dims = self._n_dims
+        variation = weight * self._lengths(edges).sum(dim=image_axes(n_dims), dtype=wide)
+        gap = variation - inner(self._p, edges, n_dims + 1)
+        objective = 0.5 * norm(self._residual, n_dims).square() + variation
+        objective = objective + VALUE_FLOOR * weight * self.x.abs().sum(dim=image_axes(n_dims - 1), dtype=wide)
+        force = self._gradient.adjoint(self._p)
+        left = norm(force - self._operator.adjoint(self._residual), n_dims)
+        return torch.maximum(relative(gap, objective), relative(left, norm(force, n_dims) + FORCE_FLOOR * self._scale))
+
+    def _lengths(self, field: Tensor) -> Tensor:
+        """Compute the lengths of the vectors of a field `(*batch, n, C, *size)`, shape `(*batch, 1, C, *size)`."""
+        return torch.linalg.vector_norm(field, dim=-self._n_dims - 1, keepdim=True)
+
+    def _within(self, vectors: Tensor, weight: float) -> Tensor:
+        """Shorten the vectors of a field that are longer than the weight."""
+        length = self._lengths(vectors)
+        return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)
+
+    def _set_rho(self, rho: float) -> None:
+        self._inverse = None  # the old one's memory first
+        self._rho, self._inverse = rho, self._build(rho)
+
+
+@dataclass
+class AdmmRun:
+    """The steps of one solve, whatever weights they were taken for.
+
+    Attributes:
+        admm: the variables.
+        max_iterations: steps at most.
+        progress: called after every step.
+        history: the certificate after every step.
+    """
+
+    admm: Admm
+    max_iterations: int
+    progress: Progress | None
+    history: list[float] = field(default_factory=list)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the steps have run out."""
+        return len(self.history) >= self.max_iterations
+
+    def run(self, weight: float, tolerance: float) -> Status:
+        """Take steps until the certificate is reached, nothing is gained any more, or the steps are spent."""
+        self.admm.begin(weight)
+        lowest, n_since = math.inf, 0
+        n_steps, next_balance = 0, FIRST_BALANCE
+        while not self.is_spent:
+            self.admm.step(weight)
+            n_steps += 1
+            certificate = synchronize.as_number(self.admm.certificate(weight).max())
+            self.history.append(certificate)
+            if self.progress is not None:
+                self.progress(len(self.history), certificate)
+            if certificate <= tolerance:
+                return Status.CONVERGED
+            lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)
+            if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:
+                return Status.STAGNATED
+            if n_steps == next_balance:
+                self.admm.balance()
+                next_balance *= 2
+        return Status.MAX_ITERATIONS
+
+
+def _size(a: Tensor) -> float:
+    return synchronize.as_number(a.square().sum(dtype=accumulation_dtype(a))) ** 0.5

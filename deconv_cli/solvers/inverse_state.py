@@ -1,0 +1,150 @@
+"""An inverse as plain tensors and plain words: what a saved one consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.vocabulary import Size, check_name, format_padding, parse_padding
+
+TAPS = "taps"
+_FACTOR = "factor."
+
+
+@dataclass(frozen=True, eq=False)
+class Precomputed:
+    """What an inverse takes over from an equal one, instead of computing it again.
+
+    Attributes:
+        choice: the method that was chosen, and why.
+        sigma_max: the largest singular value of the symbol, as far as the problem needs it.
+        factors: what was costly to compute.
+    """
+
+    choice: Choice
+    sigma_max: float
+    factors: Factors
+
+
+@dataclass(frozen=True, eq=False)
+class InverseState:
+    """All that makes an inverse what it is.
+
+    Attributes:
+        taps: of the canonical kernel, shape `(C_out, C_in, *k)`, in the dtype of the arithmetic.
+        is_shared: whether they are applied to every channel alike.
+        image_size: size of the images that are wanted back.
+        settings: how the convolution is undone; `max_memory` bounds the building and is not saved.
+        precomputed: what was computed when the inverse was built.
+    """
+
+    taps: Tensor
+    is_shared: bool
+    image_size: Size
+    settings: ResolvedSettings
+    precomputed: Precomputed
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name."""
+        factors = {_FACTOR + name: tensor for name, tensor in self.precomputed.factors.tensors.items()}
+        return {TAPS: self.taps.detach()} | factors
+
+    def record(self) -> dict[str, Any]:
+        """Write all but the tensors as a JSON object."""
+        settings = self.settings
+        return {
+            "image_size": list(self.image_size),
+            "is_shared": self.is_shared,
+            "dtype": _name(self.taps.dtype),
+            "padding": format_padding(settings.padding),
+            "boundary": settings.boundary,
+            "lambda": settings.lam,
+            "penalty": settings.penalty,
+            "rcond": settings.rcond,
+            "asked_method": settings.method,
+            "tolerance": settings.tolerance,
+            "max_iterations": settings.max_iterations,
+            "method": self.precomputed.choice.method,
+            "method_reason": self.precomputed.choice.reason,
+            "sigma_max": self.precomputed.sigma_max,
+        }
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], tensors: dict[str, Tensor]) -> InverseState:
+        """Read what `record` and `tensors` gave.
+
+        Raises:
+            MalformedInputError: a member is missing, or is none that they give.
+        """
+        try:
+            taps = tensors[TAPS]
+            if taps.dtype not in (torch.float32, torch.float64) or record["dtype"] != _name(taps.dtype):
+                raise MalformedInputError(f"its taps are {taps.dtype}, but its record says {record['dtype']!r}.")
+            factors = {name.removeprefix(_FACTOR): t for name, t in tensors.items() if name.startswith(_FACTOR)}
+            if len(factors) != len(tensors) - 1:
+                raise MalformedInputError(f"it holds tensors that are no factors: {', '.join(sorted(tensors))}.")
+            if record["method"] == "auto":
+                raise MalformedInputError("its record does not say which method was chosen.")
+            image_size = tuple(_whole(n, "image_size") for n in record["image_size"])
+            if len(image_size) != 2:
+                raise ValueError(f"image_size is {image_size}")
+            return cls(
+                taps=taps,
+                is_shared=_flag(record["is_shared"], "is_shared"),
+                image_size=image_size,
+                settings=ResolvedSettings(
+                    padding=parse_padding(record["padding"]),
+                    boundary=BOUNDARIES.check(record["boundary"]),
+                    lam=_number(record["lambda"], "lambda"),
+                    penalty=PENALTIES.check(record["penalty"]),
+                    rcond=_optional(record["rcond"], "rcond"),
+                    method=check_name(method_names(), record["asked_method"], "method"),
+                    tolerance=_optional(record["tolerance"], "tolerance"),
+                    max_iterations=_whole(record["max_iterations"], "max_iterations"),
+                ),
+                precomputed=Precomputed(
+                    Choice(check_name(method_names(), record["method"], "method"), str(record["method_reason"])),
+                    _number(record["sigma_max"], "sigma_max"),
+                    Factors(factors),
+                ),
+            )
+        except KeyError as error:
+            raise MalformedInputError(f"it lacks its {error.args[0]!r}.") from error
+        except MalformedInputError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:  # a UsageError of the settings is a ValueError
+            raise MalformedInputError(f"its record is not as it was written: {str(error).rstrip('.')}.") from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _whole(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}")
+    return value
+
+
+def _number(value: object, name: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {value!r}")
+    return float(value)
+
+
+def _optional(value: object, name: str) -> float | None:
+    return None if value is None else _number(value, name)

@@ -1,0 +1,110 @@
+"""When Richardson–Lucy ends: before it fits the noise, or where nothing moves any more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.solvers.poisson import divergence, expected_deviance
+from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, per_image
+from deconv_cli.solvers.solution import Status
+
+# The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
+PATIENCE = 0.5
+MIN_PATIENCE = 10
+
+
+class StoppingCriterion(ABC):
+    """Decides which images have come as far as the noise lets them."""
+
+    @abstractmethod
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Decide after so many steps, shape `(B,)`."""
+
+
+@dataclass
+class Discrepancy(StoppingCriterion):
+    """Ends where the divergence is what Poisson noise makes of the estimate."""
+
+    gain: float
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Compare the deviance with its expectation."""
+        del n_steps
+        mean = steps.blurred.to(accumulation_dtype(steps.blurred)) / self.gain
+        return 2 * steps.divergence / self.gain <= per_image(expected_deviance(mean))
+
+
+class HeldOut(StoppingCriterion):
+    """Ends where samples that are held out have not been predicted better for a while."""
+
+    def __init__(self, used: Tensor) -> None:
+        self._used = used
+        self._lowest: Tensor | None = None
+        self.best = used.new_zeros((), dtype=torch.float32)
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Compare with the best prediction so far."""
+        found = per_image(torch.where(self._used, 0, divergence(steps.y, steps.blurred)))
+        if self._lowest is None:
+            self._lowest, self.best = found, torch.full_like(found, n_steps)
+        self.best = torch.where(found < self._lowest, n_steps, self.best)
+        self._lowest = torch.minimum(found, self._lowest)
+        return n_steps >= self.best * (1 + PATIENCE) + MIN_PATIENCE
+
+
+@dataclass
+class FixedIterations(StoppingCriterion):
+    """Ends each image after its own number of steps, shape `(B,)`."""
+
+    wanted: Tensor
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Count."""
+        del steps
+        return n_steps >= self.wanted
+
+
+@dataclass
+class RichardsonLucyRun:
+    """The steps of one solve."""
+
+    tolerance: float
+    max_iterations: int
+    progress: Progress | None
+    history: list[float] = field(default_factory=list)
+
+    def run(self, steps: RichardsonLucySteps, criterion: StoppingCriterion, share: float = 1.0) -> Status:
+        """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
+
+        Args:
+            steps: what takes them.
+            criterion: decides which images have ended.
+            share: the part of the steps that are left which may be spent.
+        """
+        limit = int(share * (self.max_iterations - len(self.history)))
+        n_steps = 0
+        ended = criterion.ends(steps, n_steps)
+        is_still = steps.certificate() <= self.tolerance
+        while True:
+            going = ~(ended | is_still)
+            if not synchronize.holds_anywhere(going):
+                return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
+            if n_steps >= limit:
+                return Status.MAX_ITERATIONS
+            steps.step(going)
+            n_steps += 1
+            self.history.append(synchronize.as_number(steps.imbalance.max()))
+            if self.progress is not None:
+                self.progress(len(self.history), self.history[-1])
+            ended = ended | criterion.ends(steps, n_steps)
+            if not synchronize.holds_anywhere(steps.is_moving):
+                return Status.STAGNATED
+            if synchronize.holds_anywhere(going & (steps.imbalance <= self.tolerance)):
+                is_still = is_still | (steps.certificate() <= self.tolerance)
