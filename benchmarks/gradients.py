@@ -20,7 +20,7 @@ from torch import nn
 import deconv_cli
 from deconv_cli.gradients.losses import projection, user_loss
 
-SPECIMENS = Path(__file__).parent.parent / "tests" / "specimens"
+SPECIMENS = Path(__file__).parent.parent / "tests" / "fixtures"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Specimen:
 
     Attributes:
         story: what is wrong.
-        file: under tests/specimens.
+        file: under tests/fixtures.
         build: name of the class or function.
         shape: of the input.
         loss: name of the loss in the same file, None for a fixed random weight of every output.
@@ -52,11 +52,11 @@ STORIES = [
     Specimen("loss wrapped by Variable", "lenet", "LeNet5", (3, 1, 32, 32), "wrapped_loss", (3,), 10),
     Specimen("loss made of comparisons", "range_loss", "Regressor", (16, 3), "counted_loss", (16, 1)),
     Specimen("its piecewise cure", "range_loss", "Regressor", (16, 3), "piecewise_loss", (16, 1)),
-    Specimen("detach", "cuts", "Detach", (5, 4)),
-    Specimen("detach on one of two ways", "cuts", "PartDetach", (5, 4)),
-    Specimen("item()", "cuts", "Item", (5, 4)),
-    Specimen("a layer never used", "cuts", "Unused", (5, 4)),
-    Specimen("a layer not in the loss", "cuts", "NotInLoss", (5, 4)),
+    Specimen("detach", "detached", "Detach", (5, 4)),
+    Specimen("detach on one of two ways", "detached", "PartDetach", (5, 4)),
+    Specimen("item()", "detached", "Item", (5, 4)),
+    Specimen("a layer never used", "detached", "Unused", (5, 4)),
+    Specimen("a layer not in the loss", "detached", "NotInLoss", (5, 4)),
     Specimen("round", "dying", "Round", (5, 4)),
     Specimen("dead ReLU", "dying", "DeadRelu", (5, 4)),
     Specimen("sqrt at 0", "dying", "SqrtAtZero", (5, 4)),
@@ -80,8 +80,8 @@ STORIES = [
 
 
 def load(file: str) -> Any:  # noqa: ANN401
-    """Import a file of specimens."""
-    name = f"specimen_{file}"
+    """Import a file of fixtures."""
+    name = f"fixture_{file}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, SPECIMENS / f"{file}.py")
         assert spec is not None
@@ -93,7 +93,7 @@ def load(file: str) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A specimen made, with its data."""
+    """A fixture made, with its data."""
 
     model: nn.Module
     inputs: torch.Tensor
@@ -101,19 +101,19 @@ class Case:
     function: Callable[..., Any] | None
 
     @classmethod
-    def make(cls, specimen: Specimen, dtype: torch.dtype) -> Case:
+    def make(cls, fixture: Specimen, dtype: torch.dtype) -> Case:
         """Make the same case each time."""
-        module = load(specimen.file)
+        module = load(fixture.file)
         torch.manual_seed(0)
-        model = getattr(module, specimen.build)().to(dtype)
+        model = getattr(module, fixture.build)().to(dtype)
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(specimen.shape, generator=generator, dtype=torch.float64).to(dtype)
+        inputs = torch.randn(fixture.shape, generator=generator, dtype=torch.float64).to(dtype)
         target = None
-        if specimen.target is not None and specimen.classes:
-            target = torch.randint(0, specimen.classes, specimen.target, generator=generator)
-        elif specimen.target is not None:
-            target = torch.zeros(specimen.target, dtype=dtype)
-        return cls(model, inputs, target, None if specimen.loss is None else getattr(module, specimen.loss))
+        if fixture.target is not None and fixture.classes:
+            target = torch.randint(0, fixture.classes, fixture.target, generator=generator)
+        elif fixture.target is not None:
+            target = torch.zeros(fixture.target, dtype=dtype)
+        return cls(model, inputs, target, None if fixture.loss is None else getattr(module, fixture.loss))
 
     def loss(self, output: Any) -> Any:  # noqa: ANN401
         """Compute the loss."""
@@ -122,9 +122,9 @@ class Case:
         return user_loss(self.function, has_target=self.target is not None)(output, self.target)
 
 
-def deconv(specimen: Specimen) -> str:
+def deconv(fixture: Specimen) -> str:
     """Give the verdicts with the lines that deconv blames."""
-    case = Case.make(specimen, torch.float32)
+    case = Case.make(fixture, torch.float32)
     found = deconv_cli.check_gradients(case.model, case.inputs, loss=case.function, target=case.target)
     told = []
     for verdict, causes, _ in found.faults():
@@ -141,9 +141,9 @@ def deconv(specimen: Specimen) -> str:
     return "; ".join(told + remarks) or "OK"
 
 
-def gradcheck(specimen: Specimen, *, fast: bool) -> str:
+def gradcheck(fixture: Specimen, *, fast: bool) -> str:
     """Run torch.autograd.gradcheck over the parameters, in float64."""
-    case = Case.make(specimen, torch.float64)
+    case = Case.make(fixture, torch.float64)
     parameters = dict(case.model.named_parameters())
 
     def function(*values: torch.Tensor) -> Any:  # noqa: ANN401
@@ -160,9 +160,9 @@ def gradcheck(specimen: Specimen, *, fast: bool) -> str:
     return "passes"
 
 
-def anomaly(specimen: Specimen) -> str:
+def anomaly(fixture: Specimen) -> str:
     """Run backward under torch.autograd.detect_anomaly."""
-    case = Case.make(specimen, torch.float32)
+    case = Case.make(fixture, torch.float32)
     try:
         with torch.autograd.detect_anomaly():
             case.loss(case.model(case.inputs)).backward()
@@ -171,13 +171,13 @@ def anomaly(specimen: Specimen) -> str:
     return "silent"
 
 
-def torchtest2(specimen: Specimen) -> str:
+def torchtest2(fixture: Specimen) -> str:
     """Run the checks of torchtest2 that are on by default, and its gradcheck."""
     try:
         from torchtest2 import check_model
     except ImportError:
         return "not installed"
-    case = Case.make(specimen, torch.float32)
+    case = Case.make(fixture, torch.float32)
     try:
         report = check_model(
             case.model,
@@ -205,17 +205,17 @@ def main() -> None:
     print(f"torch {torch.__version__}; deconv {deconv_cli.__version__}\n")
     print("| planted | deconv check-grad | gradcheck | gradcheck, fast | anomaly mode | torchtest2 | s |")
     print("|---|---|---|---|---|---|---|")
-    for specimen in STORIES:
+    for fixture in STORIES:
         started = time.perf_counter()
-        ours = deconv(specimen)
+        ours = deconv(fixture)
         spent = time.perf_counter() - started
         others = [
-            gradcheck(specimen, fast=False),
-            gradcheck(specimen, fast=True),
-            anomaly(specimen),
-            torchtest2(specimen),
+            gradcheck(fixture, fast=False),
+            gradcheck(fixture, fast=True),
+            anomaly(fixture),
+            torchtest2(fixture),
         ]
-        print(f"| {specimen.story} | {ours} | {' | '.join(others)} | {spent:.1f} |")
+        print(f"| {fixture.story} | {ours} | {' | '.join(others)} | {spent:.1f} |")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ from deconv_cli.errors import (
 from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.library import check_gradients
-    from deconv_cli.gradients.verdicts import Examination, Verdict
+    from deconv_cli.gradients.checker import check_gradients
+    from deconv_cli.gradients.finding import Cause, Finding, Verdict
+    from deconv_cli.gradients.gradient_report import GradientReport
+    from deconv_cli.gradients.rules import GRADIENT_RULES
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -43,12 +45,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BOUNDARIES",
+    "GRADIENT_RULES",
     "PENALTIES",
     "PRIORS",
     "SOLVERS",
+    "Cause",
     "DeconvError",
-    "Examination",
     "FileAccessError",
+    "Finding",
+    "GradientReport",
     "InputRefusedError",
     "MalformedInputError",
     "PseudoInverse",
@@ -72,9 +77,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "check_gradients": "deconv_cli.gradients.library",
-    "Examination": "deconv_cli.gradients.verdicts",
-    "Verdict": "deconv_cli.gradients.verdicts",
+    "GRADIENT_RULES": "deconv_cli.gradients.rules",
+    "check_gradients": "deconv_cli.gradients.checker",
+    "Cause": "deconv_cli.gradients.finding",
+    "Finding": "deconv_cli.gradients.finding",
+    "GradientReport": "deconv_cli.gradients.gradient_report",
+    "Verdict": "deconv_cli.gradients.finding",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import deconv_cli
-from deconv_cli.commands import check_grad, factor, forward, inspect, invert
+from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.errors import DeconvError
@@ -44,6 +44,7 @@ app.command("invert", epilog=invert.EXAMPLE)(invert.invert)
 app.command("factor", epilog=factor.EXAMPLE)(factor.factor)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("check-grad", epilog=check_grad.EXAMPLE)(check_grad.check_grad)
+app.command("fisher", epilog=fisher.EXAMPLE)(fisher.fisher)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,18 +6,18 @@ import json
 
 import pytest
 import torch
-from gradient_cases import SPECIMENS, blamed_line
+from gradient_cases import FIXTURES, blamed_line
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 
 
-def code(specimen: str, name: str) -> str:
-    return f"{SPECIMENS / specimen}.py:{name}"
+def code(fixture: str, name: str) -> str:
+    return f"{FIXTURES / fixture}.py:{name}"
 
 
-NETWORK = ("--model", code("cuts", "Base"), "--input-shape", "5,4")
+NETWORK = ("--model", code("detached", "Base"), "--input-shape", "5,4")
 
 
 class TestExitCodes:
@@ -27,10 +27,10 @@ class TestExitCodes:
         assert deconv("check-grad", *NETWORK, "-q").stdout == "healthy: 4 parameters\n"
 
     def test_a_fault(self, deconv):
-        done = deconv("check-grad", "--model", code("cuts", "Detach"), expect=ExitCode.FAULT_FOUND)
-        line = f"cuts.py:{blamed_line('cuts', 'detach')}"
+        done = deconv("check-grad", "--model", code("detached", "Detach"), expect=ExitCode.FAULT_FOUND)
+        line = f"detached.py:{blamed_line('cuts', 'detach')}"
         told = done.stdout.splitlines()
-        assert "CUT: body.weight, body.bias" in told
+        assert "DETACHED: body.weight, body.bias" in told
         assert [row for row in told if row.startswith("  at ") and line in row and "return h.detach()" in row]
         assert "  instead  return h" in told
         assert told[-1] == "faults: 2 of 4 parameters"
@@ -54,7 +54,7 @@ class TestExitCodes:
 
 
 class TestExpectations:
-    WORDS = ("check-grad", "--model", code("cuts", "Unused"), "--input-shape", "5,4")
+    WORDS = ("check-grad", "--model", code("detached", "Unused"), "--input-shape", "5,4")
 
     def test_a_known_finding_is_accepted(self, deconv):
         deconv(*self.WORDS, "-q", expect=ExitCode.FAULT_FOUND)
@@ -73,8 +73,8 @@ class TestExpectations:
         assert "healthy: 6 parameters (2 expected)" in deconv(*self.WORDS, "--expect", "UNUSED:spare.*").stdout
 
     def test_another_verdict_is_not_accepted(self, deconv):
-        done = deconv(*self.WORDS, "--expect", "CUT:spare.*", expect=ExitCode.FAULT_FOUND)
-        assert "not found, though expected: CUT:spare.*" in done.stderr
+        done = deconv(*self.WORDS, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)
+        assert "not found, though expected: DETACHED:spare.*" in done.stderr
 
     def test_the_model_as_a_whole(self, deconv):
         deconv("check-grad", "--model", code("mixing", "Leak"), "--expect", "BATCH-LEAK:model", "-q")
@@ -102,7 +102,7 @@ class TestReport:
         words += ["--target-shape", "4:int64:0..10", "--json"]
         (fault,) = deconv(*words, expect=ExitCode.FAULT_FOUND).report["faults"]
         (cause,) = fault["causes"]
-        assert cause["file"] == str(SPECIMENS / "lenet.py")
+        assert cause["file"] == str(FIXTURES / "lenet.py")
         assert cause["line"] == blamed_line("lenet", "wrapped")
         assert cause["function"] == "wrapped_loss"
         assert cause["source"].startswith("loss = Variable(loss")
@@ -225,7 +225,7 @@ class TestFisher:
     @pytest.mark.parametrize("kind", ["empirical", "sampled", "exact", "ggn"])
     def test_names_and_shapes_of_the_state_dict(self, deconv, tmp_path, data, kind):
         out = tmp_path / "fisher.safetensors"
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--loss", "cross-entropy", "--json"]
+        words = ["check-grad", "--model", code("detached", "Base"), "--data", data, "--loss", "cross-entropy", "--json"]
         report = deconv(*words, "--fisher", out, "--fisher-kind", kind, "--batch-size", "6").report["fisher"]
         found = load_file(out)
         assert {name: tuple(t.shape) for name, t in found.items()} == {
@@ -242,20 +242,20 @@ class TestFisher:
             assert json.loads(opened.metadata()["deconv"])["kind"] == kind
 
     def test_the_mistake_is_told(self, deconv, tmp_path, data):
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--loss", "cross-entropy"]
+        words = ["check-grad", "--model", code("detached", "Base"), "--data", data, "--loss", "cross-entropy"]
         told = deconv(*words, "--fisher", tmp_path / "fisher.safetensors").stdout
         assert "the mean gradient of a batch of 16, squared, would have given" in told
 
     def test_an_existing_file_is_kept(self, refuses, deconv, tmp_path, data):
         out = tmp_path / "fisher.safetensors"
         out.write_bytes(b"precious")
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--loss", "cross-entropy"]
+        words = ["check-grad", "--model", code("detached", "Base"), "--data", data, "--loss", "cross-entropy"]
         refuses(*words, "--fisher", out, code=ExitCode.USAGE, says="--force")
         deconv(*words, "--fisher", out, "--force", "-q")
         assert load_file(out)
 
     def test_another_suffix(self, refuses, tmp_path, data):
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--fisher", tmp_path / "f.pt"]
+        words = ["check-grad", "--model", code("detached", "Base"), "--data", data, "--fisher", tmp_path / "f.pt"]
         refuses(*words, code=ExitCode.USAGE, says=".safetensors")
 
 
@@ -265,21 +265,21 @@ class TestNotUnderstood:
         [
             ([], "--model file.py:Class"),
             (["missing.pt"], "'missing.pt' does not exist"),
-            (["--model", "cuts.py"], "file.py:Name"),
+            (["--model", "detached.py"], "file.py:Name"),
             (["--model", "nowhere.py:Net"], "does not exist"),
             (["--model", "no_such_package:Net"], "cannot be imported"),
-            (["--model", code("cuts", "Absent")], "holds no 'Absent'"),
-            (["--model", code("cuts", "item_loss")], "could not be built"),
-            (["--model", code("cuts", "Base"), "--init", "{"], "--init must be JSON"),
-            (["--model", code("cuts", "Base"), "--init", "3"], "object or a list"),
-            (["--model", code("cuts", "Base"), "--init", '{"depth": 3}'], "depth"),
+            (["--model", code("detached", "Absent")], "holds no 'Absent'"),
+            (["--model", code("detached", "item_loss")], "could not be built"),
+            (["--model", code("detached", "Base"), "--init", "{"], "--init must be JSON"),
+            (["--model", code("detached", "Base"), "--init", "3"], "object or a list"),
+            (["--model", code("detached", "Base"), "--init", '{"depth": 3}'], "depth"),
             ([*NETWORK, "--loss", "hinge"], "cross-entropy"),
             ([*NETWORK, "--loss", code("lenet", "cured_loss")], "takes a target"),
             ([*NETWORK[:3], "5,x"], "--input-shape"),
             ([*NETWORK[:3], "5,4:int64:3..3"], "is empty"),
             ([*NETWORK[:3], "5,9"], "cannot be run on these inputs"),
             ([*NETWORK, "--batch-axis", "first"], "--batch-axis"),
-            (["--model", code("cuts", "Base"), "--data", "missing.safetensors"], "does not exist"),
+            (["--model", code("detached", "Base"), "--data", "missing.safetensors"], "does not exist"),
             (["--model", "torch.nn:Tanh", "--input-shape", "3"], "no parameters"),
             (["--model", "torch.nn:Bilinear", "--init", "[2, 3, 4]"], "forward takes 2 inputs"),
         ],
@@ -294,6 +294,6 @@ class TestNotUnderstood:
 
     def test_data_that_do_not_agree(self, refuses, tmp_path):
         save_file({"input": torch.zeros(5, 4), "target": torch.zeros(4)}, tmp_path / "data.safetensors")
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", tmp_path / "data.safetensors"]
+        words = ["check-grad", "--model", code("detached", "Base"), "--data", tmp_path / "data.safetensors"]
         words += ["--fisher", tmp_path / "f.safetensors"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")

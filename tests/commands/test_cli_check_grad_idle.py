@@ -6,13 +6,13 @@ import hashlib
 
 import pytest
 import torch
-from gradient_cases import SPECIMENS
+from gradient_cases import FIXTURES
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
 
-NETWORK = ("--model", f"{SPECIMENS / 'cuts.py'}:Base")
+NETWORK = ("--model", f"{FIXTURES / 'detached.py'}:Base")
 DRAWN = (*NETWORK, "--input-shape", "5,4")
 
 

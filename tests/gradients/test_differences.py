@@ -9,30 +9,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deconv_cli.gradients import differences
-from deconv_cli.gradients.differences import (
-    Move,
-    Outcome,
-    Probe,
-    Slot,
-    compare_along,
-    compare_slots,
-    random_move,
-    unravel,
-)
-from deconv_cli.gradients.inputs import InputSpec
-from deconv_cli.gradients.library import check_gradients
+from deconv_cli.gradients.checker import check_gradients
+from deconv_cli.gradients.finite_differences import scalar_function, search
+from deconv_cli.gradients.finite_differences.comparison import Outcome
+from deconv_cli.gradients.finite_differences.directional import compare_along
+from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
+from deconv_cli.gradients.finite_differences.search import compare_tensors, unravel
+from deconv_cli.gradients.input_spec import InputSpec
 
 
 def probe_of(function, x, gradient, **options):
-    slot = Slot("x", x, gradient)
-    probe = Probe(lambda: float(function(x)), **options)
-    probe.measure_noise([slot])
-    return probe, slot
+    moved = TensorGradient("x", x, gradient)
+    evaluated = ScalarFunction(lambda: float(function(x)), **options)
+    evaluated.measure_noise([moved])
+    return evaluated, moved
 
 
-def direction(slot, seed=0):
-    return [random_move(slot, torch.Generator().manual_seed(seed))]
+def direction(moved, seed=0):
+    return [Direction.random(moved, torch.Generator().manual_seed(seed))]
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
@@ -44,8 +38,8 @@ def test_a_smooth_function_agrees_and_the_error_bar_holds(scale, offset):
     def function(x):
         return scale * (offset + (weights * x.sin()).sum())
 
-    probe, slot = probe_of(function, x, scale * weights * x.cos())
-    estimate = compare_along(probe, direction(slot))
+    evaluated, moved = probe_of(function, x, scale * weights * x.cos())
+    estimate = compare_along(evaluated, direction(moved))
     assert estimate.outcome is Outcome.AGREES
     assert estimate.resolution < 1e-4
     assert abs(estimate.numeric - estimate.autograd) <= 5 * estimate.error_bar + 3e-6 * abs(estimate.autograd)
@@ -54,8 +48,8 @@ def test_a_smooth_function_agrees_and_the_error_bar_holds(scale, offset):
 def test_a_gradient_that_drowns_in_noise_is_not_called_right():
     """A slope of 1e-15 beside a value of one cannot be seen in float64."""
     x = torch.randn(10, dtype=torch.float64)
-    probe, slot = probe_of(lambda x: 1 + 1e-15 * x.sum(), x, torch.full((10,), 2e-15, dtype=torch.float64))
-    assert compare_slots(probe, [slot])["x"].outcome is Outcome.UNSURE
+    evaluated, moved = probe_of(lambda x: 1 + 1e-15 * x.sum(), x, torch.full((10,), 2e-15, dtype=torch.float64))
+    assert compare_tensors(evaluated, [moved])["x"].outcome is Outcome.UNSURE
 
 
 def test_many_kinks_need_the_smallest_steps():
@@ -68,8 +62,8 @@ def test_many_kinks_need_the_smallest_steps():
         return (signs * (x - 1 - offsets + 5e-5).relu()).sum()
 
     gradient = (signs * (x - 1 - offsets + 5e-5 > 0)).sum().reshape(1)
-    probe, slot = probe_of(function, x, gradient)
-    assert compare_slots(probe, [slot])["x"].outcome is Outcome.AGREES
+    evaluated, moved = probe_of(function, x, gradient)
+    assert compare_tensors(evaluated, [moved])["x"].outcome is Outcome.AGREES
 
 
 @pytest.mark.parametrize(
@@ -78,8 +72,8 @@ def test_many_kinks_need_the_smallest_steps():
 )
 def test_a_slope_between_the_two_sides_is_a_kink_and_another_is_wrong(slope, outcome):
     x = torch.zeros(1, dtype=torch.float64)
-    probe, slot = probe_of(lambda x: x.relu().sum() + 3, x, torch.full((1,), slope, dtype=torch.float64))
-    assert compare_along(probe, [Move(slot, 0, torch.ones(1, dtype=torch.float64))]).outcome is outcome
+    evaluated, moved = probe_of(lambda x: x.relu().sum() + 3, x, torch.full((1,), slope, dtype=torch.float64))
+    assert compare_along(evaluated, [Direction(moved, 0, torch.ones(1, dtype=torch.float64))]).outcome is outcome
 
 
 @pytest.mark.parametrize("size", [1000, 20000])
@@ -89,44 +83,45 @@ def test_one_wrong_element_is_found(size, factor):
     gradient = x.cos()
     place = int(gradient.abs().argsort()[size // 2])
     gradient[place] *= factor
-    probe, slot = probe_of(lambda x: x.sin().sum(), x, gradient)
-    result = compare_slots(probe, [slot])["x"]
+    evaluated, moved = probe_of(lambda x: x.sin().sum(), x, gradient)
+    result = compare_tensors(evaluated, [moved])["x"]
     assert result.outcome is Outcome.DIFFERS
-    assert result.comparison.element == (place,)
-    assert result.comparison.numeric == pytest.approx(math.cos(float(x[place])), rel=1e-5)
-    assert (result.comparison.n_wrong, result.comparison.n_tried) == (1, 7)
+    assert result.element == (place,)
+    assert result.numeric == pytest.approx(math.cos(float(x[place])), rel=1e-5)
+    assert (result.n_wrong, result.n_tried) == (1, 7)
 
 
 def test_tensors_compared_together_are_told_apart(monkeypatch):
     """With little time many tensors share a direction; one that is wrong is found in it all the same."""
     tensors = [torch.randn(40, dtype=torch.float64) for _ in range(100)]
-    slots = [Slot(str(n), x, x.cos() * (2 if n == 17 else 1)) for n, x in enumerate(tensors)]
+    tensors_ = [TensorGradient(str(n), x, x.cos() * (2 if n == 17 else 1)) for n, x in enumerate(tensors)]
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(differences, "time", clock)
+    for module in (scalar_function, search):
+        monkeypatch.setattr(module, "time", clock)
 
     def slow():
         clock.now += 0.01
         return float(sum(x.sin().sum() for x in tensors))
 
-    probe = Probe(slow, deadline=5.0)
-    results = compare_slots(probe, slots)
+    evaluated = ScalarFunction(slow, deadline=5.0)
+    results = compare_tensors(evaluated, moveds)
     assert {name for name, result in results.items() if result.outcome is Outcome.DIFFERS} == {"17"}
     assert all(result.outcome is Outcome.AGREES for name, result in results.items() if name != "17")
-    assert probe.n_evaluations < 4 * len(slots)
+    assert evaluated.n_evaluations < 4 * len(tensors_)
 
 
 def test_nothing_is_said_after_the_deadline():
     x = torch.randn(5, dtype=torch.float64)
-    probe, slot = probe_of(lambda x: x.sin().sum(), x, x.cos(), deadline=time.monotonic() - 1)
-    result = compare_slots(probe, [slot])["x"]
-    assert (result.outcome, result.comparison) == (Outcome.UNSURE, None)
+    evaluated, moved = probe_of(lambda x: x.sin().sum(), x, x.cos(), deadline=time.monotonic() - 1)
+    result = compare_tensors(evaluated, [moved])["x"]
+    assert result is None
 
 
 def test_everything_is_put_back():
     x = torch.randn(5, dtype=torch.float64)
     before = x.clone()
-    probe, slot = probe_of(lambda x: x.sin().sum(), x, 2 * x.cos())
-    compare_slots(probe, [slot])
+    evaluated, moved = probe_of(lambda x: x.sin().sum(), x, 2 * x.cos())
+    compare_tensors(evaluated, [moved])
     assert torch.equal(x, before)
 
 
