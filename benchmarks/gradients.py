@@ -20,15 +20,15 @@ from torch import nn
 import deconv_cli
 from deconv_cli.gradients.losses import projection, user_loss
 
-SPECIMENS = Path(__file__).parent.parent / "tests" / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
 
 
 @dataclass(frozen=True)
-class Specimen:
+class Fixture:
     """A network with one fault, or with none.
 
     Attributes:
-        story: what is wrong.
+        fault: what is wrong with it.
         file: under tests/fixtures.
         build: name of the class or function.
         shape: of the input.
@@ -37,7 +37,7 @@ class Specimen:
         classes: the target holds classes and not numbers.
     """
 
-    story: str
+    fault: str
     file: str
     build: str
     shape: tuple[int, ...]
@@ -46,36 +46,36 @@ class Specimen:
     classes: int = 0
 
 
-STORIES = [
-    Specimen("nothing (LeNet-5)", "lenet", "LeNet5", (3, 1, 32, 32), "cured_loss", (3,), 10),
-    Specimen("nothing (batch norm)", "healthy", "Normalized", (4, 3, 8, 8)),
-    Specimen("loss wrapped by Variable", "lenet", "LeNet5", (3, 1, 32, 32), "wrapped_loss", (3,), 10),
-    Specimen("loss made of comparisons", "range_loss", "Regressor", (16, 3), "counted_loss", (16, 1)),
-    Specimen("its piecewise cure", "range_loss", "Regressor", (16, 3), "piecewise_loss", (16, 1)),
-    Specimen("detach", "detached", "Detach", (5, 4)),
-    Specimen("detach on one of two ways", "detached", "PartDetach", (5, 4)),
-    Specimen("item()", "detached", "Item", (5, 4)),
-    Specimen("a layer never used", "detached", "Unused", (5, 4)),
-    Specimen("a layer not in the loss", "detached", "NotInLoss", (5, 4)),
-    Specimen("round", "dying", "Round", (5, 4)),
-    Specimen("dead ReLU", "dying", "DeadRelu", (5, 4)),
-    Specimen("sqrt at 0", "dying", "SqrtAtZero", (5, 4)),
-    Specimen("log of a negative number", "dying", "LogOfNegative", (5, 4)),
-    Specimen("saturated softmax", "dying", "SaturatedSoftmax", (5, 4)),
-    Specimen("bias before batch norm", "dying", "BiasBeforeNorm", (4, 2, 8, 8)),
-    Specimen("vanishing", "dying", "DeepSigmoid", (5, 8)),
-    Specimen("a kink", "dying", "Corner", (3,)),
-    Specimen("samples leak", "mixing", "Leak", (5, 4)),
-    Specimen("in-place write", "mixing", "InPlace", (5, 4)),
-    Specimen("char-RNN by hand, right", "handwritten", "CharRnn", (3, 5, 7)),
-    Specimen("char-RNN by hand, wrong", "handwritten", "WrongCharRnn", (3, 5, 7)),
-    Specimen("LSTM by hand, right", "handwritten", "HandLstm", (3, 5, 4)),
-    Specimen("LSTM by hand, one gate wrong", "handwritten", "WrongHandLstm", (3, 5, 4)),
-    Specimen("tangent convolution, right", "tangent", "TangentNet", (2, 1, 6, 6)),
-    Specimen("tangent convolution, wrong", "tangent", "WrongTangentNet", (2, 1, 6, 6)),
-    Specimen("twice the gradient, mean loss", "wrong", "DoubledNet", (4, 1000)),
-    Specimen("1 of 1000 elements off by 1 %", "wrong", "OneOffNet", (4, 1000)),
-    Specimen("a missing sum", "wrong", "NoSumNet", (4, 1000)),
+PLANTED = [
+    Fixture("nothing (LeNet-5)", "lenet", "LeNet5", (3, 1, 32, 32), "cured_loss", (3,), 10),
+    Fixture("nothing (batch norm)", "healthy", "Normalized", (4, 3, 8, 8)),
+    Fixture("loss wrapped by Variable", "lenet", "LeNet5", (3, 1, 32, 32), "wrapped_loss", (3,), 10),
+    Fixture("loss made of comparisons", "range_loss", "Regressor", (16, 3), "counted_loss", (16, 1)),
+    Fixture("its piecewise cure", "range_loss", "Regressor", (16, 3), "piecewise_loss", (16, 1)),
+    Fixture("detach", "detached", "Detach", (5, 4)),
+    Fixture("detach on one of two ways", "detached", "PartDetach", (5, 4)),
+    Fixture("item()", "detached", "Item", (5, 4)),
+    Fixture("a layer never used", "detached", "Unused", (5, 4)),
+    Fixture("a layer not in the loss", "detached", "NotInLoss", (5, 4)),
+    Fixture("round", "dying", "Round", (5, 4)),
+    Fixture("dead ReLU", "dying", "DeadRelu", (5, 4)),
+    Fixture("sqrt at 0", "dying", "SqrtAtZero", (5, 4)),
+    Fixture("log of a negative number", "dying", "LogOfNegative", (5, 4)),
+    Fixture("saturated softmax", "dying", "SaturatedSoftmax", (5, 4)),
+    Fixture("bias before batch norm", "dying", "BiasBeforeNorm", (4, 2, 8, 8)),
+    Fixture("vanishing", "dying", "DeepSigmoid", (5, 8)),
+    Fixture("a kink", "dying", "Corner", (3,)),
+    Fixture("samples leak", "mixing", "Leak", (5, 4)),
+    Fixture("in-place write", "mixing", "InPlace", (5, 4)),
+    Fixture("char-RNN by hand, right", "handwritten", "CharRnn", (3, 5, 7)),
+    Fixture("char-RNN by hand, wrong", "handwritten", "WrongCharRnn", (3, 5, 7)),
+    Fixture("LSTM by hand, right", "handwritten", "HandLstm", (3, 5, 4)),
+    Fixture("LSTM by hand, one gate wrong", "handwritten", "WrongHandLstm", (3, 5, 4)),
+    Fixture("tangent convolution, right", "tangent", "TangentNet", (2, 1, 6, 6)),
+    Fixture("tangent convolution, wrong", "tangent", "WrongTangentNet", (2, 1, 6, 6)),
+    Fixture("twice the gradient, mean loss", "wrong", "DoubledNet", (4, 1000)),
+    Fixture("1 of 1000 elements off by 1 %", "wrong", "OneOffNet", (4, 1000)),
+    Fixture("a missing sum", "wrong", "NoSumNet", (4, 1000)),
 ]
 
 
@@ -83,7 +83,7 @@ def load(file: str) -> Any:  # noqa: ANN401
     """Import a file of fixtures."""
     name = f"fixture_{file}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SPECIMENS / f"{file}.py")
+        spec = importlib.util.spec_from_file_location(name, FIXTURES / f"{file}.py")
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -93,7 +93,7 @@ def load(file: str) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A fixture made, with its data."""
+    """A network made, with its data."""
 
     model: nn.Module
     inputs: torch.Tensor
@@ -101,7 +101,7 @@ class Case:
     function: Callable[..., Any] | None
 
     @classmethod
-    def make(cls, fixture: Specimen, dtype: torch.dtype) -> Case:
+    def make(cls, fixture: Fixture, dtype: torch.dtype) -> Case:
         """Make the same case each time."""
         module = load(fixture.file)
         torch.manual_seed(0)
@@ -122,26 +122,24 @@ class Case:
         return user_loss(self.function, has_target=self.target is not None)(output, self.target)
 
 
-def deconv(fixture: Specimen) -> str:
-    """Give the verdicts with the lines that deconv blames."""
+def deconv(fixture: Fixture) -> str:
+    """List the verdicts with the lines that deconv names."""
     case = Case.make(fixture, torch.float32)
     found = deconv_cli.check_gradients(case.model, case.inputs, loss=case.function, target=case.target)
-    told = []
-    for verdict, causes, _ in found.faults():
-        lines = {f"`{cause.place.code}`" if cause.place.source else str(cause.place) for cause in causes}
-        told.append(f"{verdict}: {', '.join(sorted(lines))}")
-    told += [
-        f"{f.verdict}: `{f.causes[0].place.code}`"
-        for f in found.general
-        if f.causes and f.verdict not in {verdict for verdict, _, _ in found.faults()}
+    lines = []
+    for fault in found.faults():
+        places = {f"`{c.location.code}`" if c.location.source else str(c.location) for c in fault.causes}
+        lines.append(f"{fault.verdict}: {', '.join(sorted(places))}")
+    known = {fault.verdict for fault in found.faults()}
+    lines += [
+        f"{f.verdict}: `{f.causes[0].location.code}`" for f in found.general if f.causes and f.verdict not in known
     ]
-    remarks = sorted(
-        {f"{f.verdict} ({f.name})" for f in found.parameters if f.verdict in ("KINK", "ZERO BY CONSTRUCTION")}
-    )
-    return "; ".join(told + remarks) or "OK"
+    remarks = ("NONDIFFERENTIABLE", "ZERO BY CONSTRUCTION")
+    lines += sorted({f"{f.verdict} ({f.name})" for f in found.parameters if f.verdict in remarks})
+    return "; ".join(lines) or "OK"
 
 
-def gradcheck(fixture: Specimen, *, fast: bool) -> str:
+def gradcheck(fixture: Fixture, *, fast: bool) -> str:
     """Run torch.autograd.gradcheck over the parameters, in float64."""
     case = Case.make(fixture, torch.float64)
     parameters = dict(case.model.named_parameters())
@@ -160,7 +158,7 @@ def gradcheck(fixture: Specimen, *, fast: bool) -> str:
     return "passes"
 
 
-def anomaly(fixture: Specimen) -> str:
+def anomaly(fixture: Fixture) -> str:
     """Run backward under torch.autograd.detect_anomaly."""
     case = Case.make(fixture, torch.float32)
     try:
@@ -171,7 +169,7 @@ def anomaly(fixture: Specimen) -> str:
     return "silent"
 
 
-def torchtest2(fixture: Specimen) -> str:
+def torchtest2(fixture: Fixture) -> str:
     """Run the checks of torchtest2 that are on by default, and its gradcheck."""
     try:
         from torchtest2 import check_model
@@ -190,8 +188,8 @@ def torchtest2(fixture: Specimen) -> str:
     except Exception as error:  # noqa: BLE001
         return f"raises: {_first(error)}"
     failures, warned = ([result.name for result in found] for found in (report.failures, report.warnings))
-    told = [f"fails {', '.join(failures)}"] * bool(failures) + [f"warns of {', '.join(warned)}"] * bool(warned)
-    return "; ".join(told) or "passes"
+    lines = [f"fails {', '.join(failures)}"] * bool(failures) + [f"warns of {', '.join(warned)}"] * bool(warned)
+    return "; ".join(lines) or "passes"
 
 
 def _first(error: Exception) -> str:
@@ -205,7 +203,7 @@ def main() -> None:
     print(f"torch {torch.__version__}; deconv {deconv_cli.__version__}\n")
     print("| planted | deconv check-grad | gradcheck | gradcheck, fast | anomaly mode | torchtest2 | s |")
     print("|---|---|---|---|---|---|---|")
-    for fixture in STORIES:
+    for fixture in PLANTED:
         started = time.perf_counter()
         ours = deconv(fixture)
         spent = time.perf_counter() - started
@@ -215,7 +213,7 @@ def main() -> None:
             anomaly(fixture),
             torchtest2(fixture),
         ]
-        print(f"| {fixture.story} | {ours} | {' | '.join(others)} | {spent:.1f} |")
+        print(f"| {fixture.fault} | {ours} | {' | '.join(others)} | {spent:.1f} |")
 
 
 if __name__ == "__main__":

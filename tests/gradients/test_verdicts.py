@@ -10,6 +10,8 @@ detached, dying, handwritten = (load_fixture(name) for name in ("detached", "dyi
 lenet, mixing, range_loss = (load_fixture(name) for name in ("lenet", "mixing", "range_loss"))
 tangent, wrong = (load_fixture(name) for name in ("tangent", "wrong"))
 
+BODY_DETACHED = {"body.weight": "DETACHED", "body.bias": "DETACHED", "head.weight": "OK", "head.bias": "OK"}
+
 
 def assert_blamed(report, parameter, fixture, mark, verdict):
     finding = next(f for f in report.parameters if f.name == parameter)
@@ -52,7 +54,7 @@ class TestWrappedLosses:
 class TestRangeLosses:
     @pytest.mark.parametrize("error", [0.0, 100.0])
     @pytest.mark.parametrize("mark", ["counted", "listed"])
-    def test_a_count_that_stands_still_on_these_data_is_cut_all_the_same(self, mark, error):
+    def test_a_count_that_stands_still_on_these_data_is_detached_all_the_same(self, mark, error):
         model = range_loss.Regressor()
         with torch.no_grad():
             model.head.weight.mul_(1e-3)
@@ -102,7 +104,7 @@ class TestDetached:
     )
     def test_an_operation_that_detaches(self, name, mark, operation, suggestion):
         found = checked(getattr(detached, name)(), 5, 4)
-        assert verdicts(found) == {"body.weight": "DETACHED", "body.bias": "DETACHED", "head.weight": "OK", "head.bias": "OK"}
+        assert verdicts(found) == BODY_DETACHED
         cause = assert_blamed(found, "body.weight", "detached", mark, "DETACHED")
         assert cause.operation == operation
         assert suggestion.replace("where(h > 0", "where((h > 0)") in cause.suggestion
@@ -118,9 +120,9 @@ class TestDetached:
         assert set(verdicts(found).values()) == {"DETACHED"}
         assert assert_blamed(found, "body.weight", "detached", "item_loss", "DETACHED").suggestion == "return loss"
 
-    def test_a_cut_on_one_of_two_ways(self):
+    def test_a_detachment_on_one_of_two_paths(self):
         found = checked(detached.PartDetach(), 5, 4)
-        assert verdicts(found) == {"body.weight": "DETACHED", "body.bias": "DETACHED", "head.weight": "OK", "head.bias": "OK"}
+        assert verdicts(found) == BODY_DETACHED
         assert_blamed(found, "body.weight", "detached", "part", "DETACHED")
         assert "one of several paths" in found.parameters[0].detail
 

@@ -94,7 +94,7 @@ def test_one_wrong_element_is_found(size, factor):
 def test_tensors_compared_together_are_told_apart(monkeypatch):
     """With little time many tensors share a direction; one that is wrong is found in it all the same."""
     tensors = [torch.randn(40, dtype=torch.float64) for _ in range(100)]
-    tensors_ = [TensorGradient(str(n), x, x.cos() * (2 if n == 17 else 1)) for n, x in enumerate(tensors)]
+    moved = [TensorGradient(str(n), x, x.cos() * (2 if n == 17 else 1)) for n, x in enumerate(tensors)]
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     for module in (scalar_function, search):
         monkeypatch.setattr(module, "time", clock)
@@ -104,10 +104,10 @@ def test_tensors_compared_together_are_told_apart(monkeypatch):
         return float(sum(x.sin().sum() for x in tensors))
 
     evaluated = ScalarFunction(slow, deadline=5.0)
-    results = compare_tensors(evaluated, moveds)
+    results = compare_tensors(evaluated, moved)
     assert {name for name, result in results.items() if result.outcome is Outcome.DIFFERS} == {"17"}
     assert all(result.outcome is Outcome.AGREES for name, result in results.items() if name != "17")
-    assert evaluated.n_evaluations < 4 * len(tensors_)
+    assert evaluated.n_evaluations < 4 * len(moved)
 
 
 def test_nothing_is_said_after_the_deadline():
