@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import (
     DeconvError,
     FileAccessError,
@@ -27,38 +28,57 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
-from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.gradients.rules import GRADIENT_RULES
+from deconv_cli.parts import BOUNDARIES, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.registry import Registry
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.finding import Cause, Finding, Verdict
     from deconv_cli.gradients.gradient_report import GradientReport
-    from deconv_cli.gradients.rules import GRADIENT_RULES
+    from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
+    from deconv_cli.kernels.sources.kernel_source import make_kernel
+    from deconv_cli.operators.convolution import Convolution
+    from deconv_cli.operators.differences import Gradient, Laplacian
+    from deconv_cli.operators.linear_operator import Identity, LinearOperator
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
+    from deconv_cli.solvers.solve import solve
     from deconv_cli.workflows.forward import forward
-    from deconv_cli.workflows.invert import Reconstruction, invert, pseudo_inverse
+    from deconv_cli.workflows.invert import invert, pseudo_inverse
+    from deconv_cli.workflows.reconstruction import Reconstruction
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BOUNDARIES",
     "GRADIENT_RULES",
+    "KERNEL_SOURCES",
     "PENALTIES",
     "PRIORS",
     "SOLVERS",
     "Cause",
+    "Convolution",
     "DeconvError",
     "FileAccessError",
     "Finding",
+    "Gradient",
     "GradientReport",
+    "Identity",
     "InputRefusedError",
+    "Kernel",
+    "Laplacian",
+    "LinearOperator",
     "MalformedInputError",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",
+    "ReconstructionSettings",
+    "Registry",
+    "ResolvedSettings",
     "ShapeError",
     "Solution",
     "Status",
@@ -71,25 +91,35 @@ __all__ = [
     "check_gradients",
     "forward",
     "invert",
+    "keep_freed_memory",
     "load_pseudo_inverse",
+    "make_kernel",
     "pseudo_inverse",
     "save_pseudo_inverse",
+    "solve",
 ]
 
 _HOMES = {
-    "GRADIENT_RULES": "deconv_cli.gradients.rules",
-    "check_gradients": "deconv_cli.gradients.checker",
     "Cause": "deconv_cli.gradients.finding",
     "Finding": "deconv_cli.gradients.finding",
     "GradientReport": "deconv_cli.gradients.gradient_report",
     "Verdict": "deconv_cli.gradients.finding",
+    "check_gradients": "deconv_cli.gradients.checker",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
+    "Convolution": "deconv_cli.operators.convolution",
+    "Kernel": "deconv_cli.kernels.kernel",
+    "LinearOperator": "deconv_cli.operators.linear_operator",
+    "Identity": "deconv_cli.operators.linear_operator",
+    "Gradient": "deconv_cli.operators.differences",
+    "Laplacian": "deconv_cli.operators.differences",
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
     "forward": "deconv_cli.workflows.forward",
-    "Reconstruction": "deconv_cli.workflows.invert",
+    "Reconstruction": "deconv_cli.workflows.reconstruction",
     "invert": "deconv_cli.workflows.invert",
+    "make_kernel": "deconv_cli.kernels.sources.kernel_source",
+    "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.invert",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",
     "save_pseudo_inverse": "deconv_cli.saved_inverses",

@@ -14,11 +14,52 @@ from typing import Any, ClassVar, Literal, Self
 
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
-from deconv_cli.vocabulary import ArithmeticDType, InputKind, LambdaRule, PaddingLike, check_name, parse_word
+from deconv_cli.vocabulary import (
+    ArithmeticDType,
+    InputKind,
+    LambdaRule,
+    PaddingLike,
+    check_name,
+    check_padding,
+    format_padding,
+    parse_word,
+)
 
 MAX_ITERATIONS = 2000
 
 Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What fills in the settings that are left open, and why.
+
+    Attributes:
+        boundary: what lies outside the image.
+        boundary_reason: why.
+        lam: λ.
+        lambda_reason: why.
+        penalty: the operator L, where the kernel has at least as many outputs as inputs; else it is the identity.
+    """
+
+    boundary: str
+    boundary_reason: str
+    lam: float | Auto
+    lambda_reason: str
+    penalty: str
+
+
+DEFAULTS = {
+    # λ is small enough for data that carry float32's digits.
+    InputKind.TENSOR: Defaults(
+        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity"
+    ),
+    # A penalty on the pixels themselves would pull what lies outside the frame to black, and show it as bright lines
+    # along the edges.
+    InputKind.PICTURE: Defaults(
+        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +74,7 @@ class ReconstructionSettings:
         lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖²; `auto` chooses it from the data, `None` does so for a picture and takes
             1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
-        noise_sigma: standard deviation of the noise, in units of the samples; `None` estimates it.
+        noise_sigma: standard deviation of the noise, in units of the samples; `None` or `auto` estimates it.
         quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
             what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
         penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
@@ -113,6 +154,12 @@ class ReconstructionSettings:
         """Whether there is a quadratic penalty, and so a λ."""
         return self.objective in ("quadratic", "nonnegative")
 
+    def as_options(self) -> dict[str, object]:
+        """Give the settings that differ from their defaults as options of the command line, by their names there."""
+        given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
+        defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
+        return {option_name(name): _as_typed(name, v) for name, v in given.items() if v != defaults[name]}
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -129,17 +176,20 @@ class ReconstructionSettings:
             self._set("dtype", parse_word(ArithmeticDType, word, "dtype"))
         self._set("prior", check_name(prior_names(), self.prior, "prior"))
         self._set("method", check_name(method_names(), self.method, "method"))
-        if isinstance(self.padding, list):
-            self._set("padding", tuple(self.padding))  # settings are compared, and written into files
+        if self.padding is not None:
+            self._set("padding", check_padding(self.padding))
 
     def _check_numbers(self) -> None:
         self._take("lam", Real, "auto, zero or a positive number", lambda v: v >= 0)
-        self._take("noise_sigma", Real, "a positive number", lambda v: v > 0)
+        given: object = self.noise_sigma
+        if given == "auto":
+            self._set("noise_sigma", None)
+        self._take("noise_sigma", Real, "auto or a positive number", lambda v: v > 0)
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
-        self._take("rcond", Real, "at least 0 and below 1", lambda v: 0 <= v < 1)
+        self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
-        self._take("tolerance", Real, "between 0 and 1", lambda v: 0 < v < 1)
+        self._take("tolerance", Real, "a number between 0 and 1", lambda v: 0 < v < 1)
         self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
         self._take("seed", Integral, "zero or a positive whole number", lambda v: v >= 0)
@@ -168,6 +218,10 @@ class ReconstructionSettings:
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
         if self.nonnegative and self.prior not in ("quadratic", "nonnegative"):
             raise UsageError(f"prior {self.prior} and nonnegative do not go together; leave one of them out.")
+        if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
+            raise UsageError(
+                "noise_sigma has no use here, where neither a weight nor λ follows from the noise; leave it out."
+            )
         name = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}.get(
             objective, f"prior {objective}"
         )
@@ -175,12 +229,7 @@ class ReconstructionSettings:
             raise UsageError(f"{name} truncates no singular values, but rcond was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
-        if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
-            raise UsageError(
-                "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
-            )
-        if self.lambda_rule is not None and self.lam not in (None, "auto"):
-            raise UsageError(f"lambda_rule chooses λ, but λ is {self.lam:g} here; use λ auto, or leave one out.")
+        self._check_choice_of_lambda()
         if self.predict and not self.is_linear:
             raise UsageError(
                 "a report, a truth, an error map or a trust mask needs an estimate that is linear in the data, which "
@@ -188,7 +237,17 @@ class ReconstructionSettings:
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
-                "a seed is that of the predicted error, which was not asked for; leave it out, or predict."
+                "seed draws what the predicted error needs, which nothing asks for; leave it out, or predict the error."
+            )
+
+    def _check_choice_of_lambda(self) -> None:
+        if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
+            raise UsageError(
+                "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
+            )
+        if self.lambda_rule is not None and self.lam not in (None, "auto"):
+            raise UsageError(
+                f'lambda_rule chooses λ, but λ is {self.lam:g} here; use lam="auto", or leave one of them out.'
             )
 
     def _refuse_lambda(self, name: str) -> None:
@@ -200,7 +259,18 @@ class ReconstructionSettings:
 
 
 _WORDS = {"lam": "lambda"}
-"""Settings that are called otherwise in messages than in code."""
+"""Settings that are called otherwise in messages and options than in code."""
+
+
+def option_name(setting: str) -> str:
+    """Give the option of the command line that sets a setting."""
+    return "--" + _WORDS.get(setting, setting).replace("_", "-")
+
+
+def _as_typed(name: str, value: object) -> object:
+    if name == "padding":
+        return format_padding(value)  # type: ignore[arg-type]
+    return repr(value) if isinstance(value, float) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +292,8 @@ class ResolvedSettings(ReconstructionSettings):
     _open_boundary: ClassVar[tuple[str, ...]] = ()
     _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
 
+    def _check_choice_of_lambda(self) -> None:
+        """Nothing to refuse: λ has been chosen."""
+
     def _refuse_lambda(self, name: str) -> None:
-        """Resolved, λ and penalty have a value, whether or not the objective looks at them."""
+        """Nothing to refuse: λ and penalty have a value, whether or not the objective looks at them."""

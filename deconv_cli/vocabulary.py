@@ -5,7 +5,6 @@ Nothing here imports torch, so that the command line can offer these words befor
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from enum import StrEnum
@@ -116,18 +115,28 @@ PADDING_WORDS = ("same", "valid", "full")
 
 
 def parse_padding(text: str) -> PaddingLike:
-    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt.
+    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt; any other text is left for the settings."""
+    parts = text.split(",")
+    if all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
+        numbers = tuple(int(part) for part in parts)
+        return numbers[0] if len(numbers) == 1 else numbers
+    return text
+
+
+def check_padding(padding: object) -> PaddingLike:
+    """Give a padding back if it is one; a list becomes a tuple.
 
     Raises:
-        UsageError: the text is none of these.
+        UsageError: it is none.
     """
-    if text in PADDING_WORDS:
-        return text
-    parts = text.split(",")
-    if len(parts) in (1, 2) and all(part.strip().isascii() and part.strip().isdigit() for part in parts):
-        numbers = [int(part) for part in parts]
-        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-    raise UsageError(f"padding must be same, valid, full, a whole number N or NH,NW, but is '{text}'.")
+    numbers = padding if isinstance(padding, tuple | list) else (padding,)
+    is_words = isinstance(padding, str) and padding in PADDING_WORDS
+    if is_words or (numbers and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)):
+        return tuple(padding) if isinstance(padding, list) else padding  # type: ignore[return-value]
+    shown = shortened(str(padding)) if isinstance(padding, str) else padding
+    raise UsageError(
+        f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each axis, but is {shown!r}."
+    )
 
 
 def format_padding(padding: PaddingLike) -> str:
@@ -143,25 +152,8 @@ def parse_size(text: str) -> Size:
     """
     match = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text, re.ASCII)
     if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
-        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{text}'.")
+        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{shortened(text)}'.")
     return size
-
-
-def parse_positive(text: str | None, name: str) -> float | Literal["auto"] | None:
-    """Read `auto` or a positive number as typed at the prompt; `None` stays what it is.
-
-    Raises:
-        UsageError: the text is neither.
-    """
-    if text is None or text == "auto":
-        return None if text is None else "auto"
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{name} must be auto or a positive number, but is '{text}'.")
-    return value
 
 
 MEMORY_UNITS = {
@@ -171,40 +163,27 @@ MEMORY_UNITS = {
 }
 
 
-AUTO: Literal["auto"] = "auto"
-"""A number that is chosen from the data."""
+def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["auto"]:
+    """Read `auto` or a number as typed at the prompt; its range is the settings' business.
 
-
-def parse_lambda(text: str) -> float | Literal["auto"]:
-    """Read λ as typed at the prompt: `auto`, or a number that is not negative.
+    Args:
+        text: what was typed.
+        name: what it is called in the message.
+        wanted: which numbers there are, in the message.
 
     Raises:
         UsageError: the text is neither.
     """
+    if text == "auto":
+        return "auto"
     number = _number(text)
-    if text == AUTO:
-        return AUTO
-    if number is None or not 0 <= number < math.inf:
-        raise UsageError(f"--lambda must be auto, zero or a positive number, but is '{text}'.")
+    if number is None:
+        raise UsageError(f"{name} must be auto{wanted}, but is '{shortened(text)}'.")
     return number
 
 
 ROUNDING_NOISE = 12**-0.5
 """Standard deviation of what rounding to whole numbers takes off."""
-
-
-def parse_sigma(text: str) -> float | None:
-    """Read the size of the noise as typed at the prompt: a positive number, or `auto`, which gives `None`.
-
-    Raises:
-        UsageError: the text is neither.
-    """
-    number = _number(text)
-    if text == AUTO:
-        return None
-    if number is None or not 0 < number < math.inf:
-        raise UsageError(f"--noise-sigma must be auto or a positive number, but is '{text}'.")
-    return number
 
 
 def _number(text: str) -> float | None:
@@ -214,17 +193,24 @@ def _number(text: str) -> float | None:
         return None
 
 
+def shortened(text: str, limit: int = 60) -> str:
+    """Cut a text that would not fit into a sentence."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def parse_memory(text: str) -> int:
     """Read an amount of memory as typed at the prompt: `8GiB`, `500MB`, `1.5 GB`, or a bare number of bytes.
 
     Raises:
         UsageError: the text is none of these, or less than a byte.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
     factor = MEMORY_UNITS.get(match[2] or "b") if match else None
     n_bytes = 0 if match is None or factor is None else int(float(match[1]) * factor)
     if n_bytes < 1:
-        raise UsageError(f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{text}'.")
+        raise UsageError(
+            f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{shortened(text)}'."
+        )
     return n_bytes
 
 

@@ -12,7 +12,7 @@ import deconv_cli
 
 PACKAGE = Path(deconv_cli.__file__).parent
 
-BELOW_OPERATORS = {"errors", "vocabulary", "registry", "parts", "settings"}
+BELOW_OPERATORS = {"allocator", "errors", "vocabulary", "registry", "parts", "settings"}
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients"}
 
@@ -20,6 +20,7 @@ BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients"}
 ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
+    "allocator": set(),
     "registry": {"errors"},
     "parts": {"registry"},
     "settings": {"errors", "vocabulary", "registry", "parts"},
@@ -43,7 +44,7 @@ CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}
 DRAWING = {"matplotlib", "jinja2"}
 SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
-TORCH_FREE = {"errors", "vocabulary", "registry", "parts", "settings", "deconv_cli", "__main__"}
+TORCH_FREE = {"allocator", "errors", "vocabulary", "registry", "parts", "settings", "deconv_cli", "__main__"}
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def test_the_checker_reads_the_whole_package():
     modules = read_package(PACKAGE)
     assert {"deconv_cli", "deconv_cli.errors", "deconv_cli.io.tiff", "deconv_cli.commands.app"} <= modules.keys()
     names = {item.name for module in modules.values() for item in imports_of(module, modules)}
-    assert {"torch", "typer", "tifffile", "deconv_cli.errors", "deconv_cli.workflows.invert"} <= names
+    assert {"torch", "typer", "tifffile", "deconv_cli.errors", "deconv_cli.workflows.pipeline"} <= names
     owners = {
         module.place
         for module in modules.values()

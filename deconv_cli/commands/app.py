@@ -9,9 +9,12 @@ import typer
 from typer.core import TyperGroup
 
 import deconv_cli
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.option_groups import with_option_groups
+from deconv_cli.commands.option_words import with_options
 from deconv_cli.errors import DeconvError
 
 
@@ -23,7 +26,7 @@ class ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except DeconvError as error:
-            print_error(str(error))
+            print_error(with_options(str(error)))
             raise typer.Exit(exit_code_for(error)) from error
         except KeyboardInterrupt as error:
             print_error("interrupted; files that are not finished were not written.")
@@ -39,12 +42,12 @@ app = typer.Typer(
     help="Undo a convolution: restore images and feature tensors from the kernel that blurred or mixed them.",
     epilog="Each command explains itself: deconv invert --help",
 )
-app.command("forward", epilog=forward.EXAMPLE)(forward.forward)
-app.command("invert", epilog=invert.EXAMPLE)(invert.invert)
-app.command("factor", epilog=factor.EXAMPLE)(factor.factor)
-app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
-app.command("check-grad", epilog=check_grad.EXAMPLE)(check_grad.check_grad)
-app.command("fisher", epilog=fisher.EXAMPLE)(fisher.fisher)
+app.command("forward", epilog=forward.EXAMPLE)(with_option_groups(forward.forward))
+app.command("invert", epilog=invert.EXAMPLE)(with_option_groups(invert.invert))
+app.command("factor", epilog=factor.EXAMPLE)(with_option_groups(factor.factor))
+app.command("inspect", epilog=inspect.EXAMPLE)(with_option_groups(inspect.inspect))
+app.command("check-grad", epilog=check_grad.EXAMPLE)(with_option_groups(check_grad.check_grad))
+app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
 
 
 def _print_version(wanted: bool) -> None:
@@ -66,4 +69,5 @@ def main() -> None:
     """Run the command line."""
     # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     app(prog_name="deconv")

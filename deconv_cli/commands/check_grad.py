@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from deconv_cli.commands import gradient_options, options
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome
-from deconv_cli.commands.gradient_case import Case, CaseOptions, open_case
+from deconv_cli.commands.gradient_case import Case, open_case
+from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.gradient_table import print_findings
+from deconv_cli.commands.option_words import with_options
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, naming_options, running_user_code
 from deconv_cli.errors import UsageError
@@ -35,10 +37,7 @@ class Mode(StrEnum):
 
 def check_grad(
     invocation: typer.Context,
-    file: gradient_options.ModelFileArgument = None,
-    model: gradient_options.ModelOption = None,
-    data: gradient_options.DataOption = None,
-    loss: gradient_options.LossOption = "projection",
+    case_options: CaseOptions,
     expect: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,7 +53,6 @@ def check_grad(
     mode: Annotated[
         Mode, typer.Option("--mode", help="Mode of dropout and batch normalization.", rich_help_panel=_PANEL)
     ] = Mode.TRAIN,
-    batch_size: gradient_options.BatchSizeOption = 16,
     batch_axis: Annotated[
         str,
         typer.Option(
@@ -73,12 +71,6 @@ def check_grad(
     second_order: Annotated[
         bool, typer.Option("--second-order", help="Compare second derivatives too.", rich_help_panel=_PANEL)
     ] = False,
-    input_shape: gradient_options.InputShapeOption = None,
-    target_shape: gradient_options.TargetShapeOption = None,
-    seed: gradient_options.SeedOption = 0,
-    init: gradient_options.InitOption = None,
-    allow_global: gradient_options.AllowGlobalOption = None,
-    trust_file: gradient_options.TrustFileOption = None,
 ) -> None:
     """Find out why a model does not learn: does each gradient arrive, is it right, and which line is at fault."""
     started = time.perf_counter()
@@ -88,24 +80,7 @@ def check_grad(
     expectations = [Expectation.parse(text) for text in expect or []]
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         show("reading the model")
-        case = open_case(
-            CaseOptions(
-                file=file,
-                model=model,
-                init=init,
-                loss=loss,
-                data=data,
-                input_shapes=input_shape or [],
-                target_shape=target_shape,
-                batch_size=batch_size,
-                seed=seed,
-                allow_global=allow_global or [],
-                trust_file=trust_file,
-                typed=typed,
-                batch_axis=axis,
-                is_training=mode is Mode.TRAIN,
-            )
-        )
+        case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
         from deconv_cli.gradients.checker import check_subject
 
         with naming_options("--input-shape, --data, --loss or --target-shape"):
@@ -166,4 +141,4 @@ def _announce(record: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bo
         for note in record["notes"]:
             print_note(note)
         for sentence in record["not_checked"]:
-            print_warning(f"not checked: {sentence}.")
+            print_warning(f"not checked: {with_options(sentence)}.")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands import gradient_options, options
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
-from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, sorted_rows
+from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
+from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, naming_options, running_user_code
 from deconv_cli.errors import UsageError
@@ -38,10 +39,7 @@ class FisherKind(StrEnum):
 def fisher(
     invocation: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it (.safetensors).")],
-    file: gradient_options.ModelFileArgument = None,
-    model: gradient_options.ModelOption = None,
-    data: gradient_options.DataOption = None,
-    loss: gradient_options.LossOption = "projection",
+    case_options: CaseOptions,
     kind: Annotated[
         FisherKind,
         typer.Option(
@@ -51,16 +49,9 @@ def fisher(
         ),
     ] = FisherKind.EMPIRICAL,
     draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws for each sample (sampled).", min=1)] = 1,
-    batch_size: gradient_options.BatchSizeOption = 16,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
-    input_shape: gradient_options.InputShapeOption = None,
-    target_shape: gradient_options.TargetShapeOption = None,
-    seed: gradient_options.SeedOption = 0,
-    init: gradient_options.InitOption = None,
-    allow_global: gradient_options.AllowGlobalOption = None,
-    trust_file: gradient_options.TrustFileOption = None,
 ) -> None:
     """Average squared per-sample gradients: the diagonal of a Fisher matrix, in evaluation mode, over all samples."""
     typed = typed_options(invocation)
@@ -75,23 +66,8 @@ def fisher(
         raise UsageError(f"'{output}' exists; choose another name or pass --force.")
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         show("reading the model")
-        case = open_case(
-            CaseOptions(
-                file=file,
-                model=model,
-                init=init,
-                loss=loss,
-                data=data,
-                input_shapes=input_shape or [],
-                target_shape=target_shape,
-                batch_size=batch_size,
-                seed=seed,
-                allow_global=allow_global or [],
-                trust_file=trust_file,
-                typed=typed,
-            )
-        )
-        record = _write(output, case, kind, draws, batch_size, show)
+        case = open_case(case_options, typed)
+        record = _write(output, case, kind, draws, case_options.batch_size, show)
     record["notes"] = [*case.notes, *describe_warnings(warned)]
     if as_json:
         print_document(record)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.typed_options import refuse_idle_for_file
 from deconv_cli.commands.user_code import naming_options
 from deconv_cli.errors import UsageError
@@ -21,26 +20,6 @@ if TYPE_CHECKING:
     from deconv_cli.io.data import DataFile
     from deconv_cli.models.model_files import ModelFile
     from deconv_cli.models.named_code import NamedCode
-
-
-@dataclass(frozen=True)
-class CaseOptions:
-    """The options as they were given; `typed` names those that were."""
-
-    file: Path | None
-    model: str | None
-    init: str | None
-    loss: str
-    data: Path | None
-    input_shapes: list[str]
-    target_shape: str | None
-    batch_size: int
-    seed: int
-    allow_global: list[str]
-    trust_file: str | None
-    typed: frozenset[str]
-    batch_axis: int | None = 0
-    is_training: bool = False
 
 
 @dataclass(eq=False)
@@ -78,8 +57,16 @@ class Case:
         return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
 
 
-def open_case(options: CaseOptions) -> Case:
+def open_case(
+    options: CaseOptions, typed: frozenset[str], *, batch_axis: int | None = 0, is_training: bool = False
+) -> Case:
     """Read the model and the data, and settle the loss and its target.
+
+    Args:
+        options: where they come from.
+        typed: names of the options that were given.
+        batch_axis: which axis counts the samples, None where there is none.
+        is_training: run layers such as dropout in training mode.
 
     Raises:
         UsageError: no such file or name, or options that contradict what they hold.
@@ -96,13 +83,13 @@ def open_case(options: CaseOptions) -> Case:
     stored = None
     if options.file is not None:
         stored = read_model(
-            options.file, named=named, allowed_globals=options.allow_global, trusted_sha256=options.trust_file
+            options.file, named=named, allowed_globals=options.allow_global or (), trusted_sha256=options.trust_file
         )
-        refuse_idle_for_file(options.typed, options.file, stored)
+        refuse_idle_for_file(typed, options.file, stored)
     module, examples = _open_module(options, named, stored)
     if examples is None:
-        module.train(options.is_training)
-    data, batch, kind, notes = _open_batch(options, module, examples)
+        module.train(is_training)
+    data, batch, kind, notes = _open_batch(options, module, examples, batch_axis)
     target = _drawn_target(options, batch, _dtype_of(module))
     subject = Subject(
         module,
@@ -111,8 +98,8 @@ def open_case(options: CaseOptions) -> Case:
         target,
         lambda output, _: output,
         options.seed,
-        options.batch_axis,
-        is_axis_given="batch_axis" in options.typed,
+        batch_axis,
+        is_axis_given="batch_axis" in typed,
     )
     case = Case(subject, options.loss, data, _describe_model(options, module, stored), kind)
     case.notes += stored.notes if stored is not None else ()
@@ -158,10 +145,8 @@ def _open_module(
     options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
     """Find the module, and the inputs that an exported program carries."""
-    from torch import nn
-
     from deconv_cli.gradients.exported_module import ExportedModule
-    from deconv_cli.models.model_files import build_model
+    from deconv_cli.models.model_building import build_model
 
     if stored is not None and stored.exported is not None:
         exported = stored.exported
@@ -173,11 +158,6 @@ def _open_module(
             f"'{options.file}' holds weights but not what is computed with them; name the class with --model "
             "file.py:Class."
         )
-    instance = named.value
-    if isinstance(instance, nn.Module):
-        if options.init is not None:
-            raise UsageError(f"--init makes a model of --model, but '{named.text}' is a model already; leave it out.")
-        named = dataclasses.replace(named, value=lambda: instance)
     return build_model(named, _parse_init(options.init), stored), None
 
 
@@ -194,7 +174,10 @@ def _parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
 
 
 def _open_batch(
-    options: CaseOptions, module: nn.Module, examples: tuple[Any, dict[str, Any]] | None
+    options: CaseOptions,
+    module: nn.Module,
+    examples: tuple[Any, dict[str, Any]] | None,
+    batch_axis: int | None,
 ) -> tuple[DataFile | None, Batch, str, list[str]]:
     """Read or draw the inputs: the data file, the batch to check, where it is from, and what was assumed."""
     from deconv_cli.gradients.batch import Batch
@@ -206,10 +189,10 @@ def _open_batch(
         from deconv_cli.io.data import open_data
 
         data = open_data(options.data)
-        n_rows = options.batch_size if options.batch_axis == 0 else None
+        n_rows = options.batch_size if batch_axis == 0 else None
         return data, sorted_rows(data, 0, n_rows, module), "given", []
-    if options.input_shapes:
-        specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shapes]
+    if options.input_shape:
+        specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
         return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []
     if examples is not None and examples[0] is not None:
         return None, Batch(*examples, None), "stored", []

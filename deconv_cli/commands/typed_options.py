@@ -46,7 +46,7 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
         "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out.": (
             "batch_size" in typed and batch_axis != 0
         ),
-        "--trust-file is for TorchScript files, but no file is named; name it, or leave --trust-file out.": (
+        "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or leave --trust-file out.": (
             _lacks(typed, "trust_file", "file")
         ),
         "--allow-global is for pickled files, but no file is named; name it, or leave --allow-global out.": (
@@ -65,18 +65,16 @@ def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -
     from deconv_cli.models.model_format import ModelFormat
 
     kind = stored.kind
-    is_program = kind in (ModelFormat.EXPORTED, ModelFormat.TORCHSCRIPT)
     idle = {
-        f"--trust-file is for TorchScript, but '{path}' is a {kind} file, of which nothing is run; leave it out.": (
-            "trust_file" in typed and kind is not ModelFormat.TORCHSCRIPT
-        ),
+        f"--trust-file is for TorchScript and .pt2, but '{path}' is a {kind} file, of which nothing is run; leave it "
+        "out.": "trust_file" in typed and not kind.is_program,
         f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
             "allow_global" in typed and kind is not ModelFormat.PICKLE
         ),
         f"--mode cannot change an exported program such as '{path}', which keeps the mode it was exported in; leave it "
         "out, or export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
         f"--model names what is computed, but '{path}' is a {kind} file, which carries that itself; leave it out.": (
-            "model" in typed and is_program
+            "model" in typed and kind.is_program
         ),
         f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.": (
             "init" in typed and stored.state is None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.spectral_data import SpectralBasis, SpectralData
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
@@ -53,7 +54,7 @@ class Continuation:
         size = (y.shape[-2], y.shape[-1])
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
-        self.is_periodic = boundary == "circular" and max(size) <= side
+        self.is_periodic = as_rule(boundary).is_periodic and max(size) <= side
         self.piece = _middle(outputs.reshape(-1, *outputs.shape[-3:]), side)
         self.window = (self.piece.shape[-2], self.piece.shape[-1])
         self.torus = self.window if self.is_periodic else self._roomy_torus()
@@ -95,8 +96,7 @@ class Continuation:
         return PseudoInverse(self.kernel, geometry.image_size, settings)
 
     def _closed(self, images: Tensor) -> Tensor:
-        closed = close_smoothly(images, -2, self.torus[0])
-        return close_smoothly(closed, -1, self.torus[1])
+        return close_smoothly(images, self.torus)
 
 
 def _affordable_side(kernel: Kernel) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.spectrum import single_threaded
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
 
 
@@ -103,7 +103,7 @@ class SpectralBasis:
             with single_threaded(symbol.device):
                 vectors, values, transposed = torch.linalg.svd(symbol.contiguous(), full_matrices=False)
             gain, inputs = values.square(), transposed.mH
-        squared = penalty_symbol(penalty, torus, gain.dtype, gain.device).flatten()
+        squared = find_penalty(penalty).symbol(torus, gain.dtype, gain.device).flatten()
         half = torus[1] // 2 + 1
         multiplicity = torch.full((torus[0], half), 2.0, dtype=gain.dtype, device=gain.device)
         multiplicity[:, 0] = 1.0

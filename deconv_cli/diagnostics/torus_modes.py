@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deconv_cli.operators.circulant import phases, to_float64
 from deconv_cli.operators.spectrum import single_threaded, singular_values
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one decomposition: frequencies, and frequencies times the cost of one block.
@@ -55,7 +55,7 @@ class TorusModes:
 
     def squared_penalty(self, penalty: str) -> Tensor:
         """Evaluate |l(θ)|², shape `(R, C, 1)`."""
-        whole = penalty_symbol(penalty, self.torus, self.sigma.dtype, self.sigma.device)
+        whole = find_penalty(penalty).symbol(self.torus, self.sigma.dtype, self.sigma.device)
         return whole[self.rows][:, self.columns][..., None]
 
     def of_outputs(self, images: Tensor) -> Tensor:

@@ -252,7 +252,7 @@ def _probe(
     operator, like = inverse.problem.operator, inverse.kernel.taps
     _, height, width = operator.input_shape
     torus = (next_fast_size(height + height // 4), next_fast_size(width + width // 4))
-    if operator.boundary == "circular":
+    if operator.boundary.is_periodic:
         torus = (height, width)  # such an image has no seam
     images = model.draw(n_probes, torus, seed, like.dtype)[..., :height, :width]
     images = images + estimate.mean()

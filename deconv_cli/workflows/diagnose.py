@@ -20,7 +20,7 @@ from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.forward import as_bias
-from deconv_cli.workflows.invert import Reconstruction
+from deconv_cli.workflows.reconstruction import Reconstruction
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def diagnose(
     image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
     weight, penalty = problem.weight, problem.penalty
     rcond = result.rcond if result.rcond is not None else default_rcond(taps.dtype)
-    is_periodic = problem.operator.boundary == "circular" and image_size == data_size
+    is_periodic = problem.operator.boundary.is_periodic and image_size == data_size
     fade = _as_it_is if is_periodic else tapered
     modes = torus_modes(taps, image_size)
     of_data = modes if data_size == image_size else torus_modes(taps, data_size)
@@ -97,7 +97,7 @@ def diagnose(
             kernel_size=inverse.kernel.size,
             noise_gain=conditioning.noise_gain,
             noise=noise,
-            is_border_free=problem.operator.boundary == "unknown",
+            is_border_free=problem.operator.boundary.is_unknown,
         ),
         gain_map=gain_map(taps, image_size),
     )

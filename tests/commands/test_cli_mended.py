@@ -12,8 +12,8 @@ from deconv_cli.commands.exit_codes import ExitCode
 
 def test_a_picture_of_a_kernel_that_sums_to_zero_is_told_the_right_option(refuses, gray, save, tmp_path):
     kernel = save("edge", [[1.0, -1.0]])
-    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--unit-sum"]
-    refuses(*words, code=ExitCode.USAGE, says=["sum", "--keep-sum"])
+    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--normalize"]
+    refuses(*words, code=ExitCode.USAGE, says=["sum", "--no-normalize"])
 
 
 def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path):
@@ -68,11 +68,11 @@ def test_two_outputs_never_share_a_record(refuses, save, gentle, tmp_path):
 
 
 def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, monkeypatch):
-    import deconv_cli.workflows.invert as workflow
+    import deconv_cli.workflows.pipeline as workflow
 
     built = []
-    build = workflow.inverse_for_output
-    monkeypatch.setattr(workflow, "inverse_for_output", lambda *words, **more: built.append(1) or build(*words, **more))
+    build = workflow.build_inverse
+    monkeypatch.setattr(workflow, "build_inverse", lambda *words: built.append(1) or build(*words))
     images = [np.random.default_rng(seed).random((12, 14)) for seed in range(3)]
     sources = [save(f"x{i}", image) for i, image in enumerate(images)] + [save("y", np.ones((9, 14)))]
     deconv("invert", *sources, "-k", gentle, "-o", tmp_path / "together")

@@ -5,16 +5,18 @@ import torch
 from cases import random
 from properties import adjoint_defect, matrix_defect
 
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.differences import CURVATURE, GRADIENT, Difference, Differences
+from deconv_cli.operators.differences import Difference, Differences, Gradient, first_differences, second_differences
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import penalty_operator, penalty_symbol
+from deconv_cli.regularizers import find_penalty
 
 
 def convolution(shape, seed=0):
-    return Convolution(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), "reflect")
+    return Convolution.of_geometry(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), "reflect")
 
 
 def test_algebra_is_that_of_matrices():
@@ -39,19 +41,21 @@ def test_operators_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-@pytest.mark.parametrize("terms", [GRADIENT, CURVATURE, (Difference(0, 0),), (Difference(2, 1, 0.5),)])
+@pytest.mark.parametrize(
+    "terms", [first_differences(2), second_differences(2), (Difference((0, 0)),), (Difference((2, 1), 0.5),)]
+)
 @pytest.mark.parametrize("shape", [(1, 4, 5), (2, 1, 6), (1, 1, 1)])
 def test_differences(periodic, terms, shape):
     operator = Differences(shape, terms, periodic=periodic)
     assert adjoint_defect(operator) <= 1e-12 or float(operator.as_matrix().abs().max()) <= 1e-15
     assert matrix_defect(operator) <= 1e-12
     constant = operator.forward(torch.ones(shape, dtype=torch.float64))
-    assert float(constant.abs().max()) == float(terms == (Difference(0, 0),))
+    assert float(constant.abs().max()) == float(terms == (Difference((0, 0)),))
 
 
 def test_second_differences_are_those_of_numpy():
     x = random((1, 5, 6))
-    along_rows, along_columns, mixed = Differences((1, 5, 6), CURVATURE, periodic=False).forward(x)
+    along_rows, along_columns, mixed = Differences((1, 5, 6), second_differences(2), periodic=False).forward(x)
     for ours, expected in (
         (along_rows[:, :3], x.diff(n=2, dim=-2)),
         (along_columns[..., :4], x.diff(n=2, dim=-1)),
@@ -66,7 +70,7 @@ def test_second_differences_are_those_of_numpy():
     assert not mixed[..., 5:].any()
 
 
-@pytest.mark.parametrize("term", [*GRADIENT, *CURVATURE])
+@pytest.mark.parametrize("term", [*first_differences(2), *second_differences(2)])
 @pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
 def test_difference_symbols_diagonalize_periodic_differences(term, torus):
     x = random((1, *torus))
@@ -80,7 +84,39 @@ def test_difference_symbols_diagonalize_periodic_differences(term, torus):
 @pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
 def test_penalty_symbols_diagonalize_the_periodic_penalties(penalty, torus):
     x = random((1, *torus))
-    operator = penalty_operator(penalty, (1, *torus), periodic=True)
-    symbol = penalty_symbol(penalty, torus, torch.float64, torch.device("cpu"))
+    operator = find_penalty(penalty).operator((1, *torus), periodic=True)
+    symbol = find_penalty(penalty).symbol(torus, torch.float64, torch.device("cpu"))
     expected = torch.fft.irfft2(symbol * torch.fft.rfft2(x), s=torus)
     torch.testing.assert_close(operator.adjoint(operator.forward(x)), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_convolutions_are_built_from_taps_or_a_kernel():
+    taps, x = random((3, 4)), random((1, 7, 6))
+    expected = Convolution.of_geometry(taps[None, None], Geometry.of_image((7, 6), (3, 4), "full"), "zero")(x)
+    for kernel in (taps, taps[None, None], Kernel.from_tensor(taps)):
+        operator = Convolution(kernel, (7, 6), padding="full")
+        assert torch.equal(operator(x), expected)
+        assert operator.kernel.shape == (1, 1, 3, 4)
+    assert Convolution(taps, (7, 6)).geometry == Geometry.of_image((7, 6), (3, 4), "same")
+    assert Convolution(taps, (7, 6)).boundary.is_zero
+
+
+def test_a_normal_equation_is_written_as_on_paper():
+    A = Convolution(random((2, 1, 3, 3)), (6, 5), boundary="symmetric")
+    G = Gradient((1, 6, 5))
+    normal = A.H @ A + 0.1 * (G.H @ G)
+    expected = A.as_matrix().T @ A.as_matrix() + 0.1 * G.as_matrix().T @ G.as_matrix()
+    torch.testing.assert_close(normal.as_matrix(), expected)
+    assert normal.H.input_shape == (1, 6, 5)
+
+
+def test_wrong_chains_and_sums_name_both_shapes():
+    A, G = Convolution(random((2, 1, 3, 3)), (6, 5), padding="valid"), Gradient((1, 6, 5))
+    with pytest.raises(ShapeError, match=r"first gives \(2, 4, 3\), but the next takes \(1, 6, 5\); build"):
+        G @ A
+    with pytest.raises(
+        ShapeError, match=r"one takes \(1, 6, 5\) to \(2, 4, 3\), the other \(1, 6, 5\) to \(2, 1, 6, 5\)"
+    ):
+        A + G
+    with pytest.raises(ShapeError, match=r"ends in \(1, 6, 5\), but was given one of \(1, 5, 6\)"):
+        A(random((1, 5, 6)))

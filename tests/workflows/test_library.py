@@ -99,7 +99,7 @@ def test_precision_is_that_of_the_data_unless_asked_for():
     assert deconv_cli.invert(y, kernel, lam=1e-2).image.dtype == torch.float64
     assert deconv_cli.invert(y.float(), kernel, lam=1e-2).image.dtype == torch.float32
     assert deconv_cli.invert(y.float(), kernel, lam=1e-2, dtype="float64").image.dtype == torch.float64
-    with pytest.raises(deconv_cli.UsageError, match="runs in float32 or float64"):
+    with pytest.raises(deconv_cli.UsageError, match="dtype must be one of float32, float64"):
         deconv_cli.invert(y, kernel, dtype=torch.float16)
 
 
@@ -135,7 +135,8 @@ def test_a_kernel_that_does_not_fit_is_told_before_its_bias():
 
 
 def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeypatch):
-    from deconv_cli.workflows import invert as workflow
+    from deconv_cli.settings import ReconstructionSettings
+    from deconv_cli.workflows import pipeline as workflow
 
     judged = []
     judge = workflow.assess
@@ -147,12 +148,13 @@ def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeyp
     inverse(y)
     assert not judged
     for _ in range(2):
-        found = workflow.reconstruct(inverse, y).well_posedness
+        pipeline = workflow.Pipeline(kernel, ReconstructionSettings(), inverse=inverse)
+        found = pipeline.reconstruct(y).well_posedness
     assert len(judged) == 1
     assert found.n_lost_modes == 18
     lost = deconv_cli.invert(y, kernel, lam=0).well_posedness
     assert lost.is_well_posed is False
-    assert (lost.advised_pads.top, lost.advised_pads.bottom) == (2, 0)
+    assert (lost.advised_pads.before[0], lost.advised_pads.after[0]) == (2, 0)
     assert deconv_cli.invert(y, kernel, lam=0, boundary="circular").well_posedness.is_well_posed
 
 
