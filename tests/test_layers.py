@@ -29,7 +29,7 @@ ALLOWED = {
     "kernels": BELOW_OPERATORS | {"operators"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
-    "gradients": BELOW_SOLVERS | {"solvers"},
+    "gradients": {"errors", "vocabulary", "registry"},
     "io": BELOW_OPERATORS,
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradient_cases import SPECIMENS
+from gradient_cases import FIXTURES
 from safetensors.torch import save_file
 from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
 
-LENET = f"{SPECIMENS / 'lenet.py'}:LeNet5"
+LENET = f"{FIXTURES / 'lenet.py'}:LeNet5"
 
 
 class Net(nn.Module):
@@ -52,23 +52,23 @@ def marker(tmp_path):
 
 @pytest.fixture
 def lenet_class():
-    from gradient_cases import load_specimen
+    from gradient_cases import load_fixture
 
-    return load_specimen("lenet").LeNet5
+    return load_fixture("lenet").LeNet5
 
 
 @pytest.fixture
 def whole(tmp_path, monkeypatch):
     """A LeNet-5 saved whole by a script, so that its class is `__main__.LeNet5`."""
-    from gradient_cases import load_specimen
+    from gradient_cases import load_fixture
 
-    specimen = load_specimen("lenet")
+    fixture = load_fixture("lenet")
     import sys
 
-    monkeypatch.setattr(specimen.LeNet5, "__module__", "__main__")
-    monkeypatch.setattr(sys.modules["__main__"], "LeNet5", specimen.LeNet5, raising=False)
+    monkeypatch.setattr(fixture.LeNet5, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "LeNet5", fixture.LeNet5, raising=False)
     path = tmp_path / "lenet.pt"
-    torch.save(specimen.LeNet5(), path)
+    torch.save(fixture.LeNet5(), path)
     return path
 
 
@@ -81,7 +81,7 @@ class TestRead:
         assert any("conv1" in note for note in report["notes"])
 
     def test_its_class_may_be_allowed_by_name(self, deconv, whole):
-        words = ["check-grad", whole, "--model", f"{SPECIMENS / 'lenet.py'}:cured_loss"]
+        words = ["check-grad", whole, "--model", f"{FIXTURES / 'lenet.py'}:cured_loss"]
         deconv(*words, "--allow-global", "__main__.LeNet5", "--input-shape", "2,1,32,32")
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".weird"])
