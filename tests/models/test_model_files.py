@@ -110,7 +110,9 @@ class TestWholeModules:
 
     def test_the_class_that_the_user_named(self, own, refused):
         path, source = own
-        refused(UnsafeInputError, read_model, path, says=["__main__.Own", "file.py:Class", "allowed_globals=[NAME]"])
+        refused(
+            UnsafeInputError, read_model, path, says=["__main__.Own", 'model="file.py:Class"', 'allowed_globals="NAME"']
+        )
         named = load_named(f"{source}:Own", "model")
         assert isinstance(read_model(path, named=named).module, named.value)
 
