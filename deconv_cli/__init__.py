@@ -35,8 +35,7 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
-    from deconv_cli.gradients.finding import Cause, Finding, Verdict
-    from deconv_cli.gradients.gradient_report import GradientReport
+    from deconv_cli.gradients.gradient_report import Cause, Finding, GradientReport, Verdict
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.kernel_source import make_kernel

@@ -27,7 +27,7 @@ class Expectation:
         Raises:
             UsageError: not of this form, or no such verdict.
         """
-        from deconv_cli.gradients.finding import Verdict
+        from deconv_cli.gradients.gradient_report import Verdict
 
         word, colon, name = text.partition(":")
         known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}

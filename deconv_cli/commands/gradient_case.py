@@ -50,10 +50,9 @@ class Case:
     @property
     def inputs(self) -> list[str]:
         """Shapes and types of the inputs."""
-        import torch
+        from deconv_cli.gradients.tensors_in import tensors_in
 
-        leaves = torch.utils._pytree.tree_leaves((self.subject.arguments, self.subject.keywords))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors = tensors_in((self.subject.arguments, self.subject.keywords))
         return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
 
 
@@ -130,7 +129,7 @@ def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model g
     Raises:
         UsageError: it fails.
     """
-    from deconv_cli.gradients.finding import first_line
+    from deconv_cli.gradients.gradient_report import first_line
 
     try:
         return subject.output()
@@ -145,12 +144,12 @@ def _open_module(
     options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
     """Find the module, and the inputs that an exported program carries."""
-    from deconv_cli.gradients.exported_module import ExportedModule
+    from deconv_cli.gradients.exported_module import with_locations
     from deconv_cli.models.model_building import build_model
 
     if stored is not None and stored.exported is not None:
         exported = stored.exported
-        return ExportedModule(exported.module), (exported.example_arguments, exported.example_keywords)
+        return with_locations(exported.module), (exported.example_arguments, exported.example_keywords)
     if stored is not None and stored.module is not None:
         return stored.module, None
     if named is None:
@@ -181,8 +180,7 @@ def _open_batch(
 ) -> tuple[DataFile | None, Batch, str, list[str]]:
     """Read or draw the inputs: the data file, the batch to check, where it is from, and what was assumed."""
     from deconv_cli.gradients.batch import Batch
-    from deconv_cli.gradients.guessed_inputs import guess_inputs
-    from deconv_cli.gradients.input_spec import InputSpec, draw_inputs
+    from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs, guess_inputs
 
     dtype = _dtype_of(module)
     if options.data is not None:
@@ -203,7 +201,7 @@ def _open_batch(
 
 def _drawn_target(options: CaseOptions, batch: Batch, dtype: torch.dtype) -> torch.Tensor | None:
     """Draw the target that --target-shape describes, or take that of the data."""
-    from deconv_cli.gradients.input_spec import InputSpec, draw_inputs
+    from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs
 
     if options.target_shape is None:
         return batch.target

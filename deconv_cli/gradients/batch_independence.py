@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.norms import to_float64
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import tensors_in, to_float64
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 
@@ -62,11 +62,11 @@ def try_batch(subject: Subject) -> BatchIndependence:
 
 
 def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
-    tensors = _tensors((subject.arguments, subject.keywords))
+    tensors = tensors_in((subject.arguments, subject.keywords))
     sizes = {tensor.shape[axis] if tensor.ndim > axis else 0 for tensor in tensors}
     if len(sizes) != 1 or min(sizes) < 2:
         return f"the inputs do not share an axis {axis} of two samples or more"
-    outputs = [t for t in _tensors(subject.output()) if t.ndim > axis and t.shape[axis] in sizes]
+    outputs = [t for t in tensors_in(subject.output()) if t.ndim > axis and t.shape[axis] in sizes]
     if not outputs:
         return f"the output has no axis {axis} with as many samples as the inputs"
     for name, module in subject.model.named_modules() if axis == 0 and not subject.is_axis_given else ():
@@ -94,10 +94,6 @@ def _is_inner(name: str, model: nn.Module) -> bool:
     return any(getattr(owner, "batch_first", False) for owner in owners)
 
 
-def _tensors(found: Any) -> list[torch.Tensor]:  # noqa: ANN401
-    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
-
-
 def _with_other_sample(leaf: Any, axis: int, sample: int = 0) -> Any:  # noqa: ANN401
     """Replace one sample by a rearranged copy of another, so that it stays a likely input."""
     if not isinstance(leaf, torch.Tensor) or leaf.ndim <= axis:
@@ -117,7 +113,7 @@ def _changed_rows(before: torch.Tensor, after: torch.Tensor, axis: int) -> torch
 
 def _has_changed(before: Any, after: Any, axis: int, sample: int) -> bool:  # noqa: ANN401  outputs of the model
     """Return whether any sample but one has changed."""
-    for one, two in zip(_tensors(before), _tensors(after), strict=False):
+    for one, two in zip(tensors_in(before), tensors_in(after), strict=False):
         if one.ndim > axis and one.shape == two.shape and one.shape[axis] > 1:
             rows = _changed_rows(one, two, axis)
             rows[sample] = False
@@ -128,7 +124,7 @@ def _has_changed(before: Any, after: Any, axis: int, sample: int) -> bool:  # no
 
 def _looks_like_time(subject: Subject, inputs: Any, before: Any, axis: int) -> bool:  # noqa: ANN401
     """Replace the last sample: along time nothing before it changes."""
-    last = _tensors(inputs)[0].shape[axis] - 1
+    last = tensors_in(inputs)[0].shape[axis] - 1
     subject.arguments, subject.keywords = pytree.tree_map(lambda leaf: _with_other_sample(leaf, axis, last), inputs)
     return not _has_changed(before, subject.output(), axis, last)
 

@@ -11,15 +11,14 @@ from torch import nn
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import Verdict
 from deconv_cli.gradients.gathering import gather_evidence
-from deconv_cli.gradients.gradient_report import GradientReport, ParameterFinding
+from deconv_cli.gradients.gradient_report import GradientReport, ParameterFinding, Verdict
 from deconv_cli.gradients.losses import projection, user_loss
-from deconv_cli.gradients.norms import norm_of
 from deconv_cli.gradients.plain_containers import describe_plain_containers
-from deconv_cli.gradients.recurrence.gates import gate_norms
+from deconv_cli.gradients.recurrence.unrolled_layers import gate_norms
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import norm_of
 
 DEFAULT_BUDGET = 60.0
 """Seconds for finite differences."""

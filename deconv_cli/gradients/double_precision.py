@@ -13,14 +13,13 @@ from torch import nn
 
 from deconv_cli.errors import DeconvError
 from deconv_cli.gradients.evidence import DoubleEvidence
-from deconv_cli.gradients.finding import first_line
-from deconv_cli.gradients.finite_differences.comparison import Comparison, Outcome
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors
+from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
-from deconv_cli.gradients.recurrence.time_series import TimeSeries
+from deconv_cli.gradients.recurrence.time_series import TimeSeries, series_of_loops
 from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
-from deconv_cli.gradients.recurrence.written_loops import series_of_loops
 from deconv_cli.gradients.second_order import compare_second_derivatives
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from deconv_cli.gradients.batch_independence import BatchIndependence
-from deconv_cli.gradients.finite_differences.comparison import Comparison, Outcome
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.norms import norm_of
 from deconv_cli.gradients.recurrence.time_series import TimeSeries
-from deconv_cli.gradients.repeatability import Repetition
-from deconv_cli.gradients.responses import Response
+from deconv_cli.gradients.reruns import Repetition, Response
+from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.autograd_graph import distances_from
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation

@@ -10,12 +10,11 @@ from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
 from deconv_cli.gradients.double_precision import DoubleGatherer
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import first_line
-from deconv_cli.gradients.norms import norm_of
+from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.plain_containers import describe_plain_containers
-from deconv_cli.gradients.repeatability import describe_randomness, repeat
-from deconv_cli.gradients.responses import find_moved_from_outside, measure_responses
+from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.finite_differences.comparison import Comparison, Outcome
-from deconv_cli.gradients.finite_differences.directional import compare_along
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, compare_along
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import ELEMENT_TOLERANCE, compare_tensors, unravel
+from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall
 
@@ -29,13 +29,8 @@ class GradientError:
     """How the gradient of one input is wrong.
 
     Attributes:
-        element: index of the worst element.
-        backward: what backward gives there.
-        expected: what it should give.
-        n_wrong: elements that are wrong.
-        n_elements: elements in all.
-        ratio: median of given / expected over the wrong elements, None where expected is zero.
-        ratio_range: the smallest and the largest of these ratios.
+        comparison: backward (as `autograd`) against what it should give (as `numeric`) at the worst element, and how
+            many of all elements are wrong.
         rows: first and last wrong row of the first axis.
         n_rows: length of the first axis.
         is_missing: backward gives nothing at all (None) for an input that has a gradient.
@@ -43,13 +38,7 @@ class GradientError:
         reference: what it was compared with.
     """
 
-    element: tuple[int, ...]
-    backward: float
-    expected: float
-    n_wrong: int
-    n_elements: int
-    ratio: float | None
-    ratio_range: tuple[float, float] | None
+    comparison: Comparison
     rows: tuple[int, int]
     n_rows: int
     is_missing: bool
@@ -143,7 +132,7 @@ def _behind(call: FunctionCall, index: int, forward: ForwardTrace) -> frozenset[
 
 
 def _real(outputs: Any) -> Tensors:  # noqa: ANN401  whatever a Function gives
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
 def _random_weights(outputs: Tensors) -> Tensors:
@@ -220,17 +209,11 @@ def _compare_input(
 
 def _error_by_differences(found: Comparison, tensor: torch.Tensor, *, is_missing: bool) -> GradientError:
     """Describe an error that finite differences found at one element and looked for at a few others."""
-    element = found.element or ()
     is_everywhere = found.n_wrong > 1
-    row = element[0] if element else 0
+    n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if is_everywhere else 1
+    row = found.element[0] if found.element else 0
     return GradientError(
-        element=element,
-        backward=found.autograd,
-        expected=found.numeric,
-        n_wrong=round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if is_everywhere else 1,
-        n_elements=tensor.numel(),
-        ratio=found.ratio,
-        ratio_range=found.ratio_range,
+        replace(found, n_wrong=n_wrong, n_tried=tensor.numel()),
         rows=(0, tensor.shape[0] - 1) if is_everywhere and tensor.ndim else (row, row),
         n_rows=tensor.shape[0] if tensor.ndim else 1,
         is_missing=is_missing,
@@ -250,14 +233,20 @@ def _error_by_autograd(
     element = unravel(int(torch.where(chosen, gap, -1.0).argmax()), hand.shape)
     ratios = (hand / expected)[chosen & (expected != 0)]
     rows = chosen.reshape(chosen.shape[0], -1).any(dim=1).nonzero().flatten() if chosen.ndim else torch.zeros(1)
-    return GradientError(
+    comparison = Comparison(
+        Outcome.DIFFERS,
+        autograd=float(hand[element]),
+        numeric=float(expected[element]),
+        error_bar=0.0,
+        resolution=ELEMENT_TOLERANCE,
         element=element,
-        backward=float(hand[element]),
-        expected=float(expected[element]),
         n_wrong=int(chosen.sum()),
-        n_elements=hand.numel(),
+        n_tried=hand.numel(),
         ratio=float(ratios.median()) if ratios.numel() else None,
         ratio_range=(float(ratios.min()), float(ratios.max())) if ratios.numel() else None,
+    )
+    return GradientError(
+        comparison,
         rows=(int(rows[0]), int(rows[-1])),
         n_rows=hand.shape[0] if hand.ndim else 1,
         is_missing=is_missing,

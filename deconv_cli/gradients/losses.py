@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.subject import Loss
+from deconv_cli.gradients.tensors_in import tensors_in
 
 TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -87,8 +87,7 @@ def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN40
     Raises:
         UsageError: the output holds no real tensor.
     """
-    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-    leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in leaves]
+    leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_in(output)]
     tensors = [t for t in leaves if t.is_floating_point()]
     if isinstance(output, torch.Tensor) and output.numel() == 1:
         return output
@@ -138,7 +137,7 @@ def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401  whatev
     Raises:
         UsageError: there is none.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    leaves = tensors_in(output)
     if not leaves:
         raise UsageError(f"the loss '{name}' needs a tensor, but the model gives a {type(output).__name__}.")
     return leaves[0]
@@ -156,20 +155,18 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
     """
     if isinstance(function, type):
         function = function()
-    n_wanted = _n_required(function)
+    n_wanted = sum(p.default is p.empty for p in _positional(function)) or 1
     if n_wanted > 2:
         raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
     if n_wanted == 2 and not has_target:
         raise UsageError("the loss takes a target, but there is none; give one.")
-    is_given = n_wanted == 2 or (has_target and _n_possible(function) >= 2)
+    is_given = n_wanted == 2 or (has_target and takes_target(function))
     return (lambda output, target: function(output, target)) if is_given else (lambda output, _: function(output))
 
 
 def takes_target(function: Callable[..., Any]) -> bool:
     """Return whether a loss function, or a class of them, looks at a target."""
-    if isinstance(function, type):
-        function = function()
-    return _n_possible(function) >= 2
+    return len(_positional(function() if isinstance(function, type) else function)) >= 2
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -179,11 +176,3 @@ def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     except (TypeError, ValueError):
         return []
     return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def _n_required(function: Callable[..., Any]) -> int:
-    return sum(p.default is p.empty for p in _positional(function)) or 1
-
-
-def _n_possible(function: Callable[..., Any]) -> int:
-    return len(_positional(function))

@@ -6,10 +6,10 @@ import time
 
 import torch
 
-from deconv_cli.gradients.finding import first_line
-from deconv_cli.gradients.finite_differences.comparison import Comparison
+from deconv_cli.gradients.finite_differences.directional import Comparison
 from deconv_cli.gradients.finite_differences.scalar_function import ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors
+from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.subject import Subject, as_scalar
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.tensors_in import tensors_in
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -128,7 +129,7 @@ class Subject:
         """Keep only the first samples of the batch for a while; yields whether that could be done."""
         axis = self.batch_axis
         inputs = (self.arguments, self.keywords, self.target)
-        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+        tensors = tensors_in(inputs)
         sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
         if axis is None or len(sizes) != 1 or min(sizes) <= n_samples:
             yield False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Any
 
-from deconv_cli.gradients.finding import Cause, Finding
-from deconv_cli.gradients.finite_differences.comparison import Comparison
 from deconv_cli.gradients.fisher_matrix.diagonal import FisherDiagonal
-from deconv_cli.gradients.gradient_report import GradientReport, ParameterFinding
+from deconv_cli.gradients.gradient_report import Cause, Finding, GradientReport, ParameterFinding
 from deconv_cli.gradients.recurrence.time_series import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
@@ -24,19 +24,12 @@ def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Reco
         expected: names of parameters, and verdicts on the model as a whole, that the user expects.
     """
     return {
-        "loss": _number(report.loss),
+        "loss": _plain(report.loss),
         "finite_difference_dtype": report.dtype,
-        "parameters": [_parameter(finding, finding.name in expected) for finding in report.parameters],
-        "faults": [
-            {
-                "verdict": str(fault.verdict),
-                "parameters": list(fault.parameters),
-                "causes": [_cause(cause) for cause in fault.causes],
-            }
-            for fault in report.faults()
-        ],
-        "general": [_finding(finding, finding.verdict in expected) for finding in report.general],
-        "recurrent": [_series(series) for series in report.recurrent],
+        "parameters": [_plain(finding) | {"expected": finding.name in expected} for finding in report.parameters],
+        "faults": _plain(report.faults()),
+        "general": [_plain(finding) | {"expected": finding.verdict in expected} for finding in report.general],
+        "recurrent": _plain(report.recurrent),
         "notes": list(report.notes),
         "not_checked": list(report.not_checked),
         "n_evaluations": report.n_evaluations,
@@ -50,8 +43,8 @@ def describe_fisher(fisher: FisherDiagonal) -> Record:
         "kind": fisher.kind,
         "likelihood": fisher.likelihood,
         "n_samples": fisher.n_samples,
-        "trace": _number(fisher.trace),
-        "batch_mean_squared_trace": _number(fisher.batch_mean_squared_trace),
+        "trace": _plain(fisher.trace),
+        "batch_mean_squared_trace": _plain(fisher.batch_mean_squared_trace),
         "batch_size": fisher.batch_size,
         "vectorized": fisher.loop_reason is None,
         "loop_reason": fisher.loop_reason,
@@ -59,75 +52,26 @@ def describe_fisher(fisher: FisherDiagonal) -> Record:
     }
 
 
-def _finding(finding: Finding, is_expected: bool) -> Record:
-    return {
-        "verdict": str(finding.verdict),
-        "is_fault": finding.is_fault,
-        "expected": is_expected,
-        "detail": finding.detail or None,
-        "causes": [_cause(cause) for cause in finding.causes],
-    }
-
-
-def _parameter(finding: ParameterFinding, is_expected: bool) -> Record:
-    return {
-        "name": finding.name,
-        "shape": list(finding.shape),
-        **_finding(finding, is_expected),
-        "gradient_norm": _number(finding.gradient_norm),
-        "weight_norm": _number(finding.weight_norm),
-        "ratio": _number(finding.ratio),
-        "comparison": _comparison(finding.comparison),
-        "second_order": _comparison(finding.second_order),
-        "gates": {gate: _number(norm) for gate, norm in finding.gates.items()} or None,
-    }
-
-
-def _comparison(comparison: Comparison | None) -> Record | None:
-    if comparison is None:
-        return None
-    return {
-        "autograd": _number(comparison.autograd),
-        "numeric": _number(comparison.numeric),
-        "error_bar": _number(comparison.error_bar),
-        "resolution": _number(comparison.resolution),
-        "element": None if comparison.element is None else list(comparison.element),
-        "n_wrong": comparison.n_wrong,
-        "n_tried": comparison.n_tried,
-        "ratio": _number(comparison.ratio),
-        "ratio_range": None if comparison.ratio_range is None else [_number(r) for r in comparison.ratio_range],
-    }
-
-
-def _cause(cause: Cause) -> Record:
-    return {
-        "operation": cause.operation,
-        **_location(cause.location),
-        "why": cause.why,
-        "instead": cause.suggestion,
-    }
-
-
-def _location(location: CodeLocation) -> Record:
-    return {
-        "file": location.file,
-        "line": location.line,
-        "function": location.function,
-        "module": location.module or None,
-        "source": location.source or None,
-    }
-
-
-def _series(series: TimeSeries) -> Record:
-    return {
-        "name": series.name,
-        **_location(series.location),
-        "norms": [_number(norm) for norm in series.norms],
-        "trend": series.trend,
-        "step": series.step,
-    }
-
-
-def _number(value: float | None) -> float | None:
-    """Leave out NaN and infinity, which JSON has no word for."""
-    return value if value is not None and math.isfinite(value) else None
+def _plain(value: Any) -> Any:  # noqa: ANN401  any field of a report, and what JSON has for it
+    """Turn a value of a report into what JSON can hold; it has no word for NaN and infinity."""
+    if isinstance(value, CodeLocation):
+        names = ("file", "line", "function", "module", "source")
+        return {name: getattr(value, name) or None for name in names}
+    if is_dataclass(value) and not isinstance(value, type):
+        record = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, Cause | TimeSeries):
+            record |= record.pop("location")
+        if isinstance(value, Cause):
+            record["instead"] = record.pop("suggestion")
+        if isinstance(value, Finding):
+            record |= {"is_fault": value.is_fault, "detail": value.detail or None}
+        if isinstance(value, ParameterFinding):
+            record |= {"ratio": _plain(value.ratio), "gates": record["gates"] or None}
+        return record
+    if isinstance(value, dict):
+        return {name: _plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
+    if isinstance(value, Enum):
+        return str(value.value) if isinstance(value, str) else value.name.lower()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,8 +8,7 @@ import torch
 from gradient_cases import causes, checked
 from torch import nn
 
-from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_without_detachment
-from deconv_cli.gradients.piecewise_loss import write_piecewise_loss
+from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_without_detachment, write_piecewise_loss
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import torch
 
 from deconv_cli.gradients.checker import check_gradients
 from deconv_cli.gradients.finite_differences import scalar_function, search
-from deconv_cli.gradients.finite_differences.comparison import Outcome
-from deconv_cli.gradients.finite_differences.directional import compare_along
+from deconv_cli.gradients.finite_differences.directional import Outcome, compare_along
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors, unravel
-from deconv_cli.gradients.input_spec import InputSpec
+from deconv_cli.gradients.synthetic_inputs import InputSpec
 
 
 def probe_of(function, x, gradient, **options):

@@ -14,8 +14,13 @@ from dataclasses import replace
 
 import torch
 
-from deconv_cli.gradients.finite_differences.comparison import Comparison, Outcome
-from deconv_cli.gradients.finite_differences.directional import N_ERROR_BARS, TOLERANCE, compare_along
+from deconv_cli.gradients.finite_differences.directional import (
+    N_ERROR_BARS,
+    TOLERANCE,
+    Comparison,
+    Outcome,
+    compare_along,
+)
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 
 ELEMENT_TOLERANCE = 2e-4
@@ -198,8 +203,4 @@ def _is_wrong(estimate: Comparison) -> bool:
 
 def unravel(index: int, shape: torch.Size) -> tuple[int, ...]:
     """Turn a flat index into one for each axis."""
-    found: list[int] = []
-    for size in reversed(shape):
-        found.append(index % size)
-        index //= size
-    return tuple(reversed(found))
+    return tuple(int(position) for position in torch.unravel_index(torch.tensor(index), shape))

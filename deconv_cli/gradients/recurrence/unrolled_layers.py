@@ -1,4 +1,4 @@
-"""Gradients through time of the recurrent layers of torch.nn, unrolled step by step with their own weights."""
+"""Recurrent layers of torch.nn: gradients by gate, and through time, unrolled with their own weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.recurrence.gates import GATES
 from deconv_cli.gradients.recurrence.time_series import TimeSeries
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+GATES = {
+    "LSTM": ("input", "forget", "cell", "output"),
+    "GRU": ("reset", "update", "new"),
+    "RNN_TANH": ("hidden",),
+    "RNN_RELU": ("hidden",),
+}
+"""Rows of the stacked weights in the order in which torch keeps them (torch.nn.LSTM, torch.nn.GRU: Variables)."""
+
+
+def gates_of(model: nn.Module, name: str) -> tuple[str, ...]:
+    """List the gates whose rows are stacked in a parameter; one name or none for what has no gates."""
+    owner, _, last = name.rpartition(".")
+    module = dict(model.named_modules()).get(owner)
+    if isinstance(module, nn.RNNBase) and last.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+        return GATES.get(module.mode, ())
+    if isinstance(module, nn.LSTMCell):
+        return GATES["LSTM"]
+    return GATES["GRU"] if isinstance(module, nn.GRUCell) else ()
+
+
+def gate_norms(model: nn.Module, name: str, gradient: torch.Tensor) -> dict[str, float]:
+    """Measure the gradient of each gate, for a parameter of a recurrent layer."""
+    gates = gates_of(model, name)
+    if len(gates) < 2 or gradient.shape[0] % len(gates):
+        return {}
+    return {gate: float(rows.norm()) for gate, rows in zip(gates, gradient.chunk(len(gates)), strict=True)}
+
 
 _CELLS: dict[str, Callable[..., torch.Tensor]] = {
     "GRU": torch.gru_cell,

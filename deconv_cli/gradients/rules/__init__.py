@@ -15,7 +15,7 @@ from deconv_cli.registry import Part, Registry
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.evidence import Evidence
-    from deconv_cli.gradients.finding import Finding
+    from deconv_cli.gradients.gradient_report import Finding
 
     ParameterRule = Callable[[Evidence, str], Finding | None]
     ModelRule = Callable[[Evidence], Sequence[Finding]]
@@ -38,26 +38,26 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     {
         "in-place": f"{_HERE}.in_place:find_in_place",
         "failing-backward": f"{_HERE}.failing_backward:find_failing_backward",
-        "frozen": f"{_HERE}.frozen:find_frozen",
+        "frozen": f"{_HERE}.unused:find_frozen",
         "unused": f"{_HERE}.unused:find_unused",
         "detached": f"{_HERE}.detached:find_detached",
         "non-finite": f"{_HERE}.non_finite:find_non_finite",
         "left-out-of-derivative": f"{_HERE}.left_out_of_derivative:find_left_out_of_derivative",
-        "used-outside-torch": f"{_HERE}.used_outside_torch:find_used_outside_torch",
-        "not-in-loss": f"{_HERE}.not_in_loss:find_not_in_loss",
+        "used-outside-torch": f"{_HERE}.detached:find_used_outside_torch",
+        "not-in-loss": f"{_HERE}.unused:find_not_in_loss",
         "zero-by-construction": f"{_HERE}.zero_by_construction:find_zero_by_construction",
         "zero": f"{_HERE}.zero:find_zero",
         "noisy": f"{_HERE}.noisy:find_noisy",
         "wrong-function": f"{_HERE}.wrong_function:find_wrong_function",
-        "gradient-hook": f"{_HERE}.gradient_hook:find_gradient_hook",
-        "partly-detached": f"{_HERE}.partly_detached:find_partly_detached",
+        "gradient-hook": f"{_HERE}.wrong:find_gradient_hook",
+        "partly-detached": f"{_HERE}.detached:find_partly_detached",
         "wrong": f"{_HERE}.wrong:find_wrong",
-        "wrong-second-derivative": f"{_HERE}.wrong_second_derivative:find_wrong_second_derivative",
+        "wrong-second-derivative": f"{_HERE}.wrong:find_wrong_second_derivative",
         "vanishing": f"{_HERE}.vanishing:find_vanishing",
-        "exploding": f"{_HERE}.exploding:find_exploding",
-        "nondifferentiable": f"{_HERE}.nondifferentiable:find_nondifferentiable",
-        "ok": f"{_HERE}.ok:find_ok",
-        "not-checked": f"{_HERE}.not_checked:find_not_checked",
+        "exploding": f"{_HERE}.vanishing:find_exploding",
+        "nondifferentiable": f"{_HERE}.compared:find_nondifferentiable",
+        "ok": f"{_HERE}.compared:find_ok",
+        "not-checked": f"{_HERE}.compared:find_not_checked",
     },
 )
 """What is found for each parameter: the first rule that finds something."""

@@ -1,4 +1,4 @@
-"""DETACHED: the parameter's value reaches the loss, but an operation cuts its gradient off."""
+"""DETACHED: the parameter's value reaches the loss, but an operation cuts its gradient off, wholly or on some paths."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import ast
 import contextlib
 from collections.abc import Iterable
 
-from deconv_cli.gradients.automatic_fix import STAY_IN_TORCH, line_without_detachment
+from deconv_cli.gradients.automatic_fix import STAY_IN_TORCH, line_without_detachment, write_piecewise_loss
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import Cause, Finding, Verdict, unique_causes
-from deconv_cli.gradients.piecewise_loss import write_piecewise_loss
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.reruns import uses_outside
+from deconv_cli.gradients.rules.wrong import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment
 from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, OUTSIDE_USES
@@ -123,3 +124,40 @@ def _without_detachment(location: CodeLocation) -> str:
     if parts in ([".detach()"], [".data"]) and location.code.count(parts[0]) == 1:
         return location.code.replace(parts[0], "")
     return STAY_IN_TORCH if ".numpy()" in location.code else "use the tensor itself"
+
+
+def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter without a gradient on which the loss depends by way of plain values.
+
+    A loss that autograd reaches nothing from is made of what left torch, even if it stands still on these data.
+    """
+    forward, bit = evidence.forward, evidence.forward.bit(name)
+    uses = uses_outside(forward, bit)
+    if evidence.gradient(name) is not None or not uses:
+        return None
+    if forward.reached and name not in evidence.moved_from_outside:
+        return None
+    detachments = [forward.log.detachments[index] for use in uses for index in use.before]
+    before = [found for found in detachments if found.lost & bit]
+    return Finding(Verdict.DETACHED, causes_of_detachments(before or uses))
+
+
+_DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
+
+
+def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences, and an operation that keeps a part of it."""
+    difference = describe_difference(evidence, name)
+    if evidence.double is None or not difference:
+        return None
+    forward = evidence.double.forward
+    bit = forward.bit(name)
+    detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
+    losing = [found for found in detachments if found.lost & bit]
+    deliberate = [found for found in losing if found.name in _DELIBERATE or found.by_mode]
+    # A value that only a Python condition reads is the usual way to choose a branch.
+    outside = [use for use in uses_outside(forward, bit) if use.name != "__bool__"]
+    if not losing and not outside:
+        return None
+    detail = f"detached on one of several paths, so the gradient is only a part: {difference}"
+    return Finding(Verdict.DETACHED, causes_of_detachments(deliberate or losing or outside), detail)

@@ -1,50 +1,55 @@
-"""VANISHING: ‖gradient‖ / ‖weight‖ is a million times smaller than in the layer next to the loss."""
+"""VANISHING, EXPLODING: ‖gradient‖ / ‖weight‖ is a million times smaller or larger than in the layer next to the loss.
+
+Never compared with a fixed number: a small loss has small gradients everywhere and is no fault.
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import Cause, Finding, Verdict
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
-COLLAPSE = 1e-6
+_COLLAPSE = 1e-6
 
 
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has faded, and the layer at which it falls most."""
-    relative = relative_ratio(evidence, name)
-    if relative is None or relative >= COLLAPSE:
+    ratio, reference = _ratios(evidence, name)
+    if ratio >= _COLLAPSE * reference:
         return None
-    factor, near, far = min(steps_between_layers(evidence))
+    factor, near, far = min(_steps(evidence))
     why = f"the gradient fades on its way back; the largest fall, by {1 / factor:.2g}, is from '{near}' to '{far}'."
     suggestion = "use ReLU-like units, residual connections or normalization between the layers"
-    cause = Cause(f"the way back to '{far}'", place_of_layer(evidence, far), why, suggestion)
-    return Finding(Verdict.VANISHING, (cause,), describe_ratio(evidence, name))
+    return _finding(Verdict.VANISHING, evidence, name, far, why, suggestion)
 
 
-def relative_ratio(evidence: Evidence, name: str) -> float | None:
-    """Compare ‖gradient‖ / ‖weight‖ with that of the layer nearest to the loss; None for what is no sound weight.
+def find_exploding(evidence: Evidence, name: str) -> Finding | None:
+    """Find a weight whose gradient has grown out of bounds, and the layer at which it rises most."""
+    ratio, reference = _ratios(evidence, name)
+    if ratio <= reference / _COLLAPSE:
+        return None
+    factor, near, far = max(_steps(evidence))
+    why = f"the gradient grows on its way back; the largest rise, by {factor:.2g}, is from '{near}' to '{far}'."
+    suggestion = "start from smaller (orthogonal) weights, or clip with torch.nn.utils.clip_grad_norm_"
+    return _finding(Verdict.EXPLODING, evidence, name, far, why, suggestion)
 
-    Never with a fixed number: a small loss has small gradients everywhere and is no fault.
-    """
+
+def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:
+    """Return ‖gradient‖ / ‖weight‖ of a weight and of the layer nearest to the loss; twice 1 for what is no weight."""
     ratios = {layer.name: layer.ratio for layer in evidence.layers}
-    return ratios[name] / evidence.layers[0].ratio if len(ratios) > 1 and name in ratios else None
+    return (ratios[name], evidence.layers[0].ratio) if name in ratios else (1.0, 1.0)
 
 
-def steps_between_layers(evidence: Evidence) -> list[tuple[float, str, str]]:
+def _steps(evidence: Evidence) -> list[tuple[float, str, str]]:
     """List by what factor the ratio changes from each layer to the next one away from the loss, and their names."""
     return [(far.ratio / near.ratio, near.name, far.name) for near, far in pairwise(evidence.layers)]
 
 
-def place_of_layer(evidence: Evidence, name: str) -> CodeLocation:
-    """Return the line on which a parameter was read last."""
+def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str, suggestion: str) -> Finding:
     assert evidence.double is not None
-    forward = evidence.double.forward
-    return forward.log.last_use.get(forward.bit(name)) or CodeLocation()
-
-
-def describe_ratio(evidence: Evidence, name: str) -> str:
-    """Write the ratio of a weight and that of the layer next to the loss."""
-    ratio = next(layer.ratio for layer in evidence.layers if layer.name == name)
-    return f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {evidence.layers[0].ratio:.2g}"
+    forward, (ratio, reference) = evidence.double.forward, _ratios(evidence, name)
+    location = forward.log.last_use.get(forward.bit(far)) or CodeLocation()
+    detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
+    return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import Cause, Finding, Verdict, unique_causes
-from deconv_cli.gradients.finite_differences.comparison import describe_factor, is_one_factor
+from deconv_cli.gradients.finite_differences.directional import Comparison, describe_factor, is_one_factor
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.handwritten import GradientError, WrongInput
 from deconv_cli.gradients.rules.wrong import describe_difference
 
@@ -28,6 +28,7 @@ def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
 
 def _cause(item: WrongInput) -> Cause:
     operation, error = f"{item.function}.backward", item.error
+    found = error.comparison
     what = f"the gradient for '{item.name}'"
     if error.is_missing:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
@@ -37,26 +38,27 @@ def _cause(item: WrongInput) -> Cause:
         suggestion = "if a surrogate gradient is meant, accept this finding"
     else:
         why = (
-            f"{error.n_wrong} of {error.n_elements} elements of {what} are wrong{_describe_rows(error)}; at "
-            f"{list(error.element)} backward gives {error.backward:.6g}, {error.reference} gives {error.expected:.6g}."
+            f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong{_describe_rows(error)}; at "
+            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {error.reference} gives "
+            f"{found.numeric:.6g}."
         )
-        suggestion = _suggest(error, what)
+        suggestion = _suggest(found, what)
     return Cause(operation, item.location, why, suggestion)
 
 
-def _suggest(error: GradientError, what: str) -> str:
-    ratio = error.ratio
+def _suggest(found: Comparison, what: str) -> str:
+    ratio = found.ratio
     if ratio is None or abs(ratio - 1) <= 1e-6:
         return f"compare the formula of {what} with forward, term by term"
-    if error.n_wrong == error.n_elements and ratio != 0 and is_one_factor(ratio, error.ratio_range):
+    if found.n_wrong == found.n_tried and ratio != 0 and is_one_factor(ratio, found.ratio_range):
         return f"divide {what} by {ratio:.4g}"
-    return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, error.ratio_range)}"
+    return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
 
 
 def _describe_rows(error: GradientError) -> str:
     """Name the rows where the wrong elements lie, if that is not everywhere."""
-    first, last = error.rows
-    if error.n_wrong == error.n_elements or not error.element or last - first + 1 == error.n_elements:
+    (first, last), found = error.rows, error.comparison
+    if found.n_wrong == found.n_tried or not found.element or last - first + 1 == found.n_tried:
         return ""
     return f", in rows {first} to {last}{_describe_block(error)}"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import Cause, Finding, Verdict, unique_causes
-from deconv_cli.gradients.norms import norm_of
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.rules.left_out_of_derivative import SMOOTH_UNITS
+from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.operations import STEPS
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph
-from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import (
     Detachment,
     Flow,
@@ -27,7 +27,6 @@ from deconv_cli.gradients.tracing.forward_trace import (
     TensorHook,
     TracedTensor,
 )
-from deconv_cli.gradients.tracing.locator import Locator
 from deconv_cli.gradients.tracing.operations import LIKE_ANOTHER, OUTSIDE_USES, label_of, reads_values
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -119,7 +118,7 @@ class FlowTracker:
 
     def count_checkpoint(self, result: Any) -> None:  # noqa: ANN401  whatever the checkpoint gives
         """Count the parameters inside a reentrant checkpoint as reached: its node gives to them past the graph."""
-        for leaf in _tensors(result):
+        for leaf in tensors_in(result):
             if leaf.grad_fn is not None:
                 self.graph.add_parameters(leaf.grad_fn, self._read_inside)
 
@@ -152,7 +151,7 @@ class FlowTracker:
         hidden = self._read_inside & ~inputs.reachable
         self._read_inside = outside
         inputs.flow.sources |= hidden
-        location, outputs = self.locator.here(), _tensors(result)
+        location, outputs = self.locator.here(), tensors_in(result)
         operation = Operation(label_of(name, outputs[0] if outputs else None), location)
         if inputs.are_read:
             self._mark_used(tensors, location)
@@ -253,10 +252,6 @@ class FlowTracker:
     def _keep(self, tensor: torch.Tensor, flow: Flow) -> None:
         # The tensor is held, so that its id stays its own.
         self._flows[id(tensor)] = (tensor, flow)
-
-
-def _tensors(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  whatever an operation gives
-    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
 
 
 def _are_finite(tensors: list[torch.Tensor]) -> bool:

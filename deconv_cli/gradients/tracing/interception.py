@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
 from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
@@ -63,7 +64,7 @@ class _FunctionMode(TorchFunctionMode):
             tracker.log.random.append(Operation(label_of(name), tracker.locator.here()))
         if name == "register_hook" and len(args) == 2 and not tracker.suspended:
             args = tracker.follow_hook(*args)
-        inputs = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, torch.Tensor)]
+        inputs = tensors_in((args, keywords))
         if not inputs:
             return func(*args, **keywords)
         is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
@@ -123,12 +124,11 @@ def _patched_apply(tracker: FlowTracker) -> Iterator[None]:
 
 def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Run a hand-written Function, and keep what it was called with."""
-    inputs = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    inputs = tensors_in(args)
     kept = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, args)
     needs = tuple(tensor.requires_grad for tensor in inputs)
     result = tracker.observe(cls, f"{cls.__name__}.apply", inputs, call)
-    made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-    node = next((tensor.grad_fn for tensor in made if tensor.grad_fn is not None), None)
+    node = next((tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn is not None), None)
     if any(needs) and not cls.__module__.startswith("torch."):
         tracker.log.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
     return result

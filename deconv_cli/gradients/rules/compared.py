@@ -1,9 +1,23 @@
-"""NOT CHECKED: the gradient arrives, but finite differences do not decide whether it is right."""
+"""OK, NONDIFFERENTIABLE, NOT CHECKED: what finite differences say of a gradient that is not wrong."""
 
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.finding import Finding, Verdict
+from deconv_cli.gradients.finite_differences.directional import Outcome
+from deconv_cli.gradients.gradient_report import Finding, Verdict
+
+
+def find_ok(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that is right."""
+    return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
+
+
+def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter at a corner of the loss."""
+    if evidence.outcome(name) is not Outcome.KINK:
+        return None
+    detail = "the slopes on the two sides differ, and autograd gives one between them"
+    return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
 
 
 def find_not_checked(evidence: Evidence, name: str) -> Finding:

@@ -1,8 +1,16 @@
-"""Norms and differences of tensors of any type, complex ones included."""
+"""Tensors of any type: found in what a model takes and gives, widened and measured."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.utils import _pytree as pytree
+
+
+def tensors_in(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds tensors
+    """List the tensors in nested lists, tuples and dictionaries."""
+    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
