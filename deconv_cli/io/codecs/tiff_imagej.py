@@ -23,11 +23,7 @@ _DTYPES = ("uint8", "int16", "uint16", "float32")
 
 
 def read_fields(found: dict[str, Any], metadata: Metadata) -> tuple[Metadata, dict[str, Any] | None]:
-    """Sort ImageJ's fields into metadata.
-
-    Args:
-        found: all fields; the counts follow from the axes and are left out.
-        metadata: what the tags say.
+    """Add ImageJ's fields to what the tags say, but for the counts, which follow from the axes.
 
     Returns:
         The metadata, and the record of an earlier run or None.
