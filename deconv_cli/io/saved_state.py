@@ -51,17 +51,7 @@ class SavedState:
 
 
 def check_state_path(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse a path that `write_state` could not write to.
-
-    Args:
-        path: the file.
-        source: what it is made from.
-        force: whether an existing file may be replaced.
-
-    Raises:
-        UsageError: another suffix, no such folder, or an existing file without `force`.
-        FileAccessError: no permission.
-    """
+    """Refuse a path that `write_state` could not write to, as `check_output_path` does, or of another suffix."""
     if path.suffix.lower() != SUFFIX:
         raise UsageError(f"a saved inverse is a {SUFFIX} file, but the output is '{path}'; give it that suffix.")
     check_output_path(path, source, force=force)

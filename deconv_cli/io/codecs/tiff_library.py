@@ -50,11 +50,6 @@ def opened_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, Element | None]
 def choose_series(path: Path, opened: tifffile.TiffFile, index: int | None) -> tuple[int, Any]:
     """Give one series with its number, after comparing what its pages promise with the file.
 
-    Args:
-        path: named in errors.
-        opened: the file.
-        index: which series; None where there is only one.
-
     Raises:
         UsageError: no series of this number.
         MalformedInputError: damaged, cut short, spread over several files, or several series and no number.
@@ -87,14 +82,7 @@ def read_samples(series: Any) -> Array:  # noqa: ANN401
 
 
 def write_array(path: Path, array: Array, kind: str, options: dict[str, Any]) -> None:
-    """Write one array.
-
-    Args:
-        path: the file, overwritten if it exists.
-        array: in the order of the axes that `options["metadata"]` names.
-        kind: `imagej`, `ome` or `shaped`.
-        options: further arguments of `tifffile.imwrite`.
-    """
+    """Write an array of the kind `imagej`, `ome` or `shaped`, with further arguments of `tifffile.imwrite`."""
     chosen: dict[str, Any] = {"kind": kind}
     if not KIND_IS_AN_ARGUMENT:
         chosen = {"imagej": kind == "imagej", "ome": kind == "ome", "shaped": kind == "shaped"}

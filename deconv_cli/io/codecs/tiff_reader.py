@@ -50,9 +50,8 @@ def read_tiff(path: Path, *, series: int | None) -> StoredImage:
         shaped = dict((opened.shaped_metadata or ({},) * (index + 1))[index])
         photometric = int(page.photometric)
         if photometric in _NOT_ADDITIVE:
-            raise MalformedInputError(
-                f"'{path}' should be gray, RGB or plain channels, but is {_NOT_ADDITIVE[photometric]}; convert it first."
-            )
+            name = _NOT_ADDITIVE[photometric]
+            raise MalformedInputError(f"'{path}' should be gray, RGB or channels, but is {name}; convert it first.")
         metadata, record = _tag_metadata(page, has_unit_elsewhere=bool(imagej)), shaped.get(records.KEYWORD)
         if imagej:
             metadata, record = tiff_imagej.read_fields(imagej, metadata)

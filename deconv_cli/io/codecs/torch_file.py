@@ -103,12 +103,7 @@ def _load(path: Path) -> object:
 
 
 def _unfolded(path: Path, tensor: torch.Tensor) -> torch.Tensor:
-    """Take a dense tensor whose samples all lie in the file.
-
-    Raises:
-        MalformedInputError: sparse, quantized or without data.
-        TooLargeError: a view that repeats a few samples.
-    """
+    """Take a dense tensor whose samples all lie in the file."""
     kinds = {
         "sparse": tensor.layout is not torch.strided,
         "quantized": tensor.is_quantized,
