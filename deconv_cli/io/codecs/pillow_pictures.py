@@ -94,7 +94,7 @@ def save_options(metadata: Metadata) -> dict[str, Any]:
     """Give Pillow's arguments for the metadata that all these formats have."""
     options: dict[str, Any] = {"icc_profile": metadata.icc_profile, "exif": metadata.exif}
     if metadata.resolution:
-        per_inch = metadata.resolution.per("in")
+        per_inch = metadata.resolution.per("inch")
         options["dpi"] = (float(per_inch.x), float(per_inch.y))
     return {name: value for name, value in options.items() if value}
 
@@ -103,4 +103,4 @@ def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
     if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
-    return Resolution(x, y, "in") if x and y else None
+    return Resolution(x, y, "inch") if x and y else None

@@ -16,8 +16,7 @@ _COUNTS = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack")
 _OF_CHANNELS = ("Ranges", "LUTs", "Labels", "mode")
 _UNITS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "\\u00B5m"), "µm"),
-    **dict.fromkeys(("inch", "in"), "in"),
-    **{unit: unit for unit in ("nm", "mm", "cm", "m")},
+    **{unit: unit for unit in ("nm", "mm", "cm", "m", "in", "inch")},
 }
 _DTYPES = ("uint8", "int16", "uint16", "float32")
 

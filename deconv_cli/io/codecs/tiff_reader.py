@@ -90,7 +90,7 @@ def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: 
 
 def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> Resolution | None:  # noqa: ANN401
     x, y = tags.valueof(_X_RESOLUTION), tags.valueof(_Y_RESOLUTION)
-    unit = {2: "in", 3: "cm"}.get(tags.valueof(_RESOLUTION_UNIT, 2), "")
+    unit = {2: "inch", 3: "centimeter"}.get(tags.valueof(_RESOLUTION_UNIT, 2), "")
     # 1/1 without a unit is what writers put where they know nothing.
     if not x or not y or not all((*x, *y)) or (not unit and x == y == (1, 1) and not has_unit_elsewhere):
         return None
