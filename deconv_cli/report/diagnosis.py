@@ -11,8 +11,8 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
     conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
     whiteness = tests.whiteness
     return {
-        "residual_verdict": tests.verdict.value,
-        "residual_sentence": tests.verdict.sentence,
+        "residual_finding": tests.finding.value,
+        "residual_sentence": tests.finding.sentence,
         "noise": tests.noise,
         "noise_is_given": tests.is_noise_given,
         "interior_rms": tests.interior_rms,

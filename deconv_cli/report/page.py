@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.uncertainty import PredictedError
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.pictures import draw_pictures
 from deconv_cli.report.planes import pick_planes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.picard import Picard
+from deconv_cli.diagnostics.predicted_error import ErrorBand
 from deconv_cli.diagnostics.residual_tests import ResidualTests
-from deconv_cli.diagnostics.uncertainty import ErrorBand
 from deconv_cli.diagnostics.whiteness import Whiteness
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 
@@ -28,8 +28,8 @@ LOWEST = 1e-9
 
 
 def lambda_plot(choice: LambdaChoice) -> Plot:
-    """Draw what the rule for λ and its witness looked at, and what they chose."""
-    curves = [choice.curve, choice.witness]
+    """Draw what the rule for λ and its cross-check minimize, and what they chose."""
+    curves = [choice.curve, choice.cross_check]
 
     def draw(figure: Figure, theme: Theme) -> None:
         for place, curve in enumerate(curves):
@@ -157,8 +157,8 @@ def error_parts_plot(bands: Sequence[ErrorBand], unit: str) -> Plot:
     reach = [band.distance for band in bands]
     lines = [
         ("noise", [band.noise for band in bands], "-", "first"),
-        ("what the kernel hides", [band.hidden for band in bands], "--", "second"),
-        ("what lies outside the frame", [band.exterior for band in bands], "-", "accent"),
+        ("null space", [band.null_space for band in bands], "--", "second"),
+        ("outside the frame", [band.outside_frame for band in bands], "-", "accent"),
     ]
     periodic = [(band.distance, band.periodic) for band in bands if band.periodic is not None]
 
@@ -174,9 +174,9 @@ def error_parts_plot(bands: Sequence[ErrorBand], unit: str) -> Plot:
 
     edge, inside = bands[0], bands[-1]
     alt = (
-        f"On the edge noise makes {edge.noise:.3g}, what the kernel hides {edge.hidden:.3g} and what lies outside the "
-        f"frame {edge.exterior:.3g} {unit} of the error; inside {inside.noise:.3g}, {inside.hidden:.3g} and "
-        f"{inside.exterior:.3g}."
+        f"On the edge noise makes {edge.noise:.3g}, what the kernel hides {edge.null_space:.3g} and what lies outside the "
+        f"frame {edge.outside_frame:.3g} {unit} of the error; inside {inside.noise:.3g}, {inside.null_space:.3g} and "
+        f"{inside.outside_frame:.3g}."
     )
     caption = "The parts of the predicted error, whose squares add up; where a line ends, that part is nothing."
     if periodic:

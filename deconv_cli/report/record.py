@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.uncertainty import PredictedError
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.vocabulary import Convention, format_padding
@@ -82,9 +82,9 @@ def describe_lambda_choice(choice: LambdaChoice) -> Record:
         "lambda": choice.lam,
         "noise_sigma": choice.sigma,
         "noise_sigma_given": choice.is_sigma_given,
-        "witness": {"rule": choice.witness.rule.value, "lambda": choice.witness.chosen},
+        "cross_check": {"rule": choice.cross_check.rule.value, "lambda": choice.cross_check.chosen},
         "rounds": choice.n_rounds,
-        "is_settled": choice.is_settled,
+        "is_converged": choice.is_converged,
         "window": list(choice.window),
         "curve": {"lambda": list(choice.curve.lams), "value": [_finite(value) for value in choice.curve.values]},
         "warning": choice.warning,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.residual_tests import ResidualVerdict
-from deconv_cli.diagnostics.uncertainty import PredictedError
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.report.record import Record
 from deconv_cli.workflows.diagnose import Diagnosis
 
@@ -50,8 +49,8 @@ def tell(record: Record, diagnosis: Diagnosis, choice: LambdaChoice | None, pred
     border = record["well_posedness"]
     if border is not None and border["is_well_posed"] is False:
         warnings.append(_stopped(_capital(border["reason"])))
-    if diagnosis.tests.verdict not in (ResidualVerdict.FINE, ResidualVerdict.UNTESTED):
-        warnings.append(diagnosis.tests.verdict.sentence)
+    if diagnosis.tests.finding.is_warning:
+        warnings.append(diagnosis.tests.finding.sentence)
     return Story(done, _chosen(record, choice), " ".join(_trust(record, diagnosis, predicted)), tuple(warnings))
 
 
@@ -65,8 +64,8 @@ def _chosen(record: Record, choice: LambdaChoice | None) -> str:
 def _trust(record: Record, diagnosis: Diagnosis, predicted: PredictedError | None) -> list[str]:
     sentences = []
     tests = diagnosis.tests
-    if tests.verdict in (ResidualVerdict.FINE, ResidualVerdict.UNTESTED):
-        sentences.append(tests.verdict.sentence)
+    if not tests.finding.is_warning:
+        sentences.append(tests.finding.sentence)
     width = diagnosis.resolution.widest
     if width is None:
         sentences.append("The resolution is not limited evenly: some channel hardly comes through.")

@@ -10,9 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary, border_profile, summarize_residual
-from deconv_cli.diagnostics.uncertainty import PredictedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -205,16 +206,15 @@ def choose_for_output(
     precision = pick_dtype(dtype, y, y.device)
     canonical = as_kernel(kernel.detach(), y.device, precision)
     data = y.detach().to(precision)
-    return choose_lambda(
-        data if bias is None else data - as_bias(bias.detach(), data),
+    continuation = Continuation(
         canonical,
+        (data.shape[-2], data.shape[-1]),
         boundary=settings.boundary,
         penalty=settings.penalty,
-        rule=rule,
-        sigma=noise_sigma,
-        least_sigma=least_sigma,
         max_memory=settings.max_memory,
     )
+    unbiased = data if bias is None else data - as_bias(bias.detach(), data)
+    return choose_lambda(continuation, unbiased, rule=rule, sigma=noise_sigma, least_sigma=least_sigma)
 
 
 def inverse_for_output(

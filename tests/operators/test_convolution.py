@@ -25,9 +25,7 @@ def test_equals_padded_conv2d(case: Case):
     operator = case.operator()
     pads = case.geometry().pads
     x = random((2, *operator.input_shape), seed=9)
-    expected = reference_convolution(
-        x, case.kernel(), (pads.left, pads.right, pads.top, pads.bottom), case.boundary
-    )
+    expected = reference_convolution(x, case.kernel(), (pads.left, pads.right, pads.top, pads.bottom), case.boundary)
     torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
 
 

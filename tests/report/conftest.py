@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
-from deconv_cli.diagnostics.uncertainty import ErrorBand, PredictedError
+from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.report.page import ReportContents
 from deconv_cli.report.record import describe_environment, describe_reconstruction
 from deconv_cli.settings import ResolvedSettings
@@ -30,9 +30,9 @@ def choice():
         sigma=0.1,
         is_sigma_given=False,
         curve=first,
-        witness=second,
+        cross_check=second,
         n_rounds=3,
-        is_settled=True,
+        is_converged=True,
         window=(60, 72),
     )
 
@@ -44,8 +44,8 @@ def band(distance):
         n_pixels=100,
         predicted=3.0 - distance / 10,
         noise=1.0,
-        hidden=0.5,
-        exterior=max(0.0, 2.0 - distance / 4),
+        null_space=0.5,
+        outside_frame=max(0.0, 2.0 - distance / 4),
         estimate=50.0,
         periodic=20.0 - distance,
         actual=2.5 - distance / 10,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from browser import NAMES, Browser, find_browser
 
-from deconv_cli.diagnostics.residual_tests import ResidualVerdict
+from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.report.drawing import DARK, LIGHT
 from deconv_cli.report.page import render_page
 from deconv_cli.report.story import tell
@@ -93,15 +93,15 @@ def test_a_border_that_loses_modes_is_a_warning(contents):
     assert "About 3 modes all but vanish." in story.warnings
 
 
-@pytest.mark.parametrize("verdict", list(ResidualVerdict))
-def test_the_sentence_about_the_residual_stands_at_the_top(contents, verdict):
+@pytest.mark.parametrize("finding", list(ResidualFinding))
+def test_the_sentence_about_the_residual_stands_at_the_top(contents, finding):
     given = contents()
-    tests = dataclasses.replace(given.diagnosis.tests, verdict=verdict)
+    tests = dataclasses.replace(given.diagnosis.tests, finding=finding)
     diagnosis = dataclasses.replace(given.diagnosis, tests=tests)
     story = tell(given.record, diagnosis, None, None)
-    is_warning = verdict not in (ResidualVerdict.FINE, ResidualVerdict.UNTESTED)
-    assert (verdict.sentence in story.warnings) is is_warning
-    assert (verdict.sentence in story.trust) is not is_warning
+    is_warning = finding not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
+    assert (finding.sentence in story.warnings) is is_warning
+    assert (finding.sentence in story.trust) is not is_warning
 
 
 def test_what_is_not_its_own_is_text(page):
