@@ -28,6 +28,7 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.library import check_gradients
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.workflows.forward import forward
-    from deconv_cli.workflows.invert import Reconstruction, invert, pseudo_inverse
+    from deconv_cli.workflows.invert import invert, pseudo_inverse
+    from deconv_cli.workflows.reconstruction import Reconstruction
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,8 @@ __all__ = [
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",
+    "ReconstructionSettings",
+    "ResolvedSettings",
     "ShapeError",
     "Solution",
     "Status",
@@ -80,7 +84,7 @@ _HOMES = {
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
     "forward": "deconv_cli.workflows.forward",
-    "Reconstruction": "deconv_cli.workflows.invert",
+    "Reconstruction": "deconv_cli.workflows.reconstruction",
     "invert": "deconv_cli.workflows.invert",
     "pseudo_inverse": "deconv_cli.workflows.invert",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",

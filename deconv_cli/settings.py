@@ -14,11 +14,51 @@ from typing import Any, ClassVar, Literal, Self
 
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
-from deconv_cli.vocabulary import ArithmeticDType, InputKind, LambdaRule, PaddingLike, check_name, parse_word
+from deconv_cli.vocabulary import (
+    ArithmeticDType,
+    InputKind,
+    LambdaRule,
+    PaddingLike,
+    check_name,
+    format_padding,
+    parse_word,
+)
 
 MAX_ITERATIONS = 2000
 
 Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What fills in the settings that are left open, and why.
+
+    Attributes:
+        boundary: what lies outside the image.
+        boundary_reason: why.
+        lam: λ.
+        lambda_reason: why.
+        penalty: the operator L, where the kernel has at least as many outputs as inputs; else it is the identity.
+    """
+
+    boundary: str
+    boundary_reason: str
+    lam: float | Auto
+    lambda_reason: str
+    penalty: str
+
+
+DEFAULTS = {
+    # λ is small enough for data that carry float32's digits.
+    InputKind.TENSOR: Defaults(
+        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity"
+    ),
+    # A penalty on the pixels themselves would pull what lies outside the frame to black, and show it as bright lines
+    # along the edges.
+    InputKind.PICTURE: Defaults(
+        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +153,12 @@ class ReconstructionSettings:
         """Whether there is a quadratic penalty, and so a λ."""
         return self.objective in ("quadratic", "nonnegative")
 
+    def as_options(self) -> dict[str, object]:
+        """Give the settings that differ from their defaults as options of the command line, by their names there."""
+        given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
+        defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
+        return {option_name(name): _as_typed(name, v) for name, v in given.items() if v != defaults[name]}
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -136,10 +182,10 @@ class ReconstructionSettings:
         self._take("lam", Real, "auto, zero or a positive number", lambda v: v >= 0)
         self._take("noise_sigma", Real, "a positive number", lambda v: v > 0)
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
-        self._take("rcond", Real, "at least 0 and below 1", lambda v: 0 <= v < 1)
+        self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
-        self._take("tolerance", Real, "between 0 and 1", lambda v: 0 < v < 1)
+        self._take("tolerance", Real, "a number between 0 and 1", lambda v: 0 < v < 1)
         self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
         self._take("seed", Integral, "zero or a positive whole number", lambda v: v >= 0)
@@ -175,12 +221,7 @@ class ReconstructionSettings:
             raise UsageError(f"{name} truncates no singular values, but rcond was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
-        if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
-            raise UsageError(
-                "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
-            )
-        if self.lambda_rule is not None and self.lam not in (None, "auto"):
-            raise UsageError(f"lambda_rule chooses λ, but λ is {self.lam:g} here; use λ auto, or leave one out.")
+        self._check_choice_of_lambda()
         if self.predict and not self.is_linear:
             raise UsageError(
                 "a report, a truth, an error map or a trust mask needs an estimate that is linear in the data, which "
@@ -191,6 +232,14 @@ class ReconstructionSettings:
                 "a seed is that of the predicted error, which was not asked for; leave it out, or predict."
             )
 
+    def _check_choice_of_lambda(self) -> None:
+        if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
+            raise UsageError(
+                "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
+            )
+        if self.lambda_rule is not None and self.lam not in (None, "auto"):
+            raise UsageError(f"lambda_rule chooses λ, but λ is {self.lam:g} here; use λ auto, or leave one out.")
+
     def _refuse_lambda(self, name: str) -> None:
         if self.lam is not None or self.lambda_rule is not None:
             instead = "use weight instead" if self.prior == "tv" else "leave it out"
@@ -200,7 +249,18 @@ class ReconstructionSettings:
 
 
 _WORDS = {"lam": "lambda"}
-"""Settings that are called otherwise in messages than in code."""
+"""Settings that are called otherwise in messages and options than in code."""
+
+
+def option_name(setting: str) -> str:
+    """Give the option of the command line that sets a setting."""
+    return "--" + _WORDS.get(setting, setting).replace("_", "-")
+
+
+def _as_typed(name: str, value: object) -> object:
+    if name == "padding":
+        return format_padding(value)  # type: ignore[arg-type]
+    return repr(value) if isinstance(value, float) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +282,8 @@ class ResolvedSettings(ReconstructionSettings):
     _open_boundary: ClassVar[tuple[str, ...]] = ()
     _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
 
+    def _check_choice_of_lambda(self) -> None:
+        """Nothing to refuse: λ has been chosen."""
+
     def _refuse_lambda(self, name: str) -> None:
-        """Resolved, λ and penalty have a value, whether or not the objective looks at them."""
+        """Nothing to refuse: λ and penalty have a value, whether or not the objective looks at them."""

@@ -124,10 +124,10 @@ def parse_padding(text: str) -> PaddingLike:
     if text in PADDING_WORDS:
         return text
     parts = text.split(",")
-    if len(parts) in (1, 2) and all(part.strip().isascii() and part.strip().isdigit() for part in parts):
-        numbers = [int(part) for part in parts]
-        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-    raise UsageError(f"padding must be same, valid, full, a whole number N or NH,NW, but is '{text}'.")
+    if all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
+        numbers = tuple(int(part) for part in parts)
+        return numbers[0] if len(numbers) == 1 else numbers
+    raise UsageError(f"padding must be same, valid, full, a whole number N or NH,NW, but is '{shortened(text)}'.")
 
 
 def format_padding(padding: PaddingLike) -> str:
@@ -143,25 +143,8 @@ def parse_size(text: str) -> Size:
     """
     match = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text, re.ASCII)
     if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
-        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{text}'.")
+        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{shortened(text)}'.")
     return size
-
-
-def parse_positive(text: str | None, name: str) -> float | Literal["auto"] | None:
-    """Read `auto` or a positive number as typed at the prompt; `None` stays what it is.
-
-    Raises:
-        UsageError: the text is neither.
-    """
-    if text is None or text == "auto":
-        return None if text is None else "auto"
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{name} must be auto or a positive number, but is '{text}'.")
-    return value
 
 
 MEMORY_UNITS = {
@@ -171,21 +154,22 @@ MEMORY_UNITS = {
 }
 
 
-AUTO: Literal["auto"] = "auto"
-"""A number that is chosen from the data."""
+def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["auto"]:
+    """Read `auto` or a number as typed at the prompt; its range is the settings' business.
 
-
-def parse_lambda(text: str) -> float | Literal["auto"]:
-    """Read λ as typed at the prompt: `auto`, or a number that is not negative.
+    Args:
+        text: what was typed.
+        name: what it is called in the message.
+        wanted: which numbers there are, in the message.
 
     Raises:
         UsageError: the text is neither.
     """
+    if text == "auto":
+        return "auto"
     number = _number(text)
-    if text == AUTO:
-        return AUTO
-    if number is None or not 0 <= number < math.inf:
-        raise UsageError(f"--lambda must be auto, zero or a positive number, but is '{text}'.")
+    if number is None:
+        raise UsageError(f"{name} must be auto, or {wanted}, but is '{shortened(text)}'.")
     return number
 
 
@@ -200,10 +184,10 @@ def parse_sigma(text: str) -> float | None:
         UsageError: the text is neither.
     """
     number = _number(text)
-    if text == AUTO:
+    if text == "auto":
         return None
     if number is None or not 0 < number < math.inf:
-        raise UsageError(f"--noise-sigma must be auto or a positive number, but is '{text}'.")
+        raise UsageError(f"noise_sigma must be auto or a positive number, but is '{shortened(text)}'.")
     return number
 
 
@@ -214,17 +198,24 @@ def _number(text: str) -> float | None:
         return None
 
 
+def shortened(text: str, limit: int = 60) -> str:
+    """Cut a text that would not fit into a sentence."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def parse_memory(text: str) -> int:
     """Read an amount of memory as typed at the prompt: `8GiB`, `500MB`, `1.5 GB`, or a bare number of bytes.
 
     Raises:
         UsageError: the text is none of these, or less than a byte.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
     factor = MEMORY_UNITS.get(match[2] or "b") if match else None
     n_bytes = 0 if match is None or factor is None else int(float(match[1]) * factor)
     if n_bytes < 1:
-        raise UsageError(f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{text}'.")
+        raise UsageError(
+            f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{shortened(text)}'."
+        )
     return n_bytes
 
 

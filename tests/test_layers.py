@@ -240,7 +240,7 @@ def test_the_checker_reads_the_whole_package():
     modules = read_package(PACKAGE)
     assert {"deconv_cli", "deconv_cli.errors", "deconv_cli.io.tiff", "deconv_cli.commands.app"} <= modules.keys()
     names = {item.name for module in modules.values() for item in imports_of(module, modules)}
-    assert {"torch", "typer", "tifffile", "deconv_cli.errors", "deconv_cli.workflows.invert"} <= names
+    assert {"torch", "typer", "tifffile", "deconv_cli.errors", "deconv_cli.workflows.pipeline"} <= names
     owners = {
         module.place
         for module in modules.values()

@@ -12,6 +12,8 @@ import deconv_cli
 from deconv_cli.commands import check_grad, factor, forward, inspect, invert
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.option_groups import with_option_groups
+from deconv_cli.commands.option_words import with_options
 from deconv_cli.errors import DeconvError
 
 
@@ -23,7 +25,7 @@ class ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except DeconvError as error:
-            print_error(str(error))
+            print_error(with_options(str(error)))
             raise typer.Exit(exit_code_for(error)) from error
         except KeyboardInterrupt as error:
             print_error("interrupted; files that are not finished were not written.")
@@ -39,10 +41,10 @@ app = typer.Typer(
     help="Undo a convolution: restore images and feature tensors from the kernel that blurred or mixed them.",
     epilog="Each command explains itself: deconv invert --help",
 )
-app.command("forward", epilog=forward.EXAMPLE)(forward.forward)
-app.command("invert", epilog=invert.EXAMPLE)(invert.invert)
-app.command("factor", epilog=factor.EXAMPLE)(factor.factor)
-app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
+app.command("forward", epilog=forward.EXAMPLE)(with_option_groups(forward.forward))
+app.command("invert", epilog=invert.EXAMPLE)(with_option_groups(invert.invert))
+app.command("factor", epilog=factor.EXAMPLE)(with_option_groups(factor.factor))
+app.command("inspect", epilog=inspect.EXAMPLE)(with_option_groups(inspect.inspect))
 app.command("check-grad", epilog=check_grad.EXAMPLE)(check_grad.check_grad)
 
 

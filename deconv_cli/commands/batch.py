@@ -13,6 +13,8 @@ import typer
 
 from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.option_groups import PrintOptions
+from deconv_cli.commands.option_words import with_options
 from deconv_cli.commands.summary import print_summary
 from deconv_cli.errors import DeconvError, UsageError
 
@@ -109,7 +111,7 @@ def _check_collisions(targets: list[Path]) -> None:
             )
 
 
-def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], *, as_json: bool, quiet: bool) -> None:
+def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], printed: PrintOptions) -> None:
     """Process every job; a failure among several is reported, and the others go on.
 
     Raises:
@@ -118,8 +120,8 @@ def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], *, as_
     """
     if len(jobs) == 1:
         outcome = process(jobs[0])
-        _announce(outcome, as_json=as_json, quiet=quiet)
-        if as_json:
+        _announce(outcome, printed)
+        if printed.as_json:
             print_document(outcome.record)
         if not outcome.is_trusted:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
@@ -131,19 +133,19 @@ def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], *, as_
             outcomes.append(process(job))
         except DeconvError as error:
             failures.append((job, error))
-            print_error(f"{job.source}: {error}")
+            print_error(f"{job.source}: {with_options(str(error))}")
         else:
-            _announce(outcomes[-1], as_json=as_json, quiet=quiet)
-    if as_json:
+            _announce(outcomes[-1], printed)
+    if printed.as_json:
         print_document(
             {
                 "schema": 1,
                 "command": command,
                 "results": [outcome.record for outcome in outcomes],
-                "failed": [{"path": str(job.source), "error": str(error)} for job, error in failures],
+                "failed": [{"path": str(job.source), "error": with_options(str(error))} for job, error in failures],
             }
         )
-    if not quiet and failures:
+    if not printed.quiet and failures:
         print_note(f"{len(outcomes)} of {len(jobs)} inputs were done, {len(failures)} failed.")
     if failures and not outcomes:
         raise typer.Exit(exit_code_for(failures[0][1]))
@@ -151,12 +153,12 @@ def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], *, as_
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
-def _announce(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
-    if not quiet:
+def _announce(outcome: Outcome, printed: PrintOptions) -> None:
+    if not printed.quiet:
         print_summary(outcome.record)
     elif not outcome.is_trusted:
-        print_warning(outcome.record["solver"]["message"])
-    if not as_json:
+        print_warning(with_options(outcome.record["solver"]["message"]))
+    if not printed.as_json:
         typer.echo(outcome.record["output"]["path"])
 
 

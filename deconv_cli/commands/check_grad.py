@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands import options
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.findings import print_findings

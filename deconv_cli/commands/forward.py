@@ -1,38 +1,61 @@
-"""`deconv forward`: apply a kernel."""
+"""`deconv forward`: apply a kernel, exactly as torch does."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands import options
 from deconv_cli.commands.batch import Job, Outcome, lay_out, run
-from deconv_cli.commands.context import Context, FileOptions, KernelOptions
+from deconv_cli.commands.context import (
+    Context,
+    OptionValues,
+    describe_output,
+    environment_of,
+    load_kernel,
+    pick,
+)
+from deconv_cli.commands.option_groups import (
+    KERNEL_OPTION,
+    DeviceOption,
+    FileOptions,
+    InputsArgument,
+    KernelOptions,
+    OutputOption,
+    PrintOptions,
+)
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import DeviceChoice, PaddingLike, format_padding, parse_padding
+
+if TYPE_CHECKING:
+    from deconv_cli.workflows.noise import Noise
 
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"
 
 
-class ForwardBoundary(StrEnum):
-    """The borders under which a convolution can be computed."""
-
-    ZERO = "zero"
-    CIRCULAR = "circular"
-    REFLECT = "reflect"
-    SYMMETRIC = "symmetric"
-    REPLICATE = "replicate"
-
-
 def forward(
-    inputs: options.InputsArgument,
-    kernel: options.KernelOption,
-    output: options.OutputOption = None,
+    inputs: InputsArgument,
+    kernel: Annotated[Path, KERNEL_OPTION],
+    settings: Annotated[SettingValues, ("dtype",)],
+    kernel_options: KernelOptions,
+    files: FileOptions,
+    printed: PrintOptions,
+    output: OutputOption = None,
+    boundary: Annotated[
+        str,
+        typer.Option(
+            "--boundary",
+            metavar="NAME",
+            help=f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}.",
+            autocompletion=lambda: list(BOUNDARIES),
+        ),
+    ] = "zero",
     padding: Annotated[
         str, typer.Option("--padding", metavar="same|valid|full|N|NH,NW", help="How far the kernel reaches outside.")
     ] = "same",
-    boundary: Annotated[ForwardBoundary, typer.Option("--boundary", help="What lies outside.")] = ForwardBoundary.ZERO,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -42,74 +65,84 @@ def forward(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", min=0)] = 0,
-    layer: options.LayerOption = None,
-    convention: options.ConventionOption = None,
-    normalize: options.NormalizeOption = None,
-    axes: options.AxesOption = None,
-    tensor: options.TensorOption = None,
-    series: options.SeriesOption = None,
-    output_dtype: options.OutputDTypeOption = None,
-    dtype: options.DTypeOption = None,
-    device: options.DeviceOption = DeviceChoice.AUTO,
-    show: options.ShowOption = False,
-    force: options.ForceOption = False,
-    as_json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
-    padding_value = parse_padding(padding)
+    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), settings.get("dtype"))
+    added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
-    context = Context.open(
-        "forward",
-        KernelOptions(kernel, layer, convention, normalize),
-        FileOptions(axes, tensor, series, output_dtype, force),
-        device,
-        dtype,
-    )
+    context = Context("forward", load_kernel(kernel, kernel_options), files, pick(device))
 
     def process(job: Job) -> Outcome:
-        return Outcome(_apply(context, job, padding_value, boundary, noise, seed, show=show))
+        return Outcome(_apply(context, job, convolution, added, show=printed.show))
 
-    run("forward", jobs, process, as_json=as_json, quiet=quiet)
+    run("forward", jobs, process, printed)
 
 
-def _apply(
-    context: Context,
-    job: Job,
-    padding: PaddingLike,
-    boundary: ForwardBoundary,
-    noise: str | None,
-    seed: int,
-    *,
-    show: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Convolution:
+    """What is applied: boundary, padding, and the precision of the arithmetic."""
+
+    boundary: str
+    padding: PaddingLike
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class _AddedNoise:
+    """What is added: the noise as it was given, `None` for none, and its seed."""
+
+    text: str | None
+    model: Noise | None
+    seed: int
+
+    @classmethod
+    def parse(cls, text: str | None, seed: int) -> _AddedNoise:
+        from deconv_cli.workflows.noise import Noise
+
+        return cls(text, None if text is None else Noise.parse(text), seed)
+
+
+def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedNoise, *, show: bool) -> dict[str, Any]:
+    """Read, convolve and write one file; gives the record."""
+    from deconv_cli.report.run import ForwardRun
+    from deconv_cli.report.run_record import describe_run
     from deconv_cli.workflows.forward import forward as apply_kernel
-    from deconv_cli.workflows.noise import Noise
 
-    noise_model = None if noise is None else Noise.parse(noise)
-    loaded = context.read(job)
-    n_channels = context.kernel.n_outputs(loaded.values.shape[1])
+    loaded, kernel = context.read(job), context.loaded
+    padding, boundary = convolution.padding, convolution.boundary
+    n_channels = kernel.kernel.n_outputs(loaded.values.shape[1])
     plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
     result = apply_kernel(
-        loaded.values,
-        context.kernel_file.kernel,
-        padding=padding,
-        boundary=boundary.value,
-        bias=context.kernel_file.bias,
+        loaded.values, kernel.taps, padding=padding, boundary=boundary, bias=kernel.bias, dtype=convolution.dtype
     )
-    if noise_model is not None:
-        result = noise_model.add(result, seed)
+    if added.model is not None:
+        result = added.model.add(result, added.seed)
     prepared = plan.prepare(result.cpu())
-    typed = {
+    options: OptionValues = {
         "--padding": format_padding(padding),
-        "--boundary": boundary.value,
-        "--noise": noise,
-        "--seed": None if noise is None else seed,
+        "--boundary": boundary,
+        "--noise": added.text,
+        "--seed": None if added.text is None else added.seed,
+        "--dtype": str(result.dtype).removeprefix("torch."),
     }
-    details = {name.removeprefix("--"): value for name, value in typed.items()}
-    record = context.deliver(job, loaded, prepared, details, typed)
+    done = ForwardRun(
+        command=context.command,
+        source=loaded.describe(job.source),
+        kernel=kernel.source,
+        output=describe_output(job.target, prepared),
+        notes=context.notes(loaded, prepared),
+        environment=environment_of(context.device, result.dtype, loaded.started),
+        rerun=context.rerun(job, prepared, options),
+        padding=padding,
+        boundary=boundary,
+        noise=added.text,
+        seed=None if added.text is None else added.seed,
+    )
+    record = describe_run(done)
+    prepared.write(record)
     if show:
         from deconv_cli.commands.terminal_picture import show_picture
 
-        show_picture(result, is_color=loaded.source.is_picture)
+        show_picture(result, is_color=loaded.image.is_picture)
     return record

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands import options
 from deconv_cli.commands.console import print_document, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.facts import print_facts
+from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
+from deconv_cli.commands.option_words import with_options
 from deconv_cli.errors import DeconvError
-from deconv_cli.vocabulary import Convention, PaddingLike, Size, format_padding, parse_padding, parse_size
+from deconv_cli.vocabulary import PaddingLike, Size, format_padding, parse_padding, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.io.inspection import Entry, Inspected
@@ -34,6 +35,7 @@ def inspect(
         list[Path],
         typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.", show_default=False),
     ],
+    reading: KernelReading,
     taken_for: Annotated[
         Kind | None,
         typer.Option(
@@ -55,17 +57,18 @@ def inspect(
             "--tensor", metavar="NAME", help="Which tensor or layer of a file that holds several. Default: all of them."
         ),
     ] = None,
-    series: options.SeriesOption = None,
-    convention: options.ConventionOption = None,
-    normalize: options.NormalizeOption = None,
-    show: options.ShowOption = False,
-    as_json: options.JsonOption = False,
+    series: Annotated[
+        int | None,
+        typer.Option("--series", metavar="N", help="Which image series of a TIFF that holds several.", min=0),
+    ] = None,
+    show: ShowOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
     image_size, padding_value = parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
-    reader = _Reader(taken_for, image_size, padding_value, tensor, series, convention, normalize, show=show)
+    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show=show)
     for path in inputs:
         try:
             record = reader.describe(path)
@@ -73,7 +76,7 @@ def inspect(
             if len(inputs) == 1:
                 raise
             failures.append((path, error))
-            print_error(f"{path}: {error}")
+            print_error(f"{path}: {with_options(str(error))}")
             continue
         records.append(record)
         if not as_json:
@@ -95,8 +98,7 @@ class _Reader:
         padding: PaddingLike,
         tensor: str | None,
         series: int | None,
-        convention: Convention | None,
-        normalize: bool | None,
+        reading: KernelReading,
         *,
         show: bool,
     ) -> None:
@@ -105,8 +107,7 @@ class _Reader:
         self._padding = padding
         self._tensor = tensor
         self._series = series
-        self._convention = convention
-        self._normalize = normalize
+        self._reading = reading
         self._show = show
 
     def describe(self, path: Path) -> dict[str, Any]:
@@ -156,7 +157,9 @@ class _Reader:
         from deconv_cli.report.inspection import describe_kernel_facts
         from deconv_cli.workflows.inspect import inspect_kernel
 
-        read = read_kernel(path, layer=entry.name or None, convention=self._convention, normalize=self._normalize)
+        read = read_kernel(
+            path, layer=entry.name or None, convention=self._reading.convention, normalize=self._reading.normalize
+        )
         return {
             "layer": read.layer,
             "convention": read.convention.value,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from deconv_cli.workflows.progress import ProgressListener
+
 if TYPE_CHECKING:
     from rich.status import Status
 
@@ -18,7 +20,7 @@ REMEMBERED = 12
 """Iterations from which the speed is told: the first ones are faster than the rest."""
 
 
-class WorkProgress:
+class WorkProgress(ProgressListener):
     """Shows on stderr which step is under way: a moving line on a terminal, or a line an iteration when verbose.
 
     Args:
@@ -45,15 +47,15 @@ class WorkProgress:
         self._most = 0
         self._seen: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
 
-    def begin(self, step: str, *, goal: float | None = None, most: int = 0) -> None:
+    def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
         """Say what begins.
 
         Args:
             step: what it is.
             goal: the certificate at which its iteration ends.
-            most: after how many iterations it ends at the latest.
+            limit: after how many iterations it ends at the latest.
         """
-        self._goal, self._most = goal, most
+        self._goal, self._most = goal, limit
         self._seen.clear()
         self._tell(step)
 

@@ -78,7 +78,10 @@ class Continuation:
         piece = self._piece(y)
         estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
         data = self._blur.forward(self._closed(estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])))
-        data[..., *(slice(n) for n in self.window)] = piece
+        observed = data
+        for axis, n in enumerate(self.window, -len(self.window)):
+            observed = observed.narrow(axis, 0, n)
+        observed.copy_(piece)
         return self._transformed(data, math.prod(self.window) / math.prod(self.torus))
 
     def _piece(self, y: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ class ErrorPredictor:
         is_periodic = operator.boundary == "circular"
         torus = tuple(size) if is_periodic else tuple(next_fast_size(n + n // 4) for n in size)
         images = model.draw(self.n_probes, torus, self.seed, self.inverse.kernel.taps.dtype)
-        images = images[..., *(slice(n) for n in size)] + estimate.mean()
+        for axis, n in enumerate(size, -len(size)):
+            images = images.narrow(axis, 0, n)
+        images = images + estimate.mean()
         error = operator.crop_to_frame(self._restored(operator.forward(images)) - images)
         return self._bands.mean(error.square())
 

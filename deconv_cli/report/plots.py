@@ -174,8 +174,8 @@ def error_parts_plot(bands: Sequence[ErrorBand], unit: str) -> Plot:
 
     edge, inside = bands[0], bands[-1]
     alt = (
-        f"On the edge noise makes {edge.noise:.3g}, the null space {edge.null_space:.3g} and what lies outside the frame "
-        f"{edge.outside_frame:.3g} {unit} of the error; inside {inside.noise:.3g}, {inside.null_space:.3g} and "
+        f"On the edge noise makes {edge.noise:.3g}, the null space {edge.null_space:.3g} and what lies outside the "
+        f"frame {edge.outside_frame:.3g} {unit} of the error; inside {inside.noise:.3g}, {inside.null_space:.3g} and "
         f"{inside.outside_frame:.3g}."
     )
     caption = "The parts of the predicted error, whose squares add up; where a line ends, that part is nothing."

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
-
-import torch
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
-from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.vocabulary import Convention, format_padding
-from deconv_cli.workflows.invert import Reconstruction
+from deconv_cli.vocabulary import format_padding
+from deconv_cli.workflows.reconstruction import Reconstruction
 
 SCHEMA = 1
 Record = dict[str, Any]
-
-
-def describe_kernel(
-    kernel: Kernel, *, path: str, convention: Convention, sha256: str | None, layer: str | None, has_bias: bool
-) -> Record:
-    """Describe a kernel and the file it came from."""
-    shape = kernel.taps.shape[2:] if kernel.shared else kernel.taps.shape
-    gain = kernel.dc_gain
-    return {
-        "path": path,
-        "layer": layer,
-        "shape": list(shape),
-        "convention": convention.value,
-        "sha256": sha256,
-        "dc_gain": gain[0][0] if kernel.shared else gain,
-        "bias": has_bias,
-    }
 
 
 def describe_reconstruction(result: Reconstruction) -> Record:
@@ -127,19 +105,4 @@ def describe_well_posedness(finding: WellPosedness) -> Record:
         "advice": list(finding.advice),
         "advised_lambda": finding.advised_lambda,
         "advised_pads": pads and asdict(pads),
-    }
-
-
-def describe_environment(device: torch.device, dtype: torch.dtype, peak_memory_bytes: int) -> Record:
-    """Name what the result was computed with."""
-    return {
-        "peak_memory_bytes": peak_memory_bytes,
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {
-            "deconv": metadata.version("deconv-cli"),
-            "torch": torch.__version__,
-            "numpy": metadata.version("numpy"),
-            "python": platform.python_version(),
-        },
     }

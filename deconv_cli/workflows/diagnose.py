@@ -22,7 +22,7 @@ from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.forward import as_bias
-from deconv_cli.workflows.invert import Reconstruction
+from deconv_cli.workflows.reconstruction import Reconstruction
 
 
 @dataclass(frozen=True, eq=False)

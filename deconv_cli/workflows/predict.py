@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,9 +15,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.forward import as_bias
-
-if TYPE_CHECKING:
-    from deconv_cli.workflows.invert import Reconstruction
+from deconv_cli.workflows.reconstruction import Reconstruction
 
 
 def predict_for(
@@ -27,10 +24,8 @@ def predict_for(
     y: Tensor,
     *,
     bias: Tensor | None = None,
-    noise_sigma: float | None = None,
     least_sigma: float = 0.0,
     truth: Tensor | None = None,
-    seed: int = 0,
 ) -> PredictedError:
     """Predict the error of a reconstruction, and hold it against the truth where there is one.
 
@@ -39,28 +34,18 @@ def predict_for(
         result: the reconstruction.
         y: the data, in the inverse's dtype.
         bias: of each output channel.
-        noise_sigma: standard deviation of the noise, in units of the samples; by default it is estimated.
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
         truth: of the shape of the estimate.
-        seed: of the random numbers.
-
-    Raises:
-        ShapeError: the truth has another shape.
     """
-    if truth is not None and truth.shape != result.image.shape:
-        raise ShapeError(
-            f"the truth should have the shape of the estimate, {tuple(result.image.shape)}, but has "
-            f"{tuple(truth.shape)}; crop it to the same frame."
-        )
     data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
     assert result.lam is not None
     assert result.penalty is not None
-    kernel = inverse.kernel
+    kernel, sigma = inverse.kernel, result.settings.noise_sigma
     outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, result.image.detach())
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     periodic = _periodic_estimate(inverse, data)
     others = None if periodic is None else _one_by_one(kernel, periodic)
-    predictor = ErrorPredictor(inverse, seed=seed)
+    predictor = ErrorPredictor(inverse, seed=result.settings.seed or 0)
     continuation = Continuation(
         kernel,
         inverse.geometry.output_size,
@@ -77,7 +62,7 @@ def predict_for(
             output / unit,
             estimate / unit,
             lam=result.lam,
-            sigma=None if noise_sigma is None else noise_sigma / unit,
+            sigma=None if sigma is None else sigma / unit,
             least_sigma=least_sigma / unit,
         )
         found = predictor.predict(

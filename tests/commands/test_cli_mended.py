@@ -68,11 +68,11 @@ def test_two_outputs_never_share_a_record(refuses, save, gentle, tmp_path):
 
 
 def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, monkeypatch):
-    import deconv_cli.workflows.invert as workflow
+    import deconv_cli.workflows.pipeline as workflow
 
     built = []
-    build = workflow.inverse_for_output
-    monkeypatch.setattr(workflow, "inverse_for_output", lambda *words, **more: built.append(1) or build(*words, **more))
+    build = workflow.PseudoInverse
+    monkeypatch.setattr(workflow, "PseudoInverse", lambda *words, **more: built.append(1) or build(*words, **more))
     images = [np.random.default_rng(seed).random((12, 14)) for seed in range(3)]
     sources = [save(f"x{i}", image) for i, image in enumerate(images)] + [save("y", np.ones((9, 14)))]
     deconv("invert", *sources, "-k", gentle, "-o", tmp_path / "together")

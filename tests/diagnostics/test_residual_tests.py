@@ -13,9 +13,11 @@ from PIL import Image
 from torch.nn import functional
 
 from deconv_cli.diagnostics.residual_tests import ResidualFinding, _histogram
-from deconv_cli.settings import ResolvedSettings
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.diagnose import diagnose
-from deconv_cli.workflows.invert import inverse_for_output, reconstruct
+from deconv_cli.workflows.pipeline import Pipeline
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 CROP = 40
@@ -63,6 +65,14 @@ def photograph(taps, noise, seed=0):
     blurred = functional.conv2d(scene, taps[None, None], padding="same")[0, :, CROP:-CROP, CROP:-CROP]
     generator = torch.Generator().manual_seed(seed)
     return blurred + noise * torch.randn(blurred.shape, generator=generator, dtype=torch.float64)
+
+
+def inverse_for_output(y, taps, settings, dtype):
+    return PseudoInverse(Kernel.from_tensor(taps.to(dtype)), tuple(y.shape[-2:]), settings)
+
+
+def reconstruct(inverse, y, bias=None):
+    return Pipeline(inverse.kernel.taps, ReconstructionSettings(), inverse=inverse, bias=bias).reconstruct(y)
 
 
 def examined(y, taps, *, boundary="unknown", lam=1e-3, noise=None, bias=None):

@@ -10,11 +10,13 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.report.page import ReportContents
-from deconv_cli.report.record import describe_environment, describe_reconstruction
+from deconv_cli.report.record import describe_reconstruction
+from deconv_cli.report.run import Environment
+from deconv_cli.report.run_record import describe_environment
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import LambdaRule
 from deconv_cli.workflows.diagnose import diagnose
-from deconv_cli.workflows.invert import inverse_for_output, reconstruct
+from deconv_cli.workflows.pipeline import Pipeline
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 NOTE = "</script><script>alert(2)</script> \"quoted\" 'too' {{ 7 * 7 }} &amp;"
@@ -60,8 +62,9 @@ def restored(n_channels=1, size=(60, 72), *, dtype=torch.float32):
     y = functional.conv2d(truth[:, None], taps[None, None], padding="same")[:, 0]
     y = y + 0.1 * torch.randn(y.shape, generator=generator)
     settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
-    inverse = inverse_for_output(y, taps, settings, dtype)
-    return inverse, reconstruct(inverse, y.to(dtype)), y.to(dtype), truth.to(dtype)
+    pipeline = Pipeline(taps, settings)
+    result = pipeline.reconstruct(y.to(dtype))
+    return pipeline.inverse, result, y.to(dtype), truth.to(dtype)
 
 
 def record_of(result, y, path=HOSTILE, notes=(NOTE,)):
@@ -71,12 +74,12 @@ def record_of(result, y, path=HOSTILE, notes=(NOTE,)):
         "inputs": [{"path": path, "shape": list(y.shape), "axes": "CYX", "dtype": "uint8", "sha256": "0" * 64}],
         "kernel": {"path": f"kernels/{HOSTILE}", "layer": None, "shape": [3, 3], "dc_gain": 1.0},
         "boundary": "zero",
-        "boundary_reason": "asked for",
+        "boundary_reason": "given by the user",
         **describe_reconstruction(result),
-        "lambda_reason": "asked for",
+        "lambda_reason": "given by the user",
         "output": {"path": "out.tif", "shape": list(y.shape), "dtype": "float32"},
         "notes": list(notes),
-        **describe_environment(torch.device("cpu"), torch.float32, 1),
+        **describe_environment(Environment("cpu", "float32", 1, 0.5)),
         "rerun": f"deconv invert --kernel=k.npy --lambda=0.01 -- '{HOSTILE}'",
     }
 

@@ -135,7 +135,8 @@ def test_a_kernel_that_does_not_fit_is_told_before_its_bias():
 
 
 def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeypatch):
-    from deconv_cli.workflows import invert as workflow
+    from deconv_cli.settings import ReconstructionSettings
+    from deconv_cli.workflows import pipeline as workflow
 
     judged = []
     judge = workflow.assess
@@ -147,7 +148,8 @@ def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeyp
     inverse(y)
     assert not judged
     for _ in range(2):
-        found = workflow.reconstruct(inverse, y).well_posedness
+        pipeline = workflow.Pipeline(kernel, ReconstructionSettings(), inverse=inverse)
+        found = pipeline.reconstruct(y).well_posedness
     assert len(judged) == 1
     assert found.n_lost_modes == 18
     lost = deconv_cli.invert(y, kernel, lam=0).well_posedness

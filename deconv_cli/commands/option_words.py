@@ -1,0 +1,31 @@
+"""Sentences of the library in the words of the command line: here names of arguments become options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+from deconv_cli.settings import ReconstructionSettings, option_name
+
+_ARGUMENTS = {
+    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
+    "output_dtype": "--output-dtype",
+    "input_size": "--size",
+    "trust_file": "--trust-file",
+    "allow_global": "--allow-global",
+    "batch_axis": "--batch-axis",
+    "batch_size": "--batch-size",
+}
+"""Arguments that are no words of a sentence by themselves."""
+
+_WITH_VALUE = re.compile(r"\b([a-z_]+)=(\"[^\"]*\"|'[^']*'|[^\s,;()]+)")
+_ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
+_FLAGS = {"force=True": "--force", "normalize=False": "--no-normalize", "bias=False": "--no-bias"}
+
+
+def with_options(sentence: str) -> str:
+    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
+    for call, flag in _FLAGS.items():
+        sentence = sentence.replace(call, flag)
+    sentence = _WITH_VALUE.sub(lambda found: f"{option_name(found[1])} {found[2].strip(chr(34) + chr(39))}", sentence)
+    return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)

@@ -1,0 +1,151 @@
+"""What `deconv invert` writes besides the estimate: a page, the predicted error, and where to trust the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.commands.batch import TENSOR_SUFFIXES, Job
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import OutputDType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.commands.context import LoadedInput
+    from deconv_cli.io import OutputPlan
+    from deconv_cli.report.run import InvertRun
+
+FRACTIONAL_SUFFIXES = (".tif", ".tiff", *TENSOR_SUFFIXES)
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class ExtraOutputs:
+    """What was asked for besides the estimate; `None` for what was not.
+
+    Attributes:
+        page: the HTML file of a report.
+        truth: file of the true image, which the prediction is compared with.
+        error_map: file for the predicted error.
+        trust_mask: file for the mask.
+    """
+
+    page: Path | None
+    truth: Path | None
+    error_map: Path | None
+    trust_mask: Path | None
+
+    @property
+    def need_prediction(self) -> bool:
+        """Whether the error has to be predicted."""
+        return self.page is not None or self.is_prediction_kept
+
+    @property
+    def is_prediction_kept(self) -> bool:
+        """Whether a rerun has to predict the error too: not for a page, which is of this run alone."""
+        return any(path is not None for path in (self.truth, self.error_map, self.trust_mask))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that will be written."""
+        return [path for path in (self.error_map, self.trust_mask, self.page) if path is not None]
+
+    def as_options(self) -> dict[str, object]:
+        """Give the options that a rerun would be given again."""
+        return {"--truth": self.truth, "--error-map": self.error_map, "--trust-mask": self.trust_mask}
+
+    def check(self, jobs: list[Job], *, force: bool) -> None:
+        """Make sure that one input owns these files and that the page can be written, before anything is computed.
+
+        Raises:
+            UsageError: there are several inputs, two outputs would be the same file, or one cannot hold what goes
+                into it.
+            FileAccessError: no permission.
+        """
+        named = {"--report": self.page, **self.as_options()}
+        given = [option for option, path in named.items() if path is not None]
+        if given and len(jobs) != 1:
+            raise UsageError(f"{given[0]} belongs to one input, but there are {len(jobs)}; restore them one by one.")
+        if self.error_map is not None and self.error_map == self.trust_mask:
+            raise UsageError("--error-map and --trust-mask name the same file; choose two names.")
+        if given and jobs[0].target.absolute() in [path.absolute() for path in self.paths]:
+            raise UsageError(f"'{jobs[0].target}' is the output already; choose another name for what goes beside it.")
+        if self.error_map is not None and self.error_map.suffix.lower() not in FRACTIONAL_SUFFIXES:
+            raise UsageError(
+                f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
+                f"{', '.join(FRACTIONAL_SUFFIXES[:-1])} or {FRACTIONAL_SUFFIXES[-1]}."
+            )
+        if self.trust_mask is not None and self.trust_mask.suffix.lower() in LOSSY_SUFFIXES:
+            raise UsageError(
+                f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
+            )
+        if self.page is not None:
+            from deconv_cli.io.pages import check_page_place
+
+            check_page_place(self.page, jobs[0].source, force=force)
+
+    def plan(self, loaded: LoadedInput, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
+        """Read the truth, and refuse what cannot be written before anything is computed.
+
+        Raises:
+            UsageError: a file that exists already, or that cannot hold what goes into it.
+            InputRefusedError: the truth cannot be read.
+        """
+        from deconv_cli.io import plan_output, read_image
+
+        def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> OutputPlan | None:
+            if path is None:
+                return None
+            return plan_output(
+                path, loaded.image, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size
+            )
+
+        return PlannedOutputs(
+            page=self.page,
+            truth=None if self.truth is None else read_image(self.truth).values,
+            error_map=planned(self.error_map, n_channels, OutputDType.FLOAT32),
+            trust_mask=planned(self.trust_mask, 1, OutputDType.UINT8),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedOutputs:
+    """The same, with files that are known to be readable and writable."""
+
+    page: Path | None
+    truth: Tensor | None
+    error_map: OutputPlan | None
+    trust_mask: OutputPlan | None
+
+    def write(self, run: InvertRun, record: dict[str, Any], values: Tensor) -> None:
+        """Write the map and the mask, each with the record of the run, and the page."""
+        result = run.reconstruction
+        predicted = result.predicted_error
+        if self.error_map is not None and predicted is not None:
+            self.error_map.prepare(predicted.map.cpu()).write(record)
+        if self.trust_mask is not None and predicted is not None:
+            shape = (result.image.shape[0], 1, *predicted.trusted.shape)
+            mask = (255.0 * predicted.trusted.float()).expand(shape).contiguous()
+            self.trust_mask.prepare(mask.cpu()).write(record)
+        if self.page is not None:
+            self._write_page(self.page, run, record, values)
+
+    def _write_page(self, page: Path, run: InvertRun, record: dict[str, Any], values: Tensor) -> None:
+        from deconv_cli.io.pages import write_page
+        from deconv_cli.report.page import ReportContents, render_page
+
+        result = run.reconstruction
+        assert run.diagnosis is not None
+        contents = ReportContents(
+            record=record,
+            data=values,
+            estimate=result.image,
+            diagnosis=run.diagnosis,
+            is_picture=run.source.is_picture,
+            lambda_choice=result.lambda_choice,
+            predicted_error=result.predicted_error,
+            truth=self.truth,
+        )
+        write_page(page, render_page(contents))

@@ -1,0 +1,170 @@
+"""One file restored: read it, reconstruct, and write what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.batch import Job, Outcome
+from deconv_cli.commands.context import Context, LoadedInput, OptionValues, describe_output, environment_of
+from deconv_cli.commands.option_groups import PrintOptions
+from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import InputKind, parse_padding
+
+if TYPE_CHECKING:
+    from deconv_cli.io import ImageFile, PreparedOutput
+    from deconv_cli.report.record import Record
+    from deconv_cli.report.run import InvertRun
+    from deconv_cli.workflows.diagnose import Diagnosis
+    from deconv_cli.workflows.pipeline import Pipeline
+    from deconv_cli.workflows.reconstruction import Reconstruction
+    from deconv_cli.workflows.resolution import RecordedConvolution
+
+
+class Restoration:
+    """Restores one input after another; what pictures share, and what tensors share, is prepared once.
+
+    Args:
+        context: kernel, device and files.
+        settings: those that were typed.
+        extra: what is written besides the estimate.
+        printed: what is printed.
+    """
+
+    def __init__(self, context: Context, settings: SettingValues, extra: ExtraOutputs, printed: PrintOptions) -> None:
+        self._context = context
+        self._settings = settings
+        self._extra = extra
+        self._printed = printed
+        self._pipelines: dict[InputKind, Pipeline] = {}
+
+    def restore(self, job: Job) -> Outcome:
+        """Read, restore and write one file, and draw it where it is wanted."""
+        printed = self._printed
+        with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
+            loaded, run, record = self._restore(job, progress)
+        if printed.show:
+            from deconv_cli.commands.terminal_picture import show_picture
+
+            show_picture(run.reconstruction.image, is_color=loaded.image.is_picture)
+        return Outcome(record, is_trusted=run.reconstruction.solution.status.is_success)
+
+    def _restore(self, job: Job, progress: WorkProgress) -> tuple[LoadedInput, InvertRun, Record]:
+        """Do all but draw; gives what was read, the run, and its record."""
+        from deconv_cli.report.run_record import describe_run
+
+        context = self._context
+        loaded = context.read(job)
+        pipeline = self._pipeline(loaded.image)
+        recorded, notes = _recorded(loaded.image, context.loaded.source.sha256)
+        resolution = pipeline.resolve(recorded)
+        resolution = replace(resolution, notes=(*resolution.notes, *notes))
+        kernel = context.loaded.kernel
+        n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
+        same_size = context.keeps_size(resolution.settings.padding)
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
+        planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
+        result = pipeline.reconstruct(loaded.values, resolution, truth=planned.truth, progress=progress)
+        diagnosis = None
+        if planned.page is not None:
+            progress.begin("examining the result")
+            diagnosis = self._diagnose(pipeline, result, loaded)
+        progress.begin("writing")
+        prepared = plan.prepare(result.image.cpu())
+        run = self._describe(job, loaded, prepared, result, diagnosis)
+        record = describe_run(run)
+        prepared.write(record)
+        planned.write(run, record, loaded.values.to(result.image.dtype))
+        return loaded, run, record
+
+    def _diagnose(self, pipeline: Pipeline, result: Reconstruction, loaded: LoadedInput) -> Diagnosis:
+        from deconv_cli.workflows.diagnose import diagnose
+
+        assert pipeline.inverse is not None  # a page asks for a prediction, which is refused of other estimates
+        data = loaded.values.to(result.image.dtype)
+        noise = result.settings.noise_sigma
+        return diagnose(pipeline.inverse, result, data, bias=self._context.loaded.bias, noise=noise)
+
+    def _describe(
+        self,
+        job: Job,
+        loaded: LoadedInput,
+        prepared: PreparedOutput,
+        result: Reconstruction,
+        diagnosis: Diagnosis | None,
+    ) -> InvertRun:
+        from deconv_cli.report.run import InvertRun
+
+        context = self._context
+        return InvertRun(
+            command=context.command,
+            source=loaded.describe(job.source),
+            kernel=context.loaded.source,
+            output=describe_output(job.target, prepared),
+            notes=context.notes(loaded, prepared, *result.notes),
+            environment=environment_of(context.device, result.image.dtype, loaded.started),
+            rerun=context.rerun(job, prepared, self._options(result)),
+            reconstruction=result,
+            diagnosis=diagnosis,
+            factor=context.loaded.factor,
+        )
+
+    def _options(self, result: Reconstruction) -> OptionValues:
+        """Give the options that make the same estimate again: what was resolved, not what was left open."""
+        settings = result.settings
+        options = settings.as_options()
+        is_kept = self._extra.is_prediction_kept or "predict" in self._settings
+        looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
+        if self._context.loaded.inverse is not None:
+            kept: OptionValues = {"--max-memory": settings.max_memory}
+            kept |= {name: options.get(name) for name in ("--noise-sigma", "--quantization", "--seed") if is_kept}
+            return kept | self._extra.as_options()
+        dropped = {"--defaults", "--lambda-rule", "--predict"}
+        dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
+        dropped |= set() if looks_at_noise else {"--noise-sigma"}
+        dropped |= set() if is_kept else {"--quantization", "--seed"}
+        options = {name: value for name, value in options.items() if name not in dropped}
+        if settings.has_lambda:
+            options["--method"] = result.choice.method
+        elif settings.objective == "tv":
+            options.setdefault("--weight", "auto")
+        options["--tolerance"] = repr(result.tolerance)
+        options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
+        predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}
+        return options | predicts | self._extra.as_options()
+
+    def _pipeline(self, image: ImageFile) -> Pipeline:
+        """Give the pipeline of a picture or of a tensor."""
+        from deconv_cli.workflows.pipeline import Pipeline
+
+        kind = InputKind.PICTURE if image.is_picture else InputKind.TENSOR
+        if kind not in self._pipelines:
+            settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
+            loaded = self._context.loaded
+            self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
+        return self._pipelines[kind]
+
+
+def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
+    """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it."""
+    from deconv_cli.workflows.resolution import RecordedConvolution
+
+    record = image.record
+    if record is None or record.get("command") != "forward":
+        return None, ()
+    try:
+        made_by = record["kernel"]
+        found = RecordedConvolution(BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"]))
+        path, sha256 = str(made_by["path"]), str(made_by["sha256"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None, ()
+    if kernel_sha256 is None or sha256 == kernel_sha256:
+        return found, ()
+    return found, (
+        f"deconv forward made this file with another kernel file, '{path}'; make sure that this one holds the same "
+        "taps",
+    )

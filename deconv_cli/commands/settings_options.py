@@ -1,0 +1,215 @@
+"""The settings of a reconstruction at the prompt: the wording of each option, and how its text is read.
+
+This is the second of the two places where an option is added; the first is its field in `settings.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
+from deconv_cli.settings import option_name
+from deconv_cli.vocabulary import (
+    ArithmeticDType,
+    InputKind,
+    LambdaRule,
+    parse_memory,
+    parse_number_or_auto,
+    parse_padding,
+    parse_sigma,
+)
+
+SettingValues = dict[str, Any]
+"""Settings that were typed, by their names."""
+
+CONVOLUTION = "The convolution"
+PENALTY = "λ and penalty"
+PRIOR = "Other objectives"
+SOLVER = "Computation"
+ERROR = "The error to be expected"
+
+
+@dataclass(frozen=True)
+class SettingOption:
+    """An option that sets a setting.
+
+    Attributes:
+        annotation: the parameter's type with Typer's description of it.
+        read: makes the setting's value of what was typed.
+    """
+
+    annotation: Any
+    read: Callable[[Any], object] = lambda value: value
+
+
+def _setting(
+    name: str,
+    kind: Any,  # noqa: ANN401
+    panel: str,
+    text: str,
+    *,
+    metavar: str | None = None,
+    read: Callable[[Any], object] = lambda value: value,
+    **more: Any,  # noqa: ANN401
+) -> tuple[str, SettingOption]:
+    option = typer.Option(
+        option_name(name), metavar=metavar, help=text, show_default=False, rich_help_panel=panel, **more
+    )
+    return name, SettingOption(Annotated[kind | None, option], read)
+
+
+SETTINGS_OPTIONS = dict(
+    [
+        _setting(
+            "boundary",
+            str,
+            CONVOLUTION,
+            f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: auto, what deconv forward recorded in the "
+            "file; else unknown for pictures and zero for tensors.",
+            metavar="NAME",
+            autocompletion=lambda: ["auto", *BOUNDARIES],
+        ),
+        _setting(
+            "padding",
+            str,
+            CONVOLUTION,
+            "How far the kernel reached outside. Default: what deconv forward recorded, else same.",
+            metavar="same|valid|full|N|NH,NW",
+            read=parse_padding,
+        ),
+        _setting(
+            "defaults",
+            str,
+            CONVOLUTION,
+            "Take the defaults that suit a picture or a tensor. Default: by the format of the file.",
+            metavar="KIND",
+            autocompletion=lambda: list(InputKind),
+        ),
+        _setting(
+            "lam",
+            str,
+            PENALTY,
+            "Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse; auto to choose it from the data. "
+            "Default: auto for pictures, 1e-6 for tensors.",
+            metavar="auto|λ",
+            read=lambda text: parse_number_or_auto(text, "lambda", "zero or a positive number"),
+        ),
+        _setting(
+            "lambda_rule",
+            str,
+            PENALTY,
+            f"How λ is chosen from the data: {', '.join(LambdaRule)}. Default: gcv.",
+            metavar="NAME",
+            autocompletion=lambda: list(LambdaRule),
+        ),
+        _setting(
+            "penalty",
+            str,
+            PENALTY,
+            f"What is kept small: {', '.join(PENALTIES)}. Default: gradient for pictures, identity for tensors.",
+            metavar="NAME",
+            autocompletion=lambda: list(PENALTIES),
+        ),
+        _setting(
+            "noise_sigma",
+            str,
+            PENALTY,
+            "Standard deviation of the noise, in units of the samples. Default: auto, estimated.",
+            metavar="auto|σ",
+            read=parse_sigma,
+        ),
+        _setting(
+            "quantization",
+            float,
+            PENALTY,
+            "Distance of neighboring values that a sample can have; the noise is no smaller than its rounding. "
+            "Default: 1 for files of whole numbers, else 0.",
+            metavar="STEP",
+        ),
+        _setting(
+            "rcond",
+            float,
+            PENALTY,
+            "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0).",
+        ),
+        _setting("nonnegative", bool, PRIOR, "Minimize among images without negative pixels."),
+        _setting(
+            "prior",
+            str,
+            PRIOR,
+            f"What is likely of an image: {', '.join(prior_names())}. Default: quadratic, a small penalty; tv is for "
+            "flat regions with sharp edges.",
+            metavar="NAME",
+            autocompletion=lambda: list(prior_names()),
+        ),
+        _setting(
+            "weight",
+            str,
+            PRIOR,
+            "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
+            metavar="auto|V",
+            read=lambda text: parse_number_or_auto(text, "weight", "a positive number"),
+        ),
+        _setting(
+            "gain",
+            str,
+            PRIOR,
+            "For method richardson-lucy: units of the samples a count, to stop by the noise of counts; auto estimates "
+            "it from the data. Default: stop by samples that are held out.",
+            metavar="auto|V",
+            read=lambda text: parse_number_or_auto(text, "gain", "a positive number"),
+        ),
+        _setting(
+            "method",
+            str,
+            SOLVER,
+            f"How to solve: {', '.join(method_names())}. Default: auto, what costs least.",
+            metavar="NAME",
+            autocompletion=lambda: list(method_names()),
+        ),
+        _setting(
+            "tolerance",
+            float,
+            SOLVER,
+            "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-4 and 1e-6 for "
+            "prior tv, 1e-5 for richardson-lucy.",
+        ),
+        _setting("max_iterations", int, SOLVER, "Iterations at most. Default: 2000.", min=1),
+        _setting(
+            "max_memory",
+            str,
+            SOLVER,
+            "Memory that the solution may take, such as 8GiB or 500MB. Default: what is free.",
+            metavar="SIZE",
+            read=parse_memory,
+        ),
+        _setting(
+            "dtype",
+            str,
+            SOLVER,
+            "Precision of the arithmetic: float32 or float64. Default: float64 for float64 data, else float32.",
+            metavar="TYPE",
+            autocompletion=lambda: list(ArithmeticDType),
+        ),
+        _setting(
+            "predict",
+            bool,
+            ERROR,
+            "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report.",
+        ),
+        _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0),
+    ]
+)
+
+
+def read_settings(typed: SettingValues) -> SettingValues:
+    """Read the settings that were typed; the others are left out.
+
+    Raises:
+        UsageError: a text that stands for no value of its setting.
+    """
+    return {name: SETTINGS_OPTIONS[name].read(value) for name, value in typed.items() if value is not None}

@@ -1,0 +1,157 @@
+"""A finished run of a command, typed: what the table, the JSON record and the page are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deconv_cli.diagnostics.well_posedness import WellPosedness
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import Convention, PaddingLike
+from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input as read: its path, the shape, axes and sample type as stored, and the SHA-256 of all its bytes."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: str
+    dtype: str
+    sha256: str
+    is_picture: bool
+
+
+@dataclass(frozen=True, eq=False)
+class KernelInput:
+    """A kernel and where it came from.
+
+    Attributes:
+        kernel: canonical kernel.
+        path: of its file, or the words that made it.
+        convention: what the file held.
+        sha256: of all bytes of the file; `None` where there is none.
+        layer: the layer of a model that it was taken from.
+        has_bias: whether a bias was subtracted from, or added to, the outputs.
+    """
+
+    kernel: Kernel
+    path: str
+    convention: Convention
+    sha256: str | None
+    layer: str | None
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class FactorInput:
+    """The file of a precomputed inverse."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """An output as written: its path, shape and sample type, and the SHA-256 of its samples."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    samples_sha256: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a result was computed with: device, precision, peak memory in bytes, and time in seconds."""
+
+    device: str
+    dtype: str
+    peak_memory_bytes: int
+    time_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What all commands that turn files into files have in common.
+
+    Attributes:
+        command: its name.
+        source: the input.
+        kernel: the kernel.
+        output: the output.
+        notes: what was done on the way, a sentence each.
+        environment: what it was computed with.
+        rerun: the command line that gives the same samples again.
+    """
+
+    command: str
+    source: InputFile
+    kernel: KernelInput
+    output: OutputFile
+    notes: tuple[str, ...]
+    environment: Environment
+    rerun: str
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardRun(Run):
+    """A finished run of `deconv forward`.
+
+    Attributes:
+        padding: how far the kernel reached outside.
+        boundary: what lay there.
+        noise: the noise that was added, as it was given; `None` for none.
+        seed: of the noise.
+    """
+
+    padding: PaddingLike
+    boundary: str
+    noise: str | None
+    seed: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class InvertRun(Run):
+    """A finished run of `deconv invert`.
+
+    Attributes:
+        reconstruction: the estimate with the solution and the diagnostics.
+        diagnosis: what a page shows besides; `None` without one.
+        factor: the file of the inverse, where one was given in place of a kernel.
+    """
+
+    reconstruction: Reconstruction
+    diagnosis: Diagnosis | None
+    factor: FactorInput | None
+
+
+@dataclass(frozen=True, eq=False)
+class FactorRun:
+    """A finished run of `deconv factor`.
+
+    Attributes:
+        kernel: the kernel.
+        inverse: what was built.
+        well_posedness: what the border does to the problem.
+        factoring_time_s: how long building it took, in seconds.
+        path: of the file.
+        n_bytes: its size.
+        sha256: of all its bytes.
+        notes: what was done on the way, a sentence each.
+        environment: what it was computed with.
+        rerun: the command line that makes the same file again.
+    """
+
+    kernel: KernelInput
+    inverse: PseudoInverse
+    well_posedness: WellPosedness
+    factoring_time_s: float
+    path: str
+    n_bytes: int
+    sha256: str
+    notes: tuple[str, ...]
+    environment: Environment
+    rerun: str

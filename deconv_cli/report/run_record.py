@@ -1,0 +1,129 @@
+"""A finished run as one JSON document: what was done, to what, with which result."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from deconv_cli.report.diagnosis import describe_diagnosis
+from deconv_cli.report.record import SCHEMA, Record, describe_reconstruction, describe_well_posedness
+from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, Run
+from deconv_cli.vocabulary import format_padding
+
+
+def describe_run(run: Run) -> Record:
+    """Write a run as a JSON object."""
+    source, output = run.source, run.output
+    return {
+        "schema": SCHEMA,
+        "command": run.command,
+        "inputs": [
+            {
+                "path": source.path,
+                "shape": list(source.shape),
+                "axes": source.axes,
+                "dtype": source.dtype,
+                "sha256": source.sha256,
+            }
+        ],
+        "kernel": describe_kernel(run.kernel),
+        **_details(run),
+        "output": {
+            "path": output.path,
+            "shape": list(output.shape),
+            "dtype": output.dtype,
+            "samples_sha256": output.samples_sha256,
+        },
+        "notes": list(run.notes),
+        **describe_environment(run.environment),
+        "rerun": run.rerun,
+    }
+
+
+def _details(run: Run) -> Record:
+    """Describe what is particular to a command."""
+    if isinstance(run, ForwardRun):
+        return {
+            "padding": format_padding(run.padding),
+            "boundary": run.boundary,
+            "noise": run.noise,
+            "seed": run.seed,
+        }
+    assert isinstance(run, InvertRun)
+    result, factor = run.reconstruction, run.factor
+    return {
+        "factor": None if factor is None else {"path": factor.path, "sha256": factor.sha256},
+        "boundary": result.boundary,
+        "boundary_reason": result.reasons.boundary,
+        **describe_reconstruction(result),
+        "lambda_reason": None if result.lam is None else result.reasons.lam,
+        **({} if run.diagnosis is None else {"diagnosis": describe_diagnosis(run.diagnosis)}),
+    }
+
+
+def describe_kernel(source: KernelInput) -> Record:
+    """Describe a kernel and where it came from."""
+    kernel = source.kernel
+    shape = kernel.taps.shape[2:] if kernel.shared else kernel.taps.shape
+    return {
+        "path": source.path,
+        "layer": source.layer,
+        "shape": list(shape),
+        "convention": source.convention.value,
+        "sha256": source.sha256,
+        "dc_gain": kernel.dc_gain[0][0] if kernel.shared else kernel.dc_gain,
+        "bias": source.has_bias,
+    }
+
+
+def describe_environment(environment: Environment) -> Record:
+    """Describe what a result was computed with."""
+    return {
+        "time_s": environment.time_s,
+        "peak_memory_bytes": environment.peak_memory_bytes,
+        "device": environment.device,
+        "dtype": environment.dtype,
+        "versions": {
+            "deconv": metadata.version("deconv-cli"),
+            "torch": torch.__version__,
+            "numpy": metadata.version("numpy"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert builds it again from the taps"
+
+
+def describe_factor_run(run: FactorRun) -> Record:
+    """Write a run of `deconv factor` as a JSON object."""
+    inverse = run.inverse
+    factors = inverse.state.kept.factors.tensors
+    return {
+        "schema": SCHEMA,
+        "command": "factor",
+        "kernel": describe_kernel(run.kernel),
+        "size": list(inverse.geometry.image_size),
+        "output_size": list(inverse.geometry.output_size),
+        "boundary": inverse.settings.boundary,
+        "padding": format_padding(inverse.settings.padding),
+        "method": inverse.choice.method,
+        "method_reason": inverse.choice.reason,
+        "lambda": inverse.problem.lam,
+        "penalty": inverse.settings.penalty,
+        "rcond": inverse.rcond,
+        "tolerance": inverse.tolerance,
+        "max_iterations": inverse.settings.max_iterations,
+        "well_posedness": describe_well_posedness(run.well_posedness),
+        "factors": {
+            "bytes": sum(factor.nbytes for factor in factors.values()),
+            "shapes": {name: list(factor.shape) for name, factor in factors.items()},
+            "time_s": run.factoring_time_s,
+        },
+        "output": {"path": run.path, "bytes": run.n_bytes, "sha256": run.sha256},
+        "notes": [*run.notes, *([] if factors else [BUILT_AGAIN])],
+        **describe_environment(run.environment),
+        "rerun": run.rerun,
+    }

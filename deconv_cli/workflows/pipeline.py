@@ -1,0 +1,263 @@
+"""The one road from data to a reconstruction, for the library and the command line alike.
+
+    resolve → choose λ → build → solve → measure → predict
+
+A pipeline keeps the inverse that it built last, so that data of one size under one border cost its factors once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
+from deconv_cli.diagnostics.residual import border_profile, summarize_residual
+from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, Size
+from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
+from deconv_cli.workflows.estimators import build_estimator
+from deconv_cli.workflows.forward import as_bias
+from deconv_cli.workflows.predict import predict_for
+from deconv_cli.workflows.progress import ProgressListener, as_listener
+from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
+
+_ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
+
+
+class Pipeline:
+    """Reconstructs one batch of data after another, all made by one kernel.
+
+    Args:
+        kernel: the taps as `forward` takes them, of any device and floating dtype.
+        settings: what was chosen; what is left open is resolved for each input.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+        inverse: one that was built before, and takes the place of the settings that made it.
+
+    Attributes:
+        inverse: the linear inverse that was built last; `None` before the first, and where the estimate is not linear.
+
+    Raises:
+        ShapeError: the kernel has not two or four axes.
+        MalformedInputError: the kernel is complex, empty, zero or not finite.
+    """
+
+    def __init__(
+        self,
+        kernel: Tensor,
+        settings: ReconstructionSettings,
+        *,
+        bias: Tensor | None = None,
+        inverse: PseudoInverse | None = None,
+    ) -> None:
+        self._kernel = kernel
+        self._settings = settings
+        self._bias = bias
+        self._given = inverse
+        self.inverse = inverse
+        self._inverse_settings: ResolvedSettings | None = None
+
+    @property
+    def settings(self) -> ReconstructionSettings:
+        """What was chosen."""
+        return self._settings
+
+    def resolve(self, recorded: RecordedConvolution | None = None) -> Resolution:
+        """Fill in the settings that were left open; nothing is computed yet.
+
+        Args:
+            recorded: what the input's file says about the convolution that made it.
+
+        Raises:
+            UsageError: a setting that would change nothing.
+        """
+        if self._given is not None:
+            return resolution_of(self._given, self._settings, recorded)
+        return resolve(self._settings, Kernel.from_tensor(self._kernel), recorded)
+
+    def reconstruct(
+        self,
+        y: Tensor,
+        resolution: Resolution | None = None,
+        *,
+        truth: Tensor | None = None,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Reconstruction:
+        """Estimate the images that the convolution turned into `y`, and measure how good the estimate is.
+
+        Args:
+            y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, of any real dtype.
+            resolution: what `resolve` gave; found anew where it is left out.
+            truth: the images themselves, of the shape of the estimate, to compare the predicted error with.
+            progress: is called after every iteration.
+
+        Raises:
+            ShapeError: kernel, bias, data and truth do not fit one another.
+            UsageError: settings that contradict the data.
+            TooLargeError: the inverse does not fit the memory.
+            MalformedInputError: data or kernels that are not finite.
+        """
+        listener = as_listener(progress)
+        resolution = self.resolve() if resolution is None else resolution
+        check_image(y, "the output to invert")
+        data, kernel, image_size = self._arranged(y, resolution.settings)
+        if truth is not None:
+            _check_truth(truth, data, kernel, image_size)
+        choice = None
+        if resolution.chooses_lambda:
+            listener.begin("choosing λ")
+            choice = self._choose_lambda(data, kernel, resolution.settings, _least_noise(y, resolution.settings))
+            resolution = _with_choice(resolution, choice)
+        settings = resolution.settings
+        listener.begin("building the inverse")
+        estimator = self._estimator(kernel, image_size, settings, data)
+        listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
+        result = replace(self._solve(estimator, data, resolution, listener), lambda_choice=choice)
+        if not (settings.predict or truth is not None) or not isinstance(estimator, PseudoInverse):
+            return result
+        listener.begin("predicting the error")
+        predicted = predict_for(
+            estimator,
+            result,
+            data,
+            bias=self._bias,
+            least_sigma=_least_noise(y, settings),
+            truth=truth,
+        )
+        return replace(result, predicted_error=predicted)
+
+    def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
+        """Bring data and kernel into the precision of the arithmetic; tell the size of the images too."""
+        if self._given is not None:
+            taps = self._given.kernel.taps
+            data = y.to(taps.device, taps.dtype)
+            self._given.arrange(data)  # a size that does not fit is found before anything is built
+            return data, self._given.kernel, self._given.geometry.image_size
+        dtype = pick_dtype(settings.dtype, y, y.device)
+        kernel = as_kernel(self._kernel, y.device, dtype)
+        kernel.split(y, are_outputs=True)  # what does not fit is refused before anything is built
+        geometry = Geometry.of_output(tuple(y.shape[-len(kernel.size) :]), kernel.size, settings.padding)
+        return y.to(dtype), kernel, geometry.image_size
+
+    def _choose_lambda(
+        self, data: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float
+    ) -> LambdaChoice:
+        detached = data.detach()
+        continuation = Continuation(
+            replace(kernel, taps=kernel.taps.detach()),
+            tuple(data.shape[-len(kernel.size) :]),
+            boundary=settings.boundary,
+            penalty=settings.penalty,
+            max_memory=settings.max_memory,
+        )
+        return choose_lambda(
+            continuation,
+            detached if self._bias is None else detached - as_bias(self._bias.detach(), detached),
+            rule=settings.lambda_rule or LambdaRule.GCV,
+            sigma=settings.noise_sigma,
+            least_sigma=least_sigma,
+        )
+
+    def _estimator(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor) -> Estimator:
+        """Build what estimates the images, or take the last inverse if it is the same."""
+        if self._given is not None:
+            return self._given
+        if not settings.is_linear:
+            self.inverse = None
+            return build_estimator(kernel, image_size, settings, self._unbiased(data))
+        if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
+            return self.inverse
+        self.inverse = None  # the old one's memory first
+        self.inverse = PseudoInverse(kernel, image_size, settings)
+        self._inverse_settings = settings
+        return self.inverse
+
+    def _fits(self, inverse: PseudoInverse, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> bool:
+        is_same = inverse.geometry.image_size == image_size and self._inverse_settings == settings
+        taps, own = kernel.taps, inverse.kernel.taps
+        return is_same and (own.dtype, own.device) == (taps.dtype, taps.device)
+
+    def _unbiased(self, data: Tensor) -> Tensor:
+        return data if self._bias is None else data - as_bias(self._bias, data)
+
+    def _solve(
+        self, estimator: Estimator, data: Tensor, resolution: Resolution, listener: ProgressListener
+    ) -> Reconstruction:
+        """Apply an estimator, and measure what it leaves over."""
+        estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
+        well_posedness = _assess(estimator)
+        unbiased = self._unbiased(data)
+        solution = estimator.solve(unbiased, listener)
+        operator, kernel = estimator.operator, estimator.kernel
+        detached = unbiased.detach()  # the numbers of the report need no graph
+        residual = kernel.join(estimator.arrange(detached) - operator.forward(solution.value.detach()))
+        return Reconstruction(
+            image=estimator.frame(solution.value),
+            solution=solution,
+            settings=resolution.settings,
+            reasons=resolution.reasons,
+            choice=estimator.choice,
+            rcond=estimator.rcond,
+            tolerance=estimator.tolerance,
+            residual=summarize_residual(residual, detached),
+            border=border_profile(residual, kernel.size),
+            spectrum=estimator.spectrum,
+            well_posedness=well_posedness,
+            notes=resolution.notes,
+        )
+
+
+def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
+    settings = replace(resolution.settings, lam=choice.lam)
+    reasons = replace(resolution.reasons, lam=choice.reason)
+    return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
+
+
+def _least_noise(y: Tensor, settings: ReconstructionSettings) -> float:
+    """Give the standard deviation of what rounding leaves: the noise of the data is not smaller."""
+    step = settings.quantization
+    if step is None:
+        step = 0.0 if y.is_floating_point() else 1.0
+    return step * ROUNDING_NOISE
+
+
+def _check_truth(truth: Tensor, data: Tensor, kernel: Kernel, image_size: Size) -> None:
+    n_channels = data.shape[-len(image_size) - 1] if kernel.shared else kernel.taps.shape[1]
+    expected = (*data.shape[: -len(image_size) - 1], n_channels, *image_size)
+    if tuple(truth.shape) != expected:
+        raise ShapeError(
+            f"the truth should have the shape of the estimate, {expected}, but has {tuple(truth.shape)}; crop it to "
+            "the same frame."
+        )
+
+
+def _assess(estimator: Estimator) -> WellPosedness | None:
+    """Judge the quadratic problem behind an estimate, if there is one."""
+    inverse = getattr(estimator, "inverse", estimator)
+    return assess_well_posedness(inverse) if isinstance(inverse, PseudoInverse) else None
+
+
+def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
+    """Judge the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
+    found = _ASSESSED.get(inverse)
+    if found is None:
+        problem = inverse.problem
+        found = _ASSESSED[inverse] = assess(
+            problem.operator.kernel,
+            inverse.geometry,
+            problem.operator.boundary,
+            lam=problem.lam,
+            penalty=problem.penalty,
+            spectrum=inverse.spectrum,
+        )
+    return found

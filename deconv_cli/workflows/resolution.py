@@ -1,0 +1,143 @@
+"""Fill in the settings that were left open, each with its reason, before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import PaddingLike, format_padding
+
+GIVEN = "given by the user"
+
+
+@dataclass(frozen=True)
+class RecordedConvolution:
+    """What a file records of the convolution that made it.
+
+    Attributes:
+        boundary: what lay outside the image.
+        padding: how far the kernel reached outside.
+    """
+
+    boundary: str
+    padding: PaddingLike
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why a boundary and a λ are what they are, each a sentence without its full stop."""
+
+    boundary: str
+    lam: str
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Settings with nothing left open but, perhaps, λ.
+
+    Attributes:
+        settings: the settings; their λ is 0 for now where it is yet to be chosen.
+        reasons: why they are what they are.
+        chooses_lambda: whether λ is to be chosen from the data.
+        notes: what a person should know, a sentence each.
+    """
+
+    settings: ResolvedSettings
+    reasons: Reasons
+    chooses_lambda: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def resolve(
+    settings: ReconstructionSettings, kernel: Kernel, recorded: RecordedConvolution | None = None
+) -> Resolution:
+    """Fill in what is left open: by what the input records of itself, else by the kind of input.
+
+    Args:
+        settings: what was given.
+        kernel: canonical kernel, of any dtype.
+        recorded: what the input's file says about the convolution that made it.
+
+    Raises:
+        UsageError: a setting that would change nothing.
+    """
+    defaults = DEFAULTS[settings.defaults]
+    boundary, boundary_reason = settings.boundary, GIVEN
+    if boundary == "auto" and recorded is not None:
+        boundary, boundary_reason = recorded.boundary, "recorded in the file by deconv forward"
+    elif boundary == "auto":
+        boundary, boundary_reason = defaults.boundary, defaults.boundary_reason
+    padding = settings.padding
+    if padding is None:
+        padding = "same" if recorded is None else recorded.padding
+    n_outputs, n_inputs = kernel.taps.shape[:2]
+    penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
+    lam, lambda_reason = _lambda(settings)
+    if settings.has_lambda and lam != "auto":
+        check_noise_is_used(settings, f"λ is {lam:g} here ({lambda_reason})")
+    resolved = ResolvedSettings(
+        **{field.name: getattr(settings, field.name) for field in fields(settings)}
+        | {"boundary": boundary, "padding": padding, "penalty": penalty, "lam": 0.0 if lam == "auto" else lam}
+    )
+    return Resolution(resolved, Reasons(boundary_reason, lambda_reason), chooses_lambda=lam == "auto")
+
+
+def _lambda(settings: ReconstructionSettings) -> tuple[float | str, str]:
+    defaults = DEFAULTS[settings.defaults]
+    if not settings.has_lambda:
+        return 1.0, "of no use"
+    if settings.lam is not None:
+        return settings.lam, GIVEN if settings.lam != "auto" else "chosen from the data"
+    if settings.rcond is not None:
+        return 0.0, "rcond truncates instead"
+    if settings.lambda_rule is not None:
+        return "auto", "chosen from the data"
+    return defaults.lam, defaults.lambda_reason
+
+
+def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
+    """Refuse a size of the noise that nothing looks at.
+
+    Args:
+        settings: what was given.
+        what: why no λ is chosen with it.
+
+    Raises:
+        UsageError: it was given, and nothing does.
+    """
+    if settings.noise_sigma is not None and not settings.predict:
+        raise UsageError(
+            f"noise_sigma helps to choose λ or to predict the error, but {what} and no prediction is asked for; leave "
+            "it out, or choose λ auto."
+        )
+
+
+def resolution_of(
+    inverse: PseudoInverse, settings: ReconstructionSettings, recorded: RecordedConvolution | None = None
+) -> Resolution:
+    """Take what is solved from an inverse that was built before, and the rest from the settings.
+
+    Raises:
+        UsageError: a setting that would change nothing.
+    """
+    reason = "fixed in the factor"
+    fixed = inverse.settings
+    check_noise_is_used(settings, f"λ is {fixed.lam:g} here ({reason})")
+    pairs = []
+    if recorded is not None:
+        pairs = [
+            ("boundary", recorded.boundary, fixed.boundary),
+            ("padding", format_padding(recorded.padding), format_padding(fixed.padding)),
+        ]
+    notes = tuple(
+        f"deconv forward made this file with {name} {theirs}, but the factor was made for {name} {ours}; "
+        "make sure that this is meant"
+        for name, theirs, ours in pairs
+        if theirs != ours
+    )
+    merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
+    merged |= {name: getattr(settings, name) for name in ("noise_sigma", "quantization", "predict", "seed")}
+    return Resolution(ResolvedSettings(**merged), Reasons(reason, reason), notes=notes)
