@@ -23,7 +23,8 @@ from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 N_PROBES = 8
-"""Images to draw where they have 256 × 256 pixels; of larger ones a band holds more pixels, and fewer will do."""
+"""Images to draw where they have 256 × 256 pixels and at most three channels; where bands hold more samples than there,
+fewer will do."""
 _MIN_PROBES = 2
 TRUSTED_EXCESS = 1.25
 """A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
@@ -42,21 +43,21 @@ class ErrorPredictor:
 
     Args:
         inverse: what made the estimates.
-        n_probes: images to draw; by default as many as the size asks for.
+        n_images: estimates whose errors are pooled in the end.
+        n_probes: images to draw for each; by default as many as sizes and numbers ask for.
         seed: of the random numbers.
     """
 
-    def __init__(self, inverse: PseudoInverse, *, n_probes: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, inverse: PseudoInverse, *, n_images: int = 1, n_probes: int | None = None, seed: int = 0
+    ) -> None:
         self.inverse, self.seed = inverse, seed
-        operator, like, size = inverse.problem.operator, inverse.kernel.taps, inverse.geometry.image_size
-        enough = max(_MIN_PROBES, min(N_PROBES, round(N_PROBES * 256 / math.prod(size) ** 0.5)))
-        self.n_probes = enough if n_probes is None else n_probes
+        like, size = inverse.kernel.taps, inverse.geometry.image_size
+        n_colors = max(n_images * like.shape[1] / 3, 1)
+        enough = round(N_PROBES * 256 / math.prod(size) ** 0.5 / n_colors)
+        self.n_probes = max(_MIN_PROBES, min(N_PROBES, enough)) if n_probes is None else n_probes
         self._bands = EdgeBands(size, max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), like.device)
-        noise = synchronize.normal_numbers(like, (self.n_probes, *operator.output_shape), seed + 1)
-        error = operator.crop_to_frame(self._restored(noise))
-        # Of noise with σ = 1: its squared error in each band, and the mean squared gradient that it leaves.
-        self._noise = self._bands.mean(error.square())
-        self._noise_detail = _squared_gradient(error, len(size)).mean()
+        self._noise: tuple[Tensor, Tensor] | None = None
 
     def predict(
         self,
@@ -77,8 +78,8 @@ class ErrorPredictor:
             truth: the image itself, of the same shape, to hold the prediction against.
         """
         bands = self._bands
-        noise, missing = model.sigma**2 * self._noise, self._missing(estimate, model)
-        detail = _detail(estimate, model.sigma**2 * self._noise_detail)
+        missing, unit_noise, unit_detail = self._probe(estimate, model)
+        noise, detail = model.sigma**2 * unit_noise, _detail(estimate, model.sigma**2 * unit_detail)
         excess = missing - missing[-1]
         # Inwards of where it first vanishes it is the scatter of the probes.
         outside = torch.where((excess > 0).cumprod(0).bool(), excess, 0)
@@ -108,8 +109,29 @@ class ErrorPredictor:
             seed=self.seed,
         )
 
-    def _missing(self, estimate: Tensor, model: ImageModel) -> Tensor:
-        """Measure the squared error of images without noise in each band, shape `(depth,)`."""
+    def _probe(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor, Tensor]:
+        """Restore drawn images and, the first time, noise with σ = 1.
+
+        Returns:
+            The squared error of images without noise in each band, that of the noise, shape `(depth,)` each, and the
+            mean squared gradient that the noise leaves.
+        """
+        operator, like = self.inverse.problem.operator, self.inverse.kernel.taps
+        images = self._drawn(estimate, model)
+        outputs = operator.forward(images)
+        if self._noise is None:
+            # Two batches in one cost little more than either.
+            white = synchronize.normal_numbers(like, tuple(outputs.shape), self.seed + 1)
+            from_noise, restored = self._restored(torch.cat([white, outputs])).split(self.n_probes)
+            error = operator.crop_to_frame(from_noise)
+            self._noise = self._bands.mean(error.square()), _squared_gradient(error, estimate.ndim - 1).mean()
+        else:
+            restored = self._restored(outputs)
+        missing = self._bands.mean(operator.crop_to_frame(restored - images).square())
+        return missing, *self._noise
+
+    def _drawn(self, estimate: Tensor, model: ImageModel) -> Tensor:
+        """Draw images of the size of the operator's inputs, around the mean of the estimate."""
         operator = self.inverse.problem.operator
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cut out of a larger one.
@@ -118,9 +140,7 @@ class ErrorPredictor:
         images = model.draw(self.n_probes, torus, self.seed, self.inverse.kernel.taps.dtype)
         for axis, n in enumerate(size, -len(size)):
             images = images.narrow(axis, 0, n)
-        images = images + estimate.mean()
-        error = operator.crop_to_frame(self._restored(operator.forward(images)) - images)
-        return self._bands.mean(error.square())
+        return images + estimate.mean()
 
     def _restored(self, outputs: Tensor) -> Tensor:
         """Apply the inverse to outputs `(B, C_out, H, W)` of its operator, as many at once as cost little memory."""

@@ -45,7 +45,7 @@ def predict_for(
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     periodic = _periodic_estimate(inverse, data)
     others = None if periodic is None else _one_by_one(kernel, periodic)
-    predictor = ErrorPredictor(inverse, seed=result.settings.seed or 0)
+    predictor = ErrorPredictor(inverse, n_images=len(outputs), seed=result.settings.seed or 0)
     continuation = Continuation(
         kernel,
         inverse.geometry.output_size,
