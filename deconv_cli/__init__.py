@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import (
     DeconvError,
     FileAccessError,
@@ -27,13 +28,19 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
-from deconv_cli.parts import BOUNDARIES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.parts import BOUNDARIES, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.library import check_gradients
     from deconv_cli.gradients.verdicts import Examination, Verdict
+    from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
+    from deconv_cli.kernels.sources.kernel_source import make_kernel
+    from deconv_cli.operators.convolution import Convolution
+    from deconv_cli.operators.differences import Gradient, Laplacian
+    from deconv_cli.operators.linear_operator import Identity, LinearOperator
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
@@ -45,18 +52,26 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BOUNDARIES",
+    "KERNEL_SOURCES",
     "PENALTIES",
     "PRIORS",
     "SOLVERS",
+    "Convolution",
     "DeconvError",
     "Examination",
     "FileAccessError",
+    "Gradient",
+    "Identity",
     "InputRefusedError",
+    "Kernel",
+    "Laplacian",
+    "LinearOperator",
     "MalformedInputError",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",
     "ReconstructionSettings",
+    "Registry",
     "ResolvedSettings",
     "ShapeError",
     "Solution",
@@ -70,7 +85,9 @@ __all__ = [
     "check_gradients",
     "forward",
     "invert",
+    "keep_freed_memory",
     "load_pseudo_inverse",
+    "make_kernel",
     "pseudo_inverse",
     "save_pseudo_inverse",
 ]
@@ -80,12 +97,19 @@ _HOMES = {
     "Examination": "deconv_cli.gradients.verdicts",
     "Verdict": "deconv_cli.gradients.verdicts",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
+    "Convolution": "deconv_cli.operators.convolution",
+    "Kernel": "deconv_cli.kernels.kernel",
+    "LinearOperator": "deconv_cli.operators.linear_operator",
+    "Identity": "deconv_cli.operators.linear_operator",
+    "Gradient": "deconv_cli.operators.differences",
+    "Laplacian": "deconv_cli.operators.differences",
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
     "forward": "deconv_cli.workflows.forward",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "invert": "deconv_cli.workflows.invert",
+    "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "pseudo_inverse": "deconv_cli.workflows.invert",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",
     "save_pseudo_inverse": "deconv_cli.saved_inverses",

@@ -54,6 +54,17 @@ PRIORS: Registry[Any] = Registry(
 )
 """Objectives other than a quadratic one, each with the solver that minimizes it."""
 
+KERNEL_SOURCES: Registry[Any] = Registry(
+    "kernel source",
+    {
+        "gaussian": "deconv_cli.kernels.sources.gaussian:GAUSSIAN",
+        "disk": "deconv_cli.kernels.sources.disk:DISK",
+        "box": "deconv_cli.kernels.sources.box:BOX",
+        "motion": "deconv_cli.kernels.sources.motion:MOTION",
+    },
+)
+"""Formulas for kernels: `name:NUMBER@NUMBER`."""
+
 
 def method_names() -> tuple[str, ...]:
     """List what a method may be called: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""

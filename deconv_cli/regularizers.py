@@ -1,51 +1,146 @@
-"""The penalty λ·σ²max·‖Lx‖²: which L, as an operator and as a symbol on a torus."""
+"""The penalty λ·σ²max·‖Lx‖²: which L, as an operator on images and as a symbol on a torus."""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.differences import CURVATURE, GRADIENT, Difference, Differences
+from deconv_cli.operators.differences import (
+    Difference,
+    Differences,
+    difference_energies,
+    first_differences,
+    second_differences,
+)
 from deconv_cli.operators.linear_operator import Identity, LinearOperator, Shape
+from deconv_cli.parts import PENALTIES
 from deconv_cli.vocabulary import Size
 
 
-def penalty_terms(penalty: str) -> tuple[Difference, ...]:
-    """Tell which differences a penalty is made of."""
-    return {
-        "identity": (Difference(0, 0),),
-        "gradient": GRADIENT,
-        "laplacian": CURVATURE,
-    }[penalty]
+class Penalty(ABC):
+    """An operator L made of differences between pixels; a penalty defines `name` and `terms`.
 
-
-def penalty_operator(penalty: str, shape: Shape, *, periodic: bool) -> LinearOperator:
-    """Build L for images of `shape` `(C, H, W)`.
-
-    `gradient` takes differences between neighbors inside the image. `laplacian` takes second differences inside the
-    image, ∂xx, ∂yy and √2 ∂xy: on a torus, where everything wraps around, their energy is that of the Laplacian.
+    Attributes:
+        name: the name under which the penalty is registered.
     """
-    if penalty == "identity":
+
+    name: str
+
+    @abstractmethod
+    def terms(self, n_axes: int) -> tuple[Difference, ...]:
+        """List the differences that L takes of an image with `n_axes` axes of space."""
+
+    def operator(self, shape: Shape, *, periodic: bool) -> LinearOperator:
+        """Build L for images of `shape`, `(C, *size)`.
+
+        Args:
+            shape: of one image.
+            periodic: differences reach around the edge; else only those between pixels of the image are taken.
+        """
+        return Differences(shape, self.terms(len(shape) - 1), periodic=periodic)
+
+    def symbol(self, torus: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Evaluate |l(θ)|², the symbol of LᴴL on a torus, at the frequencies of `torch.fft.rfftn`.
+
+        Returns:
+            Real, shape `(*torus[:-1], torus[-1] // 2 + 1)`, zero at frequencies that L annihilates.
+        """
+        return self.symbol_at(difference_energies(torus, dtype, device))
+
+    def symbol_at(self, energies: Sequence[Tensor]) -> Tensor:
+        """Evaluate |l(θ)|² at any frequencies.
+
+        Args:
+            energies: 4 sin²(θ/2) for each axis, of shapes that broadcast.
+        """
+        total = energies[0].new_zeros(torch.broadcast_shapes(*(energy.shape for energy in energies)))
+        for term in self.terms(len(energies)):
+            part: Tensor | float = term.factor**2
+            for energy, order in zip(energies, term.orders, strict=True):
+                part = part * energy**order if order else part
+            total += part
+        return total
+
+    @property
+    def takes_differences(self) -> bool:
+        """Whether L compares pixels with one another at all."""
+        return any(order > 0 for order in self._total_orders)
+
+    @property
+    def penalizes_constants(self) -> bool:
+        """Whether constant images are penalized."""
+        return 0 in self._total_orders
+
+    @property
+    def penalizes_ramps(self) -> bool:
+        """Whether images that change at a constant rate are penalized."""
+        return any(order <= 1 for order in self._total_orders)
+
+    @property
+    def _total_orders(self) -> list[int]:
+        return [sum(term.orders) for term in self.terms(2)]
+
+
+class IdentityPenalty(Penalty):
+    """‖x‖²."""
+
+    name = "identity"
+
+    def terms(self, n_axes: int) -> tuple[Difference, ...]:
+        """List the pixel itself."""
+        return (Difference((0,) * n_axes),)
+
+    def operator(self, shape: Shape, *, periodic: bool) -> LinearOperator:
+        """Build the identity for images of `shape`, `(C, *size)`."""
+        del periodic
         return Identity(shape)
-    return Differences(shape, penalty_terms(penalty), periodic=periodic)
+
+
+class GradientPenalty(Penalty):
+    """‖∇x‖²: differences between neighbors."""
+
+    name = "gradient"
+
+    def terms(self, n_axes: int) -> tuple[Difference, ...]:
+        """List the first differences along each axis."""
+        return first_differences(n_axes)
+
+
+class LaplacianPenalty(Penalty):
+    """The energy of second differences, ∂xx, ∂yy and √2 ∂xy: on a torus that of the Laplacian, ‖Δx‖²."""
+
+    name = "laplacian"
+
+    def terms(self, n_axes: int) -> tuple[Difference, ...]:
+        """List the second differences along each axis and each pair of axes."""
+        return second_differences(n_axes)
+
+
+IDENTITY = IdentityPenalty()
+GRADIENT = GradientPenalty()
+LAPLACIAN = LaplacianPenalty()
+
+
+def find_penalty(name: str) -> Penalty:
+    """Return the penalty of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    penalty: Penalty = PENALTIES[name]
+    return penalty
 
 
 def is_determined(lam: float, penalty: str, n_outputs: int, n_inputs: int) -> bool:
-    """Tell whether kernel and penalty together see every constant image; a penalty on differences sees none."""
-    return lam == 0 or penalty == "identity" or n_outputs >= n_inputs
+    """Return whether no constant image escapes kernel and penalty together; a penalty on differences misses them all.
 
-
-def penalty_symbol(penalty: str, torus: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Evaluate |l(θ)|², the symbol of LᴴL on a torus.
-
-    Returns:
-        Real, shape `(N1, N2 // 2 + 1)`, zero at frequencies that L does not see.
+    Args:
+        lam: λ; without a penalty the pseudo-inverse is always determined.
+        penalty: which L.
+        n_outputs: output channels of the kernel.
+        n_inputs: input channels of the kernel.
     """
-    if penalty == "identity":
-        return torch.ones(torus[0], torus[1] // 2 + 1, dtype=dtype, device=device)
-    rows = torch.arange(torus[0], dtype=dtype, device=device) * (math.pi / torus[0])
-    columns = torch.arange(torus[1] // 2 + 1, dtype=dtype, device=device) * (math.pi / torus[1])
-    gradient = 4 * rows.sin().square()[:, None] + 4 * columns.sin().square()
-    return gradient if penalty == "gradient" else gradient.square()
+    return lam == 0 or find_penalty(penalty).penalizes_constants or n_outputs >= n_inputs

@@ -214,6 +214,10 @@ class ReconstructionSettings:
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
         if self.nonnegative and self.prior not in ("quadratic", "nonnegative"):
             raise UsageError(f"prior {self.prior} and nonnegative do not go together; leave one of them out.")
+        if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
+            raise UsageError(
+                "noise_sigma has no use here, where neither a weight nor λ follows from the noise; leave it out."
+            )
         name = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}.get(
             objective, f"prior {objective}"
         )
@@ -229,7 +233,7 @@ class ReconstructionSettings:
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
-                "a seed is that of the predicted error, which was not asked for; leave it out, or predict."
+                "seed draws what the predicted error needs, which nothing asks for; leave it out, or predict the error."
             )
 
     def _check_choice_of_lambda(self) -> None:
@@ -238,7 +242,9 @@ class ReconstructionSettings:
                 "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
             )
         if self.lambda_rule is not None and self.lam not in (None, "auto"):
-            raise UsageError(f"lambda_rule chooses λ, but λ is {self.lam:g} here; use λ auto, or leave one out.")
+            raise UsageError(
+                f'lambda_rule chooses λ, but λ is {self.lam:g} here; use lam="auto", or leave one of them out.'
+            )
 
     def _refuse_lambda(self, name: str) -> None:
         if self.lam is not None or self.lambda_rule is not None:

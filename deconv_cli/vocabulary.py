@@ -169,7 +169,7 @@ def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["
         return "auto"
     number = _number(text)
     if number is None:
-        raise UsageError(f"{name} must be auto, or {wanted}, but is '{shortened(text)}'.")
+        raise UsageError(f"{name} must be auto{wanted}, but is '{shortened(text)}'.")
     return number
 
 

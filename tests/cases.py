@@ -51,7 +51,7 @@ class Case:
         return Geometry.of_image(self.size, self.shape[2:], self.padding)
 
     def operator(self, dtype: torch.dtype = torch.float64) -> Convolution:
-        return Convolution(self.kernel(dtype), self.geometry(), self.boundary)
+        return Convolution.of_geometry(self.kernel(dtype), self.geometry(), self.boundary)
 
 
 ALL_CASES = [Case(*values) for values in itertools.product(BOUNDARIES, PADDINGS, KERNEL_SHAPES, IMAGE_SIZES)]

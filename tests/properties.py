@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from cases import random
 from torch import Tensor
+from torch.nn import functional
 
+from deconv_cli.operators.geometry import Pads
 from deconv_cli.operators.linear_operator import LinearOperator
 
 
@@ -48,17 +51,18 @@ def backward_defect(operator: LinearOperator) -> float:
     return float((gradient - operator.adjoint(y)).abs().max())
 
 
-def reference_convolution(x: Tensor, kernel: Tensor, case_pads: tuple[int, int, int, int], boundary: str) -> Tensor:
-    """Convolve by torch's own padding and `conv2d`: an independent judge. Pads are left, right, top, bottom."""
-    modes = {"zero": "constant", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
-    if boundary == "symmetric":
-        import numpy as np
-
-        left, right, top, bottom = case_pads
-        widths = [(0, 0), (0, 0), (top, bottom), (left, right)]
-        padded = torch.from_numpy(np.pad(x.numpy(), widths, mode="symmetric"))
-    elif boundary == "unknown":
-        padded = x
-    else:
-        padded = torch.nn.functional.pad(x, case_pads, mode=modes[boundary])
-    return torch.nn.functional.conv2d(padded, kernel)
+def reference_convolution(x: Tensor, kernel: Tensor, pads: Pads, boundary: str) -> Tensor:
+    """Convolve `(B, C, *size)` by padding that is not ours and torch's `conv1d`, `conv2d` or `conv3d`."""
+    modes = {
+        "zero": "constant",
+        "circular": "wrap",
+        "reflect": "reflect",
+        "symmetric": "symmetric",
+        "replicate": "edge",
+    }
+    if boundary in modes:
+        widths = [(0, 0), (0, 0), *zip(pads.before, pads.after, strict=True)]
+        x = torch.from_numpy(np.pad(x.numpy(), widths, mode=modes[boundary]))
+    n_axes = len(pads.before)
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[n_axes - 1]
+    return convolve(x, kernel)

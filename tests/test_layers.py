@@ -12,7 +12,7 @@ import deconv_cli
 
 PACKAGE = Path(deconv_cli.__file__).parent
 
-BELOW_OPERATORS = {"errors", "vocabulary", "registry", "parts", "settings"}
+BELOW_OPERATORS = {"allocator", "errors", "vocabulary", "registry", "parts", "settings"}
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients"}
 
@@ -20,6 +20,7 @@ BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients"}
 ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
+    "allocator": set(),
     "registry": {"errors"},
     "parts": {"registry"},
     "settings": {"errors", "vocabulary", "registry", "parts"},
@@ -43,7 +44,7 @@ CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}
 DRAWING = {"matplotlib", "jinja2"}
 SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
-TORCH_FREE = {"errors", "vocabulary", "registry", "parts", "settings", "deconv_cli", "__main__"}
+TORCH_FREE = {"allocator", "errors", "vocabulary", "registry", "parts", "settings", "deconv_cli", "__main__"}
 
 
 @dataclass(frozen=True)

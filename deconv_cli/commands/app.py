@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import deconv_cli
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.commands import check_grad, factor, forward, inspect, invert
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
@@ -67,4 +68,5 @@ def main() -> None:
     """Run the command line."""
     # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     app(prog_name="deconv")

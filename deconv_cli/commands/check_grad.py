@@ -165,7 +165,7 @@ def check_grad(
     ] = None,
     trust_file: Annotated[
         str | None,
-        typer.Option("--trust-file", metavar="SHA256", help="Run the TorchScript file with this fingerprint."),
+        typer.Option("--trust-file", metavar="SHA256", help="Run the TorchScript or .pt2 file with this fingerprint."),
     ] = None,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
@@ -263,7 +263,8 @@ def _open_case(asked: _Asked) -> _Case:
     from deconv_cli.gradients.inputs import InputSpec, draw_inputs, guess_inputs, sort_data
     from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, takes_target, user_loss
     from deconv_cli.gradients.subject import Subject, seed_everything
-    from deconv_cli.models.model_files import build_model, read_model
+    from deconv_cli.models.model_building import build_model
+    from deconv_cli.models.model_files import read_model
     from deconv_cli.models.named_code import load_named
 
     seed_everything(asked.seed)  # weights that --model makes are the same each time

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
+from deconv_cli.errors import UsageError
+from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike
 
 if TYPE_CHECKING:
@@ -54,12 +56,20 @@ class LoadedKernel:
 
 
 def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
-    """Read a kernel from its file."""
+    """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
+
+    Raises:
+        UsageError: no such file or formula, or an option on files for a formula.
+    """
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.models.kernel_files import read_kernel
     from deconv_cli.report.run import KernelInput
 
-    read = read_kernel(path, layer=options.layer, convention=options.convention, normalize=options.normalize)
+    if is_formula(path):
+        return _make_kernel(str(path), options)
+    read = read_kernel(
+        path, layer=options.layer, bias=options.bias, convention=options.convention, normalize=options.normalize
+    )
     source = KernelInput(
         kernel=Kernel.from_tensor(read.kernel),
         path=str(path),
@@ -70,6 +80,25 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
     )
     again = {"--kernel": path, **options.as_options(), "--layer": read.layer, "--convention": read.convention}
     return LoadedKernel(source, read.kernel, read.bias, read.notes, again)
+
+
+def is_formula(path: Path) -> bool:
+    """Tell whether what was given for a kernel is a formula, and no file."""
+    name, colon, _ = str(path).partition(":")
+    return bool(colon) and name in KERNEL_SOURCES and not path.exists()
+
+
+def _make_kernel(text: str, options: KernelOptions) -> LoadedKernel:
+    from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.kernels.sources.kernel_source import make_kernel
+    from deconv_cli.report.run import KernelInput
+
+    given = [name for name, value in options.as_options().items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
+    taps = make_kernel(text)
+    source = KernelInput(Kernel.from_tensor(taps), text, Convention.CORRELATION, None, None, has_bias=False)
+    return LoadedKernel(source, taps, None, (), {"--kernel": text})
 
 
 def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:

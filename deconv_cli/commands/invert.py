@@ -119,6 +119,11 @@ def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel
     Raises:
         UsageError: some were typed; names them.
     """
+    if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
+        raise UsageError(
+            "a factor is a linear inverse, so that --factor does not go with --nonnegative, --prior, --weight or "
+            "--gain; give its kernel with --kernel instead."
+        )
     given = [] if kernel is None else ["--kernel"]
     given += [name for name, value in kernel_options.as_options().items() if value is not None]
     given += [option_name(name) for name in settings if name not in LEFT_OPEN]

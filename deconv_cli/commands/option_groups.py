@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues, read_settings
+from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Convention, DeviceChoice, OutputDType
 
 FILES = "Files"
@@ -71,11 +72,22 @@ class KernelOptions(KernelReading):
         ),
     ] = None
 
+    bias: Annotated[
+        bool,
+        typer.Option(
+            "--bias/--no-bias",
+            help="Take the bias of the layer too: it is added going forward, and taken off the data before inverting.",
+            rich_help_panel=KERNEL,
+        ),
+    ] = True
+
     def as_options(self) -> dict[str, object]:
         """Give the options that would be typed again."""
         given: dict[str, object] = {"--layer": self.layer, "--convention": self.convention}
         if self.normalize is not None:
             given["--normalize" if self.normalize else "--no-normalize"] = True
+        if not self.bias:
+            given["--no-bias"] = True
         return given
 
 
@@ -147,8 +159,9 @@ InputsArgument = Annotated[
 KERNEL_OPTION = typer.Option(
     "--kernel",
     "-k",
-    metavar="FILE",
-    help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), or a picture of a point-spread function.",
+    metavar="FILE|WORDS",
+    help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture of a point-spread function, or "
+    f"a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30.",
     show_default=False,
 )
 OutputOption = Annotated[

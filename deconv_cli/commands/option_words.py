@@ -7,6 +7,12 @@ from dataclasses import fields
 
 from deconv_cli.settings import ReconstructionSettings, option_name
 
+_SETTINGS = {
+    "lambda": "--lambda",
+    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
+}
+"""Settings, which begin a sentence about themselves."""
+
 _ARGUMENTS = {
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
     "output_dtype": "--output-dtype",
@@ -20,12 +26,22 @@ _ARGUMENTS = {
 
 _WITH_VALUE = re.compile(r"\b([a-z_]+)=(\"[^\"]*\"|'[^']*'|[^\s,;()]+)")
 _ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
+_FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= )")
+_QUOTES = "\"'"
 _FLAGS = {"force=True": "--force", "normalize=False": "--no-normalize", "bias=False": "--no-bias"}
 
 
 def with_options(sentence: str) -> str:
     """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
+    sentence = _FIRST.sub(lambda found: _SETTINGS[found[1]], sentence)
     for call, flag in _FLAGS.items():
         sentence = sentence.replace(call, flag)
-    sentence = _WITH_VALUE.sub(lambda found: f"{option_name(found[1])} {found[2].strip(chr(34) + chr(39))}", sentence)
+    sentence = _WITH_VALUE.sub(
+        lambda found: f"{_ARGUMENTS.get(found[1], option_name(found[1]))} {found[2].strip(_QUOTES)}", sentence
+    )
     return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    name, value = found[1], found[2].strip(_QUOTES)
+    return f"{_ARGUMENTS.get(name, option_name(name))} {value}"

@@ -123,14 +123,16 @@ class Restoration:
             kept: OptionValues = {"--max-memory": settings.max_memory}
             kept |= {name: options.get(name) for name in ("--noise-sigma", "--quantization", "--seed") if is_kept}
             return kept | self._extra.as_options()
-        dropped = {"--defaults", "--lambda-rule", "--predict"}
+        dropped = {"--defaults", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
             options["--method"] = result.choice.method
-        elif settings.objective == "tv":
+        elif settings.method != "auto":
+            options["--method"] = settings.method
+        if settings.objective == "tv":
             options.setdefault("--weight", "auto")
         options["--tolerance"] = repr(result.tolerance)
         options["--dtype"] = str(result.image.dtype).removeprefix("torch.")

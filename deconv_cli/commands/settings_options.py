@@ -96,7 +96,7 @@ SETTINGS_OPTIONS = dict(
             "Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse; auto to choose it from the data. "
             "Default: auto for pictures, 1e-6 for tensors.",
             metavar="auto|λ",
-            read=lambda text: parse_number_or_auto(text, "lambda", "zero or a positive number"),
+            read=lambda text: parse_number_or_auto(text, "lambda", ", zero or a positive number"),
         ),
         _setting(
             "lambda_rule",
@@ -152,7 +152,7 @@ SETTINGS_OPTIONS = dict(
             PRIOR,
             "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
             metavar="auto|V",
-            read=lambda text: parse_number_or_auto(text, "weight", "a positive number"),
+            read=lambda text: parse_number_or_auto(text, "weight", " or a positive number"),
         ),
         _setting(
             "gain",
@@ -161,7 +161,7 @@ SETTINGS_OPTIONS = dict(
             "For method richardson-lucy: units of the samples a count, to stop by the noise of counts; auto estimates "
             "it from the data. Default: stop by samples that are held out.",
             metavar="auto|V",
-            read=lambda text: parse_number_or_auto(text, "gain", "a positive number"),
+            read=lambda text: parse_number_or_auto(text, "gain", " or a positive number"),
         ),
         _setting(
             "method",

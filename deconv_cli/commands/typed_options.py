@@ -56,7 +56,7 @@ def refuse_idle(typed: frozenset[str], *, fisher_kind: str, batch_axis: int | No
         "--fisher-draws out.": _lacks(typed, "fisher_draws", "fisher"),
         f"--fisher-draws is for --fisher-kind sampled, but the kind is {fisher_kind}; leave it out, or draw targets "
         "with --fisher-kind sampled.": "fisher_draws" in typed and fisher_kind != "sampled",
-        "--trust-file is for TorchScript files, but no file is named; name it, or leave --trust-file out.": (
+        "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or leave --trust-file out.": (
             _lacks(typed, "trust_file", "file")
         ),
         "--allow-global is for pickled files, but no file is named; name it, or leave --allow-global out.": (
@@ -75,18 +75,16 @@ def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -
     from deconv_cli.models.model_format import ModelFormat
 
     kind = stored.kind
-    is_program = kind in (ModelFormat.EXPORTED, ModelFormat.TORCHSCRIPT)
     idle = {
-        f"--trust-file is for TorchScript, but '{path}' is a {kind} file, of which nothing is run; leave it out.": (
-            "trust_file" in typed and kind is not ModelFormat.TORCHSCRIPT
-        ),
+        f"--trust-file is for TorchScript and .pt2, but '{path}' is a {kind} file, of which nothing is run; leave it "
+        "out.": "trust_file" in typed and not kind.is_program,
         f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
             "allow_global" in typed and kind is not ModelFormat.PICKLE
         ),
         f"--mode cannot change an exported program such as '{path}', which keeps the mode it was exported in; leave it "
         "out, or export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
         f"--model names what is computed, but '{path}' is a {kind} file, which carries that itself; leave it out.": (
-            "model" in typed and is_program
+            "model" in typed and kind.is_program
         ),
         f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.": (
             "init" in typed and stored.state is None

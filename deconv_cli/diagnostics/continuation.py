@@ -9,6 +9,8 @@ from torch import Tensor
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.axes import crop
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
@@ -53,7 +55,7 @@ class Continuation:
         self.kernel, self.penalty, self.max_memory = kernel, penalty, max_memory
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
-        self.is_periodic = boundary == "circular" and max(size) <= side
+        self.is_periodic = as_rule(boundary).is_periodic and max(size) <= side
         self.window = tuple(min(n, side) for n in size)
         self.torus = self.window if self.is_periodic else _roomy_torus(self.window, kernel.size)
         self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
@@ -69,7 +71,7 @@ class Continuation:
         Raises:
             ShapeError: `y` does not fit the kernel.
         """
-        return self._transformed(self._closed(self._piece(y)))
+        return self._transformed(close_smoothly(self._piece(y), self.torus))
 
     def continued(self, y: Tensor, lam: float) -> SpectralData:
         """Solve with λ = `lam`, and continue the data `y` (see `initial`) by what the estimate predicts."""
@@ -77,25 +79,17 @@ class Continuation:
             return self.initial(y)
         piece = self._piece(y)
         estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
-        data = self._blur.forward(self._closed(estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])))
-        observed = data
-        for axis, n in enumerate(self.window, -len(self.window)):
-            observed = observed.narrow(axis, 0, n)
-        observed.copy_(piece)
+        estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
+        data = self._blur.forward(close_smoothly(estimate, self.torus))
+        crop(data, (0,) * len(self.window), self.window).copy_(piece)
         return self._transformed(data, math.prod(self.window) / math.prod(self.torus))
 
     def _piece(self, y: Tensor) -> Tensor:
         """Cut the window out of the middle, channels arranged for the operators: shape `(n, C_out, *window)`."""
         outputs = self.kernel.split(y, are_outputs=True)
         outputs = outputs.reshape(-1, *outputs.shape[-len(self.window) - 1 :])
-        for axis, n in enumerate(self.window, -len(self.window)):
-            outputs = outputs.narrow(axis, (outputs.shape[axis] - n) // 2, n)
-        return outputs
-
-    def _closed(self, images: Tensor) -> Tensor:
-        for axis, length in enumerate(self.torus, -len(self.torus)):
-            images = close_smoothly(images, axis, length)
-        return images
+        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], self.window, strict=True))
+        return crop(outputs, start, self.window)
 
     def _transformed(self, data: Tensor, observed_share: float = 1.0) -> SpectralData:
         return SpectralData.of(

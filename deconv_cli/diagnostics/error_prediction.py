@@ -19,6 +19,7 @@ from deconv_cli.diagnostics.edge_bands import EdgeBands
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
@@ -135,12 +136,10 @@ class ErrorPredictor:
         operator = self.inverse.problem.operator
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cut out of a larger one.
-        is_periodic = operator.boundary == "circular"
+        is_periodic = operator.boundary.is_periodic
         torus = tuple(size) if is_periodic else tuple(next_fast_size(n + n // 4) for n in size)
         images = model.draw(self.n_probes, torus, self.seed, self.inverse.kernel.taps.dtype)
-        for axis, n in enumerate(size, -len(size)):
-            images = images.narrow(axis, 0, n)
-        return images + estimate.mean()
+        return crop(images, (0,) * len(size), tuple(size)) + estimate.mean()
 
     def _restored(self, outputs: Tensor) -> Tensor:
         """Apply the inverse to outputs `(B, C_out, H, W)` of its operator, as many at once as cost little memory."""
@@ -190,7 +189,7 @@ def _detail(estimate: Tensor, noise_detail: Tensor) -> Tensor:
 def _squared_gradient(images: Tensor, n_axes: int) -> Tensor:
     """Add up the squared differences to the next pixel along each axis of space, of images `(*batch, C, *space)`."""
     total = torch.zeros_like(images)
-    for axis in range(-n_axes, 0):
+    for axis in space_axes(n_axes):
         last = images.select(axis, -1).unsqueeze(axis)
         total = total + images.diff(dim=axis, append=last).square()
     return total
@@ -201,7 +200,7 @@ def _smoothed(images: Tensor, n_axes: int) -> Tensor:
     reach = int(3 * _DETAIL_WIDTH)
     steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     window = torch.exp(-0.5 * (steps / _DETAIL_WIDTH).square())[None, None]
-    for axis in range(-n_axes, 0):
+    for axis in space_axes(n_axes):
         lines = images.movedim(axis, -1)
         flat = lines.reshape(-1, 1, lines.shape[-1])
         weight = functional.conv1d(torch.ones_like(flat[:1]), window, padding="same")

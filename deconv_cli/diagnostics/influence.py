@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one axis: frequencies of the other one, and blocks times the cost of solving with one.
@@ -76,12 +77,8 @@ def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: str
         return None
     n_lines = min(MAX_LINES, affordable // length)
     symbol, edge, inwards = _sampled_symbol(along, length, n_lines)
-    energy = 4 * (edge / 2).sin().square() + 4 * (inwards / 2).sin().square()
-    squared_penalty = {
-        "identity": torch.ones_like(energy),
-        "gradient": energy,
-        "laplacian": energy.square(),
-    }[penalty]
+    energies = [4 * (angle / 2).sin().square() for angle in (inwards, edge)]
+    squared_penalty = find_penalty(penalty).symbol_at(energies if axis == 0 else energies[::-1])
     with single_threaded(taps.device):
         response, info = _response(symbol, weight * squared_penalty)
     if synchronize.holds_anywhere(info) or not synchronize.holds_everywhere(response.isfinite()):

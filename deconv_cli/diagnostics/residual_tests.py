@@ -15,6 +15,7 @@ from deconv_cli.diagnostics.residual import border_profile
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.problem import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
@@ -155,7 +156,7 @@ def check_residual(
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)
     implausible = _implausible_share(residual, data, modes, inverse, level or 0.0)
-    spread = _rms(data - data.mean(dim=tuple(range(-n_axes, 0)), keepdim=True))
+    spread = _rms(data - data.mean(dim=space_axes(n_axes), keepdim=True))
     least = NOTABLE * spread if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         finding = ResidualFinding.WRONG_BOUNDARY
@@ -184,7 +185,7 @@ def check_residual(
 
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:
     """Cut off what is less than a kernel away from the edge, but never more than a quarter of a side."""
-    for axis, margin in enumerate(_margins(residual, kernel_size), -len(kernel_size)):
+    for axis, margin in zip(space_axes(len(kernel_size)), _margins(residual, kernel_size), strict=True):
         residual = residual.narrow(axis, margin, residual.shape[axis] - 2 * margin)
     return residual
 

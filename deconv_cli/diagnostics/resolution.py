@@ -10,6 +10,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.vocabulary import Size
 
 # The response is local: a torus of this side holds all of it.
@@ -50,7 +51,7 @@ def measure_resolution(taps: Tensor, image_size: Size, inverse: InverseFilter) -
     modes = torus_modes(taps, torus, is_bounded=False)
     squares = torch.view_as_real(modes.vh).square().sum(-1)
     transfer = (squares * inverse.passed(modes)[..., None]).sum(dim=-2).movedim(-1, 0)
-    axes = tuple(range(-len(torus), 0))
+    axes = space_axes(len(torus))
     response = torch.fft.irfftn(transfer.to(modes.vh.dtype), s=torus, dim=axes)
     widths = tuple(tuple(_width(line) for line in _lines_from_origin(channel)) for channel in response)
     return Resolution(torch.fft.fftshift(response, dim=axes), widths)

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint, phases, to_float64
+from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.circulant import (
+    channels_last,
+    multiply_lines,
+    multiply_lines_adjoint,
+    phases,
+    sum_taps,
+    to_float64,
+)
 from deconv_cli.operators.spectrum import single_threaded, singular_values
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one decomposition: frequencies, and frequencies times the cost of one block.
@@ -50,11 +58,11 @@ class TorusModes:
     @property
     def is_complete(self) -> bool:
         """Whether every frequency of the torus is there, or its mirror image."""
-        return self.weights.shape == (*self.torus[:-1], self.torus[-1] // 2 + 1)
+        return tuple(self.weights.shape) == half_spectrum(self.torus)
 
     def squared_penalty(self, penalty: str) -> Tensor:
         """Evaluate |l(θ)|², shape `(*F, 1)`."""
-        whole = penalty_symbol(penalty, self.torus, self.sigma.dtype, self.sigma.device)
+        whole = find_penalty(penalty).symbol(self.torus, self.sigma.dtype, self.sigma.device)
         return self._sampled(whole)[..., None]
 
     def of_outputs(self, images: Tensor) -> Tensor:
@@ -79,11 +87,11 @@ class TorusModes:
         return torch.view_as_real(self._transformed(images)).square().sum(dim=(-len(self.torus) - 2, -1))
 
     def _transformed(self, images: Tensor) -> Tensor:
-        axes = tuple(range(-len(self.torus), 0))
+        axes = space_axes(len(self.torus))
         return self._sampled(torch.fft.rfftn(images.to(self.sigma.dtype), dim=axes, norm="ortho"))
 
     def _sampled(self, spectrum: Tensor) -> Tensor:
-        for axis, numbers in enumerate(self.frequencies, -len(self.frequencies)):
+        for axis, numbers in zip(space_axes(len(self.torus)), self.frequencies, strict=True):
             spectrum = spectrum.index_select(axis, numbers)
         return spectrum
 
@@ -100,7 +108,7 @@ def torus_modes(taps: Tensor, torus: Size, *, is_bounded: bool = True) -> TorusM
         is_bounded: where the frequencies are more than the work allows, take every second, third, ... along an axis.
     """
     wide = to_float64(taps.detach())
-    plane = (*torus[:-1], torus[-1] // 2 + 1)
+    plane = half_spectrum(torus)
     steps = _steps(plane, *wide.shape[:2]) if is_bounded else (1,) * len(plane)
     frequencies = tuple(torch.arange(0, n, step, device=wide.device) for n, step in zip(plane, steps, strict=True))
     u, sigma, vh = _decompose(symbol_at(wide, torus, frequencies))
@@ -125,10 +133,7 @@ def symbol_at(taps: Tensor, torus: Size, frequencies: tuple[Tensor, ...]) -> Ten
         phases(numbers, length, n_taps, taps)
         for numbers, length, n_taps in zip(frequencies, torus, taps.shape[2:], strict=True)
     ]
-    symbol = taps.to(tables[0].dtype)
-    for table in tables:
-        symbol = torch.tensordot(symbol, table, dims=([2], [1]))  # the axis summed over goes, its frequencies come last
-    return symbol.movedim((0, 1), (-2, -1)).contiguous()
+    return channels_last(sum_taps(taps.to(tables[0].dtype), tables, first_axis=2)).contiguous()
 
 
 def _decompose(symbol: Tensor) -> tuple[Tensor, Tensor, Tensor]:

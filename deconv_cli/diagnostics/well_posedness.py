@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
 from deconv_cli.diagnostics.winding import AxisRoots, axis_roots
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry, Pads
 from deconv_cli.operators.spectrum import Spectrum
@@ -80,7 +81,7 @@ class _Loss:
 
 
 def assess(
-    taps: Tensor, geometry: Geometry, boundary: str, *, lam: float, penalty: str, spectrum: Spectrum
+    taps: Tensor, geometry: Geometry, boundary: str | BoundaryRule, *, lam: float, penalty: str, spectrum: Spectrum
 ) -> WellPosedness:
     """Judge a problem by the roots of its kernel's polynomial, without building it.
 
@@ -96,8 +97,9 @@ def assess(
     """
     threshold = math.sqrt(lam) if lam > 0 else LOST
     size = geometry.image_size
-    harmless = _harmless(geometry, boundary, is_tall=taps.shape[0] > taps.shape[1])
-    if boundary == "circular":
+    rule = as_rule(boundary)
+    harmless = _harmless(geometry, rule, is_tall=taps.shape[0] > taps.shape[1])
+    if rule.is_periodic:
         return WellPosedness(is_well_posed=True, threshold=threshold, reason=str(harmless))
     roots = None if harmless else _find_roots(taps, size)
     # Roots tell singular values relative to the symbol's ordinary ones, whose mean square is a sum over the taps.
@@ -130,7 +132,7 @@ def assess(
         is_well_posed=lam > 0 or not is_lossy,
         n_border_modes=loss.n_border_modes,
         n_lost_modes=loss.n_lost_modes,
-        windings=(rows.windings((pads.top, pads.bottom)), columns.windings((pads.left, pads.right))),
+        windings=(rows.windings(_sides(pads, 0)), columns.windings(_sides(pads, 1))),
         n_frequencies=rows.n_lines + columns.n_lines,
         nearest_root=max(rows.nearest_root, columns.nearest_root),
         reason=_reason(loss, lam, is_square=taps.shape[0] == taps.shape[1]),
@@ -146,21 +148,23 @@ def _find_roots(taps: Tensor, size: Size) -> _Roots | None:
     return None if rows is None or columns is None else (rows, columns)
 
 
-def _harmless(geometry: Geometry, boundary: str, *, is_tall: bool) -> str | None:
+def _harmless(geometry: Geometry, boundary: BoundaryRule, *, is_tall: bool) -> str | None:
     """Say why a border cannot lose anything, or `None` if it can.
 
     `valid` has A Aᵀ = T(K Kᴴ) and `full` with zeros AᵀA = T(KᴴK), sections of the symbol whose eigenvalues lie between
     those of the symbol. A tall `valid` convolution has a null space besides: exponentials at the common roots of all
     outputs, as many at every size.
     """
-    if boundary == "circular":
+    if boundary.is_periodic:
         return "on a torus there is no edge: the singular values are those of the kernel's symbol"
-    pads, (height, width) = geometry.pads, geometry.kernel_size
-    if boundary == "unknown" or not any(pads.total):
+    pads = geometry.pads
+    if boundary.is_unknown or not any(pads.total):
         if is_tall:
             return "nothing is taken to lie outside, so there is no border to lose anything at"
         return "nothing is taken to lie outside, so no singular value is below those of the kernel's symbol"
-    if min(pads.top, pads.bottom) >= height - 1 and min(pads.left, pads.right) >= width - 1:
+    if all(
+        pad >= k - 1 for side in (pads.before, pads.after) for pad, k in zip(side, geometry.kernel_size, strict=True)
+    ):
         return "the output holds all that the kernel made of every pixel, so the border loses nothing"
     return None
 
@@ -169,8 +173,8 @@ def _loss(roots: _Roots, pads: Pads, size: Size, fraction: float) -> _Loss:
     rows, columns = roots
     found = below = 0.0
     for along_rows, along_columns in zip(
-        rows.border_modes((pads.top, pads.bottom), length=size[0], edge=size[1]),
-        columns.border_modes((pads.left, pads.right), length=size[1], edge=size[0]),
+        rows.border_modes(_sides(pads, 0), length=size[0], edge=size[1]),
+        columns.border_modes(_sides(pads, 1), length=size[1], edge=size[0]),
         strict=True,
     ):
         axes = (along_rows, along_columns)
@@ -184,6 +188,10 @@ def _loss(roots: _Roots, pads: Pads, size: Size, fraction: float) -> _Loss:
     return _Loss(_count(found), _count(below))
 
 
+def _sides(pads: Pads, axis: int) -> tuple[int, int]:
+    return pads.before[axis], pads.after[axis]
+
+
 def _count(estimate: float) -> int:
     """Round, but let nothing that was found vanish."""
     return max(round(estimate), int(estimate > 0))
@@ -193,11 +201,11 @@ def _harmless_shift(roots: _Roots, geometry: Geometry, fraction: float) -> Pads 
     """Find borders of the same total width, as near as can be to the present ones, that lose nothing."""
     pads, (height, width) = geometry.pads, geometry.image_size
     rows, columns = pads.total
-    top = _lossless_start(roots[0], pads.top, rows, (height, width), fraction)
-    left = _lossless_start(roots[1], pads.left, columns, (width, height), fraction)
+    top = _lossless_start(roots[0], pads.before[0], rows, (height, width), fraction)
+    left = _lossless_start(roots[1], pads.before[1], columns, (width, height), fraction)
     if top is None or left is None:
         return None
-    shifted = Pads(top, rows - top, left, columns - left)
+    shifted = Pads((top, left), (rows - top, columns - left))
     return shifted if _loss(roots, shifted, geometry.image_size, fraction).n_lost_modes == 0 else None
 
 
@@ -249,7 +257,7 @@ def _advice(lam: float | None, shift: Pads | None) -> tuple[str, ...]:
     )
     if shift is not None:
         advice.append(
-            f"an output of the same size that is aligned to the kernel's weight loses none: {shift.top} border pixels "
-            f"above, {shift.bottom} below, {shift.left} to the left and {shift.right} to the right"
+            f"an output of the same size that is aligned to the kernel's weight loses none: {shift.before[0]} border "
+            f"pixels above, {shift.after[0]} below, {shift.before[1]} to the left and {shift.after[1]} to the right"
         )
     return tuple(advice)

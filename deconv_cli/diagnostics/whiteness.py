@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 
 # Lags up to here along either axis.
@@ -49,7 +50,7 @@ def measure_whiteness(residual: Tensor, n_axes: int = 2) -> Whiteness:
         n_axes: how many axes of space there are.
     """
     size = residual.shape[-n_axes:]
-    axes = tuple(range(-n_axes, 0))
+    axes = space_axes(n_axes)
     planes = to_float64(residual).reshape(-1, *size)
     planes = planes - planes.mean(dim=axes, keepdim=True)
     lag = max(min(MAX_LAG, (min(size) - 1) // 2), 0)
@@ -80,7 +81,7 @@ def measure_whiteness(residual: Tensor, n_axes: int = 2) -> Whiteness:
 def _lagged_products(planes: Tensor, lag: int) -> Tensor:
     """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
     size = [n + lag for n in planes.shape[1:]]
-    axes = tuple(range(-len(size), 0))
+    axes = space_axes(len(size))
     power = torch.view_as_real(torch.fft.rfftn(planes, s=size, dim=axes)).square().sum(dim=(0, -1))
     products = torch.fft.irfftn(power.to(planes.dtype.to_complex()), s=size, dim=axes)
     # From lags 0, 1, ..., −1 to −lag, ..., lag.

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.contents import Contents
 from deconv_cli.io.formats import FileFormat
 from deconv_cli.io.layout import tensor_axes
 from deconv_cli.io.samples import dtype_name
 from deconv_cli.io.sources import refusing_damage
-from deconv_cli.vocabulary import format_memory
+from deconv_cli.io.weights_only import check_dense
 
 if TYPE_CHECKING:
     from deconv_cli.io.contents import Samples
@@ -50,7 +50,7 @@ def open_tensors(path: Path, file_format: FileFormat) -> TensorFile:
 
         tensors = read_torch_tensors(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return TensorFile(path, shapes, lambda name: _unfolded(path, tensors[name]), record)
+        return TensorFile(path, shapes, lambda name: _dense(path, tensors[name]), record)
     from deconv_cli.io import numpy_files
 
     if file_format is FileFormat.NPZ:
@@ -104,23 +104,9 @@ def _chosen(opened: TensorFile, tensor: str | None) -> str:
     return next(iter(opened.shapes))
 
 
-def _unfolded(path: Path, tensor: torch.Tensor) -> torch.Tensor:
-    kinds = {
-        "sparse": tensor.layout is not torch.strided or tensor.is_nested,
-        "quantized": tensor.is_quantized,
-        "without data (meta device)": tensor.is_meta,
-    }
-    for kind, is_so in kinds.items():
-        if is_so:
-            raise MalformedInputError(f"'{path}' should hold a dense tensor, but it is {kind}; convert it first.")
-    n_bytes = tensor.numel() * tensor.element_size()
-    # Strides of zero let a few stored bytes stand for any number of samples.
-    if n_bytes > max(limits.MAX_VIEW_BYTES, tensor.untyped_storage().nbytes()):
-        raise TooLargeError(
-            f"'{path}' holds a view of shape {tuple(tensor.shape)} that repeats a few samples and would unfold "
-            f"to {format_memory(n_bytes)}; save it with .contiguous() if it is meant."
-        )
-    limits.check_budget(path, n_bytes)
+def _dense(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+    check_dense(path, tensor)
+    limits.check_budget(path, tensor.numel() * tensor.element_size())
     return tensor.detach().contiguous()
 
 

@@ -1,4 +1,4 @@
-"""A kernel in canonical form: four-dimensional taps, and how an image's channels meet them."""
+"""A kernel in canonical form: taps with their channels, and how an image's channels meet them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.vocabulary import Size
+
+AXIS_NAMES = ("D", "H", "W")
+"""What the axes of space are called in messages, the last ones first needed."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Taps of shape `(C_out, C_in, kH, kW)`, as `conv2d` applies them.
+    """Taps of a cross-correlation, as `torch.nn.functional.conv2d` and its like apply them.
 
     Attributes:
-        taps: the taps, real.
-        shared: a single plane that is applied to every channel alike. Channels are then a batch axis for the operators,
+        taps: real, shape `(C_out, C_in, *k)`.
+        shared: one set of taps is applied to every channel alike. Channels are then a batch axis for the operators,
             whose `C_in` and `C_out` are 1.
     """
 
@@ -33,7 +37,8 @@ class Kernel:
 
         Raises:
             ShapeError: any other shape.
-            MalformedInputError: the kernel is empty, zero, not real or not finite.
+            MalformedInputError: the kernel is empty, zero, not real or not finite, or the square of its largest tap is
+                beyond what its dtype can hold.
         """
         if kernel.ndim not in (2, 4):
             raise ShapeError(
@@ -48,18 +53,19 @@ class Kernel:
             raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; mend it first.")
         if not kernel.any():
             raise MalformedInputError("every tap of the kernel is zero, so nothing of the image is left to restore.")
+        _check_range(kernel)
         shared = kernel.ndim == 2 or kernel.shape[:2] == (1, 1)
         return cls(kernel if kernel.ndim == 4 else kernel[None, None], shared)
 
     @property
     def size(self) -> Size:
-        """Height and width."""
-        return self.taps.shape[-2], self.taps.shape[-1]
+        """Taps along each axis of space."""
+        return tuple(self.taps.shape[2:])
 
     @property
     def dc_gain(self) -> list[list[float]]:
         """What the kernel makes of a constant image: the sum of the taps, `C_out` rows of `C_in`."""
-        gains: list[list[float]] = self.taps.double().sum(dim=(-2, -1)).tolist()
+        gains: list[list[float]] = self.taps.double().sum(dim=space_axes(len(self.size))).tolist()
         return gains
 
     def n_outputs(self, n_inputs: int) -> int:
@@ -67,37 +73,57 @@ class Kernel:
         return n_inputs if self.shared else self.taps.shape[0]
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
-        """Arrange images for the operators: `(*batch, C, H, W)` → `(*batch, C_in, H, W)`.
+        """Arrange images for the operators: `(*batch, C, *size)` → `(*batch, C_in, *size)`.
 
-        Channels of a shared kernel join the batch: `(*batch, C, H, W)` → `(*batch, C, 1, H, W)`.
+        Channels of a shared kernel join the batch: `(*batch, C, *size)` → `(*batch, C, 1, *size)`.
 
         Args:
-            images: shape `(C, H, W)` or `(B, C, H, W)`.
+            images: shape `(C, *size)` or `(B, C, *size)`.
             are_outputs: the images are outputs of the convolution, not inputs.
 
         Raises:
             ShapeError: the channels do not fit; the message names both shapes.
         """
-        if images.ndim not in (3, 4):
+        n_axes = len(self.size)
+        if images.ndim not in (n_axes + 1, n_axes + 2):
+            axes = ", ".join(("C", *AXIS_NAMES[-n_axes:]))
             raise ShapeError(
-                f"an image tensor must have shape (C, H, W) or (B, C, H, W), but has {tuple(images.shape)}; "
+                f"an image tensor must have shape ({axes}) or (B, {axes}), but has {tuple(images.shape)}; "
                 "add the missing axes, for example image[None]."
             )
-        if 0 in images.shape[:-2]:
+        if 0 in images.shape[:-n_axes]:
             raise ShapeError(
                 f"an image tensor must hold at least one image of one channel, but has shape {tuple(images.shape)}."
             )
         if self.shared:
-            return images.unsqueeze(-3)
-        expected = self.taps.shape[0 if are_outputs else 1]
-        if images.shape[-3] != expected:
+            return images.unsqueeze(-n_axes - 1)
+        expected, found = self.taps.shape[0 if are_outputs else 1], images.shape[-n_axes - 1]
+        if found != expected:
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
-                f"channels, but the image of shape {tuple(images.shape)} has {images.shape[-3]}; "
+                f"channels, but the image of shape {tuple(images.shape)} has {found}; "
                 "use a kernel that fits, or one of shape (kH, kW) for every channel alike."
             )
         return images
 
     def join(self, images: Tensor) -> Tensor:
         """Undo `split`."""
-        return images.squeeze(-3) if self.shared else images
+        return images.squeeze(-len(self.size) - 1) if self.shared else images
+
+
+def _check_range(kernel: Tensor) -> None:
+    """Refuse taps that singular values, sums of squares, cannot be computed from.
+
+    Raises:
+        MalformedInputError: the square of the largest tap overflows or underflows in the kernel's dtype.
+    """
+    if not kernel.is_floating_point():
+        return
+    largest = kernel.detach().abs().max()
+    limits = torch.finfo(kernel.dtype)
+    if not limits.tiny <= float(largest.square()) <= limits.max:
+        word = "large" if largest > 1 else "small"
+        raise MalformedInputError(
+            f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
+            f"{str(kernel.dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
+        )

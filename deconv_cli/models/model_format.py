@@ -1,8 +1,7 @@
-"""Which kind of model file this is, told from its content."""
+"""Which kind of model file this is, recognized by its content."""
 
 from __future__ import annotations
 
-import zipfile
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,26 +13,33 @@ class ModelFormat(StrEnum):
     """The kinds of files that hold models."""
 
     SAFETENSORS = "safetensors"
+    """A state dict."""
     PICKLE = "PyTorch"
     """What `torch.save` writes: a state dict or a whole module."""
     TORCHSCRIPT = "TorchScript"
     EXPORTED = "exported program"
     """What `torch.export.save` writes."""
 
+    @property
+    def is_program(self) -> bool:
+        """True for files that can only be opened by running what they carry."""
+        return self in (ModelFormat.TORCHSCRIPT, ModelFormat.EXPORTED)
+
 
 def model_format(path: Path, head: bytes) -> ModelFormat:
-    """Tell the kind of a model file.
+    """Recognize the kind of a model file.
 
     Args:
         path: the file.
         head: at least its first 16 bytes, fewer if it is shorter.
 
     Raises:
-        UnsafeInputError: a kind that can only be opened by running it.
+        UnsafeInputError: a torch.package archive.
         MalformedInputError: no model file, or a damaged one.
+        TooLargeError: an archive larger than half of the memory, or a decompression bomb.
     """
     if head.startswith(b"PK"):
-        return _kind_of_archive(path)
+        return _format_of_archive(path)
     if len(head) > 9 and head[8:9] == b"{" and head[6:8] == b"\x00\x00":
         return ModelFormat.SAFETENSORS
     if head.startswith(b"\x80"):
@@ -44,38 +50,20 @@ def model_format(path: Path, head: bytes) -> ModelFormat:
     )
 
 
-def _kind_of_archive(path: Path) -> ModelFormat:
+def _format_of_archive(path: Path) -> ModelFormat:
     names = check_zip(path)
     parts = {part for name in names for part in name.split("/")}
-    inner = {name.partition("/")[2] for name in names} | set(names)
     if "extern_modules" in parts:
         raise UnsafeInputError(
             f"'{path}' is a torch.package archive, which carries code and is not opened; save its state_dict() instead."
         )
-    # TorchScript is looked for first: a file that could be either is treated as the more dangerous of the two.
-    if "constants.pkl" in parts or any(name.startswith("code/") for name in inner):
+    # A file that could be either is treated as the kind that torch.load would run.
+    if "constants.pkl" in parts or "code" in parts:
         return ModelFormat.TORCHSCRIPT
-    if "archive_format" in inner or "serialized_exported_program.json" in inner:
+    if parts & {"archive_format", "archive_version", "serialized_exported_program.json"}:
         return ModelFormat.EXPORTED
     if "data.pkl" in parts:
         return ModelFormat.PICKLE
     raise MalformedInputError(
         f"'{path}' is a zip archive, but holds none of the models understood here; it may be another kind of file."
     )
-
-
-def read_entries(path: Path) -> dict[str, bytes]:
-    """Read every entry of a zip archive, under names without the common first folder.
-
-    Raises:
-        MalformedInputError: an entry is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise MalformedInputError(f"'{path}' is damaged: an entry of the archive cannot be read.") from error
-    folders = {name.partition("/")[0] for name in entries}
-    if len(folders) == 1:
-        return {name.partition("/")[2]: content for name, content in entries.items()}
-    return entries

@@ -1,12 +1,18 @@
-"""Block-circulant operators: convolutions on a torus, diagonal in frequency but for their channels."""
+"""Block-circulant operators: convolutions on a torus of any number of dimensions, diagonal in frequency.
+
+A torus is an image that repeats itself along every axis. What does not couple channels is a number at each frequency
+there; a kernel of several channels is a small matrix, the symbol.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.vocabulary import Size
 
@@ -19,48 +25,48 @@ MAX_TAPS_AS_PRODUCT = 64
 
 
 class FrequencyBlocks:
-    """A small complex matrix at every frequency of `torch.fft.rfft2`, to multiply spectra with.
+    """A small complex matrix at every frequency of `torch.fft.rfftn`, to multiply spectra with.
 
     Args:
-        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`; not copied where they lie in memory as `torus_symbol`
-            lays them.
+        blocks: complex, shape `(*plane, C_out, C_in)`, where the plane is `(*torus[:-1], torus[-1] // 2 + 1)`; not
+            copied where they lie in memory as `torus_symbol` lays them.
     """
 
     def __init__(self, blocks: Tensor) -> None:
         n_outputs, n_inputs = blocks.shape[-2:]
-        self._plane = blocks.shape[:2]
+        self._plane = blocks.shape[:-2]
         # Of the two layouts only the one that is used is kept.
         self._planes: Tensor | None = None
         self._blocks: Tensor | None = None
         if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
-            self._planes = blocks.permute(2, 3, 0, 1).contiguous()
+            self._planes = channels_first(blocks).contiguous()
         else:
-            self._blocks = blocks.flatten(0, 1).contiguous()
+            self._blocks = blocks.flatten(0, -3).contiguous()
 
     @property
     def matrices(self) -> Tensor:
-        """The matrices themselves, shape `(N1, N2 // 2 + 1, C_out, C_in)`, as they lie in memory."""
+        """The matrices themselves, shape `(*plane, C_out, C_in)`, as they lie in memory."""
         if self._planes is not None:
-            return self._planes.permute(2, 3, 0, 1)
+            return channels_last(self._planes)
         assert self._blocks is not None
         return self._blocks.unflatten(0, self._plane)
 
     def multiply(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Multiply a spectrum `(*batch, C_in, N1, N2 // 2 + 1)` by the blocks, or by their conjugate transposes."""
+        """Multiply a spectrum `(*batch, C_in, *plane)` by the blocks, or by their conjugate transposes."""
         if self._planes is not None:
             planes = self._planes.conj().transpose(0, 1) if adjoint else self._planes
             return _multiply_planes(planes, spectrum)
         assert self._blocks is not None
         multiply = multiply_lines_adjoint if adjoint else multiply_lines
-        return multiply(self._blocks, spectrum.flatten(-2)).unflatten(-1, self._plane)
+        return multiply(self._blocks, spectrum.flatten(-len(self._plane))).unflatten(-1, self._plane)
 
 
 class BlockCirculant(LinearOperator):
-    """A real convolution on a torus, given by its blocks at the frequencies of `torch.fft.rfft2`.
+    """A real convolution on a torus, given by its blocks at the frequencies of `torch.fft.rfftn`.
 
     Args:
-        blocks: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
-        torus: `(N1, N2)`.
+        blocks: complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`.
+        torus: pixels along each axis.
     """
 
     def __init__(self, blocks: Tensor, torus: Size) -> None:
@@ -74,20 +80,21 @@ class BlockCirculant(LinearOperator):
         """Convolve `x`; an `x` smaller than the torus is taken to be zero beyond its end.
 
         Args:
-            x: shape `(*batch, C_in, H, W)` with `H <= N1`, `W <= N2`.
+            x: shape `(*batch, C_in, *size)`, along no axis larger than the torus.
 
         Returns:
-            Shape `(*batch, C_out, N1, N2)`.
+            Shape `(*batch, C_out, *torus)`.
         """
         return self._apply(x, adjoint=False)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose to `y` of shape `(*batch, C_out, H, W)`, zero beyond its end."""
+        """Apply the transpose to `y` of shape `(*batch, C_out, *size)`, zero beyond its end."""
         return self._apply(y, adjoint=True)
 
     def _apply(self, x: Tensor, *, adjoint: bool) -> Tensor:
-        spectrum = self.blocks.multiply(torch.fft.rfft2(x, s=self.torus), adjoint=adjoint)
-        return torch.fft.irfft2(spectrum, s=self.torus)
+        axes = space_axes(len(self.torus))
+        spectrum = self.blocks.multiply(torch.fft.rfftn(x, s=self.torus, dim=axes), adjoint=adjoint)
+        return torch.fft.irfftn(spectrum, s=self.torus, dim=axes)
 
 
 def multiply_lines(blocks: Tensor, lines: Tensor) -> Tensor:
@@ -110,55 +117,87 @@ def _multiply_planes(planes: Tensor, spectrum: Tensor) -> Tensor:
     """Multiply `(C_out, C_in, *plane)` by `(*batch, C_in, *plane)`, plane by plane."""
     if planes.shape[:2] == (1, 1):
         return spectrum * planes[0, 0]
+    channel_axis = 1 - planes.ndim
+    inputs = spectrum.unbind(channel_axis)
     rows = []
     for row in planes:
-        total = row[0] * spectrum[..., 0, :, :]
-        for i in range(1, planes.shape[1]):
-            total = torch.addcmul(total, row[i], spectrum[..., i, :, :])
+        total = row[0] * inputs[0]
+        for block, channel in zip(row[1:], inputs[1:], strict=True):
+            total = torch.addcmul(total, block, channel)
         rows.append(total)
-    return torch.stack(rows, dim=-3)
+    return torch.stack(rows, dim=channel_axis)
 
 
-def torus_symbol(kernel: Tensor, torus: Size, origin: Size = (0, 0)) -> Tensor:
-    """Evaluate the symbol of a cross-correlation at the frequencies of `rfft2` on a torus.
+def channels_last(taps: Tensor) -> Tensor:
+    """View `(C_out, C_in, *size)` as `(*size, C_out, C_in)`."""
+    return taps.permute(*range(2, taps.ndim), 0, 1)
+
+
+def channels_first(blocks: Tensor) -> Tensor:
+    """View `(*size, C_out, C_in)` as `(C_out, C_in, *size)`."""
+    return blocks.permute(-2, -1, *range(blocks.ndim - 2))
+
+
+def torus_symbol(kernel: Tensor, torus: Size, origin: Size | None = None) -> Tensor:
+    """Evaluate the symbol of a cross-correlation at the frequencies of `torch.fft.rfftn` on a torus.
 
     For `y[m] = Σ_d K[d] x[m + d − origin]` the symbol is `Σ_d K[d] exp(iθ·(d − origin))`. A kernel larger than the
     torus wraps around and its taps add up; `torch.fft` with a smaller size would cut them off in silence.
 
     Args:
-        kernel: real, shape `(C_out, C_in, kH, kW)`.
-        torus: `(N1, N2)`.
-        origin: the tap that meets the output pixel.
+        kernel: real, shape `(C_out, C_in, *k)`.
+        torus: pixels along each axis.
+        origin: the tap that meets the output pixel; by default the first.
 
     Returns:
-        Complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`. In memory a block lies together, or a plane of frequencies does
-        where the channels are few: as `FrequencyBlocks` multiplies with them.
+        Complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`. In memory a block lies together, or a plane of
+        frequencies does where the channels are few: as `FrequencyBlocks` multiplies with them.
     """
-    n_pairs = kernel.shape[0] * kernel.shape[1]
-    if kernel.shape[-1] <= (MAX_TAPS_AS_PRODUCT if n_pairs <= MAX_PAIRS_AS_PLANES else MAX_TAPS_AS_SUM):
-        return _symbol_by_sum(kernel, torus, origin)
+    start = (0,) * len(torus) if origin is None else origin
+    is_thin = kernel.shape[0] * kernel.shape[1] <= MAX_PAIRS_AS_PLANES
+    if kernel.shape[-1] <= (MAX_TAPS_AS_PRODUCT if is_thin else MAX_TAPS_AS_SUM):
+        return _symbol_by_sum(kernel, torus, start)
     wrapped = kernel
-    for axis, n, at in ((-2, torus[0], origin[0]), (-1, torus[1], origin[1])):
+    for axis, n, at in zip(space_axes(len(torus)), torus, start, strict=True):
         taps = torch.arange(kernel.shape[axis], device=kernel.device)
         shape = list(wrapped.shape)
         shape[axis] = n
         # conv2d correlates: tap d stands at −d, seen from the output pixel.
         wrapped = wrapped.new_zeros(shape).index_add(axis, (at - taps) % n, wrapped)
-    symbol = torch.fft.rfft2(wrapped).permute(2, 3, 0, 1)
-    return symbol if symbol.shape[-2] * symbol.shape[-1] <= MAX_PAIRS_AS_PLANES else symbol.contiguous()
+    symbol = channels_last(torch.fft.rfftn(wrapped, dim=space_axes(len(torus))))
+    return symbol if is_thin else symbol.contiguous()
 
 
 def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
     """Sum the few taps at every frequency: faster than FFTs of almost empty planes, and frequency-major at once."""
-    n_outputs, n_inputs, height, width = kernel.shape
-    numbers = torch.arange(max(torus), device=kernel.device)
-    rows = phases(numbers[: torus[0]], torus[0], height, kernel, origin[0])
-    columns = phases(numbers[: torus[1] // 2 + 1], torus[1], width, kernel, origin[1])
-    if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
-        return (rows @ kernel.to(rows.dtype) @ columns.T).permute(2, 3, 0, 1)
-    taps = kernel.permute(2, 3, 0, 1).to(rows.dtype).reshape(height, -1)
-    by_row = (rows @ taps).reshape(torus[0], width, n_outputs * n_inputs)
-    return (columns @ by_row).reshape(torus[0], -1, n_outputs, n_inputs)
+    tables = [
+        phases(torch.arange(n, device=kernel.device), length, n_taps, kernel, at)
+        for n, length, n_taps, at in zip(half_spectrum(torus), torus, kernel.shape[2:], origin, strict=True)
+    ]
+    taps = kernel.to(tables[0].dtype)
+    if kernel.shape[0] * kernel.shape[1] <= MAX_PAIRS_AS_PLANES:
+        return channels_last(sum_taps(taps, tables, first_axis=2))
+    return sum_taps(channels_last(taps).contiguous(), tables, first_axis=0)
+
+
+def sum_taps(taps: Tensor, tables: Sequence[Tensor], first_axis: int) -> Tensor:
+    """Contract each axis of taps with a table of what its taps contribute to each frequency.
+
+    Args:
+        taps: complex, with the axes of space from `first_axis` on.
+        tables: for each of these axes a complex matrix `(F, k)`.
+        first_axis: the axis of the first table.
+
+    Returns:
+        As `taps`, with F entries in place of k along each axis of space.
+    """
+    for axis, table in enumerate(tables, first_axis):
+        if axis == taps.ndim - 1:
+            taps = taps @ table.T
+        else:
+            rest = taps.shape[axis + 1 :]
+            taps = (table @ taps.flatten(axis + 1)).unflatten(-1, rest)
+    return taps
 
 
 def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: int = 0) -> Tensor:
@@ -179,7 +218,7 @@ def to_float64(taps: Tensor) -> Tensor:
 
 
 def next_fast_size(n: int) -> int:
-    """Find the smallest size from `n` up that has no prime factor above 7: the FFT is fast there."""
+    """Find the smallest length from `n` up that has no prime factor above 7: the FFT is fast there."""
     while not _is_smooth(n):
         n += 1
     return n

@@ -1,52 +1,99 @@
-"""The convolution that this package inverts: a border rule, then sliding taps."""
+"""The convolution that this package inverts: a boundary rule, then sliding taps."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
+from deconv_cli.errors import ShapeError
+from deconv_cli.operators.axes import crop
+from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.extension import Extension
-from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.geometry import Geometry, Padding
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.vocabulary import Size
+
+
+class HasTaps(Protocol):
+    """A kernel in canonical form."""
+
+    @property
+    def taps(self) -> Tensor:
+        """The taps, shape `(C_out, C_in, *k)`."""
 
 
 class Convolution(LinearOperator):
-    """`y = conv2d(extend(x), K)`: multi-channel, under its real border.
+    """`y = conv(extend(x), K)` with stride 1: multi-channel, in any number of dimensions, under its real boundary.
 
-    With the boundary `unknown` nothing is copied: the operator's input is the extended image itself, of which the
-    frame is the part that is asked for (`crop_to_frame`).
+    It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`. With the boundary `unknown` nothing is
+    copied: the operator's input is the extended image itself, of which the frame is one part (`crop_to_frame`).
 
     Args:
-        kernel: shape `(C_out, C_in, kH, kW)`.
+        kernel: taps of a cross-correlation as in `torch.nn.functional.conv2d`, shape `(C_out, C_in, *k)`, or `(*k,)`
+            for images of one channel; or a `Kernel`.
+        image_size: pixels of the image along each axis.
+        padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`.
+        boundary: what lies outside the image, a rule or its name.
+
+    Attributes:
+        kernel: the taps, shape `(C_out, C_in, *k)`.
         geometry: the sizes.
-        boundary: what lies outside the image.
+        boundary: the rule.
+
+    Raises:
+        ShapeError: the kernel does not fit the image, or reaches too far outside it.
+        UsageError: no such padding or boundary is known.
     """
 
-    def __init__(self, kernel: Tensor, geometry: Geometry, boundary: str) -> None:
-        self.kernel = kernel
-        self.geometry = geometry
-        self.boundary = boundary
-        n_inputs = kernel.shape[1]
-        self.correlation = ValidCorrelation(kernel, geometry.extended_size)
+    def __init__(
+        self,
+        kernel: Tensor | HasTaps,
+        image_size: Size,
+        *,
+        padding: Padding = "same",
+        boundary: str | BoundaryRule = "zero",
+    ) -> None:
+        taps = _canonical_taps(kernel if isinstance(kernel, Tensor) else kernel.taps, len(image_size))
+        self.kernel = taps
+        self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
+        self.boundary = as_rule(boundary)
+        n_inputs = taps.shape[1]
+        self.correlation = ValidCorrelation(taps, self.geometry.extended_size)
         self.extension: LinearOperator = (
-            Identity((n_inputs, *geometry.extended_size))
-            if boundary == "unknown"
-            else Extension(geometry, n_inputs, boundary)
+            Identity((n_inputs, *self.geometry.extended_size))
+            if self.boundary.is_unknown
+            else Extension(self.geometry, n_inputs, self.boundary)
         )
         self.input_shape = self.extension.input_shape
         self.output_shape = self.correlation.output_shape
 
+    @classmethod
+    def of_geometry(cls, taps: Tensor, geometry: Geometry, boundary: str | BoundaryRule) -> Convolution:
+        """Build the convolution whose sizes are laid out already."""
+        return cls(taps, geometry.image_size, padding=geometry.pads, boundary=boundary)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Blur `x` of shape `(*batch, C_in, H, W)`."""
+        """Blur `x` of shape `(*batch, C_in, *image_size)`."""
         return self.correlation.forward(self.extension.forward(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose to `y` of shape `(*batch, C_out, H_y, W_y)`."""
+        """Apply the transpose to `y` of shape `(*batch, C_out, *output_size)`."""
         return self.extension.adjoint(self.correlation.adjoint(y))
 
     def crop_to_frame(self, x: Tensor) -> Tensor:
         """Cut the frame out of an estimate; the estimate itself, unless the boundary is unknown."""
-        if self.boundary != "unknown":
+        if not self.boundary.is_unknown:
             return x
-        pads, (height, width) = self.geometry.pads, self.geometry.image_size
-        return x[..., pads.top : pads.top + height, pads.left : pads.left + width]
+        return crop(x, self.geometry.pads.before, self.geometry.image_size)
+
+
+def _canonical_taps(taps: Tensor, n_axes: int) -> Tensor:
+    """Bring taps of shape `(*k,)` or `(C_out, C_in, *k)` into the latter form."""
+    if taps.ndim not in (n_axes, n_axes + 2):
+        raise ShapeError(
+            f"a kernel for images with {n_axes} axes of space has {n_axes} axes, or {n_axes + 2} with its channels, "
+            f"but its shape is {tuple(taps.shape)}."
+        )
+    return taps if taps.ndim == n_axes + 2 else taps[None, None]

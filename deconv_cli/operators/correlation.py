@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -10,29 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.vocabulary import Size
 
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+"""torch's own convolutions, by the number of axes; beyond these there is the FFT alone."""
+
 
 class ValidCorrelation(LinearOperator):
-    """`torch.nn.functional.conv2d` without padding, by whichever of two ways is cheaper here.
+    """`torch.nn.functional.conv2d` without padding, and its like for other numbers of axes, the cheaper of two ways.
 
     Args:
-        kernel: shape `(C_out, C_in, kH, kW)`.
-        size: height and width of the image with its border.
+        kernel: shape `(C_out, C_in, *k)`.
+        size: pixels of the image with its border.
         use_fft: choose the way by hand; `None` lets the cost decide.
     """
 
     def __init__(self, kernel: Tensor, size: Size, *, use_fft: bool | None = None) -> None:
-        n_outputs, n_inputs, height, width = kernel.shape
+        n_outputs, n_inputs, *taps = kernel.shape
         self.kernel = kernel
         self.input_shape = (n_inputs, *size)
-        self.output_shape = (n_outputs, size[0] - height + 1, size[1] - width + 1)
+        self.output_shape = (n_outputs, *(n - k + 1 for n, k in zip(size, taps, strict=True)))
         self.use_fft = prefers_fft(kernel, size) if use_fft is None else use_fft
-        self._torus = (next_fast_size(size[0]), next_fast_size(size[1]))
+        self._torus = tuple(next_fast_size(n) for n in size)
+        self._start = (0,) * len(size)
         if not self.use_fft:
-            self._transposed = kernel.flip(-2, -1).transpose(0, 1).contiguous()
+            self._transposed = kernel.flip(tuple(range(2, kernel.ndim))).transpose(0, 1).contiguous()
 
     @cached_property
     def _circulant(self) -> BlockCirculant:
@@ -40,37 +46,44 @@ class ValidCorrelation(LinearOperator):
         return BlockCirculant(torus_symbol(self.kernel, self._torus), self._torus)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Correlate `x` of shape `(*batch, C_in, H, W)` with the kernel."""
+        """Correlate `x` of shape `(*batch, C_in, *size)` with the kernel."""
         if self.use_fft:
-            return self._circulant.forward(x)[..., : self.output_shape[1], : self.output_shape[2]]
-        return _conv2d(x, self.kernel, (0, 0))
+            return crop(self._circulant.forward(x), self._start, self.output_shape[1:])
+        return _slide(x, self.kernel, self._start)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Spread `y` of shape `(*batch, C_out, H - kH + 1, W - kW + 1)` by the taps."""
+        """Spread `y` of shape `(*batch, C_out, *(size - k + 1))` by the taps."""
         if self.use_fft:
-            return self._circulant.adjoint(y)[..., : self.input_shape[1], : self.input_shape[2]]
-        return _conv2d(y, self._transposed, (self.kernel.shape[-2] - 1, self.kernel.shape[-1] - 1))
+            return crop(self._circulant.adjoint(y), self._start, self.input_shape[1:])
+        return _slide(y, self._transposed, tuple(k - 1 for k in self.kernel.shape[2:]))
 
 
 def prefers_fft(kernel: Tensor, size: Size) -> bool:
     """Decide whether the FFT is cheaper than the taps.
 
-    torch's direct float64 convolution unfolds the image into `kH · kW` copies: its memory decides. In float32 the
-    direct way is vectorized, and wins up to about 7 × 7 taps.
+    torch's direct float64 convolution unfolds the image into as many copies as there are taps: its memory decides. In
+    float32 the direct way is vectorized, and wins up to about 7 × 7 taps.
+
+    Args:
+        kernel: shape `(C_out, C_in, *k)`.
+        size: pixels of the image with its border.
     """
-    _, n_inputs, height, width = kernel.shape
-    taps = height * width
+    n_taps = math.prod(kernel.shape[2:])
+    if len(size) not in CONVOLUTIONS:
+        return True
     if kernel.dtype == torch.float64:
-        unfolded_bytes = 8 * taps * n_inputs * size[0] * size[1]
-        return taps > 25 or unfolded_bytes > 2**28
-    return taps > 49
+        unfolded_bytes = 8 * n_taps * kernel.shape[1] * math.prod(size)
+        return n_taps > 25 or unfolded_bytes > 2**28
+    return n_taps > 49
 
 
-def _conv2d(x: Tensor, kernel: Tensor, padding: Size) -> Tensor:
-    batch = x.shape[:-3]
+def _slide(x: Tensor, kernel: Tensor, padding: Size) -> Tensor:
+    """Slide taps `(C_out, C_in, *k)` over `x` of shape `(*batch, C_in, *size)`, with zeros added on every side."""
+    n_axes = len(padding)
+    batch = x.shape[: -n_axes - 1]
     with full_precision_convolutions(x.device):
-        y = functional.conv2d(x.reshape(-1, *x.shape[-3:]), kernel, padding=padding)
-    return y.reshape(*batch, *y.shape[-3:])
+        y = CONVOLUTIONS[n_axes](x.reshape(-1, *x.shape[-n_axes - 1 :]), kernel, padding=padding)
+    return y.reshape(*batch, *y.shape[1:])
 
 
 @contextmanager

@@ -7,76 +7,100 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from deconv_cli.operators.axes import crop, half_spectrum, space_axes
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.vocabulary import Size
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A forward difference: `rows` times along the rows and `columns` times along the columns, times a factor.
+    """A forward difference of pixels, of some order along each axis.
 
-    Of order (1, 0) it is `x[i + 1, j] − x[i, j]`; of order (0, 0) the pixel itself.
+    Of orders (1, 0) it is `x[i + 1, j] − x[i, j]`; of orders (0, 0) the pixel itself.
+
+    Attributes:
+        orders: how many times the difference is taken along each axis.
+        factor: by what it is multiplied.
     """
 
-    rows: int
-    columns: int
+    orders: tuple[int, ...]
     factor: float = 1.0
 
     def observed(self, size: Size) -> Size:
-        """Tell for how many rows and columns of an image it takes pixels of that image alone."""
-        return max(size[0] - self.rows, 0), max(size[1] - self.columns, 0)
+        """Return the size of the box in which it takes pixels of an image of `size` alone."""
+        return tuple(max(n - order, 0) for n, order in zip(size, self.orders, strict=True))
 
-    def symbol(self, torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Evaluate it at the frequencies of `torch.fft.rfft2`, as a product of what either axis contributes.
+    def symbol(self, torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Evaluate it at the frequencies of `torch.fft.rfftn`, as a product of what each axis contributes.
 
         Returns:
-            Complex, shapes `(N1, 1)` and `(N2 // 2 + 1,)`; the factor is in the first.
+            Complex, one for each axis, shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two. The factor is in
+            the first.
         """
-        down = _axis_symbol(torus[0], torus[0], self.rows, dtype, device)
-        across = _axis_symbol(torus[1], torus[1] // 2 + 1, self.columns, dtype, device)
-        return self.factor * down[:, None], across
+        parts = []
+        for axis, order in zip(space_axes(len(torus)), self.orders, strict=True):
+            angle = _axis_angles(torus, axis, dtype, device)
+            parts.append((torch.polar(torch.ones_like(angle), angle) - 1) ** order)
+        return self.factor * parts[0], *parts[1:]
 
 
-GRADIENT = (Difference(1, 0), Difference(0, 1))
-"""‖∇x‖², the differences between neighbors."""
+def first_differences(n_axes: int) -> tuple[Difference, ...]:
+    """List the first differences along each axis: ‖∇x‖² is the sum of their squares."""
+    return tuple(Difference(_unit(i, n_axes)) for i in range(n_axes))
 
-CURVATURE = (Difference(2, 0), Difference(0, 2), Difference(1, 1, math.sqrt(2)))
-"""The energy of a bent plate, ‖∂xx‖² + ‖∂yy‖² + 2‖∂xy‖². On a torus it equals ‖Δx‖², the energy of the Laplacian;
-inside a frame, unlike that, it takes nothing from beyond the edge and leaves no pixel out."""
+
+def second_differences(n_axes: int) -> tuple[Difference, ...]:
+    """List the second differences, whose squares add up to the energy of a bent plate: Σ_i ‖∂ii‖² + 2 Σ_i<j ‖∂ij‖².
+
+    On a torus that equals ‖Δx‖², the energy of the Laplacian; inside a frame, unlike that, it takes nothing from
+    beyond the edge and leaves no pixel out.
+    """
+    pure = [Difference(tuple(2 * n for n in _unit(i, n_axes))) for i in range(n_axes)]
+    mixed = [
+        Difference(tuple(a + b for a, b in zip(_unit(i, n_axes), _unit(j, n_axes), strict=True)), math.sqrt(2))
+        for i in range(n_axes)
+        for j in range(i + 1, n_axes)
+    ]
+    return *pure, *mixed
 
 
 class Differences(LinearOperator):
-    """Several differences at once, stacked ahead of the channels: `(*batch, C, H, W)` → `(*batch, n, C, H, W)`.
+    """Several differences at once, stacked ahead of the channels: `(*batch, C, *size)` → `(*batch, n, C, *size)`.
 
-    Only differences between pixels of the image are taken, and the rest is zero; on a torus (`periodic`) the last
-    pixel's neighbor is the first.
+    Args:
+        shape: of one image, `(C, *size)`.
+        terms: the n differences.
+        periodic: the last pixel's neighbor is the first; else only differences between pixels of the image are taken,
+            and the rest is zero.
     """
 
     def __init__(self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool) -> None:
-        self.input_shape = shape
+        self.input_shape = tuple(shape)
         self.output_shape = (len(terms), *shape)
         self.terms = terms
         self.periodic = periodic
+        self._axes = space_axes(len(shape) - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take differences of `x` of shape `(*batch, C, H, W)`."""
-        return torch.stack([self._difference(x, term) for term in self.terms], dim=-4)
+        """Take differences of `x` of shape `(*batch, C, *size)`."""
+        return torch.stack([self._difference(x, term) for term in self.terms], dim=-len(self.output_shape))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose to `y` of shape `(*batch, n, C, H, W)`."""
-        terms = zip(y.unbind(-4), self.terms, strict=True)
-        return torch.stack([self._transposed(plane, term) for plane, term in terms]).sum(0)
+        """Apply the transpose to `y` of shape `(*batch, n, C, *size)`."""
+        terms = zip(y.unbind(-len(self.output_shape)), self.terms, strict=True)
+        return torch.stack([self._transposed(field, term) for field, term in terms]).sum(0)
 
     def _difference(self, x: Tensor, term: Difference) -> Tensor:
-        for axis, order in ((-2, term.rows), (-1, term.columns)):
+        for axis, order in zip(self._axes, term.orders, strict=True):
             for _ in range(order):
                 x = x.roll(-1, axis) - x
         return self._without_crossings(term.factor * x, term)
 
     def _transposed(self, y: Tensor, term: Difference) -> Tensor:
         y = self._without_crossings(term.factor * y, term)
-        for axis, order in ((-2, term.rows), (-1, term.columns)):
+        for axis, order in zip(self._axes, term.orders, strict=True):
             for _ in range(order):
                 y = y.roll(1, axis) - y
         return y
@@ -85,11 +109,52 @@ class Differences(LinearOperator):
         """Zero the differences that would take a pixel from beyond the edge."""
         if self.periodic:
             return field
-        height, width = term.observed((field.shape[-2], field.shape[-1]))
-        gaps = (0, field.shape[-1] - width, 0, field.shape[-2] - height)
-        return torch.nn.functional.pad(field[..., :height, :width], gaps)
+        size = self.input_shape[1:]
+        observed = term.observed(size)
+        gaps = [n for whole, part in zip(reversed(size), reversed(observed), strict=True) for n in (0, whole - part)]
+        return functional.pad(crop(field, (0,) * len(size), observed), gaps)
 
 
-def _axis_symbol(length: int, n_frequencies: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    angle = torch.arange(n_frequencies, dtype=dtype, device=device) * (2 * math.pi / length)
-    return (torch.polar(torch.ones_like(angle), angle) - 1) ** order
+class Gradient(Differences):
+    """First differences along each axis, `(*batch, C, *size)` → `(*batch, n_axes, C, *size)`.
+
+    Args:
+        shape: of one image, `(C, *size)`.
+        periodic: whether the last pixel's neighbor is the first.
+    """
+
+    def __init__(self, shape: Shape, *, periodic: bool = False) -> None:
+        super().__init__(shape, first_differences(len(shape) - 1), periodic=periodic)
+
+
+class Laplacian(Differences):
+    """Second differences whose energy is that of the Laplacian on a torus, and that of a bent plate inside a frame.
+
+    It takes `(*batch, C, *size)` to `(*batch, n, C, *size)`: ∂xx, ∂yy and √2 ∂xy for two axes.
+
+    Args:
+        shape: of one image, `(C, *size)`.
+        periodic: whether the last pixel's neighbor is the first.
+    """
+
+    def __init__(self, shape: Shape, *, periodic: bool = False) -> None:
+        super().__init__(shape, second_differences(len(shape) - 1), periodic=periodic)
+
+
+def difference_energies(torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Evaluate |exp(iθ) − 1|² = 4 sin²(θ/2) for each axis of a torus at the frequencies of `torch.fft.rfftn`.
+
+    Returns:
+        Real, one for each axis, shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two.
+    """
+    return tuple(4 * (_axis_angles(torus, axis, dtype, device) / 2).sin().square() for axis in space_axes(len(torus)))
+
+
+def _axis_angles(torus: Size, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Tabulate the angles θ of one axis, shaped to broadcast over the others."""
+    numbers = torch.arange(half_spectrum(torus)[axis], dtype=dtype, device=device)
+    return (numbers * (2 * math.pi / torus[axis])).reshape(-1, *[1] * (-1 - axis))
+
+
+def _unit(i: int, n_axes: int) -> tuple[int, ...]:
+    return tuple(int(j == i) for j in range(n_axes))

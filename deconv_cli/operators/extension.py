@@ -1,4 +1,4 @@
-"""The border rule as a linear operator: an image goes in, the image with its border comes out."""
+"""The boundary rule as a linear operator: an image goes in, the image with its border comes out."""
 
 from __future__ import annotations
 
@@ -6,102 +6,102 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.vocabulary import Size
 
 
 class Extension(LinearOperator):
-    """Surround an image `(*batch, C, H, W)` by its border.
+    """Surround an image `(*batch, C, *size)` by its border.
 
-    The adjoint folds the border back: each border pixel is added to the pixel that it was copied from. Only the border
-    strips are gathered; the interior is moved as a whole.
+    The adjoint folds the border back: each border pixel, times its factor, is added to the pixel that it was copied
+    from. Only the border strips are gathered; the interior is moved as a whole.
+
+    Args:
+        geometry: the sizes.
+        n_channels: C.
+        boundary: a rule that copies pixels, or that of zeros.
+
+    Raises:
+        ShapeError: the border is wider than the rule can supply.
     """
 
-    def __init__(self, geometry: Geometry, n_channels: int, boundary: str) -> None:
+    def __init__(self, geometry: Geometry, n_channels: int, boundary: BoundaryRule) -> None:
         geometry.check_boundary(boundary)
         self.input_shape = (n_channels, *geometry.image_size)
         self.output_shape = (n_channels, *geometry.extended_size)
         self.boundary = boundary
-        pads = geometry.pads
-        # Columns first: their strips are thin slices of contiguous rows.
-        self._sides = (
-            (-1, pads.left, pads.right, geometry.image_size[1]),
-            (-2, pads.top, pads.bottom, geometry.image_size[0]),
-        )
+        self._pads = geometry.pads
+        n_axes = len(geometry.image_size)
+        # The last axis first: its strips are thin slices of contiguous rows.
+        self._sides = [
+            side
+            for side in zip(
+                space_axes(n_axes), geometry.pads.before, geometry.pads.after, geometry.image_size, strict=True
+            )
+            if side[1] or side[2]
+        ][::-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Extend `x` of shape `(*batch, C, H, W)`."""
+        """Extend `x` of shape `(*batch, C, *size)`."""
+        if self.boundary.is_zero:
+            pads = zip(reversed(self._pads.before), reversed(self._pads.after), strict=True)
+            return functional.pad(x, [n for pair in pads for n in pair])
         for axis, before, after, length in self._sides:
-            if self.boundary == "zero":
-                x = functional.pad(x, (before, after) if axis == -1 else (0, 0, before, after))
-            elif before or after:
-                first, last = border_sources(self.boundary, before, after, length, x.device)
-                x = torch.cat([x.index_select(axis, first), x, x.index_select(axis, last)], axis)
+            positions = outside_positions(before, after, length, x.device)
+            first, last = (self._copy(x, axis, position, length) for position in positions)
+            x = torch.cat([first, x, last], axis)
         return x
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Fold `y` of shape `(*batch, C, H + pads, W + pads)` back onto the image."""
+        """Fold `y` of shape `(*batch, C, *extended size)` back onto the image."""
+        if self.boundary.is_zero:
+            return crop(y, self._pads.before, self.input_shape[1:])
         for axis, before, after, length in reversed(self._sides):
-            interior = y.narrow(axis, before, length)
-            if self.boundary == "zero" or not (before or after):
-                y = interior
-                continue
-            first, last = border_sources(self.boundary, before, after, length, y.device)
-            y = (
-                interior.clone()
-                .index_add(axis, first, y.narrow(axis, 0, before))
-                .index_add(axis, last, y.narrow(axis, before + length, after))
-            )
+            positions = outside_positions(before, after, length, y.device)
+            strips = (y.narrow(axis, 0, before), y.narrow(axis, before + length, after))
+            y = y.narrow(axis, before, length).clone()
+            for position, strip in zip(positions, strips, strict=True):
+                sources = self.boundary.sources(position, length)
+                y = y.index_add(axis, sources, self._scale(strip, axis, position, length))
         return y
 
+    def _copy(self, x: Tensor, axis: int, position: Tensor, length: int) -> Tensor:
+        """Make the strip of border pixels at some positions of an axis."""
+        return self._scale(x.index_select(axis, self.boundary.sources(position, length)), axis, position, length)
 
-def border_sources(boundary: str, before: int, after: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tell which pixel of a line each border pixel is copied from.
+    def _scale(self, strip: Tensor, axis: int, position: Tensor, length: int) -> Tensor:
+        """Multiply a strip of border pixels by the factors of its positions."""
+        factors = self.boundary.factors(position, length)
+        return strip if factors is None else strip * factors.to(strip.dtype).reshape(-1, *[1] * (-1 - axis))
 
-    Args:
-        boundary: any rule but `zero` and `unknown`, which copy nothing.
-        before: border pixels ahead of the line.
-        after: border pixels behind the line.
-        length: pixels of the line.
-        device: where the indices are wanted.
+
+def outside_positions(before: int, after: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Number the border pixels of a line: −before, …, −1 ahead of it, and length, …, length + after − 1 behind it.
 
     Returns:
-        Indices into the line, of shapes `(before,)` and `(after,)`.
+        Whole numbers of shapes `(before,)` and `(after,)`.
     """
-    position = torch.cat(
-        [
-            torch.arange(-before, 0, device=device),
-            torch.arange(length, length + after, device=device),
-        ]
-    )
-    if boundary == "circular":
-        source = position % length
-    elif boundary == "replicate":
-        source = position.clamp(0, length - 1)
-    elif boundary == "reflect":
-        source = torch.where(position < 0, -position, 2 * (length - 1) - position)
-    elif boundary == "symmetric":
-        source = torch.where(position < 0, -position - 1, 2 * length - 1 - position)
-    else:
-        raise ValueError(f"a {boundary} boundary copies no pixels")
-    return source[:before], source[before:]
+    return torch.arange(-before, 0, device=device), torch.arange(length, length + after, device=device)
 
 
-def close_smoothly(y: Tensor, axis: int, length: int) -> Tensor:
-    """Lengthen `y` along an axis so that its end runs smoothly into its beginning.
+def close_smoothly(y: Tensor, torus: Size) -> Tensor:
+    """Lengthen `y` to a torus so that each end runs smoothly into the beginning.
 
-    The gap is filled by a blend of the mirror images of both ends, so that a torus of this length has no seam.
+    Along each axis the gap is filled by a blend of the mirror images of both ends, so that the torus has no seam.
 
     Args:
-        y: shape `(*batch, C, H, W)`.
-        axis: −2 or −1.
-        length: at least the present length.
+        y: shape `(*batch, C, *size)`.
+        torus: at least as large as the present size along each axis.
     """
-    n = y.shape[axis]
-    gap = length - n
-    step = torch.arange(gap, device=y.device)
-    fade = (0.5 - 0.5 * torch.cos(torch.pi * (step + 0.5) / gap)).to(y.dtype)
-    fade = fade.reshape(-1, 1) if axis == -2 else fade
-    after_end = y.index_select(axis, (n - 1 - step).clamp_min(0))
-    before_start = y.index_select(axis, (gap - 1 - step).clamp_max(n - 1))
-    return torch.cat([y, after_end * (1 - fade) + before_start * fade], axis)
+    for axis, length in zip(space_axes(len(torus)), torus, strict=True):
+        n = y.shape[axis]
+        gap = length - n
+        step = torch.arange(gap, device=y.device)
+        fade = (0.5 - 0.5 * torch.cos(torch.pi * (step + 0.5) / gap)).to(y.dtype).reshape(-1, *[1] * (-1 - axis))
+        after_end = y.index_select(axis, (n - 1 - step).clamp_min(0))
+        before_start = y.index_select(axis, (gap - 1 - step).clamp_max(n - 1))
+        y = torch.cat([y, after_end * (1 - fade) + before_start * fade], axis)
+    return y

@@ -1,63 +1,81 @@
-"""How far a kernel reaches outside the image, and the sizes that follow."""
+"""How far a kernel reaches outside the image, and the sizes that follow; nothing here allocates memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.operators.axes import format_size
+from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size
 
 
 @dataclass(frozen=True)
 class Pads:
-    """Pixels added on each side before the kernel is slid over what is then inside."""
+    """Pixels added around an image before the kernel is slid over what is then inside.
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    Attributes:
+        before: for each axis those ahead of the first pixel: above, and to the left.
+        after: for each axis those behind the last pixel.
+    """
+
+    before: Size
+    after: Size
 
     @property
     def total(self) -> Size:
-        """Rows and columns added altogether."""
-        return self.top + self.bottom, self.left + self.right
+        """Pixels added along each axis altogether."""
+        return tuple(b + a for b, a in zip(self.before, self.after, strict=True))
 
 
-def resolve_padding(padding: PaddingLike, kernel_size: Size) -> Pads:
+Padding: TypeAlias = "PaddingLike | Pads"
+"""How much is added around an image: in torch's words, or the pixels on every side."""
+
+
+def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
     """Turn a padding, as torch words it, into pixels on each side.
 
     `same` adds `k - 1` pixels, the odd one at the end, as `torch.nn.functional.conv2d(padding="same")` does.
 
+    Args:
+        padding: `same`, `valid`, `full`, a whole number, one for each axis, or the pads themselves.
+        kernel_size: taps along each axis.
+
     Raises:
-        UsageError: the padding is not a known word, nor one or two whole numbers.
+        UsageError: the padding is none of these.
     """
-    height, width = kernel_size
+    if isinstance(padding, Pads):
+        return padding
+    reach = tuple(k - 1 for k in kernel_size)
     if padding == "same":
-        top, left = (height - 1) // 2, (width - 1) // 2
-        return Pads(top, height - 1 - top, left, width - 1 - left)
+        before = tuple(r // 2 for r in reach)
+        return Pads(before, tuple(r - b for r, b in zip(reach, before, strict=True)))
     if padding == "valid":
-        return Pads(0, 0, 0, 0)
+        return Pads((0,) * len(reach), (0,) * len(reach))
     if padding == "full":
-        return Pads(height - 1, height - 1, width - 1, width - 1)
-    numbers = (padding, padding) if isinstance(padding, int) else padding
+        return Pads(reach, reach)
+    numbers = (padding,) * len(reach) if isinstance(padding, int) else padding
     if (
         not isinstance(numbers, (tuple, list))
-        or len(numbers) != 2
+        or len(numbers) != len(reach)
         or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
     ):
         raise UsageError(
-            f"padding must be {', '.join(PADDING_WORDS)}, a whole number or a pair of them, but is {padding!r}."
+            f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each of the {len(reach)} axes, "
+            f"but is {padding!r}."
         )
-    return Pads(numbers[0], numbers[0], numbers[1], numbers[1])
+    return Pads(tuple(numbers), tuple(numbers))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of one convolution: image → extended image → output.
+    """The sizes of one convolution: image → extended image → output, each a tuple with one number an axis.
 
     Attributes:
-        image_size: height and width of the image x.
-        kernel_size: height and width of the kernel.
+        image_size: pixels of the image x.
+        kernel_size: taps of the kernel.
         pads: pixels added around x.
     """
 
@@ -67,71 +85,68 @@ class Geometry:
 
     @property
     def extended_size(self) -> Size:
-        """Height and width of x with its border."""
-        rows, columns = self.pads.total
-        return self.image_size[0] + rows, self.image_size[1] + columns
+        """Pixels of x with its border."""
+        return tuple(n + pad for n, pad in zip(self.image_size, self.pads.total, strict=True))
 
     @property
     def output_size(self) -> Size:
-        """Height and width of y."""
-        return (
-            self.extended_size[0] - self.kernel_size[0] + 1,
-            self.extended_size[1] - self.kernel_size[1] + 1,
-        )
+        """Pixels of y."""
+        return tuple(n - k + 1 for n, k in zip(self.extended_size, self.kernel_size, strict=True))
 
     @classmethod
-    def of_image(cls, image_size: Size, kernel_size: Size, padding: PaddingLike) -> Geometry:
+    def of_image(cls, image_size: Size, kernel_size: Size, padding: Padding) -> Geometry:
         """Lay out the convolution of an image of known size.
 
         Raises:
             ShapeError: the image is empty, or the kernel does not fit into the padded image.
+            UsageError: no such padding is known.
         """
-        geometry = cls(image_size, kernel_size, resolve_padding(padding, kernel_size))
+        if len(image_size) != len(kernel_size):
+            raise ShapeError(
+                f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
+                f"but the image is one of {format_size(image_size)}."
+            )
+        geometry = cls(tuple(image_size), tuple(kernel_size), resolve_padding(padding, kernel_size))
         if min(image_size) < 1:
-            raise ShapeError(f"the image must hold at least one pixel, but its size is {_by(image_size)}.")
+            raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
         if min(geometry.output_size) < 1:
             raise ShapeError(
-                f"a kernel of {_by(kernel_size)} does not fit into an image of {_by(image_size)} "
+                f"a kernel of {format_size(kernel_size)} does not fit into an image of {format_size(image_size)} "
                 f"with padding {padding}; use a smaller kernel, or padding 'same' or 'full'."
             )
         return geometry
 
     @classmethod
-    def of_output(cls, output_size: Size, kernel_size: Size, padding: PaddingLike) -> Geometry:
+    def of_output(cls, output_size: Size, kernel_size: Size, padding: Padding) -> Geometry:
         """Lay out the convolution whose output has a known size.
 
         Raises:
             ShapeError: no image gives an output of this size.
+            UsageError: no such padding is known.
         """
-        rows, columns = resolve_padding(padding, kernel_size).total
-        image_size = (
-            output_size[0] + kernel_size[0] - 1 - rows,
-            output_size[1] + kernel_size[1] - 1 - columns,
-        )
+        pads = resolve_padding(padding, kernel_size)
+        sizes = zip(output_size, kernel_size, pads.total, strict=True)
+        image_size = tuple(n + k - 1 - pad for n, k, pad in sizes)
         if min(image_size) < 1 or min(output_size) < 1:
             raise ShapeError(
-                f"no image gives an output of {_by(output_size)} under a kernel of {_by(kernel_size)} "
+                f"no image gives an output of {format_size(output_size)} under a kernel of {format_size(kernel_size)} "
                 f"with padding {padding}; a larger output or a smaller padding is needed."
             )
-        return cls.of_image(image_size, kernel_size, padding)
+        return cls.of_image(image_size, kernel_size, pads)
 
-    def check_boundary(self, boundary: str) -> None:
-        """Refuse a border that reaches further than the image can supply, as torch does.
+    def check_boundary(self, boundary: BoundaryRule) -> None:
+        """Refuse a boundary that reaches further than the image can supply, as torch does.
 
         Raises:
             ShapeError: a mirrored or periodic border is wider than the image allows.
         """
-        slack = {"reflect": 1, "symmetric": 0, "circular": 0}.get(boundary)
-        if slack is None:
+        widths = tuple(max(sides) for sides in zip(self.pads.before, self.pads.after, strict=True))
+        limits = [boundary.reach(n) for n in self.image_size]
+        if all(limit is None or width <= limit for width, limit in zip(widths, limits, strict=True)):
             return
-        reach = (max(self.pads.top, self.pads.bottom), max(self.pads.left, self.pads.right))
-        if any(pad > n - slack for pad, n in zip(reach, self.image_size, strict=True)):
-            raise ShapeError(
-                f"a kernel of {_by(self.kernel_size)} reaches {_by(reach)} pixels outside an image of "
-                f"{_by(self.image_size)}, too far for a {boundary} boundary; "
-                "use a larger image, or boundary zero, replicate or unknown."
-            )
-
-
-def _by(size: Size) -> str:
-    return f"{size[0]}×{size[1]}"
+        others = [name for name in BOUNDARIES if BOUNDARIES[name].reach(1) is None]
+        raise ShapeError(
+            f"a kernel of {format_size(self.kernel_size)} reaches {format_size(widths)} pixels outside an image of "
+            f"{format_size(self.image_size)}, too far for a {boundary.name} boundary; "
+            f"use a larger image, or boundary {', '.join(others[:-1])} or {others[-1]}."
+        )

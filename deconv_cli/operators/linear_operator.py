@@ -1,4 +1,4 @@
-"""The linear operator: what every blur, border rule, penalty and preconditioner is."""
+"""The linear operator: what every blur, boundary rule, penalty and preconditioner is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deconv_cli.errors import ShapeError
+
 Shape = tuple[int, ...]
 
 
@@ -16,7 +18,8 @@ class LinearOperator(ABC):
     """A linear map between tensors that keep their image shape.
 
     `forward` takes a tensor of shape `(*batch, *input_shape)` to `(*batch, *output_shape)`; `adjoint` goes back.
-    Operators are immutable, and know nothing of the solvers that invert them.
+    Operators are immutable, and know nothing of the solvers that invert them. `A(x)`, `A.H`, `A @ B`, `A + B` and
+    `2 * A` are what they are for matrices.
     """
 
     input_shape: Shape
@@ -31,7 +34,17 @@ class LinearOperator(ABC):
         """Apply the conjugate transpose to `y` of shape `(*batch, *output_shape)`."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply the operator to `x` of shape `(*batch, *input_shape)`."""
+        """Apply the operator to `x` of shape `(*batch, *input_shape)`.
+
+        Raises:
+            ShapeError: `x` does not end in the input shape.
+        """
+        n_axes = len(self.input_shape)
+        if x.ndim < n_axes or x.shape[x.ndim - n_axes :] != self.input_shape:
+            raise ShapeError(
+                f"the operator takes tensors whose shape ends in {self.input_shape}, but was given one of "
+                f"{tuple(x.shape)}; reshape it, or build the operator for its size."
+            )
         return self.forward(x)
 
     @property
@@ -45,10 +58,15 @@ class LinearOperator(ABC):
         return self.H @ self
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        """Apply `other` first, then this operator."""
+        """Apply `other` first, then this operator.
+
+        Raises:
+            ShapeError: this operator does not take what `other` gives.
+        """
         if other.output_shape != self.input_shape:
-            raise ValueError(
-                f"operators do not chain: the first gives {other.output_shape}, the next takes {self.input_shape}"
+            raise ShapeError(
+                f"operators do not chain: the first gives {other.output_shape}, but the next takes "
+                f"{self.input_shape}; build one of them for the other's size."
             )
         return Composed(
             other.input_shape,
@@ -58,11 +76,15 @@ class LinearOperator(ABC):
         )
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
-        """Add two operators of the same shapes."""
+        """Add two operators of the same shapes.
+
+        Raises:
+            ShapeError: their shapes differ.
+        """
         if (other.input_shape, other.output_shape) != (self.input_shape, self.output_shape):
-            raise ValueError(
-                f"operators do not add: {self.input_shape} → {self.output_shape} "
-                f"and {other.input_shape} → {other.output_shape}"
+            raise ShapeError(
+                f"operators do not add: one takes {self.input_shape} to {self.output_shape}, the other "
+                f"{other.input_shape} to {other.output_shape}; add operators of the same shapes."
             )
         return Composed(
             self.input_shape,
@@ -81,7 +103,15 @@ class LinearOperator(ABC):
         )
 
     def as_matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
-        """Write the operator out as a dense matrix `(n_outputs, n_inputs)`; for small tests only."""
+        """Write the operator out as a dense matrix; for small tests only.
+
+        Args:
+            dtype: that of the operator's own tensors, if it has any.
+            device: where they are.
+
+        Returns:
+            Shape `(n_outputs, n_inputs)`.
+        """
         n_inputs = math.prod(self.input_shape)
         basis = torch.eye(n_inputs, dtype=dtype, device=device).reshape(n_inputs, *self.input_shape)
         return self.forward(basis).reshape(n_inputs, -1).T
@@ -112,11 +142,15 @@ class Composed(LinearOperator):
 
 
 class Identity(LinearOperator):
-    """The operator that changes nothing."""
+    """The operator that changes nothing.
+
+    Args:
+        shape: of what it takes and gives, without batches.
+    """
 
     def __init__(self, shape: Shape) -> None:
-        self.input_shape = shape
-        self.output_shape = shape
+        self.input_shape = tuple(shape)
+        self.output_shape = tuple(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` as it is."""

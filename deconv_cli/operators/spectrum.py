@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import phases, to_float64, torus_symbol
+from deconv_cli.operators.axes import half_spectrum, place_of, space_axes
+from deconv_cli.operators.circulant import channels_last, phases, to_float64, torus_symbol
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one spectrum: frequencies, and frequencies times the cost of one block. A symbol is a smooth
@@ -34,8 +35,8 @@ class Spectrum:
     """The extreme singular values of a symbol over the torus of an image, each computed when it is first asked for.
 
     Attributes:
-        taps: the kernel, shape `(C_out, C_in, kH, kW)`.
-        image_size: height and width of the image.
+        taps: the kernel, shape `(C_out, C_in, *k)`.
+        image_size: pixels of the image along each axis.
     """
 
     taps: Tensor
@@ -58,12 +59,12 @@ class Spectrum:
         if found[0] > ROUNDING * size or size == 0:
             return found
         # A torus of a pixel or two may hold none but the frequencies that the kernel annihilates.
-        larger = (self.image_size[0] + self.taps.shape[-2], self.image_size[1] + self.taps.shape[-1])
+        larger = tuple(n + k for n, k in zip(self.image_size, self.taps.shape[2:], strict=True))
         return largest_singular_value(self.taps, larger)[0], found[1]
 
     @cached_property
     def sigma_min(self) -> float:
-        """The smallest over `grid`; 0 where it cannot be told from rounding."""
+        """The smallest over `grid`; 0 where it is no larger than rounding."""
         taps = to_float64(self.taps.detach())
         smallest = synchronize.as_number(singular_values(torus_symbol(taps, self.grid)).min())
         return smallest if smallest > torch.finfo(taps.dtype).eps * self.sigma_max else 0.0
@@ -72,7 +73,7 @@ class Spectrum:
     def grid(self) -> Size:
         """The torus whose frequencies are looked at for the smallest.
 
-        It is the image's own, but for more than `MAX_FREQUENCIES` or wide blocks its larger axis is halved until the
+        It is the image's own, but for more than `MAX_FREQUENCIES` or wide blocks its longest axis is halved until the
         work is bounded; the zero frequency is always kept.
         """
         return _affordable_grid(self.image_size, self.taps.shape[0], self.taps.shape[1])
@@ -87,8 +88,8 @@ def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
     """Describe the extreme singular values of a kernel's symbol on the torus of the image.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
-        image_size: height and width of the image.
+        taps: shape `(C_out, C_in, *k)`.
+        image_size: pixels of the image along each axis.
     """
     return Spectrum(taps, image_size)
 
@@ -103,8 +104,8 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
     middle, and halved where they may hold a larger value than the largest so far.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
-        torus: `(N1, N2)`.
+        taps: shape `(C_out, C_in, *k)`.
+        torus: pixels along each axis.
 
     Returns:
         The value and its frequency, a place on the half spectrum. Where the symbol is so flat that the search would
@@ -113,30 +114,39 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
     """
     wide = to_float64(taps.detach())
     if has_one_sign(wide):
-        return synchronize.as_number(wide.sum().abs()), (0, 0)  # no frequency exceeds the sum of the taps' sizes
-    n_half = torus[1] // 2 + 1
-    if min(wide.shape[:2]) == 1 and torus[0] * n_half <= MAX_PLANE:
+        # No frequency exceeds the sum of the taps' sizes.
+        return synchronize.as_number(wide.sum().abs()), (0,) * len(torus)
+    plane = half_spectrum(torus)
+    if min(wide.shape[:2]) == 1 and math.prod(plane) <= MAX_PLANE:
         gains = singular_values(torus_symbol(wide, torus)).flatten()
         at = synchronize.as_index(gains.argmax())
-        return synchronize.as_number(gains[at]), (at // n_half, at % n_half)
+        return synchronize.as_number(gains[at]), place_of(at, plane)
+    best, peak = _search(wide, torus)
+    peak = tuple(at % n for at, n in zip(peak, torus, strict=True))
+    # A frequency beyond the half spectrum has its mirror image there.
+    return best, peak if peak[-1] < plane[-1] else tuple(-at % n for at, n in zip(peak, torus, strict=True))
+
+
+def _search(taps: Tensor, torus: Size) -> tuple[float, Size]:
+    """Halve blocks of frequencies until none may hold a larger singular value than the largest that was found."""
     # By symmetry half the torus is enough, and one line where the symbol does not change.
-    lengths = (torus[0], n_half)
-    steps = [math.pi * (k - 1) / n for k, n in zip(wide.shape[-2:], torus, strict=True)]
-    widths = [_first_width(step, length) for step, length in zip(steps, lengths, strict=True)]
+    plane = half_spectrum(torus)
+    steps = [math.pi * (k - 1) / n for k, n in zip(taps.shape[2:], torus, strict=True)]
+    widths = [_first_width(step, length) for step, length in zip(steps, plane, strict=True)]
     firsts = [
         torch.arange(0, length if step > 0 else 1, width, device=taps.device)
-        for step, length, width in zip(steps, lengths, widths, strict=True)
+        for step, length, width in zip(steps, plane, widths, strict=True)
     ]
-    corners = torch.cartesian_prod(*firsts)
-    ceiling = synchronize.as_number(torch.linalg.vector_norm(wide, dim=(0, 1)).sum())
-    best, peak = -1.0, (0, 0)
+    corners = torch.cartesian_prod(*firsts).reshape(-1, len(torus))
+    ceiling = synchronize.as_number(torch.linalg.vector_norm(taps, dim=(0, 1)).sum())
+    best, peak = -1.0, (0,) * len(torus)
     while len(corners) > 0:
         middles = corners + torch.tensor([width // 2 for width in widths], device=taps.device)
-        values = _largest_at(wide, torus, middles)
+        values = _largest_at(taps, torus, middles)
         at = synchronize.as_index(values.argmax())
         found = synchronize.as_number(values[at])
         if found > best:
-            best, peak = found, (synchronize.as_index(middles[at, 0]), synchronize.as_index(middles[at, 1]))
+            best, peak = found, tuple(synchronize.as_index(number) for number in middles[at])
         reach = sum(step * (width // 2 + 0.5) for step, width in zip(steps, widths, strict=True))
         if reach < math.pi / 2:
             ceiling = min(ceiling, best / math.cos(reach))
@@ -144,21 +154,29 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
             break
         angle = torch.acos((values / ceiling).clamp_max(1)) - reach
         corners = corners[synchronize.places(ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best)]
-        for axis, width in enumerate(widths):
-            if width > 1:
-                widths[axis] = width // 2
-                step = torch.zeros(2, dtype=corners.dtype, device=corners.device)
-                step[axis] = widths[axis]
-                corners = torch.cat([corners, corners + step])
-        if len(corners) > _affordable_frequencies(*wide.shape[:2]):
+        corners, widths = _halve(corners, widths)
+        if len(corners) > _affordable_frequencies(*taps.shape[:2]):
             break
-    row, column = peak[0] % torus[0], peak[1] % torus[1]
-    # A frequency beyond the half spectrum has its mirror image there.
-    return best, (row, column) if column < n_half else (-row % torus[0], torus[1] - column)
+    return best, peak
+
+
+def _halve(corners: Tensor, widths: list[int]) -> tuple[Tensor, list[int]]:
+    """Cut blocks of frequencies in two along each axis along which they hold more than one.
+
+    Args:
+        corners: the first frequency of each block, shape `(n, n_axes)`.
+        widths: how many frequencies a block holds along each axis.
+    """
+    for axis, width in enumerate(widths):
+        if width > 1:
+            step = torch.zeros(len(widths), dtype=corners.dtype, device=corners.device)
+            step[axis] = width // 2
+            corners = torch.cat([corners, corners + step])
+    return corners, [max(width // 2, 1) for width in widths]
 
 
 def has_one_sign(taps: Tensor) -> bool:
-    """Tell whether a kernel is that of a blur: one channel, no taps of opposite signs."""
+    """Return whether a kernel is that of a blur: one channel, no taps of opposite signs."""
     return taps.shape[:2] == (1, 1) and (
         synchronize.holds_everywhere(taps >= 0) or synchronize.holds_everywhere(taps <= 0)
     )
@@ -173,22 +191,24 @@ def _first_width(step: float, length: int) -> int:
 
 
 def _largest_at(taps: Tensor, torus: Size, frequencies: Tensor) -> Tensor:
-    """Compute σmax at frequencies `(n, 2)` given by their numbers, shape `(n,)`."""
-    n_outputs, n_inputs, height, width = taps.shape
+    """Compute σmax at frequencies `(n, n_axes)` given by their numbers, shape `(n,)`."""
+    n_taps = math.prod(taps.shape[2:])
     tables = _tables(taps, torus, frequencies)
-    flat = taps.permute(2, 3, 0, 1).reshape(height * width, -1).to(tables[0].dtype)
-    n_at_once = max(1, MAX_TABLE // (height * width + n_outputs * n_inputs))
+    flat = channels_last(taps).reshape(n_taps, -1).to(tables[0].dtype)
+    n_at_once = max(1, MAX_TABLE // (n_taps + flat.shape[1]))
     values = []
-    for down, across in zip(tables[0].split(n_at_once), tables[1].split(n_at_once), strict=True):
-        symbol = (down[:, :, None] * across[:, None]).flatten(1) @ flat
-        values.append(singular_values(symbol.unflatten(-1, (n_outputs, n_inputs))).amax(-1))
+    for first, *others in zip(*(table.split(n_at_once) for table in tables), strict=True):
+        waves = first
+        for table in others:
+            waves = (waves[:, :, None] * table[:, None]).flatten(1)
+        values.append(singular_values((waves @ flat).unflatten(-1, taps.shape[:2])).amax(-1))
     return torch.cat(values)
 
 
-def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Tabulate what rows and columns of taps contribute at frequencies `(n, 2)`: shapes `(n, kH)` and `(n, kW)`."""
-    height, width = taps.shape[-2:]
-    return phases(frequencies[:, 0], torus[0], height, taps), phases(frequencies[:, 1], torus[1], width, taps)
+def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> list[Tensor]:
+    """Tabulate what the taps along each axis contribute at frequencies `(n, n_axes)`: one `(n, k)` for each axis."""
+    axes = zip(frequencies.unbind(-1), torus, taps.shape[2:], strict=True)
+    return [phases(numbers, length, n_taps, taps) for numbers, length, n_taps in axes]
 
 
 def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
@@ -197,22 +217,24 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
     The derivative of a singular value of K(θ) is Re(uᴴ dK(θ) v), with its singular vectors u and v.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`, those of `spectrum`.
+        taps: shape `(C_out, C_in, *k)`, those of `spectrum`.
         spectrum: what `kernel_spectrum` found for them.
 
     Returns:
         A single number, in double precision where the device has it.
     """
     wide = to_float64(taps)
-    down, across = _tables(wide, spectrum.image_size, torch.tensor([spectrum.peak], device=taps.device))
-    symbol = (wide * down.T * across).sum(dim=(-2, -1))
+    waves = wide
+    for axis, table in enumerate(_tables(wide, spectrum.image_size, torch.tensor([spectrum.peak], device=taps.device))):
+        waves = waves * table.reshape(-1, *[1] * (wide.ndim - 3 - axis))
+    symbol = waves.sum(dim=space_axes(wide.ndim - 2))
     u, _, vh = torch.linalg.svd(symbol.detach(), full_matrices=False)
     gain: Tensor = (u[:, 0].conj() @ symbol @ vh[0].conj()).real
     return gain
 
 
 def singular_values(symbol: Tensor) -> Tensor:
-    """Compute the singular values at every frequency, shape `(N1, N2 // 2 + 1, min(C_out, C_in))`."""
+    """Compute the singular values of blocks `(*, C_out, C_in)`, shape `(*, min(C_out, C_in))`."""
     if min(symbol.shape[-2:]) == 1:
         # As real numbers: torch's norms of complex ones are thirty times slower.
         return torch.view_as_real(symbol.resolve_conj()).square().sum(dim=(-3, -2, -1)).sqrt()[..., None]
@@ -235,12 +257,12 @@ def single_threaded(device: torch.device) -> Iterator[None]:
 
 
 def _affordable_grid(size: Size, n_outputs: int, n_inputs: int) -> Size:
-    height, width = size
-    while height * (width // 2 + 1) > _affordable_frequencies(n_outputs, n_inputs):
-        if height <= 2 and width <= 2:
-            break
-        height, width = (-(-height // 2), width) if height >= width else (height, -(-width // 2))
-    return height, width
+    """Halve the longest axis until there are no more frequencies than can be afforded."""
+    grid = list(size)
+    while math.prod(half_spectrum(tuple(grid))) > _affordable_frequencies(n_outputs, n_inputs) and max(grid) > 2:
+        longest = grid.index(max(grid))
+        grid[longest] = -(-grid[longest] // 2)
+    return tuple(grid)
 
 
 def _affordable_frequencies(n_outputs: int, n_inputs: int) -> float:

@@ -12,70 +12,80 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import phases, torus_symbol
+from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.circulant import channels_first, channels_last, phases, sum_taps, torus_symbol
 from deconv_cli.vocabulary import Size
 
-Twists = tuple[bool, bool]
-"""Whether a field changes its sign around the rows' axis, and around the columns'."""
+Twists = tuple[bool, ...]
+"""For each axis whether a field changes its sign around it."""
 
 
 @dataclass(frozen=True)
 class TwistedTorus:
     """The discrete Fourier transform of real fields on a torus, and the symbol of a kernel there.
 
-    Only one frequency of each conjugate pair is kept, like `torch.fft.rfft2` does: along the columns' axis
-    `N2 // 2 + 1` of them, or `(N2 + 1) // 2` where it is twisted.
+    Only one frequency of each conjugate pair is kept, like `torch.fft.rfftn` does: along the last axis of length N
+    `N // 2 + 1` of them, or `(N + 1) // 2` where it is twisted.
 
     Attributes:
-        size: `(N1, N2)`.
+        size: pixels along each axis.
         twists: which axes are twisted.
     """
 
     size: Size
-    twists: Twists = (False, False)
+    twists: Twists
 
     @property
     def plane(self) -> Size:
         """The shape of a spectrum."""
-        n1, n2 = self.size
-        return n1, (n2 + 1) // 2 if self.twists[1] else n2 // 2 + 1
+        n = self.size[-1]
+        return *self.size[:-1], (n + 1) // 2 if self.twists[-1] else n // 2 + 1
+
+    @property
+    def _axes(self) -> list[tuple[int, int, bool]]:
+        """Each axis of space with its length, and whether it is twisted."""
+        return list(zip(space_axes(len(self.size)), self.size, self.twists, strict=True))
 
     def transform(self, field: Tensor) -> Tensor:
-        """Transform `(*, H, W)`, zero beyond its end, to a spectrum `(*, *plane)`."""
-        n1, n2 = self.size
+        """Transform `(*, *smaller size)`, zero beyond its end, to a spectrum `(*, *plane)`."""
         if not any(self.twists):
-            return torch.fft.rfft2(field, s=self.size)
-        if self.twists[1]:
-            turned = field * self._turn(field.shape[-1], n2, field).conj()
-            spectrum = torch.fft.fft(turned, n=n2, dim=-1)[..., : self.plane[1]]
+            return torch.fft.rfftn(field, s=self.size, dim=space_axes(len(self.size)))
+        *others, (_, length, is_twisted) = self._axes
+        if is_twisted:
+            turned = field * self._turn(field.shape[-1], length, field, -1).conj()
+            spectrum = torch.fft.fft(turned, n=length, dim=-1)[..., : self.plane[-1]]
         else:
-            spectrum = torch.fft.rfft(field, n=n2, dim=-1)
-        if self.twists[0]:
-            spectrum = spectrum * self._turn(field.shape[-2], n1, field).conj()[:, None]
-        return torch.fft.fft(spectrum, n=n1, dim=-2)
+            spectrum = torch.fft.rfft(field, n=length, dim=-1)
+        for axis, length, is_twisted in reversed(others):
+            if is_twisted:
+                spectrum = spectrum * self._turn(field.shape[axis], length, field, axis).conj()
+            spectrum = torch.fft.fft(spectrum, n=length, dim=axis)
+        return spectrum
 
     def restore(self, spectrum: Tensor) -> Tensor:
-        """Transform a spectrum `(*, *plane)` back to a field `(*, N1, N2)`."""
-        n1, n2 = self.size
+        """Transform a spectrum `(*, *plane)` back to a field `(*, *size)`."""
         if not any(self.twists):
-            return torch.fft.irfft2(spectrum, s=self.size)
-        lines = torch.fft.ifft(spectrum, dim=-2)
-        if self.twists[0]:
-            lines = lines * self._turn(n1, n1, spectrum.real)[:, None]
-        if not self.twists[1]:
-            return torch.fft.irfft(lines, n=n2, dim=-1)
-        # The other half holds the conjugates; for odd N2 the frequency π is its own.
-        weights = torch.full((self.plane[1],), 2.0, dtype=spectrum.real.dtype, device=spectrum.device)
-        if n2 % 2 == 1:
+            return torch.fft.irfftn(spectrum, s=self.size, dim=space_axes(len(self.size)))
+        *others, (_, length, is_last_twisted) = self._axes
+        lines = spectrum
+        for axis, n, is_twisted in others:
+            lines = torch.fft.ifft(lines, dim=axis)
+            if is_twisted:
+                lines = lines * self._turn(n, n, spectrum.real, axis)
+        if not is_last_twisted:
+            return torch.fft.irfft(lines, n=length, dim=-1)
+        # The other half holds the conjugates; for an odd length the frequency π is its own.
+        weights = torch.full((self.plane[-1],), 2.0, dtype=spectrum.real.dtype, device=spectrum.device)
+        if length % 2 == 1:
             weights[-1] = 1.0
-        half = torch.fft.ifft(lines * weights, n=n2, dim=-1)
-        return (half * self._turn(n2, n2, spectrum.real)).real
+        half = torch.fft.ifft(lines * weights, n=length, dim=-1)
+        return (half * self._turn(length, length, spectrum.real, -1)).real
 
     def symbol(self, kernel: Tensor, origin: Size) -> Tensor:
         """Evaluate the symbol of a cross-correlation, as `torus_symbol` does on a plain torus.
 
         Args:
-            kernel: real, shape `(C_out, C_in, kH, kW)`.
+            kernel: real, shape `(C_out, C_in, *k)`.
             origin: the tap that meets the output pixel.
 
         Returns:
@@ -83,19 +93,20 @@ class TwistedTorus:
         """
         if not any(self.twists):
             return torus_symbol(kernel, self.size, origin)
-        down, across = (
-            phases(2 * torch.arange(n, device=kernel.device) + twisted, 2 * length, n_taps, kernel, at)
-            for n, twisted, length, n_taps, at in zip(
-                self.plane, self.twists, self.size, kernel.shape[-2:], origin, strict=True
+        tables = [
+            phases(2 * torch.arange(n, device=kernel.device) + is_twisted, 2 * length, n_taps, kernel, at)
+            for n, is_twisted, length, n_taps, at in zip(
+                self.plane, self.twists, self.size, kernel.shape[2:], origin, strict=True
             )
-        )
-        return (down @ kernel.to(down.dtype) @ across.T).permute(2, 3, 0, 1).contiguous()
+        ]
+        return channels_last(sum_taps(kernel.to(tables[0].dtype), tables, first_axis=2)).contiguous()
 
     def kernel(self, blocks: Tensor) -> Tensor:
-        """Turn blocks `(*plane, a, b)` into the real kernel `(a, b, N1, N2)` that they are the symbol of."""
-        return self.restore(blocks.permute(2, 3, 0, 1))
+        """Turn blocks `(*plane, a, b)` into the real kernel `(a, b, *size)` that they are the symbol of."""
+        return self.restore(channels_first(blocks))
 
     @staticmethod
-    def _turn(n: int, length: int, like: Tensor) -> Tensor:
+    def _turn(n: int, length: int, like: Tensor, axis: int) -> Tensor:
+        """Tabulate exp(iπx/length) for x = 0, …, n − 1, shaped to multiply along an axis."""
         angle = torch.arange(n, dtype=like.dtype, device=like.device) * (math.pi / length)
-        return torch.polar(torch.ones_like(angle), angle)
+        return torch.polar(torch.ones_like(angle), angle).reshape(-1, *[1] * (-1 - axis))

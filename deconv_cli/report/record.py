@@ -104,5 +104,6 @@ def describe_well_posedness(finding: WellPosedness) -> Record:
         "is_deep": finding.is_deep,
         "advice": list(finding.advice),
         "advised_lambda": finding.advised_lambda,
-        "advised_pads": pads and asdict(pads),
+        "advised_pads": pads
+        and {"top": pads.before[0], "bottom": pads.after[0], "left": pads.before[1], "right": pads.after[1]},
     }

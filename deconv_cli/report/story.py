@@ -6,17 +6,9 @@ from dataclasses import dataclass
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.record import Record
 from deconv_cli.workflows.diagnose import Diagnosis
-
-BORDERS = {
-    "zero": "zeros were taken to lie outside",
-    "circular": "the image was taken to go on around a torus",
-    "reflect": "its mirror image was taken to lie outside",
-    "symmetric": "its mirror image, the edge repeated, was taken to lie outside",
-    "replicate": "its edge pixels were taken to go on outside",
-    "unknown": "nothing was assumed about what lies outside the frame",
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ def tell(record: Record, diagnosis: Diagnosis, choice: LambdaChoice | None, pred
     source, kernel, solver = record["inputs"][0], record["kernel"], record["solver"]
     done = (
         f"{source['path']} ({_by(source['shape'])}, {source['dtype']}) was restored from what the kernel "
-        f"{kernel['path']} ({_by(kernel['shape'])} taps) made of it; {BORDERS[record['boundary']]}."
+        f"{kernel['path']} ({_by(kernel['shape'])} taps) made of it; {as_rule(record['boundary']).description}."
     )
     warnings = [] if choice is None or not choice.warning else [_stopped(_capital(choice.warning))]
     if solver["status"] not in ("converged", "closed_form"):
@@ -98,7 +90,7 @@ def _foretold(predicted: PredictedError) -> list[str]:
 def _edges(record: Record, diagnosis: Diagnosis, *, has_prediction: bool) -> str:
     border = record["well_posedness"]
     depths = None if border is None else border["influence_depth"]
-    if record["boundary"] == "circular":
+    if as_rule(record["boundary"]).is_periodic:
         return "There is no edge to distrust, if the image does go on around a torus."
     noise = f"noise comes back {diagnosis.conditioning.noise_gain:.3g} times as strong"
     if has_prediction:

@@ -26,8 +26,9 @@ from typing import Any
 
 from torch import Tensor
 
+from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
-from deconv_cli.regularizers import penalty_terms
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bands import Band, BandGroup
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
@@ -68,7 +69,9 @@ class BorderSystem:
         weight: μ.
     """
 
-    def __init__(self, places: TorusEmbedding, blocks: TorusBlocks, boundary: str, penalty: str, weight: float) -> None:
+    def __init__(
+        self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: str, weight: float
+    ) -> None:
         n_inputs, n_outputs = blocks.estimate.shape[-2:]
         like = blocks.estimate.real.new_empty(0)
         self.torus = places.torus
@@ -80,8 +83,8 @@ class BorderSystem:
         if places.image_size != places.torus:
             self.ties = BandGroup(
                 n_inputs,
-                Band(places.torus[0], places.image_size[0], places.row_sources),
-                Band(places.torus[1], places.image_size[1], places.column_sources),
+                Band(places.torus[0], places.image_size[0], places.line_sources[0]),
+                Band(places.torus[1], places.image_size[1], places.line_sources[1]),
                 like,
             )
         difference_groups = [difference.group for difference in self.differences]
@@ -177,7 +180,7 @@ class BorderSystem:
 
 
 def count_indefinite_unknowns(
-    places: TorusLayout, boundary: str, penalty: str, weight: float, *, n_outputs: int, n_inputs: int
+    places: TorusLayout, boundary: BoundaryRule, penalty: str, weight: float, *, n_outputs: int, n_inputs: int
 ) -> int:
     """Count the unknowns in the band of columns of a system that is not definite; 0 for one that is.
 
@@ -192,13 +195,18 @@ def count_indefinite_unknowns(
     if places.image_size == places.torus:
         return 0
     sizes = [(n_outputs, places.output_size)] if places.output_size != places.torus else []
-    if weight > 0 and not (penalty == "identity" and boundary == "zero"):
-        observed = [term.observed(places.image_size) for term in penalty_terms(penalty)]
+    if weight > 0 and not _is_free_outside(boundary, penalty):
+        observed = [term.observed(places.image_size) for term in find_penalty(penalty).terms(len(places.torus))]
         sizes += [(n_inputs, size) for size in observed if size != places.torus]
     if not sizes:
         return 0
     sizes.append((n_inputs, places.image_size))
     return sum(n_channels * height * (places.torus[1] - width) for n_channels, (height, width) in sizes)
+
+
+def _is_free_outside(boundary: BoundaryRule, penalty: str) -> bool:
+    """Return whether what lies outside costs nothing: zeros, of which no differences are taken."""
+    return boundary.is_zero and not find_penalty(penalty).takes_differences
 
 
 def _as_real(blocks: Tensor) -> Tensor:
@@ -211,13 +219,13 @@ def _outside(n_channels: int, size: Size, torus: Size, like: Tensor) -> BandGrou
 
 
 def _absent_differences(
-    places: TorusEmbedding, n_inputs: int, boundary: str, penalty: str, weight: float, like: Tensor
+    places: TorusEmbedding, n_inputs: int, boundary: BoundaryRule, penalty: str, weight: float, like: Tensor
 ) -> list[AbsentDifferences]:
     """List the differences that the torus has and the image has not."""
-    if weight == 0 or (penalty == "identity" and boundary == "zero"):
-        return []  # in the latter case outside is nothing but zeros, which weigh nothing
+    if weight == 0 or _is_free_outside(boundary, penalty):
+        return []
     absent = []
-    for term in penalty_terms(penalty):
+    for term in find_penalty(penalty).terms(len(places.torus)):
         observed = term.observed(places.image_size)
         if observed != places.torus:
             down, across = term.symbol(places.torus, like.dtype, like.device)

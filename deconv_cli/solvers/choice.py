@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from deconv_cli.errors import UsageError
+from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers import direct, strip
 from deconv_cli.solvers.memory import free_memory
@@ -30,7 +31,7 @@ class Choice:
 
 def choose_method(
     geometry: Geometry,
-    boundary: str,
+    boundary: BoundaryRule,
     *,
     lam: float,
     penalty: str,
@@ -56,7 +57,7 @@ def choose_method(
     Raises:
         UsageError: the method asked for cannot solve this problem.
     """
-    is_diagonal = boundary == "circular" and geometry.output_size == geometry.image_size
+    is_diagonal = boundary.is_periodic and geometry.output_size == geometry.image_size
     has_strip = strip.covers(geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs)
     has_direct = device.type != "mps" and direct.covers(
         geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
@@ -67,7 +68,7 @@ def choose_method(
     if is_diagonal:
         return Choice("fft", "a circular convolution of unchanged size is diagonal in frequency")
     if not (has_strip or has_direct):
-        return Choice("iterative", f"boundary {boundary} with λ {lam:g} and penalty {penalty} has no shorter way")
+        return Choice("iterative", f"boundary {boundary.name} with λ {lam:g} and penalty {penalty} has no shorter way")
     if not has_direct:
         return Choice("strip", STRIP_REASON)
     cost = direct.estimate_cost(geometry, boundary, lam=lam, n_outputs=n_outputs, n_inputs=n_inputs)

@@ -9,7 +9,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
@@ -47,8 +47,8 @@ class CircularInverse(Inverse):
         # A blur of one channel is divided by a sum of squares, large where the penalty sees nothing.
         is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
         wide = taps if is_safe else to_float64(taps)
-        symbol = torus_symbol(wide, torus, (pads.top, pads.left))
-        penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
+        symbol = torus_symbol(wide, torus, pads.before)
+        penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
         blocks = inverse_blocks(
             symbol, problem.weight, penalty, self.rcond, lambda: largest_singular_value(taps, torus)[0]
         )
@@ -85,6 +85,6 @@ class CircularInverse(Inverse):
         torus = self.problem.operator.geometry.image_size
         taps = self.problem.operator.kernel
         wide = to_float64(taps)
-        penalty = penalty_symbol(self.problem.penalty, torus, wide.dtype, taps.device)
+        penalty = find_penalty(self.problem.penalty).symbol(torus, wide.dtype, taps.device)
         blocks = gram_inverse_blocks(torus_symbol(wide, torus), self.problem.weight, penalty)
         return BlockCirculant(blocks.to(taps.dtype.to_complex()), torus)

@@ -126,7 +126,7 @@ def _gradients(inverse: Inverse, spectrum: Spectrum | None, y: Tensor, x: Tensor
     residual = y - forward(x)
     taps = problem.operator.kernel.detach().requires_grad_()
     with torch.enable_grad(), full_precision_convolutions(taps.device):
-        operator = Convolution(taps, problem.operator.geometry, problem.operator.boundary)
+        operator = Convolution.of_geometry(taps, problem.operator.geometry, problem.operator.boundary)
         phi = (operator.forward(w) * residual).sum() - (operator.forward(x) * image).sum()
         if unseen is not None and pulled is not None:
             phi = phi + (operator.forward(unseen) * pulled).sum()

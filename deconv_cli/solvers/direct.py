@@ -35,11 +35,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.twisted_torus import Twists
-from deconv_cli.regularizers import is_determined, penalty_symbol
+from deconv_cli.regularizers import find_penalty, is_determined
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.factors import Factors
@@ -74,7 +75,7 @@ class Cost:
     n_operations: float
 
 
-def estimate_cost(geometry: Geometry, boundary: str, *, lam: float, n_outputs: int, n_inputs: int) -> Cost:
+def estimate_cost(geometry: Geometry, boundary: BoundaryRule, *, lam: float, n_outputs: int, n_inputs: int) -> Cost:
     """Estimate what the direct method would take."""
     places = TorusLayout.plan(geometry, boundary)
     n_unobserved, n_tied = n_outputs * places.n_unobserved, n_inputs * places.n_tied
@@ -93,7 +94,9 @@ def estimate_cost(geometry: Geometry, boundary: str, *, lam: float, n_outputs: i
     return Cost(n_unobserved + n_tied, 0, BYTES_PER_NUMBER * (n_entries + n_blocks), n_operations)
 
 
-def covers(geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_outputs: int, n_inputs: int) -> bool:
+def covers(
+    geometry: Geometry, boundary: BoundaryRule, *, lam: float, penalty: str, n_outputs: int, n_inputs: int
+) -> bool:
     """Tell whether this method can be right for a problem.
 
     λ > 0 is, unless there are images that neither the kernel nor the penalty sees. For λ = 0 the problem must have
@@ -102,12 +105,12 @@ def covers(geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_out
     """
     if lam > 0:
         return is_determined(lam, penalty, n_outputs, n_inputs)
-    outside = boundary == "unknown"
+    outside = boundary.is_unknown
     image_size = geometry.extended_size if outside else geometry.image_size
     bigger = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
     if n_outputs >= n_inputs and min(bigger) >= 0:
         return True
-    repeats = boundary not in ("zero", "unknown") and geometry.pads.total != (0, 0)
+    repeats = boundary.copies_pixels and any(geometry.pads.total)
     return n_outputs <= n_inputs and max(bigger) <= 0 and not repeats
 
 
@@ -178,7 +181,7 @@ class DirectInverse(Inverse):
 def _factor(problem: TikhonovProblem, kept: Factors | None) -> BoundarySystem | SquareBorderSystem:
     """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
     operator = problem.operator
-    was_eliminated = kept is None or "rows" in kept
+    was_eliminated = (kept is None or "rows" in kept) and not operator.boundary.has_factors
     if problem.weight == 0 and operator.input_shape == operator.output_shape and was_eliminated:
         with contextlib.suppress(SingularSystemError):
             return SquareBorderSystem(operator, kept)
@@ -209,7 +212,7 @@ def _choose_twists(problem: TikhonovProblem) -> Twists:
     that annihilates it has no inverse.
     """
     operator = problem.operator
-    if problem.weight > 0 or operator.boundary not in ("zero", "unknown"):
+    if problem.weight > 0 or operator.boundary.copies_pixels:
         return PLAIN
     taps = operator.kernel.double()
     conditions: dict[Twists, float] = {}
@@ -261,7 +264,7 @@ class BoundarySystem(LinearOperator):
             self._solver = _SquareSolver.of(places, estimate)
         else:
             # A twisted torus is one of λ = 0, where the penalty is of no consequence.
-            penalty = penalty_symbol(problem.penalty, places.torus, symbol.real.dtype, symbol.device)
+            penalty = find_penalty(problem.penalty).symbol(places.torus, symbol.real.dtype, symbol.device)
             blocks = torus_blocks(symbol, problem.weight, penalty, covers_inputs=places.covers_inputs(symbol))
             estimate = blocks.estimate
             self._solver = _SaddleSolver.of(places, blocks.estimate, blocks.outputs, blocks.inputs)

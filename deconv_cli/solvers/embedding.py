@@ -1,7 +1,7 @@
-"""An image with its border laid onto a torus: which places carry what.
+"""An image with its border laid onto a torus: which positions carry what.
 
-On a torus the convolution is circulant. What keeps the real problem from being so is a border's width of places:
-pixels that are not free, because a rule ties them to others or to zero, and outputs that were not observed.
+On a torus the convolution is circulant. What keeps the real problem from being so is as wide as the border: pixels that
+are not free, because a rule ties them to others or to zero, and outputs that were not observed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.extension import border_sources
+from deconv_cli.operators.axes import crop
+from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.extension import outside_positions
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.twisted_torus import TwistedTorus, Twists
 from deconv_cli.vocabulary import Size
@@ -21,12 +23,12 @@ from deconv_cli.vocabulary import Size
 
 @dataclass(frozen=True)
 class TorusLayout:
-    """The smallest torus on which a convolution is exact: sizes alone, and how many places are special.
+    """The smallest torus on which a convolution is exact: sizes alone, and how many positions are special.
 
     Attributes:
-        torus: `(N1, N2)`.
-        image_size: height and width of the operator's input (for an unknown border the extended image).
-        output_size: height and width of the output.
+        torus: pixels along each axis.
+        image_size: size of the operator's input (for an unknown border the extended image).
+        output_size: size of the output.
         origin: the tap that meets the output pixel.
     """
 
@@ -36,70 +38,78 @@ class TorusLayout:
     origin: Size
 
     @classmethod
-    def plan(cls, geometry: Geometry, boundary: str) -> TorusLayout:
+    def plan(cls, geometry: Geometry, boundary: BoundaryRule) -> TorusLayout:
         """Find the torus of a convolution with a border."""
-        pads = geometry.pads
-        if boundary == "unknown":
-            image_size, before, after = geometry.extended_size, (0, 0), (0, 0)
-        else:
-            image_size, before, after = geometry.image_size, (pads.top, pads.left), (pads.bottom, pads.right)
+        image_size, before, after = geometry.image_size, geometry.pads.before, geometry.pads.after
+        if boundary.is_unknown:
+            image_size, before, after = geometry.extended_size, (0,) * len(before), (0,) * len(after)
         # Zeros on either side can be the same zeros; copies can not.
-        widths = [max(b, a) if boundary == "zero" else b + a for b, a in zip(before, after, strict=True)]
-        torus = (
-            max(image_size[0] + widths[0], geometry.output_size[0]),
-            max(image_size[1] + widths[1], geometry.output_size[1]),
-        )
+        widths = [max(b, a) if boundary.is_zero else b + a for b, a in zip(before, after, strict=True)]
+        sizes = zip(image_size, widths, geometry.output_size, strict=True)
+        torus = tuple(max(n + width, n_outputs) for n, width, n_outputs in sizes)
         return TorusLayout(torus, image_size, geometry.output_size, before)
 
     @property
     def n_tied(self) -> int:
-        """Places of pixels that are not free."""
+        """Pixels that are not free."""
         return math.prod(self.torus) - math.prod(self.image_size)
 
     @property
     def n_unobserved(self) -> int:
-        """Places of outputs that were not observed."""
+        """Outputs that were not observed."""
         return math.prod(self.torus) - math.prod(self.output_size)
 
 
 @dataclass(frozen=True)
 class TorusEmbedding(TorusLayout):
-    """A torus and its special places.
+    """A torus and its special positions.
 
-    Places are numbered row by row. The image stands at the start, its border wraps around to the end.
+    Positions are numbered like the entries of a flattened tensor. The image stands at the start, and its border wraps
+    around to the end.
 
     Attributes:
-        row_sources: for each row beyond the image the row that it repeats, shape `(N1 − H,)`; `None` where it is zero.
-        column_sources: the same for columns.
-        device: where places are wanted.
+        line_sources: for each axis the pixels that those beyond the image repeat, shape `(N − n,)`; `None` for zeros.
+        line_factors: for each axis by what these are multiplied, shape `(N − n,)`; `None` for plain copies.
+        device: where positions are wanted.
         twists: axes around which fields change their sign; only where no pixel repeats another.
     """
 
-    row_sources: Tensor | None
-    column_sources: Tensor | None
+    line_sources: tuple[Tensor | None, ...]
+    line_factors: tuple[Tensor | None, ...]
     device: torch.device
-    twists: Twists = (False, False)
+    twists: Twists
 
     @classmethod
     def of(
-        cls, geometry: Geometry, boundary: str, device: torch.device, twists: Twists = (False, False)
+        cls, geometry: Geometry, boundary: BoundaryRule, device: torch.device, twists: Twists | None = None
     ) -> TorusEmbedding:
         """Lay out a convolution.
 
         Args:
             geometry: the sizes.
             boundary: what lies outside the image.
-            device: where the places are wanted.
-            twists: axes around which fields change their sign; only for borders of zeros or of unknown pixels.
+            device: where the positions are wanted.
+            twists: axes around which fields change their sign, by default none; only for rules that copy no pixels.
         """
         layout = TorusLayout.plan(geometry, boundary)
-        pads, (height, width) = geometry.pads, layout.image_size
-        rows, columns = None, None
-        if boundary not in ("zero", "unknown"):
-            rows = _line_sources(boundary, pads.top, pads.bottom, height, device)
-            columns = _line_sources(boundary, pads.left, pads.right, width, device)
-        sizes = (layout.torus, layout.image_size, layout.output_size, layout.origin)
-        return cls(*sizes, rows, columns, device, twists)
+        sources: list[Tensor | None] = []
+        factors: list[Tensor | None] = []
+        for before, after, length in zip(geometry.pads.before, geometry.pads.after, layout.image_size, strict=True):
+            # Behind the image come the pixels after it, and then those before it.
+            first, last = outside_positions(before, after, length, device)
+            position = torch.cat([last, first])
+            sources.append(boundary.sources(position, length) if boundary.copies_pixels else None)
+            factors.append(boundary.factors(position, length) if boundary.copies_pixels else None)
+        return cls(
+            layout.torus,
+            layout.image_size,
+            layout.output_size,
+            layout.origin,
+            tuple(sources),
+            tuple(factors),
+            device,
+            (False,) * len(sources) if twists is None else twists,
+        )
 
     @property
     def fourier(self) -> TwistedTorus:
@@ -108,34 +118,62 @@ class TorusEmbedding(TorusLayout):
 
     @cached_property
     def tied(self) -> Tensor:
-        """Places of pixels that are not free, shape `(n_tied,)`."""
+        """Positions of pixels that are not free, shape `(n_tied,)`."""
         return self._beyond(self.image_size)
 
     @cached_property
     def sources(self) -> Tensor | None:
-        """For each tied place the place whose value it repeats, shape `(n_tied,)`; `None` where all are zero."""
-        if self.row_sources is None or self.column_sources is None:
+        """For each tied position the one whose value it repeats, shape `(n_tied,)`; `None` where all are zero."""
+        lines = [
+            torch.cat([torch.arange(n, device=self.device), sources])
+            for n, sources in zip(self.image_size, self.line_sources, strict=True)
+            if sources is not None
+        ]
+        if len(lines) < len(self.torus):
             return None
-        rows = torch.cat([torch.arange(self.image_size[0], device=self.device), self.row_sources])
-        columns = torch.cat([torch.arange(self.image_size[1], device=self.device), self.column_sources])
-        n2 = self.torus[1]
-        return rows[self.tied // n2] * n2 + columns[self.tied % n2]
+        return self._number([line[at] for line, at in zip(lines, self._coordinates(self.tied), strict=True)])
+
+    @cached_property
+    def factors(self) -> Tensor | None:
+        """For each tied position by what its source is multiplied, shape `(n_tied,)`; `None` for plain copies."""
+        lines = [
+            None if factors is None else torch.cat([factors.new_ones(n), factors])[at]
+            for n, factors, at in zip(self.image_size, self.line_factors, self._coordinates(self.tied), strict=True)
+        ]
+        given = [line for line in lines if line is not None]
+        return torch.stack(given).prod(0) if given else None
 
     @cached_property
     def unobserved(self) -> Tensor:
-        """Places of outputs that were not observed, shape `(n_unobserved,)`."""
+        """Positions of outputs that were not observed, shape `(n_unobserved,)`."""
         return self._beyond(self.output_size)
 
     def _beyond(self, size: Size) -> Tensor:
-        """List the places outside a rectangle at the start of the torus, row by row."""
-        n1, n2 = self.torus
-        rows = torch.arange(size[0], device=self.device)
-        columns = torch.arange(size[1], n2, device=self.device)
-        beside = (rows[:, None] * n2 + columns).flatten()
-        return torch.cat([beside, torch.arange(size[0] * n2, n1 * n2, device=self.device)])
+        """List the positions outside a box at the start of the torus, those beyond the last axis of the box first."""
+        numbers = torch.arange(math.prod(self.torus), device=self.device).reshape(self.torus)
+        parts = []
+        for axis, length in reversed(list(enumerate(size))):
+            inside = crop(numbers, (0,) * len(size), (*size[:axis], *self.torus[axis:]))
+            parts.append(inside.narrow(axis, length, self.torus[axis] - length).flatten())
+        return torch.cat(parts)
+
+    def _coordinates(self, positions: Tensor) -> list[Tensor]:
+        """Split positions into one coordinate for each axis, each of their shape."""
+        coordinates = []
+        for length in reversed(self.torus):
+            coordinates.append(positions % length)
+            positions = positions // length
+        return coordinates[::-1]
+
+    def _number(self, coordinates: list[Tensor]) -> Tensor:
+        """Join coordinates to positions; coordinates outside the torus count on from its other end."""
+        position = torch.zeros_like(coordinates[0])
+        for length, coordinate in zip(self.torus, coordinates, strict=True):
+            position = position * length + coordinate % length
+        return position
 
     def covers_inputs(self, symbol: Tensor) -> bool:
-        """Tell whether there are enough outputs to determine the image, by their numbers alone.
+        """Return whether there are enough outputs to determine the image, by their numbers alone.
 
         Args:
             symbol: of shape `(*, C_out, C_in)`.
@@ -144,72 +182,74 @@ class TorusEmbedding(TorusLayout):
         return symbol.shape[-2] >= symbol.shape[-1] and all(outputs >= pixels for outputs, pixels in sizes)
 
     def gather(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Write out the part of a convolution on the torus that leads from some places to others.
+        """Write out the part of a convolution on the torus that leads from some positions to others.
 
         Args:
-            kernel: real, shape `(a, b, N1, N2)`: entry δ leads from a place to the one δ further on.
-            rows: places of the results, shape `(m,)`.
-            columns: places of the arguments, shape `(k,)`.
+            kernel: real, shape `(a, b, *torus)`: entry δ leads from a position to the one δ further on.
+            rows: positions of the results, shape `(m,)`.
+            columns: positions of the arguments, shape `(k,)`.
 
         Returns:
             Dense, shape `(a·m, b·k)`, channel by channel.
         """
-        n1, n2 = self.torus
-        down = rows[:, None] // n2 - columns // n2
-        right = rows[:, None] % n2 - columns % n2
-        part = kernel.flatten(2)[:, :, down % n1 * n2 + right % n2]
-        for steps, is_twisted in zip((down, right), self.twists, strict=True):
+        pairs = zip(self._coordinates(rows), self._coordinates(columns), strict=True)
+        steps = [to[:, None] - start for to, start in pairs]
+        part = kernel.flatten(2)[:, :, self._number(steps)]
+        for step, is_twisted in zip(steps, self.twists, strict=True):
             if is_twisted:
-                part *= torch.where(steps < 0, -1.0, 1.0)
+                part *= torch.where(step < 0, -1.0, 1.0)
         return part.transpose(1, 2).reshape(kernel.shape[0] * len(rows), kernel.shape[1] * len(columns))
 
     def gather_tied_rows(self, kernel: Tensor, columns: Tensor) -> Tensor:
-        """Like `gather`, but each result is the difference between a tied pixel and its source."""
+        """Like `gather`, but each result is the difference between a tied pixel and the copy of its source."""
         result = self.gather(kernel, self.tied, columns)
         if self.sources is not None:
-            result -= self.gather(kernel, self.sources, columns)
+            copies = self.gather(kernel, self.sources, columns)
+            result -= self._scaled(copies, kernel.shape[0], axis=0)
         return result
 
     def gather_tied(self, kernel: Tensor) -> Tensor:
-        """Like `gather`, from differences between tied pixels and their sources to such differences."""
+        """Like `gather`, from differences between tied pixels and the copies of their sources to such differences."""
         result = self.gather_tied_rows(kernel, self.tied)
         if self.sources is not None:
-            result -= self.gather_tied_rows(kernel, self.sources)
+            copies = self.gather_tied_rows(kernel, self.sources)
+            result -= self._scaled(copies, kernel.shape[1], axis=-1)
         return result
 
     def take_tied(self, field: Tensor) -> Tensor:
-        """Subtract from each tied pixel of a field `(*batch, C, N1, N2)` its source: `(*batch, C·n_tied)`."""
-        flat = field.flatten(-2)
+        """Subtract the copies of their sources from tied pixels of `(*batch, C, *torus)`: `(*batch, C·n_tied)`."""
+        flat = field.flatten(-len(self.torus))
         tied = flat[..., self.tied]
         if self.sources is not None:
-            tied = tied - flat[..., self.sources]
+            tied = tied - self._scaled(flat[..., self.sources])
         return tied.flatten(-2)
 
     def put_tied(self, values: Tensor, n_channels: int) -> Tensor:
         """Apply the transpose of `take_tied`."""
         values = values.unflatten(-1, (n_channels, -1))
-        flat = values.new_zeros(*values.shape[:-1], self.torus[0] * self.torus[1])
+        flat = values.new_zeros(*values.shape[:-1], math.prod(self.torus))
         flat = flat.index_add(-1, self.tied, values)
         if self.sources is not None:
-            flat = flat.index_add(-1, self.sources, -values)
+            flat = flat.index_add(-1, self.sources, -self._scaled(values))
         return flat.unflatten(-1, self.torus)
 
     def take_unobserved(self, field: Tensor) -> Tensor:
-        """Take the unobserved outputs out of a field `(*batch, C, N1, N2)`: `(*batch, C·n_unobserved)`."""
-        return field.flatten(-2)[..., self.unobserved].flatten(-2)
+        """Take the unobserved outputs out of a field `(*batch, C, *torus)`: `(*batch, C·n_unobserved)`."""
+        return field.flatten(-len(self.torus))[..., self.unobserved].flatten(-2)
 
     def put_unobserved(self, values: Tensor, n_channels: int) -> Tensor:
         """Apply the transpose of `take_unobserved`."""
         values = values.unflatten(-1, (n_channels, -1))
-        flat = values.new_zeros(*values.shape[:-1], self.torus[0] * self.torus[1])
+        flat = values.new_zeros(*values.shape[:-1], math.prod(self.torus))
         return flat.index_copy(-1, self.unobserved, values).unflatten(-1, self.torus)
 
     def crop_image(self, field: Tensor) -> Tensor:
-        """Cut the image out of a field `(*batch, C, N1, N2)`."""
-        return field[..., : self.image_size[0], : self.image_size[1]]
+        """Cut the image out of a field `(*batch, C, *torus)`."""
+        return crop(field, (0,) * len(self.torus), self.image_size)
 
-
-def _line_sources(boundary: str, before: int, after: int, length: int, device: torch.device) -> Tensor:
-    """Tell for each place of one axis beyond the image which pixel of the line it repeats."""
-    first, last = border_sources(boundary, before, after, length, device)
-    return torch.cat([last, first])
+    def _scaled(self, copies: Tensor, n_channels: int = 1, axis: int = -1) -> Tensor:
+        """Multiply copies of sources, channel by channel along the first or last axis, by their factors."""
+        if self.factors is None:
+            return copies
+        factors = self.factors.to(copies.dtype).repeat(n_channels)
+        return copies * (factors[:, None] if axis == 0 else factors)

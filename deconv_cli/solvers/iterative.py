@@ -12,7 +12,7 @@ from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_fl
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
@@ -49,7 +49,9 @@ class IterativeInverse(Inverse):
         self._preconditioner: LinearOperator | None = None
         if problem.weight > 0:
             self._preconditioner = TorusPreconditioner(problem)
-        elif all(o >= i for o, i in zip(problem.operator.output_shape, problem.operator.input_shape, strict=True)):
+        elif not problem.operator.boundary.has_factors and all(
+            o >= i for o, i in zip(problem.operator.output_shape, problem.operator.input_shape, strict=True)
+        ):
             self._preconditioner = StripPreconditioner(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
@@ -141,7 +143,7 @@ class TorusPreconditioner(LinearOperator):
         # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
         wide = to_float64(taps)
         symbol = torus_symbol(wide, torus)
-        penalty = penalty_symbol(problem.penalty, torus, wide.dtype, taps.device)
+        penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
         narrow = taps.dtype.to_complex()
         self._gram_inverse = BlockCirculant(gram_inverse.to(narrow), torus)
@@ -161,13 +163,11 @@ class TorusPreconditioner(LinearOperator):
         Data beyond the frame are zero where the image is known to be, else a blend of mirror images of the opposite
         edges, so that the torus has no seam.
         """
-        torus = self._gram_inverse.torus
-        if self._operator.boundary != "zero":
-            for axis, length in ((-2, torus[0]), (-1, torus[1])):
-                y = close_smoothly(y, axis, length)
+        if not self._operator.boundary.is_zero:
+            y = close_smoothly(y, self._gram_inverse.torus)
         estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
         pads, (_, height, width) = self._operator.geometry.pads, self.input_shape
-        top, left = (0, 0) if self._operator.boundary == "unknown" else (pads.top, pads.left)
+        top, left = (0, 0) if self._operator.boundary.is_unknown else pads.before
         return estimate[..., top : top + height, left : left + width]
 
 

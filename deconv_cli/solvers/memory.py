@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import TooLargeError
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import prefers_fft
 from deconv_cli.operators.geometry import Geometry
@@ -77,7 +78,7 @@ def estimate_memory(method: str, taps: Tensor, geometry: Geometry, settings: Res
         return MemoryEstimate(symbols + blurring, N_IMAGES_IN_CLOSED_FORM * images + unfolded)
     if method == "direct":
         cost = direct.estimate_cost(
-            geometry, settings.boundary, lam=settings.lam, n_outputs=n_outputs, n_inputs=n_inputs
+            geometry, as_rule(settings.boundary), lam=settings.lam, n_outputs=n_outputs, n_inputs=n_inputs
         )
         return MemoryEstimate(cost.n_bytes + blurring, N_IMAGES_ITERATED * images + unfolded)
     lam, penalty, is_iterated_by_strip = settings.lam, settings.penalty, method == "strip"
@@ -90,7 +91,7 @@ def estimate_memory(method: str, taps: Tensor, geometry: Geometry, settings: Res
     n_basis = itemsize = 0
     if is_iterated_by_strip:
         n_basis = strip.n_gmres_unknowns(
-            geometry, settings.boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
+            geometry, as_rule(settings.boundary), lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
         )
         itemsize = taps.itemsize if strip.runs_in_own_precision(lam) else to_float64(taps[:0]).itemsize
     return MemoryEstimate(symbols + blurring, N_IMAGES_ITERATED * images + unfolded, n_basis, itemsize)

@@ -95,7 +95,7 @@ class NonnegativeEstimator(Estimator):
         penalty = self.problem.penalty_operator
         # Every difference is at most twice as long as the image along each of its orders.
         terms = getattr(penalty, "terms", ())
-        norms = [term.factor**2 * 4.0 ** (term.rows + term.columns) for term in terms]
+        norms = [term.factor**2 * 4.0 ** sum(term.orders) for term in terms]
         return self.problem.sigma_max**2 * (1 + self.problem.lam * (sum(norms) if norms else 1.0))
 
 

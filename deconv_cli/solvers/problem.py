@@ -13,7 +13,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.regularizers import penalty_operator
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
 
 # A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
@@ -47,8 +47,8 @@ class TikhonovProblem:
     @cached_property
     def penalty_operator(self) -> LinearOperator:
         """L, on images of A's input shape."""
-        periodic = self.operator.boundary == "circular"
-        return penalty_operator(self.penalty, self.operator.input_shape, periodic=periodic)
+        penalty, operator = find_penalty(self.penalty), self.operator
+        return penalty.operator(operator.input_shape, periodic=operator.boundary.is_periodic)
 
     def penalty_gram(self, x: Tensor) -> Tensor:
         """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, H, W)`."""
@@ -62,7 +62,7 @@ class TikhonovProblem:
     @cached_property
     def unseen_constants(self) -> tuple[Tensor, ...]:
         """Constant images that neither A nor the penalty sees, as orthonormal vectors of shape `(C_in, 1, 1)`."""
-        if self.lam == 0 or self.penalty == "identity":
+        if self.lam == 0 or find_penalty(self.penalty).penalizes_constants:
             return ()
         taps = self.operator.kernel
         _, values, vectors = torch.linalg.svd(to_float64(taps).sum(dim=(-2, -1)))
@@ -107,7 +107,8 @@ def check_constants(problem: TikhonovProblem) -> None:
     Raises:
         SingularSystemError: the sum of the taps is singular under a border of zeros.
     """
-    if problem.lam == 0 or problem.penalty == "identity" or problem.operator.boundary != "zero":
+    sees_constants = find_penalty(problem.penalty).penalizes_constants
+    if problem.lam == 0 or sees_constants or problem.operator.boundary.keeps_constants:
         return
     taps = to_float64(problem.operator.kernel)
     values = torch.linalg.svdvals(taps.sum(dim=(-2, -1)))

@@ -11,10 +11,11 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.regularizers import is_determined
+from deconv_cli.regularizers import find_penalty, is_determined
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice, choose_method
 from deconv_cli.solvers.circular import CircularInverse
@@ -59,7 +60,7 @@ class PseudoInverse(Estimator):
     """
 
     def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, kept: Kept | None = None) -> None:
-        lam, penalty, boundary = settings.lam, settings.penalty, settings.boundary
+        lam, penalty, boundary = settings.lam, settings.penalty, as_rule(settings.boundary)
         self.kernel = kernel
         self.settings = settings
         self.lam, self.penalty = lam, penalty
@@ -81,7 +82,7 @@ class PseudoInverse(Estimator):
         if settings.rcond is not None and (self.choice.method != "fft" or lam > 0):
             raise UsageError(
                 "rcond truncates the singular values of a circular convolution with λ = 0, but here "
-                f"the boundary is {boundary}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
+                f"the boundary is {boundary.name}, the method {self.choice.method} and λ {lam:g}; use lambda instead."
             )
         if self.choice.method != "fft" and not is_determined(lam, penalty, *kernel.taps.shape[:2]):
             raise UsageError(
@@ -93,7 +94,7 @@ class PseudoInverse(Estimator):
             self._check_ramps()
         # What is built here serves no graph, and must not change when the caller's taps do.
         taps = kernel.taps.detach().clone()
-        self.operator = Convolution(taps, self.geometry, boundary)
+        self.operator = Convolution.of_geometry(taps, self.geometry, boundary)
         # Without a penalty nothing is scaled by σmax, and its singular values need not be computed.
         sigma_max = kept.sigma_max if kept is not None else self.spectrum.sigma_max if lam > 0 else 1.0
         self.problem = TikhonovProblem(self.operator, lam, sigma_max, penalty)
@@ -203,8 +204,8 @@ class PseudoInverse(Estimator):
     def _check_ramps(self) -> None:
         """Refuse a penalty on curvature with a kernel that annihilates constants: it may annihilate ramps as well."""
         settings, taps = self.settings, self.kernel.taps.detach()
-        has_rest = settings.boundary == "zero" and self.geometry.pads.total != (0, 0)
-        if settings.lam == 0 or settings.penalty != "laplacian" or has_rest:
+        has_rest = not as_rule(settings.boundary).keeps_constants and any(self.geometry.pads.total)
+        if settings.lam == 0 or find_penalty(settings.penalty).penalizes_ramps or has_rest:
             return
         values = torch.linalg.svdvals(to_float64(taps).sum(dim=(-2, -1)))
         is_circular = self.choice.method == "fft"
@@ -212,8 +213,8 @@ class PseudoInverse(Estimator):
             taps.abs().sum()
         ):
             raise UsageError(
-                "penalty laplacian leaves images undetermined that change at a constant rate, since the taps of this "
-                "kernel sum to zero and it may not see them either; use penalty gradient or identity."
+                f"penalty {settings.penalty} leaves images undetermined that change at a constant rate, since the taps "
+                "of this kernel sum to zero and it may not see them either; use penalty gradient or identity."
             )
 
     def _recall(self, rule: StoppingRule, kept: Factors) -> Inverse:

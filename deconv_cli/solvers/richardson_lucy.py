@@ -19,6 +19,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ResolvedSettings
@@ -85,8 +86,14 @@ class RichardsonLucyEstimator(Estimator):
             raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")
         self.kernel, self.settings, self.gain = kernel, settings, gain
         self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
-        self.geometry.check_boundary(settings.boundary)
-        self.operator = Convolution(kernel.taps.detach().clone(), self.geometry, settings.boundary)
+        boundary = as_rule(settings.boundary)
+        if boundary.has_factors:
+            raise UsageError(
+                f"method richardson-lucy needs pixels outside that are not negative, but boundary {boundary.name} "
+                "multiplies its copies by factors; use another boundary or method."
+            )
+        self.geometry.check_boundary(boundary)
+        self.operator = Convolution.of_geometry(kernel.taps.detach().clone(), self.geometry, boundary)
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
         self.choice = Choice("richardson-lucy", f"asked for; stopped by {how}{origin and f', {origin}'}")

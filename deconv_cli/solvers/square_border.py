@@ -54,8 +54,8 @@ class SquareBorderSystem:
         )
         self._ties = ties = BandGroup(
             taps.shape[1],
-            Band(places.torus[0], places.image_size[0], places.row_sources),
-            Band(places.torus[1], places.image_size[1], places.column_sources),
+            Band(places.torus[0], places.image_size[0], places.line_sources[0]),
+            Band(places.torus[1], places.image_size[1], places.line_sources[1]),
             taps,
         )
         if kept is not None:

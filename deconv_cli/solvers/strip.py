@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.regularizers import is_determined, penalty_symbol
+from deconv_cli.regularizers import find_penalty, is_determined
 from deconv_cli.solvers.band_solver import BandSolver
 from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
@@ -41,23 +42,28 @@ MAX_KEPT_NUMBERS = 2**26
 MAX_ENTRIES_AT_ONCE = 2**21
 
 
-def covers(geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_outputs: int, n_inputs: int) -> bool:
+def covers(
+    geometry: Geometry, boundary: BoundaryRule, *, lam: float, penalty: str, n_outputs: int, n_inputs: int
+) -> bool:
     """Tell whether this solver covers a problem.
 
     For λ > 0 it covers all that is determined, but for differences on an image that wraps around. For λ = 0 the problem
     must be well posed by its shape, with more outputs than pixels or more pixels than outputs along either axis or in
-    the channels; where there are fewer outputs no pixel may repeat another.
+    the channels; where there are fewer outputs no pixel may repeat another. Copies that are multiplied by factors
+    are not covered.
     """
+    if boundary.has_factors:
+        return False
     if lam > 0:
-        wraps = boundary == "circular" and penalty != "identity"
+        wraps = boundary.is_periodic and find_penalty(penalty).takes_differences
         return is_determined(lam, penalty, n_outputs, n_inputs) and not wraps
-    image_size = geometry.extended_size if boundary == "unknown" else geometry.image_size
+    image_size = geometry.extended_size if boundary.is_unknown else geometry.image_size
     n_more = [o - i for o, i in zip(geometry.output_size, image_size, strict=True)]
     if n_outputs == n_inputs and any(n == 0 and k > 1 for n, k in zip(n_more, geometry.kernel_size, strict=True)):
         return False
     if n_outputs >= n_inputs and min(n_more) >= 0:
         return True
-    repeats = boundary not in ("zero", "unknown") and geometry.pads.total != (0, 0)
+    repeats = boundary.copies_pixels and any(geometry.pads.total)
     return n_outputs <= n_inputs and max(n_more) <= 0 and not repeats
 
 
@@ -132,7 +138,7 @@ def n_kept_vectors(n_numbers: int) -> int:
 
 
 def n_gmres_unknowns(
-    geometry: Geometry, boundary: str, *, lam: float, penalty: str, n_outputs: int, n_inputs: int
+    geometry: Geometry, boundary: BoundaryRule, *, lam: float, penalty: str, n_outputs: int, n_inputs: int
 ) -> int:
     """Count the unknowns on the columns of one image; 0 where conjugate gradients run, which keep no basis."""
     places = TorusLayout.plan(geometry, boundary)
@@ -153,14 +159,14 @@ class StripSystem:
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._torus = places.torus
         self._input_shape = operator.input_shape
-        self._runs_on = operator.boundary != "zero"
+        self._runs_on = not operator.boundary.is_zero
         self._dtype = taps.dtype if runs_in_own_precision(problem.lam) else wide.dtype
         symbol = torus_symbol(wide, places.torus, places.origin)
         self._sigma = (
             problem.sigma_max if problem.lam > 0 else synchronize.as_number(torch.linalg.matrix_norm(symbol).max())
         )
         symbol /= self._sigma
-        penalty = penalty_symbol(problem.penalty, places.torus, wide.dtype, taps.device)
+        penalty = find_penalty(problem.penalty).symbol(places.torus, wide.dtype, taps.device)
         blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
         self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
         if system.groups:
@@ -185,7 +191,7 @@ class StripSystem:
         given = residual if residual is not None else gradient
         assert given is not None
         if residual is not None and closes and self._runs_on:
-            residual = close_smoothly(close_smoothly(residual, -2, self._torus[0]), -1, self._torus[1])
+            residual = close_smoothly(residual, self._torus)
         outputs = None if residual is None else self._transform(residual)
         residual = None
         inputs = None if gradient is None else self._transform(gradient / self._sigma)

@@ -15,6 +15,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined
@@ -82,9 +83,10 @@ class TotalVariationEstimator(Estimator):
         self.kernel, self.settings = kernel, settings
         self.weight, self.noise = weight, noise
         self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
-        self.geometry.check_boundary(settings.boundary)
+        boundary = as_rule(settings.boundary)
+        self.geometry.check_boundary(boundary)
         taps = kernel.taps.detach().clone()
-        self.operator = Convolution(taps, self.geometry, settings.boundary)
+        self.operator = Convolution.of_geometry(taps, self.geometry, boundary)
         default = 1e-6 if taps.dtype == torch.float64 else 1e-4
         self.tolerance = default if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
@@ -130,9 +132,9 @@ class TotalVariationEstimator(Estimator):
         return IterativeInverse(problem, INNER_RULE)
 
     def _inner_method(self) -> str:
-        boundary, geometry = self.settings.boundary, self.geometry
+        boundary, geometry = self.operator.boundary, self.geometry
         n_outputs, n_inputs = self.kernel.taps.shape[:2]
-        if boundary == "circular" and geometry.output_size == geometry.image_size:
+        if boundary.is_periodic and geometry.output_size == geometry.image_size:
             return "fft"
         has_strip = covers(geometry, boundary, lam=1.0, penalty="gradient", n_outputs=n_outputs, n_inputs=n_inputs)
         return "strip" if has_strip else "iterative"

@@ -78,7 +78,7 @@ def diagnose(
     image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
     rcond = result.rcond if result.rcond is not None else default_rcond(taps.dtype)
     as_filter = InverseFilter(problem.weight, problem.penalty, rcond)
-    is_periodic = problem.operator.boundary == "circular" and image_size == data_size
+    is_periodic = problem.operator.boundary.is_periodic and image_size == data_size
     fade = _as_it_is if is_periodic else apply_hann_window
     modes = torus_modes(taps, image_size)
     of_data = modes if data_size == image_size else torus_modes(taps, data_size)
@@ -98,7 +98,7 @@ def diagnose(
             kernel_size=inverse.kernel.size,
             noise_gain=conditioning.noise_gain,
             noise=noise,
-            is_boundary_free=problem.operator.boundary == "unknown",
+            is_boundary_free=problem.operator.boundary.is_unknown,
         ),
         gain_map=gain_map(taps, image_size),
     )

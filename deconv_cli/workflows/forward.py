@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
@@ -41,18 +42,19 @@ def forward(
         UsageError: an unknown boundary or padding.
         MalformedInputError: images or kernels that are not finite.
     """
-    boundary = BOUNDARIES.check(boundary)
-    if boundary == "unknown":
+    rule = as_rule(boundary)
+    if rule.is_unknown:
+        others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
         raise UsageError(
-            "boundary unknown says nothing about the pixels outside, so there is nothing to convolve; "
-            "choose zero, circular, reflect, symmetric or replicate, or padding valid."
+            f"boundary {rule.name} says nothing about the pixels outside, so there is nothing to convolve; "
+            f"choose {', '.join(others[:-1])} or {others[-1]}, or padding valid."
         )
     check_image(x, "the image")
     precision = pick_dtype(dtype, x, x.device)
     canonical = as_kernel(kernel, x.device, precision)
     channels = canonical.split(x.to(precision))
     geometry = Geometry.of_image((x.shape[-2], x.shape[-1]), canonical.size, padding)
-    y = canonical.join(Convolution(canonical.taps, geometry, boundary).forward(channels))
+    y = canonical.join(Convolution.of_geometry(canonical.taps, geometry, rule).forward(channels))
     return y if bias is None else y + as_bias(bias, y)
 
 

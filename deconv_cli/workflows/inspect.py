@@ -11,6 +11,7 @@ from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
@@ -142,7 +143,7 @@ def _places(weight: Tensor, axis: int) -> Tensor:
 
 def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectrum) -> BorderFacts:
     try:
-        geometry.check_boundary(boundary)
+        geometry.check_boundary(as_rule(boundary))
     except ShapeError as error:
         return BorderFacts(boundary, None, str(error))
     finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty="identity", spectrum=spectrum)

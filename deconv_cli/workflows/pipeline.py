@@ -141,7 +141,8 @@ class Pipeline:
         if self._given is not None:
             taps = self._given.kernel.taps
             data = y.to(taps.device, taps.dtype)
-            self._given.arrange(data)  # a size that does not fit is found before anything is built
+            _check_size(data, self._given)
+            self._given.arrange(data)
             return data, self._given.kernel, self._given.geometry.image_size
         dtype = pick_dtype(settings.dtype, y, y.device)
         kernel = as_kernel(self._kernel, y.device, dtype)
@@ -178,7 +179,7 @@ class Pipeline:
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
-        self.inverse = PseudoInverse(kernel, image_size, settings)
+        self.inverse = build_inverse(kernel, image_size, settings)
         self._inverse_settings = settings
         return self.inverse
 
@@ -217,6 +218,11 @@ class Pipeline:
         )
 
 
+def build_inverse(kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
+    """Build a linear inverse: the costly step, which files of one size share."""
+    return PseudoInverse(kernel, image_size, settings)
+
+
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
     settings = replace(resolution.settings, lam=choice.lam)
     reasons = replace(resolution.reasons, lam=choice.reason)
@@ -231,13 +237,27 @@ def _least_noise(y: Tensor, settings: ReconstructionSettings) -> float:
     return step * ROUNDING_NOISE
 
 
+def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
+    """Refuse data of another size than an inverse was built for."""
+    expected, size = inverse.geometry.output_size, inverse.geometry.image_size
+    if tuple(data.shape[-len(expected) :]) != expected:
+        raise ShapeError(
+            f"the factor takes outputs of {_by(expected)}, but the data are {_by(data.shape[-len(expected) :])}; use "
+            f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
+        )
+
+
+def _by(size: Size) -> str:
+    return "×".join(map(str, size))
+
+
 def _check_truth(truth: Tensor, data: Tensor, kernel: Kernel, image_size: Size) -> None:
     n_channels = data.shape[-len(image_size) - 1] if kernel.shared else kernel.taps.shape[1]
     expected = (*data.shape[: -len(image_size) - 1], n_channels, *image_size)
     if tuple(truth.shape) != expected:
         raise ShapeError(
-            f"the truth should have the shape of the estimate, {expected}, but has {tuple(truth.shape)}; crop it to "
-            "the same frame."
+            f"the truth should have the shape of the estimate, {_by(image_size)} pixels or {expected} in all, but has "
+            f"{_by(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; crop it to the same frame."
         )
 
 

@@ -12,6 +12,7 @@ from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
 from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.forward import as_bias
@@ -86,7 +87,7 @@ def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) ->
 def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
     """Restore as if the picture repeated itself; `None` where it cannot, does not fit the memory, or was done."""
     geometry, settings = inverse.geometry, inverse.settings
-    if settings.boundary == "circular" or geometry.output_size != geometry.image_size:
+    if as_rule(settings.boundary).is_periodic or geometry.output_size != geometry.image_size:
         return None
     circular = replace(settings, boundary="circular", method="auto")
     try:

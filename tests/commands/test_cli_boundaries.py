@@ -68,7 +68,7 @@ def test_what_is_asked_for_goes_before_the_record(deconv, gray, gentle, tmp_path
     deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.tif", "--boundary", "reflect", "--padding", "3")
     words = ["invert", tmp_path / "y.tif", "-k", gentle, "-o", tmp_path / "x.tif", "--force", "--json"]
     report = deconv(*words, "--boundary", "replicate").report
-    assert (report["boundary"], report["boundary_reason"], report["padding"]) == ("replicate", "asked for", "3")
+    assert (report["boundary"], report["boundary_reason"], report["padding"]) == ("replicate", "given by the user", "3")
     report = deconv(*words, "--padding", "2").report
     assert (report["boundary"], report["padding"]) == ("reflect", "2")
 

@@ -172,7 +172,7 @@ def test_a_factor_saved_from_python_is_one(deconv, outputs, tmp_path):
 
 
 def test_a_color_photograph_by_a_factor_of_a_point_spread_function(deconv, photograph, gentle, save, tmp_path):
-    kernel = ["-k", save("point spread function", 3 * np.load(gentle)), "--convention", "convolution", "--unit-sum"]
+    kernel = ["-k", save("point spread function", 3 * np.load(gentle)), "--convention", "convolution", "--normalize"]
     options = ["--boundary", "unknown", "--lambda", "1e-3", "--penalty", "gradient", "--dtype", "float32"]
     path = tmp_path / "f.safetensors"
     deconv("factor", *kernel, "--size", "40,48", *options, "-o", path)
@@ -193,7 +193,7 @@ FIXED = {
     "--kernel": ["other.npy"],
     "--layer": ["conv"],
     "--convention": ["correlation"],
-    "--unit-sum": [],
+    "--normalize": [],
     "--padding": ["same"],
     "--boundary": ["auto"],
     "--lambda": ["1e-6"],
@@ -238,7 +238,7 @@ def test_neither_kernel_nor_factor(refuses, outputs, tmp_path):
 def test_inputs_that_do_not_fit_are_refused_with_both_numbers(refuses, factor, save, tmp_path):
     output = ["-o", tmp_path / "x.npy"]
     other = save("other", np.ones((3, 13, 15)))
-    says = ["14×15", "13×15", "--size 14,15", str(factor)]
+    says = ["14×15", "13×15", "--size 14,15"]
     refuses("invert", other, "--factor", factor, *output, code=ExitCode.INPUT_REFUSED, says=says)
     channels = save("channels", np.ones((4, 14, 15)))
     refuses("invert", channels, "--factor", factor, *output, code=ExitCode.INPUT_REFUSED, says=["3 channels", "has 4"])

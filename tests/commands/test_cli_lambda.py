@@ -118,9 +118,9 @@ def test_whole_numbers_are_no_less_noisy_than_rounding(deconv, save, gentle, tmp
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("value", ["-1", "nan", "inf", "much"])
-    def test_lambda(self, refuses, words, value):
-        refuses(*words, f"--lambda={value}", code=ExitCode.USAGE, says=["--lambda", f"'{value}'"])
+    @pytest.mark.parametrize(("value", "shown"), [("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("much", "'much'")])
+    def test_lambda(self, refuses, words, value, shown):
+        refuses(*words, f"--lambda={value}", code=ExitCode.USAGE, says=["--lambda", f"but is {shown}"])
 
     @pytest.mark.parametrize("value", ["0", "-1", "inf", "loud"])
     def test_noise(self, refuses, words, value):
@@ -156,8 +156,8 @@ class TestRefusals:
     def test_truth_of_another_size_is_refused_before_anything_is_solved(self, deconv, words, tmp_path):
         np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
         told = deconv(*words, "-v", "--truth", tmp_path / "truth.npy", expect=ExitCode.INPUT_REFUSED).stderr
-        assert "building the inverse" in told
-        assert "restoring" not in told
+        assert "writing" not in told
+        assert "building the inverse" not in told
 
     def test_one_file_for_two_things(self, refuses, words, tmp_path):
         same = ["--error-map", tmp_path / "a.tif", "--trust-mask", tmp_path / "a.tif"]

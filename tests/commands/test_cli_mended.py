@@ -12,8 +12,8 @@ from deconv_cli.commands.exit_codes import ExitCode
 
 def test_a_picture_of_a_kernel_that_sums_to_zero_is_told_the_right_option(refuses, gray, save, tmp_path):
     kernel = save("edge", [[1.0, -1.0]])
-    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--unit-sum"]
-    refuses(*words, code=ExitCode.USAGE, says=["sum", "--keep-sum"])
+    words = ["forward", gray, "-k", kernel, "-o", tmp_path / "x.tif", "--normalize"]
+    refuses(*words, code=ExitCode.USAGE, says=["sum", "--no-normalize"])
 
 
 def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path):
@@ -71,8 +71,8 @@ def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, mon
     import deconv_cli.workflows.pipeline as workflow
 
     built = []
-    build = workflow.PseudoInverse
-    monkeypatch.setattr(workflow, "PseudoInverse", lambda *words, **more: built.append(1) or build(*words, **more))
+    build = workflow.build_inverse
+    monkeypatch.setattr(workflow, "build_inverse", lambda *words: built.append(1) or build(*words))
     images = [np.random.default_rng(seed).random((12, 14)) for seed in range(3)]
     sources = [save(f"x{i}", image) for i, image in enumerate(images)] + [save("y", np.ones((9, 14)))]
     deconv("invert", *sources, "-k", gentle, "-o", tmp_path / "together")

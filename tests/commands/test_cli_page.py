@@ -108,7 +108,7 @@ def test_an_old_page_is_replaced_only_by_force(deconv, blurred, gentle, tmp_path
 
 def test_a_page_is_of_one_input(refuses, blurred, gray, gentle, tmp_path):
     words = ["invert", blurred, gray, "-k", gentle, "-o", tmp_path / "out", "--report", tmp_path / "page.html"]
-    refuses(*words, code=ExitCode.USAGE, says=["the page of one input", "2 were given"])
+    refuses(*words, code=ExitCode.USAGE, says=["belongs to one input", "there are 2"])
 
 
 def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path):

@@ -268,7 +268,7 @@ class TestOptions:
     @pytest.mark.parametrize("padding", ["sameish", "-1", "1,2,3", "1.5", "", "1;2", ",", "1,"])
     def test_padding(self, refuses, gray, gentle, tmp_path, command, padding):
         words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", f"--padding={padding}"]
-        refuses(*words, code=ExitCode.USAGE, says=["padding must be same, valid, full", f"'{padding}'"])
+        refuses(*words, code=ExitCode.USAGE, says=["padding must be same, valid, full", "but is"])
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
     def test_device_that_is_not_there(self, refuses, gray, gentle, tmp_path, command):

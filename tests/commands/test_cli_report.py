@@ -290,7 +290,7 @@ RERUNS = {
     "forward, Poisson": ["forward", "photograph.png", "--noise", "poisson:200", "-o", "out.npy"],
     "forward, all said": [
         *("forward", "photograph.png", "--padding", "3,2", "--boundary", "symmetric", "--dtype", "float64"),
-        *("--output-dtype", "uint16", "--convention", "convolution", "--unit-sum", "-o", "out.png"),
+        *("--output-dtype", "uint16", "--convention", "convolution", "--normalize", "-o", "out.png"),
     ],
     "invert as it comes": ["invert", "photograph.png", "-o", "out.tif"],
     "invert a tensor": ["invert", "tensor.npy", "-o", "out.pt"],
@@ -301,7 +301,7 @@ RERUNS = {
     ],
     "invert, truncated": ["invert", "photograph.png", "--boundary", "circular", "--rcond", "0.8", "-o", "out.tif"],
     "invert, one of several": [
-        *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--keep-sum", "-o", "out.safetensors"),
+        *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--no-normalize", "-o", "out.safetensors"),
     ],
     "invert, beside the input": ["invert", "photograph.png"],
 }

@@ -203,7 +203,7 @@ def test_a_picture_of_a_spread_is_flipped_and_said_to_be(deconv, gray, tmp_path,
     assert [note for note in report["notes"] if "flipped" in note]
     assert [note for note in report["notes"] if "divided by their sum (300)" in note]
 
-    options = ["--convention", "correlation", "--keep-sum"]
+    options = ["--convention", "correlation", "--no-normalize"]
     report = deconv(
         "forward", gray, "--kernel", tmp_path / "spread.tif", "-o", tmp_path / "z.tif", *WIDE, *options, "--json"
     ).report

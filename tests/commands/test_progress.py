@@ -26,14 +26,14 @@ def clock():
 
 def test_the_end_is_foretold_from_how_fast_the_certificate_falls(clock):
     progress = WorkProgress(clock=clock)
-    progress.begin("restoring", goal=1e-6, most=1000)
+    progress.begin("restoring", goal=1e-6, limit=1000)
     run(progress, clock, [1e-1, 1e-2, 1e-3])
     assert progress.seconds_left() == pytest.approx(6.0)  # three decades, a decade in two seconds
 
 
 def test_the_last_iteration_is_the_end_where_nothing_falls(clock):
     progress = WorkProgress(clock=clock)
-    progress.begin("restoring", goal=1e-6, most=50)
+    progress.begin("restoring", goal=1e-6, limit=50)
     run(progress, clock, [1e-1, 1e-1, 2e-1])
     assert progress.seconds_left() == pytest.approx(47 * 2.0)
     progress.begin("restoring", goal=1e-6)
@@ -43,7 +43,7 @@ def test_the_last_iteration_is_the_end_where_nothing_falls(clock):
 
 def test_nothing_is_foretold_from_two_iterations_or_of_another_step(clock):
     progress = WorkProgress(clock=clock)
-    progress.begin("restoring", goal=1e-6, most=50)
+    progress.begin("restoring", goal=1e-6, limit=50)
     run(progress, clock, [1e-1, 1e-2])
     assert progress.seconds_left() is None
     run(progress, clock, [1e-1, 1e-2])
@@ -56,14 +56,14 @@ def test_nothing_is_foretold_from_two_iterations_or_of_another_step(clock):
 
 def test_an_end_that_is_past_is_now(clock):
     progress = WorkProgress(clock=clock)
-    progress.begin("restoring", goal=1e-3, most=50)
+    progress.begin("restoring", goal=1e-3, limit=50)
     run(progress, clock, [1e-1, 1e-2, 1e-3, 1e-4])
     assert progress.seconds_left() == 0
 
 
 def test_a_verbose_line_tells_file_step_and_end(clock, capsys):
     progress = WorkProgress("file 2 of 7", verbose=True, clock=clock)
-    progress.begin("restoring", goal=1e-6, most=50)
+    progress.begin("restoring", goal=1e-6, limit=50)
     run(progress, clock, [1e-1, 1e-2, 1e-3])
     assert capsys.readouterr().err.splitlines() == [
         "file 2 of 7: restoring",

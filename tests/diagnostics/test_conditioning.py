@@ -20,7 +20,7 @@ from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.regularizers import penalty_operator
+from deconv_cli.regularizers import find_penalty
 
 SHAPES = [(1, 1, 3, 3), (1, 1, 4, 2), (2, 2, 3, 3), (3, 2, 3, 2), (2, 3, 1, 3)]
 SIZES = [(6, 7), (8, 6)]
@@ -28,7 +28,7 @@ WEIGHTS = [0.0, 0.05]
 
 
 def circular(taps, size):
-    return Convolution(taps, Geometry.of_image(size, tuple(taps.shape[-2:]), "same"), "circular")
+    return Convolution.of_geometry(taps, Geometry.of_image(size, tuple(taps.shape[-2:]), "same"), "circular")
 
 
 def estimator(taps, size, weight, penalty):
@@ -36,7 +36,7 @@ def estimator(taps, size, weight, penalty):
     a = circular(taps, size).as_matrix()
     if weight == 0:
         return torch.linalg.pinv(a), a
-    penalty_matrix = penalty_operator(penalty, (taps.shape[1], *size), periodic=True)
+    penalty_matrix = find_penalty(penalty).operator((taps.shape[1], *size), periodic=True)
     n = a.shape[1]
     differences = penalty_matrix.forward(torch.eye(n, dtype=a.dtype).reshape(n, taps.shape[1], *size)).reshape(n, -1).T
     return torch.linalg.solve(a.T @ a + weight * differences.T @ differences, a.T), a

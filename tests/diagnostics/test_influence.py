@@ -9,7 +9,7 @@ from deconv_cli.diagnostics.well_posedness import assess
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.regularizers import penalty_operator
+from deconv_cli.regularizers import find_penalty
 
 SIZE = (28, 24)
 LARGE = (40, 36)
@@ -25,9 +25,9 @@ def strong_center(shape, seed):
 
 def measured_depths(kernel, size, boundary, weight, penalty):
     """Disturb the outermost data of one edge by noise; the tail of its rms in the estimate, for the worst of four."""
-    operator = Convolution(kernel, Geometry.of_image(size, kernel.shape[2:], "same"), boundary)
+    operator = Convolution.of_geometry(kernel, Geometry.of_image(size, kernel.shape[2:], "same"), boundary)
     A = operator.as_matrix()
-    L = penalty_operator(penalty, operator.input_shape, periodic=False).as_matrix()
+    L = find_penalty(penalty).operator(operator.input_shape, periodic=False).as_matrix()
     if weight == 0 and len(A) < A.shape[1]:
         inverse = torch.linalg.solve(A @ A.T, A).T
     else:

@@ -21,7 +21,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.regularizers import penalty_operator
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import LambdaRule
 
 SIZES = [(6, 5), (5, 8)]
@@ -34,10 +34,10 @@ class Dense:
     def __init__(self, size, channels, penalty, n_images=2):
         generator = torch.Generator().manual_seed(sum(size) + 10 * channels[0] + channels[1])
         taps = torch.randn(*channels, 3, 3, generator=generator, dtype=torch.float64)
-        operator = Convolution(taps, Geometry.of_image(size, (3, 3), "same"), "circular")
+        operator = Convolution.of_geometry(taps, Geometry.of_image(size, (3, 3), "same"), "circular")
         self.sigma_max = kernel_spectrum(taps, size).sigma_max
         self.a = operator.as_matrix()
-        self.ltl = penalty_operator(penalty, operator.input_shape, periodic=True).as_matrix()
+        self.ltl = find_penalty(penalty).operator(operator.input_shape, periodic=True).as_matrix()
         self.ltl = self.sigma_max**2 * self.ltl.T @ self.ltl
         self.y = torch.randn(n_images, *operator.output_shape, generator=generator, dtype=torch.float64)
         self.columns = self.y.reshape(n_images, -1).T
@@ -133,7 +133,7 @@ class TestNoise:
         generator = torch.Generator().manual_seed(1)
         x = torch.rand(n_images, 1, 64, 64, generator=generator, dtype=torch.float64).cumsum(-1)
         kernel = Kernel.from_tensor(taps)
-        operator = Convolution(kernel.taps, Geometry.of_image((64, 64), (13, 13), "same"), "circular")
+        operator = Convolution.of_geometry(kernel.taps, Geometry.of_image((64, 64), (13, 13), "same"), "circular")
         y = operator.forward(x)
         y = y + 0.05 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
         data = SpectralData.of(torus_modes(taps, (64, 64)), y, penalty="gradient", sigma_max=1.0)

@@ -19,7 +19,7 @@ def finding(kernel, geometry, boundary, lam=0.0):
 
 def singular_values(kernel, geometry, boundary):
     """Descending, relative to the largest singular value of the symbol on the image's torus."""
-    values = torch.linalg.svdvals(Convolution(kernel, geometry, boundary).as_matrix())
+    values = torch.linalg.svdvals(Convolution.of_geometry(kernel, geometry, boundary).as_matrix())
     return values / kernel_spectrum(kernel, geometry.image_size).sigma_max
 
 
@@ -98,7 +98,7 @@ def test_harmless_borders_have_no_singular_values_below_the_symbol(shape, bounda
         assert found.advice == ()
         assert word in found.reason
         assert (found.influence is None) == (boundary == "circular")
-        matrix = Convolution(kernel, geometry, boundary).as_matrix()
+        matrix = Convolution.of_geometry(kernel, geometry, boundary).as_matrix()
         values = torch.linalg.svdvals(matrix)
         symbol = kernel_spectrum(kernel, (192, 192))
         is_tall = shape[0] > shape[1]
@@ -133,7 +133,7 @@ def test_the_advice_mends_what_is_lost(boundary, shape):
     assert found.is_well_posed is False
     assert found.influence.tenth is None
     assert found.is_deep
-    matrix = Convolution(kernel, geometry, boundary).as_matrix()
+    matrix = Convolution.of_geometry(kernel, geometry, boundary).as_matrix()
     values = torch.linalg.svdvals(matrix)
     assert values[0] / values[-1] > 1e4 * symbol.condition
 
@@ -152,18 +152,18 @@ def test_the_advice_mends_what_is_lost(boundary, shape):
     assert "padding valid" in found.advice[1]
     for padding in ("full", "valid"):
         other = torch.linalg.svdvals(
-            Convolution(kernel, Geometry.of_image((n, n), shape[2:], padding), boundary).as_matrix()
+            Convolution.of_geometry(kernel, Geometry.of_image((n, n), shape[2:], padding), boundary).as_matrix()
         )
         assert other[0] / other[-1] < 4 * symbol.condition
 
     # Shift: same size of image and output.
     pads = found.advised_pads
     assert pads.total == geometry.pads.total
-    assert (pads.top, pads.left) == (shape[2] - 1, 0)
-    assert f"{pads.top} border pixels above, {pads.bottom} below" in found.advice[2]
+    assert pads.before == (shape[2] - 1, 0)
+    assert f"{pads.before[0]} border pixels above, {pads.after[0]} below" in found.advice[2]
     shifted = dataclasses.replace(geometry, pads=pads)
     assert shifted.output_size == geometry.output_size
-    other = torch.linalg.svdvals(Convolution(kernel, shifted, boundary).as_matrix())
+    other = torch.linalg.svdvals(Convolution.of_geometry(kernel, shifted, boundary).as_matrix())
     assert other[0] / other[-1] < 4 * symbol.condition
     mended = finding(kernel, shifted, boundary)
     assert mended.is_well_posed

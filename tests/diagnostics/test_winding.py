@@ -33,8 +33,8 @@ def test_a_tap_that_outweighs_all_others_tells_the_winding(channels, size):
             kernel = random((channels, channels, *size), seed=row + 7 * column)
             kernel *= 0.9 / torch.linalg.matrix_norm(kernel.permute(2, 3, 0, 1), 2).sum()
             kernel[:, :, row, column] += 2 * torch.linalg.qr(random((channels, channels), seed=5))[0]
-            expected = channels * (row - pads.top), channels * (column - pads.left)
-            sides = (pads.top, pads.bottom), (pads.left, pads.right)
+            expected = channels * (row - pads.before[0]), channels * (column - pads.before[1])
+            sides = tuple(zip(pads.before, pads.after, strict=True))
             for axis in (0, 1):
                 roots = axis_roots(kernel, axis, edge=16)
                 assert roots.windings(sides[axis]) == (expected[axis], expected[axis])
@@ -83,7 +83,7 @@ def test_outer_taps_may_be_zero_or_singular():
 def test_the_winding_is_that_of_the_phase_of_the_determinant(shape, axis):
     kernel = random(shape, seed=sum(shape))
     pads = Geometry.of_image((24, 24), shape[2:], "same").pads
-    before, after = ((pads.top, pads.bottom), (pads.left, pads.right))[axis]
+    before, after = pads.before[axis], pads.after[axis]
     roots = axis_roots(kernel, axis, edge=24)
     along = kernel if axis == 0 else kernel.transpose(-2, -1)
     windings = []
@@ -115,7 +115,7 @@ def test_singular_values_of_one_dimension_vanish_as_counted(boundary, channels, 
         ordinary = float(kernel.square().sum() / channels) ** 0.5
         for padding in range(length + 1):
             geometry = Geometry.of_image((n, 1), (length, 1), (padding, 0))
-            values = torch.linalg.svdvals(Convolution(kernel, geometry, boundary).as_matrix()) / ordinary
+            values = torch.linalg.svdvals(Convolution.of_geometry(kernel, geometry, boundary).as_matrix()) / ordinary
             (modes,) = roots.border_modes((padding, padding), n, edge=1)
             expected = modes.singular_values[0][modes.singular_values[0].isfinite()]
             assert int((values < 1e-3).sum()) == len(expected)
@@ -143,7 +143,7 @@ def test_outputs_that_share_their_roots_are_as_bad_as_one():
         for shape in ((3, 2, 3, 3), (2, 3, 3, 3)):
             assert n_modes(axis_roots(random(shape), axis, edge=24), (1, 1), edge=24) == 0
     values = torch.linalg.svdvals(
-        Convolution(filtered, Geometry.of_image((24, 24), (4, 4), "same"), "zero").as_matrix()
+        Convolution.of_geometry(filtered, Geometry.of_image((24, 24), (4, 4), "same"), "zero").as_matrix()
     )
     assert int((values < 1e-3).sum()) == 24
 

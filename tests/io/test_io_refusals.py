@@ -336,7 +336,7 @@ def test_options_that_do_not_apply(tmp_path):
         with pytest.raises(UsageError, match="--"):
             read_image(tmp_path / name, **options)
     for name in ("a.png", "a.npy"):
-        with pytest.raises(UsageError, match="--layer"):
+        with pytest.raises(UsageError, match='layer="x"'):
             read_kernel(tmp_path / name, layer="x")
 
 

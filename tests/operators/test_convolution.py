@@ -6,6 +6,7 @@ from cases import ALL_CASES, Case, named, random
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
 
 from deconv_cli.errors import ShapeError
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.geometry import Geometry
@@ -25,7 +26,7 @@ def test_equals_padded_conv2d(case: Case):
     operator = case.operator()
     pads = case.geometry().pads
     x = random((2, *operator.input_shape), seed=9)
-    expected = reference_convolution(x, case.kernel(), (pads.left, pads.right, pads.top, pads.bottom), case.boundary)
+    expected = reference_convolution(x, case.kernel(), pads, case.boundary)
     torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -49,14 +50,14 @@ def test_both_ways_are_adjoint(use_fft):
 
 def test_padding_same_is_that_of_torch_for_even_kernels():
     kernel, x = random((1, 1, 4, 6)), random((1, 1, 11, 12), seed=1)
-    operator = Convolution(kernel, Geometry.of_image((11, 12), (4, 6), "same"), "zero")
+    operator = Convolution.of_geometry(kernel, Geometry.of_image((11, 12), (4, 6), "same"), "zero")
     with pytest.warns(UserWarning, match="even kernel"):
         expected = torch.nn.functional.conv2d(x, kernel, padding="same")
     torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_unknown_boundary_crops_to_the_frame():
-    operator = Convolution(random((1, 1, 5, 4)), Geometry.of_image((8, 9), (5, 4), "same"), "unknown")
+    operator = Convolution.of_geometry(random((1, 1, 5, 4)), Geometry.of_image((8, 9), (5, 4), "same"), "unknown")
     assert operator.input_shape == (1, 12, 12)
     assert operator.output_shape == (1, 8, 9)
     extended = random(operator.input_shape)
@@ -67,7 +68,7 @@ def test_unknown_boundary_crops_to_the_frame():
 def test_borders_that_reach_too_far_are_refused_as_torch_does(boundary, size):
     geometry = Geometry.of_image(size, (5, 5), "same")
     with pytest.raises(ShapeError, match=f"too far for a {boundary} boundary"):
-        geometry.check_boundary(boundary)
+        geometry.check_boundary(as_rule(boundary))
 
 
 def test_a_kernel_larger_than_the_image_is_refused_where_nothing_is_left():
@@ -75,12 +76,12 @@ def test_a_kernel_larger_than_the_image_is_refused_where_nothing_is_left():
         Geometry.of_image((4, 8), (5, 5), "valid")
     # With room around the image it has a meaning, and conv2d agrees.
     x, kernel = random((1, 1, 2, 3)), random((1, 1, 5, 5))
-    operator = Convolution(kernel, Geometry.of_image((2, 3), (5, 5), "same"), "zero")
+    operator = Convolution.of_geometry(kernel, Geometry.of_image((2, 3), (5, 5), "same"), "zero")
     torch.testing.assert_close(operator.forward(x), torch.nn.functional.conv2d(x, kernel, padding=2))
 
 
 def test_a_wrong_adjoint_is_noticed():
     """The law itself must be able to fail."""
-    operator = Convolution(random((1, 1, 3, 3)), Geometry.of_image((6, 6), (3, 3), "same"), "reflect")
+    operator = Convolution.of_geometry(random((1, 1, 3, 3)), Geometry.of_image((6, 6), (3, 3), "same"), "reflect")
     operator.adjoint = lambda y: operator.extension.adjoint(y.new_zeros(1).expand(2, 1, 8, 8) + 1)
     assert adjoint_defect(operator) > 1e-3

@@ -6,15 +6,15 @@ from cases import random
 from properties import adjoint_defect, matrix_defect
 
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.differences import CURVATURE, GRADIENT, Difference, Differences
+from deconv_cli.operators.differences import Difference, Differences, first_differences, second_differences
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import penalty_operator, penalty_symbol
+from deconv_cli.regularizers import find_penalty
 
 
 def convolution(shape, seed=0):
-    return Convolution(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), "reflect")
+    return Convolution.of_geometry(random(shape, seed), Geometry.of_image((6, 5), shape[2:], "same"), "reflect")
 
 
 def test_algebra_is_that_of_matrices():
@@ -39,19 +39,21 @@ def test_operators_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-@pytest.mark.parametrize("terms", [GRADIENT, CURVATURE, (Difference(0, 0),), (Difference(2, 1, 0.5),)])
+@pytest.mark.parametrize(
+    "terms", [first_differences(2), second_differences(2), (Difference((0, 0)),), (Difference((2, 1), 0.5),)]
+)
 @pytest.mark.parametrize("shape", [(1, 4, 5), (2, 1, 6), (1, 1, 1)])
 def test_differences(periodic, terms, shape):
     operator = Differences(shape, terms, periodic=periodic)
     assert adjoint_defect(operator) <= 1e-12 or float(operator.as_matrix().abs().max()) <= 1e-15
     assert matrix_defect(operator) <= 1e-12
     constant = operator.forward(torch.ones(shape, dtype=torch.float64))
-    assert float(constant.abs().max()) == float(terms == (Difference(0, 0),))
+    assert float(constant.abs().max()) == float(terms == (Difference((0, 0)),))
 
 
 def test_second_differences_are_those_of_numpy():
     x = random((1, 5, 6))
-    along_rows, along_columns, mixed = Differences((1, 5, 6), CURVATURE, periodic=False).forward(x)
+    along_rows, along_columns, mixed = Differences((1, 5, 6), second_differences(2), periodic=False).forward(x)
     for ours, expected in (
         (along_rows[:, :3], x.diff(n=2, dim=-2)),
         (along_columns[..., :4], x.diff(n=2, dim=-1)),
@@ -66,7 +68,7 @@ def test_second_differences_are_those_of_numpy():
     assert not mixed[..., 5:].any()
 
 
-@pytest.mark.parametrize("term", [*GRADIENT, *CURVATURE])
+@pytest.mark.parametrize("term", [*first_differences(2), *second_differences(2)])
 @pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
 def test_difference_symbols_diagonalize_periodic_differences(term, torus):
     x = random((1, *torus))
@@ -80,7 +82,7 @@ def test_difference_symbols_diagonalize_periodic_differences(term, torus):
 @pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
 def test_penalty_symbols_diagonalize_the_periodic_penalties(penalty, torus):
     x = random((1, *torus))
-    operator = penalty_operator(penalty, (1, *torus), periodic=True)
-    symbol = penalty_symbol(penalty, torus, torch.float64, torch.device("cpu"))
+    operator = find_penalty(penalty).operator((1, *torus), periodic=True)
+    symbol = find_penalty(penalty).symbol(torus, torch.float64, torch.device("cpu"))
     expected = torch.fft.irfft2(symbol * torch.fft.rfft2(x), s=torus)
     torch.testing.assert_close(operator.adjoint(operator.forward(x)), expected, rtol=1e-11, atol=1e-11)

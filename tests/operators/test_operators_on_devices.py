@@ -8,18 +8,20 @@ from cases import random
 from devices import DOUBLE, ForeignTensorError, check_on_cuda, check_without_numbers, needs_cuda, replay
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
-from deconv_cli.operators.differences import CURVATURE, GRADIENT, Differences
+from deconv_cli.operators.differences import Differences, first_differences, second_differences
 from deconv_cli.operators.extension import Extension, close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum, peak_gain
 from deconv_cli.operators.twisted_torus import TwistedTorus
 from deconv_cli.parts import BOUNDARIES, PENALTIES
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 
 SIZE = (7, 6)
+FIRST, SECOND = first_differences(2), second_differences(2)
 
 
 def both_ways(operator, like):
@@ -30,11 +32,11 @@ def both_ways(operator, like):
 
 
 def extend(like, boundary):
-    return both_ways(Extension(Geometry.of_image(SIZE, (3, 4), "same"), 2, boundary), like)
+    return both_ways(Extension(Geometry.of_image(SIZE, (3, 4), "same"), 2, as_rule(boundary)), like)
 
 
 def close(like):
-    return close_smoothly(close_smoothly(like, -2, 12), -1, 9)
+    return close_smoothly(like, (12, 9))
 
 
 def correlate(taps, use_fft):
@@ -42,7 +44,7 @@ def correlate(taps, use_fft):
 
 
 def convolve(taps, boundary):
-    operator = Convolution(taps, Geometry.of_image(SIZE, tuple(taps.shape[2:]), "same"), boundary)
+    operator = Convolution.of_geometry(taps, Geometry.of_image(SIZE, tuple(taps.shape[2:]), "same"), boundary)
     return *both_ways(operator, taps), operator.crop_to_frame(taps.new_ones(operator.input_shape))
 
 
@@ -64,7 +66,7 @@ def twist(taps, size, twists):
 
 
 def penalize(like, penalty):
-    return penalty_symbol(penalty, SIZE, like.dtype, like.device)
+    return find_penalty(penalty).symbol(SIZE, like.dtype, like.device)
 
 
 def describe(taps, size=SIZE):
@@ -83,7 +85,7 @@ TASKS = [
     *(pytest.param(convolve, random((2, 3, 3, 4)), b, id=f"convolution-{b}") for b in BOUNDARIES),
     *(
         pytest.param(difference, BLUR, terms, periodic, id=f"differences-{name}-{'torus' if periodic else 'frame'}")
-        for (name, terms), periodic in itertools.product([("first", GRADIENT), ("second", CURVATURE)], (False, True))
+        for (name, terms), periodic in itertools.product([("first", FIRST), ("second", SECOND)], (False, True))
     ),
     pytest.param(circulate, random((2, 2, 3, 3)), id="circulant-planes"),
     pytest.param(circulate, BLUR, id="circulant-scalars"),

@@ -65,7 +65,7 @@ def test_the_first_sentences_say_what_with_which_and_where(page):
 
 def test_without_a_choice_the_reason_of_the_record_is_given(contents):
     text = Reader(render_page(contents())).text
-    assert "λ = 0.01 (in units of σ²max, penalty gradient): asked for." in text
+    assert "λ = 0.01 (in units of σ²max, penalty gradient): given by the user." in text
     assert "Trust the outermost" in text
     for word in ("Truth", "Predicted error", "The choice of λ", "hatch"):
         assert word not in text

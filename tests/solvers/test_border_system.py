@@ -7,11 +7,12 @@ import torch
 from cases import random
 
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import bands
 from deconv_cli.solvers.band_solver import BandSolver
@@ -28,12 +29,12 @@ WEIGHT = 0.1
 
 def system_of(boundary, penalty, shape=(2, 2, 3, 4), size=(7, 8)):
     kernel = random(shape)
-    places = TorusEmbedding.of(Geometry.of_image(size, shape[2:], "same"), boundary, kernel.device)
+    places = TorusEmbedding.of(Geometry.of_image(size, shape[2:], "same"), as_rule(boundary), kernel.device)
     symbol = torus_symbol(kernel, places.torus, places.origin)
     blocks = torus_blocks(
-        symbol, WEIGHT, penalty_symbol(penalty, places.torus, torch.float64, kernel.device), covers_inputs=True
+        symbol, WEIGHT, find_penalty(penalty).symbol(places.torus, torch.float64, kernel.device), covers_inputs=True
     )
-    return BorderSystem(places, blocks, boundary, penalty, WEIGHT), blocks
+    return BorderSystem(places, blocks, as_rule(boundary), penalty, WEIGHT), blocks
 
 
 def shapes(system):
@@ -92,11 +93,11 @@ def test_a_band_of_columns_is_that_of_rows_of_the_transposed_problem(boundary, p
     kernel = random((2, 2, 3, 4))
     solvers, groups = [], []
     for taps, size, axis in ((kernel, (7, 8), 1), (kernel.transpose(-2, -1), (8, 7), 0)):
-        places = TorusEmbedding.of(Geometry.of_image(size, taps.shape[2:], "same"), boundary, taps.device)
+        places = TorusEmbedding.of(Geometry.of_image(size, taps.shape[2:], "same"), as_rule(boundary), taps.device)
         symbol = torus_symbol(taps, places.torus, places.origin)
-        weights = penalty_symbol(penalty, places.torus, torch.float64, taps.device)
+        weights = find_penalty(penalty).symbol(places.torus, torch.float64, taps.device)
         blocks = torus_blocks(symbol, WEIGHT, weights, covers_inputs=True)
-        system = BorderSystem(places, blocks, boundary, penalty, WEIGHT)
+        system = BorderSystem(places, blocks, as_rule(boundary), penalty, WEIGHT)
         solvers.append(BandSolver(system, blocks, axis))
         groups.append(system.groups)
     # Differences along rows and along columns change places.
@@ -119,7 +120,7 @@ def test_a_band_of_columns_is_that_of_rows_of_the_transposed_problem(boundary, p
     [((2, 2, 3, 3), (7, 8)), ((1, 1, 3, 4), (9, 8)), ((2, 2, 1, 3), (6, 7)), ((2, 2, 3, 1), (6, 7))],
 )
 def test_square_systems_and_their_transposes_equal_the_dense_inverse(boundary, shape, size):
-    operator = Convolution(random(shape), Geometry.of_image(size, shape[2:], "same"), boundary)
+    operator = Convolution.of_geometry(random(shape), Geometry.of_image(size, shape[2:], "same"), boundary)
     A = operator.as_matrix()
     system = SquareBorderSystem(operator)
     y = random((3, *operator.output_shape), seed=1)

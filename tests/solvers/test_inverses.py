@@ -7,7 +7,7 @@ from cases import ALL_CASES, Case, named, random
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import penalty_operator
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.factors import Factors
@@ -28,11 +28,14 @@ def dense_solution(inverse: PseudoInverse, y):
     A = inverse.problem.operator.as_matrix()
     if inverse.problem.lam == 0:
         return (torch.linalg.pinv(A) @ y.flatten()).reshape(inverse.problem.operator.input_shape)
-    L = penalty_operator(
-        inverse.problem.penalty,
-        inverse.problem.operator.input_shape,
-        periodic=inverse.problem.operator.boundary == "circular",
-    ).as_matrix()
+    L = (
+        find_penalty(inverse.problem.penalty)
+        .operator(
+            inverse.problem.operator.input_shape,
+            periodic=inverse.problem.operator.boundary.is_periodic,
+        )
+        .as_matrix()
+    )
     stacked = torch.cat([A, (inverse.problem.lam**0.5 * inverse.spectrum.sigma_max) * L])
     data = torch.cat([y.flatten(), y.new_zeros(len(L))])
     return (torch.linalg.pinv(stacked) @ data).reshape(inverse.problem.operator.input_shape)

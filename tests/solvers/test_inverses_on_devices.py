@@ -14,7 +14,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.parts import BOUNDARIES, PENALTIES
-from deconv_cli.regularizers import penalty_symbol
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers import band_solver, bands
 from deconv_cli.solvers import iterative as iterative_module
 from deconv_cli.solvers.circular import CircularInverse
@@ -43,13 +43,13 @@ MANY_TWINS = random((5, 1, 3, 3)).expand(5, 5, 3, 3).contiguous()
 
 
 def problem_of(taps, boundary, lam=0.0, penalty="identity", padding="same"):
-    operator = Convolution(taps.detach(), Geometry.of_image(SIZE, tuple(taps.shape[2:]), padding), boundary)
+    operator = Convolution.of_geometry(taps.detach(), Geometry.of_image(SIZE, tuple(taps.shape[2:]), padding), boundary)
     sigma_max = kernel_spectrum(taps, SIZE).sigma_max if lam > 0 else 1.0
     return TikhonovProblem(operator, lam, sigma_max, penalty)
 
 
 def symbol_of(taps):
-    return torus_symbol(taps, SIZE), penalty_symbol("gradient", SIZE, taps.dtype, taps.device)
+    return torus_symbol(taps, SIZE), find_penalty("gradient").symbol(SIZE, taps.dtype, taps.device)
 
 
 def use(inverse, *, in_all_ways=True):

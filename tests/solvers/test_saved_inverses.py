@@ -259,7 +259,7 @@ RECORDS = {
     "a negative λ": ("fft", {"lambda": -1.0}, "lambda is -1.0"),
     "a text for λ": ("fft", {"lambda": "1"}, "lambda is '1'"),
     "no σmax": ("fft", {"sigma_max": -2.0}, "sigma_max is -2.0"),
-    "an impossible tolerance": ("fft", {"tolerance": 7.0}, "tolerance must be between"),
+    "an impossible tolerance": ("fft", {"tolerance": 7.0}, "tolerance must be a number between"),
     "no iterations": ("strip", {"max_iterations": 0}, "max_iterations is 0"),
     "no pixels": ("fft", {"image_size": [0, 8]}, "image_size is 0"),
     "three sizes": ("fft", {"image_size": [9, 8, 7]}, "not as it was written"),

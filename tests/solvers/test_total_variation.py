@@ -8,7 +8,7 @@ from cases import random
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators.differences import GRADIENT, Differences
+from deconv_cli.operators.differences import Gradient
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import splitting
@@ -41,7 +41,7 @@ def blocks(estimate, *, noise=0.05, batch=()):
 
 def objective(estimate, x, y, weight):
     """Write the objective down again, channel by channel and pixel by pixel."""
-    periodic = estimate.operator.boundary == "circular"
+    periodic = estimate.operator.boundary.is_periodic
     down = x.roll(-1, -2) - x
     right = x.roll(-1, -1) - x
     if not periodic:
@@ -54,9 +54,9 @@ def objective(estimate, x, y, weight):
 def chambolle_pock(estimate, y, weight, n_steps=6_000):
     """Primal and dual steps with the dense matrix; A. Chambolle and T. Pock, JMIV 40, 2011, algorithm 1."""
     operator = estimate.operator
-    periodic = operator.boundary == "circular"
+    periodic = operator.boundary.is_periodic
     A = operator.as_matrix()
-    D = Differences(operator.input_shape, GRADIENT, periodic=periodic).as_matrix()
+    D = Gradient(operator.input_shape, periodic=periodic).as_matrix()
     norm = torch.linalg.matrix_norm(torch.cat([A, D]), 2)
     tau = sigma = 0.99 / norm
     x = ahead = torch.zeros(A.shape[1], dtype=torch.float64)

@@ -105,14 +105,14 @@ def test_a_bias_is_subtracted_first():
         ({"prior": "tv", "predict": True}, "needs an estimate that is linear in the data"),
         ({"nonnegative": True, "predict": True}, "needs an estimate that is linear in the data"),
         ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
-        ({"weight": 1.0}, "was not asked for"),
+        ({"weight": 1.0}, "is that of prior tv, which was not given"),
         ({"gain": 1.0}, "richardson-lucy alone"),
         ({"method": "richardson-lucy", "lam": 1e-3}, "has no λ"),
         ({"method": "richardson-lucy", "penalty": "identity"}, "has no other penalty"),
         ({"method": "richardson-lucy", "rcond": 1e-3}, "truncates no singular values"),
-        ({"method": "richardson-lucy", "prior": "tv"}, "knows no other wishes"),
+        ({"method": "richardson-lucy", "prior": "tv"}, "takes no prior"),
         ({"method": "richardson-lucy", "nonnegative": True}, "its estimates are anyway"),
-        ({"prior": "sparse"}, "prior must be one of quadratic, tv"),
+        ({"prior": "sparse"}, "prior must be one of quadratic, nonnegative, tv"),
     ],
 )
 def test_contradictions_are_refused(options, sentence):

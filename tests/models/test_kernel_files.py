@@ -6,8 +6,16 @@ import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
-from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.errors import (
+    InputRefusedError,
+    MalformedInputError,
+    ShapeError,
+    TooLargeError,
+    UnsafeInputError,
+    UsageError,
+)
 from deconv_cli.models.kernel_files import read_kernel
 from deconv_cli.vocabulary import Convention
 
@@ -46,7 +54,7 @@ def test_layers_of_a_model_and_their_bias(tmp_path):
         assert found.layer == "0"
         assert torch.equal(read_kernel(tmp_path / name, layer="0.weight").bias, model[0].bias)
         assert read_kernel(tmp_path / name, layer="2").bias is None
-        with pytest.raises(MalformedInputError, match=r"0.weight \(4, 3, 5, 5\).*2.weight.*--layer NAME"):
+        with pytest.raises(MalformedInputError, match=r"0.weight \(4, 3, 5, 5\).*2.weight.*layer=\"NAME\""):
             read_kernel(tmp_path / name)
         with pytest.raises(UsageError, match="no layer named '7'"):
             read_kernel(tmp_path / name, layer="7")
@@ -120,3 +128,101 @@ def test_useless_kernels_are_refused(tmp_path):
     torch.save(torch.tensor([[1.0, -1.0]]), tmp_path / "sum.pt")
     with pytest.raises(UsageError, match="zero"):
         read_kernel(tmp_path / "sum.pt", normalize=True)
+
+
+def test_the_bias_that_was_read_is_named(tmp_path, save, network):
+    path = save({"body": network.state_dict()})
+    found = read_kernel(path, layer="body.0")
+    (note,) = found.notes
+    assert note.startswith("the bias 'body.0.bias' of 4 numbers was read too and is subtracted from")
+    bare = read_kernel(path, layer="body.0", bias=False)
+    assert bare.bias is None
+    assert bare.notes == ("the bias 'body.0.bias' was left out",)
+    assert torch.equal(bare.kernel, found.kernel)
+    assert read_kernel(path, layer="body.3", bias=True).notes == ()
+
+
+def test_a_bias_that_does_not_fit(save, refused):
+    path = save({"a.weight": torch.ones(4, 3, 3, 3), "a.bias": torch.ones(3)})
+    refused(ShapeError, read_kernel, path, layer="a", says=["bias 'a.bias'", "(4,)", "(3,)"])
+    path = save({"a.weight": torch.ones(4, 3, 3, 3), "a.bias": torch.tensor([0, 1, 2, float("nan")])})
+    refused(MalformedInputError, read_kernel, path, layer="a", says="1 of 4 bias samples")
+
+
+class TestWholeModules:
+    def test_a_plain_convolution(self, save, network):
+        found = read_kernel(save(network), layer="0")
+        assert torch.equal(found.kernel, network[0].weight)
+        assert torch.equal(found.bias, network[0].bias)
+        assert found.notes[0] == "the layer itself pads by (0, 0) with padding_mode='zeros'"
+
+    def test_a_single_layer_needs_no_name(self, save):
+        layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+        found = read_kernel(save(layer))
+        assert torch.equal(found.kernel, layer.weight)
+        assert found.notes[0] == "the layer itself pads by (1, 1) with padding_mode='circular'"
+
+    @pytest.mark.parametrize(
+        ("layer", "says"),
+        [
+            (lambda: nn.Conv2d(2, 4, 3, stride=2), "stride=(2, 2)"),
+            (lambda: nn.Conv2d(2, 4, 3, dilation=(1, 2)), "dilation=(1, 2)"),
+            (lambda: nn.Conv2d(2, 4, 3, groups=2), "groups=2"),
+            (lambda: nn.ConvTranspose2d(2, 4, 3), "ConvTranspose2d"),
+            (lambda: nn.Linear(2, 4), "Linear(in_features=2"),
+        ],
+    )
+    def test_what_is_no_plain_convolution(self, save, refused, layer, says):
+        path = save(nn.Sequential(layer(), nn.Flatten()))
+        refused(MalformedInputError, read_kernel, path, layer="0", says=["'0.weight' of", "stride 1", says])
+
+    def test_settings_that_are_none(self, save, refused):
+        layer = nn.Conv2d(2, 4, 3)
+        layer.stride = torch.ones(2)
+        refused(MalformedInputError, read_kernel, save(layer), says="a model as torch saves it")
+
+    def test_a_class_that_is_not_of_torch(self, save, code, refused):
+        from deconv_cli.models.named_code import load_named
+
+        own = load_named(f"{code('class Own(nn.Conv2d):' + chr(10) + '    pass' + chr(10))}:Own", "model").value
+        refused(UnsafeInputError, read_kernel, save(own(2, 4, 3)), says=["Own", "state_dict() alone"])
+
+
+class TestTensorsThatAreNoKernels:
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: {"w": tensor, "other": torch.ones(3)}])
+    def test_not_dense(self, save, refused, wrap):
+        tensors = {
+            "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)]),
+            "sparse": torch.eye(4).to_sparse_csr(),
+            "quantized": torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.quint8),
+            "meta device": torch.ones(4, 4, device="meta"),
+        }
+        for kind, tensor in tensors.items():
+            refused(MalformedInputError, read_kernel, save(wrap(tensor)), layer=None, says=["dense tensor", kind])
+
+    def test_complex_or_repeated(self, save, refused):
+        refused(MalformedInputError, read_kernel, save(torch.ones(3, 3, dtype=torch.complex64)), says="complex64")
+        path = save(torch.ones(1).expand(10**5, 10**5))
+        refused(TooLargeError, read_kernel, path, says=["repeats", "37.25 GiB"])
+
+    def test_containers_without_end(self, save, refused):
+        endless = []
+        endless.append(endless)
+        doubling = [[], []]
+        for _ in range(60):
+            doubling = [doubling, doubling]
+        for found in (endless, doubling):
+            refused(MalformedInputError, read_kernel, save(found), says="holds none")
+
+
+def test_names_are_for_files_of_several_tensors(tmp_path, save, refused):
+    path = save(torch.ones(3, 3))
+    refused(UsageError, read_kernel, path, layer="a", says='leave out layer="a"')
+    Image.fromarray(np.ones((3, 3), "uint8")).save(tmp_path / "k.png")
+    refused(UsageError, read_kernel, tmp_path / "k.png", layer="a", says=['layer="a"', "PNG"])
+
+
+def test_programs_are_not_opened_for_a_kernel(tmp_path, refused):
+    torch.export.save(torch.export.export(nn.Conv2d(1, 1, 3), (torch.ones(1, 1, 5, 5),)), tmp_path / "p.pt2")
+    refused(InputRefusedError, read_kernel, tmp_path / "p.pt2", says=["exported program", "state_dict()"])

@@ -1,0 +1,1 @@
+"""Kernels from formulas: one source a file, each integrated over the pixels."""

@@ -1,0 +1,36 @@
+"""`gaussian:SIGMA`: a Gaussian, integrated over each pixel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from deconv_cli.kernels.sources.kernel_source import KernelSource, pixels_reached, unit_sum
+
+_N_SIGMAS = 5
+"""Beyond lie 6e-7 of the weight, a rounding error of float32."""
+
+
+def gaussian_kernel(sigma: float) -> torch.Tensor:
+    """Integrate the density exp(−(x² + y²) / 2σ²) / 2πσ² over each pixel.
+
+    Args:
+        sigma: standard deviation along each axis, in pixels.
+
+    Returns:
+        Shape `(k, k)`, k odd, float64, sum 1.
+
+    Raises:
+        UsageError: not positive, or too large.
+    """
+    n = pixels_reached(_N_SIGMAS * sigma, "SIGMA")
+    edges = (torch.arange(n + 1, dtype=torch.float64) + 0.5) / (sigma * math.sqrt(2))
+    # The weight beyond an edge rather than within it keeps its digits far from the center.
+    beyond = torch.special.erfc(edges) / 2
+    half = beyond[:-1] - beyond[1:]
+    line = torch.cat([half.flip(0), 1 - 2 * beyond[:1], half])
+    return unit_sum(torch.outer(line, line))
+
+
+GAUSSIAN = KernelSource(("SIGMA",), gaussian_kernel)

@@ -1,0 +1,74 @@
+"""What a kernel source is, and how one is called: `name:NUMBER@NUMBER`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.parts import KERNEL_SOURCES
+
+MAX_REACH = 1024
+"""Pixels from the center of a kernel to its edge."""
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """A formula for a kernel.
+
+    Attributes:
+        parameters: what its numbers are called, in their order, for instance `("LENGTH", "ANGLE")`.
+        make: takes these numbers, and gives taps of shape `(kH, kW)`, float64.
+    """
+
+    parameters: tuple[str, ...]
+    make: Callable[..., torch.Tensor]
+
+
+def make_kernel(text: str) -> torch.Tensor:
+    """Make a kernel from the name of a source and its numbers, for instance `disk:5.2` or `motion:15@30`.
+
+    Returns:
+        Taps of shape `(kH, kW)`, float64. Those of the sources that come with this package are centered, of odd size,
+        and of sum 1.
+
+    Raises:
+        UsageError: no such source, a number too many or too few, or one that the source cannot take.
+    """
+    name, _, rest = text.partition(":")
+    source = KERNEL_SOURCES[KERNEL_SOURCES.check(name[:40])]
+    written = rest.split("@") if rest else []
+    try:
+        numbers = [float(number) for number in written]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(source.parameters) or not all(map(math.isfinite, numbers)):
+        usage = f"{name}:{'@'.join(source.parameters)}"
+        raise UsageError(f"a kernel of this kind is written {usage} with a number for each, but is '{text[:60]}'.")
+    return source.make(*numbers)
+
+
+def pixels_reached(half_width: float, name: str) -> int:
+    """Count the pixels beside the central one that a blur touches on each side.
+
+    Args:
+        half_width: how far it extends from the center of the central pixel, in pixels.
+        name: the parameter that says so, for the message.
+
+    Raises:
+        UsageError: not positive, or more than `MAX_REACH`.
+    """
+    if not 0 < half_width <= MAX_REACH:
+        raise UsageError(
+            f"{name} must be positive, and so small that the kernel reaches at most {MAX_REACH} pixels from its center."
+        )
+    # What ends on the edge of a pixel, but for rounding, does not touch the next one.
+    return max(0, math.ceil(half_width - 0.5 - 1e-9))
+
+
+def unit_sum(taps: torch.Tensor) -> torch.Tensor:
+    """Divide taps by their sum."""
+    return taps / taps.sum()

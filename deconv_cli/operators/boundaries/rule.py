@@ -1,0 +1,90 @@
+"""The base class of the boundary rules: what lies outside an image along any one of its axes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+from deconv_cli.parts import BOUNDARIES
+
+
+class BoundaryRule:
+    """What lies outside an image, along one axis at a time.
+
+    A rule copies pixels of the image, each times a factor, unless it sets `is_zero` or `is_unknown`. A copying rule
+    defines `sources`, and `reach` and `factors` where they differ from the ones here. Around the corners of an image
+    the axes follow one another, so that factors multiply.
+
+    Attributes:
+        name: the name under which the rule is registered.
+        description: what it takes to lie outside, as a clause: "zeros were taken to lie outside".
+        is_zero: all pixels outside are zero.
+        is_unknown: the pixels outside are unknowns of the problem, like those inside.
+        is_periodic: the image repeats itself, so that it has no edge.
+    """
+
+    name: str
+    description: str
+    is_zero = False
+    is_unknown = False
+    is_periodic = False
+
+    @property
+    def copies_pixels(self) -> bool:
+        """Whether the pixels outside are copies of pixels inside."""
+        return not (self.is_zero or self.is_unknown)
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether copies are multiplied by factors."""
+        return type(self).factors is not BoundaryRule.factors
+
+    @property
+    def keeps_constants(self) -> bool:
+        """Whether a constant image may go on as the same constant outside."""
+        return not (self.is_zero or self.has_factors)
+
+    def reach(self, length: int) -> int | None:
+        """Return how many pixels it can supply beyond either end of a line of `length`; `None` for any number."""
+        del length
+        return None
+
+    def sources(self, position: Tensor, length: int) -> Tensor:
+        """Find the pixels that are copied to positions outside a line.
+
+        Args:
+            position: whole numbers below 0 or from `length` on, shape `(n,)`.
+            length: pixels of the line, numbered from 0.
+
+        Returns:
+            The numbers of the pixels, shape `(n,)`, from 0 to `length - 1`.
+
+        Raises:
+            UsageError: the rule copies no pixels.
+        """
+        raise UsageError(f"boundary {self.name} copies no pixels, so a pixel outside has no source.")
+
+    def factors(self, position: Tensor, length: int) -> Tensor | None:
+        """Return by what the copies at positions outside a line are multiplied.
+
+        Args:
+            position: as for `sources`, shape `(n,)`.
+            length: as for `sources`.
+
+        Returns:
+            Real or whole numbers, shape `(n,)`; `None` for plain copies.
+        """
+        del position, length
+        return None
+
+
+def as_rule(boundary: str | BoundaryRule) -> BoundaryRule:
+    """Return a boundary rule, given itself or its name.
+
+    Raises:
+        UsageError: no rule has this name.
+    """
+    if isinstance(boundary, BoundaryRule):
+        return boundary
+    rule: BoundaryRule = BOUNDARIES[boundary]
+    return rule

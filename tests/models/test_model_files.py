@@ -1,0 +1,312 @@
+"""Model files of every kind: read without running what they carry, or refused in one sentence."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, UsageError
+from deconv_cli.io import limits
+from deconv_cli.models.model_files import read_model
+from deconv_cli.models.model_format import ModelFormat
+from deconv_cli.models.named_code import load_named
+
+OWN_CLASS = (
+    "class Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.body = nn.Linear(2, 3)\n"
+)
+
+
+class CallsLinear:
+    """A pickle that builds a layer of n × n weights while it is read."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __reduce__(self):
+        return nn.Linear, (self.n, self.n)
+
+
+class TestStateDicts:
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".weird"])
+    def test_the_content_decides_and_not_the_suffix(self, tmp_path, network, digest, suffix):
+        path = tmp_path / f"weights{suffix}"
+        state = network.state_dict()
+        torch.save(state, path) if suffix != ".safetensors" else save_file(state, path)
+        found = read_model(path)
+        assert found.kind is (ModelFormat.SAFETENSORS if suffix == ".safetensors" else ModelFormat.PICKLE)
+        assert (found.module, found.exported, found.notes) == (None, None, ())
+        assert found.sha256 == digest(path)
+        assert found.state.keys() == state.keys()
+        assert all(torch.equal(found.state[name], state[name]) for name in state)
+
+    @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "net"])
+    def test_inside_a_checkpoint(self, save, network, key):
+        found = read_model(save({"epoch": 3, key: network.state_dict()}))
+        assert found.state.keys() == network.state_dict().keys()
+        assert found.notes == (f"the weights were taken from the entry '{key}' of a checkpoint",)
+
+    @pytest.mark.parametrize(
+        ("found", "says"),
+        [([1, 2], "holds a list"), ({"epoch": 3}, "with the entries 'epoch'"), ({}, "holds a dict"), (3, "an int")],
+    )
+    def test_no_state_dict(self, save, refused, found, says):
+        refused(MalformedInputError, read_model, save(found), says=says.replace("an int", "holds a int"))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_tensors_that_are_not_dense(self, save, refused):
+        tensors = {
+            "sparse": torch.eye(3).to_sparse(),
+            "quantized": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8),
+            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "meta device": torch.ones(2, device="meta"),
+        }
+        for kind, tensor in tensors.items():
+            refused(MalformedInputError, read_model, save({"w": tensor}), says=["'w' of", kind])
+
+    def test_a_view_that_repeats_one_sample(self, save, refused):
+        path = save({"w": torch.zeros(1).expand(10**6, 10**6)})
+        refused(TooLargeError, read_model, path, says=["'w' of", "repeats", "3.638 TiB"])
+
+
+class TestWholeModules:
+    @pytest.mark.parametrize(
+        "build",
+        [
+            lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten(), nn.Linear(32, 3)),
+            lambda: nn.LSTM(3, 4, batch_first=True),
+            lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1),
+            lambda: nn.ModuleDict({"a": nn.PReLU(), "b": nn.MultiheadAttention(4, 2)}),
+        ],
+        ids=["convolutions", "lstm", "transformer", "containers"],
+    )
+    def test_classes_of_torch_need_no_permission(self, save, build):
+        model = build()
+        found = read_model(save(model))
+        assert type(found.module) is type(model)
+        assert found.state is None
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(found.module.state_dict()[name], tensor)
+
+    @pytest.fixture
+    def own(self, code, save, monkeypatch):
+        """A model of the user's own class, saved by a script, so that the pickle names `__main__.Own`."""
+        path = code(OWN_CLASS)
+        script = types.ModuleType("script")
+        exec(path.read_text(), vars(script))
+        monkeypatch.setattr(script.Own, "__module__", "__main__")
+        monkeypatch.setattr(sys.modules["__main__"], "Own", script.Own, raising=False)
+        return save(script.Own()), path
+
+    def test_the_class_that_the_user_named(self, own, refused):
+        path, source = own
+        refused(UnsafeInputError, read_model, path, says=["__main__.Own", "file.py:Class", "allowed_globals=[NAME]"])
+        named = load_named(f"{source}:Own", "model")
+        assert isinstance(read_model(path, named=named).module, named.value)
+
+    def test_the_class_of_a_model_that_the_user_named(self, own):
+        path, source = own
+        source.write_text(f"{source.read_text()}model = Own()\n")
+        named = load_named(f"{source}:model", "model")
+        assert type(read_model(path, named=named).module) is type(named.value)
+
+    def test_a_class_that_is_allowed_by_name(self, own, code, refused):
+        path, source = own
+        other = load_named(f"{source}:nn.Linear", "model")
+        assert type(read_model(path, named=other, allowed_globals=["__main__.Own"]).module).__name__ == "Own"
+        for name, says in {
+            "Own": "like package.module.Name",
+            "__main__.Own": "in a script",
+            "math.nothing": "holds no 'nothing'",
+            "no_such_package.Own": "cannot be imported",
+        }.items():
+            refused(UsageError, read_model, path, allowed_globals=[name], says=["allowed_globals", says])
+
+
+def holding_itself():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model._modules["1"] = model
+    return model
+
+
+def doubling():
+    """A module that holds the next one twice, sixty times over: 2⁶⁰ ways to its layer."""
+    model = nn.Linear(3, 2)
+    for _ in range(60):
+        model = nn.Sequential(model, model)
+    return model
+
+
+def with_members(**members):
+    model = nn.Linear(3, 2)
+    vars(model).update(members)
+    return model
+
+
+def with_member_of(group, name, value):
+    model = nn.Linear(3, 2)
+    vars(model)[group][name] = value
+    return model
+
+
+MALFORMED = {
+    "holding itself": (holding_itself, "holds itself"),
+    "doubling": (doubling, "holds itself, or more than 100000 others"),
+    "empty": (lambda: nn.Linear.__new__(nn.Linear), "'_modules'"),
+    "no dictionary": (lambda: with_members(_modules=None), "a model as torch saves it"),
+    "a word for a parameter": (
+        lambda: with_member_of("_parameters", "weight", "abc"),
+        "'weight' should be a Parameter",
+    ),
+    "a number for a buffer": (lambda: with_member_of("_buffers", "x", 3), "'x' should be a Tensor, but is a int"),
+    "a number for a name": (lambda: with_member_of("_modules", 5, nn.ReLU()), "a model as torch saves it"),
+    "a word for a hook": (lambda: with_member_of("_state_dict_hooks", 0, "abc"), "a model as torch saves it"),
+    "a method replaced": (lambda: with_members(parameters=functional.relu), "method 'parameters' is replaced"),
+    "a forward replaced": (lambda: with_members(forward=functional.relu), "method 'forward' is replaced"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_module_that_torch_did_not_put_together(save, refused, name):
+    build, says = MALFORMED[name]
+    refused(MalformedInputError, read_model, save(build()), says=says)
+
+
+class TestUnsafePickles:
+    def test_code_is_named_and_not_run(self, save, hostile, refused):
+        for path in (
+            save({"weight": torch.zeros(2), "extra": hostile}),
+            save(hostile, "model.safetensors"),
+            save({"x": hostile}, "old.pt", _use_new_zipfile_serialization=False),
+        ):
+            sentence = refused(UnsafeInputError, read_model, path, says="mkdir")
+            assert "weights_only=False" not in sentence
+
+    def test_beside_a_class_that_is_allowed(self, save, hostile, refused):
+        model = nn.Linear(2, 2)
+        model.extra = hostile
+        refused(UnsafeInputError, read_model, save(model), says="mkdir")
+
+    def test_a_raw_pickle(self, tmp_path, hostile, refused):
+        (tmp_path / "raw.pt").write_bytes(pickle.dumps(hostile, protocol=2))
+        refused(UnsafeInputError, read_model, tmp_path / "raw.pt", says="mkdir")
+        (tmp_path / "raw.pt").write_bytes(pickle.dumps({"weight": [1.0]}, protocol=2))
+        refused(MalformedInputError, read_model, tmp_path / "raw.pt", says="magic number")
+
+    @pytest.mark.parametrize("protocol", [4, 5])
+    @pytest.mark.parametrize("is_archive", [True, False])
+    def test_later_protocols(self, save, refused, protocol, is_archive):
+        options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_archive}
+        path = save(nn.Linear(4, 3).state_dict(), **options)
+        sentence = refused(UnsafeInputError, read_model, path, says="save it again with torch.save")
+        assert "damaged" not in sentence
+
+    def test_a_layer_of_terabytes_that_the_pickle_builds(self, save, refused):
+        refused(TooLargeError, read_model, save(CallsLinear(10**6)), says="would allocate 3.638 TiB")
+
+    def test_many_layers_that_the_pickle_builds(self, save, refused, monkeypatch):
+        monkeypatch.setattr(limits, "memory_budget", lambda: 10**6)
+        refused(TooLargeError, read_model, save([CallsLinear(200) for _ in range(10)]), says="would allocate")
+
+
+class TestPrograms:
+    """TorchScript and torch.export can run code when opened, so the user gives the fingerprint of a file he trusts."""
+
+    @pytest.fixture
+    def script(self, tmp_path):
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(nn.Linear(4, 3)), tmp_path / "script.pt")
+        return tmp_path / "script.pt"
+
+    @pytest.fixture
+    def exported(self, tmp_path):
+        path = tmp_path / "program.pt2"
+        torch.export.save(torch.export.export(nn.Linear(4, 3), (torch.randn(5, 4),)), path)
+        return path
+
+    def test_both_need_their_fingerprint(self, script, exported, digest, refused):
+        for path, kind in ((script, "a TorchScript file"), (exported, "an exported program")):
+            refused(UnsafeInputError, read_model, path, says=[kind, f'trusted_sha256="{digest(path)}"'])
+            says = ["not the file", digest(path), "nothing of it was run"]
+            refused(UnsafeInputError, read_model, path, trusted_sha256="0" * 64, says=says)
+
+    def test_torchscript(self, script, digest):
+        found = read_model(script, trusted_sha256=digest(script).upper())
+        assert found.kind is ModelFormat.TORCHSCRIPT
+        assert found.module(torch.ones(2, 4)).shape == (2, 3)
+
+    def test_an_exported_program_with_its_example_inputs(self, exported, digest):
+        found = read_model(exported, trusted_sha256=digest(exported))
+        assert found.kind is ModelFormat.EXPORTED
+        assert found.exported.module(torch.ones(5, 4)).shape == (5, 3)
+        assert [tensor.shape for tensor in found.exported.example_arguments] == [(5, 4)]
+        assert found.exported.example_keywords == {}
+
+    def test_nothing_of_it_is_unpickled_without_trust(self, exported, hostile, tmp_path, refused):
+        path = tmp_path / "hostile.pt2"
+        torch.save(hostile, tmp_path / "payload")
+        with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                is_sample = name.endswith("sample_inputs/model.pt")
+                new.writestr(name, (tmp_path / "payload").read_bytes() if is_sample else old.read(name))
+        refused(UnsafeInputError, read_model, path, says="exported program")
+
+    def test_a_damaged_program_is_told_in_one_sentence(self, exported, digest, refused, tmp_path, capfd):
+        path = tmp_path / "damaged.pt2"
+        with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name)[:300])
+        says = f"an exported program of torch {torch.__version__}"
+        refused(MalformedInputError, read_model, path, trusted_sha256=digest(path), says=says)
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_torch_package_is_not_opened(self, tmp_path, refused):
+        with zipfile.ZipFile(tmp_path / "p.pt", "w") as archive:
+            archive.writestr("p/.data/extern_modules", "torch")
+        refused(UnsafeInputError, read_model, tmp_path / "p.pt", says="torch.package")
+
+
+class TestDamage:
+    @pytest.mark.parametrize("n_bytes", [3, 100, 2000])
+    def test_a_file_cut_short(self, save, network, refused, n_bytes):
+        path = save(network)
+        path.write_bytes(path.read_bytes()[:n_bytes])
+        refused(MalformedInputError, read_model, path, says="model.pt")
+
+    def test_an_archive_cut_in_the_middle(self, save, network, refused):
+        path = save(network)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+        path.write_bytes(content[:-400])
+        refused(MalformedInputError, read_model, path, says="model.pt")
+
+    def test_safetensors(self, tmp_path, network, refused):
+        path = tmp_path / "w.safetensors"
+        save_file(network.state_dict(), path)
+        path.write_bytes(path.read_bytes()[:1000])
+        refused(MalformedInputError, read_model, path, says=".safetensors")
+        save_file({}, path)
+        refused(MalformedInputError, read_model, path, says="holds no tensor")
+
+    def test_no_model_at_all(self, tmp_path, refused):
+        (tmp_path / "x.pt").write_bytes(b"not a model at all, but long enough")
+        refused(MalformedInputError, read_model, tmp_path / "x.pt", says="not one of the model files")
+        with zipfile.ZipFile(tmp_path / "z.pt", "w") as archive:
+            archive.writestr("a.txt", "text")
+        refused(MalformedInputError, read_model, tmp_path / "z.pt", says="none of the models")
+        refused(UsageError, read_model, tmp_path / "none.pt", says="does not exist")
+
+    def test_a_file_larger_than_half_of_the_memory(self, save, network, refused, monkeypatch):
+        path = save(network)
+        monkeypatch.setattr(limits, "memory_budget", lambda: 2000)
+        refused(TooLargeError, read_model, path, says="half of the memory")
