@@ -88,7 +88,7 @@ def fit_image_model(
     Args:
         continuation: built for the kernel and the size of the data.
         y: shape `(C, H, W)` or `(B, C, H, W)`, without the bias, of the kernel's precision.
-        estimate: what was restored from them, whose channels tell how much they have in common.
+        estimate: what was restored from them, whose channels show how much they have in common.
         lam: λ of the estimate.
         sigma: standard deviation of the noise in the units of the samples, if it is known.
         least_sigma: an estimate is taken to be at least this, as that of rounding.

@@ -68,7 +68,7 @@ class LambdaChoice:
 
     @property
     def warning(self) -> str | None:
-        """A sentence on what speaks against it; `None` if nothing does."""
+        """A sentence on why to doubt it; `None` if there is no reason."""
         ratio = self.curve.chosen / self.cross_check.chosen
         if self.curve.is_at_end:
             return (

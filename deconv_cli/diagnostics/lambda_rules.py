@@ -164,7 +164,7 @@ def _sharpest_bend(data: SpectralData, lams: list[float]) -> LambdaCurve:
     second = [torch.gradient(v)[0] for v in first]
     speed = (first[0].square() + first[1].square()).clamp_min(1e-30)
     bend = (first[0] * second[1] - first[1] * second[0]) / speed**1.5
-    # At the ends the curve stands still, and differences there are noise.
+    # At the ends the curve does not move, and differences there are rounding.
     bend = torch.where(speed.sqrt() > 1e-3 * speed.sqrt().max(), bend, -torch.inf)
     values = synchronize.as_numbers((-bend).nan_to_num(posinf=1e300))
     best = min(range(1, len(lams) - 1), key=lambda k: values[k])

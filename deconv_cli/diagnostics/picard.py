@@ -31,7 +31,7 @@ class Picard:
         coefficients: median of |uᴴy| over the same, in the units of the samples; white noise of standard deviation s
             gives 0.83 s.
         noise_floor: median of |uᴴy| over the tenth of the modes with the smallest singular values.
-        n_recoverable: how many of `n_modes` stand so far above the floor that noise alone would lift none there.
+        n_recoverable: how many of `n_modes` are so far above the floor that noise alone would lift none there.
         n_modes: how many modes there are, for each plane of the data.
     """
 

@@ -80,7 +80,7 @@ _SENTENCES = {
     ),
     ResidualFinding.INCONCLUSIVE: (
         "The residual neither confirms nor contradicts kernel and λ: the estimate has taken up most of the noise, or "
-        "the noise cannot be told from the picture itself."
+        "the noise cannot be separated from the picture itself."
     ),
 }
 

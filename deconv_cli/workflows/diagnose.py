@@ -17,7 +17,7 @@ from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.picard import Picard, measure_picard
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
-from deconv_cli.diagnostics.resolution import Resolution, measure_resolution
+from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse

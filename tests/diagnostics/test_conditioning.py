@@ -15,7 +15,7 @@ from deconv_cli.diagnostics.conditioning import (
 )
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.picard import measure_picard
-from deconv_cli.diagnostics.resolution import measure_resolution
+from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry

@@ -10,7 +10,7 @@ from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.picard import measure_picard
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import check_residual
-from deconv_cli.diagnostics.resolution import measure_resolution
+from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.diagnostics.winding import axis_roots
 from deconv_cli.operators.circulant import to_float64
