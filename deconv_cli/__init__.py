@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
+    from deconv_cli.solvers.solve import solve
     from deconv_cli.workflows.forward import forward
     from deconv_cli.workflows.invert import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -90,6 +91,7 @@ __all__ = [
     "make_kernel",
     "pseudo_inverse",
     "save_pseudo_inverse",
+    "solve",
 ]
 
 _HOMES = {
@@ -110,6 +112,7 @@ _HOMES = {
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "invert": "deconv_cli.workflows.invert",
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
+    "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.invert",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",
     "save_pseudo_inverse": "deconv_cli.saved_inverses",

@@ -20,6 +20,7 @@ from deconv_cli.vocabulary import (
     LambdaRule,
     PaddingLike,
     check_name,
+    check_padding,
     format_padding,
     parse_word,
 )
@@ -73,7 +74,7 @@ class ReconstructionSettings:
         lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖²; `auto` chooses it from the data, `None` does so for a picture and takes
             1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
-        noise_sigma: standard deviation of the noise, in units of the samples; `None` estimates it.
+        noise_sigma: standard deviation of the noise, in units of the samples; `None` or `auto` estimates it.
         quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
             what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
         penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
@@ -175,12 +176,15 @@ class ReconstructionSettings:
             self._set("dtype", parse_word(ArithmeticDType, word, "dtype"))
         self._set("prior", check_name(prior_names(), self.prior, "prior"))
         self._set("method", check_name(method_names(), self.method, "method"))
-        if isinstance(self.padding, list):
-            self._set("padding", tuple(self.padding))  # settings are compared, and written into files
+        if self.padding is not None:
+            self._set("padding", check_padding(self.padding))
 
     def _check_numbers(self) -> None:
         self._take("lam", Real, "auto, zero or a positive number", lambda v: v >= 0)
-        self._take("noise_sigma", Real, "a positive number", lambda v: v > 0)
+        given: object = self.noise_sigma
+        if given == "auto":
+            self._set("noise_sigma", None)
+        self._take("noise_sigma", Real, "auto or a positive number", lambda v: v > 0)
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
         self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)

@@ -5,7 +5,6 @@ Nothing here imports torch, so that the command line can offer these words befor
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from enum import StrEnum
@@ -116,18 +115,28 @@ PADDING_WORDS = ("same", "valid", "full")
 
 
 def parse_padding(text: str) -> PaddingLike:
-    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt.
-
-    Raises:
-        UsageError: the text is none of these.
-    """
-    if text in PADDING_WORDS:
-        return text
+    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt; any other text is left for the settings."""
     parts = text.split(",")
     if all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
         numbers = tuple(int(part) for part in parts)
         return numbers[0] if len(numbers) == 1 else numbers
-    raise UsageError(f"padding must be same, valid, full, a whole number N or NH,NW, but is '{shortened(text)}'.")
+    return text
+
+
+def check_padding(padding: object) -> PaddingLike:
+    """Give a padding back if it is one; a list becomes a tuple.
+
+    Raises:
+        UsageError: it is none.
+    """
+    numbers = padding if isinstance(padding, tuple | list) else (padding,)
+    is_words = isinstance(padding, str) and padding in PADDING_WORDS
+    if is_words or (numbers and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)):
+        return tuple(padding) if isinstance(padding, list) else padding  # type: ignore[return-value]
+    shown = shortened(str(padding)) if isinstance(padding, str) else padding
+    raise UsageError(
+        f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each axis, but is {shown!r}."
+    )
 
 
 def format_padding(padding: PaddingLike) -> str:
@@ -175,20 +184,6 @@ def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["
 
 ROUNDING_NOISE = 12**-0.5
 """Standard deviation of what rounding to whole numbers takes off."""
-
-
-def parse_sigma(text: str) -> float | None:
-    """Read the size of the noise as typed at the prompt: a positive number, or `auto`, which gives `None`.
-
-    Raises:
-        UsageError: the text is neither.
-    """
-    number = _number(text)
-    if text == "auto":
-        return None
-    if number is None or not 0 < number < math.inf:
-        raise UsageError(f"noise_sigma must be auto or a positive number, but is '{shortened(text)}'.")
-    return number
 
 
 def _number(text: str) -> float | None:

@@ -13,7 +13,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import InputKind, parse_padding
+from deconv_cli.vocabulary import InputKind, check_padding, parse_padding
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile, PreparedOutput
@@ -160,7 +160,9 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
         return None, ()
     try:
         made_by = record["kernel"]
-        found = RecordedConvolution(BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"]))
+        found = RecordedConvolution(
+            BOUNDARIES.check(record["boundary"]), check_padding(parse_padding(record["padding"]))
+        )
         path, sha256 = str(made_by["path"]), str(made_by["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()

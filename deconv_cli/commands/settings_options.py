@@ -20,7 +20,6 @@ from deconv_cli.vocabulary import (
     parse_memory,
     parse_number_or_auto,
     parse_padding,
-    parse_sigma,
 )
 
 SettingValues = dict[str, Any]
@@ -120,7 +119,7 @@ SETTINGS_OPTIONS = dict(
             PENALTY,
             "Standard deviation of the noise, in units of the samples. Default: auto, estimated.",
             metavar="auto|σ",
-            read=parse_sigma,
+            read=lambda text: parse_number_or_auto(text, "noise_sigma", " or a positive number"),
         ),
         _setting(
             "quantization",

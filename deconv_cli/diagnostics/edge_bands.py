@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.solvers.problem import accumulation_dtype
+from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
 

@@ -100,7 +100,7 @@ BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert bui
 def describe_factor_run(run: FactorRun) -> Record:
     """Write a run of `deconv factor` as a JSON object."""
     inverse = run.inverse
-    factors = inverse.state.kept.factors.tensors
+    factors = inverse.state.precomputed.factors.tensors
     return {
         "schema": SCHEMA,
         "command": "factor",

@@ -32,6 +32,7 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bands import Band, BandGroup
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.vocabulary import Size
 
 Part = list[Tensor]
@@ -179,29 +180,20 @@ class BorderSystem:
         return result
 
 
-def count_indefinite_unknowns(
-    places: TorusLayout, boundary: BoundaryRule, penalty: str, weight: float, *, n_outputs: int, n_inputs: int
-) -> int:
-    """Count the unknowns in the band of columns of a system that is not definite; 0 for one that is.
-
-    Args:
-        places: the torus.
-        boundary: what lies outside the image.
-        penalty: which L.
-        weight: μ, of which only matters whether it is zero.
-        n_outputs: output channels.
-        n_inputs: input channels.
-    """
-    if places.image_size == places.torus:
+def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
+    """Count the unknowns in the band of columns of a system that is not definite; 0 for one that is."""
+    boundary, penalty = problem.operator.boundary, problem.penalty
+    layout = TorusLayout.plan(problem.operator.geometry, boundary)
+    if layout.image_size == layout.torus:
         return 0
-    sizes = [(n_outputs, places.output_size)] if places.output_size != places.torus else []
-    if weight > 0 and not _is_free_outside(boundary, penalty):
-        observed = [term.observed(places.image_size) for term in find_penalty(penalty).terms(len(places.torus))]
-        sizes += [(n_inputs, size) for size in observed if size != places.torus]
+    sizes = [(problem.n_outputs, layout.output_size)] if layout.output_size != layout.torus else []
+    if problem.lam > 0 and not _is_free_outside(boundary, penalty):
+        observed = [term.observed(layout.image_size) for term in find_penalty(penalty).terms(len(layout.torus))]
+        sizes += [(problem.n_inputs, size) for size in observed if size != layout.torus]
     if not sizes:
         return 0
-    sizes.append((n_inputs, places.image_size))
-    return sum(n_channels * height * (places.torus[1] - width) for n_channels, (height, width) in sizes)
+    sizes.append((problem.n_inputs, layout.image_size))
+    return sum(n_channels * height * (layout.torus[1] - width) for n_channels, (height, width) in sizes)
 
 
 def _is_free_outside(boundary: BoundaryRule, penalty: str) -> bool:

@@ -1,19 +1,23 @@
-"""Preconditioned conjugate gradients for least squares (CGLS).
+"""Preconditioned conjugate gradients for least squares (CGLS), on the normal equations without forming AᴴA.
 
-Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4: conjugate gradients on the normal equations
-that never form AᴴA; the residual is kept in the data space, where it loses no digits. Every image of a batch has its
-own step lengths, so that a batch gives what its images would give one by one.
+Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4; the residual is kept in the data space, where
+it loses no digits. Every image of a batch has its own step lengths, so that a batch gives what its images would give
+one by one.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, inner, norm
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule, refine_equations, step
+from deconv_cli.solvers.norms import as_factor, inner, safe_ratio
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 
 
@@ -26,9 +30,14 @@ def conjugate_gradients(
     preconditioner: LinearOperator | None = None,
     progress: Progress | None = None,
 ) -> Solution:
-    """Solve the problem for data `y` of shape `(*batch, C_out, H_y, W_y)`; see `iterate`."""
+    """Solve the problem for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error; see `iterate`."""
     return iterate(
-        NormalEquations.of_data(problem, y), rule, start=start, preconditioner=preconditioner, progress=progress
+        NormalEquations.of_data(problem, y),
+        rule,
+        start=start,
+        preconditioner=preconditioner,
+        progress=progress,
+        bounds_distance=problem.weight > 0,
     )
 
 
@@ -39,6 +48,7 @@ def iterate(
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
     progress: Progress | None = None,
+    bounds_distance: bool = False,
 ) -> Solution:
     """Solve normal equations.
 
@@ -49,36 +59,88 @@ def iterate(
         rule: when to stop.
         start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
-        progress: told of every iteration.
+        progress: called after every iteration.
+        bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
+            near.
+    """
+    ritz = RitzValues(preconditioner)
+
+    def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
+        return _run(equations, x, gradient, preconditioner, log, ritz)
+
+    distance = ritz.distance if bounds_distance else None
+    return refine_equations(equations, equations.zero() if start is None else start, rule, improve, progress, distance)
+
+
+class RitzValues:
+    """What conjugate gradients learn of the smallest eigenvalue of M H, M the preconditioner and H = AᴴA + μLᴴL.
+
+    Their coefficients are those of the Lanczos process (Meurant, The Lanczos and Conjugate Gradient Algorithms, 2006,
+    section 2.3), whose tridiagonal matrix is T = LDLᵀ with D = diag(1/α_k) and L unit bidiagonal with entries √β_k. So
+    tr T⁻¹ = Σ α_k s_k with s_0 = 1, s_(k+1) = 1 + β_k s_k, and 1 / tr T⁻¹ is a lower bound of the smallest Ritz value.
+    That itself is not below the smallest eigenvalue: what follows from it is an estimate.
+
+    Attributes:
+        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first.
     """
 
-    def improve(x: Tensor, gradient: Tensor, course: Course) -> Tensor:
-        return _run(equations, x, gradient, preconditioner, course)
+    def __init__(self, preconditioner: LinearOperator | None) -> None:
+        self._preconditioner = preconditioner
+        self.inverse_trace: Tensor | None = None
 
-    return refine_equations(equations, equations.zero() if start is None else start, rule, improve, progress)
+    def add(self, inverse_trace: Tensor) -> None:
+        """Take note of one round."""
+        before = self.inverse_trace
+        self.inverse_trace = inverse_trace if before is None else torch.maximum(before, inverse_trace)
+
+    def distance(self, equations: NormalEquations, gradient: Tensor) -> Tensor:
+        """Bound ‖x − x*‖ by ‖gradient‖/μ where L is the identity, else estimate it by ‖M gradient‖ · tr T⁻¹.
+
+        Args:
+            equations: with μ > 0.
+            gradient: at x, shape `(*batch, *operator.input_shape)`.
+        """
+        if equations.least_curvature is not None:
+            return equations.distance(gradient, equations.least_curvature)
+        if self._preconditioner is None:
+            size, trace = equations.norm(gradient), self._trace(math.inf, equations.scale)
+        else:
+            # Before the first iteration the preconditioner stands for the inverse.
+            size, trace = equations.norm(self._preconditioner.forward(gradient)), self._trace(1.0, equations.scale)
+        return torch.where(size > 0, size * trace, 0)
+
+    def _trace(self, at_first: float, like: Tensor) -> Tensor:
+        return torch.full_like(like, at_first) if self.inverse_trace is None else self.inverse_trace
 
 
 def _run(
-    equations: NormalEquations, x: Tensor, gradient: Tensor, preconditioner: LinearOperator | None, course: Course
+    equations: NormalEquations,
+    x: Tensor,
+    gradient: Tensor,
+    preconditioner: LinearOperator | None,
+    log: IterationLog,
+    ritz: RitzValues,
 ) -> Tensor:
+    n_dims = equations.n_dims
     residual = equations.residual(x)
     z = gradient if preconditioner is None else preconditioner.forward(gradient)
-    direction, gamma = z, inner(gradient, z)
-    while not course.is_spent:
+    direction, gamma = z, inner(gradient, z, n_dims)
+    s, trace = torch.ones_like(gamma), torch.zeros_like(gamma)
+    while not log.is_spent:
         image = equations.operator.forward(direction)
-        alpha = _as_factor(step(gamma, equations.curvature(direction, image)), x)
-        x = x + alpha * direction
-        residual = residual - alpha * image
+        alpha = safe_ratio(gamma, equations.curvature(direction, image))
+        trace = trace + alpha * s
+        x = x + as_factor(alpha, x, n_dims) * direction
+        residual = residual - as_factor(alpha, residual, residual.ndim - gamma.ndim) * image
         gradient = equations.remaining(x, residual)
-        remaining = norm(gradient)
-        course.note(remaining)
-        if synchronize.holds_everywhere(remaining <= course.goal):
+        remaining = equations.norm(gradient)
+        log.add(remaining)
+        if synchronize.holds_everywhere(remaining <= log.goal):
             break
         z = gradient if preconditioner is None else preconditioner.forward(gradient)
-        previous, gamma = gamma, inner(gradient, z)
-        direction = z + _as_factor(step(gamma, previous), x) * direction
+        previous, gamma = gamma, inner(gradient, z, n_dims)
+        beta = safe_ratio(gamma, previous)
+        s = 1 + beta * s
+        direction = z + as_factor(beta, x, n_dims) * direction
+    ritz.add(trace)
     return x
-
-
-def _as_factor(ratio: Tensor, like: Tensor) -> Tensor:
-    return ratio.to(like.dtype)[..., None, None, None]

@@ -1,24 +1,23 @@
-"""Which solver runs: one public function, whose reason goes into the report."""
+"""Which solver runs: the one that covers the problem at the least cost, with the reason for the report."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
-
-from deconv_cli.errors import UsageError
-from deconv_cli.operators.boundaries.rule import BoundaryRule
-from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers import direct, strip
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.parts import SOLVERS
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.fourier import SingularSystemError
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.memory import free_memory
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import StoppingRule
+from deconv_cli.solvers.solver import Cost, Solver
 from deconv_cli.vocabulary import format_memory
 
-# The direct method may take this part of the memory that is free.
+# A solver may take this part of the memory that is free.
 MEMORY_SHARE = 0.5
-# A factorization was measured to run this many times more operations a second than an iteration does.
-FACTORIZATION_SPEED = 4.0
-STRIP_REASON = "all but a strip along the border is diagonal in frequency, and an iteration settles the strip"
+GIVEN = "given by the user"
 
 
 @dataclass(frozen=True)
@@ -29,93 +28,94 @@ class Choice:
     reason: str
 
 
-def choose_method(
-    geometry: Geometry,
-    boundary: BoundaryRule,
-    *,
-    lam: float,
-    penalty: str,
-    n_outputs: int,
-    n_inputs: int,
-    device: torch.device,
-    asked: str = "auto",
-    max_memory: int | None = None,
-) -> Choice:
+def find_solver(method: str) -> Solver:
+    """Return the solver of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if method == "richardson-lucy":
+        raise UsageError(
+            "method richardson-lucy is no linear inverse: it cannot be built ahead, constrained or saved; "
+            "apply it to data with their kernel, or use method auto."
+        )
+    solver: Solver = SOLVERS[method]
+    return solver
+
+
+def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
     """Decide how a convolution is undone.
 
     Args:
-        geometry: the sizes.
-        boundary: what lies outside the image.
-        lam: λ.
-        penalty: which L.
-        n_outputs: output channels.
-        n_inputs: input channels.
-        device: where the arithmetic runs; the direct method needs double precision there.
-        asked: a method chosen by hand.
-        max_memory: bytes that the direct method may take; by default a part of what is free.
+        problem: what is to be solved.
+        method: the name of a solver, or `auto` for the one of the least cost that fits the memory; where none fits,
+            solvers whose memory grows with the border are left out.
+        max_memory: bytes that may be used; by default a part of what is free.
 
     Raises:
-        UsageError: the method asked for cannot solve this problem.
+        UsageError: the method cannot solve this problem, or none can.
     """
-    is_diagonal = boundary.is_periodic and geometry.output_size == geometry.image_size
-    has_strip = strip.covers(geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs)
-    has_direct = device.type != "mps" and direct.covers(
-        geometry, boundary, lam=lam, penalty=penalty, n_outputs=n_outputs, n_inputs=n_inputs
-    )
-    _check_asked(asked, is_diagonal=is_diagonal, has_strip=has_strip, has_direct=has_direct)
-    if asked != "auto":
-        return Choice(asked, "asked for")
-    if is_diagonal:
-        return Choice("fft", "a circular convolution of unchanged size is diagonal in frequency")
-    if not (has_strip or has_direct):
-        return Choice("iterative", f"boundary {boundary.name} with λ {lam:g} and penalty {penalty} has no shorter way")
-    if not has_direct:
-        return Choice("strip", STRIP_REASON)
-    cost = direct.estimate_cost(geometry, boundary, lam=lam, n_outputs=n_outputs, n_inputs=n_inputs)
-    if has_strip and cost.n_operations > FACTORIZATION_SPEED * _strip_operations(geometry, lam, n_outputs, n_inputs):
-        return Choice("strip", STRIP_REASON)
-    budget = MEMORY_SHARE * free_memory(device) if max_memory is None else max_memory
-    if cost.n_bytes <= budget:
-        return Choice("direct", _direct_reason(cost))
-    need = f"a direct solution would need {format_memory(cost.n_bytes)}, and {format_memory(budget)} may be used"
-    return Choice("strip" if has_strip else "iterative", need)
+    if method != "auto":
+        refusal = find_solver(method).covers(problem)
+        if refusal is not None:
+            raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
+        return Choice(method, GIVEN)
+    refusals = {name: find_solver(name).covers(problem) for name in SOLVERS}
+    costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
+    if not costs:
+        name, refusal = list(refusals.items())[-1]  # the most general one
+        raise UsageError(f"method auto finds none that solves this problem: method {name} {refusal}.")
+    budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device) if max_memory is None else max_memory
+    fitting = _within(costs, budget)
+    best, chosen = _cheapest(costs), _cheapest(fitting)
+    if chosen == best:
+        return Choice(chosen, find_solver(chosen).reason(problem))
+    need = f"method {best} would need {format_memory(costs[best].n_bytes())}, and {format_memory(budget)} may be used"
+    return Choice(chosen, need)
 
 
-def _direct_reason(cost: direct.Cost) -> str:
-    if not cost.n_eliminated:
-        return f"the border's system of {cost.n_unknowns} unknowns is factored once, exactly"
-    return (
-        f"the border's system of {cost.n_unknowns} unknowns is solved exactly: {cost.n_eliminated} of them are "
-        "eliminated by FFTs where the kernel allows it, and what is left is factored once"
-    )
+def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) -> tuple[Inverse, Choice]:
+    """Build the inverse that was chosen; where its system is singular and it was not given by name, iterate instead.
+
+    Args:
+        problem: what is solved.
+        rule: when iterations end.
+        choice: the method, and why it was taken.
+
+    Returns:
+        The inverse, and the method that it is of.
+
+    Raises:
+        UsageError: the method was given by name, and its system is singular. There is no solution yet to have a status.
+    """
+    method = choice.method
+    try:
+        return find_solver(method).build(problem, rule), choice
+    except SingularSystemError as error:
+        if choice.reason == GIVEN:
+            raise UsageError(f"method {method} fails, since {error}; use a larger λ or method auto.") from error
+        instead = Choice("iterative", f"the {method} way is barred, since {error}")
+    return find_solver(instead.method).build(problem, rule), instead
 
 
-def _check_asked(asked: str, *, is_diagonal: bool, has_strip: bool, has_direct: bool) -> None:
-    """Refuse a method that was asked for but cannot solve the problem."""
-    if asked == "richardson-lucy":
-        raise UsageError(
-            "method richardson-lucy is no linear inverse, and cannot be built ahead, constrained or kept; "
-            "use it with deconv invert and its kernel alone, or use method auto."
-        )
-    if asked == "fft" and not is_diagonal:
-        raise UsageError("method fft inverts circular convolutions of unchanged size only; use method auto.")
-    if asked == "strip" and not has_strip:
-        raise UsageError(
-            "method strip does not cover this problem (λ = 0 with an output of unchanged size, a periodic penalty, or "
-            "constants that nothing determines); use method auto."
-        )
-    if asked == "direct" and not has_direct:
-        raise UsageError(
-            "method direct needs λ > 0 here (with penalty identity, if the kernel has fewer outputs than inputs); "
-            "use another λ, or method auto."
-        )
+def restore_inverse(problem: TikhonovProblem, rule: StoppingRule, method: str, factors: Factors) -> Inverse:
+    """Build an inverse again from its factors.
+
+    Raises:
+        MalformedInputError: the factors are not those of this problem, or the method cannot have made them.
+    """
+    try:
+        return find_solver(method).build(problem, rule, factors)
+    except SingularSystemError as error:
+        raise MalformedInputError(f"method {method} cannot have made it, since {error}.") from error
 
 
-def _strip_operations(geometry: Geometry, lam: float, n_outputs: int, n_inputs: int) -> float:
-    """Estimate the operations of the iteration on the strip: each applies the border's system twice."""
-    n_pixels = math.prod(geometry.extended_size)
-    transforms = 4 * (n_outputs + n_inputs) * 2.5 * n_pixels * math.log2(max(n_pixels, 2))
-    products = 32.0 * n_pixels * (n_outputs + n_inputs) ** 2
-    # Measured: 20 to 40 iterations at λ = 1e-3, 150 to 250 at 1e-6.
-    digits = 6.0 if lam == 0 else max(0.0, -math.log10(lam))
-    return (transforms + products) * (10 + 5 * digits**2)
+def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
+    """Keep what fits the memory; where nothing does, what grows with the image alone."""
+    fitting = {name: cost for name, cost in costs.items() if cost.n_bytes() <= budget}
+    frugal = {name: cost for name, cost in costs.items() if not find_solver(name).memory_grows_with_border}
+    return fitting or frugal or costs
+
+
+def _cheapest(costs: dict[str, Cost]) -> str:
+    return min(costs, key=lambda name: costs[name].n_operations)

@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import half_spectrum
 from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.fourier import default_rcond, gram_inverse_blocks, inverse_blocks
+from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.norms import norm, relative
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solver import (
+    N_IMAGES_IN_CLOSED_FORM,
+    N_SYMBOLS,
+    N_SYMBOLS_PENALIZED,
+    Cost,
+    Solver,
+    blurring_bytes,
+    general_refusal,
+    image_bytes,
+    symbol_bytes,
+    transform_operations,
+)
 from deconv_cli.vocabulary import Size
+
+
+class CircularSolver(Solver):
+    """Division in frequency, for boundary `circular` and an output as large as the image."""
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover periodic problems of unchanged size."""
+        geometry = problem.operator.geometry
+        if not (problem.operator.boundary.is_periodic and geometry.output_size == geometry.image_size):
+            return "inverts circular convolutions of unchanged size only"
+        return general_refusal(problem) if problem.rcond is not None and problem.lam > 0 else None
+
+    def cost(self, problem: TikhonovProblem) -> Cost:
+        """Count the symbol, its inverse, and a few transforms."""
+        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS
+        return Cost(
+            transform_operations(problem),
+            symbol_bytes(problem, n_symbols) + blurring_bytes(problem),
+            image_bytes(problem, N_IMAGES_IN_CLOSED_FORM),
+        )
+
+    def reason(self, problem: TikhonovProblem) -> str:
+        """Name the diagonal form."""
+        del problem
+        return "a circular convolution of unchanged size is diagonal in frequency"
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+        """Invert the symbol."""
+        del rule
+        return CircularInverse(problem, factors)
+
+
+CIRCULAR = CircularSolver()
 
 
 class CircularInverse(Inverse):
@@ -24,64 +73,79 @@ class CircularInverse(Inverse):
 
     Args:
         problem: boundary `circular`, and an output as large as the image.
-        rcond: for λ = 0, singular values up to this fraction of the largest count as zero; `None` drops only what
-            rounding has made meaningless.
-        kept: the factors of an equal inverse, which are then not computed.
+        factors: those of an equal inverse, which are then not computed.
     """
 
-    def __init__(self, problem: TikhonovProblem, rcond: float | None = None, kept: Factors | None = None) -> None:
+    is_closed_form = True
+
+    def __init__(self, problem: TikhonovProblem, factors: Factors | None = None) -> None:
         self.problem = problem
         taps, torus = problem.operator.kernel, problem.operator.geometry.image_size
-        self.rcond = default_rcond(taps.dtype) if rcond is None else rcond
-        if kept is None:
-            blocks = self._invert_symbol(torus)
+        threshold = default_rcond(taps.dtype) if problem.rcond is None else problem.rcond
+        self.rcond = threshold if problem.lam == 0 else None
+        if factors is None:
+            blocks = self._invert_symbol(torus, threshold)
         else:
-            shape = (torus[0], torus[1] // 2 + 1, taps.shape[1], taps.shape[0])
-            blocks = kept.take("blocks", shape, taps.dtype.to_complex())
+            shape = (*half_spectrum(torus), taps.shape[1], taps.shape[0])
+            blocks = factors.take("blocks", shape, taps.dtype.to_complex())
         self._inverse = BlockCirculant(blocks, torus)
 
-    def _invert_symbol(self, torus: Size) -> Tensor:
+    def _invert_symbol(self, torus: Size, rcond: float) -> Tensor:
         """Factor for use in the data's precision: in double, where float32 would lose the small singular values."""
         problem = self.problem
-        taps, pads = problem.operator.kernel, problem.operator.geometry.pads
-        # A blur of one channel is divided by a sum of squares, large where the penalty sees nothing.
+        taps = problem.operator.kernel
+        # A blur of one channel is divided by a sum of squares, large where the penalty is zero.
         is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
         wide = taps if is_safe else to_float64(taps)
-        symbol = torus_symbol(wide, torus, pads.before)
+        symbol = torus_symbol(wide, torus, problem.operator.geometry.pads.before)
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
-        blocks = inverse_blocks(
-            symbol, problem.weight, penalty, self.rcond, lambda: largest_singular_value(taps, torus)[0]
-        )
+        blocks = inverse_blocks(symbol, problem.weight, penalty, rcond, lambda: largest_singular_value(taps, torus)[0])
         return blocks.to(taps.dtype.to_complex())
 
     def factors(self) -> dict[str, Tensor]:
-        """Give the inverse blocks."""
+        """Return the inverse blocks."""
         return {"blocks": self._inverse.blocks.matrices}
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(*batch, C_out, H, W)`; there is no progress to tell."""
+        """Solve for data `y` of shape `(*batch, C_out, *size)`; without iterations there is no progress."""
         del progress
         x = self.apply(y)
-        return Solution(x, Status.CLOSED_FORM, 0, synchronize.as_number(self.problem.certificate(x, y).max()))
+        certificate = synchronize.as_number(self.problem.certificate(x, y).max())
+        return Solution(x, Status.CLOSED_FORM, 0, certificate, distance_bound=self._bound_rounding(x, y))
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
         return self._inverse.forward(y)
 
     def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
         if self.problem.weight == 0:
             # (AᴴA)⁺ = A⁺(A⁺)ᴴ: the truncation is the same, and nothing is squared.
             return self._inverse.forward(self._inverse.adjoint(g))
         return self._gram_inverse.forward(g)
 
     def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`: the transposed blocks."""
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`: the transposed blocks."""
         return self._inverse.adjoint(g)
+
+    def _bound_rounding(self, x: Tensor, y: Tensor) -> float:
+        """Bound what rounding may do to x = By, relative to ‖x‖: (1 + √log₂ N) units in the last place of ‖B‖‖y‖.
+
+        The FFTs' part is Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 24.1, for errors that
+        are independent of one another.
+        """
+        n_dims = self.problem.n_dims
+        ulps = torch.finfo(x.dtype).eps * (1 + math.sqrt(math.log2(max(2, math.prod(x.shape[1 - n_dims :])))))
+        return synchronize.as_number((ulps * self._norm * relative(norm(y, n_dims), norm(x, n_dims))).max())
+
+    @cached_property
+    def _norm(self) -> float:
+        """‖B‖, by the largest block's Frobenius norm."""
+        return synchronize.as_number(block_norms(self._inverse.blocks.matrices).max())
 
     @cached_property
     def _gram_inverse(self) -> BlockCirculant:
-        """(KᴴK + μ|l|²)⁺, which only the derivative in the kernel asks for."""
+        """(KᴴK + μ|l|²)⁺, which only the derivative in the kernel needs."""
         torus = self.problem.operator.geometry.image_size
         taps = self.problem.operator.kernel
         wide = to_float64(taps)

@@ -8,7 +8,7 @@ pseudo-inverses and nonlinear least squares problems whose variables separate, S
     φ(K) = ⟨A_K w, y − Ax⟩ − ⟨Aw, A_K x⟩ − μ(K)⟨Lw, Lx⟩ + ⟨A_K g₀, AH⁺x⟩,
 
 a scalar that depends on K through the operators A_K and through μ(K) = λσ²max(K) alone; g₀ is the part of g in the
-null space of H, which is empty for λ > 0 but for constants that neither the kernel nor the penalty sees.
+null space of H, which is empty for λ > 0 but for constants that kernel and penalty both annihilate.
 
 σmax is differentiated at the frequency where it is attained. Where several frequencies attain it, or where the rank
 changes, there is no derivative; what is computed then is that of one of the frequencies, or of the present rank.
@@ -33,15 +33,15 @@ def attach_gradient(value: Tensor, y: Tensor, taps: Tensor, inverse: Inverse, sp
     """Make an estimate a differentiable function of what it was computed from.
 
     Args:
-        value: the estimate for `y`, shape `(*batch, C_in, H, W)`, computed without a graph.
-        y: shape `(*batch, C_out, H_y, W_y)`.
-        taps: the kernel that `inverse` was built for, shape `(C_out, C_in, kH, kW)`.
+        value: the estimate for `y`, shape `(*batch, C_in, *size)`, computed without a graph.
+        y: shape `(*batch, C_out, *output_size)`.
+        taps: the kernel that `inverse` was built for, shape `(C_out, C_in, *k)`.
         inverse: what computed the estimate.
         spectrum: where the kernel's σmax is attained; needed for λ > 0 and a kernel that requires a gradient.
 
     Returns:
-        The estimate itself, if neither `y` nor `taps` asks for a gradient; else its differentiable twin. It can be
-        differentiated once.
+        The estimate itself, if neither `y` nor `taps` requires a gradient; else the same values with a graph, which can
+        be differentiated once.
     """
     if not (torch.is_grad_enabled() and (y.requires_grad or taps.requires_grad)):
         return value
@@ -71,12 +71,12 @@ class _Estimate(Function):
         in_data, in_taps = None, None
         with torch.no_grad():
             if not ctx.needs_input_grad[1]:
-                seen, _ = ctx.inverse.problem.split_unseen(g)
-                in_data = ctx.inverse.solve_transposed(seen)
+                determined, _ = ctx.inverse.problem.split_null_space(g)
+                in_data = ctx.inverse.solve_transposed(determined)
             else:
                 y, _, x = ctx.saved_tensors
                 in_data, in_taps = _gradients(ctx.inverse, ctx.spectrum, y, x, g)
-        if torch.is_grad_enabled():  # somebody may want to differentiate again
+        if torch.is_grad_enabled():  # a second derivative may be wanted
             sources = (g, *ctx.saved_tensors)
             in_data, in_taps = (
                 None if gradient is None else _Final.apply(gradient, *sources)  # type: ignore[no-untyped-call]
@@ -95,7 +95,7 @@ class _Final(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> None:  # noqa: ANN401
         raise UsageError(
-            "the gradient of an inverse cannot be differentiated again, but a second derivative was asked for; "
+            "the gradient of an inverse cannot be differentiated again, but a second derivative was wanted; "
             "use first derivatives alone."
         )
 
@@ -106,30 +106,30 @@ def _gradients(inverse: Inverse, spectrum: Spectrum | None, y: Tensor, x: Tensor
     Args:
         inverse: the inverse.
         spectrum: where σmax is attained, for λ > 0.
-        y: data, shape `(*batch, C_out, H_y, W_y)`.
-        x: estimate, shape `(*batch, C_in, H, W)`.
+        y: data, shape `(*batch, C_out, *output_size)`.
+        x: estimate, shape `(*batch, C_in, *size)`.
         g: gradient in the estimate, of its shape.
 
     Returns:
-        Shapes `(*batch, C_out, H_y, W_y)` and `(C_out, C_in, kH, kW)`.
+        Shapes `(*batch, C_out, *output_size)` and `(C_out, C_in, *k)`.
     """
     problem = inverse.problem
     forward = problem.operator.forward
     if problem.lam > 0:
-        seen, unseen = problem.split_unseen(g)
-        w, _ = problem.split_unseen(inverse.solve_normal(seen))
+        determined, lost = problem.split_null_space(g)
+        w, _ = problem.split_null_space(inverse.solve_normal(determined))
     else:
         w = inverse.solve_normal(g)
-        unseen = g - inverse.solve(forward(g)).warn_for_status().value
+        lost = g - inverse.solve(forward(g)).warn_for_status().value
     image = forward(w)
-    pulled = None if unseen is None else inverse.solve_transposed(x)
+    pulled = None if lost is None else inverse.solve_transposed(x)
     residual = y - forward(x)
     taps = problem.operator.kernel.detach().requires_grad_()
     with torch.enable_grad(), full_precision_convolutions(taps.device):
         operator = Convolution.of_geometry(taps, problem.operator.geometry, problem.operator.boundary)
         phi = (operator.forward(w) * residual).sum() - (operator.forward(x) * image).sum()
-        if unseen is not None and pulled is not None:
-            phi = phi + (operator.forward(unseen) * pulled).sum()
+        if lost is not None and pulled is not None:
+            phi = phi + (operator.forward(lost) * pulled).sum()
         if problem.lam > 0:
             assert spectrum is not None
             roughness = (problem.penalty_operator.forward(w) * problem.penalty_operator.forward(x)).sum()

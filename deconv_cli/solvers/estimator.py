@@ -1,4 +1,4 @@
-"""What all ways from outputs back to images have in common: a kernel, a size and a border, and data of that size."""
+"""What all ways from outputs back to images have in common: a kernel, a size and a boundary, and data of that size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import image_axes
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.memory import check_memory
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import Cost
+from deconv_cli.vocabulary import Size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.
 ORDINARY = (1e-8, 1e8)
@@ -27,45 +32,64 @@ ORDINARY = (1e-8, 1e8)
 class Estimator(ABC):
     """A map from outputs of a convolution back to images: built once, applied to many outputs.
 
-    Attributes:
+    Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
-        settings: what was asked for.
+        image_size: size of the images that are wanted back.
+        settings: how to invert.
+
+    Attributes:
+        kernel: the kernel.
+        settings: how it inverts.
         geometry: the sizes.
-        operator: A, under its true border.
+        operator: A, under its true boundary; its taps do not change with the caller's.
         choice: the method, and why it was taken.
         tolerance: the certificate at which an iteration stops.
         rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
         lam: λ of the penalty λσ²max‖Lx‖²; `None` where there is no such penalty.
         penalty: which L; `None` where there is none.
+
+    Raises:
+        ShapeError: the kernel does not fit the size, or reaches too far outside it.
     """
 
-    kernel: Kernel
-    settings: ResolvedSettings
-    geometry: Geometry
-    operator: Convolution
     choice: Choice
     tolerance: float
     rcond: float | None = None
     lam: float | None = None
     penalty: str | None = None
 
+    def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
+        boundary = as_rule(settings.boundary)
+        self.kernel, self.settings = kernel, settings
+        self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
+        self.geometry.check_boundary(boundary)
+        # What is built here serves no graph, and must not change when the caller's taps do.
+        self.operator = Convolution.of_geometry(kernel.taps.detach().clone(), self.geometry, boundary)
+
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for `y` and keep the outcome; the value is in the operators' arrangement (see `frame`).
+        """Solve for `y` and return the outcome; the value is in the operators' arrangement (see `frame`).
 
         Args:
-            y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
-            progress: told of every iteration.
+            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
+            progress: called after every iteration.
 
         Raises:
             ShapeError: `y` is not an output of this convolution.
             UsageError: `y` has another dtype or device than the arithmetic.
+            TooLargeError: the batch does not fit the memory.
+            MalformedInputError: `y` holds NaN or infinite values.
         """
 
     @cached_property
     def spectrum(self) -> Spectrum:
         """The extreme singular values of the kernel's symbol."""
         return kernel_spectrum(self.operator.kernel, self.geometry.image_size)
+
+    @property
+    def n_dims(self) -> int:
+        """Axes of one image: its channels and those of space."""
+        return len(self.operator.input_shape)
 
     def arrange(self, y: Tensor) -> Tensor:
         """Check outputs and arrange their channels for the operators."""
@@ -75,7 +99,7 @@ class Estimator(ABC):
                 f"{y.dtype} on {y.device}; convert one of them."
             )
         arranged = self.kernel.split(y, are_outputs=True)
-        if arranged.shape[-2:] != self.geometry.output_size:
+        if tuple(arranged.shape[1 - self.n_dims :]) != self.geometry.output_size:
             raise ShapeError(
                 f"an image of {self.geometry.image_size} gives an output of {self.geometry.output_size}, "
                 f"but the output has shape {tuple(y.shape)}."
@@ -83,16 +107,16 @@ class Estimator(ABC):
         return arranged
 
     def data_of(self, y: Tensor) -> Tensor:
-        """Check and arrange outputs for a solver that knows no derivatives.
+        """Check and arrange outputs for a solver without derivatives.
 
         Raises:
-            UsageError: somebody asks for one.
+            UsageError: a derivative is wanted.
             MalformedInputError: `y` holds NaN or infinite values.
         """
         if torch.is_grad_enabled() and (y.requires_grad or self.kernel.taps.requires_grad):
             raise UsageError(
                 "this estimate has no derivative in data and kernel, but one of them requires a gradient; detach them, "
-                "or use the quadratic prior without further wishes."
+                "or use the quadratic prior."
             )
         arranged = self.arrange(y.detach())
         check_finite(arranged)
@@ -102,17 +126,31 @@ class Estimator(ABC):
         """Cut a solution's value to the image's frame and restore its channel axis."""
         return self.kernel.join(self.operator.crop_to_frame(value))
 
+    def n_images(self, arranged: Tensor) -> int:
+        """Count the images of an arranged batch."""
+        return math.prod(arranged.shape[: arranged.ndim - self.n_dims])
 
-def to_unit(data: Tensor) -> tuple[Tensor, Tensor | None]:
+    def check_memory(self, cost: Cost, n_images: int | None = None) -> None:
+        """Refuse to build, or to apply to `n_images` images, what does not fit the memory.
+
+        Raises:
+            TooLargeError: it does not fit.
+        """
+        limit = self.settings.max_memory
+        check_memory(self.choice.method, cost, self.kernel.taps, self.geometry, max_memory=limit, n_images=n_images)
+
+
+def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
     """Divide images by a power of two each where their squares would leave the range of their type.
 
     Args:
-        data: shape `(*batch, C, H, W)`.
+        data: shape `(*batch, C, *size)`.
+        n_dims: axes of one image.
 
     Returns:
-        The quotient and the powers, shape `(*batch, 1, 1, 1)`; `None`, and the data themselves, in ordinary cases.
+        The quotient and the powers, shape `(*batch, 1, …, 1)`; `None`, and the data themselves, in ordinary cases.
     """
-    peak = data.abs().amax(dim=(-3, -2, -1), keepdim=True)
+    peak = data.abs().amax(dim=image_axes(n_dims - 1), keepdim=True)
     is_odd = (peak > 0) & torch.isfinite(peak) & ((peak < ORDINARY[0]) | (peak > ORDINARY[1]))
     if not synchronize.holds_anywhere(is_odd):
         return data, None

@@ -1,4 +1,4 @@
-"""What is costly to compute about an inverse: computed when it is built, and at hand when it is built again."""
+"""What is costly to compute about an inverse: computed once, saved, and taken over when it is built again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from deconv_cli.operators import synchronize
 class Factors:
     """Tensors by name.
 
-    An inverse that is costly to build gives them by its method `factors`, and takes them in its constructor. All else
-    about it is cheap, and follows from the kernel and the settings again. Memory layouts belong to the factors: with
+    `Inverse.factors` returns them, `Solver.build` takes them back. All else about an inverse is cheap to compute, and
+    follows from the kernel and the settings again. Memory layouts belong to the factors: with
     another one the same arithmetic may round differently.
 
     Attributes:
@@ -30,7 +30,7 @@ class Factors:
         return name in self.tensors
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Give the tensor of a name.
+        """Return the tensor of a name.
 
         Args:
             name: its name.
@@ -47,7 +47,7 @@ class Factors:
         return found
 
     def take_pivots(self, n: int) -> Tensor:
-        """Give the row exchanges of an LU factorization of `n` rows, shape `(n,)`.
+        """Return the row exchanges of an LU factorization of `n` rows, shape `(n,)`.
 
         Raises:
             MalformedInputError: they are not there, or are none: LAPACK would write outside of the matrix.

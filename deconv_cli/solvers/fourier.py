@@ -1,8 +1,8 @@
-"""The inverse on a torus, frequency by frequency, in closed form.
+"""The inverse on a torus, frequency by frequency, in closed form; a plane of frequencies is that of `torch.fft.rfftn`.
 
 For each frequency θ with the block K(θ) (`C_out × C_in`): the pseudo-inverse K⁺ for λ = 0, else
 (KᴴK + μ|l|²)⁻¹Kᴴ = Kᴴ(KKᴴ + μ|l|²)⁻¹, whichever side is smaller. KᴴK is formed for λ > 0 only, where squaring does
-not decide the rank; λ = 0 goes by LU or QR, and by the singular values wherever those do not vouch for themselves.
+not decide the rank; λ = 0 goes by LU or QR, and by the singular values wherever a rank is in doubt.
 Blocks of a few channels have formulas of their own (`small_blocks.py`), under the same conditions.
 """
 
@@ -34,17 +34,17 @@ def inverse_blocks(
     """Invert every block of a symbol.
 
     Args:
-        symbol: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`; give it in double precision.
+        symbol: complex, shape `(*plane, C_out, C_in)`; give it in double precision.
         weight: μ = λ·σ²max; 0 for the pseudo-inverse.
-        penalty: |l(θ)|², real, shape `(N1, N2 // 2 + 1)`.
+        penalty: |l(θ)|², real, shape `(*plane,)`.
         rcond: for weight 0, singular values up to `rcond` times the largest of the whole symbol count as zero.
         sigma_max: finds that largest one, if there is a shorter way to it than all singular values; it is called only
             where a rank is in doubt.
 
     Returns:
-        Complex, shape `(N1, N2 // 2 + 1, C_in, C_out)`.
+        Complex, shape `(*plane, C_in, C_out)`.
     """
-    blocks, diagonal = symbol.flatten(0, 1), weight * penalty.flatten()
+    blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     find_largest = sigma_max or (lambda: synchronize.as_number(singular_values(symbol).max()))
     if blocks.shape[-2:] == (1, 1):
         inverse = _invert_scalars(blocks, diagonal, rcond)
@@ -52,23 +52,23 @@ def inverse_blocks(
         inverse = _invert_regularized(blocks, diagonal, rcond, find_largest)
     else:
         inverse, _ = _invert_exactly(blocks, rcond, find_largest)
-    return inverse.unflatten(0, symbol.shape[:2])
+    return inverse.unflatten(0, symbol.shape[:-2])
 
 
 def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tensor:
     """Compute (KᴴK + μ|l|²)⁻¹ at every frequency.
 
     Args:
-        symbol: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+        symbol: complex, shape `(*plane, C_out, C_in)`.
         weight: μ > 0.
-        penalty: |l(θ)|², shape `(N1, N2 // 2 + 1)`.
+        penalty: |l(θ)|², shape `(*plane,)`.
 
     Returns:
-        Complex Hermitian, shape `(N1, N2 // 2 + 1, C_in, C_in)`; a frequency at which the sum is singular (one that
+        Complex Hermitian, shape `(*plane, C_in, C_in)`; a frequency at which the sum is singular (one that
         neither the kernel nor the penalty sees) gets the pseudo-inverse.
     """
-    blocks, diagonal = symbol.flatten(0, 1), weight * penalty.flatten()
-    return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:2])
+    blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
+    return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:-2])
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class TorusBlocks:
     λ = 0, fewer outputs: P = K⁺,                 M = (KKᴴ)⁻¹,   N = I − K⁺K
 
     Attributes:
-        estimate: P, complex, shape `(N1, N2 // 2 + 1, C_in, C_out)`.
-        outputs: M, Hermitian, shape `(N1, N2 // 2 + 1, C_out, C_out)`.
-        inputs: N, Hermitian, shape `(N1, N2 // 2 + 1, C_in, C_in)`.
+        estimate: P, complex, shape `(*plane, C_in, C_out)`.
+        outputs: M, Hermitian, shape `(*plane, C_out, C_out)`.
+        inputs: N, Hermitian, shape `(*plane, C_in, C_in)`.
     """
 
     estimate: Tensor
@@ -94,16 +94,16 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
     """Compute P, M and N.
 
     Args:
-        symbol: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+        symbol: complex, shape `(*plane, C_out, C_in)`.
         weight: μ = λ·σ²max.
-        penalty: |l(θ)|², shape `(N1, N2 // 2 + 1)`; of no consequence for λ = 0.
+        penalty: |l(θ)|², shape `(*plane,)`; of no consequence for λ = 0.
         covers_inputs: for λ = 0, whether the outputs determine the image (`more outputs` above).
 
     Raises:
         SingularSystemError: λ = 0, and some block of the symbol has not full rank.
     """
-    shape = symbol.shape[:2]
-    blocks = symbol.flatten(0, 1)
+    shape = symbol.shape[:-2]
+    blocks = symbol.flatten(0, -3)
     if weight > 0:
         inputs = gram_inverse_blocks(symbol, weight, penalty)
         estimate = _product(inputs.flatten(0, 1), blocks.mH)
@@ -125,18 +125,18 @@ def full_rank_inverse(symbol: Tensor) -> Tensor:
     """Compute K⁺ at every frequency, for a symbol of full rank.
 
     Args:
-        symbol: complex, shape `(N1, N2 // 2 + 1, C_out, C_in)`.
+        symbol: complex, shape `(*plane, C_out, C_in)`.
 
     Raises:
         SingularSystemError: some block has not full rank.
     """
-    blocks = symbol.flatten(0, 1)
+    blocks = symbol.flatten(0, -3)
     rcond = default_rcond(symbol.real.dtype)
     # A rank need not be told to the last digit where a lost one ends the matter.
     inverse, defect = _invert_exactly(blocks, rcond, lambda: synchronize.as_number(block_norms(blocks).max()))
     if not synchronize.as_number(defect.max()) <= max(MAX_DEFECT, torch.finfo(symbol.real.dtype).eps ** 0.5):
         raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
-    return inverse.unflatten(0, symbol.shape[:2])
+    return inverse.unflatten(0, symbol.shape[:-2])
 
 
 class SingularSystemError(Exception):

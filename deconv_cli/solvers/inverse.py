@@ -18,25 +18,37 @@ class Inverse(ABC):
 
     Attributes:
         problem: what is solved.
+        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
+        is_closed_form: whether `apply` computes the estimate in one go, so that a certificate would double the work.
     """
 
     problem: TikhonovProblem
+    is_closed_form = False
+    rcond: float | None = None
 
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data.
 
         Args:
-            y: shape `(*batch, C_out, H_y, W_y)`.
-            progress: told of every iteration, if there are any.
+            y: shape `(*batch, C_out, *output_size)`.
+            progress: called after every iteration, if there are any.
         """
+
+    def apply(self, y: Tensor) -> Tensor:
+        """Compute the estimate alone, for data of shape `(*batch, C_out, *output_size)`.
+
+        Warns:
+            RuntimeWarning: an iteration did not reach the tolerance.
+        """
+        return self.solve(y).warn_for_status(stacklevel=4).value
 
     @abstractmethod
     def solve_normal(self, g: Tensor) -> Tensor:
         """Compute H⁺g with what was factored for `solve`.
 
         Args:
-            g: shape `(*batch, C_in, H, W)`: any, not only one that comes from data.
+            g: shape `(*batch, C_in, *size)`: any, not only one that comes from data.
 
         Returns:
             Of the shape of `g`.
@@ -46,9 +58,9 @@ class Inverse(ABC):
         """
 
     def factors(self) -> dict[str, Tensor]:
-        """Give what was costly to compute, by name: empty where building is cheap.
+        """Return what was costly to compute, by name: empty where building is cheap.
 
-        The constructor of an inverse that has any takes them back as `Factors`.
+        `Solver.build` takes them back as `Factors`.
         """
         return {}
 
@@ -56,10 +68,10 @@ class Inverse(ABC):
         """Compute AH⁺g, the transpose of the inverse.
 
         Args:
-            g: shape `(*batch, C_in, H, W)`.
+            g: shape `(*batch, C_in, *size)`.
 
         Returns:
-            Shape `(*batch, C_out, H_y, W_y)`.
+            Shape `(*batch, C_out, *output_size)`.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance.

@@ -1,4 +1,4 @@
-"""The true operator under any border, inverted by preconditioned conjugate gradients from an FFT estimate."""
+"""The true operator under any boundary, inverted by preconditioned conjugate gradients from an FFT estimate."""
 
 from __future__ import annotations
 
@@ -8,22 +8,36 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
-from deconv_cli.operators.linear_operator import LinearOperator, Shape
-from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
+from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, norm
-from deconv_cli.solvers.refinement import Course, Progress, StoppingRule
+from deconv_cli.solvers.norms import as_factor, inner, norm
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
-from deconv_cli.solvers.strip import StripSystem
+from deconv_cli.solvers.solver import (
+    N_IMAGES_ITERATED,
+    N_SYMBOLS_PENALIZED,
+    Cost,
+    Solver,
+    blurring_bytes,
+    general_refusal,
+    image_bytes,
+    symbol_bytes,
+    transform_operations,
+)
+from deconv_cli.solvers.strip import STRIP
+from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
 from deconv_cli.vocabulary import Size
 
-# Room around the image on the preconditioner's torus, so that opposite edges do not feel each other.
+# Room around the image on the preconditioner's torus, so that opposite edges do not influence each other.
 TORUS_MARGIN = 16
 # By how much an answer for λ = 0 may change when it is found again from its own output.
 MAX_CHANGE = 1e-3
@@ -31,6 +45,53 @@ MAX_CHANGE = 1e-3
 PRECONDITIONER_LAMBDA = 1e-8
 # Conjugate gradients want the same preconditioner in every iteration.
 PRECONDITIONER_RULE = StoppingRule(tolerance=1e-10, max_iterations=2000)
+# Iterations that may be needed where the border makes a problem ill-conditioned.
+N_ITERATIONS = 2000
+
+
+class IterativeSolver(Solver):
+    """Conjugate gradients, which cover every problem that has one solution."""
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover all that is determined."""
+        return general_refusal(problem)
+
+    def cost(self, problem: TikhonovProblem) -> Cost:
+        """Count the preconditioner's symbols, a few images, and the iterations of an ill-conditioned problem."""
+        has_strip = problem.lam == 0 and uses_strip(problem)
+        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 or has_strip else 0
+        return Cost(
+            4 * N_ITERATIONS * transform_operations(problem),
+            symbol_bytes(problem, n_symbols) + blurring_bytes(problem),
+            image_bytes(problem, N_IMAGES_ITERATED),
+            krylov_basis(strip_problem(problem)) if has_strip else None,
+        )
+
+    def reason(self, problem: TikhonovProblem) -> str:
+        """Say that nothing else covers the problem."""
+        boundary = problem.operator.boundary.name
+        return f"boundary {boundary} with λ {problem.lam:g} and penalty {problem.penalty} has no shorter way"
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+        """Build the preconditioner."""
+        del factors
+        return IterativeInverse(problem, rule)
+
+
+ITERATIVE = IterativeSolver()
+
+
+def strip_problem(problem: TikhonovProblem) -> TikhonovProblem:
+    """Return the problem for a tiny λ whose solution preconditions the one for λ = 0."""
+    return TikhonovProblem(problem.operator, PRECONDITIONER_LAMBDA)
+
+
+def uses_strip(problem: TikhonovProblem) -> bool:
+    """Return whether the solver on the strip preconditions a problem with λ = 0: where there are outputs enough."""
+    operator = problem.operator
+    sizes = zip(operator.output_shape, operator.input_shape, strict=True)
+    has_outputs = all(n_outputs >= n_inputs for n_outputs, n_inputs in sizes)
+    return has_outputs and STRIP.covers(strip_problem(problem)) is None
 
 
 class IterativeInverse(Inverse):
@@ -49,13 +110,11 @@ class IterativeInverse(Inverse):
         self._preconditioner: LinearOperator | None = None
         if problem.weight > 0:
             self._preconditioner = TorusPreconditioner(problem)
-        elif not problem.operator.boundary.has_factors and all(
-            o >= i for o, i in zip(problem.operator.output_shape, problem.operator.input_shape, strict=True)
-        ):
+        elif uses_strip(problem):
             self._preconditioner = StripPreconditioner(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
+        """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
         if self.problem.weight == 0:
             return self._solve_exactly(y, progress)
         assert isinstance(self._preconditioner, TorusPreconditioner)
@@ -67,7 +126,7 @@ class IterativeInverse(Inverse):
     def _solve_exactly(self, y: Tensor, progress: Progress | None) -> Solution:
         """Solve with λ = 0, and make sure that the preconditioner has not filled the null space with rounding.
 
-        The certificate does not see images that A annihilates, of which the preconditioner multiplies what rounding
+        The certificate is blind to images that A annihilates, of which the preconditioner multiplies what rounding
         leaves by 1 / λ. So the answer must be found again from its own output; else the plain iteration, which never
         leaves the range of Aᴴ, has the last word.
         """
@@ -79,9 +138,9 @@ class IterativeInverse(Inverse):
                 self.problem, data, self.rule, preconditioner=self._preconditioner, progress=progress
             )
 
-        solution = solve(y)
+        solution, n_dims = solve(y), self.problem.n_dims
         again = solve(self.problem.operator.forward(solution.value))
-        differs = norm(again.value - solution.value) > MAX_CHANGE * norm(solution.value)
+        differs = norm(again.value - solution.value, n_dims) > MAX_CHANGE * norm(solution.value, n_dims)
         if not synchronize.holds_anywhere(differs):
             return solution
         plain = conjugate_gradients(self.problem, y, self.rule, progress=progress)
@@ -90,7 +149,7 @@ class IterativeInverse(Inverse):
         return replace(solution, status=Status.UNDETERMINED)
 
     def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, H, W)`."""
+        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
         if self.problem.weight > 0:
             equations = NormalEquations.of_gradient(self.problem, g)
         else:
@@ -98,32 +157,30 @@ class IterativeInverse(Inverse):
         return iterate(equations, self.rule, preconditioner=self._preconditioner).warn_for_status().value
 
     def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, H, W)`; for λ = 0 by an iteration on Aᴴ itself."""
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by an iteration on Aᴴ itself."""
         if self.problem.weight > 0:
             return super().solve_transposed(g)
         return iterate(NormalEquations.of_transpose(self.problem, g), self.rule).warn_for_status().value
 
     def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
         """Keep the estimate for those images of the batch that it brings closer than zero would."""
-        residual = norm(y - self.problem.operator.forward(estimate)).square()
-        penalty = (self.problem.penalty_gram(estimate) * estimate).sum(dim=(-3, -2, -1))
-        better = residual + penalty < norm(y).square()
-        return torch.where(better[..., None, None, None], estimate, 0)
+        n_dims = self.problem.n_dims
+        residual = norm(y - self.problem.operator.forward(estimate), n_dims).square()
+        penalty = inner(self.problem.penalty_gram(estimate), estimate, n_dims)
+        better = residual + penalty < norm(y, n_dims).square()
+        return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
 class StripPreconditioner(LinearOperator):
     """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
 
     def __init__(self, problem: TikhonovProblem) -> None:
-        operator = problem.operator
-        self.input_shape: Shape = operator.input_shape
-        self.output_shape: Shape = operator.input_shape
-        sigma_max = kernel_spectrum(operator.kernel.detach(), operator.geometry.image_size).sigma_max
-        self._system = StripSystem(TikhonovProblem(operator, PRECONDITIONER_LAMBDA, sigma_max, "identity"))
+        self.input_shape = self.output_shape = problem.operator.input_shape
+        self._system = StripSystem(strip_problem(problem))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` of shape `(*batch, C_in, H, W)`."""
-        return self._system.solve(None, x, Course(PRECONDITIONER_RULE, norm(x)))
+        return self._system.solve(None, x, IterationLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose, which is the operator itself."""
@@ -135,8 +192,7 @@ class TorusPreconditioner(LinearOperator):
 
     def __init__(self, problem: TikhonovProblem) -> None:
         operator = problem.operator
-        self.input_shape: Shape = operator.input_shape
-        self.output_shape: Shape = operator.input_shape
+        self.input_shape = self.output_shape = operator.input_shape
         self._operator = operator
         taps = operator.kernel
         torus = _roomy_torus(operator.geometry.extended_size, operator.geometry.kernel_size)
@@ -150,27 +206,29 @@ class TorusPreconditioner(LinearOperator):
         self._symbol = BlockCirculant(symbol.to(narrow), torus)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` of shape `(*batch, C_in, H, W)`."""
-        return self._gram_inverse.forward(x)[..., : self.input_shape[1], : self.input_shape[2]]
+        """Apply to `x` of shape `(*batch, C_in, *size)`, in the precision of the kernel."""
+        size = self.input_shape[1:]
+        solved = self._gram_inverse.forward(x.to(self._operator.kernel.dtype))
+        return crop(solved, (0,) * len(size), size).to(x.dtype)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose, which is the operator itself."""
         return self.forward(y)
 
     def estimate(self, y: Tensor) -> Tensor:
-        """Restore data as if the torus were the world; shape `(*batch, C_in, H, W)`.
+        """Restore data as if they were periodic on the torus; shape `(*batch, C_in, *size)`.
 
         Data beyond the frame are zero where the image is known to be, else a blend of mirror images of the opposite
         edges, so that the torus has no seam.
         """
-        if not self._operator.boundary.is_zero:
-            y = close_smoothly(y, self._gram_inverse.torus)
+        operator, torus = self._operator, self._gram_inverse.torus
+        if not operator.boundary.is_zero:
+            y = close_smoothly(y, torus)
         estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
-        pads, (_, height, width) = self._operator.geometry.pads, self.input_shape
-        top, left = (0, 0) if self._operator.boundary.is_unknown else pads.before
-        return estimate[..., top : top + height, left : left + width]
+        before = operator.geometry.pads.before
+        start = (0,) * len(before) if operator.boundary.is_unknown else before
+        return crop(estimate, start, self.input_shape[1:])
 
 
 def _roomy_torus(size: Size, kernel_size: Size) -> Size:
-    height, width = (n + max(k, TORUS_MARGIN) for n, k in zip(size, kernel_size, strict=True))
-    return next_fast_size(height), next_fast_size(width)
+    return tuple(next_fast_size(n + max(k, TORUS_MARGIN)) for n, k in zip(size, kernel_size, strict=True))

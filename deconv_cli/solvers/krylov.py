@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.solvers.problem import accumulation_dtype
-from deconv_cli.solvers.refinement import step
+from deconv_cli.solvers.norms import accumulation_dtype, safe_ratio
 
 Action = Callable[[Tensor], Tensor]
 """A linear map of vectors `(B, n)`."""
@@ -42,13 +41,13 @@ def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Wa
     going = synchronize.holds_anywhere(gamma > 0)
     while going:
         image = apply(direction)
-        alpha = step(gamma, _dot(direction, image)).to(right.dtype)[:, None]
+        alpha = safe_ratio(gamma, _dot(direction, image)).to(right.dtype)[:, None]
         x = x + alpha * direction
         residual = residual - alpha * image
         going = watch(_dot(residual, residual).sqrt())
         z = precondition(residual)
         previous, gamma = gamma, _dot(residual, z)
-        direction = z + step(gamma, previous).to(right.dtype)[:, None] * direction
+        direction = z + safe_ratio(gamma, previous).to(right.dtype)[:, None] * direction
     return x
 
 

@@ -22,15 +22,18 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
-from deconv_cli.regularizers import is_determined
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator, to_unit
 from deconv_cli.solvers.krylov import solve_definite
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import inner, norm, relative
+from deconv_cli.solvers.norms import as_factor, inner, relative, safe_ratio
+from deconv_cli.solvers.prior import Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.refinement import Progress, step
+from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖² over all x ≥ 0"
 # A Newton system is solved until this part of its right-hand side is left, or for so many iterations.
@@ -41,6 +44,20 @@ SUFFICIENT_DECREASE = 0.1
 MAX_HALVINGS = 20
 # The certificate may rise between steps, since the objective alone falls: so many steps without a new low are too many.
 MAX_STEPS_WITHOUT_GAIN = 40
+
+
+class Nonnegative(Prior):
+    """A quadratic penalty, and no pixel below zero."""
+
+    def build(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+    ) -> Estimator:
+        """Build the estimator on the inverse of the same problem without the constraint."""
+        del estimate
+        return NonnegativeEstimator(PseudoInverse(kernel, image_size, settings))
+
+
+NONNEGATIVE = Nonnegative()
 
 
 class NonnegativeEstimator(Estimator):
@@ -54,7 +71,7 @@ class NonnegativeEstimator(Estimator):
         inverse: of the same problem without the constraint.
 
     Raises:
-        UsageError: λ = 0, or constants that neither kernel nor penalty sees: many images may fit equally well.
+        UsageError: λ = 0, or constants that neither kernel nor penalty determines: many images may fit equally well.
     """
 
     def __init__(self, inverse: PseudoInverse) -> None:
@@ -63,12 +80,11 @@ class NonnegativeEstimator(Estimator):
                 "a nonnegative estimate needs λ above 0, which makes it the only one of its kind, but λ is 0; "
                 "use a small λ such as 1e-6."
             )
-        n_outputs, n_inputs = inverse.kernel.taps.shape[:2]
-        penalty = inverse.settings.penalty
-        if not is_determined(inverse.problem.lam, penalty, n_outputs, n_inputs):
+        if not inverse.problem.is_determined:
             raise UsageError(
-                f"penalty {penalty} leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) "
-                f"than inputs ({n_inputs}); use penalty identity for a nonnegative estimate."
+                f"penalty {inverse.problem.penalty} leaves constant images undetermined where a kernel has fewer "
+                f"outputs ({inverse.problem.n_outputs}) than inputs ({inverse.problem.n_inputs}); use penalty identity "
+                "for a nonnegative estimate."
             )
         self.inverse = inverse
         self.kernel, self.settings, self.geometry = inverse.kernel, inverse.settings, inverse.geometry
@@ -78,8 +94,8 @@ class NonnegativeEstimator(Estimator):
         self.problem = inverse.problem
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`."""
-        data, unit = to_unit(self.data_of(y))
+        """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`."""
+        data, unit = to_unit(self.data_of(y), self.n_dims)
         start = self.inverse.solve(y.detach()).value.clamp_min(0)
         if unit is not None:
             start = start / unit
@@ -144,14 +160,16 @@ class _Descent:
 
     def certificate(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Compute ‖min(σ²x, g)‖ / ‖Aᴴy‖, shape `(*batch,)`."""
-        return relative(norm(torch.minimum(self.pixel_scale * x, gradient)), self.equations.scale)
+        return relative(self.equations.norm(torch.minimum(self.pixel_scale * x, gradient)), self.equations.scale)
 
     def _go(self, x: Tensor, gradient: Tensor, going: Tensor) -> tuple[Tensor, bool]:
-        """Take one step down the gradient and one of Newton's; tells whether either has lowered any objective."""
-        mask = going[..., None, None, None]
+        """Take one step down the gradient and one of Newton's; also whether either has lowered any objective."""
+        mask = self._spread(going)
         free_gradient = torch.where(mask & ((x > 0) | (gradient < 0)), gradient, 0)
-        length = step(inner(free_gradient, free_gradient), inner(free_gradient, self._gram(free_gradient)))
-        moved, fell = self._descend(x, gradient, -length.to(x.dtype)[..., None, None, None] * free_gradient)
+        length = safe_ratio(
+            self._inner(free_gradient, free_gradient), self._inner(free_gradient, self._gram(free_gradient))
+        )
+        moved, fell = self._descend(x, gradient, -as_factor(length, x, self.equations.n_dims) * free_gradient)
         x = x + moved
         gradient = gradient + self._gram(moved)
         newton, fell_again = self._descend(
@@ -163,8 +181,8 @@ class _Descent:
         """Solve the normal equations on the free pixels, and send the others to zero."""
         held = self.pixel_scale * x <= gradient
         outwards = torch.where(held, -x, 0)
-        right = torch.where(held | ~going[..., None, None, None], 0, -(gradient + self._gram(outwards)))
-        flat = right.flatten(-3).reshape(-1, math.prod(right.shape[-3:]))
+        right = torch.where(held | ~self._spread(going), 0, -(gradient + self._gram(outwards)))
+        flat = right.reshape(-1, math.prod(self.equations.operator.input_shape))
         goal = NEWTON_ACCURACY * flat.norm(dim=-1)
         n_done = 0
 
@@ -185,22 +203,29 @@ class _Descent:
         Returns:
             The way gone, zero for images whose objective would not fall; and whether it falls, shape `(*batch,)`.
         """
-        length = torch.ones_like(direction[..., :1, :1, :1])
+        length = as_factor(torch.ones_like(self.equations.scale), x, self.equations.n_dims)
         way = torch.zeros_like(x)
-        fell = torch.zeros(x.shape[:-3], dtype=torch.bool, device=x.device)
+        fell = torch.zeros_like(self.equations.scale, dtype=torch.bool)
         for _ in range(MAX_HALVINGS):
             trial = (x + length * direction).clamp_min(0) - x
-            slope = inner(gradient, trial)
+            slope = self._inner(gradient, trial)
             # The objective is quadratic: its change is known without the rounding of a difference.
-            change = slope + 0.5 * inner(trial, self._gram(trial))
+            change = slope + 0.5 * self._inner(trial, self._gram(trial))
             falls = (slope < 0) & (change <= SUFFICIENT_DECREASE * slope) & ~fell
-            way = torch.where(falls[..., None, None, None], trial, way)
+            way = torch.where(self._spread(falls), trial, way)
             fell = fell | falls
             # An image that cannot move has no slope either.
             if synchronize.holds_everywhere(fell | (slope == 0)):
                 break
-            length = torch.where(fell[..., None, None, None], length, length / 2)
+            length = torch.where(self._spread(fell), length, length / 2)
         return way, fell
+
+    def _inner(self, a: Tensor, b: Tensor) -> Tensor:
+        return inner(a, b, self.equations.n_dims)
+
+    def _spread(self, mask: Tensor) -> Tensor:
+        """Shape one truth for each image, `(*batch,)`, as a mask of images."""
+        return as_factor(mask, mask, self.equations.n_dims)
 
     def _gram(self, x: Tensor) -> Tensor:
         """Apply AᴴA + μLᴴL."""

@@ -1,19 +1,22 @@
-"""What every iteration solves: (AᴴA + μLᴴL) x = Aᴴy + g, for data y, for any other right-hand side g, or for both.
+"""What every iteration solves: (AᴴA + μLᴴL) x = Aᴴy + g, for data y, another right-hand side g, or both.
 
-The data stay data: Aᴴ is applied to y − Ax, never AᴴA to x alone, so that no digits are lost to a difference of two
-large gradients. A right-hand side that no data stand behind comes with y = 0.
+Aᴴ is applied to the residual y − Ax, never AᴴA to x alone, so that no digits are lost to a difference of two large
+gradients. A right-hand side without data comes with y = 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.solvers.problem import TikhonovProblem, accumulation_dtype, inner, norm, relative
+from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.solvers.norms import inner, norm, relative
+from deconv_cli.solvers.problem import TikhonovProblem
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,29 @@ class NormalEquations:
 
     @classmethod
     def of_data(cls, problem: TikhonovProblem, y: Tensor) -> NormalEquations:
-        """Pose the problem itself, for data `y` of shape `(*batch, C_out, H_y, W_y)`."""
+        """Write down the problem itself, for data `y` of shape `(*batch, C_out, *output_size)`."""
         return cls(problem.operator, y, *_penalty(problem))
 
     @classmethod
     def of_gradient(cls, problem: TikhonovProblem, g: Tensor) -> NormalEquations:
-        """Pose the problem's normal equations for a right-hand side `g` of shape `(*batch, C_in, H, W)`."""
-        y = g.new_zeros(*g.shape[:-3], *problem.operator.output_shape)
-        return cls(problem.operator, y, *_penalty(problem), g)
+        """Write down the problem's normal equations for a right-hand side `g` of shape `(*batch, C_in, *size)`."""
+        batch = g.shape[: g.ndim - problem.n_dims]
+        return cls(problem.operator, g.new_zeros(*batch, *problem.operator.output_shape), *_penalty(problem), g)
 
     @classmethod
     def of_image(cls, problem: TikhonovProblem, p: Tensor) -> NormalEquations:
-        """Pose min ‖Ax − p‖ for a `p` that was found by `of_transpose`, shape `(*batch, C_out, H_y, W_y)`."""
+        """Write down min ‖Ax − p‖ for a `p` that solves `of_transpose`, shape `(*batch, C_out, *output_size)`."""
         return cls(problem.operator, p, is_derived=True)
 
     @classmethod
     def of_transpose(cls, problem: TikhonovProblem, g: Tensor) -> NormalEquations:
-        """Pose min ‖Aᴴp − g‖ for `g` of shape `(*batch, C_in, H, W)`: the transposed problem with μ = 0."""
+        """Write down min ‖Aᴴp − g‖ for `g` of shape `(*batch, C_in, *size)`: the transposed problem with μ = 0."""
         return cls(problem.operator.H, g, is_derived=True)
+
+    @property
+    def n_dims(self) -> int:
+        """Axes of one unknown x."""
+        return len(self.operator.input_shape)
 
     @cached_property
     def right_side(self) -> Tensor:
@@ -66,19 +74,30 @@ class NormalEquations:
     @cached_property
     def scale(self) -> Tensor:
         """What the certificate is relative to, shape `(*batch,)`: ‖Aᴴy + g‖, or ‖A‖‖y‖ for derived data."""
-        size = norm(self.right_side)
+        size = self.norm(self.right_side)
         if not self.is_derived:
             return size
         # ‖A‖ as the right-hand side shows it: a lower bound, of the norm's order.
-        gain = relative(norm(self.operator.forward(self.right_side)), size)
-        return torch.maximum(size, gain * norm(self.y))
+        n_outputs = len(self.operator.output_shape)
+        gain = relative(norm(self.operator.forward(self.right_side), n_outputs), size)
+        return torch.maximum(size, gain * norm(self.y, n_outputs))
+
+    @property
+    def least_curvature(self) -> float | None:
+        """A lower bound of the eigenvalues of AᴴA + μLᴴL: μ for the identity, else none is known."""
+        return self.weight if isinstance(self.penalty, Identity) else None
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Compute the norms of unknowns, shape `(*batch,)`."""
+        return norm(x, self.n_dims)
 
     def zero(self) -> Tensor:
-        """Give the estimate that every iteration may start from, shape `(*batch, *operator.input_shape)`.
+        """Return the estimate that every iteration may start from, shape `(*batch, *operator.input_shape)`.
 
         It takes no memory, and is not to be written to.
         """
-        return self.y.new_zeros(()).expand(*self.y.shape[:-3], *self.operator.input_shape)
+        batch = self.y.shape[: self.y.ndim - len(self.operator.output_shape)]
+        return self.y.new_zeros(()).expand(*batch, *self.operator.input_shape)
 
     def residual(self, x: Tensor) -> Tensor:
         """Compute y − Ax."""
@@ -93,13 +112,24 @@ class NormalEquations:
 
     def curvature(self, direction: Tensor, image: Tensor) -> Tensor:
         """Compute ‖Ad‖² + μ‖Ld‖² from d and Ad, shape `(*batch,)`."""
-        curvature = inner(image, image)
+        n_outputs = len(self.operator.output_shape)
+        curvature = inner(image, image, n_outputs)
         if self.penalty is None:
             return curvature
         penalized = self.penalty.forward(direction)
-        # L may have added an axis ahead of the channels.
-        axes = tuple(range(direction.ndim - 3 - penalized.ndim, 0))
-        return curvature + self.weight * penalized.square().sum(dim=axes, dtype=accumulation_dtype(penalized))
+        return curvature + self.weight * inner(penalized, penalized, len(self.penalty.output_shape))
+
+    def distance(self, gradient: Tensor, least: float) -> Tensor:
+        """Bound ‖x − x*‖ by the gradient at x, with its rounding, over the least eigenvalue, shape `(*batch,)`."""
+        return (self.norm(gradient) + torch.finfo(gradient.dtype).eps * self.scale) / least
+
+    def in_float64(self) -> NormalEquations | None:
+        """Return the same equations in double precision; `None` where they are so already, or cannot be."""
+        operator = self.operator
+        if self.y.dtype == torch.float64 or self.y.device.type == "mps" or not isinstance(operator, Convolution):
+            return None
+        wide = Convolution.of_geometry(to_float64(operator.kernel), operator.geometry, operator.boundary)
+        return replace(self, operator=wide, y=self.y.double(), g=None if self.g is None else self.g.double())
 
     def _with_g(self, gradient: Tensor) -> Tensor:
         return gradient if self.g is None else gradient + self.g

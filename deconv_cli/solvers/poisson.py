@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deconv_cli.solvers.problem import accumulation_dtype
+from deconv_cli.solvers.norms import accumulation_dtype
 
 # Above this mean the expected deviance is 1 + 1/(6m) to three digits; below it is tabulated.
 MAX_TABULATED_MEAN = 30.0
 N_TABULATED = 400
 # Counts beyond this one have no weight for any tabulated mean.
 MAX_COUNT = 100
+# Steps of the lattice of held-out samples, along the channels, planes, rows and columns.
+LATTICE = (5, 7, 4, 1)
 
 
 def divergence(y: Tensor, mean: Tensor) -> Tensor:
@@ -48,16 +50,20 @@ def expected_deviance(mean: Tensor) -> Tensor:
     return torch.where(mean < MAX_TABULATED_MEAN, tabulated, 1 + 1 / (6 * mean.clamp_min(1.0)))
 
 
-def held_out(y: Tensor) -> Tensor:
-    """Pick about one sample in nineteen to judge an estimate by that has not seen them.
+def held_out(y: Tensor, n_dims: int) -> Tensor:
+    """Pick about one sample in nineteen, to compare an estimate with that was made without them.
 
     They lie on a slanted lattice, so that every row, column and channel has its share, without any chance.
 
     Args:
-        y: shape `(*batch, C, H, W)`.
+        y: shape `(*batch, C, *size)`.
+        n_dims: axes of one image, its channels among them: at most four.
 
     Returns:
-        Booleans, shape `(C, H, W)`.
+        Booleans, shape `(C, *size)`.
     """
-    channels, rows, columns = (torch.arange(n, device=y.device) for n in y.shape[-3:])
-    return (5 * channels[:, None, None] + 4 * rows[:, None] + columns) % 19 == 0
+    number = torch.zeros((), dtype=torch.int64, device=y.device)
+    steps = (LATTICE[0], *LATTICE[-(n_dims - 1) :])
+    for step, n in zip(steps, y.shape[y.ndim - n_dims :], strict=True):
+        number = number[..., None] + step * torch.arange(n, device=y.device)
+    return number % 19 == 0

@@ -9,12 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.regularizers import find_penalty
+from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.regularizers import find_penalty, is_determined
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
+from deconv_cli.solvers.norms import norm, relative
 
 # A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
 MIN_CONSTANT_GAIN = 1e-5
@@ -25,24 +29,68 @@ MIN_LAMBDA_IN_FLOAT32 = 1e-4
 
 @dataclass(frozen=True)
 class TikhonovProblem:
-    """Regularized least squares for one convolution.
+    """Regularized least squares for one convolution; solvers are chosen, priced and built by it.
 
     Attributes:
         operator: A.
         lam: λ, dimensionless; 0 asks for the Moore–Penrose solution.
-        sigma_max: the largest singular value of the symbol; of no consequence for λ = 0.
+        known_sigma_max: the largest singular value of the symbol, where it is known already.
         penalty: which L.
+        rcond: for λ = 0, singular values up to this fraction of the largest count as zero; `None` drops only what
+            rounding has made meaningless.
     """
 
     operator: Convolution
     lam: float
-    sigma_max: float
+    known_sigma_max: float | None = None
     penalty: str = "identity"
+    rcond: float | None = None
+
+    @cached_property
+    def sigma_max(self) -> float:
+        """The largest singular value of the symbol; of no consequence for λ = 0, and then 1 unless it is known."""
+        if self.known_sigma_max is not None:
+            return self.known_sigma_max
+        operator = self.operator
+        return kernel_spectrum(operator.kernel, operator.geometry.image_size).sigma_max if self.lam > 0 else 1.0
 
     @property
     def weight(self) -> float:
         """λ·σ²max, the factor of ‖Lx‖²."""
         return self.lam * self.sigma_max**2
+
+    @property
+    def n_outputs(self) -> int:
+        """Output channels."""
+        return self.operator.kernel.shape[0]
+
+    @property
+    def n_inputs(self) -> int:
+        """Input channels."""
+        return self.operator.kernel.shape[1]
+
+    @property
+    def n_dims(self) -> int:
+        """Axes of one image: its channels and those of space."""
+        return len(self.operator.input_shape)
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether kernel and penalty together determine every constant image."""
+        return is_determined(self.lam, self.penalty, self.n_outputs, self.n_inputs)
+
+    @property
+    def has_full_rank_by_shape(self) -> bool:
+        """Whether, by their numbers alone, the outputs determine the image, or the image has room for every output.
+
+        The latter does not hold where pixels outside the image repeat others.
+        """
+        operator, geometry = self.operator, self.operator.geometry
+        n_more = [o - i for o, i in zip(operator.output_shape[1:], operator.input_shape[1:], strict=True)]
+        if self.n_outputs >= self.n_inputs and min(n_more) >= 0:
+            return True
+        repeats = operator.boundary.copies_pixels and any(geometry.pads.total)
+        return self.n_outputs <= self.n_inputs and max(n_more) <= 0 and not repeats
 
     @cached_property
     def penalty_operator(self) -> LinearOperator:
@@ -51,7 +99,7 @@ class TikhonovProblem:
         return penalty.operator(operator.input_shape, periodic=operator.boundary.is_periodic)
 
     def penalty_gram(self, x: Tensor) -> Tensor:
-        """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, H, W)`."""
+        """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, *size)`."""
         return self.weight * self.penalty_operator.adjoint(self.penalty_operator.forward(x))
 
     def negative_gradient(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -60,33 +108,37 @@ class TikhonovProblem:
         return gradient if self.weight == 0 else gradient - self.penalty_gram(x)
 
     @cached_property
-    def unseen_constants(self) -> tuple[Tensor, ...]:
-        """Constant images that neither A nor the penalty sees, as orthonormal vectors of shape `(C_in, 1, 1)`."""
+    def null_space_constants(self) -> tuple[Tensor, ...]:
+        """Constant images that A and the penalty both annihilate: orthonormal, of shape `(C_in, 1, …, 1)`."""
         if self.lam == 0 or find_penalty(self.penalty).penalizes_constants:
             return ()
-        taps = self.operator.kernel
-        _, values, vectors = torch.linalg.svd(to_float64(taps).sum(dim=(-2, -1)))
+        taps, axes = self.operator.kernel, space_axes(self.n_dims - 1)
+        _, values, vectors = torch.linalg.svd(to_float64(taps).sum(dim=axes))
         floor = default_rcond(taps.dtype) * synchronize.as_number(taps.abs().sum())
-        candidates = vectors[synchronize.as_index((values > floor).sum()) :].to(taps.dtype)[:, :, None, None]
+        candidates = vectors[synchronize.as_index((values > floor).sum()) :].to(taps.dtype)
+        candidates = candidates.reshape(*candidates.shape, *[1] * len(axes))
         # A border of zeros shows constants that the sum of the taps does not.
         largest = floor * math.prod(self.operator.output_shape) ** 0.5
         shape = self.operator.input_shape
+        images = (self.operator.forward(c.expand(shape)) for c in candidates)
         return tuple(
-            c for c in candidates if synchronize.as_number(norm(self.operator.forward(c.expand(shape)))) <= largest
+            c
+            for c, image in zip(candidates, images, strict=True)
+            if synchronize.as_number(norm(image, self.n_dims)) <= largest
         )
 
-    def split_unseen(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split `x`, shape `(*batch, C_in, H, W)`, into what the problem sees and the constants that it does not.
+    def split_null_space(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split `x`, shape `(*batch, C_in, *size)`, into what the problem determines and constants in its null space.
 
         Returns:
-            The two parts; the second is `None`, and the first `x` itself, where the problem sees everything.
+            The two parts; the second is `None`, and the first `x` itself, where no constant is in the null space.
         """
-        if not self.unseen_constants:
+        if not self.null_space_constants:
             return x, None
-        mean = x.mean(dim=(-2, -1), keepdim=True)
-        parts = [constant * (mean * constant).sum(dim=-3, keepdim=True) for constant in self.unseen_constants]
-        unseen = torch.stack(parts).sum(dim=0).expand_as(x)
-        return x - unseen, unseen
+        mean = x.mean(dim=space_axes(self.n_dims - 1), keepdim=True)
+        parts = [c * (mean * c).sum(dim=-self.n_dims, keepdim=True) for c in self.null_space_constants]
+        lost = torch.stack(parts).sum(dim=0).expand_as(x)
+        return x - lost, lost
 
     def certificate(self, x: Tensor, y: Tensor) -> Tensor:
         """Measure how well `x` solves the problem for the data `y`.
@@ -94,43 +146,58 @@ class TikhonovProblem:
         Returns:
             ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, shape `(*batch,)`; 0 where y = 0 and x = 0.
         """
-        scale = norm(self.operator.adjoint(y))
-        return relative(norm(self.negative_gradient(x, y - self.operator.forward(x))), scale)
+        gradient = self.negative_gradient(x, y - self.operator.forward(x))
+        return relative(norm(gradient, self.n_dims), norm(self.operator.adjoint(y), self.n_dims))
 
 
 def check_constants(problem: TikhonovProblem) -> None:
-    """Make sure that on a torus nothing but what the true problem does not see either is left undetermined.
+    """Make sure that the torus leaves nothing undetermined but what the true problem leaves so too.
 
-    Under a border of zeros a penalty on differences meets constants, though the sum of the taps does not: there the
-    torus is singular where the problem is not.
+    Under a border of zeros A does not annihilate constants, though the sum of the taps is zero: then the torus is
+    singular under a penalty on differences, where the problem is not.
 
     Raises:
-        SingularSystemError: the sum of the taps is singular under a border of zeros.
+        SingularSystemError: the sum of the taps is singular under such a border.
     """
     sees_constants = find_penalty(problem.penalty).penalizes_constants
     if problem.lam == 0 or sees_constants or problem.operator.boundary.keeps_constants:
         return
     taps = to_float64(problem.operator.kernel)
-    values = torch.linalg.svdvals(taps.sum(dim=(-2, -1)))
+    values = torch.linalg.svdvals(taps.sum(dim=space_axes(problem.n_dims - 1)))
     if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * problem.sigma_max:
-        raise SingularSystemError("neither the kernel nor the penalty sees constants on a torus")
+        raise SingularSystemError("neither the kernel nor the penalty determines constants on a torus")
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product over channels and pixels, shape `(*batch,)`, summed in double precision where the device has it."""
-    return (a * b).sum(dim=(-3, -2, -1), dtype=accumulation_dtype(a))
+def check_ramps(problem: TikhonovProblem) -> None:
+    """Refuse a penalty on curvature with a kernel that annihilates constants: it may annihilate ramps as well.
+
+    Raises:
+        UsageError: images that change at a constant rate are undetermined.
+    """
+    operator = problem.operator
+    keeps_constants = operator.boundary.keeps_constants or not any(operator.geometry.pads.total)
+    if problem.lam == 0 or find_penalty(problem.penalty).penalizes_ramps or not keeps_constants:
+        return
+    taps = operator.kernel
+    values = torch.linalg.svdvals(to_float64(taps).sum(dim=space_axes(problem.n_dims - 1)))
+    if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * synchronize.as_number(taps.abs().sum()):
+        raise UsageError(
+            f"penalty {problem.penalty} leaves images undetermined that change at a constant rate, since the taps of "
+            "this kernel sum to zero and it may annihilate them too; use penalty gradient or identity."
+        )
 
 
-def norm(a: Tensor) -> Tensor:
-    """Euclidean norm over channels and pixels, shape `(*batch,)`."""
-    return inner(a, a).sqrt()
+def check_weight(problem: TikhonovProblem) -> None:
+    """Refuse a λ so large that squares of λ·σ²max, or of its inverse, are beyond the range of the arithmetic.
 
-
-def accumulation_dtype(a: Tensor) -> torch.dtype:
-    """Pick the widest real type in which the device can add up."""
-    return a.dtype if a.device.type == "mps" else torch.float64
-
-
-def relative(size: Tensor, scale: Tensor) -> Tensor:
-    """Divide norms, leaving those as they are whose scale is zero."""
-    return torch.where(scale > 0, size / scale.clamp_min(1e-300), size)
+    Raises:
+        UsageError: it is.
+    """
+    taps = problem.operator.kernel
+    largest = torch.finfo(taps.dtype).max ** 0.25 / max(problem.sigma_max, 1.0) ** 2
+    if problem.lam > largest:
+        dtype = str(taps.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"λ must be at most {largest:.2g} for this kernel in {dtype}, but is {problem.lam:g}; "
+            "all but the penalty is lost to rounding long before."
+        )

@@ -1,7 +1,11 @@
-"""Repeat an iteration until the certificate, computed afresh, is reached.
+"""Repeat an iteration until the certificate, computed afresh, is reached and the minimizer is near.
 
 Recurrences drift from the truth in the last digits, and a solver may run in less precision than its answer needs. So
-every solver is run again on what its own answer leaves over, until that is small enough or no longer falls.
+every solver is run again on what its own answer leaves over, until that is small enough or no longer falls (iterative
+refinement; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
+
+A small gradient g is not yet a small error: that is ‖H⁻¹g‖, with H = AᴴA + μLᴴL. Where a solver can bound it, the
+refinement goes on until the bound is below `MAX_DISTANCE`, if need be with residuals in double precision.
 """
 
 from __future__ import annotations
@@ -14,13 +18,17 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import norm, relative
+from deconv_cli.solvers.norms import as_factor, relative
 from deconv_cli.solvers.solution import Solution, Status
 
 Progress = Callable[[int, float], None]
 """Called after each iteration with its number and the certificate so far."""
 
 MAX_ROUNDS = 8
+# How far an estimate may be from the minimizer, relative to its norm, to count as accurate.
+MAX_DISTANCE = 0.01
+# The gradient is brought to this part of what that asks for.
+SAFETY = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,45 +44,57 @@ class StoppingRule:
     max_iterations: int
 
 
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the certificate that an iteration of this precision should reach."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
 @dataclass
-class Course:
-    """The course of one solve, shared by its rounds.
+class IterationLog:
+    """The iterations of one solve, all rounds together.
 
     Attributes:
         rule: when to stop.
         scale: the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`.
-        progress: told of every iteration.
-        history: the certificate as the iterations saw it.
+        progress: called after every iteration.
+        history: the certificate after every iteration.
+        goal: the norm of the gradient to be reached, shape `(*batch,)`.
     """
 
     rule: StoppingRule
     scale: Tensor
     progress: Progress | None = None
     history: list[float] = field(default_factory=list)
+    goal: Tensor = field(init=False)
 
-    @property
-    def goal(self) -> Tensor:
-        """The norm of the gradient to be reached, shape `(*batch,)`."""
-        return self.rule.tolerance * self.scale
+    def __post_init__(self) -> None:
+        self.goal = self.rule.tolerance * self.scale
 
     @property
     def is_spent(self) -> bool:
         """Whether the iterations have run out."""
         return len(self.history) >= self.rule.max_iterations
 
-    def note(self, remaining: Tensor) -> None:
-        """Take note of an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
+    def add(self, remaining: Tensor) -> None:
+        """Record an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
         self.history.append(synchronize.as_number(relative(remaining, self.scale).max()))
         if self.progress is not None:
             self.progress(len(self.history), self.history[-1])
+
+
+Improve = Callable[[NormalEquations, Tensor, Tensor, IterationLog], Tensor]
+"""Takes the equations, an estimate, the negative gradient there and the log, and gives a better estimate."""
+Distance = Callable[[NormalEquations, Tensor], Tensor]
+"""Bounds ‖x − x*‖, shape `(*batch,)`, given the equations and the negative gradient at x."""
 
 
 def refine_equations(
     equations: NormalEquations,
     start: Tensor | None,
     rule: StoppingRule,
-    improve: Callable[[Tensor, Tensor, Course], Tensor],
+    improve: Improve,
     progress: Progress | None = None,
+    distance: Distance | None = None,
 ) -> Solution:
     """Call `improve` until the certificate is reached, the iterations are spent, or nothing is gained.
 
@@ -82,43 +102,97 @@ def refine_equations(
         equations: what to solve.
         start: first estimate, shape `(*batch, *operator.input_shape)`; `None` for zero, which costs nothing to check.
         rule: when to stop.
-        improve: takes an estimate, the negative gradient there and the course, and gives a better estimate.
-        progress: told of every iteration.
+        improve: gives a better estimate.
+        progress: called after every iteration.
+        distance: bounds or estimates the distance from the minimizer; `None` where nothing is known of it.
     """
-    course = Course(rule, equations.scale, progress)
+    log = IterationLog(rule, equations.scale, progress)
     if start is None:
         x, gradient = equations.zero(), equations.right_side
     else:
         x, gradient = start, equations.remaining(start, equations.residual(start))
-    best = norm(gradient)
+    x, gradient = _repeat(equations, x, gradient, log, improve)
+    size = equations.norm(gradient)
+    is_reached = synchronize.holds_everywhere((size <= log.goal) & torch.isfinite(log.scale))
+    status = Status.CONVERGED if is_reached else Status.MAX_ITERATIONS if log.is_spent else Status.STAGNATED
+    bound: Tensor | None = None
+    if distance is not None:
+        bound = _relative_distance(equations, x, gradient, distance)
+        if is_reached and not _is_near(bound):
+            x, gradient, bound = _approach(equations, x, gradient, log, improve, distance)
+            status = Status.CONVERGED if _is_near(bound) else Status.INACCURATE
+    return Solution(
+        x.contiguous(),  # a zero that was never improved takes no memory of its own
+        status,
+        len(log.history),
+        synchronize.as_number(relative(equations.norm(gradient), log.scale).max()),
+        tuple(log.history),
+        distance_bound=None if bound is None else synchronize.as_number(bound.max()),
+    )
+
+
+def _repeat(
+    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, improve: Improve
+) -> tuple[Tensor, Tensor]:
+    """Improve an estimate round by round; gives the best one of each image, and the negative gradient there."""
+    best = equations.norm(gradient)
     for _ in range(MAX_ROUNDS):
-        if course.is_spent or synchronize.holds_everywhere(best <= course.goal):
+        if log.is_spent or synchronize.holds_everywhere(best <= log.goal):
             break
-        candidate = improve(x, gradient, course)
+        candidate = improve(equations, x, gradient, log)
         new_gradient = equations.remaining(candidate, equations.residual(candidate))
-        reached = norm(new_gradient)
+        reached = equations.norm(new_gradient)
         is_better = reached < best
         if synchronize.holds_everywhere(is_better):
             x, gradient = candidate, new_gradient
         else:
-            keeps = is_better[..., None, None, None]
+            keeps = as_factor(is_better, is_better, equations.n_dims)
             x, gradient = torch.where(keeps, candidate, x), torch.where(keeps, new_gradient, gradient)
         # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
-        gains = (reached <= 0.5 * best) & (reached > course.goal)
+        gains = (reached <= 0.5 * best) & (reached > log.goal)
         best = torch.minimum(reached, best)
         if not synchronize.holds_anywhere(gains):
             break
-    is_done = synchronize.holds_everywhere((best <= course.goal) & torch.isfinite(course.scale))
-    unfinished = Status.MAX_ITERATIONS if course.is_spent else Status.STAGNATED
-    return Solution(
-        x.contiguous(),  # a zero that was never improved takes no memory of its own
-        Status.CONVERGED if is_done else unfinished,
-        len(course.history),
-        synchronize.as_number(relative(best, course.scale).max()),
-        tuple(course.history),
-    )
+    return x, gradient
 
 
-def step(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide, giving 0 to images that are done already."""
-    return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), 0)
+def _approach(
+    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, improve: Improve, distance: Distance
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Go on until the minimizer is near, with residuals in double precision where those of the data do not suffice.
+
+    Returns:
+        The estimate, the negative gradient there in the precision of the last residual, and the distance.
+    """
+    if _lower_goal(equations, x, gradient, log, distance):
+        x, gradient = _repeat(equations, x, gradient, log, improve)
+    bound = _relative_distance(equations, x, gradient, distance)
+    wide = equations.in_float64()
+    if wide is None or _is_near(bound):
+        return x, gradient, bound
+    precise = x.double()
+    gradient = wide.remaining(precise, wide.residual(precise))
+    if _lower_goal(wide, precise, gradient, log, distance):
+        precise, gradient = _repeat(wide, precise, gradient, log, improve)
+    bound = _relative_distance(wide, precise, gradient, distance)
+    rounded = precise.to(x.dtype)
+    lost = rounded.double() - precise
+    gradient = wide.remaining(rounded.double(), wide.residual(rounded.double()))
+    return rounded, gradient, bound + relative(wide.norm(lost), wide.norm(precise))
+
+
+def _lower_goal(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance) -> bool:
+    """Lower the goal as far as the distance asks for; tells whether rounding leaves it within reach."""
+    bound = _relative_distance(equations, x, gradient, distance)
+    wanted = SAFETY * MAX_DISTANCE * equations.norm(gradient) / bound.clamp_min(MAX_DISTANCE)
+    log.goal = torch.where(bound > MAX_DISTANCE, torch.minimum(log.goal, wanted), log.goal)
+    return not synchronize.holds_anywhere(log.goal < torch.finfo(x.dtype).eps * log.scale)
+
+
+def _relative_distance(equations: NormalEquations, x: Tensor, gradient: Tensor, distance: Distance) -> Tensor:
+    """Bound ‖x − x*‖ / ‖x‖, shape `(*batch,)`."""
+    return relative(distance(equations, gradient), equations.norm(x))
+
+
+def _is_near(bound: Tensor) -> bool:
+    return synchronize.holds_everywhere(bound <= MAX_DISTANCE)

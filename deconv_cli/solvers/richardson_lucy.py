@@ -4,9 +4,9 @@ Richardson, Bayesian-based iterative method of image restoration, Journal of the
 Lucy, An iterative technique for the rectification of observed distributions, Astronomical Journal 79, 1974. The
 sensitivity Aᴴ1 under the true border stands in the denominator (Bertero and Boccacci, A simple method for the reduction
 of boundary effects in the Richardson–Lucy approach to image deconvolution, Astronomy & Astrophysics 437, 2005): without
-it pixels that few outputs see grow without end.
+it pixels that few outputs depend on grow without end.
 
-`ascent.py` has the iteration, `ascent_course.py` tells when it ends.
+`richardson_lucy_steps.py` has the iteration, `richardson_lucy_stopping.py` decides when it ends.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.ascent import Ascent
-from deconv_cli.solvers.ascent_course import AscentCourse, Discrepancy, HeldOut, Steps
-from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.estimator import Estimator, common_unit
-from deconv_cli.solvers.memory import MemoryEstimate, check_memory, estimate_memory
 from deconv_cli.solvers.poisson import held_out
+from deconv_cli.solvers.prior import DataEstimate, Prior
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
+from deconv_cli.solvers.richardson_lucy_stopping import Discrepancy, FixedIterations, HeldOut, RichardsonLucyRun
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import N_SYMBOLS, Cost, blurring_bytes, symbol_bytes
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
@@ -39,6 +38,27 @@ DEFAULT_TOLERANCE = 1e-5
 ROUNDING = 1e-6
 # Images with the channels of input and output that the iteration keeps at once.
 N_IMAGES = 10
+
+
+class RichardsonLucy(Prior):
+    """The likeliest image without negative pixels under Poisson noise."""
+
+    def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
+        """Ask for the gain where it is to be estimated."""
+        return "gain" if settings.gain == "auto" else None
+
+    def build(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+    ) -> Estimator:
+        """Build the estimator, for a gain or for samples that are held out."""
+        if settings.gain != "auto":
+            return RichardsonLucyEstimator(kernel, image_size, settings, gain=settings.gain)
+        shows = "do not show a gain" if estimate is None else "show"
+        origin = f"as mean and variance of the data {shows}"
+        return RichardsonLucyEstimator(kernel, image_size, settings, gain=estimate, origin=origin)
+
+
+RICHARDSON_LUCY = RichardsonLucy()
 
 
 class RichardsonLucyEstimator(Estimator):
@@ -57,7 +77,7 @@ class RichardsonLucyEstimator(Estimator):
 
     Args:
         kernel: canonical kernel without negative taps; its dtype and device are those of the arithmetic.
-        image_size: height and width of the images that are wanted back.
+        image_size: size of the images that are wanted back.
         settings: padding, boundary, tolerance (by default 1e-5), iterations and memory.
         gain: units of the samples a count; `None` to hold samples out instead.
         origin: where the gain came from, or why there is none, for the report alone.
@@ -84,55 +104,48 @@ class RichardsonLucyEstimator(Estimator):
             )
         if gain is not None and not 0 < gain < math.inf:
             raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")
-        self.kernel, self.settings, self.gain = kernel, settings, gain
-        self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
-        boundary = as_rule(settings.boundary)
-        if boundary.has_factors:
-            raise UsageError(
-                f"method richardson-lucy needs pixels outside that are not negative, but boundary {boundary.name} "
-                "multiplies its copies by factors; use another boundary or method."
-            )
-        self.geometry.check_boundary(boundary)
-        self.operator = Convolution.of_geometry(kernel.taps.detach().clone(), self.geometry, boundary)
+        super().__init__(kernel, image_size, settings)
+        self.gain = gain
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
-        self.choice = Choice("richardson-lucy", f"asked for; stopped by {how}{origin and f', {origin}'}")
+        self.choice = Choice("richardson-lucy", f"{GIVEN}; stopped by {how}{origin and f', {origin}'}")
+        blurring = TikhonovProblem(self.operator, 0.0)
+        n_numbers = math.prod(self.geometry.extended_size) * max(kernel.taps.shape[:2])
+        self._cost = Cost(
+            0.0,
+            symbol_bytes(blurring, N_SYMBOLS) + blurring_bytes(blurring),
+            N_IMAGES * kernel.taps.itemsize * n_numbers,
+        )
+        self.check_memory(self._cost)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`.
+        """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
 
         Raises:
             UsageError: data below zero.
         """
         arranged = self.data_of(y)
-        self._check_memory(math.prod(arranged.shape[:-3]))
+        self.check_memory(self._cost, self.n_images(arranged))
         data = _counts(arranged)
         unit = common_unit(data)
         data = data / unit
         # What channels of one image say about noise is taken together; the pages of a batch end each by themselves.
-        data = data if y.ndim == 4 else data[None]
-        course = AscentCourse(self.tolerance, self.settings.max_iterations, progress)
-        ascent = Ascent(self.operator, data)
+        is_batch = y.ndim > self.n_dims
+        data = data if is_batch else data[None]
+        run = RichardsonLucyRun(self.tolerance, self.settings.max_iterations, progress)
+        steps = RichardsonLucySteps(self.operator, data)
         if self.gain is not None:
-            status = course.run(ascent, Discrepancy(self.gain / unit))
+            status = run.run(steps, Discrepancy(self.gain / unit))
         else:
-            seen = ~held_out(data)
-            judge = HeldOut(seen)
-            course.run(Ascent(self.operator, data, seen), judge, share=0.5)
+            used = ~held_out(data, self.n_dims)
+            criterion = HeldOut(used)
+            run.run(RichardsonLucySteps(self.operator, data, used), criterion, share=0.5)
             # An image whose samples were predicted the better the longer it went on has no noise to stop at.
-            wanted = torch.where(judge.best < len(course.history), judge.best, math.inf)
-            status = course.run(ascent, Steps(wanted))
-        value = unit * (ascent.x if y.ndim == 4 else ascent.x[0])
-        certificate = synchronize.as_number(ascent.certificate().max())
-        return Solution(value, status, len(course.history), certificate, tuple(course.history), OBJECTIVE)
-
-    def _check_memory(self, n_images: int) -> None:
-        taps = self.kernel.taps
-        blurring = estimate_memory("fft", taps, self.geometry, self.settings)
-        per_image = N_IMAGES * taps.itemsize * math.prod(self.geometry.extended_size) * max(taps.shape[:2])
-        estimate = MemoryEstimate(blurring.n_bytes_built, per_image)
-        limit = self.settings.max_memory
-        check_memory(self.choice.method, estimate, taps, self.geometry, max_memory=limit, n_images=n_images)
+            wanted = torch.where(criterion.best < len(run.history), criterion.best, math.inf)
+            status = run.run(steps, FixedIterations(wanted))
+        value = unit * (steps.x if is_batch else steps.x[0])
+        certificate = synchronize.as_number(steps.certificate().max())
+        return Solution(value, status, len(run.history), certificate, tuple(run.history), OBJECTIVE)
 
 
 def _counts(y: Tensor) -> Tensor:

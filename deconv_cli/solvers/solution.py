@@ -17,19 +17,27 @@ class Status(StrEnum):
     CLOSED_FORM = "solved in closed form"
     CONVERGED = "converged to the tolerance"
     STOPPED_AT_NOISE = "stopped where a closer fit would have followed the noise"
+    INACCURATE = (
+        "the tolerance was reached, but λ is so small that the estimate may be more than 1 % away from the solution; "
+        "use dtype float64, a larger λ or a larger max_iterations"
+    )
     STAGNATED = (
         "the arithmetic's precision ran out before the tolerance was reached; "
-        "use --dtype float64, a larger λ or a larger --tolerance"
+        "use dtype float64, a larger λ or a larger tolerance"
     )
     UNDETERMINED = (
-        "the residual is as small as was asked for, but the data leave parts of the image undetermined; "
+        "the residual is as small as the tolerance, but the data leave parts of the image undetermined; "
         "use a λ above 0, or padding valid or full"
     )
-    MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise --max-iterations, λ or --tolerance"
+    MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise max_iterations, λ or tolerance"
+    NOISE_NOT_REACHED = (
+        "no weight leaves only the noise unexplained, so that kernel and boundary cannot be those of the data; "
+        "check them, or give a weight"
+    )
 
     @property
     def is_success(self) -> bool:
-        """Whether the result answers the problem that was posed."""
+        """Whether the result solves the problem as it was set."""
         return self in (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE)
 
 
@@ -41,14 +49,18 @@ class Solution:
     """The outcome of one solve.
 
     Attributes:
-        value: the estimate, shape `(*batch, C_in, H, W)`.
+        value: the estimate, shape `(*batch, C_in, *size)`.
         status: how the solve ended.
         n_iterations: iterations used; 0 in closed form.
         certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed afresh from `value`; the largest of the batch.
-            Where something else was minimized, what its solver says.
-        residual_norms: the certificate as the iterations saw it, one number an iteration.
+            For other objectives their solvers document it.
+        residual_norms: the certificate after every iteration, as the iteration itself computed it.
         objective: what `value` minimizes, in words.
         weight: of the prior, where there is one; given, or found from the noise.
+        distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
+            With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
+            do. With other penalties it is an estimate, from the smallest Ritz value of the iteration. `None` where
+            nothing is known, as for λ = 0 under other boundaries than `circular`.
     """
 
     value: Tensor
@@ -58,15 +70,16 @@ class Solution:
     residual_norms: tuple[float, ...] = ()
     objective: str = QUADRATIC_OBJECTIVE
     weight: float | None = None
+    distance_bound: float | None = None
 
     def raise_for_status(self) -> Solution:
         """Return the solution itself, if it is to be trusted.
 
         Raises:
-            UntrustworthyResultError: the solver did not reach what was asked for.
+            UntrustworthyResultError: the solver did not reach its tolerance.
         """
         if not self.status.is_success:
-            raise UntrustworthyResultError(f"{self.status} (certificate {self.certificate:.2g}).")
+            raise UntrustworthyResultError(f"{self.status} ({self._measures}).")
         return self
 
     def warn_for_status(self, stacklevel: int = 2) -> Solution:
@@ -76,10 +89,13 @@ class Solution:
             stacklevel: whose line the warning names; 2 is the caller's.
 
         Warns:
-            RuntimeWarning: the solver did not reach what was asked for.
+            RuntimeWarning: the solver did not reach its tolerance.
         """
         if not self.status.is_success:
-            warnings.warn(
-                f"{self.status} (certificate {self.certificate:.2g})", RuntimeWarning, stacklevel=stacklevel + 1
-            )
+            warnings.warn(f"{self.status} ({self._measures})", RuntimeWarning, stacklevel=stacklevel + 1)
         return self
+
+    @property
+    def _measures(self) -> str:
+        distance = "" if self.distance_bound is None else f", distance up to {self.distance_bound:.2g} of the estimate"
+        return f"certificate {self.certificate:.2g}{distance}"

@@ -2,12 +2,13 @@
 
 TV(x) is isotropic, and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
 pixels of the image (Rudin, Osher and Fatemi, Nonlinear total variation based noise removal algorithms, Physica D 60,
-1992). `splitting.py` has the iteration.
+1992). `admm.py` has the iteration.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,23 +16,17 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.geometry import Geometry
 from deconv_cli.regularizers import is_determined
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.admm import Admm, AdmmRun
+from deconv_cli.solvers.choice import Choice, find_solver
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iterative import IterativeInverse
-from deconv_cli.solvers.memory import MemoryEstimate, check_memory, estimate_memory
+from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
-from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.splitting import Course, Splitting
-from deconv_cli.solvers.strip import StripInverse, covers
+from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
@@ -46,6 +41,29 @@ FLATNESS = 1e-3
 MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse.
 N_EXTRA_IMAGES = 14
+# Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
+INNER_METHODS = ("fft", "strip", "iterative")
+
+
+class TotalVariation(Prior):
+    """Images that are flat but for their edges."""
+
+    def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
+        """Ask for the noise where the weight has to follow from it."""
+        is_open = settings.weight in (None, "auto") and settings.noise_sigma is None
+        return "noise" if is_open else None
+
+    def build(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+    ) -> Estimator:
+        """Build the estimator, for a weight or for the noise."""
+        if settings.weight is not None and settings.weight != "auto":
+            return TotalVariationEstimator(kernel, image_size, settings, weight=settings.weight)
+        noise = estimate if settings.noise_sigma is None else settings.noise_sigma
+        return TotalVariationEstimator(kernel, image_size, settings, weight=None, noise=noise)
+
+
+TOTAL_VARIATION = TotalVariation()
 
 
 class TotalVariationEstimator(Estimator):
@@ -58,7 +76,7 @@ class TotalVariationEstimator(Estimator):
 
     Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
-        image_size: height and width of the images that are wanted back.
+        image_size: size of the images that are wanted back.
         settings: padding, boundary, tolerance (by default 1e-4 in float32, 1e-6 in float64), iterations and memory.
         weight: w > 0, in the unit of the samples; `None` looks for the one under which ‖Ax − y‖² is what noise of the
             standard deviation `noise` makes (Morozov's discrepancy principle; one weight for a whole batch).
@@ -80,90 +98,80 @@ class TotalVariationEstimator(Estimator):
         noise: float | None = None,
     ) -> None:
         _check(kernel, settings, weight, noise)
-        self.kernel, self.settings = kernel, settings
+        super().__init__(kernel, image_size, settings)
         self.weight, self.noise = weight, noise
-        self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
-        boundary = as_rule(settings.boundary)
-        self.geometry.check_boundary(boundary)
-        taps = kernel.taps.detach().clone()
-        self.operator = Convolution.of_geometry(taps, self.geometry, boundary)
-        default = 1e-6 if taps.dtype == torch.float64 else 1e-4
+        default = 1e-6 if kernel.taps.dtype == torch.float64 else 1e-4
         self.tolerance = default if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
-        self.choice = Choice(self._inner_method(), reason)
-        self._check_memory(None)
+        # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
+        problem = TikhonovProblem(self.operator, 1.0, penalty="gradient")
+        method = next(name for name in INNER_METHODS if find_solver(name).covers(problem) is None)
+        self.choice = Choice(method, reason)
+        cost = find_solver(method).cost(problem)
+        extra = N_EXTRA_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
+        self._cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
+        self.check_memory(self._cost)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`; see `Estimator.solve`.
+        """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
 
         Raises:
-            UsageError: no weight leaves as much as the noise unexplained, or there is no noise.
+            UsageError: the weight has to follow from the noise, and there is none.
         """
         data = self.data_of(y)
-        self._check_memory(math.prod(data.shape[:-3]))
+        self.check_memory(self._cost, self.n_images(data))
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
             _check_noise(data, self.noise)
-        splitting = Splitting(self.inverse, data / unit, self.spectrum.sigma_max)
-        course = Course(splitting, self.settings.max_iterations, progress)
-        weight = self._search(course, unit) if self.weight is None else self.weight / unit
-        status = course.run(weight, self.tolerance)
-        certificate = synchronize.as_number(splitting.certificate(weight).max())
+        admm = Admm(self.inverse, data / unit, self.spectrum.sigma_max)
+        run = AdmmRun(admm, self.settings.max_iterations, progress)
+        weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
+        status = run.run(weight, self.tolerance) if explains_noise else Status.NOISE_NOT_REACHED
+        certificate = synchronize.as_number(admm.certificate(weight).max())
         weight *= unit
-        objective = f"½‖Ax − y‖² + {weight:.4g}·TV(x)"
-        value = unit * splitting.x
         return Solution(
-            value, status, len(course.history), certificate, tuple(course.history), objective, weight=weight
+            unit * admm.x,
+            status,
+            len(run.history),
+            certificate,
+            tuple(run.history),
+            f"½‖Ax − y‖² + {weight:.4g}·TV(x)",
+            weight,
         )
 
     def inverse(self, rho: float) -> Inverse:
         """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""
         sigma_max = self.spectrum.sigma_max
         problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, "gradient")
-        if self.choice.method == "fft":
-            return CircularInverse(problem)
-        if self.choice.method == "strip":
-            try:
-                return StripInverse(problem, INNER_RULE)
-            except SingularSystemError as error:
-                self.choice = Choice("iterative", f"the strip way is barred, since {error}")
-        return IterativeInverse(problem, INNER_RULE)
+        try:
+            return find_solver(self.choice.method).build(problem, INNER_RULE)
+        except SingularSystemError as error:
+            self.choice = Choice("iterative", f"the {self.choice.method} way is barred, since {error}")
+        return find_solver("iterative").build(problem, INNER_RULE)
 
-    def _inner_method(self) -> str:
-        boundary, geometry = self.operator.boundary, self.geometry
-        n_outputs, n_inputs = self.kernel.taps.shape[:2]
-        if boundary.is_periodic and geometry.output_size == geometry.image_size:
-            return "fft"
-        has_strip = covers(geometry, boundary, lam=1.0, penalty="gradient", n_outputs=n_outputs, n_inputs=n_inputs)
-        return "strip" if has_strip else "iterative"
+    def _search(self, run: AdmmRun, unit: float) -> tuple[float, bool]:
+        """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
 
-    def _check_memory(self, n_images: int | None) -> None:
-        taps = self.kernel.taps
-        estimate = estimate_memory(self.choice.method, taps, self.geometry, self.settings)
-        extra = N_EXTRA_IMAGES * taps.itemsize * math.prod(self.operator.input_shape)
-        estimate = MemoryEstimate(estimate.n_bytes_built, estimate.n_bytes_per_image + extra)
-        limit = self.settings.max_memory
-        check_memory(self.choice.method, estimate, taps, self.geometry, max_memory=limit, n_images=n_images)
-
-    def _search(self, course: Course, unit: float) -> float:
-        """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed."""
+        Returns:
+            The weight, and whether the residual is as large as the noise there.
+        """
         assert self.noise is not None
-        splitting = course.splitting
+        admm = run.admm
         variance = (self.noise / unit) ** 2
-        expected = variance * splitting.y.numel()
-        start = splitting.roughness
+        expected = variance * admm.y.numel()
+        start = admm.roughness
         weight = variance / max(start, variance**0.5)
         below, above = -math.inf, math.inf
         previous: tuple[float, float] | None = None
         for _ in range(MAX_TRIALS):
-            course.run(weight, max(self.tolerance, SEARCH_TOLERANCE))
-            place, excess = math.log(weight), math.log(max(splitting.squared_residual, 1e-300) / expected)
-            if abs(excess) <= SEARCH_ACCURACY or course.is_spent:
-                return weight
-            if excess < 0 and splitting.roughness <= FLATNESS * start:
-                return weight  # even a flat image explains the data
+            run.run(weight, max(self.tolerance, SEARCH_TOLERANCE))
+            place, excess = math.log(weight), math.log(max(admm.squared_residual, 1e-300) / expected)
+            if abs(excess) <= SEARCH_ACCURACY or run.is_spent:
+                return weight, True
+            if excess < 0 and admm.roughness <= FLATNESS * start:
+                return weight, True  # even a flat image explains the data
             below, above = (below, place) if excess > 0 else (place, above)
             slope = 0.7 if previous is None else (excess - previous[1]) / (place - previous[0])
             step = -excess / min(max(slope, 0.2), 2.0)
@@ -171,17 +179,14 @@ class TotalVariationEstimator(Estimator):
             if not below < following < above:
                 following = (below + above) / 2
             previous, weight = (place, excess), math.exp(following)
-        raise UsageError(
-            f"no weight leaves only noise of standard deviation {self.noise:.3g} unexplained, so that kernel and "
-            "boundary cannot be those of the data; check them, or give a weight."
-        )
+        return weight, False
 
 
 def _check(kernel: Kernel, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
     """Refuse what cannot be solved."""
     n_outputs, n_inputs = kernel.taps.shape[:2]
     if settings.method != "auto":
-        raise UsageError(f"prior tv picks its own solver, but method {settings.method} was asked for; leave it out.")
+        raise UsageError(f"prior tv picks its own solver, but method {settings.method} was given; leave it out.")
     if not is_determined(1.0, "gradient", n_outputs, n_inputs):
         raise UsageError(
             f"prior tv leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) than inputs "

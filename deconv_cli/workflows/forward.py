@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError, TooLargeError, UsageError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import PaddingLike
+from deconv_cli.solvers.memory import free_memory
+from deconv_cli.vocabulary import PaddingLike, format_memory
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 
 
@@ -40,6 +44,7 @@ def forward(
     Raises:
         ShapeError: kernel, bias and image do not fit one another.
         UsageError: an unknown boundary or padding.
+        TooLargeError: the images with their border do not fit the memory.
         MalformedInputError: images or kernels that are not finite.
     """
     rule = as_rule(boundary)
@@ -53,9 +58,24 @@ def forward(
     precision = pick_dtype(dtype, x, x.device)
     canonical = as_kernel(kernel, x.device, precision)
     channels = canonical.split(x.to(precision))
-    geometry = Geometry.of_image((x.shape[-2], x.shape[-1]), canonical.size, padding)
+    geometry = Geometry.of_image(tuple(x.shape[-len(canonical.size) :]), canonical.size, padding)
+    _check_memory(channels, canonical, geometry)
     y = canonical.join(Convolution.of_geometry(canonical.taps, geometry, rule).forward(channels))
     return y if bias is None else y + as_bias(bias, y)
+
+
+def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:
+    """Refuse images whose border would not fit the memory."""
+    n_images = math.prod(channels.shape[: -len(geometry.image_size) - 1])
+    n_pixels = math.prod(geometry.extended_size)
+    needed = channels.itemsize * n_images * n_pixels * sum(kernel.taps.shape[:2])
+    available = free_memory(channels.device)
+    if needed > available:
+        size = "×".join(map(str, geometry.extended_size))
+        raise TooLargeError(
+            f"with its border the image is {size} pixels, which takes about {format_memory(needed)}, more than the "
+            f"{format_memory(available)} that are free; use a smaller padding or a smaller image."
+        )
 
 
 def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:

@@ -122,9 +122,9 @@ class TestRefusals:
     def test_lambda(self, refuses, words, value, shown):
         refuses(*words, f"--lambda={value}", code=ExitCode.USAGE, says=["--lambda", f"but is {shown}"])
 
-    @pytest.mark.parametrize("value", ["0", "-1", "inf", "loud"])
-    def test_noise(self, refuses, words, value):
-        refuses(*words, f"--noise-sigma={value}", code=ExitCode.USAGE, says=["--noise-sigma", f"'{value}'"])
+    @pytest.mark.parametrize(("value", "shown"), [("0", "0.0"), ("-1", "-1.0"), ("inf", "inf"), ("loud", "'loud'")])
+    def test_noise(self, refuses, words, value, shown):
+        refuses(*words, f"--noise-sigma={value}", code=ExitCode.USAGE, says=["--noise-sigma", f"but is {shown}"])
 
     def test_a_rule_beside_a_number(self, refuses, words):
         refuses(*words, "--lambda", "1e-3", "--lambda-rule", "ml", code=ExitCode.USAGE, says="--lambda auto")

@@ -194,6 +194,14 @@ class TestKernels:
         words = [command, photograph, "-k", kernel, "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=["(5, 4, 3, 3)", "3, 40, 48)"])
 
+    def test_a_padding_that_no_memory_holds(self, refuses, gray, gentle, tmp_path, command):
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--padding"]
+        code = ExitCode.INPUT_REFUSED
+        if command == "forward":
+            refuses(*words, "1000000", code=code, says=["pixels", "TiB", "smaller padding"])
+        else:
+            refuses(*words, "1000000", code=code, says=["no image gives an output", "smaller padding"])
+
     def test_kernel_larger_than_the_image(self, refuses, gray, save, tmp_path, command):
         """A mirror cannot reach further than its picture."""
         kernel = save("kernel", np.ones((99, 99)))

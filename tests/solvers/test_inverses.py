@@ -240,7 +240,7 @@ def test_the_method_is_chosen_with_a_reason_and_can_be_overridden():
     assert chosen("zero", "full", shape=(1, 1, 15, 15), size=(200, 200)).method == "strip"
     assert chosen("zero", "same", shape=(1, 1, 15, 15), size=(200, 200)).method == "direct"
     forced = chosen("circular", lam=0.1, method="iterative")
-    assert (forced.method, forced.reason) == ("iterative", "asked for")
+    assert (forced.method, forced.reason) == ("iterative", "given by the user")
     with pytest.raises(UsageError, match="method fft inverts"):
         chosen("zero", lam=0.1, method="fft")
     with pytest.raises(UsageError, match="method strip does not cover"):

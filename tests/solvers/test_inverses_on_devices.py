@@ -18,8 +18,9 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers import band_solver, bands
 from deconv_cli.solvers import iterative as iterative_module
 from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.dense_border import BoundarySystem
 from deconv_cli.solvers.differentiation import attach_gradient
-from deconv_cli.solvers.direct import BoundarySystem, DirectInverse
+from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import full_rank_inverse, gram_inverse_blocks, inverse_blocks, torus_blocks
 from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
@@ -87,7 +88,7 @@ def invert_band(matrix):
 def circular(taps, lam, penalty):
     problem = problem_of(taps, "circular", lam, penalty)
     inverse = CircularInverse(problem)
-    again = CircularInverse(problem, kept=Factors(inverse.factors()))
+    again = CircularInverse(problem, factors=Factors(inverse.factors()))
     return use(inverse), again.apply(taps.new_ones(problem.operator.output_shape))
 
 
@@ -149,9 +150,9 @@ def direct_inverse(problem):
 def split(taps):
     """Constants that neither the kernel nor a penalty on differences sees."""
     problem = problem_of(taps, "circular", LAMBDA, "gradient")
-    seen, unseen = problem.split_unseen(taps.new_ones(2, *problem.operator.input_shape))
-    assert unseen is not None
-    return seen, unseen
+    determined, lost = problem.split_null_space(taps.new_ones(2, *problem.operator.input_shape))
+    assert lost is not None
+    return determined, lost
 
 
 BLOCKS = [

@@ -8,9 +8,10 @@ import torch
 from cases import random
 
 import deconv_cli
-from deconv_cli.solvers import strip
+from deconv_cli.solvers import strip_system
+from deconv_cli.solvers.choice import find_solver
 from deconv_cli.solvers.krylov import solve_indefinite
-from deconv_cli.solvers.memory import estimate_memory
+from deconv_cli.solvers.solver import KrylovBasis
 from deconv_cli.vocabulary import format_memory, parse_memory
 
 # Peak of the resident memory over that of a small problem, which has loaded all the code.
@@ -18,7 +19,7 @@ MEASURE = """
 import sys, warnings
 from pathlib import Path
 import torch, deconv_cli
-from deconv_cli.solvers.memory import estimate_memory
+from deconv_cli.solvers.choice import find_solver
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 method, boundary, lam, shape, size = sys.argv[1], sys.argv[2], float(sys.argv[3]), eval(sys.argv[4]), int(sys.argv[5])
@@ -34,7 +35,7 @@ def restore(shape, size):
         kernel, input_size=(size, size), boundary=boundary, lam=lam, method=method, max_iterations=4
     )
     inverse.solve(torch.randn(inverse.problem.operator.output_shape, dtype=torch.float64))
-    return estimate_memory(inverse.choice.method, kernel, inverse.geometry, inverse.settings).n_bytes()
+    return find_solver(inverse.choice.method).cost(inverse.problem).n_bytes()
 restore((1, 1, 3, 3), 12)
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = peak()
@@ -152,15 +153,15 @@ def test_the_basis_of_gmres_is_in_the_estimate(monkeypatch, dtype, method, bound
         kept.append((n_kept + 1) * right.numel() * right.itemsize)
         return solve_indefinite(apply, precondition, right, watch, n_kept)
 
-    monkeypatch.setattr(strip, "solve_indefinite", solve)
+    monkeypatch.setattr(strip_system, "solve_indefinite", solve)
     inverse.solve(random((n_images, 2, 17, 14)).to(dtype))
-    estimate = estimate_memory(inverse.choice.method, kernel, inverse.geometry, inverse.settings)
+    estimate = find_solver(inverse.choice.method).cost(inverse.problem)
     basis = estimate.n_bytes(n_images) - estimate.n_bytes_built - n_images * estimate.n_bytes_per_image
     assert basis == max(kept, default=0)
     assert (basis == 0) == (boundary == "unknown")
 
 
 def test_gmres_keeps_fewer_vectors_the_longer_they_are():
-    assert strip.n_kept_vectors(1000) == strip.MAX_KEPT_VECTORS
-    assert strip.n_kept_vectors(2**20) == 64
-    assert strip.n_kept_vectors(2**26) == strip.MIN_KEPT_VECTORS
+    assert KrylovBasis.n_vectors(1000) == KrylovBasis.MAX_VECTORS
+    assert KrylovBasis.n_vectors(2**20) == 64
+    assert KrylovBasis.n_vectors(2**26) == KrylovBasis.MIN_VECTORS

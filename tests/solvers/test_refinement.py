@@ -16,8 +16,8 @@ def run(improve, *, tolerance=1e-6, max_iterations=100, n_images=1):
     truth = random((n_images, 1, 7, 6))
     y = OPERATOR.forward(truth)
 
-    def counted(x, gradient, course):
-        course.note(course.scale)
+    def counted(equations, x, gradient, log):
+        log.add(log.scale)
         return improve(x, truth)
 
     equations, rule = NormalEquations.of_data(PROBLEM, y), StoppingRule(tolerance, max_iterations)

@@ -16,7 +16,7 @@ from deconv_cli.io.saved_state import SavedState, read_state, write_state
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.saved_inverses import SavedInverse, read_inverse, write_inverse
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers import direct
+from deconv_cli.solvers import dense_border, direct
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
@@ -121,9 +121,9 @@ def test_the_way_around_a_singular_border_system_is_kept(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(direct, "SquareBorderSystem", fails)
         inverse = built("direct, square")
-    assert isinstance(inverse._inverse._system, direct.BoundarySystem)
+    assert isinstance(inverse._inverse._system, dense_border.BoundarySystem)
     found = deconv_cli.load_pseudo_inverse(saved(inverse, tmp_path))
-    assert isinstance(found._inverse._system, direct.BoundarySystem)
+    assert isinstance(found._inverse._system, dense_border.BoundarySystem)
     assert_equal_to_the_last_bit(found, inverse)
 
 
@@ -148,7 +148,7 @@ def test_nothing_is_factored_on_loading(tmp_path, monkeypatch, name):
 
     for module, names in {
         "deconv_cli.solvers.circular": ["inverse_blocks", "torus_symbol"],
-        "deconv_cli.solvers.direct": ["full_rank_inverse", "torus_blocks"],
+        "deconv_cli.solvers.dense_border": ["full_rank_inverse", "torus_blocks"],
         "deconv_cli.solvers.square_border": ["full_rank_inverse", "torus_symbol", "invert_lines", "coupling"],
         "deconv_cli.solvers.estimator": ["kernel_spectrum"],
         "torch.linalg": ["lu_factor_ex", "cholesky_ex", "inv_ex", "svd", "svdvals", "solve_triangular"],

@@ -1,4 +1,4 @@
-"""The iteration behind total variation: z = ∇x is split off, and x and z take turns (ADMM).
+"""The alternating direction method of multipliers for total variation: z = ∇x is split off, and x and z take turns.
 
 Wang, Yang, Yin and Zhang, A new alternating minimization algorithm for total variation image reconstruction, SIAM
 Journal on Imaging Sciences 1, 2008: what is left is a shrinkage of z, and a quadratic problem in x that is none but the
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import image_axes
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.problem import accumulation_dtype, norm, relative
+from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
 from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Status
 
@@ -42,12 +43,12 @@ TINY = 1e-300
 SMALLEST = 1e-30
 
 
-class Splitting:
+class Admm:
     """The variables of the iteration: x, the field z ≈ ∇x, and the multiplier p, of at most the weight everywhere.
 
     Args:
-        build: gives (AᴴA + ρ∇ᴴ∇)⁻¹ for a ρ.
-        y: data, shape `(*batch, C_out, H_y, W_y)`.
+        build: builds (AᴴA + ρ∇ᴴ∇)⁻¹ for a ρ.
+        y: data, shape `(*batch, C_out, *output_size)`.
         sigma_max: the largest singular value of the kernel's symbol.
     """
 
@@ -56,9 +57,10 @@ class Splitting:
         start = build(START_LAMBDA * sigma_max**2)
         self._operator, self._gradient = start.problem.operator, start.problem.penalty_operator
         self._sigma_max = sigma_max
+        self._n_dims = start.problem.n_dims
         self.y = y
         back = self._operator.adjoint(y)
-        self._scale = norm(back)
+        self._scale = norm(back, self._n_dims)
         self.x = start.solve_normal(back)
         self._residual = y - self._operator.forward(self.x)
         self._z = self._gradient.forward(self.x)
@@ -70,7 +72,7 @@ class Splitting:
     @property
     def roughness(self) -> float:
         """The mean of |∇x|."""
-        return synchronize.as_number(magnitude(self._gradient.forward(self.x)).mean())
+        return synchronize.as_number(self._lengths(self._gradient.forward(self.x)).mean())
 
     @property
     def squared_residual(self) -> float:
@@ -80,15 +82,15 @@ class Splitting:
     def begin(self, weight: float) -> None:
         """Prepare for a weight: p points along the edges, as long as it may be, and ρ shrinks only what is no edge."""
         if self._inverse is not None:
-            self._p = _within(self._p, weight)
+            self._p = self._within(self._p, weight)
             return
-        length, size = magnitude(self._z), synchronize.as_number(self.x.square().mean().sqrt())
+        length, size = self._lengths(self._z), synchronize.as_number(self.x.square().mean().sqrt())
         # Differences as small as rounding are no edges.
         self._p = weight * self._z / length.clamp_min(max(MIN_EDGE * size, SMALLEST))
         spread = max(synchronize.as_number(self._z.square().mean().sqrt()), MIN_EDGE * size)
         self._set_rho(weight / spread if spread > 0 else self._sigma_max**2)
 
-    def go(self, weight: float) -> None:
+    def step(self, weight: float) -> None:
         """Take one step."""
         assert self._inverse is not None
         rho, gradient = self._rho, self._gradient
@@ -98,7 +100,7 @@ class Splitting:
         self._residual = self.y - self._operator.forward(self.x)
         relaxed = RELAXATION * gradient.forward(self.x) + (1 - RELAXATION) * self._z
         whole = self._p + rho * relaxed
-        self._p = _within(whole, weight)
+        self._p = self._within(whole, weight)
         shrunk = (whole - self._p) / rho
         self._change, self._z = shrunk - self._z, shrunk
 
@@ -116,14 +118,23 @@ class Splitting:
         """Compute the larger of gap and stationarity (as in `TotalVariationEstimator`), shape `(*batch,)`."""
         wide = accumulation_dtype(self.x)
         edges = self._gradient.forward(self.x)
-        axes = (-4, -3, -2, -1)
-        variation = weight * magnitude(edges).sum(dim=axes, dtype=wide)
-        gap = variation - (self._p * edges).sum(dim=axes, dtype=wide)
-        objective = 0.5 * norm(self._residual).square() + variation
-        objective = objective + VALUE_FLOOR * weight * self.x.abs().sum(dim=(-3, -2, -1), dtype=wide)
+        n_dims = self._n_dims
+        variation = weight * self._lengths(edges).sum(dim=image_axes(n_dims), dtype=wide)
+        gap = variation - inner(self._p, edges, n_dims + 1)
+        objective = 0.5 * norm(self._residual, n_dims).square() + variation
+        objective = objective + VALUE_FLOOR * weight * self.x.abs().sum(dim=image_axes(n_dims - 1), dtype=wide)
         force = self._gradient.adjoint(self._p)
-        left = norm(force - self._operator.adjoint(self._residual))
-        return torch.maximum(relative(gap, objective), relative(left, norm(force) + FORCE_FLOOR * self._scale))
+        left = norm(force - self._operator.adjoint(self._residual), n_dims)
+        return torch.maximum(relative(gap, objective), relative(left, norm(force, n_dims) + FORCE_FLOOR * self._scale))
+
+    def _lengths(self, field: Tensor) -> Tensor:
+        """Compute the lengths of the vectors of a field `(*batch, n, C, *size)`, shape `(*batch, 1, C, *size)`."""
+        return torch.linalg.vector_norm(field, dim=-self._n_dims - 1, keepdim=True)
+
+    def _within(self, vectors: Tensor, weight: float) -> Tensor:
+        """Shorten the vectors of a field that are longer than the weight."""
+        length = self._lengths(vectors)
+        return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)
 
     def _set_rho(self, rho: float) -> None:
         self._inverse = None  # the old one's memory first
@@ -131,17 +142,17 @@ class Splitting:
 
 
 @dataclass
-class Course:
+class AdmmRun:
     """The steps of one solve, whatever weights they were taken for.
 
     Attributes:
-        splitting: the variables.
+        admm: the variables.
         max_iterations: steps at most.
-        progress: told of every step.
+        progress: called after every step.
         history: the certificate after every step.
     """
 
-    splitting: Splitting
+    admm: Admm
     max_iterations: int
     progress: Progress | None
     history: list[float] = field(default_factory=list)
@@ -153,13 +164,13 @@ class Course:
 
     def run(self, weight: float, tolerance: float) -> Status:
         """Take steps until the certificate is reached, nothing is gained any more, or the steps are spent."""
-        self.splitting.begin(weight)
+        self.admm.begin(weight)
         lowest, n_since = math.inf, 0
         n_steps, next_balance = 0, FIRST_BALANCE
         while not self.is_spent:
-            self.splitting.go(weight)
+            self.admm.step(weight)
             n_steps += 1
-            certificate = synchronize.as_number(self.splitting.certificate(weight).max())
+            certificate = synchronize.as_number(self.admm.certificate(weight).max())
             self.history.append(certificate)
             if self.progress is not None:
                 self.progress(len(self.history), certificate)
@@ -169,21 +180,10 @@ class Course:
             if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:
                 return Status.STAGNATED
             if n_steps == next_balance:
-                self.splitting.balance()
+                self.admm.balance()
                 next_balance *= 2
         return Status.MAX_ITERATIONS
 
 
-def magnitude(field: Tensor) -> Tensor:
-    """Compute the length of the vectors of a field `(*batch, 2, C, H, W)`, shape `(*batch, 1, C, H, W)`."""
-    return torch.linalg.vector_norm(field, dim=-4, keepdim=True)
-
-
 def _size(a: Tensor) -> float:
     return synchronize.as_number(a.square().sum(dtype=accumulation_dtype(a))) ** 0.5
-
-
-def _within(vectors: Tensor, weight: float) -> Tensor:
-    """Shorten the vectors of a field that are longer than the weight."""
-    length = magnitude(vectors)
-    return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)

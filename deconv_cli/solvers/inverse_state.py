@@ -1,4 +1,4 @@
-"""An inverse as plain tensors and plain words: what a saved one consists of, whoever writes it down."""
+"""An inverse as plain tensors and plain words: what a saved one consists of."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _FACTOR = "factor."
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What an inverse takes over from an equal one, instead of finding it again.
+class Precomputed:
+    """What an inverse takes over from an equal one, instead of computing it again.
 
     Attributes:
         choice: the method that was chosen, and why.
@@ -39,22 +39,22 @@ class InverseState:
     """All that makes an inverse what it is.
 
     Attributes:
-        taps: of the canonical kernel, shape `(C_out, C_in, kH, kW)`, in the dtype of the arithmetic.
+        taps: of the canonical kernel, shape `(C_out, C_in, *k)`, in the dtype of the arithmetic.
         is_shared: whether they are applied to every channel alike.
-        image_size: height and width of the images that are wanted back.
-        settings: how the convolution is undone; `max_memory` bounds the building and is not kept.
-        kept: what was found when the inverse was built.
+        image_size: size of the images that are wanted back.
+        settings: how the convolution is undone; `max_memory` bounds the building and is not saved.
+        precomputed: what was computed when the inverse was built.
     """
 
     taps: Tensor
     is_shared: bool
     image_size: Size
     settings: ResolvedSettings
-    kept: Kept
+    precomputed: Precomputed
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give all tensors by name."""
-        factors = {_FACTOR + name: tensor for name, tensor in self.kept.factors.tensors.items()}
+        """Return all tensors by name."""
+        factors = {_FACTOR + name: tensor for name, tensor in self.precomputed.factors.tensors.items()}
         return {TAPS: self.taps.detach()} | factors
 
     def record(self) -> dict[str, Any]:
@@ -72,9 +72,9 @@ class InverseState:
             "asked_method": settings.method,
             "tolerance": settings.tolerance,
             "max_iterations": settings.max_iterations,
-            "method": self.kept.choice.method,
-            "method_reason": self.kept.choice.reason,
-            "sigma_max": self.kept.sigma_max,
+            "method": self.precomputed.choice.method,
+            "method_reason": self.precomputed.choice.reason,
+            "sigma_max": self.precomputed.sigma_max,
         }
 
     @classmethod
@@ -91,14 +91,15 @@ class InverseState:
             factors = {name.removeprefix(_FACTOR): t for name, t in tensors.items() if name.startswith(_FACTOR)}
             if len(factors) != len(tensors) - 1:
                 raise MalformedInputError(f"it holds tensors that are no factors: {', '.join(sorted(tensors))}.")
-            method = check_name(method_names(), record["method"], "method")
-            if method == "auto":
+            if record["method"] == "auto":
                 raise MalformedInputError("its record does not say which method was chosen.")
-            height, width = (_whole(n, "image_size") for n in record["image_size"])
+            image_size = tuple(_whole(n, "image_size") for n in record["image_size"])
+            if len(image_size) != 2:
+                raise ValueError(f"image_size is {image_size}")
             return cls(
                 taps=taps,
                 is_shared=_flag(record["is_shared"], "is_shared"),
-                image_size=(height, width),
+                image_size=image_size,
                 settings=ResolvedSettings(
                     padding=parse_padding(record["padding"]),
                     boundary=BOUNDARIES.check(record["boundary"]),
@@ -109,8 +110,8 @@ class InverseState:
                     tolerance=_optional(record["tolerance"], "tolerance"),
                     max_iterations=_whole(record["max_iterations"], "max_iterations"),
                 ),
-                kept=Kept(
-                    Choice(method, str(record["method_reason"])),
+                precomputed=Precomputed(
+                    Choice(check_name(method_names(), record["method"], "method"), str(record["method_reason"])),
                     _number(record["sigma_max"], "sigma_max"),
                     Factors(factors),
                 ),

@@ -1,4 +1,4 @@
-"""When an ascent of the likelihood ends: before it follows the noise, or where nothing moves any more."""
+"""When Richardson–Lucy ends: before it fits the noise, or where nothing moves any more."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.solvers.ascent import Ascent, per_image
+from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.poisson import divergence, expected_deviance
-from deconv_cli.solvers.problem import accumulation_dtype
 from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, per_image
 from deconv_cli.solvers.solution import Status
 
 # The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
@@ -20,38 +20,38 @@ PATIENCE = 0.5
 MIN_PATIENCE = 10
 
 
-class Judge(ABC):
-    """Tells which images have come as far as the noise lets them."""
+class StoppingCriterion(ABC):
+    """Decides which images have come as far as the noise lets them."""
 
     @abstractmethod
-    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
-        """Judge an ascent after so many steps, shape `(B,)`."""
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Decide after so many steps, shape `(B,)`."""
 
 
 @dataclass
-class Discrepancy(Judge):
+class Discrepancy(StoppingCriterion):
     """Ends where the divergence is what Poisson noise makes of the estimate."""
 
     gain: float
 
-    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
         """Compare the deviance with its expectation."""
         del n_steps
-        mean = ascent.blurred.to(accumulation_dtype(ascent.blurred)) / self.gain
-        return 2 * ascent.divergence / self.gain <= per_image(expected_deviance(mean))
+        mean = steps.blurred.to(accumulation_dtype(steps.blurred)) / self.gain
+        return 2 * steps.divergence / self.gain <= per_image(expected_deviance(mean))
 
 
-class HeldOut(Judge):
-    """Ends where samples that the ascent does not see have not been predicted better for a while."""
+class HeldOut(StoppingCriterion):
+    """Ends where samples that are held out have not been predicted better for a while."""
 
-    def __init__(self, seen: Tensor) -> None:
-        self._seen = seen
+    def __init__(self, used: Tensor) -> None:
+        self._used = used
         self._lowest: Tensor | None = None
-        self.best = seen.new_zeros((), dtype=torch.float32)
+        self.best = used.new_zeros((), dtype=torch.float32)
 
-    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
         """Compare with the best prediction so far."""
-        found = per_image(torch.where(self._seen, 0, divergence(ascent.y, ascent.blurred)))
+        found = per_image(torch.where(self._used, 0, divergence(steps.y, steps.blurred)))
         if self._lowest is None:
             self._lowest, self.best = found, torch.full_like(found, n_steps)
         self.best = torch.where(found < self._lowest, n_steps, self.best)
@@ -60,19 +60,19 @@ class HeldOut(Judge):
 
 
 @dataclass
-class Steps(Judge):
+class FixedIterations(StoppingCriterion):
     """Ends each image after its own number of steps, shape `(B,)`."""
 
     wanted: Tensor
 
-    def ends(self, ascent: Ascent, n_steps: int) -> Tensor:
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
         """Count."""
-        del ascent
+        del steps
         return n_steps >= self.wanted
 
 
 @dataclass
-class AscentCourse:
+class RichardsonLucyRun:
     """The steps of one solve."""
 
     tolerance: float
@@ -80,31 +80,31 @@ class AscentCourse:
     progress: Progress | None
     history: list[float] = field(default_factory=list)
 
-    def run(self, ascent: Ascent, judge: Judge, share: float = 1.0) -> Status:
+    def run(self, steps: RichardsonLucySteps, criterion: StoppingCriterion, share: float = 1.0) -> Status:
         """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
 
         Args:
-            ascent: what takes them.
-            judge: tells which images have ended.
+            steps: what takes them.
+            criterion: decides which images have ended.
             share: the part of the steps that are left which may be spent.
         """
         limit = int(share * (self.max_iterations - len(self.history)))
         n_steps = 0
-        ended = judge.ends(ascent, n_steps)
-        is_still = ascent.certificate() <= self.tolerance
+        ended = criterion.ends(steps, n_steps)
+        is_still = steps.certificate() <= self.tolerance
         while True:
             going = ~(ended | is_still)
             if not synchronize.holds_anywhere(going):
                 return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
             if n_steps >= limit:
                 return Status.MAX_ITERATIONS
-            ascent.go(going)
+            steps.step(going)
             n_steps += 1
-            self.history.append(synchronize.as_number(ascent.imbalance.max()))
+            self.history.append(synchronize.as_number(steps.imbalance.max()))
             if self.progress is not None:
                 self.progress(len(self.history), self.history[-1])
-            ended = ended | judge.ends(ascent, n_steps)
-            if not synchronize.holds_anywhere(ascent.is_moving):
+            ended = ended | criterion.ends(steps, n_steps)
+            if not synchronize.holds_anywhere(steps.is_moving):
                 return Status.STAGNATED
-            if synchronize.holds_anywhere(going & (ascent.imbalance <= self.tolerance)):
-                is_still = is_still | (ascent.certificate() <= self.tolerance)
+            if synchronize.holds_anywhere(going & (steps.imbalance <= self.tolerance)):
+                is_still = is_still | (steps.certificate() <= self.tolerance)

@@ -1,0 +1,154 @@
+"""Least squares for any linear operator: min ‖Ax − y‖² + λ·σ²max·‖Lx‖², as one function."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.settings import MAX_ITERATIONS
+from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.choice import build_inverse, choose_method
+from deconv_cli.solvers.estimator import check_finite, to_unit
+from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.norms import norm
+from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, check_weight
+from deconv_cli.solvers.refinement import Progress, StoppingRule, default_tolerance
+from deconv_cli.solvers.solution import Solution
+
+# The power method ends when σmax changes by less than this part of itself, or after so many iterations.
+POWER_ACCURACY = 1e-4
+MAX_POWER_ITERATIONS = 200
+
+
+def solve(
+    A: LinearOperator,
+    y: Tensor,
+    *,
+    penalty: str | LinearOperator | None = "identity",
+    lam: float = 0.0,
+    tolerance: float | None = None,
+    max_iterations: int = MAX_ITERATIONS,
+    progress: Progress | None = None,
+) -> Solution:
+    """Minimize ‖Ax − y‖² + λ·σ²max·‖Lx‖² over x; for λ = 0 the solution of least norm.
+
+    A `Convolution` under a registered penalty goes to the exact solvers; everything else to conjugate gradients on the
+    normal equations (Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4).
+
+    Args:
+        A: what gave the data; sums, products and adjoints of operators are operators too.
+        y: data, shape `(*batch, *A.output_shape)`, real; its dtype is that of the arithmetic.
+        penalty: L: the name of a penalty, or an operator on tensors of `A.input_shape`; `None` for none.
+        lam: λ ≥ 0, in units of A's largest squared singular value. That is a convolution's largest over all
+            frequencies; of other operators it is found by the power method, to about 1 %.
+        tolerance: the certificate at which an iteration stops; by default 1e-10 in float64 and 1e-6 in float32.
+        max_iterations: iterations at most.
+        progress: called after every iteration.
+
+    Returns:
+        The solution; its value has the shape `(*batch, *A.input_shape)`.
+
+    Raises:
+        ShapeError: `y` or L does not fit A.
+        UsageError: λ without a penalty, or a number outside its range.
+        MalformedInputError: `y` holds NaN or infinite values.
+    """
+    _check(A, y, penalty, lam)
+    accuracy = default_tolerance(y.dtype) if tolerance is None else tolerance
+    if not 0 < accuracy < 1 or max_iterations < 1:
+        raise UsageError(
+            "tolerance must be between 0 and 1, and max_iterations at least 1, "
+            f"but they are {tolerance} and {max_iterations}."
+        )
+    rule = StoppingRule(accuracy, max_iterations)
+    data, unit = to_unit(y, len(A.output_shape))
+    if type(A) is Convolution and isinstance(penalty, str | None):
+        solution = _solve_convolution(A, data, penalty or "identity", lam, rule, progress)
+    else:
+        solution = _solve_any(A, data, penalty, lam, rule, progress)
+    if unit is None:
+        return solution
+    factor = unit.reshape(*y.shape[: y.ndim - len(A.output_shape)], *[1] * len(A.input_shape))
+    return replace(solution, value=factor * solution.value)
+
+
+def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, lam: float) -> None:
+    n_dims = len(A.output_shape)
+    if y.ndim < n_dims or tuple(y.shape[y.ndim - n_dims :]) != tuple(A.output_shape):
+        raise ShapeError(
+            f"data of this operator have a shape that ends in {tuple(A.output_shape)}, but y is {tuple(y.shape)}."
+        )
+    if isinstance(penalty, LinearOperator) and tuple(penalty.input_shape) != tuple(A.input_shape):
+        raise ShapeError(
+            f"the penalty acts on tensors of shape {tuple(penalty.input_shape)}, but the operator on "
+            f"{tuple(A.input_shape)}."
+        )
+    if not 0 <= lam < math.inf or (lam > 0 and penalty is None):
+        raise UsageError(f"lam must be zero, or a positive number with a penalty, but is {lam} with {penalty}.")
+    if isinstance(A, Convolution) and (y.dtype, y.device) != (A.kernel.dtype, A.kernel.device):
+        raise UsageError(
+            f"the kernel is {A.kernel.dtype} on {A.kernel.device}, but y is {y.dtype} on {y.device}; convert one."
+        )
+    check_finite(y)
+
+
+def _solve_convolution(
+    A: Convolution,
+    y: Tensor,
+    penalty: str,
+    lam: float,
+    rule: StoppingRule,
+    progress: Progress | None,
+) -> Solution:
+    problem = TikhonovProblem(A, lam, penalty=penalty)
+    choice = choose_method(problem)
+    check_weight(problem)
+    if choice.method != "fft":
+        check_ramps(problem)
+    inverse, _ = build_inverse(problem, rule, choice)
+    solution = inverse.solve(y, progress)
+    return replace(solution, value=problem.split_null_space(solution.value)[0])
+
+
+def _solve_any(
+    A: LinearOperator,
+    y: Tensor,
+    penalty: str | LinearOperator | None,
+    lam: float,
+    rule: StoppingRule,
+    progress: Progress | None,
+) -> Solution:
+    if lam == 0:
+        return iterate(NormalEquations(A, y), rule, progress=progress)
+    L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
+    weight = lam * largest_singular_value_of(A, y) ** 2
+    return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True)
+
+
+def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:
+    """Estimate σmax of any operator from below by the power method on AᴴA.
+
+    Golub and Van Loan, Matrix Computations, 2013, section 8.2.1.
+
+    Args:
+        A: the operator.
+        like: a tensor of the dtype and on the device of the arithmetic.
+    """
+    n_dims, found = len(A.input_shape), 0.0
+    x = synchronize.normal_numbers(like, tuple(A.input_shape), seed=0)
+    for _ in range(MAX_POWER_ITERATIONS):
+        size = norm(x, n_dims)
+        if synchronize.as_number(size) == 0:
+            return 0.0
+        x = A.adjoint(A.forward(x / size.to(x.dtype)))
+        previous, found = found, synchronize.as_number(norm(x, n_dims)) ** 0.5
+        if found - previous <= POWER_ACCURACY * found:
+            break
+    return found

@@ -1,0 +1,167 @@
+"""What describes a solver of quadratic problems: which problems it covers, what it costs, and how its inverse is built.
+
+A solver of a caller's own is one subclass and one line, `deconv_cli.SOLVERS.register("name", MySolver())`: it can then
+be given as `method`, is considered where `method` is `auto`, and is saved and restored with its inverse.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from deconv_cli.operators.correlation import prefers_fft
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.refinement import StoppingRule
+
+# The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
+# measured in processes of their own, and a test keeps them within a factor of two.
+# Symbols in double precision that are alive at once while they are factored, by the larger number of channels; with a
+# penalty, Gram matrices are among them.
+N_SYMBOLS = 3
+N_SYMBOLS_PENALIZED = 5
+# Images with the channels of input and output that an application keeps at once: in closed form, or iterated.
+N_IMAGES_IN_CLOSED_FORM = 3
+N_IMAGES_ITERATED = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a solver takes for one problem, estimated before anything is allocated.
+
+    Attributes:
+        n_operations: floating-point operations of building the inverse and of applying it to one image; operations
+            that run faster than those of FFTs count less.
+        n_bytes_built: memory while the inverse is built, and at most after that.
+        n_bytes_per_image: memory for each image that it is applied to at once.
+        basis: vectors that the solver keeps for each application; `None` where it keeps none.
+    """
+
+    n_operations: float
+    n_bytes_built: int
+    n_bytes_per_image: int
+    basis: KrylovBasis | None = None
+
+    def n_bytes(self, n_images: int = 1) -> int:
+        """Add up the peak of memory for a batch."""
+        basis = 0 if self.basis is None else self.basis.n_bytes(n_images)
+        return self.n_bytes_built + n_images * self.n_bytes_per_image + basis
+
+
+@dataclass(frozen=True)
+class KrylovBasis:
+    """The basis that GMRES keeps.
+
+    Attributes:
+        n_numbers: in one vector, for each image.
+        itemsize: bytes of a number.
+    """
+
+    n_numbers: int
+    itemsize: int
+
+    # At most this many vectors are kept, and at most this many numbers in them, unless that were too few vectors.
+    MAX_VECTORS = 300
+    MIN_VECTORS = 20
+    MAX_NUMBERS = 2**26
+
+    @classmethod
+    def n_vectors(cls, n_numbers: int) -> int:
+        """Return how many vectors are kept at most, if each of them holds so many numbers."""
+        return max(cls.MIN_VECTORS, min(cls.MAX_VECTORS, cls.MAX_NUMBERS // n_numbers))
+
+    def n_bytes(self, n_images: int) -> int:
+        """Return the memory for a batch."""
+        n_numbers = n_images * self.n_numbers
+        return (self.n_vectors(n_numbers) + 1) * n_numbers * self.itemsize
+
+
+class Solver(ABC):
+    """One way to solve quadratic problems.
+
+    Attributes:
+        memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over where
+            memory is short.
+    """
+
+    memory_grows_with_border = False
+
+    @abstractmethod
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Return `None` if it can solve the problem, else why not: what follows "method NAME" in a sentence."""
+
+    @abstractmethod
+    def cost(self, problem: TikhonovProblem) -> Cost:
+        """Estimate what a problem takes that it covers."""
+
+    @abstractmethod
+    def reason(self, problem: TikhonovProblem) -> str:
+        """Say in a clause why it is the one to take."""
+
+    @abstractmethod
+    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+        """Build the inverse.
+
+        Args:
+            problem: one that it covers.
+            rule: when iterations end.
+            factors: what `Inverse.factors` gave for an equal problem; `None` to compute it.
+
+        Raises:
+            SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
+            MalformedInputError: the factors are not those of this problem.
+        """
+
+
+def general_refusal(problem: TikhonovProblem) -> str | None:
+    """Say why no solver but a closed form covers a problem; `None` if others may."""
+    operator = problem.operator
+    if problem.rcond is not None:
+        return (
+            "has no place here, since rcond truncates the singular values of a circular convolution with λ = 0, but "
+            f"the boundary is {operator.boundary.name} and λ is {problem.lam:g}"
+        )
+    if not problem.is_determined:
+        return (
+            f"has no unique answer here, since penalty {problem.penalty} leaves constant images undetermined where a "
+            f"kernel has fewer outputs ({problem.n_outputs}) than inputs ({problem.n_inputs}), and penalty identity "
+            "does not"
+        )
+    return None
+
+
+def n_pixels(problem: TikhonovProblem) -> int:
+    """Count the pixels of the image with its border."""
+    return math.prod(problem.operator.geometry.extended_size)
+
+
+def image_bytes(problem: TikhonovProblem, n_images: int) -> int:
+    """Estimate the memory of an application that keeps `n_images` images with the channels of input and output."""
+    taps = problem.operator.kernel
+    images = n_images * taps.itemsize * n_pixels(problem) * (problem.n_outputs + problem.n_inputs)
+    if prefers_fft(taps, problem.operator.geometry.extended_size):
+        return images
+    # torch's direct convolution unfolds the image into as many copies as there are taps.
+    return images + taps.itemsize * n_pixels(problem) * math.prod(taps.shape[2:]) * max(taps.shape[:2])
+
+
+def symbol_bytes(problem: TikhonovProblem, n_symbols: int) -> int:
+    """Estimate the memory of `n_symbols` symbols in double precision, by the larger number of channels."""
+    # Half as many complex numbers of sixteen bytes as pixels.
+    return n_symbols * 8 * n_pixels(problem) * max(problem.n_outputs, problem.n_inputs) ** 2
+
+
+def blurring_bytes(problem: TikhonovProblem) -> int:
+    """Estimate the memory of the operator's own symbol, where it convolves by FFTs."""
+    taps = problem.operator.kernel
+    if not prefers_fft(taps, problem.operator.geometry.extended_size):
+        return 0
+    return 2 * taps.itemsize * n_pixels(problem) * problem.n_outputs * problem.n_inputs
+
+
+def transform_operations(problem: TikhonovProblem) -> float:
+    """Estimate the operations of one FFT of an input and an output, and of a product with a symbol."""
+    n, channels = n_pixels(problem), problem.n_outputs + problem.n_inputs
+    return channels * 2.5 * n * math.log2(max(n, 2)) + 8.0 * n * channels**2

@@ -1,0 +1,190 @@
+"""The library and the command line are one road: the same bytes, refusals and reasons for every setting there is."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import deconv_cli
+from deconv_cli.commands.app import app
+from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.option_words import with_options
+from deconv_cli.settings import ReconstructionSettings, option_name
+from deconv_cli.vocabulary import format_padding
+
+SIZE = (20, 18)
+
+ACCEPTED = [
+    {},
+    {"defaults": "tensor"},
+    {"defaults": "picture"},
+    {"defaults": "picture", "lam": 1e-3},
+    {"padding": "same"},
+    {"padding": "valid", "boundary": "unknown", "lam": 1e-3},
+    {"padding": "full"},
+    {"padding": 1},
+    {"padding": (2, 1)},
+    *({"boundary": name, "lam": 1e-3} for name in ("auto", *deconv_cli.BOUNDARIES)),
+    {"lam": 0.0},
+    {"lam": 1e-2},
+    {"lam": "auto"},
+    *({"lambda_rule": rule} for rule in ("gcv", "ml", "discrepancy", "upre", "lcurve", "whiteness")),
+    {"lam": "auto", "noise_sigma": 0.1},
+    {"lam": "auto", "quantization": 0.5},
+    *({"penalty": name, "lam": 1e-2} for name in deconv_cli.PENALTIES),
+    {"boundary": "circular", "rcond": 1e-2},
+    {"nonnegative": True, "lam": 1e-2},
+    {"prior": "quadratic"},
+    {"prior": "nonnegative", "lam": 1e-2},
+    {"prior": "tv", "weight": 0.05},
+    {"prior": "tv", "weight": "auto", "noise_sigma": 0.1},
+    {"method": "richardson-lucy"},
+    {"method": "richardson-lucy", "gain": 0.1},
+    {"method": "richardson-lucy", "gain": "auto"},
+    *({"method": name, "lam": 1e-2} for name in ("auto", "strip", "direct", "iterative")),
+    {"method": "fft", "boundary": "circular", "lam": 1e-2},
+    {"tolerance": 1e-3, "method": "iterative", "lam": 1e-3},
+    {"max_iterations": 3, "method": "iterative", "lam": 1e-4},
+    {"max_memory": 10**9},
+    {"dtype": "float64"},
+    {"dtype": "float32"},
+    {"predict": True, "lam": 1e-2},
+    {"predict": True, "lam": 1e-2, "seed": 3},
+]
+
+REFUSED = [
+    {"defaults": "photograph"},
+    {"padding": "sameish"},
+    {"padding": (1, 2, 3)},
+    {"padding": 100},
+    {"boundary": "sideways"},
+    {"boundary": "reflect", "padding": 30},
+    {"lam": -1.0},
+    {"lambda_rule": "nonsense"},
+    {"lambda_rule": "gcv", "lam": 1e-3},
+    {"noise_sigma": 0.0},
+    {"noise_sigma": 1.0},
+    {"noise_sigma": 1.0, "lam": 1e-3},
+    {"noise_sigma": 1.0, "prior": "tv", "weight": 0.1},
+    {"noise_sigma": 1.0, "method": "richardson-lucy"},
+    {"quantization": -1.0},
+    {"penalty": "nonsense"},
+    {"rcond": 2.0},
+    {"rcond": 1e-2, "lam": "auto"},
+    {"rcond": 1e-2, "boundary": "zero"},
+    {"nonnegative": True, "lam": 0.0},
+    {"nonnegative": True, "prior": "tv"},
+    {"prior": "nonsense"},
+    {"prior": "tv", "lam": 1e-2},
+    {"prior": "tv", "penalty": "gradient"},
+    {"weight": 1.0},
+    {"weight": -1.0, "prior": "tv"},
+    {"gain": 1.0},
+    {"gain": -1.0, "method": "richardson-lucy"},
+    {"method": "nonsense"},
+    {"method": "fft", "lam": 1e-2},
+    {"method": "strip", "lam": 0.0},
+    {"tolerance": 2.0},
+    {"max_memory": 1000},
+    {"dtype": "float16"},
+    {"predict": True, "prior": "tv"},
+    {"seed": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Noisy non-negative data of one channel and an asymmetric kernel, as arrays in files."""
+    folder = tmp_path_factory.mktemp("one_pipeline")
+    random = np.random.default_rng(5)
+    kernel = random.random((3, 5)).astype(np.float32)
+    kernel /= kernel.sum()
+    scene = random.random((1, SIZE[0] + 2, SIZE[1] + 4)).cumsum(1).astype(np.float32)
+    y = deconv_cli.forward(torch.from_numpy(scene), torch.from_numpy(kernel), padding="valid").numpy()
+    y = (y + 0.1 * random.standard_normal(y.shape)).clip(0).astype(np.float32)
+    np.save(folder / "y.npy", y)
+    np.save(folder / "k.npy", kernel)
+    return folder, torch.from_numpy(y), torch.from_numpy(kernel)
+
+
+def as_words(settings):
+    """Type settings as a person would."""
+    words = []
+    for name, value in settings.items():
+        option = option_name(name)
+        if value is True:
+            words.append(option)
+        else:
+            words.append(f"{option}={format_padding(value) if name == 'padding' else value}")
+    return words
+
+
+def run(folder, settings):
+    words = ["invert", str(folder / "y.npy"), "-k", str(folder / "k.npy"), "-o", str(folder / "x.npy")]
+    options = ["--output-dtype", "float64", "--force", "--json", "--quiet"]
+    return CliRunner().invoke(app, [*words, *options, *as_words(settings)], prog_name="deconv")
+
+
+def named(settings):
+    return ",".join(f"{name}={value}" for name, value in settings.items()) or "nothing"
+
+
+def test_every_setting_is_tried_both_ways():
+    names = {field.name for field in fields(ReconstructionSettings)}
+    assert {name for settings in ACCEPTED for name in settings} == names
+    assert {name for settings in REFUSED for name in settings} >= names - {"max_iterations"}
+
+
+@pytest.mark.parametrize("settings", ACCEPTED, ids=named)
+def test_the_same_bytes_and_reasons(files, settings):
+    folder, y, kernel = files
+    result = deconv_cli.invert(y, kernel, **settings)
+    done = run(folder, settings)
+    assert done.exit_code == (ExitCode.SUCCESS if result.solution.status.is_success else ExitCode.UNTRUSTWORTHY)
+    record = json.loads(done.stdout)
+    assert np.load(folder / "x.npy").tobytes() == result.image.double().numpy().tobytes()
+    assert record["boundary"] == result.boundary
+    assert record["boundary_reason"] == result.reasons.boundary
+    assert record["lambda"] == result.lam
+    assert record["lambda_reason"] == (None if result.lam is None else result.reasons.lam)
+    assert record["method_reason"] == with_options(result.choice.reason)
+    assert record["solver"]["certificate"] == result.solution.certificate
+    assert record["residual"]["relative"] == result.residual.relative
+    predicted = result.predicted_error
+    assert (record["predicted_error"] is None) == (predicted is None)
+    if predicted is not None:
+        assert record["predicted_error"]["root_mean_square"] == predicted.root_mean_square
+
+
+@pytest.mark.parametrize("settings", REFUSED, ids=named)
+def test_the_same_refusals(files, settings):
+    folder, y, kernel = files
+    with pytest.raises(deconv_cli.DeconvError) as refused:
+        deconv_cli.invert(y, kernel, **settings)
+    done = run(folder, settings)
+    assert done.exit_code == exit_code_for(refused.value)
+    assert done.stdout == ""
+    expected, found = with_options(str(refused.value)), done.stderr.removeprefix("error: ").rstrip("\n")
+    # What is typed is text: it is shown as it was typed where it is no value of the setting.
+    assert found.partition(", but is ")[0] == expected.partition(", but is ")[0]
+
+
+def test_a_record_and_single_settings_are_not_mixed(files):
+    _, y, kernel = files
+    with pytest.raises(deconv_cli.UsageError, match="as a record and as lam too"):
+        deconv_cli.invert(y, kernel, settings=ReconstructionSettings(), lam=1e-3)
+    with pytest.raises(deconv_cli.UsageError, match="no setting 'lambda_'; the settings are defaults, padding"):
+        deconv_cli.invert(y, kernel, lambda_=1e-3)
+
+
+def test_settings_are_frozen_comparable_and_known_without_torch():
+    import subprocess
+    import sys
+
+    assert ReconstructionSettings(padding=[1, 2]) == ReconstructionSettings(padding=(1, 2))
+    assert len({ReconstructionSettings(lam=1), ReconstructionSettings(lam=1.0)}) == 1
+    script = "import sys; from deconv_cli import ReconstructionSettings; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
