@@ -44,6 +44,12 @@ class KernelInput:
     layer: str | None
     has_bias: bool
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the taps, without the channels of a kernel that all channels share."""
+        taps = self.kernel.taps
+        return tuple(taps.shape[2:] if self.kernel.shared else taps.shape)
+
 
 @dataclass(frozen=True)
 class FactorInput:
@@ -135,7 +141,7 @@ class FactorRun:
     Attributes:
         kernel: the kernel.
         inverse: what was built.
-        well_posedness: what the border does to the problem.
+        well_posedness: what the boundary does to the problem.
         factoring_time_s: how long building it took, in seconds.
         path: of the file.
         n_bytes: its size.

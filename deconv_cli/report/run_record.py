@@ -7,8 +7,12 @@ from importlib import metadata
 
 import torch
 
-from deconv_cli.report.diagnosis import describe_diagnosis
-from deconv_cli.report.record import SCHEMA, Record, describe_reconstruction, describe_well_posedness
+from deconv_cli.report.reconstruction_record import (
+    describe_diagnosis,
+    describe_reconstruction,
+    describe_well_posedness,
+)
+from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, Run
 from deconv_cli.vocabulary import format_padding
 
@@ -66,11 +70,10 @@ def _details(run: Run) -> Record:
 def describe_kernel(source: KernelInput) -> Record:
     """Describe a kernel and where it came from."""
     kernel = source.kernel
-    shape = kernel.taps.shape[2:] if kernel.shared else kernel.taps.shape
     return {
         "path": source.path,
         "layer": source.layer,
-        "shape": list(shape),
+        "shape": list(source.shape),
         "convention": source.convention.value,
         "sha256": source.sha256,
         "dc_gain": kernel.dc_gain[0][0] if kernel.shared else kernel.dc_gain,
