@@ -28,7 +28,7 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
-from deconv_cli.parts import BOUNDARIES, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
 from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
@@ -53,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BOUNDARIES",
+    "CODECS",
     "KERNEL_SOURCES",
     "PENALTIES",
     "PRIORS",

@@ -60,7 +60,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
 def print_factor_summary(run: FactorRun) -> None:
     """Print what `deconv factor` built on stderr: a table, warnings, what to do about them, and notes."""
     inverse, settings = run.inverse, run.inverse.settings
-    n_bytes = sum(factor.nbytes for factor in inverse.state.kept.factors.tensors.values())
+    n_bytes = sum(factor.nbytes for factor in run.factors.values())
     rows = [
         ("kernel", _kernel(run.kernel)),
         ("images", f"{_by(inverse.geometry.image_size)}, from outputs of {_by(inverse.geometry.output_size)}"),
@@ -73,7 +73,7 @@ def print_factor_summary(run: FactorRun) -> None:
         ("cost", _cost(run.environment)),
     ]
     warnings, advice = _border_findings(run.well_posedness)
-    _print("deconv factor", rows, warnings, [*advice, *run.notes])
+    _print("deconv factor", rows, warnings, [*advice, *run.all_notes])
 
 
 def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: list[str] | tuple[str, ...] = ()) -> None:

@@ -82,7 +82,7 @@ class LambdaChoice:
                 "the noise may not be what they are taken for, so look at both"
             )
         if not self.is_converged:
-            return f"λ still changed after {self.n_rounds} rounds; try another lambda_rule"
+            return f"the choice of λ still changed after {self.n_rounds} rounds; try another lambda_rule"
         return None
 
 

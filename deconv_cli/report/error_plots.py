@@ -120,8 +120,8 @@ def correlation_plot(whiteness: Whiteness) -> Plot:
         f"{whiteness.n_lags} lags is {whiteness.z_score:.3g} standard deviations from white noise."
     )
     caption = (
-        "How the residual at one pixel correlates with that some pixels away. Noise that nothing was taken from gives an "
-        "even field about zero; what the estimate has taken up leaves a pattern."
+        "How the residual at one pixel correlates with that some pixels away. Noise that nothing was taken from gives "
+        "an even field about zero; what the estimate has taken up leaves a pattern."
     )
     return draw_plot("The residual's neighbors", caption, alt, draw)
 

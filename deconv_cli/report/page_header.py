@@ -41,8 +41,8 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
 
 def _chosen(result: Reconstruction) -> str:
     if result.lam is None:
-        return _sentence(f"there is no λ. Method {result.choice.method}: {result.choice.reason}")
-    return _sentence(f"λ = {result.lam:g} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}")
+        return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
+    return f"λ = {result.lam:g} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
 
 
 def _warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:

@@ -47,18 +47,9 @@ def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> 
     mask = None if predicted is None else ~predicted.trusted.detach().cpu()
     text = "What was restored." if mask is None else "What was restored; hatched where it is not to be trusted."
     return [
-        *(
-            ScaledImage(name, values, *of_data, f"As it came. {scale}", unit)
-            for name, values in _named("Input", inputs)
-        ),
-        *(
-            ScaledImage(name, values, low, high, text, unit, mask=mask)
-            for name, values in _named("Estimate", estimates)
-        ),
-        *(
-            ScaledImage(name, values, low, high, "What was to be found.", unit)
-            for name, values in _named("Truth", truths)
-        ),
+        *(ScaledImage(name, x, *of_data, f"As it came. {scale}", unit) for name, x in _named("Input", inputs)),
+        *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in _named("Estimate", estimates)),
+        *(ScaledImage(name, x, low, high, "What was to be found.", unit) for name, x in _named("Truth", truths)),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.report.data_uri import data_uri
+from deconv_cli.report.png_encoder import encode_png
 
 # Longest side of a picture in pixels: at most, and at least.
 MAX_SIDE = 1024
@@ -92,25 +92,6 @@ def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
         # Bytes grow with the area; what is averaged is smoother, but not by much.
         side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
     return [_picture(image, content, side) for image, content in zip(images, encoded, strict=True)], side
-
-
-def encode_png(samples: Tensor, palette: Tensor | None = None, alpha: bytes = b"") -> bytes:
-    """Encode samples of 8 bits as a PNG file.
-
-    Args:
-        samples: uint8, shape `(H, W)` or `(H, W, 3)`.
-        palette: uint8, shape `(n, 3)`: the colors that `(H, W)` samples stand for.
-        alpha: opacity of the first colors of the palette, a byte each.
-    """
-    from PIL import Image
-
-    mode = "RGB" if samples.ndim == 3 else "L" if palette is None else "P"
-    image = Image.frombytes(mode, (samples.shape[1], samples.shape[0]), samples.contiguous().numpy().tobytes())
-    if palette is not None:
-        image.putpalette(palette.contiguous().numpy().tobytes())
-    written = io.BytesIO()
-    image.save(written, "PNG", **({"transparency": alpha} if alpha else {}))
-    return written.getvalue()
 
 
 def _reduced(values: Tensor, side: int) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.kernel import Kernel
@@ -161,3 +164,16 @@ class FactorRun:
     notes: tuple[str, ...]
     environment: Environment
     rerun: str
+
+    @property
+    def factors(self) -> Mapping[str, Tensor]:
+        """What the method computed once, by name; empty where that costs nothing."""
+        return self.inverse.state.precomputed.factors.tensors
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, with one where there is nothing to keep."""
+        return self.notes if self.factors else (*self.notes, _BUILT_AGAIN)
+
+
+_BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert builds it again from the taps"

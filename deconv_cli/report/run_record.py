@@ -97,13 +97,9 @@ def describe_environment(environment: Environment) -> Record:
     }
 
 
-BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert builds it again from the taps"
-
-
 def describe_factor_run(run: FactorRun) -> Record:
     """Write a run of `deconv factor` as a JSON object."""
-    inverse = run.inverse
-    factors = inverse.state.precomputed.factors.tensors
+    inverse, factors = run.inverse, run.factors
     return {
         "schema": SCHEMA,
         "command": "factor",
@@ -126,7 +122,7 @@ def describe_factor_run(run: FactorRun) -> Record:
             "time_s": run.factoring_time_s,
         },
         "output": {"path": run.path, "bytes": run.n_bytes, "sha256": run.sha256},
-        "notes": [*run.notes, *([] if factors else [BUILT_AGAIN])],
+        "notes": list(run.all_notes),
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
