@@ -123,7 +123,7 @@ def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
         return
     largest = kernel.detach().abs().max().double()
     limits = torch.finfo(dtype)
-    if not limits.tiny <= float(largest) ** 2 <= limits.max:
+    if not limits.tiny <= float(largest.square()) <= limits.max:
         word = "large" if largest > 1 else "small"
         raise MalformedInputError(
             f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
