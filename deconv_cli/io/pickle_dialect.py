@@ -39,8 +39,8 @@ def strangeness(path: Path) -> str | None:
     if lacking and protocol > 2:
         return (
             f"is a pickle of protocol {protocol}, but the safe reader of torch understands protocol 2 only (not "
-            f"{', '.join(lacking[:3])}); save it again with torch.save, which writes protocol 2 unless told "
-            "otherwise, or save the state_dict() as .safetensors"
+            f"{', '.join(lacking[:3])}); save it again with torch.save, which writes protocol 2 by "
+            "default, or save the state_dict() as .safetensors"
         )
     if lacking:
         return (
