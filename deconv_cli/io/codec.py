@@ -76,7 +76,7 @@ class Codec(ABC):
         return OutputDType.FLOAT32 not in self.dtypes
 
     def recognizes(self, head: bytes) -> bool:
-        """Tell whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
+        """Check whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
         return head.startswith(self.magic)
 
     @abstractmethod

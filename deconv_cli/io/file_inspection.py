@@ -62,7 +62,7 @@ def inspect_file(path: Path, *, tensor: str | None = None, series: int | None = 
     """Read all that a file holds.
 
     Args:
-        path: the file; its format is told from its content.
+        path: the file; its format is recognized by its content.
         tensor: name of a single tensor, or of a layer, where a file holds several; else all of them are read.
         series: number of the TIFF series, where a file holds several.
 

@@ -56,7 +56,7 @@ def read_image(
     """Read an image from a file of any registered format.
 
     Args:
-        path: the file; its format is told from its content.
+        path: the file; its format is recognized by its content.
         axes: letters of the stored axes, in place of what the file says: Y and X the plane, C and S channels,
             every other letter batch.
         tensor: name of the tensor, where a file holds several.

@@ -1,6 +1,6 @@
 """Files of named tensors with a record, which are mapped into memory instead of read: saved inverses.
 
-They are safetensors files: eight bytes that tell the length of a header, the header in JSON, and the tensors one after
+They are safetensors files: eight bytes for the length of a header, the header in JSON, and the tensors one after
 another (https://huggingface.co/docs/safetensors, "Format"). The library of that name reads them. Writing is done here:
 the library copies every tensor first, and lays it at any multiple of 8 bytes, where factorizations work best from
 multiples of 64, and need not round alike elsewhere. So the layout in memory is restored too, axis by axis.

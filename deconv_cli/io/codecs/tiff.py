@@ -86,7 +86,7 @@ TIFF = Tiff()
 
 
 def is_ome_name(path: Path) -> bool:
-    """Tell whether a name asks for OME-TIFF."""
+    """Check whether a name asks for OME-TIFF."""
     return path.name.lower().endswith(OME_SUFFIXES)
 
 

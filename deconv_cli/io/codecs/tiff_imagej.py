@@ -52,7 +52,7 @@ def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
 
 
 def fits(image: StoredImage) -> bool:
-    """Tell whether ImageJ's kind of TIFF can hold an image; its 32-bit offsets end at 4 GB."""
+    """Check whether ImageJ's kind of TIFF can hold an image; its 32-bit offsets end at 4 GB."""
     colors_fit = "S" not in image.axes or (image.dtype == "uint8" and image.alpha is None)
     in_order = [letter for letter in "TZCYXS" if letter in image.axes] == list(image.axes)
     return image.dtype in _DTYPES and in_order and colors_fit and image.samples.nbytes < 3_900_000_000

@@ -48,7 +48,7 @@ def read_tiff(path: Path, *, series: int | None) -> StoredImage:
         index, chosen = choose_series(path, opened, series)
         page, imagej = chosen.keyframe, dict(opened.imagej_metadata or {})
         shaped = dict((opened.shaped_metadata or ({},) * (index + 1))[index])
-        photometric = int(page.photometric)
+        photometric = page.tags.valueof(_PHOTOMETRIC, default=1)
         if photometric in _NOT_ADDITIVE:
             name = _NOT_ADDITIVE[photometric]
             raise MalformedInputError(f"'{path}' should be gray, RGB or channels, but is {name}; convert it first.")
@@ -83,16 +83,17 @@ def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: 
         resolution=_resolution(tags, has_unit_elsewhere=has_unit_elsewhere),
         icc_profile=bytes(icc_profile) if icc_profile else None,
         exif=exif.block_of_texts(texts) if texts else None,
-        native={WHITE_IS_ZERO: True} if int(page.photometric) == _MIN_IS_WHITE else {},
+        native={WHITE_IS_ZERO: True} if tags.valueof(_PHOTOMETRIC, default=1) == _MIN_IS_WHITE else {},
         unsupported=tuple(f"TIFF tag {name}" for name in unsupported),
     )
 
 
 def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> Resolution | None:  # noqa: ANN401
     x, y = tags.valueof(_X_RESOLUTION), tags.valueof(_Y_RESOLUTION)
-    unit = {2: "inch", 3: "centimeter"}.get(tags.valueof(_RESOLUTION_UNIT, 2), "")
+    unit = {2: "inch", 3: "centimeter"}.get(tags.valueof(_RESOLUTION_UNIT, default=2), "")
     # 1/1 without a unit is what writers put where they know nothing.
-    if not x or not y or not all((*x, *y)) or (not unit and x == y == (1, 1) and not has_unit_elsewhere):
+    are_fractions = all(isinstance(value, tuple) and len(value) == 2 and all(value) for value in (x, y))
+    if not are_fractions or (not unit and x == y == (1, 1) and not has_unit_elsewhere):
         return None
     across, down = Fraction(*map(int, x)), Fraction(*map(int, y))
     return Resolution(across, down, unit) if min(across, down) > 0 else None
@@ -112,7 +113,7 @@ def _with_description(description: str, shaped: dict[str, Any], metadata: Metada
 
 
 def _orientation(page: Any) -> int:  # noqa: ANN401
-    found = page.tags.valueof(_ORIENTATION, 1)
+    found = page.tags.valueof(_ORIENTATION, default=1)
     return int(found) if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
