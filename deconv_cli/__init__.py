@@ -29,7 +29,7 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.gradients.rules import GRADIENT_RULES
-from deconv_cli.parts import BOUNDARIES, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
 from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
@@ -54,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BOUNDARIES",
+    "CODECS",
     "GRADIENT_RULES",
     "KERNEL_SOURCES",
     "PENALTIES",

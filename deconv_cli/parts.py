@@ -65,6 +65,21 @@ KERNEL_SOURCES: Registry[Any] = Registry(
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""
 
+CODECS: Registry[Any] = Registry(
+    "file format",
+    {
+        "tiff": "deconv_cli.io.codecs.tiff:TIFF",
+        "png": "deconv_cli.io.codecs.png:PNG",
+        "jpeg": "deconv_cli.io.codecs.jpeg:JPEG",
+        "webp": "deconv_cli.io.codecs.webp:WEBP",
+        "torch": "deconv_cli.io.codecs.torch_file:TORCH",
+        "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS",
+        "npy": "deconv_cli.io.codecs.npy:NPY",
+        "npz": "deconv_cli.io.codecs.npz:NPZ",
+    },
+)
+"""File formats, for images and tensors."""
+
 
 def method_names() -> tuple[str, ...]:
     """List what a method may be called: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.saved_state import SavedState, check_state_place, read_state, write_state
+from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse_state import InverseState
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -94,7 +94,7 @@ def save_pseudo_inverse(inverse: PseudoInverse, path: str | os.PathLike[str], *,
         FileAccessError: disk full, no permission, or the file does not read back.
     """
     path = Path(path)
-    check_state_place(path, path, force=force)
+    check_state_path(path, path, force=force)
     write_inverse(path, SavedInverse(inverse))
 
 

@@ -81,7 +81,8 @@ class ReconstructionSettings:
         rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
         nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
         prior: `quadratic` for the penalty above, or another objective.
-        weight: of the total variation, in units of the samples; `auto` or `None` takes it from the noise.
+        weight: of the total variation or of another prior, in units of the samples; `auto` or `None` takes it from the
+            noise.
         gain: for Richardson–Lucy, units of the samples a count; `auto` estimates it, `None` holds samples out instead.
         method: how to solve; `auto` takes what costs least.
         tolerance: the certificate at which an iteration stops; `None` takes the solver's own.
@@ -209,7 +210,7 @@ class ReconstructionSettings:
     def _check_together(self) -> None:
         """Refuse settings that contradict one another, or that would change nothing."""
         objective, is_rl = self.objective, self.method == "richardson-lucy"
-        if self.weight is not None and objective != "tv":
+        if self.weight is not None and objective in ("quadratic", "nonnegative", "richardson-lucy"):
             raise UsageError("a weight is that of prior tv, which was not given; use prior tv, or λ without it.")
         if self.gain is not None and objective != "richardson-lucy":
             raise UsageError("a gain is of use to method richardson-lucy alone; use that method, or leave it out.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -70,4 +72,7 @@ def main() -> None:
     # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files are bytes: those that are no UTF-8 go out as they came in.
+        sys.stdout.reconfigure(errors="surrogateescape")
     app(prog_name="deconv")

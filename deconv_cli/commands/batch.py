@@ -16,13 +16,7 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import PrintOptions
 from deconv_cli.commands.option_words import with_options
 from deconv_cli.commands.summary import print_summary
-from deconv_cli.errors import DeconvError, UsageError
-
-PICTURE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp")
-TENSOR_SUFFIXES = (".pt", ".safetensors", ".npy", ".npz")
-
-BARE_SUFFIXES = (".pt", ".npy", ".npz")
-"""Formats that hold the bare tensor, with the report beside it."""
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,17 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
 
     Raises:
         UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
+        FileAccessError: the file system does not take a name.
     """
+    try:
+        return _jobs(inputs, output, ending)
+    except OSError as error:
+        raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
+
+
+def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
+    from deconv_cli.io.formats import codec_named
+
     entries = [entry for path in inputs for entry in _expand(path)]
     is_single_file = len(inputs) == 1 and not inputs[0].is_dir()
     if output is None:
@@ -74,7 +78,7 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     elif is_single_file and not (Path(output).is_dir() or output.endswith(("/", os.sep))):
         jobs = [Job(entries[0][0], Path(output))]
     else:
-        is_file_name = Path(output).suffix.lower() in PICTURE_SUFFIXES + TENSOR_SUFFIXES and not Path(output).is_dir()
+        is_file_name = codec_named(Path(output)) is not None and not Path(output).is_dir()
         if Path(output).is_file() or (is_file_name and not output.endswith(("/", os.sep))):
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
         jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
@@ -90,19 +94,31 @@ def refuse_to_replace(kernel: Path | None, targets: list[Path]) -> None:
     Raises:
         UsageError: one would.
     """
-    if kernel is None or not kernel.exists():
-        return
     for target in targets:
-        if target.exists() and target.samefile(kernel):
+        if kernel is not None and _is_same_file(target, kernel):
             raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
 
 
 def _check_collisions(targets: list[Path]) -> None:
     """Refuse outputs that would be written over one another, or over the record beside another."""
+    from deconv_cli.io.formats import codec_named
+
     for path, count in Counter(targets).items():
         if count > 1:
             raise UsageError(f"several inputs would be written to '{path}'; give the folders one at a time.")
-    records = Counter(path.with_suffix(".json") for path in targets if path.suffix.lower() in BARE_SUFFIXES)
+    codecs = [codec_named(path) for path in targets]
+    records = Counter(
+        path.with_suffix(".json")
+        for path, codec in zip(targets, codecs, strict=True)
+        if codec is not None and not codec.record_inside
+    )
     for record, count in records.items():
         if count > 1:
             raise UsageError(
@@ -168,11 +184,13 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         raise UsageError(f"the input '{path}' does not exist; check the path.")
     if not path.is_dir():
         return [(path, Path(path.name))]
+    from deconv_cli.io.formats import codec_named
+
     files = sorted(
         file
         for file in path.rglob("*")
         if file.is_file()
-        and file.suffix.lower() in PICTURE_SUFFIXES + TENSOR_SUFFIXES
+        and codec_named(file) is not None
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
@@ -182,9 +200,12 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 
 def _beside(source: Path, ending: str) -> Path:
     """Name an output after its input. Pictures become TIFF, which holds fractions."""
+    from deconv_cli.io.formats import codec_named
+
     lower = source.name.lower()
     for double in (".ome.tif", ".ome.tiff"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
-    suffix = source.suffix if lower.endswith(TENSOR_SUFFIXES) else ".tif"
+    codec = codec_named(source)
+    suffix = source.suffix if codec is not None and not codec.is_picture else ".tif"
     return source.with_name(source.stem + ending + suffix)

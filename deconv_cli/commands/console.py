@@ -26,7 +26,9 @@ def print_warning(sentence: str) -> None:
 
 def print_document(document: dict[str, Any]) -> None:
     """Print one JSON document on stdout."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    # A file name may hold bytes that are no UTF-8; JSON has escapes for them.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def print_table(title: str, rows: list[tuple[str, str]], *, to_stdout: bool = False) -> None:

@@ -70,7 +70,7 @@ def factor(
         raise UsageError("λ auto is chosen from the data, and a factor has none yet; give a number.")
 
     from deconv_cli.io import fingerprint
-    from deconv_cli.io.saved_state import check_state_place
+    from deconv_cli.io.saved_state import check_state_path
     from deconv_cli.report.run import FactorRun
     from deconv_cli.report.run_record import describe_factor_run
     from deconv_cli.saved_inverses import KernelOrigin, SavedInverse, write_inverse
@@ -79,7 +79,7 @@ def factor(
     from deconv_cli.workflows.pipeline import assess_well_posedness
     from deconv_cli.workflows.resolution import resolve
 
-    check_state_place(output, kernel, force=force)
+    check_state_path(output, kernel, force=force)
     started = time.perf_counter()
     loaded, where = load_kernel(kernel, kernel_options), pick(device)
     precision = pick_dtype(given.dtype, loaded.taps, where)

@@ -18,7 +18,7 @@ from deconv_cli.errors import DeconvError
 from deconv_cli.vocabulary import PaddingLike, Size, check_padding, format_padding, parse_padding, parse_size
 
 if TYPE_CHECKING:
-    from deconv_cli.io.inspection import Entry, Inspected
+    from deconv_cli.io.file_inspection import Entry, Inspected
 
 EXAMPLE = "Example: deconv inspect sample_images/layer.safetensors --size 32,32"
 
@@ -112,14 +112,14 @@ class _Reader:
 
     def describe(self, path: Path) -> dict[str, Any]:
         """Tell all of one file."""
-        from deconv_cli.io.inspection import inspect_file
+        from deconv_cli.io.file_inspection import inspect_file
 
         started = time.perf_counter()
         found = inspect_file(path, tensor=self._tensor, series=self._series)
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
             "path": str(path),
-            "format": found.format.value,
+            "format": found.codec.name,
             "sha256": found.sha256,
             "entries": entries,
             "metadata": found.metadata,
@@ -129,7 +129,7 @@ class _Reader:
         }
 
     def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
-        from deconv_cli.io.inspection import as_image, as_kernel
+        from deconv_cli.io.file_inspection import as_image, as_kernel
         from deconv_cli.report.inspection import describe_samples
         from deconv_cli.workflows.inspect import inspect_samples
 
@@ -141,7 +141,7 @@ class _Reader:
             kernel = self._describe_kernel(found.path, entry)
         if self._show:
             self._draw(found, entry)
-        is_image = found.format.is_picture or entry.axes is not None
+        is_image = found.codec.is_picture or entry.axes is not None
         return {
             "name": entry.name or None,
             "kind": "kernel" if entry.is_kernel else "image" if is_image else "tensor",
@@ -176,7 +176,7 @@ class _Reader:
         samples = entry.samples
         if samples.ndim < 2 or 0 in samples.shape:
             return
-        is_color = found.format.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
+        is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
         planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
         show_picture(planes, is_color=is_color)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.batch import TENSOR_SUFFIXES, Job
+from deconv_cli.commands.batch import Job
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import OutputDType
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from deconv_cli.commands.context import LoadedInput
     from deconv_cli.io import OutputPlan
     from deconv_cli.report.run import InvertRun
-
-FRACTIONAL_SUFFIXES = (".tif", ".tiff", *TENSOR_SUFFIXES)
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ class ExtraOutputs:
                 into it.
             FileAccessError: no permission.
         """
+        from deconv_cli.io.formats import codec_of_suffix
+
         named = {"--report": self.page, **self.as_options()}
         given = [option for option, path in named.items() if path is not None]
         if given and len(jobs) != 1:
@@ -72,19 +71,19 @@ class ExtraOutputs:
             raise UsageError("--error-map and --trust-mask name the same file; choose two names.")
         if given and jobs[0].target.absolute() in [path.absolute() for path in self.paths]:
             raise UsageError(f"'{jobs[0].target}' is the output already; choose another name for what goes beside it.")
-        if self.error_map is not None and self.error_map.suffix.lower() not in FRACTIONAL_SUFFIXES:
+        if self.error_map is not None and codec_of_suffix(self.error_map).holds_whole_numbers_only:
             raise UsageError(
                 f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
-                f"{', '.join(FRACTIONAL_SUFFIXES[:-1])} or {FRACTIONAL_SUFFIXES[-1]}."
+                ".tif, .npy, .pt or .safetensors."
             )
-        if self.trust_mask is not None and self.trust_mask.suffix.lower() in LOSSY_SUFFIXES:
+        if self.trust_mask is not None and not codec_of_suffix(self.trust_mask).is_lossless:
             raise UsageError(
                 f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
             )
         if self.page is not None:
-            from deconv_cli.io.pages import check_page_place
+            from deconv_cli.io.pages import check_page_path
 
-            check_page_place(self.page, jobs[0].source, force=force)
+            check_page_path(self.page, jobs[0].source, force=force)
 
     def plan(self, loaded: LoadedInput, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
         """Read the truth, and refuse what cannot be written before anything is computed.

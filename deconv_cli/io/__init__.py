@@ -1,14 +1,25 @@
-"""Files in and out. Codecs are imported when a file of their format is met, and not before."""
+"""Files in and out. The library of a format is imported when a file of that format is met, and not before."""
 
+from deconv_cli.io.codec import Codec, PictureCodec, WriteRequest
 from deconv_cli.io.image import ImageFile, read_image
 from deconv_cli.io.output import OutputPlan, plan_output
 from deconv_cli.io.prepared import PreparedOutput
 from deconv_cli.io.sources import fingerprint
+from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
+from deconv_cli.io.tensors import TensorCodec, TensorFile
 
 __all__ = [
+    "Codec",
     "ImageFile",
+    "Metadata",
     "OutputPlan",
+    "PictureCodec",
     "PreparedOutput",
+    "Resolution",
+    "StoredImage",
+    "TensorCodec",
+    "TensorFile",
+    "WriteRequest",
     "fingerprint",
     "plan_output",
     "read_image",

@@ -1,22 +1,23 @@
-"""Files of named tensors: what a model is fed with, read a few rows at a time, and what is found of its parameters."""
+"""Files of named tensors whose first axis counts samples: read a few rows at a time, and written."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io import records
 from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.formats import FileFormat, format_of_content
+from deconv_cli.io.codecs.safetensors_file import SAFETENSORS, write_safetensors
+from deconv_cli.io.formats import codec_of_content
 from deconv_cli.io.sources import open_source, refusing_damage
-from deconv_cli.io.tensors import open_tensors
+from deconv_cli.io.tensors import TensorCodec, open_tensors
+
+UNNAMED = "input"
+"""What a bare tensor is called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,42 +67,33 @@ class DataFile:
 
 
 def open_data(path: Path) -> DataFile:
-    """Open a .safetensors, .pt, .npz or .npy file of tensors. From .safetensors only the rows asked for are read.
+    """Open a file of tensors. Only the rows asked for are read, where the format allows it.
 
     Raises:
         UsageError: no such file.
         InputRefusedError: unsafe, damaged, too large, or no file of tensors.
     """
     head, _ = open_source(path)
-    file_format = format_of_content(path, head)
-    if file_format.is_picture:
-        raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {file_format} picture.")
-    opened = open_tensors(path, file_format)
-    shapes = {name or "input": shape for name, shape in opened.shapes.items()}
-    if file_format is FileFormat.SAFETENSORS:
-        return DataFile(path, shapes, lambda start, stop: _rows_of_safetensors(path, shapes, start, stop))
-    tensors = {}
-    for name in opened.shapes:
-        samples = opened.read(name)
-        tensor = torch.from_numpy(np.ascontiguousarray(samples)) if isinstance(samples, np.ndarray) else samples
-        tensors[name or "input"] = tensor
+    codec = codec_of_content(path, head)
+    if not isinstance(codec, TensorCodec):
+        raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {codec.name} picture.")
+    opened = open_tensors(path, codec)
+    stored = {name or UNNAMED: name for name in opened.shapes}
+    whole: dict[str, torch.Tensor] = {}
 
     def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {name: tensor[start:stop] if tensor.ndim else tensor for name, tensor in tensors.items()}
+        found = {}
+        for name, inner in stored.items():
+            if opened.read_rows is not None and opened.shapes[inner]:
+                with refusing_damage(path, f"a {codec.name} file"):
+                    found[name] = torch.as_tensor(opened.read_rows(inner, start, stop))
+                continue
+            if name not in whole:
+                whole[name] = torch.as_tensor(opened.read(inner))
+            found[name] = whole[name][start:stop] if whole[name].ndim else whole[name]
+        return found
 
-    return DataFile(path, shapes, rows)
-
-
-def _rows_of_safetensors(
-    path: Path, shapes: dict[str, tuple[int, ...]], start: int, stop: int
-) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
-
-    found = {}
-    with refusing_damage(path, "a .safetensors file"), safe_open(path, framework="pt") as opened:
-        for name, shape in shapes.items():
-            found[name] = opened.get_slice(name)[start:stop].clone() if shape else opened.get_tensor(name).clone()
-    return found
+    return DataFile(path, {name: opened.shapes[inner] for name, inner in stored.items()}, rows)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
@@ -111,18 +103,12 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str
         UsageError: the name does not end in .safetensors.
         FileAccessError: it cannot be written.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix not in SAFETENSORS.suffixes:
         raise UsageError(f"'{path}' should end in .safetensors, which is what is written.")
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def check(written: Path) -> None:
-        with safe_open(written, framework="pt") as opened:
-            if set(opened.keys()) != set(contiguous):
-                raise ValueError("tensors are missing")
+        if set(SAFETENSORS.list_tensors(written).shapes) != set(contiguous):
+            raise ValueError("tensors are missing")
 
-    write_atomically(
-        path, lambda target: save_file(contiguous, target, metadata={records.KEYWORD: json.dumps(record)}), check
-    )
+    write_atomically(path, lambda target: write_safetensors(target, contiguous, record), check)

@@ -10,23 +10,24 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io import orientation, records
-from deconv_cli.io.contents import Contents, Metadata
-from deconv_cli.io.formats import SIDECAR_FORMATS, FileFormat, format_of_content, suffix_note
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.codec import Codec
+from deconv_cli.io.formats import codec_of_content, suffix_note
+from deconv_cli.io.layout import Layout, tensor_axes
 from deconv_cli.io.samples import as_real_tensor, check_finite
-from deconv_cli.io.sources import open_source
+from deconv_cli.io.sources import open_source, refusing_damage
+from deconv_cli.io.stored_image import Metadata, StoredImage
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image as read: its samples in planes, and all that is needed to write a result in its manner."""
+    """An image as read: its samples in planes, and all that is needed to write a result in the same manner."""
 
     path: Path
     values: torch.Tensor
     """Shape (B, C, H, W), alpha left out, upright. The stored type, but int32 and int64 for uint16 and uint32
     (with which torch computes next to nothing), and uint8 for bool."""
     is_picture: bool
-    """True for TIFF, PNG, JPEG and WebP; False for files of tensors."""
+    """True for formats that a viewer shows; False for files of tensors."""
     shape: tuple[int, ...]
     """As stored in the file, the alpha sample included; of a palette picture, after the palette was applied."""
     dtype: str
@@ -39,18 +40,20 @@ class ImageFile:
     """What an earlier run wrote into the file or beside it, if it fits this file's shape."""
     notes: tuple[str, ...]
     """What was done on reading, a sentence each."""
+    _format: str
+    """Name of the codec."""
     _layout: Layout
+    """Of the upright image, without alpha."""
     _metadata: Metadata
     _alpha: torch.Tensor | None
     """Shape (B, A, H, W) with A = 1, or one alpha for each index of axis C."""
     _alpha_kind: str | None
-    _flavor: str
 
 
 def read_image(
     path: Path, *, axes: str | None = None, tensor: str | None = None, series: int | None = None
 ) -> ImageFile:
-    """Read an image from a file of any format understood.
+    """Read an image from a file of any registered format.
 
     Args:
         path: the file; its format is told from its content.
@@ -69,65 +72,59 @@ def read_image(
     """
     path = Path(path)
     head, sha256 = open_source(path)
-    file_format = format_of_content(path, head)
-    _refuse_options(path, file_format, tensor, series)
-    contents = read_contents(path, file_format, axes=axes, tensor=tensor, series=series)
-    values = as_real_tensor(path, contents.samples)
+    codec = codec_of_content(path, head)
+    stored = read_stored(path, codec, choose_member(path, codec, tensor, series))
+    stored = replace(stored, axes=axes.upper() if axes else stored.axes or tensor_axes(path, len(stored.shape)))
+    layout = Layout(stored.axes, stored.shape)
+    values = as_real_tensor(path, stored.samples)
     check_finite(path, values, "image")
-    if axes is not None:
-        contents = replace(contents, axes=axes.upper())
-    layout = Layout(contents.axes, contents.shape)
-    colors, alpha, layout = _split_alpha(values, layout, contents.alpha)
-    turned = orientation.upright(layout.to_planes(colors), contents.orientation)
+    colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
+    turned = orientation.upright(layout.to_planes(colors), stored.orientation)
     return ImageFile(
         path=path,
         values=turned,
-        is_picture=file_format.is_picture,
-        shape=contents.shape,
-        dtype=contents.dtype,
-        axes=contents.axes,
+        is_picture=codec.is_picture,
+        shape=stored.shape,
+        dtype=stored.dtype,
+        axes=stored.axes,
         sha256=sha256,
         record=(
-            records.matching_record_beside(contents.record, contents.shape, contents.dtype, contents.samples)
-            if file_format in SIDECAR_FORMATS
-            else records.matching_record(contents.record, contents.shape)
+            records.matching_record(stored.record, stored.shape)
+            if codec.record_inside
+            else records.matching_record_beside(records.read_beside(path), stored)
         ),
-        notes=(*suffix_note(path, file_format), *contents.notes, *_reading_notes(contents, alpha)),
+        notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
+        _format=codec.name,
         _layout=layout.with_plane(*turned.shape[-2:]),
-        _metadata=_upright_metadata(contents),
-        _alpha=None if alpha is None else orientation.upright(alpha, contents.orientation),
-        _alpha_kind=None if alpha is None else contents.alpha,
-        _flavor=contents.flavor,
+        _metadata=_upright_metadata(stored),
+        _alpha=None if alpha is None else orientation.upright(alpha, stored.orientation),
+        _alpha_kind=None if alpha is None else stored.alpha,
     )
 
 
-def read_contents(
-    path: Path,
-    file_format: FileFormat,
-    *,
-    axes: str | None = None,
-    tensor: str | None = None,
-    series: int | None = None,
-) -> Contents:
-    """Let the codec of a format read a file. Only that codec is imported."""
-    if file_format is FileFormat.TIFF:
-        from deconv_cli.io.tiff_reader import read_tiff
+def read_stored(path: Path, codec: Codec, member: str | int | None = None) -> StoredImage:
+    """Let a codec read one array, and turn whatever goes wrong into one sentence.
 
-        return read_tiff(path, series=series)
-    if file_format.is_picture:
-        from deconv_cli.io.pictures import read_picture
-
-        return read_picture(path, file_format)
-    from deconv_cli.io.tensors import read_tensor_image
-
-    return read_tensor_image(path, file_format, axes=axes, tensor=tensor)
+    Raises:
+        InputRefusedError: damaged, unsafe or too large.
+    """
+    with refusing_damage(path, f"a {codec.name} file"):
+        return codec.read(path, member)
 
 
-def _refuse_options(path: Path, file_format: FileFormat, tensor: str | None, series: int | None) -> None:
-    if tensor is not None and file_format.is_picture:
-        raise UsageError(f"--tensor chooses among named tensors, but '{path}' is a {file_format} file.")
-    if series is not None and file_format is not FileFormat.TIFF:
-        raise UsageError(f"--series chooses among the series of a TIFF file, but '{path}' is a {file_format} file.")
+def choose_member(path: Path, codec: Codec, tensor: str | None, series: int | None) -> str | int | None:
+    """Give what chooses among several arrays of a file.
+
+    Raises:
+        UsageError: files of this format hold nothing that could be chosen in this way.
+    """
+    if tensor is not None and codec.selects != "tensor":
+        raise UsageError(f"tensor={tensor} chooses among named tensors, but '{path}' is a {codec.name} file.")
+    if series is not None and codec.selects != "series":
+        raise UsageError(
+            f"series={series} chooses among the series of a TIFF file, but '{path}' is a {codec.name} file."
+        )
+    return series if tensor is None else tensor
 
 
 def _split_alpha(
@@ -148,27 +145,27 @@ def _split_alpha(
     return values.narrow(place, 0, n_samples - 1), alpha, with_samples(n_samples - 1)
 
 
-def _reading_notes(contents: Contents, alpha: torch.Tensor | None) -> tuple[str, ...]:
+def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str, ...]:
     notes = []
-    if contents.orientation != 1:
-        notes.append(f"orientation {contents.orientation} was applied, so that rows and columns are upright")
-    shape = contents.shape
-    if contents.axes == "CYX" and shape[2] in (3, 4) and shape[0] not in (1, 3, 4):
+    if stored.orientation != 1:
+        notes.append(f"orientation {stored.orientation} was applied, so that rows and columns are upright")
+    shape = stored.shape
+    if stored.axes == "CYX" and shape[2] in (3, 4) and shape[0] not in (1, 3, 4):
         notes.append(
             f"the samples were read as {shape[0]} channels of {shape[1]}×{shape[2]} pixels; if the last axis holds "
-            "the colors, pass --axes YXC"
+            'the colors, choose axes="YXC"'
         )
-    if contents.dtype == "bool":
+    if stored.dtype == "bool":
         notes.append("true and false were read as 1 and 0")
     if alpha is not None:
         notes.append("the alpha channel was set aside")
-    if alpha is not None and contents.alpha == "associated":
+    if alpha is not None and stored.alpha == "associated":
         notes.append("the colors are premultiplied with alpha and were taken as stored")
     return tuple(notes)
 
 
-def _upright_metadata(contents: Contents) -> Metadata:
-    metadata = contents.metadata
-    if metadata.resolution is None or not orientation.turns_sideways(contents.orientation):
+def _upright_metadata(stored: StoredImage) -> Metadata:
+    metadata = stored.metadata
+    if metadata.resolution is None or not orientation.turns_sideways(stored.orientation):
         return metadata
     return replace(metadata, resolution=metadata.resolution.transposed())

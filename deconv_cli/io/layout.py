@@ -105,7 +105,7 @@ def tensor_axes(path: object, n_axes: int) -> str:
     """
     if n_axes not in TENSOR_AXES:
         raise MalformedInputError(
-            f"'{path}' should hold a tensor of 2, 3 or 4 axes (YX, CYX, BCYX), but it has {n_axes}; name them "
-            "with --axes, for instance --axes TZCYX."
+            f"'{path}' should hold a tensor of 2, 3 or 4 axes (YX, CYX, BCYX), but it has {n_axes}; name them, "
+            'for instance axes="TZCYX".'
         )
     return TENSOR_AXES[n_axes]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import struct
+import math
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -11,8 +12,8 @@ import psutil
 from deconv_cli.errors import MalformedInputError, TooLargeError
 from deconv_cli.vocabulary import format_memory
 
-MAX_RATIO = 2000
-"""Decoded bytes per stored byte beyond which a large file is taken for a decompression bomb."""
+MAX_RATIO = 256
+"""Decoded bytes per stored byte beyond which a large file is taken for a decompression bomb. Deflate ends at 1032."""
 
 RATIO_FREE_BYTES = 64 * 2**20
 """Below this size a file may be compressed as well as it likes."""
@@ -20,10 +21,18 @@ RATIO_FREE_BYTES = 64 * 2**20
 MAX_VIEW_BYTES = 64 * 2**20
 """A stored tensor that repeats its samples (a stride of zero) may unfold to this many bytes."""
 
+_MAX_BYTES = 2**70
+"""Larger promises are all alike; numbers of thousands of digits fit no message."""
+
 
 def memory_budget() -> int:
     """Give the number of bytes that one decoded file may take: half of the physical memory."""
     return int(psutil.virtual_memory().total) // 2
+
+
+def array_bytes(shape: Iterable[int], itemsize: int) -> int:
+    """Give the bytes of an array, 2⁷⁰ at most, whatever numbers a header holds."""
+    return min(math.prod(int(size) for size in shape) * itemsize, _MAX_BYTES)
 
 
 def check_budget(path: Path, n_bytes: int) -> None:
@@ -35,8 +44,8 @@ def check_budget(path: Path, n_bytes: int) -> None:
     budget = memory_budget()
     if n_bytes > budget:
         raise TooLargeError(
-            f"'{path}' asks for {format_memory(n_bytes)} once decoded, but at most {format_memory(budget)} "
-            "(half of the memory) may be used; crop or split it first."
+            f"'{path}' asks for {format_memory(min(n_bytes, _MAX_BYTES))} once decoded, but at most "
+            f"{format_memory(budget)} (half of the memory) may be used; crop or split it first."
         )
 
 
@@ -69,7 +78,8 @@ def check_zip(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, EOFError) as error:
+    # The module raises what it stumbles over: BadZipFile, struct.error, ValueError, NotImplementedError, ...
+    except Exception as error:
         raise MalformedInputError(
             f"'{path}' should be a whole archive, but its directory cannot be read; the file is cut short or damaged."
         ) from error

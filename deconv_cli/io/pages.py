@@ -1,4 +1,4 @@
-"""Writing a page: asked for a place before anything is computed, written completely or not at all."""
+"""Writing an HTML page: its path is checked before anything is computed, it is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.places import check_place, check_writable
+from deconv_cli.io.output_path import check_output_path
 
 SUFFIXES = (".html", ".htm")
 
 
-def check_page_place(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse a place where no page can be.
+def check_page_path(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse a path where no page can be written.
 
     Args:
         path: the page.
-        source: what it tells of.
+        source: the input that it describes.
         force: whether an existing file may be replaced.
 
     Raises:
@@ -25,7 +25,7 @@ def check_page_place(path: Path, source: Path, *, force: bool) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"the page '{path}' should end in .html.")
-    check_writable(path, check_place(path, source, force=force))
+    check_output_path(path, source, force=force)
 
 
 def write_page(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Results as samples of a file: rounded and saturated, never rescaled, and never in silence."""
+"""Converting a result to the sample type of a file: rounded and clipped, never rescaled, and never in silence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_dtype(values: torch.Tensor, dtype: str) -> tuple[npt.NDArray[np.generic],
     if n_bad:
         raise UntrustworthyResultError(
             f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
-            "was too ill-conditioned as posed, try a larger --lambda."
+            "is too ill-conditioned with these settings, try a larger lam."
         )
     source = str(values.dtype).removeprefix("torch.")
     target = np.dtype(dtype)

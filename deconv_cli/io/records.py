@@ -1,4 +1,4 @@
-"""The record of a run inside the file that the run wrote: how it is put in, and found again.
+"""The record of a run, inside the file that the run wrote or beside it: how it is written, and read again.
 
 A record is a JSON object. Its `output` member carries at least the `shape` and `dtype` of the file, so that a
 record which came along into a cropped or converted copy is not taken for the record of that copy.
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from deconv_cli.io.stored_image import StoredImage
 
 KEYWORD = "deconv"
 """The name that a record goes by in every format."""
@@ -31,7 +33,7 @@ def encode_record(record: dict[str, Any]) -> str:
     """Write a record as one line of ASCII JSON.
 
     Raises:
-        ValueError: the record holds NaN or Inf, which JSON has no word for.
+        ValueError: the record holds NaN or Inf, which JSON does not know.
     """
     return json.dumps(record, allow_nan=False, ensure_ascii=True)
 
@@ -61,12 +63,12 @@ def take_line(text: object) -> dict[str, Any] | None:
 
 
 def beside(path: Path) -> Path:
-    """Name the file that holds the record of a bare tensor file."""
+    """Name the file that holds the record of a file whose format takes none."""
     return path.with_suffix(".json")
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:
-    """Read the record beside a bare tensor file, or None without one."""
+    """Read the record beside a file, or None without one."""
     sidecar = beside(path)
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
@@ -83,14 +85,12 @@ def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> di
     return record if recorded == list(shape) else None
 
 
-def matching_record_beside(
-    record: dict[str, Any] | None, shape: tuple[int, ...], dtype: str, samples: npt.ArrayLike
-) -> dict[str, Any] | None:
+def matching_record_beside(record: dict[str, Any] | None, image: StoredImage) -> dict[str, Any] | None:
     """Keep a record from beside a file only if it describes these very samples: the file may be another by now."""
-    kept = matching_record(record, shape)
-    if kept is None or kept["output"].get("dtype") != dtype:
+    kept = matching_record(record, image.shape)
+    if kept is None or kept["output"].get("dtype") != image.dtype:
         return None
-    return kept if kept["output"].get("samples_sha256") == samples_digest(np.asarray(samples)) else None
+    return kept if kept["output"].get("samples_sha256") == samples_digest(np.asarray(image.samples)) else None
 
 
 def samples_digest(array: npt.NDArray[Any]) -> str:

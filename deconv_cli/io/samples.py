@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from deconv_cli.errors import MalformedInputError
 
-if TYPE_CHECKING:
-    from deconv_cli.io.contents import Samples
+Samples: TypeAlias = npt.NDArray[np.generic] | torch.Tensor
+"""An array as its library gives it."""
 
 _WIDER = {"uint16": "int32", "uint32": "int64"}
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.formats import FileFormat, format_of_content
-from deconv_cli.io.places import check_place, check_writable
+from deconv_cli.io.codecs.safetensors_file import SAFETENSORS, opened_safetensors
+from deconv_cli.io.formats import codec_of_content
+from deconv_cli.io.output_path import check_output_path
 from deconv_cli.io.records import decode_record, encode_record
 from deconv_cli.io.sources import read_head, refusing_damage
 
@@ -31,7 +32,7 @@ SCHEMA = 1
 
 _CHECKSUM = f"{KEYWORD}_crc32"
 _ALIGNMENT = 64
-_ADVICE = "make one with deconv factor"
+_ADVICE = "make one with save_pseudo_inverse"
 _CODES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.uint8: "U8"}
 
 
@@ -49,8 +50,8 @@ class SavedState:
     record: dict[str, Any]
 
 
-def check_state_place(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse a place that `write_state` could not write to.
+def check_state_path(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse a path that `write_state` could not write to.
 
     Args:
         path: the file.
@@ -63,7 +64,7 @@ def check_state_place(path: Path, source: Path, *, force: bool) -> None:
     """
     if path.suffix.lower() != SUFFIX:
         raise UsageError(f"a saved inverse is a {SUFFIX} file, but the output is '{path}'; give it that suffix.")
-    check_writable(path, check_place(path, source, force=force))
+    check_output_path(path, source, force=force)
 
 
 def write_state(path: Path, state: SavedState) -> None:
@@ -114,10 +115,9 @@ def read_state(path: Path) -> SavedState:
         FileAccessError: the file cannot be read.
         InputRefusedError: damaged, too large, of a newer schema, or another file altogether.
     """
-    head = read_head(path)
-    file_format = format_of_content(path, head)
-    if file_format is not FileFormat.SAFETENSORS:
-        raise MalformedInputError(f"'{path}' should be a saved inverse, but is a {file_format} file; {_ADVICE}.")
+    codec = codec_of_content(path, read_head(path))
+    if codec is not SAFETENSORS:
+        raise MalformedInputError(f"'{path}' should be a saved inverse, but is a {codec.name} file; {_ADVICE}.")
     limits.check_budget(path, path.stat().st_size)
     metadata, stored = _open(path)
     if KEYWORD not in metadata:
@@ -145,9 +145,7 @@ def _damaged(path: Path, why: str) -> MalformedInputError:
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Give the metadata and the tensors of a file, whose data stay on the disk for now."""
-    from safetensors import safe_open
-
-    with refusing_damage(path, "a .safetensors file"), safe_open(path, framework="pt") as opened:
+    with refusing_damage(path, "a safetensors file"), opened_safetensors(path) as opened:
         return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 

@@ -1,4 +1,4 @@
-"""Opening a file that a person named: is it there, is it a file, may it be read, what is its fingerprint."""
+"""Opening an input file: whether it exists and may be read, its first bytes, and its SHA-256."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def read_head(path: Path) -> bytes:
         FileAccessError: the file cannot be opened or read.
         MalformedInputError: the file is empty.
     """
-    if path.is_dir():
-        raise UsageError(f"'{path}' should be a file, but is a folder; name a file in it.")
     try:
+        if path.is_dir():
+            raise UsageError(f"'{path}' should be a file, but is a folder; name a file in it.")
         if not path.exists():
             raise UsageError(f"'{path}' does not exist; check the name and the folder.")
         if not path.is_file():
@@ -64,7 +64,7 @@ def read_head(path: Path) -> bytes:
 
 
 def reason_of(error: BaseException) -> str:
-    """Give the first line of an error's own words, without its final stop."""
+    """Give the first line of an error's message, without its final stop."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()

@@ -7,7 +7,6 @@ import pickle
 import re
 import warnings
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +65,29 @@ def globals_in(path: Path) -> list[str]:
     return []
 
 
-def named_tensors(found: object) -> dict[str, torch.Tensor]:
-    """List the tensors in nested containers; names are joined by dots, and a bare tensor has the empty name."""
+def named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
+    """List the tensors in nested containers; names are joined by dots, and a bare tensor has the empty name.
+
+    Raises:
+        MalformedInputError: they nest without end, or so often that a small file stands for any number of them.
+    """
     tensors: dict[str, torch.Tensor] = {}
     waiting: list[tuple[str, object, int]] = [("", found, 0)]
-    for _ in range(_MAX_MEMBERS):
-        if not waiting:
-            break
+    n_containers = 0
+    while waiting:
         name, member, depth = waiting.pop()
         if isinstance(member, torch.Tensor):
             tensors[name] = member
-        elif isinstance(member, dict | list | tuple) and depth < _MAX_DEPTH:
-            keyed = member.items() if isinstance(member, dict) else enumerate(member)
-            inner = [
-                (f"{name}.{key}" if name else str(key), value, depth + 1)
-                for key, value in islice(keyed, _MAX_MEMBERS)
-                if isinstance(key, str | int) and isinstance(value, torch.Tensor | dict | list | tuple)
+        elif isinstance(member, dict | list | tuple):
+            n_containers += 1
+            if depth > _MAX_DEPTH or n_containers + len(waiting) > _MAX_MEMBERS:
+                raise MalformedInputError(f"'{path}' nests its dictionaries without end; save its state_dict() alone.")
+            keyed = list(member.items() if isinstance(member, dict) else enumerate(member))
+            waiting += [
+                (f"{name}.{key}" if name else str(key), part, depth + 1)
+                for key, part in reversed(keyed)
+                if isinstance(part, torch.Tensor | dict | list | tuple)
             ]
-            waiting += reversed(inner)
     return tensors
 
 

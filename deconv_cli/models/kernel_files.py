@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io.formats import format_of_content, suffix_note
+from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.samples import check_finite
 from deconv_cli.io.sources import open_source
+from deconv_cli.io.tensors import TensorCodec
 from deconv_cli.models.layers import Layer, read_layer
 from deconv_cli.models.psf_pictures import read_psf_picture
 from deconv_cli.vocabulary import Convention
@@ -63,19 +64,19 @@ def read_kernel(
         InputRefusedError: damaged, unsafe, too large, empty, all zero, not finite, or no plain convolution.
     """
     head, sha256 = open_source(path)
-    file_format = format_of_content(path, head)
-    notes = suffix_note(path, file_format)
-    if file_format.is_picture and layer is not None:
-        raise UsageError(f"layer=\"{layer}\" chooses among named tensors, but '{path}' is a {file_format} file.")
-    if file_format.is_picture:
-        found = Layer(None, read_psf_picture(path))
+    codec = codec_of_content(path, head)
+    notes = suffix_note(path, codec)
+    if isinstance(codec, TensorCodec):
+        found = read_layer(path, codec, head, layer)
+    elif layer is not None:
+        raise UsageError(f"layer=\"{layer}\" chooses among named tensors, but '{path}' is a {codec.name} file.")
     else:
-        found = read_layer(path, file_format, head, layer)
+        found = Layer(None, read_psf_picture(path))
     check_finite(path, found.weight, "kernel")
     if not bool(found.weight.any()):
         raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
-    held = convention or (Convention.CONVOLUTION if file_format.is_picture else Convention.CORRELATION)
-    divides = file_format.is_picture and not found.weight.is_floating_point() if normalize is None else normalize
+    held = convention or (Convention.CONVOLUTION if codec.is_picture else Convention.CORRELATION)
+    divides = codec.is_picture and not found.weight.is_floating_point() if normalize is None else normalize
     kernel, division = _divided(path, found.weight) if divides else (_as_floating(found.weight), ())
     if held is Convention.CONVOLUTION:
         kernel = kernel.flip((-2, -1))

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
-from deconv_cli.io.formats import FileFormat
+from deconv_cli.io.codecs.torch_file import TorchFile
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.tensors import TensorFile, list_tensors, open_tensors
+from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
 from deconv_cli.io.weights_only import check_dense, load_weights_only, named_tensors
 from deconv_cli.models.model_format import model_format
 from deconv_cli.models.whole_modules import check_module, torch_globals
@@ -37,12 +37,12 @@ class Layer:
     notes: tuple[str, ...] = ()
 
 
-def read_layer(path: Path, file_format: FileFormat, head: bytes, layer: str | None) -> Layer:
+def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> Layer:
     """Read one layer of a model, or the only kernel of a file.
 
     Args:
         path: a file of tensors, or a whole module that `torch.save` wrote.
-        file_format: what it is, recognized by its content.
+        codec: of its format, recognized by its content.
         head: its first bytes.
         layer: name of the layer, or of its weight; None if the file holds a single kernel.
 
@@ -51,8 +51,8 @@ def read_layer(path: Path, file_format: FileFormat, head: bytes, layer: str | No
         ShapeError: a weight of neither two nor four axes, or a bias that does not fit it.
         InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no plain convolution.
     """
-    is_torch = file_format is FileFormat.TORCH
-    opened, module = _open_torch_file(path, head) if is_torch else (open_tensors(path, file_format), None)
+    is_torch = isinstance(codec, TorchFile)
+    opened, module = _open_torch_file(path, head) if is_torch else (open_tensors(path, codec), None)
     name = _find(opened, layer) if layer is not None else _only_kernel(opened)
     notes = _settings_notes(path, module, name) if module is not None else ()
     if 0 in opened.shapes[name]:
@@ -81,7 +81,7 @@ def _open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | N
     if module is not None:
         check_module(path, module)
         found = module.state_dict()
-    tensors = named_tensors(found)
+    tensors = named_tensors(path, found)
     if not tensors:
         raise MalformedInputError(f"'{path}' should hold a tensor, but holds none.")
     for name, tensor in tensors.items():
@@ -96,7 +96,7 @@ def _find(opened: TensorFile, layer: str) -> str:
             return name
     if list(opened.shapes) == [""]:
         raise UsageError(f"'{opened.path}' holds a single tensor without a name; leave out layer=\"{layer}\".")
-    raise UsageError(f"'{opened.path}' holds no layer named '{layer}', only {list_tensors(opened.shapes)}.")
+    raise UsageError(f"'{opened.path}' holds no layer named '{layer}', only {describe_tensors(opened.shapes)}.")
 
 
 def _only_kernel(opened: TensorFile) -> str:
@@ -107,7 +107,7 @@ def _only_kernel(opened: TensorFile) -> str:
         return candidates[0]
     listed = {name: opened.shapes[name] for name in candidates} or opened.shapes
     raise MalformedInputError(
-        f"'{opened.path}' should hold one kernel, but holds {list_tensors(listed)}; choose one with layer=\"NAME\"."
+        f"'{opened.path}' should hold one kernel, but holds {describe_tensors(listed)}; choose one with layer=\"NAME\"."
     )
 
 

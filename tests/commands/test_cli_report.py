@@ -21,7 +21,7 @@ KEYS = {
 }  # fmt: skip
 
 # A rough solve, so that the certificate is far above rounding and can be computed again to several digits.
-ROUGH = ["--dtype", "float64", "--output-dtype", "float64", "--method", "iterative", "--tolerance", "1e-3", "--json"]
+ROUGH = ["--dtype", "float64", "--output-dtype", "float64", "--method", "iterative", "--tolerance", "1e-4", "--json"]
 
 PROBLEMS = [
     ("zero", "same", "identity", 1e-2),

@@ -333,7 +333,7 @@ def test_options_that_do_not_apply(tmp_path):
         ("a.npy", {"series": 0}),
         ("a.npy", {"tensor": "x"}),
     ):
-        with pytest.raises(UsageError, match="--"):
+        with pytest.raises(UsageError, match="="):
             read_image(tmp_path / name, **options)
     for name in ("a.png", "a.npy"):
         with pytest.raises(UsageError, match='layer="x"'):
@@ -365,7 +365,7 @@ def test_modest_lies_are_not_allocated_either(tmp_path, monkeypatch):
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(imagecodecs, "png_decode", lambda *_, **__: pytest.fail("decoded"))
     for suffix in ("tif", "npy", "png"):
-        with pytest.raises(InputRefusedError, match="promises"):
+        with pytest.raises(InputRefusedError, match=r"promises|incorrect StripByteCounts"):
             read_image(tmp_path / f"a.{suffix}")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.saved_state import SavedState, check_state_place, read_state, write_state
+from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
 
 
 def content():
@@ -219,14 +219,14 @@ def test_the_memory_is_the_limit(written, monkeypatch):
 
 def test_places_are_checked_before_anything_is_computed(written, tmp_path):
     with pytest.raises(UsageError, match="exists already"):
-        check_state_place(written, tmp_path / "kernel.npy", force=False)
-    check_state_place(written, tmp_path / "kernel.npy", force=True)
+        check_state_path(written, tmp_path / "kernel.npy", force=False)
+    check_state_path(written, tmp_path / "kernel.npy", force=True)
     with pytest.raises(UsageError, match="is the input itself"):
-        check_state_place(written, written, force=False)
+        check_state_path(written, written, force=False)
     with pytest.raises(UsageError, match="give it that suffix"):
-        check_state_place(tmp_path / "state.npy", written, force=True)
+        check_state_path(tmp_path / "state.npy", written, force=True)
     with pytest.raises(UsageError, match="does not exist; make it first"):
-        check_state_place(tmp_path / "no" / "state.safetensors", written, force=True)
+        check_state_path(tmp_path / "no" / "state.safetensors", written, force=True)
 
 
 def test_a_failure_leaves_the_old_file(written, monkeypatch):

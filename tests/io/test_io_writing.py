@@ -42,7 +42,7 @@ def test_unknown_suffixes(tmp_path, source, planned, name):
 
 def test_places(tmp_path, source, planned):
     (tmp_path / "there.tif").write_text("mine")
-    with pytest.raises(UsageError, match=r"exists already.*--force"):
+    with pytest.raises(UsageError, match=r"exists already.*force=True"):
         planned(tmp_path / "there.tif", source)
     planned(tmp_path / "there.tif", source, force=True)
     with pytest.raises(UsageError, match="is the input itself"):
@@ -65,7 +65,7 @@ def test_what_a_format_cannot_hold(tmp_path, source, float_source, planned):
     with pytest.raises(UsageError, match="2 planes"):
         planned(tmp_path / "o.png", float_source, output_dtype=OutputDType.UINT8)
     for suffix, dtype in ((".jpg", "uint16"), (".webp", "float32"), (".png", "float16")):
-        with pytest.raises(UsageError, match="--output-dtype uint8"):
+        with pytest.raises(UsageError, match="output_dtype=uint8"):
             planned(tmp_path / f"o{suffix}", source, output_dtype=OutputDType(dtype))
     with pytest.raises(UsageError, match="float16"):
         planned(tmp_path / "o.ome.tif", source, output_dtype=OutputDType.FLOAT16)
@@ -136,7 +136,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, source, planned, monkeypatch, s
     if moment == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif moment == "check":
-        monkeypatch.setattr(prepared, "read_contents", fail)
+        monkeypatch.setattr(prepared, "read_stored", fail)
     else:
         monkeypatch.setattr("pathlib.Path.replace", fail)
     expected = KeyboardInterrupt if failure is KeyboardInterrupt else FileAccessError

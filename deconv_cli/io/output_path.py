@@ -1,4 +1,4 @@
-"""Whether an output can go where a person wants it; asked before anything is computed."""
+"""Whether an output can be written where it is meant to go; asked before anything is computed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.io.sources import reason_of
 
 
-def check_place(path: Path, source: Path, *, force: bool, make_folder: bool = False) -> Path:
-    """Refuse a place where no file can be, or where one is that may not be replaced.
+def check_output_path(path: Path, source: Path, *, force: bool, make_folder: bool = False) -> None:
+    """Refuse a path where no file can be, or where one is that may not be replaced.
 
     Args:
         path: the output.
@@ -17,12 +18,19 @@ def check_place(path: Path, source: Path, *, force: bool, make_folder: bool = Fa
         force: whether an existing file may be replaced.
         make_folder: whether a missing folder is made when the file is written.
 
-    Returns:
-        The folder that it will be written into, or the nearest one that exists.
-
     Raises:
         UsageError: no such folder, or an existing file without `force`.
+        FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
+    try:
+        _check(path, source, force=force, make_folder=make_folder)
+    except (UsageError, FileAccessError):
+        raise
+    except OSError as error:
+        raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
+
+
+def _check(path: Path, source: Path, *, force: bool, make_folder: bool) -> None:
     folder = path.parent
     if make_folder:
         folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -33,15 +41,6 @@ def check_place(path: Path, source: Path, *, force: bool, make_folder: bool = Fa
     if path.exists() and not force:
         is_input = path.samefile(source) if source.exists() else False
         what = "is the input itself" if is_input else "exists already"
-        raise UsageError(f"output '{path}' {what}; choose another name or pass --force to replace it.")
-    return folder
-
-
-def check_writable(path: Path, folder: Path) -> None:
-    """Refuse a folder that nothing can be written into.
-
-    Raises:
-        FileAccessError: no permission.
-    """
+        raise UsageError(f"output '{path}' {what}; choose another name, or force=True to replace it.")
     if not os.access(folder, os.W_OK):
         raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")

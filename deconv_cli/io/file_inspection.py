@@ -1,7 +1,8 @@
-"""What a file holds, without refusing what no computation would take: NaN, several tensors, axes without a name."""
+"""All that a file holds, without refusing what no computation would take: NaN, several tensors, axes without a name."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,18 @@ from typing import Any
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io.contents import Contents, Metadata
-from deconv_cli.io.formats import FileFormat, format_of_content, suffix_note
-from deconv_cli.io.image import read_contents
+from deconv_cli.io import records
+from deconv_cli.io.codec import Codec
+from deconv_cli.io.formats import codec_of_content, suffix_note
+from deconv_cli.io.image import choose_member, read_stored
 from deconv_cli.io.layout import TENSOR_AXES
 from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import open_source
-from deconv_cli.io.tensors import IMAGE_NAME, TensorFile, list_tensors, open_tensors
+from deconv_cli.io.stored_image import StoredImage
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, describe_tensors, open_tensors
 
 MAX_TEXT = 200
-"""Characters of a free text that are told."""
+"""Characters of a free text that are shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +44,11 @@ class Inspected:
     """A file as found."""
 
     path: Path
-    format: FileFormat
+    codec: Codec
     sha256: str
     entries: tuple[Entry, ...]
     metadata: dict[str, Any]
-    """What it tells besides its samples, as JSON has it."""
+    """What it says besides its samples, as JSON has it."""
     record: dict[str, Any] | None
     """What an earlier run wrote into it or beside it."""
     notes: tuple[str, ...]
@@ -66,28 +69,25 @@ def inspect_file(path: Path, *, tensor: str | None = None, series: int | None = 
     """
     path = Path(path)
     head, sha256 = open_source(path)
-    file_format = format_of_content(path, head)
-    if tensor is not None and file_format.is_picture:
-        raise UsageError(f"--tensor chooses among named tensors, but '{path}' is a {file_format} file.")
-    if series is not None and file_format is not FileFormat.TIFF:
-        raise UsageError(f"--series chooses among the series of a TIFF file, but '{path}' is a {file_format} file.")
-    notes = suffix_note(path, file_format)
-    if file_format.is_picture:
-        contents = read_contents(path, file_format, series=series)
-        entry = Entry("", as_real_tensor(path, contents.samples), contents.dtype, contents.axes, is_kernel=False)
-        told = _told(contents)
-        return Inspected(path, file_format, sha256, (entry,), told, contents.record, (*notes, *contents.notes))
-    opened = open_tensors(path, file_format)
-    names = list(opened.shapes) if tensor is None else [_named(opened, tensor)]
-    entries = tuple(_entry(opened, name, is_only=len(opened.shapes) == 1) for name in names)
-    return Inspected(path, file_format, sha256, entries, {}, opened.record, notes)
+    codec = codec_of_content(path, head)
+    member = choose_member(path, codec, tensor, series)
+    notes = suffix_note(path, codec)
+    if isinstance(codec, TensorCodec):
+        opened = open_tensors(path, codec)
+        names = list(opened.shapes) if tensor is None else [_named(opened, tensor)]
+        entries = tuple(_entry(opened, name, is_only=len(opened.shapes) == 1) for name in names)
+        return Inspected(path, codec, sha256, entries, {}, opened.record, notes)
+    stored = read_stored(path, codec, member)
+    entry = Entry("", as_real_tensor(path, stored.samples), stored.dtype, stored.axes, is_kernel=False)
+    record = stored.record if codec.record_inside else records.read_beside(path)
+    return Inspected(path, codec, sha256, (entry,), _described(stored), record, (*notes, *stored.notes))
 
 
 def _named(opened: TensorFile, name: str) -> str:
     for candidate in (name, f"{name}.weight"):
         if candidate in opened.shapes and candidate:
             return candidate
-    raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {list_tensors(opened.shapes)}.")
+    raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
 
 
 def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
@@ -112,31 +112,33 @@ def as_image(entry: Entry) -> Entry:
     return replace(entry, is_kernel=False, axes=entry.axes or TENSOR_AXES.get(entry.samples.ndim))
 
 
-def _told(contents: Contents) -> dict[str, Any]:
-    """List what a picture tells of itself; contents of blocks only by their size."""
-    metadata: Metadata = contents.metadata
-    resolution = metadata.resolution
-    told: dict[str, Any] = {
-        "orientation": None if contents.orientation == 1 else contents.orientation,
-        "alpha": contents.alpha,
-        "flavor": None if contents.flavor == "plain" else contents.flavor,
+def _described(stored: StoredImage) -> dict[str, Any]:
+    """List what a picture says of itself; blocks of bytes only by their size."""
+    metadata, resolution = stored.metadata, stored.metadata.resolution
+    described: dict[str, Any] = {
+        "orientation": None if stored.orientation == 1 else stored.orientation,
+        "alpha": stored.alpha,
+        "flavor": metadata.flavor,
         "resolution": resolution
-        and {"x": float(resolution.x), "y": float(resolution.y), "pixels_per": resolution.unit},
+        and {
+            "x": float(resolution.x),
+            "y": float(resolution.y),
+            "pixels_per": resolution.unit or None,
+            "plane_distance": resolution.plane_distance and float(resolution.plane_distance),
+        },
         "icc_profile_bytes": metadata.icc_profile and len(metadata.icc_profile),
         "exif_bytes": metadata.exif and len(metadata.exif),
-        "texts": {name: text[:MAX_TEXT] for name, text in metadata.texts.items()},
-        "imagej": {name: _short(value) for name, value in metadata.imagej.items()},
-        "ome": {name: _short(value) for name, value in metadata.ome.items()},
-        "png_chunks": [name.decode("ascii", "replace") for name, _ in metadata.png_chunks],
-        "white_is_zero": metadata.white_is_zero,
-        "comment": metadata.comment and metadata.comment.decode("utf-8", "replace")[:MAX_TEXT],
+        "channel_names": list(metadata.channel_names),
+        "other": {name: _short(value) for name, value in (metadata.native | metadata.native_of_channels).items()},
         "never_carried": list(metadata.unsupported),
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in described.items() if value}
 
 
 def _short(value: Any) -> Any:  # noqa: ANN401
-    """Keep numbers, and cut everything else down to a text."""
-    if isinstance(value, bool | int) or (isinstance(value, float) and value == value and abs(value) != float("inf")):
+    """Keep finite numbers, and cut everything else down to a text."""
+    if isinstance(value, bool | int | float) and math.isfinite(value):
         return value
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
     return str(value)[:MAX_TEXT]

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
-import numpy as np
-import numpy.typing as npt
 import tifffile
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.sources import refusing_damage
+from deconv_cli.io.codec import Array
+from deconv_cli.io.codecs import tiff_ome
+from deconv_cli.io.codecs.tiff_directories import check_directories
 from deconv_cli.vocabulary import format_memory
 
 KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
@@ -27,39 +28,46 @@ KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
 
 BIG_TIFF_BYTES = 3_900_000_000
 _UNCOMPRESSED = 1
+_FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
+"""So many strips or tiles may be as small as they like; of more, each must hold so many bytes on average."""
 
 
 @dataclass(frozen=True, eq=False)
 class TiffSeries:
     """One array of a TIFF file with what its first page says."""
 
-    samples: npt.NDArray[np.generic]
+    samples: Array
     axes: str
     index: int
-    tags: dict[int, tuple[str, Any]]
-    """Name and value by tag number."""
+    tags: dict[int, Any]
+    """Values by tag number, of the tags that were asked for."""
+    tag_names: dict[int, str]
+    """Names of all tags."""
     description: str
     imagej: dict[str, Any]
-    ome_xml: str
+    ome: Element | None
+    """The parsed OME-XML."""
     shaped: dict[str, Any]
     """JSON metadata of tifffile's own kind of description."""
 
 
-def read_series(path: Path, index: int | None) -> TiffSeries:
+def read_series(path: Path, index: int | None, tags: frozenset[int]) -> TiffSeries:
     """Read one series of a TIFF file, after comparing what its header promises with the file.
 
     Args:
         path: the file.
         index: which series; None where there is only one.
+        tags: numbers of the tags whose values are needed.
 
     Raises:
         UsageError: no series of this number.
         MalformedInputError: damaged, cut short, spread over several files, or several series and no number.
         TooLargeError: larger than the memory allows, or a decompression bomb.
     """
-    with refusing_damage(path, "a TIFF file"), _no_log_records(), tifffile.TiffFile(path, _multifile=False) as opened:
-        ome_xml = opened.ome_metadata or ""
-        _refuse_entities(path, ome_xml)
+    check_directories(path)
+    with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
+        ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
+        _check_descriptions(path, ome, opened)
         all_series = list(opened.series)
         chosen = _choose(path, all_series, index)
         series = all_series[chosen]
@@ -73,15 +81,16 @@ def read_series(path: Path, index: int | None) -> TiffSeries:
             samples=samples.astype(samples.dtype.newbyteorder("="), copy=False).reshape(series.shape),
             axes=series.axes,
             index=chosen,
-            tags={tag.code: (tag.name, tag.value) for tag in page.tags},
+            tags={tag.code: tag.value for tag in page.tags if tag.code in tags},
+            tag_names={tag.code: tag.name for tag in page.tags},
             description=page.description,
             imagej=imagej,
-            ome_xml=ome_xml,
+            ome=ome,
             shaped=dict(shaped[chosen]) if chosen < len(shaped) else {},
         )
 
 
-def write_array(path: Path, array: npt.NDArray[np.generic], kind: str, options: dict[str, Any]) -> None:
+def write_array(path: Path, array: Array, kind: str, options: dict[str, Any]) -> None:
     """Write one array.
 
     Args:
@@ -98,51 +107,61 @@ def write_array(path: Path, array: npt.NDArray[np.generic], kind: str, options: 
     tifffile.imwrite(path, array, bigtiff=is_big, software="deconv", **chosen, **options)
 
 
+class _Raising(logging.Handler):
+    """Stops tifffile at its first log record of damage: it would go on with fewer pages, or for minutes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.first = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.first = self.first or record.getMessage()
+        raise ValueError(self.first)
+
+
 @contextmanager
-def _no_log_records() -> Iterator[None]:
-    """Make tifffile's log records of damage errors: it goes on with fewer pages after them."""
-
-    class Refusing(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
-
-    found: list[str] = []
+def _warnings_as_errors() -> Iterator[None]:
+    """Make tifffile's log records of damage errors, whatever the caller has set for its logger."""
     logger = logging.getLogger("tifffile")
-    handler, propagated = Refusing(logging.WARNING), logger.propagate
-    disabled_below = logging.root.manager.disable
+    handler, before = _Raising(), (logger.propagate, logger.level, logger.disabled, logging.root.manager.disable)
     logger.addHandler(handler)
-    logger.propagate = False
+    logger.propagate, logger.disabled = False, False
+    logger.setLevel(logging.WARNING)
     logging.disable(logging.NOTSET)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.propagate = propagated
+        logger.propagate, level, logger.disabled, disabled_below = before
+        logger.setLevel(level)
         logging.disable(disabled_below)
-    if found:
-        raise ValueError(found[0])
+    # tifffile may have caught the error itself.
+    if handler.first:
+        raise ValueError(handler.first)
 
 
-def _refuse_entities(path: Path, xml: str) -> None:
-    # Entities are the bombs of XML, and OME-XML never needs one.
-    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise MalformedInputError(f"'{path}' declares XML entities in its OME description, which is not opened.")
+def _check_descriptions(path: Path, ome: Element | None, opened: tifffile.TiffFile) -> None:
+    """Compare what the descriptions promise with the memory, before tifffile makes lists of that length."""
+    described = [] if ome is None else tiff_ome.n_samples_described(ome)
+    described += [limits.array_bytes(shaped.get("shape", ()), 1) for shaped in opened.shaped_metadata or ()]
+    for n_samples in described:
+        limits.check_expansion(path, n_samples, path.stat().st_size)
 
 
 def _choose(path: Path, all_series: list[Any], index: int | None) -> int:
     if not all_series:
         raise MalformedInputError(f"'{path}' should hold an image, but holds none.")
     if index is not None and not 0 <= index < len(all_series):
-        raise UsageError(f"'{path}' holds series 0 to {len(all_series) - 1}, but --series is {index}.")
+        raise UsageError(f"'{path}' holds series 0 to {len(all_series) - 1}, but series={index} was chosen.")
     if index is None and len(all_series) > 1:
         listed = ", ".join(f"{i}: {s.axes} {tuple(s.shape)} {s.dtype}" for i, s in enumerate(all_series[:12]))
-        raise MalformedInputError(f"'{path}' holds {len(all_series)} series ({listed}); choose one with --series N.")
+        raise MalformedInputError(f"'{path}' holds {len(all_series)} series ({listed}); choose one with series=N.")
     return index or 0
 
 
 def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: ANN401
     """Compare what the pages promise with the file, before anything is allocated."""
-    n_decoded = n_stored = 0
+    n_decoded = n_stored = n_segments = 0
     for page in series.pages:
         if page is None:
             raise MalformedInputError(
@@ -156,8 +175,11 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: A
                     f"'{path}' should hold all of its image data, but some lies beyond its end or is missing; "
                     "it is cut short or damaged."
                 )
+        n_segments += len(page.dataoffsets)
         limits.check_budget(path, n_decoded)
-    n_array = int(np.prod([int(n) for n in series.shape], dtype=object)) * series.dtype.itemsize
+    if n_segments > _FREE_SEGMENTS and n_segments * _MIN_SEGMENT_BYTES > n_decoded:
+        raise MalformedInputError(f"'{path}' is cut into {n_segments} strips or tiles of a few bytes; save it again.")
+    n_array = limits.array_bytes(series.shape, series.dtype.itemsize)
     limits.check_expansion(path, max(n_array, n_decoded), min(n_stored, n_file_bytes))
     n_readable = max(n_stored, n_file_bytes - (series.dataoffset or n_file_bytes))
     is_raw = series.keyframe.compression == _UNCOMPRESSED
@@ -170,10 +192,9 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: A
 
 def _decoded_bytes(page: Any) -> int:  # noqa: ANN401
     """Give the bytes that decoding a page takes, whole tiles counted even where the page is smaller."""
-    n_chunks = int(np.prod([int(n) for n in page.chunked], dtype=object))
-    n_chunk = int(np.prod([int(n) for n in page.chunks], dtype=object)) * page.dtype.itemsize
-    n_page = int(np.prod([int(n) for n in page.shape], dtype=object)) * page.dtype.itemsize
-    return int(max(n_page, n_chunks * n_chunk))
+    n_chunks = limits.array_bytes(page.chunked, 1)
+    n_chunk = limits.array_bytes(page.chunks, page.dtype.itemsize)
+    return max(limits.array_bytes(page.shape, page.dtype.itemsize), n_chunks * n_chunk)
 
 
 def _check_count(path: Path, series: Any, imagej: dict[str, Any]) -> None:  # noqa: ANN401

@@ -1,0 +1,209 @@
+"""What a file format says about itself: a codec is a subclass in a file of its own, listed in `parts.CODECS`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.vocabulary import OutputDType
+
+Array = npt.NDArray[np.generic]
+
+_SHARED = {"resolution": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
+"""Fields of `Metadata` that several formats can hold, with their names in notes."""
+
+
+@dataclass(frozen=True)
+class WriteRequest:
+    """What is to be written, as far as it is known before the computation."""
+
+    path: Path
+    dtype: str
+    """NumPy name of the sample type."""
+    n_channels: int
+    layout: Layout
+    """Of the image that the result is computed from, its alpha left out."""
+    source_format: str
+    """Name of that image's format."""
+    from_picture: bool
+    flavor: str
+    """`imagej` or `ome` where that image is a TIFF file of this kind."""
+
+    @property
+    def same_channels(self) -> bool:
+        """True where the result has as many channels as the source."""
+        return self.n_channels == self.layout.n_channels
+
+
+class Codec(ABC):
+    """One file format: how it is recognized, read and written, and what it can hold.
+
+    A subclass sets the attributes that differ from these, and imports its library inside of its methods, so that
+    suffixes and first bytes are known before any library is loaded.
+    """
+
+    name: str
+    """As messages call the format."""
+    suffixes: tuple[str, ...]
+    """Of files to be written, in lower case."""
+    magic: tuple[bytes, ...] = ()
+    """First bytes of its files, any of these."""
+    is_picture: bool = True
+    """True for files that a viewer shows, False for files of named tensors."""
+    dtypes: tuple[str, ...] = tuple(OutputDType)
+    """Sample types that can be written."""
+    is_lossless: bool = True
+    """True where samples are read back exactly as they were written."""
+    record_inside: bool = False
+    """True where `write` puts the record of the run into the file; else it goes into NAME.json beside the file."""
+    holds_alpha: bool = False
+    carries: frozenset[str] = frozenset()
+    """Which of `resolution`, `icc_profile`, `exif` and `channel_names` it can hold."""
+    selects: str | None = None
+    """`tensor` or `series` where a file may hold several arrays, of which one is chosen by name or number."""
+
+    @property
+    def holds_whole_numbers_only(self) -> bool:
+        """True where no fractions can be written."""
+        return OutputDType.FLOAT32 not in self.dtypes
+
+    def recognizes(self, head: bytes) -> bool:
+        """Tell whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
+        return head.startswith(self.magic)
+
+    @abstractmethod
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a file.
+
+        Args:
+            path: the file.
+            member: which of several arrays; None where there is only one.
+
+        Raises:
+            InputRefusedError: damaged, unsafe or too large. Any other exception is taken for damage too.
+        """
+
+    def check(self, request: WriteRequest) -> None:  # noqa: B027
+        """Refuse what the format cannot hold, before anything is computed.
+
+        Raises:
+            UsageError: it cannot.
+        """
+
+    @abstractmethod
+    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+        """Order the samples of a result as the file stores them.
+
+        Args:
+            request: what is to be written.
+            samples: shape (B, C, H, W).
+            alpha: shape (B, A, H, W), to be put behind the last sample of axis S, or None.
+
+        Returns:
+            The samples with their axes, and notes on what became of the axes.
+        """
+
+    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
+        """Say why the alpha channel of the source cannot be written; None if it can."""
+        return None if self.holds_alpha else f"{self.name} cannot hold it"
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata that go into the file.
+
+        Args:
+            request: what is to be written.
+            image: as `arrange` gave it, with the alpha kind and all metadata of the source.
+
+        Returns:
+            What is kept, and the names of what is not.
+        """
+        kept, lost = image.metadata, list(image.metadata.unsupported)
+        if not request.same_channels:
+            lost += ["ICC profile (it is for other channels)"] if kept.icc_profile else []
+            lost += ["channel names"] if kept.channel_names else []
+            lost += kept.native_of_channels
+            kept = replace(kept, icc_profile=None, channel_names=(), native_of_channels={})
+        for field, label in _SHARED.items():
+            if field not in self.carries and getattr(kept, field):
+                lost.append(label)
+                kept = replace(kept, **{field: getattr(Metadata(), field)})
+        if request.source_format != self.name:
+            lost += [*kept.native, *kept.native_of_channels]
+            kept = replace(kept, native={}, native_of_channels={})
+        return kept, lost
+
+    @abstractmethod
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a file; an existing one is replaced.
+
+        Args:
+            path: the file.
+            image: as `arrange` and `carry` gave it, with the record of the run.
+        """
+
+
+class PictureCodec(Codec):
+    """A format of one plane, gray or in colors."""
+
+    channel_counts: tuple[int, ...] = (1, 3)
+    """How many channels it can hold, alpha not counted."""
+    max_side: int | None = None
+    """The largest height or width in pixels."""
+
+    def check(self, request: WriteRequest) -> None:
+        """Refuse several planes, and channels that are neither gray nor colors.
+
+        Raises:
+            UsageError: there are.
+        """
+        if request.layout.n_batch != 1:
+            raise UsageError(
+                f"'{request.path}' cannot hold {request.layout.n_batch} planes, since {self.name} holds one; choose "
+                ".tif."
+            )
+        if request.n_channels not in self.channel_counts:
+            held = " or ".join(str(count) for count in self.channel_counts)
+            raise UsageError(
+                f"'{request.path}' cannot hold {request.n_channels} channels, since {self.name} holds {held}; choose "
+                ".tif, .pt, .safetensors or .npy."
+            )
+
+    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+        """Put the channels last, as libraries for pictures want them.
+
+        Raises:
+            UsageError: a side is longer than the format can say.
+        """
+        height, width = samples.shape[-2:]
+        if self.max_side is not None and max(height, width) > self.max_side:
+            raise UsageError(
+                f"'{request.path}' cannot hold {height} x {width} pixels, since {self.name} ends at {self.max_side}; "
+                "choose .tif."
+            )
+        planes = samples[0] if alpha is None else np.concatenate([samples[0], alpha[0, :1]])
+        if len(planes) == 1:
+            return StoredImage(planes[0], "YX")
+        return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS")
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata; a resolution without a unit and premultiplied colors are of TIFF alone."""
+        kept, lost = super().carry(request, image)
+        if kept.resolution and not kept.resolution.unit:
+            kept, lost = replace(kept, resolution=None), [*lost, "resolution"]
+        if image.alpha == "associated":
+            lost.append("premultiplied alpha (it is now read as unassociated)")
+        return kept, lost
+
+
+def from_planes(layout: Layout, samples: Array) -> Array:
+    """Order samples of shape (B, C, H, W) as a layout stores them."""
+    ordered: Array = layout.from_planes(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
+    return ordered

@@ -1,0 +1,88 @@
+"""JPEG by Pillow; the record of a run goes into comment segments, a long one into several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.errors import MalformedInputError
+from deconv_cli.io import records
+from deconv_cli.io.codec import PictureCodec, WriteRequest
+from deconv_cli.io.codecs.pillow_pictures import opened_picture, plain_samples, save_options, stored_picture
+from deconv_cli.io.stored_image import Metadata, StoredImage
+
+_COMMENT = "JPEG comment"
+_RECORD_START = b"deconv:"
+_MAX_SEGMENT = 65_000
+_MAX_DPI = 65_535
+_MAX_SCANS = 64
+"""An honest progressive picture has about ten; each scan goes through all of the picture."""
+
+
+class Jpeg(PictureCodec):
+    """JPEG files."""
+
+    name = "JPEG"
+    suffixes = (".jpg", ".jpeg")
+    magic = (b"\xff\xd8\xff",)
+    dtypes = ("uint8",)
+    is_lossless = False
+    record_inside = True
+    carries = frozenset({"resolution", "icc_profile", "exif"})
+    max_side = 65_500
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture."""
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        _check_scans(path)
+        with opened_picture(path, JpegImageFile) as image:
+            samples, notes = plain_samples(path, image)
+            if "mp" in image.info:
+                notes = (*notes, "the file holds further pictures after the first, which were not read")
+            comments = [content for name, content in image.applist if name == "COM"]
+            parts = [text.removeprefix(_RECORD_START) for text in comments if text.startswith(_RECORD_START)]
+            others = [text for text in comments if not text.startswith(_RECORD_START)]
+            record = records.decode_record(b"".join(parts).decode("utf-8", "replace")) if parts else None
+            own = Metadata(native={_COMMENT: others[-1]} if others else {})
+            return stored_picture(image, samples, notes, record, own)
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata; some are too large for the format."""
+        kept, lost = super().carry(request, image)
+        if kept.exif and len(kept.exif) > _MAX_SEGMENT:
+            kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
+        per_inch = kept.resolution.per("in") if kept.resolution else None
+        if per_inch and not 1 <= min(per_inch.x, per_inch.y) <= max(per_inch.x, per_inch.y) < _MAX_DPI:
+            kept, lost = replace(kept, resolution=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
+        return kept, lost
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a picture of quality 95 whose colors have full resolution."""
+        from PIL import Image
+
+        options: dict[str, Any] = save_options(image.metadata)
+        if "dpi" in options:
+            options["dpi"] = tuple(round(value) for value in options["dpi"])
+        text = records.encode_record(image.record or {}).encode("ascii")
+        parts = [_RECORD_START + text[start : start + _MAX_SEGMENT] for start in range(0, len(text), _MAX_SEGMENT)]
+        segments = b"".join(b"\xff\xfe" + (len(part) + 2).to_bytes(2, "big") + part for part in parts)
+        comment = image.metadata.native.get(_COMMENT, b"")[:_MAX_SEGMENT]
+        Image.fromarray(np.asarray(image.samples)).save(
+            path, "JPEG", quality=95, subsampling=0, comment=comment, extra=segments, **options
+        )
+
+
+JPEG = Jpeg()
+
+
+def _check_scans(path: Path) -> None:
+    """Refuse a picture of very many scans: a small file of them is decoded for minutes."""
+    data = path.read_bytes()
+    # Two bytes that look like the start of a scan turn up by chance in a thumbnail or a profile.
+    n_scans = data.count(b"\xff\xda")
+    if n_scans > _MAX_SCANS + len(data) // 16_384:
+        raise MalformedInputError(f"'{path}' is a JPEG file of {n_scans} scans, but an honest one has about ten.")

@@ -1,0 +1,84 @@
+"""NumPy .npy: sizes are checked before anything is allocated, Python objects are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from deconv_cli.errors import MalformedInputError, UnsafeInputError
+from deconv_cli.io.codec import Array
+from deconv_cli.io.limits import array_bytes, check_budget
+from deconv_cli.io.stored_image import StoredImage
+from deconv_cli.io.tensors import TensorCodec, TensorFile
+
+
+class Npy(TensorCodec):
+    """Files of one array without a name."""
+
+    name = "NumPy .npy"
+    suffixes = (".npy",)
+    magic = (b"\x93NUMPY",)
+
+    def list_tensors(self, path: Path) -> TensorFile:
+        """Read the header, and give the way to the array."""
+        with path.open("rb") as stream:
+            shape = read_header(path, stream, path.stat().st_size)
+
+        def read(_: str) -> Array:
+            with path.open("rb") as stream:
+                return read_array(stream)
+
+        return TensorFile(path, {"": shape}, read)
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write the bare array."""
+        with path.open("wb") as stream:
+            np.save(stream, np.ascontiguousarray(image.samples), allow_pickle=False)
+
+
+NPY = Npy()
+
+
+def read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[int, ...]:
+    """Read the header of an array, and compare what it promises with what is there.
+
+    Args:
+        path: named in the error.
+        stream: at the begin of the header.
+        n_bytes: of header and array together.
+
+    Returns:
+        The shape.
+
+    Raises:
+        UnsafeInputError: an array of Python objects.
+        MalformedInputError: shorter than promised, or of elements without a size.
+        TooLargeError: larger than the memory allows.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format")
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise UnsafeInputError(
+            f"'{path}' should hold numbers, but holds Python objects, which are not opened; save a numeric array."
+        )
+    if not dtype.itemsize:
+        raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {dtype}; convert it first.")
+    n_promised, n_stored = array_bytes(shape, dtype.itemsize), n_bytes - stream.tell()
+    if n_promised > n_stored:
+        raise MalformedInputError(
+            f"'{path}' promises an array of shape {str(shape)[:80]} ({n_promised} bytes), but holds {n_stored} bytes "
+            "of it; copy it again."
+        )
+    check_budget(path, n_promised)
+    return tuple(int(size) for size in shape)
+
+
+def read_array(stream: IO[bytes]) -> Array:
+    """Read an array, in native byte order, whose header `read_header` has checked."""
+    array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

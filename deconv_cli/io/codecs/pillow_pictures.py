@@ -1,0 +1,122 @@
+"""What PNG, JPEG and WebP have in common: Pillow opens them, after their sizes have been compared with the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from deconv_cli.errors import MalformedInputError
+from deconv_cli.io import exif, limits
+from deconv_cli.io.codec import Array
+from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+Picture = TypeVar("Picture", bound="ImageFile")
+
+_BYTES_PER_PIXEL = 4
+_NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
+
+
+@contextmanager
+def opened_picture(path: Path, kind: type[Picture]) -> Iterator[Picture]:
+    """Open a picture by the class of its format, and decode it once its size has been checked.
+
+    Raises:
+        MalformedInputError: an animation.
+        TooLargeError: larger than the memory allows, or a decompression bomb.
+    """
+    n_bytes = path.stat().st_size
+    limits.check_budget(path, n_bytes)
+    # Not by Image.open: it hides why a file was refused, and its limit of pixels is a constant.
+    with path.open("rb") as stream, kind(stream) as image:
+        limits.check_expansion(path, image.width * image.height * _BYTES_PER_PIXEL, n_bytes)
+        n_frames = getattr(image, "n_frames", 1)
+        if n_frames > 1:
+            raise MalformedInputError(
+                f"'{path}' should be one picture, but is an animation of {n_frames} frames; export the frames as a "
+                "TIFF stack."
+            )
+        image.load()
+        yield image
+
+
+def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
+    """Take 8-bit gray, gray with alpha, RGB or RGBA samples out of an opened picture.
+
+    Returns:
+        The samples, of shape (H, W) or (H, W, S), and what was done to them.
+
+    Raises:
+        MalformedInputError: another color model.
+    """
+    mode = image.mode
+    notes: tuple[str, ...] = ()
+    if mode == "CMYK":
+        raise MalformedInputError(f"'{path}' should be gray or RGB, but is CMYK; convert it to RGB first.")
+    transparent = "transparency" in image.info
+    if mode in ("P", "PA"):
+        target, notes = ("RGBA" if transparent or mode == "PA" else "RGB"), ("the palette was expanded to colors",)
+    elif mode == "1":
+        target, notes = "L", ("black and white were read as 0 and 255",)
+    elif mode in ("L", "RGB") and transparent:
+        target, notes = ("LA" if mode == "L" else "RGBA"), ("the transparent color was read as an alpha channel",)
+    elif mode in ("L", "LA", "RGB", "RGBA"):
+        target = mode
+    else:
+        raise MalformedInputError(f"'{path}' should be gray or RGB, but its pixels are of kind {mode}.")
+    return np.asarray(image if target == mode else image.convert(target)), notes
+
+
+def stored_picture(
+    image: Image, samples: Array, notes: tuple[str, ...], record: dict[str, Any] | None, own: Metadata
+) -> StoredImage:
+    """Gather samples, record and notes with the metadata that all these formats have.
+
+    Args:
+        image: the opened picture.
+        samples: shape (H, W) or (H, W, S).
+        notes: what was done to the samples.
+        record: what an earlier run wrote into the file.
+        own: metadata that only this format has.
+    """
+    block = exif.with_marker(image.info.get("exif"))
+    return StoredImage(
+        samples=samples,
+        axes="YX" if samples.ndim == 2 else "YXS",
+        metadata=replace(
+            own,
+            resolution=_resolution(image.info.get("dpi")),
+            icc_profile=image.info.get("icc_profile") or None,
+            exif=exif.upright(block) if block else None,
+            unsupported=(*own.unsupported, *(name for name, key in _NEVER_CARRIED.items() if image.info.get(key))),
+        ),
+        record=record,
+        alpha="unassociated" if samples.ndim == 3 and samples.shape[2] in (2, 4) else None,
+        orientation=exif.read_orientation(block),
+        notes=notes,
+    )
+
+
+def save_options(metadata: Metadata) -> dict[str, Any]:
+    """Give Pillow's arguments for the metadata that all these formats have."""
+    options: dict[str, Any] = {"icc_profile": metadata.icc_profile, "exif": metadata.exif}
+    if metadata.resolution:
+        per_inch = metadata.resolution.per("in")
+        options["dpi"] = (float(per_inch.x), float(per_inch.y))
+    return {name: value for name, value in options.items() if value}
+
+
+def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
+    if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
+        return None
+    x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
+    return Resolution(x, y, "in") if x and y else None

@@ -1,0 +1,131 @@
+"""PNG: Pillow reads and writes its chunks, imagecodecs its 16-bit samples, which Pillow would cut to 8 bits.
+
+Source: Portable Network Graphics (PNG) Specification, third edition, W3C, sections 5 and 11.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from deconv_cli.io import limits, records
+from deconv_cli.io.codec import Array, PictureCodec
+from deconv_cli.io.codecs.pillow_pictures import opened_picture, plain_samples, save_options, stored_picture
+from deconv_cli.io.stored_image import Metadata, StoredImage
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
+"""They hold for the result as they did for the source."""
+_UNDERSTOOD = (
+    *(*_COLOR_CHUNKS, b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"),
+    *(b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"eXIf"),
+)
+_SAMPLES_PER_PIXEL = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
+"""By color type; a palette stands for four."""
+_TEXT, _CHUNK = "text ", "PNG chunk "
+_LONG_TEXT = 1024
+
+
+class Png(PictureCodec):
+    """PNG files of 8 or 16 bits."""
+
+    name = "PNG"
+    suffixes = (".png",)
+    magic = (_SIGNATURE,)
+    dtypes = ("uint8", "uint16")
+    record_inside = True
+    holds_alpha = True
+    carries = frozenset({"resolution", "icc_profile", "exif"})
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture; the checksum of every chunk is compared."""
+        from PIL.PngImagePlugin import PngImageFile
+
+        limits.check_budget(path, path.stat().st_size)
+        with path.open("rb") as stream:
+            chunks = list(_read_chunks(stream))
+        bit_depth, color_type = _check_header(path, chunks[0])
+        with opened_picture(path, PngImageFile) as image:
+            samples, notes = _sixteen_bits(path) if bit_depth == 16 else plain_samples(path, image)
+            if color_type == 0 and bit_depth in (2, 4):
+                notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
+            texts = {str(keyword): str(text) for keyword, text in image.text.items()}
+            record = records.decode_record(texts.pop(records.KEYWORD, None))
+            return stored_picture(image, samples, notes, record, _own_metadata(chunks, texts))
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
+        import imagecodecs
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo, putchunk
+
+        info = PngInfo()
+        record = {_TEXT + records.KEYWORD: records.encode_record(image.record or {})}
+        for name, content in (image.metadata.native | record).items():
+            if name.startswith(_TEXT):
+                info.add_itxt(name.removeprefix(_TEXT), content, zip=len(content) > _LONG_TEXT)
+            else:
+                info.add(name.removeprefix(_CHUNK).encode(), content)
+        described = io.BytesIO()
+        Image.new("L", (1, 1)).save(described, "PNG", pnginfo=info, **save_options(image.metadata))
+        encoded = io.BytesIO(imagecodecs.png_encode(np.ascontiguousarray(np.asarray(image.samples))))
+        header, *pixels = _read_chunks(encoded)
+        others = [chunk for chunk in _read_chunks(described) if chunk[0] not in (b"IHDR", b"IDAT", b"IEND")]
+        with path.open("wb") as stream:
+            stream.write(_SIGNATURE)
+            for kind, data in (header, *others, *pixels):
+                putchunk(stream, kind, data)
+
+
+PNG = Png()
+
+
+def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Split a file into chunks by Pillow's reader, which compares the checksums, down to IEND."""
+    from PIL.PngImagePlugin import ChunkStream
+
+    stream.seek(len(_SIGNATURE))
+    reader = ChunkStream(stream)
+    name = b""
+    while name != b"IEND":
+        name, _, size = reader.read()
+        content = stream.read(size)
+        if len(content) < size:
+            raise EOFError("it is cut short")
+        if name != b"IEND":
+            reader.crc(name, content)
+        yield name, content
+
+
+def _own_metadata(chunks: list[tuple[bytes, bytes]], texts: dict[str, str]) -> Metadata:
+    """Gather what only PNG can hold: texts, and chunks about color; name the chunks that are not understood."""
+    colors = {_CHUNK + name.decode(): content for name, content in chunks if name in _COLOR_CHUNKS}
+    unknown = sorted({name for name, _ in chunks} - set(_UNDERSTOOD))
+    return Metadata(
+        native={**{_TEXT + keyword: text for keyword, text in texts.items()}, **colors},
+        unsupported=tuple(_CHUNK + name.decode() for name in unknown),
+    )
+
+
+def _sixteen_bits(path: Path) -> tuple[Array, tuple[str, ...]]:
+    import imagecodecs
+
+    return imagecodecs.png_decode(path.read_bytes()), ()
+
+
+def _check_header(path: Path, chunk: tuple[bytes, bytes]) -> tuple[int, int]:
+    """Compare the promised size with the file; gives bit depth and color type."""
+    name, content = chunk
+    if name != b"IHDR" or len(content) != 13:
+        raise ValueError("it does not begin with its header")
+    width, height, bit_depth, color_type = struct.unpack(">IIBB", content[:10])
+    if color_type not in _SAMPLES_PER_PIXEL or bit_depth not in (1, 2, 4, 8, 16):
+        raise ValueError("its header is not valid")
+    n_bytes = width * height * _SAMPLES_PER_PIXEL[color_type] * max(1, bit_depth // 8)
+    limits.check_expansion(path, n_bytes, path.stat().st_size)
+    return bit_depth, color_type

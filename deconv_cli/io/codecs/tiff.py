@@ -1,0 +1,103 @@
+"""TIFF: plain with the axes in JSON, ImageJ's kind, or OME's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from deconv_cli.errors import UsageError
+from deconv_cli.io.codec import Array, Codec, WriteRequest, from_planes
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.stored_image import Metadata, StoredImage
+
+OME_SUFFIXES = (".ome.tif", ".ome.tiff")
+_NAMED_AXES = "TZCYXS"
+"""The axes that ImageJ and OME have."""
+
+
+class Tiff(Codec):
+    """TIFF files; a name that ends in .ome.tif asks for OME-TIFF."""
+
+    name = "TIFF"
+    suffixes = (".tif", ".tiff")
+    magic = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+    record_inside = True
+    holds_alpha = True
+    carries = frozenset({"resolution", "icc_profile", "exif", "channel_names"})
+    selects = "series"
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read one series."""
+        from deconv_cli.io.codecs.tiff_reader import read_tiff
+
+        return read_tiff(path, series=None if member is None else int(member))
+
+    def check(self, request: WriteRequest) -> None:
+        """Refuse sample types and axes that OME does not know.
+
+        Raises:
+            UsageError: the name asks for OME, which does not know them.
+        """
+        from deconv_cli.io.codecs import tiff_ome
+
+        if not is_ome_name(request.path):
+            return
+        if request.dtype not in tiff_ome.WRITABLE_DTYPES:
+            raise UsageError(
+                f"'{request.path}' cannot hold {request.dtype} samples, since OME has no word for them; choose .tif."
+            )
+        axes = _renamed(request.layout.with_channels(request.n_channels).squeezed().axes, _NAMED_AXES)
+        if set(axes) - set(_NAMED_AXES):
+            raise UsageError(
+                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME knows T and Z beside channels; "
+                "choose .tif."
+            )
+
+    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+        """Keep the axes of the source that are longer than one, with the plane at the end."""
+        layout = request.layout.with_channels(samples.shape[1]).with_plane(*samples.shape[-2:])
+        layout = layout.squeezed(keep="YX" if alpha is None else "YXS").planes_last()
+        array = from_planes(layout, samples)
+        if alpha is not None:
+            place = layout.axes.index("S")
+            sizes = (*layout.sizes[:place], 1, *layout.sizes[place + 1 :])
+            array = np.concatenate([array, from_planes(Layout(layout.axes, sizes), alpha)], axis=place)
+        is_free = not is_ome_name(request.path) and request.flavor != "imagej"
+        axes = layout.axes if is_free else _renamed(layout.axes, _NAMED_AXES)
+        new = [letter for letter in axes if letter not in request.layout.axes + "C"]
+        return StoredImage(array, axes, notes=tuple(f"a batch axis was named {letter}" for letter in new))
+
+    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
+        """Say why the alpha channel cannot be written; None if it can."""
+        return None if request.same_channels else "the channels are no longer colors"
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata that the kind of TIFF has room for."""
+        from deconv_cli.io.codecs.tiff_writer import carry, choose_kind
+
+        kept, lost = super().carry(request, image)
+        kind = choose_kind(image, wants_ome=is_ome_name(request.path))
+        kept, lost_by_kind = carry(replace(kept, flavor=kind))
+        return kept, lost + lost_by_kind
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a file of the kind that `carry` chose."""
+        from deconv_cli.io.codecs.tiff_writer import write_tiff
+
+        write_tiff(path, image)
+
+
+TIFF = Tiff()
+
+
+def is_ome_name(path: Path) -> bool:
+    """Tell whether a name asks for OME-TIFF."""
+    return path.name.lower().endswith(OME_SUFFIXES)
+
+
+def _renamed(axes: str, allowed: str) -> str:
+    """Rename batch axes to T or Z where only certain letters are allowed, as far as these two reach."""
+    free = [letter for letter in "TZ" if letter not in axes]
+    return "".join(free.pop(0) if letter not in allowed and free else letter for letter in axes)

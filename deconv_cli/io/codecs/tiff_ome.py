@@ -1,0 +1,151 @@
+"""OME's kind of TIFF: which fields of its XML are read, carried and written, and where the record goes.
+
+Source: OME data model, schema 2016-06.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from deconv_cli.errors import MalformedInputError
+from deconv_cli.io import limits, records
+from deconv_cli.io.stored_image import METERS, Metadata, Resolution
+
+WRITABLE_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+PREFIX = "OME "
+"""Of its fields among `Metadata.native`; those of channels begin with `OME channel `."""
+
+_CHANNEL_PREFIX = f"{PREFIX}channel "
+_PLAIN_FIELDS = ("TimeIncrement", "TimeIncrementUnit")
+_CHANNEL_FIELDS = (
+    *("AcquisitionMode", "Color", "ContrastMethod", "EmissionWavelength", "EmissionWavelengthUnit"),
+    *("ExcitationWavelength", "ExcitationWavelengthUnit", "Fluor", "IlluminationType", "NDFilter"),
+    *("PinholeSize", "PinholeSizeUnit", "PockelCellSetting"),
+)
+_STRUCTURE = {"OME", "Image", "Pixels", "Channel", "TiffData", "UUID", "LightPath", "BinData", "Description"}
+_ANNOTATION = {"StructuredAnnotations", "MapAnnotation", "Value", "M", "AnnotationRef"}
+_NAMESPACE = "deconv"
+_UNIT = "µm"
+
+
+def parse(path: Path, xml: str) -> ElementTree.Element:
+    """Parse OME-XML; the names of elements lose their namespace.
+
+    Raises:
+        MalformedInputError: not XML, or XML that declares entities.
+    """
+    # Entities are the bombs of XML, and OME-XML never needs one.
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+        raise MalformedInputError(f"'{path}' declares XML entities in its OME description, which is not opened.")
+    try:
+        root = ElementTree.fromstring(xml)  # noqa: S314  (entities are refused before)
+    except ElementTree.ParseError as error:
+        raise MalformedInputError(f"'{path}' has an OME description that is not XML; export it again.") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
+
+
+def n_samples_described(root: ElementTree.Element) -> list[int]:
+    """Give SizeX × SizeY × SizeC × SizeZ × SizeT of every image."""
+    sizes = [[int(pixels.get(f"Size{letter}", "0")) for letter in "XYCZT"] for pixels in root.iter("Pixels")]
+    return [limits.array_bytes(size, 1) for size in sizes]
+
+
+def read_fields(
+    path: Path, root: ElementTree.Element, index: int, metadata: Metadata
+) -> tuple[Metadata, dict[str, Any] | None]:
+    """Sort the fields of one image into metadata.
+
+    Args:
+        path: named in the error.
+        root: the XML.
+        index: which image.
+        metadata: what the tags say.
+
+    Returns:
+        The metadata, and the record of an earlier run or None.
+
+    Raises:
+        MalformedInputError: no such image.
+    """
+    images = root.findall("Image")
+    if index >= len(images):
+        raise MalformedInputError(f"'{path}' describes {len(images)} OME images, fewer than it holds.")
+    image, pixels = images[index], images[index].find("Pixels")
+    channels = [] if pixels is None else [channel.attrib for channel in pixels.findall("Channel")]
+    texts = {"Name": image.get("Name"), "Description": image.findtext("Description")}
+    texts |= {name: None if pixels is None else pixels.get(name) for name in _PLAIN_FIELDS}
+    of_channels = {name: [channel[name] for channel in channels if name in channel] for name in _CHANNEL_FIELDS}
+    names = tuple(channel["Name"] for channel in channels if "Name" in channel)
+    unknown = {element.tag for element in root.iter()} - _STRUCTURE - _ANNOTATION
+    found = replace(
+        metadata,
+        resolution=(None if pixels is None else _resolution(pixels)) or metadata.resolution,
+        channel_names=names if len(names) == len(channels) else (),
+        native=metadata.native | {PREFIX + name: text for name, text in texts.items() if text},
+        native_of_channels={
+            _CHANNEL_PREFIX + name: values
+            for name, values in of_channels.items()
+            if values and len(values) == len(channels)
+        },
+        flavor="ome",
+        unsupported=(*metadata.unsupported, *(f"OME element {name}" for name in sorted(unknown))),
+    )
+    return found, _record(root)
+
+
+def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
+    """Give the fields of a file to be written, by tifffile's names, the record as a map annotation."""
+    fields: dict[str, Any] = size_fields(metadata.resolution)
+    fields |= {name.removeprefix(PREFIX): value for name, value in metadata.native.items() if name.startswith(PREFIX)}
+    channel: dict[str, Any] = {"Name": list(metadata.channel_names)} if metadata.channel_names else {}
+    channel |= {name.removeprefix(_CHANNEL_PREFIX): values for name, values in metadata.native_of_channels.items()}
+    if channel:
+        fields["Channel"] = channel
+    return fields | {"MapAnnotation": {"Namespace": _NAMESPACE, records.KEYWORD: record}}
+
+
+def size_fields(resolution: Resolution | None) -> dict[str, Any]:
+    """Give the size of a pixel, in micrometers, under OME's names; empty where its unit is not known."""
+    if resolution is None or not resolution.unit:
+        return {}
+    per_unit = resolution.per(_UNIT)
+    sizes = {"X": 1 / per_unit.x, "Y": 1 / per_unit.y, "Z": per_unit.plane_distance}
+    known = {letter: float(size) for letter, size in sizes.items() if size}
+    return {f"PhysicalSize{letter}": size for letter, size in known.items()} | {
+        f"PhysicalSize{letter}Unit": _UNIT for letter in known
+    }
+
+
+def _resolution(pixels: ElementTree.Element) -> Resolution | None:
+    """Read the size of a pixel; None unless X and Y have lengths that are understood."""
+    sizes = {letter: _size(pixels, letter) for letter in "XYZ"}
+    x, y = sizes["X"], sizes["Y"]
+    return Resolution(1 / x, 1 / y, _UNIT, sizes["Z"]) if x and y else None
+
+
+def _size(pixels: ElementTree.Element, letter: str) -> Fraction | None:
+    unit = pixels.get(f"PhysicalSize{letter}Unit", _UNIT)
+    try:
+        size = float(pixels.get(f"PhysicalSize{letter}", ""))
+    except ValueError:
+        return None
+    if unit not in METERS or not 1e-30 < size < 1e30:
+        return None
+    # The digits of the text, but never more than a double has.
+    return Fraction(str(size)) * METERS[unit] / METERS[_UNIT]
+
+
+def _record(root: ElementTree.Element) -> dict[str, Any] | None:
+    for annotation in root.iter("MapAnnotation"):
+        if annotation.get("Namespace") == _NAMESPACE:
+            for entry in annotation.iter("M"):
+                if entry.get("K") == records.KEYWORD:
+                    return records.decode_record(entry.text)
+    return None

@@ -1,0 +1,118 @@
+"""Writing TIFF: plain with the axes in JSON, ImageJ's kind, or OME's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.io import exif, records
+from deconv_cli.io.codecs import tiff_imagej, tiff_ome
+from deconv_cli.io.codecs.tiff_library import write_array
+from deconv_cli.io.codecs.tiff_reader import CHANNEL_NAMES, DESCRIPTION, PLANE_DISTANCE, WHITE_IS_ZERO
+from deconv_cli.io.stored_image import Metadata, StoredImage
+
+_EXTRA_SAMPLE = {"associated": 1, "unassociated": 2}
+_ASCII = 2
+_TAG_UNITS = {"in": "inch", "cm": "centimeter"}
+"""The units that a resolution in tags can have."""
+_MAX_RATIONAL = 2**32
+_IN_ANY_KIND = {WHITE_IS_ZERO}
+_AS_RESOLUTION = {f"{tiff_imagej.PREFIX}{name}" for name in ("unit", "spacing")}
+
+
+def choose_kind(image: StoredImage, *, wants_ome: bool) -> str:
+    """Choose `ome`, `imagej` or an empty text for a plain file.
+
+    Args:
+        image: what is to be written, with the flavor of its source.
+        wants_ome: the name of the file asks for OME.
+    """
+    if wants_ome:
+        return "ome"
+    return "imagej" if image.metadata.flavor == "imagej" and tiff_imagej.fits(image) else ""
+
+
+def carry(metadata: Metadata) -> tuple[Metadata, list[str]]:
+    """Choose the metadata that a file of the kind `metadata.flavor` has room for, and name the rest."""
+    prefix = {"ome": tiff_ome.PREFIX, "imagej": tiff_imagej.PREFIX, "": DESCRIPTION}[metadata.flavor]
+
+    def split(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        kept = {name: value for name, value in fields.items() if name.startswith(prefix) or name in _IN_ANY_KIND}
+        is_lost = set(fields) - set(kept) - (_AS_RESOLUTION if metadata.resolution else set())
+        return kept, [name for name in fields if name in is_lost]
+
+    native, lost = split(metadata.native)
+    native_of_channels, lost_of_channels = split(metadata.native_of_channels)
+    if metadata.exif and exif.has_other_tags(metadata.exif):
+        lost.append("EXIF beyond " + ", ".join(exif.TEXT_TAGS.values()))
+    return replace(metadata, native=native, native_of_channels=native_of_channels), lost + lost_of_channels
+
+
+def write_tiff(path: Path, image: StoredImage) -> None:
+    """Write a file of the kind `image.metadata.flavor`, with its record."""
+    metadata = image.metadata
+    record = image.record or {}
+    options: dict[str, Any] = {}
+    if metadata.flavor == "imagej":
+        fields = tiff_imagej.fields_to_write(metadata, records.encode_record(record))
+    elif metadata.flavor == "ome":
+        fields = tiff_ome.fields_to_write(metadata, records.encode_record(record))
+    else:
+        fields = _plain_fields(metadata) | {records.KEYWORD: record}
+        options["description"] = metadata.native.get(DESCRIPTION, "").encode() or None
+    options |= {
+        **_sample_options(image),
+        **_resolution_options(metadata),
+        "metadata": {"axes": image.axes, **fields},
+        "iccprofile": metadata.icc_profile,
+        "extratags": [(code, _ASCII, 0, text.encode(), True) for code, text in exif.read_texts(metadata.exif).items()],
+        # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow.
+        "compression": None if metadata.flavor == "imagej" else "zlib",
+    }
+    write_array(path, np.ascontiguousarray(image.samples), metadata.flavor or "shaped", options)
+
+
+def _plain_fields(metadata: Metadata) -> dict[str, Any]:
+    """Give what the JSON description of a plain file holds besides the axes."""
+    distance = tiff_ome.size_fields(metadata.resolution).get(PLANE_DISTANCE)
+    fields = {CHANNEL_NAMES: list(metadata.channel_names), PLANE_DISTANCE: distance}
+    return {name: value for name, value in fields.items() if value}
+
+
+def _sample_options(image: StoredImage) -> dict[str, Any]:
+    n_samples = image.shape[image.axes.index("S")] if "S" in image.axes else 1
+    n_colors = n_samples - int(image.alpha is not None) if "S" in image.axes else 0
+    # Unless it is given, tifffile takes any three planes for colors.
+    is_color = n_colors in (3, 4)
+    gray = "miniswhite" if WHITE_IS_ZERO in image.metadata.native else "minisblack"
+    options: dict[str, Any] = {"photometric": "rgb" if is_color else gray}
+    if n_samples > 1:
+        options["planarconfig"] = "contig" if image.axes.endswith("S") else "separate"
+        extra = [0] * (n_samples - (3 if is_color else 1))
+        if image.alpha is not None:
+            extra[-1] = _EXTRA_SAMPLE[image.alpha]
+        if extra:
+            options["extrasamples"] = extra
+    return options
+
+
+def _resolution_options(metadata: Metadata) -> dict[str, Any]:
+    known = metadata.resolution
+    if known is None:
+        return {}
+    # ImageJ's tags count pixels per unit of its description; all others know inches and centimeters.
+    if known.unit not in _TAG_UNITS and metadata.flavor != "imagej":
+        known = known.per("cm")
+    return {
+        "resolution": (_rational(known.x), _rational(known.y)),
+        "resolutionunit": _TAG_UNITS.get(known.unit, "none"),
+    }
+
+
+def _rational(value: Fraction) -> tuple[int, int] | float:
+    fits = max(value.numerator, value.denominator) < _MAX_RATIONAL
+    return (value.numerator, value.denominator) if fits else float(value)

@@ -1,0 +1,91 @@
+"""One array as a file stores it: its samples, the letters of its axes, and its metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+from deconv_cli.io.samples import Samples, dtype_name
+
+METERS = {
+    "m": Fraction(1),
+    "cm": Fraction(1, 100),
+    "mm": Fraction(1, 10**3),
+    "µm": Fraction(1, 10**6),
+    "nm": Fraction(1, 10**9),
+    "in": Fraction(254, 10**4),
+}
+"""Length of each unit of a resolution."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Pixels per unit of length along the columns (`x`) and the rows (`y`); the inverse of the pixel size."""
+
+    x: Fraction
+    y: Fraction
+    unit: str
+    """A key of `METERS`, or empty where the unit is not known."""
+    plane_distance: Fraction | None = None
+    """Distance of two planes along Z, in the same unit."""
+
+    def transposed(self) -> Resolution:
+        """Exchange rows and columns."""
+        return replace(self, x=self.y, y=self.x)
+
+    def per(self, unit: str) -> Resolution:
+        """Give the same resolution in another unit, if the unit is known."""
+        if not self.unit:
+            return self
+        factor = METERS[unit] / METERS[self.unit]
+        distance = None if self.plane_distance is None else self.plane_distance / factor
+        return Resolution(self.x * factor, self.y * factor, unit, distance)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says about its image besides the samples. Every field may be empty."""
+
+    resolution: Resolution | None = None
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    """A whole EXIF block with the leading marker, as Pillow gives and takes it."""
+    channel_names: tuple[str, ...] = ()
+    native: dict[str, Any] = field(default_factory=dict)
+    """What only files of the same format can hold, by the names that notes use."""
+    native_of_channels: dict[str, Any] = field(default_factory=dict)
+    """Likewise, but true only as long as the channels are the same."""
+    flavor: str = ""
+    """`imagej` or `ome` for TIFF files of these kinds."""
+    unsupported: tuple[str, ...] = ()
+    """Names of what was found but is never carried over."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """What a codec reads from a file, and what it writes into one."""
+
+    samples: Samples
+    """As stored, of shape `shape`, in native byte order, the alpha sample included."""
+    axes: str = ""
+    """One letter for each axis: Y and X the plane, C and S channels, others batch; empty where the file names none."""
+    metadata: Metadata = field(default_factory=Metadata)
+    record: dict[str, Any] | None = None
+    """What an earlier run wrote into the file, or what is to be written into it."""
+    alpha: str | None = None
+    """`unassociated` or `associated` where the last sample of axis S is an alpha channel."""
+    orientation: int = 1
+    """EXIF orientation, 1 to 8."""
+    notes: tuple[str, ...] = ()
+    """What was done to the samples, a sentence each."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as stored."""
+        return tuple(int(size) for size in self.samples.shape)
+
+    @property
+    def dtype(self) -> str:
+        """The sample type by its NumPy name."""
+        return dtype_name(self.samples)

@@ -1,0 +1,428 @@
+"""Reading is bounded in work: a few damaged bytes never cost more than a moment, and end in one sentence."""
+
+import io
+import itertools
+import logging
+import os
+import signal
+import struct
+import warnings
+import zipfile
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from deconv_cli.errors import DeconvError, MalformedInputError, TooLargeError, UnsafeInputError
+from deconv_cli.io import limits, read_image
+from deconv_cli.io.file_inspection import inspect_file
+
+SECONDS = 5
+
+
+def read_quickly(path):
+    """Read a file; a hang is an error, and every refusal one sentence."""
+
+    def ring(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        return read_image(path)
+    except DeconvError as error:
+        text = str(error)
+        assert str(path) in text
+        assert text.endswith(".")
+        assert "\n" not in text
+        assert len(text) < 1000
+        return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def write_samples(folder):
+    rng = np.random.default_rng(3)
+    stack = rng.integers(0, 255, (3, 16, 20)).astype("uint8")
+    rgb = rng.integers(0, 255, (16, 20, 3)).astype("uint8")
+    tifffile.imwrite(folder / "strips.tif", rng.integers(0, 4000, (48, 56)).astype("uint16"), rowsperstrip=8)
+    tifffile.imwrite(folder / "imagej.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    tifffile.imwrite(folder / "ome.ome.tif", stack, ome=True, photometric="minisblack", metadata={"axes": "TYX"})
+    tifffile.imwrite(folder / "tiles.tif", stack, compression="zlib", tile=(16, 16), photometric="minisblack")
+    tifffile.imwrite(folder / "big.tif", stack, bigtiff=True, photometric="minisblack")
+    frames = [Image.fromarray(frame) for frame in stack]
+    frames[0].save(folder / "pillow.tif", save_all=True, append_images=frames[1:], compression="tiff_lzw")
+    Image.fromarray(rgb).save(folder / "a.png", dpi=(72, 72))
+    (folder / "deep.png").write_bytes(imagecodecs.png_encode(rgb.astype("uint16") * 257))
+    Image.fromarray(rgb).save(folder / "a.jpg")
+    Image.fromarray(rgb).save(folder / "a.webp", lossless=True)
+    np.save(folder / "a.npy", stack)
+    np.savez(folder / "a.npz", image=stack)
+    save_file({"image": torch.from_numpy(stack)}, folder / "a.safetensors")
+    torch.save(torch.from_numpy(stack), folder / "a.pt")
+    return sorted(path.name for path in folder.iterdir())
+
+
+SAMPLES = [
+    *("strips.tif", "imagej.tif", "ome.ome.tif", "tiles.tif", "big.tif", "pillow.tif", "a.png", "deep.png"),
+    *("a.jpg", "a.webp", "a.npy", "a.npz", "a.safetensors", "a.pt"),
+]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_flipped_bits_of_a_header_are_answered_quickly(tmp_path, name):
+    assert sorted(SAMPLES) == write_samples(tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    rng = np.random.default_rng(9)
+    for place in range(min(len(data), 300)):
+        # Every bit where a few of them cost minutes once, elsewhere one of each byte.
+        for bit in range(8) if name == "strips.tif" else [int(rng.integers(8))]:
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            read_quickly(path)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_bytes_inserted_and_deleted_are_answered_quickly(tmp_path, name):
+    write_samples(tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    rng = np.random.default_rng(5)
+    for place, n in itertools.product(range(0, 300, 7), (1, 2, 4)):
+        for damaged in (data[:place] + rng.bytes(n) + data[place:], data[:place] + data[place + n :]):
+            path.write_bytes(damaged)
+            read_quickly(path)
+
+
+def directory(*tags, following=0):
+    """A directory of a classic TIFF file: (code, type, count, value) for each tag."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
+
+
+def test_a_directory_that_lies_in_the_samples(tmp_path):
+    """The offset of the second page points into the samples, which then read as thousands of damaged tags."""
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 65535, (200, 200)).astype("uint16"), metadata=None)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    n_tags = struct.unpack_from("<H", data, 8)[0]
+    samples = data[1000:]
+    for place in range(0, len(samples) - 2, 2):
+        struct.pack_into("<H", samples, place, 2000)
+    data[1000:] = samples
+    struct.pack_into("<I", data, 10 + 12 * n_tags, 2000)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert read_quickly(tmp_path / "a.tif") is None
+
+
+def test_directories_in_a_circle(tmp_path):
+    first = directory((256, 3, 1, 4), (257, 3, 1, 4), (273, 4, 1, 8), (279, 4, 1, 16), following=8)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + first + bytes(64))
+    with pytest.raises(MalformedInputError, match="circle"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_directories_that_overlap(tmp_path):
+    """Ten thousand directories of four thousand tags each fit a file of 200 kB if they lie upon one another."""
+    n = 10_000
+    tag = struct.pack("<HHI", 0x0FA0, 1, 1)
+    body = bytearray((tag + bytes(4)) * n + bytes(60_000))
+    for place in range(0, 12 * n, 12):
+        struct.pack_into("<H", body, place, 4000)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + body)
+    assert read_quickly(tmp_path / "a.tif") is None
+
+
+def test_values_that_many_directories_share(tmp_path):
+    """Every page names the same long list of offsets: small directories, any amount of work."""
+    n_pages, n_offsets = 300, 20_000
+    list_place = 8
+    data = b"II*\0" + struct.pack("<I", 8 + 4 * n_offsets) + struct.pack("<I", 8) * n_offsets
+    for page in range(n_pages):
+        size = 2 + 5 * 12 + 4
+        following = 0 if page == n_pages - 1 else len(data) + size
+        shared = ((273, 4, n_offsets, list_place), (279, 4, n_offsets, list_place))
+        data += directory((256, 3, 1, 1), (257, 3, 1, n_offsets), (258, 3, 1, 8), *shared, following=following)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(MalformedInputError, match="promise more than it holds"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_subdirectories_are_walked_too(tmp_path):
+    """A tree whose every node names the same two children grows without end."""
+    names = struct.pack("<II", 200, 300)
+    data = bytearray(b"II*\0" + struct.pack("<I", 100) + bytes(600))
+    for place in (100, 200, 300):
+        node = directory((256, 3, 1, 4), (257, 3, 1, 4), (273, 4, 1, 8), (279, 4, 1, 16), (330, 4, 2, 500))
+        data[place : place + len(node)] = node
+    data[500:508] = names
+    (tmp_path / "a.tif").write_bytes(data)
+    read_quickly(tmp_path / "a.tif")
+
+
+def test_pages_and_subdirectories_of_honest_files_pass(tmp_path, rng):
+    stack = rng.integers(0, 255, (200, 8, 8)).astype("uint8")
+    with tifffile.TiffWriter(tmp_path / "many.tif") as writer:
+        for plane in stack:
+            writer.write(plane, contiguous=False, metadata=None)
+    assert read_image(tmp_path / "many.tif").shape == (200, 8, 8)
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:
+        writer.write(np.zeros((64, 64), "uint8"), subifds=2, tile=(16, 16))
+        writer.write(np.zeros((32, 32), "uint8"), subfiletype=1, tile=(16, 16))
+        writer.write(np.zeros((16, 16), "uint8"), subfiletype=1, tile=(16, 16))
+    assert read_image(tmp_path / "pyramid.tif").shape == (64, 64)
+
+
+def test_strips_of_a_few_bytes(tmp_path):
+    n = 70_000
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((n, 8), "uint8"), rowsperstrip=1, compression="zlib", metadata=None)
+    with pytest.raises(MalformedInputError, match="70000 strips"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_compressed_file_of_gigabytes_is_weighed_before_decoding(tmp_path, monkeypatch):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        zeros = zlib.compress(bytes(1024 * 1024), 9)
+        tiles = (zeros for _ in range(256))
+        writer.write(tiles, shape=(16384, 16384), dtype="uint8", tile=(1024, 1024), compression=8, metadata=None)
+    assert (tmp_path / "a.tif").stat().st_size < 400_000
+    monkeypatch.setattr(limits, "memory_budget", lambda: 2**40)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(TooLargeError, match="256 MiB out of"):
+        read_image(tmp_path / "a.tif")
+
+
+def palette_file(path, n_entries, code=320):
+    """A palette picture whose table has another length, or another name."""
+    indices = (np.arange(64, dtype="uint8") * 4).reshape(8, 8)
+    table = np.zeros((3, 256), "uint16")
+    tifffile.imwrite(path, indices, photometric="palette", colormap=table, metadata=None)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as opened:
+        place = opened.pages[0].tags[320].offset
+    struct.pack_into("<HHI", data, place, code, 3, n_entries)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("n_entries", "code"), [(300, 320), (3, 320), (768, 65000)])
+def test_a_palette_that_is_short_or_missing(tmp_path, n_entries, code):
+    palette_file(tmp_path / "p.tif", n_entries, code)
+    with pytest.raises(MalformedInputError, match="palette with a color for every index"):
+        read_image(tmp_path / "p.tif")
+
+
+def test_an_imagej_stack_cut_short_is_no_single_plane(tmp_path, rng):
+    """tifffile reads it as one plane and says so in its log alone, which a caller may have silenced."""
+    planes = rng.integers(0, 255, (4, 32, 32)).astype("uint8")
+    description = "ImageJ=1.54f\nimages=4\nslices=4\n"
+    tifffile.imwrite(tmp_path / "a.tif", planes[0], description=description, metadata=None, software=False)
+    with (tmp_path / "a.tif").open("ab") as stream:
+        stream.write(planes[1:].tobytes())
+    logger = logging.getLogger("tifffile")
+    before = logger.level
+    try:
+        for level in (logging.NOTSET, logging.CRITICAL + 1):
+            logger.setLevel(level)
+            whole = read_image(tmp_path / "a.tif")
+            assert (whole.shape, whole.axes) == ((4, 32, 32), "ZYX")
+            cut = tmp_path / "cut.tif"
+            cut.write_bytes((tmp_path / "a.tif").read_bytes()[:-1500])
+            with pytest.raises(MalformedInputError):
+                read_image(cut)
+            assert logger.level == level
+    finally:
+        logger.setLevel(before)
+
+
+def with_description(path, old, new):
+    """Replace a part of a description, which moves to the end of the file."""
+    data = path.read_bytes()
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        tag = opened.pages[0].tags[270]
+        text = data[tag.valueoffset : tag.valueoffset + tag.count]
+    assert old in text
+    changed = text.replace(old, new)
+    damaged = bytearray(data)
+    struct.pack_into("<HHII", damaged, tag.offset, 270, 2, len(changed), len(data))
+    path.write_bytes(bytes(damaged) + changed)
+
+
+HUGE = b"9" * 5000
+
+
+@pytest.mark.parametrize("new", [b'"%s"' % HUGE, b'"100000000"', b'"-2"', b'"x"'])
+def test_hostile_sizes_in_ome(tmp_path, new):
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.ones((2, 8, 8), "uint8"), ome=True, metadata={"axes": "TYX"})
+    with_description(tmp_path / "a.ome.tif", b'SizeT="2"', b"SizeT=" + new)
+    assert read_quickly(tmp_path / "a.ome.tif") is None
+
+
+@pytest.mark.parametrize("size", [HUGE, b"1e999999999", b"1e-999999999", b"nan", b"inf", b"0", b"-1", b"x"])
+def test_a_pixel_size_that_is_none_is_left_out(tmp_path, size, rewrite):
+    metadata = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.ones((8, 8), "uint8"), ome=True, metadata=metadata)
+    with_description(tmp_path / "a.ome.tif", b'PhysicalSizeX="0.5"', b'PhysicalSizeX="%s"' % size)
+    assert read_quickly(tmp_path / "a.ome.tif").shape == (8, 8)
+    rewrite(tmp_path / "a.ome.tif", tmp_path / "b.ome.tif")
+    with tifffile.TiffFile(tmp_path / "b.ome.tif") as opened:
+        assert "PhysicalSize" not in opened.ome_metadata
+
+
+@pytest.mark.parametrize("new", [HUGE, b"100000000", b"5", b"1.5", b"x", b"0"])
+@pytest.mark.parametrize("field", [b"images", b"frames"])
+def test_hostile_counts_in_imagej(tmp_path, field, new):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 8, 8), "uint8"), imagej=True, metadata={"axes": "TYX"})
+    with_description(tmp_path / "a.tif", field + b"=4", field + b"=" + new)
+    assert read_quickly(tmp_path / "a.tif") is None
+
+
+@pytest.mark.parametrize("spacing", [b"1e9999", b"nan", HUGE, b"x", b"-1"])
+def test_hostile_spacing_in_imagej(tmp_path, spacing, rewrite):
+    metadata = {"axes": "ZYX", "spacing": 0.3, "unit": "um"}
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 8, 8), "uint8"), imagej=True, metadata=metadata)
+    with_description(tmp_path / "a.tif", b"spacing=0.3", b"spacing=" + spacing)
+    assert read_quickly(tmp_path / "a.tif").shape == (4, 8, 8)
+    rewrite(tmp_path / "a.tif", tmp_path / "b.ome.tif")
+
+
+@pytest.mark.parametrize("shape", [b"[100000000, 8, 8]", b"[%s, 8, 8]" % HUGE, b"[%s]" % HUGE[:4000], b"null", b'"x"'])
+def test_hostile_shapes_in_json(tmp_path, shape):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 8, 8), "uint8"), photometric="minisblack")
+    with_description(tmp_path / "a.tif", b"[4, 8, 8]", shape)
+    assert read_quickly(tmp_path / "a.tif") is None
+
+
+def npy(shape, dtype="<f4"):
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"1234"
+
+
+@pytest.mark.parametrize(
+    "shape", ["(" + "9" * 5000 + ",)", "(0x" + "f" * 5000 + ", 4)", "(0x" + "f" * 200 + ",)", "(-4, 4)", "(" * 2000]
+)
+def test_hostile_shapes_in_numpy_headers(tmp_path, shape):
+    (tmp_path / "a.npy").write_bytes(npy(shape))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", npy(shape))
+    assert read_quickly(tmp_path / "a.npy") is None
+    assert read_quickly(tmp_path / "a.npz") is None
+
+
+def test_elements_without_a_size_promise_any_number_of_them(tmp_path):
+    (tmp_path / "a.npy").write_bytes(npy("(1000000000000,)", "|V0"))
+    with pytest.raises(MalformedInputError, match="real numbers"):
+        read_image(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "1e400", "9" * 300])
+def test_hostile_numbers_in_a_safetensors_header(tmp_path, size):
+    header = f'{{"a":{{"dtype":"F32","shape":[{size}],"data_offsets":[0,4]}}}}'.encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert read_quickly(tmp_path / "a.safetensors") is None
+
+
+def test_an_archive_that_claims_to_span_disks(tmp_path):
+    torch.save(torch.ones(4, 4), tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    locator = data.rindex(b"PK\x06\x07")
+    struct.pack_into("<I", data, locator + 16, 7)
+    (tmp_path / "a.pt").write_bytes(data)
+    (tmp_path / "a.npz").write_bytes(data)
+    for name in ("a.pt", "a.npz"):
+        with pytest.raises(MalformedInputError, match="directory cannot be read"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(tmp_path, layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(4)], layout=layout)
+    torch.save({"w": torch.ones(3, 3), "n": nested}, tmp_path / "a.pt")
+    for read in (read_image, inspect_file):
+        with pytest.raises(MalformedInputError, match="'n' is a nested one"):
+            read(tmp_path / "a.pt")
+
+
+def test_lists_that_share_their_parts_are_not_unfolded(tmp_path):
+    """Thirty levels of two equal parts are a billion tensors in a file of 2 kB."""
+    shared = [torch.ones(2, 2)]
+    for _ in range(30):
+        shared = [shared, shared]
+    torch.save(shared, tmp_path / "a.pt")
+    assert read_quickly(tmp_path / "a.pt") is None
+    endless = {}
+    endless["self"] = endless
+    torch.save(endless, tmp_path / "b.pt")
+    with pytest.raises(MalformedInputError, match="without end"):
+        read_image(tmp_path / "b.pt")
+
+
+def test_a_pickle_of_another_protocol_is_not_called_code(tmp_path):
+    torch.save(torch.ones(4, 4), tmp_path / "a.pt", pickle_protocol=4)
+    with pytest.raises(UnsafeInputError, match="protocol 4"):
+        read_image(tmp_path / "a.pt")
+
+
+def test_a_picture_of_very_many_scans(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 90).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    start = data.rindex(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(data[:start] + data[start:-2] * 200 + data[-2:])
+    with pytest.raises(MalformedInputError, match="scans"):
+        read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_image(tmp_path / "a.jpg").shape == (64, 64)
+
+
+def test_a_camera_file_of_several_pictures_is_read_as_its_first(tmp_path):
+    frames = [Image.new("RGB", (16, 12), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    image = read_image(tmp_path / "a.jpg")
+    assert image.values[0, 0].min() > 200
+    assert any("further pictures" in note for note in image.notes)
+
+
+def write_under(name, suffix, planned, source):
+    path = source.path.with_name(name + suffix)
+    planned(path, source).prepare(source.values.float()).write({"output": {"path": str(path)}})
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg", ".webp", ".pt", ".safetensors", ".npy", ".npz"])
+def test_names_that_are_no_text(tmp_path, rng, planned, suffix):
+    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
+    path = write_under(os.fsdecode(b"caf\xe9"), suffix, planned, read_image(tmp_path / "in.png"))
+    found = read_image(path)
+    assert found.values.shape == (1, 3, 16, 20)
+    assert found.record["output"]["path"] == str(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DeconvError, match="caf"):
+        read_image(path)
+
+
+def test_names_that_the_file_system_refuses(tmp_path, planned):
+    np.save(tmp_path / "in.npy", np.ones((4, 4)))
+    source = read_image(tmp_path / "in.npy")
+    long = tmp_path / f"{'x' * 300}.npy"
+    with pytest.raises(DeconvError, match="File name too long"):
+        read_image(long)
+    for target in (long, tmp_path / ("y" * 300) / "a.npy"):
+        with pytest.raises(DeconvError, match="File name too long"):
+            planned(target, source, make_folder=True)
+    # The array would just fit, its record beside it would not.
+    edge = tmp_path / f"{'x' * 251}.npy"
+    with pytest.raises(DeconvError, match="File name too long"):
+        planned(edge, source)
+    np.save(edge, np.ones((4, 4)))
+    assert read_image(edge).record is None
