@@ -22,7 +22,7 @@ import deconv_cli
 from benchmarks import problems
 from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Table, Target, decibels
-from deconv_cli.diagnostics.uncertainty import ErrorBand
+from deconv_cli.diagnostics.predicted_error import ErrorBand
 
 SIZE = 256
 BAND = 16

@@ -15,7 +15,6 @@ from deconv_cli.commands.console import print_document, print_error, print_note,
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import PrintOptions
 from deconv_cli.commands.option_words import with_options
-from deconv_cli.commands.summary import print_summary
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 
 
@@ -42,10 +41,12 @@ class Outcome:
 
     Attributes:
         record: the report.
-        is_trusted: the solver reached what was asked for.
+        print_summary: prints it as a table for people.
+        is_trusted: the solver reached its tolerance.
     """
 
     record: dict[str, Any]
+    print_summary: Callable[[], None]
     is_trusted: bool = True
 
 
@@ -135,47 +136,50 @@ def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], printe
         typer.Exit: some job failed, or gave a result that is not to be trusted.
     """
     if len(jobs) == 1:
-        outcome = process(jobs[0])
-        _announce(outcome, printed)
+        record, is_trusted = _announce(process(jobs[0]), printed)
         if printed.as_json:
-            print_document(outcome.record)
-        if not outcome.is_trusted:
+            print_document(record)
+        if not is_trusted:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
         return
-    outcomes: list[Outcome] = []
+    records: list[dict[str, Any]] = []
     failures: list[tuple[Job, DeconvError]] = []
+    are_trusted = True
     for job in jobs:
         try:
-            outcomes.append(process(job))
+            record, is_trusted = _announce(process(job), printed)
         except DeconvError as error:
             failures.append((job, error))
             print_error(f"{job.source}: {with_options(str(error))}")
         else:
-            _announce(outcomes[-1], printed)
+            records.append(record)
+            are_trusted = are_trusted and is_trusted
     if printed.as_json:
         print_document(
             {
                 "schema": 1,
                 "command": command,
-                "results": [outcome.record for outcome in outcomes],
+                "results": records,
                 "failed": [{"path": str(job.source), "error": with_options(str(error))} for job, error in failures],
             }
         )
     if not printed.quiet and failures:
-        print_note(f"{len(outcomes)} of {len(jobs)} inputs were done, {len(failures)} failed.")
-    if failures and not outcomes:
+        print_note(f"{len(records)} of {len(jobs)} inputs were done, {len(failures)} failed.")
+    if failures and not records:
         raise typer.Exit(exit_code_for(failures[0][1]))
-    if failures or not all(outcome.is_trusted for outcome in outcomes):
+    if failures or not are_trusted:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
-def _announce(outcome: Outcome, printed: PrintOptions) -> None:
+def _announce(outcome: Outcome, printed: PrintOptions) -> tuple[dict[str, Any], bool]:
+    """Print what became of a job; gives its record and whether to trust it, so that the images can be dropped."""
     if not printed.quiet:
-        print_summary(outcome.record)
+        outcome.print_summary()
     elif not outcome.is_trusted:
         print_warning(with_options(outcome.record["solver"]["message"]))
     if not printed.as_json:
         typer.echo(outcome.record["output"]["path"])
+    return outcome.record, outcome.is_trusted
 
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:

@@ -105,7 +105,7 @@ def factor(
     )
     record = describe_factor_run(run)
     if not quiet:
-        print_factor_summary(record)
+        print_factor_summary(run)
     if as_json:
         print_document(record)
     else:

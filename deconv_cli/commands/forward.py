@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +28,7 @@ from deconv_cli.commands.option_groups import (
     PrintOptions,
 )
 from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.summary import print_forward_summary
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import DeviceChoice, PaddingLike, check_padding, format_padding, parse_padding
 
@@ -74,7 +76,7 @@ def forward(
     context = Context("forward", load_kernel(kernel, kernel_options), files, pick(device))
 
     def process(job: Job) -> Outcome:
-        return Outcome(_apply(context, job, convolution, added, show=printed.show))
+        return _apply(context, job, convolution, added, show=printed.show)
 
     run("forward", jobs, process, printed)
 
@@ -103,8 +105,8 @@ class _AddedNoise:
         return cls(text, None if text is None else Noise.parse(text), seed)
 
 
-def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedNoise, *, show: bool) -> dict[str, Any]:
-    """Read, convolve and write one file; gives the record."""
+def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedNoise, *, show: bool) -> Outcome:
+    """Read, convolve and write one file."""
     from deconv_cli.report.run import ForwardRun
     from deconv_cli.report.run_record import describe_run
     from deconv_cli.workflows.forward import forward as apply_kernel
@@ -145,4 +147,4 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
         from deconv_cli.commands.terminal_picture import show_picture
 
         show_picture(result, is_color=loaded.image.is_picture)
-    return record
+    return Outcome(record, partial(print_forward_summary, done))

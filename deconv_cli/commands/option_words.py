@@ -40,8 +40,3 @@ def with_options(sentence: str) -> str:
         lambda found: f"{_ARGUMENTS.get(found[1], option_name(found[1]))} {found[2].strip(_QUOTES)}", sentence
     )
     return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)
-
-
-def _as_option(found: re.Match[str]) -> str:
-    name, value = found[1], found[2].strip(_QUOTES)
-    return f"{_ARGUMENTS.get(name, option_name(name))} {value}"

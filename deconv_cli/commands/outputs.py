@@ -129,22 +129,10 @@ class PlannedOutputs:
             mask = (255.0 * predicted.trusted.float()).expand(shape).contiguous()
             self.trust_mask.prepare(mask.cpu()).write(record)
         if self.page is not None:
-            self._write_page(self.page, run, record, values)
+            self._write_page(self.page, run, values)
 
-    def _write_page(self, page: Path, run: InvertRun, record: dict[str, Any], values: Tensor) -> None:
+    def _write_page(self, page: Path, run: InvertRun, values: Tensor) -> None:
         from deconv_cli.io.pages import write_page
-        from deconv_cli.report.page import ReportContents, render_page
+        from deconv_cli.report.page import render_page
 
-        result = run.reconstruction
-        assert run.diagnosis is not None
-        contents = ReportContents(
-            record=record,
-            data=values,
-            estimate=result.image,
-            diagnosis=run.diagnosis,
-            is_picture=run.source.is_picture,
-            lambda_choice=result.lambda_choice,
-            predicted_error=result.predicted_error,
-            truth=self.truth,
-        )
-        write_page(page, render_page(contents))
+        write_page(page, render_page(run, values, self.truth))

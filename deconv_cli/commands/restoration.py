@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
@@ -11,6 +12,7 @@ from deconv_cli.commands.option_groups import PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import InputKind, check_padding, parse_padding
@@ -51,7 +53,11 @@ class Restoration:
             from deconv_cli.commands.terminal_picture import show_picture
 
             show_picture(run.reconstruction.image, is_color=loaded.image.is_picture)
-        return Outcome(record, is_trusted=run.reconstruction.solution.status.is_success)
+        return Outcome(
+            record,
+            partial(print_invert_summary, run, verbose=printed.verbose),
+            is_trusted=run.reconstruction.solution.status.is_success,
+        )
 
     def _restore(self, job: Job, progress: WorkProgress) -> tuple[LoadedInput, InvertRun, Record]:
         """Do all but draw; gives what was read, the run, and its record."""

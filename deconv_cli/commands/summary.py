@@ -1,192 +1,212 @@
-"""The report as a table for people."""
+"""A finished run as a table for people: what was done and how good it is, then what to do about it."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
-from deconv_cli.vocabulary import ROUNDING_NOISE
+from deconv_cli.commands.option_words import with_options
+from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_memory, format_padding
+
+if TYPE_CHECKING:
+    from deconv_cli.diagnostics.influence import InfluenceDepth
+    from deconv_cli.diagnostics.predicted_error import PredictedError
+    from deconv_cli.diagnostics.well_posedness import WellPosedness
+    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, OutputFile
+    from deconv_cli.workflows.reconstruction import Reconstruction
+
+Rows = list[tuple[str, str]]
+"""Names and values."""
 
 
-def print_summary(record: dict[str, Any]) -> None:
-    """Print a run's report on stderr: the numbers in a table, then notes and warnings."""
-    source, kernel, output = record["inputs"][0], record["kernel"], record["output"]
+def print_forward_summary(run: ForwardRun) -> None:
+    """Print what `deconv forward` did on stderr: a table, then notes."""
+    noise = "none" if run.noise is None else f"{run.noise}, seed {run.seed}"
     rows = [
-        ("input", f"{source['path']}  {_shape(source['shape'])} {source['axes']} {source['dtype']}"),
-        ("kernel", f"{kernel['path']}  {_shape(kernel['shape'])} {kernel['convention']}, {_gain(kernel['dc_gain'])}"),
-        ("boundary", _with_reason(record["boundary"], record.get("boundary_reason"))),
-        ("padding", record["padding"]),
+        *_input_rows(run),
+        ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
+        ("noise", noise),
+        *_output_rows(run.output, run.environment),
     ]
-    if record.get("factor") is not None:
-        rows.insert(1, ("factor", record["factor"]["path"]))
-    if record["command"] == "invert":
-        rows += _inversion_rows(record)
-    elif record["noise"] is not None:
-        rows.append(("noise", f"{record['noise']}, seed {record['seed']}"))
-    rows += [
-        ("output", f"{output['path']}  {_shape(output['shape'])} {output['dtype']}"),
-        (
-            "cost",
-            f"{record['time_s']:.2f} s, {_memory(record['peak_memory_bytes'])}, {record['device']}, {record['dtype']}",
-        ),
-    ]
-    print_table(f"deconv {record['command']}", rows)
-    for note in record["notes"]:
-        print_note(note)
-    if record["command"] == "invert":
-        _print_border_findings(record["well_posedness"])
-        if record["lambda_choice"] is not None and record["lambda_choice"]["warning"] is not None:
-            print_warning(f"{record['lambda_choice']['warning']}.")
-        if record["solver"]["status"] not in ("converged", "closed_form", "stopped_at_noise"):
-            print_warning(record["solver"]["message"])
+    _print(f"deconv {run.command}", rows, notes=run.notes)
 
 
-def print_factor_summary(record: dict[str, Any]) -> None:
-    """Print what was factored on stderr, then notes and warnings."""
-    kernel, factors, output = record["kernel"], record["factors"], record["output"]
+def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
+    """Print what `deconv invert` did on stderr: a table, warnings, what to do about them, and notes.
+
+    Args:
+        run: what was done.
+        verbose: print what an expert may want to know too.
+    """
+    result = run.reconstruction
+    rows = [*_input_rows(run), ("boundary", f"{result.boundary}: {result.reasons.boundary}"), *_lambda_rows(result)]
+    if run.factor is not None:
+        rows.insert(1, ("factor", run.factor.path))
+    rows += [("solver", _solver(result)), ("residual", _residual(result))]
+    if result.predicted_error is not None:
+        rows += _error_rows(result.predicted_error)
+    if verbose:
+        rows += _details(result)
+    rows += _output_rows(run.output, run.environment)
+    warnings, advice = _border_findings(result.well_posedness)
+    if result.lambda_choice is not None and result.lambda_choice.warning is not None:
+        warnings.append(f"{result.lambda_choice.warning}.")
+    if not result.solution.status.is_success:
+        warnings.append(result.solution.status.value)
+    _print(f"deconv {run.command}", rows, warnings, [*advice, *run.notes])
+
+
+def print_factor_summary(run: FactorRun) -> None:
+    """Print what `deconv factor` built on stderr: a table, warnings, what to do about them, and notes."""
+    inverse, settings = run.inverse, run.inverse.settings
+    n_bytes = sum(factor.nbytes for factor in run.factors.values())
     rows = [
-        ("kernel", f"{kernel['path']}  {_shape(kernel['shape'])} {kernel['convention']}, {_gain(kernel['dc_gain'])}"),
-        ("images", f"{_shape(record['size'])}, from outputs of {_shape(record['output_size'])}"),
-        ("boundary", record["boundary"]),
-        ("padding", record["padding"]),
-        ("method", _with_reason(record["method"], record["method_reason"])),
-        ("λ", f"{record['lambda']:g} × σ²max, penalty {record['penalty']}"),
-        *([] if record["rcond"] is None else [("rcond", f"{record['rcond']:g}")]),
-        ("factors", f"{_memory(factors['bytes'])} in {factors['time_s']:.2f} s"),
-        ("output", f"{output['path']}  {_memory(output['bytes'])}"),
-        (
-            "cost",
-            f"{record['time_s']:.2f} s, {_memory(record['peak_memory_bytes'])}, {record['device']}, {record['dtype']}",
-        ),
+        ("kernel", _kernel(run.kernel)),
+        ("images", f"{_by(inverse.geometry.image_size)}, from outputs of {_by(inverse.geometry.output_size)}"),
+        ("boundary", f"{settings.boundary}, padding {format_padding(settings.padding)}"),
+        ("method", f"{inverse.choice.method}: {inverse.choice.reason}"),
+        ("λ", f"{inverse.problem.lam:g} × σ²max, penalty {settings.penalty}"),
+        *([] if inverse.rcond is None else [("rcond", f"{inverse.rcond:g}")]),
+        ("factors", f"{format_memory(n_bytes)} in {run.factoring_time_s:.2f} s"),
+        ("output", f"{run.path}  {format_memory(run.n_bytes)}"),
+        ("cost", _cost(run.environment)),
     ]
-    print_table("deconv factor", rows)
-    for note in record["notes"]:
-        print_note(note)
-    _print_border_findings(record["well_posedness"])
+    warnings, advice = _border_findings(run.well_posedness)
+    _print("deconv factor", rows, warnings, [*advice, *run.all_notes])
 
 
-def _print_border_findings(finding: dict[str, Any] | None) -> None:
-    """Say what the border loses and what would mend it, and where its influence reaches deep; else nothing."""
-    if finding is None:
-        return
-    if finding["is_well_posed"] is False:
-        print_warning(finding["reason"])
-        for sentence in finding["advice"]:
-            print_note(sentence)
-        return
-    if finding["is_well_posed"] is None or finding["lost_modes"]:
-        print_note(finding["reason"])
-    if finding["is_deep"]:
-        print_note(_influence(finding["influence_depth"]))
+def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: list[str] | tuple[str, ...] = ()) -> None:
+    print_table(title, rows)
+    for warning in warnings or []:
+        print_warning(with_options(warning))
+    for note in notes:
+        print_note(with_options(note))
 
 
-def _influence(depths: dict[str, int | None]) -> str:
-    faded = [
-        f"{part.replace('%', ' %')} after {depth} {'pixel' if depth == 1 else 'pixels'}"
-        for part, depth in depths.items()
-        if depth is not None
-    ]
-    reaching = [part.replace("%", " %") for part, depth in depths.items() if depth is None]
-    if not faded:
-        return f"a mistake at the edge goes deep into the image: more than {reaching[0]} of it"
-    sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
-    return f"{sentence}; more than {reaching[0]} of it goes deeper still" if reaching else sentence
-
-
-def _inversion_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    solver, residual, conditioning, border = (record[name] for name in ("solver", "residual", "conditioning", "border"))
-    condition = conditioning["condition"]
-    rows = [
-        ("minimized", record["objective"]),
-        ("method", _with_reason(record["method"], record["method_reason"])),
-    ]
-    if record["lambda"] is not None:
-        rows.append(
-            ("λ", _with_reason(f"{record['lambda']:g} × σ²max, penalty {record['penalty']}", record["lambda_reason"]))
-        )
-    if record["rcond"] is not None:
-        rows.append(("rcond", f"{record['rcond']:g}"))
+def _input_rows(run: ForwardRun | InvertRun) -> Rows:
+    source = run.source
     return [
-        *rows,
-        *_noise_rows(record),
-        (
-            "conditioning",
-            f"σmax {conditioning['sigma_max']:.4g}, σmin {conditioning['sigma_min']:.4g}, "
-            f"condition {'infinite' if condition is None else f'{condition:.4g}'}",
-        ),
-        (
-            "solver",
-            f"{solver['status'].replace('_', ' ')} after {solver['iterations']} iterations, "
-            f"certificate {solver['certificate']:.2g}",
-        ),
-        ("residual", f"{residual['relative']:.3g} of the data, {residual['root_mean_square']:.3g} rms"),
-        (
-            "at the edge",
-            f"residual rms {border[0]['residual_rms']:.3g} on the edge, {border[-1]['residual_rms']:.3g} "
-            f"from {border[-1]['distance']} pixels inwards",
-        ),
-        *_prediction_rows(record["predicted_error"]),
+        ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}"),
+        ("kernel", _kernel(run.kernel)),
     ]
 
 
-def _noise_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say how large the noise was taken to be, where something looked at it."""
-    choice, predicted = record["lambda_choice"], record["predicted_error"]
+def _kernel(source: KernelInput) -> str:
+    gain, taps = source.kernel.dc_gain, source.kernel.taps
+    total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"
+    layer = "" if source.layer is None else f" layer {source.layer}"
+    bias = ", with its bias" if source.has_bias else ""
+    return f"{source.path}{layer}  {_by(source.shape)} {source.convention}, {total}{bias}"
+
+
+def _output_rows(output: OutputFile, environment: Environment) -> Rows:
+    return [("output", f"{output.path}  {_by(output.shape)} {output.dtype}"), ("cost", _cost(environment))]
+
+
+def _cost(environment: Environment) -> str:
+    memory = format_memory(environment.peak_memory_bytes)
+    return f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"
+
+
+def _lambda_rows(result: Reconstruction) -> Rows:
+    if result.lam is not None:
+        return [("λ", f"{result.lam:g} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
+    return [("minimized", result.solution.objective)]
+
+
+def _solver(result: Reconstruction) -> str:
+    solution = result.solution
+    status = solution.status.value if solution.status.is_success else solution.status.name.lower().replace("_", " ")
+    n = solution.n_iterations
+    steps = "" if n == 0 else f" after {n} {'iteration' if n == 1 else 'iterations'}"
+    certificate = f"certificate {solution.certificate:.2g}"
+    distance = solution.distance_bound
+    away = "" if distance is None else f", at most {distance:.2g} of the estimate away from the solution"
+    return f"{result.choice.method}, {status}{steps}, {certificate}{away}"
+
+
+def _residual(result: Reconstruction) -> str:
+    residual, noise = result.residual, _noise(result)
+    size = f"{residual.root_mean_square:.3g} rms, {100 * residual.relative:.3g} % of the data"
+    return size if noise is None else f"{size}; noise {noise}"
+
+
+def _noise(result: Reconstruction) -> str | None:
+    """Describe how large the noise was taken to be, where something looked at it."""
+    choice, predicted = result.lambda_choice, result.predicted_error
     if choice is None:
-        sigma = None if predicted is None else predicted["model"]["noise_sigma"]
-        return [] if sigma is None else [("noise", f"σ {sigma:.3g}, as the expected error takes it")]
-    source = "asked for" if choice["noise_sigma_given"] else "read off the frequencies that the kernel passes least"
-    if not choice["noise_sigma_given"] and choice["noise_sigma"] == ROUNDING_NOISE:
-        source = "that of rounding to whole numbers; no more was found"
-    if choice["noise_sigma_given"] and choice["rule"] not in ("upre", "discrepancy"):
-        source += f", but rule {choice['rule']} does not look at it"
-    return [("noise", f"σ {choice['noise_sigma']:.3g}: {source}")]
+        return None if predicted is None else f"σ {predicted.sigma:.3g}, as the expected error takes it"
+    if not choice.is_sigma_given:
+        is_rounding = choice.sigma == ROUNDING_NOISE
+        source = "that of rounding to whole numbers" if is_rounding else "estimated where the kernel passes least"
+        return f"σ {choice.sigma:.3g}, {source}"
+    is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
+    return f"σ {choice.sigma:.3g}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
-def _prediction_rows(predicted: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if predicted is None:
-        return []
-    edge, inside = predicted["bands"][0], predicted["bands"][-1]
-    depth = predicted["trusted_depth"]
-    trusted = (
-        "nowhere: what lies outside, or the noise, spoils all of it"
-        if depth is None
-        else "everywhere"
-        if depth == 0
-        else f"from {depth} pixels inwards"
-    )
+def _error_rows(predicted: PredictedError) -> Rows:
+    depth, share = predicted.trusted_depth, predicted.trusted_share
+    trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
+    edge, inside = predicted.bands[0], predicted.bands[-1]
     rows = [
         (
             "expected error",
-            f"{predicted['root_mean_square']:.3g} rms: {edge['predicted']:.3g} on the edge, "
-            f"{inside['predicted']:.3g} from {inside['distance']} pixels inwards",
-        ),
-        ("trusted", f"{trusted} ({predicted['trusted_share']:.0%} of the pixels)"),
+            f"{predicted.root_mean_square:.3g} rms, {edge.predicted:.3g} on the edge and {inside.predicted:.3g} from "
+            f"{inside.distance} pixels inwards; to be trusted {trusted} ({share:.0%} of the pixels)",
+        )
     ]
-    if predicted["actual_root_mean_square"] is not None:
+    if predicted.actual_root_mean_square is not None:
         rows.append(
             (
                 "real error",
-                f"{predicted['actual_root_mean_square']:.3g} rms: {edge['actual']:.3g} on the edge, "
-                f"{inside['actual']:.3g} from {inside['distance']} pixels inwards",
+                f"{predicted.actual_root_mean_square:.3g} rms, {edge.actual:.3g} on the edge and {inside.actual:.3g} "
+                f"from {inside.distance} pixels inwards",
             )
         )
     return rows
 
 
-def _with_reason(value: str, reason: str | None) -> str:
-    return value if reason is None else f"{value}: {reason}"
+def _details(result: Reconstruction) -> Rows:
+    """List what an expert may want to know."""
+    spectrum, border = result.spectrum, result.border
+    condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
+    return [
+        *([] if result.lam is None else [("minimized", result.solution.objective)]),
+        ("padding", format_padding(result.padding)),
+        ("method", f"{result.choice.method}: {result.choice.reason}"),
+        *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
+        ("tolerance", f"{result.tolerance:.2g}"),
+        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
+        (
+            "at the edge",
+            f"residual {border[0].residual_rms:.3g} rms on the edge, {border[-1].residual_rms:.3g} from "
+            f"{border[-1].distance} pixels inwards",
+        ),
+    ]
 
 
-def _shape(shape: list[int]) -> str:
+def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:
+    """Describe what the boundary loses, and where its influence reaches deep: warnings, and what to do about them."""
+    if finding is None:
+        return [], []
+    if finding.is_well_posed is False:
+        return [finding.reason], list(finding.advice)
+    notes = [finding.reason] if finding.is_well_posed is None or finding.n_lost_modes else []
+    if finding.is_deep and finding.influence is not None:
+        notes.append(_influence(finding.influence))
+    return [], notes
+
+
+def _influence(influence: InfluenceDepth) -> str:
+    depths = {"10 %": influence.tenth, "1 %": influence.hundredth, "0.1 %": influence.thousandth}
+    faded = [f"{part} after {n} {'pixel' if n == 1 else 'pixels'}" for part, n in depths.items() if n is not None]
+    deeper = [part for part, n in depths.items() if n is None]
+    if not faded:
+        return f"a mistake at the edge goes deep into the image: more than {deeper[0]} of it"
+    sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
+    return f"{sentence}; more than {deeper[0]} of it goes deeper still" if deeper else sentence
+
+
+def _by(shape: tuple[int, ...]) -> str:
     return "×".join(str(n) for n in shape)
-
-
-def _gain(gain: float | list[list[float]]) -> str:
-    return f"sum {gain:.4g}" if isinstance(gain, float) else f"{len(gain[0])} → {len(gain)} channels"
-
-
-def _memory(n_bytes: int) -> str:
-    if n_bytes < 2**20:
-        return f"{n_bytes / 2**10:.0f} KiB"
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"

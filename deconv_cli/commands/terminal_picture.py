@@ -30,7 +30,7 @@ def show_picture(image: Tensor, *, is_color: bool) -> None:
     if not console.is_terminal:
         print_note("--show draws on a terminal, and stderr is none here, so nothing was drawn")
         return
-    from deconv_cli.report.pictures import display_range
+    from deconv_cli.report.display_range import display_range
 
     first = image.detach().cpu()
     first = first if first.ndim == 3 else first[0]

@@ -1,1 +1,1 @@
-"""Whether to believe a result: residuals, border effects, conditioning."""
+"""Whether to trust a result: residuals, effects of the boundary, conditioning, the choice of λ, predicted errors."""

@@ -1,28 +1,30 @@
-"""What a kernel lets through on the torus of the image, and what the estimator makes of it."""
+"""What a kernel passes on the torus of the image, and what its regularized inverse makes of noise."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.torus_modes import TorusModes, symbol_at
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded, singular_values
 from deconv_cli.vocabulary import Size
 
-# A map finer than this along either axis shows nothing more.
+# A map finer than this along any axis shows nothing more.
 MAX_MAP = 192
 MAX_MAP_OPERATIONS = 1e8
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """The singular values of the kernel on a torus, and what they make of noise.
+    """The singular values of the kernel on a torus, and what the inverse makes of noise.
 
-    Counts and shares are those of one image; channels that a kernel treats alike are one image each.
+    Counts and shares are those of one image; channels that share a kernel are one image each.
 
     Attributes:
         sigma_max: the largest singular value of the frequencies looked at.
@@ -33,7 +35,6 @@ class Conditioning:
         noise_gain: root mean square of the estimate of unit white noise: how much stronger noise comes back.
         degrees_of_freedom: Σ σ² / (σ² + μ|l|²), how many numbers of the estimate the data decide.
         n_unknowns: how many numbers the estimate has.
-        n_data: how many numbers the data have.
         is_sampled: a part of the frequencies stands for all.
     """
 
@@ -45,89 +46,68 @@ class Conditioning:
     noise_gain: float
     degrees_of_freedom: float
     n_unknowns: int
-    n_data: int
     is_sampled: bool
 
 
-def measure_conditioning(modes: TorusModes, *, weight: float, penalty: str, rcond: float) -> Conditioning:
-    """Describe a kernel and its regularized inverse by the kernel's modes.
-
-    Args:
-        modes: of the kernel on the torus of the image.
-        weight: μ = λσ²max; 0 for the pseudo-inverse.
-        penalty: which L.
-        rcond: singular values up to this fraction of the largest count as zero.
-    """
-    sigma, n_points = modes.sigma, modes.torus[0] * modes.torus[1]
-    largest = synchronize.as_number(sigma.max())
-    threshold = rcond * largest
-    gain = estimator_gain(modes, weight=weight, penalty=penalty, threshold=threshold)
+def measure_conditioning(modes: TorusModes, inverse: InverseFilter) -> Conditioning:
+    """Describe a kernel and its regularized inverse by the kernel's modes on the torus of the image."""
+    sigma, n_points = modes.sigma, math.prod(modes.torus)
+    threshold = inverse.threshold(modes)
     weights = modes.weights[..., None]
     n_unknowns = modes.vh.shape[-1] * n_points
+    noise_power = synchronize.as_number((weights * inverse.gain(modes).square()).sum())
     return Conditioning(
-        sigma_max=largest,
+        sigma_max=synchronize.as_number(sigma.max()),
         sigma_min=synchronize.as_number(sigma.min()),
         threshold=threshold,
         rank=round(synchronize.as_number((weights * (sigma > threshold)).sum())),
         n_values=sigma.shape[-1] * n_points,
-        noise_gain=(synchronize.as_number((weights * gain.square()).sum()) / n_unknowns) ** 0.5,
-        degrees_of_freedom=synchronize.as_number((weights * gain * sigma).sum()),
+        noise_gain=(noise_power / n_unknowns) ** 0.5,
+        degrees_of_freedom=synchronize.as_number((weights * inverse.passed(modes)).sum()),
         n_unknowns=n_unknowns,
-        n_data=modes.u.shape[-2] * n_points,
         is_sampled=not modes.is_complete,
     )
 
 
-def estimator_gain(modes: TorusModes, *, weight: float, penalty: str, threshold: float) -> Tensor:
-    """Compute what the inverse does along each mode: σ / (σ² + μ|l|²), shape `(R, C, m)`.
-
-    What neither the kernel nor the penalty sees, and for μ = 0 what is not above the threshold, is left at zero.
-    """
-    sigma = modes.sigma
-    denominator = sigma.square() + weight * modes.squared_penalty(penalty)
-    is_kept = sigma > threshold if weight == 0 else denominator > 0
-    return torch.where(is_kept, sigma / torch.where(is_kept, denominator, 1), 0)
-
-
 def null_share_of_outputs(modes: TorusModes, images: Tensor, threshold: float) -> float:
-    """Tell which part of the energy of outputs no image explains: 1 − ‖UᴴY‖² / ‖Y‖² over singular values that count.
+    """Compute which part of the energy of outputs no image explains: 1 − ‖UᴴY‖² / ‖Y‖² over singular values that count.
 
     Args:
         modes: on the torus of the outputs.
-        images: shape `(*batch, C_out, N1, N2)`.
+        images: shape `(*batch, C_out, N1, N2, ...)`.
         threshold: singular values up to here count as zero.
     """
     return _null_share(modes, modes.of_outputs(images), modes.energy(images), threshold)
 
 
 def null_share_of_inputs(modes: TorusModes, images: Tensor, threshold: float) -> float:
-    """Tell which part of the energy of images `(*batch, C_in, N1, N2)` the kernel does not let through."""
+    """Compute which part of the energy of images `(*batch, C_in, N1, N2, ...)` lies in the kernel's null space."""
     return _null_share(modes, modes.of_inputs(images), modes.energy(images), threshold)
 
 
 def _null_share(modes: TorusModes, coefficients: Tensor, energy: Tensor, threshold: float) -> float:
     squares = torch.view_as_real(coefficients).square().sum(-1)
-    seen = synchronize.as_number((modes.weights[..., None] * torch.where(modes.sigma > threshold, squares, 0)).sum())
+    passed = synchronize.as_number((modes.weights[..., None] * torch.where(modes.sigma > threshold, squares, 0)).sum())
     whole = synchronize.as_number((modes.weights * energy).sum())
-    return max(1 - seen / whole, 0.0) if whole > 0 else 0.0
+    return max(1 - passed / whole, 0.0) if whole > 0 else 0.0
 
 
 def gain_map(taps: Tensor, image_size: Size) -> Tensor:
-    """Map the largest and the smallest singular value over the whole plane of frequencies, zero in the middle.
+    """Map the largest and the smallest singular value over all frequencies, zero in the middle.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
+        taps: shape `(C_out, C_in, *k)`.
         image_size: of the torus; a large one is looked at on a coarser grid.
 
     Returns:
-        Shape `(2, n1, n2)`, at the frequencies of `fftshift(fftfreq(n))` cycles a pixel along either axis.
+        Shape `(2, n1, n2, ...)`, at the frequencies of `fftshift(fftfreq(n))` cycles a pixel along each axis.
     """
     wide = to_float64(taps.detach())
     n_outputs, n_inputs = wide.shape[:2]
     affordable = MAX_MAP_OPERATIONS / max(n_outputs * n_inputs * min(n_outputs, n_inputs), 1)
-    side = max(int(min(MAX_MAP, affordable**0.5)), 8)
-    grid = (min(image_size[0], side), min(image_size[1], side))
-    rows, columns = (torch.arange(n, device=wide.device) - n // 2 for n in grid)
+    side = max(int(min(MAX_MAP, affordable ** (1 / len(image_size)))), 8)
+    grid = tuple(min(n, side) for n in image_size)
+    frequencies = tuple((torch.arange(n, device=wide.device) - n // 2) % n for n in grid)
     with single_threaded(wide.device):
-        values = singular_values(symbol_at(wide, grid, rows % grid[0], columns % grid[1]))
+        values = singular_values(symbol_at(wide, grid, frequencies))
     return torch.stack([values.amax(-1), values.amin(-1)])

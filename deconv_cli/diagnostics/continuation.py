@@ -6,8 +6,10 @@ import math
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.spectral_data import SpectralBasis, SpectralData
+from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
@@ -15,6 +17,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import Size
 
 _MAX_SIDE = 768
 _MAX_SIDE_OF_BLOCKS = 384
@@ -25,63 +28,77 @@ _MIN_GAP = 16
 
 
 class Continuation:
-    """Data on a torus: observed in the frame, and beyond it what the model says of an estimate.
+    """Continues data onto a torus: observed in the frame, and beyond it what the model predicts from an estimate.
 
     A piece of at most 768 × 768 samples from their middle is taken (less where channels mix), as a part of a larger
-    scene of which nothing is known outside; periodic data that are no larger are taken as they are.
+    scene of which nothing is known outside; periodic data that are no larger are taken as they are. It is built once
+    for all data of a kernel and a size, and keeps the inverse of the latest λ.
 
     Args:
-        y: shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`, without the bias, of the kernel's precision.
-        kernel: what made it.
+        kernel: what made the data.
+        size: of the data, pixels along each axis.
         boundary: only whether it is circular matters.
         penalty: which L.
         max_memory: bytes that an estimate may take.
 
     Attributes:
-        window: height and width of the piece.
-        basis: singular vectors and values on the torus.
+        sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
         is_periodic: the data are periodic, and need no continuation.
-
-    Raises:
-        ShapeError: `y` does not fit the kernel.
+        window: size of the piece.
+        torus: size of what it is continued to.
+        modes: singular vectors and values on that torus.
     """
 
     def __init__(
-        self, y: Tensor, kernel: Kernel, *, boundary: str, penalty: str, max_memory: int | None = None
+        self, kernel: Kernel, size: Size, *, boundary: str, penalty: str, max_memory: int | None = None
     ) -> None:
         self.kernel, self.penalty, self.max_memory = kernel, penalty, max_memory
-        outputs = kernel.split(y, are_outputs=True)
-        size = (y.shape[-2], y.shape[-1])
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
         self.is_periodic = as_rule(boundary).is_periodic and max(size) <= side
-        self.piece = _middle(outputs.reshape(-1, *outputs.shape[-3:]), side)
-        self.window = (self.piece.shape[-2], self.piece.shape[-1])
-        self.torus = self.window if self.is_periodic else self._roomy_torus()
-        self.basis = SpectralBasis.of(kernel.taps, self.torus, penalty, self.sigma_max)
+        self.window = tuple(min(n, side) for n in size)
+        self.torus = self.window if self.is_periodic else _roomy_torus(self.window, kernel.size)
+        self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
         self._blur = BlockCirculant(torus_symbol(kernel.taps.detach(), self.torus), self.torus)
+        self._latest: tuple[float, PseudoInverse] | None = None
 
-    def _roomy_torus(self) -> tuple[int, int]:
-        sizes = [
-            next_fast_size(n + (k - 1) + max(_MIN_GAP, 2 * (k - 1)))
-            for n, k in zip(self.window, self.kernel.size, strict=True)
-        ]
-        return sizes[0], sizes[1]
+    def initial(self, y: Tensor) -> SpectralData:
+        """Close the data themselves, before anything is known of the image.
 
-    def started(self) -> SpectralData:
-        """Close the data themselves, before anything is known of the image."""
-        return self.basis.of_data(self._closed(self.piece))
+        Args:
+            y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
 
-    def continued(self, lam: float) -> SpectralData:
-        """Solve with λ = `lam`, and continue the data by what the estimate predicts."""
+        Raises:
+            ShapeError: `y` does not fit the kernel.
+        """
+        return self._transformed(close_smoothly(self._piece(y), self.torus))
+
+    def continued(self, y: Tensor, lam: float) -> SpectralData:
+        """Solve with λ = `lam`, and continue the data `y` (see `initial`) by what the estimate predicts."""
         if self.is_periodic:
-            return self.started()
-        estimate = self._inverse(lam).solve(self.kernel.join(self.piece)).value
-        predicted = self._blur.forward(self._closed(estimate.reshape(-1, *estimate.shape[-3:])))
-        predicted[..., : self.window[0], : self.window[1]] = self.piece
-        return self.basis.of_data(predicted, math.prod(self.window) / math.prod(self.torus))
+            return self.initial(y)
+        piece = self._piece(y)
+        estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
+        estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
+        data = self._blur.forward(close_smoothly(estimate, self.torus))
+        crop(data, (0,) * len(self.window), self.window).copy_(piece)
+        return self._transformed(data, math.prod(self.window) / math.prod(self.torus))
+
+    def _piece(self, y: Tensor) -> Tensor:
+        """Cut the window out of the middle, channels arranged for the operators: shape `(n, C_out, *window)`."""
+        outputs = self.kernel.split(y, are_outputs=True)
+        outputs = outputs.reshape(-1, *outputs.shape[-len(self.window) - 1 :])
+        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], self.window, strict=True))
+        return crop(outputs, start, self.window)
+
+    def _transformed(self, data: Tensor, observed_share: float = 1.0) -> SpectralData:
+        return SpectralData.of(
+            self.modes, data, penalty=self.penalty, sigma_max=self.sigma_max, observed_share=observed_share
+        )
 
     def _inverse(self, lam: float) -> PseudoInverse:
+        if self._latest is not None and self._latest[0] == lam:
+            return self._latest[1]
         geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
         # λ is measured by the largest singular value on the torus of the whole image, not on that of the piece.
         scale = (self.sigma_max / kernel_spectrum(self.kernel.taps, geometry.image_size).sigma_max) ** 2
@@ -93,10 +110,13 @@ class Continuation:
             tolerance=_TOLERANCE,
             max_memory=self.max_memory,
         )
-        return PseudoInverse(self.kernel, geometry.image_size, settings)
+        self._latest = (lam, PseudoInverse(self.kernel, geometry.image_size, settings))
+        return self._latest[1]
 
-    def _closed(self, images: Tensor) -> Tensor:
-        return close_smoothly(images, self.torus)
+
+def _roomy_torus(window: Size, kernel_size: Size) -> Size:
+    gaps = (k - 1 + max(_MIN_GAP, 2 * (k - 1)) for k in kernel_size)
+    return tuple(next_fast_size(n + gap) for n, gap in zip(window, gaps, strict=True))
 
 
 def _affordable_side(kernel: Kernel) -> int:
@@ -105,10 +125,3 @@ def _affordable_side(kernel: Kernel) -> int:
         return _MAX_SIDE
     per_frequency = n_outputs * n_inputs * min(n_outputs, n_inputs)
     return max(32, min(_MAX_SIDE_OF_BLOCKS, int((2 * _MAX_BLOCK_OPERATIONS / per_frequency) ** 0.5)))
-
-
-def _middle(outputs: Tensor, side: int) -> Tensor:
-    height, width = outputs.shape[-2:]
-    rows, columns = min(height, side), min(width, side)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return outputs[..., top : top + rows, left : left + columns]

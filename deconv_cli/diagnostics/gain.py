@@ -30,7 +30,7 @@ def estimate_gain(y: Tensor) -> float | None:
         y: samples ≥ 0, shape `(*batch, C, H, W)`.
 
     Returns:
-        Units a count; `None` if the noise is not that of counts, or if there is too little of it to tell.
+        Units a count; `None` if the noise is not that of counts, or if there is too little of it to measure.
     """
     height, width = y.shape[-2] // 2 * 2, y.shape[-1] // 2 * 2
     y = y[..., :height, :width].to(accumulation_dtype(y))

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.spectral_data import SpectralData
-from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
@@ -28,14 +27,14 @@ from deconv_cli.vocabulary import Size
 _MAX_COMPONENTS = 2**16
 _N_STEPS = 60
 _N_HALVINGS = 12
-_SETTLED = 1e-7
+_CONVERGED = 1e-7
 _N_ANGULAR = 5
 _CENTER = (0.0, 0.0, 0.0, 0.0, 0.0, -1.2)
 _SPREAD = (1e3, 0.7, 0.7, 0.7, 0.7, 0.15)
 """What photographs are like: the constant, its variation with direction, and the slope, which lies near that of 1 / θ
 in most of them."""
 _TEMPER = 0.03
-"""What a component counts for: in a real picture one frequency tells of its neighbors."""
+"""Weight of a component: in a real picture neighboring frequencies are not independent."""
 _LOWEST_SHARE = 0.1
 _LEAST_WEIGHT = 1e-4
 
@@ -76,50 +75,40 @@ class ImageModel:
 
 
 def fit_image_model(
+    continuation: Continuation,
     y: Tensor,
     estimate: Tensor,
-    kernel: Kernel,
     *,
-    boundary: str,
-    penalty: str,
     lam: float,
     sigma: float | None = None,
     least_sigma: float = 0.0,
-    max_memory: int | None = None,
 ) -> ImageModel:
-    """Fit the model to the data of a picture, or to a piece of them (see `Continuation`).
+    """Fit the model to the data of a picture, or to a piece of them.
 
     Args:
-        y: shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`, without the bias, of the kernel's precision.
-        estimate: what was restored from them, whose channels tell how much they have in common.
-        kernel: what made the data.
-        boundary: only whether it is circular matters.
-        penalty: which L the estimate has that continues the data.
-        lam: its λ.
-        sigma: standard deviation of the noise, if it is known.
+        continuation: built for the kernel and the size of the data.
+        y: shape `(C, H, W)` or `(B, C, H, W)`, without the bias, of the kernel's precision.
+        estimate: what was restored from them, whose channels show how much they have in common.
+        lam: λ of the estimate.
+        sigma: standard deviation of the noise in the units of the samples, if it is known.
         least_sigma: an estimate is taken to be at least this, as that of rounding.
-        max_memory: bytes that the estimate which continues the data may take.
     """
-    continuation = Continuation(y, kernel, boundary=boundary, penalty=penalty, max_memory=max_memory)
-    n_channels = 1 if kernel.shared else kernel.taps.shape[1]
-    channels = _common_factor(estimate, n_channels)
-    model = fit_to_power(continuation.continued(lam), continuation.torus, channels, lam, sigma)
+    kernel = continuation.kernel
+    channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1])
+    model = fit_to_power(continuation.continued(y, lam), channels, lam, sigma)
     return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
 
 
-def fit_to_power(
-    data: SpectralData, torus: Size, channels: Tensor, lam: float, sigma: float | None = None
-) -> ImageModel:
+def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float | None = None) -> ImageModel:
     """Fit the model to power by frequency.
 
     Args:
         data: power by frequency.
-        torus: that of the data.
         channels: G with GGᵀ the covariance of the channels, shape `(C_in, C_in)`.
         lam: λ of the estimate whose errors are of interest.
         sigma: standard deviation of the noise, if it is known.
     """
-    components = _Components.of(data, torus, channels, lam)
+    components = _Components.of(data, channels, lam)
     share = data.observed_share  # the noise is only there
     coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
     weight = _TEMPER * components.weight * components.transition
@@ -138,19 +127,19 @@ class _Components:
     transition: Tensor
 
     @classmethod
-    def of(cls, data: SpectralData, torus: Size, channels: Tensor, lam: float) -> _Components:
+    def of(cls, data: SpectralData, channels: Tensor, lam: float) -> _Components:
         rank = data.power.shape[1]
         step = max(1, data.power.numel() // _MAX_COMPONENTS)
         kept = torch.arange(1, data.power.shape[0], step, device=data.power.device)
         gain = data.gain[kept]
-        if data.inputs is not None:
-            mixed = torch.einsum("ji,fjr->fir", channels.to(data.inputs.dtype), data.inputs[kept])
-            gain = gain * torch.view_as_real(mixed).square().sum(dim=(1, -1))
+        if channels.shape[0] > 1:
+            vh = data.modes.vh.flatten(0, -3)[kept]
+            gain = gain * torch.view_as_real(vh @ channels.to(vh.dtype)).square().sum(dim=(-2, -1))
         left = lam / (data.ratio[kept] + lam)
         return cls(
             gain=gain.flatten(),
             power=data.power[kept].flatten() / data.n_images,
-            basis=_basis(torus, data.power)[kept].repeat_interleave(rank, dim=0),
+            basis=_basis(data.modes.torus, data.power)[kept].repeat_interleave(rank, dim=0),
             weight=(data.multiplicity[kept] * data.n_images).repeat_interleave(rank),
             transition=(4 * left * (1 - left)).flatten() + _LEAST_WEIGHT,
         )
@@ -183,7 +172,7 @@ class _Components:
             else:
                 break
             gained, parameters, value = value - lower, moved, lower
-            if gained <= _SETTLED * abs(value):
+            if gained <= _CONVERGED * abs(value):
                 break
         return parameters[:-1], math.exp(synchronize.as_number(parameters[-1]))
 

@@ -43,7 +43,7 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: s
     """Measure the deeper of both axes on a torus, at a sample of the frequencies along the edge.
 
     The response is (KᴴK + λσ²max|l|²)⁻¹Kᴴ, or the inverse of K itself. Depths were found within a factor of two of the
-    real operator's, and mostly within a fifth, unless the border swallows modes; where the pixels outside are unknown,
+    real operator's, and mostly within a fifth, unless the boundary loses modes; where the pixels outside are unknown,
     the real ones are less, since those pixels take up part of the disturbance.
 
     Args:
@@ -53,8 +53,10 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: s
         penalty: which L.
 
     Returns:
-        `None` if the channels are too many for the test, or the symbol is singular.
+        `None` if the channels are too many for the test, the symbol is singular, or the image has not two axes.
     """
+    if len(image_size) != 2:
+        return None
     tails = [_tail(to_float64(taps), axis, image_size, weight, penalty) for axis in (0, 1)]
     depths: list[list[int | None]] = []
     for tail, length in zip(tails, image_size, strict=True):
@@ -116,7 +118,7 @@ def _sampled_symbol(along: Tensor, length: int, n_lines: int) -> tuple[Tensor, T
 
 
 def _response(symbol: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert the symbol at every frequency, `(L, N, C_in, C_out)`, and tell where that failed."""
+    """Invert the symbol at every frequency, `(L, N, C_in, C_out)`, and report where that failed."""
     n_outputs, n_inputs = symbol.shape[-2:]
     # Contiguous, since torch's batched product of complex matrices is up to a hundred times slower otherwise.
     adjoint = symbol.mH.resolve_conj().contiguous()

@@ -1,8 +1,8 @@
-"""λ chosen from the data, under the border of a picture: rules of the torus on data that are continued by the model.
+"""λ chosen from the data, under the boundary of a picture: rules of the torus on data that are continued by the model.
 
 The rules are exact on a torus, and a picture is none: cross-validation on data that were continued by mirroring was
-wrong by a factor of 100. So the true border problem is solved with the present λ, the data beyond the frame are what
-the model predicts from that estimate, and λ is chosen again, until it stands.
+wrong by a factor of 100. So the true problem is solved with the present λ, the data beyond the frame are what the model
+predicts from that estimate, and λ is chosen again, until it no longer changes.
 """
 
 from __future__ import annotations
@@ -14,32 +14,31 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve, choose_by_rule
-from deconv_cli.diagnostics.noise_level import noise_floor
+from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
 from deconv_cli.diagnostics.spectral_data import SpectralData
-from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.vocabulary import LambdaRule, Size
 
 MAX_ROUNDS = 8
-SETTLED = 0.05
-"""Relative change of λ between two rounds at which the choice stands."""
+CONVERGED = 0.05
+"""Relative change of λ between two rounds at which the choice is final."""
 DISAGREEMENT = 10.0
 """Factor between the choices of two rules from which on a person is warned."""
 
 
 @dataclass(frozen=True)
 class LambdaChoice:
-    """A λ that was chosen from the data, and what speaks for it.
+    """A λ that was chosen from the data, and how.
 
     Attributes:
         lam: λ, in units of σ²max.
         rule: the rule that chose it.
         sigma: standard deviation of the noise, in the units of the samples, given or estimated.
         is_sigma_given: whether it was given.
-        curve: what the rule looked at in the last round.
-        witness: what a second rule looked at, on the same data.
-        n_rounds: how often the border problem was solved.
-        is_settled: whether λ stood still in the end.
-        window: height and width of the piece of the data that was looked at.
+        curve: what the rule minimized in the last round.
+        cross_check: what a second rule minimized, on the same data.
+        n_rounds: how often the true problem was solved.
+        is_converged: whether λ no longer changed in the end.
+        window: size of the piece of the data that was looked at.
     """
 
     lam: float
@@ -47,14 +46,14 @@ class LambdaChoice:
     sigma: float
     is_sigma_given: bool
     curve: LambdaCurve
-    witness: LambdaCurve
+    cross_check: LambdaCurve
     n_rounds: int
-    is_settled: bool
+    is_converged: bool
     window: Size
 
     @property
     def reason(self) -> str:
-        """Say in a sentence how λ was found."""
+        """A sentence on how λ was found."""
         words = {
             LambdaRule.GCV: "generalized cross-validation",
             LambdaRule.ML: "the largest marginal likelihood",
@@ -63,78 +62,73 @@ class LambdaChoice:
             LambdaRule.LCURVE: "the corner of the L-curve",
             LambdaRule.WHITENESS: "the whitest residual",
         }
-        rounds = f" in {self.n_rounds} rounds of the border problem" if self.n_rounds else ""
-        return f"chosen by {words[self.rule]}{rounds}; {self.witness.rule} would take {self.witness.chosen:.2g}"
+        rounds = f" in {self.n_rounds} rounds" if self.n_rounds else ""
+        other = self.cross_check
+        return f"chosen by {words[self.rule]}{rounds}; {other.rule} would take {other.chosen:.2g}"
 
     @property
     def warning(self) -> str | None:
-        """Say what speaks against it, if anything does."""
-        ratio = self.curve.chosen / self.witness.chosen
+        """A sentence on why to doubt it; `None` if there is no reason."""
+        ratio = self.curve.chosen / self.cross_check.chosen
         if self.curve.is_at_end:
             return (
-                f"the rule {self.rule} has no least value between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}; "
-                "give λ by hand, or take another --lambda-rule"
+                f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}; "
+                "set lambda to a number, or take another lambda_rule"
             )
         if not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
             return (
                 f"two rules differ by a factor of {max(ratio, 1 / ratio):.0f}: {self.rule} takes λ = "
-                f"{self.curve.chosen:.2g} and {self.witness.rule} {self.witness.chosen:.2g}; the kernel or the noise "
-                "may not be what they are taken for, so look at both"
+                f"{self.curve.chosen:.2g} and {self.cross_check.rule} {self.cross_check.chosen:.2g}; the kernel or "
+                "the noise may not be what they are taken for, so look at both"
             )
-        if not self.is_settled:
-            return f"λ still moved after {self.n_rounds} rounds; try another --lambda-rule"
+        if not self.is_converged:
+            return f"the choice of λ still changed after {self.n_rounds} rounds; try another lambda_rule"
         return None
 
 
 def choose_lambda(
+    continuation: Continuation,
     y: Tensor,
-    kernel: Kernel,
     *,
-    boundary: str,
-    penalty: str,
     rule: LambdaRule = LambdaRule.GCV,
     sigma: float | None = None,
     least_sigma: float = 0.0,
-    max_memory: int | None = None,
 ) -> LambdaChoice:
-    """Choose λ from a piece of the data (see `Continuation`).
+    """Choose λ from a piece of the data.
 
     Args:
-        y: shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`, without the bias, of the kernel's precision.
-        kernel: what made it.
-        boundary: only whether it is circular matters.
-        penalty: which L.
+        continuation: built for the kernel and the size of the data.
+        y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
         rule: which rule.
-        sigma: standard deviation of the noise; by default it is estimated where a rule asks for it.
+        sigma: standard deviation of the noise in the units of the samples; by default it is estimated.
         least_sigma: an estimate is taken to be at least this, as that of rounding.
-        max_memory: bytes that the solutions may take.
 
     Raises:
         ShapeError: `y` does not fit the kernel.
     """
-    continuation = Continuation(y, kernel, boundary=boundary, penalty=penalty, max_memory=max_memory)
-    data = continuation.started()
-    n_rounds, is_settled = 0, continuation.is_periodic
+
+    def noise_of(data: SpectralData) -> float:
+        return max(estimate_noise_of_spectrum(data), least_sigma) if sigma is None else sigma
+
+    data = continuation.initial(y)
+    n_rounds, is_converged = 0, continuation.is_periodic
     lam = choose_by_rule(LambdaRule.ML, data, 0.0).chosen
-    while n_rounds < MAX_ROUNDS and not is_settled:
-        data = continuation.continued(lam)
+    while n_rounds < MAX_ROUNDS and not is_converged:
+        data = continuation.continued(y, lam)
         n_rounds += 1
-        found = choose_by_rule(rule, data, _noise(data, sigma, least_sigma)).chosen
-        is_settled = abs(math.log(found / lam)) <= SETTLED
+        found = choose_by_rule(rule, data, noise_of(data)).chosen
+        is_converged = abs(math.log(found / lam)) <= CONVERGED
         lam = found
-    level = _noise(data, sigma, least_sigma)
+    noise = noise_of(data)
+    curve = choose_by_rule(rule, data, noise)
     return LambdaChoice(
-        lam=lam if n_rounds else choose_by_rule(rule, data, level).chosen,
+        lam=curve.chosen,
         rule=rule,
-        sigma=level,
+        sigma=noise,
         is_sigma_given=sigma is not None,
-        curve=choose_by_rule(rule, data, level),
-        witness=choose_by_rule(LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV, data, level),
+        curve=curve,
+        cross_check=choose_by_rule(LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV, data, noise),
         n_rounds=n_rounds,
-        is_settled=is_settled,
+        is_converged=is_converged,
         window=continuation.window,
     )
-
-
-def _noise(data: SpectralData, sigma: float | None, least: float) -> float:
-    return max(noise_floor(data), least) if sigma is None else sigma

@@ -43,13 +43,13 @@ _GOLDEN_STEPS = 12
 
 @dataclass(frozen=True)
 class LambdaCurve:
-    """What a rule looked at.
+    """What a rule minimizes, over λ.
 
     Attributes:
         rule: the rule.
         lams: the λ that were tried, ascending.
-        values: what the rule makes least, one for each λ.
-        chosen: the λ that it chose.
+        values: what the rule minimizes, one for each λ.
+        chosen: the λ of the minimum.
     """
 
     rule: LambdaRule
@@ -59,7 +59,7 @@ class LambdaCurve:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether the least value lies at an end of the curve, so that the rule has found nothing."""
+        """Whether the minimum lies at an end of the curve, so that the rule has found nothing."""
         return not self.lams[0] * 1.001 < self.chosen < self.lams[-1] / 1.001
 
 
@@ -69,25 +69,25 @@ def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> Lambda
     Args:
         rule: which.
         data: power by frequency.
-        sigma: standard deviation of the noise; only `upre` and `discrepancy` look at it.
+        sigma: standard deviation of the noise, in the units of the samples; only `upre` and `discrepancy` use it.
     """
-    rate = _RATES[rule]
-    # Where data were continued by the model there is no noise, and the residual is all but zero.
-    sigma = sigma * data.observed_share**0.5
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
-    values = synchronize.as_numbers(torch.stack([rate(data, lam, sigma) for lam in lams]))
     if rule is LambdaRule.LCURVE:
         return _sharpest_bend(data, lams)
+    criterion = _CRITERIA[rule]
+    # Where data were continued by the model there is no noise, and the residual is all but zero.
+    sigma = sigma * data.observed_share**0.5
+    values = synchronize.as_numbers(torch.stack([criterion(data, lam, sigma) for lam in lams]))
     best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
     chosen = lams[best]
     if 0 < best < n - 1:
-        chosen = _golden(lambda lam: synchronize.as_number(rate(data, lam, sigma)), lams[best - 1], lams[best + 1])
+        chosen = _golden(lambda lam: synchronize.as_number(criterion(data, lam, sigma)), lams[best - 1], lams[best + 1])
     return LambdaCurve(rule, tuple(lams), tuple(values), chosen)
 
 
 def _golden(value: Callable[[float], float], low: float, high: float) -> float:
-    """Find the least value between two λ by sections of their logarithm."""
+    """Find the minimum between two λ by golden sections of their logarithm."""
     a, b = math.log(low), math.log(high)
     c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
     at_c, at_d = value(math.exp(c)), value(math.exp(d))
@@ -104,22 +104,22 @@ def _golden(value: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _left(data: SpectralData, lam: float) -> Tensor:
-    """1 − f, the part of each component that stays in the residual."""
+    """1 − f, the part of each component that stays in the residual, shape `(F, m)`."""
     return lam / (data.ratio + lam)
 
 
 def _passed(data: SpectralData, lam: float) -> Tensor:
-    """f, the part that the estimate explains: 1 where the penalty sees nothing."""
+    """f, the part that the estimate explains, shape `(F, m)`: 1 where the penalty is zero."""
     return 1 - _left(data, lam)
 
 
 def residual_square_sum(data: SpectralData, lam: float) -> Tensor:
-    """RSS."""
+    """Compute RSS, for all images of the batch together, in squared units of the samples."""
     return (data.multiplicity * ((_left(data, lam).square() * data.power).sum(dim=-1) + data.outside)).sum()
 
 
 def effective_parameters(data: SpectralData, lam: float) -> Tensor:
-    """EDF, for all images of the batch together."""
+    """Compute EDF, for all images of the batch together."""
     return data.n_images * (data.multiplicity[:, None] * _passed(data, lam)).sum()
 
 
@@ -131,12 +131,12 @@ def _gcv(data: SpectralData, lam: float, _sigma: float) -> Tensor:
 
 
 def _ml(data: SpectralData, lam: float, _sigma: float) -> Tensor:
-    """Minus the logarithm of the likelihood of the data, per number, with the noise at its best."""
-    # The components that the penalty does not see have an improper prior, and say nothing of λ.
-    is_seen = torch.isfinite(data.ratio)
-    weight = data.multiplicity[:, None] * is_seen
-    n = data.n_data - data.n_images * synchronize.as_number((data.multiplicity[:, None] * ~is_seen).sum())
-    explained = torch.where(is_seen, 1 + data.ratio / lam, 1.0)
+    """Minus the logarithm of the likelihood of the data, per number, with the likeliest noise."""
+    # The components that the penalty leaves free have an improper prior, and say nothing of λ.
+    is_penalized = torch.isfinite(data.ratio)
+    weight = data.multiplicity[:, None] * is_penalized
+    n = data.n_data - data.n_images * synchronize.as_number((data.multiplicity[:, None] * ~is_penalized).sum())
+    explained = torch.where(is_penalized, 1 + data.ratio / lam, 1.0)
     quadratic = (weight * data.power / explained).sum() + (data.multiplicity * data.outside).sum()
     return 0.5 * torch.log(quadratic / n) + 0.5 * data.n_images * (weight * explained.log()).sum() / n
 
@@ -156,37 +156,31 @@ def _whiteness(data: SpectralData, lam: float, _sigma: float) -> Tensor:
     return (data.multiplicity * by_frequency.square()).sum() * data.multiplicity.sum() / total.square()
 
 
-def _lcurve(data: SpectralData, lam: float, _sigma: float) -> Tensor:
-    return residual_square_sum(data, lam).log()
-
-
-def _log_penalty(data: SpectralData, lam: float) -> Tensor:
-    """The logarithm of ‖Lx‖², up to a constant."""
-    is_seen = torch.isfinite(data.ratio)
-    ratio = torch.where(is_seen, data.ratio, 0.0)
-    return (data.multiplicity[:, None] * ratio / (ratio + lam).square() * data.power).sum().log()
-
-
 def _sharpest_bend(data: SpectralData, lams: list[float]) -> LambdaCurve:
     """Find the corner by the curvature of the curve, from differences on the grid of log λ."""
-    across = torch.stack([_lcurve(data, lam, 0.0) for lam in lams])
-    down = torch.stack([_log_penalty(data, lam) for lam in lams])
+    across = torch.stack([residual_square_sum(data, lam) for lam in lams]).log()
+    down = torch.stack([_penalty(data, lam) for lam in lams]).log()
     first = [torch.gradient(v)[0] for v in (across, down)]
     second = [torch.gradient(v)[0] for v in first]
     speed = (first[0].square() + first[1].square()).clamp_min(1e-30)
     bend = (first[0] * second[1] - first[1] * second[0]) / speed**1.5
-    # At the ends the curve stands still, and differences there are noise.
+    # At the ends the curve does not move, and differences there are rounding.
     bend = torch.where(speed.sqrt() > 1e-3 * speed.sqrt().max(), bend, -torch.inf)
     values = synchronize.as_numbers((-bend).nan_to_num(posinf=1e300))
     best = min(range(1, len(lams) - 1), key=lambda k: values[k])
     return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
 
 
-_RATES: dict[LambdaRule, Callable[[SpectralData, float, float], Tensor]] = {
+def _penalty(data: SpectralData, lam: float) -> Tensor:
+    """Compute ‖Lx‖², up to a constant factor."""
+    ratio = torch.where(torch.isfinite(data.ratio), data.ratio, 0.0)
+    return (data.multiplicity[:, None] * ratio / (ratio + lam).square() * data.power).sum()
+
+
+_CRITERIA: dict[LambdaRule, Callable[[SpectralData, float, float], Tensor]] = {
     LambdaRule.GCV: _gcv,
     LambdaRule.ML: _ml,
     LambdaRule.UPRE: _upre,
     LambdaRule.DISCREPANCY: _discrepancy,
-    LambdaRule.LCURVE: _lcurve,
     LambdaRule.WHITENESS: _whiteness,
 }

@@ -1,6 +1,6 @@
 """The discrete Picard condition: where the data sink into their noise before the singular values do.
 
-Hansen, The discrete Picard condition for discrete ill-posed problems, BIT 30, 1990, section 3.
+Hansen, "The discrete Picard condition for discrete ill-posed problems", BIT 30, 1990, section 3.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.operators import synchronize
 
 # The floor is read off the modes with the smallest singular values: this part of all.
 FLOOR_SHARE = 0.1
-# The median of the size of a complex normal number of unit variance.
-RAYLEIGH_MEDIAN = math.sqrt(math.log(2))
 # Steps of the curve that is kept.
 MAX_STEPS = 400
 
@@ -32,7 +31,7 @@ class Picard:
         coefficients: median of |uᴴy| over the same, in the units of the samples; white noise of standard deviation s
             gives 0.83 s.
         noise_floor: median of |uᴴy| over the tenth of the modes with the smallest singular values.
-        n_recoverable: how many of `n_modes` stand so far above the floor that noise alone would lift none there.
+        n_recoverable: how many of `n_modes` are so far above the floor that noise alone would lift none there.
         n_modes: how many modes there are, for each plane of the data.
     """
 
@@ -51,16 +50,17 @@ def measure_picard(modes: TorusModes, data: Tensor, *, is_periodic: bool) -> Pic
 
     Args:
         modes: of the kernel on the torus of the data.
-        data: y, shape `(*batch, C_out, N1, N2)`.
+        data: y, shape `(*batch, C_out, N1, N2, ...)`, in the units of the samples.
         is_periodic: the data go on around the torus; if not, they are faded out towards the edges first, since a jump
             between opposite edges would look like noise.
     """
-    planes = data if data.ndim > 3 else data[None]
-    sizes = modes.of_outputs(planes if is_periodic else tapered(planes)).abs().flatten(end_dim=-4)
+    n_axes = len(modes.torus)
+    images = data.reshape(-1, *data.shape[-n_axes - 1 :])
+    coefficients = modes.of_outputs(images if is_periodic else apply_hann_window(images, n_axes))
     sigma = modes.sigma.flatten()
     weights = modes.weights[..., None].expand_as(modes.sigma).flatten()
     order = sigma.argsort(descending=True, stable=True)
-    sigma, weights, by_plane = sigma[order], weights[order], sizes.flatten(1)[:, order]
+    sigma, weights, by_plane = sigma[order], weights[order], coefficients.abs().flatten(1)[:, order]
     n_last = max(round(FLOOR_SHARE * len(sigma)), 1)
     floor = synchronize.as_number(by_plane[:, -n_last:].median())
     limit = floor * math.sqrt(math.log2(max(by_plane.numel(), 2)))
@@ -78,23 +78,3 @@ def measure_picard(modes: TorusModes, data: Tensor, *, is_periodic: bool) -> Pic
         n_recoverable=round(synchronize.as_number(above)),
         n_modes=round(synchronize.as_number(weights.sum())),
     )
-
-
-def tapered(images: Tensor) -> Tensor:
-    """Fade images out towards their edges, and keep the power of white noise as it is.
-
-    A mean stays what it is but for the two neighbors of the zero frequency along either axis.
-
-    Args:
-        images: shape `(*batch, C, H, W)`.
-    """
-    height, width = images.shape[-2:]
-    rows, columns = (_window(n, images) for n in (height, width))
-    window = rows[:, None] * columns
-    window = window / window.square().mean().sqrt()
-    return images * window
-
-
-def _window(length: int, like: Tensor) -> Tensor:
-    angle = (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) * (2 * math.pi / length)
-    return 1 - angle.cos()

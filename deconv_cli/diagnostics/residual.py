@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.edge_bands import EdgeBands
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
@@ -46,58 +46,44 @@ class BorderBand:
     residual_rms: float
 
 
-def summarize_residual(residual: Tensor, data: Tensor) -> ResidualSummary:
+def summarize_residual(residual: Tensor, data: Tensor, n_axes: int = 2) -> ResidualSummary:
     """Measure a residual against the data it belongs to.
 
     Args:
-        residual: y − Ax̂, shape `(*batch, C, H, W)`.
+        residual: y − Ax̂, shape `(*batch, C, *space)`.
         data: y, less the bias if there is one; of the same shape.
+        n_axes: how many axes of space there are.
     """
-    axes = tuple(axis for axis in range(residual.ndim) if axis != residual.ndim - 3)
-    squared_residual = _sum_of_squares(residual, axes)
-    squared_data = _sum_of_squares(data, axes)
-    total = synchronize.as_number(squared_residual.sum())
+    of_residual, of_data = _square_sums(residual, n_axes), _square_sums(data, n_axes)
+    total = synchronize.as_number(of_residual.sum())
     return ResidualSummary(
-        relative=_ratio(total, synchronize.as_number(squared_data.sum())),
+        relative=_ratio(total, synchronize.as_number(of_data.sum())),
         absolute=total**0.5,
         root_mean_square=(total / residual.numel()) ** 0.5,
-        per_channel=tuple(map(_ratio, synchronize.as_numbers(squared_residual), synchronize.as_numbers(squared_data))),
+        per_channel=tuple(map(_ratio, synchronize.as_numbers(of_residual), synchronize.as_numbers(of_data))),
     )
 
 
-def border_profile(residual: Tensor, kernel_size: tuple[int, ...]) -> tuple[BorderBand, ...]:
+def border_profile(residual: Tensor, kernel_size: Size) -> tuple[BorderBand, ...]:
     """Follow the residual from the edge inwards.
 
     Args:
-        residual: y − Ax̂, shape `(*batch, C, H, W)`.
-        kernel_size: height and width of the kernel, which sets how deep the profile goes.
+        residual: y − Ax̂, shape `(*batch, C, *space)`.
+        kernel_size: taps along each axis of space, which set how deep the profile goes.
 
     Returns:
         One band a pixel of distance, starting with the edge. The innermost band gathers everything deeper.
     """
-    height, width = residual.shape[-2:]
-    by_pixel = residual.square().flatten(end_dim=-3).mean(dim=0, dtype=accumulation_dtype(residual))
-    distance = distance_from_edge((height, width), residual.device)
-    depth = min(max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH), (min(height, width) + 1) // 2)
-    band = distance.clamp_max(depth - 1).flatten()
-    total = by_pixel.new_zeros(depth).index_add(0, band, by_pixel.flatten())
-    n_pixels = by_pixel.new_zeros(depth).index_add(0, band, torch.ones_like(by_pixel).flatten())
-    rms = (total / n_pixels).sqrt()
-    return tuple(BorderBand(index, value) for index, value in enumerate(synchronize.as_numbers(rms)))
+    depth = max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH)
+    bands = EdgeBands(tuple(residual.shape[-len(kernel_size) :]), depth, residual.device)
+    rms = synchronize.as_numbers(bands.mean(residual.square()).sqrt())
+    return tuple(BorderBand(distance, value) for distance, value in enumerate(rms))
 
 
-def distance_from_edge(size: Size, device: torch.device) -> Tensor:
-    """Count the pixels between each pixel of a picture and the nearest edge, shape `(H, W)`; 0 on the edge itself."""
-    return torch.minimum(_distance_to_end(size[0], device)[:, None], _distance_to_end(size[1], device))
-
-
-def _distance_to_end(length: int, device: torch.device) -> Tensor:
-    index = torch.arange(length, device=device)
-    return torch.minimum(index, length - 1 - index)
-
-
-def _sum_of_squares(a: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return a.square().sum(dim=axes, dtype=accumulation_dtype(a))
+def _square_sums(images: Tensor, n_axes: int) -> Tensor:
+    """Add up the squares of each channel, shape `(C,)`."""
+    axes = tuple(axis for axis in range(images.ndim) if axis != images.ndim - n_axes - 1)
+    return images.square().sum(dim=axes, dtype=accumulation_dtype(images))
 
 
 def _ratio(squared_part: float, squared_whole: float) -> float:

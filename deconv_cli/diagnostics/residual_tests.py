@@ -1,4 +1,4 @@
-"""What a residual says: too smooth, too rough, another kernel, another border, or nothing amiss."""
+"""What a residual points to: too smooth, too rough, another kernel, another boundary, or nothing amiss."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.conditioning import estimator_gain
-from deconv_cli.diagnostics.noise_plateau import noise_plateau
-from deconv_cli.diagnostics.picard import tapered
+from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.residual import border_profile
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
@@ -29,8 +30,8 @@ EDGE_EXCESS = 2.0
 # The image would have to be so many times stronger in what is left over than in what the data decide.
 IMPLAUSIBLE = 2.0
 # A part of the excess over noise that points to the kernel.
-TELLING = 0.25
-# A residual rms below this part of the noise tells nothing: the estimate has taken up whatever there was.
+SUSPICIOUS = 0.25
+# A residual rms below this part of the noise says nothing: the estimate has taken up whatever there was.
 TAKEN_UP = 0.4
 # Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
@@ -38,43 +39,48 @@ N_BANDS = 24
 N_BINS = 61
 
 
-class ResidualVerdict(StrEnum):
+class ResidualFinding(StrEnum):
     """What a residual points to; `sentence` says it."""
 
     FINE = "fine"
     OVER_SMOOTHED = "over-smoothed"
     NOISE_FITTED = "noise fitted"
     WRONG_KERNEL = "wrong kernel"
-    WRONG_BORDER = "wrong border"
-    UNTESTED = "untested"
+    WRONG_BOUNDARY = "wrong boundary"
+    INCONCLUSIVE = "inconclusive"
 
     @property
     def sentence(self) -> str:
         """The finding as a sentence, with what to do."""
         return _SENTENCES[self]
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether something is amiss."""
+        return self not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
+
 
 _SENTENCES = {
-    ResidualVerdict.FINE: "The residual is no larger than the noise: nothing speaks against kernel, border or λ.",
-    ResidualVerdict.OVER_SMOOTHED: (
+    ResidualFinding.FINE: "The residual is no larger than the noise: nothing contradicts kernel, boundary or λ.",
+    ResidualFinding.OVER_SMOOTHED: (
         "The residual still holds detail of the picture that the kernel lets through: the estimate is over-smoothed, "
         "and a smaller λ would recover more."
     ),
-    ResidualVerdict.NOISE_FITTED: (
+    ResidualFinding.NOISE_FITTED: (
         "The residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
         "If λ was chosen from the data, doubt the kernel too: one that is too wide makes them ask for a small λ."
     ),
-    ResidualVerdict.WRONG_KERNEL: (
+    ResidualFinding.WRONG_KERNEL: (
         "The data hold what this kernel all but removes, so no plausible picture explains them: the kernel is "
         "probably wrong."
     ),
-    ResidualVerdict.WRONG_BORDER: (
-        "The residual is much larger along the edges than inside: the border is probably not what was assumed; "
-        "try --boundary unknown."
+    ResidualFinding.WRONG_BOUNDARY: (
+        "The residual is much larger along the edges than inside: the boundary is probably not what was assumed; "
+        'try boundary="unknown".'
     ),
-    ResidualVerdict.UNTESTED: (
+    ResidualFinding.INCONCLUSIVE: (
         "The residual neither confirms nor contradicts kernel and λ: the estimate has taken up most of the noise, or "
-        "the noise cannot be told from the picture itself."
+        "the noise cannot be separated from the picture itself."
     ),
 }
 
@@ -85,7 +91,7 @@ class Histogram:
 
     Attributes:
         edges: of the bins, in the units of the samples; samples beyond are counted in the outermost bins.
-        counts: one fewer.
+        counts: samples of each bin, one number fewer.
     """
 
     edges: tuple[float, ...]
@@ -97,17 +103,17 @@ class ResidualTests:
     """A residual looked at from several sides.
 
     Attributes:
-        verdict: what it points to.
+        finding: what it points to.
         whiteness: its autocorrelation, away from the edges.
         histogram: its distribution, away from the edges.
-        noise: standard deviation of the noise in the data, in the units of the samples; `None` if it cannot be told.
-        is_noise_given: the noise was stated, not estimated.
+        noise: standard deviation of the noise in the data, in the units of the samples; `None` if it is unknown.
+        is_noise_given: the noise was given by the user, not estimated.
         interior_rms: root mean square of the residual away from the edges.
         edge_ratio: the largest at one distance from the edge, up to a kernel's width, divided by that of the interior.
         implausible_share: which part of the residual's excess over noise no plausible image explains under this kernel.
     """
 
-    verdict: ResidualVerdict
+    finding: ResidualFinding
     whiteness: Whiteness
     histogram: Histogram
     noise: float | None
@@ -117,58 +123,57 @@ class ResidualTests:
     implausible_share: float
 
 
-def examine_residual(
+def check_residual(
     residual: Tensor,
     data: Tensor,
     modes: TorusModes,
+    inverse: InverseFilter,
     *,
-    weight: float,
-    penalty: str,
     kernel_size: Size,
     noise_gain: float,
     noise: float | None = None,
-    is_border_free: bool = False,
+    is_boundary_free: bool = False,
 ) -> ResidualTests:
-    """Test a residual, and say in one sentence what it means.
+    """Test a residual, and find what it points to.
 
     A kernel that removes more than the true one did is found out, if λ is not so small that the estimate follows the
     data anywhere, nor so large that all is smoothed alike. One that removes less, or that only moves waves (a kernel
     turned by half a circle), leaves no trace in any residual.
 
     Args:
-        residual: y − Ax̂, shape `(*batch, C_out, H, W)`.
+        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
         data: y, less the bias if there is one; of the same shape.
         modes: of the kernel on the torus of the data.
-        weight: μ = λσ²max.
-        penalty: which L.
-        kernel_size: height and width of the kernel.
+        inverse: what made the estimate, as a filter.
+        kernel_size: taps along each axis of space.
         noise_gain: how much stronger white noise comes back in the estimate.
-        noise: standard deviation of the noise, where it is known.
-        is_border_free: nothing was assumed about what lies outside, so that the border cannot be at fault.
+        noise: standard deviation of the noise in the units of the samples, where it is known.
+        is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
-    level = noise if noise is not None else noise_plateau(data)
+    n_axes = len(kernel_size)
+    level = noise if noise is not None else estimate_noise_of_blurred(data)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)
-    whiteness = measure_whiteness(inside)
-    implausible = _implausible_share(residual, data, modes, weight, penalty, level or 0.0)
-    spread = _rms(data - data.mean(dim=(-2, -1), keepdim=True))
+    implausible = _implausible_share(residual, data, modes, inverse, level or 0.0)
+    spread = _rms(data - data.mean(dim=space_axes(n_axes), keepdim=True))
     least = NOTABLE * spread if level is None else level
-    if not is_border_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
-        verdict = ResidualVerdict.WRONG_BORDER
+    if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
+        finding = ResidualFinding.WRONG_BOUNDARY
     elif level is None:
-        verdict = ResidualVerdict.UNTESTED
+        finding = ResidualFinding.INCONCLUSIVE
     elif interior_rms > EXCESS * level:
-        verdict = _cause_of_excess(implausible)
+        is_kernel = implausible > SUSPICIOUS
+        finding = ResidualFinding.WRONG_KERNEL if is_kernel else ResidualFinding.OVER_SMOOTHED
     elif interior_rms < level and noise_gain * level > max(VISIBLE * spread, AMPLIFIED * level):
-        verdict = ResidualVerdict.NOISE_FITTED
+        finding = ResidualFinding.NOISE_FITTED
     elif interior_rms < TAKEN_UP * level:
-        verdict = ResidualVerdict.UNTESTED
+        finding = ResidualFinding.INCONCLUSIVE
     else:
-        verdict = ResidualVerdict.FINE
+        finding = ResidualFinding.FINE
     return ResidualTests(
-        verdict=verdict,
-        whiteness=whiteness,
+        finding=finding,
+        whiteness=measure_whiteness(inside, n_axes),
         histogram=_histogram(inside),
         noise=level,
         is_noise_given=noise is not None,
@@ -178,14 +183,11 @@ def examine_residual(
     )
 
 
-def _cause_of_excess(implausible_share: float) -> ResidualVerdict:
-    return ResidualVerdict.WRONG_KERNEL if implausible_share > TELLING else ResidualVerdict.OVER_SMOOTHED
-
-
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:
     """Cut off what is less than a kernel away from the edge, but never more than a quarter of a side."""
-    rows, columns = _margins(residual, kernel_size)
-    return residual[..., rows : residual.shape[-2] - rows, columns : residual.shape[-1] - columns]
+    for axis, margin in zip(space_axes(len(kernel_size)), _margins(residual, kernel_size), strict=True):
+        residual = residual.narrow(axis, margin, residual.shape[axis] - 2 * margin)
+    return residual
 
 
 def _edge_ratio(residual: Tensor, kernel_size: Size, interior_rms: float) -> float:
@@ -198,49 +200,45 @@ def _edge_ratio(residual: Tensor, kernel_size: Size, interior_rms: float) -> flo
 
 
 def _margins(residual: Tensor, kernel_size: Size) -> Size:
-    height, width = residual.shape[-2:]
-    return min(max(kernel_size[0], 2), height // 4), min(max(kernel_size[1], 2), width // 4)
+    size = residual.shape[-len(kernel_size) :]
+    return tuple(min(max(k, 2), n // 4) for k, n in zip(kernel_size, size, strict=True))
 
 
 def _implausible_share(
-    residual: Tensor,
-    data: Tensor,
-    modes: TorusModes,
-    weight: float,
-    penalty: str,
-    noise: float,
+    residual: Tensor, data: Tensor, modes: TorusModes, inverse: InverseFilter, noise: float
 ) -> float:
-    """Ask how strong an image would have to be to explain what the residual holds beyond noise.
+    """Compute which part of what the residual holds beyond noise no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
     """
-    left, whole = (tapered(image if image.ndim > 3 else image[None]) for image in (residual, data))
-    gain = estimator_gain(modes, weight=weight, penalty=penalty, threshold=0.0)
-    kept = (gain * modes.sigma).flatten()
+    n_axes = len(modes.torus)
+    left, whole = (
+        apply_hann_window(images.reshape(-1, *images.shape[-n_axes - 1 :]), n_axes) for images in (residual, data)
+    )
+    kept = inverse.passed(modes).flatten()
     sigma, weights = modes.sigma.flatten(), modes.weights[..., None].expand_as(modes.sigma).flatten()
     of_residual, of_data = (
-        torch.view_as_real(modes.of_outputs(image)).square().sum(-1).flatten(end_dim=-4).mean(0).flatten()
-        for image in (left, whole)
+        torch.view_as_real(modes.of_outputs(images)).square().sum(-1).mean(0).flatten() for images in (left, whole)
     )
     decided = kept >= kept.quantile(0.98).clamp_max(0.5)
     reference = synchronize.as_number(
         (of_data / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny))[synchronize.places(decided)].median()
     )
-    outside = (modes.energy(left).flatten(end_dim=-3).mean(0).flatten().sum() - of_residual.sum()).clamp_min(0)
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
     if n_perpendicular > 0:
         # What lies outside the range of the kernel is explained by no image at all.
-        beyond = synchronize.as_number(outside) - n_perpendicular * len(modes.rows) * len(modes.columns) * noise**2
+        outside = (modes.energy(left).mean(0).sum() - of_residual.sum()).clamp_min(0)
+        beyond = synchronize.as_number(outside) - n_perpendicular * modes.weights.numel() * noise**2
         excess = implausible = max(beyond, 0.0)
     for piece in sigma.argsort().tensor_split(min(N_BANDS, len(sigma))):
         share = weights[piece] / weights[piece].sum()
-        passed = (1 - kept[piece]).square()
-        surplus = synchronize.as_number((share * (of_residual[piece] - noise**2 * passed)).sum())
+        lost = (1 - kept[piece]).square()
+        surplus = synchronize.as_number((share * (of_residual[piece] - noise**2 * lost)).sum())
         if surplus <= 0:
             continue
-        signal = synchronize.as_number((share * passed * sigma[piece].square()).sum())
+        signal = synchronize.as_number((share * lost * sigma[piece].square()).sum())
         amount = surplus * len(piece)
         excess += amount
         implausible += amount if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0

@@ -1,7 +1,8 @@
-"""The modes of a convolution on a torus: its singular vectors, frequency by frequency.
+"""Singular vectors and values of a convolution on a torus, frequency by frequency.
 
 At the frequency θ the block K(θ) = U S Vᴴ (`C_out × C_in`) sends the wave of amplitude v_j to that of amplitude u_j,
-σ_j times as strong. Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, 2019, section 2.
+σ_j times as strong: a mode (Sedghi, Gupta and Long, "The singular values of convolutional layers", International
+Conference on Learning Representations 2019, section 2).
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import phases, to_float64
+from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.circulant import (
+    channels_last,
+    multiply_lines,
+    multiply_lines_adjoint,
+    phases,
+    sum_taps,
+    to_float64,
+)
 from deconv_cli.operators.spectrum import single_threaded, singular_values
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
@@ -26,23 +35,21 @@ MIN_BLOCK_OPERATIONS = 512
 
 @dataclass(frozen=True, eq=False)
 class TorusModes:
-    """Singular vectors and values at a sample of the frequencies of `torch.fft.rfft2`, the same steps apart.
+    """Singular vectors and values at frequencies of `torch.fft.rfftn`, evenly spaced along each axis.
 
-    With m = min(C_out, C_in) modes at each of R × C frequencies:
+    With m = min(C_out, C_in) modes at each of the frequencies of a grid of shape F = (F1, F2, ...):
 
     Attributes:
-        torus: `(N1, N2)`.
-        rows: numbers of the frequencies along the rows, shape `(R,)`.
-        columns: numbers of those along the columns, at most N2 / 2, shape `(C,)`.
-        weights: how many frequencies of the whole torus each one stands for, shape `(R, C)`.
-        u: complex, shape `(R, C, C_out, m)`.
-        sigma: descending, shape `(R, C, m)`.
-        vh: complex, shape `(R, C, m, C_in)`.
+        torus: `(N1, N2, ...)`.
+        frequencies: for each axis the numbers of the frequencies along it, shape `(Fi,)`; at most N / 2 on the last.
+        weights: how many frequencies of the whole torus each one stands for, shape `(*F,)`.
+        u: complex, shape `(*F, C_out, m)`.
+        sigma: descending, shape `(*F, m)`.
+        vh: complex, shape `(*F, m, C_in)`.
     """
 
     torus: Size
-    rows: Tensor
-    columns: Tensor
+    frequencies: tuple[Tensor, ...]
     weights: Tensor
     u: Tensor
     sigma: Tensor
@@ -51,65 +58,82 @@ class TorusModes:
     @property
     def is_complete(self) -> bool:
         """Whether every frequency of the torus is there, or its mirror image."""
-        return len(self.rows) == self.torus[0] and len(self.columns) == self.torus[1] // 2 + 1
+        return tuple(self.weights.shape) == half_spectrum(self.torus)
 
     def squared_penalty(self, penalty: str) -> Tensor:
-        """Evaluate |l(θ)|², shape `(R, C, 1)`."""
+        """Evaluate |l(θ)|², shape `(*F, 1)`."""
         whole = find_penalty(penalty).symbol(self.torus, self.sigma.dtype, self.sigma.device)
-        return whole[self.rows][:, self.columns][..., None]
+        return self._sampled(whole)[..., None]
 
     def of_outputs(self, images: Tensor) -> Tensor:
         """Compute uᴴY of unitary transforms of outputs: white noise of unit variance gives mean squares of one.
 
         Args:
-            images: shape `(*batch, C_out, N1, N2)`.
+            images: shape `(*batch, C_out, N1, N2, ...)`.
 
         Returns:
-            Complex, shape `(*batch, R, C, m)`.
+            Complex, shape `(*batch, *F, m)`.
         """
-        return (self.u.mH @ self._transformed(images)).squeeze(-1)
+        lines = self._transformed(images).flatten(-len(self.torus))
+        return self._on_grid(multiply_lines_adjoint(self.u.flatten(0, -3), lines))
 
     def of_inputs(self, images: Tensor) -> Tensor:
-        """Compute vᴴX of unitary transforms of images `(*batch, C_in, N1, N2)`, shape `(*batch, R, C, m)`."""
-        return (self.vh @ self._transformed(images)).squeeze(-1)
+        """Compute vᴴX of unitary transforms of images `(*batch, C_in, N1, N2, ...)`, shape `(*batch, *F, m)`."""
+        lines = self._transformed(images).flatten(-len(self.torus))
+        return self._on_grid(multiply_lines(self.vh.flatten(0, -3), lines))
 
     def energy(self, images: Tensor) -> Tensor:
-        """Sum up |X(θ)|² over channels, shape `(*batch, R, C)`."""
-        return torch.view_as_real(self._transformed(images)).square().sum(dim=(-3, -2, -1))
+        """Sum up |X(θ)|² over channels, shape `(*batch, *F)`."""
+        return torch.view_as_real(self._transformed(images)).square().sum(dim=(-len(self.torus) - 2, -1))
 
     def _transformed(self, images: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(images.to(self.sigma.dtype), norm="ortho")
-        sampled = spectrum[..., self.rows, :][..., self.columns]
-        return sampled.movedim(-3, -1)[..., None]
+        axes = space_axes(len(self.torus))
+        return self._sampled(torch.fft.rfftn(images.to(self.sigma.dtype), dim=axes, norm="ortho"))
+
+    def _sampled(self, spectrum: Tensor) -> Tensor:
+        for axis, numbers in zip(space_axes(len(self.torus)), self.frequencies, strict=True):
+            spectrum = spectrum.index_select(axis, numbers)
+        return spectrum
+
+    def _on_grid(self, lines: Tensor) -> Tensor:
+        return lines.movedim(-2, -1).unflatten(-2, self.weights.shape)
 
 
-def torus_modes(taps: Tensor, torus: Size) -> TorusModes:
+def torus_modes(taps: Tensor, torus: Size, *, is_bounded: bool = True) -> TorusModes:
     """Decompose the symbol of a cross-correlation on a torus.
 
-    Where the frequencies are more than the work allows, every second, third, ... along either axis is taken.
-
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
-        torus: `(N1, N2)`.
+        taps: shape `(C_out, C_in, *k)`.
+        torus: `(N1, N2, ...)`.
+        is_bounded: where the frequencies are more than the work allows, take every second, third, ... along an axis.
     """
     wide = to_float64(taps.detach())
-    n_columns = torus[1] // 2 + 1
-    steps = _steps((torus[0], n_columns), *wide.shape[:2])
-    rows = torch.arange(0, torus[0], steps[0], device=wide.device)
-    columns = torch.arange(0, n_columns, steps[1], device=wide.device)
-    symbol = symbol_at(wide, torus, rows, columns)
-    u, sigma, vh = _decompose(symbol)
-    is_single = (columns == 0) | (2 * columns == torus[1])
-    multiplicity = torch.where(is_single, 1.0, 2.0).to(sigma.dtype)
-    weights = multiplicity.expand(len(rows), len(columns))
-    return TorusModes(torus, rows, columns, weights * (math.prod(torus) / weights.sum()), u, sigma, vh)
+    plane = half_spectrum(torus)
+    steps = _steps(plane, *wide.shape[:2]) if is_bounded else (1,) * len(plane)
+    frequencies = tuple(torch.arange(0, n, step, device=wide.device) for n, step in zip(plane, steps, strict=True))
+    u, sigma, vh = _decompose(symbol_at(wide, torus, frequencies))
+    last = frequencies[-1]
+    multiplicity = torch.where((last == 0) | (2 * last == torus[-1]), 1.0, 2.0).to(sigma.dtype)
+    weights = multiplicity.expand(sigma.shape[:-1])
+    return TorusModes(torus, frequencies, weights * (math.prod(torus) / weights.sum()), u, sigma, vh)
 
 
-def symbol_at(taps: Tensor, torus: Size, rows: Tensor, columns: Tensor) -> Tensor:
-    """Evaluate Σ_d K[d] exp(iθ·d) at some rows `(R,)` and columns `(C,)` of a torus, `(R, C, C_out, C_in)`."""
-    down = phases(rows, torus[0], taps.shape[-2], taps)
-    across = phases(columns, torus[1], taps.shape[-1], taps)
-    return (down @ taps.to(down.dtype) @ across.T).permute(2, 3, 0, 1).contiguous()
+def symbol_at(taps: Tensor, torus: Size, frequencies: tuple[Tensor, ...]) -> Tensor:
+    """Evaluate Σ_d K[d] exp(iθ·d) on a grid of frequencies of a torus.
+
+    Args:
+        taps: shape `(C_out, C_in, *k)`.
+        torus: `(N1, N2, ...)`.
+        frequencies: for each axis their numbers, shape `(Fi,)`.
+
+    Returns:
+        Complex, shape `(F1, F2, ..., C_out, C_in)`.
+    """
+    tables = [
+        phases(numbers, length, n_taps, taps)
+        for numbers, length, n_taps in zip(frequencies, torus, taps.shape[2:], strict=True)
+    ]
+    return channels_last(sum_taps(taps.to(tables[0].dtype), tables, first_axis=2)).contiguous()
 
 
 def _decompose(symbol: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,13 +149,13 @@ def _decompose(symbol: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _steps(plane: Size, n_outputs: int, n_inputs: int) -> Size:
-    """Find how far apart the frequencies must be, along rows and columns, for the work to be bounded."""
+    """Find how far apart the frequencies must be, along each axis, for the work to be bounded."""
     per_block = n_outputs * n_inputs * min(n_outputs, n_inputs)
     cost = 1 if n_outputs == n_inputs == 1 else max(per_block, MIN_BLOCK_OPERATIONS)
     affordable = min(MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS / cost)
-    steps = [1, 1]
+    steps = [1] * len(plane)
     while math.prod(counts := [-(-n // step) for n, step in zip(plane, steps, strict=True)]) > max(affordable, 1):
         if max(counts) == 1:
             break
         steps[counts.index(max(counts))] += 1
-    return steps[0], steps[1]
+    return tuple(steps)

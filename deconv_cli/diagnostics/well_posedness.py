@@ -1,15 +1,15 @@
-"""Whether a border loses part of the image, how deep the edge reaches, and what would mend it."""
+"""Whether a boundary loses part of the image, how deep the edge reaches, and what would help."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from torch import Tensor
 
 from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
-from deconv_cli.diagnostics.winding import AxisRoots, axis_roots
+from deconv_cli.diagnostics.lost_modes import LostModes, Roots, count_lost_modes, find_lossless_pads
+from deconv_cli.diagnostics.winding import axis_roots
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64
@@ -27,26 +27,24 @@ MIN_ADVISED_LAMBDA = 1e-6
 # Influence of 1 % beyond this part of the shorter side is called deep.
 DEEP = 0.25
 
-UNTESTED = "the border was not tested: the channels of the kernel depend on one another, or are too many"
-
-_Roots: TypeAlias = tuple[AxisRoots, AxisRoots]
+UNTESTED = "the boundary was not tested: the channels of the kernel depend on one another, or are too many"
 
 
 @dataclass(frozen=True)
 class WellPosedness:
-    """What the border does to the problem, found from the kernel alone before anything is solved.
+    """What the boundary does to the problem, found from the kernel alone before anything is solved.
 
     Attributes:
-        is_well_posed: the border does not amplify errors in the data: it loses no modes, or λ > 0 bounds what they do.
-            `None` if it was not tested.
+        is_well_posed: the boundary does not amplify errors in the data: it loses no modes, or λ > 0 bounds what they
+            do. `None` if it was not tested.
         threshold: √λ, below which the penalty decides instead of the data; 1e-3 for λ = 0. In units of σmax.
         reason: the finding as a sentence.
         n_border_modes: an estimate of how many singular values vanish as the image grows, though those of the symbol
             do not; `None` if it was not tested, as below.
         n_lost_modes: how many of them are below `threshold` at this size; several times too many where a padding adds
             rows and takes columns.
-        windings: the least and the largest winding number of det K along the rows and along the columns, over the
-            frequencies of the other axis; `None` where the border made the test needless.
+        windings: the least and the largest winding number of det K along each axis, over the frequencies of the other
+            one; `None` where the boundary made the test needless.
         n_frequencies: how many frequencies along the edges were looked at; 0 where none had to be.
         nearest_root: modulus of the root of det K nearest to the unit circle, turned inside: without λ the influence of
             the edge fades like its powers in the end. `None` where it was not looked for.
@@ -54,7 +52,7 @@ class WellPosedness:
         is_deep: the influence of 1 % reaches beyond a quarter of the shorter side.
         advice: what would make the problem well posed, a sentence each; empty where nothing is lost.
         advised_lambda: a λ that bounds the noise; `None` where none is needed.
-        advised_pads: borders of the same total width under which nothing is lost; `None` if there are none.
+        advised_pads: border pixels of the same total number under which nothing is lost; `None` if there are none.
     """
 
     is_well_posed: bool | None
@@ -62,7 +60,7 @@ class WellPosedness:
     reason: str
     n_border_modes: int | None = 0
     n_lost_modes: int | None = 0
-    windings: tuple[Size, Size] | None = None
+    windings: tuple[Size, ...] | None = None
     n_frequencies: int = 0
     nearest_root: float | None = None
     influence: InfluenceDepth | None = None
@@ -72,23 +70,15 @@ class WellPosedness:
     advised_pads: Pads | None = None
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """Estimated numbers of modes, and those below the threshold."""
-
-    n_border_modes: int
-    n_lost_modes: int
-
-
 def assess(
     taps: Tensor, geometry: Geometry, boundary: str | BoundaryRule, *, lam: float, penalty: str, spectrum: Spectrum
 ) -> WellPosedness:
-    """Judge a problem by the roots of its kernel's polynomial, without building it.
+    """Assess a problem by the roots of its kernel's polynomial, without building it.
 
-    Where the border cannot lose anything (circular, unknown, valid, full) only the depth of influence is measured.
+    Where the boundary cannot lose anything (circular, unknown, valid, full) only the depth of influence is measured.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
+        taps: shape `(C_out, C_in, *k)`.
         geometry: the sizes.
         boundary: what lies outside the image.
         lam: λ.
@@ -96,17 +86,16 @@ def assess(
         spectrum: of the same kernel on the torus of the image.
     """
     threshold = math.sqrt(lam) if lam > 0 else LOST
-    size = geometry.image_size
-    rule = as_rule(boundary)
+    size, rule = geometry.image_size, as_rule(boundary)
     harmless = _harmless(geometry, rule, is_tall=taps.shape[0] > taps.shape[1])
     if rule.is_periodic:
         return WellPosedness(is_well_posed=True, threshold=threshold, reason=str(harmless))
     roots = None if harmless else _find_roots(taps, size)
-    # Roots tell singular values relative to the symbol's ordinary ones, whose mean square is a sum over the taps.
+    # Roots give singular values relative to the symbol's ordinary ones, whose mean square is a sum over the taps.
     ordinary = synchronize.as_number(to_float64(taps).square().sum() / min(taps.shape[:2])) ** 0.5
     fraction = threshold * spectrum.sigma_max / ordinary
-    loss = None if roots is None else _loss(roots, geometry.pads, size, fraction)
-    if loss is not None and loss.n_lost_modes > 0 and lam == 0:
+    lost = None if roots is None else count_lost_modes(roots, geometry.pads, size, fraction)
+    if lost is not None and lost.n_lost_modes > 0 and lam == 0:
         # What is lost at one edge depends on the data at the other one.
         influence: InfluenceDepth | None = InfluenceDepth(None, None, None)
     else:
@@ -120,36 +109,36 @@ def assess(
     )
     if harmless is not None:
         return finding
-    if roots is None or loss is None:
+    if roots is None or lost is None:
         return replace(finding, is_well_posed=None, n_border_modes=None, n_lost_modes=None)
-    rows, columns = roots
-    pads = geometry.pads
-    is_lossy = loss.n_lost_modes > 0
-    shift = _harmless_shift(roots, geometry, fraction) if is_lossy else None
+    is_lossy = lost.n_lost_modes > 0
+    lossless = find_lossless_pads(roots, geometry, fraction) if is_lossy else None
     advised_lambda = _advised_lambda(spectrum) if is_lossy and lam == 0 else None
+    sides = zip(geometry.pads.before, geometry.pads.after, strict=True)
     return replace(
         finding,
         is_well_posed=lam > 0 or not is_lossy,
-        n_border_modes=loss.n_border_modes,
-        n_lost_modes=loss.n_lost_modes,
-        windings=(rows.windings(_sides(pads, 0)), columns.windings(_sides(pads, 1))),
-        n_frequencies=rows.n_lines + columns.n_lines,
-        nearest_root=max(rows.nearest_root, columns.nearest_root),
-        reason=_reason(loss, lam, is_square=taps.shape[0] == taps.shape[1]),
-        advice=_advice(advised_lambda, shift) if is_lossy else (),
+        n_border_modes=lost.n_border_modes,
+        n_lost_modes=lost.n_lost_modes,
+        windings=tuple(along.windings(pads) for along, pads in zip(roots, sides, strict=True)),
+        n_frequencies=sum(along.n_lines for along in roots),
+        nearest_root=max(along.nearest_root for along in roots),
+        reason=_reason(lost, lam, is_square=taps.shape[0] == taps.shape[1]),
+        advice=_advice(advised_lambda, lossless) if is_lossy else (),
         advised_lambda=advised_lambda,
-        advised_pads=shift,
+        advised_pads=lossless,
     )
 
 
-def _find_roots(taps: Tensor, size: Size) -> _Roots | None:
-    rows = axis_roots(taps, 0, edge=size[1])
-    columns = None if rows is None else axis_roots(taps, 1, edge=size[0])
-    return None if rows is None or columns is None else (rows, columns)
+def _find_roots(taps: Tensor, size: Size) -> Roots | None:
+    """Find the roots along each axis; `None` where the test does not apply: it is made for images of two axes."""
+    roots = [axis_roots(taps, axis, edge=size[1 - axis]) for axis in (0, 1)] if len(size) == 2 else []
+    found = tuple(along for along in roots if along is not None)
+    return found if len(found) == len(size) else None
 
 
 def _harmless(geometry: Geometry, boundary: BoundaryRule, *, is_tall: bool) -> str | None:
-    """Say why a border cannot lose anything, or `None` if it can.
+    """Return why a boundary cannot lose anything, or `None` if it can.
 
     `valid` has A Aᵀ = T(K Kᴴ) and `full` with zeros AᵀA = T(KᴴK), sections of the symbol whose eigenvalues lie between
     those of the symbol. A tall `valid` convolution has a null space besides: exponentials at the common roots of all
@@ -160,61 +149,12 @@ def _harmless(geometry: Geometry, boundary: BoundaryRule, *, is_tall: bool) -> s
     pads = geometry.pads
     if boundary.is_unknown or not any(pads.total):
         if is_tall:
-            return "nothing is taken to lie outside, so there is no border to lose anything at"
+            return "nothing is taken to lie outside, so nothing can be lost at a border"
         return "nothing is taken to lie outside, so no singular value is below those of the kernel's symbol"
     if all(
         pad >= k - 1 for side in (pads.before, pads.after) for pad, k in zip(side, geometry.kernel_size, strict=True)
     ):
-        return "the output holds all that the kernel made of every pixel, so the border loses nothing"
-    return None
-
-
-def _loss(roots: _Roots, pads: Pads, size: Size, fraction: float) -> _Loss:
-    rows, columns = roots
-    found = below = 0.0
-    for along_rows, along_columns in zip(
-        rows.border_modes(_sides(pads, 0), length=size[0], edge=size[1]),
-        columns.border_modes(_sides(pads, 1), length=size[1], edge=size[0]),
-        strict=True,
-    ):
-        axes = (along_rows, along_columns)
-        matched = sum(modes.estimate(modes.n_modes) for modes in axes)
-        # What one axis leaves unseen, and the surplus of data that the other axis has, are matched around the corners.
-        unseen = sum(modes.estimate(modes.n_unseen) for modes in axes)
-        unreached = sum(modes.estimate(modes.n_unreached) for modes in axes)
-        around_corners = min(unseen, unreached) - matched
-        found += matched + around_corners
-        below += around_corners + sum(modes.estimate((modes.singular_values < fraction).sum(-1)) for modes in axes)
-    return _Loss(_count(found), _count(below))
-
-
-def _sides(pads: Pads, axis: int) -> tuple[int, int]:
-    return pads.before[axis], pads.after[axis]
-
-
-def _count(estimate: float) -> int:
-    """Round, but let nothing that was found vanish."""
-    return max(round(estimate), int(estimate > 0))
-
-
-def _harmless_shift(roots: _Roots, geometry: Geometry, fraction: float) -> Pads | None:
-    """Find borders of the same total width, as near as can be to the present ones, that lose nothing."""
-    pads, (height, width) = geometry.pads, geometry.image_size
-    rows, columns = pads.total
-    top = _lossless_start(roots[0], pads.before[0], rows, (height, width), fraction)
-    left = _lossless_start(roots[1], pads.before[1], columns, (width, height), fraction)
-    if top is None or left is None:
-        return None
-    shifted = Pads((top, left), (rows - top, columns - left))
-    return shifted if _loss(roots, shifted, geometry.image_size, fraction).n_lost_modes == 0 else None
-
-
-def _lossless_start(roots: AxisRoots, present: int, total: int, size: Size, fraction: float) -> int | None:
-    """Find how many of `total` border pixels should stand at the start of an axis of `size` (length, edge)."""
-    for start in sorted(range(total + 1), key=lambda start: abs(start - present)):
-        groups = roots.border_modes((start, total - start), length=size[0], edge=size[1])
-        if not any(bool((modes.singular_values < fraction).any()) for modes in groups):
-            return start
+        return "the output holds all that the kernel made of every pixel, so the boundary loses nothing"
     return None
 
 
@@ -231,21 +171,21 @@ def _is_deep(influence: InfluenceDepth | None, size: Size) -> bool:
     return influence.hundredth > max(DEEP * min(size), 1)
 
 
-def _reason(loss: _Loss, lam: float, *, is_square: bool) -> str:
-    if loss.n_lost_modes == 0:
+def _reason(lost: LostModes, lam: float, *, is_square: bool) -> str:
+    if lost.n_lost_modes == 0:
         if is_square:
-            return "the border loses nothing that the kernel lets through"
-        return "the border loses nothing: with unequal numbers of channels no image along an edge escapes all outputs"
-    lost = f"about {loss.n_lost_modes} {'mode' if loss.n_lost_modes == 1 else 'modes'} along the edges"
+            return "the boundary loses nothing that the kernel lets through"
+        return "the boundary loses nothing: with unequal numbers of channels no image along an edge escapes all outputs"
+    modes = f"about {lost.n_lost_modes} {'mode' if lost.n_lost_modes == 1 else 'modes'} along the edges"
     if lam > 0:
-        return f"{lost} come through this border too weakly for the data to decide them; the penalty does"
+        return f"{modes} come through under this boundary too weakly for the data to decide them; the penalty does"
     return (
-        f"{lost} all but vanish under this border, and come back amplified more than {1 / LOST:.0f} times together "
+        f"{modes} all but vanish under this boundary, and come back amplified more than {1 / LOST:.0f} times together "
         "with noise and rounding, though the kernel itself lets them through"
     )
 
 
-def _advice(lam: float | None, shift: Pads | None) -> tuple[str, ...]:
+def _advice(lam: float | None, lossless: Pads | None) -> tuple[str, ...]:
     advice = []
     if lam is not None:
         advice.append(
@@ -255,9 +195,10 @@ def _advice(lam: float | None, shift: Pads | None) -> tuple[str, ...]:
         "where the convolution can be chosen, padding full keeps them all, and padding valid has no border to lose "
         "them at, but leaves the outermost pixels to the least norm"
     )
-    if shift is not None:
+    if lossless is not None:
+        (top, left), (bottom, right) = lossless.before, lossless.after
         advice.append(
-            f"an output of the same size that is aligned to the kernel's weight loses none: {shift.before[0]} border "
-            f"pixels above, {shift.after[0]} below, {shift.before[1]} to the left and {shift.after[1]} to the right"
+            f"an output of the same size that is aligned to the kernel's weight loses none: {top} border pixels above, "
+            f"{bottom} below, {left} to the left and {right} to the right"
         )
     return tuple(advice)

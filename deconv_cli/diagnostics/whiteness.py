@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 
 # Lags up to here along either axis.
@@ -20,15 +21,16 @@ class Whiteness:
     """The autocorrelation of a residual, and how far it is from that of white noise.
 
     Attributes:
-        autocorrelation: ρ(d) = Σ r[m] r[m + d] / Σ r[m]², for lags from −`max_lag` to `max_lag` along both axes, shape
-            `(2·max_lag + 1, 2·max_lag + 1)`; 1 in the middle, and about 0 elsewhere for white noise.
+        autocorrelation: ρ(d) = Σ r[m] r[m + d] / Σ r[m]², for lags from −`max_lag` to `max_lag` along each axis, shape
+            `(2·max_lag + 1, ...)`; 1 in the middle, and about 0 elsewhere for white noise.
         max_lag: the largest lag.
         largest: the largest |ρ(d)| at d ≠ 0.
-        statistic: Q = Σ n(d) ρ(d)² over half of the lags, the others being their mirror images (Ljung and Box, On a
-            measure of lack of fit in time series models, Biometrika 65, 1978, here over two axes).
+        statistic: Q = Σ n(d) ρ(d)² over half of the lags, the others being their mirror images (Ljung and Box, "On a
+            measure of lack of fit in time series models", Biometrika 65, 1978, here over all axes).
         n_lags: how many terms it has: for white noise Q follows χ² with so many degrees of freedom.
         p_value: the probability that white noise gives a Q as large as this; 0 where it is below about 1e-300.
-        z_score: Q in standard deviations from what white noise gives (Wilson and Hilferty, 1931).
+        z_score: Q in standard deviations from what white noise gives (Wilson and Hilferty, "The distribution
+            of chi-square", Proceedings of the National Academy of Sciences 17, 1931).
     """
 
     autocorrelation: Tensor
@@ -40,55 +42,64 @@ class Whiteness:
     z_score: float
 
 
-def measure_whiteness(residual: Tensor) -> Whiteness:
-    """Test whether residuals look like white noise, all planes together.
+def measure_whiteness(residual: Tensor, n_axes: int = 2) -> Whiteness:
+    """Test whether residuals look like white noise, all images and channels together.
 
     Args:
-        residual: shape `(*batch, C, H, W)`.
+        residual: shape `(*batch, C, *space)`.
+        n_axes: how many axes of space there are.
     """
-    planes = to_float64(residual).flatten(end_dim=-3)
-    planes = planes - planes.mean(dim=(-2, -1), keepdim=True)
-    height, width = planes.shape[-2:]
-    lag = max(min(MAX_LAG, (min(height, width) - 1) // 2), 0)
+    size = residual.shape[-n_axes:]
+    axes = space_axes(n_axes)
+    planes = to_float64(residual).reshape(-1, *size)
+    planes = planes - planes.mean(dim=axes, keepdim=True)
+    lag = max(min(MAX_LAG, (min(size) - 1) // 2), 0)
     sums = _lagged_products(planes, lag)
-    power = sums[lag, lag]
+    power = sums.flatten()[sums.numel() // 2]
     if synchronize.as_number(power) == 0 or lag == 0:
-        return Whiteness(torch.ones(2 * lag + 1, 2 * lag + 1), lag, 0.0, 0.0, 0, 1.0, 0.0)
-    offsets = torch.arange(-lag, lag + 1, device=planes.device).abs()
-    n_pairs = (len(planes) * (height - offsets[:, None]) * (width - offsets)).to(planes.dtype)
+        return Whiteness(torch.ones([2 * lag + 1] * n_axes), lag, 0.0, 0.0, 0, 1.0, 0.0)
+    n_pairs = planes.new_full((1,), len(planes))
+    for length in size:
+        n_pairs = n_pairs[..., None] * (length - torch.arange(-lag, lag + 1, device=planes.device).abs())
     # Each sum divided by the number of its terms: distant lags have fewer. Taking off the mean of a plane takes as much
     # from every product as it takes from the power, which is put back.
-    n_pixels = height * width
-    correlation = sums / n_pairs / (power / (len(planes) * (n_pixels - 1))) + 1 / n_pixels
-    terms = (n_pairs * correlation.square()).flatten()[: (2 * lag + 1) ** 2 // 2]
-    largest = synchronize.as_number(correlation.abs().flatten()[: len(terms)].max())
-    statistic = synchronize.as_number(terms.sum())
+    n_pixels = math.prod(size)
+    correlation = sums / n_pairs[0] / (power / (len(planes) * (n_pixels - 1))) + 1 / n_pixels
+    n_lags = correlation.numel() // 2
+    statistic = synchronize.as_number((n_pairs[0] * correlation.square()).flatten()[:n_lags].sum())
     return Whiteness(
         autocorrelation=correlation,
         max_lag=lag,
-        largest=largest,
+        largest=synchronize.as_number(correlation.abs().flatten()[:n_lags].max()),
         statistic=statistic,
-        n_lags=len(terms),
-        p_value=_chi_square_tail(statistic, len(terms)),
-        z_score=_normal_score(statistic, len(terms)),
+        n_lags=n_lags,
+        p_value=_chi_square_tail(statistic, n_lags),
+        z_score=_normal_score(statistic, n_lags),
     )
 
 
 def _lagged_products(planes: Tensor, lag: int) -> Tensor:
-    """Sum r[m] r[m + d] over planes `(n, H, W)` for all lags up to `lag`, without wrapping around."""
-    size = (planes.shape[-2] + lag, planes.shape[-1] + lag)
-    power = torch.view_as_real(torch.fft.rfft2(planes, s=size)).square().sum(dim=(0, -1))
-    products = torch.fft.irfft2(power.to(torch.complex64 if power.dtype == torch.float32 else torch.complex128), s=size)
-    places = torch.arange(-lag, lag + 1, device=planes.device)
-    return products[places % size[0]][:, places % size[1]]
+    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
+    size = [n + lag for n in planes.shape[1:]]
+    axes = space_axes(len(size))
+    power = torch.view_as_real(torch.fft.rfftn(planes, s=size, dim=axes)).square().sum(dim=(0, -1))
+    products = torch.fft.irfftn(power.to(planes.dtype.to_complex()), s=size, dim=axes)
+    # From lags 0, 1, ..., −1 to −lag, ..., lag.
+    products = products.roll([lag] * len(size), axes)
+    for axis in axes:
+        products = products.narrow(axis, 0, 2 * lag + 1)
+    return products
 
 
 def _chi_square_tail(statistic: float, n: int) -> float:
-    """Add up exp(−x) xᵏ / k! for k below n / 2, where x is half the statistic: the number of lags is always even."""
+    """Compute Q(n/2, x) at half the statistic x, by Q(a + 1, x) = Q(a, x) + exp(−x) xᵃ / Γ(a + 1)."""
     half = statistic / 2
-    total = 0.0
+    if half <= 0:
+        return 1.0
+    total, start = (math.erfc(math.sqrt(half)), 0.5) if n % 2 else (0.0, 0.0)
     for k in range(n // 2):
-        total += math.exp(k * math.log(half) - half - math.lgamma(k + 1)) if half > 0 else float(k == 0)
+        a = start + k
+        total += math.exp(a * math.log(half) - half - math.lgamma(a + 1))
     return min(total, 1.0)
 
 

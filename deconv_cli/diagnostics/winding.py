@@ -1,17 +1,19 @@
-"""The pencil test: how many modes of an image a border swallows, from the roots of det K(z).
+"""The modes of an image that a boundary loses, from the roots of det K(z) along one axis.
 
 Along one axis, at one frequency θ of the other, a kernel is the matrix polynomial P(z) = Σ_j K_j(θ) z^j. An image that
-fades away from the edge as z^m, |z| < 1, comes through as zero if it also obeys the border rule, which is one condition
+fades away from the edge as z^m, |z| < 1, comes through as zero if it also obeys the boundary rule, which is a condition
 for each of the p border pixels and C channels. #{|z| < 1} − C·p such modes are left at the start of the axis, and
 #{|z| > 1} − C·p′ at its end. For `same` these are the winding number of det K around zero and its negative; other
 paddings and even kernels only change p and p′. Modes at one end that data at the other end would have to determine have
 singular values of the order (1 − ρ²)ρⁿ, n pixels apart, or ρⁿ / n where ρ is nearly 1 and the symbol itself small.
 
 The rule counts by determinants: it takes the partial indices to be as equal as they can be, which all kernels but a set
-of measure zero fulfill (Gohberg & Krein, Systems of integral equations on a half line, 1958). Groups of channels that
-never meet, the practical exception, are counted one by one. Corners are left out.
+of measure zero fulfill (Gohberg and Krein, "Systems of integral equations on a half line with kernels depending on the
+difference of arguments", Uspekhi Matematicheskikh Nauk 13, 1958). Groups of channels that never meet, the practical
+exception, are counted one by one. Corners are left out.
 
-Source: Böttcher & Grudsky, Toeplitz band matrices with exponentially growing condition numbers, ELA 5 (1999).
+Source: Böttcher and Grudsky, "Toeplitz band matrices with exponentially growing condition numbers", Electronic Journal
+of Linear Algebra 5, 1999.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ MIN_LINES = 4
 MAX_OPERATIONS = 1e7
 COST_OF_VECTORS = 4
 MAX_ORDER = 320
-# Roots nearer to the unit circle than this count for whichever side suits the border: their modes fade over more than
+# Roots nearer to the unit circle than this count for whichever side suits the boundary: their modes fade over more than
 # ten thousand pixels, and the symbol itself all but vanishes there.
 CIRCLE_WIDTH = 1e-4
 # Outer taps below this fraction of the largest move no root that matters, but make the pencil larger.
@@ -45,20 +47,20 @@ N_SHIFTS = 8
 
 @dataclass(frozen=True)
 class BorderModes:
-    """The modes that a border leaves undetermined, at each of the frequencies that were looked at.
+    """The modes that a boundary leaves undetermined, at each of the frequencies that were looked at.
 
     Attributes:
-        n_unseen: modes at either end that come through as zero, for each frequency, shape `(n,)`.
-        n_unreached: outputs at either end that no image reaches, shape `(n,)`.
-        n_modes: the smaller of the two, shape `(n,)`: what is unseen at one end only for lack of data from the other.
-            The rest of the unseen modes is the null space of a convolution with fewer outputs than inputs.
+        n_null: modes at either end in the null space, which come through as zero, for each frequency, shape `(n,)`.
+        n_left_null: outputs at either end that no image reaches, shape `(n,)`.
+        n_modes: the smaller of the two, shape `(n,)`: what is lost at one end only for lack of data from the other.
+            The rest of the null space is that of a convolution with fewer outputs than inputs.
         singular_values: an estimate of theirs, in units of the root mean square of the symbol's, shape `(n, m)`,
             infinite where a frequency has fewer than `m`; right in its order of magnitude.
         weight: edge positions that one frequency stands for.
     """
 
-    n_unseen: Tensor
-    n_unreached: Tensor
+    n_null: Tensor
+    n_left_null: Tensor
     n_modes: Tensor
     singular_values: Tensor
     weight: float
@@ -105,8 +107,8 @@ class _Roots:
         surplus, deficit = start.clamp_min(0) + end.clamp_min(0), (-start).clamp_min(0) + (-end).clamp_min(0)
         n_modes = torch.minimum(surplus, deficit)
         values = _vanishing_values(self.moduli, inside, start > 0, n_modes, length)
-        n_unseen, n_unreached = (deficit, surplus) if self.is_adjoint else (surplus, deficit)
-        return BorderModes(n_unseen, n_unreached, n_modes, values, weight)
+        n_null, n_left_null = (deficit, surplus) if self.is_adjoint else (surplus, deficit)
+        return BorderModes(n_null, n_left_null, n_modes, values, weight)
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def _regular_points(square: Tensor) -> Tensor | None:
 
 
 def _is_shared(coefficients: Tensor, shift: Tensor, mu: Tensor, vectors: Tensor) -> Tensor:
-    """Tell which eigenpairs of the mixed outputs are null vectors of every output, shape `(n, order)`."""
+    """Find which eigenpairs of the mixed outputs are null vectors of every output, shape `(n, order)`."""
     n_terms, n_inputs = coefficients.shape[1], coefficients.shape[3]
     z = shift * (1 + mu) / mu
     is_inside = z.abs() <= 1

@@ -26,17 +26,21 @@ MAX_TEXT = 200
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One array of a file."""
+    """One array of a file.
+
+    Attributes:
+        name: empty for the only one, without a name.
+        samples: as stored, but int32 and int64 for uint16 and uint32, and uint8 for bool.
+        dtype: of the stored samples.
+        axes: their letters; None where nothing says what they are.
+        is_kernel: it looks like the taps of a convolution.
+    """
 
     name: str
-    """Empty for the only one, without a name."""
     samples: torch.Tensor
-    """As stored, but int32 and int64 for uint16 and uint32, and uint8 for bool."""
     dtype: str
     axes: str | None
-    """The letters of its axes; None where nothing says what they are."""
     is_kernel: bool
-    """It looks like the taps of a convolution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +124,8 @@ def _described(stored: StoredImage) -> dict[str, Any]:
         "alpha": stored.alpha,
         "flavor": metadata.flavor,
         "resolution": resolution
-        and {
-            "x": float(resolution.x),
-            "y": float(resolution.y),
-            "pixels_per": resolution.unit or None,
-            "plane_distance": resolution.plane_distance and float(resolution.plane_distance),
-        },
+        and {"x": float(resolution.x), "y": float(resolution.y), "pixels_per": resolution.unit or None},
+        "plane_distance": resolution and resolution.plane_distance and float(resolution.plane_distance),
         "icc_profile_bytes": metadata.icc_profile and len(metadata.icc_profile),
         "exif_bytes": metadata.exif and len(metadata.exif),
         "channel_names": list(metadata.channel_names),

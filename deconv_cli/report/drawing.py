@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
-from deconv_cli.report.png import data_uri
+from deconv_cli.report.data_uri import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ DARK = Theme(ink="#e6e9ee", faint="#4a515c", first="#56b4e9", second="#e69f00", 
 
 _DARKENED = dict(zip(astuple(LIGHT), astuple(DARK), strict=True))
 _COLORS = re.compile("|".join(_DARKENED))
+
+UNIT = "sample units"
+"""The unit of what is drawn in units of the samples."""
 
 Draw = Callable[["Figure", Theme], None]
 """Draws on an empty figure."""
@@ -91,6 +95,14 @@ def legend(axes: Axes, theme: Theme) -> None:
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
 
 
+def color_bar(figure: Figure, image: AxesImage, theme: Theme, label: str) -> None:
+    """Draw the scale of an image."""
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.9)
+    bar.set_label(label, color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink)
+    bar.outline.set_edgecolor(theme.faint)
+
+
 def _as_svg(draw: Draw, size: tuple[float, float]) -> str:
     with _quiet_matplotlib():
         import matplotlib
@@ -109,7 +121,7 @@ def _as_svg(draw: Draw, size: tuple[float, float]) -> str:
 
 @contextmanager
 def _quiet_matplotlib() -> Iterator[None]:
-    """Keep matplotlib from telling of its font cache: only commands speak."""
+    """Keep matplotlib from reporting on its font cache: only commands print."""
     logger = logging.getLogger("matplotlib")
     before = logger.level
     logger.setLevel(logging.ERROR)

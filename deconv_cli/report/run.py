@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.kernel import Kernel
@@ -43,6 +46,12 @@ class KernelInput:
     sha256: str | None
     layer: str | None
     has_bias: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the taps, without the channels of a kernel that all channels share."""
+        taps = self.kernel.taps
+        return tuple(taps.shape[2:] if self.kernel.shared else taps.shape)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class FactorRun:
     Attributes:
         kernel: the kernel.
         inverse: what was built.
-        well_posedness: what the border does to the problem.
+        well_posedness: what the boundary does to the problem.
         factoring_time_s: how long building it took, in seconds.
         path: of the file.
         n_bytes: its size.
@@ -155,3 +164,16 @@ class FactorRun:
     notes: tuple[str, ...]
     environment: Environment
     rerun: str
+
+    @property
+    def factors(self) -> Mapping[str, Tensor]:
+        """What the method computed once, by name; empty where that costs nothing."""
+        return self.inverse.state.precomputed.factors.tensors
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, with one where there is nothing to keep."""
+        return self.notes if self.factors else (*self.notes, _BUILT_AGAIN)
+
+
+_BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert builds it again from the taps"

@@ -7,8 +7,12 @@ from importlib import metadata
 
 import torch
 
-from deconv_cli.report.diagnosis import describe_diagnosis
-from deconv_cli.report.record import SCHEMA, Record, describe_reconstruction, describe_well_posedness
+from deconv_cli.report.reconstruction_record import (
+    describe_diagnosis,
+    describe_reconstruction,
+    describe_well_posedness,
+)
+from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, Run
 from deconv_cli.vocabulary import format_padding
 
@@ -66,11 +70,10 @@ def _details(run: Run) -> Record:
 def describe_kernel(source: KernelInput) -> Record:
     """Describe a kernel and where it came from."""
     kernel = source.kernel
-    shape = kernel.taps.shape[2:] if kernel.shared else kernel.taps.shape
     return {
         "path": source.path,
         "layer": source.layer,
-        "shape": list(shape),
+        "shape": list(source.shape),
         "convention": source.convention.value,
         "sha256": source.sha256,
         "dc_gain": kernel.dc_gain[0][0] if kernel.shared else kernel.dc_gain,
@@ -94,13 +97,9 @@ def describe_environment(environment: Environment) -> Record:
     }
 
 
-BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert builds it again from the taps"
-
-
 def describe_factor_run(run: FactorRun) -> Record:
     """Write a run of `deconv factor` as a JSON object."""
-    inverse = run.inverse
-    factors = inverse.state.precomputed.factors.tensors
+    inverse, factors = run.inverse, run.factors
     return {
         "schema": SCHEMA,
         "command": "factor",
@@ -123,7 +122,7 @@ def describe_factor_run(run: FactorRun) -> Record:
             "time_s": run.factoring_time_s,
         },
         "output": {"path": run.path, "bytes": run.n_bytes, "sha256": run.sha256},
-        "notes": [*run.notes, *([] if factors else [BUILT_AGAIN])],
+        "notes": list(run.all_notes),
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }

@@ -13,9 +13,11 @@ from deconv_cli.diagnostics.conditioning import (
     null_share_of_inputs,
     null_share_of_outputs,
 )
-from deconv_cli.diagnostics.picard import Picard, measure_picard, tapered
-from deconv_cli.diagnostics.residual_tests import ResidualTests, examine_residual
-from deconv_cli.diagnostics.resolution import Resolution, measure_resolution
+from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.picard import Picard, measure_picard
+from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
+from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -74,30 +76,29 @@ def diagnose(
     residual = data - problem.operator.forward(result.solution.value.detach())
     estimate = inverse.kernel.split(result.image.detach())
     image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
-    weight, penalty = problem.weight, problem.penalty
     rcond = result.rcond if result.rcond is not None else default_rcond(taps.dtype)
+    as_filter = InverseFilter(problem.weight, problem.penalty, rcond)
     is_periodic = problem.operator.boundary.is_periodic and image_size == data_size
-    fade = _as_it_is if is_periodic else tapered
+    fade = _as_it_is if is_periodic else apply_hann_window
     modes = torus_modes(taps, image_size)
     of_data = modes if data_size == image_size else torus_modes(taps, data_size)
-    conditioning = measure_conditioning(modes, weight=weight, penalty=penalty, rcond=rcond)
+    conditioning = measure_conditioning(modes, as_filter)
     return Diagnosis(
         residual=inverse.kernel.join(residual),
         conditioning=conditioning,
         null_share_of_data=null_share_of_outputs(of_data, fade(data), conditioning.threshold),
         null_share_of_estimate=null_share_of_inputs(modes, fade(estimate), conditioning.threshold),
         picard=measure_picard(of_data, data, is_periodic=is_periodic),
-        resolution=measure_resolution(taps, image_size, weight=weight, penalty=penalty, rcond=rcond),
-        tests=examine_residual(
+        resolution=measure_resolution(taps, image_size, as_filter),
+        tests=check_residual(
             residual,
             data,
             of_data,
-            weight=weight,
-            penalty=penalty,
+            as_filter,
             kernel_size=inverse.kernel.size,
             noise_gain=conditioning.noise_gain,
             noise=noise,
-            is_border_free=problem.operator.boundary.is_unknown,
+            is_boundary_free=problem.operator.boundary.is_unknown,
         ),
         gain_map=gain_map(taps, image_size),
     )

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
@@ -153,15 +154,19 @@ class Pipeline:
         self, data: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float
     ) -> LambdaChoice:
         detached = data.detach()
-        return choose_lambda(
-            detached if self._bias is None else detached - as_bias(self._bias.detach(), detached),
+        continuation = Continuation(
             replace(kernel, taps=kernel.taps.detach()),
+            tuple(data.shape[-len(kernel.size) :]),
             boundary=settings.boundary,
             penalty=settings.penalty,
+            max_memory=settings.max_memory,
+        )
+        return choose_lambda(
+            continuation,
+            detached if self._bias is None else detached - as_bias(self._bias.detach(), detached),
             rule=settings.lambda_rule or LambdaRule.GCV,
             sigma=settings.noise_sigma,
             least_sigma=least_sigma,
-            max_memory=settings.max_memory,
         )
 
     def _estimator(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor) -> Estimator:

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.error_prediction import ErrorPredictor, contrast_of
 from deconv_cli.diagnostics.image_model import fit_image_model
-from deconv_cli.diagnostics.uncertainty import PredictedError, contrast_of, gather_errors, predict_error
+from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
 from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.boundaries.rule import as_rule
@@ -44,33 +46,36 @@ def predict_for(
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     periodic = _periodic_estimate(inverse, data)
     others = None if periodic is None else _one_by_one(kernel, periodic)
+    predictor = ErrorPredictor(inverse, n_images=len(outputs), seed=result.settings.seed or 0)
+    continuation = Continuation(
+        kernel,
+        inverse.geometry.output_size,
+        boundary=result.boundary,
+        penalty=result.penalty,
+        max_memory=inverse.settings.max_memory,
+    )
     parts, units = [], []
     # What one image is like, and its noise, need not be so of another.
     for i, (output, estimate) in enumerate(zip(outputs, estimates, strict=True)):
         unit = common_unit(output)
         model = fit_image_model(
+            continuation,
             output / unit,
             estimate / unit,
-            kernel,
-            boundary=result.boundary,
-            penalty=result.penalty,
             lam=result.lam,
             sigma=None if sigma is None else sigma / unit,
             least_sigma=least_sigma / unit,
-            max_memory=inverse.settings.max_memory,
         )
-        found = predict_error(
-            inverse,
+        found = predictor.predict(
             estimate / unit,
             model,
             contrast=contrast_of(output / unit, result.spectrum.sigma_max),
             periodic=None if others is None else others[i] / unit,
             truth=None if known is None else known[i] / unit,
-            seed=result.settings.seed or 0,
         )
         parts.append(found)
         units.append(unit)
-    return gather_errors(parts, units, tuple(result.image.shape))
+    return pool_errors(parts, units, tuple(result.image.shape))
 
 
 def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
-from deconv_cli.diagnostics.uncertainty import PredictedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings

@@ -55,7 +55,7 @@ def test_every_rule_tells_what_it_chose_and_why(deconv, words, tmp_path, rule):
     choice = report["lambda_choice"]
     assert choice["rule"] == rule
     assert 1e-5 < report["lambda"] < 1
-    assert choice["witness"]["rule"] == ("ml" if rule == "gcv" else "gcv")
+    assert choice["cross_check"]["rule"] == ("ml" if rule == "gcv" else "gcv")
     assert choice["noise_sigma"] == pytest.approx(2, rel=0.1)
     assert len(choice["curve"]["lambda"]) == len(choice["curve"]["value"]) > 50
 

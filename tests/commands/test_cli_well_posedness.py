@@ -42,7 +42,7 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
 
 def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
     done = deconv("invert", data, "-k", late, "--lambda", "1e-3", "-o", tmp_path / "x.npy")
-    assert "note: about 20 modes along the edges come through this border too weakly" in done.stderr
+    assert "note: about 20 modes along the edges come through under this boundary too weakly" in done.stderr
     assert "warning:" not in done.stderr
 
 

@@ -13,8 +13,9 @@ from deconv_cli.diagnostics.conditioning import (
     null_share_of_inputs,
     null_share_of_outputs,
 )
+from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.picard import measure_picard
-from deconv_cli.diagnostics.resolution import measure_resolution
+from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
@@ -54,10 +55,10 @@ def test_the_numbers_are_those_of_the_dense_matrix(shape, size, weight, penalty)
     taps = random(shape)
     inverse, a = estimator(taps, size, weight, penalty)
     values = torch.linalg.svdvals(a)
-    found = measure_conditioning(torus_modes(taps, size), weight=weight, penalty=penalty, rcond=1e-10)
+    found = measure_conditioning(torus_modes(taps, size), InverseFilter(weight, penalty, 1e-10))
     assert found.sigma_max == pytest.approx(float(values.max()), rel=1e-12)
     assert found.sigma_min == pytest.approx(float(values.min()), rel=1e-9)
-    assert (found.n_unknowns, found.n_data) == (a.shape[1], a.shape[0])
+    assert (found.n_unknowns, found.n_values) == (a.shape[1], len(values))
     assert found.n_values == len(values)
     assert found.rank == int((values > 1e-10 * values.max()).sum())
     # White noise e has an estimate Pe with E‖Pe‖² = ‖P‖²; the degrees of freedom are the trace of AP.
@@ -78,7 +79,7 @@ def test_rank_and_null_shares_are_those_of_the_dense_matrix(taps):
     a = operator.as_matrix()
     u, values, vh = torch.linalg.svd(a, full_matrices=False)
     modes = torus_modes(taps, size)
-    found = measure_conditioning(modes, weight=0.0, penalty="identity", rcond=1e-10)
+    found = measure_conditioning(modes, InverseFilter(0.0, "identity", 1e-10))
     kept = values > found.threshold
     assert found.rank == int(kept.sum())
     pseudo_inverse = vh[kept].T @ (u[:, kept] / values[kept]).T
@@ -155,7 +156,7 @@ def test_fading_out_keeps_jumps_at_the_edges_out_of_the_noise():
 def test_the_response_is_a_column_of_the_dense_resolution_matrix(shape, weight):
     size, taps = (6, 8), random(shape)
     inverse, a = estimator(taps, size, weight, "identity")
-    found = measure_resolution(taps, size, weight=weight, penalty="identity", rcond=1e-10)
+    found = measure_resolution(taps, size, InverseFilter(weight, "identity", 1e-10))
     n_inputs = shape[1]
     resolution = (inverse @ a).reshape(n_inputs, *size, n_inputs, *size)
     for channel in range(n_inputs):
@@ -166,11 +167,11 @@ def test_the_response_is_a_column_of_the_dense_resolution_matrix(shape, weight):
 def test_the_width_is_that_at_half_of_the_height():
     """A Gaussian blur that little is done about comes back as wide as it is twice over: K turned upon itself."""
     taps = gaussian(3.0, 41)
-    found = measure_resolution(taps, (128, 128), weight=1e6, penalty="identity", rcond=1e-10)
+    found = measure_resolution(taps, (128, 128), InverseFilter(1e6, "identity", 1e-10))
     assert found.widest == pytest.approx(2.3548 * 3 * 2**0.5, rel=0.01)
-    perfect = measure_resolution(taps * 0 + delta(41), (128, 128), weight=0.0, penalty="identity", rcond=1e-10)
+    perfect = measure_resolution(taps * 0 + delta(41), (128, 128), InverseFilter(0.0, "identity", 1e-10))
     assert perfect.widths == ((pytest.approx(1), pytest.approx(1)),)
-    across = measure_resolution(gaussian(3.0, 41)[:, :, 20:21], (128, 128), weight=1e6, penalty="identity", rcond=0)
+    across = measure_resolution(gaussian(3.0, 41)[:, :, 20:21], (128, 128), InverseFilter(1e6, "identity", 0))
     assert across.widths[0][0] == pytest.approx(1)
     assert across.widths[0][1] == pytest.approx(2.3548 * 3 * 2**0.5, rel=0.01)
 
@@ -184,7 +185,7 @@ def delta(side):
 def test_a_channel_that_is_lost_has_no_width():
     taps = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
     taps[0, 0] = 1
-    found = measure_resolution(taps, (8, 8), weight=0.0, penalty="identity", rcond=1e-10)
+    found = measure_resolution(taps, (8, 8), InverseFilter(0.0, "identity", 1e-10))
     assert found.widths[1] == (None, None)
     assert found.widest is None
 
@@ -206,7 +207,7 @@ def test_the_work_is_bounded_and_a_sample_stands_for_all(monkeypatch):
     assert sampled.sigma.numel() <= 700
     assert not sampled.is_complete
     assert float(sampled.weights.sum()) == pytest.approx(120 * 90)
-    reports = [measure_conditioning(modes, weight=1e-3, penalty="gradient", rcond=1e-6) for modes in (whole, sampled)]
+    reports = [measure_conditioning(modes, InverseFilter(1e-3, "gradient", 1e-6)) for modes in (whole, sampled)]
     assert reports[1].is_sampled
     assert reports[1].noise_gain == pytest.approx(reports[0].noise_gain, rel=0.05)
     assert reports[1].degrees_of_freedom == pytest.approx(reports[0].degrees_of_freedom, rel=0.05)
@@ -217,7 +218,7 @@ def test_the_work_is_bounded_and_a_sample_stands_for_all(monkeypatch):
 def test_a_photograph_and_many_channels_stay_within_the_bounds(shape):
     """Counted, not timed: 4096² frequencies are not looked at one by one."""
     modes = torus_modes(random(shape).float(), (4096, 4096))
-    blocks = len(modes.rows) * len(modes.columns)
+    blocks = modes.weights.numel()
     assert blocks <= modes_module.MAX_FREQUENCIES
     assert shape == (1, 1, 15, 15) or blocks * max(shape[0] ** 3, 512) <= modes_module.MAX_BLOCK_OPERATIONS
     assert modes.sigma.dtype == torch.float64

@@ -6,10 +6,11 @@ from devices import DOUBLE, ForeignTensorError, check_without_numbers, replay
 
 from deconv_cli.diagnostics.conditioning import gain_map, measure_conditioning, null_share_of_outputs
 from deconv_cli.diagnostics.influence import _tail, influence_depth
+from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.picard import measure_picard
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
-from deconv_cli.diagnostics.residual_tests import examine_residual
-from deconv_cli.diagnostics.resolution import measure_resolution
+from deconv_cli.diagnostics.residual_tests import check_residual
+from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.diagnostics.winding import axis_roots
 from deconv_cli.operators.circulant import to_float64
@@ -32,11 +33,11 @@ def examine(data, n_inputs):
     """The numbers of a page, with taps cut out of the data; the modes themselves are what comes out."""
     taps, residual = data[:n_inputs, :, :3, :3].transpose(0, 1), 0.5 * data.roll(3, -1)
     modes = torus_modes(taps, (residual.shape[-2], residual.shape[-1]))
-    settings = {"weight": 0.1, "penalty": "gradient"}
-    assert measure_conditioning(modes, rcond=1e-6, **settings).noise_gain > 0
+    inverse = InverseFilter(0.1, "gradient", 1e-6)
+    assert measure_conditioning(modes, inverse).noise_gain > 0
     assert measure_picard(modes, data, is_periodic=False).noise_floor > 0
-    found = examine_residual(residual, data, modes, kernel_size=(3, 3), noise_gain=1.0, **settings)
-    shape = measure_resolution(taps, (8, 8), rcond=1e-6, **settings)
+    found = check_residual(residual, data, modes, inverse, kernel_size=(3, 3), noise_gain=1.0)
+    shape = measure_resolution(taps, (8, 8), inverse)
     assert null_share_of_outputs(modes, data, 0.5) > 0
     return modes.sigma, modes.u, found.whiteness.autocorrelation, shape.response, gain_map(taps, (8, 9))
 

@@ -13,8 +13,9 @@ from deconv_cli.diagnostics.lambda_rules import (
     effective_parameters,
     residual_square_sum,
 )
-from deconv_cli.diagnostics.noise_level import estimate_noise, noise_floor
-from deconv_cli.diagnostics.spectral_data import SpectralBasis
+from deconv_cli.diagnostics.noise_level import estimate_noise, estimate_noise_of_spectrum
+from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
@@ -40,7 +41,7 @@ class Dense:
         self.ltl = self.sigma_max**2 * self.ltl.T @ self.ltl
         self.y = torch.randn(n_images, *operator.output_shape, generator=generator, dtype=torch.float64)
         self.columns = self.y.reshape(n_images, -1).T
-        self.data = SpectralBasis.of(taps, size, penalty, self.sigma_max).of_data(self.y)
+        self.data = SpectralData.of(torus_modes(taps, size), self.y, penalty=penalty, sigma_max=self.sigma_max)
 
     def influence(self, lam):
         """The matrix that turns data into what the estimate explains of them."""
@@ -135,5 +136,5 @@ class TestNoise:
         operator = Convolution.of_geometry(kernel.taps, Geometry.of_image((64, 64), (13, 13), "same"), "circular")
         y = operator.forward(x)
         y = y + 0.05 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        basis = SpectralBasis.of(taps, (64, 64), "gradient", 1.0)
-        assert noise_floor(basis.of_data(y)) == pytest.approx(0.05, rel=0.1)
+        data = SpectralData.of(torus_modes(taps, (64, 64)), y, penalty="gradient", sigma_max=1.0)
+        assert estimate_noise_of_spectrum(data) == pytest.approx(0.05, rel=0.1)

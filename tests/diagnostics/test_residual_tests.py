@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from deconv_cli.diagnostics.residual_tests import ResidualVerdict, _histogram
+from deconv_cli.diagnostics.residual_tests import ResidualFinding, _histogram
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -88,19 +88,19 @@ def examined(y, taps, *, boundary="unknown", lam=1e-3, noise=None, bias=None):
 @pytest.mark.parametrize("is_given", [False, True])
 def test_the_right_kernel_is_fine(name, noise, lam, is_given):
     found = examined(photograph(KERNELS[name], noise), KERNELS[name], lam=lam, noise=noise if is_given else None)
-    assert found.verdict is ResidualVerdict.FINE
+    assert found.finding is ResidualFinding.FINE
     assert found.is_noise_given is is_given
     assert found.noise == pytest.approx(noise, rel=0 if is_given else 0.25)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "disk", "motion"])
 def test_too_large_a_weight_is_over_smoothed(name):
-    assert examined(photograph(KERNELS[name], 0.5), KERNELS[name], lam=0.1).verdict is ResidualVerdict.OVER_SMOOTHED
+    assert examined(photograph(KERNELS[name], 0.5), KERNELS[name], lam=0.1).finding is ResidualFinding.OVER_SMOOTHED
 
 
 @pytest.mark.parametrize(("name", "noise", "lam"), [("gaussian", 0.5, 1e-5), ("disk", 0.5, 1e-6), ("motion", 3, 1e-4)])
 def test_too_small_a_weight_fits_noise(name, noise, lam):
-    assert examined(photograph(KERNELS[name], noise), KERNELS[name], lam=lam).verdict is ResidualVerdict.NOISE_FITTED
+    assert examined(photograph(KERNELS[name], noise), KERNELS[name], lam=lam).finding is ResidualFinding.NOISE_FITTED
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_too_small_a_weight_fits_noise(name, noise, lam):
 )
 def test_another_kernel_is_found_out(true, used):
     found = examined(photograph(KERNELS[true], 0.5), KERNELS[used], lam=1e-3)
-    assert found.verdict is ResidualVerdict.WRONG_KERNEL
+    assert found.finding is ResidualFinding.WRONG_KERNEL
     assert found.implausible_share > 0.25
 
 
@@ -116,7 +116,7 @@ def test_another_kernel_is_found_out(true, used):
 @pytest.mark.parametrize("name", ["gaussian", "disk", "motion"])
 def test_another_border_is_found_out(name, boundary):
     found = examined(photograph(KERNELS[name], 0.5), KERNELS[name], boundary=boundary)
-    assert found.verdict is ResidualVerdict.WRONG_BORDER
+    assert found.finding is ResidualFinding.WRONG_BOUNDARY
     assert found.edge_ratio > 4
 
 
@@ -127,8 +127,8 @@ def test_the_right_border_is_fine_too():
         x = torch.from_numpy(np.array(picture, dtype=np.float64))[None, None]
     y = functional.conv2d(functional.pad(x, (4, 4, 4, 4), mode="circular"), taps[None, None])[0]
     y += 0.5 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert examined(y, taps, boundary="circular").verdict is ResidualVerdict.FINE
-    assert examined(y, taps, boundary="zero").verdict is ResidualVerdict.WRONG_BORDER
+    assert examined(y, taps, boundary="circular").finding is ResidualFinding.FINE
+    assert examined(y, taps, boundary="zero").finding is ResidualFinding.WRONG_BOUNDARY
 
 
 @pytest.mark.parametrize("lam", [1e-3, 1e-2])
@@ -140,7 +140,7 @@ def test_a_flat_scene_accuses_no_kernel(lam):
     taps = line[:, None] * line / line.sum() ** 2
     settings = ResolvedSettings(padding="same", boundary="unknown", lam=lam, penalty="gradient")
     inverse = inverse_for_output(y, taps, settings, torch.float64)
-    assert diagnose(inverse, reconstruct(inverse, y), y).tests.verdict is not ResidualVerdict.WRONG_KERNEL
+    assert diagnose(inverse, reconstruct(inverse, y), y).tests.finding is not ResidualFinding.WRONG_KERNEL
 
 
 def test_no_border_is_blamed_where_none_was_assumed():
@@ -150,8 +150,8 @@ def test_no_border_is_blamed_where_none_was_assumed():
         settings = ResolvedSettings(padding="same", boundary=boundary, lam=1e-3, penalty="gradient")
         inverse = inverse_for_output(100 + y, torch.ones(7, 7).double() / 49, settings, torch.float64)
         tests[boundary] = diagnose(inverse, reconstruct(inverse, 100 + y), 100 + y).tests
-    assert tests["zero"].verdict is ResidualVerdict.WRONG_BORDER
-    assert tests["unknown"].verdict is not ResidualVerdict.WRONG_BORDER
+    assert tests["zero"].finding is ResidualFinding.WRONG_BOUNDARY
+    assert tests["unknown"].finding is not ResidualFinding.WRONG_BOUNDARY
 
 
 def test_where_the_noise_cannot_be_told_nothing_is_claimed():
@@ -162,7 +162,7 @@ def test_where_the_noise_cannot_be_told_nothing_is_claimed():
     settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-8, penalty="identity")
     inverse = inverse_for_output(y, taps, settings, torch.float64)
     found = diagnose(inverse, reconstruct(inverse, y), y).tests
-    assert found.verdict is ResidualVerdict.UNTESTED
+    assert found.finding is ResidualFinding.INCONCLUSIVE
     assert found.noise is None
 
 
@@ -176,7 +176,7 @@ def test_a_layer_with_more_outputs_shows_what_no_image_explains():
     found = diagnose(inverse, reconstruct(inverse, noise), noise, noise=0.1)
     assert found.null_share_of_data == pytest.approx(2 / 3, abs=0.03)
     assert found.tests.implausible_share > 0.9
-    assert found.tests.verdict is ResidualVerdict.WRONG_KERNEL
+    assert found.tests.finding is ResidualFinding.WRONG_KERNEL
     right = functional.conv2d(
         functional.pad(
             torch.randn(1, 1, 32, 32, generator=generator, dtype=torch.float64), (1, 1, 1, 1), mode="circular"
@@ -186,24 +186,24 @@ def test_a_layer_with_more_outputs_shows_what_no_image_explains():
     right = right + 0.1 * noise
     explained = diagnose(inverse, reconstruct(inverse, right), right, noise=0.1)
     assert explained.null_share_of_data < 0.01
-    assert explained.tests.verdict is ResidualVerdict.FINE
+    assert explained.tests.finding is ResidualFinding.FINE
     # Over-smoothed, which along every mode is all there is; and then something that lies wholly outside the range.
     smooth = inverse_for_output(noise, taps, replace(settings, lam=0.5), torch.float64)
     blurred = diagnose(smooth, reconstruct(smooth, right), right, noise=0.1).tests
-    assert blurred.verdict is ResidualVerdict.OVER_SMOOTHED
+    assert blurred.finding is ResidualFinding.OVER_SMOOTHED
     assert blurred.implausible_share < 0.1
     symbol = torch.fft.fft2(taps[:, 0], s=(32, 32)).conj()
     spectrum = torch.fft.fft2(noise)
     along = (symbol.conj() * spectrum).sum(0) / symbol.abs().square().sum(0)
     foreign = torch.fft.ifft2(spectrum - symbol * along).real
     found = diagnose(smooth, reconstruct(smooth, right + foreign), right + foreign, noise=0.1)
-    assert found.tests.verdict is ResidualVerdict.WRONG_KERNEL
+    assert found.tests.finding is ResidualFinding.WRONG_KERNEL
     assert found.tests.implausible_share > 0.25
 
 
 def test_an_estimate_that_follows_the_data_anywhere_tells_nothing():
     found = examined(photograph(KERNELS["motion"], 0.5), KERNELS["motion"], lam=1e-5)
-    assert found.verdict is ResidualVerdict.UNTESTED
+    assert found.finding is ResidualFinding.INCONCLUSIVE
     assert found.interior_rms < 0.4 * found.noise
 
 
@@ -213,7 +213,7 @@ def test_a_bias_is_no_residual():
     shifted = examined(y + 1000, taps, bias=torch.tensor([1000.0], dtype=torch.float64))
     plain = examined(y, taps)
     assert shifted.interior_rms == pytest.approx(plain.interior_rms, rel=1e-6)
-    assert shifted.verdict is plain.verdict
+    assert shifted.finding is plain.finding
 
 
 def test_the_histogram_counts_every_sample_away_from_the_edges():
@@ -236,6 +236,6 @@ def test_outliers_are_counted_in_the_outermost_bins():
 
 
 def test_every_verdict_has_its_sentence():
-    sentences = {verdict.sentence for verdict in ResidualVerdict}
-    assert len(sentences) == len(ResidualVerdict)
+    sentences = {verdict.sentence for verdict in ResidualFinding}
+    assert len(sentences) == len(ResidualFinding)
     assert all(sentence.endswith(".") and sentence[0].isupper() for sentence in sentences)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.noise_plateau import noise_plateau
+from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.whiteness import measure_whiteness
 
 
@@ -82,14 +82,14 @@ def scene(size=160):
 @pytest.mark.parametrize("noise", [0.1, 2.0])
 def test_the_noise_of_a_blurred_picture_is_found(noise):
     image = scene()
-    assert noise_plateau(image + noise * random(image.shape, seed=9)) == pytest.approx(noise, rel=0.1)
+    assert estimate_noise_of_blurred(image + noise * random(image.shape, seed=9)) == pytest.approx(noise, rel=0.1)
 
 
 def test_noise_that_cannot_be_told_from_the_picture_is_not_made_up():
-    assert noise_plateau(random((1, 64, 64))) is None
+    assert estimate_noise_of_blurred(random((1, 64, 64))) is None
     # A picture without noise: what is left at the highest frequencies is no more than the window lets through.
-    assert (noise_plateau(scene()) or 0) < 1e-4 * float(scene().std())
-    assert noise_plateau(torch.ones(1, 64, 64)) is None
+    assert (estimate_noise_of_blurred(scene()) or 0) < 1e-4 * float(scene().std())
+    assert estimate_noise_of_blurred(torch.ones(1, 64, 64)) is None
     # Too few samples to tell one frequency from another.
     steep = 100 * torch.arange(10.0, dtype=torch.float64).expand(1, 10, 10)
-    assert noise_plateau(steep + random((1, 10, 10))) is None
+    assert estimate_noise_of_blurred(steep + random((1, 10, 10))) is None

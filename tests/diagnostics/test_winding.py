@@ -1,4 +1,4 @@
-"""The pencil test against kernels whose roots are known, the phase of the determinant, and dense matrices."""
+"""The count of lost modes against kernels whose roots are known, the phase of the determinant, and dense matrices."""
 
 import math
 
@@ -161,7 +161,7 @@ def test_a_repeated_output_or_input_changes_nothing_whatever_the_padding(empty):
     assert len(set(found)) > 1
     for kernel in (single, torch.cat([single, 2 * single]), torch.cat([single, 2 * single], 1)):
         (modes,) = axis_roots(kernel, 0, edge=6).border_modes((0, 0), 32, 6)
-        assert (modes.estimate(modes.n_unseen) > 0, modes.estimate(modes.n_unreached)) == (True, 0)
+        assert (modes.estimate(modes.n_null) > 0, modes.estimate(modes.n_left_null)) == (True, 0)
 
 
 def test_channels_that_never_meet_are_counted_apart():

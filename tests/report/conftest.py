@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch.nn import functional
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
-from deconv_cli.diagnostics.uncertainty import ErrorBand, PredictedError
-from deconv_cli.report.page import ReportContents
-from deconv_cli.report.record import describe_reconstruction
-from deconv_cli.report.run import Environment
-from deconv_cli.report.run_record import describe_environment
+from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.report.page import render_page
+from deconv_cli.report.page_header import write_header
+from deconv_cli.report.page_images import images_to_show
+from deconv_cli.report.run import Environment, InputFile, InvertRun, KernelInput, OutputFile
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.vocabulary import LambdaRule
+from deconv_cli.vocabulary import Convention, LambdaRule
 from deconv_cli.workflows.diagnose import diagnose
 from deconv_cli.workflows.pipeline import Pipeline
 
@@ -32,9 +35,9 @@ def choice():
         sigma=0.1,
         is_sigma_given=False,
         curve=first,
-        witness=second,
+        cross_check=second,
         n_rounds=3,
-        is_settled=True,
+        is_converged=True,
         window=(60, 72),
     )
 
@@ -46,8 +49,8 @@ def band(distance):
         n_pixels=100,
         predicted=3.0 - distance / 10,
         noise=1.0,
-        hidden=0.5,
-        exterior=max(0.0, 2.0 - distance / 4),
+        null_space=0.5,
+        outside_frame=max(0.0, 2.0 - distance / 4),
         estimate=50.0,
         periodic=20.0 - distance,
         actual=2.5 - distance / 10,
@@ -67,37 +70,56 @@ def restored(n_channels=1, size=(60, 72), *, dtype=torch.float32):
     return pipeline.inverse, result, y.to(dtype), truth.to(dtype)
 
 
-def record_of(result, y, path=HOSTILE, notes=(NOTE,)):
-    return {
-        "schema": 1,
-        "command": "invert",
-        "inputs": [{"path": path, "shape": list(y.shape), "axes": "CYX", "dtype": "uint8", "sha256": "0" * 64}],
-        "kernel": {"path": f"kernels/{HOSTILE}", "layer": None, "shape": [3, 3], "dc_gain": 1.0},
-        "boundary": "zero",
-        "boundary_reason": "given by the user",
-        **describe_reconstruction(result),
-        "lambda_reason": "given by the user",
-        "output": {"path": "out.tif", "shape": list(y.shape), "dtype": "float32"},
-        "notes": list(notes),
-        **describe_environment(Environment("cpu", "float32", 1, 0.5)),
-        "rerun": f"deconv invert --kernel=k.npy --lambda=0.01 -- '{HOSTILE}'",
-    }
+def run_of(result, y, diagnosis, path=HOSTILE, notes=(NOTE,)):
+    kernel = Kernel.from_tensor(torch.full((3, 3), 1 / 9))
+    return InvertRun(
+        command="invert",
+        source=InputFile(path, tuple(y.shape), "CYX", "uint8", "0" * 64, is_picture=True),
+        kernel=KernelInput(kernel, f"kernels/{HOSTILE}", Convention.CORRELATION, None, None, has_bias=False),
+        output=OutputFile("out.tif", tuple(result.image.shape), "float32", "0" * 64),
+        notes=tuple(notes),
+        environment=Environment("cpu", "float32", 1, 0.5),
+        rerun=f"deconv invert --kernel=k.npy --lambda=0.01 -- '{HOSTILE}'",
+        reconstruction=result,
+        diagnosis=diagnosis,
+        factor=None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a page is rendered from."""
+
+    run: InvertRun
+    data: torch.Tensor
+    truth: torch.Tensor | None = None
+
+    def render(self):
+        return render_page(self.run, self.data, self.truth)
+
+    def images(self):
+        return images_to_show(self.run, self.run.diagnosis, self.data, self.truth)
+
+    def header(self):
+        return write_header(self.run, self.run.diagnosis)
+
+    def with_result(self, **parts):
+        return replace(self, run=replace(self.run, reconstruction=replace(self.run.reconstruction, **parts)))
+
+    def with_diagnosis(self, **parts):
+        return replace(self, run=replace(self.run, diagnosis=replace(self.run.diagnosis, **parts)))
+
+    def with_source(self, **parts):
+        return replace(self, run=replace(self.run, source=replace(self.run.source, **parts)))
 
 
 @pytest.fixture(scope="session")
 def contents():
-    """Make the contents of a page; keyword arguments replace parts."""
+    """Make the contents of a page without its optional parts."""
 
-    def make(n_channels=1, size=(60, 72), **parts) -> ReportContents:
+    def make(n_channels=1, size=(60, 72)) -> Contents:
         inverse, result, y, _ = restored(n_channels, size)
-        whole = {
-            "record": record_of(result, y),
-            "data": y,
-            "estimate": result.image,
-            "diagnosis": diagnose(inverse, result, y),
-            "is_picture": True,
-        }
-        return ReportContents(**{**whole, **parts})
+        return Contents(run_of(result, y, diagnose(inverse, result, y)), y)
 
     return make
 
@@ -106,21 +128,15 @@ def contents():
 def full_contents():
     """Make contents with every optional part."""
 
-    def make(n_channels=1, size=(60, 72)) -> ReportContents:
+    def make(n_channels=1, size=(60, 72)) -> Contents:
         inverse, result, y, truth = restored(n_channels, size)
         error = (result.image - truth).abs() + 0.5
         trusted = torch.ones(size, dtype=torch.bool)
         trusted[:7] = False
         bands = tuple(band(at) for at in range(10))
-        return ReportContents(
-            record=record_of(result, y),
-            data=y,
-            estimate=result.image,
-            diagnosis=diagnose(inverse, result, y),
-            is_picture=True,
-            lambda_choice=choice(),
-            predicted_error=PredictedError(error, bands, trusted, 7, 0.1, 1.2, 8, 0),
-            truth=truth,
-        )
+        reasons = replace(result.reasons, lam=choice().reason)
+        predicted = PredictedError(error, bands, trusted, 7, 0.1, 1.2, 8, 0)
+        whole = replace(result, lambda_choice=choice(), predicted_error=predicted, reasons=reasons)
+        return Contents(run_of(whole, y, diagnose(inverse, result, y)), y, truth)
 
     return make

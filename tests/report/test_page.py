@@ -13,11 +13,11 @@ import pytest
 import torch
 from browser import NAMES, Browser, find_browser
 
-from deconv_cli.diagnostics.residual_tests import ResidualVerdict
+from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.report.drawing import DARK, LIGHT
-from deconv_cli.report.page import render_page
-from deconv_cli.report.story import tell
-from deconv_cli.report.table import flatten
+from deconv_cli.report.key_numbers import all_numbers
+from deconv_cli.report.run_record import describe_run
+from deconv_cli.solvers.solution import Status
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -48,7 +48,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(full_contents):
-    return render_page(full_contents())
+    return full_contents().render()
 
 
 def test_the_first_sentences_say_what_with_which_and_where(page):
@@ -63,8 +63,8 @@ def test_the_first_sentences_say_what_with_which_and_where(page):
     assert "Trust the outermost" not in text
 
 
-def test_without_a_choice_the_reason_of_the_record_is_given(contents):
-    text = Reader(render_page(contents())).text
+def test_without_a_choice_the_reason_of_the_settings_is_given(contents):
+    text = Reader(contents().render()).text
     assert "λ = 0.01 (in units of σ²max, penalty gradient): given by the user." in text
     assert "Trust the outermost" in text
     for word in ("Truth", "Predicted error", "The choice of λ", "hatch"):
@@ -73,35 +73,36 @@ def test_without_a_choice_the_reason_of_the_record_is_given(contents):
 
 def test_a_solver_that_did_not_finish_is_the_first_warning(contents):
     given = contents()
-    solver = {**given.record["solver"], "status": "max_iterations", "message": "the iterations ran out"}
-    text = Reader(render_page(dataclasses.replace(given, record={**given.record, "solver": solver}))).text
-    assert "Warning: The solver did not finish: the iterations ran out." in text
+    spent = dataclasses.replace(given.run.reconstruction.solution, status=Status.MAX_ITERATIONS)
+    text = Reader(given.with_result(solution=spent).render()).text
+    assert "Warning: The solver did not finish: the iterations ran out" in text
 
 
-def test_a_method_without_lambda_or_judged_border_is_told_too(contents):
+def test_a_method_without_lambda_or_assessed_boundary_is_described_too(contents):
     given = contents()
-    record = {**given.record, "lambda": None, "penalty": None, "well_posedness": None, "method_reason": "asked for"}
-    story = tell(record, given.diagnosis, None, None)
-    assert story.chosen == f"There is no λ. Method {record['method']}: asked for."
-    assert "A mistake at the edge may reach through the whole picture" in story.trust
+    settings = dataclasses.replace(given.run.reconstruction.settings, prior="tv")
+    header = given.with_result(settings=settings, well_posedness=None).header()
+    choice = given.run.reconstruction.choice
+    assert header.chosen == f"There is no λ. Method {choice.method}: {choice.reason}."
+    assert "A mistake at the edge may reach through the whole picture" in header.trust
 
 
-def test_a_border_that_loses_modes_is_a_warning(contents):
+def test_a_boundary_that_loses_modes_is_a_warning(contents):
     given = contents()
-    border = {**given.record["well_posedness"], "is_well_posed": False, "reason": "about 3 modes all but vanish"}
-    story = tell({**given.record, "well_posedness": border}, given.diagnosis, None, None)
-    assert "About 3 modes all but vanish." in story.warnings
+    lossy = dataclasses.replace(
+        given.run.reconstruction.well_posedness, is_well_posed=False, reason="about 3 modes all but vanish"
+    )
+    assert "About 3 modes all but vanish." in given.with_result(well_posedness=lossy).header().warnings
 
 
-@pytest.mark.parametrize("verdict", list(ResidualVerdict))
-def test_the_sentence_about_the_residual_stands_at_the_top(contents, verdict):
+@pytest.mark.parametrize("finding", list(ResidualFinding))
+def test_the_sentence_about_the_residual_stands_at_the_top(contents, finding):
     given = contents()
-    tests = dataclasses.replace(given.diagnosis.tests, verdict=verdict)
-    diagnosis = dataclasses.replace(given.diagnosis, tests=tests)
-    story = tell(given.record, diagnosis, None, None)
-    is_warning = verdict not in (ResidualVerdict.FINE, ResidualVerdict.UNTESTED)
-    assert (verdict.sentence in story.warnings) is is_warning
-    assert (verdict.sentence in story.trust) is not is_warning
+    tests = dataclasses.replace(given.run.diagnosis.tests, finding=finding)
+    header = given.with_diagnosis(tests=tests).header()
+    is_warning = finding not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
+    assert (finding.sentence in header.warnings) is is_warning
+    assert (finding.sentence in header.trust) is not is_warning
 
 
 def test_what_is_not_its_own_is_text(page):
@@ -144,10 +145,11 @@ def test_every_picture_and_plot_is_told_in_words_and_numbers(page):
 
 def test_every_number_of_the_record_is_in_the_table(full_contents):
     contents = full_contents()
-    text = Reader(render_page(contents)).text
-    listed = dict(flatten(contents.record))
-    assert listed["residual.relative"] == repr(contents.record["residual"]["relative"])
-    assert listed["border[0].residual_rms"] == repr(contents.record["border"][0]["residual_rms"])
+    text = Reader(contents.render()).text
+    record = describe_run(contents.run)
+    listed = dict(all_numbers(record))
+    assert listed["residual.relative"] == repr(record["residual"]["relative"])
+    assert listed["border[0].residual_rms"] == repr(record["border"][0]["residual_rms"])
     assert listed["inputs[0].shape"] == "1, 60, 72"
     assert listed["rcond"] == "null"
     for path, value in listed.items():
@@ -157,13 +159,16 @@ def test_every_number_of_the_record_is_in_the_table(full_contents):
 
 
 def test_channels_and_batches_that_are_not_shown_are_named(contents):
-    given = contents(3)
-    tensors = {"data": given.data[None].expand(4, -1, -1, -1), "estimate": given.estimate[None].expand(4, -1, -1, -1)}
-    diagnosis = dataclasses.replace(given.diagnosis, residual=given.diagnosis.residual[None])
-    text = Reader(render_page(dataclasses.replace(given, **tensors, diagnosis=diagnosis, is_picture=False))).text
-    assert "Shown: the first of 4 images, the first channel of each image." in text
+    given = contents(5)
+    images = given.data[None].expand(4, -1, -1, -1)
+    tensors = dataclasses.replace(given, data=images).with_source(is_picture=False)
+    page = tensors.with_result(image=given.run.reconstruction.image[None].expand(4, -1, -1, -1)).render()
+    text = Reader(page).text
+    assert "Shown: the first of 4 images, the first 3 of 5 channels." in text
     assert "It has a scale of its own." in text
-    plain = Reader(render_page(given)).text
+    shown = re.findall(r'aria-label="(Input|Estimate), channel (\d)"', page)
+    assert shown == [(name, str(number)) for name in ("Input", "Estimate") for number in (1, 2, 3)]
+    plain = Reader(contents(3).render()).text
     assert "Shown:" not in plain
     assert "The estimate has the same scale." in plain
 
@@ -172,7 +177,7 @@ def test_nothing_of_matplotlib_is_left_changed(contents):
     # Past the mapping's own way, which would load pyplot to settle the backend.
     before = dict(dict.items(matplotlib.rcParams))
     level = logging.getLogger("matplotlib").level
-    render_page(contents())
+    contents().render()
     assert dict(dict.items(matplotlib.rcParams)) == before
     assert logging.getLogger("matplotlib").level == level
     assert "matplotlib.pyplot" not in sys.modules
@@ -193,7 +198,7 @@ def test_plots_have_the_colors_of_their_theme(page):
 
 def test_the_same_contents_give_the_same_page(contents):
     given = contents()
-    assert render_page(given) == render_page(given)
+    assert given.render() == given.render()
 
 
 def test_a_page_of_a_large_picture_stays_small(full_contents):
@@ -201,11 +206,11 @@ def test_a_page_of_a_large_picture_stays_small(full_contents):
     small = full_contents(3)
     generator = torch.Generator().manual_seed(0)
     data, estimate, truth, residual, error = 100 * torch.rand(5, 3, 2048, 2048, generator=generator)
-    bands = tuple(dataclasses.replace(small.predicted_error.bands[3], distance=at) for at in range(60))
-    predicted = dataclasses.replace(small.predicted_error, map=error, trusted=error[0] < 50, bands=bands)
-    diagnosis = dataclasses.replace(small.diagnosis, residual=residual)
-    parts = {"data": data, "estimate": estimate, "truth": truth, "predicted_error": predicted, "diagnosis": diagnosis}
-    page = render_page(dataclasses.replace(small, **parts))
+    predicted = small.run.reconstruction.predicted_error
+    bands = tuple(dataclasses.replace(predicted.bands[3], distance=at) for at in range(60))
+    predicted = dataclasses.replace(predicted, map=error, trusted=error[0] < 50, bands=bands)
+    large = dataclasses.replace(small, data=data, truth=truth).with_diagnosis(residual=residual)
+    page = large.with_result(image=estimate, predicted_error=predicted).render()
     # The plots of a large kernel and a rugged border take up to 700 000 more than those of here.
     assert len(page.encode()) < 2_250_000
     text = Reader(page).text

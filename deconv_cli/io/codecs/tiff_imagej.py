@@ -16,18 +16,13 @@ _COUNTS = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack")
 _OF_CHANNELS = ("Ranges", "LUTs", "Labels", "mode")
 _UNITS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "\\u00B5m"), "µm"),
-    **dict.fromkeys(("inch", "in"), "in"),
-    **{unit: unit for unit in ("nm", "mm", "cm", "m")},
+    **{unit: unit for unit in ("nm", "mm", "cm", "m", "in", "inch")},
 }
 _DTYPES = ("uint8", "int16", "uint16", "float32")
 
 
 def read_fields(found: dict[str, Any], metadata: Metadata) -> tuple[Metadata, dict[str, Any] | None]:
-    """Sort ImageJ's fields into metadata.
-
-    Args:
-        found: all fields; the counts follow from the axes and are left out.
-        metadata: what the tags say.
+    """Add ImageJ's fields to what the tags say, but for the counts, which follow from the axes.
 
     Returns:
         The metadata, and the record of an earlier run or None.

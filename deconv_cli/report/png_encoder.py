@@ -1,8 +1,7 @@
-"""A PNG of one plane, of a plane under a palette, or of three colors: what a page carries inside."""
+"""PNG of one plane, of a plane under a palette, or of three colors, as a page carries it; files are written by `io`."""
 
 from __future__ import annotations
 
-import base64
 import struct
 import zlib
 
@@ -37,11 +36,6 @@ def encode_png(samples: Tensor, palette: Tensor | None = None, alpha: bytes = b"
         chunks += [_chunk(b"tRNS", alpha)] if alpha else []
     body = zlib.compress(torch.cat([kind, lines], dim=1).numpy().tobytes(), 6)
     return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Write content so that a page carries it: `data:image/png;base64,...`."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from deconv_cli.report.record import Record
 from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+Row = tuple[str, str, str]
+"""Name, value, meaning."""
 
 
-def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
-    """List the numbers that matter most: name, value, meaning."""
-    conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
-    width = diagnosis.resolution.widest
-    condition = record["conditioning"]["condition"]
-    noise = "cannot be told" if tests.noise is None else f"{tests.noise:.3g}"
+def key_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
+    """List the numbers that matter most."""
+    return [*_of_the_solution(result, diagnosis), *_of_the_kernel(result, diagnosis), *_of_the_residual(diagnosis)]
+
+
+def _of_the_solution(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
+    solution, tests = result.solution, diagnosis.tests
+    rows = [("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly")]
+    if solution.distance_bound is not None:
+        rows.append(
+            ("Distance", f"{solution.distance_bound:.2g}", "to the exact solution at most, in parts of the estimate")
+        )
     return [
-        (
-            "Certificate",
-            f"{record['solver']['certificate']:.2g}",
-            "how far the estimate is from solving the problem as posed; 0 is exactly",
-        ),
+        *rows,
         (
             "Residual",
-            f"{record['residual']['root_mean_square']:.3g} rms",
-            f"{100 * record['residual']['relative']:.3g} % of the data",
+            f"{result.residual.root_mean_square:.3g} rms",
+            f"{100 * result.residual.relative:.3g} % of the data",
         ),
         (
             "Noise of the data",
-            noise,
-            "stated"
-            if tests.is_noise_given
-            else "at most: told from the quietest frequencies, to judge the residual by",
+            "unknown" if tests.noise is None else f"{tests.noise:.3g}",
+            "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies",
         ),
+    ]
+
+
+def _of_the_kernel(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
+    conditioning, picard, width = diagnosis.conditioning, diagnosis.picard, diagnosis.resolution.widest
+    condition = result.spectrum.condition
+    return [
         (
             "Condition",
-            "infinite" if condition is None else f"{condition:.3g}",
+            f"{condition:.3g}" if math.isfinite(condition) else "infinite",
             "how much stronger relative noise can come back without λ",
         ),
         ("Noise gain", f"{conditioning.noise_gain:.3g}", "how much stronger white noise comes back with this λ"),
@@ -65,17 +77,18 @@ def facts(record: Record, diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
             "none" if width is None else f"{width:.2f} pixels",
             "how wide a single bright pixel comes back, at half of its height",
         ),
-        (
-            "Edges",
-            f"{tests.edge_ratio:.2f}",
-            "residual along the edges, divided by that inside",
-        ),
+    ]
+
+
+def _of_the_residual(diagnosis: Diagnosis) -> list[Row]:
+    tests, whiteness = diagnosis.tests, diagnosis.tests.whiteness
+    return [
+        ("Edges", f"{tests.edge_ratio:.2f}", "residual along the edges, divided by that inside"),
         (
             "Whiteness",
-            f"{tests.whiteness.largest:.2g}",
-            f"largest correlation of the residual's neighbors; z = {tests.whiteness.z_score:.3g}, "
-            f"p {_probability(tests.whiteness.p_value)} for white noise; "
-            "what λ leaves of noise is never quite white",
+            f"{whiteness.largest:.2g}",
+            f"largest correlation of the residual's neighbors; z = {whiteness.z_score:.3g}, "
+            f"p {_probability(whiteness.p_value)} for white noise; what λ leaves of noise is never quite white",
         ),
     ]
 
@@ -88,7 +101,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share > 1e-9 else "0 %"
 
 
-def flatten(record: Record) -> list[tuple[str, str]]:
+def all_numbers(record: Record) -> list[tuple[str, str]]:
     """List every entry of a record: its path, and its value as JSON has it."""
     return list(_entries("", record))
 
@@ -101,12 +114,12 @@ def _entries(path: str, value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN40
         for index, member in enumerate(value):
             yield from _entries(f"{path}[{index}]", member)
     elif isinstance(value, list | tuple):
-        yield path, ", ".join(map(_word, value)) or "none"
+        yield path, ", ".join(map(_literal, value)) or "none"
     else:
-        yield path, _word(value)
+        yield path, _literal(value)
 
 
-def _word(value: Any) -> str:  # noqa: ANN401
+def _literal(value: Any) -> str:  # noqa: ANN401
     if value is None:
         return "null"
     if isinstance(value, bool):

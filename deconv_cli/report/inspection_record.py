@@ -1,28 +1,27 @@
-"""The facts of a file in the words of the report."""
+"""The numbers of an image or a kernel as JSON records."""
 
 from __future__ import annotations
 
-import math
-
-from deconv_cli.report.record import Record, describe_well_posedness
+from deconv_cli.report.reconstruction_record import describe_well_posedness
+from deconv_cli.report.record import Record, finite_or_none
 from deconv_cli.workflows.inspect import KernelFacts, SampleFacts
 
 
 def describe_samples(facts: SampleFacts) -> Record:
-    """Put the numbers of samples into a JSON record; a mean that float64 cannot hold is left out."""
+    """Describe samples; a mean that float64 cannot hold is left out."""
     return {
         "samples": facts.n_samples,
         "nan": facts.n_nan,
         "infinite": facts.n_infinite,
         "minimum": facts.minimum,
         "maximum": facts.maximum,
-        "mean": _finite(facts.mean),
-        "standard_deviation": _finite(facts.standard_deviation),
+        "mean": finite_or_none(facts.mean),
+        "standard_deviation": finite_or_none(facts.standard_deviation),
     }
 
 
 def describe_kernel_facts(facts: KernelFacts) -> Record:
-    """Put the numbers of a kernel into a JSON record."""
+    """Describe a kernel, and what each boundary would do."""
     kernel, spectrum = facts.kernel, facts.spectrum
     return {
         "channels": None if kernel.shared else [kernel.taps.shape[1], kernel.taps.shape[0]],
@@ -36,7 +35,7 @@ def describe_kernel_facts(facts: KernelFacts) -> Record:
             "grid": list(spectrum.grid),
             "sigma_max": spectrum.sigma_max,
             "sigma_min": spectrum.sigma_min,
-            "condition": _finite(spectrum.condition),
+            "condition": finite_or_none(spectrum.condition),
         },
         "borders": [
             {
@@ -48,7 +47,3 @@ def describe_kernel_facts(facts: KernelFacts) -> Record:
             for border in facts.borders
         ],
     }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deconv_cli.report import pictures
-from deconv_cli.report.pictures import Plane, display_range, draw_pictures
-from deconv_cli.report.planes import pick_planes
-from deconv_cli.report.png import data_uri, encode_png
+from deconv_cli.report import page_pictures
+from deconv_cli.report.data_uri import data_uri
+from deconv_cli.report.display_range import display_range
+from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
+from deconv_cli.report.png_encoder import encode_png
 
 
 def read(content):
@@ -46,7 +47,7 @@ def decode(uri):
 def test_shades_stand_for_values():
     values = torch.tensor([[0.0, 5.0, 10.0, -3.0, 20.0]])
     (gray, mapped), side = draw_pictures(
-        [Plane("a", values, 0.0, 10.0, "", "units"), Plane("b", values, 0.0, 10.0, "", "units", "viridis")]
+        [ScaledImage("a", values, 0.0, 10.0, "", "units"), ScaledImage("b", values, 0.0, 10.0, "", "units", "viridis")]
     )
     assert side == 5
     assert np.asarray(decode(gray.uri))[0, :, 0].tolist() == [0, 128, 255, 0, 255]
@@ -59,16 +60,16 @@ def test_shades_stand_for_values():
 
 def test_large_pictures_are_averaged_until_they_fit(monkeypatch):
     noise = torch.rand(300, 400, generator=torch.Generator().manual_seed(1))
-    (whole,), side = draw_pictures([Plane("noise", noise, 0.0, 1.0, "", "")])
+    (whole,), side = draw_pictures([ScaledImage("noise", noise, 0.0, 1.0, "", "")])
     assert (whole.width, whole.height, side) == (400, 300, 400)
-    monkeypatch.setattr(pictures, "MAX_SIDE", 200)
-    (half,), side = draw_pictures([Plane("noise", noise, 0.0, 1.0, "", "")])
+    monkeypatch.setattr(page_pictures, "MAX_SIDE", 200)
+    (half,), side = draw_pictures([ScaledImage("noise", noise, 0.0, 1.0, "", "")])
     assert (half.width, half.height, side) == (200, 150, 200)
     averaged = noise.reshape(150, 2, 200, 2).mean(dim=(1, 3))
     shades = np.asarray(decode(half.uri))[..., 0]
     assert np.abs(shades / 256 - averaged.numpy()).max() < 1 / 128
-    monkeypatch.setattr(pictures, "MAX_BYTES", 60_000)
-    small, side = draw_pictures([Plane(name, noise, 0.0, 1.0, "", "") for name in "abc"])
+    monkeypatch.setattr(page_pictures, "MAX_BYTES", 60_000)
+    small, side = draw_pictures([ScaledImage(name, noise, 0.0, 1.0, "", "") for name in "abc"])
     assert side < 200
     assert sum(len(picture.uri) for picture in small) <= 60_000 * 4 / 3 + 300
 
@@ -76,7 +77,7 @@ def test_large_pictures_are_averaged_until_they_fit(monkeypatch):
 def test_hatching_lies_where_the_mask_is():
     mask = torch.zeros(60, 60, dtype=torch.bool)
     mask[:, 30:] = True
-    (picture,), _ = draw_pictures([Plane("a", torch.rand(60, 60), 0.0, 1.0, "", "", mask=mask)])
+    (picture,), _ = draw_pictures([ScaledImage("a", torch.rand(60, 60), 0.0, 1.0, "", "", mask=mask)])
     opaque = np.asarray(decode(picture.hatching_uri))[..., 3] > 0
     assert not opaque[:, :30].any()
     assert 0.2 < opaque[:, 30:].mean() < 0.8
@@ -99,9 +100,10 @@ def test_a_data_uri_carries_its_content():
 def test_pictures_share_a_scale_and_tensors_do_not(contents):
     given = contents()
     for is_picture in (True, False):
-        shown = dataclasses.replace(given, data=100 * given.data, is_picture=is_picture)
-        (first, second, *_), _ = pick_planes(shown)
+        shown = dataclasses.replace(given, data=100 * given.data).with_source(is_picture=is_picture)
+        (first, second, *_), _ = shown.images()
         assert ((first.low, first.high) == (second.low, second.high)) is is_picture
+        estimate = shown.run.reconstruction.image
         assert (first.low, first.high) == (
-            display_range(shown.data, shown.estimate) if is_picture else display_range(shown.data)
+            display_range(shown.data, estimate) if is_picture else display_range(shown.data)
         )

@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.report.png import data_uri, encode_png
+from deconv_cli.report.data_uri import data_uri
+from deconv_cli.report.png_encoder import encode_png
 
 # Longest side of a picture in pixels: at most, and at least.
 MAX_SIDE = 1024
 MIN_SIDE = 128
 # Bytes of all pictures together; base64 makes four of three.
 MAX_BYTES = 1_300_000
-# Levels of a color map: more cannot be told apart, and would take twice the place.
+# Levels of a color map: more cannot be told apart, and would take twice the space.
 N_LEVELS = 64
 SCALE_LENGTH = 64
-N_FOR_RANGE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
-    """Something to look at.
+class ScaledImage:
+    """An image, and the values that its darkest and its lightest shade stand for.
 
     Attributes:
         name: a word or two.
         values: shape `(H, W)`, or `(3, H, W)` in colors.
-        low: the value that the darkest shade stands for.
-        high: the value that the lightest one stands for.
-        color_map: a name of matplotlib's; gray without one.
+        low: the value of the darkest shade.
+        high: the value of the lightest one.
         caption: what is seen, a sentence.
         unit: of the values.
+        color_map: a name of matplotlib's; gray without one.
         mask: true where the picture is hatched, shape `(H, W)`.
     """
 
@@ -47,8 +47,8 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A plane as a page shows it.
+class PagePicture:
+    """The same as a page shows it.
 
     Attributes:
         name: a word or two.
@@ -77,39 +77,21 @@ class Picture:
     hatching_uri: str | None
 
 
-def draw_pictures(planes: list[Plane]) -> tuple[list[Picture], int]:
-    """Draw planes as large as all of them together may be.
+def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
+    """Draw images as large as all of them together may be.
 
     Returns:
-        The pictures, and the longest side that was allowed.
+        The pictures, and the longest side that was allowed, in pixels.
     """
-    side = min(max(max(plane.values.shape[-2:]) for plane in planes), MAX_SIDE)
+    side = min(max(max(image.values.shape[-2:]) for image in images), MAX_SIDE)
     while True:
-        encoded = [_encode(plane, side) for plane in planes]
+        encoded = [_encode(image, side) for image in images]
         n_bytes = sum(map(len, encoded))
         if n_bytes <= MAX_BYTES or side <= MIN_SIDE:
             break
         # Bytes grow with the area; what is averaged is smoother, but not by much.
         side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
-    return [_picture(plane, content, side) for plane, content in zip(planes, encoded, strict=True)], side
-
-
-def display_range(*images: Tensor) -> tuple[float, float]:
-    """Find the range that all but the most extreme thousandth of the finite samples lie in, for all images together."""
-    lows, highs = [], []
-    for image in images:
-        flat = image.flatten().double()
-        flat = flat[flat.isfinite()]
-        if len(flat) == 0:
-            continue
-        flat = flat[:: max(len(flat) // N_FOR_RANGE, 1)]
-        # By order, since torch's quantiles are limited in size.
-        ordered = flat.sort().values
-        last = len(ordered) - 1
-        lows.append(float(ordered[round(0.001 * last)]))
-        highs.append(float(ordered[round(0.999 * last)]))
-    low, high = min(lows, default=0.0), max(highs, default=0.0)
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+    return [_picture(image, content, side) for image, content in zip(images, encoded, strict=True)], side
 
 
 def _reduced(values: Tensor, side: int) -> Tensor:
@@ -123,31 +105,31 @@ def _reduced(values: Tensor, side: int) -> Tensor:
     return functional.adaptive_avg_pool2d(planes, size).reshape(*values.shape[:-2], *size)
 
 
-def _encode(plane: Plane, side: int) -> bytes:
-    n_levels = 256 if plane.color_map is None else N_LEVELS
-    part = (_reduced(plane.values, side) - plane.low) / (plane.high - plane.low)
+def _encode(image: ScaledImage, side: int) -> bytes:
+    n_levels = 256 if image.color_map is None else N_LEVELS
+    part = (_reduced(image.values, side) - image.low) / (image.high - image.low)
     levels = (part * n_levels).floor().clamp(0, n_levels - 1).to(torch.uint8)
     if levels.ndim == 3:
         return encode_png(levels.permute(1, 2, 0))
-    return encode_png(levels, None if plane.color_map is None else _palette(plane.color_map, n_levels))
+    return encode_png(levels, None if image.color_map is None else _palette(image.color_map, n_levels))
 
 
-def _picture(plane: Plane, content: bytes, side: int) -> Picture:
-    height, width = _reduced(plane.values, side).shape[-2:]
-    values = plane.values
+def _picture(image: ScaledImage, content: bytes, side: int) -> PagePicture:
+    values = image.values
+    height, width = _reduced(values, side).shape[-2:]
     low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.double().mean()))
-    return Picture(
-        name=plane.name,
-        caption=plane.caption,
-        alt=f"{plane.name}: values from {low} to {high}, mean {mean} {plane.unit}. {plane.caption}",
+    return PagePicture(
+        name=image.name,
+        caption=image.caption,
+        alt=f"{image.name}: values from {low} to {high}, mean {mean} {image.unit}. {image.caption}",
         uri=data_uri(content, "image/png"),
         width=width,
         height=height,
-        scale_uri=data_uri(_scale(plane.color_map), "image/png"),
-        low=f"{plane.low:.4g}",
-        high=f"{plane.high:.4g}",
-        unit=plane.unit,
-        hatching_uri=None if plane.mask is None else data_uri(_hatching(plane.mask, side), "image/png"),
+        scale_uri=data_uri(_scale(image.color_map), "image/png"),
+        low=f"{image.low:.4g}",
+        high=f"{image.high:.4g}",
+        unit=image.unit,
+        hatching_uri=None if image.mask is None else data_uri(_hatching(image.mask, side), "image/png"),
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import deconv_cli
+from deconv_cli.diagnostics.error_prediction import ErrorPredictor
 from deconv_cli.diagnostics.image_model import ImageModel
-from deconv_cli.diagnostics.uncertainty import predict_error
 from deconv_cli.errors import ShapeError
 from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
@@ -110,7 +110,7 @@ class TestAgainstTheExactPosterior:
         exact = model.sigma**2 * estimator.square().sum(dim=1).reshape(operator.input_shape)
         exact = operator.crop_to_frame(exact)[0]
         estimate = torch.randn(1, 20, 18, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        found = predict_error(inverse, estimate, model, n_probes=300, seed=1)
+        found = ErrorPredictor(inverse, n_probes=300, seed=1).predict(estimate, model)
         assert found.bands[-1].noise == pytest.approx(float(exact[8:12, 8:10].mean().sqrt()), rel=0.05)
         assert found.bands[0].noise == pytest.approx(
             float(torch.cat([exact[0], exact[-1], exact[1:-1, 0], exact[1:-1, -1]]).mean().sqrt()), rel=0.05
@@ -126,7 +126,7 @@ class TestAgainstTheExactPosterior:
         y = operator.forward(images) + model.sigma * noise
         truth = operator.crop_to_frame(images)
         estimate = inverse(y)
-        found = predict_error(inverse, estimate, model, truth=truth, n_probes=100)
+        found = ErrorPredictor(inverse, n_probes=100).predict(estimate, model, truth=truth)
         for band in found.bands:
             assert band.predicted == pytest.approx(band.actual, rel=0.15)
 
@@ -137,7 +137,7 @@ def test_larger_pictures_need_fewer_probes(side, n_probes):
     settings = ResolvedSettings(padding="same", boundary="circular", lam=1e-2, penalty="gradient")
     inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (side, side), settings)
     model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]), torch.ones(1, 1), 0.05)
-    found = [predict_error(inverse, torch.zeros(1, side, side), model, seed=seed) for seed in (1, 2)]
+    found = [ErrorPredictor(inverse, seed=seed).predict(torch.zeros(1, side, side), model) for seed in (1, 2)]
     assert found[0].n_probes == n_probes
     assert found[0].root_mean_square == pytest.approx(found[1].root_mean_square, rel=0.1)
 
@@ -159,9 +159,9 @@ def test_the_parts_make_up_the_whole_and_the_periodic_estimate_falls_apart_at_th
     y, truth = seen("camera.png", KERNELS["disk"], 0.002)
     bands = restored(y, KERNELS["disk"], truth).predicted_error.bands
     for band in bands:
-        assert math.hypot(band.noise, band.hidden, band.exterior) == pytest.approx(band.predicted, rel=1e-4)
-    assert bands[-1].exterior == 0
-    assert max(band.exterior for band in bands) > 0
+        assert math.hypot(band.noise, band.null_space, band.outside_frame) == pytest.approx(band.predicted, rel=1e-4)
+    assert bands[-1].outside_frame == 0
+    assert max(band.outside_frame for band in bands) > 0
     assert bands[0].periodic > 2 * bands[-1].periodic
     assert bands[0].periodic > 10 * bands[0].predicted
     assert bands[0].estimate == pytest.approx(float(_edge(truth).square().mean().sqrt()), rel=0.2)
@@ -207,8 +207,9 @@ def test_data_continued_by_mirroring_would_mislead():
     y, _ = seen("camera.png", kernel, 0.002)
     canonical = Kernel.from_tensor(kernel)
     options = {"boundary": "unknown", "penalty": "gradient"}
-    chosen = choose_lambda(y, canonical, **options).lam
-    naive = choose_by_rule(LambdaRule.GCV, Continuation(y, canonical, **options).started(), 0.0).chosen
+    continuation = Continuation(canonical, tuple(y.shape[-2:]), **options)
+    chosen = choose_lambda(continuation, y).lam
+    naive = choose_by_rule(LambdaRule.GCV, continuation.initial(y), 0.0).chosen
     assert not 0.2 < naive / chosen < 5
 
 

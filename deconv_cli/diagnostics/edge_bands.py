@@ -1,0 +1,47 @@
+"""Pixels grouped by their distance from the nearest edge."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.vocabulary import Size
+
+
+class EdgeBands:
+    """Bands of pixels at the same distance from the nearest edge; the innermost one gathers everything deeper.
+
+    Args:
+        size: pixels along each axis.
+        depth: how many bands are wanted; there are fewer where the image is not so deep.
+        device: where the pixels are.
+
+    Attributes:
+        depth: how many bands there are.
+        distance: pixels between each pixel and the nearest edge, 0 on the edge itself, shape `size`.
+        index: the band of each pixel, shape `size`.
+    """
+
+    def __init__(self, size: Size, depth: int, device: torch.device) -> None:
+        self.depth = min(depth, (min(size) + 1) // 2)
+        distance = torch.full(size, max(size), device=device)
+        for axis, length in enumerate(size):
+            place = torch.arange(length, device=device)
+            to_end = torch.minimum(place, length - 1 - place)
+            distance = torch.minimum(distance, to_end.reshape(-1, *[1] * (len(size) - axis - 1)))
+        self.distance = distance
+        self.index = distance.clamp_max(self.depth - 1)
+
+    def count(self) -> Tensor:
+        """Count the pixels of each band, shape `(depth,)`."""
+        return torch.zeros(self.depth, dtype=torch.int64, device=self.index.device).index_add(
+            0, self.index.flatten(), torch.ones_like(self.index).flatten()
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average values `(*batch, *size)` over each band and the batch, in double precision where it exists."""
+        dtype = accumulation_dtype(values)
+        by_pixel = values.reshape(-1, *self.index.shape).mean(dim=0, dtype=dtype).flatten()
+        total = by_pixel.new_zeros(self.depth).index_add(0, self.index.flatten(), by_pixel)
+        return total / self.count()

@@ -1,0 +1,209 @@
+"""Predicts the error of estimates, pixel by pixel, by probing the inverse that made them.
+
+Images are drawn from the model that was fitted to the data (`image_model.py`), blurred by the operator under its real
+boundary, noised, and restored by the same inverse; the difference is the error. It has a part that the noise makes, and
+a part that the data do not determine: what the kernel took away, and near the edges what lies outside. Errors of the
+second kind are larger where the image has more detail, so they are spread in proportion to the detail of the estimate
+around each pixel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deconv_cli.diagnostics.edge_bands import EdgeBands
+from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+
+N_PROBES = 8
+"""Images to draw where they have 256 × 256 pixels and at most three channels; where bands hold more samples than there,
+fewer will do."""
+_MIN_PROBES = 2
+TRUSTED_EXCESS = 1.25
+"""A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
+
+_LEAST_CONTRAST = 0.01
+
+_MIN_DEPTH = 16
+_KERNEL_WIDTHS = 4
+_DETAIL_WIDTH = 6.0
+_MAX_PIXELS = 2**21
+_LEAST_DETAIL = 0.05
+
+
+class ErrorPredictor:
+    """Predicts the errors of estimates that one inverse made; what noise becomes is probed once for all of them.
+
+    Args:
+        inverse: what made the estimates.
+        n_images: estimates whose errors are pooled in the end.
+        n_probes: images to draw for each; by default as many as sizes and numbers ask for.
+        seed: of the random numbers.
+    """
+
+    def __init__(
+        self, inverse: PseudoInverse, *, n_images: int = 1, n_probes: int | None = None, seed: int = 0
+    ) -> None:
+        self.inverse, self.seed = inverse, seed
+        like, size = inverse.kernel.taps, inverse.geometry.image_size
+        n_colors = max(n_images * like.shape[1] / 3, 1)
+        enough = round(N_PROBES * 256 / math.prod(size) ** 0.5 / n_colors)
+        self.n_probes = max(_MIN_PROBES, min(N_PROBES, enough)) if n_probes is None else n_probes
+        self._bands = EdgeBands(size, max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), like.device)
+        self._noise: tuple[Tensor, Tensor] | None = None
+
+    def predict(
+        self,
+        estimate: Tensor,
+        model: ImageModel,
+        *,
+        contrast: float = math.inf,
+        periodic: Tensor | None = None,
+        truth: Tensor | None = None,
+    ) -> PredictedError:
+        """Predict the error of the estimate of one image.
+
+        Args:
+            estimate: shape `(C_in, H, W)`, cut to the frame.
+            model: fitted to the data that it came from.
+            contrast: of the image (see `contrast_of`); where the error is larger, nothing is trusted.
+            periodic: the estimate of the same shape that takes the picture to repeat itself.
+            truth: the image itself, of the same shape, to hold the prediction against.
+        """
+        bands = self._bands
+        missing, unit_noise, unit_detail = self._probe(estimate, model)
+        noise, detail = model.sigma**2 * unit_noise, _detail(estimate, model.sigma**2 * unit_detail)
+        excess = missing - missing[-1]
+        # Inwards of where it first vanishes it is the scatter of the probes.
+        outside = torch.where((excess > 0).cumprod(0).bool(), excess, 0)
+        by_pixel = noise[bands.index] + missing[bands.index] * detail
+        squares = {
+            "predicted": by_pixel,
+            "noise": noise[bands.index],
+            "null_space": (missing - outside)[bands.index] * detail,
+            "outside_frame": outside[bands.index] * detail,
+            "estimate": estimate.square(),
+        }
+        for name, other in (("periodic", periodic), ("actual", truth)):
+            if other is not None:
+                squares[name] = (estimate - other).square()
+        total = noise + missing
+        is_trusted = (total <= TRUSTED_EXCESS**2 * total[-1]) & (total <= contrast**2)
+        n_trusted = synchronize.as_index(is_trusted.flip(0).cumprod(0).sum())
+        depth = bands.depth - n_trusted if n_trusted else None
+        return PredictedError(
+            map=by_pixel.expand(estimate.shape).sqrt(),
+            bands=self._error_bands(squares),
+            trusted=bands.distance >= (depth if depth is not None else max(bands.index.shape)),
+            trusted_depth=depth,
+            sigma=model.sigma,
+            exponent=model.exponent,
+            n_probes=self.n_probes,
+            seed=self.seed,
+        )
+
+    def _probe(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor, Tensor]:
+        """Restore drawn images and, the first time, noise with σ = 1.
+
+        Returns:
+            The squared error of images without noise in each band, that of the noise, shape `(depth,)` each, and the
+            mean squared gradient that the noise leaves.
+        """
+        operator, like = self.inverse.problem.operator, self.inverse.kernel.taps
+        images = self._drawn(estimate, model)
+        outputs = operator.forward(images)
+        if self._noise is None:
+            # Two batches in one cost little more than either.
+            white = synchronize.normal_numbers(like, tuple(outputs.shape), self.seed + 1)
+            from_noise, restored = self._restored(torch.cat([white, outputs])).split(self.n_probes)
+            error = operator.crop_to_frame(from_noise)
+            self._noise = self._bands.mean(error.square()), _squared_gradient(error, estimate.ndim - 1).mean()
+        else:
+            restored = self._restored(outputs)
+        missing = self._bands.mean(operator.crop_to_frame(restored - images).square())
+        return missing, *self._noise
+
+    def _drawn(self, estimate: Tensor, model: ImageModel) -> Tensor:
+        """Draw images of the size of the operator's inputs, around the mean of the estimate."""
+        operator = self.inverse.problem.operator
+        _, *size = operator.input_shape
+        # An image on a torus has no seam; any other is cut out of a larger one.
+        is_periodic = operator.boundary.is_periodic
+        torus = tuple(size) if is_periodic else tuple(next_fast_size(n + n // 4) for n in size)
+        images = model.draw(self.n_probes, torus, self.seed, self.inverse.kernel.taps.dtype)
+        return crop(images, (0,) * len(size), tuple(size)) + estimate.mean()
+
+    def _restored(self, outputs: Tensor) -> Tensor:
+        """Apply the inverse to outputs `(B, C_out, H, W)` of its operator, as many at once as cost little memory."""
+        step = max(1, _MAX_PIXELS // (outputs[0].numel() + 1))
+        shape = self.inverse.problem.operator.input_shape
+        return torch.cat([self.inverse.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
+
+    def _error_bands(self, squares: dict[str, Tensor]) -> tuple[ErrorBand, ...]:
+        """Pool squares, of the shape of the picture or of all its channels, over bands."""
+        n_pixels = synchronize.as_numbers(self._bands.count())
+        rms = {name: synchronize.as_numbers(self._bands.mean(values).sqrt()) for name, values in squares.items()}
+        return tuple(
+            ErrorBand(distance=k, n_pixels=round(n), **{name: found[k] for name, found in rms.items()})
+            for k, n in enumerate(n_pixels)
+        )
+
+
+def contrast_of(output: Tensor, sigma_max: float) -> float:
+    """Compute a contrast that an image has at least, from its data: they have at most σmax times as much.
+
+    A hundredth of the brightness is conceded, so that an image without detail has a scale too.
+
+    Args:
+        output: the data, shape `(C_out, *space)`.
+        sigma_max: largest singular value of the kernel.
+    """
+    means = output.flatten(1).mean(dim=1, keepdim=True)
+    spread = synchronize.as_number((output.flatten(1) - means).square().mean().sqrt())
+    brightness = synchronize.as_number(output.square().mean().sqrt())
+    return max(spread, _LEAST_CONTRAST * brightness) / max(sigma_max, 1e-30)
+
+
+def _detail(estimate: Tensor, noise_detail: Tensor) -> Tensor:
+    """Measure the detail around each pixel, relative to its mean, shape of the image.
+
+    The squared gradient under a Gaussian window, less what noise alone would make of it; where noise makes more of it
+    than the image does, the detail is unknown and is taken to be the same everywhere.
+    """
+    n_axes = estimate.ndim - 1
+    energy = _smoothed(_squared_gradient(estimate, n_axes), n_axes)
+    energy = (energy - noise_detail).clamp_min(0)
+    floor = 0.25 * noise_detail + _LEAST_DETAIL * energy.mean() + 1e-30
+    relative = energy + floor
+    return relative / relative.mean()
+
+
+def _squared_gradient(images: Tensor, n_axes: int) -> Tensor:
+    """Add up the squared differences to the next pixel along each axis of space, of images `(*batch, C, *space)`."""
+    total = torch.zeros_like(images)
+    for axis in space_axes(n_axes):
+        last = images.select(axis, -1).unsqueeze(axis)
+        total = total + images.diff(dim=axis, append=last).square()
+    return total
+
+
+def _smoothed(images: Tensor, n_axes: int) -> Tensor:
+    """Average images `(C, *space)` under a Gaussian window, cut at the edges."""
+    reach = int(3 * _DETAIL_WIDTH)
+    steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    window = torch.exp(-0.5 * (steps / _DETAIL_WIDTH).square())[None, None]
+    for axis in space_axes(n_axes):
+        lines = images.movedim(axis, -1)
+        flat = lines.reshape(-1, 1, lines.shape[-1])
+        weight = functional.conv1d(torch.ones_like(flat[:1]), window, padding="same")
+        smooth = functional.conv1d(flat, window, padding="same") / weight
+        images = smooth.reshape(lines.shape).movedim(-1, axis)
+    return images

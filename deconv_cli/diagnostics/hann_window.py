@@ -1,0 +1,24 @@
+"""A window that fades images out towards their edges, so that no jump between opposite edges looks like noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def apply_hann_window(images: Tensor, n_axes: int = 2) -> Tensor:
+    """Fade images out towards their edges, and keep the power of white noise as it is.
+
+    A mean stays what it is but for the two neighbors of the zero frequency along each axis.
+
+    Args:
+        images: shape `(*batch, C, *space)`.
+        n_axes: how many axes of space there are.
+    """
+    window = images.new_ones(1)
+    for length in images.shape[-n_axes:]:
+        angle = (torch.arange(length, dtype=images.dtype, device=images.device) + 0.5) * (2 * math.pi / length)
+        window = window[..., None] * (1 - angle.cos())
+    return images * (window / window.square().mean().sqrt()).squeeze(0)

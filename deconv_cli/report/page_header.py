@@ -1,0 +1,109 @@
+"""The first lines of a page: what was done, with which λ and why, and where the picture is to be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.operators.axes import format_size
+from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.report.run import InvertRun
+from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True)
+class PageHeader:
+    """What a reader needs first, in sentences.
+
+    Attributes:
+        done: what was done.
+        chosen: with which λ, and why.
+        trust: where the picture is to be trusted.
+        warnings: why to doubt the result, a sentence each.
+    """
+
+    done: str
+    chosen: str
+    trust: str
+    warnings: tuple[str, ...]
+
+
+def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
+    """Describe a run in a few plain sentences."""
+    source, kernel, result = run.source, run.kernel, run.reconstruction
+    done = (
+        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored from what the kernel {kernel.path} "
+        f"({format_size(kernel.shape)} taps) made of it; {as_rule(result.boundary).description}."
+    )
+    return PageHeader(done, _chosen(result), " ".join(_trust(result, diagnosis)), tuple(_warnings(result, diagnosis)))
+
+
+def _chosen(result: Reconstruction) -> str:
+    if result.lam is None:
+        return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
+    return f"λ = {result.lam:g} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
+
+
+def _warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
+    warnings = []
+    if not result.solution.status.is_success:
+        warnings.append(f"The solver did not finish: {result.solution.status.value}.")
+    if result.lambda_choice is not None and result.lambda_choice.warning is not None:
+        warnings.append(_sentence(result.lambda_choice.warning))
+    if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
+        warnings.append(_sentence(result.well_posedness.reason))
+    if diagnosis.tests.finding.is_warning:
+        warnings.append(diagnosis.tests.finding.sentence)
+    return warnings
+
+
+def _trust(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
+    finding, width = diagnosis.tests.finding, diagnosis.resolution.widest
+    sentences = [] if finding.is_warning else [finding.sentence]
+    if width is None:
+        sentences.append("The resolution is not limited evenly: some channel hardly comes through.")
+    elif width < 1.05:
+        sentences.append("Single pixels are resolved.")
+    else:
+        sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
+    if result.predicted_error is not None:
+        sentences += _expected_error(result.predicted_error)
+    return [*sentences, _edges(result, diagnosis)]
+
+
+def _expected_error(predicted: PredictedError) -> list[str]:
+    share, actual, depth = predicted.trusted_share, predicted.actual_root_mean_square, predicted.trusted_depth
+    real = "" if actual is None else f"; the real one is {actual:.3g}"
+    expected = (
+        f"If kernel and boundary are right, an error of {predicted.root_mean_square:.3g} rms is to be expected{real}."
+    )
+    if share == 0:
+        return [expected, "No pixel is to be trusted: noise, or what lies outside the frame, outweighs the picture."]
+    if not depth:
+        return [expected, "What lies outside the frame adds little to it anywhere."]
+    return [
+        expected,
+        f"From {depth} {'pixel' if depth == 1 else 'pixels'} inwards, on {100 * share:.3g} % of the picture, what lies "
+        "outside the frame adds little to it; the rest is hatched.",
+    ]
+
+
+def _edges(result: Reconstruction, diagnosis: Diagnosis) -> str:
+    if as_rule(result.boundary).is_periodic:
+        return "There is no edge to distrust, if the image does go on around a torus."
+    noise = f"noise comes back {diagnosis.conditioning.noise_gain:.3g} times as strong"
+    if result.predicted_error is not None:
+        return _sentence(noise)
+    influence = None if result.well_posedness is None else result.well_posedness.influence
+    if influence is None or influence.tenth is None:
+        return f"A mistake at the edge may reach through the whole picture; {noise}."
+    return (
+        f"Trust the outermost {max(influence.tenth, 1)} pixels least, where a mistake at the edge has not faded; "
+        f"{noise}."
+    )
+
+
+def _sentence(clause: str) -> str:
+    """Begin with a capital, and end with a full stop."""
+    return clause[:1].upper() + clause[1:] + ("" if clause.endswith((".", "!", "?")) else ".")

@@ -1,0 +1,108 @@
+"""Which images of a reconstruction a page shows, and on which scale."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deconv_cli.report.display_range import display_range
+from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.report.run import InvertRun
+from deconv_cli.workflows.diagnose import Diagnosis
+
+N_CHANNELS = 3
+"""Channels of an image that is no color picture that are shown."""
+
+
+def images_to_show(
+    run: InvertRun, diagnosis: Diagnosis, data: Tensor, truth: Tensor | None
+) -> tuple[list[ScaledImage], str | None]:
+    """Choose the images of a page.
+
+    Args:
+        run: what was done.
+        diagnosis: of the same reconstruction.
+        data: y, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+        truth: the image that was to be found, of the shape of the estimate.
+
+    Returns:
+        The images, and a sentence on what is left out; `None` where nothing is.
+    """
+    unit = f"in units of the {run.source.dtype} samples"
+    estimate = run.reconstruction.image
+    errors = _errors(run, truth, unit)
+    images = [*_pictures(run, data, truth, unit), _residual(diagnosis, unit), *errors]
+    return images, _omission(data, estimate, is_picture=run.source.is_picture)
+
+
+def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> list[ScaledImage]:
+    """Show the data, the estimate, and the truth."""
+    is_picture, predicted = run.source.is_picture, run.reconstruction.predicted_error
+    inputs, estimates = _channels(data, is_picture), _channels(run.reconstruction.image, is_picture)
+    truths = [] if truth is None else _channels(truth, is_picture)
+    # A photograph and its restoration are of one kind; what a layer gives is not of the kind that it takes.
+    low, high = display_range(*estimates, *truths, *(inputs if is_picture else []))
+    of_data = (low, high) if is_picture else display_range(*inputs)
+    together = "" if truth is None else ", as the truth has"
+    scale = f"The estimate has the same scale{together}." if is_picture else "It has a scale of its own."
+    mask = None if predicted is None else ~predicted.trusted.detach().cpu()
+    text = "What was restored." if mask is None else "What was restored; hatched where it is not to be trusted."
+    return [
+        *(ScaledImage(name, x, *of_data, f"As it came. {scale}", unit) for name, x in _named("Input", inputs)),
+        *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in _named("Estimate", estimates)),
+        *(ScaledImage(name, x, low, high, "What was to be found.", unit) for name, x in _named("Truth", truths)),
+    ]
+
+
+def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage]:
+    """Show the predicted error and the actual one, on one scale."""
+    errors = []
+    if run.reconstruction.predicted_error is not None:
+        size = _root_mean_square(_first(run.reconstruction.predicted_error.map))
+        errors.append(("Predicted error", size, "The error to be expected, root mean square."))
+    if truth is not None:
+        difference = _first(run.reconstruction.image) - _first(truth)
+        errors.append(("Actual error", _root_mean_square(difference), "Estimate less truth, by size."))
+    top = max((display_range(values)[1] for _, values, _ in errors), default=1.0)
+    return [ScaledImage(name, values, 0.0, top, text, unit, "viridis") for name, values, text in errors]
+
+
+def _residual(diagnosis: Diagnosis, unit: str) -> ScaledImage:
+    residual = _first(diagnosis.residual)
+    name, text = "Residual", "Input less what the kernel makes of the estimate"
+    if residual.shape[0] == 1:
+        low, high = display_range(residual[0])
+        limit = max(-low, high)
+        return ScaledImage(name, residual[0], -limit, limit, f"{text}.", unit, "cividis")
+    values = _root_mean_square(residual)
+    return ScaledImage(name, values, 0.0, display_range(values)[1], f"{text}, over all channels.", unit, "cividis")
+
+
+def _first(images: Tensor) -> Tensor:
+    """Take the first image of a batch, shape `(C, H, W)`."""
+    whole = images.detach().cpu()
+    return whole if whole.ndim == 3 else whole[0]
+
+
+def _root_mean_square(image: Tensor) -> Tensor:
+    return image.double().square().mean(dim=0).sqrt()
+
+
+def _channels(images: Tensor, is_picture: bool) -> list[Tensor]:
+    """Take the colors of the first image where it has some, else its first channels one by one."""
+    first = _first(images)
+    return [first] if is_picture and first.shape[0] == 3 else list(first[:N_CHANNELS])
+
+
+def _named(name: str, channels: list[Tensor]) -> list[tuple[str, Tensor]]:
+    if len(channels) == 1:
+        return [(name, channels[0])]
+    return [(f"{name}, channel {number}", values) for number, values in enumerate(channels, start=1)]
+
+
+def _omission(data: Tensor, estimate: Tensor, *, is_picture: bool) -> str | None:
+    n_images = data.shape[0] if data.ndim == 4 else 1
+    counts = {data.shape[-3], estimate.shape[-3]}
+    parts = [f"the first of {n_images} images"] if n_images > 1 else []
+    if max(counts) > N_CHANNELS and not (is_picture and counts == {3}):
+        parts.append(f"the first {N_CHANNELS} of {max(counts)} channels")
+    return f"Shown: {', '.join(parts)}." if parts else None

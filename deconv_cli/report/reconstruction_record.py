@@ -1,0 +1,133 @@
+"""A reconstruction and its diagnostics as JSON records."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.diagnostics.well_posedness import WellPosedness
+from deconv_cli.report.record import Record, finite_or_none
+from deconv_cli.vocabulary import format_padding
+from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+
+def describe_reconstruction(result: Reconstruction) -> Record:
+    """Describe a reconstruction."""
+    return {
+        "padding": format_padding(result.padding),
+        "method": result.choice.method,
+        "method_reason": result.choice.reason,
+        "lambda": result.lam,
+        "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
+        "penalty": result.penalty,
+        "rcond": result.rcond,
+        "objective": result.solution.objective,
+        "weight": result.solution.weight,
+        "residual": {**asdict(result.residual), "per_channel": list(result.residual.per_channel)},
+        "border": [asdict(band) for band in result.border],
+        "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),
+        "conditioning": {
+            "sigma_max": result.spectrum.sigma_max,
+            "sigma_min": result.spectrum.sigma_min,
+            "condition": finite_or_none(result.spectrum.condition),
+            "grid": list(result.spectrum.grid),
+        },
+        "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
+        "solver": {
+            "status": result.solution.status.name.lower(),
+            "message": result.solution.status.value,
+            "iterations": result.solution.n_iterations,
+            "certificate": result.solution.certificate,
+            "distance_bound": finite_or_none(result.solution.distance_bound),
+            "tolerance": result.tolerance,
+        },
+    }
+
+
+def describe_lambda_choice(choice: LambdaChoice) -> Record:
+    """Describe how λ was chosen."""
+    return {
+        "rule": choice.rule.value,
+        "lambda": choice.lam,
+        "noise_sigma": choice.sigma,
+        "noise_sigma_given": choice.is_sigma_given,
+        "cross_check": {"rule": choice.cross_check.rule.value, "lambda": choice.cross_check.chosen},
+        "rounds": choice.n_rounds,
+        "is_converged": choice.is_converged,
+        "window": list(choice.window),
+        "curve": {"lambda": list(choice.curve.lams), "value": [finite_or_none(value) for value in choice.curve.values]},
+        "warning": choice.warning,
+    }
+
+
+def describe_predicted_error(predicted: PredictedError) -> Record:
+    """Describe the predicted error."""
+    return {
+        "root_mean_square": predicted.root_mean_square,
+        "actual_root_mean_square": predicted.actual_root_mean_square,
+        "bands": [asdict(band) for band in predicted.bands],
+        "trusted_depth": predicted.trusted_depth,
+        "trusted_share": predicted.trusted_share,
+        "model": {"noise_sigma": predicted.sigma, "exponent": predicted.exponent},
+        "probes": predicted.n_probes,
+        "seed": predicted.seed,
+    }
+
+
+def describe_well_posedness(finding: WellPosedness) -> Record:
+    """Describe what the boundary does to a problem."""
+    influence, pads = finding.influence, finding.advised_pads
+    return {
+        "is_well_posed": finding.is_well_posed,
+        "reason": finding.reason,
+        "border_modes": finding.n_border_modes,
+        "lost_modes": finding.n_lost_modes,
+        "threshold": finding.threshold,
+        "windings": finding.windings and [list(axis) for axis in finding.windings],
+        "frequencies": finding.n_frequencies,
+        "nearest_root": finding.nearest_root,
+        "influence_depth": influence
+        and {"10%": influence.tenth, "1%": influence.hundredth, "0.1%": influence.thousandth},
+        "is_deep": finding.is_deep,
+        "advice": list(finding.advice),
+        "advised_lambda": finding.advised_lambda,
+        "advised_pads": pads
+        and {"top": pads.before[0], "bottom": pads.after[0], "left": pads.before[1], "right": pads.after[1]},
+    }
+
+
+def describe_diagnosis(diagnosis: Diagnosis) -> Record:
+    """Describe what was found out about a reconstruction besides."""
+    conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
+    whiteness = tests.whiteness
+    return {
+        "residual_finding": tests.finding.value,
+        "residual_sentence": tests.finding.sentence,
+        "noise": tests.noise,
+        "noise_is_given": tests.is_noise_given,
+        "interior_rms": tests.interior_rms,
+        "edge_ratio": tests.edge_ratio,
+        "implausible_share": tests.implausible_share,
+        "whiteness": {
+            "largest_correlation": whiteness.largest,
+            "statistic": whiteness.statistic,
+            "lags": whiteness.n_lags,
+            "p_value": whiteness.p_value,
+            "z_score": whiteness.z_score,
+        },
+        "rank": conditioning.rank,
+        "singular_values": conditioning.n_values,
+        "rank_threshold": conditioning.threshold,
+        "noise_gain": conditioning.noise_gain,
+        "degrees_of_freedom": conditioning.degrees_of_freedom,
+        "unknowns": conditioning.n_unknowns,
+        "is_sampled": conditioning.is_sampled,
+        "null_share_of_data": diagnosis.null_share_of_data,
+        "null_share_of_estimate": diagnosis.null_share_of_estimate,
+        "noise_floor": picard.noise_floor,
+        "recoverable": picard.n_recoverable,
+        "components": picard.n_modes,
+        "resolution_pixels": [list(widths) for widths in diagnosis.resolution.widths],
+    }
