@@ -100,10 +100,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Cause": "deconv_cli.gradients.finding",
-    "Finding": "deconv_cli.gradients.finding",
+    "Cause": "deconv_cli.gradients.gradient_report",
+    "Finding": "deconv_cli.gradients.gradient_report",
     "GradientReport": "deconv_cli.gradients.gradient_report",
-    "Verdict": "deconv_cli.gradients.finding",
+    "Verdict": "deconv_cli.gradients.gradient_report",
     "check_gradients": "deconv_cli.gradients.checker",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "Convolution": "deconv_cli.operators.convolution",

@@ -17,7 +17,7 @@ from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.gradient_table import print_findings
 from deconv_cli.commands.option_words import with_options
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
-from deconv_cli.commands.user_code import describe_warnings, naming_options, running_user_code
+from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 
 EXAMPLE = (
@@ -83,8 +83,7 @@ def check_grad(
         case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
         from deconv_cli.gradients.checker import check_subject
 
-        with naming_options("--input-shape, --data, --loss or --target-shape"):
-            report = check_subject(case.subject, budget=budget, second_order=second_order, on_progress=show)
+        report = check_subject(case.subject, budget=budget, second_order=second_order, on_progress=show)
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 

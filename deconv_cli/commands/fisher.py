@@ -15,7 +15,7 @@ from deconv_cli.commands.console import print_document, print_note
 from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
 from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
-from deconv_cli.commands.user_code import describe_warnings, naming_options, running_user_code
+from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _write(
 
     subject = case.subject
     n_samples = case.data.n_samples if case.data else 0
-    with subject.evaluating(), _refusing(path), naming_options("--loss, --data, --kind or --target-shape"):
+    with subject.evaluating(), _refusing(path):
         if case.loss_name == "projection":
             refuse_projection(first_output(subject))
         found = diagonal_fisher(

@@ -119,8 +119,7 @@ def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module)
 
     tensors = data.rows(start, stop) if start and stop is not None else data.samples(stop)
     dtype = _dtype_of(module)
-    with naming_options("--data"):
-        return Batch.sort({n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, module)
+    return Batch.sort({n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, module)
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives

@@ -10,40 +10,15 @@ import torch
 from torch import nn
 
 from deconv_cli.gradients.batch_independence import BatchIndependence
+from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.recurrence.time_series import TimeSeries
 from deconv_cli.gradients.reruns import Repetition, Response
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.autograd_graph import distances_from
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
-
-
-@dataclass(frozen=True, eq=False)
-class DoubleEvidence:
-    """What was measured in double precision, or in the model's own where it does not run in float64.
-
-    Attributes:
-        dtype: the precision.
-        forward: a forward pass in it.
-        backward: the backward pass behind it.
-        results: gradients against finite differences, by parameter; None where the time was up.
-        second: the same for second derivatives.
-        constants: parameters with which the loss does not change, since gradients that come up to them cancel.
-        series: gradients through time.
-        n_evaluations: forward passes spent on finite differences.
-    """
-
-    dtype: str
-    forward: ForwardTrace
-    backward: BackwardTrace
-    results: Mapping[str, Comparison | None]
-    second: Mapping[str, Comparison | None]
-    constants: frozenset[str]
-    series: tuple[TimeSeries, ...]
-    n_evaluations: int
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
-from deconv_cli.gradients.double_precision import DoubleGatherer
+from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.gradient_report import first_line
+from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
 from deconv_cli.gradients.subject import Subject
@@ -24,6 +25,9 @@ _SLOW_SHARE = 40
 """Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
 
 _FEW = 2
+
+_FUNCTIONS_SHARE = 0.4
+"""Part of the time that hand-written backwards may take."""
 
 
 def gather_evidence(
@@ -47,19 +51,23 @@ def gather_evidence(
     repetition = repeat(subject, forward)
     backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
     is_finite = bool(forward.loss.detach().isfinite())
-    gatherer = DoubleGatherer(
-        subject, _usable_gradients(backward) if is_finite else frozenset(), budget, second_order, on_progress
-    )
-    double, batch = None, BatchIndependence(subject.batch_axis, doubt="the output is noisy")
     origins = () if is_finite else tuple(trace_forward(subject, find_origins=True).log.origins)
-    responses = measure_responses(subject, forward, backward)
-    moved_from_outside = find_moved_from_outside(subject, forward, backward)
-    if is_slow and forward.log.calls and not repetition.is_noisy:
-        gatherer.check_functions_on_whole_batch()
+    started = time.monotonic()
+    is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
+    wrong_inputs: tuple[WrongInput, ...] = ()
+    unchecked: list[str] = []
+    if is_checkable and backward is not None and forward.log.calls:
+        on_progress("checking hand-written backwards")
+        wrong_inputs, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
+    names = _usable_gradients(backward) if is_finite else frozenset()
+    blamed = {name for item in wrong_inputs for name in item.parameters}
+    left = budget - (time.monotonic() - started)
+    plan = ComparisonPlan(names, names - blamed if second_order else frozenset(), left, on_progress)
     with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
-        if not repetition.is_noisy:
-            double = gatherer.gather() if backward is None or backward.error is None else None
-            batch = _try_batch(subject, on_progress)
+        double = gather_double(subject, plan) if is_checkable else None
+        batch = _try_batch(subject, on_progress) if not repetition.is_noisy else None
+    notes = [*describe_plain_containers(subject.model), *describe_randomness(repetition, subject.seed)]
+    notes += [_NARROWED] if is_narrowed else []
     return Evidence(
         model=subject.model,
         parameters=subject.parameters,
@@ -68,19 +76,14 @@ def gather_evidence(
         backward=backward,
         origins=origins,
         repetition=repetition,
-        responses=responses,
-        moved_from_outside=moved_from_outside,
+        responses=measure_responses(subject, forward, backward),
+        moved_from_outside=find_moved_from_outside(subject, forward, backward),
         double=double,
-        wrong_inputs=tuple(gatherer.wrong_inputs),
-        batch=batch,
+        wrong_inputs=wrong_inputs,
+        batch=batch or BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
         budget=budget,
-        notes=(
-            *describe_plain_containers(subject.model),
-            *describe_randomness(repetition, subject.seed),
-            *([_NARROWED] if is_narrowed else []),
-            *gatherer.notes,
-        ),
-        not_checked=tuple(gatherer.not_checked),
+        notes=(*notes, *(double.notes if double is not None else ())),
+        not_checked=(*unchecked, *(double.not_checked if double is not None else ())),
     )
 
 

@@ -25,7 +25,7 @@ class Verdict(StrEnum):
     NOT_LOSS = "NOT-LOSS"
     """Used, but its value does not reach the loss."""
     DETACHED = "DETACHED"
-    """Its value reaches the loss, but an operation cuts the gradient off, wholly or on one of the paths."""
+    """Its value reaches the loss, but an operation cuts the gradient off, wholly or on some of its paths."""
     ZERO = "ZERO"
     """The gradient arrives, and is zero in every element."""
     ZERO_BY_CONSTRUCTION = "ZERO BY CONSTRUCTION"

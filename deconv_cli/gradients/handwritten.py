@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +17,11 @@ from torch.utils import _pytree as pytree
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, compare_along
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import ELEMENT_TOLERANCE, compare_tensors, unravel
+from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall
+from deconv_cli.gradients.tracing.interception import trace_forward
 
 _CALLS_PER_FUNCTION = 3
 
@@ -65,30 +69,39 @@ class WrongInput:
     parameters: frozenset[str]
 
 
-def check_functions(forward: ForwardTrace, *, deadline: float) -> tuple[list[WrongInput], list[str]]:
-    """Check every hand-written Function that was called, on the inputs it was called with.
+def check_functions(subject: Subject, budget: float) -> tuple[tuple[WrongInput, ...], list[str]]:
+    """Check every hand-written Function that is called, on the inputs it is called with, in float64 if possible.
 
     Args:
-        forward: a forward pass in float64.
-        deadline: in seconds of the monotonic clock.
+        subject: what is run; all of its batch, since a fault may lie in how samples are summed.
+        budget: seconds.
 
     Returns:
-        The inputs with a wrong gradient, and the sentences on what could not be checked.
+        The inputs with a wrong gradient, and sentences on what could not be checked.
     """
-    wrong: list[WrongInput] = []
+    deadline = time.monotonic() + budget
+    try:
+        with subject.in_double():
+            return _check_calls(trace_forward(subject), deadline)
+    except RuntimeError:
+        return _check_calls(trace_forward(subject), deadline)
+
+
+def _check_calls(forward: ForwardTrace, deadline: float) -> tuple[tuple[WrongInput, ...], list[str]]:
+    wrong: dict[tuple[CodeLocation, str], WrongInput] = {}
     unchecked: list[str] = []
-    counts: dict[type, int] = {}
+    counts: Counter[type] = Counter()
     for call in forward.log.calls:
-        counts[call.function] = counts.get(call.function, 0) + 1
+        counts[call.function] += 1
         if counts[call.function] > _CALLS_PER_FUNCTION:
             continue
         try:
-            wrong += _check_call(call, forward, deadline)
+            for item in _check_call(call, forward, deadline):
+                wrong.setdefault((item.location, item.name), item)
         except Exception as error:  # noqa: BLE001  whatever a hand-written Function raises is noted, not passed on
-            unchecked.append(
-                f"{call.function.__name__} at {call.location} could not be run by itself ({type(error).__name__})"
-            )
-    return wrong, unchecked
+            reason = f"could not be run by itself ({type(error).__name__})"
+            unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
+    return tuple(wrong.values()), unchecked
 
 
 def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> list[WrongInput]:

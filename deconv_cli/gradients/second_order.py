@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 
-from deconv_cli.gradients.finite_differences.directional import Comparison
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.finite_differences.scalar_function import ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors
 from deconv_cli.gradients.gradient_report import first_line
@@ -25,8 +26,10 @@ def compare_second_derivatives(
         budget: seconds.
 
     Returns:
-        The comparisons by name, and a sentence if autograd cannot differentiate twice.
+        The comparisons by name, and sentences on what could not be compared.
     """
+    if not names:
+        return {}, []
     parameters = [subject.parameters[name] for name in names]
     generator = torch.Generator().manual_seed(subject.seed + 2)
     along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
@@ -49,4 +52,12 @@ def compare_second_derivatives(
         for name, parameter, gradient in zip(names, parameters, second, strict=True)
     ]
     function = ScalarFunction(lambda: float(slope(keep_graph=False)), epsilon, time.monotonic() + budget)
-    return compare_tensors(function, tensors, seed=subject.seed + 3), []
+    results = compare_tensors(function, tensors, seed=subject.seed + 3)
+    unclear = [name for name, found in results.items() if found is None or not _is_clear(found)]
+    return results, [f"{name}: its second derivative could not be compared sharply" for name in unclear]
+
+
+def _is_clear(found: Comparison) -> bool:
+    """Return whether there is an outcome, or zero on both sides, of which there is no relative error."""
+    is_flat = found.autograd == 0 and not math.isfinite(found.resolution)
+    return found.outcome is not Outcome.UNSURE or (is_flat and abs(found.numeric) <= 5 * found.error_bar)

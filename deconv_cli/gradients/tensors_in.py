@@ -1,4 +1,4 @@
-"""Tensors of any type: found in what a model takes and gives, widened and measured."""
+"""Tensors of any type: found in what a model takes and gives, converted and measured."""
 
 from __future__ import annotations
 

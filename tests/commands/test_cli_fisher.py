@@ -69,7 +69,7 @@ def test_draws_are_for_sampled_targets(refuses, tmp_path, data):
 
 def test_a_projection_is_refused(refuses, data, tmp_path):
     words = [*NETWORK, "--data", data, "-o", tmp_path / "f.safetensors"]
-    refuses(*words, code=ExitCode.USAGE, says=["likelihood", "--loss"])
+    refuses(*words, code=ExitCode.USAGE, says=["likelihood", "--loss cross-entropy"])
 
 
 def test_numbers_of_samples_that_differ(refuses, tmp_path):

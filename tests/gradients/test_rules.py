@@ -16,7 +16,6 @@ from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
 from deconv_cli.gradients.losses import projection
 from deconv_cli.gradients.rules import GRADIENT_RULES, find_for_parameter
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 detached, dying = load_fixture("detached"), load_fixture("dying")
 
@@ -46,7 +45,7 @@ def find_large(evidence, name):
     if norm is None or norm < 1:
         return None
     why = f"the gradient of {name} has norm {norm:.3g}."
-    return Finding("TOO-LARGE", (Cause("a large gradient", CodeLocation(), why, "scale the loss down"),))
+    return Finding("TOO-LARGE", (Cause("a large gradient", evidence.module_of(name), why, "scale the loss down"),))
 
 
 class TestOwnRules:
@@ -81,7 +80,7 @@ class TestPrecedence:
     def test_a_rule_is_found_by_its_name(self, name):
         rule = GRADIENT_RULES[name]
         assert rule.__name__ == f"find_{name.replace('-', '_')}"
-        assert rule.__module__.endswith(f".rules.{name.replace('-', '_')}")
+        assert ".gradients.rules." in rule.__module__
 
     def test_the_last_rule_finds_anything(self):
         assert GRADIENT_RULES.names[-1] == "not-checked"

@@ -82,8 +82,8 @@ def refuse_projection(output: Any) -> None:  # noqa: ANN401  whatever the model 
     is_number = output.numel() == 1 if isinstance(output, torch.Tensor) else isinstance(output, int | float)
     if not is_number:
         raise UsageError(
-            "a Fisher matrix needs the likelihood of the targets, and the loss 'projection' has none; take "
-            f"{', '.join(LIKELIHOODS)}, or a loss function of your own."
+            "a Fisher matrix needs the likelihood of the targets, and the projection of the output has none; choose a "
+            f'loss with one, such as loss="cross-entropy" ({", ".join(LIKELIHOODS)}), or write a loss function.'
         )
 
 
@@ -145,7 +145,9 @@ class _Total:
         """Add the samples of a batch."""
         loss, result = self._loss, self.result
         if batch.target is None and loss.kind in ("empirical", "ggn") and loss.likelihood is not None:
-            raise UsageError("this Fisher matrix needs targets; give them, or draw them from the model (sampled).")
+            raise UsageError(
+                'this Fisher matrix needs targets; give them, or draw them from the model: kind="sampled".'
+            )
         # With a graph, since forward may take gradients itself.
         output = self._output(batch)
         if self._is_projection:

@@ -37,7 +37,7 @@ class SampleLoss:
         if self.likelihood is None and kind in ("sampled", "exact"):
             raise UsageError(
                 f"the true Fisher matrix needs a likelihood; the loss must be one of {', '.join(LIKELIHOODS)}, but is "
-                f"'{name}'. The kinds empirical and ggn take any loss."
+                f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
             )
         self.kind = kind
         self._has_classes = name in OF_CLASSES
@@ -106,8 +106,8 @@ class SampleLoss:
     def _check_width(self, n_outputs: int) -> None:
         if n_outputs > _MAX_OUTPUTS:
             raise UsageError(
-                f"{n_outputs} outputs for each sample are too many for the kind {self.kind}, at most {_MAX_OUTPUTS}; "
-                "use sampled or empirical."
+                f'{n_outputs} outputs for each sample are too many for kind="{self.kind}", at most {_MAX_OUTPUTS}; '
+                'take kind="sampled" or kind="empirical".'
             )
 
     def _arranged(self, output: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment
 from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, OUTSIDE_USES
 
+_DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _WRAPPERS = ("Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
@@ -33,11 +34,45 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
         )
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
-        return Finding(Verdict.DETACHED, causes_of_detachments(forward.log.detachments[index] for index in lost))
+        return Finding(Verdict.DETACHED, _causes(forward.log.detachments[index] for index in lost))
     return None
 
 
-def causes_of_detachments(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
+def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter without a gradient on which the loss depends by way of plain values.
+
+    A loss that autograd reaches nothing from is made of what left torch, even if it stands still on these data.
+    """
+    forward, bit = evidence.forward, evidence.forward.bit(name)
+    uses = uses_outside(forward, bit)
+    if evidence.gradient(name) is not None or not uses:
+        return None
+    if forward.reached and name not in evidence.moved_from_outside:
+        return None
+    detachments = [forward.log.detachments[index] for use in uses for index in use.before]
+    before = [found for found in detachments if found.lost & bit]
+    return Finding(Verdict.DETACHED, _causes(before or uses))
+
+
+def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences, and an operation that keeps a part of it."""
+    difference = describe_difference(evidence, name)
+    if evidence.double is None or not difference:
+        return None
+    forward = evidence.double.forward
+    bit = forward.bit(name)
+    detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
+    losing = [found for found in detachments if found.lost & bit]
+    deliberate = [found for found in losing if found.name in _DELIBERATE or found.by_mode]
+    # A value that only a Python condition reads is the usual way to choose a branch.
+    outside = [use for use in uses_outside(forward, bit) if use.name != "__bool__"]
+    if not losing and not outside:
+        return None
+    detail = f"detached on one of several paths, so the gradient is only a part: {difference}"
+    return Finding(Verdict.DETACHED, _causes(deliberate or losing or outside), detail)
+
+
+def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
     """Explain operations that gradients do not leave, and write what to use instead."""
     return unique_causes(_cause(found) for found in detachments)
 
@@ -51,8 +86,8 @@ def _cause(found: Detachment) -> Cause:
     name, label = found.name, found.label
     if name in _WRAPPERS:
         return _wrapping(found)
-    why, suggestion = f"gradients enter {label} and do not leave it.", "replace it by an operation that torch can "
-    suggestion += "differentiate"
+    why = f"gradients enter {label} and do not leave it."
+    suggestion = "replace it by an operation that torch can differentiate"
     if name in ("detach", "detach_"):
         why = ".detach() gives a tensor that autograd knows nothing of, so no gradient passes this line."
         suggestion = _without_detachment(found.location)
@@ -124,40 +159,3 @@ def _without_detachment(location: CodeLocation) -> str:
     if parts in ([".detach()"], [".data"]) and location.code.count(parts[0]) == 1:
         return location.code.replace(parts[0], "")
     return STAY_IN_TORCH if ".numpy()" in location.code else "use the tensor itself"
-
-
-def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without a gradient on which the loss depends by way of plain values.
-
-    A loss that autograd reaches nothing from is made of what left torch, even if it stands still on these data.
-    """
-    forward, bit = evidence.forward, evidence.forward.bit(name)
-    uses = uses_outside(forward, bit)
-    if evidence.gradient(name) is not None or not uses:
-        return None
-    if forward.reached and name not in evidence.moved_from_outside:
-        return None
-    detachments = [forward.log.detachments[index] for use in uses for index in use.before]
-    before = [found for found in detachments if found.lost & bit]
-    return Finding(Verdict.DETACHED, causes_of_detachments(before or uses))
-
-
-_DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
-
-
-def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, and an operation that keeps a part of it."""
-    difference = describe_difference(evidence, name)
-    if evidence.double is None or not difference:
-        return None
-    forward = evidence.double.forward
-    bit = forward.bit(name)
-    detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
-    losing = [found for found in detachments if found.lost & bit]
-    deliberate = [found for found in losing if found.name in _DELIBERATE or found.by_mode]
-    # A value that only a Python condition reads is the usual way to choose a branch.
-    outside = [use for use in uses_outside(forward, bit) if use.name != "__bool__"]
-    if not losing and not outside:
-        return None
-    detail = f"detached on one of several paths, so the gradient is only a part: {difference}"
-    return Finding(Verdict.DETACHED, causes_of_detachments(deliberate or losing or outside), detail)
