@@ -20,8 +20,8 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_place, read_state, write_state
 from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.inverse_state import InverseState
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention
 
 BIAS = "bias"
