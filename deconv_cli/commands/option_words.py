@@ -24,7 +24,7 @@ _ARGUMENTS = {
 }
 """Arguments that are no words of a sentence by themselves."""
 
-_WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]+)")
+_WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]*[^\s,;().])")
 _ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
 _FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= )")
 _QUOTES = "\"'"
