@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.option_words import with_options
-from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_memory, format_padding
+from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_lambda, format_memory, format_padding
 
 if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
@@ -94,7 +94,10 @@ def _input_rows(run: ForwardRun | InvertRun) -> Rows:
 
 def _kernel(source: KernelInput) -> str:
     gain, taps = source.kernel.dc_gain, source.kernel.taps
-    total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"
+    if source.kernel.is_per_channel:
+        total = f"one for each channel, sums {', '.join(f'{row[0]:.4g}' for row in gain)}"
+    else:
+        total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
     return f"{source.path}{layer}  {_by(source.shape)} {source.convention}, {total}{bias}"
@@ -111,7 +114,7 @@ def _cost(environment: Environment) -> str:
 
 def _lambda_rows(result: Reconstruction) -> Rows:
     if result.lam is not None:
-        return [("λ", f"{result.lam:g} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
+        return [("λ", f"{format_lambda(result.lam)} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
     return [("minimized", result.solution.objective)]
 
 
