@@ -28,7 +28,13 @@ _WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]*[^\s,;().
 _ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
 _FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= )")
 _QUOTES = "\"'"
-_FLAGS = {"force=True": "--force", "normalize=False": "--no-normalize", "bias=False": "--no-bias"}
+_FLAGS = {
+    "force=True": "--force",
+    "normalize=True": "--normalize",
+    "normalize=False": "--no-normalize",
+    "bias=False": "--no-bias",
+    "clean_kernel=True": "--clean-kernel",
+}
 
 
 def with_options(sentence: str) -> str:

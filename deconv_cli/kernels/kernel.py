@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,3 +176,15 @@ def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
             f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
             f"{str(dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
         )
+
+
+def stack_kernels(kernels: Sequence[Tensor]) -> Tensor:
+    """Bring kernels to one size by zeros around them, their origins at one place: `(kH, kW)` each, to `(C, kH, kW)`."""
+    height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1))
+    dtype = torch.float64 if any(kernel.dtype == torch.float64 for kernel in kernels) else kernels[0].dtype
+    stacked = torch.zeros(len(kernels), height, width, dtype=dtype)
+    for plane, kernel in zip(stacked, kernels, strict=True):
+        rows, columns = kernel.shape
+        top, left = (height - 1) // 2 - (rows - 1) // 2, (width - 1) // 2 - (columns - 1) // 2
+        plane[top : top + rows, left : left + columns] = kernel
+    return stacked
