@@ -120,7 +120,7 @@ class ReconstructionSettings:
 
     _open_boundary: ClassVar[tuple[str, ...]] = ("auto",)
     _required: ClassVar[tuple[str, ...]] = ("max_iterations",)
-    _takes_lists: ClassVar[bool] = True
+    _takes_tuples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_words()
@@ -184,7 +184,7 @@ class ReconstructionSettings:
 
     def _check_numbers(self) -> None:
         wanted = "auto, zero or a positive number"
-        if isinstance(self.lam, tuple | list) and self._takes_lists and len(self.lam) > 0:
+        if isinstance(self.lam, tuple) and self._takes_tuples and self.lam:
             self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
         else:
             self._take("lam", Real, wanted, lambda v: v >= 0)
@@ -305,7 +305,7 @@ class ResolvedSettings(ReconstructionSettings):
 
     _open_boundary: ClassVar[tuple[str, ...]] = ()
     _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
-    _takes_lists: ClassVar[bool] = False
+    _takes_tuples: ClassVar[bool] = False
 
     def _check_choice_of_lambda(self) -> None:
         """Nothing to refuse: λ has been chosen."""

@@ -52,8 +52,7 @@ class Kernel:
             )
         if kernel.ndim not in (2, 4):
             raise ShapeError(
-                f"a kernel must have shape (kH, kW), (C, kH, kW) or (C_out, C_in, kH, kW), but has "
-                f"{tuple(kernel.shape)}."
+                f"a kernel must have shape (kH, kW) or (C_out, C_in, kH, kW), but has {tuple(kernel.shape)}."
             )
         if kernel.numel() == 0:
             raise MalformedInputError(f"the kernel is empty: its shape is {tuple(kernel.shape)}.")

@@ -12,7 +12,7 @@ from deconv_cli.errors import UsageError
 MIN_SIDE = 7
 """Taps a side from which on the outermost ones can be told from the function itself."""
 FLAT = 0.35
-"""Spread of the outermost taps, in parts of their median, up to which they are a background: less than the tails of a function."""
+"""Spread of the outermost taps, in parts of their median, up to which they are a background, and no tails."""
 FAINT = 0.2
 """A background is at most this part of the peak."""
 LEAST_SHARE = 0.02
