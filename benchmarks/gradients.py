@@ -20,16 +20,16 @@ from torch import nn
 import deconv_cli
 from deconv_cli.gradients.losses import projection, user_loss
 
-SPECIMENS = Path(__file__).parent.parent / "tests" / "specimens"
+FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
 
 
 @dataclass(frozen=True)
-class Specimen:
+class Fixture:
     """A network with one fault, or with none.
 
     Attributes:
-        story: what is wrong.
-        file: under tests/specimens.
+        fault: what is wrong with it.
+        file: under tests/fixtures.
         build: name of the class or function.
         shape: of the input.
         loss: name of the loss in the same file, None for a fixed random weight of every output.
@@ -37,7 +37,7 @@ class Specimen:
         classes: the target holds classes and not numbers.
     """
 
-    story: str
+    fault: str
     file: str
     build: str
     shape: tuple[int, ...]
@@ -46,44 +46,44 @@ class Specimen:
     classes: int = 0
 
 
-STORIES = [
-    Specimen("nothing (LeNet-5)", "lenet", "LeNet5", (3, 1, 32, 32), "cured_loss", (3,), 10),
-    Specimen("nothing (batch norm)", "healthy", "Normalized", (4, 3, 8, 8)),
-    Specimen("loss wrapped by Variable", "lenet", "LeNet5", (3, 1, 32, 32), "wrapped_loss", (3,), 10),
-    Specimen("loss made of comparisons", "range_loss", "Regressor", (16, 3), "counted_loss", (16, 1)),
-    Specimen("its piecewise cure", "range_loss", "Regressor", (16, 3), "piecewise_loss", (16, 1)),
-    Specimen("detach", "cuts", "Detach", (5, 4)),
-    Specimen("detach on one of two ways", "cuts", "PartDetach", (5, 4)),
-    Specimen("item()", "cuts", "Item", (5, 4)),
-    Specimen("a layer never used", "cuts", "Unused", (5, 4)),
-    Specimen("a layer not in the loss", "cuts", "NotInLoss", (5, 4)),
-    Specimen("round", "dying", "Round", (5, 4)),
-    Specimen("dead ReLU", "dying", "DeadRelu", (5, 4)),
-    Specimen("sqrt at 0", "dying", "SqrtAtZero", (5, 4)),
-    Specimen("log of a negative number", "dying", "LogOfNegative", (5, 4)),
-    Specimen("saturated softmax", "dying", "SaturatedSoftmax", (5, 4)),
-    Specimen("bias before batch norm", "dying", "BiasBeforeNorm", (4, 2, 8, 8)),
-    Specimen("vanishing", "dying", "DeepSigmoid", (5, 8)),
-    Specimen("a kink", "dying", "Corner", (3,)),
-    Specimen("samples leak", "mixing", "Leak", (5, 4)),
-    Specimen("in-place write", "mixing", "InPlace", (5, 4)),
-    Specimen("char-RNN by hand, right", "handwritten", "CharRnn", (3, 5, 7)),
-    Specimen("char-RNN by hand, wrong", "handwritten", "WrongCharRnn", (3, 5, 7)),
-    Specimen("LSTM by hand, right", "handwritten", "HandLstm", (3, 5, 4)),
-    Specimen("LSTM by hand, one gate wrong", "handwritten", "WrongHandLstm", (3, 5, 4)),
-    Specimen("tangent convolution, right", "tangent", "TangentNet", (2, 1, 6, 6)),
-    Specimen("tangent convolution, wrong", "tangent", "WrongTangentNet", (2, 1, 6, 6)),
-    Specimen("twice the gradient, mean loss", "wrong", "DoubledNet", (4, 1000)),
-    Specimen("1 of 1000 elements off by 1 %", "wrong", "OneOffNet", (4, 1000)),
-    Specimen("a missing sum", "wrong", "NoSumNet", (4, 1000)),
+PLANTED = [
+    Fixture("nothing (LeNet-5)", "lenet", "LeNet5", (3, 1, 32, 32), "cured_loss", (3,), 10),
+    Fixture("nothing (batch norm)", "healthy", "Normalized", (4, 3, 8, 8)),
+    Fixture("loss wrapped by Variable", "lenet", "LeNet5", (3, 1, 32, 32), "wrapped_loss", (3,), 10),
+    Fixture("loss made of comparisons", "range_loss", "Regressor", (16, 3), "counted_loss", (16, 1)),
+    Fixture("its piecewise cure", "range_loss", "Regressor", (16, 3), "piecewise_loss", (16, 1)),
+    Fixture("detach", "detached", "Detach", (5, 4)),
+    Fixture("detach on one of two ways", "detached", "PartDetach", (5, 4)),
+    Fixture("item()", "detached", "Item", (5, 4)),
+    Fixture("a layer never used", "detached", "Unused", (5, 4)),
+    Fixture("a layer not in the loss", "detached", "NotInLoss", (5, 4)),
+    Fixture("round", "dying", "Round", (5, 4)),
+    Fixture("dead ReLU", "dying", "DeadRelu", (5, 4)),
+    Fixture("sqrt at 0", "dying", "SqrtAtZero", (5, 4)),
+    Fixture("log of a negative number", "dying", "LogOfNegative", (5, 4)),
+    Fixture("saturated softmax", "dying", "SaturatedSoftmax", (5, 4)),
+    Fixture("bias before batch norm", "dying", "BiasBeforeNorm", (4, 2, 8, 8)),
+    Fixture("vanishing", "dying", "DeepSigmoid", (5, 8)),
+    Fixture("a kink", "dying", "Corner", (3,)),
+    Fixture("samples leak", "mixing", "Leak", (5, 4)),
+    Fixture("in-place write", "mixing", "InPlace", (5, 4)),
+    Fixture("char-RNN by hand, right", "handwritten", "CharRnn", (3, 5, 7)),
+    Fixture("char-RNN by hand, wrong", "handwritten", "WrongCharRnn", (3, 5, 7)),
+    Fixture("LSTM by hand, right", "handwritten", "HandLstm", (3, 5, 4)),
+    Fixture("LSTM by hand, one gate wrong", "handwritten", "WrongHandLstm", (3, 5, 4)),
+    Fixture("tangent convolution, right", "tangent", "TangentNet", (2, 1, 6, 6)),
+    Fixture("tangent convolution, wrong", "tangent", "WrongTangentNet", (2, 1, 6, 6)),
+    Fixture("twice the gradient, mean loss", "wrong", "DoubledNet", (4, 1000)),
+    Fixture("1 of 1000 elements off by 1 %", "wrong", "OneOffNet", (4, 1000)),
+    Fixture("a missing sum", "wrong", "NoSumNet", (4, 1000)),
 ]
 
 
 def load(file: str) -> Any:  # noqa: ANN401
-    """Import a file of specimens."""
-    name = f"specimen_{file}"
+    """Import a file of fixtures."""
+    name = f"fixture_{file}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SPECIMENS / f"{file}.py")
+        spec = importlib.util.spec_from_file_location(name, FIXTURES / f"{file}.py")
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -93,7 +93,7 @@ def load(file: str) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A specimen made, with its data."""
+    """A network made, with its data."""
 
     model: nn.Module
     inputs: torch.Tensor
@@ -101,19 +101,19 @@ class Case:
     function: Callable[..., Any] | None
 
     @classmethod
-    def make(cls, specimen: Specimen, dtype: torch.dtype) -> Case:
+    def make(cls, fixture: Fixture, dtype: torch.dtype) -> Case:
         """Make the same case each time."""
-        module = load(specimen.file)
+        module = load(fixture.file)
         torch.manual_seed(0)
-        model = getattr(module, specimen.build)().to(dtype)
+        model = getattr(module, fixture.build)().to(dtype)
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(specimen.shape, generator=generator, dtype=torch.float64).to(dtype)
+        inputs = torch.randn(fixture.shape, generator=generator, dtype=torch.float64).to(dtype)
         target = None
-        if specimen.target is not None and specimen.classes:
-            target = torch.randint(0, specimen.classes, specimen.target, generator=generator)
-        elif specimen.target is not None:
-            target = torch.zeros(specimen.target, dtype=dtype)
-        return cls(model, inputs, target, None if specimen.loss is None else getattr(module, specimen.loss))
+        if fixture.target is not None and fixture.classes:
+            target = torch.randint(0, fixture.classes, fixture.target, generator=generator)
+        elif fixture.target is not None:
+            target = torch.zeros(fixture.target, dtype=dtype)
+        return cls(model, inputs, target, None if fixture.loss is None else getattr(module, fixture.loss))
 
     def loss(self, output: Any) -> Any:  # noqa: ANN401
         """Compute the loss."""
@@ -122,28 +122,26 @@ class Case:
         return user_loss(self.function, has_target=self.target is not None)(output, self.target)
 
 
-def deconv(specimen: Specimen) -> str:
-    """Give the verdicts with the lines that deconv blames."""
-    case = Case.make(specimen, torch.float32)
+def deconv(fixture: Fixture) -> str:
+    """List the verdicts with the lines that deconv names."""
+    case = Case.make(fixture, torch.float32)
     found = deconv_cli.check_gradients(case.model, case.inputs, loss=case.function, target=case.target)
-    told = []
-    for verdict, causes, _ in found.faults():
-        lines = {f"`{cause.place.code}`" if cause.place.source else str(cause.place) for cause in causes}
-        told.append(f"{verdict}: {', '.join(sorted(lines))}")
-    told += [
-        f"{f.verdict}: `{f.causes[0].place.code}`"
-        for f in found.general
-        if f.causes and f.verdict not in {verdict for verdict, _, _ in found.faults()}
+    lines = []
+    for fault in found.faults():
+        places = {f"`{c.location.code}`" if c.location.source else str(c.location) for c in fault.causes}
+        lines.append(f"{fault.verdict}: {', '.join(sorted(places))}")
+    known = {fault.verdict for fault in found.faults()}
+    lines += [
+        f"{f.verdict}: `{f.causes[0].location.code}`" for f in found.general if f.causes and f.verdict not in known
     ]
-    remarks = sorted(
-        {f"{f.verdict} ({f.name})" for f in found.parameters if f.verdict in ("KINK", "ZERO BY CONSTRUCTION")}
-    )
-    return "; ".join(told + remarks) or "OK"
+    remarks = ("NONDIFFERENTIABLE", "ZERO BY CONSTRUCTION")
+    lines += sorted({f"{f.verdict} ({f.name})" for f in found.parameters if f.verdict in remarks})
+    return "; ".join(lines) or "OK"
 
 
-def gradcheck(specimen: Specimen, *, fast: bool) -> str:
+def gradcheck(fixture: Fixture, *, fast: bool) -> str:
     """Run torch.autograd.gradcheck over the parameters, in float64."""
-    case = Case.make(specimen, torch.float64)
+    case = Case.make(fixture, torch.float64)
     parameters = dict(case.model.named_parameters())
 
     def function(*values: torch.Tensor) -> Any:  # noqa: ANN401
@@ -160,9 +158,9 @@ def gradcheck(specimen: Specimen, *, fast: bool) -> str:
     return "passes"
 
 
-def anomaly(specimen: Specimen) -> str:
+def anomaly(fixture: Fixture) -> str:
     """Run backward under torch.autograd.detect_anomaly."""
-    case = Case.make(specimen, torch.float32)
+    case = Case.make(fixture, torch.float32)
     try:
         with torch.autograd.detect_anomaly():
             case.loss(case.model(case.inputs)).backward()
@@ -171,13 +169,13 @@ def anomaly(specimen: Specimen) -> str:
     return "silent"
 
 
-def torchtest2(specimen: Specimen) -> str:
+def torchtest2(fixture: Fixture) -> str:
     """Run the checks of torchtest2 that are on by default, and its gradcheck."""
     try:
         from torchtest2 import check_model
     except ImportError:
         return "not installed"
-    case = Case.make(specimen, torch.float32)
+    case = Case.make(fixture, torch.float32)
     try:
         report = check_model(
             case.model,
@@ -190,8 +188,8 @@ def torchtest2(specimen: Specimen) -> str:
     except Exception as error:  # noqa: BLE001
         return f"raises: {_first(error)}"
     failures, warned = ([result.name for result in found] for found in (report.failures, report.warnings))
-    told = [f"fails {', '.join(failures)}"] * bool(failures) + [f"warns of {', '.join(warned)}"] * bool(warned)
-    return "; ".join(told) or "passes"
+    lines = [f"fails {', '.join(failures)}"] * bool(failures) + [f"warns of {', '.join(warned)}"] * bool(warned)
+    return "; ".join(lines) or "passes"
 
 
 def _first(error: Exception) -> str:
@@ -205,17 +203,17 @@ def main() -> None:
     print(f"torch {torch.__version__}; deconv {deconv_cli.__version__}\n")
     print("| planted | deconv check-grad | gradcheck | gradcheck, fast | anomaly mode | torchtest2 | s |")
     print("|---|---|---|---|---|---|---|")
-    for specimen in STORIES:
+    for fixture in PLANTED:
         started = time.perf_counter()
-        ours = deconv(specimen)
+        ours = deconv(fixture)
         spent = time.perf_counter() - started
         others = [
-            gradcheck(specimen, fast=False),
-            gradcheck(specimen, fast=True),
-            anomaly(specimen),
-            torchtest2(specimen),
+            gradcheck(fixture, fast=False),
+            gradcheck(fixture, fast=True),
+            anomaly(fixture),
+            torchtest2(fixture),
         ]
-        print(f"| {specimen.story} | {ours} | {' | '.join(others)} | {spent:.1f} |")
+        print(f"| {fixture.fault} | {ours} | {' | '.join(others)} | {spent:.1f} |")
 
 
 if __name__ == "__main__":

@@ -28,13 +28,14 @@ from deconv_cli.errors import (
     UntrustworthyResultError,
     UsageError,
 )
+from deconv_cli.gradients.rules import GRADIENT_RULES
 from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
 from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.library import check_gradients
-    from deconv_cli.gradients.verdicts import Examination, Verdict
+    from deconv_cli.gradients.checker import check_gradients
+    from deconv_cli.gradients.gradient_report import Cause, Finding, GradientReport, Verdict
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.kernel_source import make_kernel
@@ -54,15 +55,18 @@ __version__ = "0.1.0"
 __all__ = [
     "BOUNDARIES",
     "CODECS",
+    "GRADIENT_RULES",
     "KERNEL_SOURCES",
     "PENALTIES",
     "PRIORS",
     "SOLVERS",
+    "Cause",
     "Convolution",
     "DeconvError",
-    "Examination",
     "FileAccessError",
+    "Finding",
     "Gradient",
+    "GradientReport",
     "Identity",
     "InputRefusedError",
     "Kernel",
@@ -96,9 +100,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "check_gradients": "deconv_cli.gradients.library",
-    "Examination": "deconv_cli.gradients.verdicts",
-    "Verdict": "deconv_cli.gradients.verdicts",
+    "Cause": "deconv_cli.gradients.gradient_report",
+    "Finding": "deconv_cli.gradients.gradient_report",
+    "GradientReport": "deconv_cli.gradients.gradient_report",
+    "Verdict": "deconv_cli.gradients.gradient_report",
+    "check_gradients": "deconv_cli.gradients.checker",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "Convolution": "deconv_cli.operators.convolution",
     "Kernel": "deconv_cli.kernels.kernel",

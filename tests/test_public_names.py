@@ -12,7 +12,7 @@ from deconv_cli import errors
 PROMISED = {
     *("forward", "invert", "pseudo_inverse", "save_pseudo_inverse", "load_pseudo_inverse"),
     *("PseudoInverse", "Reconstruction", "Solution", "Status"),
-    *("check_gradients", "Examination", "Verdict", "ReceptiveFieldConv2d"),
+    *("check_gradients", "GradientReport", "Finding", "Cause", "Verdict", "GRADIENT_RULES", "ReceptiveFieldConv2d"),
 }
 
 

@@ -66,11 +66,11 @@ def test_every_exit_code_is_in_the_table(code):
 
 
 def test_examples_of_the_help_run(tmp_path, monkeypatch):
-    from deconv_cli.commands import check_grad, factor, forward, inspect, invert
+    from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert
 
     shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
     monkeypatch.chdir(tmp_path)
-    for command in (forward, invert, factor, inspect, check_grad):
+    for command in (forward, invert, factor, inspect, check_grad, fisher):
         words = shlex.split(command.EXAMPLE.removeprefix("Example: "))
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == ExitCode.SUCCESS, result.stderr

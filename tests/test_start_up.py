@@ -59,6 +59,7 @@ def loaded_by(*args):
         (["factor", "--help"], "--size"),
         (["inspect", "--help"], "--size"),
         (["check-grad", "--help"], "--budget"),
+        (["fisher", "--help"], "--kind"),
     ],
     ids=" ".join,
 )
@@ -88,7 +89,7 @@ def test_importing_the_package_does_not_load_torch():
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad"))],
+    [["--help"], *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad", "fisher"))],
     ids=" ".join,
 )
 def test_help_fits_eighty_columns_and_is_plain_text(args):
@@ -102,7 +103,7 @@ def test_help_fits_eighty_columns_and_is_plain_text(args):
 
 
 def test_every_command_shows_an_example():
-    for command in ("forward", "invert", "factor", "inspect", "check-grad"):
+    for command in ("forward", "invert", "factor", "inspect", "check-grad", "fisher"):
         words = deconv(command, "--help").stdout.decode().split()
         example = words[words.index("Example:") + 1 :]
         assert example[:2] == ["deconv", command]

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 import deconv_cli
 from deconv_cli.allocator import keep_freed_memory
-from deconv_cli.commands import check_grad, factor, forward, inspect, invert
+from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
@@ -48,7 +48,8 @@ app.command("forward", epilog=forward.EXAMPLE)(with_option_groups(forward.forwar
 app.command("invert", epilog=invert.EXAMPLE)(with_option_groups(invert.invert))
 app.command("factor", epilog=factor.EXAMPLE)(with_option_groups(factor.factor))
 app.command("inspect", epilog=inspect.EXAMPLE)(with_option_groups(inspect.inspect))
-app.command("check-grad", epilog=check_grad.EXAMPLE)(check_grad.check_grad)
+app.command("check-grad", epilog=check_grad.EXAMPLE)(with_option_groups(check_grad.check_grad))
+app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
 
 
 def _print_version(wanted: bool) -> None:

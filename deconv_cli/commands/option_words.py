@@ -17,14 +17,14 @@ _ARGUMENTS = {
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
     "output_dtype": "--output-dtype",
     "input_size": "--size",
-    "trust_file": "--trust-file",
-    "allow_global": "--allow-global",
+    "trusted_sha256": "--trust-file",
+    "allowed_globals": "--allow-global",
     "batch_axis": "--batch-axis",
     "batch_size": "--batch-size",
 }
 """Arguments that are no words of a sentence by themselves."""
 
-_WITH_VALUE = re.compile(r"\b([a-z_]+)=(\"[^\"]*\"|'[^']*'|[^\s,;()]+)")
+_WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]*[^\s,;().])")
 _ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
 _FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= )")
 _QUOTES = "\"'"
@@ -40,8 +40,3 @@ def with_options(sentence: str) -> str:
         lambda found: f"{_ARGUMENTS.get(found[1], option_name(found[1]))} {found[2].strip(_QUOTES)}", sentence
     )
     return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)
-
-
-def _as_option(found: re.Match[str]) -> str:
-    name, value = found[1], found[2].strip(_QUOTES)
-    return f"{_ARGUMENTS.get(name, option_name(name))} {value}"

@@ -1,4 +1,4 @@
-"""Which options a person typed, and those of `deconv check-grad` that would change nothing: refused, never ignored."""
+"""Which options a person typed, and those of `check-grad` and `fisher` that would change nothing: refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def was_typed(invocation: typer.Context, name: str) -> bool:
-    """Tell whether a parameter of a command was given at the prompt, even if it is what is the default."""
+    """Return whether a parameter of a command was given at the prompt, even if it is what is the default."""
     source = invocation.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -24,12 +24,11 @@ def typed_options(invocation: typer.Context) -> frozenset[str]:
     return frozenset(name for name in invocation.params if was_typed(invocation, name))
 
 
-def refuse_idle(typed: frozenset[str], *, fisher_kind: str, batch_axis: int | None) -> None:
+def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
     """Refuse options that go with others which are missing, or against others which are there.
 
     Args:
         typed: names of the parameters that were given.
-        fisher_kind: which Fisher matrix is asked for.
         batch_axis: which axis counts the samples.
 
     Raises:
@@ -47,15 +46,6 @@ def refuse_idle(typed: frozenset[str], *, fisher_kind: str, batch_axis: int | No
         "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out.": (
             "batch_size" in typed and batch_axis != 0
         ),
-        "--fisher averages over samples along axis 0, but --batch-axis names another axis; turn the axes of the "
-        "model's input.": "fisher" in typed and batch_axis != 0,
-        "--fisher-kind says what --fisher writes, but there is no --fisher FILE; add it, or leave --fisher-kind out.": (
-            _lacks(typed, "fisher_kind", "fisher")
-        ),
-        "--fisher-draws says how --fisher draws targets, but there is no --fisher FILE; add it, or leave "
-        "--fisher-draws out.": _lacks(typed, "fisher_draws", "fisher"),
-        f"--fisher-draws is for --fisher-kind sampled, but the kind is {fisher_kind}; leave it out, or draw targets "
-        "with --fisher-kind sampled.": "fisher_draws" in typed and fisher_kind != "sampled",
         "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or leave --trust-file out.": (
             _lacks(typed, "trust_file", "file")
         ),

@@ -1,1 +1,1 @@
-"""The gradient doctor: for every parameter, does its gradient arrive, is it right, and what stands in the way."""
+"""The gradient checker: for every parameter, does its gradient arrive, is it right, and which line is at fault."""

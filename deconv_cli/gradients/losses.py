@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.subject import Loss
+from deconv_cli.gradients.tensors_in import tensors_in
 
 TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -35,7 +35,7 @@ OF_CLASSES = ("cross-entropy", "nll")
 
 
 def classes_are_last(output: torch.Tensor, target: torch.Tensor | None) -> bool:
-    """Tell whether an output is `(B, T, classes)`, as sequence models give it, and not torch's own `(B, classes, T)`.
+    """Return whether an output is `(B, T, classes)`, as sequence models give it, and not torch's own `(B, classes, T)`.
 
     Args:
         output: what the model gives.
@@ -47,7 +47,7 @@ def classes_are_last(output: torch.Tensor, target: torch.Tensor | None) -> bool:
 
 
 def classes_second(output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-    """Move the axis of classes to where torch looks for it."""
+    """Move the axis of classes to where torch looks for it: `(B, T, classes)` becomes `(B, classes, T)`."""
     return output.movedim(-1, 1) if classes_are_last(output, target) else output
 
 
@@ -79,7 +79,7 @@ NAMED_LOSSES = {
 }
 
 
-def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN401
+def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
     """Weigh every number of the output with a fixed random weight and add up: a loss that no output is lost from.
 
     A model whose output is a single number gives its own loss.
@@ -87,8 +87,7 @@ def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN40
     Raises:
         UsageError: the output holds no real tensor.
     """
-    leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
-    leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in leaves]
+    leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_in(output)]
     tensors = [t for t in leaves if t.is_floating_point()]
     if isinstance(output, torch.Tensor) and output.numel() == 1:
         return output
@@ -97,8 +96,7 @@ def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN40
     if not tensors:
         if not leaves:
             raise UsageError(
-                f"the model gives a {type(output).__name__} without any tensor; write a loss for it with "
-                "--loss file.py:function."
+                f"the model gives a {type(output).__name__} without any tensor; write a loss function for it."
             )
         tensors = [tensor.to(torch.get_default_dtype()) for tensor in leaves]
     generator = torch.Generator().manual_seed(7)
@@ -110,7 +108,7 @@ def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN40
 
 
 def named_loss(name: str) -> Loss:
-    """Give a loss by its name, for a model whose output is one tensor.
+    """Return a loss by its name, for a model whose output is one tensor.
 
     Raises:
         UsageError: no such loss, or (when called) no tensor to apply it to.
@@ -119,12 +117,12 @@ def named_loss(name: str) -> Loss:
         return projection
     if name not in NAMED_LOSSES:
         known = ", ".join(["projection", *NAMED_LOSSES])
-        raise UsageError(f"--loss must be one of {known}, or file.py:function, but is '{name}'.")
+        raise UsageError(f"the loss must be one of {known}, or a function of your own, but is '{name}'.")
     compute = NAMED_LOSSES[name].compute
 
-    def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401
+    def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
         if not isinstance(target, torch.Tensor):
-            raise UsageError(f"--loss {name} needs a target; give one with --data or --target-shape.")
+            raise UsageError(f"the loss '{name}' needs a target, but there is none; give one.")
         tensor = only_tensor(output, name)
         if target.is_floating_point():
             target = target.to(tensor.dtype)
@@ -133,15 +131,15 @@ def named_loss(name: str) -> Loss:
     return loss
 
 
-def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401
+def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
     """Take the one tensor of an output, or the first of a tuple such as the layers of torch.nn give.
 
     Raises:
         UsageError: there is none.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    leaves = tensors_in(output)
     if not leaves:
-        raise UsageError(f"--loss {name} needs a tensor, but the model gives a {type(output).__name__}.")
+        raise UsageError(f"the loss '{name}' needs a tensor, but the model gives a {type(output).__name__}.")
     return leaves[0]
 
 
@@ -157,20 +155,18 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
     """
     if isinstance(function, type):
         function = function()
-    n_wanted = _n_required(function)
+    n_wanted = sum(p.default is p.empty for p in _positional(function)) or 1
     if n_wanted > 2:
         raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
     if n_wanted == 2 and not has_target:
-        raise UsageError("the loss takes a target, but there is none; give one with --data or --target-shape.")
-    is_given = n_wanted == 2 or (has_target and _n_possible(function) >= 2)
+        raise UsageError("the loss takes a target, but there is none; give one.")
+    is_given = n_wanted == 2 or (has_target and takes_target(function))
     return (lambda output, target: function(output, target)) if is_given else (lambda output, _: function(output))
 
 
 def takes_target(function: Callable[..., Any]) -> bool:
-    """Tell whether a loss function, or a class of them, looks at a target."""
-    if isinstance(function, type):
-        function = function()
-    return _n_possible(function) >= 2
+    """Return whether a loss function, or a class of them, looks at a target."""
+    return len(_positional(function() if isinstance(function, type) else function)) >= 2
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -180,11 +176,3 @@ def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     except (TypeError, ValueError):
         return []
     return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def _n_required(function: Callable[..., Any]) -> int:
-    return sum(p.default is p.empty for p in _positional(function)) or 1
-
-
-def _n_possible(function: Callable[..., Any]) -> int:
-    return len(_positional(function))

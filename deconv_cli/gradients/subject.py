@@ -1,4 +1,4 @@
-"""What is examined: a model, its inputs, and a loss, run as often as needed and the same each time."""
+"""What is checked: a model, its inputs and a loss, run as often as needed and the same each time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.tensors_in import tensors_in
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -24,13 +25,14 @@ class Subject:
     """A model with everything that it takes to compute its loss.
 
     Attributes:
-        model: the model, in the mode in which it is examined.
+        model: the model, in the mode in which it is checked.
         arguments: positional inputs of forward.
         keywords: inputs by name.
         target: given to the loss, or None.
         loss: turns output and target into a scalar.
         seed: set before every run, so that random layers draw the same numbers.
         batch_axis: which axis of inputs and outputs counts the samples, None where there is none.
+        is_axis_given: the user named that axis; else it is looked at whether it may be time.
     """
 
     model: nn.Module
@@ -40,15 +42,17 @@ class Subject:
     loss: Loss
     seed: int = 0
     batch_axis: int | None = 0
-    _sources: dict[str, nn.Parameter] = field(default_factory=dict, init=False)
+    is_axis_given: bool = False
+    parameters: dict[str, nn.Parameter] = field(init=False)
+    """By name, each once."""
 
     def __post_init__(self) -> None:
-        self._sources = dict(self.model.named_parameters())
+        self.parameters = dict(self.model.named_parameters())
 
     @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters by name, each once."""
-        return self._sources
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that require a gradient."""
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
     def run(self, seed: int | None = None) -> tuple[Any, Any]:
         """Compute output and loss. Generators are seeded before, buffers are put back after.
@@ -61,7 +65,7 @@ class Subject:
             output = self.model(*self.arguments, **self.keywords)
             return output, self.loss(output, self.target)
 
-    def output(self) -> Any:  # noqa: ANN401
+    def output(self) -> Any:  # noqa: ANN401  whatever the model gives
         """Compute the output alone."""
         with self._untouched_buffers():
             seed_everything(self.seed)
@@ -122,19 +126,19 @@ class Subject:
 
     @contextlib.contextmanager
     def narrowed(self, n_samples: int) -> Iterator[bool]:
-        """Keep only the first samples of the batch for a while; gives whether that could be done."""
+        """Keep only the first samples of the batch for a while; yields whether that could be done."""
         axis = self.batch_axis
         inputs = (self.arguments, self.keywords, self.target)
-        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+        tensors = tensors_in(inputs)
         sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
         if axis is None or len(sizes) != 1 or min(sizes) <= n_samples:
             yield False
             return
 
-        def cut(leaf: Any) -> Any:  # noqa: ANN401
+        def first(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
             return leaf.narrow(axis, 0, n_samples).clone() if isinstance(leaf, torch.Tensor) else leaf
 
-        self.arguments, self.keywords, self.target = pytree.tree_map(cut, inputs)
+        self.arguments, self.keywords, self.target = pytree.tree_map(first, inputs)
         try:
             self.output()
         except Exception:  # noqa: BLE001  a model may be made for one size of batch
@@ -145,6 +149,18 @@ class Subject:
             yield True
         finally:
             self.arguments, self.keywords, self.target = inputs
+
+    def evaluator(self) -> Callable[[], float]:
+        """Return what computes the loss without building graphs, unless the model needs them."""
+
+        def without_graph() -> float:
+            with torch.no_grad():
+                return self.value()
+
+        with contextlib.suppress(Exception):
+            if without_graph() == self.value():
+                return without_graph
+        return self.value
 
     def _own_tensors(self) -> list[torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
@@ -176,7 +192,7 @@ def seed_everything(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401
+def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401  whatever the loss function gives
     """Take a loss for what it is: a tensor of one element, or a number that has left torch.
 
     Raises:
@@ -189,16 +205,15 @@ def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401
     if isinstance(loss, torch.Tensor) and loss.is_complex():
         raise UsageError("the loss should be a real number, but is complex; take .real or .abs() of it.")
     if not isinstance(loss, torch.Tensor):
-        raise UsageError(f"the loss should be a scalar, but is a {type(loss).__name__}; choose another with --loss.")
+        raise UsageError(f"the loss should be a scalar, but is a {type(loss).__name__}; choose another loss.")
     if loss.numel() != 1:
         raise UsageError(
-            f"the loss should be a scalar, but is of shape {tuple(loss.shape)}; reduce it, or choose another with "
-            "--loss."
+            f"the loss should be a scalar, but is of shape {tuple(loss.shape)}; reduce it, or choose another loss."
         )
     return loss.reshape(())
 
 
-def _doubled(value: Any) -> Any:  # noqa: ANN401
+def _doubled(value: Any) -> Any:  # noqa: ANN401  tensors or anything else
     has_digits = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
     return value.detach().to(_double_of(value)) if has_digits else value
 

@@ -76,39 +76,24 @@ class Codec(ABC):
         return OutputDType.FLOAT32 not in self.dtypes
 
     def recognizes(self, head: bytes) -> bool:
-        """Tell whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
+        """Check whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
         return head.startswith(self.magic)
 
     @abstractmethod
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a file.
-
-        Args:
-            path: the file.
-            member: which of several arrays; None where there is only one.
-
-        Raises:
-            InputRefusedError: damaged, unsafe or too large. Any other exception is taken for damage too.
-        """
+        """Read a file, or the array called `member` of it; whatever is raised is taken for damage."""
 
     def check(self, request: WriteRequest) -> None:  # noqa: B027
-        """Refuse what the format cannot hold, before anything is computed.
-
-        Raises:
-            UsageError: it cannot.
-        """
+        """Refuse by `UsageError` what the format cannot hold, before anything is computed."""
 
     @abstractmethod
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples of a result as the file stores them.
+        """Order the samples of a result as the file stores them; notes say what became of the axes.
 
         Args:
             request: what is to be written.
             samples: shape (B, C, H, W).
             alpha: shape (B, A, H, W), to be put behind the last sample of axis S, or None.
-
-        Returns:
-            The samples with their axes, and notes on what became of the axes.
         """
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
@@ -116,15 +101,7 @@ class Codec(ABC):
         return None if self.holds_alpha else f"{self.name} cannot hold it"
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
-        """Choose the metadata that go into the file.
-
-        Args:
-            request: what is to be written.
-            image: as `arrange` gave it, with the alpha kind and all metadata of the source.
-
-        Returns:
-            What is kept, and the names of what is not.
-        """
+        """Choose what of the metadata of an image goes into the file; gives the names of the rest too."""
         kept, lost = image.metadata, list(image.metadata.unsupported)
         if not request.same_channels:
             lost += ["ICC profile (it is for other channels)"] if kept.icc_profile else []
@@ -142,12 +119,7 @@ class Codec(ABC):
 
     @abstractmethod
     def write(self, path: Path, image: StoredImage) -> None:
-        """Write a file; an existing one is replaced.
-
-        Args:
-            path: the file.
-            image: as `arrange` and `carry` gave it, with the record of the run.
-        """
+        """Write a file, with the record of the run where the format takes one."""
 
 
 class PictureCodec(Codec):
@@ -159,11 +131,7 @@ class PictureCodec(Codec):
     """The largest height or width in pixels."""
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse several planes, and channels that are neither gray nor colors.
-
-        Raises:
-            UsageError: there are.
-        """
+        """Refuse several planes, and channels that are neither gray nor colors."""
         if request.layout.n_batch != 1:
             raise UsageError(
                 f"'{request.path}' cannot hold {request.layout.n_batch} planes, since {self.name} holds one; choose "
@@ -177,11 +145,7 @@ class PictureCodec(Codec):
             )
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Put the channels last, as libraries for pictures want them.
-
-        Raises:
-            UsageError: a side is longer than the format can say.
-        """
+        """Put the channels last, as libraries for pictures want them; refuse sides that are too long."""
         height, width = samples.shape[-2:]
         if self.max_side is not None and max(height, width) > self.max_side:
             raise UsageError(

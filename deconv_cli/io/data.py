@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.atomic import write_atomically
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS, write_safetensors
 from deconv_cli.io.formats import codec_of_content
-from deconv_cli.io.sources import open_source, refusing_damage
+from deconv_cli.io.samples import Samples
+from deconv_cli.io.sources import read_head, refusing_damage
 from deconv_cli.io.tensors import TensorCodec, open_tensors
 
 UNNAMED = "input"
@@ -36,11 +38,7 @@ class DataFile:
 
     @property
     def n_samples(self) -> int:
-        """How many samples there are.
-
-        Raises:
-            MalformedInputError: the tensors do not agree on it.
-        """
+        """How many samples there are; a `MalformedInputError` if the tensors do not agree on it."""
         sizes = {name: shape[0] for name, shape in self.shapes.items() if shape}
         if len(set(sizes.values())) != 1:
             listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
@@ -51,10 +49,7 @@ class DataFile:
         return next(iter(sizes.values()))
 
     def samples(self, n: int | None) -> dict[str, torch.Tensor]:
-        """Read the first samples of every tensor.
-
-        Args:
-            n: how many at most; None reads every tensor whole, whichever axis counts the samples.
+        """Read `n` samples of every tensor at most; None reads tensors whole, whichever axis counts the samples.
 
         Raises:
             MalformedInputError: the tensors do not agree on the number of samples, or hold none.
@@ -73,25 +68,21 @@ def open_data(path: Path) -> DataFile:
         UsageError: no such file.
         InputRefusedError: unsafe, damaged, too large, or no file of tensors.
     """
-    head, _ = open_source(path)
-    codec = codec_of_content(path, head)
+    codec = codec_of_content(path, read_head(path))
     if not isinstance(codec, TensorCodec):
         raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {codec.name} picture.")
     opened = open_tensors(path, codec)
     stored = {name or UNNAMED: name for name in opened.shapes}
-    whole: dict[str, torch.Tensor] = {}
+    read_whole = functools.cache(opened.read)
+
+    def read(name: str, start: int, stop: int) -> Samples:
+        if not opened.shapes[name]:
+            return read_whole(name)
+        return opened.read_rows(name, start, stop) if opened.read_rows else read_whole(name)[start:stop]
 
     def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
-        found = {}
-        for name, inner in stored.items():
-            if opened.read_rows is not None and opened.shapes[inner]:
-                with refusing_damage(path, f"a {codec.name} file"):
-                    found[name] = torch.as_tensor(opened.read_rows(inner, start, stop))
-                continue
-            if name not in whole:
-                whole[name] = torch.as_tensor(opened.read(inner))
-            found[name] = whole[name][start:stop] if whole[name].ndim else whole[name]
-        return found
+        with refusing_damage(path, f"a {codec.name} file"):
+            return {name: torch.as_tensor(read(inner, start, stop)) for name, inner in stored.items()}
 
     return DataFile(path, {name: opened.shapes[inner] for name, inner in stored.items()}, rows)
 

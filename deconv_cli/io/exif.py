@@ -51,7 +51,7 @@ def read_texts(block: bytes | None) -> dict[int, str]:
 
 
 def has_other_tags(block: bytes) -> bool:
-    """Tell whether a block holds anything besides the orientation and the texts of `TEXT_TAGS`."""
+    """Check whether a block holds anything besides the orientation and the texts of `TEXT_TAGS`."""
     return bool(set(_load(block)) - {*TEXT_TAGS, _ORIENTATION})
 
 

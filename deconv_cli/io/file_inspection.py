@@ -26,17 +26,21 @@ MAX_TEXT = 200
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One array of a file."""
+    """One array of a file.
+
+    Attributes:
+        name: empty for the only one, without a name.
+        samples: as stored, but int32 and int64 for uint16 and uint32, and uint8 for bool.
+        dtype: of the stored samples.
+        axes: their letters; None where nothing says what they are.
+        is_kernel: it looks like the taps of a convolution.
+    """
 
     name: str
-    """Empty for the only one, without a name."""
     samples: torch.Tensor
-    """As stored, but int32 and int64 for uint16 and uint32, and uint8 for bool."""
     dtype: str
     axes: str | None
-    """The letters of its axes; None where nothing says what they are."""
     is_kernel: bool
-    """It looks like the taps of a convolution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +62,7 @@ def inspect_file(path: Path, *, tensor: str | None = None, series: int | None = 
     """Read all that a file holds.
 
     Args:
-        path: the file; its format is told from its content.
+        path: the file; its format is recognized by its content.
         tensor: name of a single tensor, or of a layer, where a file holds several; else all of them are read.
         series: number of the TIFF series, where a file holds several.
 
@@ -120,12 +124,8 @@ def _described(stored: StoredImage) -> dict[str, Any]:
         "alpha": stored.alpha,
         "flavor": metadata.flavor,
         "resolution": resolution
-        and {
-            "x": float(resolution.x),
-            "y": float(resolution.y),
-            "pixels_per": resolution.unit or None,
-            "plane_distance": resolution.plane_distance and float(resolution.plane_distance),
-        },
+        and {"x": float(resolution.x), "y": float(resolution.y), "pixels_per": resolution.unit or None},
+        "plane_distance": resolution and resolution.plane_distance and float(resolution.plane_distance),
         "icc_profile_bytes": metadata.icc_profile and len(metadata.icc_profile),
         "exif_bytes": metadata.exif and len(metadata.exif),
         "channel_names": list(metadata.channel_names),

@@ -1,4 +1,4 @@
-"""Which codec is for a file: told from its first bytes on reading, from its suffix on writing."""
+"""Which codec is for a file: recognized by its first bytes on reading, by its suffix on writing."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def read_image(
     """Read an image from a file of any registered format.
 
     Args:
-        path: the file; its format is told from its content.
+        path: the file; its format is recognized by its content.
         axes: letters of the stored axes, in place of what the file says: Y and X the plane, C and S channels,
             every other letter batch.
         tensor: name of the tensor, where a file holds several.
@@ -95,7 +95,7 @@ def read_image(
         ),
         notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
         _format=codec.name,
-        _layout=layout.with_plane(*turned.shape[-2:]),
+        _layout=layout.resized(Y=turned.shape[-2], X=turned.shape[-1]),
         _metadata=_upright_metadata(stored),
         _alpha=None if alpha is None else orientation.upright(alpha, stored.orientation),
         _alpha_kind=None if alpha is None else stored.alpha,
@@ -103,27 +103,16 @@ def read_image(
 
 
 def read_stored(path: Path, codec: Codec, member: str | int | None = None) -> StoredImage:
-    """Let a codec read one array, and turn whatever goes wrong into one sentence.
-
-    Raises:
-        InputRefusedError: damaged, unsafe or too large.
-    """
+    """Let a codec read one array, and turn whatever goes wrong into an `InputRefusedError`."""
     with refusing_damage(path, f"a {codec.name} file"):
         return codec.read(path, member)
 
 
 def choose_member(path: Path, codec: Codec, tensor: str | None, series: int | None) -> str | int | None:
-    """Give what chooses among several arrays of a file.
-
-    Raises:
-        UsageError: files of this format hold nothing that could be chosen in this way.
-    """
-    if tensor is not None and codec.selects != "tensor":
-        raise UsageError(f"tensor={tensor} chooses among named tensors, but '{path}' is a {codec.name} file.")
-    if series is not None and codec.selects != "series":
-        raise UsageError(
-            f"series={series} chooses among the series of a TIFF file, but '{path}' is a {codec.name} file."
-        )
+    """Give what chooses among several arrays of a file; refuse by `UsageError` what cannot for its format."""
+    for kind, member in (("tensor", tensor), ("series", series)):
+        if member is not None and codec.selects != kind:
+            raise UsageError(f"{kind}={member} chooses among several, but '{path}' is a {codec.name} file.")
     return series if tensor is None else tensor
 
 
@@ -131,18 +120,12 @@ def _split_alpha(
     values: torch.Tensor, layout: Layout, kind: str | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, Layout]:
     """Take the last sample of axis S away, if it is transparency."""
-    if kind is None or "S" not in layout.axes:
+    place = layout.axes.find("S")
+    n_colors = layout.sizes[place] - 1
+    if kind is None or place < 0 or n_colors < 1:
         return values, None, layout
-    place = layout.axes.index("S")
-    n_samples = layout.sizes[place]
-    if n_samples < 2:
-        return values, None, layout
-
-    def with_samples(n: int) -> Layout:
-        return Layout(layout.axes, (*layout.sizes[:place], n, *layout.sizes[place + 1 :]))
-
-    alpha = with_samples(1).to_planes(values.narrow(place, n_samples - 1, 1))
-    return values.narrow(place, 0, n_samples - 1), alpha, with_samples(n_samples - 1)
+    alpha = layout.resized(S=1).to_planes(values.narrow(place, n_colors, 1))
+    return values.narrow(place, 0, n_colors), alpha, layout.resized(S=n_colors)
 
 
 def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str, ...]:

@@ -65,10 +65,9 @@ class Layout:
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return ordered.permute(inverse).contiguous()
 
-    def with_plane(self, height: int, width: int) -> Layout:
-        """Give the same axes with another height and width."""
-        new = {"Y": height, "X": width}
-        return Layout(self.axes, tuple(new.get(a, n) for a, n in zip(self.axes, self.sizes, strict=True)))
+    def resized(self, **sizes: int) -> Layout:
+        """Give the same axes, some of them with another size."""
+        return Layout(self.axes, tuple(sizes.get(a, n) for a, n in zip(self.axes, self.sizes, strict=True)))
 
     def with_channels(self, n_channels: int) -> Layout:
         """Give the layout of a result with another number of channels.
@@ -98,11 +97,7 @@ class Layout:
 
 
 def tensor_axes(path: object, n_axes: int) -> str:
-    """Give the letters of a tensor file's axes.
-
-    Raises:
-        MalformedInputError: not 2, 3 or 4 axes; says to name them.
-    """
+    """Give the letters of the axes of a tensor; refuse by `MalformedInputError` other than 2, 3 or 4 axes."""
     if n_axes not in TENSOR_AXES:
         raise MalformedInputError(
             f"'{path}' should hold a tensor of 2, 3 or 4 axes (YX, CYX, BCYX), but it has {n_axes}; name them, "

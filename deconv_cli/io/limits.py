@@ -36,11 +36,7 @@ def array_bytes(shape: Iterable[int], itemsize: int) -> int:
 
 
 def check_budget(path: Path, n_bytes: int) -> None:
-    """Refuse content that does not fit half of the memory.
-
-    Raises:
-        TooLargeError: `n_bytes` exceeds the budget.
-    """
+    """Refuse by `TooLargeError` content that does not fit half of the memory."""
     budget = memory_budget()
     if n_bytes > budget:
         raise TooLargeError(
@@ -50,15 +46,12 @@ def check_budget(path: Path, n_bytes: int) -> None:
 
 
 def check_expansion(path: Path, n_decoded: int, n_stored: int) -> None:
-    """Refuse content that is too large, or that unfolds as only a decompression bomb does.
+    """Refuse by `TooLargeError` content that is too large, or that unfolds as only a decompression bomb does.
 
     Args:
         path: named in the error.
         n_decoded: bytes after decoding, as the header promises.
         n_stored: bytes in the file.
-
-    Raises:
-        TooLargeError: over the budget, or over `MAX_RATIO` decoded bytes per stored byte.
     """
     check_budget(path, n_decoded)
     if n_decoded > RATIO_FREE_BYTES and n_decoded > MAX_RATIO * max(n_stored, 1):

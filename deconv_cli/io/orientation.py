@@ -12,7 +12,7 @@ _FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 
 
 def turns_sideways(orientation: int) -> bool:
-    """Tell whether rows become columns."""
+    """Check whether rows become columns."""
     return orientation in _TRANSPOSED
 
 

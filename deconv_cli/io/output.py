@@ -32,7 +32,7 @@ def plan_output(
     """Decide where a result goes and as what.
 
     Args:
-        path: its suffix tells the format.
+        path: its suffix decides the format.
         source: the image that the result is computed from, whose axes and metadata it keeps.
         n_channels: channels of the result.
         output_dtype: its sample type; None for float32, or the source's whole numbers in formats without fractions.

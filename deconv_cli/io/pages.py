@@ -12,17 +12,7 @@ SUFFIXES = (".html", ".htm")
 
 
 def check_page_path(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse a path where no page can be written.
-
-    Args:
-        path: the page.
-        source: the input that it describes.
-        force: whether an existing file may be replaced.
-
-    Raises:
-        UsageError: another suffix, no such folder, or an existing file without `force`.
-        FileAccessError: no permission to write into the folder.
-    """
+    """Refuse a path where no page can be written, as `check_output_path` does, or of another suffix."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"the page '{path}' should end in .html.")
     check_output_path(path, source, force=force)

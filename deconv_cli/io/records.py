@@ -30,11 +30,7 @@ def complete_record(record: dict[str, Any], shape: tuple[int, ...], dtype: str, 
 
 
 def encode_record(record: dict[str, Any]) -> str:
-    """Write a record as one line of ASCII JSON.
-
-    Raises:
-        ValueError: the record holds NaN or Inf, which JSON does not know.
-    """
+    """Write a record as one line of ASCII JSON; NaN and Inf, which JSON does not know, are a `ValueError`."""
     return json.dumps(record, allow_nan=False, ensure_ascii=True)
 
 

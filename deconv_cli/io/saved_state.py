@@ -1,6 +1,6 @@
 """Files of named tensors with a record, which are mapped into memory instead of read: saved inverses.
 
-They are safetensors files: eight bytes that tell the length of a header, the header in JSON, and the tensors one after
+They are safetensors files: eight bytes for the length of a header, the header in JSON, and the tensors one after
 another (https://huggingface.co/docs/safetensors, "Format"). The library of that name reads them. Writing is done here:
 the library copies every tensor first, and lays it at any multiple of 8 bytes, where factorizations work best from
 multiples of 64, and need not round alike elsewhere. So the layout in memory is restored too, axis by axis.
@@ -38,12 +38,9 @@ _CODES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.
 
 @dataclass(frozen=True, eq=False)
 class SavedState:
-    """The content of such a file.
+    """The tensors of such a file by name, in the memory layout in which they were written, and a JSON object.
 
-    Attributes:
-        tensors: by name, in the memory layout in which they were written; those that can be are mapped, and read from
-            the disk where they are first used.
-        record: a JSON object.
+    Tensors that can be are mapped, and read from the disk where they are first used.
     """
 
     tensors: dict[str, Tensor]
@@ -51,28 +48,14 @@ class SavedState:
 
 
 def check_state_path(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse a path that `write_state` could not write to.
-
-    Args:
-        path: the file.
-        source: what it is made from.
-        force: whether an existing file may be replaced.
-
-    Raises:
-        UsageError: another suffix, no such folder, or an existing file without `force`.
-        FileAccessError: no permission.
-    """
+    """Refuse a path that `write_state` could not write to, as `check_output_path` does, or of another suffix."""
     if path.suffix.lower() != SUFFIX:
         raise UsageError(f"a saved inverse is a {SUFFIX} file, but the output is '{path}'; give it that suffix.")
     check_output_path(path, source, force=force)
 
 
 def write_state(path: Path, state: SavedState) -> None:
-    """Write a file, completely or not at all.
-
-    Args:
-        path: an existing file is replaced.
-        state: real or complex tensors in single or double precision, or of int32 or uint8.
+    """Write real or complex tensors in single or double precision, or of int32 or uint8, completely or not at all.
 
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
@@ -101,10 +84,7 @@ def write_state(path: Path, state: SavedState) -> None:
                 if stored[name].numel():
                     stream.write(stored[name].reshape(-1).numpy().data.cast("B"))
 
-    def check(temporary: Path) -> None:
-        read_state(temporary)  # its checksums are those of the tensors in memory
-
-    write_atomically(path, write, check)
+    write_atomically(path, write, _check)
 
 
 def read_state(path: Path) -> SavedState:
@@ -137,6 +117,10 @@ def read_state(path: Path) -> SavedState:
     if members.keys() != stored.keys():
         raise _damaged(path, "some of its tensors are not those of its record")
     return SavedState({name: _fold(path, name, stored[name], members[name]) for name in stored}, record)
+
+
+def _check(path: Path) -> None:
+    read_state(path)  # its checksums are those of the tensors in memory
 
 
 def _damaged(path: Path, why: str) -> MalformedInputError:

@@ -12,26 +12,12 @@ from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError,
 
 
 def open_source(path: Path) -> tuple[bytes, str]:
-    """Read the first bytes and the fingerprint of an input file.
-
-    Returns:
-        The first 32 bytes, and the SHA-256 of all bytes as 64 hexadecimal digits.
-
-    Raises:
-        UsageError: no such file, or a folder.
-        FileAccessError: the file cannot be opened or read.
-        MalformedInputError: the file is empty.
-    """
-    head = read_head(path)
-    return head, fingerprint(path)
+    """Read the first 32 bytes and the SHA-256 of an input file; raises as `read_head` does."""
+    return read_head(path), fingerprint(path)
 
 
 def fingerprint(path: Path) -> str:
-    """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits.
-
-    Raises:
-        FileAccessError: the file cannot be opened or read.
-    """
+    """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,14 +9,11 @@ from typing import Any
 from deconv_cli.io.samples import Samples, dtype_name
 
 METERS = {
-    "m": Fraction(1),
-    "cm": Fraction(1, 100),
-    "mm": Fraction(1, 10**3),
-    "µm": Fraction(1, 10**6),
-    "nm": Fraction(1, 10**9),
-    "in": Fraction(254, 10**4),
+    **dict.fromkeys(("inch", "in"), Fraction(254, 10**4)),
+    **dict.fromkeys(("centimeter", "cm"), Fraction(1, 100)),
+    **{"m": Fraction(1), "mm": Fraction(1, 10**3), "µm": Fraction(1, 10**6), "nm": Fraction(1, 10**9)},
 }
-"""Length of each unit of a resolution."""
+"""Length of each unit of a resolution, in the words of TIFF and OME."""
 
 
 @dataclass(frozen=True)

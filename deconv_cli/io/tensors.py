@@ -53,7 +53,7 @@ class TensorCodec(Codec):
         """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX."""
         before = request.layout
         if not request.from_picture:
-            layout = before.with_channels(samples.shape[1]).with_plane(*samples.shape[-2:])
+            layout = before.with_channels(samples.shape[1]).resized(Y=samples.shape[-2], X=samples.shape[-1])
             return StoredImage(from_planes(layout, samples), layout.axes)
         n_axes = 4 if samples.shape[0] > 1 else 3 if samples.shape[1] > 1 else 2
         axes = TENSOR_AXES[n_axes]
@@ -92,7 +92,7 @@ def _chosen(opened: TensorFile, name: str | int | None) -> str:
         if name in opened.shapes and name:
             return name
         if list(opened.shapes) == [""]:
-            raise UsageError(f"'{opened.path}' holds a single tensor without a name; leave out tensor=.")
+            raise UsageError(f"'{opened.path}' holds a single tensor without a name, so none can be chosen by one.")
         raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
     if not opened.shapes:
         raise MalformedInputError(f"'{opened.path}' should hold a tensor, but holds none.")

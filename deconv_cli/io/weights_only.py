@@ -19,7 +19,7 @@ from deconv_cli.io.sources import refusing_damage
 from deconv_cli.vocabulary import format_memory
 
 _MAX_DEPTH = 32
-_MAX_CONTAINERS = 100_000
+_MAX_MEMBERS = 100_000
 """A pickle may hold containers that contain themselves, or one another in ever more ways."""
 
 AllowedGlobals = Sequence[tuple[Any, str]]
@@ -80,10 +80,14 @@ def named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
             tensors[name] = member
         elif isinstance(member, dict | list | tuple):
             n_containers += 1
-            if depth > _MAX_DEPTH or n_containers > _MAX_CONTAINERS:
+            if depth > _MAX_DEPTH or n_containers + len(waiting) > _MAX_MEMBERS:
                 raise MalformedInputError(f"'{path}' nests its dictionaries without end; save its state_dict() alone.")
             keyed = list(member.items() if isinstance(member, dict) else enumerate(member))
-            waiting += [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in reversed(keyed)]
+            waiting += [
+                (f"{name}.{key}" if name else str(key), part, depth + 1)
+                for key, part in reversed(keyed)
+                if isinstance(part, torch.Tensor | dict | list | tuple)
+            ]
     return tensors
 
 

@@ -29,16 +29,17 @@ class Kernel:
     shared: bool
 
     @classmethod
-    def from_tensor(cls, kernel: Tensor) -> Kernel:
+    def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None) -> Kernel:
         """Check a kernel and bring it into canonical form.
 
         Args:
             kernel: real, shape `(kH, kW)` or `(C_out, C_in, kH, kW)`.
+            dtype: of the arithmetic; by default that of the kernel.
 
         Raises:
             ShapeError: any other shape.
             MalformedInputError: the kernel is empty, zero, not real or not finite, or the square of its largest tap is
-                beyond what its dtype can hold.
+                beyond what the dtype can hold.
         """
         if kernel.ndim not in (2, 4):
             raise ShapeError(
@@ -53,7 +54,8 @@ class Kernel:
             raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; mend it first.")
         if not kernel.any():
             raise MalformedInputError("every tap of the kernel is zero, so nothing of the image is left to restore.")
-        _check_range(kernel)
+        _check_range(kernel, dtype or kernel.dtype)
+        kernel = kernel if dtype is None else kernel.to(dtype)
         shared = kernel.ndim == 2 or kernel.shape[:2] == (1, 1)
         return cls(kernel if kernel.ndim == 4 else kernel[None, None], shared)
 
@@ -111,19 +113,19 @@ class Kernel:
         return images.squeeze(-len(self.size) - 1) if self.shared else images
 
 
-def _check_range(kernel: Tensor) -> None:
+def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
     """Refuse taps that singular values, sums of squares, cannot be computed from.
 
     Raises:
-        MalformedInputError: the square of the largest tap overflows or underflows in the kernel's dtype.
+        MalformedInputError: the square of the largest tap overflows or underflows in the dtype of the arithmetic.
     """
-    if not kernel.is_floating_point():
+    if not dtype.is_floating_point:
         return
-    largest = kernel.detach().abs().max()
-    limits = torch.finfo(kernel.dtype)
+    largest = kernel.detach().abs().max().double()
+    limits = torch.finfo(dtype)
     if not limits.tiny <= float(largest.square()) <= limits.max:
         word = "large" if largest > 1 else "small"
         raise MalformedInputError(
             f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
-            f"{str(kernel.dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
+            f"{str(dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
         )

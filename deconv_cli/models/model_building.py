@@ -29,7 +29,7 @@ def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Mod
     """
     model = named.value if isinstance(named.value, nn.Module) else _call(named, init)
     if model is named.value and init is not None:
-        raise UsageError(f"'{named.text}' is a model already, which takes no arguments; leave init out.")
+        raise UsageError(f"'{named.text}' is a model already, which takes no arguments; leave out init=ARGUMENTS.")
     if not isinstance(model, nn.Module):
         raise UsageError(f"'{named.text}' should give a torch.nn.Module, but gave a {type(model).__name__}.")
     if stored is not None and stored.state is not None:
@@ -47,5 +47,5 @@ def _call(named: NamedCode, init: Any) -> object:  # noqa: ANN401 (JSON)
     except Exception as error:
         raise UsageError(
             f"'{named.text}' could not be built ({type(error).__name__}: {reason_of(error)}); give the arguments of "
-            "its class as init, a mapping or a list."
+            "its class with init=ARGUMENTS."
         ) from error

@@ -87,6 +87,6 @@ def _read_pickle(path: Path, named: NamedCode | None, allowed_globals: Sequence[
     return load_weights_only(
         path,
         allowed,
-        advice="name the model's class (file.py:Class), allow a class that you trust with allowed_globals=[NAME], or "
-        "save the state_dict() alone",
+        advice='name the model\'s class with model="file.py:Class", allow a class that you trust with '
+        'allowed_globals="NAME", or save the state_dict() alone',
     )

@@ -85,7 +85,7 @@ def find_global(name: str, named: NamedCode | None) -> Any:  # noqa: ANN401
         return getattr(named.module, attribute)
     if place == "__main__":
         raise UsageError(
-            f"allowed_globals: '{name}' was defined in a script; name the model's class there, file.py:Class."
+            f"allowed_globals: '{name}' was defined in a script; name the model's class with model=\"file.py:Class\"."
         )
     module = _import_module(place, "allowed_globals")
     if not hasattr(module, attribute):

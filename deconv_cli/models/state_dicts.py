@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io.sources import refusing_damage
@@ -78,7 +77,7 @@ def load_into(model: nn.Module, path: Path, state: StateDict) -> None:
         )
     for name, tensor in state.items():
         # A lazy parameter takes its shape from what is loaded.
-        if not is_lazy(wanted[name]) and tensor.shape != wanted[name].shape:
+        if not nn.parameter.is_lazy(wanted[name]) and tensor.shape != wanted[name].shape:
             raise MalformedInputError(
                 f"'{path}' does not fit the model: '{name}' is of shape {tuple(tensor.shape)}, but the model has "
                 f"{tuple(wanted[name].shape)}; check the arguments of its class."
@@ -95,7 +94,7 @@ def _with_tied(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> StateDic
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Identify a tensor by its memory; one that has none is only itself."""
-    if not isinstance(tensor, torch.Tensor) or is_lazy(tensor) or not tensor.numel() or tensor.is_meta:
+    if not isinstance(tensor, torch.Tensor) or nn.parameter.is_lazy(tensor) or not tensor.numel() or tensor.is_meta:
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 

@@ -30,7 +30,7 @@ def check_module(path: Path, module: nn.Module) -> None:
     """Check that a module that came from a pickle can be walked, and that its tensors can be worked on.
 
     A pickle may fill the dictionary of a module with anything, and torch's methods trust it: a module that holds
-    itself, or another one twice at each of many levels, would keep them busy for ever.
+    itself, or another one twice at each of many levels, would never let them finish.
 
     Raises:
         MalformedInputError: a member of the wrong type, a module without end, or a tensor that is not dense.

@@ -28,6 +28,7 @@ def conjugate_gradients(
     *,
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
+    is_inverse: bool = False,
     progress: Progress | None = None,
 ) -> Solution:
     """Solve the problem for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error; see `iterate`."""
@@ -36,6 +37,7 @@ def conjugate_gradients(
         rule,
         start=start,
         preconditioner=preconditioner,
+        is_inverse=is_inverse,
         progress=progress,
         bounds_distance=problem.weight > 0,
     )
@@ -47,6 +49,7 @@ def iterate(
     *,
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
+    is_inverse: bool = False,
     progress: Progress | None = None,
     bounds_distance: bool = False,
 ) -> Solution:
@@ -59,11 +62,13 @@ def iterate(
         rule: when to stop.
         start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
+        is_inverse: the preconditioner is that inverse but for rounding and corners, so that a distance may be estimated
+            by it alone.
         progress: called after every iteration.
         bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
             near.
     """
-    ritz = RitzValues(preconditioner)
+    ritz = RitzValues(preconditioner, 1.0 if is_inverse else math.inf)
 
     def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
         return _run(equations, x, gradient, preconditioner, log, ritz)
@@ -81,11 +86,13 @@ class RitzValues:
     That itself is not below the smallest eigenvalue: what follows from it is an estimate.
 
     Attributes:
-        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first.
+        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first, when a number that
+            was given stands for it.
     """
 
-    def __init__(self, preconditioner: LinearOperator | None) -> None:
+    def __init__(self, preconditioner: LinearOperator | None, at_first: float) -> None:
         self._preconditioner = preconditioner
+        self._at_first = at_first
         self.inverse_trace: Tensor | None = None
 
     def add(self, inverse_trace: Tensor) -> None:
@@ -102,15 +109,9 @@ class RitzValues:
         """
         if equations.least_curvature is not None:
             return equations.distance(gradient, equations.least_curvature)
-        if self._preconditioner is None:
-            size, trace = equations.norm(gradient), self._trace(math.inf, equations.scale)
-        else:
-            # Before the first iteration the preconditioner stands for the inverse.
-            size, trace = equations.norm(self._preconditioner.forward(gradient)), self._trace(1.0, equations.scale)
-        return torch.where(size > 0, size * trace, 0)
-
-    def _trace(self, at_first: float, like: Tensor) -> Tensor:
-        return torch.full_like(like, at_first) if self.inverse_trace is None else self.inverse_trace
+        moved = gradient if self._preconditioner is None else self._preconditioner.forward(gradient)
+        size, trace = equations.norm(moved), self.inverse_trace
+        return torch.where(size > 0, size * (self._at_first if trace is None else trace), 0)
 
 
 def _run(

@@ -136,6 +136,7 @@ class DirectInverse(Inverse):
             self.rule,
             start=self._system.estimate(y),
             preconditioner=self._system,
+            is_inverse=True,
             progress=progress,
         )
 

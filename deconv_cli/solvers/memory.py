@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
+from deconv_cli.allocator import kept_bytes
 from deconv_cli.errors import TooLargeError
 from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.geometry import Geometry
@@ -16,7 +17,7 @@ def free_memory(device: torch.device) -> int:
     """Return how many bytes are free where the arithmetic runs."""
     if device.type == "cuda" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) + kept_bytes()
 
 
 def check_memory(

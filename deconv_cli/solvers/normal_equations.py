@@ -15,8 +15,9 @@ from torch import Tensor
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.norms import inner, norm, relative
-from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, TikhonovProblem
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class NormalEquations:
         penalty: L; `None` where μ = 0.
         weight: μ.
         g: shape `(*batch, *operator.input_shape)`; `None` stands for zero.
+        needs_float64: rounding of the penalty's gradient in float32 would be larger than what is to be reached.
         is_derived: small singular values have been divided by on the way to y, so that Aᴴy may be smaller than the
             rounding of its parts; the scale is then that of the parts.
     """
@@ -37,6 +39,7 @@ class NormalEquations:
     y: Tensor
     penalty: LinearOperator | None = None
     weight: float = 0.0
+    needs_float64: bool = False
     g: Tensor | None = None
     is_derived: bool = False
 
@@ -49,7 +52,7 @@ class NormalEquations:
     def of_gradient(cls, problem: TikhonovProblem, g: Tensor) -> NormalEquations:
         """Write down the problem's normal equations for a right-hand side `g` of shape `(*batch, C_in, *size)`."""
         batch = g.shape[: g.ndim - problem.n_dims]
-        return cls(problem.operator, g.new_zeros(*batch, *problem.operator.output_shape), *_penalty(problem), g)
+        return cls(problem.operator, g.new_zeros(*batch, *problem.operator.output_shape), *_penalty(problem), g=g)
 
     @classmethod
     def of_image(cls, problem: TikhonovProblem, p: Tensor) -> NormalEquations:
@@ -129,11 +132,15 @@ class NormalEquations:
         if self.y.dtype == torch.float64 or self.y.device.type == "mps" or not isinstance(operator, Convolution):
             return None
         wide = Convolution.of_geometry(to_float64(operator.kernel), operator.geometry, operator.boundary)
-        return replace(self, operator=wide, y=self.y.double(), g=None if self.g is None else self.g.double())
+        g = None if self.g is None else self.g.double()
+        return replace(self, operator=wide, y=self.y.double(), g=g, needs_float64=False)
 
     def _with_g(self, gradient: Tensor) -> Tensor:
         return gradient if self.g is None else gradient + self.g
 
 
-def _penalty(problem: TikhonovProblem) -> tuple[LinearOperator | None, float]:
-    return (problem.penalty_operator, problem.weight) if problem.weight > 0 else (None, 0.0)
+def _penalty(problem: TikhonovProblem) -> tuple[LinearOperator | None, float, bool]:
+    if problem.weight == 0:
+        return None, 0.0, False
+    is_heavy = problem.lam > MAX_LAMBDA_IN_FLOAT32 and find_penalty(problem.penalty).takes_differences
+    return problem.penalty_operator, problem.weight, is_heavy

@@ -25,6 +25,8 @@ MIN_CONSTANT_GAIN = 1e-5
 # From this λ on float32 solves a problem to its last digits; below it systems are solved in double precision, and the
 # answer is float32's all the same.
 MIN_LAMBDA_IN_FLOAT32 = 1e-4
+# Up to this λ a penalty on differences is rounded no more than the data are.
+MAX_LAMBDA_IN_FLOAT32 = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,16 @@ class TikhonovProblem:
         """Compute Aᴴ(y − Ax) − λσ²max·LᴴLx, which vanishes at the solution."""
         gradient = self.operator.adjoint(residual)
         return gradient if self.weight == 0 else gradient - self.penalty_gram(x)
+
+    @cached_property
+    def least_constant_gain(self) -> float:
+        """The smallest gain of a constant image that is not in the null space; infinite where all are penalized."""
+        if find_penalty(self.penalty).penalizes_constants:
+            return math.inf
+        taps = to_float64(self.operator.kernel)
+        values = torch.linalg.svdvals(taps.sum(dim=space_axes(self.n_dims - 1)))
+        floor = default_rcond(self.operator.kernel.dtype) * taps.abs().sum()
+        return synchronize.as_number(torch.where(values > floor, values, math.inf).min())
 
     @cached_property
     def null_space_constants(self) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ refinement goes on until the bound is below `MAX_DISTANCE`, if need be with resi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -106,21 +106,25 @@ def refine_equations(
         progress: called after every iteration.
         distance: bounds or estimates the distance from the minimizer; `None` where nothing is known of it.
     """
+    wide = equations.in_float64() if equations.needs_float64 else None
+    if wide is not None:
+        precise = None if start is None else start.double()
+        solution = refine_equations(wide, precise, rule, improve, progress, distance)
+        return _rounded(wide, solution, equations.y.dtype)
     log = IterationLog(rule, equations.scale, progress)
     if start is None:
         x, gradient = equations.zero(), equations.right_side
     else:
         x, gradient = start, equations.remaining(start, equations.residual(start))
-    x, gradient = _repeat(equations, x, gradient, log, improve)
-    size = equations.norm(gradient)
-    is_reached = synchronize.holds_everywhere((size <= log.goal) & torch.isfinite(log.scale))
-    status = Status.CONVERGED if is_reached else Status.MAX_ITERATIONS if log.is_spent else Status.STAGNATED
-    bound: Tensor | None = None
-    if distance is not None:
-        bound = _relative_distance(equations, x, gradient, distance)
-        if is_reached and not _is_near(bound):
-            x, gradient, bound = _approach(equations, x, gradient, log, improve, distance)
-            status = Status.CONVERGED if _is_near(bound) else Status.INACCURATE
+    x, gradient = _repeat(equations, x, gradient, log, improve, distance)
+    is_reached = _is_reached(equations, x, gradient, log, distance) & torch.isfinite(log.scale)
+    status = Status.CONVERGED
+    if not synchronize.holds_everywhere(is_reached):
+        status = Status.MAX_ITERATIONS if log.is_spent else Status.STAGNATED
+    bound = None if distance is None else _relative_distance(equations, x, gradient, distance)
+    if bound is not None and distance is not None and status is Status.CONVERGED and not _is_near(bound):
+        x, gradient, bound = _approach(equations, x, gradient, log, improve, distance)
+        status = Status.CONVERGED if _is_near(bound) else Status.INACCURATE
     return Solution(
         x.contiguous(),  # a zero that was never improved takes no memory of its own
         status,
@@ -132,12 +136,17 @@ def refine_equations(
 
 
 def _repeat(
-    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, improve: Improve
+    equations: NormalEquations,
+    x: Tensor,
+    gradient: Tensor,
+    log: IterationLog,
+    improve: Improve,
+    distance: Distance | None,
 ) -> tuple[Tensor, Tensor]:
     """Improve an estimate round by round; gives the best one of each image, and the negative gradient there."""
     best = equations.norm(gradient)
     for _ in range(MAX_ROUNDS):
-        if log.is_spent or synchronize.holds_everywhere(best <= log.goal):
+        if log.is_spent or synchronize.holds_everywhere(_is_reached(equations, x, gradient, log, distance)):
             break
         candidate = improve(equations, x, gradient, log)
         new_gradient = equations.remaining(candidate, equations.residual(candidate))
@@ -156,6 +165,20 @@ def _repeat(
     return x, gradient
 
 
+def _is_reached(
+    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance | None
+) -> Tensor:
+    """Return which images have a gradient as small as the goal, shape `(*batch,)`.
+
+    Under a heavy penalty on differences rounding of the penalty leaves more than that. Then an estimate will do that is
+    as near to the minimizer as the tolerance.
+    """
+    is_small = equations.norm(gradient) <= log.goal
+    if distance is None or equations.least_curvature is not None or synchronize.holds_everywhere(is_small):
+        return is_small
+    return is_small | (_relative_distance(equations, x, gradient, distance) <= log.rule.tolerance)
+
+
 def _approach(
     equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, improve: Improve, distance: Distance
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +188,7 @@ def _approach(
         The estimate, the negative gradient there in the precision of the last residual, and the distance.
     """
     if _lower_goal(equations, x, gradient, log, distance):
-        x, gradient = _repeat(equations, x, gradient, log, improve)
+        x, gradient = _repeat(equations, x, gradient, log, improve, distance)
     bound = _relative_distance(equations, x, gradient, distance)
     wide = equations.in_float64()
     if wide is None or _is_near(bound):
@@ -173,12 +196,28 @@ def _approach(
     precise = x.double()
     gradient = wide.remaining(precise, wide.residual(precise))
     if _lower_goal(wide, precise, gradient, log, distance):
-        precise, gradient = _repeat(wide, precise, gradient, log, improve)
+        precise, gradient = _repeat(wide, precise, gradient, log, improve, distance)
     bound = _relative_distance(wide, precise, gradient, distance)
-    rounded = precise.to(x.dtype)
-    lost = rounded.double() - precise
-    gradient = wide.remaining(rounded.double(), wide.residual(rounded.double()))
-    return rounded, gradient, bound + relative(wide.norm(lost), wide.norm(precise))
+    rounded, gradient, lost = _round(wide, precise, x.dtype)
+    return rounded, gradient, bound + lost
+
+
+def _round(wide: NormalEquations, precise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Round an estimate to a dtype; gives it, its negative gradient in double precision, and the relative change."""
+    rounded = precise.to(dtype)
+    again = rounded.double()
+    gradient = wide.remaining(again, wide.residual(again))
+    return rounded, gradient, relative(wide.norm(again - precise), wide.norm(precise))
+
+
+def _rounded(wide: NormalEquations, solution: Solution, dtype: torch.dtype) -> Solution:
+    """Round a solution to a dtype, and measure it again."""
+    value, gradient, lost = _round(wide, solution.value, dtype)
+    certificate = synchronize.as_number(relative(wide.norm(gradient), wide.scale).max())
+    bound = solution.distance_bound
+    if bound is not None:
+        bound += synchronize.as_number(lost.max())
+    return replace(solution, value=value, certificate=certificate, distance_bound=bound)
 
 
 def _lower_goal(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance) -> bool:

@@ -102,12 +102,13 @@ class StripInverse(Inverse):
         self.rule = rule
         check_constants(problem)
         self._system = StripSystem(problem)
+        self._least = min(problem.weight, problem.least_constant_gain**2)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, H_y, W_y)`.
 
-        With other penalties than `identity` the distance is an estimate: images that A hardly passes are taken to be
-        penalized by their own norm at least.
+        With other penalties than `identity` the distance is an estimate: what is not constant is taken to be penalized
+        by its own norm at least.
         """
         is_begun = False
 
@@ -115,11 +116,11 @@ class StripInverse(Inverse):
             nonlocal is_begun
             if not is_begun:
                 is_begun = True
-                return self._system.solve(y, None, log, closes=True)
+                return self._system.solve(equations.y, None, log, closes=True)
             return self._improve(equations, x, gradient, log)
 
         def distance(equations: NormalEquations, gradient: Tensor) -> Tensor:
-            return equations.distance(gradient, self.problem.weight)
+            return equations.distance(gradient, self._least)
 
         equations = NormalEquations.of_data(self.problem, y)
         is_bounded = self.problem.weight > 0

@@ -23,7 +23,7 @@ from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinit
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
-from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
+from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
 from deconv_cli.solvers.refinement import IterationLog
 from deconv_cli.solvers.solver import KrylovBasis
 
@@ -33,7 +33,7 @@ MAX_ENTRIES_AT_ONCE = 2**21
 
 def runs_in_own_precision(lam: float) -> bool:
     """Return whether the iteration runs in the precision of the data, and not in double precision."""
-    return lam == 0 or lam >= MIN_LAMBDA_IN_FLOAT32
+    return lam == 0 or MIN_LAMBDA_IN_FLOAT32 <= lam <= MAX_LAMBDA_IN_FLOAT32
 
 
 def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:

@@ -74,7 +74,7 @@ def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kerne
     # Before the cast, which would drop the imaginary part.
     if kernel.is_complex():
         raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
-    return Kernel.from_tensor(kernel.to(device, dtype))
+    return Kernel.from_tensor(kernel.to(device), dtype)
 
 
 def as_size(size: object) -> Size:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from gradient_cases import SPECIMENS, blamed_line
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from gradient_cases import FIXTURES, blamed_line
+from safetensors.torch import save_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 
 
-def code(specimen: str, name: str) -> str:
-    return f"{SPECIMENS / specimen}.py:{name}"
+def code(fixture: str, name: str) -> str:
+    return f"{FIXTURES / fixture}.py:{name}"
 
 
-NETWORK = ("--model", code("cuts", "Base"), "--input-shape", "5,4")
+NETWORK = ("--model", code("detached", "Base"), "--input-shape", "5,4")
 
 
 class TestExitCodes:
@@ -27,10 +24,10 @@ class TestExitCodes:
         assert deconv("check-grad", *NETWORK, "-q").stdout == "healthy: 4 parameters\n"
 
     def test_a_fault(self, deconv):
-        done = deconv("check-grad", "--model", code("cuts", "Detach"), expect=ExitCode.FAULT_FOUND)
-        line = f"cuts.py:{blamed_line('cuts', 'detach')}"
+        done = deconv("check-grad", "--model", code("detached", "Detach"), expect=ExitCode.FAULT_FOUND)
+        line = f"detached.py:{blamed_line('detached', 'detach')}"
         told = done.stdout.splitlines()
-        assert "CUT: body.weight, body.bias" in told
+        assert "DETACHED: body.weight, body.bias" in told
         assert [row for row in told if row.startswith("  at ") and line in row and "return h.detach()" in row]
         assert "  instead  return h" in told
         assert told[-1] == "faults: 2 of 4 parameters"
@@ -54,7 +51,7 @@ class TestExitCodes:
 
 
 class TestExpectations:
-    WORDS = ("check-grad", "--model", code("cuts", "Unused"), "--input-shape", "5,4")
+    WORDS = ("check-grad", "--model", code("detached", "Unused"), "--input-shape", "5,4")
 
     def test_a_known_finding_is_accepted(self, deconv):
         deconv(*self.WORDS, "-q", expect=ExitCode.FAULT_FOUND)
@@ -73,8 +70,8 @@ class TestExpectations:
         assert "healthy: 6 parameters (2 expected)" in deconv(*self.WORDS, "--expect", "UNUSED:spare.*").stdout
 
     def test_another_verdict_is_not_accepted(self, deconv):
-        done = deconv(*self.WORDS, "--expect", "CUT:spare.*", expect=ExitCode.FAULT_FOUND)
-        assert "not found, though expected: CUT:spare.*" in done.stderr
+        done = deconv(*self.WORDS, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)
+        assert "not found, though expected: DETACHED:spare.*" in done.stderr
 
     def test_the_model_as_a_whole(self, deconv):
         deconv("check-grad", "--model", code("mixing", "Leak"), "--expect", "BATCH-LEAK:model", "-q")
@@ -102,7 +99,7 @@ class TestReport:
         words += ["--target-shape", "4:int64:0..10", "--json"]
         (fault,) = deconv(*words, expect=ExitCode.FAULT_FOUND).report["faults"]
         (cause,) = fault["causes"]
-        assert cause["file"] == str(SPECIMENS / "lenet.py")
+        assert cause["file"] == str(FIXTURES / "lenet.py")
         assert cause["line"] == blamed_line("lenet", "wrapped")
         assert cause["function"] == "wrapped_loss"
         assert cause["source"].startswith("loss = Variable(loss")
@@ -215,48 +212,70 @@ class TestInputs:
         assert any("does not run in float64" in note for note in report["notes"])
 
 
-class TestFisher:
+NETS = """
+import torch
+from torch import nn
+
+print("imported")
+
+class Hamiltonian(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
+    def forward(self, x):
+        print("called")
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+model = nn.Linear(4, 3)
+"""
+
+
+class TestUserCode:
     @pytest.fixture
-    def data(self, tmp_path):
-        path = tmp_path / "data.safetensors"
-        save_file({"input": torch.randn(20, 4), "target": torch.randint(0, 3, (20,))}, path)
-        return path
+    def nets(self, tmp_path):
+        (tmp_path / "nets.py").write_text(NETS)
+        return tmp_path / "nets.py"
 
-    @pytest.mark.parametrize("kind", ["empirical", "sampled", "exact", "ggn"])
-    def test_names_and_shapes_of_the_state_dict(self, deconv, tmp_path, data, kind):
-        out = tmp_path / "fisher.safetensors"
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--loss", "cross-entropy", "--json"]
-        report = deconv(*words, "--fisher", out, "--fisher-kind", kind, "--batch-size", "6").report["fisher"]
-        found = load_file(out)
-        assert {name: tuple(t.shape) for name, t in found.items()} == {
-            "body.weight": (6, 4),
-            "body.bias": (6,),
-            "head.weight": (3, 6),
-            "head.bias": (3,),
-        }
-        assert all(bool((tensor >= 0).all()) for tensor in found.values())
-        assert (report["kind"], report["n_samples"], report["batch_size"]) == (kind, 20, 6)
-        assert report["trace"] == pytest.approx(sum(float(t.sum()) for t in found.values()), rel=1e-5)
-        assert 0 < report["batch_mean_squared_trace"] < report["trace"]
-        with safe_open(out, framework="pt") as opened:
-            assert json.loads(opened.metadata()["deconv"])["kind"] == kind
+    def test_what_it_prints_stays_out_of_the_answer(self, deconv, nets):
+        done = deconv("check-grad", "--model", f"{nets}:Hamiltonian", "--input-shape", "5,4", "--json")
+        assert done.report["counts"] == {"OK": 3}
+        assert "imported" in done.stderr
+        assert "called" in done.stderr
 
-    def test_the_mistake_is_told(self, deconv, tmp_path, data):
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--loss", "cross-entropy"]
-        told = deconv(*words, "--fisher", tmp_path / "fisher.safetensors").stdout
-        assert "the mean gradient of a batch of 16, squared, would have given" in told
+    @pytest.mark.parametrize("words", [[], ["--input-shape", "5,4"]])
+    def test_a_network_that_takes_a_gradient_itself(self, deconv, nets, words):
+        """Neither its synthetic target nor its guessed input is drawn under no_grad."""
+        done = deconv("check-grad", "--model", f"{nets}:Hamiltonian", *words, "--loss", "mse", "--json")
+        assert done.report["counts"] == {"OK": 3}
+        assert "the target is synthetic" in done.report["notes"]
 
-    def test_an_existing_file_is_kept(self, refuses, deconv, tmp_path, data):
-        out = tmp_path / "fisher.safetensors"
-        out.write_bytes(b"precious")
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--loss", "cross-entropy"]
-        refuses(*words, "--fisher", out, code=ExitCode.USAGE, says="--force")
-        deconv(*words, "--fisher", out, "--force", "-q")
-        assert load_file(out)
+    def test_a_model_that_is_there_already(self, deconv, nets, tmp_path):
+        words = ["check-grad", "--model", f"{nets}:model", "--input-shape", "5,4"]
+        assert deconv(*words, "--json").report["counts"] == {"OK": 2}
+        save_file({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, tmp_path / "w.safetensors")
+        report = deconv("check-grad", tmp_path / "w.safetensors", *words[1:], "--json").report
+        assert [p["weight_norm"] for p in report["parameters"]] == [0, 0]
 
-    def test_another_suffix(self, refuses, tmp_path, data):
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", data, "--fisher", tmp_path / "f.pt"]
-        refuses(*words, code=ExitCode.USAGE, says=".safetensors")
+    def test_a_model_that_is_there_already_takes_no_arguments(self, refuses, tmp_path):
+        (tmp_path / "ready.py").write_text("from torch import nn\nready = nn.Linear(4, 3)\n")
+        words = ["check-grad", "--model", f"{tmp_path}/ready.py:ready", "--init", "[4, 3]"]
+        refuses(*words, code=ExitCode.USAGE, says=["is a model already", "init"])
+
+
+class TestBatchAxis:
+    WORDS = ("check-grad", "--model", "torch.nn:LSTM", "--init", "[3, 4]", "--input-shape", "6,2,3", "--json")
+
+    def test_time_in_front_is_asked_about(self, deconv):
+        (sentence,) = deconv(*self.WORDS).report["not_checked"]
+        assert "batch_first=False" in sentence
+
+    def test_an_axis_that_is_given_is_taken(self, deconv):
+        report = deconv(*self.WORDS, "--batch-axis", "0", expect=ExitCode.FAULT_FOUND).report
+        assert [finding["verdict"] for finding in report["general"]] == ["BATCH-LEAK"]
+        assert report["not_checked"] == []
+        assert deconv(*self.WORDS, "--batch-axis", "1").report["not_checked"] == []
+        assert deconv(*self.WORDS, "--batch-axis", "none").report["not_checked"] == []
 
 
 class TestNotUnderstood:
@@ -265,21 +284,21 @@ class TestNotUnderstood:
         [
             ([], "--model file.py:Class"),
             (["missing.pt"], "'missing.pt' does not exist"),
-            (["--model", "cuts.py"], "file.py:Name"),
+            (["--model", "detached.py"], "file.py:Name"),
             (["--model", "nowhere.py:Net"], "does not exist"),
             (["--model", "no_such_package:Net"], "cannot be imported"),
-            (["--model", code("cuts", "Absent")], "holds no 'Absent'"),
-            (["--model", code("cuts", "item_loss")], "could not be built"),
-            (["--model", code("cuts", "Base"), "--init", "{"], "--init must be JSON"),
-            (["--model", code("cuts", "Base"), "--init", "3"], "object or a list"),
-            (["--model", code("cuts", "Base"), "--init", '{"depth": 3}'], "depth"),
+            (["--model", code("detached", "Absent")], "holds no 'Absent'"),
+            (["--model", code("detached", "item_loss")], "could not be built"),
+            (["--model", code("detached", "Base"), "--init", "{"], "--init must be JSON"),
+            (["--model", code("detached", "Base"), "--init", "3"], "object or a list"),
+            (["--model", code("detached", "Base"), "--init", '{"depth": 3}'], "depth"),
             ([*NETWORK, "--loss", "hinge"], "cross-entropy"),
             ([*NETWORK, "--loss", code("lenet", "cured_loss")], "takes a target"),
             ([*NETWORK[:3], "5,x"], "--input-shape"),
             ([*NETWORK[:3], "5,4:int64:3..3"], "is empty"),
             ([*NETWORK[:3], "5,9"], "cannot be run on these inputs"),
             ([*NETWORK, "--batch-axis", "first"], "--batch-axis"),
-            (["--model", code("cuts", "Base"), "--data", "missing.safetensors"], "does not exist"),
+            (["--model", code("detached", "Base"), "--data", "missing.safetensors"], "does not exist"),
             (["--model", "torch.nn:Tanh", "--input-shape", "3"], "no parameters"),
             (["--model", "torch.nn:Bilinear", "--init", "[2, 3, 4]"], "forward takes 2 inputs"),
         ],
@@ -294,6 +313,5 @@ class TestNotUnderstood:
 
     def test_data_that_do_not_agree(self, refuses, tmp_path):
         save_file({"input": torch.zeros(5, 4), "target": torch.zeros(4)}, tmp_path / "data.safetensors")
-        words = ["check-grad", "--model", code("cuts", "Base"), "--data", tmp_path / "data.safetensors"]
-        words += ["--fisher", tmp_path / "f.safetensors"]
+        words = ["check-grad", "--model", code("detached", "Base"), "--data", tmp_path / "data.safetensors"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")

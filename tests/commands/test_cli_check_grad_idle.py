@@ -6,13 +6,13 @@ import hashlib
 
 import pytest
 import torch
-from gradient_cases import SPECIMENS
+from gradient_cases import FIXTURES
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
 
-NETWORK = ("--model", f"{SPECIMENS / 'cuts.py'}:Base")
+NETWORK = ("--model", f"{FIXTURES / 'detached.py'}:Base")
 DRAWN = (*NETWORK, "--input-shape", "5,4")
 
 
@@ -67,14 +67,10 @@ class TestIdleOptions:
         [
             (["--init", "{}"], "--init gives the arguments of --model"),
             ([*DRAWN, "--batch-size", "3"], "--batch-size"),
-            ([*DRAWN, "--fisher-kind", "exact"], "--fisher-kind"),
-            ([*DRAWN, "--fisher-draws", "2"], "--fisher-draws"),
-            ([*DRAWN, "--fisher-draws", "2", "--fisher-kind", "sampled"], "--fisher-kind"),
             ([*DRAWN, "--trust-file", "0" * 64], "--trust-file"),
             ([*DRAWN, "--allow-global", "math.sin"], "--allow-global"),
             ([*DRAWN, "--target-shape", "5,3"], "--loss projection takes none"),
             ([*DRAWN, "--batch-axis", "²"], "--batch-axis"),
-            ([*DRAWN, "--batch-axis", "1", "--fisher", "f.safetensors"], "--fisher"),
             ([*NETWORK, "--input-shape", "5,4:int64:0.2..0.8"], "is empty"),
             ([*NETWORK, "--input-shape", "5,4:uint8:0..300"], "beyond its dtype"),
             ([*NETWORK, "--input-shape", "5,4:bool:0..1"], "bool"),
@@ -87,14 +83,12 @@ class TestIdleOptions:
             words = [tmp_path / "weights.safetensors", *words]
         refuses("check-grad", *words, code=ExitCode.USAGE, says=says)
 
-    def test_beside_data(self, refuses, data, tmp_path):
+    def test_beside_data(self, refuses, data):
         words = ["check-grad", *NETWORK, "--data", data]
         refuses(*words, "--input-shape", "5,4", code=ExitCode.USAGE, says=["--input-shape", "--data"])
         given = [*words, "--loss", "cross-entropy"]
         refuses(*given, "--target-shape", "20:int64:0..3", code=ExitCode.USAGE, says=["--target-shape", "holds one"])
         refuses(*given, "--batch-axis", "1", "--batch-size", "3", code=ExitCode.USAGE, says="--batch-size")
-        fisher = [*given, "--fisher", tmp_path / "f.safetensors", "--fisher-draws", "2"]
-        refuses(*fisher, code=ExitCode.USAGE, says=["--fisher-draws", "the kind is empirical"])
 
     def test_a_target_of_the_data_that_nothing_uses_is_told(self, deconv, data, code):
         for loss in ("projection", f"{code}:of_output"):
@@ -157,30 +151,21 @@ class TestClassesOnTheLastAxis:
         inputs, target = torch.randn(3, 5, 4), torch.randint(0, 7, (3, 5))
         save_file({"input": inputs, "target": target}, tmp_path / "data.safetensors")
         words = ["check-grad", "--model", f"{code}:{name}", "--data", tmp_path / "data.safetensors"]
-        out = tmp_path / "fisher.safetensors"
-        report = deconv(*words, "--loss", "cross-entropy", "--fisher", out, "--json").report
+        report = deconv(*words, "--loss", "cross-entropy", "--json").report
         assert any("(batch, steps, classes)" in note for note in report["notes"]) == is_last
         torch.manual_seed(0)
         layer = nn.Linear(4, 7)
         outputs = layer(inputs)
         loss = nn.functional.cross_entropy(outputs.reshape(15, 7), target.reshape(15))
         assert report["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+        out = tmp_path / "fisher.safetensors"
+        words[0] = "fisher"
+        deconv(*words, "--loss", "cross-entropy", "-o", out, "-q")
         expected = torch.zeros(7, 4)
         for x, y in zip(inputs, target, strict=True):
             of_sample = nn.functional.cross_entropy(layer(x), y, reduction="sum")
             expected += torch.autograd.grad(of_sample, layer.weight)[0].square() / 3
         torch.testing.assert_close(load_file(out)["layer.weight"], expected, rtol=1e-4, atol=1e-6)
-
-
-class TestFisherOfAProjection:
-    def test_it_is_refused(self, refuses, data, tmp_path):
-        words = ["check-grad", *NETWORK, "--data", data, "--fisher", tmp_path / "f.safetensors"]
-        refuses(*words, code=ExitCode.USAGE, says=["likelihood", "--loss cross-entropy"])
-
-    def test_a_model_that_gives_its_loss_has_one(self, deconv, code, tmp_path):
-        words = ["check-grad", "--model", f"{code}:Scalar", "--input-shape", "3,4", "--json"]
-        report = deconv(*words, "--fisher", tmp_path / "f.safetensors").report
-        assert report["fisher"]["trace"] > 0
 
 
 def test_a_budget_without_end(deconv):

@@ -32,7 +32,7 @@ def test_a_picture(deconv, tmp_path):
     assert entry["standard_deviation"] == pytest.approx(samples.std())
     assert (entry["samples"], entry["nan"], entry["infinite"], entry["kernel"]) == (189, 0, 0, None)
     metadata = run.report["files"][0]["metadata"]
-    assert metadata["texts"] == {"Artist": "Somebody"}
+    assert metadata["other"] == {"text Artist": "Somebody"}
     assert metadata["resolution"]["x"] == pytest.approx(300, rel=1e-3)
     assert metadata["resolution"]["pixels_per"] == "inch"
     table = deconv("inspect", path)
@@ -46,7 +46,8 @@ def test_a_microscope_picture_keeps_its_unit(deconv, microscope):
     assert (entry_of(run)["axes"], entry_of(run)["dtype"]) == ("YX", "uint16")
     metadata = run.report["files"][0]["metadata"]
     assert metadata["flavor"] == "imagej"
-    assert metadata["imagej"]["unit"] == "um"
+    assert metadata["other"]["ImageJ unit"] == "um"
+    assert metadata["resolution"]["pixels_per"] == "µm"
 
 
 def test_samples_that_are_not_finite_are_counted(deconv, save):

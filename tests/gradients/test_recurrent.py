@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_cases import blamed_line, examined, load_specimen
+from gradient_cases import blamed_line, checked, load_fixture
 from torch import nn
 
-handwritten, unusual = load_specimen("handwritten"), load_specimen("unusual")
+handwritten, unusual = load_fixture("handwritten"), load_fixture("unusual")
 
 
 class Last(nn.Module):
@@ -46,7 +46,7 @@ def test_norms_by_step_are_those_of_a_loop_of_cells(kind, of_state):
     def loss(output):
         return output.square().sum() if of_state else output[:, -1].square().sum()
 
-    (series,) = examined(model, inputs=x, loss=loss).recurrent
+    (series,) = checked(model, inputs=x, loss=loss).recurrent
     states = loop_of_cells(model.layer.double(), x.double())
     gradients = torch.autograd.grad(states[-1].square().sum(), states)
     assert series.norms == pytest.approx([float(gradient.norm()) for gradient in gradients], rel=1e-9)
@@ -55,7 +55,7 @@ def test_norms_by_step_are_those_of_a_loop_of_cells(kind, of_state):
 
 def test_every_layer_and_direction_is_told():
     model = Last(nn.GRU(3, 4, num_layers=2, bidirectional=True))
-    found = examined(model, 5, 2, 3)
+    found = checked(model, 5, 2, 3)
     assert [series.name for series in found.recurrent] == [
         "layer layer 0",
         "layer layer 0 backwards",
@@ -66,8 +66,8 @@ def test_every_layer_and_direction_is_told():
 
 
 def test_a_hand_written_loop_is_found_and_fades():
-    (series,) = examined(handwritten.PlainRnn(scale=0.02), 3, 3).recurrent
-    assert series.place.line == blamed_line("handwritten", "loop")
+    (series,) = checked(handwritten.PlainRnn(scale=0.02), 3, 3).recurrent
+    assert series.location.line == blamed_line("handwritten", "loop")
     assert len(series.norms) == 12
     assert (series.trend, series.step) == ("fades", 7)
     assert series.norms[7] < 1e-6 * series.norms[-1] < series.norms[8]
@@ -77,30 +77,30 @@ def test_a_hand_written_loop_that_explodes():
     model = handwritten.PlainRnn(scale=50.0)
     with torch.no_grad():
         model.wx.mul_(1e-22)
-    (series,) = examined(model, 3, 3).recurrent
+    (series,) = checked(model, 3, 3).recurrent
     assert (series.trend, series.step) == ("explodes", 0)
     assert series.norms[0] > 1e15 * series.norms[-1]
 
 
 def test_cells_in_a_loop_are_found():
-    found = examined(unusual.Cells(), 3, 6, 3)
-    assert blamed_line("unusual", "cells") in {series.place.line for series in found.recurrent}
+    found = checked(unusual.Cells(), 3, 6, 3)
+    assert blamed_line("unusual", "cells") in {series.location.line for series in found.recurrent}
     assert {len(series.norms) for series in found.recurrent} == {6}
     assert [series.name for series in found.recurrent] == ["h", "c", "k"]
 
 
 def test_states_are_told_from_what_a_step_computes_on_the_way():
-    found = examined(unusual.GatesWritten(), 3, 6, 3)
+    found = checked(unusual.GatesWritten(), 3, 6, 3)
     assert [series.name for series in found.recurrent] == ["c", "h"]
 
 
 def test_a_step_written_as_a_function_is_found():
-    found = examined(handwritten.CharRnn(), 3, 5, 7)
+    found = checked(handwritten.CharRnn(), 3, 5, 7)
     assert [len(series.norms) for series in found.recurrent] == [5]
 
 
 def test_layers_one_after_another_are_no_recurrence():
-    assert examined(nn.Sequential(*(nn.Linear(3, 3) for _ in range(6))), 2, 3).recurrent == []
+    assert checked(nn.Sequential(*(nn.Linear(3, 3) for _ in range(6))), 2, 3).recurrent == ()
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_layers_one_after_another_are_no_recurrence():
 )
 def test_gradients_by_gate(kind, gates):
     model = Last(kind(3, 4, batch_first=True))
-    found = examined(model, 2, 6, 3)
+    found = checked(model, 2, 6, 3)
     for finding in found.parameters:
-        assert list(finding.blocks) == gates
+        assert list(finding.gates) == gates
         if gates:
-            total = sum(norm**2 for norm in finding.blocks.values()) ** 0.5
+            total = sum(norm**2 for norm in finding.gates.values()) ** 0.5
             assert total == pytest.approx(finding.gradient_norm, rel=1e-9)

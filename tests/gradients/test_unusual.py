@@ -1,4 +1,4 @@
-"""No false alarm on sound networks that are built in unusual ways, and nothing of them changed by the examination."""
+"""No false alarm on sound networks that are built in unusual ways, and nothing of them changed by the check."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 
 import pytest
 import torch
-from gradient_cases import blamed_line, examined, load_specimen, verdicts
+from gradient_cases import blamed_line, checked, load_fixture, verdicts
 from torch import nn
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients import examination
+from deconv_cli.gradients import gathering
 
-healthy, unusual, wrong = (load_specimen(name) for name in ("healthy", "unusual", "wrong"))
+healthy, unusual, wrong = (load_fixture(name) for name in ("healthy", "unusual", "wrong"))
 
 
 def words(n, *shape):
@@ -61,9 +61,9 @@ def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
         parameter.grad = torch.ones_like(parameter)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     data, seen = [p.data_ptr() for p in model.parameters()], inputs.clone()
-    found = examined(model, inputs=inputs)
+    found = checked(model, inputs=inputs)
     assert set(verdicts(found).values()) == {"OK"}, [(f.name, f.verdict, f.detail, f.causes) for f in found.parameters]
-    assert found.general == []
+    assert found.general == ()
     assert [p.data_ptr() for p in model.parameters()] == data
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(bool((p.grad == 1).all()) for p in model.parameters())
@@ -74,18 +74,18 @@ def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
 def test_the_patches_of_torch_are_taken_off():
     before = nn.Parameter.__new__
     with pytest.raises(UsageError, match="ZeroDivisionError"):
-        examined(nn.Linear(2, 2), 3, 2, loss=lambda output: 1 / 0)
+        checked(nn.Linear(2, 2), 3, 2, loss=lambda output: 1 / 0)
     assert nn.Parameter.__new__ is before
     assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
 
 
 def test_time_is_told_from_the_batch():
-    found = examined(unusual.TimeFirst(), 6, 3, 3)
+    found = checked(unusual.TimeFirst(), 6, 3, 3)
     assert any("axis 0 looks like time" in sentence for sentence in found.not_checked)
 
 
 def test_state_that_outlives_a_run():
-    found = examined(unusual.Stateful(), 4, 4)
+    found = checked(unusual.Stateful(), 4, 4)
     assert set(verdicts(found).values()) == {"NOISY"}
     assert "keeps something of each run" in found.general[0].causes[0].why
 
@@ -99,7 +99,7 @@ def test_sums_in_a_changing_order_are_told_from_random_numbers():
         runs.append(1)
         return output.square().sum() * (1 + 1e-7 * (len(runs) % 2))
 
-    found = examined(layer, 3, 4, loss=loss)
+    found = checked(layer, 3, 4, loss=loss)
     assert set(verdicts(found).values()) == {"NOISY"}
     assert "sums are taken in a changing order" in found.general[0].causes[0].why
 
@@ -118,11 +118,11 @@ def test_an_error_of_backward_is_blamed_on_its_line():
         def forward(self, x):
             return Broken.apply(super().forward(x))
 
-    found = examined(Net(4, 2), 3, 4)
+    found = checked(Net(4, 2), 3, 4)
     assert set(verdicts(found).values()) == {"WRONG"}
     (cause,) = found.parameters[0].causes
     assert "ArithmeticError: no idea" in cause.why
-    assert cause.place.source == 'raise ArithmeticError("no idea")'
+    assert cause.location.source == 'raise ArithmeticError("no idea")'
 
 
 def test_an_apply_that_was_bound_long_ago_is_seen():
@@ -132,8 +132,8 @@ def test_an_apply_that_was_bound_long_ago_is_seen():
         def forward(self, x):
             return torch.tanh(bound(x, self.w)).mean()
 
-    found = examined(Net(), 4, 1000)
-    assert found.parameters[0].causes[0].place.line == blamed_line("wrong", "doubled")
+    found = checked(Net(), 4, 1000)
+    assert found.parameters[0].causes[0].location.line == blamed_line("wrong", "doubled")
 
 
 def test_a_surrogate_gradient_is_called_one():
@@ -150,9 +150,9 @@ def test_a_surrogate_gradient_is_called_one():
         def forward(self, x):
             return Sign.apply(super().forward(x))
 
-    (cause,) = examined(Net(4, 2), 5, 4).parameters[0].causes
+    (cause,) = checked(Net(4, 2), 5, 4).parameters[0].causes
     assert "surrogate" in cause.why
-    assert "--expect" in cause.remedy
+    assert "accept this finding" in cause.suggestion
 
 
 def test_an_input_that_needs_no_gradient_may_be_given_none():
@@ -170,9 +170,9 @@ def test_an_input_that_needs_no_gradient_may_be_given_none():
     class Net(wrong.DoubledNet):
         function = Scaled
 
-    found = examined(Net(n=5), 4, 5)
+    found = checked(Net(n=5), 4, 5)
     assert verdicts(found) == {"w": "OK"}
-    assert found.general == []
+    assert found.general == ()
 
 
 class FirstTwoSamples(torch.autograd.Function):
@@ -200,13 +200,13 @@ class Biased(nn.Module):
 
 
 def test_a_backward_of_a_slow_model_is_checked_on_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(examination, "_SLOW_SHARE", 1e12)
-    found = examined(Biased(), 8, 3)
+    monkeypatch.setattr(gathering, "_SLOW_SHARE", 1e12)
+    found = checked(Biased(), 8, 3)
     assert verdicts(found) == {"bias": "WRONG"}
-    assert any("2 samples" in note and "--budget" in note for note in found.notes)
+    assert any("2 samples" in note and "longer budget" in note for note in found.notes)
 
 
 def test_a_first_pass_that_loads_and_compiles_does_not_make_a_model_slow():
-    found = examined(Biased(pause=0.3), 8, 3, budget=4.0)
+    found = checked(Biased(pause=0.3), 8, 3, budget=4.0)
     assert verdicts(found) == {"bias": "WRONG"}
     assert not any("slow" in note for note in found.notes)

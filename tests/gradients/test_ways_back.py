@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from gradient_cases import causes, examined, verdicts
+from gradient_cases import causes, checked, verdicts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -61,31 +61,31 @@ def shortening(grad):
 class TestHooks:
     @pytest.mark.parametrize("hook", [doubling, doubling_in_place])
     def test_a_hook_that_changes_the_gradient_is_blamed_on_its_line(self, hook):
-        found = examined(Hooked(hook), 5, 4)
+        found = checked(Hooked(hook), 5, 4)
         assert verdicts(found) == {"body.weight": "WRONG", "body.bias": "WRONG", "head.weight": "OK", "head.bias": "OK"}
         (cause,) = causes(found, "body.weight")
-        assert (cause.place.file, cause.place.line) == (__file__, line_of(hook, "def "))
+        assert (cause.location.file, cause.location.line) == (__file__, line_of(hook, "def "))
         assert "hook" in cause.why
 
     def test_a_hook_that_only_looks_is_no_fault(self):
-        found = examined(Hooked(looking), 5, 4)
+        found = checked(Hooked(looking), 5, 4)
         assert set(verdicts(found).values()) == {"OK"}
-        assert found.not_checked == []
+        assert found.not_checked == ()
 
     @pytest.mark.parametrize(
-        ("hook", "text", "remedy"),
+        ("hook", "text", "suggestion"),
         [
             (raising, "raise KeyError", "mend this line of the hook"),
             (multiplying, "return grad @", "mend this line of the hook"),
             (shortening, "def shortening", "same shape from the hook"),
         ],
     )
-    def test_an_error_in_a_hook_is_blamed_on_its_line(self, hook, text, remedy):
-        found = examined(Hooked(hook), 5, 4)
+    def test_an_error_in_a_hook_is_blamed_on_its_line(self, hook, text, suggestion):
+        found = checked(Hooked(hook), 5, 4)
         assert set(verdicts(found).values()) == {"WRONG"}
         (cause,) = causes(found, "body.weight")
-        assert (cause.place.file, cause.place.line) == (__file__, line_of(hook, text))
-        assert remedy in cause.remedy
+        assert (cause.location.file, cause.location.line) == (__file__, line_of(hook, text))
+        assert suggestion in cause.suggestion
         assert "watched" not in cause.why
 
 
@@ -126,8 +126,8 @@ def test_an_error_of_backward_is_blamed_on_the_line_in_it(function, text):
         def forward(self, x):
             return function.apply(x, self.w)
 
-    (cause,) = causes(examined(Net(), 4, 5), "w")
-    assert (cause.place.file, cause.place.line) == (__file__, line_of(function, text))
+    (cause,) = causes(checked(Net(), 4, 5), "w")
+    assert (cause.location.file, cause.location.line) == (__file__, line_of(function, text))
 
 
 class Forces(nn.Module):
@@ -170,7 +170,7 @@ def on_forces_with_nothing_of_the_energy(output):
 class TestDerivativesInTheLoss:
     @pytest.mark.parametrize("loss", [on_forces, on_forces_with_nothing_of_the_energy])
     def test_a_bias_that_only_shifts_the_energy_is_no_fault(self, loss):
-        found = examined(Forces(), 5, 3, loss=loss)
+        found = checked(Forces(), 5, 3, loss=loss)
         assert verdicts(found) == {
             "hidden.weight": "OK",
             "hidden.bias": "OK",
@@ -178,27 +178,27 @@ class TestDerivativesInTheLoss:
             "head.bias": "ZERO BY CONSTRUCTION",
         }
         (cause,) = causes(found, "head.bias")
-        assert cause.place.line == line_of(Forces, "torch.autograd.grad(")
+        assert cause.location.line == line_of(Forces, "torch.autograd.grad(")
         assert found.faults() == []
-        assert found.not_checked == []
+        assert found.not_checked == ()
 
     def test_with_the_energy_every_gradient_is_there(self):
-        found = examined(Forces(), 5, 3, loss=lambda output: output[0] + output[1].square().sum())
+        found = checked(Forces(), 5, 3, loss=lambda output: output[0] + output[1].square().sum())
         assert set(verdicts(found).values()) == {"OK"}
 
     def test_forces_of_relu_are_steps_in_its_bias(self):
-        found = examined(Forces(torch.relu), 5, 3, loss=on_forces)
+        found = checked(Forces(torch.relu), 5, 3, loss=on_forces)
         assert verdicts(found)["hidden.bias"] == "ZERO"
         (cause,) = causes(found, "hidden.bias")
         assert "step" in cause.why
-        assert "SiLU" in cause.remedy
+        assert "SiLU" in cause.suggestion
 
     def test_forces_that_cannot_be_differentiated_again(self):
-        found = examined(Forces(create_graph=False), 5, 3, loss=lambda output: output[1].square().sum())
-        assert set(verdicts(found).values()) == {"CUT"}
-        assert causes(found, "hidden.weight")[0].remedy == "pass create_graph=True"
+        found = checked(Forces(create_graph=False), 5, 3, loss=lambda output: output[1].square().sum())
+        assert set(verdicts(found).values()) == {"DETACHED"}
+        assert causes(found, "hidden.weight")[0].suggestion == "pass create_graph=True"
 
-    def test_a_backward_that_loses_a_parameter_is_a_cut(self):
+    def test_a_backward_that_loses_a_parameter_detaches_it(self):
         class Shifted(Forces):
             def __init__(self):
                 super().__init__()
@@ -210,8 +210,8 @@ class TestDerivativesInTheLoss:
                 (forces,) = torch.autograd.grad(energy, positions, create_graph=True)
                 return energy, forces
 
-        found = examined(Shifted(), 5, 3, loss=on_forces)
-        assert verdicts(found)["shift"] == "CUT"
+        found = checked(Shifted(), 5, 3, loss=on_forces)
+        assert verdicts(found)["shift"] == "DETACHED"
         assert "hand-written backward" in causes(found, "shift")[0].why
 
 
@@ -226,12 +226,12 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_is_a_cut():
-    found = examined(Checkpointed(), 5, 4)
-    assert verdicts(found) == {"first.weight": "CUT", "first.bias": "CUT", "second.weight": "OK", "second.bias": "OK"}
+def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_detaches():
+    found = checked(Checkpointed(), 5, 4)
+    assert [finding.verdict for finding in found.parameters] == ["DETACHED", "DETACHED", "OK", "OK"]
     (cause,) = causes(found, "first.weight")
-    assert cause.place.line == line_of(Checkpointed, "checkpoint(self.first")
-    assert cause.remedy == "pass use_reentrant=False"
+    assert cause.location.line == line_of(Checkpointed, "checkpoint(self.first")
+    assert cause.suggestion == "pass use_reentrant=False"
 
 
 def test_a_reentrant_checkpoint_behind_another_is_sound():
@@ -240,7 +240,7 @@ def test_a_reentrant_checkpoint_behind_another_is_sound():
             h = checkpoint(lambda h: self.second(torch.tanh(h)), self.first(x), use_reentrant=True)
             return checkpoint(torch.tanh, h, use_reentrant=True)
 
-    assert set(verdicts(examined(Twice(), 5, 4)).values()) == {"OK"}
+    assert set(verdicts(checked(Twice(), 5, 4)).values()) == {"OK"}
 
 
 class TestNotFinite:
@@ -251,15 +251,15 @@ class TestNotFinite:
             logs = (output - 1e6).log()
             return logs.clamp(0, 1).mean()
 
-        found = examined(nn.Linear(4, 2), 5, 4, loss=loss)
+        found = checked(nn.Linear(4, 2), 5, 4, loss=loss)
         assert set(verdicts(found).values()) == {"NON-FINITE"}
         (cause,) = causes(found, "weight")
-        assert (cause.operation, cause.place.line) == ("log(...)", line_of(loss, ".log()"))
+        assert (cause.operation, cause.location.line) == ("log(...)", line_of(loss, ".log()"))
 
     def test_nan_among_the_inputs(self):
         inputs = torch.randn(5, 4)
         inputs[1, 2] = torch.nan
-        found = examined(nn.Linear(4, 2), inputs=inputs, loss=lambda output: output.clamp(0, 1).mean())
+        found = checked(nn.Linear(4, 2), inputs=inputs, loss=lambda output: output.clamp(0, 1).mean())
         assert set(verdicts(found).values()) == {"NON-FINITE"}
         assert "come in with the inputs" in causes(found, "bias")[0].why
 
@@ -280,19 +280,19 @@ class Complex(nn.Module):
 def test_complex_parameters(real_output):
     """Warnings are errors here, so that none may be raised on the way."""
     model = Complex(real_output=real_output)
-    found = examined(model, 5, 4)
+    found = checked(model, 5, 4)
     assert verdicts(found) == {"w": "NOT CHECKED", "b": "OK"}
     assert found.dtype == "float64"
     finding = found.parameters[0]
     assert finding.weight_norm == pytest.approx(float(model.w.detach().abs().square().sum().sqrt()), rel=1e-6)
-    loss = examined.__globals__["projection"](model(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))))
+    loss = checked.__globals__["projection"](model(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))))
     (gradient,) = torch.autograd.grad(loss, [model.w])
     assert finding.gradient_norm == pytest.approx(float(gradient.abs().square().sum().sqrt()), rel=1e-5)
 
 
 def test_a_complex_loss_is_refused():
     with pytest.raises(UsageError, match="complex"):
-        examined(Complex(real_output=False), 5, 4, loss=lambda output: output.sum())
+        checked(Complex(real_output=False), 5, 4, loss=lambda output: output.sum())
 
 
 class Listed(nn.Module):
@@ -311,8 +311,8 @@ class Listed(nn.Module):
         return self.head((x * self.scales["first"]).to(self.head.weight.dtype))
 
 
-def test_what_a_plain_list_hides_is_told():
-    found = examined(nn.Sequential(Listed()), 5, 4)
+def test_what_a_plain_list_hides_is_noted():
+    found = checked(nn.Sequential(Listed()), 5, 4)
     told = [note for note in found.notes if "plain" in note]
     assert [note.partition(",")[0] for note in told] == [
         "self.layers of '0' is a plain list of 2 modules",
@@ -331,7 +331,7 @@ def test_a_model_that_hides_everything():
     with pytest.raises(
         UsageError, match=r"no parameters.*self\.weights is a plain tuple of 1 parameter.*ParameterList"
     ):
-        examined(Hidden(), 3)
+        checked(Hidden(), 3)
 
 
 class Skewed(torch.autograd.Function):
@@ -366,20 +366,20 @@ class TestFactors:
             return torch.tanh(self.function.apply(x, self.w)).mean()
 
     def test_one_factor_is_told_as_one(self):
-        found = examined(self.Net(Scaled), 5, 9)
+        found = checked(self.Net(Scaled), 5, 9)
         assert found.parameters[0].detail.endswith("by a factor of 3")
-        assert causes(found, "w")[0].remedy == "divide the gradient for 'w' by 3"
+        assert causes(found, "w")[0].suggestion == "divide the gradient for 'w' by 3"
 
     def test_different_factors_are_told_with_their_range(self):
-        found = examined(self.Net(Skewed), 5, 9)
+        found = checked(self.Net(Skewed), 5, 9)
         assert "by factors around" in found.parameters[0].detail
         (cause,) = causes(found, "w")
-        assert "off by factors around 3 (from 2 to 4)" in cause.remedy
-        assert "divide" not in cause.remedy
+        assert "off by factors around 3 (from 2 to 4)" in cause.suggestion
+        assert "divide" not in cause.suggestion
 
 
 def test_no_time_for_finite_differences_narrows_nothing():
-    found = examined(nn.Linear(4, 2), 5, 4, budget=0.0)
+    found = checked(nn.Linear(4, 2), 5, 4, budget=0.0)
     assert set(verdicts(found).values()) == {"NOT CHECKED"}
     assert not any("slow" in note for note in found.notes)
 
@@ -389,10 +389,10 @@ def test_a_model_that_lies_all_inside_a_reentrant_checkpoint_is_sound():
         def forward(self, x):
             return checkpoint(super().forward, x.clone().requires_grad_(), use_reentrant=True)
 
-    assert verdicts(examined(Inside(4, 3), 5, 4)) == {"weight": "OK", "bias": "OK"}
+    assert verdicts(checked(Inside(4, 3), 5, 4)) == {"weight": "OK", "bias": "OK"}
 
 
-def test_a_parameter_that_a_function_reads_past_its_arguments_is_cut():
+def test_a_parameter_that_a_function_reads_past_its_arguments_is_detached():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -412,8 +412,8 @@ def test_a_parameter_that_a_function_reads_past_its_arguments_is_cut():
 
             return Times.apply(self.layer(x))
 
-    found = examined(Net(), 5, 4)
-    assert verdicts(found) == {"w": "CUT", "layer.weight": "OK", "layer.bias": "OK"}
+    found = checked(Net(), 5, 4)
+    assert verdicts(found) == {"w": "DETACHED", "layer.weight": "OK", "layer.bias": "OK"}
     (cause,) = causes(found, "w")
     assert "not among its arguments" in cause.why
-    assert cause.remedy.startswith("hand the parameter to apply")
+    assert cause.suggestion.startswith("hand the parameter to apply")

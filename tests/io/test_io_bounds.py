@@ -212,6 +212,25 @@ def palette_file(path, n_entries, code=320):
     path.write_bytes(data)
 
 
+def with_tag(path, code, new_code, kind):
+    """Give a tag another number or another data type."""
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as opened:
+        place = opened.pages[0].tags[code].offset
+    struct.pack_into("<HH", data, place, new_code, kind)
+    path.write_bytes(data)
+
+
+def test_tags_of_another_type_or_missing_are_no_reason_to_refuse(tmp_path, rewrite):
+    stored = np.arange(64, dtype="uint8").reshape(8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", stored, resolution=(300, 300), resolutionunit="inch", metadata=None)
+    with_tag(tmp_path / "a.tif", 282, 282, 4)
+    with_tag(tmp_path / "a.tif", 262, 65001, 3)
+    prepared, found = rewrite(tmp_path / "a.tif", tmp_path / "b.png")
+    np.testing.assert_array_equal(found.values[0, 0].numpy(), stored)
+    assert not any("resolution" in note or "white-is-zero" in note for note in prepared.notes)
+
+
 @pytest.mark.parametrize(("n_entries", "code"), [(300, 320), (3, 320), (768, 65000)])
 def test_a_palette_that_is_short_or_missing(tmp_path, n_entries, code):
     palette_file(tmp_path / "p.tif", n_entries, code)

@@ -212,8 +212,11 @@ class TestTensorsThatAreNoKernels:
         doubling = [[], []]
         for _ in range(60):
             doubling = [doubling, doubling]
-        for found in (endless, doubling):
-            refused(MalformedInputError, read_kernel, save(found), says="holds none")
+        many = []
+        many += [many] * 200_000
+        for found in (endless, doubling, many):
+            refused(MalformedInputError, read_kernel, save(found), says="nests its dictionaries without end")
+        assert read_kernel(save({"losses": [0.5] * 200_000, "kernel": torch.ones(3, 3)})).layer == "kernel"
 
 
 def test_names_are_for_files_of_several_tensors(tmp_path, save, refused):

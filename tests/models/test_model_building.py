@@ -85,7 +85,7 @@ class TestBuilding:
         assert build_model(named, None, None) is named.value
         state = {name: torch.ones_like(tensor) for name, tensor in named.value.state_dict().items()}
         assert bool((build_model(named, None, read_model(save(state))).head.weight == 1).all())
-        refused(UsageError, build_model, named, {"width": 3}, None, says=["a model already", "leave init out"])
+        refused(UsageError, build_model, named, {"width": 3}, None, says=["a model already", "leave out init="])
 
     def test_what_fails_or_gives_no_module(self, net, refused):
         refused(UsageError, build_model, net("Net"), {"depth": 3}, None, says=["could not be built", "depth", "init"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 import types
+import warnings
 import zipfile
+from logging.handlers import BufferingHandler
 
 import pytest
 import torch
@@ -107,7 +110,9 @@ class TestWholeModules:
 
     def test_the_class_that_the_user_named(self, own, refused):
         path, source = own
-        refused(UnsafeInputError, read_model, path, says=["__main__.Own", "file.py:Class", "allowed_globals=[NAME]"])
+        refused(
+            UnsafeInputError, read_model, path, says=["__main__.Own", 'model="file.py:Class"', 'allowed_globals="NAME"']
+        )
         named = load_named(f"{source}:Own", "model")
         assert isinstance(read_model(path, named=named).module, named.value)
 
@@ -221,8 +226,6 @@ class TestPrograms:
 
     @pytest.fixture
     def script(self, tmp_path):
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.save(torch.jit.script(nn.Linear(4, 3)), tmp_path / "script.pt")
@@ -261,14 +264,18 @@ class TestPrograms:
                 new.writestr(name, (tmp_path / "payload").read_bytes() if is_sample else old.read(name))
         refused(UnsafeInputError, read_model, path, says="exported program")
 
-    def test_a_damaged_program_is_told_in_one_sentence(self, exported, digest, refused, tmp_path, capfd):
+    def test_a_damaged_program_is_one_sentence_and_no_log(self, exported, digest, refused, tmp_path):
         path = tmp_path / "damaged.pt2"
         with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
-                new.writestr(name, old.read(name)[:300])
+                if "weight_0" not in name:
+                    new.writestr(name, old.read(name))
+        handler = BufferingHandler(capacity=100)
+        logging.getLogger("torch.export").addHandler(handler)
         says = f"an exported program of torch {torch.__version__}"
         refused(MalformedInputError, read_model, path, trusted_sha256=digest(path), says=says)
-        assert capfd.readouterr() == ("", "")
+        logging.getLogger("torch.export").removeHandler(handler)
+        assert handler.buffer == []
 
     def test_a_torch_package_is_not_opened(self, tmp_path, refused):
         with zipfile.ZipFile(tmp_path / "p.pt", "w") as archive:

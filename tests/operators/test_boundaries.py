@@ -49,6 +49,13 @@ def test_a_rule_is_of_one_kind_and_known_by_its_name(name):
     assert as_rule(rule) is rule
 
 
+@pytest.mark.parametrize("rule", CUSTOM_RULES, ids=lambda rule: rule.name)
+def test_a_rule_that_defines_factors_has_them_and_changes_constants(rule):
+    assert rule.has_factors
+    assert rule.copies_pixels
+    assert not rule.keeps_constants
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(UsageError, match="boundary must be one of zero, circular"):
         as_rule("mirror")

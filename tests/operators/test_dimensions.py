@@ -11,7 +11,7 @@ from properties import adjoint_defect, backward_defect, linearity_defect, matrix
 from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, place_of, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, space_axes, unravel
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
@@ -126,7 +126,12 @@ def test_twisted_fields_come_back_and_meet_the_symbol(size):
 
 @pytest.mark.parametrize(
     ("torus", "shape"),
-    [((81,), (3, 3, 6)), ((9, 8, 10), (2, 3, 3, 1, 4)), ((12, 7, 5), (2, 2, 3, 3, 3)), ((30,), (1, 2, 5))],
+    [
+        ((81,), (3, 3, 6)),
+        ((9, 8, 10), (2, 3, 3, 1, 4)),
+        ((12, 7, 5), (2, 2, 3, 3, 3)),
+        ((30,), (1, 2, 5)),
+    ],
 )
 def test_extreme_singular_values_are_those_of_all_frequencies(torus, shape):
     taps = random(shape)
@@ -138,6 +143,19 @@ def test_extreme_singular_values_are_those_of_all_frequencies(torus, shape):
     assert spectrum.grid == torus
     assert spectrum.sigma_min == pytest.approx(float(values.min()), rel=1e-9)
     assert float(peak_gain(taps, spectrum)) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("frequency", range(40, 48))
+def test_the_search_follows_a_peak_along_each_axis(axis, frequency):
+    tone = torch.cos(2 * torch.pi * frequency * torch.arange(9.0, dtype=torch.float64) / 401)
+    line = tone.reshape([9 if i == axis else 1 for i in range(3)])
+    torus = tuple(401 if i == axis else 4 for i in range(3))
+    taps = line * torch.eye(2, dtype=torch.float64)[..., None, None, None]
+    value, peak = largest_singular_value(taps, torus)
+    values = torch.linalg.svdvals(torus_symbol(taps, torus))
+    assert value == pytest.approx(float(values.max()), rel=1e-13)
+    assert float(values[peak].max()) == pytest.approx(value, rel=1e-13)
 
 
 def test_large_volumes_are_looked_at_on_a_coarser_grid():
@@ -193,7 +211,7 @@ def test_axes_are_counted_from_the_end():
     assert space_axes(3) == (-3, -2, -1)
     assert image_axes(2) == (-3, -2, -1)
     assert half_spectrum((4, 5, 6)) == (4, 5, 4)
-    assert [place_of(i, (2, 3)) for i in range(6)] == [(a, b) for a in range(2) for b in range(3)]
+    assert [unravel(i, (2, 3)) for i in range(6)] == [(a, b) for a in range(2) for b in range(3)]
     x = random((5, 2, 3, 4))
     torch.testing.assert_close(per_image(torch.arange(5.0), 2) * x, torch.einsum("b,bchw->bchw", torch.arange(5.0), x))
     assert torch.equal(crop(x, (1, 0), (2, 3)), x[..., 1:3, :3])

@@ -110,6 +110,15 @@ def test_a_normal_equation_is_written_as_on_paper():
     assert normal.H.input_shape == (1, 6, 5)
 
 
+def test_matrices_have_the_dtype_of_the_operators_they_are_made_of():
+    A = Convolution(random((2, 1, 3, 3)).float(), (6, 5))
+    wide = Convolution(A.kernel.double(), (6, 5)).as_matrix()
+    for operator in (A, A @ Identity((1, 6, 5)), 1.0 * A, A.H.H, Identity((2, 6, 5)) @ A):
+        assert operator.dtype == torch.float32
+        torch.testing.assert_close(operator.as_matrix(), wide.float())
+    assert Gradient((1, 6, 5)).as_matrix().dtype == torch.float64
+
+
 def test_wrong_chains_and_sums_name_both_shapes():
     A, G = Convolution(random((2, 1, 3, 3)), (6, 5), padding="valid"), Gradient((1, 6, 5))
     with pytest.raises(ShapeError, match=r"first gives \(2, 4, 3\), but the next takes \(1, 6, 5\); build"):

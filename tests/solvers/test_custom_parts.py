@@ -97,11 +97,12 @@ def test_a_penalty_of_the_users_own_is_solved_by_every_solver(method, boundary):
     assert error <= 1e-8
 
 
-def test_a_zero_mean_kernel_and_a_penalty_that_misses_constants_meet_a_border_that_changes_them():
+@pytest.mark.parametrize("penalty", ["gradient", "laplacian"])
+def test_a_zero_mean_kernel_and_a_penalty_that_misses_constants_meet_a_border_that_changes_them(penalty):
     """Under an antisymmetric border a constant image is seen, though on the torus it is not."""
     taps = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)[None, None]
     with registered(Antisymmetric()):
-        settings = ResolvedSettings(boundary="antisymmetric", lam=1e-2, penalty="gradient", tolerance=1e-12)
+        settings = ResolvedSettings(boundary="antisymmetric", lam=1e-2, penalty=penalty, tolerance=1e-12)
         inverse = PseudoInverse(Kernel(taps, False), SIZE, settings)
         truth = torch.ones(1, *SIZE, dtype=torch.float64)
         y = inverse.operator(truth)

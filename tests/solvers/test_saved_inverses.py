@@ -211,7 +211,7 @@ def test_what_may_change_does_not_change_the_file(tmp_path):
 
 def test_existing_files_and_other_suffixes_are_refused(tmp_path):
     path = saved(built("fft"), tmp_path)
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="force=True"):
         deconv_cli.save_pseudo_inverse(built("fft"), path)
     with pytest.raises(UsageError, match=r"is a \.safetensors file"):
         deconv_cli.save_pseudo_inverse(built("fft"), tmp_path / "inverse.pt")

@@ -18,6 +18,14 @@ def test_forward_equals_conv2d():
     assert half.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("tap", "word"), [(1e300, "large"), (1e-310, "small"), (1e30, "large")])
+def test_taps_beyond_the_arithmetic_are_named_before_they_are_cast(tap, word):
+    """In float32 the first would be infinite, and the second zero."""
+    kernel = torch.tensor([[0.0, tap], [0.0, 0.0]], dtype=torch.float64)
+    with pytest.raises(deconv_cli.MalformedInputError, match=rf"the largest tap of the kernel is 1e[+-]\d+, so {word}"):
+        deconv_cli.forward(random((1, 8, 8)).float(), kernel)
+
+
 def test_forward_refuses_an_unknown_boundary():
     with pytest.raises(deconv_cli.UsageError, match="nothing to convolve"):
         deconv_cli.forward(random((1, 8, 8)), random((3, 3)), boundary="unknown")

@@ -55,7 +55,7 @@ class Jpeg(PictureCodec):
         kept, lost = super().carry(request, image)
         if kept.exif and len(kept.exif) > _MAX_SEGMENT:
             kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
-        per_inch = kept.resolution.per("in") if kept.resolution else None
+        per_inch = kept.resolution.per("inch") if kept.resolution else None
         if per_inch and not 1 <= min(per_inch.x, per_inch.y) <= max(per_inch.x, per_inch.y) < _MAX_DPI:
             kept, lost = replace(kept, resolution=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
         return kept, lost

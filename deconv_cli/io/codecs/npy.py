@@ -42,15 +42,7 @@ NPY = Npy()
 
 
 def read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[int, ...]:
-    """Read the header of an array, and compare what it promises with what is there.
-
-    Args:
-        path: named in the error.
-        stream: at the begin of the header.
-        n_bytes: of header and array together.
-
-    Returns:
-        The shape.
+    """Read the shape of an array of `n_bytes` with its header, and compare what it promises with what is there.
 
     Raises:
         UnsafeInputError: an array of Python objects.

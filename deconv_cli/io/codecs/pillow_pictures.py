@@ -28,12 +28,7 @@ _NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
 
 @contextmanager
 def opened_picture(path: Path, kind: type[Picture]) -> Iterator[Picture]:
-    """Open a picture by the class of its format, and decode it once its size has been checked.
-
-    Raises:
-        MalformedInputError: an animation.
-        TooLargeError: larger than the memory allows, or a decompression bomb.
-    """
+    """Open a picture by the class of its format, and decode it once its size has been checked."""
     n_bytes = path.stat().st_size
     limits.check_budget(path, n_bytes)
     # Not by Image.open: it hides why a file was refused, and its limit of pixels is a constant.
@@ -50,13 +45,10 @@ def opened_picture(path: Path, kind: type[Picture]) -> Iterator[Picture]:
 
 
 def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
-    """Take 8-bit gray, gray with alpha, RGB or RGBA samples out of an opened picture.
+    """Take 8-bit gray, gray with alpha, RGB or RGBA samples, (H, W) or (H, W, S), out of an opened picture.
 
     Returns:
-        The samples, of shape (H, W) or (H, W, S), and what was done to them.
-
-    Raises:
-        MalformedInputError: another color model.
+        The samples, and what was done to them.
     """
     mode = image.mode
     notes: tuple[str, ...] = ()
@@ -79,15 +71,7 @@ def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
 def stored_picture(
     image: Image, samples: Array, notes: tuple[str, ...], record: dict[str, Any] | None, own: Metadata
 ) -> StoredImage:
-    """Gather samples, record and notes with the metadata that all these formats have.
-
-    Args:
-        image: the opened picture.
-        samples: shape (H, W) or (H, W, S).
-        notes: what was done to the samples.
-        record: what an earlier run wrote into the file.
-        own: metadata that only this format has.
-    """
+    """Gather samples, record and notes with the metadata of all these formats, and `own`, those of one."""
     block = exif.with_marker(image.info.get("exif"))
     return StoredImage(
         samples=samples,
@@ -110,7 +94,7 @@ def save_options(metadata: Metadata) -> dict[str, Any]:
     """Give Pillow's arguments for the metadata that all these formats have."""
     options: dict[str, Any] = {"icc_profile": metadata.icc_profile, "exif": metadata.exif}
     if metadata.resolution:
-        per_inch = metadata.resolution.per("in")
+        per_inch = metadata.resolution.per("inch")
         options["dpi"] = (float(per_inch.x), float(per_inch.y))
     return {name: value for name, value in options.items() if value}
 
@@ -119,4 +103,4 @@ def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
     if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
-    return Resolution(x, y, "in") if x and y else None
+    return Resolution(x, y, "inch") if x and y else None

@@ -86,7 +86,7 @@ PNG = Png()
 
 
 def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Split a file into chunks by Pillow's reader, which compares the checksums, down to IEND."""
+    """Split a file into chunks down to IEND; Pillow's reader compares the checksums."""
     from PIL.PngImagePlugin import ChunkStream
 
     stream.seek(len(_SIGNATURE))

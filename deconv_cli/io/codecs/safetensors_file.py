@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,13 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
     """Open a file by its library, whose handle has no type of its own; the tensors are mapped into memory."""
     from safetensors import safe_open
 
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
         named = path
-        if not _is_utf8(path):
-            # The library opens no other names; a file once mapped does not need its name any more.
-            named = Path(folder) / "link.safetensors"
+        if "\ufffd" in str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace"):
+            # The library opens no name that is not UTF-8.
+            named = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "link.safetensors"
             named.symlink_to(path.absolute())
-        with safe_open(named, framework="pt") as opened:
-            yield opened
+        yield stack.enter_context(safe_open(named, framework="pt"))
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
@@ -76,11 +75,3 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], record: dict
 
     # As bytes, since the library changes a name that is not UTF-8.
     path.write_bytes(save(tensors, metadata={records.KEYWORD: records.encode_record(record)}))
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,7 +9,6 @@ import numpy as np
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Array, Codec, WriteRequest, from_planes
-from deconv_cli.io.layout import Layout
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -35,11 +34,7 @@ class Tiff(Codec):
         return read_tiff(path, series=None if member is None else int(member))
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse sample types and axes that OME does not know.
-
-        Raises:
-            UsageError: the name asks for OME, which does not know them.
-        """
+        """Refuse sample types and axes that OME does not know, where the name asks for OME."""
         from deconv_cli.io.codecs import tiff_ome
 
         if not is_ome_name(request.path):
@@ -57,13 +52,11 @@ class Tiff(Codec):
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
         """Keep the axes of the source that are longer than one, with the plane at the end."""
-        layout = request.layout.with_channels(samples.shape[1]).with_plane(*samples.shape[-2:])
+        layout = request.layout.with_channels(samples.shape[1]).resized(Y=samples.shape[-2], X=samples.shape[-1])
         layout = layout.squeezed(keep="YX" if alpha is None else "YXS").planes_last()
         array = from_planes(layout, samples)
         if alpha is not None:
-            place = layout.axes.index("S")
-            sizes = (*layout.sizes[:place], 1, *layout.sizes[place + 1 :])
-            array = np.concatenate([array, from_planes(Layout(layout.axes, sizes), alpha)], axis=place)
+            array = np.concatenate([array, from_planes(layout.resized(S=1), alpha)], axis=layout.axes.index("S"))
         is_free = not is_ome_name(request.path) and request.flavor != "imagej"
         axes = layout.axes if is_free else _renamed(layout.axes, _NAMED_AXES)
         new = [letter for letter in axes if letter not in request.layout.axes + "C"]
@@ -93,7 +86,7 @@ TIFF = Tiff()
 
 
 def is_ome_name(path: Path) -> bool:
-    """Tell whether a name asks for OME-TIFF."""
+    """Check whether a name asks for OME-TIFF."""
     return path.name.lower().endswith(OME_SUFFIXES)
 
 

@@ -16,18 +16,13 @@ _COUNTS = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack")
 _OF_CHANNELS = ("Ranges", "LUTs", "Labels", "mode")
 _UNITS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "\\u00B5m"), "µm"),
-    **dict.fromkeys(("inch", "in"), "in"),
-    **{unit: unit for unit in ("nm", "mm", "cm", "m")},
+    **{unit: unit for unit in ("nm", "mm", "cm", "m", "in", "inch")},
 }
 _DTYPES = ("uint8", "int16", "uint16", "float32")
 
 
 def read_fields(found: dict[str, Any], metadata: Metadata) -> tuple[Metadata, dict[str, Any] | None]:
-    """Sort ImageJ's fields into metadata.
-
-    Args:
-        found: all fields; the counts follow from the axes and are left out.
-        metadata: what the tags say.
+    """Add ImageJ's fields to what the tags say, but for the counts, which follow from the axes.
 
     Returns:
         The metadata, and the record of an earlier run or None.
@@ -57,7 +52,7 @@ def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
 
 
 def fits(image: StoredImage) -> bool:
-    """Tell whether ImageJ's kind of TIFF can hold an image; its 32-bit offsets end at 4 GB."""
+    """Check whether ImageJ's kind of TIFF can hold an image; its 32-bit offsets end at 4 GB."""
     colors_fit = "S" not in image.axes or (image.dtype == "uint8" and image.alpha is None)
     in_order = [letter for letter in "TZCYXS" if letter in image.axes] == list(image.axes)
     return image.dtype in _DTYPES and in_order and colors_fit and image.samples.nbytes < 3_900_000_000

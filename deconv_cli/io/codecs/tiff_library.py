@@ -1,15 +1,12 @@
-"""The only door to tifffile: it opens both generations of it, before and after 2026.5.2.
-
-NumPy arrays and plain values come out of here; nothing above needs to know tifffile.
-"""
+"""Opening and writing TIFF by tifffile, of both generations: before and after 2026.5.2."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -32,73 +29,60 @@ _FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
 """So many strips or tiles may be as small as they like; of more, each must hold so many bytes on average."""
 
 
-@dataclass(frozen=True, eq=False)
-class TiffSeries:
-    """One array of a TIFF file with what its first page says."""
+@contextmanager
+def opened_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, Element | None]]:
+    """Open a TIFF file; gives it with its parsed OME-XML, after comparing what its headers promise with the file.
 
-    samples: Array
-    axes: str
-    index: int
-    tags: dict[int, Any]
-    """Values by tag number, of the tags that were asked for."""
-    tag_names: dict[int, str]
-    """Names of all tags."""
-    description: str
-    imagej: dict[str, Any]
-    ome: Element | None
-    """The parsed OME-XML."""
-    shaped: dict[str, Any]
-    """JSON metadata of tifffile's own kind of description."""
+    Raises:
+        InputRefusedError: damaged, cut short, or promising more than the memory allows.
+    """
+    check_directories(path)
+    with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
+        ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
+        # tifffile makes lists as long as the descriptions say.
+        described = [] if ome is None else tiff_ome.n_samples_described(ome)
+        described += [limits.array_bytes(shaped.get("shape", ()), 1) for shaped in opened.shaped_metadata or ()]
+        for n_samples in described:
+            limits.check_expansion(path, n_samples, path.stat().st_size)
+        yield opened, ome
 
 
-def read_series(path: Path, index: int | None, tags: frozenset[int]) -> TiffSeries:
-    """Read one series of a TIFF file, after comparing what its header promises with the file.
-
-    Args:
-        path: the file.
-        index: which series; None where there is only one.
-        tags: numbers of the tags whose values are needed.
+def choose_series(path: Path, opened: tifffile.TiffFile, index: int | None) -> tuple[int, Any]:
+    """Give one series with its number, after comparing what its pages promise with the file.
 
     Raises:
         UsageError: no series of this number.
         MalformedInputError: damaged, cut short, spread over several files, or several series and no number.
         TooLargeError: larger than the memory allows, or a decompression bomb.
     """
-    check_directories(path)
-    with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
-        ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
-        _check_descriptions(path, ome, opened)
-        all_series = list(opened.series)
-        chosen = _choose(path, all_series, index)
-        series = all_series[chosen]
-        _check_pages(path, series, path.stat().st_size)
-        imagej = dict(opened.imagej_metadata or {})
-        _check_count(path, series, imagej)
-        page = series.keyframe
-        shaped = opened.shaped_metadata or ()
-        samples = series.asarray(maxworkers=1)
-        return TiffSeries(
-            samples=samples.astype(samples.dtype.newbyteorder("="), copy=False).reshape(series.shape),
-            axes=series.axes,
-            index=chosen,
-            tags={tag.code: tag.value for tag in page.tags if tag.code in tags},
-            tag_names={tag.code: tag.name for tag in page.tags},
-            description=page.description,
-            imagej=imagej,
-            ome=ome,
-            shaped=dict(shaped[chosen]) if chosen < len(shaped) else {},
+    all_series = list(opened.series)
+    if not all_series:
+        raise MalformedInputError(f"'{path}' should hold an image, but holds none.")
+    if index is not None and not 0 <= index < len(all_series):
+        raise UsageError(f"'{path}' holds series 0 to {len(all_series) - 1}, but series={index} was chosen.")
+    if index is None and len(all_series) > 1:
+        listed = ", ".join(f"{i}: {s.axes} {tuple(s.shape)} {s.dtype}" for i, s in enumerate(all_series[:12]))
+        raise MalformedInputError(f"'{path}' holds {len(all_series)} series ({listed}); choose one with series=N.")
+    series = all_series[index or 0]
+    _check_pages(path, series, path.stat().st_size)
+    n_planes = math.prod(size for letter, size in zip(series.axes, series.shape, strict=True) if letter not in "YXS")
+    n_promised = int((opened.imagej_metadata or {}).get("images", n_planes))
+    if n_planes != n_promised:
+        raise MalformedInputError(
+            f"'{path}' should hold {n_promised} planes as its ImageJ description says, but {n_planes} were found."
         )
+    return index or 0, series
+
+
+def read_samples(series: Any) -> Array:  # noqa: ANN401
+    """Decode a series, in native byte order."""
+    samples = series.asarray(maxworkers=1)
+    native: Array = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+    return native.reshape(series.shape)
 
 
 def write_array(path: Path, array: Array, kind: str, options: dict[str, Any]) -> None:
-    """Write one array.
-
-    Args:
-        path: the file, overwritten if it exists.
-        array: in the order of the axes that `options["metadata"]` names.
-        kind: `imagej`, `ome` or `shaped`.
-        options: further arguments of `tifffile.imwrite`.
-    """
+    """Write an array of the kind `imagej`, `ome` or `shaped`, with further arguments of `tifffile.imwrite`."""
     chosen: dict[str, Any] = {"kind": kind}
     if not KIND_IS_AN_ARGUMENT:
         chosen = {"imagej": kind == "imagej", "ome": kind == "ome", "shaped": kind == "shaped"}
@@ -140,25 +124,6 @@ def _warnings_as_errors() -> Iterator[None]:
         raise ValueError(handler.first)
 
 
-def _check_descriptions(path: Path, ome: Element | None, opened: tifffile.TiffFile) -> None:
-    """Compare what the descriptions promise with the memory, before tifffile makes lists of that length."""
-    described = [] if ome is None else tiff_ome.n_samples_described(ome)
-    described += [limits.array_bytes(shaped.get("shape", ()), 1) for shaped in opened.shaped_metadata or ()]
-    for n_samples in described:
-        limits.check_expansion(path, n_samples, path.stat().st_size)
-
-
-def _choose(path: Path, all_series: list[Any], index: int | None) -> int:
-    if not all_series:
-        raise MalformedInputError(f"'{path}' should hold an image, but holds none.")
-    if index is not None and not 0 <= index < len(all_series):
-        raise UsageError(f"'{path}' holds series 0 to {len(all_series) - 1}, but series={index} was chosen.")
-    if index is None and len(all_series) > 1:
-        listed = ", ".join(f"{i}: {s.axes} {tuple(s.shape)} {s.dtype}" for i, s in enumerate(all_series[:12]))
-        raise MalformedInputError(f"'{path}' holds {len(all_series)} series ({listed}); choose one with series=N.")
-    return index or 0
-
-
 def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: ANN401
     """Compare what the pages promise with the file, before anything is allocated."""
     n_decoded = n_stored = n_segments = 0
@@ -195,14 +160,3 @@ def _decoded_bytes(page: Any) -> int:  # noqa: ANN401
     n_chunks = limits.array_bytes(page.chunked, 1)
     n_chunk = limits.array_bytes(page.chunks, page.dtype.itemsize)
     return max(limits.array_bytes(page.shape, page.dtype.itemsize), n_chunks * n_chunk)
-
-
-def _check_count(path: Path, series: Any, imagej: dict[str, Any]) -> None:  # noqa: ANN401
-    n_planes = 1
-    for letter, size in zip(series.axes, series.shape, strict=True):
-        n_planes *= 1 if letter in "YXS" else int(size)
-    n_promised = int(imagej.get("images", n_planes))
-    if n_planes != n_promised:
-        raise MalformedInputError(
-            f"'{path}' should hold {n_promised} planes as its ImageJ description says, but {n_planes} were found."
-        )

@@ -22,11 +22,9 @@ PREFIX = "OME "
 
 _CHANNEL_PREFIX = f"{PREFIX}channel "
 _PLAIN_FIELDS = ("TimeIncrement", "TimeIncrementUnit")
-_CHANNEL_FIELDS = (
-    *("AcquisitionMode", "Color", "ContrastMethod", "EmissionWavelength", "EmissionWavelengthUnit"),
-    *("ExcitationWavelength", "ExcitationWavelengthUnit", "Fluor", "IlluminationType", "NDFilter"),
-    *("PinholeSize", "PinholeSizeUnit", "PockelCellSetting"),
-)
+_WRITTEN_ANEW = ("ID", "Name", "SamplesPerPixel")
+"""Fields of a channel that tifffile writes itself, or that are metadata of any format."""
+
 _STRUCTURE = {"OME", "Image", "Pixels", "Channel", "TiffData", "UUID", "LightPath", "BinData", "Description"}
 _ANNOTATION = {"StructuredAnnotations", "MapAnnotation", "Value", "M", "AnnotationRef"}
 _NAMESPACE = "deconv"
@@ -60,16 +58,7 @@ def n_samples_described(root: ElementTree.Element) -> list[int]:
 def read_fields(
     path: Path, root: ElementTree.Element, index: int, metadata: Metadata
 ) -> tuple[Metadata, dict[str, Any] | None]:
-    """Sort the fields of one image into metadata.
-
-    Args:
-        path: named in the error.
-        root: the XML.
-        index: which image.
-        metadata: what the tags say.
-
-    Returns:
-        The metadata, and the record of an earlier run or None.
+    """Add the fields of one image to what the tags say; gives the record of an earlier run too.
 
     Raises:
         MalformedInputError: no such image.
@@ -81,7 +70,8 @@ def read_fields(
     channels = [] if pixels is None else [channel.attrib for channel in pixels.findall("Channel")]
     texts = {"Name": image.get("Name"), "Description": image.findtext("Description")}
     texts |= {name: None if pixels is None else pixels.get(name) for name in _PLAIN_FIELDS}
-    of_channels = {name: [channel[name] for channel in channels if name in channel] for name in _CHANNEL_FIELDS}
+    fields = dict.fromkeys(name for channel in channels for name in channel if name not in _WRITTEN_ANEW)
+    of_channels = {name: [channel[name] for channel in channels if name in channel] for name in fields}
     names = tuple(channel["Name"] for channel in channels if "Name" in channel)
     unknown = {element.tag for element in root.iter()} - _STRUCTURE - _ANNOTATION
     found = replace(
@@ -90,9 +80,7 @@ def read_fields(
         channel_names=names if len(names) == len(channels) else (),
         native=metadata.native | {PREFIX + name: text for name, text in texts.items() if text},
         native_of_channels={
-            _CHANNEL_PREFIX + name: values
-            for name, values in of_channels.items()
-            if values and len(values) == len(channels)
+            _CHANNEL_PREFIX + name: values for name, values in of_channels.items() if len(values) == len(channels)
         },
         flavor="ome",
         unsupported=(*metadata.unsupported, *(f"OME element {name}" for name in sorted(unknown))),

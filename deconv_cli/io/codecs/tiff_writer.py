@@ -17,7 +17,7 @@ from deconv_cli.io.stored_image import Metadata, StoredImage
 
 _EXTRA_SAMPLE = {"associated": 1, "unassociated": 2}
 _ASCII = 2
-_TAG_UNITS = {"in": "inch", "cm": "centimeter"}
+_TAG_UNITS = ("inch", "centimeter")
 """The units that a resolution in tags can have."""
 _MAX_RATIONAL = 2**32
 _IN_ANY_KIND = {WHITE_IS_ZERO}
@@ -106,10 +106,10 @@ def _resolution_options(metadata: Metadata) -> dict[str, Any]:
         return {}
     # ImageJ's tags count pixels per unit of its description; all others know inches and centimeters.
     if known.unit not in _TAG_UNITS and metadata.flavor != "imagej":
-        known = known.per("cm")
+        known = known.per("centimeter")
     return {
         "resolution": (_rational(known.x), _rational(known.y)),
-        "resolutionunit": _TAG_UNITS.get(known.unit, "none"),
+        "resolutionunit": known.unit if known.unit in _TAG_UNITS else "none",
     }
 
 

@@ -1,0 +1,85 @@
+"""Findings that the user expects, and what remains of a report without them."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deconv_cli.gradients.gradient_report import GradientReport
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A verdict, and the parameter that has it; `name` may hold *, and is `model` for the whole."""
+
+    verdict: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Expectation:
+        """Read `UNUSED:head.weight`.
+
+        Raises:
+            UsageError: not of this form, or no such verdict.
+        """
+        from deconv_cli.gradients.gradient_report import Verdict
+
+        word, colon, name = text.partition(":")
+        known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}
+        verdict = known.get(word.replace(" ", "-"))
+        if not colon or not name or verdict is None:
+            raise UsageError(f"--expect must be VERDICT:NAME with one of {', '.join(sorted(known))}, but is '{text}'.")
+        return cls(verdict, name)
+
+    def meets(self, verdict: str, name: str) -> bool:
+        """Return whether a finding is the one that is expected."""
+        return verdict == self.verdict and fnmatch.fnmatchcase(name, self.name)
+
+    def __str__(self) -> str:
+        """Write it as it is typed."""
+        return f"{self.verdict}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a report comes to.
+
+    Attributes:
+        expected: names of parameters, and verdicts on the model as a whole, that the user expects.
+        unmet: expectations that nothing met.
+        exit_code: for the shell.
+        conclusion: in one line.
+    """
+
+    expected: frozenset[str]
+    unmet: list[Expectation]
+    exit_code: ExitCode
+    conclusion: str
+
+    @classmethod
+    def of(cls, report: GradientReport, expectations: list[Expectation]) -> Outcome:
+        """Take out what is expected, and count the rest."""
+        found = [(finding.verdict, finding.name, finding.name) for finding in report.parameters]
+        found += [(finding.verdict, "model", str(finding.verdict)) for finding in report.general]
+        met = {e for e in expectations for verdict, name, _ in found if e.meets(verdict, name)}
+        expected = frozenset(key for verdict, name, key in found if any(e.meets(verdict, name) for e in expectations))
+        rest = [finding for finding in report.parameters if finding.name not in expected]
+        n_faults = sum(finding.is_fault for finding in rest)
+        n_undecided = sum(finding.is_undecided for finding in rest)
+        n_general = sum(finding.is_fault and finding.verdict not in expected for finding in report.general)
+        n_all = len(report.parameters)
+        if n_faults or n_general:
+            also = f" and {n_general} of the model as a whole" if n_general else ""
+            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {n_all} parameters{also}"
+        elif n_undecided:
+            code = ExitCode.UNTRUSTWORTHY
+            conclusion = f"no verdict on {n_undecided} of {n_all} parameters, no fault in the others"
+        else:
+            code, conclusion = ExitCode.SUCCESS, f"healthy: {n_all} parameters"
+        conclusion += f" ({len(expected)} expected)" if expected else ""
+        return cls(expected, [e for e in expectations if e not in met], code, conclusion)

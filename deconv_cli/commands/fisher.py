@@ -1,0 +1,145 @@
+"""`deconv fisher`: the diagonal of the Fisher matrix of a model, over all of its data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.commands import option_groups as options
+from deconv_cli.commands.console import print_document, print_note
+from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
+from deconv_cli.commands.gradient_options import CaseOptions
+from deconv_cli.commands.typed_options import refuse_idle, typed_options
+from deconv_cli.commands.user_code import describe_warnings, running_user_code
+from deconv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deconv_cli.gradients.batch import Batch
+
+EXAMPLE = (
+    "Example: deconv fisher sample_images/network.safetensors --model sample_images/network.py:Network "
+    "--data sample_images/patches.safetensors --loss cross-entropy -o fisher.safetensors"
+)
+
+
+class FisherKind(StrEnum):
+    """Which diagonal is written."""
+
+    EMPIRICAL = "empirical"
+    SAMPLED = "sampled"
+    EXACT = "exact"
+    GGN = "ggn"
+
+
+def fisher(
+    invocation: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it (.safetensors).")],
+    case_options: CaseOptions,
+    kind: Annotated[
+        FisherKind,
+        typer.Option(
+            "--kind",
+            help="Squared gradients of the given targets, of targets drawn from the model (sampled), of all classes by "
+            "their probability (exact), or the generalized Gauss-Newton matrix.",
+        ),
+    ] = FisherKind.EMPIRICAL,
+    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws for each sample (sampled).", min=1)] = 1,
+    force: options.ForceOption = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Average squared per-sample gradients: the diagonal of a Fisher matrix, in evaluation mode, over all samples."""
+    typed = typed_options(invocation)
+    refuse_idle(typed, batch_axis=0)
+    if "draws" in typed and kind is not FisherKind.SAMPLED:
+        raise UsageError(
+            f"--draws is for --kind sampled, but the kind is {kind}; leave it out, or draw targets with --kind sampled."
+        )
+    if output.suffix != ".safetensors":
+        raise UsageError(f"--output: '{output}' should end in .safetensors, which is what is written.")
+    if output.exists() and not force:
+        raise UsageError(f"'{output}' exists; choose another name or pass --force.")
+    with running_user_code(is_silent=quiet or as_json) as (show, warned):
+        show("reading the model")
+        case = open_case(case_options, typed)
+        record = _write(output, case, kind, draws, case_options.batch_size, show)
+    record["notes"] = [*case.notes, *describe_warnings(warned)]
+    if as_json:
+        print_document(record)
+    else:
+        typer.echo(str(output) if quiet else _describe(record))
+    for note in [] if quiet else record["notes"]:
+        print_note(note)
+
+
+def _write(
+    path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """Average over all samples, and write the diagonal under the names of the state dict."""
+    from deconv_cli.gradients.fisher_matrix.diagonal import diagonal_fisher, refuse_projection
+    from deconv_cli.io.data import write_tensors
+    from deconv_cli.report.gradient_record import describe_fisher
+
+    subject = case.subject
+    n_samples = case.data.n_samples if case.data else 0
+    with subject.evaluating(), _refusing(path):
+        if case.loss_name == "projection":
+            refuse_projection(first_output(subject))
+        found = diagonal_fisher(
+            subject.model,
+            _batches(case, batch_size),
+            case.loss_name,
+            subject.loss,
+            kind=kind.value,
+            n_draws=n_draws,
+            seed=subject.seed,
+            on_progress=lambda n: show(f"Fisher matrix: {n} of {n_samples or n} samples"),
+        )
+    record = {
+        "schema": 1,
+        "command": "fisher",
+        **describe_fisher(found),
+        "output": str(path),
+        "loss_name": case.loss_name,
+        "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": subject.seed},
+        "model": case.model,
+    }
+    write_tensors(path, {name: tensor.to(case.dtype) for name, tensor in found.diagonal.items()}, record)
+    return record
+
+
+def _batches(case: Case, batch_size: int) -> Iterator[Batch]:
+    from deconv_cli.gradients.batch import Batch
+
+    subject, data = case.subject, case.data
+    if data is None:
+        yield Batch(subject.arguments, subject.keywords, subject.target)
+        return
+    for start in range(0, data.n_samples, batch_size):
+        yield sorted_rows(data, start, start + batch_size, subject.model)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    from deconv_cli.gradients.gradient_report import first_line
+
+    try:
+        yield
+    except RuntimeError as error:
+        raise UsageError(
+            f"'{path}' was not written: the model cannot be differentiated by samples ({first_line(error)})."
+        ) from error
+
+
+def _describe(record: dict[str, Any]) -> str:
+    share = record["batch_mean_squared_trace"] / record["trace"] if record["trace"] else 0.0
+    return (
+        f"{record['kind']} Fisher diagonal, {record['n_samples']} samples, likelihood {record['likelihood']}: trace "
+        f"{record['trace']:.4g}, in {record['output']}; the mean gradient of a batch of {record['batch_size']}, "
+        f"squared, would have given {record['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
+    )

@@ -1,0 +1,273 @@
+"""A model, its data and its loss, read as the options of `deconv check-grad` and `deconv fisher` say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.commands.gradient_options import CaseOptions
+from deconv_cli.commands.typed_options import refuse_idle_for_file
+from deconv_cli.commands.user_code import naming_options
+from deconv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.subject import Subject
+    from deconv_cli.io.data import DataFile
+    from deconv_cli.models.model_files import ModelFile
+    from deconv_cli.models.named_code import NamedCode
+
+
+@dataclass(eq=False)
+class Case:
+    """A model bound to its data and its loss, and where they came from.
+
+    Attributes:
+        subject: the model, its inputs and its loss.
+        loss_name: as it was given.
+        data: all of the data file, or None for synthetic data.
+        model: description of the model for the report.
+        data_kind: `given`, `stored` or `synthetic`.
+        notes: what was assumed.
+    """
+
+    subject: Subject
+    loss_name: str
+    data: DataFile | None
+    model: dict[str, Any]
+    data_kind: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the model."""
+        return _dtype_of(self.subject.model)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Shapes and types of the inputs."""
+        from deconv_cli.gradients.tensors_in import tensors_in
+
+        tensors = tensors_in((self.subject.arguments, self.subject.keywords))
+        return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
+
+
+def open_case(
+    options: CaseOptions, typed: frozenset[str], *, batch_axis: int | None = 0, is_training: bool = False
+) -> Case:
+    """Read the model and the data, and settle the loss and its target.
+
+    Args:
+        options: where they come from.
+        typed: names of the options that were given.
+        batch_axis: which axis counts the samples, None where there is none.
+        is_training: run layers such as dropout in training mode.
+
+    Raises:
+        UsageError: no such file or name, or options that contradict what they hold.
+        InputRefusedError: a file that is unsafe, damaged or does not fit.
+    """
+    from deconv_cli.gradients.subject import Subject, seed_everything
+    from deconv_cli.models.model_files import read_model
+    from deconv_cli.models.named_code import load_named
+
+    if options.file is None and options.model is None:
+        raise UsageError("there is no model: name a model file, or a class with --model file.py:Class.")
+    seed_everything(options.seed)  # weights that --model makes are the same each time
+    named = load_named(options.model, "--model") if options.model else None
+    stored = None
+    if options.file is not None:
+        stored = read_model(
+            options.file, named=named, allowed_globals=options.allow_global or (), trusted_sha256=options.trust_file
+        )
+        refuse_idle_for_file(typed, options.file, stored)
+    module, examples = _open_module(options, named, stored)
+    if examples is None:
+        module.train(is_training)
+    data, batch, kind, notes = _open_batch(options, module, examples, batch_axis)
+    target = _drawn_target(options, batch, _dtype_of(module))
+    subject = Subject(
+        module,
+        batch.arguments,
+        batch.keywords,
+        target,
+        lambda output, _: output,
+        options.seed,
+        batch_axis,
+        is_axis_given="batch_axis" in typed,
+    )
+    case = Case(subject, options.loss, data, _describe_model(options, module, stored), kind)
+    case.notes += stored.notes if stored is not None else ()
+    if examples is not None:
+        case.notes.append("an exported program keeps the mode it was exported in, and no hand-written backward")
+    case.notes += notes
+    _bind_loss(case, options)
+    return case
+
+
+def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module) -> Batch:
+    """Read rows of a data file in the precision of the model; without an end all that there is.
+
+    Raises:
+        InputRefusedError: the tensors do not agree on the number of samples, or hold none.
+    """
+    from deconv_cli.gradients.batch import Batch
+
+    tensors = data.rows(start, stop) if start and stop is not None else data.samples(stop)
+    dtype = _dtype_of(module)
+    return Batch.sort({n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, module)
+
+
+def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
+    """Run the model once, with a graph, since forward may take gradients itself.
+
+    Raises:
+        UsageError: it fails.
+    """
+    from deconv_cli.gradients.gradient_report import first_line
+
+    try:
+        return subject.output()
+    except Exception as error:
+        raise UsageError(
+            f"the model cannot be run on these inputs ({type(error).__name__}: {first_line(error)}); check "
+            "--input-shape and --data."
+        ) from error
+
+
+def _open_module(
+    options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
+) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
+    """Find the module, and the inputs that an exported program carries."""
+    from deconv_cli.gradients.exported_module import with_locations
+    from deconv_cli.models.model_building import build_model
+
+    if stored is not None and stored.exported is not None:
+        exported = stored.exported
+        return with_locations(exported.module), (exported.example_arguments, exported.example_keywords)
+    if stored is not None and stored.module is not None:
+        return stored.module, None
+    if named is None:
+        raise UsageError(
+            f"'{options.file}' holds weights but not what is computed with them; name the class with --model "
+            "file.py:Class."
+        )
+    return build_model(named, _parse_init(options.init), stored), None
+
+
+def _parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text}'.") from error
+    if not isinstance(found, dict | list):
+        raise UsageError(f"--init must be a JSON object or a list, but is '{text}'.")
+    return found
+
+
+def _open_batch(
+    options: CaseOptions,
+    module: nn.Module,
+    examples: tuple[Any, dict[str, Any]] | None,
+    batch_axis: int | None,
+) -> tuple[DataFile | None, Batch, str, list[str]]:
+    """Read or draw the inputs: the data file, the batch to check, where it is from, and what was assumed."""
+    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs, guess_inputs
+
+    dtype = _dtype_of(module)
+    if options.data is not None:
+        from deconv_cli.io.data import open_data
+
+        data = open_data(options.data)
+        n_rows = options.batch_size if batch_axis == 0 else None
+        return data, sorted_rows(data, 0, n_rows, module), "given", []
+    if options.input_shape:
+        specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
+        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []
+    if examples is not None and examples[0] is not None:
+        return None, Batch(*examples, None), "stored", []
+    with naming_options("--data FILE or --input-shape 8,1,28,28"):
+        spec, note = guess_inputs(module, dtype, options.seed)
+    return None, Batch(draw_inputs([spec], dtype, options.seed), {}, None), "synthetic", [note]
+
+
+def _drawn_target(options: CaseOptions, batch: Batch, dtype: torch.dtype) -> torch.Tensor | None:
+    """Draw the target that --target-shape describes, or take that of the data."""
+    from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs
+
+    if options.target_shape is None:
+        return batch.target
+    if batch.target is not None:
+        raise UsageError(
+            f"--target-shape draws a target, but '{options.data}' holds one; leave --target-shape out, or the target."
+        )
+    return draw_inputs([InputSpec.parse(options.target_shape, "--target-shape")], dtype, options.seed + 1)[0]
+
+
+def _bind_loss(case: Case, options: CaseOptions) -> None:
+    """Settle the loss, and a synthetic target where it needs one."""
+    from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, takes_target, user_loss
+    from deconv_cli.models.named_code import load_named
+
+    subject, has_target = case.subject, case.subject.target is not None
+    if ":" in options.loss:
+        function = load_named(options.loss, "--loss").value
+        with naming_options("--data or --target-shape"):
+            subject.loss = user_loss(function, has_target=has_target)
+        uses_target = takes_target(function)
+    else:
+        subject.loss = named_loss(options.loss)
+        uses_target = options.loss in NAMED_LOSSES
+        if uses_target:
+            _settle_target(case)
+    if has_target and not uses_target:
+        if options.target_shape is not None:
+            raise UsageError(
+                f"--target-shape draws a target, but --loss {options.loss} takes none; leave it out, or name a loss "
+                "that takes a target."
+            )
+        case.notes.append(f"the target of --data is not used: --loss {options.loss} takes none")
+
+
+def _settle_target(case: Case) -> None:
+    """Draw a target that suits the output, and note which axis holds classes."""
+    import torch
+
+    from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_are_last, only_tensor
+
+    subject = case.subject
+    if subject.target is not None and case.loss_name not in OF_CLASSES:
+        return
+    output = only_tensor(first_output(subject), case.loss_name).detach()
+    if subject.target is None:
+        generator = torch.Generator().manual_seed(subject.seed + 1)
+        subject.target = NAMED_LOSSES[case.loss_name].draw_target(output, generator)
+        case.notes.append("the target is synthetic")
+    if case.loss_name in OF_CLASSES and classes_are_last(output, subject.target):
+        case.notes.append(
+            f"the output of shape {tuple(output.shape)} was read as (batch, steps, classes), as the shape "
+            f"{tuple(subject.target.shape)} of the target shows"
+        )
+
+
+def _describe_model(options: CaseOptions, module: nn.Module, stored: ModelFile | None) -> dict[str, Any]:
+    return {
+        "name": str(options.file or options.model),
+        "kind": stored.kind.value if stored else "code",
+        "sha256": stored.sha256 if stored else None,
+        "class": type(module).__name__,
+        "code": options.model,
+    }
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    import torch
+
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None) or torch.get_default_dtype()

@@ -1,0 +1,162 @@
+"""A line of source written again so that it runs and trains: without what detaches, or with a slope that it lacks."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+
+LEAVE_OUT = "leave this line out"
+"""For a line that does nothing else than detach."""
+
+STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
+
+_DETACHING = ("detach", "detach_", "data", "item", "tolist", "numpy")
+_NUMPY = ("np", "numpy", "onp")
+_SAME_IN_TORCH = ("mean", "sum", "abs", "exp", "log", "sqrt", "tanh", "sin", "cos", "square", "prod")
+"""Functions of NumPy that torch has under the same name, for a single argument."""
+
+
+def line_without_detachment(source: str) -> str | None:
+    """Write a line without its one `.detach()`, `.data`, `.item()`, `.tolist()`, `float(...)` or way to NumPy.
+
+    Returns:
+        A line that runs and carries gradients, `LEAVE_OUT`, or None where that is not certain.
+    """
+    with contextlib.suppress(SyntaxError, ValueError):
+        tree = ast.parse(source)
+        changer = _Changer()
+        body = changer.visit(tree).body
+        if len(body) != 1 or changer.n_changed != 1 or _uses_numpy(body[0]):
+            return None
+        if changer.has_left_torch and not changer.n_translated:
+            return None
+        if isinstance(body[0], ast.Expr) and not source.endswith(".detach_()"):
+            return None  # a piece of a longer statement
+        return LEAVE_OUT if _does_nothing(body[0]) else ast.unparse(body[0])
+    return None
+
+
+class _Changer(ast.NodeTransformer):
+    """Takes out what detaches, and counts it; a chain of several counts as one."""
+
+    def __init__(self) -> None:
+        self.n_changed = self.n_translated = 0
+        self.has_left_torch = False
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Take out `x.detach()` and its like, turn `float(x)` into `x` and `np.mean(x)` into `torch.mean(x)`."""
+        function = node.func
+        if _detaches(node):
+            return self._bare(node)
+        if isinstance(function, ast.Name) and function.id == "float" and len(node.args) == 1:
+            self.n_changed += 1
+            return self._stripped(node.args[0]) if _detaches(node.args[0]) else self.visit(node.args[0])
+        self.generic_visit(node)
+        if (
+            isinstance(function, ast.Attribute)
+            and isinstance(function.value, ast.Name)
+            and function.value.id in _NUMPY
+            and function.attr in _SAME_IN_TORCH
+            and len(node.args) == 1
+            and not node.keywords
+        ):
+            self.n_translated += 1
+            function.value = ast.Name("torch", ast.Load())
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """Take out `.data`."""
+        return self._bare(node) if _detaches(node) else self.generic_visit(node)
+
+    def _bare(self, node: ast.expr) -> ast.AST:
+        self.n_changed += 1
+        return self._stripped(node)
+
+    def _stripped(self, node: ast.expr) -> ast.AST:
+        """Strip a chain of detachments, and what sends a tensor to where NumPy can read it."""
+        while True:
+            attribute = node.func if isinstance(node, ast.Call) else node
+            if not isinstance(attribute, ast.Attribute):
+                break
+            self.has_left_torch = self.has_left_torch or (_detaches(node) and attribute.attr == "numpy")
+            if not _detaches(node) and not (self.has_left_torch and _is_plain_call(node, "cpu")):
+                break
+            node = attribute.value
+        return self.visit(node)
+
+
+def _detaches(node: ast.expr) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr == "data"
+    return any(_is_plain_call(node, name) for name in _DETACHING if name != "data")
+
+
+def _is_plain_call(node: ast.expr, name: str) -> bool:
+    """Return whether a node is `x.name()` without arguments."""
+    if not isinstance(node, ast.Call) or node.args or node.keywords:
+        return False
+    return isinstance(node.func, ast.Attribute) and node.func.attr == name
+
+
+def _uses_numpy(tree: ast.AST) -> bool:
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return bool(names & {*_NUMPY, "from_numpy"})
+
+
+def _does_nothing(statement: ast.AST) -> bool:
+    """Return whether a statement is `h = h`, or a bare `h`."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        return ast.unparse(statement.targets[0]) == ast.unparse(statement.value)
+    return isinstance(statement, ast.Expr) and not any(isinstance(node, ast.Call) for node in ast.walk(statement))
+
+
+def write_piecewise_loss(source: str) -> str:
+    """Write the penalty with a slope that a thresholded loss lacks, from the comparisons of its line.
+
+    A single comparison may count what is wrong, or what is right; both penalties are written then.
+    """
+    with contextlib.suppress(SyntaxError, ValueError):
+        bounds = _comparisons(_parse(source))
+        if bounds:
+            condition = " & ".join(f"({left} {sign} {right})" for left, sign, right in bounds)
+            slopes = [
+                f"{left} - {right}" if sign in (">", ">=") else f"{right} - {left}" for left, sign, right in bounds
+            ]
+            if len(bounds) == 1:
+                left, sign, right = bounds[0]
+                outside = f"{right} - {left}" if sign in (">", ">=") else f"{left} - {right}"
+                return (
+                    f"torch.where({condition}, {slopes[0]}, 0.0).mean() if it counts what is wrong; "
+                    f"torch.where({condition}, 0.0, {outside}).mean() if it counts what is right"
+                )
+            return f"torch.where({condition}, torch.minimum({slopes[0]}, {slopes[1]}), 0.0).mean()"
+    return "torch.where((x > low) & (x < high), torch.minimum(x - low, high - x), 0.0).mean()"
+
+
+def _parse(source: str) -> ast.AST:
+    """Parse a line that may be the head of a block."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.parse(f"{source.rstrip(':')}: pass" if source.endswith(":") else source + " pass")
+
+
+def _comparisons(tree: ast.AST) -> list[tuple[str, str, str]]:
+    signs = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
+    found: list[tuple[str, str, str]] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        operands = [ast.unparse(operand) for operand in (node.left, *node.comparators)]
+        chain = zip(operands, node.ops, operands[1:], strict=False)
+        for left, operator, right in chain:
+            sign = signs.get(type(operator))
+            if sign is None:
+                return []
+            is_flipped = left.replace(".", "").lstrip("-").isdigit()
+            # The limit stands on the right, so that the slope can be read off.
+            flipped = {">": "<", "<": ">", ">=": "<=", "<=": ">="}[sign]
+            found.append((right, flipped, left) if is_flipped else (left, sign, right))
+    names = {left for left, _, _ in found}
+    return found if len(names) == 1 and len(found) <= 2 else []

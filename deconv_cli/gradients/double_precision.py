@@ -1,0 +1,186 @@
+"""The comparison with finite differences, in double precision where the model runs in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deconv_cli.errors import DeconvError
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
+from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
+from deconv_cli.gradients.finite_differences.search import compare_tensors
+from deconv_cli.gradients.gradient_report import first_line
+from deconv_cli.gradients.recurrence.time_series import TimeSeries, series_of_loops
+from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
+from deconv_cli.gradients.second_order import compare_second_derivatives
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+from deconv_cli.gradients.tracing.interception import trace_forward
+
+_DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_CANCELED = 1e-10
+"""A gradient so many times smaller than what comes up to its parameter has canceled."""
+
+
+@dataclass(frozen=True, eq=False)
+class DoubleEvidence:
+    """What was measured in double precision, or in the model's own where it does not run in float64.
+
+    Attributes:
+        dtype: the precision.
+        forward: a forward pass in it.
+        backward: the backward pass behind it.
+        results: gradients against finite differences, by parameter; None where the time was up.
+        second: the same for second derivatives.
+        constants: parameters with which the loss does not change, since gradients that come up to them cancel.
+        series: gradients through time.
+        n_evaluations: forward passes spent on finite differences.
+        notes: what was assumed, a sentence each.
+        not_checked: what was left out and why, a sentence each.
+    """
+
+    dtype: str
+    forward: ForwardTrace
+    backward: BackwardTrace
+    results: Mapping[str, Comparison | None]
+    second: Mapping[str, Comparison | None]
+    constants: frozenset[str]
+    series: tuple[TimeSeries, ...]
+    n_evaluations: int
+    notes: tuple[str, ...]
+    not_checked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """What to compare.
+
+    Attributes:
+        names: parameters whose gradient is finite and not zero.
+        second: those of them whose second derivatives are compared too, where the first ones agree.
+        budget: seconds.
+        on_progress: called with what is being done.
+    """
+
+    names: frozenset[str]
+    second: frozenset[str]
+    budget: float
+    on_progress: Callable[[str], None]
+
+
+def gather_double(subject: Subject, plan: ComparisonPlan) -> DoubleEvidence | None:
+    """Compare with finite differences; None where no gradient can be taken."""
+    deadline = time.monotonic() + plan.budget
+    plan.on_progress("comparing with finite differences")
+    try:
+        with subject.in_double():
+            return _compare(subject, plan, "float64", deadline, ())
+    except DeconvError:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
+        dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
+        note = (
+            f"the model does not run in float64 ({first_line(error)}); finite differences were taken in {dtype}, which "
+            "is less sharp"
+        )
+        return _compare(subject, plan, dtype, deadline, (note,))
+
+
+def _compare(
+    subject: Subject, plan: ComparisonPlan, dtype: str, deadline: float, notes: tuple[str, ...]
+) -> DoubleEvidence | None:
+    forward = trace_forward(subject)
+    backward = trace_backward(forward.loss, subject.trainable, keep_graph=True) if forward.reached else None
+    if backward is None or backward.error is not None:
+        return None
+    if forward.log.casts and dtype == "float64":
+        notes = (f"a cast to a narrow type at {forward.log.casts[0]} makes finite differences less sharp",)
+    is_narrow = dtype != "float64" or bool(forward.log.casts) or forward.loss.dtype in _NARROW
+    epsilon = _SINGLE if is_narrow else _DOUBLE
+    series, not_checked = _through_time(subject, forward, backward)
+    function = ScalarFunction(subject.evaluator(), epsilon, deadline)
+    constants, tensors = _sort(subject, plan.names, backward, function)
+    results = compare_tensors(
+        function,
+        tensors,
+        seed=subject.seed,
+        on_progress=lambda done, of: plan.on_progress(f"finite differences: {done} of {of} parameters"),
+    )
+    agreeing = [name for name, found in results.items() if found is not None and found.outcome is Outcome.AGREES]
+    second, unclear = compare_second_derivatives(
+        subject, [name for name in agreeing if name in plan.second], epsilon, plan.budget / 2
+    )
+    return DoubleEvidence(
+        dtype=dtype,
+        forward=forward,
+        backward=backward,
+        results=results,
+        second=second,
+        constants=constants,
+        series=tuple(series),
+        n_evaluations=function.n_evaluations,
+        notes=notes,
+        not_checked=(*not_checked, *unclear),
+    )
+
+
+def _through_time(
+    subject: Subject, forward: ForwardTrace, backward: BackwardTrace
+) -> tuple[list[TimeSeries], list[str]]:
+    try:
+        return [*series_of_layers(subject), *series_of_loops(forward, backward)], []
+    except RuntimeError as error:
+        return [], [f"gradients through time: {first_line(error)}"]
+
+
+def _sort(
+    subject: Subject, names: frozenset[str], backward: BackwardTrace, function: ScalarFunction
+) -> tuple[frozenset[str], list[TensorGradient]]:
+    """Sort the parameters into those that cannot matter, and those to compare with finite differences."""
+    constants, tensors = set(), []
+    for name, gradient in backward.gradients.items():
+        parameter = subject.parameters[name]
+        dense = gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+        if dense is None or dense.is_complex() or not bool(dense.isfinite().all()):
+            continue
+        if not parameter.data.is_contiguous():
+            parameter.data = parameter.data.contiguous()
+        if _is_constant(parameter, dense, backward, function):
+            constants.add(name)
+        elif name in names:
+            tensors.append(TensorGradient(name, parameter, dense, _padding_rows(parameter, subject.model)))
+    return frozenset(constants), tensors
+
+
+def _is_constant(
+    parameter: nn.Parameter, gradient: torch.Tensor, backward: BackwardTrace, function: ScalarFunction
+) -> bool:
+    """Return whether a bias cannot matter: gradients come up to it and cancel, and the loss does not move with it."""
+    readers = backward.readers_of(parameter)
+    magnitudes = [backward.arriving[node].largest or 0.0 for node, _ in readers if node in backward.arriving]
+    arriving = max(magnitudes, default=0.0)
+    if parameter.ndim > 1 or not arriving or float(gradient.abs().max()) > _CANCELED * arriving:
+        return False
+    if any("Mul" in type(node).__name__ for node, _ in readers):
+        return False
+    moved = TensorGradient("", parameter, gradient)
+    generator = torch.Generator().manual_seed(0)
+    values = [function.at([Direction.random(moved, generator)], step) for step in (0.1, 1.0)]
+    return all(abs(value - function.base) <= 1e-9 * abs(function.base) + 4 * function.noise for value in values)
+
+
+def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
+    """List the rows of an embedding that stand for padding and get no gradient, whatever else they are used for."""
+    return tuple(
+        module.padding_idx
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module.weight is parameter and module.padding_idx is not None
+    )

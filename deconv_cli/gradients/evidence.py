@@ -1,0 +1,147 @@
+"""What is measured of a model before anything is concluded; nothing of it changes afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from deconv_cli.gradients.batch_independence import BatchIndependence
+from deconv_cli.gradients.double_precision import DoubleEvidence
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
+from deconv_cli.gradients.handwritten import WrongInput
+from deconv_cli.gradients.reruns import Repetition, Response
+from deconv_cli.gradients.tensors_in import norm_of
+from deconv_cli.gradients.tracing.autograd_graph import distances_from
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight whose gradient is sound, with ‖gradient‖ / ‖weight‖ and its distance from the loss in the graph."""
+
+    distance: int
+    name: str
+    ratio: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that was measured.
+
+    Attributes:
+        model: the model.
+        parameters: by name.
+        weight_norms: ‖parameter‖ by name.
+        forward: a forward pass in the model's own precision.
+        backward: the backward pass behind it, None where the loss has no path to any parameter.
+        origins: operations that made NaN or infinity of finite numbers, where the loss is not finite.
+        repetition: the loss computed several times.
+        responses: whether the loss changes with parameters that a derivative in it leaves out, by name.
+        moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
+        double: what was measured in double precision, None where it could not be.
+        wrong_inputs: hand-written backwards with a wrong gradient.
+        batch: whether the samples of the batch are independent.
+        budget: seconds given to finite differences.
+        notes: what was assumed, a sentence each.
+        not_checked: what was left out and why, a sentence each.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    weight_norms: Mapping[str, float]
+    forward: ForwardTrace
+    backward: BackwardTrace | None
+    origins: tuple[Operation, ...]
+    repetition: Repetition
+    responses: Mapping[str, Response]
+    moved_from_outside: frozenset[str]
+    double: DoubleEvidence | None
+    wrong_inputs: tuple[WrongInput, ...]
+    batch: BatchIndependence
+    budget: float
+    notes: tuple[str, ...]
+    not_checked: tuple[str, ...]
+
+    @property
+    def is_loss_finite(self) -> bool:
+        """Whether the loss is neither NaN nor infinite."""
+        return bool(self.forward.loss.detach().isfinite())
+
+    @property
+    def backward_error(self) -> Exception | None:
+        """What backward raised, if it did."""
+        return self.backward.error if self.backward is not None else None
+
+    @cached_property
+    def magnitudes(self) -> dict[str, Magnitude]:
+        """How large each gradient is, for the parameters that have one."""
+        given = self.backward.gradients if self.backward is not None else {}
+        return {name: Magnitude.of([gradient]) for name, gradient in given.items() if gradient is not None}
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        """Return the gradient of a parameter, None where autograd gives none."""
+        return self.backward.gradients.get(name) if self.backward is not None else None
+
+    def sharpest_gradient(self, name: str) -> torch.Tensor | None:
+        """Return a gradient in double precision where it was taken there; None without one that is finite."""
+        if self.double is not None and (name in self.double.results or name in self.double.constants):
+            return self.double.backward.gradients[name]
+        return self.gradient(name) if name in self.magnitudes and self.magnitudes[name].is_finite else None
+
+    def gradient_norm(self, name: str) -> float | None:
+        """Measure ‖gradient‖; None without one that is finite."""
+        gradient = self.sharpest_gradient(name)
+        return norm_of(gradient) if gradient is not None else None
+
+    def is_reached(self, name: str) -> bool:
+        """Return whether autograd reaches a parameter from the loss."""
+        return bool(self.forward.reached & self.forward.bit(name))
+
+    def module_of(self, name: str) -> CodeLocation:
+        """Return the module that owns a parameter."""
+        return CodeLocation(module=name.rpartition(".")[0])
+
+    def comparison(self, name: str) -> Comparison | None:
+        """Return how a gradient compares with finite differences, None where it was not compared."""
+        return self.double.results.get(name) if self.double is not None else None
+
+    def outcome(self, name: str) -> Outcome | None:
+        """Return whether a gradient agrees with finite differences, None where it was not compared."""
+        found = self.comparison(name)
+        return found.outcome if found is not None else None
+
+    def second_comparison(self, name: str) -> Comparison | None:
+        """Return how a second derivative compares with finite differences, None where it was not compared."""
+        return self.double.second.get(name) if self.double is not None else None
+
+    def wrong_inputs_before(self, name: str) -> list[WrongInput]:
+        """List the hand-written backwards whose wrong gradient goes on to a parameter."""
+        return [item for item in self.wrong_inputs if name in item.parameters]
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The weights with a sound gradient, the nearest to the loss first."""
+        if self.double is None:
+            return ()
+        distances = distances_from(self.double.forward.loss.grad_fn)
+        layers = []
+        for name, parameter in self.parameters.items():
+            leaf = self.double.backward.leaf_of.get(id(parameter))
+            norm, weight_norm = self.gradient_norm(name), self.weight_norms[name]
+            if parameter.ndim >= 2 and leaf in distances and norm and weight_norm and self._is_sound(name):
+                layers.append(Layer(distances[leaf], name, norm / weight_norm))
+        return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
+
+    def _is_sound(self, name: str) -> bool:
+        assert self.double is not None
+        second = self.second_comparison(name)
+        is_curved_wrongly = second is not None and second.outcome is Outcome.DIFFERS
+        is_compared = name in self.double.results or self.parameters[name].is_complex()
+        is_wrong = self.outcome(name) is Outcome.DIFFERS or bool(self.wrong_inputs_before(name))
+        return is_compared and not is_wrong and not is_curved_wrongly

@@ -1,0 +1,1 @@
+"""Finite differences with an error bar, and the search for the element that is wrong."""

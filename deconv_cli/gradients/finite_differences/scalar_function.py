@@ -1,0 +1,150 @@
+"""A scalar function of some tensors, evaluated at displaced points."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+STEP_FACTORS = (1.0, 10.0, 0.1, 0.01, 100.0, 1000.0)
+"""Steps in the order in which they are tried, in units of the smallest at which rounding noise does not matter.
+
+Large networks have so many kinks that only the smallest steps avoid them all."""
+
+_NOISE_SHARE = 1e-6
+"""How much of a derivative noise may be at the step of one unit."""
+
+_STEP_RANGE = (1e-9, 1e-3)
+"""Steps are relative to the size of the weights."""
+
+_SMALLEST_SCALE = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class TensorGradient:
+    """A tensor to be moved, and the gradient that autograd gives for it.
+
+    Attributes:
+        name: what to call it.
+        tensor: contiguous; its data is moved in place and put back.
+        gradient: same shape.
+        left_out: rows of the first axis that are not moved, since they have no gradient by definition.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    gradient: torch.Tensor
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """Size of the entries, which steps are relative to."""
+        return max(float(self.tensor.detach().double().square().mean().sqrt()), _SMALLEST_SCALE)
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction for a run of elements of a tensor.
+
+    Attributes:
+        moved: which tensor.
+        start: first element in flat order.
+        values: shape (n,), for the elements `start` to `start + n`.
+    """
+
+    moved: TensorGradient
+    start: int
+    values: torch.Tensor
+
+    @classmethod
+    def random(cls, moved: TensorGradient, generator: torch.Generator, scale: float | None = None) -> Direction:
+        """Draw a sign for every element: an error in any of them shows, and none is hidden by its neighbors."""
+        shape, dtype = (moved.tensor.numel(),), moved.tensor.dtype
+        signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).to(dtype).mul_(2).sub_(1)
+        for row in moved.left_out:
+            signs.view(moved.tensor.shape)[row] = 0
+        return cls(moved, 0, signs.mul_(moved.scale if scale is None else scale))
+
+    @property
+    def products(self) -> torch.Tensor:
+        """Gradient times direction, shape (n,)."""
+        stop = self.start + self.values.numel()
+        return self.moved.gradient.reshape(-1)[self.start : stop].to(self.values.dtype) * self.values
+
+    def part(self, start: int, stop: int) -> Direction:
+        """Restrict the direction to some of its elements, counted from the first of the tensor."""
+        return Direction(self.moved, start, self.values[start - self.start : stop - self.start])
+
+
+@dataclass(eq=False)
+class ScalarFunction:
+    """A scalar function of some tensors.
+
+    Attributes:
+        evaluate: computes the function where the tensors are now.
+        epsilon: relative precision of its value.
+        deadline: in seconds of the monotonic clock; nothing is started after it.
+        n_evaluations: how often the function was computed.
+    """
+
+    evaluate: Callable[[], float]
+    epsilon: float = 2.3e-16
+    deadline: float = math.inf
+    n_evaluations: int = 0
+    _base: float | None = field(default=None, init=False)
+    _noise: float = field(default=0.0, init=False)
+
+    @property
+    def base(self) -> float:
+        """The value at the undisplaced point."""
+        if self._base is None:
+            self._base = self._value()
+        return self._base
+
+    @property
+    def noise(self) -> float:
+        """Rounding noise of a value, an upper estimate."""
+        return max(self._noise, 2 * self.epsilon * abs(self.base), 1e-300)
+
+    @property
+    def is_over(self) -> bool:
+        """True after the deadline."""
+        return time.monotonic() > self.deadline
+
+    def steps(self, scale: float) -> list[float]:
+        """List the steps to try for a derivative of this size."""
+        smallest, largest = _STEP_RANGE
+        unit = self.noise / (_NOISE_SHARE * scale) if scale else largest
+        unit = min(max(unit, smallest), largest)
+        return [unit * factor for factor in STEP_FACTORS]
+
+    def measure_noise(self, tensors: Sequence[TensorGradient], seed: int = 0) -> None:
+        """Displace by next to nothing: what changes then is noise."""
+        generator = torch.Generator().manual_seed(seed)
+        tiny = self.epsilon * 1e4
+        for _ in range(3):
+            directions = [Direction.random(moved, generator) for moved in tensors]
+            expected = tiny * math.fsum(float(direction.products.sum()) for direction in directions)
+            # Half of the change may be signal where the gradient is wrong, which is far below any step taken later.
+            self._noise = max(self._noise, 2 * abs(self.at(directions, tiny) - self.base - expected))
+
+    def at(self, directions: Sequence[Direction], step: float) -> float:
+        """Evaluate at a displaced point, and put everything back."""
+        kept = []
+        try:
+            for direction in directions:
+                stop = direction.start + direction.values.numel()
+                run = direction.moved.tensor.data.view(-1)[direction.start : stop]
+                kept.append((run, run.clone()))
+                run.add_(direction.values.to(run.dtype), alpha=step)
+            return self._value()
+        finally:
+            for run, values in kept:
+                run.copy_(values)
+
+    def _value(self) -> float:
+        self.n_evaluations += 1
+        return self.evaluate()

@@ -1,0 +1,1 @@
+"""Diagonals of the Fisher matrix and of the generalized Gauss-Newton matrix."""

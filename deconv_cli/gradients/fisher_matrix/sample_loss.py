@@ -1,0 +1,147 @@
+"""The loss of single samples, and the vectors in the space of the outputs that the Fisher matrices are made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.batch import Batch
+from deconv_cli.gradients.fisher_matrix.likelihoods import LIKELIHOODS, Likelihood
+from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last
+from deconv_cli.gradients.subject import Loss, as_scalar
+
+KINDS = ("empirical", "sampled", "exact", "ggn")
+_MAX_OUTPUTS = 4096
+
+
+class SampleLoss:
+    """A loss, and the likelihood behind it where it has one.
+
+    Args:
+        name: a name of `LIKELIHOODS`, anything else for a loss of the user's.
+        function: called with the output for a batch of one and its target, where the name is no likelihood.
+        kind: one of `KINDS`.
+        n_draws: targets drawn for each sample, for `sampled`.
+        generator: of the drawn targets.
+
+    Raises:
+        UsageError: there is no such kind, or it needs a likelihood and the loss has none.
+    """
+
+    def __init__(self, name: str, function: Loss, kind: str, n_draws: int, generator: torch.Generator) -> None:
+        if kind not in KINDS:
+            raise UsageError(f"the kind of Fisher matrix must be one of {', '.join(KINDS)}, but is '{kind}'.")
+        self.likelihood = LIKELIHOODS.get(name)
+        if self.likelihood is None and kind in ("sampled", "exact"):
+            raise UsageError(
+                f"the true Fisher matrix needs a likelihood; the loss must be one of {', '.join(LIKELIHOODS)}, but is "
+                f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
+            )
+        self.kind = kind
+        self._has_classes = name in OF_CLASSES
+        self._are_classes_last = False
+        self._function = function
+        self._n_draws = n_draws
+        self._generator = generator
+
+    @property
+    def description(self) -> str:
+        """What the loss is taken for."""
+        return self.likelihood.name if self.likelihood else "the loss as it is, for each sample by itself"
+
+    def look_at(self, output: torch.Tensor, target: torch.Tensor | None) -> None:
+        """Find on which axis of the outputs the classes are: axis 1, or the last of three."""
+        self._are_classes_last = self._has_classes and classes_are_last(output, target)
+
+    def of_sample(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Compute the user's own loss of one sample."""
+        return as_scalar(self._function(output, target))
+
+    def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Compute the mean loss of a batch; targets are drawn from the model where the kind says so."""
+        if self.likelihood is None:
+            return self.of_sample(output, batch.target)
+        target = batch.target
+        if target is None or self.kind in ("sampled", "exact"):
+            target = self.likelihood.draw(self._arranged(output.detach()), self._generator)
+        return self._negative_log(self.likelihood, output, target) / batch.n_samples
+
+    def vectors(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Compute for each of N samples F vectors v with Σ v vᵀ equal to the matrix in the space of its K outputs.
+
+        Args:
+            output: shape `(N, ...)`.
+            batch: the samples.
+
+        Returns:
+            Shape `(N, F, K)`.
+        """
+        n = output.shape[0]
+        if self.kind == "empirical":
+            return self._slopes(output, batch.target).reshape(n, 1, -1)
+        if self.kind == "ggn":
+            self._check_width(output[0].numel())
+            rows = [self._hessian_factors(output[i : i + 1], batch.sample(i).target) for i in range(n)]
+            return torch.stack(rows)
+        assert self.likelihood is not None
+        return self._exact(output, self.likelihood) if self.kind == "exact" else self._sampled(output, self.likelihood)
+
+    def _exact(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
+        self._check_width(output[0].numel())
+        arranged = self._arranged(output)
+        factors = torch.stack([likelihood.factors(row) for row in arranged])
+        # Back to the order of the model's own output.
+        in_order = factors.unflatten(-1, arranged.shape[1:])
+        return (in_order.movedim(2, -1) if self._are_classes_last else in_order).flatten(2)
+
+    def _sampled(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
+        draws = []
+        for _ in range(self._n_draws):
+            target = likelihood.draw(self._arranged(output), self._generator)
+            draws.append(self._slopes(output, target).reshape(output.shape[0], -1) / math.sqrt(self._n_draws))
+        return torch.stack(draws, 1)
+
+    def _check_width(self, n_outputs: int) -> None:
+        if n_outputs > _MAX_OUTPUTS:
+            raise UsageError(
+                f'{n_outputs} outputs for each sample are too many for kind="{self.kind}", at most {_MAX_OUTPUTS}; '
+                'take kind="sampled" or kind="empirical".'
+            )
+
+    def _arranged(self, output: torch.Tensor) -> torch.Tensor:
+        """Move the axis of classes to where the likelihoods look for it."""
+        return output.movedim(-1, 1) if self._are_classes_last else output
+
+    def _negative_log(self, likelihood: Likelihood, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        assert target is not None
+        cast = target.to(output.dtype) if target.is_floating_point() else target
+        return likelihood.negative_log(self._arranged(output), cast)
+
+    def _value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Compute the loss of a batch of one, or the negative logarithm of the likelihood of any batch."""
+        if self.likelihood is None:
+            return self.of_sample(output, target)
+        return self._negative_log(self.likelihood, output, target)
+
+    def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Differentiate the loss of every sample by its outputs."""
+        leaf = output.clone().requires_grad_()
+        with torch.enable_grad():
+            if self.likelihood is not None:
+                total = self._value(leaf, target)
+            else:
+                rows = [(leaf[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(leaf))]
+                total = torch.stack([self._value(*row) for row in rows]).sum()
+            (slope,) = torch.autograd.grad(total, leaf)
+        return slope
+
+    def _hessian_factors(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Factor the Hessian of the loss by the outputs; directions of negative curvature are left out."""
+        with torch.enable_grad():
+            hessian = torch.autograd.functional.hessian(
+                lambda flat: self._value(flat.reshape(output.shape), target), output.flatten()
+            )
+        values, vectors = torch.linalg.eigh(hessian)
+        return (vectors * values.clamp_min(0).sqrt()).T

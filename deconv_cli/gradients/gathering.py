@@ -1,0 +1,130 @@
+"""The order in which evidence is gathered: one watched forward pass, one watched backward pass, then repetitions."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
+from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import first_line
+from deconv_cli.gradients.handwritten import WrongInput, check_functions
+from deconv_cli.gradients.plain_containers import describe_plain_containers
+from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import norm_of
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
+from deconv_cli.gradients.tracing.code_location import location_of_error
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+from deconv_cli.gradients.tracing.interception import trace_forward
+
+_SLOW_SHARE = 40
+"""Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
+
+_FEW = 2
+
+_FUNCTIONS_SHARE = 0.4
+"""Part of the time that hand-written backwards may take."""
+
+
+def gather_evidence(
+    subject: Subject, *, budget: float, second_order: bool, on_progress: Callable[[str], None]
+) -> Evidence:
+    """Measure all that the rules look at.
+
+    Args:
+        subject: the model with its inputs and its loss; left as it was.
+        budget: seconds for finite differences.
+        second_order: also compare second derivatives.
+        on_progress: called with what is being done.
+
+    Raises:
+        UsageError: the model cannot be run on these inputs.
+    """
+    weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
+    on_progress("watching forward and backward")
+    forward = _first_forward(subject)
+    is_slow = bool(budget) and _time_of_a_pass(subject) > budget / _SLOW_SHARE
+    repetition = repeat(subject, forward)
+    backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
+    is_finite = bool(forward.loss.detach().isfinite())
+    origins = () if is_finite else tuple(trace_forward(subject, find_origins=True).log.origins)
+    started = time.monotonic()
+    is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
+    wrong_inputs: tuple[WrongInput, ...] = ()
+    unchecked: list[str] = []
+    if is_checkable and backward is not None and forward.log.calls:
+        on_progress("checking hand-written backwards")
+        wrong_inputs, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
+    names = _usable_gradients(backward) if is_finite else frozenset()
+    blamed = {name for item in wrong_inputs for name in item.parameters}
+    left = budget - (time.monotonic() - started)
+    plan = ComparisonPlan(names, names - blamed if second_order else frozenset(), left, on_progress)
+    with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
+        double = gather_double(subject, plan) if is_checkable else None
+        batch = _try_batch(subject, on_progress) if not repetition.is_noisy else None
+    notes = [*describe_plain_containers(subject.model), *describe_randomness(repetition, subject.seed)]
+    notes += [_NARROWED] if is_narrowed else []
+    return Evidence(
+        model=subject.model,
+        parameters=subject.parameters,
+        weight_norms=weight_norms,
+        forward=forward,
+        backward=backward,
+        origins=origins,
+        repetition=repetition,
+        responses=measure_responses(subject, forward, backward),
+        moved_from_outside=find_moved_from_outside(subject, forward, backward),
+        double=double,
+        wrong_inputs=wrong_inputs,
+        batch=batch or BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
+        budget=budget,
+        notes=(*notes, *(double.notes if double is not None else ())),
+        not_checked=(*unchecked, *(double.not_checked if double is not None else ())),
+    )
+
+
+_NARROWED = (
+    f"the model is slow, so finite differences were taken on {_FEW} samples of the batch; hand-written backwards were "
+    "checked on all of it; a longer budget takes all samples"
+)
+
+
+def _first_forward(subject: Subject) -> ForwardTrace:
+    try:
+        return trace_forward(subject)
+    except DeconvError:
+        raise
+    except Exception as error:
+        location = location_of_error(error)
+        where = f" at {location}" if location else ""
+        raise UsageError(
+            f"the model cannot be run on these inputs{where} ({type(error).__name__}: {first_line(error)}); check the "
+            "inputs, their shapes, the loss and its target."
+        ) from error
+
+
+def _time_of_a_pass(subject: Subject) -> float:
+    """Time a pass that is warm: the first one of a process also loads and compiles."""
+    started = time.monotonic()
+    subject.value()
+    return time.monotonic() - started
+
+
+def _usable_gradients(backward: BackwardTrace | None) -> frozenset[str]:
+    """Name the parameters whose gradient is finite and not zero."""
+    given = backward.gradients if backward is not None else {}
+    magnitudes = {name: Magnitude.of([gradient]) for name, gradient in given.items()}
+    return frozenset(name for name, found in magnitudes.items() if found.is_finite and not found.is_zero)
+
+
+def _try_batch(subject: Subject, on_progress: Callable[[str], None]) -> BatchIndependence:
+    on_progress("looking for leaks between samples")
+    try:
+        with subject.in_double():
+            return try_batch(subject)
+    except Exception as error:  # noqa: BLE001  evaluation mode may take another way, which may fail on its own
+        return BatchIndependence(subject.batch_axis, doubt=first_line(error))

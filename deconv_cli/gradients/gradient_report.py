@@ -1,0 +1,191 @@
+"""What the checker finds: a verdict, what causes it and what to write instead; and the report of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from deconv_cli.gradients.finite_differences.directional import Comparison
+from deconv_cli.gradients.recurrence.time_series import TimeSeries
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+_MAX_CAUSES = 3
+
+
+class Verdict(StrEnum):
+    """What is found for a parameter, or for the model as a whole. Rules of your own may use words of their own."""
+
+    OK = "OK"
+    """The gradient arrives, and agrees with finite differences."""
+    FROZEN = "FROZEN"
+    """`requires_grad` is off."""
+    UNUSED = "UNUSED"
+    """Never used in forward."""
+    NOT_LOSS = "NOT-LOSS"
+    """Used, but its value does not reach the loss."""
+    DETACHED = "DETACHED"
+    """Its value reaches the loss, but an operation cuts the gradient off, wholly or on some of its paths."""
+    ZERO = "ZERO"
+    """The gradient arrives, and is zero in every element."""
+    ZERO_BY_CONSTRUCTION = "ZERO BY CONSTRUCTION"
+    """The loss cannot depend on it, as on a bias before batch normalization."""
+    NON_FINITE = "NON-FINITE"
+    """NaN or infinity, in the gradient or in the loss."""
+    WRONG = "WRONG"
+    """Autograd and finite differences disagree."""
+    NONDIFFERENTIABLE = "NONDIFFERENTIABLE"
+    """The loss has a corner here, so there is no one derivative; not a fault."""
+    VANISHING = "VANISHING"
+    """The gradient is tiny beside the weight, compared with the layer next to the loss."""
+    EXPLODING = "EXPLODING"
+    """The gradient is huge beside the weight, compared with the layer next to the loss."""
+    NOISY = "NOISY"
+    """The loss differs from run to run, so nothing can be said of its derivative."""
+    IN_PLACE = "IN-PLACE"
+    """A tensor that backward needs was overwritten."""
+    BATCH_LEAK = "BATCH-LEAK"
+    """The output of one sample depends on another sample of the batch."""
+    NOT_CHECKED = "NOT CHECKED"
+    """The gradient arrives, but was not compared with finite differences."""
+
+
+_UNDECIDED = frozenset({Verdict.NOISY, Verdict.NOT_CHECKED})
+_NO_FAULT = _UNDECIDED | {Verdict.OK, Verdict.FROZEN, Verdict.ZERO_BY_CONSTRUCTION, Verdict.NONDIFFERENTIABLE}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """An operation that causes a finding.
+
+    Attributes:
+        operation: as a person would write it, for instance `.detach()`.
+        location: its line.
+        why: one sentence.
+        suggestion: one line of what to write instead.
+    """
+
+    operation: str
+    location: CodeLocation
+    why: str
+    suggestion: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule finds.
+
+    Attributes:
+        verdict: one of `Verdict`, or a word of the rule's own, which counts as a fault.
+        causes: operations to look at; empty where there are none.
+        detail: a sentence with the numbers, where there is more to say.
+    """
+
+    verdict: str
+    causes: tuple[Cause, ...] = ()
+    detail: str = ""
+
+    @property
+    def is_fault(self) -> bool:
+        """True where training cannot work as written."""
+        return self.verdict not in _NO_FAULT
+
+    @property
+    def is_undecided(self) -> bool:
+        """True where nothing can be said."""
+        return self.verdict in _UNDECIDED
+
+
+def unique_causes(causes: Iterable[Cause]) -> tuple[Cause, ...]:
+    """Keep the first cause of each line, three at most."""
+    kept: dict[str, Cause] = {}
+    for cause in causes:
+        where = str(cause.location)
+        kept.setdefault(where if cause.location.file else f"{where} {cause.operation}", cause)
+    return tuple(list(kept.values())[:_MAX_CAUSES])
+
+
+def first_line(error: BaseException) -> str:
+    """Quote the first line of an error's message, without its final stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".")[:240] if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class ParameterFinding(Finding):
+    """What is found for one parameter, and its numbers.
+
+    Attributes:
+        name: as in the state dict.
+        shape: its shape.
+        gradient_norm: ‖gradient‖, None where none arrives or it is not finite.
+        weight_norm: ‖parameter‖.
+        comparison: against finite differences, None where it was not compared.
+        second_order: the same for second derivatives, None where they were not compared.
+        gates: norms of the gradient by gate, for recurrent layers.
+    """
+
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    gradient_norm: float | None = None
+    weight_norm: float = 0.0
+    comparison: Comparison | None = None
+    second_order: Comparison | None = None
+    gates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """‖gradient‖ / ‖parameter‖."""
+        return None if self.gradient_norm is None or not self.weight_norm else self.gradient_norm / self.weight_norm
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Parameters with one fault of the same cause."""
+
+    verdict: str
+    causes: tuple[Cause, ...]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """All that was found.
+
+    Attributes:
+        parameters: one finding for each parameter.
+        general: findings of the model as a whole.
+        recurrent: gradients through time.
+        loss: the value of the loss, None where it is not finite.
+        dtype: the precision in which finite differences were taken, None where none were.
+        notes: what was assumed, a sentence each.
+        not_checked: what was left out and why, a sentence each.
+        n_evaluations: forward passes spent on finite differences.
+        time_s: seconds in all.
+    """
+
+    parameters: tuple[ParameterFinding, ...]
+    general: tuple[Finding, ...]
+    recurrent: tuple[TimeSeries, ...]
+    loss: float | None
+    dtype: str | None
+    notes: tuple[str, ...]
+    not_checked: tuple[str, ...]
+    n_evaluations: int
+    time_s: float
+
+    def faults(self) -> list[Fault]:
+        """Gather the parameters of each fault by source line."""
+        groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[ParameterFinding]] = {}
+        for finding in self.parameters:
+            if finding.is_fault:
+                lines = tuple((cause.operation, str(cause.location)) for cause in finding.causes)
+                groups.setdefault((finding.verdict, lines), []).append(finding)
+        return [
+            Fault(
+                verdict,
+                tuple(dict.fromkeys(cause for finding in group for cause in finding.causes)),
+                tuple(finding.name for finding in group),
+            )
+            for (verdict, _), group in groups.items()
+        ]

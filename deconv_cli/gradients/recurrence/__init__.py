@@ -1,0 +1,1 @@
+"""Recurrent models: gradients through time, and by gate."""

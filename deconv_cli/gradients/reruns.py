@@ -1,0 +1,133 @@
+"""The loss computed again: whether it is the same, and whether it changes with a parameter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """The loss computed again.
+
+    Attributes:
+        first: the loss.
+        second: with the same seed once more.
+        other_seed: with another seed.
+        drawn: operations of the model that draw random numbers.
+    """
+
+    first: float
+    second: float
+    other_seed: float
+    drawn: tuple[Operation, ...]
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether one seed does not give one loss."""
+        return not _is_same(self.first, self.second)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the loss depends on the seed."""
+        return not _is_same(self.first, self.other_seed)
+
+
+def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
+    """Compute the loss twice with one seed and once with another."""
+    # What is drawn around the model, such as the weights of the loss that is used where none is named, has no line.
+    drawn = tuple(draw for draw in forward.log.random if draw.location.file or draw.location.module)
+    return Repetition(subject.value(), subject.value(), subject.value(subject.seed + 1), drawn)
+
+
+def describe_randomness(repetition: Repetition, seed: int) -> list[str]:
+    """Note that the loss depends on the seed, where it does and can be checked all the same."""
+    if repetition.is_noisy or not repetition.is_random:
+        return []
+    where = f" ({repetition.drawn[0].label} at {repetition.drawn[0].location})" if repetition.drawn else ""
+    return [f"the loss is random{where}; seed {seed} was set before every run, so it could be checked"]
+
+
+def _is_same(first: float, second: float) -> bool:
+    return first == second or (math.isnan(first) and math.isnan(second))
+
+
+_SMALL_CHANGE = 1e-3
+_LARGE_CHANGES = (0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Response:
+    """How the loss changes with a parameter.
+
+    Attributes:
+        is_smooth: it changes under small changes of the parameter.
+        is_moved: it changes under some change of the parameter.
+    """
+
+    is_smooth: bool
+    is_moved: bool
+
+
+def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> dict[str, Response]:
+    """Try the parameters that a derivative in the loss leaves out, and whose gradient is missing or zero."""
+    responses = {}
+    for name in subject.trainable:
+        gradient = backward.gradients.get(name) if backward is not None else None
+        if forward.bit(name) in forward.log.shifted and Magnitude.of([gradient]).is_zero:
+            is_smooth = _loss_changes_with(subject, name, (_SMALL_CHANGE,))
+            responses[name] = Response(is_smooth, is_smooth or _loss_changes_with(subject, name, _LARGE_CHANGES))
+    return responses
+
+
+def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> frozenset[str]:
+    """Find the parameters without a gradient that left torch as plain values, and on which the loss depends.
+
+    A thresholded loss may stand still for one parameter and move for another that leaves by the same line.
+    """
+    moved: dict[tuple[str, ...], bool] = {}
+    found = set()
+    for name in subject.trainable:
+        bit = forward.bit(name)
+        uses = uses_outside(forward, bit)
+        gradient = backward.gradients.get(name) if backward is not None else None
+        if gradient is not None or not uses or (forward.flow.sources | forward.reached) & bit:
+            continue
+        lines = tuple(sorted({str(use.location) for use in uses}))
+        if lines not in moved:
+            behind = 0
+            for use in uses:
+                behind |= use.lost
+            names = [other for other in subject.trainable if forward.bit(other) & behind]
+            moved[lines] = any(_loss_changes_with(subject, other, _LARGE_CHANGES) for other in names)
+        if moved[lines]:
+            found.add(name)
+    return frozenset(found)
+
+
+def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
+    """List the operations at which a parameter's value became a number, a list or an array."""
+    return [use for use in forward.log.outside_uses if use.lost & bit]
+
+
+def _loss_changes_with(subject: Subject, name: str, sizes: tuple[float, ...]) -> bool:
+    """Return whether the loss changes when a parameter is changed by parts or multiples of its size."""
+    parameter = subject.parameters[name]
+    kept = parameter.data.clone()
+    generator = torch.Generator().manual_seed(1)
+    try:
+        before = subject.value()
+        for size in sizes:
+            noise = torch.randn(kept.shape, generator=generator).to(kept)
+            parameter.data.copy_(kept + size * noise * kept.abs().mean().clamp_min(0.1))
+            if subject.value() != before:
+                return True
+    finally:
+        parameter.data.copy_(kept)
+    return False

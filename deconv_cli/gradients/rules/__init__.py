@@ -1,0 +1,92 @@
+"""The rules of the gradient checker, in order of precedence.
+
+The first rule that finds something for a parameter decides. Each is a function of its own file: evidence and the name
+of a parameter in, a finding with its suggestion out, or None. Rules that a caller registers are asked first::
+
+    deconv_cli.GRADIENT_RULES.register("too-large", find_too_large)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from deconv_cli.registry import Part, Registry
+
+if TYPE_CHECKING:
+    from deconv_cli.gradients.evidence import Evidence
+    from deconv_cli.gradients.gradient_report import Finding
+
+    ParameterRule = Callable[[Evidence, str], Finding | None]
+    ModelRule = Callable[[Evidence], Sequence[Finding]]
+
+
+class RuleRegistry(Registry[Part]):
+    """Rules by name, in order of precedence; those of the caller come before the built-in ones."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all rules, the first to be asked first."""
+        added = [name for name in self._parts if name not in self._homes]
+        return (*added, *self._homes)
+
+
+_HERE = "deconv_cli.gradients.rules"
+
+GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
+    "gradient rule",
+    {
+        "in-place": f"{_HERE}.in_place:find_in_place",
+        "failing-backward": f"{_HERE}.failing_backward:find_failing_backward",
+        "frozen": f"{_HERE}.unused:find_frozen",
+        "unused": f"{_HERE}.unused:find_unused",
+        "detached": f"{_HERE}.detached:find_detached",
+        "non-finite": f"{_HERE}.non_finite:find_non_finite",
+        "left-out-of-derivative": f"{_HERE}.left_out_of_derivative:find_left_out_of_derivative",
+        "used-outside-torch": f"{_HERE}.detached:find_used_outside_torch",
+        "not-in-loss": f"{_HERE}.unused:find_not_in_loss",
+        "zero-by-construction": f"{_HERE}.zero_by_construction:find_zero_by_construction",
+        "zero": f"{_HERE}.zero:find_zero",
+        "noisy": f"{_HERE}.noisy:find_noisy",
+        "wrong-function": f"{_HERE}.wrong_function:find_wrong_function",
+        "gradient-hook": f"{_HERE}.wrong:find_gradient_hook",
+        "partly-detached": f"{_HERE}.detached:find_partly_detached",
+        "wrong": f"{_HERE}.wrong:find_wrong",
+        "wrong-second-derivative": f"{_HERE}.wrong:find_wrong_second_derivative",
+        "vanishing": f"{_HERE}.vanishing:find_vanishing",
+        "exploding": f"{_HERE}.vanishing:find_exploding",
+        "nondifferentiable": f"{_HERE}.compared:find_nondifferentiable",
+        "ok": f"{_HERE}.compared:find_ok",
+        "not-checked": f"{_HERE}.compared:find_not_checked",
+    },
+)
+"""What is found for each parameter: the first rule that finds something."""
+
+MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
+    "model rule",
+    {
+        "in-place": f"{_HERE}.in_place:find_in_place_in_model",
+        "noisy": f"{_HERE}.noisy:find_noisy_model",
+        "wrong-function": f"{_HERE}.wrong_function:find_wrong_function_in_model",
+        "batch-leak": f"{_HERE}.batch_leak:find_batch_leak",
+    },
+)
+"""What is found for the model as a whole: all that any rule finds."""
+
+
+def find_for_parameter(evidence: Evidence, name: str) -> Finding:
+    """Return what the first rule finds that finds anything for a parameter.
+
+    Raises:
+        LookupError: no rule does, which the last of the built-in ones prevents.
+    """
+    for rule in GRADIENT_RULES:
+        found = GRADIENT_RULES[rule](evidence, name)
+        if found is not None:
+            return found
+    raise LookupError(f"no rule finds anything for '{name}'")
+
+
+def find_in_model(evidence: Evidence) -> tuple[Finding, ...]:
+    """Return what any rule finds for the model as a whole."""
+    return tuple(found for rule in MODEL_RULES for found in MODEL_RULES[rule](evidence))

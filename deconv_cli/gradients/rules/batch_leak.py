@@ -1,0 +1,22 @@
+"""BATCH-LEAK: the output of a sample depends on other samples of the batch, in evaluation mode."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+
+
+def find_batch_leak(evidence: Evidence) -> list[Finding]:
+    """Find that samples are mixed, and the first operation that does it."""
+    batch = evidence.batch
+    if not batch.is_mixed:
+        return []
+    axis = batch.axis
+    causes: tuple[Cause, ...] = ()
+    if batch.mixer is not None:
+        label = batch.mixer.label
+        why = f"{label} mixes the samples along axis {axis}: each output then depends on the whole batch."
+        suggestion = f"let {label} act on the axes of one sample only, for instance dim=-1 instead of dim={axis}"
+        causes = (Cause(label, batch.mixer.location, why, suggestion),)
+    detail = f"with sample 0 replaced, the outputs of other samples along axis {axis} change (in evaluation mode)"
+    return [Finding(Verdict.BATCH_LEAK, causes, detail)]

@@ -1,0 +1,37 @@
+"""WRONG: backward raises an error, in a hand-written Function, in a hook or in torch itself."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, first_line
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_error
+
+
+def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose gradient would have come through the error."""
+    error = evidence.backward_error
+    if error is None or not evidence.parameters[name].requires_grad or not evidence.is_reached(name):
+        return None
+    return Finding(Verdict.WRONG, (_cause(evidence, error),))
+
+
+def _cause(evidence: Evidence, error: Exception) -> Cause:
+    """Name the line that raised, or the Function or hook that torch speaks of."""
+    message, location, log = first_line(error), location_of_error(error), evidence.forward.log
+    why = f"backward raises {type(error).__name__}: {message}."
+    if location is not None and location.file:
+        if any(
+            (hook.location.file, hook.location.function) == (location.file, location.function) for hook in log.hooks
+        ):
+            return Cause("a gradient hook", location, why, "mend this line of the hook, or remove the hook")
+        return Cause("backward", location, why, "mend this line of the hand-written backward")
+    for call in log.calls:
+        if f"{call.function.__name__}Backward" in message:
+            suggestion = "return one gradient for each input of forward, each of the shape of its input"
+            name = f"{call.function.__name__}.backward"
+            return Cause(name, location_of_backward(call.function), why, suggestion)
+    for hook in log.hooks:
+        if f"hook '{hook.location.function}'" in message:
+            suggestion = "return a gradient of the same shape from the hook"
+            return Cause("a gradient hook", hook.location, why, suggestion)
+    return Cause("backward", CodeLocation(), why, "look at the message of torch")

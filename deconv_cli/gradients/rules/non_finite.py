@@ -1,0 +1,56 @@
+"""NON-FINITE: NaN or infinity, in the gradient or in the loss."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+_SUGGESTIONS = {
+    "sqrt": "torch.sqrt(x + 1e-12), or torch.where around the input and not around the result",
+    "norm": "torch.sqrt(x.square().sum() + 1e-12)",
+    "vector_norm": "torch.sqrt(x.square().sum() + 1e-12)",
+    "log": "torch.log(x.clamp_min(1e-12)), or F.log_softmax for the log of a softmax",
+    "div": "divide by (x + 1e-12), or select with torch.where before dividing",
+    "truediv": "divide by (x + 1e-12), or select with torch.where before dividing",
+    "pow": "add 1e-12 to the base",
+    "acos": "clamp the input to (-1 + 1e-7, 1 - 1e-7)",
+    "asin": "clamp the input to (-1 + 1e-7, 1 - 1e-7)",
+    "exp": "subtract the maximum first, as torch.logsumexp does",
+    "std": "torch.sqrt(x.var() + 1e-12)",
+}
+
+_FROM_INPUTS = Cause(
+    "NaN or infinity",
+    CodeLocation(),
+    "no operation makes NaN or infinity of finite numbers, so they come in with the inputs, the target, the buffers or "
+    "the parameters.",
+    "find them with torch.isfinite, and replace them",
+)
+
+
+def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that is not finite, or one of a loss that is not: a gradient may be zero there because of it."""
+    if evidence.gradient(name) is None:
+        return None
+    if not evidence.is_loss_finite:
+        causes = unique_causes(
+            _cause(origin.label, origin.location, "the inputs of {} are finite, its output is not.")
+            for origin in evidence.origins
+        )
+        loss = float(evidence.forward.loss.detach())
+        return Finding(Verdict.NON_FINITE, causes or (_FROM_INPUTS,), f"the loss is {loss}")
+    if evidence.magnitudes[name].is_finite or evidence.backward is None:
+        return None
+    graph = evidence.forward.graph
+    nodes = evidence.backward.origins(evidence.parameters[name], lambda magnitude: not magnitude.is_finite)
+    why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
+    causes = unique_causes(_cause(graph.label_of(node), graph.location_of(node), why) for node in nodes)
+    return Finding(Verdict.NON_FINITE, causes)
+
+
+def _cause(label: str, location: CodeLocation, why: str) -> Cause:
+    """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
+    bare = label.removesuffix("(...)").strip("_.").removesuffix("()")
+    suggestion = _SUGGESTIONS.get(bare.strip("_"), "keep the input away from where this line is singular")
+    return Cause(label, location, why.format(bare), suggestion)

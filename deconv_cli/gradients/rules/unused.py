@@ -1,0 +1,31 @@
+"""FROZEN, UNUSED, NOT-LOSS: parameters that take no part in training."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+def find_frozen(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose `requires_grad` is off."""
+    return None if evidence.parameters[name].requires_grad else Finding(Verdict.FROZEN)
+
+
+def find_unused(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter without a gradient that no operation of forward reads."""
+    if evidence.gradient(name) is not None or evidence.forward.log.used & evidence.forward.bit(name):
+        return None
+    why = "no operation of forward reads this parameter."
+    suggestion = "use it in forward, or remove it, or pass find_unused_parameters=True to DistributedDataParallel"
+    return Finding(Verdict.UNUSED, (Cause("never used", evidence.module_of(name), why, suggestion),))
+
+
+def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter without a gradient that is used, but whose value does not reach the loss."""
+    if evidence.gradient(name) is not None:
+        return None
+    location = evidence.forward.log.last_use.get(evidence.forward.bit(name)) or CodeLocation()
+    why = "forward uses this parameter here, but its value does not reach the loss."
+    suggestion = "return what this line computes and add it to the loss, or leave the line out"
+    return Finding(Verdict.NOT_LOSS, (Cause("used, but not in the loss", location, why, suggestion),))

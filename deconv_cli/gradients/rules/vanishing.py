@@ -1,0 +1,55 @@
+"""VANISHING, EXPLODING: ‖gradient‖ / ‖weight‖ is a million times smaller or larger than in the layer next to the loss.
+
+Never compared with a fixed number: a small loss has small gradients everywhere and is no fault.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+_COLLAPSE = 1e-6
+
+
+def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
+    """Find a weight whose gradient has faded, and the layer at which it falls most."""
+    ratio, reference = _ratios(evidence, name)
+    if ratio >= _COLLAPSE * reference:
+        return None
+    factor, near, far = min(_steps(evidence))
+    why = f"the gradient fades on its way back; the largest fall, by {1 / factor:.2g}, is from '{near}' to '{far}'."
+    suggestion = "use ReLU-like units, residual connections or normalization between the layers"
+    return _finding(Verdict.VANISHING, evidence, name, far, why, suggestion)
+
+
+def find_exploding(evidence: Evidence, name: str) -> Finding | None:
+    """Find a weight whose gradient has grown out of bounds, and the layer at which it rises most."""
+    ratio, reference = _ratios(evidence, name)
+    if ratio <= reference / _COLLAPSE:
+        return None
+    factor, near, far = max(_steps(evidence))
+    why = f"the gradient grows on its way back; the largest rise, by {factor:.2g}, is from '{near}' to '{far}'."
+    suggestion = "start from smaller (orthogonal) weights, or clip with torch.nn.utils.clip_grad_norm_"
+    return _finding(Verdict.EXPLODING, evidence, name, far, why, suggestion)
+
+
+def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:
+    """Return ‖gradient‖ / ‖weight‖ of a weight and of the layer nearest to the loss; twice 1 for what is no weight."""
+    ratios = {layer.name: layer.ratio for layer in evidence.layers}
+    return (ratios[name], evidence.layers[0].ratio) if name in ratios else (1.0, 1.0)
+
+
+def _steps(evidence: Evidence) -> list[tuple[float, str, str]]:
+    """List by what factor the ratio changes from each layer to the next one away from the loss, and their names."""
+    return [(far.ratio / near.ratio, near.name, far.name) for near, far in pairwise(evidence.layers)]
+
+
+def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str, suggestion: str) -> Finding:
+    assert evidence.double is not None
+    forward, (ratio, reference) = evidence.double.forward, _ratios(evidence, name)
+    location = forward.log.last_use.get(forward.bit(far)) or CodeLocation()
+    detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
+    return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)

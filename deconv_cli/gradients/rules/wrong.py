@@ -1,0 +1,77 @@
+"""WRONG: autograd and finite differences disagree, shown at one element."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.finite_differences.directional import Outcome, describe_factor
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.recurrence.unrolled_layers import gates_of
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
+
+
+def find_wrong(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences, with no operation to name."""
+    detail = describe_difference(evidence, name)
+    return Finding(Verdict.WRONG, detail=detail) if detail else None
+
+
+def describe_difference(evidence: Evidence, name: str) -> str:
+    """Write what both give at the element that shows the difference; empty where there is none."""
+    found = evidence.comparison(name)
+    if found is None or found.outcome is not Outcome.DIFFERS:
+        return ""
+    gates, element = gates_of(evidence.model, name), list(found.element or ())
+    gate = ""
+    if element and len(gates) > 1:
+        gate = f" (gate {gates[element[0] * len(gates) // evidence.parameters[name].shape[0]]})"
+    text = (
+        f"at {element}{gate} autograd gives {found.autograd:.6g}, finite differences {found.numeric:.6g} ± "
+        f"{found.error_bar:.1g}"
+    )
+    if found.n_tried > 1:
+        text += f"; {found.n_wrong} of {found.n_tried} elements tried are wrong"
+    if found.ratio is not None and found.n_wrong > 1:
+        text += f", {describe_factor(found.ratio, found.ratio_range)}"
+    return text
+
+
+def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences, and passes a hook on the parameter or on the way."""
+    detail = describe_difference(evidence, name)
+    if evidence.double is None or not detail:
+        return None
+    forward = evidence.double.forward
+    locations = _hooks_on(evidence, name)[:1] or [
+        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
+    ]
+    if not locations:
+        return None
+    return Finding(Verdict.WRONG, unique_causes(map(_hook_cause, locations)), detail)
+
+
+def _hooks_on(evidence: Evidence, name: str) -> list[CodeLocation]:
+    """List where the hooks on a parameter and on the modules that own it are written."""
+    parameter = evidence.parameters[name]
+    hooks = list((parameter._backward_hooks or {}).values())
+    for module in evidence.model.modules():
+        if any(own is parameter for own in module._parameters.values()):
+            hooks += list(module._backward_hooks.values())
+    return [location_of_function(hook) or CodeLocation() for hook in hooks]
+
+
+def _hook_cause(location: CodeLocation) -> Cause:
+    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
+    return Cause("a gradient hook", location, why, "remove the hook, or accept this finding")
+
+
+def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose first derivative is right and whose second is not."""
+    found = evidence.second_comparison(name)
+    if found is None or found.outcome is not Outcome.DIFFERS:
+        return None
+    why = (
+        f"the second derivative at {list(found.element or ())} is {found.autograd:.6g} by autograd and "
+        f"{found.numeric:.6g} ± {found.error_bar:.1g} by finite differences of the gradient."
+    )
+    suggestion = "write backward with torch functions of saved tensors, so that it can be differentiated itself"
+    return Finding(Verdict.WRONG, (Cause("second derivative", CodeLocation(), why, suggestion),))

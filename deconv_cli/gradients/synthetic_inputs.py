@@ -1,0 +1,193 @@
+"""Synthetic inputs: as written, `8,32:int64:0..100`, or read off the first layer of a model where that is certain."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.subject import Subject
+
+_SPEC = re.compile(
+    r"(?P<shape>\d+(,\d+)*|scalar)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?\d+(\.\d+)?)\.\.(?P<high>-?\d+(\.\d+)?))?"
+)
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+}
+_MAX_ELEMENTS = 2**31
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How to draw a synthetic tensor.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype, None for that of the model.
+        low: smallest value.
+        high: values stay below it for whole numbers, and reach it otherwise; None for a normal distribution.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    low: float = 0.0
+    high: float | None = None
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> InputSpec:
+        """Read `8,1,28,28`, `8,32:int64:0..100` or `8,3:float32:-1..1`.
+
+        Args:
+            text: the specification.
+            name: what it is of, for the message.
+
+        Raises:
+            UsageError: not of this form, or a range that is empty.
+        """
+        found = _SPEC.fullmatch(text.replace(" ", ""))
+        if not found or (found["dtype"] and found["dtype"] not in _DTYPES):
+            raise UsageError(
+                f"{name} must be a shape such as 8,1,28,28, with dtype and range where they matter, such as "
+                f"8,32:int64:0..100, but is '{text}'."
+            )
+        shape = () if found["shape"] == "scalar" else tuple(int(size) for size in found["shape"].split(","))
+        if not 1 <= math.prod(shape) <= _MAX_ELEMENTS:
+            raise UsageError(f"{name} must have between one and {_MAX_ELEMENTS} elements, but is '{text}'.")
+        dtype = _DTYPES[found["dtype"]] if found["dtype"] else None
+        low, high = (float(found["low"]), float(found["high"])) if found["low"] is not None else (0.0, None)
+        if dtype is torch.bool and high is not None:
+            raise UsageError(f"{name}: a range says nothing of bool, but '{text}' has one; leave it out.")
+        if dtype is not None and not dtype.is_floating_point and high is not None:
+            low, high = math.ceil(low), math.ceil(high)
+            limits = torch.iinfo(dtype)
+            if low < limits.min or high - 1 > limits.max:
+                raise UsageError(
+                    f"{name}: the range of '{text}' goes beyond its dtype, which holds {limits.min} to {limits.max}."
+                )
+        if high is not None and high <= low:
+            raise UsageError(f"{name}: the range of '{text}' is empty; write LOW..HIGH with LOW below HIGH.")
+        return cls(shape, dtype, low, high)
+
+    def draw(self, default: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+        """Draw a tensor: standard normal, or uniform in the range."""
+        dtype = self.dtype or default
+        if dtype is torch.bool:
+            return torch.randint(0, 2, self.shape, generator=generator).bool()
+        if not dtype.is_floating_point:
+            high = int(self.high) if self.high is not None else 2
+            return torch.randint(int(self.low), high, self.shape, generator=generator).to(dtype)
+        if self.high is None:
+            return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
+        unit = torch.rand(self.shape, generator=generator, dtype=torch.float64)
+        return (self.low + (self.high - self.low) * unit).to(dtype)
+
+    def __str__(self) -> str:
+        """Write the specification as it would be typed."""
+        text = ",".join(str(size) for size in self.shape) or "scalar"
+        if self.dtype is not None:
+            text += f":{str(self.dtype).removeprefix('torch.')}"
+        elif self.high is not None:
+            text += ":float32"
+        return text if self.high is None else f"{text}:{self.low:g}..{self.high:g}"
+
+
+def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tuple[torch.Tensor, ...]:
+    """Draw one tensor for each specification."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(spec.draw(default, generator) for spec in specs)
+
+
+_BATCH = 4
+_TIME = 12
+_MAX_ELEMENTS = 2**24
+_SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
+
+_PICTURES = {
+    784: [InputSpec((_BATCH, 1, 28, 28))],
+    1024: [InputSpec((_BATCH, 1, 32, 32))],
+    3072: [InputSpec((_BATCH, 3, 32, 32))],
+}
+"""A linear layer may stand behind a flattening of the usual pictures."""
+
+
+def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[InputSpec, str]:
+    """Read the shape of the input off the first layer.
+
+    Where the layer leaves the height and width open, usual ones are tried, and the first that runs is taken.
+
+    Returns:
+        The shape, and a note that says where it came from.
+
+    Raises:
+        UsageError: it is not certain.
+    """
+    wants = _n_inputs(model)
+    first = next(
+        ((name, m) for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())), None
+    )
+    candidates = _candidates(first[1]) if first is not None and wants == 1 else []
+    for spec in filter(_can_be_drawn, candidates):
+        if _runs(model, spec, default, seed):
+            assert first is not None
+            note = f"the input shape {spec} was read off the first layer '{first[0] or type(first[1]).__name__}'"
+            return spec, note
+    why = f"forward takes {wants} inputs" if wants != 1 else "it cannot be read off the first layer"
+    raise UsageError(f"the shape of the input is not known ({why}); give an input, or its shape.")
+
+
+def _n_inputs(model: nn.Module) -> int:
+    with contextlib.suppress(TypeError, ValueError):
+        parameters = inspect.signature(model.forward).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return sum(p.kind in kinds and p.default is p.empty for p in parameters) or 1
+    return 1
+
+
+def _candidates(layer: nn.Module) -> list[InputSpec]:
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return [InputSpec((_BATCH, _TIME), torch.int64, 0, layer.num_embeddings)]
+    if isinstance(layer, nn.Linear):
+        width = layer.in_features
+        return [InputSpec((_BATCH, width)), InputSpec((_BATCH, _TIME, width)), *_PICTURES.get(width, ())]
+    if isinstance(layer, nn.RNNBase):
+        sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
+        return [InputSpec((*sizes, layer.input_size))]
+    if isinstance(layer, nn.MultiheadAttention):
+        sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
+        return [InputSpec((*sizes, layer.embed_dim))]
+    if isinstance(layer, nn.RNNCellBase):
+        return [InputSpec((_BATCH, _TIME, layer.input_size))]
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        n_axes = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}[type(layer)]
+        sides = (16, 32, 8) if n_axes == 3 else _SIDES
+        return [InputSpec((_BATCH, layer.in_channels, *[side] * n_axes)) for side in sides]
+    if isinstance(layer, nn.BatchNorm1d):
+        return [InputSpec((_BATCH, layer.num_features))]
+    if isinstance(layer, nn.LayerNorm) and isinstance(layer.normalized_shape, tuple):
+        return [InputSpec((_BATCH, *layer.normalized_shape)), InputSpec((_BATCH, _TIME, *layer.normalized_shape))]
+    return []
+
+
+def _can_be_drawn(spec: InputSpec) -> bool:
+    """Return whether the numbers that a layer gave for its sizes can be sizes: a file may say anything there."""
+    sizes = (*spec.shape, spec.high if spec.high is not None else 1)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return False
+    return torch.Size(spec.shape).numel() <= _MAX_ELEMENTS
+
+
+def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) -> bool:
+    generator = torch.Generator().manual_seed(seed)
+    subject = Subject(model, (spec.draw(default, generator),), {}, None, lambda output, _: output, seed)
+    # With a graph, since forward may take gradients itself.
+    with contextlib.suppress(Exception):
+        subject.output()
+        return True
+    return False

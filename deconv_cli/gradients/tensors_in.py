@@ -1,0 +1,24 @@
+"""Tensors of any type: found in what a model takes and gives, converted and measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+def tensors_in(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds tensors
+    """List the tensors in nested lists, tuples and dictionaries."""
+    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+
+
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert a tensor to double precision, complex where it is complex; sparse ones are made dense."""
+    dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
+    return dense.to(torch.complex128 if dense.is_complex() else torch.float64)
+
+
+def norm_of(tensor: torch.Tensor) -> float:
+    """Compute the Euclidean norm, of complex numbers by their magnitudes."""
+    return float(to_float64(tensor).norm())

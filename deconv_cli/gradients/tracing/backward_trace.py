@@ -1,0 +1,164 @@
+"""One backward pass, watched: at which node a gradient turns to zero, to NaN, or is not given at all."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from deconv_cli.gradients.tracing.autograd_graph import Node
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """How large a gradient is.
+
+    Attributes:
+        largest: the largest magnitude of an element; None where no gradient was given at all.
+        is_finite: whether all elements are finite.
+    """
+
+    largest: float | None
+    is_finite: bool = True
+
+    @classmethod
+    def of(cls, gradients: Sequence[torch.Tensor | None]) -> Magnitude:
+        """Measure several gradients together."""
+        given = [_values(gradient) for gradient in gradients if gradient is not None]
+        given = [values for values in given if values.numel()]
+        if not given:
+            return cls(None)
+        largest = max(float(gradient.abs().max()) for gradient in given)
+        return cls(largest, bool(torch.tensor(largest).isfinite()))
+
+    @property
+    def is_zero(self) -> bool:
+        """Zero everywhere, or not given."""
+        return not self.largest
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+
+
+@dataclass(eq=False)
+class BackwardTrace:
+    """One backward pass.
+
+    Attributes:
+        gradients: by parameter; None where autograd gives none.
+        arriving: at each node, the gradient of its outputs.
+        leaving: at each node, the gradient of each of its inputs.
+        consumers: for each node, the nodes that it feeds with the index of the input, on the way to the loss.
+        leaf_of: the node of each parameter, by the parameter's id.
+        error: what backward raised, if it did.
+    """
+
+    gradients: dict[str, torch.Tensor | None]
+    arriving: dict[Node, Magnitude] = field(default_factory=dict)
+    leaving: dict[Node, list[Magnitude]] = field(default_factory=dict)
+    consumers: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
+    leaf_of: dict[int, Node] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
+        """Find the nodes at which the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
+        found: list[Node] = []
+        waiting, seen = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else [], set()
+        while waiting:
+            for consumer, index in self.consumers.get(waiting.pop(), []):
+                if consumer not in self.leaving or (consumer, index) in seen:
+                    continue
+                seen.add((consumer, index))
+                if not is_faulty(self.leaving[consumer][index]):
+                    continue
+                if is_faulty(self.arriving[consumer]):
+                    waiting.append(consumer)
+                elif consumer not in found:
+                    found.append(consumer)
+        return found
+
+    def readers_of(self, parameter: nn.Parameter) -> list[tuple[Node, int]]:
+        """List the nodes that read a parameter, with the index of the input."""
+        return self.consumers.get(self.leaf_of.get(id(parameter)), [])
+
+
+def trace_backward(
+    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
+) -> BackwardTrace:
+    """Differentiate a loss by the parameters and watch every node.
+
+    Args:
+        loss: a scalar with a graph.
+        parameters: those that require a gradient.
+        keep_graph: leave the graph for another pass.
+    """
+    result = BackwardTrace(dict.fromkeys(parameters))
+    nodes = _walk(loss.grad_fn, result)
+    handles = [node.register_hook(_watching(node, result)) for node in nodes if not hasattr(node, "variable")]
+    wanted = list(parameters.values())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
+            is_reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes)
+            found = (
+                _differentiate_into_grad(loss, wanted, keep_graph=keep_graph)
+                if is_reentrant
+                else torch.autograd.grad(loss, wanted, retain_graph=keep_graph, allow_unused=True)
+            )
+        result.gradients = dict(zip(parameters, found, strict=True))
+    except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
+        result.error = error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return result
+
+
+def _watching(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
+    def hook(leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
+        result.arriving[node] = Magnitude.of(arriving)
+        result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
+
+    return hook
+
+
+def _differentiate_into_grad(
+    loss: torch.Tensor, parameters: list[nn.Parameter], *, keep_graph: bool
+) -> Sequence[torch.Tensor | None]:
+    """Differentiate by way of `.grad`; what stood there before is put back."""
+    kept = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward(retain_graph=keep_graph)
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+
+
+def _walk(start: Node, result: BackwardTrace) -> list[Node]:
+    """List all nodes below a node, and note which feeds which."""
+    consumers: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
+    seen, waiting = {start}, [start]
+    while waiting:
+        node = waiting.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            result.leaf_of[id(variable)] = node
+        for index, (child, _) in enumerate(node.next_functions):
+            if child is None:
+                continue
+            consumers[child].append((node, index))
+            if child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    result.consumers = dict(consumers)
+    return list(seen)

@@ -1,0 +1,176 @@
+"""Lines of source code: where an operation, a function or an error stands."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import linecache
+import re
+import sys
+import sysconfig
+import tokenize
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+
+_TORCH = str(Path(torch.__file__).parent)
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+_PACKAGE = str(Path(__file__).parents[2])
+_FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)\n\s*([^\n]*)')
+
+
+@dataclass(frozen=True)
+class CodeLocation:
+    """A line of code where it is known, and the module of the model that was running.
+
+    Attributes:
+        file: path of the source file, or None where the model carries no source.
+        line: line number from 1.
+        function: name of the function around the line.
+        module: dotted name of the innermost module, empty for the model itself or outside of it.
+        text: the source line, where the model file itself carries it.
+        call_path: the same for the same instruction reached by the same calls, as in each turn of a loop.
+    """
+
+    file: str | None = None
+    line: int | None = None
+    function: str | None = None
+    module: str = ""
+    text: str | None = None
+    call_path: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def source(self) -> str:
+        """The source line, stripped; empty where it is not known."""
+        if self.text is not None:
+            return self.text.strip()
+        return linecache.getline(self.file, self.line).strip() if self.file and self.line else ""
+
+    @property
+    def code(self) -> str:
+        """The source line without its comment."""
+        source = self.source
+        try:
+            tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        except (tokenize.TokenError, SyntaxError):
+            tokens = []
+        comments = [token.start[1] for token in tokens if token.type == tokenize.COMMENT]
+        # A line that opens a bracket or a block is no whole piece of Python, so its comment is found by its look.
+        return source[: comments[0]].rstrip() if comments else source.partition("  # ")[0]
+
+    def __str__(self) -> str:
+        """Write `file.py:12`, or the name of the module."""
+        if self.file and self.line:
+            return f"{self.file}:{self.line}"
+        return f"module {self.module}" if self.module else "the model"
+
+
+def is_user_code(file: str) -> bool:
+    """Return whether a file belongs neither to torch nor to Python nor to this package."""
+    if file.startswith("<") or file.startswith((_TORCH, _PACKAGE)):
+        return False
+    return not file.startswith(_STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
+
+
+def location_of_function(function: object) -> CodeLocation | None:
+    """Find where a function written in Python begins; None for any other callable."""
+    code = getattr(function, "__code__", None)
+    return CodeLocation(code.co_filename, code.co_firstlineno, code.co_name) if code else None
+
+
+def location_of_error(error: Exception) -> CodeLocation | None:
+    """Find the innermost line of the user's own code in the traceback of an error."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_user_code(frame.filename):
+            return CodeLocation(frame.filename, frame.lineno, frame.name)
+    return None
+
+
+def location_in_stack(stack: str | None, module: str) -> CodeLocation | None:
+    """Find the innermost line of the user's own code in the stack trace that an exported program stores."""
+    for file, line, function, text in reversed(_FRAME.findall(stack or "")):
+        if "/torch/nn/" not in file and "/torch/_" not in file and not file.startswith(_TORCH):
+            return CodeLocation(file, int(line), function, module, text)
+    return None
+
+
+def location_of_backward(function: type[torch.autograd.Function]) -> CodeLocation:
+    """Find the line on which the backward of a hand-written Function begins."""
+    name = f"{function.__name__}.backward"
+    with contextlib.suppress(OSError, TypeError):
+        code = inspect.unwrap(function.backward).__code__
+        lines, first = inspect.getsourcelines(code)
+        # Decorators stand above the line that a person looks for.
+        above = next((n for n, line in enumerate(lines) if line.lstrip().startswith("def ")), 0)
+        return CodeLocation(code.co_filename, first + above, name)
+    return CodeLocation(function=name)
+
+
+_SUBJECT = str(Path(__file__).parents[1] / "subject.py")
+
+
+class Locator:
+    """Finds the line and the module that run just now.
+
+    Args:
+        model: the model that runs. Where it has a `running_location`, as an exported program has, that is taken for
+            operations that no line of the user's code calls.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = []
+        self._model = model
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow which module runs."""
+
+        def enter(module: nn.Module, _arguments: object) -> None:
+            if id(module) in self._names:
+                self._stack.append(self._names[id(module)])
+
+        def leave(module: nn.Module, _arguments: object, _output: object) -> None:
+            if id(module) in self._names and self._stack:
+                self._stack.pop()
+
+        handles = [
+            module_hooks.register_module_forward_pre_hook(enter),
+            module_hooks.register_module_forward_hook(leave, always_call=True),
+        ]
+        self._stack.clear()
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def module(self) -> str:
+        """Name of the innermost module that runs."""
+        return self._stack[-1] if self._stack else ""
+
+    def here(self) -> CodeLocation:
+        """Find the innermost line of the user's own code."""
+        frame: FrameType | None = sys._getframe(1)
+        path = 0
+        while frame is not None and not _calls_the_model(frame.f_code):
+            file = frame.f_code.co_filename
+            path = hash((path, frame.f_lasti))
+            if is_user_code(file):
+                return CodeLocation(file, frame.f_lineno, frame.f_code.co_name, self.module, call_path=path)
+            frame = frame.f_back
+        exported: CodeLocation | None = getattr(self._model, "running_location", None)
+        return exported or CodeLocation(module=self.module)
+
+
+def _calls_the_model(code: CodeType) -> bool:
+    """Return whether a frame is this package calling the model or the loss: above it stands only its own caller."""
+    return code.co_filename == _SUBJECT and code.co_name in ("run", "output")

@@ -1,0 +1,269 @@
+"""Which parameters reach which tensors by value and by gradient, followed from operation to operation.
+
+Each tensor carries two sets of parameters: those whose value reached it, and those that autograd can still reach from
+it. An operation with a parameter in the second set of its inputs but not of its output detaches it. The first set is
+carried along from operation to operation; the second is read from autograd's own graph, so it is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
+from deconv_cli.gradients.tracing.forward_trace import (
+    Detachment,
+    Flow,
+    ForwardTrace,
+    InPlaceWrite,
+    Operation,
+    OperationLog,
+    TensorHook,
+    TracedTensor,
+)
+from deconv_cli.gradients.tracing.operations import LIKE_ANOTHER, OUTSIDE_USES, label_of, reads_values
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What the tensors that enter an operation were before it ran: an in-place operation gives them a new history."""
+
+    tensors: list[torch.Tensor]
+    versions: list[int]
+    makers: list[str | None]
+    are_read: bool
+    flow: Flow
+    reachable: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """An operation that ran: what it carries on, what autograd reached before it, and what it reads in hiding."""
+
+    name: str
+    operation: Operation
+    flow: Flow
+    reachable: int
+    hidden: int = 0
+
+
+class FlowTracker:
+    """Follows the operations of one forward pass.
+
+    Args:
+        subject: what is run.
+        find_origins: also look for the operations at which NaN or infinity arises.
+
+    Attributes:
+        suspended: above zero inside a hand-written Function, whose operations are its own business.
+        constructing: torch dispatches an operation that no Python function stands for.
+    """
+
+    def __init__(self, subject: Subject, *, find_origins: bool) -> None:
+        self.names = tuple(subject.parameters)
+        self.bits = {id(parameter): 1 << n for n, parameter in enumerate(subject.parameters.values())}
+        self.locator = Locator(subject.model)
+        self.log = OperationLog()
+        self.graph = AutogradGraph(self.bits)
+        self.suspended = 0
+        self.constructing = False
+        self._find_origins = find_origins
+        self._flows: dict[int, tuple[torch.Tensor, Flow]] = {}
+        self._storages: dict[int, Flow] = {}
+        self._read_inside = 0
+
+    def result(self, output: Any, loss: Any) -> ForwardTrace:  # noqa: ANN401  whatever the model and the loss give
+        """Return what was seen, once output and loss are there."""
+        is_tensor = isinstance(loss, torch.Tensor)
+        flow, reached = (self.flow_of(loss), self.graph.parameters_of(loss)) if is_tensor else (Flow(), 0)
+        return ForwardTrace(self.names, output, as_scalar(loss), flow, reached, self.log, self.graph)
+
+    def flow_of(self, tensor: torch.Tensor) -> Flow:
+        """Find what a tensor carries; one that nobody saw being made is known by its graph or its storage."""
+        flow = Flow(self.bits.get(id(tensor), 0))
+        known = self._flows.get(id(tensor))
+        if known is not None:
+            flow.merge(known[1])
+        elif tensor.grad_fn is not None:
+            flow.sources |= self.graph.parameters_of(tensor)
+        stored = self._storages.get(_storage_key(tensor))
+        if stored is not None:
+            flow.merge(stored)
+        return flow
+
+    def follow_hook(self, tensor: torch.Tensor, hook: Any) -> tuple[torch.Tensor, Any]:  # noqa: ANN401  any callable
+        """Follow a hook that is put on a tensor; returns what to register in its place."""
+        location = location_of_function(hook) or self.locator.here()
+        self.log.hooks.append(TensorHook(location, self.graph.parameters_of(tensor)))
+        return tensor, self.log.hooks[-1].watched(hook) if callable(hook) else hook
+
+    def follow_wrapping(self, data: torch.Tensor, parameter: torch.Tensor) -> None:
+        """Follow a tensor that becomes a new parameter, which has its value and none of its history."""
+        flow, lost = self.flow_of(data), self.graph.parameters_of(data)
+        if flow.sources:
+            label = label_of("nn.Parameter")
+            flow.detachments[len(self.log.detachments)] = lost
+            self.log.detachments.append(
+                Detachment("nn.Parameter", label, self.locator.here(), lost, n_elements=data.numel())
+            )
+            self._keep(parameter, flow)
+
+    def count_checkpoint(self, result: Any) -> None:  # noqa: ANN401  whatever the checkpoint gives
+        """Count the parameters inside a reentrant checkpoint as reached: its node gives to them past the graph."""
+        for leaf in tensors_in(result):
+            if leaf.grad_fn is not None:
+                self.graph.add_parameters(leaf.grad_fn, self._read_inside)
+
+    def observe(
+        self,
+        function: Any,  # noqa: ANN401  torch's functions, methods and attributes have no one type
+        name: str,
+        tensors: list[torch.Tensor],
+        call: Callable[[], Any],
+        *,
+        is_derivative: bool = False,
+    ) -> Any:  # noqa: ANN401  whatever the operation gives
+        """Run one operation, and record what it does to values and gradients.
+
+        Args:
+            function: the operation.
+            name: its bare name.
+            tensors: those among its arguments.
+            call: runs it.
+            is_derivative: it gives a derivative that can be differentiated again.
+        """
+        if self.suspended:
+            result = call()
+            self._mark_used(tensors, None)
+            return result
+        inputs = self._before(function, name, tensors)
+        self._read_inside, outside = 0, self._read_inside
+        result = call()
+        # Parameters that a Function reads without their being among its arguments.
+        hidden = self._read_inside & ~inputs.reachable
+        self._read_inside = outside
+        inputs.flow.sources |= hidden
+        location, outputs = self.locator.here(), tensors_in(result)
+        operation = Operation(label_of(name, outputs[0] if outputs else None), location)
+        if inputs.are_read:
+            self._mark_used(tensors, location)
+            step = _Step(name, operation, inputs.flow, inputs.reachable | hidden, hidden)
+            self._conclude(step, outputs, is_derivative=is_derivative)
+        self._record_writes(inputs, operation)
+        self._record_numbers(tensors, outputs, operation)
+        return result
+
+    def _before(self, function: Any, name: str, tensors: list[torch.Tensor]) -> _Inputs:  # noqa: ANN401  see observe
+        reads = reads_values(function, name)
+        flow, reachable = Flow(), 0
+        # What a tensor is converted or shaped like gives its type or its shape, and not its values.
+        for tensor in (tensors[:1] if name in LIKE_ANOTHER else tensors) if reads else []:
+            flow.merge(self.flow_of(tensor))
+            reachable |= self.graph.parameters_of(tensor)
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return _Inputs(tensors, versions, [_maker(tensor) for tensor in tensors], reads, flow, reachable)
+
+    def _mark_used(self, tensors: list[torch.Tensor], location: CodeLocation | None) -> None:
+        for tensor in tensors:
+            bit = self.bits.get(id(tensor), 0)
+            self.log.used |= bit
+            if bit and self.suspended and tensor.requires_grad:
+                self._read_inside |= bit
+            if bit and location is not None:
+                self.log.last_use[bit] = location
+
+    def _conclude(self, step: _Step, outputs: list[torch.Tensor], *, is_derivative: bool) -> None:
+        if not outputs and step.name in OUTSIDE_USES and step.flow.sources:
+            before = tuple(sorted(step.flow.detachments))
+            operation = step.operation
+            self.log.outside_uses.append(
+                Detachment(step.name, operation.label, operation.location, step.flow.sources, before=before)
+            )
+        for index, output in enumerate(outputs):
+            self._record_output(self._without_shifts(output, step) if is_derivative else step, output, index)
+
+    def _without_shifts(self, output: torch.Tensor, step: _Step) -> _Step:
+        """Take out of the flow, and of what autograd reaches, the parameters that a derivative does not depend on."""
+        remaining = self.graph.parameters_of(output)
+        for bit in self.bits.values():
+            if bit & step.reachable & ~remaining:
+                self.log.shifted.setdefault(bit, step.operation.location)
+        lost_before = 0
+        for lost in step.flow.detachments.values():
+            lost_before |= lost
+        flow = Flow(step.flow.sources & (remaining | lost_before), dict(step.flow.detachments))
+        return _Step(step.name, step.operation, flow, step.reachable & remaining, step.hidden)
+
+    def _record_output(self, step: _Step, output: torch.Tensor, index: int) -> None:
+        self._record_nodes(output, step.operation)
+        if id(output) in self.bits:
+            return
+        remaining = self.graph.parameters_of(output)
+        carried = {known: lost & ~remaining for known, lost in step.flow.detachments.items()}
+        flow = Flow(step.flow.sources, carried)
+        lost = step.reachable & ~remaining
+        if lost:
+            flow.detachments[len(self.log.detachments)] = lost
+            self.log.detachments.append(
+                Detachment(
+                    step.name,
+                    step.operation.label,
+                    step.operation.location,
+                    lost,
+                    by_mode=not torch.is_grad_enabled(),
+                    n_elements=output.numel(),
+                    is_hidden=bool(lost & step.hidden),
+                )
+            )
+        self._keep(output, flow)
+        self.log.tensors.append(TracedTensor(step.name, step.operation, output, index))
+        if output.grad_fn is not None:
+            self.log.differentiable.append(self.log.tensors[-1])
+
+    def _record_writes(self, inputs: _Inputs, operation: Operation) -> None:
+        for tensor, version, maker in zip(inputs.tensors, inputs.versions, inputs.makers, strict=True):
+            if tensor.is_inference() or tensor._version == version:
+                continue
+            flow = self._storages.setdefault(_storage_key(tensor), Flow())
+            flow.merge(inputs.flow)
+            self.log.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
+            self._record_nodes(tensor, operation)
+            if id(tensor) not in self.bits:
+                self._keep(tensor, flow)
+
+    def _record_numbers(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation) -> None:
+        """Record where finite numbers become NaN or infinity, and where float64 becomes a narrower type."""
+        if self._find_origins and _are_finite(inputs) and not _are_finite(outputs):
+            self.log.origins.append(operation)
+        if any(tensor.dtype is torch.float64 for tensor in inputs):
+            self.log.casts += [operation.location for output in outputs if output.dtype in _NARROW]
+
+    def _record_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
+        self.graph.record_new_nodes(tensor, operation.label, operation.location, len(self.log.differentiable))
+
+    def _keep(self, tensor: torch.Tensor, flow: Flow) -> None:
+        # The tensor is held, so that its id stays its own.
+        self._flows[id(tensor)] = (tensor, flow)
+
+
+def _are_finite(tensors: list[torch.Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
+
+
+def _maker(tensor: torch.Tensor) -> str | None:
+    return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
+
+
+def _storage_key(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)

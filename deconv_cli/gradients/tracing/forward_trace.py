@@ -1,0 +1,204 @@
+"""What one forward pass of a model shows. A set of parameters is a whole number here, with a bit for each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation as a person would write it, and its line."""
+
+    label: str
+    location: CodeLocation
+
+
+@dataclass(frozen=True)
+class Detachment:
+    """An operation that gradients enter and do not leave.
+
+    Attributes:
+        name: bare name of the operation.
+        label: as a person would write it.
+        location: its line.
+        lost: parameters that are cut off.
+        by_mode: gradients were switched off around it (`no_grad`, `inference_mode`).
+        n_elements: of what was cut off.
+        before: detachments that lie on the way to this one, by their index.
+        is_hidden: the parameters are read inside a Function without being among its arguments.
+    """
+
+    name: str
+    label: str
+    location: CodeLocation
+    lost: int
+    by_mode: bool = False
+    n_elements: int = 0
+    before: tuple[int, ...] = ()
+    is_hidden: bool = False
+
+
+@dataclass(frozen=True)
+class InPlaceWrite:
+    """A tensor that was overwritten.
+
+    Attributes:
+        operation: what wrote.
+        shape: of the tensor.
+        node: name of the autograd node that had made the tensor before, or None.
+        version: count of writes after this one.
+    """
+
+    operation: Operation
+    shape: tuple[int, ...]
+    node: str | None
+    version: int
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionCall:
+    """A call of a hand-written `torch.autograd.Function`.
+
+    Attributes:
+        function: its class.
+        arguments: copies of what it was called with.
+        needs: which of the tensors among them required a gradient.
+        node: its node in the graph, None where its output required no gradient.
+        location: where it was called.
+    """
+
+    function: type[torch.autograd.Function]
+    arguments: tuple[Any, ...]
+    needs: tuple[bool, ...]
+    node: Node
+    location: CodeLocation
+
+
+@dataclass(eq=False)
+class TensorHook:
+    """A hook that forward put on a tensor.
+
+    Attributes:
+        location: where the hook is written.
+        parameters: those behind that tensor.
+        changes: whether it changed a gradient; known after the backward pass.
+    """
+
+    location: CodeLocation
+    parameters: int
+    changes: bool = False
+
+    def watched(self, hook: Callable[..., Any]) -> Callable[[torch.Tensor], Any]:
+        """Return a hook that does the same, and notes whether the gradient comes out as it went in."""
+
+        @functools.wraps(hook)
+        def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  what the user's hook gives
+            before = gradient.detach().clone()
+            result = hook(gradient)
+            after = gradient if result is None else result
+            is_same = isinstance(after, torch.Tensor) and after.shape == before.shape and torch.equal(after, before)
+            self.changes = self.changes or not is_same
+            return result
+
+        return watching
+
+
+@dataclass(frozen=True, eq=False)
+class TracedTensor:
+    """A tensor that an operation made; `index` counts the outputs of the operation."""
+
+    name: str
+    operation: Operation
+    tensor: torch.Tensor
+    index: int
+
+
+@dataclass
+class Flow:
+    """What a tensor carries.
+
+    Attributes:
+        sources: parameters whose value reached it.
+        detachments: for the index of each detachment on the way the parameters that it keeps from this tensor.
+    """
+
+    sources: int = 0
+    detachments: dict[int, int] = field(default_factory=dict)
+
+    def merge(self, other: Flow) -> None:
+        """Add what another tensor carries."""
+        self.sources |= other.sources
+        for index, lost in other.detachments.items():
+            self.detachments[index] = self.detachments.get(index, 0) | lost
+
+
+@dataclass(eq=False)
+class OperationLog:
+    """What the operations of a forward pass did, in order.
+
+    Attributes:
+        used: parameters that some operation read.
+        last_use: where each parameter was read last.
+        detachments: operations that gradients do not leave.
+        outside_uses: those at which a tensor became a number, a list or an array.
+        writes: overwritten tensors.
+        calls: hand-written Functions.
+        hooks: what forward hooked onto tensors.
+        shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
+            line: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
+            in steps.
+        tensors: all tensors that were made.
+        differentiable: those of them that carry a gradient.
+        random: operations that draw random numbers.
+        origins: operations whose output is not finite though their inputs are.
+        casts: lines on which float64 became a narrower type.
+    """
+
+    used: int = 0
+    last_use: dict[int, CodeLocation] = field(default_factory=dict)
+    detachments: list[Detachment] = field(default_factory=list)
+    outside_uses: list[Detachment] = field(default_factory=list)
+    writes: list[InPlaceWrite] = field(default_factory=list)
+    calls: list[FunctionCall] = field(default_factory=list)
+    hooks: list[TensorHook] = field(default_factory=list)
+    shifted: dict[int, CodeLocation] = field(default_factory=dict)
+    tensors: list[TracedTensor] = field(default_factory=list)
+    differentiable: list[TracedTensor] = field(default_factory=list)
+    random: list[Operation] = field(default_factory=list)
+    origins: list[Operation] = field(default_factory=list)
+    casts: list[CodeLocation] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardTrace:
+    """One forward pass.
+
+    Attributes:
+        names: parameters; the bit of each is its index here.
+        output: what the model gave.
+        loss: what the loss function gave, as a scalar tensor.
+        flow: what the loss carries.
+        reached: parameters that autograd reaches from the loss.
+        log: what the operations did.
+        graph: the nodes of autograd.
+    """
+
+    names: tuple[str, ...]
+    output: Any
+    loss: torch.Tensor
+    flow: Flow
+    reached: int
+    log: OperationLog
+    graph: AutogradGraph
+
+    def bit(self, name: str) -> int:
+        """Return the bit of a parameter."""
+        return 1 << self.names.index(name)

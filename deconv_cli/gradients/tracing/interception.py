@@ -1,0 +1,152 @@
+"""One watched forward pass: every function of torch that runs is handed to the flow tracker."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import _SingleLevelFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
+from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
+
+
+def trace_forward(subject: Subject, *, find_origins: bool = False) -> ForwardTrace:
+    """Run forward and loss once and watch.
+
+    Args:
+        subject: what is run.
+        find_origins: also look for the operations at which NaN or infinity arises.
+    """
+    tracker = FlowTracker(subject, find_origins=find_origins)
+    with (
+        tracker.locator.following(),
+        _patched_apply(tracker),
+        _patched_parameter(tracker),
+        _FunctionMode(tracker),
+        _DispatchMode(tracker),
+    ):
+        output, loss = subject.run()
+    return tracker.result(output, loss)
+
+
+class _FunctionMode(TorchFunctionMode):
+    """Sees every function of torch that Python calls."""
+
+    def __init__(self, tracker: FlowTracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401  torch's own signature
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Run one function."""
+        keywords, tracker = kwargs or {}, self._tracker
+        name = plain_name(func)
+        if name == "detach" and tracker.constructing:
+            # The one detach that no Python function stands for: the constructor of torch.autograd.Variable.
+            name = "Variable"
+        if name in RANDOM and not tracker.suspended:
+            tracker.log.random.append(Operation(label_of(name), tracker.locator.here()))
+        if name == "register_hook" and len(args) == 2 and not tracker.suspended:
+            args = tracker.follow_hook(*args)
+        inputs = tensors_in((args, keywords))
+        if not inputs:
+            return func(*args, **keywords)
+        is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
+        call = _calling(func, args, keywords)
+        return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
+
+
+def _calling(function: Any, arguments: Any, keywords: dict[str, Any]) -> Callable[[], Any]:  # noqa: ANN401  torch's own
+    return lambda: function(*arguments, **keywords)
+
+
+class _DispatchMode(TorchDispatchMode):
+    """Lets the function mode see what no Python function stands for, such as the constructor of `Variable`."""
+
+    def __init__(self, tracker: FlowTracker) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tracker = tracker
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401  torch's own signature
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Pass one operation on."""
+        self._tracker.constructing = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._tracker.constructing = False
+
+
+@contextlib.contextmanager
+def _patched_apply(tracker: FlowTracker) -> Iterator[None]:
+    """See calls of hand-written Functions, also through an `apply` that was bound long ago."""
+
+    def traced_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
+        def call() -> Any:  # noqa: ANN401  whatever the Function gives
+            tracker.suspended += 1
+            try:
+                result = super(_SingleLevelFunction, cls).apply(*args, **kwargs)
+            finally:
+                tracker.suspended -= 1
+            if cls is CheckpointFunction:
+                tracker.count_checkpoint(result)
+            return result
+
+        return call() if tracker.suspended else _observe_function(tracker, cls, args, call)
+
+    _SingleLevelFunction.apply = classmethod(traced_apply)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+
+
+def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Run a hand-written Function, and keep what it was called with."""
+    inputs = tensors_in(args)
+    kept = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, args)
+    needs = tuple(tensor.requires_grad for tensor in inputs)
+    result = tracker.observe(cls, f"{cls.__name__}.apply", inputs, call)
+    node = next((tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn is not None), None)
+    if any(needs) and not cls.__module__.startswith("torch."):
+        tracker.log.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
+    return result
+
+
+@contextlib.contextmanager
+def _patched_parameter(tracker: FlowTracker) -> Iterator[None]:
+    """See a tensor being wrapped as a new parameter, which neither mode of torch sees."""
+    original = nn.Parameter.__new__
+
+    def traced_new(cls: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
+        made = original(cls, data, *args, **kwargs)
+        if isinstance(data, torch.Tensor) and not tracker.suspended:
+            tracker.follow_wrapping(data, made)
+        return made
+
+    nn.Parameter.__new__ = traced_new  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Parameter.__new__ = original  # type: ignore[method-assign]

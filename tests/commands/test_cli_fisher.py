@@ -1,0 +1,123 @@
+"""`deconv fisher` at the prompt: what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from gradient_cases import FIXTURES
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from deconv_cli.commands.exit_codes import ExitCode
+
+NETWORK = ("fisher", "--model", f"{FIXTURES / 'detached.py'}:Base")
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.safetensors"
+    save_file({"input": torch.randn(20, 4), "target": torch.randint(0, 3, (20,))}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["empirical", "sampled", "exact", "ggn"])
+def test_names_and_shapes_of_the_state_dict(deconv, tmp_path, data, kind):
+    out = tmp_path / "fisher.safetensors"
+    words = [*NETWORK, "--data", data, "--loss", "cross-entropy", "--json"]
+    report = deconv(*words, "-o", out, "--kind", kind, "--batch-size", "6").report
+    found = load_file(out)
+    assert {name: tuple(t.shape) for name, t in found.items()} == {
+        "body.weight": (6, 4),
+        "body.bias": (6,),
+        "head.weight": (3, 6),
+        "head.bias": (3,),
+    }
+    assert all(bool((tensor >= 0).all()) for tensor in found.values())
+    assert (report["kind"], report["n_samples"], report["batch_size"]) == (kind, 20, 6)
+    assert report["trace"] == pytest.approx(sum(float(t.sum()) for t in found.values()), rel=1e-5)
+    assert 0 < report["batch_mean_squared_trace"] < report["trace"]
+    with safe_open(out, framework="pt") as opened:
+        assert json.loads(opened.metadata()["deconv"])["kind"] == kind
+
+
+def test_the_squared_batch_mean_is_shown_beside(deconv, tmp_path, data):
+    words = [*NETWORK, "--data", data, "--loss", "cross-entropy"]
+    told = deconv(*words, "-o", tmp_path / "fisher.safetensors").stdout
+    assert "the mean gradient of a batch of 16, squared, would have given" in told
+
+
+def test_an_existing_file_is_kept(refuses, deconv, tmp_path, data):
+    out = tmp_path / "fisher.safetensors"
+    out.write_bytes(b"precious")
+    words = [*NETWORK, "--data", data, "--loss", "cross-entropy"]
+    refuses(*words, "-o", out, code=ExitCode.USAGE, says="--force")
+    deconv(*words, "-o", out, "--force", "-q")
+    assert load_file(out)
+
+
+def test_another_suffix(refuses, tmp_path, data):
+    words = [*NETWORK, "--data", data, "-o", tmp_path / "f.pt"]
+    refuses(*words, code=ExitCode.USAGE, says=".safetensors")
+
+
+def test_draws_are_for_sampled_targets(refuses, tmp_path, data):
+    words = [*NETWORK, "--data", data, "--loss", "cross-entropy", "-o", tmp_path / "f.safetensors", "--draws", "2"]
+    refuses(*words, code=ExitCode.USAGE, says=["--draws", "the kind is empirical"])
+
+
+def test_a_projection_is_refused(refuses, data, tmp_path):
+    words = [*NETWORK, "--data", data, "-o", tmp_path / "f.safetensors"]
+    refuses(*words, code=ExitCode.USAGE, says=["likelihood", "--loss cross-entropy"])
+
+
+def test_numbers_of_samples_that_differ(refuses, tmp_path):
+    save_file({"input": torch.zeros(5, 4), "target": torch.zeros(4)}, tmp_path / "data.safetensors")
+    words = [*NETWORK, "--data", tmp_path / "data.safetensors", "-o", tmp_path / "f.safetensors"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Scalar(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 7)
+    def forward(self, x):
+        return super().forward(x).square().mean()
+
+class Hamiltonian(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+"""
+
+
+def test_a_model_that_gives_its_loss_has_a_likelihood(deconv, tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    words = ["fisher", "--model", f"{tmp_path}/nets.py:Scalar", "--input-shape", "3,4", "--json"]
+    assert deconv(*words, "-o", tmp_path / "f.safetensors").report["trace"] > 0
+
+
+def test_a_model_that_takes_a_gradient_itself(deconv, tmp_path):
+    """Its samples are taken one by one, and give what a loop of autograd gives."""
+    (tmp_path / "nets.py").write_text(NETS)
+    inputs, target = torch.randn(6, 4), torch.randn(6, 4)
+    save_file({"input": inputs, "target": target}, tmp_path / "data.safetensors")
+    words = ["fisher", "--model", f"{tmp_path}/nets.py:Hamiltonian", "--data", tmp_path / "data.safetensors"]
+    deconv(*words, "--loss", "mse", "-o", tmp_path / "f.safetensors", "-q")
+    names = {}
+    exec(NETS, names)
+    torch.manual_seed(0)
+    model = names["Hamiltonian"]()
+    expected = torch.zeros(8, 4)
+    for x, y in zip(inputs, target, strict=True):
+        loss = 0.5 * (model(x[None]) - y).square().sum()
+        expected += torch.autograd.grad(loss, model.energy[0].weight)[0].square() / 6
+    found = load_file(tmp_path / "f.safetensors")["energy.0.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

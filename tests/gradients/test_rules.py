@@ -1,0 +1,158 @@
+"""The rules: their order is their precedence, each has a file of its own name, and a caller adds his own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from gradient_cases import checked, load_fixture, verdicts
+from torch import nn
+
+import deconv_cli
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.gathering import gather_evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.losses import projection
+from deconv_cli.gradients.rules import GRADIENT_RULES, find_for_parameter
+from deconv_cli.gradients.subject import Subject
+
+detached, dying = load_fixture("detached"), load_fixture("dying")
+
+
+def evidence_of(model, *shape, loss=projection):
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    subject = Subject(model, (inputs,), {}, None, loss)
+    return gather_evidence(subject, budget=60.0, second_order=False, on_progress=lambda _: None)
+
+
+@pytest.fixture
+def add_rule():
+    """Register a rule for the length of a test."""
+    added = []
+
+    def register(name, rule):
+        added.append(name)
+        return GRADIENT_RULES.register(name, rule)
+
+    yield register
+    for name in added:
+        GRADIENT_RULES.unregister(name)
+
+
+def find_large(evidence, name):
+    norm = evidence.gradient_norm(name)
+    if norm is None or norm < 1:
+        return None
+    why = f"the gradient of {name} has norm {norm:.3g}."
+    return Finding("TOO-LARGE", (Cause("a large gradient", evidence.module_of(name), why, "scale the loss down"),))
+
+
+class TestOwnRules:
+    def test_a_finding_of_the_callers_own(self, add_rule):
+        """A word of its own is a fault, counts as one, and comes with its suggestion."""
+        add_rule("large", find_large)
+        model = nn.Linear(4, 2)
+        found = checked(model, 5, 4, loss=lambda output: 1e3 * output.square().sum())
+        assert verdicts(found) == {"weight": "TOO-LARGE", "bias": "TOO-LARGE"}
+        assert all(finding.is_fault for finding in found.parameters)
+        assert found.parameters[0].causes[0].suggestion == "scale the loss down"
+        assert {fault.verdict for fault in found.faults()} == {"TOO-LARGE"}
+        small = checked(model, 5, 4, loss=lambda output: 1e-3 * output.square().mean())
+        assert set(verdicts(small).values()) == {"OK"}
+
+    def test_it_is_asked_before_the_built_in_ones(self, add_rule):
+        add_rule("nothing", lambda evidence, name: Finding(Verdict.OK) if name == "spare.weight" else None)
+        found = verdicts(checked(detached.Unused(), 5, 4))
+        assert (found["spare.weight"], found["spare.bias"]) == ("OK", "UNUSED")
+        assert GRADIENT_RULES.names[0] == "nothing"
+
+    def test_a_name_that_is_taken(self):
+        with pytest.raises(UsageError, match="gradient rule 'non-finite' is registered already"):
+            GRADIENT_RULES.register("non-finite", find_large)
+
+    def test_it_is_public(self):
+        assert deconv_cli.GRADIENT_RULES is GRADIENT_RULES
+
+
+class TestPrecedence:
+    @pytest.mark.parametrize("name", [name for name in GRADIENT_RULES.names if name != "not-checked"])
+    def test_a_rule_is_found_by_its_name(self, name):
+        rule = GRADIENT_RULES[name]
+        assert rule.__name__ == f"find_{name.replace('-', '_')}"
+        assert ".gradients.rules." in rule.__module__
+
+    def test_the_last_rule_finds_anything(self):
+        assert GRADIENT_RULES.names[-1] == "not-checked"
+
+    def test_a_loss_of_nan_is_no_zero_gradient(self):
+        """Both rules find something; the one that is named first decides."""
+        evidence = evidence_of(nn.Linear(4, 2), 5, 4, loss=lambda output, _: (output - 1e6).log().clamp(0, 1).mean())
+        zero, non_finite = (GRADIENT_RULES[name](evidence, "weight") for name in ("zero", "non-finite"))
+        assert (zero.verdict, non_finite.verdict) == ("ZERO", "NON-FINITE")
+        assert find_for_parameter(evidence, "weight") == non_finite
+
+    def test_a_bias_that_cannot_matter_is_no_dead_one(self):
+        evidence = evidence_of(dying.BiasBeforeNorm(), 4, 2, 8, 8)
+        assert find_for_parameter(evidence, "conv.bias").verdict == "ZERO BY CONSTRUCTION"
+
+    def test_a_detachment_explains_a_difference(self):
+        evidence = evidence_of(detached.PartDetach(), 5, 4)
+        wrong, found = GRADIENT_RULES["wrong"](evidence, "body.weight"), find_for_parameter(evidence, "body.weight")
+        assert (wrong.verdict, wrong.causes) == ("WRONG", ())
+        assert found.verdict == "DETACHED"
+        assert wrong.detail in found.detail
+
+
+class TestEvidence:
+    def test_it_cannot_be_changed(self):
+        evidence = evidence_of(nn.Linear(4, 2), 5, 4)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            evidence.budget = 0.0
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            find_for_parameter(evidence, "weight").verdict = "WRONG"
+
+    def test_rules_leave_it_as_it_is(self):
+        """The same rules find the same of the same evidence, however often they are asked."""
+        evidence = evidence_of(detached.Detach(), 5, 4)
+        assert [find_for_parameter(evidence, name) for name in evidence.parameters] == [
+            find_for_parameter(evidence, name) for name in evidence.parameters
+        ]
+
+
+class Recurrent(torch.autograd.Function):
+    """One step of a hand-written recurrence with two states."""
+
+    @staticmethod
+    def forward(ctx, x, h, c, w):
+        ctx.save_for_backward(x, h, c, w)
+        return x * w + h / 2, c / 2 + h
+
+    @staticmethod
+    def backward(ctx, grad_h, grad_c):
+        x, _, _, w = ctx.saved_tensors
+        return grad_h * w, grad_h / 2 + grad_c, grad_c / 2, (grad_h * x).sum(0)
+
+
+def test_states_of_a_hand_written_function_are_followed_through_time():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            h = c = torch.zeros(x.shape[0], 3, dtype=x.dtype)
+            for t in range(x.shape[1]):
+                h, c = Recurrent.apply(x[:, t], h, c, self.w)
+            return h + c
+
+    found = checked(Net(), 4, 5, 3, loss=lambda output: output.sum())
+    assert set(verdicts(found).values()) == {"OK"}
+    norms = {series.name: series.norms for series in found.recurrent}
+    # ∂loss/∂h is 1 at the end; one step back it is 1/2 of the next h and all of the next c, which is halved each step.
+    by_h, by_c = [1.0], [1.0]
+    for _ in range(4):
+        by_h.insert(0, by_h[0] / 2 + by_c[0])
+        by_c.insert(0, by_c[0] / 2)
+    assert norms["h"] == pytest.approx([12**0.5 * value for value in by_h])
+    assert norms["c"] == pytest.approx([12**0.5 * value for value in by_c])

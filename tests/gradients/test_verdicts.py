@@ -1,0 +1,274 @@
+"""The verdict on every fixture: the word, the line, the operation, and what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gradient_cases import blamed_line, causes, checked, load_fixture, verdicts
+
+detached, dying, handwritten = (load_fixture(name) for name in ("detached", "dying", "handwritten"))
+lenet, mixing, range_loss = (load_fixture(name) for name in ("lenet", "mixing", "range_loss"))
+tangent, wrong = (load_fixture(name) for name in ("tangent", "wrong"))
+
+BODY_DETACHED = {"body.weight": "DETACHED", "body.bias": "DETACHED", "head.weight": "OK", "head.bias": "OK"}
+
+
+def assert_blamed(report, parameter, fixture, mark, verdict):
+    finding = next(f for f in report.parameters if f.name == parameter)
+    assert finding.verdict == verdict, finding
+    (cause, *more) = finding.causes
+    assert more == []
+    assert cause.location.file.endswith(f"{fixture}.py")
+    assert cause.location.line == blamed_line(fixture, mark)
+    assert cause.why.endswith(".")
+    assert cause.suggestion
+    return cause
+
+
+class TestWrappedLosses:
+    @pytest.mark.parametrize(
+        ("loss", "mark", "operation"),
+        [
+            ("wrapped_loss", "wrapped", "Variable(...)"),
+            ("wrapped_as_tensor", "tensor", "torch.tensor(...)"),
+            ("wrapped_as_parameter", "parameter", "nn.Parameter(...)"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+    def test_a_loss_wrapped_again(self, loss, mark, operation):
+        target = torch.randint(0, 10, (3,))
+        found = checked(lenet.LeNet5(), 3, 1, 32, 32, loss=getattr(lenet, loss), target=target)
+        assert set(verdicts(found).values()) == {"DETACHED"}
+        cause = assert_blamed(found, "conv1.weight", "lenet", mark, "DETACHED")
+        assert cause.operation == operation
+        assert cause.suggestion == "return loss"
+        (fault,) = found.faults()
+        assert (fault.verdict, len(fault.causes), len(fault.parameters)) == ("DETACHED", 1, 10)
+
+    def test_the_corrected_loss(self):
+        target = torch.randint(0, 10, (3,))
+        found = checked(lenet.LeNet5(), 3, 1, 32, 32, loss=lenet.cured_loss, target=target)
+        assert set(verdicts(found).values()) == {"OK"}
+
+
+class TestRangeLosses:
+    @pytest.mark.parametrize("error", [0.0, 100.0])
+    @pytest.mark.parametrize("mark", ["counted", "listed"])
+    def test_a_count_that_stands_still_on_these_data_is_detached_all_the_same(self, mark, error):
+        model = range_loss.Regressor()
+        with torch.no_grad():
+            model.head.weight.mul_(1e-3)
+            model.head.bias.zero_()
+        found = checked(model, 16, 3, loss=getattr(range_loss, f"{mark}_loss"), target=torch.full((16, 1), error))
+        assert_blamed(found, "hidden.weight", "range_loss", mark, "DETACHED")
+
+    @pytest.mark.parametrize("mark", ["counted", "listed"])
+    def test_a_loss_made_of_comparisons(self, mark):
+        target = torch.zeros(16, 1)
+        found = checked(range_loss.Regressor(), 16, 3, loss=getattr(range_loss, f"{mark}_loss"), target=target)
+        assert set(verdicts(found).values()) == {"DETACHED"}
+        cause = assert_blamed(found, "hidden.weight", "range_loss", mark, "DETACHED")
+        assert "comparison" in cause.operation
+        assert (
+            cause.suggestion
+            == "torch.where((error > 0.2) & (error < 0.8), torch.minimum(error - 0.2, 0.8 - error), 0.0).mean()"
+        )
+
+    def test_the_piecewise_loss(self):
+        found = checked(range_loss.Regressor(), 16, 3, loss=range_loss.piecewise_loss, target=torch.zeros(16, 1))
+        assert set(verdicts(found).values()) == {"OK"}
+
+    def test_the_suggestion_is_the_corrected_loss(self):
+        """What is suggested is code that trains: it equals the corrected loss of the fixture."""
+        target = torch.zeros(16, 1)
+        found = checked(range_loss.Regressor(), 16, 3, loss=range_loss.counted_loss, target=target)
+        error = torch.rand(20, requires_grad=True)
+        loss = eval(causes(found, "head.weight")[0].suggestion, {"torch": torch, "error": error})
+        assert torch.equal(loss, range_loss.piecewise_loss(error, torch.zeros(20)))
+        assert torch.autograd.grad(loss, error)[0].any()
+
+
+class TestDetached:
+    @pytest.mark.parametrize(
+        ("name", "mark", "operation", "suggestion"),
+        [
+            ("Detach", "detach", ".detach()", "return h"),
+            ("SelectedThenDetached", "selected", ".detach()", "return selected"),
+            ("Data", "data", ".data", "return h"),
+            ("NoGrad", "no_grad", "no_grad", "torch.no_grad()"),
+            ("Numpy", "numpy", ".detach()", "torch functions"),
+            ("Argmax", "argmax", "argmax(...)", "torch.softmax"),
+            ("IntegerCast", "cast", "the cast to int32", "floating point"),
+            ("Comparison", "comparison", "the comparison >", "torch.where(h > 0"),
+        ],
+    )
+    def test_an_operation_that_detaches(self, name, mark, operation, suggestion):
+        found = checked(getattr(detached, name)(), 5, 4)
+        assert verdicts(found) == BODY_DETACHED
+        cause = assert_blamed(found, "body.weight", "detached", mark, "DETACHED")
+        assert cause.operation == operation
+        assert suggestion.replace("where(h > 0", "where((h > 0)") in cause.suggestion
+
+    def test_item(self):
+        found = checked(detached.Item(), 5, 4)
+        cause = assert_blamed(found, "scale", "detached", "item", "DETACHED")
+        assert cause.operation == ".item()"
+        assert cause.suggestion == "factor = self.scale"
+
+    def test_a_loss_that_is_a_number(self):
+        found = checked(detached.Base(), 5, 4, loss=detached.item_loss)
+        assert set(verdicts(found).values()) == {"DETACHED"}
+        assert assert_blamed(found, "body.weight", "detached", "item_loss", "DETACHED").suggestion == "return loss"
+
+    def test_a_detachment_on_one_of_two_paths(self):
+        found = checked(detached.PartDetach(), 5, 4)
+        assert verdicts(found) == BODY_DETACHED
+        assert_blamed(found, "body.weight", "detached", "part", "DETACHED")
+        assert "one of several paths" in found.parameters[0].detail
+
+    def test_unused(self):
+        found = verdicts(checked(detached.Unused(), 5, 4))
+        assert {name for name, verdict in found.items() if verdict == "UNUSED"} == {"spare.weight", "spare.bias"}
+        assert found["body.weight"] == "OK"
+
+    def test_used_but_not_in_the_loss(self):
+        found = checked(detached.NotInLoss(), 5, 4)
+        assert_blamed(found, "side.weight", "detached", "aside", "NOT-LOSS")
+
+    def test_frozen_is_no_fault(self):
+        found = checked(detached.Frozen(), 5, 4)
+        assert verdicts(found)["body.weight"] == "FROZEN"
+        assert found.faults() == []
+
+    def test_a_backward_that_returns_none(self):
+        found = checked(detached.NoneForBias(), 5, 4)
+        cause = assert_blamed(found, "bias", "detached", "none_call", "DETACHED")
+        assert "returns None" in cause.why
+
+
+class TestDying:
+    @pytest.mark.parametrize(
+        ("name", "mark", "parameter", "words"),
+        [
+            ("Round", "round", "body.weight", "constant between its steps"),
+            ("DeadRelu", "dead", "body.weight", "dead"),
+            ("SaturatedSoftmax", "softmax", "body.weight", "saturated"),
+        ],
+    )
+    def test_where_the_gradient_dies(self, name, mark, parameter, words):
+        found = checked(getattr(dying, name)(), 5, 4)
+        assert words in assert_blamed(found, parameter, "dying", mark, "ZERO").why
+
+    def test_infinite_slope(self):
+        found = checked(dying.SqrtAtZero(), 5, 4)
+        cause = assert_blamed(found, "scale", "dying", "sqrt", "NON-FINITE")
+        assert cause.operation == "sqrt(...)"
+        assert "1e-12" in cause.suggestion
+
+    def test_a_loss_that_is_not_a_number(self):
+        found = checked(dying.LogOfNegative(), 5, 4)
+        cause = assert_blamed(found, "scale", "dying", "log", "NON-FINITE")
+        assert "inputs of log are finite" in cause.why
+        assert found.loss is None
+
+    def test_a_bias_before_batch_norm(self):
+        found = checked(dying.BiasBeforeNorm(), 4, 2, 8, 8)
+        names = {name for name, verdict in verdicts(found).items() if verdict == "ZERO BY CONSTRUCTION"}
+        assert names == {"conv.bias"}
+        assert "BatchNorm" in causes(found, "conv.bias")[0].why
+        assert found.faults() == []
+
+    def test_vanishing(self):
+        found = checked(dying.DeepSigmoid(), 5, 8)
+        judged = verdicts(found)
+        assert judged["layers.0.weight"] == "VANISHING"
+        assert judged["layers.13.weight"] == "OK"
+        assert causes(found, "layers.0.weight")[0].location.line is not None
+
+    def test_exploding(self):
+        found = checked(dying.DeepLinear(), 5, 8)
+        assert verdicts(found)["first.weight"] == "EXPLODING"
+        assert verdicts(found)["last.weight"] == "OK"
+
+    def test_a_kink_is_no_fault(self):
+        found = checked(dying.Corner(), 3)
+        assert verdicts(found) == {"bias": "NONDIFFERENTIABLE", "weight": "OK"}
+        assert found.faults() == []
+
+    def test_random_numbers_that_no_seed_reaches(self):
+        found = checked(dying.Unseeded(), 5, 4)
+        assert set(verdicts(found).values()) == {"NOISY"}
+        assert causes(found, "body.weight")[0].location.line == blamed_line("dying", "unseeded")
+        assert "no seed reaches" in causes(found, "body.weight")[0].why
+
+
+class TestHandwritten:
+    @pytest.mark.parametrize(
+        ("model", "shape"),
+        [
+            (handwritten.CharRnn, (3, 5, 7)),
+            (handwritten.HandLstm, (3, 5, 4)),
+            (tangent.TangentNet, (2, 1, 6, 6)),
+        ],
+        ids=["rnn", "lstm", "tangent"],
+    )
+    def test_right(self, model, shape):
+        found = checked(model(), *shape)
+        assert set(verdicts(found).values()) == {"OK"}, found.parameters
+        assert found.general == ()
+
+    @pytest.mark.parametrize(
+        ("model", "shape", "fixture", "mark", "parameter"),
+        [
+            (handwritten.WrongCharRnn, (3, 5, 7), "handwritten", "rnn", "wh"),
+            (handwritten.WrongHandLstm, (3, 5, 4), "handwritten", "lstm", "w"),
+            (tangent.WrongTangentNet, (2, 1, 6, 6), "tangent", "tangent", "w"),
+        ],
+        ids=["rnn", "lstm", "tangent"],
+    )
+    def test_wrong(self, model, shape, fixture, mark, parameter):
+        found = checked(model(), *shape)
+        assert_blamed(found, parameter, fixture, mark, "WRONG")
+        assert verdicts(found).get("head.weight", "OK") == "OK"
+
+    def test_the_wrong_gate_is_named(self):
+        cause = causes(checked(handwritten.WrongHandLstm(), 3, 5, 4), "w")[0]
+        assert "rows 10 to 14 (the whole fault lies in block 3 of 4)" in cause.why
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-6], ids=["plain", "tiny"])
+    def test_twice_as_large_everywhere_under_a_mean(self, scale):
+        found = checked(wrong.DoubledNet(scale=scale), 4, 1000)
+        cause = assert_blamed(found, "w", "wrong", "doubled", "WRONG")
+        assert cause.suggestion == "divide the gradient for 'w' by 2"
+        assert found.parameters[0].comparison.ratio == pytest.approx(2, rel=1e-4)
+
+    def test_one_element_of_a_thousand_wrong_by_a_hundredth(self):
+        found = checked(wrong.OneOffNet(), 4, 1000)
+        cause = assert_blamed(found, "w", "wrong", "one", "WRONG")
+        assert "1 of 1000 elements" in cause.why
+        assert "[377]" in cause.why
+        assert found.parameters[0].comparison.element == (377,)
+
+    def test_a_missing_sum(self):
+        assert_blamed(checked(wrong.NoSumNet(), 4, 1000), "w", "wrong", "sum", "WRONG")
+
+    def test_a_hook(self):
+        found = checked(wrong.hooked(), 5, 3)
+        cause = assert_blamed(found, "weight", "wrong", "hook", "WRONG")
+        assert cause.operation == "a gradient hook"
+        assert verdicts(found)["bias"] == "OK"
+
+
+class TestMixing:
+    def test_samples_that_leak(self):
+        found = checked(mixing.Leak(), 5, 4)
+        (finding,) = found.general
+        assert finding.verdict == "BATCH-LEAK"
+        assert finding.causes[0].location.line == blamed_line("mixing", "leak")
+        assert finding.causes[0].operation == "softmax(...)"
+
+    def test_an_overwritten_tensor(self):
+        found = checked(mixing.InPlace(), 5, 4)
+        assert set(verdicts(found).values()) == {"IN-PLACE"}
+        cause = assert_blamed(found, "body.weight", "mixing", "in_place", "IN-PLACE")
+        assert cause.suggestion == "h = h + 1"

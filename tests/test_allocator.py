@@ -1,0 +1,41 @@
+"""Freed memory is kept where glibc can: fewer pages are cleared, and what is kept still counts as free."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deconv_cli.allocator import keep_freed_memory, kept_bytes
+
+SCRIPT = """
+import resource, sys, torch
+from deconv_cli.allocator import keep_freed_memory, kept_bytes
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def churn(n):
+    for _ in range(n):
+        torch.ones(2**24).add(1)  # 64 MiB each, freed at once
+churn(2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+churn(20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept_bytes())
+"""
+
+
+def faults(how):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True, timeout=120)
+    return [int(number) for number in done.stdout.split()]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or kept_bytes() == 0, reason="needs glibc 2.33 or newer")
+def test_pages_are_cleared_once():
+    given_back, _ = faults("give back")
+    kept, n_bytes = faults("keep")
+    assert kept < given_back / 10
+    assert n_bytes > 2**26
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("deconv_cli.allocator._glibc", lambda: None)
+    assert not keep_freed_memory()
+    assert kept_bytes() == 0
