@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
-    from deconv_cli.workflows.forward import forward
-    from deconv_cli.workflows.invert import invert, pseudo_inverse
+    from deconv_cli.workflows.apply_kernel import forward
+    from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
 __version__ = "0.1.0"
@@ -115,12 +115,12 @@ _HOMES = {
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
-    "forward": "deconv_cli.workflows.forward",
+    "forward": "deconv_cli.workflows.apply_kernel",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
-    "invert": "deconv_cli.workflows.invert",
+    "invert": "deconv_cli.workflows.library",
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "solve": "deconv_cli.solvers.solve",
-    "pseudo_inverse": "deconv_cli.workflows.invert",
+    "pseudo_inverse": "deconv_cli.workflows.library",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",
     "save_pseudo_inverse": "deconv_cli.saved_inverses",
 }

@@ -36,7 +36,7 @@ PENALTIES: Registry[Any] = Registry(
 SOLVERS: Registry[Any] = Registry(
     "method",
     {
-        "fft": "deconv_cli.solvers.circular:CIRCULAR",
+        "fft": "deconv_cli.solvers.closed_form:CIRCULAR",
         "strip": "deconv_cli.solvers.strip:STRIP",
         "direct": "deconv_cli.solvers.direct:DIRECT",
         "iterative": "deconv_cli.solvers.iterative:ITERATIVE",

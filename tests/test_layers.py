@@ -327,3 +327,42 @@ def test_the_checker_names_the_rule_that_a_made_up_source_breaks(tmp_path, place
     broken = broken_rules(write_package(tmp_path, CLEAN | {place: source}))
     assert any(sentence in line for line in broken), broken
     assert all(line.startswith("deconv_cli/") and line.endswith(".") for line in broken)
+
+
+DOORS = {"forward", "invert", "pseudo_inverse"}
+"""The three doors of the library."""
+LAYERS = {"deconv_cli.kernels.receptive_field"}
+"""A layer takes the arguments of torch's own layer, and its own."""
+MAX_PARAMETERS = 8
+
+
+def long_signatures(folder: Path) -> list[str]:
+    """Name every function with too many parameters, but for the doors and the commands, whose options they are."""
+    found = []
+    for module in read_package(folder).values():
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            arguments = node.args
+            names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+            n_parameters = len([name for name in names if name not in ("self", "cls")])
+            is_door = module.layer == "workflows" and node.name in DOORS
+            is_free = module.layer == "commands" or is_door or (module.name in LAYERS and node.name == "__init__")
+            if n_parameters > MAX_PARAMETERS and not is_free:
+                found.append(f"{module.place}:{node.lineno}: {node.name} takes {n_parameters} parameters.")
+    return found
+
+
+def test_functions_take_few_parameters():
+    assert not long_signatures(PACKAGE), "\n".join(long_signatures(PACKAGE))
+
+
+def test_a_long_signature_is_named(tmp_path):
+    names = ", ".join("abcdefghi")
+    write_package(tmp_path, {"solvers/a.py": f"def f({names}): ...\n", "commands/b.py": f"def g({names}): ...\n"})
+    assert long_signatures(tmp_path) == ["deconv_cli/solvers/a.py:1: f takes 9 parameters."]
+
+
+def test_no_two_modules_share_a_name():
+    names = [Path(module.place).name for module in read_package(PACKAGE).values() if not module.is_package]
+    assert sorted(names) == sorted(set(names))

@@ -62,7 +62,8 @@ def factor(
 ) -> None:
     """Build the inverse of a kernel for images of one size, and keep it for deconv invert --factor.
 
-    What is left open takes the defaults of tensors: boundary zero, penalty identity, λ 1e-6.
+    What is left open takes the defaults of tensors, as deconv invert does: boundary zero, penalty identity, λ 1e-6.
+    (From Python, pseudo_inverse takes λ 0 unless given: it is named after the Moore-Penrose inverse.)
     """
     image_size = parse_size(size)
     given = ReconstructionSettings.of(**settings)

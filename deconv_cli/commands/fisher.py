@@ -19,7 +19,7 @@ from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.sample_batch import Batch
 
 EXAMPLE = (
     "Example: deconv fisher sample_images/network.safetensors --model sample_images/network.py:Network "
@@ -114,7 +114,7 @@ def _write(
 
 
 def _batches(case: Case, batch_size: int) -> Iterator[Batch]:
-    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.sample_batch import Batch
 
     subject, data = case.subject, case.data
     if data is None:

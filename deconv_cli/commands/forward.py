@@ -109,7 +109,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     """Read, convolve and write one file."""
     from deconv_cli.report.run import ForwardRun
     from deconv_cli.report.run_record import describe_run
-    from deconv_cli.workflows.forward import forward as apply_kernel
+    from deconv_cli.workflows.apply_kernel import forward as apply_kernel
 
     loaded, kernel = context.read(job), context.loaded
     padding, boundary = convolution.padding, convolution.boundary

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.sample_batch import Batch
     from deconv_cli.gradients.subject import Subject
     from deconv_cli.io.data import DataFile
     from deconv_cli.models.model_files import ModelFile
@@ -115,7 +115,7 @@ def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module)
     Raises:
         InputRefusedError: the tensors do not agree on the number of samples, or hold none.
     """
-    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.sample_batch import Batch
 
     tensors = data.rows(start, stop) if start and stop is not None else data.samples(stop)
     dtype = _dtype_of(module)
@@ -178,7 +178,7 @@ def _open_batch(
     batch_axis: int | None,
 ) -> tuple[DataFile | None, Batch, str, list[str]]:
     """Read or draw the inputs: the data file, the batch to check, where it is from, and what was assumed."""
-    from deconv_cli.gradients.batch import Batch
+    from deconv_cli.gradients.sample_batch import Batch
     from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs, guess_inputs
 
     dtype = _dtype_of(module)

@@ -131,7 +131,7 @@ class _Reader:
     def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
         from deconv_cli.io.file_inspection import as_image, as_kernel
         from deconv_cli.report.inspection_record import describe_samples
-        from deconv_cli.workflows.inspect import inspect_samples
+        from deconv_cli.workflows.kernel_facts import inspect_samples
 
         if self._taken_for is not None:
             entry = as_kernel(entry) if self._taken_for is Kind.KERNEL else as_image(entry)
@@ -155,7 +155,7 @@ class _Reader:
     def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
         from deconv_cli.models.kernel_files import read_kernel
         from deconv_cli.report.inspection_record import describe_kernel_facts
-        from deconv_cli.workflows.inspect import inspect_kernel
+        from deconv_cli.workflows.kernel_facts import inspect_kernel
 
         read = read_kernel(
             path, layer=entry.name or None, convention=self._reading.convention, normalize=self._reading.normalize

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deconv_cli.workflows.progress import ProgressListener
+from deconv_cli.workflows.progress_listener import ProgressListener
 
 if TYPE_CHECKING:
     from rich.status import Status

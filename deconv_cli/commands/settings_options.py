@@ -167,7 +167,8 @@ SETTINGS_OPTIONS = dict(
             "method",
             str,
             SOLVER,
-            f"How to solve: {', '.join(method_names())}. Default: auto, what costs least.",
+            f"How to solve: {', '.join(method_names())}. Default: auto, what costs least; richardson-lucy is for "
+            "deconv invert alone.",
             metavar="NAME",
             autocompletion=lambda: list(method_names()),
         ),

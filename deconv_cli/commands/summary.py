@@ -124,9 +124,9 @@ def _solver(result: Reconstruction) -> str:
     n = solution.n_iterations
     steps = "" if n == 0 else f" after {n} {'iteration' if n == 1 else 'iterations'}"
     certificate = f"certificate {solution.certificate:.2g}"
-    distance = solution.distance_bound
-    away = "" if distance is None else f", at most {distance:.2g} of the estimate away from the solution"
-    return f"{result.choice.method}, {status}{steps}, {certificate}{away}"
+    bound = solution.distance_bound
+    distance = "" if bound is None else f", within {100 * bound:.2g} % of the solution"
+    return f"{result.choice.method}, {status}{steps}, {certificate}{distance}"
 
 
 def _residual(result: Reconstruction) -> str:

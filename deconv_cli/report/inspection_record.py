@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deconv_cli.report.reconstruction_record import describe_well_posedness
 from deconv_cli.report.record import Record, finite_or_none
-from deconv_cli.workflows.inspect import KernelFacts, SampleFacts
+from deconv_cli.workflows.kernel_facts import KernelFacts, SampleFacts
 
 
 def describe_samples(facts: SampleFacts) -> Record:

@@ -106,10 +106,10 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
     blocks = symbol.flatten(0, -3)
     if weight > 0:
         inputs = gram_inverse_blocks(symbol, weight, penalty)
-        estimate = _product(inputs.flatten(0, 1), blocks.mH)
+        estimate = _product(inputs.flatten(0, -3), blocks.mH)
         outputs = _identity_minus(_product(blocks, estimate))
         return TorusBlocks(estimate.unflatten(0, shape), outputs.unflatten(0, shape), inputs)
-    estimate = full_rank_inverse(symbol).flatten(0, 1)
+    estimate = full_rank_inverse(symbol).flatten(0, -3)
     # A square block leaves nothing over.
     is_square = symbol.shape[-1] == symbol.shape[-2]
     if covers_inputs:

@@ -23,7 +23,7 @@ from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolu
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows.forward import as_bias
+from deconv_cli.workflows.apply_kernel import as_bias
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 

@@ -24,13 +24,13 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, Size
+from deconv_cli.workflows.apply_kernel import as_bias
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
-from deconv_cli.workflows.forward import as_bias
 from deconv_cli.workflows.predict import predict_for
-from deconv_cli.workflows.progress import ProgressListener, as_listener
+from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
 

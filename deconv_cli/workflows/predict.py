@@ -15,7 +15,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows.forward import as_bias
+from deconv_cli.workflows.apply_kernel import as_bias
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 

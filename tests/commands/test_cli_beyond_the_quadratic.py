@@ -123,7 +123,7 @@ def test_data_below_zero_are_refused_for_counts(deconv, files):
 
 
 @pytest.mark.parametrize("options", [["--nonnegative"], ["--prior", "tv"], ["--gain", "auto"]])
-def test_a_factor_takes_no_wishes(deconv, files, options):
+def test_a_factor_takes_no_prior(deconv, files, options):
     deconv("factor", "--kernel", "k.npy", "--size", "40,40", "--lambda", "1e-3", "-o", "f.safetensors", "--quiet")
     done = deconv("invert", "y.npy", "--factor", "f.safetensors", *options, "-o", "x.npy", expect=ExitCode.USAGE)
     assert "a factor is a linear inverse" in done.errors[0]

@@ -66,8 +66,8 @@ def test_the_noise_may_be_given(deconv, words, tmp_path):
     large = deconv(*words, "--noise-sigma", "4", *options).report
     assert small["lambda_choice"]["noise_sigma_given"]
     table = ["-o", tmp_path / "a.tif", "--force"]
-    assert "σ 2: asked for" in deconv(*words, *table, "--noise-sigma", "2").stderr
-    found = re.search(r"σ ([0-9.]+): read off", deconv(*words, *table).stderr)
+    assert "σ 2, given by the user" in deconv(*words, *table, "--noise-sigma", "2").stderr
+    found = re.search(r"σ ([0-9.]+), estimated where", deconv(*words, *table).stderr)
     assert float(found[1]) == pytest.approx(2, rel=0.3)
     told = deconv(*words, *table, "--lambda", "1e-3", "--trust-mask", tmp_path / "mask.png").stderr
     assert re.search(r"σ [0-9.]+, as the expected error takes it", told)

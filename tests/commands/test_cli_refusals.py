@@ -416,7 +416,7 @@ def test_a_bug_keeps_its_traceback(gray, gentle, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("deconv_cli.workflows.forward.forward", broken)
+    monkeypatch.setattr("deconv_cli.workflows.apply_kernel.forward", broken)
     words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif"]
     result = deconv_quietly(*words)
     assert isinstance(result.exception, ZeroDivisionError)

@@ -24,7 +24,7 @@ def clock():
     return Clock()
 
 
-def test_the_end_is_foretold_from_how_fast_the_certificate_falls(clock):
+def test_the_end_is_predicted_from_how_fast_the_certificate_falls(clock):
     progress = WorkProgress(clock=clock)
     progress.begin("restoring", goal=1e-6, limit=1000)
     run(progress, clock, [1e-1, 1e-2, 1e-3])
@@ -41,7 +41,7 @@ def test_the_last_iteration_is_the_end_where_nothing_falls(clock):
     assert progress.seconds_left() is None
 
 
-def test_nothing_is_foretold_from_two_iterations_or_of_another_step(clock):
+def test_nothing_is_predicted_from_two_iterations_or_of_another_step(clock):
     progress = WorkProgress(clock=clock)
     progress.begin("restoring", goal=1e-6, limit=50)
     run(progress, clock, [1e-1, 1e-2])

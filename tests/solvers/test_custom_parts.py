@@ -13,8 +13,8 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
-from deconv_cli.workflows.forward import forward
-from deconv_cli.workflows.invert import invert
+from deconv_cli.workflows.apply_kernel import forward
+from deconv_cli.workflows.library import invert
 
 SHAPES = [(1, 1, 3, 3), (2, 2, 3, 4), (3, 2, 2, 3)]
 SIZE = (8, 7)

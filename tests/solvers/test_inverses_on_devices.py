@@ -17,7 +17,7 @@ from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers import band_solver, bands
 from deconv_cli.solvers import iterative as iterative_module
-from deconv_cli.solvers.circular import CircularInverse
+from deconv_cli.solvers.closed_form import CircularInverse
 from deconv_cli.solvers.dense_border import BoundarySystem
 from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.direct import DirectInverse

@@ -147,7 +147,7 @@ def test_nothing_is_factored_on_loading(tmp_path, monkeypatch, name):
         pytest.fail("something costly was computed")
 
     for module, names in {
-        "deconv_cli.solvers.circular": ["inverse_blocks", "torus_symbol"],
+        "deconv_cli.solvers.closed_form": ["inverse_blocks", "torus_symbol"],
         "deconv_cli.solvers.dense_border": ["full_rank_inverse", "torus_blocks"],
         "deconv_cli.solvers.square_border": ["full_rank_inverse", "torus_symbol", "invert_lines", "coupling"],
         "deconv_cli.solvers.estimator": ["kernel_spectrum"],

@@ -7,9 +7,9 @@ import math
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.batch import Batch
 from deconv_cli.gradients.fisher_matrix.likelihoods import LIKELIHOODS, Likelihood
 from deconv_cli.gradients.losses import OF_CLASSES, classes_are_last
+from deconv_cli.gradients.sample_batch import Batch
 from deconv_cli.gradients.subject import Loss, as_scalar
 
 KINDS = ("empirical", "sampled", "exact", "ggn")

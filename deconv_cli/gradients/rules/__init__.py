@@ -46,7 +46,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "used-outside-torch": f"{_HERE}.detached:find_used_outside_torch",
         "not-in-loss": f"{_HERE}.unused:find_not_in_loss",
         "zero-by-construction": f"{_HERE}.zero_by_construction:find_zero_by_construction",
-        "zero": f"{_HERE}.zero:find_zero",
+        "zero": f"{_HERE}.zero_gradient:find_zero",
         "noisy": f"{_HERE}.noisy:find_noisy",
         "wrong-function": f"{_HERE}.wrong_function:find_wrong_function",
         "gradient-hook": f"{_HERE}.wrong:find_gradient_hook",
