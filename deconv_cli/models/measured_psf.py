@@ -17,7 +17,7 @@ FAINT = 0.2
 """A background is at most this part of the peak."""
 LEAST_SHARE = 0.02
 """A background is worth a note if it is this part of the sum of all taps."""
-NOISE_LEVEL = 4.0
+NOISE_LEVEL = 5.0
 """Standard deviations of a background below which a tap holds nothing but noise."""
 FILLED = 0.7
 """Part of the taps, along both axes, up to which those that hold anything leave an empty margin."""
