@@ -1,6 +1,5 @@
 """Measured point-spread functions: what is noticed of them, and what cleaning leaves."""
 
-import numpy as np
 import pytest
 import tifffile
 import torch
@@ -82,6 +81,5 @@ def test_a_file_is_cleaned_on_reading(tmp_path):
     cleaned = read_kernel(tmp_path / "bead.tif", clean=True)
     assert cleaned.picture_notes == ()
     assert float(cleaned.kernel.sum()) == pytest.approx(1, rel=1e-6)
-    assert np.unravel_index(cleaned.kernel.argmax(), cleaned.kernel.shape) == tuple(
-        n // 2 for n in cleaned.kernel.shape
-    )
+    height, width = cleaned.kernel.shape
+    assert divmod(int(cleaned.kernel.argmax()), width) == (height // 2, width // 2)
