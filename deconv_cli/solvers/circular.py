@@ -30,7 +30,6 @@ from deconv_cli.solvers.solver import (
     general_refusal,
     image_bytes,
     symbol_bytes,
-    transform_operations,
 )
 from deconv_cli.vocabulary import Size
 
@@ -46,10 +45,10 @@ class CircularSolver(Solver):
         return general_refusal(problem) if problem.rcond is not None and problem.lam > 0 else None
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the symbol, its inverse, and a few transforms."""
+        """Count the symbol, its inverse, and a few images."""
         n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS
         return Cost(
-            transform_operations(problem),
+            0.0,
             symbol_bytes(problem, n_symbols) + blurring_bytes(problem),
             image_bytes(problem, N_IMAGES_IN_CLOSED_FORM),
         )

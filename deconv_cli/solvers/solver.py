@@ -32,8 +32,8 @@ class Cost:
     """What a solver takes for one problem, estimated before anything is allocated.
 
     Attributes:
-        n_operations: floating-point operations of building the inverse and of applying it to one image; operations
-            that run faster than those of FFTs count less.
+        n_operations: floating-point operations of building the inverse and of applying it to one image, beyond the
+            division in frequency that every solver begins with; those that run faster than FFTs count less.
         n_bytes_built: memory while the inverse is built, and at most after that.
         n_bytes_per_image: memory for each image that it is applied to at once.
         basis: vectors that the solver keeps for each application; `None` where it keeps none.
