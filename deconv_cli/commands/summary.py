@@ -149,30 +149,15 @@ def _noise(result: Reconstruction) -> str | None:
 
 
 def _error_rows(predicted: PredictedError) -> Rows:
-    depth, share = predicted.trusted_depth, predicted.trusted_share
+    depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
-    edge, inside = predicted.bands[0], predicted.bands[-1]
-    rows = [
-        (
-            "expected error",
-            f"{predicted.root_mean_square:.3g} rms, {edge.predicted:.3g} on the edge and {inside.predicted:.3g} from "
-            f"{inside.distance} pixels inwards; to be trusted {trusted} ({share:.0%} of the pixels)",
-        )
-    ]
-    if predicted.actual_root_mean_square is not None:
-        rows.append(
-            (
-                "real error",
-                f"{predicted.actual_root_mean_square:.3g} rms, {edge.actual:.3g} on the edge and {inside.actual:.3g} "
-                f"from {inside.distance} pixels inwards",
-            )
-        )
-    return rows
+    expected = f"{predicted.root_mean_square:.3g} rms; to be trusted {trusted} ({share:.0%} of the pixels)"
+    return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 
 
 def _details(result: Reconstruction) -> Rows:
     """List what an expert may want to know."""
-    spectrum, border = result.spectrum, result.border
+    spectrum, border, predicted = result.spectrum, result.border, result.predicted_error
     condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
     return [
         *([] if result.lam is None else [("minimized", result.solution.objective)]),
@@ -181,12 +166,14 @@ def _details(result: Reconstruction) -> Rows:
         *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
         ("tolerance", f"{result.tolerance:.2g}"),
         ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
-        (
-            "at the edge",
-            f"residual {border[0].residual_rms:.3g} rms on the edge, {border[-1].residual_rms:.3g} from "
-            f"{border[-1].distance} pixels inwards",
-        ),
+        ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
+        *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),
     ]
+
+
+def _inwards(name: str, rms: list[tuple[int, float]]) -> str:
+    (_, edge), (depth, inside) = rms[0], rms[-1]
+    return f"{name} {edge:.3g} rms on the edge, {inside:.3g} from {depth} pixels inwards"
 
 
 def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:

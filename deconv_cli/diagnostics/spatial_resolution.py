@@ -66,7 +66,7 @@ def _side(taps: Tensor) -> int:
 
 def _lines_from_origin(channel: Tensor) -> list[Tensor]:
     """Cut out the line through the origin along each axis."""
-    return [channel.movedim(axis, 0).flatten(1)[:, 0] for axis in range(channel.ndim)]
+    return [channel.movedim(axis, 0).reshape(length, -1)[:, 0] for axis, length in enumerate(channel.shape)]
 
 
 def _width(line: Tensor) -> float | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
-from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.refinement import IterationLog
 from deconv_cli.solvers.solution import Status
 
 RELAXATION = 1.8
@@ -143,37 +143,26 @@ class Admm:
 
 @dataclass
 class AdmmRun:
-    """The steps of one solve, whatever weights they were taken for.
+    """The steps of one solve, for whatever weights they were taken.
 
     Attributes:
         admm: the variables.
-        max_iterations: steps at most.
-        progress: called after every step.
-        history: the certificate after every step.
+        log: the steps, with the certificate after each.
     """
 
     admm: Admm
-    max_iterations: int
-    progress: Progress | None
-    history: list[float] = field(default_factory=list)
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether the steps have run out."""
-        return len(self.history) >= self.max_iterations
+    log: IterationLog
 
     def run(self, weight: float, tolerance: float) -> Status:
         """Take steps until the certificate is reached, nothing is gained any more, or the steps are spent."""
         self.admm.begin(weight)
         lowest, n_since = math.inf, 0
         n_steps, next_balance = 0, FIRST_BALANCE
-        while not self.is_spent:
+        while not self.log.is_spent:
             self.admm.step(weight)
             n_steps += 1
             certificate = synchronize.as_number(self.admm.certificate(weight).max())
-            self.history.append(certificate)
-            if self.progress is not None:
-                self.progress(len(self.history), certificate)
+            self.log.record(certificate)
             if certificate <= tolerance:
                 return Status.CONVERGED
             lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)

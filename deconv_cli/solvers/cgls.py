@@ -17,7 +17,7 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import as_factor, inner, safe_ratio
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule, refine_equations
+from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
 
 
@@ -70,7 +70,7 @@ def iterate(
     """
     ritz = RitzValues(preconditioner, 1.0 if is_inverse else math.inf)
 
-    def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
+    def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         return _run(equations, x, gradient, preconditioner, log, ritz)
 
     distance = ritz.distance if bounds_distance else None
@@ -119,7 +119,7 @@ def _run(
     x: Tensor,
     gradient: Tensor,
     preconditioner: LinearOperator | None,
-    log: IterationLog,
+    log: GradientLog,
     ritz: RitzValues,
 ) -> Tensor:
     n_dims = equations.n_dims

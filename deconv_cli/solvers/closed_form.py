@@ -20,18 +20,7 @@ from deconv_cli.solvers.norms import norm, relative
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
 from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
-from deconv_cli.solvers.solver import (
-    N_IMAGES_IN_CLOSED_FORM,
-    N_SYMBOLS,
-    N_SYMBOLS_PENALIZED,
-    Cost,
-    Solver,
-    blurring_bytes,
-    general_refusal,
-    image_bytes,
-    symbol_bytes,
-    transform_operations,
-)
+from deconv_cli.solvers.solver import N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
 
 
@@ -46,13 +35,8 @@ class CircularSolver(Solver):
         return general_refusal(problem) if problem.rcond is not None and problem.lam > 0 else None
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the symbol, its inverse, and a few transforms."""
-        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS
-        return Cost(
-            transform_operations(problem),
-            symbol_bytes(problem, n_symbols) + blurring_bytes(problem),
-            image_bytes(problem, N_IMAGES_IN_CLOSED_FORM),
-        )
+        """Count the symbol, its inverse, and a few images."""
+        return Cost.of_transforms(problem, 0.0, n_images=N_IMAGES_IN_CLOSED_FORM)
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the diagonal form."""

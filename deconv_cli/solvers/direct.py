@@ -26,9 +26,9 @@ from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants
-from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule, refine_equations
+from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import N_IMAGES_ITERATED, Cost, Solver, blurring_bytes, general_refusal, image_bytes
+from deconv_cli.solvers.solver import Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
 
 BYTES_PER_NUMBER = 8
@@ -63,11 +63,8 @@ class DirectSolver(Solver):
             n_tied, n_unobserved = problem.n_inputs * layout.n_tied, problem.n_outputs * layout.n_unobserved
             n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
             n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
-        return Cost(
-            n_operations / FACTORIZATION_SPEED,
-            BYTES_PER_NUMBER * (n_entries + 2 * n_frequencies * channels) + blurring_bytes(problem),
-            image_bytes(problem, N_IMAGES_ITERATED),
-        )
+        n_bytes = BYTES_PER_NUMBER * (n_entries + 2 * n_frequencies * channels)
+        return Cost.of_transforms(problem, n_operations / FACTORIZATION_SPEED, n_bytes_factored=n_bytes)
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the size of the system."""
@@ -161,7 +158,7 @@ class DirectInverse(Inverse):
     ) -> Solution:
         """Add what an approximate inverse makes of the residual, until that is small enough."""
 
-        def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
+        def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
             better = x + approximate(equations.residual(x))
             log.add(equations.norm(gradient))
             return better

@@ -20,19 +20,9 @@ from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import as_factor, inner, norm
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
+from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
-from deconv_cli.solvers.solver import (
-    N_IMAGES_ITERATED,
-    N_SYMBOLS_PENALIZED,
-    Cost,
-    Solver,
-    blurring_bytes,
-    general_refusal,
-    image_bytes,
-    symbol_bytes,
-    transform_operations,
-)
+from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP
 from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
 from deconv_cli.vocabulary import Size
@@ -59,12 +49,12 @@ class IterativeSolver(Solver):
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the preconditioner's symbols, a few images, and the iterations of an ill-conditioned problem."""
         has_strip = problem.lam == 0 and uses_strip(problem)
-        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 or has_strip else 0
-        return Cost(
+        preconditioned = strip_problem(problem) if has_strip else problem
+        return Cost.of_transforms(
+            problem,
             4 * N_ITERATIONS * transform_operations(problem),
-            symbol_bytes(problem, n_symbols) + blurring_bytes(problem),
-            image_bytes(problem, N_IMAGES_ITERATED),
-            krylov_basis(strip_problem(problem)) if has_strip else None,
+            n_bytes_factored=symbol_bytes(preconditioned) if preconditioned.lam > 0 else 0,
+            basis=krylov_basis(preconditioned) if has_strip else None,
         )
 
     def reason(self, problem: TikhonovProblem) -> str:
@@ -180,7 +170,7 @@ class StripPreconditioner(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` of shape `(*batch, C_in, H, W)`."""
-        return self._system.solve(None, x, IterationLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
+        return self._system.solve(None, x, GradientLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose, which is the operator itself."""

@@ -31,7 +31,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import as_factor, inner, relative, safe_ratio
 from deconv_cli.solvers.prior import Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
 
@@ -100,10 +100,11 @@ class NonnegativeEstimator(Estimator):
         if unit is not None:
             start = start / unit
         descent = _Descent(NormalEquations.of_data(self.problem, data), self._pixel_scale)
-        x, status, history = descent.run(start, self.tolerance, self.settings.max_iterations, progress)
+        log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
+        x, status = descent.run(start, log)
         value = x if unit is None else unit * x
         certificate = synchronize.as_number(descent.certificate(x, descent.gradient(x)).max())
-        return Solution(value, status, len(history), certificate, tuple(history), OBJECTIVE)
+        return Solution(value, status, len(log.history), certificate, tuple(log.history), OBJECTIVE)
 
     @property
     def _pixel_scale(self) -> float:
@@ -127,11 +128,9 @@ class _Descent:
     equations: NormalEquations
     pixel_scale: float
 
-    def run(
-        self, x: Tensor, tolerance: float, max_iterations: int, progress: Progress | None
-    ) -> tuple[Tensor, Status, list[float]]:
+    def run(self, x: Tensor, log: IterationLog) -> tuple[Tensor, Status]:
         """Iterate until the certificate of every image is reached, nothing is gained, or the steps are spent."""
-        history: list[float] = []
+        tolerance = log.rule.tolerance
         lowest, n_since = math.inf, 0
         gradient = self.gradient(x)
         while True:
@@ -139,20 +138,18 @@ class _Descent:
             going = certificate > tolerance
             largest = synchronize.as_number(certificate.max())
             if largest <= tolerance:
-                return x, Status.CONVERGED, history
+                return x, Status.CONVERGED
             n_since = 0 if largest < lowest else n_since + 1
             lowest = min(lowest, largest)
             if not math.isfinite(largest) or n_since > MAX_STEPS_WITHOUT_GAIN:
-                return x, Status.STAGNATED, history
-            if len(history) >= max_iterations:
-                return x, Status.MAX_ITERATIONS, history
+                return x, Status.STAGNATED
+            if log.is_spent:
+                return x, Status.MAX_ITERATIONS
             x, has_fallen = self._go(x, gradient, going)
             gradient = self.gradient(x)
-            history.append(synchronize.as_number(self.certificate(x, gradient).max()))
-            if progress is not None:
-                progress(len(history), history[-1])
+            log.record(synchronize.as_number(self.certificate(x, gradient).max()))
             if not has_fallen:
-                return x, Status.CONVERGED if history[-1] <= tolerance else Status.STAGNATED, history
+                return x, Status.CONVERGED if log.history[-1] <= tolerance else Status.STAGNATED
 
     def gradient(self, x: Tensor) -> Tensor:
         """Compute g = Aᴴ(Ax − y) + μLᴴLx."""

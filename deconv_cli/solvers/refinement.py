@@ -55,34 +55,49 @@ class IterationLog:
 
     Attributes:
         rule: when to stop.
-        scale: the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`.
         progress: called after every iteration.
         history: the certificate after every iteration.
-        goal: the norm of the gradient to be reached, shape `(*batch,)`.
     """
 
     rule: StoppingRule
-    scale: Tensor
     progress: Progress | None = None
     history: list[float] = field(default_factory=list)
-    goal: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.goal = self.rule.tolerance * self.scale
 
     @property
     def is_spent(self) -> bool:
         """Whether the iterations have run out."""
         return len(self.history) >= self.rule.max_iterations
 
+    def record(self, certificate: float) -> None:
+        """Record an iteration."""
+        self.history.append(certificate)
+        if self.progress is not None:
+            self.progress(len(self.history), certificate)
+
+
+class GradientLog(IterationLog):
+    """The iterations of one solve of normal equations.
+
+    Args:
+        rule: when to stop.
+        scale: the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`.
+        progress: called after every iteration.
+
+    Attributes:
+        goal: the norm of the gradient to be reached, shape `(*batch,)`.
+    """
+
+    def __init__(self, rule: StoppingRule, scale: Tensor, progress: Progress | None = None) -> None:
+        super().__init__(rule, progress)
+        self.scale = scale
+        self.goal = rule.tolerance * scale
+
     def add(self, remaining: Tensor) -> None:
         """Record an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
-        self.history.append(synchronize.as_number(relative(remaining, self.scale).max()))
-        if self.progress is not None:
-            self.progress(len(self.history), self.history[-1])
+        self.record(synchronize.as_number(relative(remaining, self.scale).max()))
 
 
-Improve = Callable[[NormalEquations, Tensor, Tensor, IterationLog], Tensor]
+Improve = Callable[[NormalEquations, Tensor, Tensor, GradientLog], Tensor]
 """Takes the equations, an estimate, the negative gradient there and the log, and gives a better estimate."""
 Distance = Callable[[NormalEquations, Tensor], Tensor]
 """Bounds ‖x − x*‖, shape `(*batch,)`, given the equations and the negative gradient at x."""
@@ -111,7 +126,7 @@ def refine_equations(
         precise = None if start is None else start.double()
         solution = refine_equations(wide, precise, rule, improve, progress, distance)
         return _rounded(wide, solution, equations.y.dtype)
-    log = IterationLog(rule, equations.scale, progress)
+    log = GradientLog(rule, equations.scale, progress)
     if start is None:
         x, gradient = equations.zero(), equations.right_side
     else:
@@ -139,7 +154,7 @@ def _repeat(
     equations: NormalEquations,
     x: Tensor,
     gradient: Tensor,
-    log: IterationLog,
+    log: GradientLog,
     improve: Improve,
     distance: Distance | None,
 ) -> tuple[Tensor, Tensor]:
@@ -166,7 +181,7 @@ def _repeat(
 
 
 def _is_reached(
-    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance | None
+    equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog, distance: Distance | None
 ) -> Tensor:
     """Return which images have a gradient as small as the goal, shape `(*batch,)`.
 
@@ -180,7 +195,7 @@ def _is_reached(
 
 
 def _approach(
-    equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, improve: Improve, distance: Distance
+    equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog, improve: Improve, distance: Distance
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go on until the minimizer is near, with residuals in double precision where those of the data do not suffice.
 
@@ -220,7 +235,7 @@ def _rounded(wide: NormalEquations, solution: Solution, dtype: torch.dtype) -> S
     return replace(solution, value=value, certificate=certificate, distance_bound=bound)
 
 
-def _lower_goal(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog, distance: Distance) -> bool:
+def _lower_goal(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog, distance: Distance) -> bool:
     """Lower the goal as far as the distance asks for; tells whether rounding leaves it within reach."""
     bound = _relative_distance(equations, x, gradient, distance)
     wanted = SAFETY * MAX_DISTANCE * equations.norm(gradient) / bound.clamp_min(MAX_DISTANCE)

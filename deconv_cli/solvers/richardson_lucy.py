@@ -12,6 +12,7 @@ it pixels that few outputs depend on grow without end.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,11 +26,11 @@ from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.poisson import held_out
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
-from deconv_cli.solvers.richardson_lucy_stopping import Discrepancy, FixedIterations, HeldOut, RichardsonLucyRun
+from deconv_cli.solvers.richardson_lucy_stopping import Discrepancy, FixedIterations, HeldOut, run_until
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import N_SYMBOLS, Cost, blurring_bytes, symbol_bytes
+from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
@@ -109,13 +110,9 @@ class RichardsonLucyEstimator(Estimator):
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; stopped by {how}{origin and f', {origin}'}")
-        blurring = TikhonovProblem(self.operator, 0.0)
         n_numbers = math.prod(self.geometry.extended_size) * max(kernel.taps.shape[:2])
-        self._cost = Cost(
-            0.0,
-            symbol_bytes(blurring, N_SYMBOLS) + blurring_bytes(blurring),
-            N_IMAGES * kernel.taps.itemsize * n_numbers,
-        )
+        cost = Cost.of_transforms(TikhonovProblem(self.operator, 0.0), 0.0)
+        self._cost = replace(cost, n_bytes_per_image=N_IMAGES * kernel.taps.itemsize * n_numbers)
         self.check_memory(self._cost)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
@@ -132,20 +129,20 @@ class RichardsonLucyEstimator(Estimator):
         # What channels of one image say about noise is taken together; the pages of a batch end each by themselves.
         is_batch = y.ndim > self.n_dims
         data = data if is_batch else data[None]
-        run = RichardsonLucyRun(self.tolerance, self.settings.max_iterations, progress)
+        log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
         steps = RichardsonLucySteps(self.operator, data)
         if self.gain is not None:
-            status = run.run(steps, Discrepancy(self.gain / unit))
+            status = run_until(steps, Discrepancy(self.gain / unit), log)
         else:
             used = ~held_out(data, self.n_dims)
             criterion = HeldOut(used)
-            run.run(RichardsonLucySteps(self.operator, data, used), criterion, share=0.5)
+            run_until(RichardsonLucySteps(self.operator, data, used), criterion, log, share=0.5)
             # An image whose samples were predicted the better the longer it went on has no noise to stop at.
-            wanted = torch.where(criterion.best < len(run.history), criterion.best, math.inf)
-            status = run.run(steps, FixedIterations(wanted))
+            wanted = torch.where(criterion.best < len(log.history), criterion.best, math.inf)
+            status = run_until(steps, FixedIterations(wanted), log)
         value = unit * (steps.x if is_batch else steps.x[0])
         certificate = synchronize.as_number(steps.certificate().max())
-        return Solution(value, status, len(run.history), certificate, tuple(run.history), OBJECTIVE)
+        return Solution(value, status, len(log.history), certificate, tuple(log.history), OBJECTIVE)
 
 
 def _counts(y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.poisson import divergence, expected_deviance
-from deconv_cli.solvers.refinement import Progress
+from deconv_cli.solvers.refinement import IterationLog
 from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, per_image
 from deconv_cli.solvers.solution import Status
 
@@ -71,40 +71,32 @@ class FixedIterations(StoppingCriterion):
         return n_steps >= self.wanted
 
 
-@dataclass
-class RichardsonLucyRun:
-    """The steps of one solve."""
+def run_until(
+    steps: RichardsonLucySteps, criterion: StoppingCriterion, log: IterationLog, share: float = 1.0
+) -> Status:
+    """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
 
-    tolerance: float
-    max_iterations: int
-    progress: Progress | None
-    history: list[float] = field(default_factory=list)
-
-    def run(self, steps: RichardsonLucySteps, criterion: StoppingCriterion, share: float = 1.0) -> Status:
-        """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
-
-        Args:
-            steps: what takes them.
-            criterion: decides which images have ended.
-            share: the part of the steps that are left which may be spent.
-        """
-        limit = int(share * (self.max_iterations - len(self.history)))
-        n_steps = 0
-        ended = criterion.ends(steps, n_steps)
-        is_still = steps.certificate() <= self.tolerance
-        while True:
-            going = ~(ended | is_still)
-            if not synchronize.holds_anywhere(going):
-                return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
-            if n_steps >= limit:
-                return Status.MAX_ITERATIONS
-            steps.step(going)
-            n_steps += 1
-            self.history.append(synchronize.as_number(steps.imbalance.max()))
-            if self.progress is not None:
-                self.progress(len(self.history), self.history[-1])
-            ended = ended | criterion.ends(steps, n_steps)
-            if not synchronize.holds_anywhere(steps.is_moving):
-                return Status.STAGNATED
-            if synchronize.holds_anywhere(going & (steps.imbalance <= self.tolerance)):
-                is_still = is_still | (steps.certificate() <= self.tolerance)
+    Args:
+        steps: what takes them.
+        criterion: decides which images have ended.
+        log: the steps so far, and how many more may be taken.
+        share: the part of the steps that are left which may be spent.
+    """
+    limit = int(share * (log.rule.max_iterations - len(log.history)))
+    n_steps = 0
+    ended = criterion.ends(steps, n_steps)
+    is_still = steps.certificate() <= log.rule.tolerance
+    while True:
+        going = ~(ended | is_still)
+        if not synchronize.holds_anywhere(going):
+            return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
+        if n_steps >= limit:
+            return Status.MAX_ITERATIONS
+        steps.step(going)
+        n_steps += 1
+        log.record(synchronize.as_number(steps.imbalance.max()))
+        ended = ended | criterion.ends(steps, n_steps)
+        if not synchronize.holds_anywhere(steps.is_moving):
+            return Status.STAGNATED
+        if synchronize.holds_anywhere(going & (steps.imbalance <= log.rule.tolerance)):
+            is_still = is_still | (steps.certificate() <= log.rule.tolerance)

@@ -32,8 +32,8 @@ class Cost:
     """What a solver takes for one problem, estimated before anything is allocated.
 
     Attributes:
-        n_operations: floating-point operations of building the inverse and of applying it to one image; operations
-            that run faster than those of FFTs count less.
+        n_operations: floating-point operations of building the inverse and of applying it to one image, beyond the
+            division in frequency that every solver begins with; those that run faster than FFTs count less.
         n_bytes_built: memory while the inverse is built, and at most after that.
         n_bytes_per_image: memory for each image that it is applied to at once.
         basis: vectors that the solver keeps for each application; `None` where it keeps none.
@@ -43,6 +43,28 @@ class Cost:
     n_bytes_built: int
     n_bytes_per_image: int
     basis: KrylovBasis | None = None
+
+    @classmethod
+    def of_transforms(
+        cls,
+        problem: TikhonovProblem,
+        n_operations: float,
+        *,
+        n_bytes_factored: int | None = None,
+        n_images: int = N_IMAGES_ITERATED,
+        basis: KrylovBasis | None = None,
+    ) -> Cost:
+        """Estimate what a solver takes that works by FFTs.
+
+        Args:
+            problem: what is solved.
+            n_operations: see above.
+            n_bytes_factored: memory of what is factored; by default that of the symbol.
+            n_images: images with the channels of input and output that an application keeps at once.
+            basis: see above.
+        """
+        factored = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
+        return cls(n_operations, factored + _blurring_bytes(problem), _image_bytes(problem, n_images), basis)
 
     def n_bytes(self, n_images: int = 1) -> int:
         """Add up the peak of memory for a batch."""
@@ -132,36 +154,36 @@ def general_refusal(problem: TikhonovProblem) -> str | None:
     return None
 
 
-def n_pixels(problem: TikhonovProblem) -> int:
-    """Count the pixels of the image with its border."""
-    return math.prod(problem.operator.geometry.extended_size)
-
-
-def image_bytes(problem: TikhonovProblem, n_images: int) -> int:
-    """Estimate the memory of an application that keeps `n_images` images with the channels of input and output."""
-    taps = problem.operator.kernel
-    images = n_images * taps.itemsize * n_pixels(problem) * (problem.n_outputs + problem.n_inputs)
-    if prefers_fft(taps, problem.operator.geometry.extended_size):
-        return images
-    # torch's direct convolution unfolds the image into as many copies as there are taps.
-    return images + taps.itemsize * n_pixels(problem) * math.prod(taps.shape[2:]) * max(taps.shape[:2])
-
-
-def symbol_bytes(problem: TikhonovProblem, n_symbols: int) -> int:
-    """Estimate the memory of `n_symbols` symbols in double precision, by the larger number of channels."""
+def symbol_bytes(problem: TikhonovProblem, n_symbols: int | None = None) -> int:
+    """Estimate the memory of symbols in double precision, by default as many as a factorization keeps at once."""
+    if n_symbols is None:
+        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS
     # Half as many complex numbers of sixteen bytes as pixels.
-    return n_symbols * 8 * n_pixels(problem) * max(problem.n_outputs, problem.n_inputs) ** 2
-
-
-def blurring_bytes(problem: TikhonovProblem) -> int:
-    """Estimate the memory of the operator's own symbol, where it convolves by FFTs."""
-    taps = problem.operator.kernel
-    if not prefers_fft(taps, problem.operator.geometry.extended_size):
-        return 0
-    return 2 * taps.itemsize * n_pixels(problem) * problem.n_outputs * problem.n_inputs
+    return n_symbols * 8 * _n_pixels(problem) * max(problem.n_outputs, problem.n_inputs) ** 2
 
 
 def transform_operations(problem: TikhonovProblem) -> float:
     """Estimate the operations of one FFT of an input and an output, and of a product with a symbol."""
-    n, channels = n_pixels(problem), problem.n_outputs + problem.n_inputs
+    n, channels = _n_pixels(problem), problem.n_outputs + problem.n_inputs
     return channels * 2.5 * n * math.log2(max(n, 2)) + 8.0 * n * channels**2
+
+
+def _n_pixels(problem: TikhonovProblem) -> int:
+    return math.prod(problem.operator.geometry.extended_size)
+
+
+def _image_bytes(problem: TikhonovProblem, n_images: int) -> int:
+    taps = problem.operator.kernel
+    images = n_images * taps.itemsize * _n_pixels(problem) * (problem.n_outputs + problem.n_inputs)
+    if prefers_fft(taps, problem.operator.geometry.extended_size):
+        return images
+    # torch's direct convolution unfolds the image into as many copies as there are taps.
+    return images + taps.itemsize * _n_pixels(problem) * math.prod(taps.shape[2:]) * max(taps.shape[:2])
+
+
+def _blurring_bytes(problem: TikhonovProblem) -> int:
+    """Estimate the memory of the operator's own symbol, where it convolves by FFTs."""
+    taps = problem.operator.kernel
+    if not prefers_fft(taps, problem.operator.geometry.extended_size):
+        return 0
+    return 2 * taps.itemsize * _n_pixels(problem) * problem.n_outputs * problem.n_inputs

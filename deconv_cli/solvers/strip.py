@@ -15,20 +15,9 @@ from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants
-from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule, refine_equations
+from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule, refine_equations
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import (
-    N_IMAGES_ITERATED,
-    N_SYMBOLS,
-    N_SYMBOLS_PENALIZED,
-    Cost,
-    Solver,
-    blurring_bytes,
-    general_refusal,
-    image_bytes,
-    symbol_bytes,
-    transform_operations,
-)
+from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
 from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
 
 
@@ -64,13 +53,8 @@ class StripSolver(Solver):
         """Count the iterations, each of which applies the border's system twice, and the vectors that GMRES keeps."""
         # Measured: 20 to 40 iterations at λ = 1e-3, 150 to 250 at 1e-6.
         digits = 6.0 if problem.lam == 0 else max(0.0, -math.log10(problem.lam))
-        n_symbols = N_SYMBOLS_PENALIZED if problem.lam > 0 else N_SYMBOLS
-        return Cost(
-            4 * transform_operations(problem) * (10 + 5 * digits**2),
-            symbol_bytes(problem, n_symbols) + blurring_bytes(problem),
-            image_bytes(problem, N_IMAGES_ITERATED),
-            krylov_basis(problem),
-        )
+        n_operations = 4 * transform_operations(problem) * (10 + 5 * digits**2)
+        return Cost.of_transforms(problem, n_operations, basis=krylov_basis(problem))
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name what is diagonal, and what is iterated."""
@@ -112,7 +96,7 @@ class StripInverse(Inverse):
         """
         is_begun = False
 
-        def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
+        def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
             nonlocal is_begun
             if not is_begun:
                 is_begun = True
@@ -141,13 +125,13 @@ class StripInverse(Inverse):
             return super().solve_transposed(g)
         equations = NormalEquations.of_transpose(self.problem, g)
 
-        def improve(equations: NormalEquations, p: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
+        def improve(equations: NormalEquations, p: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
             del gradient
             return p + self._system.solve_transposed(equations.residual(p), log)
 
         return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
-    def _improve(self, equations: NormalEquations, x: Tensor, gradient: Tensor, log: IterationLog) -> Tensor:
+    def _improve(self, equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         """Add what the system makes of what is left over."""
         if self.problem.weight == 0:
             return x + self._system.solve(equations.residual(x), None, log)

@@ -24,7 +24,7 @@ from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.refinement import IterationLog
+from deconv_cli.solvers.refinement import GradientLog
 from deconv_cli.solvers.solver import KrylovBasis
 
 # Entries of a symbol that are factored in double precision at a time.
@@ -72,7 +72,7 @@ class StripSystem:
             self._columns = BandSolver(system, blocks, axis=1)
 
     def solve(
-        self, residual: Tensor | None, gradient: Tensor | None, log: IterationLog, *, closes: bool = False
+        self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False
     ) -> Tensor:
         """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the log's goal is reached by the system's own residual.
 
@@ -98,7 +98,7 @@ class StripSystem:
         image = self._to_image(self._system.image(outputs, inputs))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
 
-    def solve_transposed(self, g: Tensor, log: IterationLog) -> Tensor:
+    def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
         """Compute A(AᴴA + μLᴴL)⁺g, the outputs that stand behind `solve`: Pᴴ(g − Wν) − Mu on the observed ones.
 
         Args:
@@ -117,7 +117,7 @@ class StripSystem:
         return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
 
     def _complete(
-        self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: IterationLog
+        self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
     ) -> tuple[Tensor | None, Tensor | None]:
         """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
         right_rows, right_columns = (_negative(part) for part in self._system.read(outputs, inputs))
@@ -129,7 +129,7 @@ class StripSystem:
         added = self._system.spectra(rows, columns)
         return _add(outputs, added[0]), _add(inputs, added[1])
 
-    def _iterate(self, right: Tensor, batch: tuple[int, ...], log: IterationLog) -> Part:
+    def _iterate(self, right: Tensor, batch: tuple[int, ...], log: GradientLog) -> Part:
         """Solve for the columns, with the rows eliminated."""
         system = self._system
         is_definite = system.is_definite

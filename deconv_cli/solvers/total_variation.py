@@ -25,7 +25,7 @@ from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import Progress, StoppingRule
+from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
 
@@ -126,7 +126,8 @@ class TotalVariationEstimator(Estimator):
         if self.noise is not None and self.weight is None:
             _check_noise(data, self.noise)
         admm = Admm(self.inverse, data / unit, self.spectrum.sigma_max)
-        run = AdmmRun(admm, self.settings.max_iterations, progress)
+        log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
+        run = AdmmRun(admm, log)
         weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
         status = run.run(weight, self.tolerance) if explains_noise else Status.NOISE_NOT_REACHED
         certificate = synchronize.as_number(admm.certificate(weight).max())
@@ -134,9 +135,9 @@ class TotalVariationEstimator(Estimator):
         return Solution(
             unit * admm.x,
             status,
-            len(run.history),
+            len(log.history),
             certificate,
-            tuple(run.history),
+            tuple(log.history),
             f"½‖Ax − y‖² + {weight:.4g}·TV(x)",
             weight,
         )
@@ -168,7 +169,7 @@ class TotalVariationEstimator(Estimator):
         for _ in range(MAX_TRIALS):
             run.run(weight, max(self.tolerance, SEARCH_TOLERANCE))
             place, excess = math.log(weight), math.log(max(admm.squared_residual, 1e-300) / expected)
-            if abs(excess) <= SEARCH_ACCURACY or run.is_spent:
+            if abs(excess) <= SEARCH_ACCURACY or run.log.is_spent:
                 return weight, True
             if excess < 0 and admm.roughness <= FLATNESS * start:
                 return weight, True  # even a flat image explains the data

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import deconv_cli
+from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.errors import ShapeError
@@ -198,7 +199,6 @@ def test_the_choice_costs_little_of_what_the_best_lambda_gives():
 
 def test_data_continued_by_mirroring_would_mislead():
     """Cross-validation on the mirrored picture itself takes a λ that is far off: the continuation is what helps."""
-    from deconv_cli.diagnostics.continuation import Continuation
     from deconv_cli.diagnostics.lambda_choice import choose_lambda
     from deconv_cli.diagnostics.lambda_rules import choose_by_rule
     from deconv_cli.vocabulary import LambdaRule
@@ -265,3 +265,56 @@ def test_an_error_larger_than_the_contrast_leaves_nothing_to_trust():
     assert found.root_mean_square > 1
     assert found.trusted_share == 0
     assert found.trusted_depth is None
+
+
+class TestWhatIsShared:
+    """Images of one size and one kernel share the inverse, the torus and the probe of noise."""
+
+    @pytest.fixture
+    def solves(self, monkeypatch):
+        """The number of images in every batch that any inverse is applied to."""
+        sizes, solve = [], PseudoInverse.solve
+
+        def counted(self, y, progress=None):
+            sizes.append(len(y))
+            return solve(self, y, progress)
+
+        monkeypatch.setattr(PseudoInverse, "solve", counted)
+        return sizes
+
+    def test_noise_is_probed_once_for_all_images(self, solves):
+        settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
+        inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (24, 20), settings)
+        models = [ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]), torch.ones(1, 1), s) for s in (0.05, 0.2)]
+        estimate = torch.rand(1, 24, 20, generator=torch.Generator().manual_seed(0))
+        shared = ErrorPredictor(inverse, n_probes=3, seed=1)
+        together = [shared.predict(estimate, model) for model in models]
+        assert solves == [6, 3]
+        alone = [ErrorPredictor(inverse, n_probes=3, seed=1).predict(estimate, model) for model in models]
+        assert solves == [6, 3, 6, 6]
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one.map, other.map, rtol=1e-4, atol=0)
+        assert together[1].bands[0].noise == pytest.approx(4 * together[0].bands[0].noise, rel=1e-4)
+
+    def test_the_inverse_that_continues_data_is_built_once_for_a_lambda(self, monkeypatch):
+        built, build = [], PseudoInverse.__init__
+
+        def counted(self, kernel, image_size, settings, *rest):
+            built.append(settings.lam)
+            build(self, kernel, image_size, settings, *rest)
+
+        monkeypatch.setattr(PseudoInverse, "__init__", counted)
+        kernel = Kernel.from_tensor(gaussian(1.2, 5))
+        continuation = Continuation(kernel, (24, 20), boundary="zero", penalty="gradient")
+        y = torch.rand(3, 24, 20, generator=torch.Generator().manual_seed(0))
+        for image in y:
+            continuation.continued(image[None], 1e-2)
+        continuation.continued(y, 1e-3)
+        assert len(built) == 2
+
+    @pytest.mark.parametrize(("n_channels", "n_images", "n_probes"), [(1, 3, 8), (3, 1, 8), (12, 1, 2), (1, 12, 2)])
+    def test_many_channels_need_fewer_probes(self, n_channels, n_images, n_probes):
+        taps = torch.eye(n_channels)[:, :, None, None] * gaussian(1.2, 5)
+        settings = ResolvedSettings(padding="same", boundary="circular", lam=1e-2, penalty="gradient")
+        inverse = PseudoInverse(Kernel.from_tensor(taps), (256, 256), settings)
+        assert ErrorPredictor(inverse, n_images=n_images).n_probes == n_probes

@@ -1,4 +1,4 @@
-"""Lines and volumes: every solver that covers them against dense linear algebra, and the priors against their minima."""
+"""Lines and volumes: every solver against dense linear algebra, and the priors against their minima."""
 
 import pytest
 import torch

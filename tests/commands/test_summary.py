@@ -1,0 +1,59 @@
+"""The table of a run at the prompt: one screen, what was done and how good it is first, and the rest when verbose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deconv_cli.commands.exit_codes import ExitCode
+
+
+@pytest.fixture
+def words(deconv, gray, gentle, tmp_path, monkeypatch):
+    """A restoration of a noisy picture with everything that a table may tell, on a screen of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+    blurred = tmp_path / "blurred.tif"
+    deconv("forward", gray, "-k", gentle, "--noise", "gaussian:1", "-o", blurred, "--quiet")
+    return ["invert", blurred, "-k", gentle, "--truth", gray, "-o", tmp_path / "restored.tif", "--force"]
+
+
+def names(stderr):
+    """The first word of each row."""
+    rows = [line for line in stderr.splitlines()[1:] if line and not line.startswith((" ", "note:", "warning:"))]
+    return [line.split("  ")[0] for line in rows]
+
+
+def test_the_table_fits_a_screen(deconv, words):
+    lines = deconv(*words).stderr.splitlines()
+    table = [line for line in lines if not line.startswith(("note:", "warning:"))]
+    assert len(table) <= 16
+    assert max(map(len, table)) <= 100
+    assert names("\n".join(table)) == [
+        *("input", "kernel", "boundary", "λ", "solver", "residual", "expected error", "real error", "output", "cost")
+    ]
+
+
+def test_verbose_adds_what_an_expert_wants(deconv, words):
+    usual, whole = names(deconv(*words).stderr), names(deconv(*words, "--verbose").stderr)
+    assert [name for name in whole if name in usual] == usual
+    assert {"minimized", "padding", "method", "tolerance", "conditioning", "at the edge"} <= set(whole) - set(usual)
+
+
+def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
+    spent = ["--boundary", "zero", "--method", "iterative", "--lambda", "1e-6", "--max-iterations", "1"]
+    lines = deconv(*words, *spent, expect=ExitCode.UNTRUSTWORTHY).stderr.splitlines()
+    said = [line for line in lines if line.startswith(("warning:", "note:"))]
+    assert said[0].startswith("warning: the iterations ran out")
+    assert "--max-iterations" in said[0]
+    assert "max_iterations" not in said[0]
+    kinds = [line.partition(":")[0] for line in said]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_the_distance_to_the_solution_stands_beside_the_certificate(deconv, save, gentle, tmp_path):
+    data = save("y", np.random.default_rng(0).random((20, 20)))
+    words = ["invert", data, "-k", gentle, "--lambda", "1e-2", "--method", "iterative", "-o", tmp_path / "x.npy"]
+    done = deconv(*words, "--json")
+    bound = done.report["solver"]["distance_bound"]
+    assert 0 < bound < 1e-2
+    assert f", within {100 * bound:.2g} % of the solution" in " ".join(done.stderr.split())

@@ -1,0 +1,178 @@
+"""A solver and a prior of a caller's own: one class and one line each, and they take part in everything."""
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.parts import PRIORS, SOLVERS
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.prior import Prior
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solver import Cost, Solver
+
+SIZE = (6, 5)
+
+
+class DenseInverse(Inverse):
+    """The normal equations as one dense matrix."""
+
+    def __init__(self, problem, factors=None):
+        self.problem = problem
+        n = problem.operator.as_matrix(problem.operator.kernel.dtype).shape[1]
+        if factors is None:
+            gram = problem.operator.gram.as_matrix() + problem.weight * problem.penalty_operator.gram.as_matrix()
+            self._inverse = torch.linalg.inv(gram)
+        else:
+            self._inverse = factors.take("inverse", (n, n), torch.float64)
+
+    def factors(self):
+        return {"inverse": self._inverse}
+
+    def solve(self, y, progress=None):
+        x = self.solve_normal(self.problem.operator.adjoint(y))
+        return Solution(x, Status.CLOSED_FORM, 0, float(self.problem.certificate(x, y).max()))
+
+    def solve_normal(self, g):
+        return (g.flatten(-3) @ self._inverse).reshape(g.shape)
+
+
+class DenseSolver(Solver):
+    """Dense linear algebra, for tiny images."""
+
+    def __init__(self, n_operations=0.0, n_bytes=1000):
+        self._cost = Cost(n_operations, n_bytes, 0)
+
+    def covers(self, problem):
+        return None if problem.lam > 0 else "needs λ > 0"
+
+    def cost(self, problem):
+        return self._cost
+
+    def reason(self, problem):
+        return "the image is tiny"
+
+    def build(self, problem, rule, factors=None):
+        return DenseInverse(problem, factors)
+
+
+@pytest.fixture
+def register():
+    """Register parts for one test."""
+    added = []
+
+    def add(registry, name, part):
+        registry.register(name, part)
+        added.append((registry, name))
+
+    yield add
+    for registry, name in added:
+        registry.unregister(name)
+
+
+def inverse_of(lam=1e-2, **settings):
+    wanted = ResolvedSettings(boundary="reflect", lam=lam, **settings)
+    return PseudoInverse(Kernel(random((2, 2, 3, 3)), False), SIZE, wanted)
+
+
+def test_a_solver_can_be_given_by_name(register):
+    y, expected = random((2, *SIZE), seed=1), inverse_of()
+    register(SOLVERS, "dense", DenseSolver())
+    inverse = inverse_of(method="dense")
+    assert inverse.choice == Choice("dense", "given by the user")
+    torch.testing.assert_close(inverse(y), expected(y), rtol=1e-8, atol=1e-8)
+    with pytest.raises(deconv_cli.UsageError, match="method dense needs λ > 0"):
+        inverse_of(lam=0.0, method="dense")
+
+
+def test_auto_takes_it_at_its_stated_cost(register):
+    register(SOLVERS, "dense", DenseSolver())
+    assert inverse_of().choice == Choice("dense", "the image is tiny")
+    assert inverse_of(lam=0.0).choice.method == "direct"
+    register(SOLVERS, "costly", DenseSolver(n_operations=1e30))
+    assert inverse_of().choice.method == "dense"
+
+
+def test_auto_leaves_out_what_does_not_fit_the_memory(register):
+    register(SOLVERS, "dense", DenseSolver(n_bytes=10**15))
+    choice = inverse_of().choice
+    assert choice.method == "direct"
+    assert "method dense would need 909.5 TiB" in choice.reason
+    with pytest.raises(deconv_cli.TooLargeError, match="method dense needs about"):
+        inverse_of(method="dense")
+
+
+def test_it_is_saved_and_restored(register, tmp_path, monkeypatch):
+    register(SOLVERS, "dense", DenseSolver())
+    inverse, path = inverse_of(method="dense"), tmp_path / "inverse.safetensors"
+    deconv_cli.save_pseudo_inverse(inverse, path)
+    monkeypatch.setattr("torch.linalg.inv", None)
+    found = deconv_cli.load_pseudo_inverse(path)
+    y = random((2, *SIZE), seed=1)
+    assert found.choice == inverse.choice
+    assert torch.equal(found(y), inverse(y))
+
+
+def test_derivatives_follow_from_its_normal_equations(register):
+    register(SOLVERS, "dense", DenseSolver())
+    y = random((2, *SIZE), seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(inverse_of(method="dense"), (y,))
+
+
+class SparseEstimator(Estimator):
+    """½‖Ax − y‖² + w·Σ|x| by iterative shrinkage (Daubechies, Defrise and De Mol, 2004)."""
+
+    def __init__(self, kernel, image_size, settings, weight):
+        super().__init__(kernel, image_size, settings)
+        self.weight, self.tolerance = weight, 1e-8
+        self.choice = Choice("shrinkage", "each step costs two blurs")
+
+    def solve(self, y, progress=None):
+        data = self.data_of(y)
+        step = 1 / self.spectrum.sigma_max**2 / 4
+        x = self.operator.adjoint(data)
+        for _ in range(self.settings.max_iterations):
+            x = x - step * self.operator.adjoint(self.operator.forward(x) - data)
+            x = x.sign() * (x.abs() - step * self.weight).clamp_min(0)
+        return Solution(x, Status.CONVERGED, self.settings.max_iterations, 0.0, weight=self.weight)
+
+
+class Sparse(Prior):
+    """Images of few bright pixels."""
+
+    def needs(self, settings):
+        return "noise"
+
+    def build(self, kernel, image_size, settings, estimate=None):
+        return SparseEstimator(kernel, image_size, settings, weight=2 * estimate)
+
+
+def test_a_prior_can_be_given_by_name(register):
+    register(PRIORS, "sparse", Sparse())
+    settings = ResolvedSettings(prior="sparse", max_iterations=5000)
+    prior = PRIORS[settings.objective]
+    assert prior.needs(settings) == "noise"
+    kernel = Kernel.from_tensor(random((3, 3)).abs())
+    estimator = prior.build(kernel, SIZE, settings, 0.5)
+    y = random((1, *SIZE), seed=1)
+    x = estimator.frame(estimator.solve(y).value)
+    slope = estimator.operator.adjoint(estimator.operator.forward(x) - y)
+    assert bool((x == 0).any())
+    assert float((slope[x != 0] + x[x != 0].sign()).abs().max()) <= 1e-4
+    assert float(slope[x == 0].abs().max()) <= 1 + 1e-4
+
+
+def test_priors_say_what_they_need_of_the_data():
+    tv, rl, nonnegative = (PRIORS[name] for name in ("tv", "richardson-lucy", "nonnegative"))
+    assert tv.needs(ResolvedSettings(prior="tv")) == "noise"
+    assert tv.needs(ResolvedSettings(prior="tv", weight="auto")) == "noise"
+    assert tv.needs(ResolvedSettings(prior="tv", weight=0.1)) is None
+    assert tv.needs(ResolvedSettings(prior="tv", noise_sigma=0.1)) is None
+    assert rl.needs(ResolvedSettings(method="richardson-lucy", gain="auto")) == "gain"
+    assert rl.needs(ResolvedSettings(method="richardson-lucy")) is None
+    assert nonnegative.needs(ResolvedSettings(nonnegative=True, lam=0.1)) is None
