@@ -140,12 +140,15 @@ def _noise(result: Reconstruction) -> str | None:
     choice, predicted = result.lambda_choice, result.predicted_error
     if choice is None:
         return None if predicted is None else f"σ {predicted.sigma:.3g}, as the expected error takes it"
+    choices = [part.lambda_choice for part in result.channels if part.lambda_choice is not None] or [choice]
+    sigmas = [f"{one.sigma:.3g}" for one in choices]
+    sigma = sigmas[0] if len(set(sigmas)) == 1 else ", ".join(sigmas)
     if not choice.is_sigma_given:
-        is_rounding = choice.sigma == ROUNDING_NOISE
+        is_rounding = all(one.sigma == ROUNDING_NOISE for one in choices)
         source = "that of rounding to whole numbers" if is_rounding else "estimated where the kernel passes least"
-        return f"σ {choice.sigma:.3g}, {source}"
+        return f"σ {sigma}, {source}"
     is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
-    return f"σ {choice.sigma:.3g}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
+    return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
 def _error_rows(predicted: PredictedError) -> Rows:
