@@ -85,7 +85,7 @@ def read_kernel(
     if not bool(found.weight.any()):
         raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
     held = convention or (Convention.CONVOLUTION if codec.is_picture else Convention.CORRELATION)
-    taps = found.weight
+    taps = found.weight[0] if found.weight.ndim == 3 and len(found.weight) == 1 else found.weight
     if held is Convention.CONVOLUTION:
         taps = taps.flip((-2, -1))
         notes += ("the file holds a convolution, so its taps were flipped along both axes",)
@@ -126,8 +126,9 @@ def _channel_notes(taps: torch.Tensor) -> tuple[str, ...]:
 def _orientation_notes(taps: torch.Tensor, held: Convention) -> tuple[str, ...]:
     """Warn of an array that is not flipped, if that matters and nobody said so."""
     is_layer = taps.ndim == 4 and taps.shape[1] > 1
-    difference = (taps - taps.flip((-2, -1))).abs().max()
-    if held is Convention.CONVOLUTION or is_layer or bool(difference <= 1e-3 * taps.abs().max()):
+    wide = taps.to(torch.float64)
+    is_symmetric = bool((wide - wide.flip((-2, -1))).abs().max() <= 1e-3 * wide.abs().max())
+    if held is Convention.CONVOLUTION or is_layer or is_symmetric:
         return ()
     return (
         "the kernel is not symmetric, and its array was taken for the taps of a cross-correlation, as conv2d applies "

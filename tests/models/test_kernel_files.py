@@ -105,6 +105,8 @@ def test_what_an_array_means_on_a_picture_is_said(tmp_path):
     assert read_kernel(tmp_path / "k.npy", convention=Convention.CORRELATION, normalize=False).picture_notes == ()
     np.save(tmp_path / "even.npy", (taps + taps[::-1, ::-1]) / 48)
     assert read_kernel(tmp_path / "even.npy").picture_notes == ()
+    np.save(tmp_path / "one.npy", taps[None])
+    assert read_kernel(tmp_path / "one.npy").kernel.shape == (3, 3)
     np.save(tmp_path / "layer.npy", np.stack([np.stack([taps] * 2)] * 2))
     assert read_kernel(tmp_path / "layer.npy").picture_notes == ()
 
