@@ -112,8 +112,8 @@ class Kernel:
         expected, found = self.taps.shape[0], images.shape[-len(self.size) - 1]
         if found != expected:
             raise ShapeError(
-                f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image of "
-                f"shape {tuple(images.shape)} has {found}; use one for each channel, or one of shape (kH, kW) for all."
+                f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
+                f"of shape {tuple(images.shape)} has {found}; use one for each channel, or one of shape (kH, kW) for all."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
