@@ -93,7 +93,7 @@ def _chosen(opened: TensorFile, name: str | int | None) -> str:
             return name
         if list(opened.shapes) == [""]:
             raise UsageError(
-                f"'{opened.path}' holds a single tensor without a name, so that tensor=\"{name}\" has no choice to make."
+                f"'{opened.path}' holds a single tensor without a name, so tensor=\"{name}\" has no choice to make."
             )
         raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
     if not opened.shapes:
