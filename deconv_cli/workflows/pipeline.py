@@ -112,6 +112,7 @@ class Pipeline:
         check_image(y, "the output to invert")
         data, kernel, image_size = self._arranged(y, resolution.settings)
         if truth is not None:
+            check_image(truth, "the truth")
             _check_truth(truth, data, kernel, image_size)
         choice = None
         if resolution.chooses_lambda:
@@ -123,7 +124,7 @@ class Pipeline:
         estimator = self._estimator(kernel, image_size, settings, data)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
         result = replace(self._solve(estimator, data, resolution, listener), lambda_choice=choice)
-        if not (settings.predict or truth is not None) or not isinstance(estimator, PseudoInverse):
+        if not settings.predict or not isinstance(estimator, PseudoInverse):
             return result
         listener.begin("predicting the error")
         predicted = predict_for(
@@ -179,7 +180,7 @@ class Pipeline:
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
-        self.inverse = build_inverse(kernel, image_size, settings)
+        self.inverse = PseudoInverse(kernel, image_size, settings)
         self._inverse_settings = settings
         return self.inverse
 
@@ -216,11 +217,6 @@ class Pipeline:
             well_posedness=well_posedness,
             notes=resolution.notes,
         )
-
-
-def build_inverse(kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
-    """Build a linear inverse: the costly step, which files of one size share."""
-    return PseudoInverse(kernel, image_size, settings)
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
