@@ -25,7 +25,7 @@ _PHOTOMETRIC, _ORIENTATION, _EXTRA_SAMPLES = 262, 274, 338
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _COLOR_MAP, _ICC_PROFILE = 320, 34675
 _MIN_IS_WHITE, _PALETTE = 0, 3
-_NOT_ADDITIVE = {5: "CMYK", 8: "CIELAB"}
+_NOT_ADDITIVE = {5: "CMYK", 8: "CIELAB", 32803: "the mosaic of a camera", 34892: "the raw colors of a camera"}
 _SHAPED_STARTS = ('{"shape":', "shape=(")
 """Of descriptions that tifffile itself wrote."""
 
