@@ -169,7 +169,8 @@ class PictureCodec(Codec):
                 f"'{request.path}' cannot hold {height} x {width} pixels, since {self.name} ends at {self.max_side}; "
                 "choose .tif."
             )
-        planes, notes = samples[0], ()
+        planes = samples[0]
+        notes: tuple[str, ...] = ()
         if len(planes) == 1 and not self.holds_gray:
             planes = np.repeat(planes, 3, axis=0)
             notes = (f"{self.name} has no gray, so the plane was written as equal red, green and blue",)

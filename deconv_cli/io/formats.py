@@ -9,7 +9,6 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.codec import Codec
 from deconv_cli.parts import CODECS
 
-
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
 
