@@ -52,7 +52,7 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     """Name files whose paths are absolute by their names alone, the command that makes them again included."""
     words = shlex.split(str(record.get("rerun") or ""))
     values = [word.partition("=")[2] or word for word in words] + [*_paths_in(record)]
-    names = {value: PurePath(value).name for value in values if PurePath(value).is_absolute()}
+    names = {value: PurePath(value).name for value in values if PurePath(value).is_absolute() and PurePath(value).name}
     if not names:
         return record
     kept: dict[str, Any] = _renamed({name: value for name, value in record.items() if name != "rerun"}, names)

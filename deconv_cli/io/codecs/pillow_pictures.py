@@ -1,4 +1,4 @@
-"""What the formats of one picture have in common: Pillow opens them, after their sizes have been compared with the memory."""
+"""What PNG, JPEG and others have in common: Pillow opens them, after their sizes were compared with the memory."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def read_fields(
     inside = {element for kept in _CARRIED for parent in root.iter(kept) for element in parent.iter()}
     unknown = {element.tag for element in root.iter() if element not in inside} - _STRUCTURE - _ANNOTATION
     unsupported = [f"OME element {name}" for name in sorted(unknown)]
-    if pixels is not None and resolution is None and any(name.startswith("PhysicalSize") for name in pixels.keys()):
+    if pixels is not None and resolution is None and any(name.startswith("PhysicalSize") for name in pixels.attrib):
         unsupported.append("OME PhysicalSize")
     found = replace(
         metadata,
