@@ -56,7 +56,7 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     Args:
         inputs: files and folders; a folder stands for every readable file below it.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
-            each output stands beside its input.
+            each output stands beside its input, in the same format. What is only read becomes PNG.
         ending: added to the name of an output that stands beside its input.
 
     Raises:
@@ -82,7 +82,7 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
         is_file_name = codec_named(Path(output)) is not None and not Path(output).is_dir()
         if Path(output).is_file() or (is_file_name and not output.endswith(("/", os.sep))):
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
-        jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
+        jobs = [Job(source, Path(output) / _writable(relative), make_folder=True) for source, relative in entries]
     _check_collisions([job.target for job in jobs])
     if len(jobs) == 1:
         return jobs
@@ -203,13 +203,20 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 
 
 def _beside(source: Path, ending: str) -> Path:
-    """Name an output after its input. Pictures become TIFF, which holds fractions."""
+    """Name an output after its input, in the same format; TIFF where the name says none."""
     from deconv_cli.io.formats import codec_named
 
     lower = source.name.lower()
     for double in (".ome.tif", ".ome.tiff"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
-    codec = codec_named(source)
-    suffix = source.suffix if codec is not None and not codec.is_picture else ".tif"
-    return source.with_name(source.stem + ending + suffix)
+    suffix = ".tif" if codec_named(source) is None else source.suffix
+    return _writable(source.with_name(source.stem + ending + suffix))
+
+
+def _writable(path: Path) -> Path:
+    """Exchange the suffix of a format that is only read."""
+    from deconv_cli.io.formats import codec_named
+
+    codec = codec_named(path)
+    return path.with_suffix(".png") if codec is not None and codec.is_read_only else path

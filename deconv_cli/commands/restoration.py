@@ -169,12 +169,11 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
         found = RecordedConvolution(
             BOUNDARIES.check(record["boundary"]), check_padding(parse_padding(record["padding"]))
         )
-        path, sha256 = str(made_by["path"]), str(made_by["sha256"])
+        sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()
     if kernel_sha256 is None or sha256 == kernel_sha256:
         return found, ()
     return found, (
-        f"deconv forward made this file with another kernel file, '{path}'; make sure that this one holds the same "
-        "taps",
+        f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )
