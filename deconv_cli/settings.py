@@ -22,6 +22,7 @@ from deconv_cli.vocabulary import (
     PaddingLike,
     check_name,
     check_padding,
+    format_lambda,
     format_padding,
     parse_word,
 )
@@ -72,8 +73,8 @@ class ReconstructionSettings:
         padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
         boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
             tensor.
-        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖²; `auto` chooses it from the data, `None` does so for a picture and takes
-            1e-6 for a tensor.
+        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel where the kernel does not mix them; `auto`
+            chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
         noise_sigma: standard deviation of the noise, in units of the samples; `None` or `auto` estimates it.
         quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
@@ -100,7 +101,7 @@ class ReconstructionSettings:
     defaults: InputKind = InputKind.TENSOR
     padding: PaddingLike | None = None
     boundary: str = "auto"
-    lam: float | Auto | None = None
+    lam: float | tuple[float, ...] | Auto | None = None
     lambda_rule: LambdaRule | None = None
     noise_sigma: float | None = None
     quantization: float | None = None
@@ -120,6 +121,7 @@ class ReconstructionSettings:
 
     _open_boundary: ClassVar[tuple[str, ...]] = ("auto",)
     _required: ClassVar[tuple[str, ...]] = ("max_iterations",)
+    _takes_tuples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_words()
@@ -160,7 +162,7 @@ class ReconstructionSettings:
         """Give the settings that differ from their defaults as options of the command line, by their names there."""
         given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
         defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
-        return {option_name(name): _as_typed(name, v) for name, v in given.items() if v != defaults[name]}
+        return {option_name(name): as_typed(name, v) for name, v in given.items() if v != defaults[name]}
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -182,7 +184,11 @@ class ReconstructionSettings:
             self._set("padding", check_padding(self.padding))
 
     def _check_numbers(self) -> None:
-        self._take("lam", Real, "auto, zero or a positive number", lambda v: v >= 0)
+        wanted = "auto, zero or a positive number"
+        if isinstance(self.lam, tuple) and self._takes_tuples and self.lam:
+            self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
+        else:
+            self._take("lam", Real, wanted, lambda v: v >= 0)
         given: object = self.noise_sigma
         if given == "auto":
             self._set("noise_sigma", None)
@@ -206,10 +212,13 @@ class ReconstructionSettings:
             return
         if value == "auto" and "auto" in wanted and isinstance(value, str):
             return
+        self._set(name, self._number(name, value, kind, wanted, holds))
+
+    def _number(self, name: str, value: Any, kind: type, wanted: str, holds: Callable[[Any], bool]) -> float:  # noqa: ANN401
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not holds(value):
             raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
-        self._set(name, int(value) if kind is Integral else float(value))
+        return int(value) if kind is Integral else float(value)
 
     def _check_together(self) -> None:
         """Refuse settings that contradict one another, or that would change nothing."""
@@ -252,9 +261,10 @@ class ReconstructionSettings:
             raise UsageError(
                 "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
             )
-        if self.lambda_rule is not None and self.lam not in (None, "auto"):
+        if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
             raise UsageError(
-                f'lambda_rule chooses λ, but λ is {self.lam:g} here; use lam="auto", or leave one of them out.'
+                f"lambda_rule chooses λ, but λ is {format_lambda(self.lam)} here; "
+                'use lam="auto", or leave one of them out.'
             )
 
     def _refuse_lambda(self, name: str) -> None:
@@ -274,9 +284,12 @@ def option_name(setting: str) -> str:
     return "--" + _WORDS.get(setting, setting).replace("_", "-")
 
 
-def _as_typed(name: str, value: object) -> object:
+def as_typed(name: str, value: object) -> object:
+    """Write the value of a setting as it is typed at the prompt."""
     if name == "padding":
         return format_padding(value)  # type: ignore[arg-type]
+    if isinstance(value, tuple):
+        return ",".join(map(repr, value))
     return repr(value) if isinstance(value, float) else value
 
 
@@ -298,6 +311,7 @@ class ResolvedSettings(ReconstructionSettings):
 
     _open_boundary: ClassVar[tuple[str, ...]] = ()
     _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
+    _takes_tuples: ClassVar[bool] = False
 
     def _check_choice_of_lambda(self) -> None:
         """Nothing to refuse: λ has been chosen."""

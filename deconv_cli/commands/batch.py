@@ -89,14 +89,14 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
     return [replace(job, label=f"file {n} of {len(jobs)}") for n, job in enumerate(jobs, start=1)]
 
 
-def refuse_to_replace(kernel: Path | None, targets: list[Path]) -> None:
-    """Refuse, even under --force, outputs that would be written over the kernel or the factor of the run.
+def refuse_to_replace(kernels: list[Path], targets: list[Path]) -> None:
+    """Refuse, even under --force, outputs that would be written over the kernels or the factor of the run.
 
     Raises:
         UsageError: one would.
     """
     for target in targets:
-        if kernel is not None and _is_same_file(target, kernel):
+        if any(_is_same_file(target, kernel) for kernel in kernels):
             raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
 
 

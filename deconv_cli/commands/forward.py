@@ -15,7 +15,7 @@ from deconv_cli.commands.context import (
     OptionValues,
     describe_output,
     environment_of,
-    load_kernel,
+    load_kernels,
     pick,
 )
 from deconv_cli.commands.option_groups import (
@@ -41,7 +41,7 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 
 def forward(
     inputs: InputsArgument,
-    kernel: Annotated[Path, KERNEL_OPTION],
+    kernel: Annotated[list[Path], KERNEL_OPTION],
     settings: Annotated[SettingValues, ("dtype",)],
     kernel_options: KernelOptions,
     files: FileOptions,
@@ -76,7 +76,7 @@ def forward(
     convolution = _Convolution(BOUNDARIES.check(boundary), check_padding(parse_padding(padding)), settings.get("dtype"))
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
-    context = Context("forward", load_kernel(kernel, kernel_options), files, pick(device))
+    context = Context("forward", load_kernels(kernel, kernel_options), files, pick(device))
 
     def process(job: Job) -> Outcome:
         return _apply(context, job, convolution, added, show=printed.show)

@@ -14,7 +14,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, check_padding, parse_padding
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class Restoration:
         recorded, notes = _recorded(loaded.image, context.loaded.source.sha256)
         resolution = pipeline.resolve(recorded)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
-        kernel = context.loaded.kernel
-        n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
+        n_channels = loaded.values.shape[1]
+        if not resolution.is_per_channel:
+            n_channels = context.loaded.kernel.n_inputs(n_channels)
         same_size = context.keeps_size(resolution.settings.padding)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
@@ -78,7 +79,8 @@ class Restoration:
         diagnosis = None
         if planned.page is not None:
             progress.begin("examining the result")
-            diagnosis = self._diagnose(pipeline, result, loaded)
+            # A page asks for a prediction, which is refused of estimates that are not linear.
+            diagnosis = pipeline.diagnose(result, loaded.values)
         progress.begin("writing")
         prepared = plan.prepare(result.image.cpu())
         run = self._describe(job, loaded, prepared, result, diagnosis)
@@ -86,14 +88,6 @@ class Restoration:
         prepared.write(record)
         planned.write(run, record, loaded.values.to(result.image.dtype))
         return loaded, run, record
-
-    def _diagnose(self, pipeline: Pipeline, result: Reconstruction, loaded: LoadedInput) -> Diagnosis:
-        from deconv_cli.workflows.diagnose import diagnose
-
-        assert pipeline.inverse is not None  # a page asks for a prediction, which is refused of other estimates
-        data = loaded.values.to(result.image.dtype)
-        noise = result.settings.noise_sigma
-        return diagnose(pipeline.inverse, result, data, bias=self._context.loaded.bias, noise=noise)
 
     def _describe(
         self,
@@ -135,6 +129,7 @@ class Restoration:
         dropped |= set() if is_kept else {"--quantization", "--seed"}
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
+            options["--lambda"] = as_typed("lam", result.lam)
             options["--method"] = result.choice.method
         elif settings.method != "auto":
             options["--method"] = settings.method

@@ -8,6 +8,7 @@ from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
+from deconv_cli.vocabulary import format_lambda
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -42,7 +43,7 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
 def _chosen(result: Reconstruction) -> str:
     if result.lam is None:
         return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
-    return f"λ = {result.lam:g} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
+    return f"λ = {format_lambda(result.lam)} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
 
 
 def _warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:

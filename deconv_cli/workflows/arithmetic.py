@@ -70,11 +70,21 @@ def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kerne
         ShapeError: it has not two or four axes.
         MalformedInputError: it is complex, empty, zero or not finite.
     """
+    _check_kernel(kernel)
+    return Kernel.from_tensor(kernel.to(device), dtype)
+
+
+def as_any_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, too."""
+    _check_kernel(kernel)
+    return Kernel.of_any(kernel.to(device), dtype)
+
+
+def _check_kernel(kernel: Tensor) -> None:
     check_tensor(kernel, "the kernel")
     # Before the cast, which would drop the imaginary part.
     if kernel.is_complex():
         raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
-    return Kernel.from_tensor(kernel.to(device), dtype)
 
 
 def as_size(size: object) -> Size:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import (
@@ -39,6 +41,8 @@ class Diagnosis:
         resolution: what becomes of a single bright pixel.
         tests: what the residual points to.
         gain_map: largest and smallest singular value over the plane of frequencies, shape `(2, n1, n2)`.
+        channel: where channels were restored one by one, the one that all but the residual is of: the first whose
+            residual shows something wrong, or the one that noise disturbs most.
     """
 
     residual: Tensor
@@ -49,6 +53,7 @@ class Diagnosis:
     resolution: Resolution
     tests: ResidualTests
     gain_map: Tensor
+    channel: int | None = None
 
 
 def diagnose(
@@ -102,6 +107,14 @@ def diagnose(
         ),
         gain_map=gain_map(taps, image_size),
     )
+
+
+def join_diagnoses(parts: Sequence[Diagnosis]) -> Diagnosis:
+    """Choose the channel to look at of those that were restored one by one."""
+    numbers = range(len(parts))
+    loudest = max(numbers, key=lambda c: parts[c].conditioning.noise_gain)
+    channel = next((c for c in numbers if parts[c].tests.finding.is_warning), loudest)
+    return replace(parts[channel], residual=torch.cat([part.residual for part in parts], dim=-3), channel=channel)
 
 
 def _as_it_is(images: Tensor) -> Tensor:

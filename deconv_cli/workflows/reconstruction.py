@@ -37,6 +37,8 @@ class Reconstruction:
         lambda_choice: how λ was chosen from the data; `None` where it was given.
         predicted_error: the error to be expected; `None` where it was not asked for.
         notes: what a person should know of how settings were resolved, a sentence each.
+        channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
+            is then pooled, or that of the channel that did worst.
     """
 
     image: Tensor
@@ -53,6 +55,7 @@ class Reconstruction:
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     notes: tuple[str, ...] = ()
+    channels: tuple[Reconstruction, ...] = ()
 
     @property
     def boundary(self) -> str:
@@ -65,9 +68,12 @@ class Reconstruction:
         return self.settings.padding
 
     @property
-    def lam(self) -> float | None:
-        """λ, dimensionless; `None` where there is no quadratic penalty."""
-        return self.settings.lam if self.settings.has_lambda else None
+    def lam(self) -> float | tuple[float, ...] | None:
+        """λ, dimensionless, or that of each channel; `None` where there is no quadratic penalty."""
+        if not self.settings.has_lambda:
+            return None
+        lams = tuple(channel.settings.lam for channel in self.channels)
+        return lams if len(set(lams)) > 1 else self.settings.lam
 
     @property
     def penalty(self) -> str | None:
