@@ -28,7 +28,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "objective": result.solution.objective,
         "weight": result.solution.weight,
         "residual": {**asdict(result.residual), "per_channel": list(result.residual.per_channel)},
-        "amplification": result.amplification,
+        "scale": asdict(result.scale),
         "clipping": result.clipping and asdict(result.clipping),
         "border": [asdict(band) for band in result.border],
         "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),

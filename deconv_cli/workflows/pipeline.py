@@ -20,8 +20,6 @@ from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
@@ -35,7 +33,7 @@ from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
-from deconv_cli.workflows.trust import measure_clipping
+from deconv_cli.workflows.trust import measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
@@ -208,10 +206,12 @@ class Pipeline:
         operator, kernel = estimator.operator, estimator.kernel
         detached = unbiased.detach()  # the numbers of the report need no graph
         residual = kernel.join(estimator.arrange(detached) - operator.forward(solution.value.detach()))
+        settings = resolution.settings
+        weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=estimator.frame(solution.value),
             solution=solution,
-            settings=resolution.settings,
+            settings=settings,
             reasons=resolution.reasons,
             choice=estimator.choice,
             rcond=estimator.rcond,
@@ -219,7 +219,7 @@ class Pipeline:
             residual=summarize_residual(residual, detached),
             border=border_profile(residual, kernel.size),
             spectrum=estimator.spectrum,
-            amplification=_amplification(kernel, solution.value.detach(), detached),
+            scale=measure_scale(kernel.taps.detach(), solution.value.detach(), detached, weight),
             well_posedness=well_posedness,
             notes=resolution.notes,
         )
@@ -262,14 +262,6 @@ def _step(y: Tensor, settings: ReconstructionSettings) -> float:
     if settings.quantization is not None:
         return settings.quantization
     return 0.0 if y.is_floating_point() else 1.0
-
-
-def _amplification(kernel: Kernel, estimate: Tensor, data: Tensor) -> float:
-    """Divide the norm of an estimate by that of white images which the kernel would turn into data of this norm."""
-    taps = kernel.taps.detach()
-    usual = to_float64(taps).square().sum() / min(taps.shape[:2])
-    ratio = to_float64(estimate).square().sum() * usual / to_float64(data).square().sum()
-    return synchronize.as_number(ratio.sqrt().nan_to_num(0.0))
 
 
 def _check_size(data: Tensor, inverse: PseudoInverse) -> None:

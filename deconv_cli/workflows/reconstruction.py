@@ -21,6 +21,7 @@ from deconv_cli.workflows.resolution import Reasons
 from deconv_cli.workflows.trust import (
     Clipping,
     Doubt,
+    Scale,
     doubt_clipping,
     doubt_layer,
     doubt_residual,
@@ -43,8 +44,7 @@ class Reconstruction:
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
-        amplification: how many times larger the estimate is than images that the kernel turns into data of this size
-            are on average.
+        scale: the estimate held against white images which the kernel would turn into such data.
         well_posedness: what the border does to the problem; `None` where there is no quadratic penalty.
         lambda_choice: how λ was chosen from the data; `None` where it was given.
         predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
@@ -64,7 +64,7 @@ class Reconstruction:
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
-    amplification: float
+    scale: Scale
     well_posedness: WellPosedness | None
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
@@ -81,8 +81,7 @@ class Reconstruction:
         """Why the result is not to be trusted as it is; empty where nothing speaks against it."""
         found = doubt_solver(self.solution.status)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
-            residual, noise = self.residual, self.settings.noise_sigma or 0.0
-            found += doubt_layer(residual.relative, residual.root_mean_square, self.amplification, noise)
+            found += doubt_layer(self.residual, self.scale, self.settings.noise_sigma or 0.0)
         if self.residual_tests is not None:
             found += doubt_residual(self.residual_tests, is_lambda_chosen=self.lambda_choice is not None)
         if self.clipping is not None:

@@ -7,12 +7,16 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from deconv_cli.diagnostics.residual import ResidualSummary
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding, ResidualTests
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.solvers.solution import Status
 
 MAX_RELATIVE_RESIDUAL = 0.05
 """Residual of a tensor, in parts of the data, that no noise of a layer explains."""
+MAX_SHRINKAGE = 3.0
+"""The residual may also be so many times what λ leaves over of white images."""
 MAX_AMPLIFICATION = 50.0
 """How many times larger than usual an estimate may be."""
 SUSPICIOUS_AMPLIFICATION, SUSPICIOUS_RESIDUAL = 4.0, 0.004
@@ -49,6 +53,19 @@ class Doubt:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """An estimate held against white images of the size that the kernel would turn into such data.
+
+    Attributes:
+        amplification: how many times larger it is.
+        shrinkage: which part of the data λ would leave over of theirs.
+    """
+
+    amplification: float
+    shrinkage: float
+
+
+@dataclass(frozen=True)
 class Clipping:
     """Samples of an estimate that their range does not hold.
 
@@ -61,6 +78,20 @@ class Clipping:
     lowest: float
     highest: float
     share: float
+
+
+def measure_scale(taps: Tensor, estimate: Tensor, data: Tensor, weight: float) -> Scale:
+    """Hold an estimate against white images.
+
+    Args:
+        taps: shape `(C_out, C_in, *k)`.
+        estimate: any shape.
+        data: y, any shape.
+        weight: λσ²max; 0 where there is no λ.
+    """
+    gain = to_float64(taps).square().sum() / min(taps.shape[:2])
+    ratio = (to_float64(estimate).square().sum() * gain / to_float64(data).square().sum()).sqrt().nan_to_num(0.0)
+    return Scale(synchronize.as_number(ratio), synchronize.as_number(weight / (gain + weight)))
 
 
 def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float) -> Clipping:
@@ -88,24 +119,22 @@ def doubt_solver(status: Status) -> list[Doubt]:
     return [] if status.is_success else [Doubt(DoubtReason.SOLVER, f"the solver did not finish: {status.value}")]
 
 
-def doubt_layer(relative_residual: float, root_mean_square: float, amplification: float, noise: float) -> list[Doubt]:
+def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float) -> list[Doubt]:
     """Doubt that a layer is what it was taken for.
 
     Args:
-        relative_residual: ‖y − Ax̂‖ / ‖y‖.
-        root_mean_square: of the residual, in units of the samples.
-        amplification: how many times larger than usual the estimate is.
+        residual: y − Ax̂ in numbers.
+        scale: of the estimate.
         noise: standard deviation of the noise where it was given, in units of the samples; else 0.
     """
-    if relative_residual > MAX_RELATIVE_RESIDUAL and root_mean_square > EXCESS * noise:
-        found = (
-            f"the residual is {100 * relative_residual:.2g} % of the data, which no image explains under this kernel"
-        )
-        return [Doubt(DoubtReason.RESIDUAL, f"{found}: {_CAUSES}")]
-    is_suspicious = amplification > SUSPICIOUS_AMPLIFICATION and relative_residual > SUSPICIOUS_RESIDUAL
-    if not is_suspicious and amplification <= MAX_AMPLIFICATION:
+    allowed = max(MAX_RELATIVE_RESIDUAL, MAX_SHRINKAGE * scale.shrinkage)
+    if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
+        part = f"{100 * residual.relative:.2g} % of the data"
+        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
+    is_large = scale.amplification > SUSPICIOUS_AMPLIFICATION and residual.relative > SUSPICIOUS_RESIDUAL
+    if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
-    found = f"the estimate is {amplification:.2g} times larger than what this kernel usually turns into such data"
+    found = f"the estimate is {scale.amplification:.3g} times larger than what this kernel usually turns into such data"
     return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}, or noise was amplified, which a larger λ prevents")]
 
 
