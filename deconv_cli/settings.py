@@ -248,7 +248,7 @@ class ReconstructionSettings:
         self._check_choice_of_lambda()
         if self.predict and not self.is_linear:
             raise UsageError(
-                "the error can be predicted, and compared with a truth, where the estimate is linear in the data; that of "
+                "the error is predicted, and compared with a truth, where the estimate is linear in the data; that of "
                 f"{name} is not, so use one or the other."
             )
         if self.seed is not None and not self.predict:

@@ -42,12 +42,17 @@ class Outcome:
     Attributes:
         record: the report.
         print_summary: prints it as a table for people.
-        is_trusted: the solver reached its tolerance.
+        doubts: why the result is not to be trusted, a sentence each; empty where it is.
     """
 
     record: dict[str, Any]
     print_summary: Callable[[], None]
-    is_trusted: bool = True
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nothing speaks against the result."""
+        return not self.doubts
 
 
 def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]:
@@ -175,8 +180,9 @@ def _announce(outcome: Outcome, printed: PrintOptions) -> tuple[dict[str, Any], 
     """Print what became of a job; gives its record and whether to trust it, so that the images can be dropped."""
     if not printed.quiet:
         outcome.print_summary()
-    elif not outcome.is_trusted:
-        print_warning(with_options(outcome.record["solver"]["message"]))
+    else:
+        for doubt in outcome.doubts:
+            print_warning(with_options(doubt))
     if not printed.as_json:
         typer.echo(outcome.record["output"]["path"])
     return outcome.record, outcome.is_trusted

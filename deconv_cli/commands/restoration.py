@@ -56,7 +56,7 @@ class Restoration:
         return Outcome(
             record,
             partial(print_invert_summary, run, verbose=printed.verbose),
-            is_trusted=run.reconstruction.solution.status.is_success,
+            doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
         )
 
     def _restore(self, job: Job, progress: WorkProgress) -> tuple[LoadedInput, InvertRun, Record]:
@@ -83,6 +83,7 @@ class Restoration:
             diagnosis = pipeline.diagnose(result, loaded.values)
         progress.begin("writing")
         prepared = plan.prepare(result.image.cpu())
+        result = _measured(result, loaded, prepared)
         run = self._describe(job, loaded, prepared, result, diagnosis)
         record = describe_run(run)
         prepared.write(record)
@@ -150,6 +151,19 @@ class Restoration:
             loaded = self._context.loaded
             self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
         return self._pipelines[kind]
+
+
+def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
+    """Measure what the range of the written samples, or of those that were read, does not hold of a picture."""
+    import numpy as np
+
+    from deconv_cli.workflows.trust import measure_clipping
+
+    whole = [np.iinfo(name) for name in (prepared.dtype, loaded.image.dtype) if np.issubdtype(name, np.integer)]
+    if result.settings.defaults is not InputKind.PICTURE or not whole:
+        return result
+    clipping = measure_clipping(result.image, loaded.values, float(whole[0].min), float(whole[0].max))
+    return replace(result, clipping=clipping)
 
 
 def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
