@@ -34,13 +34,13 @@ def half_spectrum(torus: Size) -> Size:
     return *torus[:-1], torus[-1] // 2 + 1
 
 
-def place_of(number: int, size: Size) -> Size:
+def unravel(number: int, size: Size) -> Size:
     """Find the coordinates of an entry from its number in a flattened array of `size`."""
-    place = []
+    coordinates = []
     for length in reversed(size):
         number, at = divmod(number, length)
-        place.append(at)
-    return tuple(reversed(place))
+        coordinates.append(at)
+    return tuple(reversed(coordinates))
 
 
 def format_size(size: Size) -> str:

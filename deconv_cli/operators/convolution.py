@@ -56,7 +56,7 @@ class Convolution(LinearOperator):
         boundary: str | BoundaryRule = "zero",
     ) -> None:
         taps = _canonical_taps(kernel if isinstance(kernel, Tensor) else kernel.taps, len(image_size))
-        self.kernel = taps
+        self.kernel, self.dtype, self.device = taps, taps.dtype, taps.device
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
         self.boundary = as_rule(boundary)
         n_inputs = taps.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,10 +20,18 @@ class LinearOperator(ABC):
     `forward` takes a tensor of shape `(*batch, *input_shape)` to `(*batch, *output_shape)`; `adjoint` goes back.
     Operators are immutable, and know nothing of the solvers that invert them. `A(x)`, `A.H`, `A @ B`, `A + B` and
     `2 * A` are what they are for matrices.
+
+    Attributes:
+        input_shape: of what `forward` takes, without batches.
+        output_shape: of what it returns, without batches.
+        dtype: of the tensors that the operator is made of; `None` where it takes those of any dtype.
+        device: where they are.
     """
 
     input_shape: Shape
     output_shape: Shape
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +58,7 @@ class LinearOperator(ABC):
     @property
     def H(self) -> LinearOperator:  # noqa: N802
         """The adjoint as an operator of its own."""
-        return Composed(self.output_shape, self.input_shape, self.adjoint, self.forward)
+        return Composed((self,), self.output_shape, self.input_shape, self.adjoint, self.forward)
 
     @property
     def gram(self) -> LinearOperator:
@@ -69,6 +77,7 @@ class LinearOperator(ABC):
                 f"{self.input_shape}; build one of them for the other's size."
             )
         return Composed(
+            (self, other),
             other.input_shape,
             self.output_shape,
             lambda x: self.forward(other.forward(x)),
@@ -87,6 +96,7 @@ class LinearOperator(ABC):
                 f"{other.input_shape} to {other.output_shape}; add operators of the same shapes."
             )
         return Composed(
+            (self, other),
             self.input_shape,
             self.output_shape,
             lambda x: self.forward(x) + other.forward(x),
@@ -96,32 +106,31 @@ class LinearOperator(ABC):
     def __rmul__(self, factor: float) -> LinearOperator:
         """Scale the operator by a real number."""
         return Composed(
+            (self,),
             self.input_shape,
             self.output_shape,
             lambda x: factor * self.forward(x),
             lambda y: factor * self.adjoint(y),
         )
 
-    def as_matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+    def as_matrix(self) -> Tensor:
         """Write the operator out as a dense matrix; for small tests only.
 
-        Args:
-            dtype: that of the operator's own tensors, if it has any.
-            device: where they are.
-
         Returns:
-            Shape `(n_outputs, n_inputs)`.
+            Shape `(n_outputs, n_inputs)`, of the operator's dtype, or float64, and on its device.
         """
         n_inputs = math.prod(self.input_shape)
-        basis = torch.eye(n_inputs, dtype=dtype, device=device).reshape(n_inputs, *self.input_shape)
+        basis = torch.eye(n_inputs, dtype=self.dtype or torch.float64, device=self.device)
+        basis = basis.reshape(n_inputs, *self.input_shape)
         return self.forward(basis).reshape(n_inputs, -1).T
 
 
 class Composed(LinearOperator):
-    """An operator made of two functions: sums, products, multiples and adjoints of others."""
+    """An operator made of two functions: sums, products, multiples and adjoints of other operators, its parts."""
 
     def __init__(
         self,
+        parts: Sequence[LinearOperator],
         input_shape: Shape,
         output_shape: Shape,
         forward: Callable[[Tensor], Tensor],
@@ -131,6 +140,8 @@ class Composed(LinearOperator):
         self.output_shape = output_shape
         self._forward = forward
         self._adjoint = adjoint
+        for part in parts:
+            self.dtype, self.device = self.dtype or part.dtype, self.device or part.device
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the operator to `x` of shape `(*batch, *input_shape)`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, place_of, space_axes
+from deconv_cli.operators.axes import half_spectrum, space_axes, unravel
 from deconv_cli.operators.circulant import channels_last, phases, to_float64, torus_symbol
 from deconv_cli.vocabulary import Size
 
@@ -32,7 +32,7 @@ MAX_TABLE = 2**22
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The extreme singular values of a symbol over the torus of an image, each computed when it is first asked for.
+    """The extreme singular values of a symbol over the torus of an image, each computed when it is first used.
 
     Attributes:
         taps: the kernel, shape `(C_out, C_in, *k)`.
@@ -49,7 +49,7 @@ class Spectrum:
 
     @property
     def peak(self) -> Size:
-        """The frequency of the largest, as a place on the half spectrum of the image's torus."""
+        """The frequency of the largest, as coordinates on the half spectrum of the image's torus."""
         return self._largest[1]
 
     @cached_property
@@ -108,7 +108,7 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
         torus: pixels along each axis.
 
     Returns:
-        The value and its frequency, a place on the half spectrum. Where the symbol is so flat that the search would
+        The value and its frequency, coordinates on the half spectrum. Where the symbol is so flat that the search would
         look at more than `MAX_FREQUENCIES` in one step (for wide blocks `MAX_BLOCK_OPERATIONS`), it ends with the
         largest of those that it has looked at.
     """
@@ -120,7 +120,7 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
     if min(wide.shape[:2]) == 1 and math.prod(plane) <= MAX_PLANE:
         gains = singular_values(torus_symbol(wide, torus)).flatten()
         at = synchronize.as_index(gains.argmax())
-        return synchronize.as_number(gains[at]), place_of(at, plane)
+        return synchronize.as_number(gains[at]), unravel(at, plane)
     best, peak = _search(wide, torus)
     peak = tuple(at % n for at, n in zip(peak, torus, strict=True))
     # A frequency beyond the half spectrum has its mirror image there.

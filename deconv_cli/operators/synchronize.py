@@ -1,8 +1,8 @@
-"""Every place where the host waits for the device.
+"""The only functions in which the host waits for the device.
 
-To read a number that a device computes, the host has to wait until all that was asked of the device before is done. So
-operators and solvers read numbers here and nowhere else: what is not called from here runs ahead of the device, and
-whoever replaces these functions can follow every branch of an algorithm without any numbers.
+To read a number that a device computes, the host has to wait until the device has done all that was queued before. So
+operators and solvers read numbers here and nowhere else: all other code runs ahead of the device, and a test that
+replaces these functions follows every branch of an algorithm without any numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def holds_anywhere(mask: Tensor) -> bool:
-    """Tell whether any entry of `mask`, of any shape, is true or not zero."""
+    """Return whether any entry of `mask`, of any shape, is true or not zero."""
     return bool(mask.any())
 
 
 def holds_everywhere(mask: Tensor) -> bool:
-    """Tell whether every entry of `mask`, of any shape, is true or not zero."""
+    """Return whether every entry of `mask`, of any shape, is true or not zero."""
     return bool(mask.all())
 
 
@@ -42,7 +42,7 @@ def places(mask: Tensor) -> Tensor:
 
 
 def distinct(values: Tensor) -> tuple[Tensor, Tensor]:
-    """List the different entries of `values`, shape `(m,)`, and tell for each entry which one of them it is."""
+    """List the different entries of `values`, shape `(m,)`, and for each entry which one of them it is."""
     different, index = values.unique(return_inverse=True)
     return different, index
 

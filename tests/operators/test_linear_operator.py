@@ -5,8 +5,10 @@ import torch
 from cases import random
 from properties import adjoint_defect, matrix_defect
 
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.differences import Difference, Differences, first_differences, second_differences
+from deconv_cli.operators.differences import Difference, Differences, Gradient, first_differences, second_differences
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.parts import PENALTIES
@@ -86,3 +88,44 @@ def test_penalty_symbols_diagonalize_the_periodic_penalties(penalty, torus):
     symbol = find_penalty(penalty).symbol(torus, torch.float64, torch.device("cpu"))
     expected = torch.fft.irfft2(symbol * torch.fft.rfft2(x), s=torus)
     torch.testing.assert_close(operator.adjoint(operator.forward(x)), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_convolutions_are_built_from_taps_or_a_kernel():
+    taps, x = random((3, 4)), random((1, 7, 6))
+    expected = Convolution.of_geometry(taps[None, None], Geometry.of_image((7, 6), (3, 4), "full"), "zero")(x)
+    for kernel in (taps, taps[None, None], Kernel.from_tensor(taps)):
+        operator = Convolution(kernel, (7, 6), padding="full")
+        assert torch.equal(operator(x), expected)
+        assert operator.kernel.shape == (1, 1, 3, 4)
+    assert Convolution(taps, (7, 6)).geometry == Geometry.of_image((7, 6), (3, 4), "same")
+    assert Convolution(taps, (7, 6)).boundary.is_zero
+
+
+def test_a_normal_equation_is_written_as_on_paper():
+    A = Convolution(random((2, 1, 3, 3)), (6, 5), boundary="symmetric")
+    G = Gradient((1, 6, 5))
+    normal = A.H @ A + 0.1 * (G.H @ G)
+    expected = A.as_matrix().T @ A.as_matrix() + 0.1 * G.as_matrix().T @ G.as_matrix()
+    torch.testing.assert_close(normal.as_matrix(), expected)
+    assert normal.H.input_shape == (1, 6, 5)
+
+
+def test_matrices_have_the_dtype_of_the_operators_they_are_made_of():
+    A = Convolution(random((2, 1, 3, 3)).float(), (6, 5))
+    wide = Convolution(A.kernel.double(), (6, 5)).as_matrix()
+    for operator in (A, A @ Identity((1, 6, 5)), 1.0 * A, A.H.H, Identity((2, 6, 5)) @ A):
+        assert operator.dtype == torch.float32
+        torch.testing.assert_close(operator.as_matrix(), wide.float())
+    assert Gradient((1, 6, 5)).as_matrix().dtype == torch.float64
+
+
+def test_wrong_chains_and_sums_name_both_shapes():
+    A, G = Convolution(random((2, 1, 3, 3)), (6, 5), padding="valid"), Gradient((1, 6, 5))
+    with pytest.raises(ShapeError, match=r"first gives \(2, 4, 3\), but the next takes \(1, 6, 5\); build"):
+        G @ A
+    with pytest.raises(
+        ShapeError, match=r"one takes \(1, 6, 5\) to \(2, 4, 3\), the other \(1, 6, 5\) to \(2, 1, 6, 5\)"
+    ):
+        A + G
+    with pytest.raises(ShapeError, match=r"ends in \(1, 6, 5\), but was given one of \(1, 5, 6\)"):
+        A(random((1, 5, 6)))

@@ -1,0 +1,82 @@
+"""Kernels in canonical form: what is refused, and how channels meet them."""
+
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.errors import MalformedInputError, ShapeError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.convolution import Convolution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_taps_beyond_the_range_of_squares_are_refused(dtype, sign):
+    limits = torch.finfo(dtype)
+    shape = random((3, 3), dtype=dtype).abs() / 9 * sign
+    shape[1, 1] = sign
+    fits = [limits.max**0.5 * 0.9, limits.tiny**0.5 * 1.1, 1.0]
+    for size in fits:
+        assert torch.equal(Kernel.from_tensor(size * shape).taps[0, 0], size * shape)
+    name = str(dtype).removeprefix("torch.")
+    for size, word in (
+        (limits.max**0.5 * 1.1, "large"),
+        (limits.max * 0.5, "large"),
+        (limits.tiny**0.5 * 0.9, "small"),
+    ):
+        with pytest.raises(
+            MalformedInputError, match=f"so {word} that its square is beyond the range of {name}; scale"
+        ):
+            Kernel.from_tensor(size * shape)
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-310])
+def test_taps_of_extreme_size_are_one_sentence_and_no_traceback(size):
+    with pytest.raises(MalformedInputError, match=r"^the largest tap of the kernel is 1e[+-]3\d0, so .*\.$"):
+        Kernel.from_tensor(torch.full((3, 3), size, dtype=torch.float64))
+
+
+def test_small_taps_beside_a_large_one_are_fine():
+    taps = torch.tensor([[1.0, 1e-300, 0.0]], dtype=torch.float64)
+    assert Kernel.from_tensor(taps).size == (1, 3)
+
+
+def test_whole_numbers_have_no_such_range():
+    assert Kernel.from_tensor(torch.full((2, 2), 10**9)).size == (2, 2)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 3), (1, 1, 3, 3, 3)])
+def test_kernels_have_two_or_four_axes(shape):
+    with pytest.raises(ShapeError, match=r"shape \(kH, kW\) or \(C_out, C_in, kH, kW\), but has"):
+        Kernel.from_tensor(random(shape))
+
+
+@pytest.mark.parametrize("k", [(4,), (2, 3), (2, 3, 4)])
+def test_size_gain_and_channels_are_those_of_any_number_of_axes(k):
+    taps = random((2, 3, *k))
+    kernel = Kernel(taps, shared=False)
+    assert kernel.size == k
+    torch.testing.assert_close(torch.tensor(kernel.dc_gain, dtype=torch.float64), taps.flatten(2).sum(-1))
+    images = random((5, 3, *[6] * len(k)))
+    assert kernel.split(images) is images
+    outputs = images[:, :2]
+    assert kernel.split(outputs, are_outputs=True) is outputs
+    with pytest.raises(ShapeError, match=r"takes 3 channels, but the image of shape .* has 2"):
+        kernel.split(outputs)
+    with pytest.raises(ShapeError, match=r"shape \(C, (D, )?(H, )?W\) or \(B, C, (D, )?(H, )?W\), but has"):
+        kernel.split(images[0, 0])
+    with pytest.raises(ShapeError, match="at least one image of one channel"):
+        kernel.split(images[:0])
+
+
+@pytest.mark.parametrize("k", [(4,), (2, 3), (2, 3, 4)])
+def test_channels_of_a_shared_kernel_join_the_batch(k):
+    kernel = Kernel(random((1, 1, *k)), shared=True)
+    images = random((5, 3, *[6] * len(k)))
+    arranged = kernel.split(images)
+    assert arranged.shape == (5, 3, 1, *[6] * len(k))
+    assert torch.equal(kernel.join(arranged), images)
+    blurred = kernel.join(Convolution(kernel, images.shape[2:])(arranged))
+    for channel in range(3):
+        alone = Convolution(kernel.taps, images.shape[2:])(images[:, channel : channel + 1])
+        torch.testing.assert_close(blurred[:, channel : channel + 1], alone)

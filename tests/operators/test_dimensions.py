@@ -1,0 +1,217 @@
+"""Convolutions of signals and volumes, against torch's own `conv1d` and `conv3d` after numpy's padding."""
+
+import cmath
+import itertools
+
+import pytest
+import torch
+from cases import random
+from custom_rules import Antisymmetric
+from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
+from torch.nn import functional
+
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, space_axes, unravel
+from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.extension import close_smoothly
+from deconv_cli.operators.geometry import Geometry, Pads, resolve_padding
+from deconv_cli.operators.spectrum import kernel_spectrum, largest_singular_value, peak_gain
+from deconv_cli.operators.twisted_torus import TwistedTorus
+from deconv_cli.parts import BOUNDARIES
+
+PROBLEMS = [  # image size, kernel shape
+    ((9,), (2, 3, 4)),
+    ((8,), (1, 1, 3)),
+    ((4, 5, 6), (2, 1, 3, 2, 4)),
+    ((5, 4, 4), (3, 2, 1, 3, 2)),
+]
+PADDINGS = ["same", "valid", "full", 1]
+
+
+@pytest.mark.parametrize(("size", "shape"), PROBLEMS)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("boundary", list(BOUNDARIES))
+def test_convolutions_equal_torchs_and_keep_the_laws(size, shape, padding, boundary):
+    kernel = random(shape)
+    operator = Convolution(kernel, size, padding=padding, boundary=boundary)
+    x = random((2, *operator.input_shape), seed=1)
+    expected = reference_convolution(x, kernel, operator.geometry.pads, boundary)
+    torch.testing.assert_close(operator(x), expected, rtol=1e-12, atol=1e-12)
+    assert adjoint_defect(operator) <= 1e-12
+    assert linearity_defect(operator) <= 1e-12
+    assert matrix_defect(operator) <= 1e-12
+    assert backward_defect(operator) <= 1e-12
+    assert operator.crop_to_frame(x).shape[2:] == size
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((40,), (3, 2, 9)), ((9, 8, 11), (2, 3, 3, 2, 4)), ((50, 47), (2, 2, 4, 5))]
+)
+@pytest.mark.parametrize("use_fft", [True, False])
+def test_both_ways_of_sliding_agree_in_any_number_of_dimensions(size, shape, use_fft):
+    kernel, x = random(shape), random((2, 4, shape[1], *size), seed=1)
+    operator = ValidCorrelation(kernel, size, use_fft=use_fft)
+    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(size)]
+    torch.testing.assert_close(operator(x), convolve(x.flatten(0, 1), kernel).unflatten(0, (2, 4)), rtol=0, atol=1e-12)
+    assert adjoint_defect(operator) <= 1e-12
+
+
+def test_four_dimensions_go_by_the_fft():
+    kernel = random((1, 1, 2, 2, 2, 2))
+    operator = Convolution(kernel, (3, 4, 3, 2), boundary="circular")
+    assert operator.correlation.use_fft
+    assert adjoint_defect(operator) <= 1e-12
+    delta = torch.zeros(1, 3, 4, 3, 2, dtype=torch.float64)
+    delta[0, 1, 1, 1, 1] = 1
+    # conv correlates, so that the taps come out mirrored.
+    found = operator(delta)[0, :2, :2, :2, :2]
+    torch.testing.assert_close(found, kernel[0, 0].flip(0, 1, 2, 3), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("size", "shape"), PROBLEMS)
+def test_factors_of_a_boundary_are_right_in_any_number_of_dimensions(size, shape):
+    operator = Convolution(random(shape), size, boundary=Antisymmetric())
+    assert adjoint_defect(operator) <= 1e-12
+    x = random(operator.input_shape)
+    # An odd image of twice the length repeats itself: its circular convolution has the antisymmetric one in its corner.
+    odd = x
+    for axis in space_axes(len(size)):
+        odd = torch.cat([odd, -odd.flip(axis)], axis)
+    padding = Pads(operator.geometry.pads.before, operator.geometry.pads.after)
+    around = Convolution(operator.kernel, tuple(2 * n for n in size), padding=padding, boundary="circular")(odd)
+    torch.testing.assert_close(operator(x), crop(around, (0,) * len(size), size), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("torus", "shape"),
+    [
+        ((8,), (2, 2, 3)),
+        ((7,), (5, 5, 4)),
+        ((4, 5, 6), (1, 2, 3, 2, 3)),
+        ((4, 3, 5), (5, 4, 2, 4, 2)),
+        ((70,), (1, 1, 66)),
+    ],
+)
+def test_symbols_evaluate_the_taps_at_every_frequency(torus, shape):
+    kernel, origin = random(shape), tuple(range(1, len(torus) + 1))
+    symbol = torus_symbol(kernel, torus, origin)
+    assert symbol.shape == (*half_spectrum(torus), *shape[:2])
+    for at in itertools.product(*(range(0, n, 2) for n in half_spectrum(torus))):
+        expected = torch.zeros(shape[:2], dtype=torch.complex128)
+        for d in itertools.product(*(range(k) for k in shape[2:])):
+            turns = sum(m * (i - o) / n for m, i, o, n in zip(at, d, origin, torus, strict=True))
+            expected += kernel[(slice(None), slice(None), *d)] * cmath.exp(2j * cmath.pi * turns)
+        torch.testing.assert_close(symbol[at], expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [(7,), (6,), (3, 4, 5), (4, 3, 6)])
+def test_twisted_fields_come_back_and_meet_the_symbol(size):
+    for twists in itertools.product((False, True), repeat=len(size)):
+        torus, field = TwistedTorus(size, twists), random((2, *size))
+        spectrum = torus.transform(field)
+        assert spectrum.shape == (2, *torus.plane)
+        torch.testing.assert_close(torus.restore(spectrum), field, rtol=1e-13, atol=1e-13)
+        # A field and its twisted continuation repeat themselves together over twice the length.
+        kernel, doubled = random((3, 2, *[2] * len(size)), seed=1), field
+        for axis, is_twisted in zip(space_axes(len(size)), twists, strict=True):
+            doubled = torch.cat([doubled, -doubled if is_twisted else doubled], axis)
+        found = torus.restore(FrequencyBlocks(torus.symbol(kernel, (0,) * len(size))).multiply(spectrum))
+        whole = Convolution(
+            kernel, doubled.shape[1:], padding=Pads((0,) * len(size), (1,) * len(size)), boundary="circular"
+        )(doubled)
+        torch.testing.assert_close(found, crop(whole, (0,) * len(size), size), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("torus", "shape"),
+    [
+        ((81,), (3, 3, 6)),
+        ((9, 8, 10), (2, 3, 3, 1, 4)),
+        ((12, 7, 5), (2, 2, 3, 3, 3)),
+        ((30,), (1, 2, 5)),
+    ],
+)
+def test_extreme_singular_values_are_those_of_all_frequencies(torus, shape):
+    taps = random(shape)
+    values = torch.linalg.svdvals(torus_symbol(taps, torus))
+    value, peak = largest_singular_value(taps, torus)
+    assert value == pytest.approx(float(values.max()), rel=1e-13)
+    assert float(values[peak].max()) == pytest.approx(value, rel=1e-13)
+    spectrum = kernel_spectrum(taps, torus)
+    assert spectrum.grid == torus
+    assert spectrum.sigma_min == pytest.approx(float(values.min()), rel=1e-9)
+    assert float(peak_gain(taps, spectrum)) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("frequency", range(40, 48))
+def test_the_search_follows_a_peak_along_each_axis(axis, frequency):
+    tone = torch.cos(2 * torch.pi * frequency * torch.arange(9.0, dtype=torch.float64) / 401)
+    line = tone.reshape([9 if i == axis else 1 for i in range(3)])
+    torus = tuple(401 if i == axis else 4 for i in range(3))
+    taps = line * torch.eye(2, dtype=torch.float64)[..., None, None, None]
+    value, peak = largest_singular_value(taps, torus)
+    values = torch.linalg.svdvals(torus_symbol(taps, torus))
+    assert value == pytest.approx(float(values.max()), rel=1e-13)
+    assert float(values[peak].max()) == pytest.approx(value, rel=1e-13)
+
+
+def test_large_volumes_are_looked_at_on_a_coarser_grid():
+    spectrum = kernel_spectrum(random((1, 1, 3, 3, 3)), (2000, 10, 400))
+    assert spectrum.grid[1] == 10
+    assert spectrum.grid[0] * spectrum.grid[1] * (spectrum.grid[2] // 2 + 1) <= 2**19
+
+
+@pytest.mark.parametrize(("size", "torus"), [((5,), (9,)), ((4, 3, 5), (6, 3, 8))])
+def test_a_closed_field_begins_with_itself_and_has_no_seam(size, torus):
+    ramp = sum(torch.arange(n, dtype=torch.float64).reshape(-1, *[1] * (len(size) - 1 - i)) for i, n in enumerate(size))
+    closed = close_smoothly(ramp[None], torus)
+    assert closed.shape == (1, *torus)
+    assert torch.equal(crop(closed, (0,) * len(size), size)[0], ramp)
+    for axis, (n, length) in enumerate(zip(size, torus, strict=True), 1):
+        if length > n:
+            jump = (closed.select(axis, 0) - closed.select(axis, length - 1)).abs().max()
+            assert float(jump) <= 1.0
+
+
+def test_paddings_have_one_number_for_each_axis():
+    assert resolve_padding("same", (4, 3, 2)) == Pads((1, 1, 0), (2, 1, 1))
+    assert resolve_padding("full", (4,)) == Pads((3,), (3,))
+    assert resolve_padding((1, 0, 2), (4, 3, 2)) == Pads((1, 0, 2), (1, 0, 2))
+    assert resolve_padding(2, (4, 3, 2)).total == (4, 4, 4)
+    for wrong in ((1, 2), "reflect", -1, (1, -1, 1), True, 1.5):
+        with pytest.raises(UsageError, match="a whole number or one for each of the 3 axes, but is"):
+            resolve_padding(wrong, (4, 3, 2))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", "full", 3, (0, 2, 1)])
+def test_a_geometry_is_found_again_from_its_output(padding):
+    forward = Geometry.of_image((9, 8, 7), (3, 2, 5), padding)
+    assert Geometry.of_output(forward.output_size, (3, 2, 5), padding) == forward
+
+
+def test_a_geometry_of_any_size_takes_no_memory():
+    geometry = Geometry.of_image((10**9,) * 3, (3, 3, 3), 10**12)
+    assert geometry.output_size == (10**9 + 2 * 10**12 - 2,) * 3
+    assert Convolution(random((1, 1, 3, 3)), (8, 8), padding=10**6).output_shape == (1, 2000006, 2000006)
+
+
+def test_images_that_do_not_fit_a_kernel_are_refused():
+    with pytest.raises(ShapeError, match=r"has 3 axes, or 5 with its channels, but its shape is \(1, 1, 3, 3\)"):
+        Convolution(random((1, 1, 3, 3)), (4, 4, 4))
+    with pytest.raises(ShapeError, match="3×3 needs an image with 2 axes of space, but the image is one of 4×4×4"):
+        Geometry.of_image((4, 4, 4), (3, 3), "same")
+    with pytest.raises(ShapeError, match="kernel of 3×3×9 does not fit into an image of 4×4×4"):
+        Convolution(random((3, 3, 9)), (4, 4, 4), padding="valid")
+
+
+def test_axes_are_counted_from_the_end():
+    assert space_axes(3) == (-3, -2, -1)
+    assert image_axes(2) == (-3, -2, -1)
+    assert half_spectrum((4, 5, 6)) == (4, 5, 4)
+    assert [unravel(i, (2, 3)) for i in range(6)] == [(a, b) for a in range(2) for b in range(3)]
+    x = random((5, 2, 3, 4))
+    torch.testing.assert_close(per_image(torch.arange(5.0), 2) * x, torch.einsum("b,bchw->bchw", torch.arange(5.0), x))
+    assert torch.equal(crop(x, (1, 0), (2, 3)), x[..., 1:3, :3])

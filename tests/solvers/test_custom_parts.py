@@ -1,0 +1,121 @@
+"""Boundary rules and penalties of the user's own: every solver that takes them is right, and the others say no."""
+
+import pytest
+import torch
+from cases import random
+from custom_rules import CUSTOM_RULES, Antisymmetric, ThirdDifferences, registered
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundaries.symmetric import SymmetricBoundary
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
+from deconv_cli.workflows.forward import forward
+from deconv_cli.workflows.invert import invert
+
+SHAPES = [(1, 1, 3, 3), (2, 2, 3, 4), (3, 2, 2, 3)]
+SIZE = (8, 7)
+
+
+class Mirror(SymmetricBoundary):
+    """The symmetric rule under a name that nothing in the package knows."""
+
+    name = "mirror"
+
+
+def solve(shape, **settings):
+    """Solve one problem, and the same one by dense linear algebra."""
+    inverse = PseudoInverse(Kernel(random(shape), False), SIZE, ResolvedSettings(tolerance=1e-12, **settings))
+    problem = inverse.problem
+    y = random(problem.operator.output_shape, seed=3)
+    solution = inverse.solve(y).raise_for_status()
+    A = problem.operator.as_matrix()
+    L = find_penalty(problem.penalty).operator(problem.operator.input_shape, periodic=False).as_matrix()
+    stacked = torch.cat([A, problem.weight**0.5 * L])
+    expected = (torch.linalg.pinv(stacked) @ torch.cat([y.flatten(), y.new_zeros(len(L))])).reshape(A.shape[1])
+    return float((solution.value.flatten() - expected).norm() / expected.norm())
+
+
+PENALIZED = [(1e-2, "identity"), (1e-2, "gradient"), (1e-3, "laplacian")]
+
+
+@pytest.mark.parametrize("rule", CUSTOM_RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("padding", ["same", "valid", "full"])
+@pytest.mark.parametrize(("lam", "penalty"), PENALIZED)
+@pytest.mark.parametrize("method", ["auto", "direct", "iterative"])
+def test_copies_with_factors_are_solved_exactly(rule, shape, padding, lam, penalty, method):
+    with registered(rule):
+        assert solve(shape, boundary=rule.name, padding=padding, lam=lam, penalty=penalty, method=method) <= 1e-9
+
+
+@pytest.mark.parametrize("rule", CUSTOM_RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("padding", ["same", "valid", "full"])
+def test_pseudo_inverses_under_copies_with_factors_are_exact(rule, shape, padding):
+    with registered(rule):
+        for method in ("auto", "direct", "iterative"):
+            is_covered = method != "direct" or shape[0] <= shape[1] or padding != "valid"
+            settings = {"boundary": rule.name, "padding": padding, "lam": 0.0, "method": method}
+            if is_covered:
+                assert solve(shape, **settings) <= 1e-7
+                continue
+            with pytest.raises(UsageError, match="method direct needs λ > 0 here"):
+                solve(shape, **settings)
+
+
+@pytest.mark.parametrize("rule", CUSTOM_RULES, ids=lambda rule: rule.name)
+def test_solvers_that_do_not_cover_factors_refuse_them(rule):
+    with registered(rule):
+        for method in ("strip", "fft"):
+            with pytest.raises(UsageError, match=f"method {method} .*; use method auto"):
+                solve((1, 1, 3, 3), boundary=rule.name, lam=1e-2, method=method)
+        with pytest.raises(UsageError, match=f"boundary {rule.name} multiplies its copies by factors"):
+            RichardsonLucyEstimator(
+                Kernel.from_tensor(random((3, 3)).abs()),
+                SIZE,
+                ResolvedSettings(boundary=rule.name, method="richardson-lucy", lam=0.0),
+            )
+
+
+@pytest.mark.parametrize("method", ["auto", "strip", "direct", "iterative"])
+@pytest.mark.parametrize("penalty", ["identity", "gradient"])
+def test_a_copying_rule_under_a_new_name_is_solved_by_every_solver(method, penalty):
+    rule: BoundaryRule = Mirror()
+    with registered(rule):
+        assert solve((2, 2, 3, 4), boundary="mirror", lam=1e-2, penalty=penalty, method=method) <= 1e-9
+
+
+@pytest.mark.parametrize("method", ["auto", "strip", "direct", "iterative"])
+@pytest.mark.parametrize("boundary", ["zero", "unknown", "replicate", "reflect"])
+def test_a_penalty_of_the_users_own_is_solved_by_every_solver(method, boundary):
+    with registered(ThirdDifferences()):
+        error = solve((2, 2, 3, 4), boundary=boundary, lam=1e-3, penalty="third", method=method)
+    assert error <= 1e-8
+
+
+@pytest.mark.parametrize("penalty", ["gradient", "laplacian"])
+def test_a_zero_mean_kernel_and_a_penalty_that_misses_constants_meet_a_border_that_changes_them(penalty):
+    """Under an antisymmetric border a constant image is seen, though on the torus it is not."""
+    taps = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)[None, None]
+    with registered(Antisymmetric()):
+        settings = ResolvedSettings(boundary="antisymmetric", lam=1e-2, penalty=penalty, tolerance=1e-12)
+        inverse = PseudoInverse(Kernel(taps, False), SIZE, settings)
+        truth = torch.ones(1, *SIZE, dtype=torch.float64)
+        y = inverse.operator(truth)
+        found = inverse.solve(y).raise_for_status().value
+    assert y.abs().max() > 0.5
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-8)
+
+
+def test_the_library_takes_rules_and_penalties_by_their_names():
+    x, kernel = random((2, 12, 11)), random((3, 3)).abs()
+    kernel[1, 1] += 5
+    with registered(Antisymmetric(), ThirdDifferences()):
+        y = forward(x, kernel, boundary="antisymmetric")
+        found = invert(y, kernel, boundary="antisymmetric", lam=1e-10, penalty="third")
+    assert found.boundary == "antisymmetric"
+    assert float((found.image - x).norm() / x.norm()) <= 1e-3

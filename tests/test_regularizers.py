@@ -1,0 +1,122 @@
+"""Penalties describe themselves: operators, symbols and what they leave free agree, in any number of dimensions."""
+
+import itertools
+
+import pytest
+import torch
+from cases import random
+from custom_rules import ThirdDifferences, registered
+from properties import adjoint_defect, matrix_defect
+
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.differences import Difference, Differences, Gradient, Laplacian, second_differences
+from deconv_cli.operators.linear_operator import Identity
+from deconv_cli.parts import PENALTIES
+from deconv_cli.regularizers import find_penalty, is_determined
+
+CPU = torch.device("cpu")
+TORI = [(7,), (6, 8), (5, 7), (3, 4, 5)]
+ALL = [*(find_penalty(name) for name in PENALTIES), ThirdDifferences()]
+
+
+def polynomial(size, degree):
+    """An image that grows by a power of its distance from the first corner."""
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij")
+    return (sum(axes) ** degree)[None]
+
+
+@pytest.mark.parametrize("penalty", ALL, ids=lambda p: p.name)
+@pytest.mark.parametrize("torus", TORI)
+def test_the_symbol_diagonalizes_the_periodic_operator(penalty, torus):
+    x, axes = random((2, *torus)), space_axes(len(torus))
+    operator = penalty.operator((2, *torus), periodic=True)
+    symbol = penalty.symbol(torus, torch.float64, CPU)
+    assert symbol.shape == half_spectrum(torus)
+    expected = torch.fft.irfftn(symbol * torch.fft.rfftn(x, dim=axes), s=torus, dim=axes)
+    torch.testing.assert_close(operator.adjoint(operator.forward(x)), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("penalty", ALL, ids=lambda p: p.name)
+@pytest.mark.parametrize("torus", TORI)
+def test_the_operator_keeps_the_laws(penalty, torus):
+    for periodic in (True, False):
+        operator = penalty.operator((2, *torus), periodic=periodic)
+        assert adjoint_defect(operator) <= 1e-12
+        assert matrix_defect(operator) <= 1e-12
+
+
+@pytest.mark.parametrize("penalty", ALL, ids=lambda p: p.name)
+@pytest.mark.parametrize("size", TORI)
+def test_what_a_penalty_leaves_free_costs_nothing(penalty, size):
+    operator = penalty.operator((1, *size), periodic=False)
+    costs = [float(operator.forward(polynomial(size, degree)).abs().max()) for degree in (0, 1)]
+    assert [cost > 1e-12 for cost in costs] == [penalty.penalizes_constants, penalty.penalizes_ramps]
+    assert penalty.takes_differences == (penalty.name != "identity")
+
+
+def test_constants_and_ramps_distinguish_the_penalties():
+    found = {p.name: (p.penalizes_constants, p.penalizes_ramps) for p in ALL}
+    assert found == {
+        "identity": (True, True),
+        "gradient": (False, True),
+        "laplacian": (False, False),
+        "third": (False, False),
+    }
+
+
+@pytest.mark.parametrize("torus", TORI)
+def test_the_laplacian_squared_is_the_energy_of_second_differences(torus):
+    gradient, laplacian = (find_penalty(name).symbol(torus, torch.float64, CPU) for name in ("gradient", "laplacian"))
+    torch.testing.assert_close(laplacian, gradient.square(), rtol=1e-14, atol=0)
+    third = ThirdDifferences().symbol(torus, torch.float64, CPU)
+    torch.testing.assert_close(third, gradient**3, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("size", [(6,), (5, 6), (3, 4, 5)])
+def test_public_operators_take_the_differences_of_numpy(size):
+    x, n_axes = random((2, *size)), len(size)
+    gradient = Gradient((2, *size))(x)
+    assert gradient.shape == (n_axes, 2, *size)
+    for i, axis in enumerate(space_axes(n_axes)):
+        torch.testing.assert_close(gradient[i].narrow(axis, 0, size[i] - 1), x.diff(dim=axis))
+        assert not gradient[i].narrow(axis, size[i] - 1, 1).any()
+    curvature = Laplacian((2, *size))(x)
+    assert curvature.shape == (n_axes * (n_axes + 1) // 2, 2, *size)
+    pairs = itertools.combinations_with_replacement(space_axes(n_axes), 2)
+    energy = sum((1 + (a != b)) * x.diff(dim=a).diff(dim=b).square().sum() for a, b in pairs)
+    torch.testing.assert_close(curvature.square().sum(), energy)
+    assert Laplacian((2, *size)).terms == second_differences(n_axes)
+
+
+@pytest.mark.parametrize("operator", [Gradient, Laplacian])
+def test_a_periodic_difference_reaches_around_the_edge(operator):
+    x = random((1, 4, 5))
+    shifted = operator((1, 4, 5), periodic=True)(x.roll((1, 2), (-2, -1)))
+    torch.testing.assert_close(shifted, operator((1, 4, 5), periodic=True)(x).roll((1, 2), (-2, -1)))
+    inside = operator((1, 4, 5))(x.roll((1, 2), (-2, -1)))
+    assert not torch.allclose(inside, operator((1, 4, 5))(x).roll((1, 2), (-2, -1)))
+
+
+def test_a_penalty_of_the_users_own_goes_by_its_name_once_it_is_registered():
+    with pytest.raises(UsageError, match="penalty must be one of identity, gradient, laplacian, but is 'third'"):
+        find_penalty("third")
+    with registered(ThirdDifferences()):
+        assert is_determined(1e-3, "third", 2, 2)
+        assert not is_determined(1e-3, "third", 1, 2)
+    assert is_determined(0.0, "gradient", 1, 2)
+    assert is_determined(1e-3, "identity", 1, 2)
+
+
+def test_a_difference_of_an_axis_that_is_too_short_is_nothing():
+    term = Difference((3, 1), 2.0)
+    assert term.observed((2, 5)) == (0, 4)
+    assert not Differences((1, 2, 5), (term,), periodic=False)(random((1, 2, 5))).any()
+
+
+def test_operators_take_what_ends_in_their_shape():
+    with pytest.raises(ShapeError, match=r"ends in \(2, 4, 5\), but was given one of \(1, 4, 5\); reshape it"):
+        Gradient((2, 4, 5))(random((1, 4, 5)))
+    with pytest.raises(ShapeError, match=r"was given one of \(5,\)"):
+        Identity((4, 5))(random((5,)))
+    assert Gradient((2, 4, 5))(random((3, 1, 2, 4, 5))).shape == (3, 1, 2, 2, 4, 5)
