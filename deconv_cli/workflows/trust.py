@@ -8,7 +8,8 @@ from enum import StrEnum
 from torch import Tensor
 
 from deconv_cli.diagnostics.residual import ResidualSummary
-from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding, ResidualTests
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
+from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.solvers.solution import Status
