@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.vocabulary import (
+    MAX_SEED,
     ArithmeticDType,
     InputKind,
     LambdaRule,
@@ -199,7 +200,10 @@ class ReconstructionSettings:
         self._take("tolerance", Real, "a number between 0 and 1", lambda v: 0 < v < 1)
         self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
-        self._take("seed", Integral, "zero or a positive whole number", lambda v: v >= 0)
+        self._take("seed", Integral, f"a whole number from 0 to {MAX_SEED}", lambda v: 0 <= v <= MAX_SEED)
+        for name in ("nonnegative", "predict"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
@@ -220,14 +224,16 @@ class ReconstructionSettings:
         """Refuse settings that contradict one another, or that would change nothing."""
         objective, is_rl = self.objective, self.method == "richardson-lucy"
         if self.weight is not None and objective in ("quadratic", "nonnegative", "richardson-lucy"):
-            raise UsageError("a weight is that of prior tv, which was not given; use prior tv, or λ without it.")
+            raise UsageError(
+                'weight is that of a prior such as tv, which was not given; add prior="tv", or use lam instead.'
+            )
         if self.gain is not None and objective != "richardson-lucy":
-            raise UsageError("a gain is of use to method richardson-lucy alone; use that method, or leave it out.")
+            raise UsageError('gain is of use to method="richardson-lucy" alone; use that method, or leave it out.')
         if is_rl and (self.nonnegative or self.prior not in ("quadratic", "richardson-lucy")):
-            what = "nonnegative, which its estimates are anyway," if self.nonnegative else f"prior {self.prior}"
+            what = "nonnegative=True, which its estimates are anyway," if self.nonnegative else f"prior={self.prior}"
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
         if self.nonnegative and self.prior not in ("quadratic", "nonnegative"):
-            raise UsageError(f"prior {self.prior} and nonnegative do not go together; leave one of them out.")
+            raise UsageError(f"prior={self.prior} and nonnegative=True do not go together; leave one of them out.")
         if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
             raise UsageError(
                 "noise_sigma has no use here, where neither a weight nor λ follows from the noise; leave it out."
@@ -236,18 +242,18 @@ class ReconstructionSettings:
             objective, f"prior {objective}"
         )
         if not self.is_linear and self.rcond is not None:
-            raise UsageError(f"{name} truncates no singular values, but rcond was given; leave it out.")
+            raise UsageError(f"{name} truncates no singular values, but rcond={self.rcond:g} was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
         self._check_choice_of_lambda()
         if self.predict and not self.is_linear:
             raise UsageError(
-                "a report, a truth, an error map or a trust mask needs an estimate that is linear in the data, which "
-                "nonnegative, prior tv and method richardson-lucy do not give; use one or the other."
+                "the error is predicted, and compared with a truth, where the estimate is linear in the data; that of "
+                f"{name} is not, so use one or the other."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
-                "seed draws what the predicted error needs, which nothing asks for; leave it out, or predict the error."
+                "seed draws what the predicted error needs, which nothing asks for; leave it out, or add predict=True."
             )
 
     def _check_choice_of_lambda(self) -> None:
@@ -263,10 +269,10 @@ class ReconstructionSettings:
 
     def _refuse_lambda(self, name: str) -> None:
         if self.lam is not None or self.lambda_rule is not None:
-            instead = "use weight instead" if self.prior == "tv" else "leave it out"
-            raise UsageError(f"{name} has no λ, but one was given; {instead}.")
+            given = "lam" if self.lam is not None else "lambda_rule"
+            raise UsageError(f"{name} has no λ, but {given}={getattr(self, given)} was given; leave it out.")
         if self.penalty is not None:
-            raise UsageError(f"{name} has no other penalty, but {self.penalty} was given; leave it out.")
+            raise UsageError(f"{name} has no other penalty, but penalty={self.penalty} was given; leave it out.")
 
 
 _WORDS = {"lam": "lambda"}

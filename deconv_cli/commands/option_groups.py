@@ -182,7 +182,8 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE|DIR",
-        help="Where to write; the suffix decides the format. A folder takes one file for each input.",
+        help="Where to write; the suffix decides the format. A folder takes one file for each input. Default: beside "
+        "the input, in its own format (GIF as PNG).",
         show_default=False,
     ),
 ]

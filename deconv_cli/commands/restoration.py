@@ -56,7 +56,7 @@ class Restoration:
         return Outcome(
             record,
             partial(print_invert_summary, run, verbose=printed.verbose),
-            is_trusted=run.reconstruction.solution.status.is_success,
+            doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
         )
 
     def _restore(self, job: Job, progress: WorkProgress) -> tuple[LoadedInput, InvertRun, Record]:
@@ -83,6 +83,7 @@ class Restoration:
             diagnosis = pipeline.diagnose(result, loaded.values)
         progress.begin("writing")
         prepared = plan.prepare(result.image.cpu())
+        result = _measured(result, loaded, prepared)
         run = self._describe(job, loaded, prepared, result, diagnosis)
         record = describe_run(run)
         prepared.write(record)
@@ -152,6 +153,19 @@ class Restoration:
         return self._pipelines[kind]
 
 
+def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
+    """Measure what the range of the written samples, or of those that were read, does not hold of a picture."""
+    import numpy as np
+
+    from deconv_cli.workflows.trust import measure_clipping
+
+    whole = [np.iinfo(name) for name in (prepared.dtype, loaded.image.dtype) if np.issubdtype(name, np.integer)]
+    if result.settings.defaults is not InputKind.PICTURE or not whole:
+        return result
+    clipping = measure_clipping(result.image, loaded.values, float(whole[0].min), float(whole[0].max))
+    return replace(result, clipping=clipping)
+
+
 def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
     """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it."""
     from deconv_cli.workflows.resolution import RecordedConvolution
@@ -164,12 +178,11 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
         found = RecordedConvolution(
             BOUNDARIES.check(record["boundary"]), check_padding(parse_padding(record["padding"]))
         )
-        path, sha256 = str(made_by["path"]), str(made_by["sha256"])
+        sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()
     if kernel_sha256 is None or sha256 == kernel_sha256:
         return found, ()
     return found, (
-        f"deconv forward made this file with another kernel file, '{path}'; make sure that this one holds the same "
-        "taps",
+        f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )

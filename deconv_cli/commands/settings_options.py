@@ -202,7 +202,7 @@ SETTINGS_OPTIONS = dict(
             ERROR,
             "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report.",
         ),
-        _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0),
+        _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0, metavar="N"),
     ]
 )
 

@@ -45,16 +45,12 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.insert(1, ("factor", run.factor.path))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
     if result.predicted_error is not None:
-        rows += _error_rows(result.predicted_error)
+        rows += _error_rows(result.predicted_error, is_trusted=result.is_trusted)
     if verbose:
         rows += _details(result)
     rows += _output_rows(run.output, run.environment)
-    warnings, advice = _border_findings(result.well_posedness)
-    if result.lambda_choice is not None and result.lambda_choice.warning is not None:
-        warnings.append(f"{result.lambda_choice.warning}.")
-    if not result.solution.status.is_success:
-        warnings.append(result.solution.status.value)
-    _print(f"deconv {run.command}", rows, warnings, [*advice, *run.notes])
+    _, advice = _border_findings(result.well_posedness)
+    _print(f"deconv {run.command}", rows, list(result.warnings), [*advice, *run.notes])
 
 
 def print_factor_summary(run: FactorRun) -> None:
@@ -151,10 +147,11 @@ def _noise(result: Reconstruction) -> str | None:
     return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
-def _error_rows(predicted: PredictedError) -> Rows:
+def _error_rows(predicted: PredictedError, *, is_trusted: bool) -> Rows:
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
-    expected = f"{predicted.root_mean_square:.3g} rms; to be trusted {trusted} ({share:.0%} of the pixels)"
+    to_trust = f"to be trusted {trusted} ({share:.0%} of the pixels)" if is_trusted else "not to be trusted: see below"
+    expected = f"{predicted.root_mean_square:.3g} rms; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 
 

@@ -47,7 +47,7 @@ def show_picture(image: Tensor, *, is_color: bool) -> None:
 
 
 def _lines(console: Console, levels: Tensor) -> tuple[list[Text], tuple[int, int]]:
-    """Draw levels from 0 to 1, shape `(1 or 3, H, W)`, and tell as how many rows and columns."""
+    """Draw levels from 0 to 1, shape `(1 or 3, H, W)`, and count the rows and columns."""
     from torch.nn import functional
 
     height, width = levels.shape[-2:]

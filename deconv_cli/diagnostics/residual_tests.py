@@ -1,9 +1,8 @@
-"""What a residual points to: too smooth, too rough, another kernel, another boundary, or nothing amiss."""
+"""Tests of a residual against the noise, by place and by frequency, and what they point to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.residual import border_profile
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.operators import synchronize
@@ -37,52 +37,6 @@ TAKEN_UP = 0.4
 NOTABLE = 0.01
 N_BANDS = 24
 N_BINS = 61
-
-
-class ResidualFinding(StrEnum):
-    """What a residual points to; `sentence` says it."""
-
-    FINE = "fine"
-    OVER_SMOOTHED = "over-smoothed"
-    NOISE_FITTED = "noise fitted"
-    WRONG_KERNEL = "wrong kernel"
-    WRONG_BOUNDARY = "wrong boundary"
-    INCONCLUSIVE = "inconclusive"
-
-    @property
-    def sentence(self) -> str:
-        """The finding as a sentence, with what to do."""
-        return _SENTENCES[self]
-
-    @property
-    def is_warning(self) -> bool:
-        """Whether something is amiss."""
-        return self not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
-
-
-_SENTENCES = {
-    ResidualFinding.FINE: "The residual is no larger than the noise: nothing contradicts kernel, boundary or λ.",
-    ResidualFinding.OVER_SMOOTHED: (
-        "The residual still holds detail of the picture that the kernel lets through: the estimate is over-smoothed, "
-        "and a smaller λ would recover more."
-    ),
-    ResidualFinding.NOISE_FITTED: (
-        "The residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
-        "If λ was chosen from the data, doubt the kernel too: one that is too wide makes them ask for a small λ."
-    ),
-    ResidualFinding.WRONG_KERNEL: (
-        "The data hold what this kernel all but removes, so no plausible picture explains them: the kernel is "
-        "probably wrong."
-    ),
-    ResidualFinding.WRONG_BOUNDARY: (
-        "The residual is much larger along the edges than inside: the boundary is probably not what was assumed; "
-        'try boundary="unknown".'
-    ),
-    ResidualFinding.INCONCLUSIVE: (
-        "The residual neither confirms nor contradicts kernel and λ: the estimate has taken up most of the noise, or "
-        "the noise cannot be separated from the picture itself."
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -132,6 +86,7 @@ def check_residual(
     kernel_size: Size,
     noise_gain: float,
     noise: float | None = None,
+    least_noise: float = 0.0,
     is_boundary_free: bool = False,
 ) -> ResidualTests:
     """Test a residual, and find what it points to.
@@ -148,6 +103,7 @@ def check_residual(
         kernel_size: taps along each axis of space.
         noise_gain: how much stronger white noise comes back in the estimate.
         noise: standard deviation of the noise in the units of the samples, where it is known.
+        least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
     n_axes = len(kernel_size)
@@ -163,8 +119,11 @@ def check_residual(
     elif level is None:
         finding = ResidualFinding.INCONCLUSIVE
     elif interior_rms > EXCESS * level:
-        is_kernel = implausible > SUSPICIOUS
-        finding = ResidualFinding.WRONG_KERNEL if is_kernel else ResidualFinding.OVER_SMOOTHED
+        is_beyond_doubt = noise is not None or interior_rms > EXCESS * least_noise
+        if implausible <= SUSPICIOUS:
+            finding = ResidualFinding.OVER_SMOOTHED
+        else:
+            finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
     elif interior_rms < level and noise_gain * level > max(VISIBLE * spread, AMPLIFIED * level):
         finding = ResidualFinding.NOISE_FITTED
     elif interior_rms < TAKEN_UP * level:

@@ -16,6 +16,8 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 def describe_reconstruction(result: Reconstruction) -> Record:
     """Describe a reconstruction."""
     return {
+        "is_trusted": result.is_trusted,
+        "doubts": [{"reason": doubt.reason.value, "sentence": doubt.sentence} for doubt in result.doubts],
         "padding": format_padding(result.padding),
         "method": result.choice.method,
         "method_reason": result.choice.reason,
@@ -26,6 +28,8 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "objective": result.solution.objective,
         "weight": result.solution.weight,
         "residual": {**asdict(result.residual), "per_channel": list(result.residual.per_channel)},
+        "scale": asdict(result.scale),
+        "clipping": result.clipping and asdict(result.clipping),
         "border": [asdict(band) for band in result.border],
         "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),
         "conditioning": {

@@ -15,7 +15,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.vocabulary import PaddingLike, format_memory
-from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
+from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_tensor, pick_dtype
 
 
 def forward(
@@ -93,6 +93,7 @@ def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:
     Raises:
         ShapeError: the bias has another length than the outputs have channels.
     """
+    check_tensor(bias, "the bias")
     if bias.shape != (outputs.shape[-3],):
         raise ShapeError(
             f"a bias must have one number for each output channel, shape ({outputs.shape[-3]},), "

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
@@ -23,16 +24,17 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, Size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
 from deconv_cli.workflows.apply_kernel import as_bias
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 from deconv_cli.workflows.channels import join_channels
-from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
+from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
+from deconv_cli.workflows.trust import measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
@@ -118,6 +120,7 @@ class Pipeline:
             return self._reconstruct_channels(y, resolution, truth, listener)
         data, kernel, image_size = self._arranged(y, resolution.settings)
         if truth is not None:
+            check_image(truth, "the truth")
             _check_truth(truth, (*data.shape[:-3], kernel.n_inputs(data.shape[-3]), *image_size))
         choice = None
         if resolution.chooses_lambda:
@@ -129,7 +132,8 @@ class Pipeline:
         estimator = self._estimator(kernel, image_size, settings, data)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
         result = replace(self._solve(estimator, data, resolution, listener), lambda_choice=choice)
-        if not (settings.predict or truth is not None) or not isinstance(estimator, PseudoInverse):
+        result = self._judge(estimator, result, y, data)
+        if not settings.predict or not isinstance(estimator, PseudoInverse):
             return result
         listener.begin("predicting the error")
         predicted = predict_for(
@@ -245,7 +249,7 @@ class Pipeline:
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
-        self.inverse = build_inverse(kernel, image_size, settings)
+        self.inverse = PseudoInverse(kernel, image_size, settings)
         self._inverse_settings = settings
         return self.inverse
 
@@ -268,10 +272,12 @@ class Pipeline:
         operator, kernel = estimator.operator, estimator.kernel
         detached = unbiased.detach()  # the numbers of the report need no graph
         residual = kernel.join(estimator.arrange(detached) - operator.forward(solution.value.detach()))
+        settings = resolution.settings
+        weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=estimator.frame(solution.value),
             solution=solution,
-            settings=resolution.settings,
+            settings=settings,
             reasons=resolution.reasons,
             choice=estimator.choice,
             rcond=estimator.rcond,
@@ -279,14 +285,26 @@ class Pipeline:
             residual=summarize_residual(residual, detached),
             border=border_profile(residual, kernel.size),
             spectrum=estimator.spectrum,
+            scale=measure_scale(kernel.taps.detach(), solution.value.detach(), detached, weight),
             well_posedness=well_posedness,
             notes=resolution.notes,
         )
 
-
-def build_inverse(kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
-    """Build a linear inverse: the costly step, which files of one size share."""
-    return PseudoInverse(kernel, image_size, settings)
+    def _judge(self, estimator: Estimator, result: Reconstruction, y: Tensor, data: Tensor) -> Reconstruction:
+        """Test the residual of a linear estimate, and look for samples beyond the range of their type."""
+        settings, is_picture = result.settings, result.settings.defaults is InputKind.PICTURE
+        if is_picture and not y.is_floating_point():
+            limits = torch.iinfo(y.dtype)
+            clipping = measure_clipping(result.image.detach(), y, float(limits.min), float(limits.max))
+            result = replace(result, clipping=clipping)
+        if not isinstance(estimator, PseudoInverse) or not (is_picture or settings.predict):
+            return result
+        arranged = estimator.arrange(self._unbiased(data).detach())
+        residual = arranged - estimator.operator.forward(result.solution.value.detach())
+        choice = result.lambda_choice
+        least = max(_step(y, settings), 0.0 if choice is None else choice.sigma)
+        tests = check_residual_of(estimator, residual, arranged, noise=settings.noise_sigma, least_noise=least)
+        return replace(result, residual_tests=tests)
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
@@ -297,10 +315,14 @@ def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
 
 def _least_noise(y: Tensor, settings: ReconstructionSettings) -> float:
     """Give the standard deviation of what rounding leaves: the noise of the data is not smaller."""
-    step = settings.quantization
-    if step is None:
-        step = 0.0 if y.is_floating_point() else 1.0
-    return step * ROUNDING_NOISE
+    return _step(y, settings) * ROUNDING_NOISE
+
+
+def _step(y: Tensor, settings: ReconstructionSettings) -> float:
+    """Give the distance of neighboring values that a sample can have; 0 where it can have any."""
+    if settings.quantization is not None:
+        return settings.quantization
+    return 0.0 if y.is_floating_point() else 1.0
 
 
 def _check_size(data: Tensor, inverse: PseudoInverse) -> None:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from deconv_cli.diagnostics.residual_tests import ResidualFinding, _histogram
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
+from deconv_cli.diagnostics.residual_tests import _histogram
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse

@@ -13,7 +13,7 @@ import pytest
 import torch
 from browser import NAMES, Browser, find_browser
 
-from deconv_cli.diagnostics.residual_tests import ResidualFinding
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.report.drawing import DARK, LIGHT
 from deconv_cli.report.key_numbers import all_numbers
 from deconv_cli.report.run_record import describe_run
