@@ -13,7 +13,7 @@ from deconv_cli.commands.console import print_document, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.facts import print_facts
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
-from deconv_cli.commands.option_words import with_options
+from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError
 from deconv_cli.vocabulary import PaddingLike, Size, check_padding, format_padding, parse_padding, parse_size
 
