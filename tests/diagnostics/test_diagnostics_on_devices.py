@@ -1,4 +1,4 @@
-"""Diagnostics of tensors run where the tensors are; the pencil test alone moves the taps, which its docstring says."""
+"""Diagnostics of tensors run where the tensors are; the count of lost modes alone moves the taps, which its docstring says."""
 
 import pytest
 from cases import random
@@ -14,14 +14,14 @@ from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.diagnostics.winding import axis_roots
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.solvers.problem import inner
+from deconv_cli.solvers.norms import inner
 
 
 def look_at(residual):
     """What comes out are numbers; the last tensor shows that they were read from where the residual is."""
     assert summarize_residual(residual, 2 * residual).relative > 0
     assert border_profile(residual, (3, 5))[0].residual_rms > 0
-    return inner(residual, residual)
+    return inner(residual, residual, 2)
 
 
 def reach(taps, weight, penalty):
