@@ -1,4 +1,4 @@
-"""Diagnostics of tensors run where the tensors are; the pencil test alone moves the taps, which its docstring says."""
+"""Diagnostics of tensors run where the tensors are; the count of lost modes alone moves the taps, which its docstring says."""
 
 import pytest
 from cases import random
