@@ -15,12 +15,14 @@ from typing import Any, ClassVar, Literal, Self
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.vocabulary import (
+    MAX_SEED,
     ArithmeticDType,
     InputKind,
     LambdaRule,
     PaddingLike,
     check_name,
     check_padding,
+    format_lambda,
     format_padding,
     parse_word,
 )
@@ -71,8 +73,8 @@ class ReconstructionSettings:
         padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
         boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
             tensor.
-        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖²; `auto` chooses it from the data, `None` does so for a picture and takes
-            1e-6 for a tensor.
+        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel where the kernel does not mix them; `auto`
+            chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
         noise_sigma: standard deviation of the noise, in units of the samples; `None` or `auto` estimates it.
         quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
@@ -99,7 +101,7 @@ class ReconstructionSettings:
     defaults: InputKind = InputKind.TENSOR
     padding: PaddingLike | None = None
     boundary: str = "auto"
-    lam: float | Auto | None = None
+    lam: float | tuple[float, ...] | Auto | None = None
     lambda_rule: LambdaRule | None = None
     noise_sigma: float | None = None
     quantization: float | None = None
@@ -119,6 +121,7 @@ class ReconstructionSettings:
 
     _open_boundary: ClassVar[tuple[str, ...]] = ("auto",)
     _required: ClassVar[tuple[str, ...]] = ("max_iterations",)
+    _takes_tuples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_words()
@@ -159,7 +162,7 @@ class ReconstructionSettings:
         """Give the settings that differ from their defaults as options of the command line, by their names there."""
         given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
         defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
-        return {option_name(name): _as_typed(name, v) for name, v in given.items() if v != defaults[name]}
+        return {option_name(name): as_typed(name, v) for name, v in given.items() if v != defaults[name]}
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -181,7 +184,11 @@ class ReconstructionSettings:
             self._set("padding", check_padding(self.padding))
 
     def _check_numbers(self) -> None:
-        self._take("lam", Real, "auto, zero or a positive number", lambda v: v >= 0)
+        wanted = "auto, zero or a positive number"
+        if isinstance(self.lam, tuple) and self._takes_tuples and self.lam:
+            self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
+        else:
+            self._take("lam", Real, wanted, lambda v: v >= 0)
         given: object = self.noise_sigma
         if given == "auto":
             self._set("noise_sigma", None)
@@ -193,7 +200,10 @@ class ReconstructionSettings:
         self._take("tolerance", Real, "a number between 0 and 1", lambda v: 0 < v < 1)
         self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
-        self._take("seed", Integral, "zero or a positive whole number", lambda v: v >= 0)
+        self._take("seed", Integral, f"a whole number from 0 to {MAX_SEED}", lambda v: 0 <= v <= MAX_SEED)
+        for name in ("nonnegative", "predict"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
@@ -202,23 +212,28 @@ class ReconstructionSettings:
             return
         if value == "auto" and "auto" in wanted and isinstance(value, str):
             return
+        self._set(name, self._number(name, value, kind, wanted, holds))
+
+    def _number(self, name: str, value: Any, kind: type, wanted: str, holds: Callable[[Any], bool]) -> float:  # noqa: ANN401
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not holds(value):
             raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
-        self._set(name, int(value) if kind is Integral else float(value))
+        return int(value) if kind is Integral else float(value)
 
     def _check_together(self) -> None:
         """Refuse settings that contradict one another, or that would change nothing."""
         objective, is_rl = self.objective, self.method == "richardson-lucy"
         if self.weight is not None and objective in ("quadratic", "nonnegative", "richardson-lucy"):
-            raise UsageError("a weight is that of prior tv, which was not given; use prior tv, or λ without it.")
+            raise UsageError(
+                'weight is that of a prior such as tv, which was not given; add prior="tv", or use lam instead.'
+            )
         if self.gain is not None and objective != "richardson-lucy":
-            raise UsageError("a gain is of use to method richardson-lucy alone; use that method, or leave it out.")
+            raise UsageError('gain is of use to method="richardson-lucy" alone; use that method, or leave it out.')
         if is_rl and (self.nonnegative or self.prior not in ("quadratic", "richardson-lucy")):
-            what = "nonnegative, which its estimates are anyway," if self.nonnegative else f"prior {self.prior}"
+            what = "nonnegative=True, which its estimates are anyway," if self.nonnegative else f"prior={self.prior}"
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
         if self.nonnegative and self.prior not in ("quadratic", "nonnegative"):
-            raise UsageError(f"prior {self.prior} and nonnegative do not go together; leave one of them out.")
+            raise UsageError(f"prior={self.prior} and nonnegative=True do not go together; leave one of them out.")
         if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
             raise UsageError(
                 "noise_sigma has no use here, where neither a weight nor λ follows from the noise; leave it out."
@@ -227,18 +242,18 @@ class ReconstructionSettings:
             objective, f"prior {objective}"
         )
         if not self.is_linear and self.rcond is not None:
-            raise UsageError(f"{name} truncates no singular values, but rcond was given; leave it out.")
+            raise UsageError(f"{name} truncates no singular values, but rcond={self.rcond:g} was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
         self._check_choice_of_lambda()
         if self.predict and not self.is_linear:
             raise UsageError(
-                "a report, a truth, an error map or a trust mask needs an estimate that is linear in the data, which "
-                "nonnegative, prior tv and method richardson-lucy do not give; use one or the other."
+                "the error is predicted, and compared with a truth, where the estimate is linear in the data; that of "
+                f"{name} is not, so use one or the other."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
-                "seed draws what the predicted error needs, which nothing asks for; leave it out, or predict the error."
+                "seed draws what the predicted error needs, which nothing asks for; leave it out, or add predict=True."
             )
 
     def _check_choice_of_lambda(self) -> None:
@@ -246,17 +261,18 @@ class ReconstructionSettings:
             raise UsageError(
                 "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
             )
-        if self.lambda_rule is not None and self.lam not in (None, "auto"):
+        if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
             raise UsageError(
-                f'lambda_rule chooses λ, but λ is {self.lam:g} here; use lam="auto", or leave one of them out.'
+                f"lambda_rule chooses λ, but λ is {format_lambda(self.lam)} here; "
+                'use lam="auto", or leave one of them out.'
             )
 
     def _refuse_lambda(self, name: str) -> None:
         if self.lam is not None or self.lambda_rule is not None:
-            instead = "use weight instead" if self.prior == "tv" else "leave it out"
-            raise UsageError(f"{name} has no λ, but one was given; {instead}.")
+            given = "lam" if self.lam is not None else "lambda_rule"
+            raise UsageError(f"{name} has no λ, but {given}={getattr(self, given)} was given; leave it out.")
         if self.penalty is not None:
-            raise UsageError(f"{name} has no other penalty, but {self.penalty} was given; leave it out.")
+            raise UsageError(f"{name} has no other penalty, but penalty={self.penalty} was given; leave it out.")
 
 
 _WORDS = {"lam": "lambda"}
@@ -268,9 +284,12 @@ def option_name(setting: str) -> str:
     return "--" + _WORDS.get(setting, setting).replace("_", "-")
 
 
-def _as_typed(name: str, value: object) -> object:
+def as_typed(name: str, value: object) -> object:
+    """Write the value of a setting as it is typed at the prompt."""
     if name == "padding":
         return format_padding(value)  # type: ignore[arg-type]
+    if isinstance(value, tuple):
+        return ",".join(map(repr, value))
     return repr(value) if isinstance(value, float) else value
 
 
@@ -292,6 +311,7 @@ class ResolvedSettings(ReconstructionSettings):
 
     _open_boundary: ClassVar[tuple[str, ...]] = ()
     _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
+    _takes_tuples: ClassVar[bool] = False
 
     def _check_choice_of_lambda(self) -> None:
         """Nothing to refuse: λ has been chosen."""

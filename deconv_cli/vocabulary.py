@@ -1,4 +1,4 @@
-"""Closed lists of words: what a boundary, a penalty or a device may be called.
+"""Closed lists of words, and values as they are typed: paddings, sizes, numbers, amounts of memory.
 
 Nothing here imports torch, so that the command line can offer these words before torch is loaded.
 """
@@ -32,7 +32,7 @@ class LambdaRule(StrEnum):
     """How λ is chosen from the data."""
 
     GCV = "gcv"
-    """Generalized cross-validation."""
+    """Robust generalized cross-validation."""
     ML = "ml"
     """The largest marginal likelihood."""
     DISCREPANCY = "discrepancy"
@@ -180,6 +180,29 @@ def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["
     if number is None:
         raise UsageError(f"{name} must be auto{wanted}, but is '{shortened(text)}'.")
     return number
+
+
+MAX_SEED = 2**62
+"""The largest seed that every generator of torch takes."""
+
+
+def parse_lambda(text: str) -> float | tuple[float, ...] | Literal["auto"]:
+    """Read λ as typed at the prompt: `auto`, a number, or one for each channel, `0.1,0.02,0.1`.
+
+    Raises:
+        UsageError: the text is none of these.
+    """
+    wanted = ", zero or a positive number, or one for each channel"
+    parts = [parse_number_or_auto(part, "lambda", wanted) for part in text.split(",")]
+    numbers = tuple(part for part in parts if not isinstance(part, str))
+    if len(numbers) < len(parts) and len(parts) > 1:
+        raise UsageError(f"lambda must be auto{wanted}, but is '{shortened(text)}'.")
+    return parts[0] if len(parts) == 1 else numbers
+
+
+def format_lambda(lam: float | tuple[float, ...]) -> str:
+    """Write λ, or that of each channel."""
+    return ", ".join(f"{value:g}" for value in (lam if isinstance(lam, tuple) else (lam,)))
 
 
 ROUNDING_NOISE = 12**-0.5

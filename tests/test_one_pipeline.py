@@ -143,7 +143,7 @@ def test_the_same_bytes_and_reasons(files, settings):
     folder, y, kernel = files
     result = deconv_cli.invert(y, kernel, **settings)
     done = run(folder, settings)
-    assert done.exit_code == (ExitCode.SUCCESS if result.solution.status.is_success else ExitCode.UNTRUSTWORTHY)
+    assert done.exit_code == (ExitCode.SUCCESS if result.is_trusted else ExitCode.UNTRUSTWORTHY)
     record = json.loads(done.stdout)
     assert np.load(folder / "x.npy").tobytes() == result.image.double().numpy().tobytes()
     assert record["boundary"] == result.boundary

@@ -42,12 +42,17 @@ class Outcome:
     Attributes:
         record: the report.
         print_summary: prints it as a table for people.
-        is_trusted: the solver reached its tolerance.
+        doubts: why the result is not to be trusted, a sentence each; empty where it is.
     """
 
     record: dict[str, Any]
     print_summary: Callable[[], None]
-    is_trusted: bool = True
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nothing speaks against the result."""
+        return not self.doubts
 
 
 def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]:
@@ -56,7 +61,7 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     Args:
         inputs: files and folders; a folder stands for every readable file below it.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
-            each output stands beside its input.
+            each output stands beside its input, in the same format. What is only read becomes PNG.
         ending: added to the name of an output that stands beside its input.
 
     Raises:
@@ -82,21 +87,21 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
         is_file_name = codec_named(Path(output)) is not None and not Path(output).is_dir()
         if Path(output).is_file() or (is_file_name and not output.endswith(("/", os.sep))):
             raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
-        jobs = [Job(source, Path(output) / relative, make_folder=True) for source, relative in entries]
+        jobs = [Job(source, Path(output) / _writable(relative), make_folder=True) for source, relative in entries]
     _check_collisions([job.target for job in jobs])
     if len(jobs) == 1:
         return jobs
     return [replace(job, label=f"file {n} of {len(jobs)}") for n, job in enumerate(jobs, start=1)]
 
 
-def refuse_to_replace(kernel: Path | None, targets: list[Path]) -> None:
-    """Refuse, even under --force, outputs that would be written over the kernel or the factor of the run.
+def refuse_to_replace(kernels: list[Path], targets: list[Path]) -> None:
+    """Refuse, even under --force, outputs that would be written over the kernels or the factor of the run.
 
     Raises:
         UsageError: one would.
     """
     for target in targets:
-        if kernel is not None and _is_same_file(target, kernel):
+        if any(_is_same_file(target, kernel) for kernel in kernels):
             raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
 
 
@@ -175,8 +180,9 @@ def _announce(outcome: Outcome, printed: PrintOptions) -> tuple[dict[str, Any], 
     """Print what became of a job; gives its record and whether to trust it, so that the images can be dropped."""
     if not printed.quiet:
         outcome.print_summary()
-    elif not outcome.is_trusted:
-        print_warning(with_options(outcome.record["solver"]["message"]))
+    else:
+        for doubt in outcome.doubts:
+            print_warning(with_options(doubt))
     if not printed.as_json:
         typer.echo(outcome.record["output"]["path"])
     return outcome.record, outcome.is_trusted
@@ -203,13 +209,20 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 
 
 def _beside(source: Path, ending: str) -> Path:
-    """Name an output after its input. Pictures become TIFF, which holds fractions."""
+    """Name an output after its input, in the same format; TIFF where the name says none."""
     from deconv_cli.io.formats import codec_named
 
     lower = source.name.lower()
     for double in (".ome.tif", ".ome.tiff"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
-    codec = codec_named(source)
-    suffix = source.suffix if codec is not None and not codec.is_picture else ".tif"
-    return source.with_name(source.stem + ending + suffix)
+    suffix = ".tif" if codec_named(source) is None else source.suffix
+    return _writable(source.with_name(source.stem + ending + suffix))
+
+
+def _writable(path: Path) -> Path:
+    """Exchange the suffix of a format that is only read."""
+    from deconv_cli.io.formats import codec_named
+
+    codec = codec_named(path)
+    return path.with_suffix(".png") if codec is not None and codec.is_read_only else path

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 OptionValues = dict[str, object]
-"""Options as they would be typed; `None` and `False` are left out, `True` is a bare flag."""
+"""Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,7 @@ class LoadedKernel:
         taps: as stored, floating.
         bias: what a layer adds to each output channel, shape `(C_out,)`.
         notes: what was done on reading, a sentence each.
+        picture_notes: what to know besides, if the input is a picture.
         options: the options that would read the same again.
         inverse: what was built before; `None` for a kernel by itself.
         factor: the file of that inverse.
@@ -46,6 +47,7 @@ class LoadedKernel:
     bias: Tensor | None
     notes: tuple[str, ...]
     options: OptionValues
+    picture_notes: tuple[str, ...] = ()
     inverse: PseudoInverse | None = None
     factor: FactorInput | None = None
 
@@ -53,6 +55,48 @@ class LoadedKernel:
     def kernel(self) -> Kernel:
         """The canonical kernel."""
         return self.source.kernel
+
+
+def load_kernels(paths: list[Path], options: KernelOptions) -> LoadedKernel:
+    """Read a kernel for all channels, or one for each from as many files or formulas.
+
+    Raises:
+        UsageError: no such file or formula, or an option on files for a formula.
+        ShapeError: one of several kernels has channels itself.
+    """
+    loaded = [load_kernel(path, options) for path in paths]
+    return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
+
+
+def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options: KernelOptions) -> LoadedKernel:
+    import hashlib
+
+    from deconv_cli.kernels.kernel import Kernel, stack_kernels
+
+    for path, one in zip(paths, loaded, strict=True):
+        if one.taps.ndim != 2:
+            raise ShapeError(
+                f"of several kernels each is that of one channel, of shape (kH, kW), but '{path}' has shape "
+                f"{tuple(one.taps.shape)}; give it alone."
+            )
+    taps = stack_kernels([one.taps for one in loaded])
+    sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
+    source = replace(
+        loaded[0].source,
+        kernel=Kernel.of_any(taps),
+        path=", ".join(map(str, paths)),
+        sha256=hashlib.sha256(" ".join(sha256).encode()).hexdigest(),
+    )
+    return LoadedKernel(
+        source=source,
+        taps=taps,
+        bias=None,
+        notes=tuple(f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.notes),
+        picture_notes=tuple(
+            f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.picture_notes
+        ),
+        options={"--kernel": paths, **options.as_options()},
+    )
 
 
 def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
@@ -68,10 +112,15 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
     if is_formula(path):
         return _make_kernel(str(path), options)
     read = read_kernel(
-        path, layer=options.layer, bias=options.bias, convention=options.convention, normalize=options.normalize
+        path,
+        layer=options.layer,
+        bias=options.bias,
+        convention=options.convention,
+        normalize=options.normalize,
+        clean=options.clean_kernel,
     )
     source = KernelInput(
-        kernel=Kernel.from_tensor(read.kernel),
+        kernel=Kernel.of_any(read.kernel),
         path=str(path),
         convention=read.convention,
         sha256=read.sha256,
@@ -79,7 +128,7 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
         has_bias=read.bias is not None,
     )
     again = {"--kernel": path, **options.as_options(), "--layer": read.layer, "--convention": read.convention}
-    return LoadedKernel(source, read.kernel, read.bias, read.notes, again)
+    return LoadedKernel(source, read.kernel, read.bias, read.notes, again, read.picture_notes)
 
 
 def is_formula(path: Path) -> bool:
@@ -120,7 +169,8 @@ def load_factor(path: Path, device: torch.device, max_memory: int | None) -> Loa
     )
     factor = FactorInput(str(path), fingerprint(path))
     taps = saved.inverse.kernel.taps
-    return LoadedKernel(source, taps, saved.bias, origin.notes, {"--factor": path}, saved.inverse, factor)
+    again: OptionValues = {"--factor": path}
+    return LoadedKernel(source, taps, saved.bias, origin.notes, again, inverse=saved.inverse, factor=factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +236,11 @@ class Context:
 
     def notes(self, loaded: LoadedInput, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
         """Gather what was done on the way, in order."""
-        return (*self.loaded.notes, *loaded.image.notes, *more, *prepared.notes)
+        of_picture = self.loaded.picture_notes if loaded.image.is_picture else ()
+        made_by = (loaded.image.record or {}).get("kernel")
+        if isinstance(made_by, dict) and made_by.get("sha256") == self.loaded.source.sha256 is not None:
+            of_picture = ()  # deconv forward read the same kernel the same way
+        return (*self.loaded.notes, *of_picture, *loaded.image.notes, *more, *prepared.notes)
 
     def rerun(self, job: Job, prepared: PreparedOutput, options: OptionValues) -> str:
         """Write the command line that gives the same samples again.
@@ -231,7 +285,8 @@ def command_line(command: str, source: Path | None, values: OptionValues) -> str
         if value is None or value is False:
             continue
         # One word, so that a value that begins with a dash is not taken for an option.
-        words.append(option if value is True else f"{option}={value}")
+        for one in value if isinstance(value, list) else [value]:
+            words.append(option if one is True else f"{option}={one}")
     return shlex.join(words if source is None else [*words, "--", str(source)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.option_words import with_options
 
 MAX_ENTRIES = 40
 """Arrays of one file that are listed; `--json` tells of all."""
@@ -79,6 +80,8 @@ def _print_findings(entry: dict[str, Any]) -> None:
             f"{name}{n_bad} of {entry['samples']} samples are not finite ({entry['nan']} NaN, {entry['infinite']} "
             "infinite); replace them before anything is computed"
         )
+    elif entry["kernel_refusal"] is not None:
+        print_warning(f"{name}{with_options(entry['kernel_refusal'])}")
     elif entry["kind"] == "kernel" and entry["kernel"] is None:
         print_warning(f"{name}all taps are zero, so nothing of an image would be left")
     for note in [] if entry["kernel"] is None else entry["kernel"]["notes"]:

@@ -15,7 +15,7 @@ from deconv_cli.commands.context import (
     OptionValues,
     describe_output,
     environment_of,
-    load_kernel,
+    load_kernels,
     pick,
 )
 from deconv_cli.commands.option_groups import (
@@ -29,8 +29,9 @@ from deconv_cli.commands.option_groups import (
 )
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_forward_summary
+from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import DeviceChoice, PaddingLike, check_padding, format_padding, parse_padding
+from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, PaddingLike, check_padding, format_padding, parse_padding
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.noise import Noise
@@ -40,7 +41,7 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 
 def forward(
     inputs: InputsArgument,
-    kernel: Annotated[Path, KERNEL_OPTION],
+    kernel: Annotated[list[Path], KERNEL_OPTION],
     settings: Annotated[SettingValues, ("dtype",)],
     kernel_options: KernelOptions,
     files: FileOptions,
@@ -66,14 +67,16 @@ def forward(
             help="Add noise of standard deviation SIGMA, or of PEAK counts at the brightest sample.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Seed of the noise. Default: 0.", min=0, max=MAX_SEED)
+    ] = None,
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
     convolution = _Convolution(BOUNDARIES.check(boundary), check_padding(parse_padding(padding)), settings.get("dtype"))
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
-    context = Context("forward", load_kernel(kernel, kernel_options), files, pick(device))
+    context = Context("forward", load_kernels(kernel, kernel_options), files, pick(device))
 
     def process(job: Job) -> Outcome:
         return _apply(context, job, convolution, added, show=printed.show)
@@ -99,10 +102,12 @@ class _AddedNoise:
     seed: int
 
     @classmethod
-    def parse(cls, text: str | None, seed: int) -> _AddedNoise:
+    def parse(cls, text: str | None, seed: int | None) -> _AddedNoise:
         from deconv_cli.workflows.noise import Noise
 
-        return cls(text, None if text is None else Noise.parse(text), seed)
+        if text is None and seed is not None:
+            raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
+        return cls(text, None if text is None else Noise.parse(text), seed or 0)
 
 
 def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedNoise, *, show: bool) -> Outcome:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from deconv_cli.vocabulary import MAX_SEED
+
 _FILES = "Model files"
 _SYNTHETIC = "Synthetic data"
 
@@ -79,7 +81,7 @@ class CaseOptions:
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", help="Seed of the data and of random layers.", min=0, max=2**62, rich_help_panel=_SYNTHETIC
+            "--seed", help="Seed of the data and of random layers.", min=0, max=MAX_SEED, rich_help_panel=_SYNTHETIC
         ),
     ] = 0
     init: Annotated[

@@ -123,7 +123,7 @@ class _Reader:
             "sha256": found.sha256,
             "entries": entries,
             "metadata": found.metadata,
-            "made_by": None if found.record is None else found.record.get("rerun"),
+            "made_by": None if found.record is None else _made_by(found.record),
             "notes": list(found.notes),
             "time_s": time.perf_counter() - started,
         }
@@ -136,9 +136,15 @@ class _Reader:
         if self._taken_for is not None:
             entry = as_kernel(entry) if self._taken_for is Kind.KERNEL else as_image(entry)
         facts = inspect_samples(entry.samples)
-        kernel = None
+        kernel = refusal = None
         if entry.is_kernel and facts.is_finite and bool(entry.samples.any()):
-            kernel = self._describe_kernel(found.path, entry)
+            try:
+                kernel = self._describe_kernel(found.path, entry)
+            except DeconvError as error:
+                # One layer that cannot be undone says nothing about the others, unless it alone was asked for.
+                if self._taken_for is Kind.KERNEL or len(found.entries) == 1:
+                    raise
+                refusal = str(error)
         if self._show:
             self._draw(found, entry)
         is_image = found.codec.is_picture or entry.axes is not None
@@ -150,6 +156,7 @@ class _Reader:
             "dtype": entry.dtype,
             **describe_samples(facts),
             "kernel": kernel,
+            "kernel_refusal": refusal,
         }
 
     def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
@@ -179,6 +186,14 @@ class _Reader:
         is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
         planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
         show_picture(planes, is_color=is_color)
+
+
+def _made_by(record: dict[str, Any]) -> str | None:
+    """Give the command that made a file, or of a picture that keeps no more, what it did."""
+    if "command" not in record or "rerun" in record:
+        return record.get("rerun")
+    told = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
+    return ", ".join([f"deconv {record['command']}", *(f"{name} {value}" for name, value in told.items())])
 
 
 def _planes(samples: Any, axes: str | None) -> Any:  # noqa: ANN401

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
-from deconv_cli.commands.context import Context, load_factor, load_kernel, pick
+from deconv_cli.commands.context import Context, load_factor, load_kernels, pick
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     DeviceOption,
@@ -37,7 +37,7 @@ def invert(
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
-    kernel: Annotated[Path | None, KERNEL_OPTION] = None,
+    kernel: Annotated[list[Path] | None, KERNEL_OPTION] = None,
     factor: Annotated[
         Path | None,
         typer.Option(
@@ -92,9 +92,11 @@ def invert(
     """Restore images from what a kernel made of them, and report how far to trust the result."""
     if factor is not None:
         _refuse_fixed(settings, kernel_options, kernel)
-    elif kernel is None:
+    elif not kernel:
         raise UsageError(
-            "deconv invert needs the kernel, --kernel FILE, or what deconv factor made of it, --factor FILE."
+            "deconv invert needs the kernel that blurred the input: --kernel FILE with a picture of what became of a "
+            "point of light, such as a star or a bead, or with the layer's weights; or a formula that comes near, such "
+            "as --kernel gaussian:1.5, disk:3 or motion:9@30; or --factor FILE, which deconv factor made of one."
         )
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
@@ -102,18 +104,17 @@ def invert(
     ReconstructionSettings.of(**wanted)
     jobs = lay_out(inputs, output, ending="_restored")
     extra.check(jobs, force=files.force)
-    refuse_to_replace(factor or kernel, [job.target for job in jobs] + extra.paths)
+    refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     where = pick(device)
     if factor is not None:
         loaded = load_factor(factor, where, settings.get("max_memory"))
     else:
-        assert kernel is not None
-        loaded = load_kernel(kernel, kernel_options)
+        loaded = load_kernels(kernel or [], kernel_options)
     restoration = Restoration(Context("invert", loaded, files, where), wanted, extra, printed)
     run("invert", jobs, restoration.restore, printed)
 
 
-def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: Path | None) -> None:
+def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:
     """Refuse options that contradict a factor, or repeat what it says.
 
     Raises:
@@ -124,7 +125,7 @@ def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel
             "a factor is a linear inverse, so that --factor does not go with --nonnegative, --prior, --weight or "
             "--gain; give its kernel with --kernel instead."
         )
-    given = [] if kernel is None else ["--kernel"]
+    given = ["--kernel"] if kernel else []
     given += [name for name, value in kernel_options.as_options().items() if value is not None]
     given += [option_name(name) for name in settings if name not in LEFT_OPEN]
     if given:

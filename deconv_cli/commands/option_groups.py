@@ -53,8 +53,8 @@ class KernelReading:
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="Divide the kernel by its sum, or take it as it is. Default: only pictures of whole numbers are "
-            "divided.",
+            help="Divide the kernel by its sum, or take it as it is. Default: pictures are divided, unless their sum "
+            "is 1; tensors are not.",
             show_default=False,
             rich_help_panel=KERNEL,
         ),
@@ -72,6 +72,15 @@ class KernelOptions(KernelReading):
         ),
     ] = None
 
+    clean_kernel: Annotated[
+        bool,
+        typer.Option(
+            "--clean-kernel",
+            help="Subtract the background of a measured point-spread function, crop its empty margin, and center it.",
+            rich_help_panel=KERNEL,
+        ),
+    ] = False
+
     bias: Annotated[
         bool,
         typer.Option(
@@ -88,6 +97,8 @@ class KernelOptions(KernelReading):
             given["--normalize" if self.normalize else "--no-normalize"] = True
         if not self.bias:
             given["--no-bias"] = True
+        if self.clean_kernel:
+            given["--clean-kernel"] = True
         return given
 
 
@@ -161,7 +172,8 @@ KERNEL_OPTION = typer.Option(
     "-k",
     metavar="FILE|WORDS",
     help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture of a point-spread function, or "
-    f"a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30.",
+    f"a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30. Given once for all channels, "
+    "or once for each.",
     show_default=False,
 )
 OutputOption = Annotated[
@@ -170,7 +182,8 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE|DIR",
-        help="Where to write; the suffix decides the format. A folder takes one file for each input.",
+        help="Where to write; the suffix decides the format. A folder takes one file for each input. Default: beside "
+        "the input, in its own format (GIF as PNG).",
         show_default=False,
     ),
 ]

@@ -26,17 +26,19 @@ _ARGUMENTS = {
 
 _WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]*[^\s,;().])")
 _ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
-_FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= )")
+_FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= (?:must|is|has|draws|helps|chooses) )")
 _QUOTES = "\"'"
-_FLAGS = {"force=True": "--force", "normalize=False": "--no-normalize", "bias=False": "--no-bias"}
 
 
 def with_options(sentence: str) -> str:
     """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
     sentence = _FIRST.sub(lambda found: _SETTINGS[found[1]], sentence)
-    for call, flag in _FLAGS.items():
-        sentence = sentence.replace(call, flag)
-    sentence = _WITH_VALUE.sub(
-        lambda found: f"{_ARGUMENTS.get(found[1], option_name(found[1]))} {found[2].strip(_QUOTES)}", sentence
-    )
+    sentence = _WITH_VALUE.sub(lambda found: _as_typed(found[1], found[2].strip(_QUOTES)), sentence)
     return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)
+
+
+def _as_typed(name: str, value: str) -> str:
+    option = _ARGUMENTS.get(name, option_name(name))
+    if value == "False":
+        return option.replace("--", "--no-", 1)
+    return option if value == "True" else f"{option} {value}"

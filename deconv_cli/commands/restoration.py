@@ -14,7 +14,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, check_padding, parse_padding
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Restoration:
         return Outcome(
             record,
             partial(print_invert_summary, run, verbose=printed.verbose),
-            is_trusted=run.reconstruction.solution.status.is_success,
+            doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
         )
 
     def _restore(self, job: Job, progress: WorkProgress) -> tuple[LoadedInput, InvertRun, Record]:
@@ -69,8 +69,9 @@ class Restoration:
         recorded, notes = _recorded(loaded.image, context.loaded.source.sha256)
         resolution = pipeline.resolve(recorded)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
-        kernel = context.loaded.kernel
-        n_channels = loaded.values.shape[1] if kernel.shared else kernel.taps.shape[1]
+        n_channels = loaded.values.shape[1]
+        if not resolution.is_per_channel:
+            n_channels = context.loaded.kernel.n_inputs(n_channels)
         same_size = context.keeps_size(resolution.settings.padding)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
@@ -78,22 +79,16 @@ class Restoration:
         diagnosis = None
         if planned.page is not None:
             progress.begin("examining the result")
-            diagnosis = self._diagnose(pipeline, result, loaded)
+            # A page asks for a prediction, which is refused of estimates that are not linear.
+            diagnosis = pipeline.diagnose(result, loaded.values)
         progress.begin("writing")
         prepared = plan.prepare(result.image.cpu())
+        result = _measured(result, loaded, prepared)
         run = self._describe(job, loaded, prepared, result, diagnosis)
         record = describe_run(run)
         prepared.write(record)
         planned.write(run, record, loaded.values.to(result.image.dtype))
         return loaded, run, record
-
-    def _diagnose(self, pipeline: Pipeline, result: Reconstruction, loaded: LoadedInput) -> Diagnosis:
-        from deconv_cli.workflows.diagnose import diagnose
-
-        assert pipeline.inverse is not None  # a page asks for a prediction, which is refused of other estimates
-        data = loaded.values.to(result.image.dtype)
-        noise = result.settings.noise_sigma
-        return diagnose(pipeline.inverse, result, data, bias=self._context.loaded.bias, noise=noise)
 
     def _describe(
         self,
@@ -135,6 +130,7 @@ class Restoration:
         dropped |= set() if is_kept else {"--quantization", "--seed"}
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
+            options["--lambda"] = as_typed("lam", result.lam)
             options["--method"] = result.choice.method
         elif settings.method != "auto":
             options["--method"] = settings.method
@@ -157,6 +153,19 @@ class Restoration:
         return self._pipelines[kind]
 
 
+def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
+    """Measure what the range of the written samples, or of those that were read, does not hold of a picture."""
+    import numpy as np
+
+    from deconv_cli.workflows.trust import measure_clipping
+
+    whole = [np.iinfo(name) for name in (prepared.dtype, loaded.image.dtype) if np.issubdtype(name, np.integer)]
+    if result.settings.defaults is not InputKind.PICTURE or not whole:
+        return result
+    clipping = measure_clipping(result.image, loaded.values, float(whole[0].min), float(whole[0].max))
+    return replace(result, clipping=clipping)
+
+
 def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
     """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it."""
     from deconv_cli.workflows.resolution import RecordedConvolution
@@ -169,12 +178,11 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
         found = RecordedConvolution(
             BOUNDARIES.check(record["boundary"]), check_padding(parse_padding(record["padding"]))
         )
-        path, sha256 = str(made_by["path"]), str(made_by["sha256"])
+        sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()
     if kernel_sha256 is None or sha256 == kernel_sha256:
         return found, ()
     return found, (
-        f"deconv forward made this file with another kernel file, '{path}'; make sure that this one holds the same "
-        "taps",
+        f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )

@@ -17,6 +17,7 @@ from deconv_cli.vocabulary import (
     ArithmeticDType,
     InputKind,
     LambdaRule,
+    parse_lambda,
     parse_memory,
     parse_number_or_auto,
     parse_padding,
@@ -92,10 +93,10 @@ SETTINGS_OPTIONS = dict(
             "lam",
             str,
             PENALTY,
-            "Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse; auto to choose it from the data. "
-            "Default: auto for pictures, 1e-6 for tensors.",
-            metavar="auto|λ",
-            read=lambda text: parse_number_or_auto(text, "lambda", ", zero or a positive number"),
+            "Weight of the penalty, in units of σ²max, or one for each channel, as 0.1,0.02,0.1; 0 for the "
+            "pseudo-inverse; auto to choose it from the data. Default: auto for pictures, 1e-6 for tensors.",
+            metavar="auto|λ|λ,λ,...",
+            read=parse_lambda,
         ),
         _setting(
             "lambda_rule",
@@ -201,7 +202,7 @@ SETTINGS_OPTIONS = dict(
             ERROR,
             "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report.",
         ),
-        _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0),
+        _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0, metavar="N"),
     ]
 )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.option_words import with_options
-from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_memory, format_padding
+from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_lambda, format_memory, format_padding
 
 if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
@@ -45,16 +45,12 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.insert(1, ("factor", run.factor.path))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
     if result.predicted_error is not None:
-        rows += _error_rows(result.predicted_error)
+        rows += _error_rows(result.predicted_error, is_trusted=result.is_trusted)
     if verbose:
         rows += _details(result)
     rows += _output_rows(run.output, run.environment)
-    warnings, advice = _border_findings(result.well_posedness)
-    if result.lambda_choice is not None and result.lambda_choice.warning is not None:
-        warnings.append(f"{result.lambda_choice.warning}.")
-    if not result.solution.status.is_success:
-        warnings.append(result.solution.status.value)
-    _print(f"deconv {run.command}", rows, warnings, [*advice, *run.notes])
+    _, advice = _border_findings(result.well_posedness)
+    _print(f"deconv {run.command}", rows, list(result.warnings), [*advice, *run.notes])
 
 
 def print_factor_summary(run: FactorRun) -> None:
@@ -94,7 +90,10 @@ def _input_rows(run: ForwardRun | InvertRun) -> Rows:
 
 def _kernel(source: KernelInput) -> str:
     gain, taps = source.kernel.dc_gain, source.kernel.taps
-    total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"
+    if source.kernel.is_per_channel:
+        total = f"one for each channel, sums {', '.join(f'{row[0]:.4g}' for row in gain)}"
+    else:
+        total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
     return f"{source.path}{layer}  {_by(source.shape)} {source.convention}, {total}{bias}"
@@ -111,7 +110,7 @@ def _cost(environment: Environment) -> str:
 
 def _lambda_rows(result: Reconstruction) -> Rows:
     if result.lam is not None:
-        return [("λ", f"{result.lam:g} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
+        return [("λ", f"{format_lambda(result.lam)} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
     return [("minimized", result.solution.objective)]
 
 
@@ -137,18 +136,22 @@ def _noise(result: Reconstruction) -> str | None:
     choice, predicted = result.lambda_choice, result.predicted_error
     if choice is None:
         return None if predicted is None else f"σ {predicted.sigma:.3g}, as the expected error takes it"
+    choices = [part.lambda_choice for part in result.channels if part.lambda_choice is not None] or [choice]
+    sigmas = [f"{one.sigma:.3g}" for one in choices]
+    sigma = sigmas[0] if len(set(sigmas)) == 1 else ", ".join(sigmas)
     if not choice.is_sigma_given:
-        is_rounding = choice.sigma == ROUNDING_NOISE
+        is_rounding = all(one.sigma == ROUNDING_NOISE for one in choices)
         source = "that of rounding to whole numbers" if is_rounding else "estimated where the kernel passes least"
-        return f"σ {choice.sigma:.3g}, {source}"
+        return f"σ {sigma}, {source}"
     is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
-    return f"σ {choice.sigma:.3g}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
+    return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
-def _error_rows(predicted: PredictedError) -> Rows:
+def _error_rows(predicted: PredictedError, *, is_trusted: bool) -> Rows:
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
-    expected = f"{predicted.root_mean_square:.3g} rms; to be trusted {trusted} ({share:.0%} of the pixels)"
+    to_trust = f"to be trusted {trusted} ({share:.0%} of the pixels)" if is_trusted else "not to be trusted: see below"
+    expected = f"{predicted.root_mean_square:.3g} rms; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 
 

@@ -84,6 +84,10 @@ class PredictedError:
         """The part of the pixels that is trusted."""
         return synchronize.as_index(self.trusted.sum()) / self.trusted.numel()
 
+    def without_trust(self) -> PredictedError:
+        """Give the same prediction with no pixel trusted, for an estimate that something else speaks against."""
+        return replace(self, trusted=torch.zeros_like(self.trusted), trusted_depth=None)
+
 
 def pool_errors(parts: Sequence[PredictedError], units: Sequence[float], shape: tuple[int, ...]) -> PredictedError:
     """Put together what was predicted of single images, or channels, of one size.

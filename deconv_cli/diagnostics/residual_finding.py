@@ -25,6 +25,11 @@ class ResidualFinding(StrEnum):
         """Whether something is amiss."""
         return self not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
 
+    @property
+    def is_rejection(self) -> bool:
+        """Whether the model itself is contradicted, so that no λ gives a result to trust."""
+        return self in (ResidualFinding.WRONG_KERNEL, ResidualFinding.WRONG_BOUNDARY)
+
 
 _SENTENCES = {
     ResidualFinding.FINE: "The residual is no larger than the noise: nothing contradicts kernel, boundary or λ.",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from deconv_cli.errors import UsageError
+from deconv_cli.io import records
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.stored_image import Metadata, StoredImage
 from deconv_cli.vocabulary import OutputDType
@@ -53,7 +55,7 @@ class Codec(ABC):
     name: str
     """As messages call the format."""
     suffixes: tuple[str, ...]
-    """Of files to be written, in lower case."""
+    """In lower case; they decide the format of files to be written."""
     magic: tuple[bytes, ...] = ()
     """First bytes of its files, any of these."""
     is_picture: bool = True
@@ -69,6 +71,11 @@ class Codec(ABC):
     """Which of `resolution`, `icc_profile`, `exif` and `channel_names` it can hold."""
     selects: str | None = None
     """`tensor` or `series` where a file may hold several arrays, of which one is chosen by name or number."""
+
+    @property
+    def is_read_only(self) -> bool:
+        """True where files are read and never written."""
+        return type(self).write is Codec.write
 
     @property
     def holds_whole_numbers_only(self) -> bool:
@@ -117,9 +124,17 @@ class Codec(ABC):
             kept = replace(kept, native={}, native_of_channels={})
         return kept, lost
 
-    @abstractmethod
+    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Choose what of the record of a run goes into the file: all of it, but no absolute paths."""
+        return records.without_folders(record)
+
     def write(self, path: Path, image: StoredImage) -> None:
-        """Write a file, with the record of the run where the format takes one."""
+        """Write a file, with the record of the run where the format takes one; formats without this are only read."""
+        raise self.read_only_refusal(path)
+
+    def read_only_refusal(self, path: Path) -> UsageError:
+        """Say that files of this format are not written."""
+        return UsageError(f"'{path}' cannot be written, since {self.name} files are only read; choose .png or .tif.")
 
 
 class PictureCodec(Codec):
@@ -127,6 +142,8 @@ class PictureCodec(Codec):
 
     channel_counts: tuple[int, ...] = (1, 3)
     """How many channels it can hold, alpha not counted."""
+    holds_gray: bool = True
+    """False where gray is written as equal red, green and blue."""
     max_side: int | None = None
     """The largest height or width in pixels."""
 
@@ -152,10 +169,19 @@ class PictureCodec(Codec):
                 f"'{request.path}' cannot hold {height} x {width} pixels, since {self.name} ends at {self.max_side}; "
                 "choose .tif."
             )
-        planes = samples[0] if alpha is None else np.concatenate([samples[0], alpha[0, :1]])
+        planes = samples[0]
+        notes: tuple[str, ...] = ()
+        if len(planes) == 1 and not self.holds_gray:
+            planes = np.repeat(planes, 3, axis=0)
+            notes = (f"{self.name} has no gray, so the plane was written as equal red, green and blue",)
+        planes = planes if alpha is None else np.concatenate([planes, alpha[0, :1]])
         if len(planes) == 1:
             return StoredImage(planes[0], "YX")
-        return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS")
+        return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS", notes=notes)
+
+    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Choose what people who are shown the picture may read: what was done, and by which kernel."""
+        return records.short_record(record)
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; a resolution without a unit and premultiplied colors are of TIFF alone."""

@@ -1,8 +1,10 @@
-"""EXIF blocks by Pillow: the orientation, the texts that TIFF stores as tags of its own, and the user comment."""
+"""EXIF blocks by Pillow: the orientation, texts that TIFF stores as tags of its own, and a record as user comment."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from deconv_cli.io import records
 
 if TYPE_CHECKING:
     from PIL.Image import Exif
@@ -62,18 +64,32 @@ def block_of_texts(texts: dict[int, str]) -> bytes | None:
     return directory.tobytes() if texts else None
 
 
-def read_comment(block: bytes | None) -> str | None:
-    """Read the user comment."""
-    comment = _load(block).get_ifd(_EXIF_DIRECTORY).get(_USER_COMMENT)
-    if not isinstance(comment, bytes):
-        return None
-    return comment.removeprefix(_ASCII).decode("utf-8", "replace")
-
-
-def with_comment(block: bytes | None, comment: str) -> bytes:
-    """Set the user comment. The directories are written anew, all their tags kept."""
+def take_record(block: bytes | None) -> tuple[dict[str, Any] | None, bytes | None]:
+    """Take the record of a run, a line of the user comment, out of a block."""
     directory = _load(block)
-    directory.get_ifd(_EXIF_DIRECTORY)[_USER_COMMENT] = _ASCII + comment.encode("utf-8")
+    comment = _comment(directory)
+    if records.take_line(comment) is None:
+        return None, block
+    return records.take_line(comment), _with_comment(directory, records.drop_line(comment))
+
+
+def put_record(block: bytes | None, record: dict[str, Any]) -> bytes:
+    """Add the record of a run to the user comment of a block, as a line of its own."""
+    directory = _load(block)
+    return _with_comment(directory, records.put_line(_comment(directory), records.encode_record(record)))
+
+
+def _comment(directory: Exif) -> str:
+    found = directory.get_ifd(_EXIF_DIRECTORY).get(_USER_COMMENT)
+    return found.removeprefix(_ASCII).decode("utf-8", "replace") if isinstance(found, bytes) else ""
+
+
+def _with_comment(directory: Exif, comment: str) -> bytes:
+    """Write the directories anew with another user comment, all other tags kept; an empty one is left out."""
+    inner = directory.get_ifd(_EXIF_DIRECTORY)
+    inner.pop(_USER_COMMENT, None)
+    if comment:
+        inner[_USER_COMMENT] = _ASCII + comment.encode("utf-8")
     return directory.tobytes()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deconv_cli.errors import UsageError
@@ -22,6 +24,10 @@ from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, describe_
 
 MAX_TEXT = 200
 """Characters of a free text that are shown."""
+
+_MAX_LISTED = 4
+_ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
+"""Of XML, whose elements are not shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +101,12 @@ def _named(opened: TensorFile, name: str) -> str:
 
 
 def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
-    """Read a tensor; four axes are taps if they are all that is there, or the weight of a layer."""
+    """Read a tensor; four axes are taps if they are all that is there and no result, or the weight of a layer."""
     stored = opened.read(name)
     n_axes = len(stored.shape)
     is_weight = name.rpartition(".")[2] == "weight"
-    is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME))
+    is_result = records.matching_record(opened.record, tuple(stored.shape)) is not None
+    is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME and not is_result))
     # Two axes among several tensors are rather a matrix than an image.
     axes = None if is_kernel or (n_axes == 2 and not is_only) else TENSOR_AXES.get(n_axes)
     samples = torch.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_tensor(opened.path, stored)
@@ -141,4 +148,11 @@ def _short(value: Any) -> Any:  # noqa: ANN401
         return value
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
+    if isinstance(value, np.ndarray):
+        return f"{'×'.join(map(str, value.shape))} {value.dtype}"
+    if isinstance(value, list | tuple) and value and not all(isinstance(member, int | float) for member in value):
+        shown = [str(_short(member)) for member in value[:_MAX_LISTED]]
+        return ", ".join(shown)[:MAX_TEXT] + (f" and {len(value) - len(shown)} more" if len(value) > len(shown) else "")
+    if isinstance(value, str) and value.startswith("<"):
+        return ", ".join(f"{name} {text}" for name, text in _ATTRIBUTE.findall(value))[:MAX_TEXT]
     return str(value)[:MAX_TEXT]

@@ -9,6 +9,9 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.codec import Codec
 from deconv_cli.parts import CODECS
 
+_RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
+"""Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
+
 
 def all_codecs() -> Iterator[Codec]:
     """Go through all codecs, those of the caller last."""
@@ -26,11 +29,13 @@ def codec_of_suffix(path: Path) -> Codec:
     """Find the codec for a file to be written by its name.
 
     Raises:
-        UsageError: the suffix belongs to no format that is written.
+        UsageError: the suffix belongs to no format, or to one that is only read.
     """
     found = codec_named(path)
+    if found is not None and found.is_read_only:
+        raise found.read_only_refusal(path)
     if found is None:
-        known = " ".join(suffix for codec in all_codecs() for suffix in codec.suffixes)
+        known = " ".join(suffix for codec in all_codecs() if not codec.is_read_only for suffix in codec.suffixes)
         raise UsageError(f"'{path}' should end in one of {known} (or .ome.tif) so that its format is known.")
     return found
 
@@ -43,8 +48,12 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
         head: the first 32 bytes of the file, fewer if it is shorter.
 
     Raises:
-        MalformedInputError: no known format starts like this.
+        MalformedInputError: no known format starts like this, or a raw file of a camera.
     """
+    if path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
+        raise MalformedInputError(
+            f"'{path}' is a raw file of a camera, which is not developed here; develop it into a 16-bit TIFF first."
+        )
     found = [codec for codec in all_codecs() if codec.recognizes(head)]
     if not found:
         *names, last = (codec.name for codec in all_codecs())

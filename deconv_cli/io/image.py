@@ -93,7 +93,12 @@ def read_image(
             if codec.record_inside
             else records.matching_record_beside(records.read_beside(path), stored)
         ),
-        notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
+        notes=(
+            *suffix_note(path, codec),
+            *stored.notes,
+            *_reading_notes(stored, alpha),
+            *(_batch_notes(stored, layout, are_axes_given=axes is not None) if codec.is_picture else ()),
+        ),
         _format=codec.name,
         _layout=layout.resized(Y=turned.shape[-2], X=turned.shape[-1]),
         _metadata=_upright_metadata(stored),
@@ -145,6 +150,15 @@ def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str
     if alpha is not None and stored.alpha == "associated":
         notes.append("the colors are premultiplied with alpha and were taken as stored")
     return tuple(notes)
+
+
+def _batch_notes(stored: StoredImage, layout: Layout, *, are_axes_given: bool) -> tuple[str, ...]:
+    if layout.n_batch == 1:
+        return ()
+    letters = "".join(stored.axes[i] for i in layout.batch_axes)
+    is_unclear = letters in ("I", "Q") and not are_axes_given
+    hint = '; if they are the channels of one image, say so with axes="CYX"' if is_unclear else ""
+    return (f"{layout.n_batch} planes (axes {letters}) are worked on one by one{hint}",)
 
 
 def _upright_metadata(stored: StoredImage) -> Metadata:

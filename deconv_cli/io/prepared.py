@@ -47,7 +47,8 @@ class PreparedOutput:
     def write(self, record: dict[str, Any]) -> None:
         """Write the file with the record of the run, completely or not at all.
 
-        Where a format takes no record, as `.pt`, `.npy` and `.npz`, it goes beside the file, into NAME.json.
+        Where a format takes no record, as `.pt`, `.npy` and `.npz`, it goes beside the file, into NAME.json, as it is.
+        A file that holds it has no absolute paths, and a picture other than TIFF only what was done, in short.
 
         Args:
             record: a JSON object without NaN or Inf; `output.shape` and `output.dtype` are added if it lacks them.
@@ -59,7 +60,7 @@ class PreparedOutput:
             self._make_parents()
         complete = records.complete_record(record, self.shape, self.dtype, self.samples_sha256)
         encoded = records.encode_record(complete)
-        image = replace(self._image, record=complete)
+        image = replace(self._image, record=self._codec.record_to_keep(complete))
 
         def write_samples() -> None:
             write_atomically(self.path, lambda temporary: self._codec.write(temporary, image), self._check)

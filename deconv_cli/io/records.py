@@ -1,14 +1,17 @@
 """The record of a run, inside the file that the run wrote or beside it: how it is written, and read again.
 
 A record is a JSON object. Its `output` member carries at least the `shape` and `dtype` of the file, so that a
-record which came along into a cropped or converted copy is not taken for the record of that copy.
+record which came along into a cropped or converted copy is not taken for the record of that copy. Files are passed on,
+so a record inside of one has no absolute paths, and that of a picture is short.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import shlex
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,11 @@ KEYWORD = "deconv"
 """The name that a record goes by in every format."""
 
 _LINE_START = f"{KEYWORD}: "
+_SHORT = (
+    *("schema", "command", "padding", "boundary", "noise", "seed"),
+    *("method", "lambda", "penalty", "rcond", "objective", "weight"),
+)
+"""What was done, among the members of a record."""
 _MAX_CHARACTERS = 16 * 2**20
 
 
@@ -27,6 +35,48 @@ def complete_record(record: dict[str, Any], shape: tuple[int, ...], dtype: str, 
     """Add shape, sample type and hash of the samples of the written file to a record, where it lacks them."""
     described = {"shape": list(shape), "dtype": dtype, "samples_sha256": samples_sha256}
     return {**record, "output": {**described, **record.get("output", {})}}
+
+
+def short_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Keep of a record what was done, by which kernel, and to which shape: nothing of the computer it was done on."""
+    kept = {name: record[name] for name in _SHORT if record.get(name) is not None}
+    kernel, output = record.get("kernel"), record["output"]
+    if isinstance(kernel, dict):
+        # A kernel without a file is a formula.
+        named = "path" if kernel.get("sha256") is None else "sha256"
+        kept["kernel"] = {named: kernel.get(named)}
+    return kept | {"output": {name: output[name] for name in ("shape", "dtype")}}
+
+
+def without_folders(record: dict[str, Any]) -> dict[str, Any]:
+    """Name files whose paths are absolute by their names alone, the command that makes them again included."""
+    words = shlex.split(str(record.get("rerun") or ""))
+    values = [word.partition("=")[2] or word for word in words] + [*_paths_in(record)]
+    names = {value: PurePath(value).name for value in values if PurePath(value).is_absolute() and PurePath(value).name}
+    if not names:
+        return record
+    kept: dict[str, Any] = _renamed({name: value for name, value in record.items() if name != "rerun"}, names)
+    # By their names alone input and output may be the same file, so nothing is to be replaced.
+    again = [_renamed(word, names) for word in words if word != "--force"]
+    return kept | ({"rerun": shlex.join(again)} if words else {})
+
+
+def _paths_in(record: dict[str, Any]) -> Iterator[str]:
+    for member in (*record.get("inputs", ()), *record.values()):
+        if isinstance(member, dict) and isinstance(member.get("path"), str):
+            yield member["path"]
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:  # noqa: ANN401 (as JSON has it)
+    """Exchange texts in everything that a JSON value holds, the longest first."""
+    if isinstance(value, dict):
+        return {name: _renamed(member, names) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_renamed(member, names) for member in value]
+    if isinstance(value, str):
+        for path in sorted(names, key=len, reverse=True):
+            value = value.replace(path, names[path])
+    return value
 
 
 def encode_record(record: dict[str, Any]) -> str:
@@ -47,8 +97,7 @@ def decode_record(text: object) -> dict[str, Any] | None:
 
 def put_line(text: str, encoded: str) -> str:
     """Add a record to a text of several lines, in the place of an older record."""
-    kept = [line for line in text.splitlines() if not line.startswith(_LINE_START)]
-    return "\n".join([*kept, _LINE_START + encoded])
+    return "\n".join([*drop_line(text).splitlines(), _LINE_START + encoded])
 
 
 def take_line(text: object) -> dict[str, Any] | None:
@@ -56,6 +105,11 @@ def take_line(text: object) -> dict[str, Any] | None:
     lines = text.splitlines() if isinstance(text, str) else []
     found = [line.removeprefix(_LINE_START) for line in lines if line.startswith(_LINE_START)]
     return decode_record(found[-1]) if found else None
+
+
+def drop_line(text: str) -> str:
+    """Take the records out of a text of several lines."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith(_LINE_START))
 
 
 def beside(path: Path) -> Path:

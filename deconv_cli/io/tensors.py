@@ -92,7 +92,9 @@ def _chosen(opened: TensorFile, name: str | int | None) -> str:
         if name in opened.shapes and name:
             return name
         if list(opened.shapes) == [""]:
-            raise UsageError(f"'{opened.path}' holds a single tensor without a name, so none can be chosen by one.")
+            raise UsageError(
+                f"'{opened.path}' holds a single tensor without a name, so tensor=\"{name}\" has no choice to make."
+            )
         raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
     if not opened.shapes:
         raise MalformedInputError(f"'{opened.path}' should hold a tensor, but holds none.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,13 @@ class Kernel:
         taps: real, shape `(C_out, C_in, *k)`.
         shared: one set of taps is applied to every channel alike. Channels are then a batch axis for the operators,
             whose `C_in` and `C_out` are 1.
+        is_per_channel: `taps[c]`, of shape `(1, *k)`, is applied to channel c alone. No operator takes such a kernel;
+            `of_channel` gives one for each channel.
     """
 
     taps: Tensor
     shared: bool
+    is_per_channel: bool = False
 
     @classmethod
     def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None) -> Kernel:
@@ -41,6 +45,11 @@ class Kernel:
             MalformedInputError: the kernel is empty, zero, not real or not finite, or the square of its largest tap is
                 beyond what the dtype can hold.
         """
+        if kernel.ndim == 3:
+            raise ShapeError(
+                f"a kernel for each channel, of shape {tuple(kernel.shape)}, is taken by invert and forward alone; "
+                "here give the kernel of one channel, of shape (kH, kW)."
+            )
         if kernel.ndim not in (2, 4):
             raise ShapeError(
                 f"a kernel must have shape (kH, kW) or (C_out, C_in, kH, kW), but has {tuple(kernel.shape)}."
@@ -59,6 +68,19 @@ class Kernel:
         shared = kernel.ndim == 2 or kernel.shape[:2] == (1, 1)
         return cls(kernel if kernel.ndim == 4 else kernel[None, None], shared)
 
+    @classmethod
+    def of_any(cls, kernel: Tensor, dtype: torch.dtype | None = None) -> Kernel:
+        """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, too."""
+        if kernel.ndim != 3:
+            return cls.from_tensor(kernel, dtype)
+        for taps in kernel:
+            cls.from_tensor(taps, dtype)
+        return cls(cls.from_tensor(kernel[:, None], dtype).taps, shared=False, is_per_channel=True)
+
+    def of_channel(self, channel: int) -> Kernel:
+        """Give the kernel of one channel, where there is one for each."""
+        return Kernel(self.taps[channel : channel + 1], shared=True)
+
     @property
     def size(self) -> Size:
         """Taps along each axis of space."""
@@ -74,6 +96,26 @@ class Kernel:
         """Count the output channels for an image of `n_inputs` channels."""
         return n_inputs if self.shared else self.taps.shape[0]
 
+    def n_inputs(self, n_outputs: int) -> int:
+        """Count the channels of the image that gave `n_outputs` channels."""
+        if self.shared:
+            return n_outputs
+        return self.taps.shape[0 if self.is_per_channel else 1]
+
+    def check_channels(self, images: Tensor) -> None:
+        """Refuse images that have not one channel for each kernel.
+
+        Raises:
+            ShapeError: there are more or fewer; the message names both.
+        """
+        self._check_axes(images)
+        expected, found = self.taps.shape[0], images.shape[-len(self.size) - 1]
+        if found != expected:
+            raise ShapeError(
+                f"there are kernels for {expected} channels, but the image of shape {tuple(images.shape)} has {found}; "
+                "use one for each channel, or a single one of shape (kH, kW) for every channel alike."
+            )
+
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
         """Arrange images for the operators: `(*batch, C, *size)` → `(*batch, C_in, *size)`.
 
@@ -86,6 +128,20 @@ class Kernel:
         Raises:
             ShapeError: the channels do not fit; the message names both shapes.
         """
+        self._check_axes(images)
+        n_axes = len(self.size)
+        if self.shared:
+            return images.unsqueeze(-n_axes - 1)
+        expected, found = self.taps.shape[0 if are_outputs else 1], images.shape[-n_axes - 1]
+        if found != expected:
+            raise ShapeError(
+                f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
+                f"channels, but the image of shape {tuple(images.shape)} has {found}; "
+                "use a kernel that fits, one of shape (kH, kW) for all channels, or (C, kH, kW) for each its own."
+            )
+        return images
+
+    def _check_axes(self, images: Tensor) -> None:
         n_axes = len(self.size)
         if images.ndim not in (n_axes + 1, n_axes + 2):
             axes = ", ".join(("C", *AXIS_NAMES[-n_axes:]))
@@ -97,16 +153,6 @@ class Kernel:
             raise ShapeError(
                 f"an image tensor must hold at least one image of one channel, but has shape {tuple(images.shape)}."
             )
-        if self.shared:
-            return images.unsqueeze(-n_axes - 1)
-        expected, found = self.taps.shape[0 if are_outputs else 1], images.shape[-n_axes - 1]
-        if found != expected:
-            raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
-                f"channels, but the image of shape {tuple(images.shape)} has {found}; "
-                "use a kernel that fits, or one of shape (kH, kW) for every channel alike."
-            )
-        return images
 
     def join(self, images: Tensor) -> Tensor:
         """Undo `split`."""
@@ -129,3 +175,15 @@ def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
             f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
             f"{str(dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
         )
+
+
+def stack_kernels(kernels: Sequence[Tensor]) -> Tensor:
+    """Bring kernels to one size by zeros around them, their origins at one place: `(kH, kW)` each, to `(C, kH, kW)`."""
+    height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1))
+    dtype = torch.float64 if any(kernel.dtype == torch.float64 for kernel in kernels) else kernels[0].dtype
+    stacked = torch.zeros(len(kernels), height, width, dtype=dtype)
+    for plane, kernel in zip(stacked, kernels, strict=True):
+        rows, columns = kernel.shape
+        top, left = (height - 1) // 2 - (rows - 1) // 2, (width - 1) // 2 - (columns - 1) // 2
+        plane[top : top + rows, left : left + columns] = kernel
+    return stacked

@@ -13,6 +13,7 @@ from deconv_cli.io.samples import check_finite
 from deconv_cli.io.sources import open_source
 from deconv_cli.io.tensors import TensorCodec
 from deconv_cli.models.layers import Layer, read_layer
+from deconv_cli.models.measured_psf import clean_psf, describe_flaws
 from deconv_cli.models.psf_pictures import read_psf_picture
 from deconv_cli.vocabulary import Convention
 
@@ -23,12 +24,13 @@ class KernelFile:
 
     Attributes:
         path: the file.
-        kernel: float32 or float64, shape `(kH, kW)` or `(C_out, C_in, kH, kW)`.
+        kernel: float32 or float64, shape `(kH, kW)`, `(C, kH, kW)` for one a channel, or `(C_out, C_in, kH, kW)`.
         bias: what the layer adds to each output channel, shape `(C_out,)`.
         layer: the layer of a model that the kernel was taken from.
         convention: what the file held.
         sha256: fingerprint of the file.
         notes: what was done on reading, a sentence each.
+        picture_notes: what to know besides if it is a picture that the kernel is applied to, or undone in.
     """
 
     path: Path
@@ -38,6 +40,11 @@ class KernelFile:
     convention: Convention
     sha256: str
     notes: tuple[str, ...]
+    picture_notes: tuple[str, ...] = ()
+
+
+UNIT_SUM = 0.01
+"""A sum of taps this close to 1 is one."""
 
 
 def read_kernel(
@@ -47,6 +54,7 @@ def read_kernel(
     bias: bool = True,
     convention: Convention | None = None,
     normalize: bool | None = None,
+    clean: bool = False,
 ) -> KernelFile:
     """Read a kernel from a file of any format understood.
 
@@ -55,12 +63,13 @@ def read_kernel(
         layer: name of a layer or a tensor in a file of several.
         bias: read the bias of the layer too, if it has one.
         convention: what the file holds; None for a convolution in pictures and a correlation in tensor files.
-        normalize: divide by the sum of the taps (for each output channel, if there are four axes); None divides
-            pictures of whole numbers only.
+        normalize: divide by the sum of the taps (for each channel; each output channel, if there are four axes); None
+            divides pictures alone, and those of fractions only where their sum is far from 1.
+        clean: subtract the background of a point-spread function, crop its empty margin, and center it.
 
     Raises:
         UsageError: no such file or layer, or a sum of zero that should be divided by.
-        ShapeError: neither two nor four axes, or a picture whose channels differ.
+        ShapeError: another number of axes than two, three or four, or a picture that is a stack.
         InputRefusedError: damaged, unsafe, too large, empty, all zero, not finite, or no plain convolution.
     """
     head, sha256 = open_source(path)
@@ -76,14 +85,72 @@ def read_kernel(
     if not bool(found.weight.any()):
         raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
     held = convention or (Convention.CONVOLUTION if codec.is_picture else Convention.CORRELATION)
-    divides = codec.is_picture and not found.weight.is_floating_point() if normalize is None else normalize
-    kernel, division = _divided(path, found.weight) if divides else (_as_floating(found.weight), ())
+    taps = found.weight[0] if found.weight.ndim == 3 and len(found.weight) == 1 else found.weight
     if held is Convention.CONVOLUTION:
-        kernel = kernel.flip((-2, -1))
+        taps = taps.flip((-2, -1))
         notes += ("the file holds a convolution, so its taps were flipped along both axes",)
-    notes = (*notes, *division, *found.notes, *_bias_notes(found, bias))
+    dtype = torch.float64 if taps.dtype == torch.float64 else torch.float32
+    if clean:
+        taps, note = clean_psf(taps)
+        notes += (note,)
+    divides = codec.is_picture and not _is_unit_sum(taps, found.weight) if normalize is None else normalize
+    if divides:
+        taps, note = _divided(path, taps)
+        notes += (note,)
+    notes = (*notes, *_channel_notes(taps), *found.notes, *_bias_notes(found, bias))
+    of_picture = () if taps.ndim == 4 and taps.shape[1] > 1 else describe_flaws(taps.reshape(-1, *taps.shape[-2:]))
+    if convention is None:
+        of_picture += _orientation_notes(taps, held)
+    if normalize is None and not divides:
+        of_picture += _sum_notes(taps)
     taken = _as_floating(found.bias) if bias and found.bias is not None else None
-    return KernelFile(path, kernel.contiguous(), taken, found.name, held, sha256, notes)
+    return KernelFile(path, taps.to(dtype).contiguous(), taken, found.name, held, sha256, notes, of_picture)
+
+
+def _is_unit_sum(taps: torch.Tensor, stored: torch.Tensor) -> bool:
+    return stored.is_floating_point() and bool(((_sums(taps) - 1).abs() <= UNIT_SUM).all())
+
+
+def _sums(taps: torch.Tensor) -> torch.Tensor:
+    """Add up the taps of each channel, or of each output channel, with axes to divide by: shape `(C, 1, ...)`."""
+    axes = (1, 2, 3) if taps.ndim == 4 else (-2, -1)
+    return taps.to(torch.float64).sum(dim=axes, keepdim=True)
+
+
+def _channel_notes(taps: torch.Tensor) -> tuple[str, ...]:
+    if taps.ndim != 3:
+        return ()
+    return (f"there is a kernel for each of {len(taps)} channels, and each channel is taken by itself",)
+
+
+def _orientation_notes(taps: torch.Tensor, held: Convention) -> tuple[str, ...]:
+    """Warn of an array that is not flipped, if that matters and nobody said so."""
+    is_layer = taps.ndim == 4 and taps.shape[1] > 1
+    wide = taps.to(torch.float64)
+    is_symmetric = bool((wide - wide.flip((-2, -1))).abs().max() <= 1e-3 * wide.abs().max())
+    if held is Convention.CONVOLUTION or is_layer or is_symmetric:
+        return ()
+    return (
+        "the kernel is not symmetric, and its array was taken for the taps of a cross-correlation, as conv2d applies "
+        'them; if it holds a point-spread function as a camera sees it, choose convention="convolution"; '
+        'convention="correlation" confirms this one',
+    )
+
+
+def _sum_notes(taps: torch.Tensor) -> tuple[str, ...]:
+    """Say that the taps were not divided by their sum, where that changes the brightness."""
+    sums = _sums(taps).flatten()
+    if (taps.ndim == 4 and taps.shape[1] > 1) or bool(((sums - 1).abs() <= UNIT_SUM).all()):
+        return ()
+    return (
+        f"the taps of the kernel add up to {_listed(sums)} and were taken as they are, so that an estimate has the "
+        "brightness of the data divided by that; normalize=True divides the taps by their sum",
+    )
+
+
+def _listed(sums: torch.Tensor) -> str:
+    listed = ", ".join(f"{float(value):g}" for value in sums.flatten()[:8])
+    return f"{listed}{', ...' if sums.numel() > 8 else ''}"
 
 
 def _bias_notes(layer: Layer, is_taken: bool) -> tuple[str, ...]:
@@ -101,12 +168,8 @@ def _as_floating(stored: torch.Tensor) -> torch.Tensor:
     return stored if stored.dtype == torch.float64 else stored.to(torch.float32)
 
 
-def _divided(path: Path, stored: torch.Tensor) -> tuple[torch.Tensor, tuple[str, ...]]:
-    wide = stored.to(torch.float64)
-    sums = wide.sum(dim=(-2, -1)) if stored.ndim == 2 else wide.sum(dim=(1, 2, 3))
+def _divided(path: Path, taps: torch.Tensor) -> tuple[torch.Tensor, str]:
+    sums = _sums(taps)
     if bool((sums == 0).any()):
         raise UsageError(f"kernel '{path}' cannot be divided by its sum, which is zero; pass normalize=False.")
-    divided = wide / (sums if stored.ndim == 2 else sums[:, None, None, None])
-    listed = ", ".join(f"{float(value):g}" for value in sums.flatten()[:8])
-    note = f"the taps were divided by their sum ({listed}{', ...' if sums.numel() > 8 else ''})"
-    return divided if stored.dtype == torch.float64 else divided.to(torch.float32), (note,)
+    return taps.to(torch.float64) / sums, f"the taps were divided by their sum ({_listed(sums)})"

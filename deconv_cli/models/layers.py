@@ -24,7 +24,7 @@ class Layer:
 
     Attributes:
         name: of the layer, or None for a tensor without a name.
-        weight: as stored, shape `(kH, kW)` or `(C_out, C_in, kH, kW)`.
+        weight: as stored, shape `(kH, kW)`, `(C, kH, kW)` or `(C_out, C_in, kH, kW)`.
         bias: as stored, shape `(C_out,)`.
         bias_name: name of the bias in the file.
         notes: what the file says of the layer, a sentence each.
@@ -48,7 +48,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
 
     Raises:
         UsageError: no layer of this name.
-        ShapeError: a weight of neither two nor four axes, or a bias that does not fit it.
+        ShapeError: a weight of one axis or of more than four, or a bias that does not fit it.
         InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no plain convolution.
     """
     is_torch = isinstance(codec, TorchFile)
@@ -58,9 +58,10 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     if 0 in opened.shapes[name]:
         raise MalformedInputError(f"kernel '{path}' is empty: its shape is {opened.shapes[name]}.")
     weight = as_real_tensor(path, opened.read(name))
-    if weight.ndim not in (2, 4):
+    if weight.ndim not in (2, 3, 4):
         raise ShapeError(
-            f"kernel '{path}' should be of shape (kH, kW) or (C_out, C_in, kH, kW), but is {tuple(weight.shape)}."
+            f"kernel '{path}' should be of shape (kH, kW), (C, kH, kW) or (C_out, C_in, kH, kW), but is "
+            f"{tuple(weight.shape)}."
         )
     bias_name = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
     has_bias = weight.ndim == 4 and name.endswith("weight") and bias_name in opened.shapes

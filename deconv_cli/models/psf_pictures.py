@@ -11,22 +11,20 @@ from deconv_cli.io.image import read_image
 
 
 def read_psf_picture(path: Path) -> torch.Tensor:
-    """Read a picture of one plane, gray or with equal channels.
+    """Read a picture of one plane.
 
     Returns:
-        The samples as stored, shape `(kH, kW)`.
+        The samples as stored, shape `(kH, kW)`, or `(C, kH, kW)` where the channels differ.
 
     Raises:
-        ShapeError: a stack, or channels that differ.
+        ShapeError: a stack.
         InputRefusedError: damaged, too large or not finite.
     """
     image = read_image(path)
     if len(image.values) != 1:
-        raise ShapeError(f"kernel '{path}' should be one plane, but is a stack of shape {image.shape}.")
-    first: torch.Tensor = image.values[0, 0]
-    if not bool((image.values[0] == first).all()):
         raise ShapeError(
-            f"kernel '{path}' of shape {image.shape} should be gray or have equal channels, but they differ; save "
-            "one channel, or the kernel of each as a tensor (C_out, C_in, kH, kW)."
+            f"kernel '{path}' should be one plane, but is a stack of shape {image.shape}; give one for each "
+            "channel as channels of one picture, as an array (C, kH, kW), or as files of their own."
         )
-    return first
+    channels: torch.Tensor = image.values[0]
+    return channels[0] if bool((channels == channels[0]).all()) else channels

@@ -8,6 +8,7 @@ from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
+from deconv_cli.vocabulary import format_lambda
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -42,25 +43,19 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
 def _chosen(result: Reconstruction) -> str:
     if result.lam is None:
         return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
-    return f"λ = {result.lam:g} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
+    return f"λ = {format_lambda(result.lam)} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
 
 
 def _warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
-    warnings = []
-    if not result.solution.status.is_success:
-        warnings.append(f"The solver did not finish: {result.solution.status.value}.")
-    if result.lambda_choice is not None and result.lambda_choice.warning is not None:
-        warnings.append(_sentence(result.lambda_choice.warning))
-    if result.well_posedness is not None and result.well_posedness.is_well_posed is False:
-        warnings.append(_sentence(result.well_posedness.reason))
-    if diagnosis.tests.finding.is_warning:
-        warnings.append(diagnosis.tests.finding.sentence)
-    return warnings
+    warnings = [_sentence(warning) for warning in result.warnings]
+    finding = diagnosis.tests.finding
+    return [*warnings, finding.sentence] if finding.is_warning and finding.sentence not in warnings else warnings
 
 
 def _trust(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
     finding, width = diagnosis.tests.finding, diagnosis.resolution.widest
-    sentences = [] if finding.is_warning else [finding.sentence]
+    sentences = [] if result.is_trusted else ["Nowhere as it is: see the warnings."]
+    sentences += [] if finding.is_warning else [finding.sentence]
     if width is None:
         sentences.append("The resolution is not limited evenly: some channel hardly comes through.")
     elif width < 1.05:
@@ -68,16 +63,18 @@ def _trust(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
     else:
         sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
     if result.predicted_error is not None:
-        sentences += _expected_error(result.predicted_error)
+        sentences += _expected_error(result.predicted_error, is_trusted=result.is_trusted)
     return [*sentences, _edges(result, diagnosis)]
 
 
-def _expected_error(predicted: PredictedError) -> list[str]:
+def _expected_error(predicted: PredictedError, *, is_trusted: bool) -> list[str]:
     share, actual, depth = predicted.trusted_share, predicted.actual_root_mean_square, predicted.trusted_depth
     real = "" if actual is None else f"; the real one is {actual:.3g}"
     expected = (
         f"If kernel and boundary are right, an error of {predicted.root_mean_square:.3g} rms is to be expected{real}."
     )
+    if not is_trusted:
+        return [expected]
     if share == 0:
         return [expected, "No pixel is to be trusted: noise, or what lies outside the frame, outweighs the picture."]
     if not depth:

@@ -16,16 +16,20 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 def describe_reconstruction(result: Reconstruction) -> Record:
     """Describe a reconstruction."""
     return {
+        "is_trusted": result.is_trusted,
+        "doubts": [{"reason": doubt.reason.value, "sentence": doubt.sentence} for doubt in result.doubts],
         "padding": format_padding(result.padding),
         "method": result.choice.method,
         "method_reason": result.choice.reason,
-        "lambda": result.lam,
+        "lambda": list(result.lam) if isinstance(result.lam, tuple) else result.lam,
         "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
         "penalty": result.penalty,
         "rcond": result.rcond,
         "objective": result.solution.objective,
         "weight": result.solution.weight,
         "residual": {**asdict(result.residual), "per_channel": list(result.residual.per_channel)},
+        "scale": asdict(result.scale),
+        "clipping": result.clipping and asdict(result.clipping),
         "border": [asdict(band) for band in result.border],
         "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),
         "conditioning": {
@@ -43,6 +47,22 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "distance_bound": finite_or_none(result.solution.distance_bound),
             "tolerance": result.tolerance,
         },
+        "channels": [_describe_channel(channel) for channel in result.channels] or None,
+    }
+
+
+def _describe_channel(result: Reconstruction) -> Record:
+    """Describe what is particular to a channel that was restored by itself."""
+    choice = result.lambda_choice
+    return {
+        "lambda": result.settings.lam if result.settings.has_lambda else None,
+        "lambda_reason": result.reasons.lam if result.settings.has_lambda else None,
+        "noise_sigma": choice and choice.sigma,
+        "warning": choice and choice.warning,
+        "weight": result.solution.weight,
+        "method": result.choice.method,
+        "residual": {"relative": result.residual.relative, "root_mean_square": result.residual.root_mean_square},
+        "status": result.solution.status.name.lower(),
     }
 
 
@@ -103,6 +123,7 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
     conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
     whiteness = tests.whiteness
     return {
+        "channel": diagnosis.channel,
         "residual_finding": tests.finding.value,
         "residual_sentence": tests.finding.sentence,
         "noise": tests.noise,

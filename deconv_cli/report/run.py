@@ -49,8 +49,10 @@ class KernelInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the taps, without the channels of a kernel that all channels share."""
+        """Shape of the taps, without an axis of channels that the kernel does not mix."""
         taps = self.kernel.taps
+        if self.kernel.is_per_channel:
+            return (taps.shape[0], *taps.shape[2:])
         return tuple(taps.shape[2:] if self.kernel.shared else taps.shape)
 
 

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import torch
 
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report.reconstruction_record import (
     describe_diagnosis,
     describe_reconstruction,
@@ -76,9 +77,16 @@ def describe_kernel(source: KernelInput) -> Record:
         "shape": list(source.shape),
         "convention": source.convention.value,
         "sha256": source.sha256,
-        "dc_gain": kernel.dc_gain[0][0] if kernel.shared else kernel.dc_gain,
+        "dc_gain": _dc_gain(kernel),
         "bias": source.has_bias,
     }
+
+
+def _dc_gain(kernel: Kernel) -> float | list[float] | list[list[float]]:
+    gains = kernel.dc_gain
+    if kernel.is_per_channel:
+        return [row[0] for row in gains]
+    return gains[0][0] if kernel.shared else gains
 
 
 def describe_environment(environment: Environment) -> Record:

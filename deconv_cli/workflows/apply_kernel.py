@@ -9,13 +9,13 @@ from torch import Tensor
 
 from deconv_cli.errors import ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.vocabulary import PaddingLike, format_memory
-from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
+from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_tensor, pick_dtype
 
 
 def forward(
@@ -32,7 +32,7 @@ def forward(
     Args:
         x: shape `(C_in, H, W)` or `(B, C_in, H, W)`.
         kernel: taps of a cross-correlation, shape `(C_out, C_in, kH, kW)`; one of shape `(kH, kW)` or `(1, 1, kH,
-            kW)` is applied to every channel alike.
+            kW)` is applied to every channel alike, one of shape `(C, kH, kW)` to each channel its own.
         padding: `same`, `valid`, `full`, a whole number, or one for rows and one for columns.
         boundary: what lies outside the image: `zero`, `circular`, `reflect`, `symmetric` or `replicate`.
         bias: added to each output channel, shape `(C_out,)`.
@@ -56,12 +56,21 @@ def forward(
         )
     check_image(x, "the image")
     precision = pick_dtype(dtype, x, x.device)
-    canonical = as_kernel(kernel, x.device, precision)
-    channels = canonical.split(x.to(precision))
-    geometry = Geometry.of_image(tuple(x.shape[-len(canonical.size) :]), canonical.size, padding)
-    _check_memory(channels, canonical, geometry)
-    y = canonical.join(Convolution.of_geometry(canonical.taps, geometry, rule).forward(channels))
+    canonical = as_any_kernel(kernel, x.device, precision)
+    if canonical.is_per_channel:
+        canonical.check_channels(x)
+        pairs = enumerate(x.to(precision).split(1, dim=-3))
+        y = torch.cat([_convolve(image, canonical.of_channel(c), padding, rule) for c, image in pairs], dim=-3)
+    else:
+        y = _convolve(x.to(precision), canonical, padding, rule)
     return y if bias is None else y + as_bias(bias, y)
+
+
+def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRule) -> Tensor:
+    channels = kernel.split(x)
+    geometry = Geometry.of_image(tuple(x.shape[-len(kernel.size) :]), kernel.size, padding)
+    _check_memory(channels, kernel, geometry)
+    return kernel.join(Convolution.of_geometry(kernel.taps, geometry, rule).forward(channels))
 
 
 def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:
@@ -84,6 +93,7 @@ def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:
     Raises:
         ShapeError: the bias has another length than the outputs have channels.
     """
+    check_tensor(bias, "the bias")
     if bias.shape != (outputs.shape[-3],):
         raise ShapeError(
             f"a bias must have one number for each output channel, shape ({outputs.shape[-3]},), "

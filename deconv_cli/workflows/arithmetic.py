@@ -24,9 +24,9 @@ def pick_device(choice: DeviceChoice | str) -> torch.device:
     if choice is DeviceChoice.AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if choice is DeviceChoice.CUDA and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but torch sees no CUDA device here; use --device cpu.")
+        raise UsageError('device cuda was asked for, but torch sees no CUDA device here; use device="cpu".')
     if choice is DeviceChoice.MPS and not torch.backends.mps.is_available():
-        raise UsageError("device mps was asked for, but torch sees no Apple GPU here; use --device cpu.")
+        raise UsageError('device mps was asked for, but torch sees no Apple GPU here; use device="cpu".')
     return torch.device(choice.value)
 
 
@@ -48,7 +48,7 @@ def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor,
     if dtype not in (torch.float32, torch.float64):
         raise UsageError(f"the arithmetic runs in float32 or float64, but {dtype} was asked for.")
     if dtype == torch.float64 and device.type == "mps":
-        raise UsageError("an Apple GPU has no float64; use --dtype float32 or --device cpu.")
+        raise UsageError('an Apple GPU has no float64; use dtype="float32" or device="cpu".')
     return dtype
 
 
@@ -70,11 +70,21 @@ def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kerne
         ShapeError: it has not two or four axes.
         MalformedInputError: it is complex, empty, zero or not finite.
     """
+    _check_kernel(kernel)
+    return Kernel.from_tensor(kernel.to(device), dtype)
+
+
+def as_any_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, too."""
+    _check_kernel(kernel)
+    return Kernel.of_any(kernel.to(device), dtype)
+
+
+def _check_kernel(kernel: Tensor) -> None:
     check_tensor(kernel, "the kernel")
     # Before the cast, which would drop the imaginary part.
     if kernel.is_complex():
         raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
-    return Kernel.from_tensor(kernel.to(device), dtype)
 
 
 def as_size(size: object) -> Size:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import (
@@ -39,6 +41,8 @@ class Diagnosis:
         resolution: what becomes of a single bright pixel.
         tests: what the residual points to.
         gain_map: largest and smallest singular value over the plane of frequencies, shape `(2, n1, n2)`.
+        channel: where channels were restored one by one, the one that all but the residual is of: the first whose
+            residual shows something wrong, or the one that noise disturbs most.
     """
 
     residual: Tensor
@@ -49,6 +53,7 @@ class Diagnosis:
     resolution: Resolution
     tests: ResidualTests
     gain_map: Tensor
+    channel: int | None = None
 
 
 def diagnose(
@@ -76,8 +81,7 @@ def diagnose(
     residual = data - problem.operator.forward(result.solution.value.detach())
     estimate = inverse.kernel.split(result.image.detach())
     image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
-    rcond = result.rcond if result.rcond is not None else default_rcond(taps.dtype)
-    as_filter = InverseFilter(problem.weight, problem.penalty, rcond)
+    as_filter = _as_filter(inverse)
     is_periodic = problem.operator.boundary.is_periodic and image_size == data_size
     fade = _as_it_is if is_periodic else apply_hann_window
     modes = torus_modes(taps, image_size)
@@ -90,18 +94,47 @@ def diagnose(
         null_share_of_estimate=null_share_of_inputs(modes, fade(estimate), conditioning.threshold),
         picard=measure_picard(of_data, data, is_periodic=is_periodic),
         resolution=measure_resolution(taps, image_size, as_filter),
-        tests=check_residual(
-            residual,
-            data,
-            of_data,
-            as_filter,
-            kernel_size=inverse.kernel.size,
-            noise_gain=conditioning.noise_gain,
-            noise=noise,
-            is_boundary_free=problem.operator.boundary.is_unknown,
-        ),
+        tests=result.residual_tests or check_residual_of(inverse, residual, data, noise=noise),
         gain_map=gain_map(taps, image_size),
     )
+
+
+def join_diagnoses(parts: Sequence[Diagnosis]) -> Diagnosis:
+    """Choose the channel to look at of those that were restored one by one."""
+    numbers = range(len(parts))
+    loudest = max(numbers, key=lambda c: parts[c].conditioning.noise_gain)
+    channel = next((c for c in numbers if parts[c].tests.finding.is_warning), loudest)
+    return replace(parts[channel], residual=torch.cat([part.residual for part in parts], dim=-3), channel=channel)
+
+
+def check_residual_of(
+    inverse: PseudoInverse, residual: Tensor, data: Tensor, *, noise: float | None = None, least_noise: float = 0.0
+) -> ResidualTests:
+    """Test what an inverse leaves over.
+
+    Args:
+        inverse: the one that was applied.
+        residual: y − Ax̂, as `inverse.arrange` arranges the data.
+        data: y, less the bias if there is one; arranged likewise.
+        noise: standard deviation of the noise in the data, where it is known.
+        least_noise: what is no larger than this accuses no kernel.
+    """
+    return check_residual(
+        residual,
+        data,
+        torus_modes(inverse.problem.operator.kernel, inverse.geometry.output_size),
+        _as_filter(inverse),
+        kernel_size=inverse.kernel.size,
+        noise=noise,
+        least_noise=least_noise,
+        is_boundary_free=inverse.problem.operator.boundary.is_unknown,
+    )
+
+
+def _as_filter(inverse: PseudoInverse) -> InverseFilter:
+    problem = inverse.problem
+    rcond = inverse.rcond if inverse.rcond is not None else default_rcond(problem.operator.kernel.dtype)
+    return InverseFilter(problem.weight, problem.penalty, rcond)
 
 
 def _as_it_is(images: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
+from deconv_cli.diagnostics.well_posedness import LOST, WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
@@ -137,6 +137,11 @@ def inspect_kernel(taps: Tensor, image_size: Size, padding: PaddingLike = "same"
     )
 
 
+_LOSSY_KERNEL = (
+    "the boundary loses nothing, but the kernel itself all but removes some waves: a λ above 0 holds noise down"
+)
+
+
 def _places(weight: Tensor, axis: int) -> Tensor:
     return torch.arange(weight.shape[axis], dtype=weight.dtype, device=weight.device)
 
@@ -147,4 +152,6 @@ def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectru
     except ShapeError as error:
         return BorderFacts(boundary, None, str(error))
     finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty="identity", spectrum=spectrum)
+    if finding.is_well_posed and spectrum.condition > 1 / LOST:
+        finding = replace(finding, is_well_posed=False, reason=_LOSSY_KERNEL)
     return BorderFacts(boundary, finding, finding.reason)

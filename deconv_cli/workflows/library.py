@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +50,9 @@ def invert(
     if settings is not None and options:
         raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
     if settings is None:
-        settings = ReconstructionSettings.of(**({"predict": True} if truth is not None else {}) | options)
+        settings = ReconstructionSettings.of(**options)
+    if truth is not None:
+        settings = replace(settings, predict=True)
     check_tensor(y, "the output to invert")
     check_tensor(kernel, "the kernel")
     pipeline = Pipeline(kernel, settings, bias=bias)

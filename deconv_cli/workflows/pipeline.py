@@ -11,26 +11,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
-from deconv_cli.errors import ShapeError
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, Size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
 from deconv_cli.workflows.apply_kernel import as_bias
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
+from deconv_cli.workflows.channels import join_channels
+from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
+from deconv_cli.workflows.trust import measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
@@ -39,7 +43,8 @@ class Pipeline:
     """Reconstructs one batch of data after another, all made by one kernel.
 
     Args:
-        kernel: the taps as `forward` takes them, of any device and floating dtype.
+        kernel: the taps as `forward` takes them, of any device and floating dtype: for all channels alike, one for each
+            channel, or one that mixes them.
         settings: what was chosen; what is left open is resolved for each input.
         bias: subtracted from each output channel first, shape `(C_out,)`.
         inverse: one that was built before, and takes the place of the settings that made it.
@@ -66,6 +71,7 @@ class Pipeline:
         self._given = inverse
         self.inverse = inverse
         self._inverse_settings: ResolvedSettings | None = None
+        self._channels: list[Pipeline] = []
 
     @property
     def settings(self) -> ReconstructionSettings:
@@ -83,7 +89,7 @@ class Pipeline:
         """
         if self._given is not None:
             return resolution_of(self._given, self._settings, recorded)
-        return resolve(self._settings, Kernel.from_tensor(self._kernel), recorded)
+        return resolve(self._settings, Kernel.of_any(self._kernel), recorded)
 
     def reconstruct(
         self,
@@ -110,9 +116,12 @@ class Pipeline:
         listener = as_listener(progress)
         resolution = self.resolve() if resolution is None else resolution
         check_image(y, "the output to invert")
+        if self._is_one_by_one(y, resolution):
+            return self._reconstruct_channels(y, resolution, truth, listener)
         data, kernel, image_size = self._arranged(y, resolution.settings)
         if truth is not None:
-            _check_truth(truth, data, kernel, image_size)
+            check_image(truth, "the truth")
+            _check_truth(truth, (*data.shape[:-3], kernel.n_inputs(data.shape[-3]), *image_size))
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
@@ -123,7 +132,8 @@ class Pipeline:
         estimator = self._estimator(kernel, image_size, settings, data)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
         result = replace(self._solve(estimator, data, resolution, listener), lambda_choice=choice)
-        if not (settings.predict or truth is not None) or not isinstance(estimator, PseudoInverse):
+        result = self._judge(estimator, result, y, data)
+        if not settings.predict or not isinstance(estimator, PseudoInverse):
             return result
         listener.begin("predicting the error")
         predicted = predict_for(
@@ -135,6 +145,66 @@ class Pipeline:
             truth=truth,
         )
         return replace(result, predicted_error=predicted)
+
+    def diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
+        """Examine what `reconstruct` gave last, which was linear in the data.
+
+        Args:
+            result: what it gave.
+            y: the data that it was applied to.
+        """
+        if result.channels:
+            one_by_one = zip(self._channels, result.channels, y.split(1, dim=-3), strict=True)
+            return join_diagnoses([pipeline.diagnose(part, data) for pipeline, part, data in one_by_one])
+        assert self.inverse is not None
+        data = y.to(result.image.dtype)
+        return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+
+    def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
+        """Tell whether each channel has a kernel or a λ of its own."""
+        if self._given is not None:
+            return False
+        has_channels = self._kernel.ndim == 2 or self._kernel.shape[:2] == (1, 1)
+        chooses = resolution.chooses_lambda and has_channels and y.ndim in (3, 4) and y.shape[-3] > 1
+        return resolution.is_per_channel or bool(resolution.lams) or chooses
+
+    def _reconstruct_channels(
+        self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
+    ) -> Reconstruction:
+        """Restore one channel after another; their inverses are kept at once, and share the memory."""
+        taps = self._kernel.reshape(-1, *self._kernel.shape[-2:])
+        self._check_channels(y, Kernel.of_any(taps if resolution.is_per_channel else taps[0]), resolution, truth)
+        n_channels, settings = y.shape[-3], resolution.settings
+        if len(self._channels) != n_channels:
+            biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
+            self._channels = [Pipeline(taps[c % len(taps)], self._settings, bias=biases[c]) for c in range(n_channels)]
+        if settings.max_memory is not None:
+            settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
+        parts = []
+        for c, pipeline in enumerate(self._channels):
+            lam = resolution.lams[c] if resolution.lams else settings.lam
+            alone = replace(resolution, settings=replace(settings, lam=lam), lams=(), is_per_channel=False, notes=())
+            known = None if truth is None else truth.narrow(-3, c, 1)
+            parts.append(pipeline.reconstruct(y.narrow(-3, c, 1), alone, truth=known, progress=listener))
+        return join_channels(parts, resolution)
+
+    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: Resolution, truth: Tensor | None) -> None:
+        """Refuse a kernel, λ, bias or truth that is not there for each channel."""
+        if kernel.is_per_channel:
+            kernel.check_channels(y)
+        else:
+            kernel.split(y)
+        n_lams, n_channels = len(resolution.lams), y.shape[-3]
+        if n_lams not in (0, n_channels):
+            raise UsageError(
+                f"λ was given for {n_lams} channels, but the image of shape {tuple(y.shape)} has {n_channels}; give "
+                "one for each, or a single one."
+            )
+        if self._bias is not None:
+            as_bias(self._bias, y)
+        if truth is not None:
+            geometry = Geometry.of_output(tuple(y.shape[-2:]), kernel.size, resolution.settings.padding)
+            _check_truth(truth, (*y.shape[:-2], *geometry.image_size))
 
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
         """Bring data and kernel into the precision of the arithmetic; tell the size of the images too."""
@@ -179,7 +249,7 @@ class Pipeline:
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
-        self.inverse = build_inverse(kernel, image_size, settings)
+        self.inverse = PseudoInverse(kernel, image_size, settings)
         self._inverse_settings = settings
         return self.inverse
 
@@ -202,10 +272,12 @@ class Pipeline:
         operator, kernel = estimator.operator, estimator.kernel
         detached = unbiased.detach()  # the numbers of the report need no graph
         residual = kernel.join(estimator.arrange(detached) - operator.forward(solution.value.detach()))
+        settings = resolution.settings
+        weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=estimator.frame(solution.value),
             solution=solution,
-            settings=resolution.settings,
+            settings=settings,
             reasons=resolution.reasons,
             choice=estimator.choice,
             rcond=estimator.rcond,
@@ -213,14 +285,26 @@ class Pipeline:
             residual=summarize_residual(residual, detached),
             border=border_profile(residual, kernel.size),
             spectrum=estimator.spectrum,
+            scale=measure_scale(kernel.taps.detach(), solution.value.detach(), detached, weight),
             well_posedness=well_posedness,
             notes=resolution.notes,
         )
 
-
-def build_inverse(kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
-    """Build a linear inverse: the costly step, which files of one size share."""
-    return PseudoInverse(kernel, image_size, settings)
+    def _judge(self, estimator: Estimator, result: Reconstruction, y: Tensor, data: Tensor) -> Reconstruction:
+        """Test the residual of a linear estimate, and look for samples beyond the range of their type."""
+        settings, is_picture = result.settings, result.settings.defaults is InputKind.PICTURE
+        if is_picture and not y.is_floating_point():
+            limits = torch.iinfo(y.dtype)
+            clipping = measure_clipping(result.image.detach(), y, float(limits.min), float(limits.max))
+            result = replace(result, clipping=clipping)
+        if not isinstance(estimator, PseudoInverse) or not (is_picture or settings.predict):
+            return result
+        arranged = estimator.arrange(self._unbiased(data).detach())
+        residual = arranged - estimator.operator.forward(result.solution.value.detach())
+        choice = result.lambda_choice
+        least = max(_step(y, settings), 0.0 if choice is None else choice.sigma)
+        tests = check_residual_of(estimator, residual, arranged, noise=settings.noise_sigma, least_noise=least)
+        return replace(result, residual_tests=tests)
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
@@ -231,10 +315,14 @@ def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
 
 def _least_noise(y: Tensor, settings: ReconstructionSettings) -> float:
     """Give the standard deviation of what rounding leaves: the noise of the data is not smaller."""
-    step = settings.quantization
-    if step is None:
-        step = 0.0 if y.is_floating_point() else 1.0
-    return step * ROUNDING_NOISE
+    return _step(y, settings) * ROUNDING_NOISE
+
+
+def _step(y: Tensor, settings: ReconstructionSettings) -> float:
+    """Give the distance of neighboring values that a sample can have; 0 where it can have any."""
+    if settings.quantization is not None:
+        return settings.quantization
+    return 0.0 if y.is_floating_point() else 1.0
 
 
 def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
@@ -251,9 +339,8 @@ def _by(size: Size) -> str:
     return "×".join(map(str, size))
 
 
-def _check_truth(truth: Tensor, data: Tensor, kernel: Kernel, image_size: Size) -> None:
-    n_channels = data.shape[-len(image_size) - 1] if kernel.shared else kernel.taps.shape[1]
-    expected = (*data.shape[: -len(image_size) - 1], n_channels, *image_size)
+def _check_truth(truth: Tensor, expected: Size) -> None:
+    image_size = expected[-2:]
     if tuple(truth.shape) != expected:
         raise ShapeError(
             f"the truth should have the shape of the estimate, {_by(image_size)} pixels or {expected} in all, but has "

@@ -39,7 +39,7 @@ def predict_for(
         truth: of the shape of the estimate.
     """
     data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
-    assert result.lam is not None
+    assert result.settings.has_lambda
     assert result.penalty is not None
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
     outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, result.image.detach())
@@ -62,7 +62,7 @@ def predict_for(
             continuation,
             output / unit,
             estimate / unit,
-            lam=result.lam,
+            lam=result.settings.lam,
             sigma=None if sigma is None else sigma / unit,
             least_sigma=least_sigma / unit,
         )

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
+from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness
+from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import PaddingLike
+from deconv_cli.vocabulary import InputKind, PaddingLike
 from deconv_cli.workflows.resolution import Reasons
+from deconv_cli.workflows.trust import (
+    Clipping,
+    Doubt,
+    Scale,
+    doubt_clipping,
+    doubt_layer,
+    doubt_residual,
+    doubt_solver,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +44,16 @@ class Reconstruction:
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band gathers all that is deeper.
         spectrum: the extreme singular values of the kernel.
+        scale: the estimate held against white images which the kernel would turn into such data.
         well_posedness: what the border does to the problem; `None` where there is no quadratic penalty.
         lambda_choice: how λ was chosen from the data; `None` where it was given.
-        predicted_error: the error to be expected; `None` where it was not asked for.
+        predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
+            that is not to be trusted.
+        residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
+        clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         notes: what a person should know of how settings were resolved, a sentence each.
+        channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
+            is then pooled, or that of the channel that did worst.
     """
 
     image: Tensor
@@ -49,10 +66,51 @@ class Reconstruction:
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
     spectrum: Spectrum
+    scale: Scale
     well_posedness: WellPosedness | None
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
+    residual_tests: ResidualTests | None = None
+    clipping: Clipping | None = None
     notes: tuple[str, ...] = ()
+    channels: tuple[Reconstruction, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.predicted_error is not None and not self.is_trusted:
+            object.__setattr__(self, "predicted_error", self.predicted_error.without_trust())
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Why the result is not to be trusted as it is; empty where nothing speaks against it."""
+        if self.channels:
+            return tuple(
+                replace(doubt, sentence=f"channel {number}: {doubt.sentence}")
+                for number, channel in enumerate(self.channels, start=1)
+                for doubt in channel.doubts
+            )
+        found = doubt_solver(self.solution.status)
+        if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
+            found += doubt_layer(self.residual, self.scale, self.settings.noise_sigma or 0.0)
+        if self.residual_tests is not None:
+            found += doubt_residual(self.residual_tests, is_lambda_chosen=self.lambda_choice is not None)
+        if self.clipping is not None:
+            found += doubt_clipping(self.clipping)
+        return tuple(found)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nothing speaks against the result."""
+        return not self.doubts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should be warned of, a sentence each: the doubts, then what may have gone wrong."""
+        found = [doubt.sentence for doubt in self.doubts]
+        if self.lambda_choice is not None and self.lambda_choice.warning is not None:
+            found.append(self.lambda_choice.warning)
+        if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
+            found.append(self.well_posedness.reason)
+        return tuple(found)
 
     @property
     def boundary(self) -> str:
@@ -65,9 +123,12 @@ class Reconstruction:
         return self.settings.padding
 
     @property
-    def lam(self) -> float | None:
-        """λ, dimensionless; `None` where there is no quadratic penalty."""
-        return self.settings.lam if self.settings.has_lambda else None
+    def lam(self) -> float | tuple[float, ...] | None:
+        """λ, dimensionless, or that of each channel; `None` where there is no quadratic penalty."""
+        if not self.settings.has_lambda:
+            return None
+        lams = tuple(channel.settings.lam for channel in self.channels)
+        return lams if len(set(lams)) > 1 else self.settings.lam
 
     @property
     def penalty(self) -> str | None:
@@ -75,10 +136,12 @@ class Reconstruction:
         return self.settings.penalty if self.settings.has_lambda else None
 
     def raise_for_status(self) -> Reconstruction:
-        """Return the reconstruction itself, if the solver reached what was asked for.
+        """Return the reconstruction itself, if it is to be trusted.
 
         Raises:
-            UntrustworthyResultError: it did not.
+            UntrustworthyResultError: the solver did not reach what was asked for, or there is another doubt.
         """
         self.solution.raise_for_status()
+        if not self.is_trusted:
+            raise UntrustworthyResultError(f"{self.doubts[0].sentence}.")
         return self

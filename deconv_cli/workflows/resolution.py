@@ -8,7 +8,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import PaddingLike, format_padding
+from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_padding
 
 GIVEN = "given by the user"
 
@@ -42,12 +42,16 @@ class Resolution:
         settings: the settings; their λ is 0 for now where it is yet to be chosen.
         reasons: why they are what they are.
         chooses_lambda: whether λ is to be chosen from the data.
+        lams: λ of each channel, where it was given so.
+        is_per_channel: whether each channel has a kernel of its own.
         notes: what a person should know, a sentence each.
     """
 
     settings: ResolvedSettings
     reasons: Reasons
     chooses_lambda: bool = False
+    lams: tuple[float, ...] = ()
+    is_per_channel: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -75,17 +79,42 @@ def resolve(
         padding = "same" if recorded is None else recorded.padding
     n_outputs, n_inputs = kernel.taps.shape[:2]
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
+    # The channels of a picture that nobody made from one image are channels, and no views of one image.
+    is_stacked = settings.defaults is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
+    is_per_channel = kernel.is_per_channel or is_stacked
     lam, lambda_reason = _lambda(settings)
-    if settings.has_lambda and lam != "auto":
-        check_noise_is_used(settings, f"λ is {lam:g} here ({lambda_reason})")
+    if settings.has_lambda and not isinstance(lam, str):
+        check_noise_is_used(settings, f"λ is {format_lambda(lam)} here ({lambda_reason})")
+    lams = lam if isinstance(lam, tuple) else ()
+    if lams and not (kernel.shared or is_per_channel):
+        raise UsageError(
+            f"λ was given for each of {len(lams)} channels, but a kernel of shape {tuple(kernel.taps.shape)} mixes "
+            "them; give one λ."
+        )
     resolved = ResolvedSettings(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
-        | {"boundary": boundary, "padding": padding, "penalty": penalty, "lam": 0.0 if lam == "auto" else lam}
+        | {"boundary": boundary, "padding": padding, "penalty": penalty}
+        | {"lam": lam if isinstance(lam, float) else 0.0}
     )
-    return Resolution(resolved, Reasons(boundary_reason, lambda_reason), chooses_lambda=lam == "auto")
+    return Resolution(
+        resolved,
+        Reasons(boundary_reason, lambda_reason),
+        chooses_lambda=lam == "auto",
+        lams=lams,
+        is_per_channel=is_per_channel,
+        notes=(_stacked(kernel),) if is_stacked and not kernel.is_per_channel else (),
+    )
 
 
-def _lambda(settings: ReconstructionSettings) -> tuple[float | str, str]:
+def _stacked(kernel: Kernel) -> str:
+    n_channels = kernel.taps.shape[0]
+    return (
+        f"the kernel of shape {tuple(kernel.taps.shape)} was taken for one kernel for each of {n_channels} channels, "
+        'since the input is a picture; defaults="tensor" merges the channels into one image instead'
+    )
+
+
+def _lambda(settings: ReconstructionSettings) -> tuple[float | tuple[float, ...] | str, str]:
     defaults = DEFAULTS[settings.defaults]
     if not settings.has_lambda:
         return 1.0, "of no use"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -15,6 +16,7 @@ from PIL import Image
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
 
+SAMPLES = Path(__file__).parents[2] / "sample_images"
 COMMANDS = ["forward", "invert"]
 
 
@@ -32,7 +34,7 @@ def folder(gray, tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_several_inputs_into_a_folder(deconv, photograph, microscope, gray, gentle, tmp_path, values, command):
+def test_several_inputs_into_a_folder(deconv, photograph, microscope, gray, gentle, tmp_path, values, kept_in, command):
     (tmp_path / "out").mkdir()
     inputs = [photograph, microscope, gray]
     done = deconv(command, *inputs, "-k", gentle, "-o", tmp_path / "out", "--json")
@@ -43,7 +45,12 @@ def test_several_inputs_into_a_folder(deconv, photograph, microscope, gray, gent
     for path, record in zip(inputs, done.report["results"], strict=True):
         output = tmp_path / "out" / path.name
         assert record["output"]["path"] == str(output)
-        assert read_image(output).record == record
+        found = read_image(output).record
+        if path == microscope:
+            of_the_folder = {"output": {}, "rerun": ""}
+            assert found | of_the_folder == kept_in(tmp_path, record) | of_the_folder
+        assert (found["command"], found["boundary"]) == (command, record["boundary"])
+        assert str(tmp_path) not in json.dumps(found)
         alone = tmp_path / f"alone{path.suffix}"
         deconv(command, path, "-k", gentle, "-o", alone, "--force")
         assert torch.equal(values(output), values(alone))
@@ -118,8 +125,11 @@ def test_layouts_that_cannot_be(refuses, gray, photograph, gentle, tmp_path):
 @pytest.mark.parametrize(
     ("name", "forward_name", "invert_name"),
     [
-        ("x.png", "x_forward.tif", "x_restored.tif"),
-        ("x.jpg", "x_forward.tif", "x_restored.tif"),
+        ("x.png", "x_forward.png", "x_restored.png"),
+        ("x.JPG", "x_forward.JPG", "x_restored.JPG"),
+        ("x.bmp", "x_forward.bmp", "x_restored.bmp"),
+        ("x.gif", "x_forward.png", "x_restored.png"),
+        ("x.webp", "x_forward.webp", "x_restored.webp"),
         ("x.tif", "x_forward.tif", "x_restored.tif"),
         ("x.v2.ome.tif", "x.v2_forward.ome.tif", "x.v2_restored.ome.tif"),
         ("x.npy", "x_forward.npy", "x_restored.npy"),
@@ -131,14 +141,36 @@ def test_the_default_output_stands_beside_the_input(deconv, gray, gentle, tmp_pa
     folder = tmp_path / "somewhere"
     folder.mkdir()
     source = folder / name
-    if source.suffix in (".png", ".jpg"):
+    if source.suffix in (".png", ".JPG", ".bmp", ".gif", ".webp"):
         with Image.open(gray) as picture:
             picture.save(source)
     else:
         deconv("forward", gray, "-k", gentle, "-o", source)
     assert deconv("forward", source, "-k", gentle).stdout == f"{folder / forward_name}\n"
     assert deconv("invert", source, "-k", gentle).stdout == f"{folder / invert_name}\n"
-    assert read_image(folder / invert_name).record["output"]["path"] == str(folder / invert_name)
+    restored = read_image(folder / invert_name)
+    assert restored.record["command"] == "invert"
+    assert restored.dtype == ("float32" if source.suffix in (".tif", ".npy", ".pt", ".safetensors") else "uint8")
+
+
+def test_sixteen_bits_stay_sixteen_bits(deconv, gentle, tmp_path):
+    stored = tifffile.imread(SAMPLES / "retina16.tif")[100:132, 90:126]
+    (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(stored)))
+    deconv("forward", tmp_path / "x.png", "-k", gentle)
+    assert imagecodecs.png_decode((tmp_path / "x_forward.png").read_bytes()).dtype == np.uint16
+
+
+def test_what_is_only_read_becomes_png_in_a_folder_too(deconv, gray, gentle, tmp_path):
+    with Image.open(gray) as picture:
+        picture.save(tmp_path / "x.gif")
+    deconv("forward", tmp_path / "x.gif", gray, "-k", gentle, "-o", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gray.png", "x.png"]
+
+
+def test_the_help_says_where_results_go(deconv):
+    for command in COMMANDS:
+        text = " ".join(word for word in deconv(command, "--help").stdout.split() if word != "│")
+        assert "Default: beside the input, in its own format" in text
 
 
 @pytest.mark.parametrize(
@@ -271,7 +303,7 @@ class TestProcess:
         assert done.returncode == ExitCode.SUCCESS
         assert json.loads(done.stdout)["boundary"] == "zero"
         assert b"\x1b" not in done.stdout + done.stderr
-        assert read_image(tmp_path / "x.tif").record == json.loads(done.stdout)
+        assert read_image(tmp_path / "x.tif").record == json.loads(done.stdout)  # all of its paths are relative
 
     def test_an_error(self, gray, gentle, tmp_path):
         done = self.run("invert", gray.name, "--kernel", gentle.name, "-o", "x.xyz", cwd=tmp_path)

@@ -185,3 +185,44 @@ def test_empty_and_large_tensors_are_listed(deconv, tmp_path):
     assert entries["none"]["shape"] == [0, 3]
     assert entries["none"]["minimum"] is None
     assert entries["big"]["maximum"] == 1e300
+
+
+def test_one_layer_that_cannot_be_undone_hides_no_other(deconv, refuses, tmp_path):
+    """The weights of a transposed layer are (C_in, C_out, kH, kW), so that its bias does not fit them."""
+    path = tmp_path / "model.pt"
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.ConvTranspose2d(4, 2, 3), torch.nn.Conv2d(2, 2, 3)]
+    torch.save(torch.nn.Sequential(*layers).state_dict(), path)
+    (file,) = deconv("inspect", path, "--json").report["files"]
+    found = {entry["name"]: entry for entry in file["entries"]}
+    assert found["0.weight"]["kernel"]["channels"] == [1, 4]
+    assert found["2.weight"]["kernel"]["channels"] == [2, 2]
+    assert found["1.weight"]["kernel"] is None
+    assert "bias" in found["1.weight"]["kernel_refusal"]
+    assert found["0.weight"]["kernel_refusal"] is None
+    table = deconv("inspect", path)
+    assert f"warning: 1.weight: {found['1.weight']['kernel_refusal']}" in table.stderr.splitlines()
+    assert "all taps are zero" not in table.stderr
+    refuses("inspect", path, "--tensor", "1", code=ExitCode.INPUT_REFUSED, says="bias")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt"])
+def test_a_result_of_four_axes_is_no_kernel(deconv, save, gentle, tmp_path, suffix):
+    output = tmp_path / f"y{suffix}"
+    deconv("forward", save("x", np.random.default_rng(0).random((2, 3, 12, 14))), "-k", gentle, "-o", output)
+    assert entry_of(deconv("inspect", output, "--json"))["kind"] == "image"
+    output.with_suffix(".json").unlink()
+    assert entry_of(deconv("inspect", output, "--json"))["kind"] == "kernel"
+
+
+def test_blocks_of_bytes_are_only_measured(deconv, tmp_path):
+    path = tmp_path / "stack.tif"
+    metadata = {"axes": "CYX", "LUTs": [np.arange(768, dtype="uint8").reshape(3, 256)] * 6, "Labels": list("abcdef")}
+    metadata |= {"ROI": b"Iout" + bytes(100), "Overlays": [b"Iout" + bytes(60)] * 2}
+    tifffile.imwrite(path, np.zeros((6, 16, 20), "uint8"), imagej=True, metadata=metadata)
+    other = deconv("inspect", path, "--json").report["files"][0]["metadata"]["other"]
+    assert other["ImageJ LUTs"] == "3×256 uint8, 3×256 uint8, 3×256 uint8, 3×256 uint8 and 2 more"
+    assert other["ImageJ ROI"] == "104 bytes"
+    assert other["ImageJ Overlays"] == "64 bytes, 64 bytes"
+    assert other["ImageJ Labels"] == "a, b, c, d and 2 more"
+    assert "Iout" not in deconv("inspect", path).stdout

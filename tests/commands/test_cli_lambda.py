@@ -172,6 +172,20 @@ class TestRefusals:
             says="the output already",
         )
 
+    def test_nothing_is_written_over_the_input_or_the_truth(self, refuses, words, tmp_path):
+        """Not even under --force, and by whatever name."""
+        source, truth = words[1], tmp_path / "truth.npy"
+        (tmp_path / "sub").mkdir()
+        same = tmp_path / "sub" / ".." / "b.tif"
+        for more, says in (
+            (["--trust-mask", source], "the input"),
+            (["--truth", truth, "--error-map", truth], "the truth"),
+            (["--truth", truth, "-o", truth], "the truth"),
+            (["--error-map", tmp_path / "b.tif", "--trust-mask", same], "the same file as --error-map"),
+            (["-o", same, "--error-map", tmp_path / "b.tif"], "the output already"),
+        ):
+            refuses(*words, "--force", *more, code=ExitCode.USAGE, says=says)
+
     def test_files_for_one_of_many(self, refuses, blurred, words, samples, tmp_path):
         (tmp_path / "out").mkdir()
         many = ["invert", blurred, samples / "camera.png", "-k", samples / "motion.npy", "-o", tmp_path / "out"]

@@ -368,7 +368,7 @@ def test_nested_tensors(tmp_path, layout):
         nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(4)], layout=layout)
     torch.save({"w": torch.ones(3, 3), "n": nested}, tmp_path / "a.pt")
     for read in (read_image, inspect_file):
-        with pytest.raises(MalformedInputError, match="'n' is a nested one"):
+        with pytest.raises(MalformedInputError, match="should be a dense tensor, but is nested"):
             read(tmp_path / "a.pt")
 
 
@@ -388,7 +388,7 @@ def test_lists_that_share_their_parts_are_not_unfolded(tmp_path):
 
 def test_a_pickle_of_another_protocol_is_not_called_code(tmp_path):
     torch.save(torch.ones(4, 4), tmp_path / "a.pt", pickle_protocol=4)
-    with pytest.raises(UnsafeInputError, match="protocol 4"):
+    with pytest.raises(UnsafeInputError, match="operations that torch's weights-only reader lacks"):
         read_image(tmp_path / "a.pt")
 
 
@@ -424,7 +424,9 @@ def test_names_that_are_no_text(tmp_path, rng, planned, suffix):
     path = write_under(os.fsdecode(b"caf\xe9"), suffix, planned, read_image(tmp_path / "in.png"))
     found = read_image(path)
     assert found.values.shape == (1, 3, 16, 20)
-    assert found.record["output"]["path"] == str(path)
+    assert found.record["output"].get("path", path.name) == (
+        str(path) if path.with_suffix(".json").exists() else path.name
+    )
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DeconvError, match="caf"):
         read_image(path)

@@ -268,3 +268,21 @@ def test_colors_in_the_last_axis_of_an_array_are_suspected(tmp_path):
     assert any('axes="YXC"' in note for note in read_image(tmp_path / "hwc.npy").notes)
     assert read_image(tmp_path / "hwc.npy", axes="YXC").values.shape == (1, 3, 12, 10)
     assert read_image(tmp_path / "hwc.npy", axes="YXC").notes == ()
+
+
+def test_axes_that_were_named_are_not_asked_for(tmp_path, rng):
+    tifffile.imwrite(tmp_path / "s.tif", rng.random((5, 16, 20)).astype("float32"), photometric="minisblack")
+    assert any('axes="CYX"' in note for note in read_image(tmp_path / "s.tif").notes)
+    assert read_image(tmp_path / "s.tif", axes="CYX").notes == ()
+    assert read_image(tmp_path / "s.tif", axes="ZYX").notes == ("5 planes (axes Z) are worked on one by one",)
+
+
+def test_a_pyramid_says_what_is_left_of_it(tmp_path, rng):
+    stored = rng.integers(0, 255, (64, 80)).astype("uint8")
+    with tifffile.TiffWriter(tmp_path / "p.ome.tif") as writer:
+        writer.write(stored, subifds=2)
+        for step in (2, 4):
+            writer.write(stored[::step, ::step], subfiletype=1)
+    (note,) = read_image(tmp_path / "p.ome.tif").notes
+    assert "pyramid" in note
+    assert "2 smaller levels" in note

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shlex
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
@@ -15,11 +17,14 @@ from deconv_cli.vocabulary import OutputDType
 
 RECORD = {"command": "invert", "lambda": 0.01, "text": 'quotes " and λ', "list": [1, 2.5, None]}
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-SUFFIXES = [".tif", ".ome.tif", ".png", ".jpg", ".webp", ".pt", ".safetensors", ".npy", ".npz"]
+SHORT_RECORD = {"command": "invert", "lambda": 0.01}
+SUFFIXES = [".tif", ".ome.tif", ".png", ".jpg", ".webp", ".avif", ".bmp", ".pt", ".safetensors", ".npy", ".npz"]
 DTYPES = {
     ".png": ["uint8", "uint16"],
     ".jpg": ["uint8"],
     ".webp": ["uint8"],
+    ".avif": ["uint8"],
+    ".bmp": ["uint8"],
     ".ome.tif": ["uint8", "uint16", "float32", "float64"],
 }
 CASES = [(s, d) for s in SUFFIXES for d in DTYPES.get(s, [str(word) for word in OutputDType])]
@@ -39,16 +44,19 @@ def test_samples_and_record(tmp_path, rng, rewrite, suffix, dtype, n_channels):
     assert (found.shape, found.dtype) == (prepared.shape, prepared.dtype)
     assert found.dtype == dtype
     described = {"shape": list(found.shape), "dtype": dtype, "samples_sha256": prepared.samples_sha256}
-    assert found.record == {**RECORD, "output": described}
+    if suffix in (".png", ".jpg", ".webp", ".avif"):
+        assert found.record == {**SHORT_RECORD, "output": {"shape": list(found.shape), "dtype": dtype}}
+    else:
+        assert found.record == {**RECORD, "output": described}
     source = read_image(tmp_path / "in.png").values
-    if suffix == ".jpg":
+    if suffix in (".jpg", ".avif"):
         assert (found.values.double() - source.double()).abs().mean() < 4
     elif suffix == ".webp":
         assert torch.equal(found.values, source.expand(-1, 3, -1, -1))
     else:
         assert torch.equal(found.values.double(), source.double())
     sidecar = target.with_suffix(".json")
-    assert sidecar.exists() == (suffix in (".pt", ".npy", ".npz"))
+    assert sidecar.exists() == (suffix in (".bmp", ".pt", ".npy", ".npz"))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         {"in.png", target.name} | ({sidecar.name} if sidecar.exists() else set())
     )
@@ -132,12 +140,73 @@ def test_ome_fields_survive(tmp_path, ome_file, rewrite):
         *('TimeIncrement="0.5"', 'Name="field 3"', "ten &lt; eleven é", 'Name="DAPI"', 'Name="GFP"', 'Name="RFP"'),
     ):
         assert text in xml
-    # A plain TIFF between the two loses nothing either.
-    rewrite(ome_file, tmp_path / "plain.tif")
-    rewrite(tmp_path / "plain.tif", tmp_path / "again.ome.tif")
+    # A type that OME does not know makes a plain TIFF, which keeps the names and the size of a pixel.
+    rewrite(ome_file, tmp_path / "plain.tif", output_dtype=OutputDType.FLOAT16)
+    with tifffile.TiffFile(tmp_path / "plain.tif") as opened:
+        assert not opened.is_ome
+    rewrite(tmp_path / "plain.tif", tmp_path / "again.ome.tif", output_dtype=OutputDType.FLOAT32)
     with tifffile.TiffFile(tmp_path / "again.ome.tif") as opened:
         assert 'Name="GFP"' in opened.ome_metadata
+        assert 'PhysicalSizeX="0.1"' in opened.ome_metadata
     assert found.record["text"] == RECORD["text"]
+
+
+INSTRUMENT = (
+    '<Instrument ID="Instrument:0"><Microscope Manufacturer="Maker"/><Objective ID="Objective:0:0" LensNA="1.4" '
+    'NominalMagnification="63"><AnnotationRef ID="Annotation:7"/></Objective></Instrument>'
+)
+SETTINGS = (
+    "<AcquisitionDate>2024-05-06T07:08:09</AcquisitionDate><Description>&lt;Pixels of é</Description>"
+    '<InstrumentRef ID="Instrument:0"/><ObjectiveSettings ID="Objective:0:0" RefractiveIndex="1.518"/>'
+)
+
+
+@pytest.fixture
+def microscope_file(tmp_path, rng):
+    """OME-TIFF of 12 significant bits with an instrument, as a microscope writes it."""
+    path = tmp_path / "cell.ome.tif"
+    metadata = {"axes": "CYX", "SignificantBits": 12, "PhysicalSizeX": 0.065, "PhysicalSizeY": 0.065}
+    stored = rng.integers(0, 4096, (2, 16, 20)).astype("uint16")
+    tifffile.imwrite(path, stored, ome=True, photometric="minisblack", metadata=metadata)
+    xml = (
+        tifffile.tiffcomment(path).replace("<Image ", INSTRUMENT + "<Image ").replace("<Pixels ", SETTINGS + "<Pixels ")
+    )
+    tifffile.tiffcomment(path, xml.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.ome.tif"])
+def test_ome_in_is_ome_out_with_its_instrument(tmp_path, microscope_file, rewrite, name):
+    prepared, found = rewrite(microscope_file, tmp_path / name, RECORD)
+    assert not lost(prepared)
+    assert found.record["lambda"] == 0.01
+    with tifffile.TiffFile(tmp_path / name) as opened:
+        assert opened.is_ome
+        root = ElementTree.fromstring(opened.ome_metadata)
+    space = {"": root.tag.partition("}")[0].removeprefix("{")}
+    assert root.find("Instrument/Objective", space).get("LensNA") == "1.4"
+    assert root.find("Instrument/Objective/AnnotationRef", space) is None
+    assert root.find("Image/InstrumentRef", space).get("ID") == "Instrument:0"
+    assert root.find("Image/ObjectiveSettings", space).get("RefractiveIndex") == "1.518"
+    assert root.find("Image/AcquisitionDate", space).text == "2024-05-06T07:08:09"
+    assert root.find("Image/Description", space).text == "<Pixels of é"
+    pixels = root.find("Image/Pixels", space)
+    assert (pixels.get("SignificantBits"), pixels.get("PhysicalSizeX"), pixels.get("Type")) == ("12", "0.065", "float")
+    # In the order of the schema.
+    assert [element.tag.rpartition("}")[2] for element in root] == ["Instrument", "Image", "StructuredAnnotations"]
+
+
+def test_significant_bits_that_no_longer_fit_are_named(tmp_path, microscope_file, rewrite):
+    prepared, _ = rewrite(microscope_file, tmp_path / "out.tif", output_dtype=OutputDType.UINT8)
+    assert "OME SignificantBits" in lost(prepared)
+    assert "SignificantBits" not in tifffile.tiffcomment(tmp_path / "out.tif")
+
+
+def test_a_size_of_pixels_that_is_not_understood_is_named(tmp_path, microscope_file, rewrite):
+    xml = tifffile.tiffcomment(microscope_file).replace('PhysicalSizeX="0.065"', 'PhysicalSizeX="a little"')
+    tifffile.tiffcomment(microscope_file, xml.encode())
+    prepared, _ = rewrite(microscope_file, tmp_path / "out.tif")
+    assert "OME PhysicalSize" in lost(prepared)
 
 
 def test_ome_batch_axes_are_renamed_or_refused(tmp_path, rng, rewrite):
@@ -308,12 +377,77 @@ def test_a_record_of_another_shape_is_not_believed(tmp_path, rng, rewrite):
     assert read_image(tmp_path / "out.npy").record is None
 
 
-def test_long_records_fit_everywhere(tmp_path, rng, rewrite):
+def test_long_records_fit_wherever_they_are_kept(tmp_path, rng, rewrite):
     Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
     record = {"numbers": list(range(40_000))}
-    for suffix in (".png", ".jpg", ".webp", ".tif", ".ome.tif", ".safetensors"):
+    for suffix in (".tif", ".ome.tif", ".safetensors"):
         _, found = rewrite(tmp_path / "in.png", tmp_path / f"out{suffix}", record)
         assert found.record["numbers"] == record["numbers"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif"])
+def test_pictures_carry_nothing_of_the_disk(tmp_path, rng, rewrite, suffix):
+    """They are shared: what was done is kept in a few bytes, the run and its files are not."""
+    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
+    record = {
+        **{"schema": 1, "command": "invert", "boundary": "zero", "padding": "same", "lambda": 0.01},
+        "inputs": [{"path": str(tmp_path / "in.png")}],
+        "kernel": {"path": "holiday/motion.npy", "sha256": "ab" * 32},
+        "notes": [f"read from {tmp_path}"],
+        "rerun": f"deconv invert --kernel=holiday/motion.npy -- {tmp_path / 'in.png'}",
+        "peak_memory_bytes": 10**9,
+        "numbers": list(range(5000)),
+    }
+    _, found = rewrite(tmp_path / "in.png", tmp_path / f"out{suffix}", record)
+    content = (tmp_path / f"out{suffix}").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert b"holiday" not in content
+    assert len(json.dumps(found.record)) < 400
+    for name in ("command", "boundary", "padding", "lambda"):
+        assert found.record[name] == record[name]
+    assert found.record["kernel"] == {"sha256": "ab" * 32}
+    assert "deconv" not in str(found._metadata)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".safetensors"])
+def test_records_in_files_name_no_folders(tmp_path, rng, rewrite, suffix):
+    folder = tmp_path / "it's my folder"
+    folder.mkdir()
+    Image.fromarray(rng.integers(0, 255, (16, 20)).astype("uint8")).save(folder / "in.png")
+    words = ["deconv", "invert", f"--kernel={folder / 'k.npy'}", "--layer=a/b", "--force", "--", str(folder / "in.png")]
+    record = {
+        "inputs": [{"path": str(folder / "in.png")}],
+        "kernel": {"path": str(folder / "k.npy"), "sha256": "ab"},
+        "factor": None,
+        "notes": [f"'{folder / 'k.npy'}' was flipped"],
+        "rerun": shlex.join(words),
+    }
+    _, found = rewrite(folder / "in.png", tmp_path / f"out{suffix}", record)
+    assert found.record["inputs"] == [{"path": "in.png"}]
+    assert found.record["kernel"] == {"path": "k.npy", "sha256": "ab"}
+    assert found.record["notes"] == ["'k.npy' was flipped"]
+    # Without its folders it might take one file for another, so it replaces none.
+    assert found.record["rerun"] == "deconv invert --kernel=k.npy --layer=a/b -- in.png"
+    kept = {
+        **record,
+        "kernel": {"path": "k.npy"},
+        "inputs": [],
+        "notes": [],
+        "rerun": "deconv forward --force -- in.png",
+    }
+    _, found = rewrite(folder / "in.png", tmp_path / f"again{suffix}", kept)
+    assert found.record["rerun"] == kept["rerun"]
+
+
+def test_a_record_does_not_wander_into_other_formats(tmp_path, rng, rewrite, imagej_file):
+    """It is of the file that it is in: neither EXIF nor the Info of ImageJ takes it elsewhere."""
+    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
+    rewrite(tmp_path / "in.png", tmp_path / "a.webp", {"command": "first"})
+    rewrite(tmp_path / "a.webp", tmp_path / "b.jpg", {"command": "second"})
+    assert b"first" not in (tmp_path / "b.jpg").read_bytes()
+    assert read_image(tmp_path / "b.jpg").record["command"] == "second"
+    rewrite(imagej_file, tmp_path / "again.tif", {"command": "first"})
+    assert read_image(tmp_path / "again.tif")._metadata.native["ImageJ Info"] == "first line\nsecond line"
 
 
 def test_nan_never_enters_a_record(tmp_path, rng, rewrite):

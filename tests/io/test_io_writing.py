@@ -34,7 +34,7 @@ def names_in(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["out.bmp", "out", "out.jp2", "out.pth"])
+@pytest.mark.parametrize("name", ["out.pcx", "out", "out.jp2", "out.pth"])
 def test_unknown_suffixes(tmp_path, source, planned, name):
     with pytest.raises(UsageError, match=r"\.ome\.tif"):
         planned(tmp_path / name, source)

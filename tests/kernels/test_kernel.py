@@ -5,8 +5,9 @@ import torch
 from cases import random
 
 from deconv_cli.errors import MalformedInputError, ShapeError
-from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel import Kernel, stack_kernels
 from deconv_cli.operators.convolution import Convolution
+from deconv_cli.workflows.apply_kernel import forward
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -45,10 +46,36 @@ def test_whole_numbers_have_no_such_range():
     assert Kernel.from_tensor(torch.full((2, 2), 10**9)).size == (2, 2)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 3), (1, 1, 3, 3, 3)])
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 3, 3, 3)])
 def test_kernels_have_two_or_four_axes(shape):
     with pytest.raises(ShapeError, match=r"shape \(kH, kW\) or \(C_out, C_in, kH, kW\), but has"):
         Kernel.from_tensor(random(shape))
+
+
+def test_kernels_of_channels_come_one_by_one():
+    taps = random((4, 3, 5))
+    kernel = Kernel.of_any(taps)
+    assert kernel.is_per_channel
+    assert kernel.n_inputs(4) == kernel.n_outputs(4) == 4
+    for channel, own in enumerate(taps):
+        assert torch.equal(kernel.of_channel(channel).taps[0, 0], own)
+        assert kernel.of_channel(channel).shared
+    assert Kernel.of_any(taps[0]).shared
+    with pytest.raises(ShapeError, match=r"each channel, of shape \(4, 3, 5\), is taken by invert and forward alone"):
+        Kernel.from_tensor(taps)
+    with pytest.raises(ShapeError, match=r"kernels for 4 channels, but the image of shape \(3, 6, 6\) has 3"):
+        kernel.check_channels(random((3, 6, 6)))
+    with pytest.raises(MalformedInputError, match="zero"):
+        Kernel.of_any(torch.stack([taps[0], torch.zeros(3, 5)]))
+
+
+def test_kernels_of_several_sizes_keep_their_origins():
+    kernels = [random((3, 3)), random((4, 2)), random((1, 5))]
+    stacked = stack_kernels(kernels)
+    assert stacked.shape == (3, 4, 5)
+    x = random((1, 9, 8))
+    for plane, kernel in zip(stacked, kernels, strict=True):
+        torch.testing.assert_close(forward(x, plane), forward(x, kernel))
 
 
 @pytest.mark.parametrize("k", [(4,), (2, 3), (2, 3, 4)])

@@ -81,13 +81,34 @@ def test_a_whole_number_picture_is_a_normalized_convolution(tmp_path):
     np.testing.assert_array_equal(raw.kernel.numpy(), taps)
 
 
-def test_a_float_picture_keeps_its_scale(tmp_path, rng):
+def test_a_float_picture_is_divided_by_its_sum_unless_that_is_one(tmp_path, rng):
     taps = rng.random((3, 5))
     tifffile.imwrite(tmp_path / "k.tif", taps)
     found = read_kernel(tmp_path / "k.tif")
     assert found.kernel.dtype == torch.float64
-    np.testing.assert_array_equal(found.kernel.numpy(), taps[::-1, ::-1])
-    assert float(read_kernel(tmp_path / "k.tif", normalize=True).kernel.sum()) == pytest.approx(1)
+    np.testing.assert_allclose(found.kernel.numpy(), taps[::-1, ::-1] / taps.sum(), rtol=1e-12)
+    assert any("divided by their sum" in note for note in found.notes)
+    np.testing.assert_array_equal(read_kernel(tmp_path / "k.tif", normalize=False).kernel, taps[::-1, ::-1])
+    tifffile.imwrite(tmp_path / "one.tif", 0.995 * taps / taps.sum())
+    one = read_kernel(tmp_path / "one.tif")
+    np.testing.assert_array_equal(one.kernel.numpy(), (0.995 * taps / taps.sum())[::-1, ::-1])
+    assert float(read_kernel(tmp_path / "one.tif", normalize=True).kernel.sum()) == pytest.approx(1)
+
+
+def test_what_an_array_means_on_a_picture_is_said(tmp_path):
+    taps = np.outer([1, 2, 1], [3, 2, 1]).astype("float32")
+    np.save(tmp_path / "k.npy", taps)
+    orientation, brightness = read_kernel(tmp_path / "k.npy").picture_notes
+    assert 'convention="convolution"' in orientation
+    assert "add up to 24" in brightness
+    assert "normalize=True" in brightness
+    assert read_kernel(tmp_path / "k.npy", convention=Convention.CORRELATION, normalize=False).picture_notes == ()
+    np.save(tmp_path / "even.npy", (taps + taps[::-1, ::-1]) / 48)
+    assert read_kernel(tmp_path / "even.npy").picture_notes == ()
+    np.save(tmp_path / "one.npy", taps[None])
+    assert read_kernel(tmp_path / "one.npy").kernel.shape == (3, 3)
+    np.save(tmp_path / "layer.npy", np.stack([np.stack([taps] * 2)] * 2))
+    assert read_kernel(tmp_path / "layer.npy").picture_notes == ()
 
 
 def test_normalizing_four_axes_goes_by_output_channel(tmp_path, rng):
@@ -96,19 +117,22 @@ def test_normalizing_four_axes_goes_by_output_channel(tmp_path, rng):
     torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64))
 
 
-def test_colors_of_a_picture_must_agree(tmp_path, rng):
+def test_colors_of_a_picture_are_kernels_of_channels_if_they_differ(tmp_path, rng):
     gray = rng.integers(1, 255, (3, 5)).astype("uint8")
     Image.fromarray(np.repeat(gray[..., None], 3, axis=2)).save(tmp_path / "equal.png")
     assert read_kernel(tmp_path / "equal.png").kernel.shape == (3, 5)
-    Image.fromarray(rng.integers(0, 255, (3, 5, 3)).astype("uint8")).save(tmp_path / "color.png")
-    with pytest.raises(ShapeError, match="equal channels"):
-        read_kernel(tmp_path / "color.png")
+    color = rng.integers(0, 255, (3, 5, 3)).astype("uint8")
+    Image.fromarray(color).save(tmp_path / "color.png")
+    found = read_kernel(tmp_path / "color.png")
+    expected = color[::-1, ::-1].transpose(2, 0, 1) / color.sum(axis=(0, 1))[:, None, None]
+    np.testing.assert_allclose(found.kernel.numpy(), expected, rtol=1e-6)
+    assert any("kernel for each of 3 channels" in note for note in found.notes)
     tifffile.imwrite(tmp_path / "stack.tif", np.ones((4, 3, 5), "float32"), photometric="minisblack")
     with pytest.raises(ShapeError, match="stack"):
         read_kernel(tmp_path / "stack.tif")
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 3), (1, 1, 1, 3, 3)])
+@pytest.mark.parametrize("shape", [(5,), (1, 1, 1, 3, 3)])
 def test_other_shapes_are_refused(tmp_path, shape):
     np.save(tmp_path / "k.npy", np.ones(shape))
     with pytest.raises(ShapeError, match=str(shape[0])):

@@ -1,4 +1,4 @@
-"""JPEG by Pillow; the record of a run goes into comment segments, a long one into several."""
+"""JPEG by Pillow; the record of a run is a comment of its own."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Jpeg(PictureCodec):
             if "mp" in image.info:
                 notes = (*notes, "the file holds further pictures after the first, which were not read")
             comments = [content for name, content in image.applist if name == "COM"]
-            parts = [text.removeprefix(_RECORD_START) for text in comments if text.startswith(_RECORD_START)]
+            found = [text.removeprefix(_RECORD_START) for text in comments if text.startswith(_RECORD_START)]
             others = [text for text in comments if not text.startswith(_RECORD_START)]
-            record = records.decode_record(b"".join(parts).decode("utf-8", "replace")) if parts else None
+            record = records.decode_record(found[-1].decode("utf-8", "replace")) if found else None
             own = Metadata(native={_COMMENT: others[-1]} if others else {})
             return stored_picture(image, samples, notes, record, own)
 
@@ -67,12 +67,11 @@ class Jpeg(PictureCodec):
         options: dict[str, Any] = save_options(image.metadata)
         if "dpi" in options:
             options["dpi"] = tuple(round(value) for value in options["dpi"])
-        text = records.encode_record(image.record or {}).encode("ascii")
-        parts = [_RECORD_START + text[start : start + _MAX_SEGMENT] for start in range(0, len(text), _MAX_SEGMENT)]
-        segments = b"".join(b"\xff\xfe" + (len(part) + 2).to_bytes(2, "big") + part for part in parts)
+        text = _RECORD_START + records.encode_record(image.record or {}).encode("ascii")
+        segment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
         comment = image.metadata.native.get(_COMMENT, b"")[:_MAX_SEGMENT]
         Image.fromarray(np.asarray(image.samples)).save(
-            path, "JPEG", quality=95, subsampling=0, comment=comment, extra=segments, **options
+            path, "JPEG", quality=95, subsampling=0, comment=comment, extra=segment, **options
         )
 
 

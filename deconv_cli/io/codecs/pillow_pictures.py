@@ -1,4 +1,4 @@
-"""What PNG, JPEG and WebP have in common: Pillow opens them, after their sizes have been compared with the memory."""
+"""What PNG, JPEG and others have in common: Pillow opens them, after their sizes were compared with the memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Picture = TypeVar("Picture", bound="ImageFile")
 
 _BYTES_PER_PIXEL = 4
+_NONE = Metadata()
 _NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
 
 
@@ -69,10 +70,13 @@ def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
 
 
 def stored_picture(
-    image: Image, samples: Array, notes: tuple[str, ...], record: dict[str, Any] | None, own: Metadata
+    image: Image, samples: Array, notes: tuple[str, ...], record: dict[str, Any] | None = None, own: Metadata = _NONE
 ) -> StoredImage:
-    """Gather samples, record and notes with the metadata of all these formats, and `own`, those of one."""
-    block = exif.with_marker(image.info.get("exif"))
+    """Gather samples and notes with the metadata of all these formats, `own`, those of one, and the record.
+
+    A record that is not given is looked for in the EXIF block.
+    """
+    inside, block = exif.take_record(exif.with_marker(image.info.get("exif")))
     return StoredImage(
         samples=samples,
         axes="YX" if samples.ndim == 2 else "YXS",
@@ -83,7 +87,7 @@ def stored_picture(
             exif=exif.upright(block) if block else None,
             unsupported=(*own.unsupported, *(name for name, key in _NEVER_CARRIED.items() if image.info.get(key))),
         ),
-        record=record,
+        record=record or inside,
         alpha="unassociated" if samples.ndim == 3 and samples.shape[2] in (2, 4) else None,
         orientation=exif.read_orientation(block),
         notes=notes,

@@ -12,12 +12,10 @@ from deconv_cli.io.codec import Array, Codec, WriteRequest, from_planes
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
-_NAMED_AXES = "TZCYXS"
-"""The axes that ImageJ and OME have."""
 
 
 class Tiff(Codec):
-    """TIFF files; a name that ends in .ome.tif asks for OME-TIFF."""
+    """TIFF files; OME-TIFF where the name ends in .ome.tif, or where the source is one."""
 
     name = "TIFF"
     suffixes = (".tif", ".tiff")
@@ -43,8 +41,8 @@ class Tiff(Codec):
             raise UsageError(
                 f"'{request.path}' cannot hold {request.dtype} samples, since OME has no word for them; choose .tif."
             )
-        axes = _renamed(request.layout.with_channels(request.n_channels).squeezed().axes, _NAMED_AXES)
-        if set(axes) - set(_NAMED_AXES):
+        axes = _renamed(request.layout.with_channels(request.n_channels).squeezed().axes, tiff_ome.AXES)
+        if set(axes) - set(tiff_ome.AXES):
             raise UsageError(
                 f"'{request.path}' cannot hold axes {request.layout.axes}, since OME knows T and Z beside channels; "
                 "choose .tif."
@@ -52,13 +50,15 @@ class Tiff(Codec):
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
         """Keep the axes of the source that are longer than one, with the plane at the end."""
+        from deconv_cli.io.codecs import tiff_ome
+
         layout = request.layout.with_channels(samples.shape[1]).resized(Y=samples.shape[-2], X=samples.shape[-1])
         layout = layout.squeezed(keep="YX" if alpha is None else "YXS").planes_last()
         array = from_planes(layout, samples)
         if alpha is not None:
             array = np.concatenate([array, from_planes(layout.resized(S=1), alpha)], axis=layout.axes.index("S"))
-        is_free = not is_ome_name(request.path) and request.flavor != "imagej"
-        axes = layout.axes if is_free else _renamed(layout.axes, _NAMED_AXES)
+        is_free = not is_ome_name(request.path) and not request.flavor
+        axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
         new = [letter for letter in axes if letter not in request.layout.axes + "C"]
         return StoredImage(array, axes, notes=tuple(f"a batch axis was named {letter}" for letter in new))
 
@@ -72,7 +72,7 @@ class Tiff(Codec):
 
         kept, lost = super().carry(request, image)
         kind = choose_kind(image, wants_ome=is_ome_name(request.path))
-        kept, lost_by_kind = carry(replace(kept, flavor=kind))
+        kept, lost_by_kind = carry(replace(kept, flavor=kind), n_bits=8 * np.dtype(image.dtype).itemsize)
         return kept, lost + lost_by_kind
 
     def write(self, path: Path, image: StoredImage) -> None:

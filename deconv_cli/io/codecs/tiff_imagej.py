@@ -28,6 +28,8 @@ def read_fields(found: dict[str, Any], metadata: Metadata) -> tuple[Metadata, di
         The metadata, and the record of an earlier run or None.
     """
     fields = {PREFIX + name: value for name, value in found.items() if name not in (*_COUNTS, *_OF_CHANNELS)}
+    if records.take_line(found.get("Info")) is not None:
+        fields[PREFIX + "Info"] = records.drop_line(found["Info"])
     of_channels = {PREFIX + name: found[name] for name in _OF_CHANNELS if name in found}
     resolution = metadata.resolution
     unit = _UNITS.get(str(found.get("unit", "")), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,14 @@ def write_array(path: Path, array: Array, kind: str, options: dict[str, Any]) ->
         chosen = {name: value for name, value in chosen.items() if value or name == "ome"}
     is_big = kind != "imagej" and array.nbytes > BIG_TIFF_BYTES
     tifffile.imwrite(path, array, bigtiff=is_big, software="deconv", **chosen, **options)
+
+
+def rewrite_description(path: Path, change: Callable[[str], str]) -> None:
+    """Change the description of the first page; a file whose description stays is left alone."""
+    before = tifffile.tiffcomment(path)
+    after = change(before)
+    if after != before:
+        tifffile.tiffcomment(path, after.encode())
 
 
 class _Raising(logging.Handler):

@@ -13,19 +13,26 @@ from typing import Any
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.stored_image import METERS, Metadata, Resolution
+from deconv_cli.io.stored_image import METERS, Metadata, Resolution, StoredImage
 
 WRITABLE_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+AXES = "TZCYXS"
+SIGNIFICANT_BITS = "SignificantBits"
 
 PREFIX = "OME "
 """Of its fields among `Metadata.native`; those of channels begin with `OME channel `."""
 
 _CHANNEL_PREFIX = f"{PREFIX}channel "
-_PLAIN_FIELDS = ("TimeIncrement", "TimeIncrementUnit")
+_PLAIN_FIELDS = ("TimeIncrement", "TimeIncrementUnit", SIGNIFICANT_BITS)
+_INSTRUMENTS, _OF_THE_IMAGE = f"{PREFIX}Instrument", f"{PREFIX}ObjectiveSettings and other settings"
+_SETTINGS = ("InstrumentRef", "ObjectiveSettings", "ImagingEnvironment", "StageLabel")
+"""Elements of an image that stand between its description and its pixels, in this order."""
 _WRITTEN_ANEW = ("ID", "Name", "SamplesPerPixel")
 """Fields of a channel that tifffile writes itself, or that are metadata of any format."""
 
 _STRUCTURE = {"OME", "Image", "Pixels", "Channel", "TiffData", "UUID", "LightPath", "BinData", "Description"}
+_CARRIED = {"AcquisitionDate", "Instrument", *_SETTINGS}
 _ANNOTATION = {"StructuredAnnotations", "MapAnnotation", "Value", "M", "AnnotationRef"}
 _NAMESPACE = "deconv"
 _UNIT = "µm"
@@ -68,22 +75,31 @@ def read_fields(
         raise MalformedInputError(f"'{path}' describes {len(images)} OME images, fewer than it holds.")
     image, pixels = images[index], images[index].find("Pixels")
     channels = [] if pixels is None else [channel.attrib for channel in pixels.findall("Channel")]
-    texts = {"Name": image.get("Name"), "Description": image.findtext("Description")}
+    texts = {"Name": image.get("Name")} | {name: image.findtext(name) for name in ("Description", "AcquisitionDate")}
+    texts[_INSTRUMENTS.removeprefix(PREFIX)] = _as_text(root.findall("Instrument"))
+    texts[_OF_THE_IMAGE.removeprefix(PREFIX)] = _as_text(
+        [element for name in _SETTINGS for element in image.findall(name)]
+    )
     texts |= {name: None if pixels is None else pixels.get(name) for name in _PLAIN_FIELDS}
     fields = dict.fromkeys(name for channel in channels for name in channel if name not in _WRITTEN_ANEW)
     of_channels = {name: [channel[name] for channel in channels if name in channel] for name in fields}
     names = tuple(channel["Name"] for channel in channels if "Name" in channel)
-    unknown = {element.tag for element in root.iter()} - _STRUCTURE - _ANNOTATION
+    resolution = None if pixels is None else _resolution(pixels)
+    inside = {element for kept in _CARRIED for parent in root.iter(kept) for element in parent.iter()}
+    unknown = {element.tag for element in root.iter() if element not in inside} - _STRUCTURE - _ANNOTATION
+    unsupported = [f"OME element {name}" for name in sorted(unknown)]
+    if pixels is not None and resolution is None and any(name.startswith("PhysicalSize") for name in pixels.attrib):
+        unsupported.append("OME PhysicalSize")
     found = replace(
         metadata,
-        resolution=(None if pixels is None else _resolution(pixels)) or metadata.resolution,
+        resolution=resolution or metadata.resolution,
         channel_names=names if len(names) == len(channels) else (),
         native=metadata.native | {PREFIX + name: text for name, text in texts.items() if text},
         native_of_channels={
             _CHANNEL_PREFIX + name: values for name, values in of_channels.items() if len(values) == len(channels)
         },
         flavor="ome",
-        unsupported=(*metadata.unsupported, *(f"OME element {name}" for name in sorted(unknown))),
+        unsupported=(*metadata.unsupported, *unsupported),
     )
     return found, _record(root)
 
@@ -91,12 +107,35 @@ def read_fields(
 def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
     """Give the fields of a file to be written, by tifffile's names, the record as a map annotation."""
     fields: dict[str, Any] = size_fields(metadata.resolution)
-    fields |= {name.removeprefix(PREFIX): value for name, value in metadata.native.items() if name.startswith(PREFIX)}
+    own = {name: value for name, value in metadata.native.items() if name not in (_INSTRUMENTS, _OF_THE_IMAGE)}
+    fields |= {name.removeprefix(PREFIX): value for name, value in own.items() if name.startswith(PREFIX)}
     channel: dict[str, Any] = {"Name": list(metadata.channel_names)} if metadata.channel_names else {}
     channel |= {name.removeprefix(_CHANNEL_PREFIX): values for name, values in metadata.native_of_channels.items()}
     if channel:
         fields["Channel"] = channel
     return fields | {"MapAnnotation": {"Namespace": _NAMESPACE, records.KEYWORD: record}}
+
+
+def fits(image: StoredImage) -> bool:
+    """Check whether OME has words for the samples and the axes of an image."""
+    return image.dtype in WRITABLE_DTYPES and set(image.axes) <= set(AXES)
+
+
+def with_instruments(xml: str, metadata: Metadata) -> str:
+    """Add the elements that tifffile does not write to its description of one image."""
+    for name, place in ((_INSTRUMENTS, "<Image "), (_OF_THE_IMAGE, "<Pixels ")):
+        before, found, after = xml.partition(place)
+        xml = before + metadata.native.get(name, "") + found + after
+    return xml
+
+
+def _as_text(elements: list[ElementTree.Element]) -> str:
+    """Write elements as XML, without references to annotations, which are not carried."""
+    for element in elements:
+        for parent in element.iter():
+            for child in parent.findall("AnnotationRef"):
+                parent.remove(child)
+    return "".join(ElementTree.tostring(element, encoding="unicode").strip() for element in elements)
 
 
 def size_fields(resolution: Resolution | None) -> dict[str, Any]:

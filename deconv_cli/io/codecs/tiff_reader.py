@@ -25,7 +25,7 @@ _PHOTOMETRIC, _ORIENTATION, _EXTRA_SAMPLES = 262, 274, 338
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _COLOR_MAP, _ICC_PROFILE = 320, 34675
 _MIN_IS_WHITE, _PALETTE = 0, 3
-_NOT_ADDITIVE = {5: "CMYK", 8: "CIELAB"}
+_NOT_ADDITIVE = {5: "CMYK", 8: "CIELAB", 32803: "the mosaic of a camera", 34892: "the raw colors of a camera"}
 _SHAPED_STARTS = ('{"shape":', "shape=(")
 """Of descriptions that tifffile itself wrote."""
 
@@ -66,7 +66,7 @@ def read_tiff(path: Path, *, series: int | None) -> StoredImage:
             record=record if isinstance(record, dict) else None,
             alpha=_alpha(page) if "S" in chosen.axes else None,
             orientation=_orientation(page),
-            notes=_batch_notes(chosen),
+            notes=_pyramid_notes(chosen),
         )
         if ome is not None:
             _check_size(path, image, tiff_ome.n_samples_described(ome)[index])
@@ -123,13 +123,11 @@ def _alpha(page: Any) -> str | None:  # noqa: ANN401
     return {1: "associated", 2: "unassociated"}.get(kinds[0]) if len(kinds) == 1 else None
 
 
-def _batch_notes(series: Any) -> tuple[str, ...]:  # noqa: ANN401
-    sizes = {letter: size for letter, size in zip(series.axes, series.shape, strict=True) if letter not in "CSYX"}
-    batch, n_planes = "".join(sizes), math.prod(sizes.values())
-    if n_planes == 1:
+def _pyramid_notes(series: Any) -> tuple[str, ...]:  # noqa: ANN401
+    n_smaller = len(series.levels) - 1
+    if not n_smaller:
         return ()
-    hint = '; if they are the channels of one image, say so with axes="CYX"' if batch in ("I", "Q") else ""
-    return (f"{n_planes} planes (axes {batch}) are worked on one by one{hint}",)
+    return (f"the file is a pyramid; its full resolution alone was read, its {n_smaller} smaller levels were dropped",)
 
 
 def _check_size(path: Path, image: StoredImage, n_described: int) -> None:

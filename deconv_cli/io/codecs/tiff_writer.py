@@ -11,7 +11,7 @@ import numpy as np
 
 from deconv_cli.io import exif, records
 from deconv_cli.io.codecs import tiff_imagej, tiff_ome
-from deconv_cli.io.codecs.tiff_library import write_array
+from deconv_cli.io.codecs.tiff_library import rewrite_description, write_array
 from deconv_cli.io.codecs.tiff_reader import CHANNEL_NAMES, DESCRIPTION, PLANE_DISTANCE, WHITE_IS_ZERO
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
@@ -20,6 +20,7 @@ _ASCII = 2
 _TAG_UNITS = ("inch", "centimeter")
 """The units that a resolution in tags can have."""
 _MAX_RATIONAL = 2**32
+_SIGNIFICANT_BITS = f"{tiff_ome.PREFIX}{tiff_ome.SIGNIFICANT_BITS}"
 _IN_ANY_KIND = {WHITE_IS_ZERO}
 _AS_RESOLUTION = {f"{tiff_imagej.PREFIX}{name}" for name in ("unit", "spacing")}
 
@@ -33,11 +34,17 @@ def choose_kind(image: StoredImage, *, wants_ome: bool) -> str:
     """
     if wants_ome:
         return "ome"
-    return "imagej" if image.metadata.flavor == "imagej" and tiff_imagej.fits(image) else ""
+    flavor = image.metadata.flavor
+    fits = {"imagej": tiff_imagej.fits, "ome": tiff_ome.fits}
+    return flavor if flavor in fits and fits[flavor](image) else ""
 
 
-def carry(metadata: Metadata) -> tuple[Metadata, list[str]]:
-    """Choose the metadata that a file of the kind `metadata.flavor` has room for, and name the rest."""
+def carry(metadata: Metadata, n_bits: int) -> tuple[Metadata, list[str]]:
+    """Choose the metadata that a file of the kind `metadata.flavor` and `n_bits` a sample has room for.
+
+    Returns:
+        The metadata, and the names of the rest.
+    """
     prefix = {"ome": tiff_ome.PREFIX, "imagej": tiff_imagej.PREFIX, "": DESCRIPTION}[metadata.flavor]
 
     def split(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -46,6 +53,9 @@ def carry(metadata: Metadata) -> tuple[Metadata, list[str]]:
         return kept, [name for name in fields if name in is_lost]
 
     native, lost = split(metadata.native)
+    significant = native.get(_SIGNIFICANT_BITS, "")
+    if significant and not (significant.isdecimal() and int(significant) <= n_bits):
+        native, lost = {name: native[name] for name in native if name != _SIGNIFICANT_BITS}, [*lost, _SIGNIFICANT_BITS]
     native_of_channels, lost_of_channels = split(metadata.native_of_channels)
     if metadata.exif and exif.has_other_tags(metadata.exif):
         lost.append("EXIF beyond " + ", ".join(exif.TEXT_TAGS.values()))
@@ -74,6 +84,8 @@ def write_tiff(path: Path, image: StoredImage) -> None:
         "compression": None if metadata.flavor == "imagej" else "zlib",
     }
     write_array(path, np.ascontiguousarray(image.samples), metadata.flavor or "shaped", options)
+    if metadata.flavor == "ome":
+        rewrite_description(path, lambda xml: tiff_ome.with_instruments(xml, metadata))
 
 
 def _plain_fields(metadata: Metadata) -> dict[str, Any]:

@@ -50,7 +50,11 @@ def read_torch_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     if read_head(path).startswith(_ARCHIVE):
         _refuse_programs(path, limits.check_zip(path))
-    return named_tensors(path, load_weights_only(path))
+    found = named_tensors(path, load_weights_only(path))
+    for name, tensor in found.items():
+        if tensor.is_nested:  # its shape cannot even be listed
+            check_dense(path, tensor, name)
+    return found
 
 
 def _unfolded(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deconv_cli.io import exif, records
+from deconv_cli.io import exif
 from deconv_cli.io.codec import Array, PictureCodec, WriteRequest
 from deconv_cli.io.codecs.pillow_pictures import opened_picture, plain_samples, save_options, stored_picture
-from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.io.stored_image import StoredImage
 
 
 class WebP(PictureCodec):
@@ -20,6 +20,7 @@ class WebP(PictureCodec):
     dtypes = ("uint8",)
     record_inside = True
     holds_alpha = True
+    holds_gray = False
     carries = frozenset({"icc_profile", "exif"})
     max_side = 16_383
 
@@ -33,16 +34,7 @@ class WebP(PictureCodec):
 
         with opened_picture(path, WebPImageFile) as image:
             samples, notes = plain_samples(path, image)
-            record = records.take_line(exif.read_comment(exif.with_marker(image.info.get("exif"))))
-            return stored_picture(image, samples, notes, record, Metadata())
-
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Write gray as equal colors, since there is no gray."""
-        if samples.shape[1] > 1:
-            return super().arrange(request, samples, alpha)
-        arranged = super().arrange(request, np.repeat(samples, 3, axis=1), alpha)
-        note = "WebP has no gray, so the plane was written as equal red, green and blue"
-        return StoredImage(arranged.samples, arranged.axes, notes=(note,))
+            return stored_picture(image, samples, notes)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Say why the alpha channel cannot be written; None if it can."""
@@ -53,9 +45,7 @@ class WebP(PictureCodec):
         """Write a picture without loss."""
         from PIL import Image
 
-        block = image.metadata.exif
-        comment = records.put_line(exif.read_comment(block) or "", records.encode_record(image.record or {}))
-        options = save_options(image.metadata) | {"exif": exif.with_comment(block, comment)}
+        options = save_options(image.metadata) | {"exif": exif.put_record(image.metadata.exif, image.record or {})}
         # Without `exact` the colors below full transparency would be zeroed.
         Image.fromarray(np.asarray(image.samples)).save(path, "WEBP", lossless=True, exact=True, **options)
 

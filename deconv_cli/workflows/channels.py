@@ -1,0 +1,97 @@
+"""Channels that were restored one by one, put together into one reconstruction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
+from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
+from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolution import Resolution
+
+
+def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Reconstruction:
+    """Put channels together: images side by side, sizes pooled, and of all else the worst.
+
+    Args:
+        parts: one reconstruction for each channel, of one channel each.
+        resolution: what was resolved for all of them.
+    """
+    first = parts[0]
+    doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
+    lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
+    return replace(
+        first,
+        image=torch.cat([part.image for part in parts], dim=-3),
+        solution=_solution([part.solution for part in parts]),
+        settings=replace(resolution.settings, lam=first.settings.lam),
+        reasons=replace(first.reasons, lam=lam),
+        choice=_choice([part.choice for part in parts]),
+        residual=_residual([part.residual for part in parts]),
+        border=tuple(_band(bands) for bands in zip(*(part.border for part in parts), strict=True)),
+        spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
+        well_posedness=_least_posed(parts).well_posedness,
+        lambda_choice=doubtful.lambda_choice,
+        predicted_error=_predicted(parts),
+        notes=resolution.notes,
+        channels=tuple(parts),
+    )
+
+
+def _solution(parts: Sequence[Solution]) -> Solution:
+    """Take the worst status and the largest numbers."""
+    distances = [part.distance_bound for part in parts]
+    known = [distance for distance in distances if distance is not None]
+    weights = {part.weight for part in parts}
+    return replace(
+        next((part for part in parts if not part.status.is_success), parts[0]),
+        value=torch.cat([part.value for part in parts], dim=-4),
+        n_iterations=max(part.n_iterations for part in parts),
+        certificate=max(part.certificate for part in parts),
+        residual_norms=max((part.residual_norms for part in parts), key=len),
+        weight=weights.pop() if len(weights) == 1 else None,
+        distance_bound=max(known) if len(known) == len(parts) else None,
+    )
+
+
+def _choice(parts: Sequence[Choice]) -> Choice:
+    methods = [part.method for part in parts]
+    if len(set(methods)) == 1:
+        return parts[0]
+    return Choice("auto", f"channels differ: {', '.join(methods)}")
+
+
+def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
+    """Pool residuals of equally many samples."""
+    absolute = math.hypot(*(part.absolute for part in parts))
+    data = math.hypot(*(part.absolute / part.relative for part in parts if part.relative > 0))
+    return ResidualSummary(
+        relative=absolute / data if data > 0 else 0.0,
+        absolute=absolute,
+        root_mean_square=math.hypot(*(part.root_mean_square for part in parts)) / math.sqrt(len(parts)),
+        per_channel=tuple(value for part in parts for value in part.per_channel),
+    )
+
+
+def _band(bands: Sequence[BorderBand]) -> BorderBand:
+    pooled = math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands))
+    return replace(bands[0], residual_rms=pooled)
+
+
+def _least_posed(parts: Sequence[Reconstruction]) -> Reconstruction:
+    order = {False: 0, None: 1, True: 2}
+    return min(parts, key=lambda part: order[part.well_posedness.is_well_posed] if part.well_posedness else 3)
+
+
+def _predicted(parts: Sequence[Reconstruction]) -> PredictedError | None:
+    found = [part.predicted_error for part in parts if part.predicted_error is not None]
+    if len(found) < len(parts):
+        return None
+    stacked = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))
+    return replace(stacked, map=torch.cat(tuple(stacked.map), dim=-3))

@@ -1,0 +1,173 @@
+"""Whether a reconstruction is to be trusted as it is: the one place that decides, for every report and exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.residual import ResidualSummary
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
+from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
+from deconv_cli.solvers.solution import Status
+
+MAX_RELATIVE_RESIDUAL = 0.05
+"""Residual of a tensor, in parts of the data, that no noise of a layer explains."""
+MAX_SHRINKAGE = 3.0
+"""The residual may also be so many times what λ leaves over of white images."""
+MAX_AMPLIFICATION = 50.0
+"""How many times larger than usual an estimate may be."""
+SUSPICIOUS_AMPLIFICATION, SUSPICIOUS_RESIDUAL = 4.0, 0.004
+"""Both together are not seen under the right kernel; each alone is, of smooth images and of noise."""
+MAX_CLIPPED_SHARE = 0.05
+"""Part of the samples that may leave the range of their type."""
+OVERSHOOT = 0.05
+"""A sample leaves the range if it is beyond it by this part of the contrast of the data: edges overshoot a little."""
+FAR_ABOVE_NOISE = 3.0
+"""Multiple of the noise at which the residual of a λ that was chosen from the data is called too large."""
+
+
+class DoubtReason(StrEnum):
+    """What speaks against a result."""
+
+    SOLVER = "solver"
+    RESIDUAL = "residual"
+    AMPLIFICATION = "amplification"
+    RESIDUAL_TESTS = "residual tests"
+    CLIPPING = "clipping"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One reason not to trust a result as it is.
+
+    Attributes:
+        reason: what speaks against it.
+        sentence: the same for a person, with what to do.
+    """
+
+    reason: DoubtReason
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An estimate held against white images of the size that the kernel would turn into such data.
+
+    Attributes:
+        amplification: how many times larger it is.
+        shrinkage: which part of the data λ would leave over of theirs.
+    """
+
+    amplification: float
+    shrinkage: float
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Samples of an estimate that their range does not hold.
+
+    Attributes:
+        lowest: the least sample of the range.
+        highest: the largest one.
+        share: part of the samples far beyond the range, of those that the data leave inside; between 0 and 1.
+    """
+
+    lowest: float
+    highest: float
+    share: float
+
+
+def measure_scale(taps: Tensor, estimate: Tensor, data: Tensor, weight: float) -> Scale:
+    """Hold an estimate against white images.
+
+    Args:
+        taps: shape `(C_out, C_in, *k)`.
+        estimate: any shape.
+        data: y, any shape.
+        weight: λσ²max; 0 where there is no λ.
+    """
+    gain = to_float64(taps).square().sum() / min(taps.shape[:2])
+    ratio = (to_float64(estimate).square().sum() * gain / to_float64(data).square().sum()).sqrt().nan_to_num(0.0)
+    return Scale(synchronize.as_number(ratio), synchronize.as_number(weight / (gain + weight)))
+
+
+def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float) -> Clipping:
+    """Measure how much of an estimate lies far beyond a range.
+
+    Args:
+        image: the estimate, any shape.
+        data: y; where it has the same shape, samples that are at the ends of the range already are not counted.
+        lowest: the least sample of the range.
+        highest: the largest one.
+    """
+    low, high = (synchronize.as_number(end) for end in data.aminmax())
+    margin = OVERSHOOT * (high - low)
+    is_beyond = (image < lowest - margin) | (image > highest + margin)
+    if data.shape != image.shape:
+        return Clipping(lowest, highest, synchronize.as_index(is_beyond.sum()) / is_beyond.numel())
+    is_inside = (data > lowest) & (data < highest)
+    n_inside = synchronize.as_index(is_inside.sum())
+    n_beyond = synchronize.as_index((is_beyond & is_inside).sum())
+    return Clipping(lowest, highest, n_beyond / n_inside if n_inside else 0.0)
+
+
+def doubt_solver(status: Status) -> list[Doubt]:
+    """Doubt a solve that did not reach its tolerance."""
+    return [] if status.is_success else [Doubt(DoubtReason.SOLVER, f"the solver did not finish: {status.value}")]
+
+
+def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float) -> list[Doubt]:
+    """Doubt that a layer is what it was taken for.
+
+    Args:
+        residual: y − Ax̂ in numbers.
+        scale: of the estimate.
+        noise: standard deviation of the noise where it was given, in units of the samples; else 0.
+    """
+    allowed = max(MAX_RELATIVE_RESIDUAL, MAX_SHRINKAGE * scale.shrinkage)
+    if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
+        part = f"{100 * residual.relative:.2g} % of the data"
+        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
+    is_large = scale.amplification > SUSPICIOUS_AMPLIFICATION and residual.relative > SUSPICIOUS_RESIDUAL
+    if not is_large and scale.amplification <= MAX_AMPLIFICATION:
+        return []
+    found = f"the estimate is {scale.amplification:.3g} times larger than what this kernel usually turns into such data"
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}, or noise was amplified, which a larger λ prevents")]
+
+
+_CAUSES = (
+    "the layer may have a stride, a dilation, groups or transposed weights, which a plain kernel does not describe, "
+    'the data may come from behind an activation such as ReLU, or padding and boundary may differ; try padding="valid"'
+)
+
+
+def doubt_residual(tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
+    """Doubt an estimate that the tests of its residual reject.
+
+    Args:
+        tests: of the residual.
+        is_lambda_chosen: λ was chosen from the data, so that it is not why the residual is large.
+    """
+    if tests.finding.is_rejection:
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
+    noise = tests.noise or 0.0
+    is_far = tests.finding is ResidualFinding.OVER_SMOOTHED and tests.interior_rms > FAR_ABOVE_NOISE * noise
+    if not (is_far and is_lambda_chosen):
+        return []
+    found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
+    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably not that of the data")]
+
+
+def doubt_clipping(clipping: Clipping) -> list[Doubt]:
+    """Doubt an estimate that leaves the range of its samples."""
+    if clipping.share <= MAX_CLIPPED_SHARE:
+        return []
+    found = (
+        f"{100 * clipping.share:.3g} % of the samples come back far outside {clipping.lowest:g} to {clipping.highest:g}"
+    )
+    advice = "noise was amplified, or the kernel is wrong: use a larger λ or weight, or check the kernel"
+    return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

@@ -1,0 +1,139 @@
+"""Kernels, λ and pictures of several channels at the prompt."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from deconv_cli.commands.exit_codes import ExitCode
+
+SIGMAS = (0.8, 1.2, 1.6)
+
+
+@pytest.fixture
+def kernels(tmp_path):
+    """A kernel for each of three channels: one file, and a file for each."""
+    places = np.arange(9) - 4
+    planes = [np.exp(-(places[:, None] ** 2 + (places - s) ** 2) / (2 * s**2)) for s in SIGMAS]
+    taps = np.stack([plane / plane.sum() for plane in planes]).astype("float32")
+    tifffile.imwrite(tmp_path / "psf.tif", taps, imagej=True, metadata={"axes": "CYX"})
+    for name, plane in zip("rgb", taps, strict=True):
+        tifffile.imwrite(tmp_path / f"{name}.tif", plane)
+    return tmp_path / "psf.tif", [word for name in "rgb" for word in ("--kernel", tmp_path / f"{name}.tif")], taps
+
+
+def test_each_channel_is_blurred_and_restored_by_its_kernel(deconv, photograph, kernels, tmp_path, values, blur):
+    one, several, taps = kernels
+    made = deconv(
+        "forward", photograph, "--kernel", one, "-o", tmp_path / "blurred.tif", "--boundary", "reflect", "--json"
+    )
+    assert made.report["kernel"]["shape"] == [3, 9, 9]
+    assert made.report["kernel"]["dc_gain"] == pytest.approx([1, 1, 1], abs=1e-5)
+    x = values(photograph)
+    flipped = torch.from_numpy(taps).double().flip(-1, -2)
+    expected = torch.cat([blur(x[:, [c]], flipped[c], boundary="reflect") for c in range(3)], 1)
+    torch.testing.assert_close(values(tmp_path / "blurred.tif"), expected, rtol=1e-4, atol=1e-3)
+    again = deconv("forward", photograph, *several, "-o", tmp_path / "c.tif", "--boundary", "reflect", "--json")
+    assert torch.equal(values(tmp_path / "c.tif"), values(tmp_path / "blurred.tif"))
+    assert again.report["rerun"].count("--kernel=") == 3
+    run = deconv(
+        "invert", tmp_path / "blurred.tif", "--kernel", one, "-o", tmp_path / "out.tif", "--lambda", "1e-5", "--json"
+    )
+    assert float((values(tmp_path / "out.tif") - x).norm() / x.norm()) < 0.05
+    assert len(run.report["channels"]) == 3
+
+
+def test_lambda_of_each_channel_is_listed_and_rerun(deconv, photograph, kernels, tmp_path, values):
+    _, several, _ = kernels
+    blurred = tmp_path / "blurred.tif"
+    deconv("forward", photograph, *several, "-o", blurred)
+    image = tifffile.imread(blurred)
+    rng = np.random.default_rng(0)
+    noise = np.array([0.1, 3, 20])[:, None, None] * rng.standard_normal((3, 40, 48))
+    tifffile.imwrite(tmp_path / "n.tif", (np.moveaxis(image, -1, 0) + noise).astype("float32"), imagej=True)
+    page = tmp_path / "page.html"
+    words = ["invert", tmp_path / "n.tif", "--axes", "CYX", "-o", tmp_path / "out.tif"]
+    run = deconv(*words, *several, "--report", page, "--json")
+    lams = run.report["lambda"]
+    assert len(set(lams)) == 3
+    assert [channel["lambda"] for channel in run.report["channels"]] == lams
+    assert run.report["diagnosis"]["channel"] in (0, 1, 2)
+    assert f"--lambda={','.join(map(repr, lams))}" in run.report["rerun"]
+    first = values(tmp_path / "out.tif")
+    import shlex
+
+    deconv(*shlex.split(run.report["rerun"])[1:])
+    assert torch.equal(values(tmp_path / "out.tif"), first)
+    typed = deconv(*words, *several, "--force", "--lambda", "0.1,0.02,0.3")
+    assert "0.1, 0.02, 0.3 × σ²max" in typed.stderr
+    assert "λ = " in page.read_text()
+
+
+def test_views_of_one_image_are_apart_in_a_picture(deconv, photograph, save, tmp_path, values):
+    kernel = save("stacked", np.random.default_rng(0).random((3, 1, 3, 3)) / 9)
+    words = ["invert", photograph, "--kernel", kernel, "--lambda", "0.01", "-o", tmp_path / "out.tif"]
+    run = deconv(*words)
+    assert values(tmp_path / "out.tif").shape == (1, 3, 40, 48)
+    assert "taken for one kernel for each of 3 channels" in run.stderr
+    assert "--defaults tensor merges" in run.stderr
+    deconv(*words, "--defaults", "tensor", "--force")
+    assert values(tmp_path / "out.tif").shape == (1, 1, 40, 48)
+
+
+def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, tmp_path):
+    one, several, _ = kernels
+    out = ["-o", tmp_path / "out.tif"]
+    says = ["of several kernels each", "(3, 9, 9)"]
+    refuses("invert", photograph, "--kernel", one, *several, *out, code=ExitCode.INPUT_REFUSED, says=says)
+    says = ["kernels for 2 channels", "has 3"]
+    refuses("invert", photograph, *several[:4], *out, code=ExitCode.INPUT_REFUSED, says=says)
+    factor = ["factor", "--size", "8,8", "-o", tmp_path / "f.safetensors"]
+    refuses(*factor, "--kernel", one, code=ExitCode.INPUT_REFUSED, says="is taken by invert and forward alone")
+    says = "lambda must be auto, zero or a positive number, or one for each channel, but is 'auto,1'"
+    refuses("invert", photograph, *several, *out, "--lambda", "auto,1", code=ExitCode.USAGE, says=says)
+
+
+def test_formulas_for_each_channel(deconv, photograph, tmp_path):
+    words = [word for s in SIGMAS for word in ("--kernel", f"gaussian:{s}")]
+    run = deconv("forward", photograph, *words, "-o", tmp_path / "blurred.tif", "--json")
+    assert run.report["kernel"]["path"] == "gaussian:0.8, gaussian:1.2, gaussian:1.6"
+
+
+def test_what_a_kernel_means_on_a_picture_is_said(deconv, gray, save, tmp_path):
+    kernel = save("k", 2 * np.outer([1, 2, 1], [3, 2, 1]).astype("float32"))
+    out = ["-o", tmp_path / "out.tif", "--force", "--lambda", "0.1"]
+    run = deconv("invert", gray, "--kernel", kernel, *out)
+    assert "note: the kernel is not symmetric" in run.stderr
+    assert "--convention convolution" in run.stderr
+    assert "add up to 48" in run.stderr
+    assert "--normalize divides" in run.stderr
+    run = deconv("invert", gray, "--kernel", kernel, *out, "--convention", "convolution", "--normalize")
+    assert "not symmetric" not in run.stderr
+    assert "divided by their sum (48)" in run.stderr
+    blurred = tmp_path / "blurred.tif"
+    assert "not symmetric" in deconv("forward", gray, "--kernel", kernel, "-o", blurred).stderr
+    assert "not symmetric" not in deconv("invert", blurred, "--kernel", kernel, *out).stderr
+    tensor = save("tensor", np.random.default_rng(0).random((1, 1, 12, 12)))
+    run = deconv("invert", tensor, "--kernel", kernel, "-o", tmp_path / "x.npy")
+    assert "not symmetric" not in run.stderr
+
+
+def test_a_measured_kernel_is_cleaned(deconv, refuses, gray, tmp_path):
+    places = np.arange(33) - 16
+    bead = 4000 * np.exp(-((places[:, None] - 2) ** 2 + places**2) / 4) + 100
+    tifffile.imwrite(tmp_path / "bead.tif", bead.round().astype("uint16"))
+    words = ["invert", gray, "--kernel", tmp_path / "bead.tif", "-o", tmp_path / "out.tif", "--lambda", "0.1"]
+    seen = deconv(*words).stderr
+    assert all(part in seen for part in ("show a background", "empty margin", "2.0 pixels off", "--clean-kernel"))
+    run = deconv(*words, "--force", "--clean-kernel")
+    assert "the kernel was cleaned: a background of 100 was subtracted" in run.stderr
+    assert "show a background" not in run.stderr
+    assert "--clean-kernel" in deconv(*words, "--force", "--clean-kernel", "--json").report["rerun"]
+    says = "--clean-kernel is for kernels in files"
+    formula = ["forward", gray, "-k", "disk:2", "-o", tmp_path / "y.tif", "--clean-kernel"]
+    refuses(*formula, code=ExitCode.USAGE, says=says)
+
+
+def test_how_to_get_a_kernel(refuses, gray, tmp_path):
+    says = ["needs the kernel", "point of light", "gaussian:1.5", "--factor FILE"]
+    refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)

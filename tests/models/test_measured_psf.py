@@ -1,0 +1,85 @@
+"""Measured point-spread functions: what is noticed of them, and what cleaning leaves."""
+
+import pytest
+import tifffile
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.models.kernel_files import read_kernel
+from deconv_cli.models.measured_psf import clean_psf, describe_flaws
+
+
+def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
+    """A bright spot off the middle by so many pixels."""
+    places = torch.arange(side, dtype=torch.float64) - (side - 1) // 2
+    return peak * torch.exp(-((places[:, None] - row) ** 2 + (places - column) ** 2) / (2 * sigma**2))
+
+
+FORMULAS = ["gaussian:1", "gaussian:4", "disk:3", "disk:6.4", "box:5", "box:9", "motion:9@30", "motion:21@75"]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_formulas_have_no_flaws(formula):
+    assert describe_flaws(make_kernel(formula)) == ()
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 8, 12])
+def test_tails_that_reach_the_frame_are_no_background(width):
+    squared = spot(sigma=0.5**0.5, peak=1.0).log().neg()
+    assert describe_flaws((1 + squared / width**2) ** -1.5) == ()
+    assert describe_flaws(torch.exp(-squared / (2 * width**2))) == ()
+
+
+def test_an_uneven_filter_is_no_measurement():
+    assert describe_flaws(torch.tensor([[0.0, 0, 0], [0, -1, 0], [0, 0, 3]])) == ()
+
+
+@pytest.mark.parametrize(
+    ("taps", "says"),
+    [
+        (spot(side=15) + 100, ["background", "subtracts"]),
+        (spot(side=41).where(spot(side=41) > 1, 0), ["empty margin: 17", "crops"]),
+        (spot(side=15, row=1.5), ["1.5 pixels off", "centers"]),
+    ],
+)
+def test_each_flaw_has_its_sentence(taps, says):
+    (found,) = describe_flaws(taps)
+    assert all(part in found for part in [*says, "clean_kernel=True"])
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (2, -1), (-3, 5)])
+def test_cleaning_finds_the_spot_again(offset):
+    seen = spot(64, 2.0, *offset) + 100
+    noisy = torch.poisson(seen, generator=torch.Generator().manual_seed(0))
+    cleaned, note = clean_psf(noisy)
+    assert cleaned.shape[0] % 2 == cleaned.shape[1] % 2 == 1
+    assert max(cleaned.shape) < 40
+    assert describe_flaws(cleaned) == ()
+    middle = cleaned.shape[0] // 2, cleaned.shape[1] // 2
+    assert divmod(int(cleaned.argmax()), cleaned.shape[1]) == middle
+    assert float(cleaned.sum()) == pytest.approx(float(spot(64).sum()), rel=0.03)
+    assert "a background of 100 was subtracted, its 64×64 taps were cropped" in note
+
+
+def test_channels_are_centered_together():
+    cleaned, _ = clean_psf(torch.stack([spot(row=3), spot(row=1)]))
+    peaks = [divmod(int(plane.argmax()), plane.shape[1])[0] - plane.shape[0] // 2 for plane in cleaned]
+    assert peaks == [1, -1]
+
+
+def test_only_measured_functions_are_cleaned():
+    with pytest.raises(UsageError, match=r"clean_kernel=True is for measured .* \(2, 2, 3, 3\)"):
+        clean_psf(torch.ones(2, 2, 3, 3))
+
+
+def test_a_file_is_cleaned_on_reading(tmp_path):
+    seen = (spot(row=2, column=1) + 100).numpy().round().astype("uint16")
+    tifffile.imwrite(tmp_path / "bead.tif", seen)
+    found = read_kernel(tmp_path / "bead.tif")
+    assert len(found.picture_notes) == 3
+    cleaned = read_kernel(tmp_path / "bead.tif", clean=True)
+    assert cleaned.picture_notes == ()
+    assert float(cleaned.kernel.sum()) == pytest.approx(1, rel=1e-6)
+    height, width = cleaned.kernel.shape
+    assert divmod(int(cleaned.kernel.argmax()), width) == (height // 2, width // 2)

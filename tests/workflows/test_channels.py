@@ -1,0 +1,119 @@
+"""Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.errors import ShapeError, UsageError
+
+KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
+KERNELS /= KERNELS.sum(dim=(1, 2), keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Three channels of steps, in a batch of two."""
+    return random((2, 3, 40, 36)).cumsum(-1).cumsum(-2) / 20
+
+
+def noisy(images):
+    sigma = torch.tensor([1e-3, 0.05, 0.5], dtype=images.dtype)[:, None, None]
+    return deconv_cli.forward(images, KERNELS) + sigma * random(images.shape)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", "full"])
+@pytest.mark.parametrize("batch", [slice(None), 0])
+def test_forward_takes_each_channel_by_itself(images, padding, batch):
+    x, bias = images[batch], random((3,))
+    y = deconv_cli.forward(x, KERNELS, padding=padding, bias=bias)
+    grouped = torch.nn.functional.conv2d(
+        images, KERNELS.flip(0).flip(0)[:, None], bias, groups=3, padding={"same": 2, "valid": 0, "full": 4}[padding]
+    )
+    torch.testing.assert_close(y, grouped[batch])
+
+
+@pytest.mark.parametrize("options", [{"lam": 1e-3}, {"lam": 1e-2, "nonnegative": True}, {"prior": "tv", "weight": 0.1}])
+def test_each_channel_is_restored_as_if_it_were_alone(images, options):
+    y, bias = noisy(images), random((3,))
+    found = deconv_cli.invert(y, KERNELS, bias=bias, **options)
+    for c in range(3):
+        alone = deconv_cli.invert(y[:, [c]], KERNELS[c], bias=bias[[c]], **options)
+        assert torch.equal(found.image[:, [c]], alone.image)
+        assert found.residual.per_channel[c] == pytest.approx(alone.residual.relative)
+    assert found.solution.value.shape[:2] == (2, 3)
+    assert found.lam == options.get("lam")
+    forth = deconv_cli.forward(found.image, KERNELS)
+    data = y - bias[:, None, None]
+    assert found.residual.absolute == pytest.approx(float((data - forth).norm()), rel=1e-6)
+    assert found.residual.relative == pytest.approx(float((data - forth).norm() / data.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [KERNELS, KERNELS[0], KERNELS[0][None, None]])
+def test_each_channel_gets_its_own_lambda(images, kernel):
+    y = noisy(images)
+    found = deconv_cli.invert(y, kernel, lam="auto", defaults="picture", boundary="circular")
+    alone = [
+        deconv_cli.invert(y[:, [c]], kernel[c] if kernel.ndim == 3 else kernel, defaults="picture", boundary="circular")
+        for c in range(3)
+    ]
+    assert found.lam == tuple(one.lam for one in alone)
+    assert torch.equal(found.image, torch.cat([one.image for one in alone], dim=1))
+    assert max(found.lam) > 10 * min(found.lam)
+    assert [channel.lam for channel in found.channels] == list(found.lam)
+    again = deconv_cli.invert(y, kernel, lam=found.lam, defaults="picture", boundary="circular")
+    assert torch.equal(again.image, found.image)
+
+
+def test_the_error_of_every_channel_is_predicted(images):
+    y = noisy(images)
+    found = deconv_cli.invert(y, KERNELS, lam=(1e-6, 1e-4, 1e-2), truth=images)
+    assert found.predicted_error.map.shape == images.shape
+    for c in range(3):
+        alone = deconv_cli.invert(y[:, [c]], KERNELS[c], lam=10.0 ** (2 * c - 6), truth=images[:, [c]])
+        assert torch.equal(found.predicted_error.map[:, [c]], alone.predicted_error.map)
+    actual = float((found.image - images).square().mean().sqrt())
+    assert found.predicted_error.actual_root_mean_square == pytest.approx(actual, rel=1e-5)
+
+
+def test_channels_differentiate(images):
+    y, taps = noisy(images).requires_grad_(), KERNELS.clone().requires_grad_()
+    deconv_cli.invert(y, taps, lam=1e-3).image.square().sum().backward()
+    assert all(bool(tensor.grad.abs().sum(dim=(-1, -2)).gt(0).all()) for tensor in (y, taps))
+
+
+def test_views_of_one_image_are_merged_in_tensors_and_apart_in_pictures(images):
+    y, stacked = noisy(images), KERNELS[:, None]
+    merged = deconv_cli.invert(y, stacked, lam=1e-3)
+    assert merged.image.shape == (2, 1, 40, 36)
+    apart = deconv_cli.invert(y, stacked, lam=1e-3, defaults="picture")
+    assert torch.equal(apart.image, deconv_cli.invert(y, KERNELS, lam=1e-3, defaults="picture").image)
+    (note,) = apart.notes
+    assert "one kernel for each of 3 channels" in note
+    assert 'defaults="tensor"' in note
+    from deconv_cli.workflows.resolution import RecordedConvolution
+
+    made = deconv_cli.invert(y, stacked, lam=1e-3, defaults="picture", recorded=RecordedConvolution("zero", "same"))
+    assert made.image.shape == (2, 1, 40, 36)
+
+
+def test_what_is_not_there_for_each_channel_is_refused(images):
+    y = noisy(images)
+    with pytest.raises(ShapeError, match=r"kernels for 2 channels, but the image of shape .* has 3"):
+        deconv_cli.invert(y, KERNELS[:2], lam=1e-3)
+    with pytest.raises(ShapeError, match="kernels for 2 channels"):
+        deconv_cli.forward(y, KERNELS[:2])
+    with pytest.raises(ShapeError, match="a bias must have one number for each output channel"):
+        deconv_cli.invert(y, KERNELS, lam=1e-3, bias=torch.ones(2))
+    with pytest.raises(ShapeError, match="truth should have the shape"):
+        deconv_cli.invert(y, KERNELS, lam=1e-3, truth=images[:, :2])
+    with pytest.raises(UsageError, match="λ was given for 2 channels, but the image"):
+        deconv_cli.invert(y, KERNELS, lam=(1e-3, 1e-4))
+    with pytest.raises(UsageError, match=r"λ was given for each of 3 channels, but a kernel of shape .* mixes them"):
+        deconv_cli.invert(y, random((3, 3, 3, 3)), lam=(1e-3, 1e-4, 1e-3))
+    with pytest.raises(UsageError, match="lambda must be auto, zero or a positive number, but is -1"):
+        deconv_cli.invert(y, KERNELS, lam=(1e-3, -1, 1e-3))
+    with pytest.raises(UsageError, match="lambda must be"):
+        deconv_cli.pseudo_inverse(KERNELS[0], input_size=(8, 8), lam=(1e-3, 1e-3))
+    with pytest.raises(UsageError, match=r"λ is 0.1, 0.2 here"):
+        deconv_cli.invert(y, KERNELS, lam=(0.1, 0.2), lambda_rule="gcv")
