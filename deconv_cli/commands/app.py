@@ -16,7 +16,7 @@ from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, in
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
-from deconv_cli.commands.option_words import with_options
+from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError
 
 

@@ -14,7 +14,7 @@ import typer
 from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import PrintOptions
-from deconv_cli.commands.option_words import with_options
+from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 
 

@@ -15,7 +15,7 @@ from deconv_cli.commands.expectations import Expectation, Outcome
 from deconv_cli.commands.gradient_case import Case, open_case
 from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.gradient_table import print_findings
-from deconv_cli.commands.option_words import with_options
+from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError

@@ -21,6 +21,7 @@ from deconv_cli.commands.option_groups import (
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_factor_summary
 from deconv_cli.errors import UsageError
+from deconv_cli.parts import BOUNDARIES, PENALTIES, SOLVERS
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import DeviceChoice, format_padding, parse_size
 
@@ -36,6 +37,16 @@ FIXED_SETTINGS = (
     *("method", "tolerance", "max_iterations", "max_memory", "dtype"),
 )
 """The settings that make an inverse what it is."""
+TEXTS = {
+    "boundary": f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: zero.",
+    "padding": "How far the kernel reached outside. Default: same.",
+    "lam": "Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse. Default: 1e-6.",
+    "penalty": f"What is kept small: {', '.join(PENALTIES)}. Default: identity.",
+    "method": f"How to solve: auto, {', '.join(SOLVERS)}. Default: auto, what costs least.",
+    "tolerance": "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
+    "dtype": "Precision of the arithmetic: float32 or float64. Default: float64 for float64 kernels, else float32.",
+}
+"""What is said of them here, where there are no data to take a default from."""
 
 
 def factor(
@@ -53,7 +64,7 @@ def factor(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)
     ],
-    settings: Annotated[SettingValues, FIXED_SETTINGS],
+    settings: Annotated[SettingValues, FIXED_SETTINGS, TEXTS],
     kernel_options: KernelOptions,
     device: DeviceOption = DeviceChoice.AUTO,
     force: ForceOption = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
-from deconv_cli.commands.option_words import with_options
+from deconv_cli.commands.prompt_sentences import with_options
 
 MAX_ENTRIES = 40
 """Arrays of one file that are listed; `--json` tells of all."""

@@ -13,12 +13,13 @@ from deconv_cli.commands.console import print_document, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.facts import print_facts
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
-from deconv_cli.commands.option_words import with_options
-from deconv_cli.errors import DeconvError
+from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.errors import DeconvError, UnsafeInputError
 from deconv_cli.vocabulary import PaddingLike, Size, check_padding, format_padding, parse_padding, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.io.file_inspection import Entry, Inspected
+    from deconv_cli.io.tensors import TensorCodec, TensorFile
 
 EXAMPLE = "Example: deconv inspect sample_images/layer.safetensors --size 32,32"
 
@@ -115,7 +116,7 @@ class _Reader:
         from deconv_cli.io.file_inspection import inspect_file
 
         started = time.perf_counter()
-        found = inspect_file(path, tensor=self._tensor, series=self._series)
+        found = inspect_file(path, tensor=self._tensor, series=self._series, open_file=_open_tensors_or_model)
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
             "path": str(path),
@@ -186,6 +187,21 @@ class _Reader:
         is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
         planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
         show_picture(planes, is_color=is_color)
+
+
+def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
+    """List the tensors of a file, or of a whole module that torch saved."""
+    from deconv_cli.io.codecs.torch_file import TorchFile
+    from deconv_cli.io.sources import read_head
+    from deconv_cli.io.tensors import open_tensors
+    from deconv_cli.models.layers import open_torch_file
+
+    try:
+        return open_tensors(path, codec)
+    except UnsafeInputError:
+        if not isinstance(codec, TorchFile):
+            raise
+        return open_torch_file(path, read_head(path))[0]
 
 
 def _made_by(record: dict[str, Any]) -> str | None:

@@ -144,9 +144,7 @@ class FileOptions:
             rich_help_panel=FILES,
         ),
     ] = None
-    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.", rich_help_panel=FILES)] = (
-        False
-    )
+    force: ForceOption = False
 
     def as_options(self) -> dict[str, object]:
         """Give the options of reading that would be typed again."""
@@ -196,7 +194,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of a command that is a record of options by the options themselves.
 
     A parameter annotated with a dataclass becomes its fields; one annotated `Annotated[SettingValues, names]` becomes
-    the options of those settings, and is given those that were typed, by their names.
+    the options of those settings, and is given those that were typed, by their names. A dictionary behind the names
+    has other help texts for some of them.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
@@ -224,8 +223,9 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 def _expand(annotation: Any) -> tuple[list[inspect.Parameter], Callable[[dict[str, Any]], Any] | None]:  # noqa: ANN401
     """Give the options of a record and what makes the record of them; nothing for any other parameter."""
     if get_origin(annotation) is Annotated and get_args(annotation)[0] is SettingValues:
-        names = get_args(annotation)[1]
-        return [_option(name, SETTINGS_OPTIONS[name].annotation, None) for name in names], read_settings
+        names, texts = (*get_args(annotation)[1:], {})[:2]
+        options = [_option(name, SETTINGS_OPTIONS[name].annotation_with(texts.get(name)), None) for name in names]
+        return options, read_settings
     if isinstance(annotation, type) and is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
         options = [_option(field.name, hints[field.name], field.default) for field in fields(annotation)]

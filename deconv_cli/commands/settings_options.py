@@ -6,8 +6,9 @@ This is the second of the two places where an option is added; the first is its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -44,6 +45,15 @@ class SettingOption:
 
     annotation: Any
     read: Callable[[Any], object] = lambda value: value
+
+    def annotation_with(self, text: str | None) -> Any:  # noqa: ANN401
+        """Give the annotation, with another help text where a command says something else of the setting."""
+        if text is None:
+            return self.annotation
+        kind, option = get_args(self.annotation)
+        option = copy(option)
+        option.help = text
+        return Annotated[kind, option]
 
 
 def _setting(
@@ -167,8 +177,7 @@ SETTINGS_OPTIONS = dict(
             "method",
             str,
             SOLVER,
-            f"How to solve: {', '.join(method_names())}. Default: auto, what costs least; richardson-lucy is for "
-            "deconv invert alone.",
+            f"How to solve: {', '.join(method_names())}. Default: auto, what costs least.",
             metavar="NAME",
             autocompletion=lambda: list(method_names()),
         ),

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
-from deconv_cli.commands.option_words import with_options
+from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_lambda, format_memory, format_padding
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,20 @@ class Inspected:
     notes: tuple[str, ...]
 
 
-def inspect_file(path: Path, *, tensor: str | None = None, series: int | None = None) -> Inspected:
+def inspect_file(
+    path: Path,
+    *,
+    tensor: str | None = None,
+    series: int | None = None,
+    open_file: Callable[[Path, TensorCodec], TensorFile] = open_tensors,
+) -> Inspected:
     """Read all that a file holds.
 
     Args:
         path: the file; its format is recognized by its content.
         tensor: name of a single tensor, or of a layer, where a file holds several; else all of them are read.
         series: number of the TIFF series, where a file holds several.
+        open_file: lists the tensors of a file.
 
     Raises:
         UsageError: no such file, tensor or series.
@@ -83,7 +91,7 @@ def inspect_file(path: Path, *, tensor: str | None = None, series: int | None = 
     member = choose_member(path, codec, tensor, series)
     notes = suffix_note(path, codec)
     if isinstance(codec, TensorCodec):
-        opened = open_tensors(path, codec)
+        opened = open_file(path, codec)
         names = list(opened.shapes) if tensor is None else [_named(opened, tensor)]
         entries = tuple(_entry(opened, name, is_only=len(opened.shapes) == 1) for name in names)
         return Inspected(path, codec, sha256, entries, {}, opened.record, notes)

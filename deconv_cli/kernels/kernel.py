@@ -112,8 +112,8 @@ class Kernel:
         expected, found = self.taps.shape[0], images.shape[-len(self.size) - 1]
         if found != expected:
             raise ShapeError(
-                f"there are kernels for {expected} channels, but the image of shape {tuple(images.shape)} has {found}; "
-                "use one for each channel, or a single one of shape (kH, kW) for every channel alike."
+                f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
+                f"of shape {tuple(images.shape)} has {found}; use one for each channel, or one of shape (kH, kW) for all."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:

@@ -52,7 +52,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
         InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no plain convolution.
     """
     is_torch = isinstance(codec, TorchFile)
-    opened, module = _open_torch_file(path, head) if is_torch else (open_tensors(path, codec), None)
+    opened, module = open_torch_file(path, head) if is_torch else (open_tensors(path, codec), None)
     name = _find(opened, layer) if layer is not None else _only_kernel(opened)
     notes = _settings_notes(path, module, name) if module is not None else ()
     if 0 in opened.shapes[name]:
@@ -69,7 +69,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     return Layer(name.removesuffix(".weight") or None, weight, bias, bias_name, notes)
 
 
-def _open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | None]:
+def open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | None]:
     """List the tensors of what `torch.save` wrote, and give the module if it is a whole one."""
     kind = model_format(path, head)
     if kind.is_program:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class LinearOperator(ABC):
         Raises:
             ShapeError: this operator does not take what `other` gives.
         """
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
         if other.output_shape != self.input_shape:
             raise ShapeError(
                 f"operators do not chain: the first gives {other.output_shape}, but the next takes "
@@ -90,6 +93,8 @@ class LinearOperator(ABC):
         Raises:
             ShapeError: their shapes differ.
         """
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
         if (other.input_shape, other.output_shape) != (self.input_shape, self.output_shape):
             raise ShapeError(
                 f"operators do not add: one takes {self.input_shape} to {self.output_shape}, the other "
@@ -103,8 +108,23 @@ class LinearOperator(ABC):
             lambda y: self.adjoint(y) + other.adjoint(y),
         )
 
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        """Subtract an operator of the same shapes."""
+        return self + (-1.0) * other
+
+    def __neg__(self) -> LinearOperator:
+        """Change the sign of the operator."""
+        return (-1.0) * self
+
+    def __mul__(self, factor: float) -> LinearOperator:
+        """Scale the operator by a real number."""
+        return factor * self
+
     def __rmul__(self, factor: float) -> LinearOperator:
         """Scale the operator by a real number."""
+        number: object = factor
+        if not isinstance(number, Real):
+            return NotImplemented
         return Composed(
             (self,),
             self.input_shape,

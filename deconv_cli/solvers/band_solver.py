@@ -155,7 +155,7 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
 
 
 def invert_lines(matrix: Tensor) -> Tensor:
-    """Invert every block; where that fails, leave to the iteration what rounding cannot tell."""
+    """Invert every block; where that fails, leave the rest to the iteration."""
     if matrix.numel() == 0:
         return matrix
     with single_threaded(matrix.device):

@@ -22,10 +22,11 @@ GIVEN = "given by the user"
 
 @dataclass(frozen=True)
 class Choice:
-    """A method and the sentence that says why it was taken."""
+    """A method, the sentence that says why it was taken, and whether the user gave it."""
 
     method: str
     reason: str
+    is_given: bool = False
 
 
 def find_solver(method: str) -> Solver:
@@ -59,7 +60,7 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
         refusal = find_solver(method).covers(problem)
         if refusal is not None:
             raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
-        return Choice(method, GIVEN)
+        return Choice(method, GIVEN, is_given=True)
     refusals = {name: find_solver(name).covers(problem) for name in SOLVERS}
     costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
     if not costs:
@@ -92,9 +93,9 @@ def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) 
     try:
         return find_solver(method).build(problem, rule), choice
     except SingularSystemError as error:
-        if choice.reason == GIVEN:
+        if choice.is_given:
             raise UsageError(f"method {method} fails, since {error}; use a larger λ or method auto.") from error
-        instead = Choice("iterative", f"the {method} way is barred, since {error}")
+        instead = Choice("iterative", f"method {method} cannot be used, since {error}")
     return find_solver(instead.method).build(problem, rule), instead
 
 

@@ -65,7 +65,7 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
 
     Returns:
         Complex Hermitian, shape `(*plane, C_in, C_in)`; a frequency at which the sum is singular (one that
-        neither the kernel nor the penalty sees) gets the pseudo-inverse.
+        the kernel and the penalty both annihilate) gets the pseudo-inverse.
     """
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:-2])
@@ -132,7 +132,7 @@ def full_rank_inverse(symbol: Tensor) -> Tensor:
     """
     blocks = symbol.flatten(0, -3)
     rcond = default_rcond(symbol.real.dtype)
-    # A rank need not be told to the last digit where a lost one ends the matter.
+    # A rank need not be known to the last digit where a lost one is an error anyway.
     inverse, defect = _invert_exactly(blocks, rcond, lambda: synchronize.as_number(block_norms(blocks).max()))
     if not synchronize.as_number(defect.max()) <= max(MAX_DEFECT, torch.finfo(symbol.real.dtype).eps ** 0.5):
         raise SingularSystemError("the kernel's symbol is singular at some frequency of the torus")
@@ -144,7 +144,7 @@ class SingularSystemError(Exception):
 
 
 def default_rcond(dtype: torch.dtype) -> float:
-    """Pick the relative size under which a singular value cannot be told from rounding of data of this type."""
+    """Return the relative size under which a singular value is no larger than rounding of data of this type."""
     return RANK_ULPS * torch.finfo(dtype).eps
 
 
@@ -166,7 +166,7 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
     floor = threshold**2 * denominator.max()
     denominator += diagonal[:, None, None]
     factor = denominator.reciprocal_()
-    # What neither the kernel nor the penalty sees is zero in the smallest solution.
+    # What the kernel and the penalty both annihilate is zero in the smallest solution.
     factor.masked_fill_(factor >= floor.reciprocal(), 0)
     inverse = torch.view_as_real(blocks.resolve_conj()) * factor[..., None]
     inverse[..., 1].neg_()

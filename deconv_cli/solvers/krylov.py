@@ -16,7 +16,7 @@ from deconv_cli.solvers.norms import accumulation_dtype, safe_ratio
 Action = Callable[[Tensor], Tensor]
 """A linear map of vectors `(B, n)`."""
 Watch = Callable[[Tensor], bool]
-"""Told the norm of the residual, shape `(B,)`, after every iteration; answers whether to go on."""
+"""Takes the norm of the residual, shape `(B,)`, after every iteration; returns whether to go on."""
 
 # A cycle of GMRES that does not bring the residual below this part of what it was is the last.
 MIN_GAIN = 0.9
@@ -51,8 +51,8 @@ def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Wa
     return x
 
 
-def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: Watch, n_kept: int) -> Tensor:
-    """Solve any system by GMRES, preconditioned from the right and started again after `n_kept` iterations.
+def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: Watch, n_vectors: int) -> Tensor:
+    """Solve any system by GMRES, preconditioned from the right and started again after `n_vectors` iterations.
 
     Saad and Schultz, GMRES, SIAM Journal on Scientific and Statistical Computing 7, 1986. The basis is orthogonalized
     twice by the classical process, which keeps it orthogonal to rounding.
@@ -62,12 +62,12 @@ def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: 
         precondition: close to its inverse.
         right: right-hand sides, shape `(B, n)`.
         watch: decides when to stop.
-        n_kept: vectors of the basis that are kept at most.
+        n_vectors: of the basis that are stored at most.
     """
     x = torch.zeros_like(right)
     residual, going = right, True
     while going:
-        correction, going, has_gained = _cycle(apply, precondition, residual, watch, n_kept)
+        correction, going, has_gained = _cycle(apply, precondition, residual, watch, n_vectors)
         x = x + correction
         if going and has_gained:
             residual = right - apply(x)
@@ -77,29 +77,29 @@ def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: 
 
 
 def _cycle(
-    apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_kept: int
+    apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int
 ) -> tuple[Tensor, bool, bool]:
-    """Run one cycle; tells the correction, whether to go on, and whether this one has brought the residual down."""
+    """Run one cycle; gives the correction, whether to go on, and whether this one has brought the residual down."""
     wide = accumulation_dtype(residual)
     n_batch, n_unknowns = residual.shape
     beta = residual.norm(dim=-1)
     # Allocated at once, but touched as it fills up.
-    basis = residual.new_empty(n_batch, n_kept + 1, n_unknowns)
+    basis = residual.new_empty(n_batch, n_vectors + 1, n_unknowns)
     basis[:, 0] = residual / _nonzero(beta)[:, None]
-    # The Hessenberg matrix is made triangular by rotations, whose product is kept.
-    rotation = torch.eye(n_kept + 1, dtype=wide, device=residual.device).repeat(n_batch, 1, 1)
-    triangle = rotation.new_zeros(n_batch, n_kept, n_kept)
-    reduced = rotation.new_zeros(n_batch, n_kept + 1)
+    # The Hessenberg matrix is made triangular by rotations, whose product is stored.
+    rotation = torch.eye(n_vectors + 1, dtype=wide, device=residual.device).repeat(n_batch, 1, 1)
+    triangle = rotation.new_zeros(n_batch, n_vectors, n_vectors)
+    reduced = rotation.new_zeros(n_batch, n_vectors + 1)
     reduced[:, 0] = beta
     n = 0
     going = synchronize.holds_anywhere(beta > 0)
-    while going and n < n_kept:
-        kept = basis[:, : n + 1]
-        vector = apply(precondition(kept[:, n]))
-        height = (kept @ vector[..., None])[..., 0]
-        vector = vector - (height[:, None] @ kept)[:, 0]
-        again = (kept @ vector[..., None])[..., 0]
-        vector = vector - (again[:, None] @ kept)[:, 0]
+    while going and n < n_vectors:
+        stored = basis[:, : n + 1]
+        vector = apply(precondition(stored[:, n]))
+        height = (stored @ vector[..., None])[..., 0]
+        vector = vector - (height[:, None] @ stored)[:, 0]
+        again = (stored @ vector[..., None])[..., 0]
+        vector = vector - (again[:, None] @ stored)[:, 0]
         below = vector.norm(dim=-1)
         basis[:, n + 1] = vector / _nonzero(below)[:, None]
         column = (rotation[:, : n + 1, : n + 1] @ (height + again).to(wide)[..., None])[..., 0]

@@ -236,7 +236,7 @@ def _rounded(wide: NormalEquations, solution: Solution, dtype: torch.dtype) -> S
 
 
 def _lower_goal(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog, distance: Distance) -> bool:
-    """Lower the goal as far as the distance asks for; tells whether rounding leaves it within reach."""
+    """Lower the goal as far as the distance asks for; returns whether rounding leaves it within reach."""
     bound = _relative_distance(equations, x, gradient, distance)
     wanted = SAFETY * MAX_DISTANCE * equations.norm(gradient) / bound.clamp_min(MAX_DISTANCE)
     log.goal = torch.where(bound > MAX_DISTANCE, torch.minimum(log.goal, wanted), log.goal)

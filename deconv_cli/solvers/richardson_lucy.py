@@ -106,6 +106,12 @@ class RichardsonLucyEstimator(Estimator):
         if gain is not None and not 0 < gain < math.inf:
             raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")
         super().__init__(kernel, image_size, settings)
+        boundary = self.operator.boundary
+        if boundary.has_factors:
+            raise UsageError(
+                f"method richardson-lucy needs pixels outside that are not negative, but boundary {boundary.name} "
+                "multiplies its copies by factors; use another boundary or method."
+            )
         self.gain = gain
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"

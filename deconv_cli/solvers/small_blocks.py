@@ -2,7 +2,7 @@
 
 A block's entries are planes over the frequencies, and every formula is arithmetic on whole planes: a few frequencies
 at a time, so that the planes stay in the processor's cache. Nothing here pivots. So every inverse comes with what its
-caller needs to tell which blocks LAPACK has to do again.
+caller needs to decide which blocks LAPACK has to do again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ N_AT_ONCE = 2**12
 
 @dataclass(frozen=True)
 class SmallInverse:
-    """Inverses of blocks A, and what tells whether they are right.
+    """Inverses of blocks A, and measures of whether they are right.
 
     Attributes:
         inverse: shape `(F, n, m)`, in memory plane by plane.
@@ -40,7 +40,7 @@ class SmallInverse:
 
 
 def is_small(blocks: Tensor) -> bool:
-    """Tell whether blocks `(*, a, b)` are small enough for this module."""
+    """Return whether blocks `(*, a, b)` are small enough for this module."""
     return max(blocks.shape[-2:]) <= MAX_CHANNELS
 
 

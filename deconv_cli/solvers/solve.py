@@ -92,10 +92,8 @@ def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, l
         )
     if not 0 <= lam < math.inf or (lam > 0 and penalty is None):
         raise UsageError(f"lam must be zero, or a positive number with a penalty, but is {lam} with {penalty}.")
-    if isinstance(A, Convolution) and (y.dtype, y.device) != (A.kernel.dtype, A.kernel.device):
-        raise UsageError(
-            f"the kernel is {A.kernel.dtype} on {A.kernel.device}, but y is {y.dtype} on {y.device}; convert one."
-        )
+    if A.dtype not in (None, y.dtype) or A.device not in (None, y.device):
+        raise UsageError(f"the operator is {A.dtype} on {A.device}, but y is {y.dtype} on {y.device}; convert one.")
     check_finite(y)
 
 

@@ -36,7 +36,7 @@ class Cost:
             division in frequency that every solver begins with; those that run faster than FFTs count less.
         n_bytes_built: memory while the inverse is built, and at most after that.
         n_bytes_per_image: memory for each image that it is applied to at once.
-        basis: vectors that the solver keeps for each application; `None` where it keeps none.
+        basis: vectors that the solver stores for each application; `None` where it stores none.
     """
 
     n_operations: float
@@ -74,7 +74,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class KrylovBasis:
-    """The basis that GMRES keeps.
+    """The basis that GMRES stores.
 
     Attributes:
         n_numbers: in one vector, for each image.
@@ -84,14 +84,14 @@ class KrylovBasis:
     n_numbers: int
     itemsize: int
 
-    # At most this many vectors are kept, and at most this many numbers in them, unless that were too few vectors.
+    # At most this many vectors are stored, and at most this many numbers in them, unless that were too few vectors.
     MAX_VECTORS = 300
     MIN_VECTORS = 20
     MAX_NUMBERS = 2**26
 
     @classmethod
     def n_vectors(cls, n_numbers: int) -> int:
-        """Return how many vectors are kept at most, if each of them holds so many numbers."""
+        """Return how many vectors are stored at most, if each of them holds so many numbers."""
         return max(cls.MIN_VECTORS, min(cls.MAX_VECTORS, cls.MAX_NUMBERS // n_numbers))
 
     def n_bytes(self, n_images: int) -> int:

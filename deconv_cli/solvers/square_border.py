@@ -37,13 +37,13 @@ class SquareBorderSystem:
 
     Args:
         operator: as many outputs as pixels, along either axis and in the channels.
-        kept: the factors of an equal system, which are then not computed.
+        factors: those of an equal system, which are then not computed.
 
     Raises:
         SingularSystemError: the symbol, D, or its part on the rows is singular to working precision.
     """
 
-    def __init__(self, operator: Convolution, kept: Factors | None = None) -> None:
+    def __init__(self, operator: Convolution, factors: Factors | None = None) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._outputs = outputs = BandGroup(
@@ -58,8 +58,8 @@ class SquareBorderSystem:
             Band(places.torus[1], places.image_size[1], places.line_sources[1]),
             taps,
         )
-        if kept is not None:
-            self._recall(kept)
+        if factors is not None:
+            self._restore(factors)
             return
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
@@ -74,19 +74,19 @@ class SquareBorderSystem:
             raise SingularSystemError("the system on the border is singular")
 
     def factors(self) -> dict[str, Tensor]:
-        """Give what was costly to compute: P, D_rr⁻¹ and the factors of S."""
+        """Return what was costly to compute: P, D_rr⁻¹ and the factors of S."""
         estimate, rows = self._estimate.matrices, self._rows
         return {"estimate": estimate, "rows": rows, "factors": self._factors, "pivots": self._pivots}
 
-    def _recall(self, kept: Factors) -> None:
+    def _restore(self, factors: Factors) -> None:
         outputs, torus = self._outputs, self._places.torus
         n, wide = outputs.n_channels, torch.complex128
         r = n * outputs.rows.width
-        self._estimate = FrequencyBlocks(kept.take("estimate", (torus[0], torus[1] // 2 + 1, n, n), wide))
-        self._rows = kept.take("rows", (torus[1] // 2 + 1, r, r), wide)
+        self._estimate = FrequencyBlocks(factors.take("estimate", (torus[0], torus[1] // 2 + 1, n, n), wide))
+        self._rows = factors.take("rows", (torus[1] // 2 + 1, r, r), wide)
         n_columns = outputs.n_columns_unknowns
-        self._factors = kept.take("factors", (n_columns, n_columns), torch.float64)
-        self._pivots = kept.take_pivots(n_columns)
+        self._factors = factors.take("factors", (n_columns, n_columns), torch.float64)
+        self._pivots = factors.take_pivots(n_columns)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""

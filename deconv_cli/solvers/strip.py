@@ -50,7 +50,7 @@ class StripSolver(Solver):
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the iterations, each of which applies the border's system twice, and the vectors that GMRES keeps."""
+        """Count the iterations, each of which applies the border's system twice, and the vectors that GMRES stores."""
         # Measured: 20 to 40 iterations at λ = 1e-3, 150 to 250 at 1e-6.
         digits = 6.0 if problem.lam == 0 else max(0.0, -math.log10(problem.lam))
         n_operations = 4 * transform_operations(problem) * (10 + 5 * digits**2)
@@ -78,7 +78,7 @@ class StripInverse(Inverse):
         rule: when to stop.
 
     Raises:
-        SingularSystemError: λ = 0 and the symbol has not full rank, or constants are not seen on the torus.
+        SingularSystemError: λ = 0 and the symbol has not full rank, or constants are undetermined on the torus.
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:

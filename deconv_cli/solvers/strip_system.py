@@ -37,7 +37,7 @@ def runs_in_own_precision(lam: float) -> bool:
 
 
 def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:
-    """Describe the vectors that GMRES keeps; `None` where conjugate gradients run, which keep no basis."""
+    """Describe the vectors that GMRES stores; `None` where conjugate gradients run, which store no basis."""
     n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
     itemsize = (taps if runs_in_own_precision(problem.lam) else to_float64(taps[:0])).itemsize
     return KrylovBasis(n_numbers, itemsize) if n_numbers else None

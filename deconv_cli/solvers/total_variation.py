@@ -149,7 +149,7 @@ class TotalVariationEstimator(Estimator):
         try:
             return find_solver(self.choice.method).build(problem, INNER_RULE)
         except SingularSystemError as error:
-            self.choice = Choice("iterative", f"the {self.choice.method} way is barred, since {error}")
+            self.choice = Choice("iterative", f"method {self.choice.method} cannot be used, since {error}")
         return find_solver("iterative").build(problem, INNER_RULE)
 
     def _search(self, run: AdmmRun, unit: float) -> tuple[float, bool]:

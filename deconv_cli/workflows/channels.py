@@ -24,10 +24,11 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Re
         resolution: what was resolved for all of them.
     """
     first = parts[0]
+    worst = next((part for part in parts if not part.solution.status.is_success), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
     lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
     return replace(
-        first,
+        worst,
         image=torch.cat([part.image for part in parts], dim=-3),
         solution=_solution([part.solution for part in parts]),
         settings=replace(resolution.settings, lam=first.settings.lam),

@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_padding
-
-GIVEN = "given by the user"
 
 
 @dataclass(frozen=True)

@@ -226,3 +226,22 @@ def test_blocks_of_bytes_are_only_measured(deconv, tmp_path):
     assert other["ImageJ Overlays"] == "64 bytes, 64 bytes"
     assert other["ImageJ Labels"] == "a, b, c, d and 2 more"
     assert "Iout" not in deconv("inspect", path).stdout
+
+
+def test_a_whole_module_is_listed_with_what_its_layers_do(deconv, refuses, tmp_path):
+    """Its layers say of themselves what a state dict cannot: which of them are no plain convolutions."""
+    path = tmp_path / "model.pt"
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.ConvTranspose2d(4, 4, 3, stride=2), torch.nn.Conv2d(4, 2, 3, stride=2)]
+    torch.save(torch.nn.Sequential(*layers), path)
+    (file,) = deconv("inspect", path, "--json").report["files"]
+    found = {entry["name"]: entry for entry in file["entries"]}
+    assert found["0.weight"]["kernel"]["channels"] == [1, 4]
+    for name, words in (("1.weight", "ConvTranspose2d"), ("2.weight", "stride=(2, 2)")):
+        assert found[name]["kernel"] is None
+        assert words in found[name]["kernel_refusal"]
+    torch.save(Hostile(), path)
+    refuses("inspect", path, code=ExitCode.INPUT_REFUSED, says="Hostile")
+
+
+class Hostile(torch.nn.Module):
+    """A class that the reader does not know."""

@@ -25,6 +25,9 @@ def test_algebra_is_that_of_matrices():
     torch.testing.assert_close((a @ b).as_matrix(), A @ B)
     torch.testing.assert_close((a + c).as_matrix(), A + C)
     torch.testing.assert_close((2.5 * a).as_matrix(), 2.5 * A)
+    torch.testing.assert_close((a - c).as_matrix(), A - C)
+    torch.testing.assert_close((-a).as_matrix(), -A)
+    torch.testing.assert_close((a * 2).as_matrix(), 2 * A)
     torch.testing.assert_close(a.H.as_matrix(), A.T)
     torch.testing.assert_close(a.gram.as_matrix(), A.T @ A)
     for operator in (a @ b, a + c, 2.5 * a, a.H, a.gram, Identity((2, 3, 4))):
@@ -38,6 +41,9 @@ def test_operators_that_do_not_fit_are_refused():
         a @ a
     with pytest.raises(ValueError, match="do not add"):
         a + a.H
+    for nonsense in (lambda: a + 1, lambda: 2j * a, lambda: a @ torch.ones(2)):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            nonsense()
 
 
 @pytest.mark.parametrize("periodic", [True, False])

@@ -139,8 +139,8 @@ def test_krylov_methods_solve_a_batch_each_for_itself():
     scale = right.norm(dim=-1)
     for matrix, solve in (
         (definite, solve_definite),
-        (indefinite, lambda *args: solve_indefinite(*args, n_kept=50)),
-        (indefinite, lambda *args: solve_indefinite(*args, n_kept=10)),
+        (indefinite, lambda *args: solve_indefinite(*args, n_vectors=50)),
+        (indefinite, lambda *args: solve_indefinite(*args, n_vectors=10)),
     ):
         heights = []
 

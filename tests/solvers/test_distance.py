@@ -35,7 +35,7 @@ def solved(taps, boundary, method, *, seed=2, **settings):
     y = y + 1e-3 * random(operator.output_shape, seed=seed).to(taps.dtype)
     solution = inverse.solve(y)
     wide = Convolution.of_geometry(operator.kernel.double(), operator.geometry, operator.boundary)
-    penalty = inverse.problem.penalty_operator.as_matrix(torch.float64)
+    penalty = inverse.problem.penalty_operator.as_matrix()
     stacked = torch.cat([wide.as_matrix(), inverse.problem.weight**0.5 * penalty])
     data = torch.cat([y.double().flatten(), torch.zeros(len(penalty), dtype=torch.float64)])
     expected = torch.linalg.lstsq(stacked, data).solution

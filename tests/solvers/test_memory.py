@@ -149,9 +149,9 @@ def test_the_basis_of_gmres_is_in_the_estimate(monkeypatch, dtype, method, bound
     inverse = deconv_cli.pseudo_inverse(kernel, input_size=(17, 14), **settings)
     kept = []
 
-    def solve(apply, precondition, right, watch, n_kept):
-        kept.append((n_kept + 1) * right.numel() * right.itemsize)
-        return solve_indefinite(apply, precondition, right, watch, n_kept)
+    def solve(apply, precondition, right, watch, n_vectors):
+        kept.append((n_vectors + 1) * right.numel() * right.itemsize)
+        return solve_indefinite(apply, precondition, right, watch, n_vectors)
 
     monkeypatch.setattr(strip_system, "solve_indefinite", solve)
     inverse.solve(random((n_images, 2, 17, 14)).to(dtype))

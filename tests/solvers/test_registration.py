@@ -24,7 +24,7 @@ class DenseInverse(Inverse):
 
     def __init__(self, problem, factors=None):
         self.problem = problem
-        n = problem.operator.as_matrix(problem.operator.kernel.dtype).shape[1]
+        n = problem.operator.as_matrix().shape[1]
         if factors is None:
             gram = problem.operator.gram.as_matrix() + problem.weight * problem.penalty_operator.gram.as_matrix()
             self._inverse = torch.linalg.inv(gram)

@@ -11,7 +11,7 @@ from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.differences import Gradient
-from deconv_cli.operators.linear_operator import Composed, Identity
+from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -21,9 +21,31 @@ from deconv_cli.solvers.solve import largest_singular_value_of, solve
 SIZE = (7, 6)
 
 
-def matrix_operator(matrix):
+class Matrix(LinearOperator):
     """An operator on vectors, given by its matrix."""
-    return Composed((matrix.shape[1],), (matrix.shape[0],), lambda x: x @ matrix.T, lambda y: y @ matrix)
+
+    def __init__(self, matrix):
+        self.matrix, self.dtype = matrix, matrix.dtype
+        self.output_shape, self.input_shape = ((n,) for n in matrix.shape)
+
+    def forward(self, x):
+        return x @ self.matrix.T
+
+    def adjoint(self, y):
+        return y @ self.matrix
+
+
+class Weights(LinearOperator):
+    """Multiplies pixel by pixel."""
+
+    def __init__(self, weights):
+        self.weights = weights
+        self.input_shape = self.output_shape = tuple(weights.shape)
+
+    def forward(self, x):
+        return self.weights * x
+
+    adjoint = forward
 
 
 def dense_solution(A, y, weight=0.0, penalty=None):
@@ -41,7 +63,7 @@ def close(found, expected, tolerance=1e-7):
 @pytest.mark.parametrize("shape", [(9, 9), (12, 7), (6, 10)])
 def test_matrices_are_inverted(shape):
     matrix = random(shape)
-    A, y = matrix_operator(matrix), random((3, shape[0]), seed=1)
+    A, y = Matrix(matrix), random((3, shape[0]), seed=1)
     solution = solve(A, y).raise_for_status()
     assert close(solution.value, y @ torch.linalg.pinv(matrix).T)
     assert solution.distance_bound is None
@@ -50,13 +72,13 @@ def test_matrices_are_inverted(shape):
 def test_ranks_that_are_not_full_give_the_least_norm():
     matrix = random((9, 4)) @ random((4, 8), seed=1)
     y = random((9,), seed=2)
-    assert close(solve(matrix_operator(matrix), y).value, torch.linalg.lstsq(matrix, y, driver="gelsd").solution)
+    assert close(solve(Matrix(matrix), y).value, torch.linalg.lstsq(matrix, y, driver="gelsd").solution)
 
 
 @pytest.mark.parametrize("lam", [1e-6, 1e-3, 1.0])
 def test_a_penalty_is_scaled_by_the_largest_singular_value(lam):
     matrix = random((12, 9))
-    A, y, sigma = matrix_operator(matrix), random((12,), seed=1), float(torch.linalg.svdvals(matrix)[0])
+    A, y, sigma = Matrix(matrix), random((12,), seed=1), float(torch.linalg.svdvals(matrix)[0])
     assert largest_singular_value_of(A, y) == pytest.approx(sigma, rel=0.01)
     solution = solve(A, y, lam=lam).raise_for_status()
     weight = lam * largest_singular_value_of(A, y) ** 2
@@ -93,8 +115,7 @@ def test_operators_compose(boundary):
 
 def test_a_penalty_of_ones_own():
     A = Convolution(random((1, 1, 3, 3)), SIZE)
-    weights = 1 + random((1, *SIZE), seed=3).abs()
-    L = Composed(A.input_shape, A.input_shape, lambda x: weights * x, lambda y: weights * y)
+    L = Weights(1 + random((1, *SIZE), seed=3).abs())
     y = random(A.output_shape, seed=1)
     solution = solve(A, y, penalty=L, lam=1e-2).raise_for_status()
     expected = dense_solution(A, y, 1e-2 * largest_singular_value_of(A, y) ** 2, L)
@@ -103,7 +124,7 @@ def test_a_penalty_of_ones_own():
 
 
 def test_the_unit_of_the_data_does_not_matter():
-    A = matrix_operator(random((9, 7)).float())
+    A = Matrix(random((9, 7)).float())
     y = random((2, 9), seed=1).float()
     expected = solve(A, y, lam=1e-2).value
     for unit in (2.0**-70, 2.0**70):
@@ -111,7 +132,7 @@ def test_the_unit_of_the_data_does_not_matter():
 
 
 def test_iterations_end():
-    A, y, seen = matrix_operator(random((30, 30))), random((30,), seed=1), []
+    A, y, seen = Matrix(random((30, 30))), random((30,), seed=1), []
     solution = solve(A, y, max_iterations=4, progress=lambda n, certificate: seen.append((n, certificate)))
     assert solution.status is Status.MAX_ITERATIONS
     assert [n for n, _ in seen] == [1, 2, 3, 4]
@@ -132,7 +153,7 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(error):
             solve(A, wrong, **arguments)
-    for operator, lam in itertools.product((A, matrix_operator(random((9, 9)))), (-1.0, math.nan, math.inf)):
+    for operator, lam in itertools.product((A, Matrix(random((9, 9)))), (-1.0, math.nan, math.inf)):
         with pytest.raises(UsageError, match="lam must be"):
             solve(operator, random(operator.output_shape), lam=lam)
 
