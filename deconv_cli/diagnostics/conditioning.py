@@ -55,14 +55,13 @@ def measure_conditioning(modes: TorusModes, inverse: InverseFilter) -> Condition
     threshold = inverse.threshold(modes)
     weights = modes.weights[..., None]
     n_unknowns = modes.vh.shape[-1] * n_points
-    noise_power = synchronize.as_number((weights * inverse.gain(modes).square()).sum())
     return Conditioning(
         sigma_max=synchronize.as_number(sigma.max()),
         sigma_min=synchronize.as_number(sigma.min()),
         threshold=threshold,
         rank=round(synchronize.as_number((weights * (sigma > threshold)).sum())),
         n_values=sigma.shape[-1] * n_points,
-        noise_gain=(noise_power / n_unknowns) ** 0.5,
+        noise_gain=inverse.noise_gain(modes),
         degrees_of_freedom=synchronize.as_number((weights * inverse.passed(modes)).sum()),
         n_unknowns=n_unknowns,
         is_sampled=not modes.is_complete,

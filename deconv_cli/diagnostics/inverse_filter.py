@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,11 @@ class InverseFilter:
         denominator = sigma.square() + self.weight * modes.squared_penalty(self.penalty)
         is_kept = sigma > self.threshold(modes) if self.weight == 0 else denominator > 0
         return torch.where(is_kept, sigma / torch.where(is_kept, denominator, 1), 0)
+
+    def noise_gain(self, modes: TorusModes) -> float:
+        """Compute how much stronger white noise comes back: the root mean square of the estimate of unit noise."""
+        power = synchronize.as_number((modes.weights[..., None] * self.gain(modes).square()).sum())
+        return (power / (modes.vh.shape[-1] * math.prod(modes.torus))) ** 0.5
 
     def passed(self, modes: TorusModes) -> Tensor:
         """Evaluate f = σ² / (σ² + μ|l|²), the part of each mode of the image that the estimate keeps, `(*F, m)`."""

@@ -84,7 +84,6 @@ def check_residual(
     inverse: InverseFilter,
     *,
     kernel_size: Size,
-    noise_gain: float,
     noise: float | None = None,
     least_noise: float = 0.0,
     is_boundary_free: bool = False,
@@ -101,7 +100,6 @@ def check_residual(
         modes: of the kernel on the torus of the data.
         inverse: what made the estimate, as a filter.
         kernel_size: taps along each axis of space.
-        noise_gain: how much stronger white noise comes back in the estimate.
         noise: standard deviation of the noise in the units of the samples, where it is known.
         least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
@@ -124,7 +122,7 @@ def check_residual(
             finding = ResidualFinding.OVER_SMOOTHED
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
-    elif interior_rms < level and noise_gain * level > max(VISIBLE * spread, AMPLIFIED * level):
+    elif interior_rms < level and inverse.noise_gain(modes) * level > max(VISIBLE * spread, AMPLIFIED * level):
         finding = ResidualFinding.NOISE_FITTED
     elif interior_rms < TAKEN_UP * level:
         finding = ResidualFinding.INCONCLUSIVE

@@ -119,16 +119,12 @@ def check_residual_of(
         noise: standard deviation of the noise in the data, where it is known.
         least_noise: what is no larger than this accuses no kernel.
     """
-    taps, as_filter = inverse.problem.operator.kernel, _as_filter(inverse)
-    image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
-    modes = torus_modes(taps, image_size)
     return check_residual(
         residual,
         data,
-        modes if data_size == image_size else torus_modes(taps, data_size),
-        as_filter,
+        torus_modes(inverse.problem.operator.kernel, inverse.geometry.output_size),
+        _as_filter(inverse),
         kernel_size=inverse.kernel.size,
-        noise_gain=measure_conditioning(modes, as_filter).noise_gain,
         noise=noise,
         least_noise=least_noise,
         is_boundary_free=inverse.problem.operator.boundary.is_unknown,

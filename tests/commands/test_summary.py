@@ -43,7 +43,7 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
     spent = ["--boundary", "zero", "--method", "iterative", "--lambda", "1e-6", "--max-iterations", "1"]
     lines = deconv(*words, *spent, expect=ExitCode.UNTRUSTWORTHY).stderr.splitlines()
     said = [line for line in lines if line.startswith(("warning:", "note:"))]
-    assert said[0].startswith("warning: the iterations ran out")
+    assert said[0].startswith("warning: the solver did not finish: the iterations ran out")
     assert "--max-iterations" in said[0]
     assert "max_iterations" not in said[0]
     kinds = [line.partition(":")[0] for line in said]

@@ -1,4 +1,4 @@
-"""Diagnostics of tensors run where the tensors are; the count of lost modes alone moves the taps, which its docstring says."""
+"""Diagnostics of tensors run where the tensors are; the count of lost modes alone moves the taps."""
 
 import pytest
 from cases import random
@@ -36,7 +36,7 @@ def examine(data, n_inputs):
     inverse = InverseFilter(0.1, "gradient", 1e-6)
     assert measure_conditioning(modes, inverse).noise_gain > 0
     assert measure_picard(modes, data, is_periodic=False).noise_floor > 0
-    found = check_residual(residual, data, modes, inverse, kernel_size=(3, 3), noise_gain=1.0)
+    found = check_residual(residual, data, modes, inverse, kernel_size=(3, 3))
     shape = measure_resolution(taps, (8, 8), inverse)
     assert null_share_of_outputs(modes, data, 0.5) > 0
     return modes.sigma, modes.u, found.whiteness.autocorrelation, shape.response, gain_map(taps, (8, 9))
