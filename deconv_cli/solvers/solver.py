@@ -134,6 +134,7 @@ class Solver(ABC):
 
         Raises:
             SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
+            UsageError: the numbers of the kernel leave the problem undetermined.
             MalformedInputError: the factors are not those of this problem.
         """
 
