@@ -15,8 +15,8 @@ from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse_state import InverseState, Precomputed
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
-from deconv_cli.solvers.refinement import Progress, StoppingRule, default_tolerance
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Size
 

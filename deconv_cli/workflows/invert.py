@@ -22,9 +22,9 @@ from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.settings import MAX_ITERATIONS, ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import LambdaRule, PaddingLike, Size, check_name, parse_word
 from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_image, check_tensor, pick_dtype
