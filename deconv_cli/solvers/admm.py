@@ -22,8 +22,8 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
-from deconv_cli.solvers.refinement import IterationLog
 from deconv_cli.solvers.solution import Status
 
 RELAXATION = 1.8

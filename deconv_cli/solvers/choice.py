@@ -9,9 +9,9 @@ from deconv_cli.parts import SOLVERS
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver
 from deconv_cli.vocabulary import format_memory
 

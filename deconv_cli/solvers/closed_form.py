@@ -16,9 +16,9 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule
 from deconv_cli.solvers.norms import norm, relative
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.refinement import Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size

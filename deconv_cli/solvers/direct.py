@@ -23,10 +23,11 @@ from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import norm
-from deconv_cli.solvers.problem import TikhonovProblem, check_constants
-from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule, refine_equations
+from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
+from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
@@ -78,6 +79,8 @@ class DirectSolver(Solver):
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Factor the system."""
+        if factors is None:
+            check_ramps(problem)
         return DirectInverse(problem, rule, factors)
 
 

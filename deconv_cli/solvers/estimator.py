@@ -19,8 +19,8 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.memory import check_memory
-from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size

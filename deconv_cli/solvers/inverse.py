@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import Progress
 from deconv_cli.solvers.solution import Solution
 
 

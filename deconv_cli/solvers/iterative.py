@@ -17,10 +17,10 @@ from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import as_factor, inner, norm
-from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule
+from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP
@@ -65,6 +65,7 @@ class IterativeSolver(Solver):
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
         del factors
+        check_ramps(problem)
         return IterativeInverse(problem, rule)
 
 

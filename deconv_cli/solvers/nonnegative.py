@@ -26,12 +26,12 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator, to_unit
+from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.krylov import solve_definite
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import as_factor, inner, relative, safe_ratio
 from deconv_cli.solvers.prior import Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
 

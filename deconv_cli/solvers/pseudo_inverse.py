@@ -15,8 +15,8 @@ from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse_state import InverseState, Precomputed
-from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, check_weight
-from deconv_cli.solvers.refinement import Progress, StoppingRule, default_tolerance
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
+from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Size
 
@@ -60,8 +60,6 @@ class PseudoInverse(Estimator):
             self.choice = precomputed.choice
         self._cost = find_solver(self.choice.method).cost(problem)
         self.check_memory(self._cost)
-        if precomputed is None and self.choice.method != "fft":
-            check_ramps(problem)
         if precomputed is None and settings.lam > 0:
             problem = replace(problem, known_sigma_max=self.spectrum.sigma_max)
         check_weight(problem)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.poisson import divergence, expected_deviance
-from deconv_cli.solvers.refinement import IterationLog
 from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, per_image
 from deconv_cli.solvers.solution import Status
 

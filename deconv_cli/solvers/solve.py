@@ -16,10 +16,10 @@ from deconv_cli.settings import MAX_ITERATIONS
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.estimator import check_finite, to_unit
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import norm
-from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, check_weight
-from deconv_cli.solvers.refinement import Progress, StoppingRule, default_tolerance
+from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Solution
 
 # The power method ends when σmax changes by less than this part of itself, or after so many iterations.
@@ -108,8 +108,6 @@ def _solve_convolution(
     problem = TikhonovProblem(A, lam, penalty=penalty)
     choice = choose_method(problem)
     check_weight(problem)
-    if choice.method != "fft":
-        check_ramps(problem)
     inverse, _ = build_inverse(problem, rule, choice)
     solution = inverse.solve(y, progress)
     return replace(solution, value=problem.split_null_space(solution.value)[0])

@@ -14,8 +14,8 @@ from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import prefers_fft
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import StoppingRule
 
 # The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
 # measured in processes of their own, and a test keeps them within a factor of two.
@@ -134,6 +134,7 @@ class Solver(ABC):
 
         Raises:
             SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
+            UsageError: the numbers of the kernel leave the problem undetermined.
             MalformedInputError: the factors are not those of this problem.
         """
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, check_constants
-from deconv_cli.solvers.refinement import GradientLog, Progress, StoppingRule, refine_equations
+from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
+from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
 from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
@@ -64,6 +65,7 @@ class StripSolver(Solver):
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the border's system."""
         del factors
+        check_ramps(problem)
         return StripInverse(problem, rule)
 
 

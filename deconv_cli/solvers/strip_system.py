@@ -22,9 +22,9 @@ from deconv_cli.solvers.band_solver import BandSolver
 from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
+from deconv_cli.solvers.iteration_log import GradientLog
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import GradientLog
 from deconv_cli.solvers.solver import KrylovBasis
 
 # Entries of a symbol that are factored in double precision at a time.

@@ -23,9 +23,9 @@ from deconv_cli.solvers.choice import Choice, find_solver
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
 

@@ -23,9 +23,9 @@ from deconv_cli.solvers.differentiation import attach_gradient
 from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import full_rank_inverse, gram_inverse_blocks, inverse_blocks, torus_blocks
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import StoppingRule
 from deconv_cli.solvers.square_border import SquareBorderSystem
 from deconv_cli.solvers.strip import StripInverse
 

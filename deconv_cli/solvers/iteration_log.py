@@ -1,0 +1,81 @@
+"""When an iteration ends, and what it recorded on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.solvers.norms import relative
+
+Progress = Callable[[int, float], None]
+"""Called after each iteration with its number and the certificate so far."""
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When an iteration ends.
+
+    Attributes:
+        tolerance: the certificate to reach.
+        max_iterations: iterations at most, all rounds together.
+    """
+
+    tolerance: float
+    max_iterations: int
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the certificate that an iteration of this precision should reach."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
+@dataclass
+class IterationLog:
+    """The iterations of one solve, all rounds together.
+
+    Attributes:
+        rule: when to stop.
+        progress: called after every iteration.
+        history: the certificate after every iteration.
+    """
+
+    rule: StoppingRule
+    progress: Progress | None = None
+    history: list[float] = field(default_factory=list)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the iterations have run out."""
+        return len(self.history) >= self.rule.max_iterations
+
+    def record(self, certificate: float) -> None:
+        """Record an iteration."""
+        self.history.append(certificate)
+        if self.progress is not None:
+            self.progress(len(self.history), certificate)
+
+
+class GradientLog(IterationLog):
+    """The iterations of one solve of normal equations.
+
+    Args:
+        rule: when to stop.
+        scale: the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`.
+        progress: called after every iteration.
+
+    Attributes:
+        goal: the norm of the gradient to be reached, shape `(*batch,)`.
+    """
+
+    def __init__(self, rule: StoppingRule, scale: Tensor, progress: Progress | None = None) -> None:
+        super().__init__(rule, progress)
+        self.scale = scale
+        self.goal = rule.tolerance * scale
+
+    def add(self, remaining: Tensor) -> None:
+        """Record an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
+        self.record(synchronize.as_number(relative(remaining, self.scale).max()))
