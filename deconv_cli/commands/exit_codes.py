@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     FAILURE = 1
     USAGE = 2
     UNTRUSTWORTHY = 3
-    """Finished, but not to be trusted as it is: not converged, or a batch done in part."""
+    """Finished, but not to be trusted as it is: not converged, doubted, or a batch done in part."""
     FAULT_FOUND = 4
     INPUT_REFUSED = 5
     INTERRUPTED = 130

@@ -113,7 +113,7 @@ class Kernel:
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
-                f"of shape {tuple(images.shape)} has {found}; use one for each channel, or one of shape (kH, kW) for all."
+                f"of shape {tuple(images.shape)} has {found}; give one for each, or one of shape (kH, kW) for all."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:

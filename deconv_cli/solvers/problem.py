@@ -94,6 +94,11 @@ class TikhonovProblem:
         repeats = operator.boundary.copies_pixels and any(geometry.pads.total)
         return self.n_outputs <= self.n_inputs and max(n_more) <= 0 and not repeats
 
+    @property
+    def runs_in_own_precision(self) -> bool:
+        """Whether the precision of the data suffices, and double precision is not needed for float32."""
+        return self.lam == 0 or MIN_LAMBDA_IN_FLOAT32 <= self.lam <= MAX_LAMBDA_IN_FLOAT32
+
     @cached_property
     def penalty_operator(self) -> LinearOperator:
         """L, on images of A's input shape."""

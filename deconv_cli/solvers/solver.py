@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import prefers_fft
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse import Inverse
@@ -174,7 +175,8 @@ def _n_pixels(problem: TikhonovProblem) -> int:
 
 def _image_bytes(problem: TikhonovProblem, n_images: int) -> int:
     taps = problem.operator.kernel
-    images = n_images * taps.itemsize * _n_pixels(problem) * (problem.n_outputs + problem.n_inputs)
+    itemsize = taps.itemsize if problem.runs_in_own_precision else to_float64(taps[:0]).itemsize
+    images = n_images * itemsize * _n_pixels(problem) * (problem.n_outputs + problem.n_inputs)
     if prefers_fft(taps, problem.operator.geometry.extended_size):
         return images
     # torch's direct convolution unfolds the image into as many copies as there are taps.

@@ -23,7 +23,7 @@ from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinit
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
-from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import GradientLog
 from deconv_cli.solvers.solver import KrylovBasis
 
@@ -31,15 +31,10 @@ from deconv_cli.solvers.solver import KrylovBasis
 MAX_ENTRIES_AT_ONCE = 2**21
 
 
-def runs_in_own_precision(lam: float) -> bool:
-    """Return whether the iteration runs in the precision of the data, and not in double precision."""
-    return lam == 0 or MIN_LAMBDA_IN_FLOAT32 <= lam <= MAX_LAMBDA_IN_FLOAT32
-
-
 def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:
     """Describe the vectors that GMRES stores; `None` where conjugate gradients run, which store no basis."""
     n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
-    itemsize = (taps if runs_in_own_precision(problem.lam) else to_float64(taps[:0])).itemsize
+    itemsize = (taps if problem.runs_in_own_precision else to_float64(taps[:0])).itemsize
     return KrylovBasis(n_numbers, itemsize) if n_numbers else None
 
 
@@ -58,7 +53,7 @@ class StripSystem:
         self._torus = places.torus
         self._input_shape = operator.input_shape
         self._runs_on = not operator.boundary.is_zero
-        self._dtype = taps.dtype if runs_in_own_precision(problem.lam) else wide.dtype
+        self._dtype = taps.dtype if problem.runs_in_own_precision else wide.dtype
         symbol = torus_symbol(wide, places.torus, places.origin)
         self._sigma = (
             problem.sigma_max if problem.lam > 0 else synchronize.as_number(torch.linalg.matrix_norm(symbol).max())

@@ -24,7 +24,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Re
         resolution: what was resolved for all of them.
     """
     first = parts[0]
-    worst = next((part for part in parts if not part.solution.status.is_success), first)
+    worst = next((part for part in parts if not part.is_trusted), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
     lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
     return replace(

@@ -21,6 +21,7 @@ from deconv_cli.workflows.resolution import Reasons
 from deconv_cli.workflows.trust import (
     Clipping,
     Doubt,
+    DoubtReason,
     Scale,
     doubt_clipping,
     doubt_layer,
@@ -83,11 +84,14 @@ class Reconstruction:
     def doubts(self) -> tuple[Doubt, ...]:
         """Why the result is not to be trusted as it is; empty where nothing speaks against it."""
         if self.channels:
-            return tuple(
+            found = [
                 replace(doubt, sentence=f"channel {number}: {doubt.sentence}")
                 for number, channel in enumerate(self.channels, start=1)
                 for doubt in channel.doubts
-            )
+            ]
+            # What is written may have another range than the data of a channel had.
+            is_clipped = self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}
+            return (*found, *(doubt_clipping(self.clipping) if is_clipped and self.clipping is not None else ()))
         found = doubt_solver(self.solution.status)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
             found += doubt_layer(self.residual, self.scale, self.settings.noise_sigma or 0.0)

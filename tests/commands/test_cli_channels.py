@@ -36,10 +36,9 @@ def test_each_channel_is_blurred_and_restored_by_its_kernel(deconv, photograph, 
     again = deconv("forward", photograph, *several, "-o", tmp_path / "c.tif", "--boundary", "reflect", "--json")
     assert torch.equal(values(tmp_path / "c.tif"), values(tmp_path / "blurred.tif"))
     assert again.report["rerun"].count("--kernel=") == 3
-    run = deconv(
-        "invert", tmp_path / "blurred.tif", "--kernel", one, "-o", tmp_path / "out.tif", "--lambda", "1e-5", "--json"
-    )
-    assert float((values(tmp_path / "out.tif") - x).norm() / x.norm()) < 0.05
+    words = ["invert", tmp_path / "blurred.tif", "--kernel", one, "-o", tmp_path / "out.tif", "--lambda", "1e-7"]
+    run = deconv(*words, "--defaults", "tensor", "--json")
+    assert float((values(tmp_path / "out.tif") - x).norm() / x.norm()) < 0.6 * float((expected - x).norm() / x.norm())
     assert len(run.report["channels"]) == 3
 
 
@@ -69,14 +68,15 @@ def test_lambda_of_each_channel_is_listed_and_rerun(deconv, photograph, kernels,
     assert "λ = " in page.read_text()
 
 
-def test_views_of_one_image_are_apart_in_a_picture(deconv, photograph, save, tmp_path, values):
-    kernel = save("stacked", np.random.default_rng(0).random((3, 1, 3, 3)) / 9)
-    words = ["invert", photograph, "--kernel", kernel, "--lambda", "0.01", "-o", tmp_path / "out.tif"]
+def test_views_of_one_image_are_apart_in_a_picture(deconv, photograph, gentle, save, tmp_path, values):
+    kernel = save("stacked", np.load(gentle)[None, None].repeat(3, axis=0))
+    words = ["invert", photograph, "--kernel", kernel, "--lambda", "0.001", "-o", tmp_path / "out.tif"]
     run = deconv(*words)
     assert values(tmp_path / "out.tif").shape == (1, 3, 40, 48)
     assert "taken for one kernel for each of 3 channels" in run.stderr
     assert "--defaults tensor merges" in run.stderr
-    deconv(*words, "--defaults", "tensor", "--force")
+    # No single image explains three channels.
+    deconv(*words, "--defaults", "tensor", "--force", expect=ExitCode.UNTRUSTWORTHY)
     assert values(tmp_path / "out.tif").shape == (1, 1, 40, 48)
 
 
@@ -114,7 +114,7 @@ def test_what_a_kernel_means_on_a_picture_is_said(deconv, gray, save, tmp_path):
     assert "not symmetric" in deconv("forward", gray, "--kernel", kernel, "-o", blurred).stderr
     assert "not symmetric" not in deconv("invert", blurred, "--kernel", kernel, *out).stderr
     tensor = save("tensor", np.random.default_rng(0).random((1, 1, 12, 12)))
-    run = deconv("invert", tensor, "--kernel", kernel, "-o", tmp_path / "x.npy")
+    run = deconv("forward", tensor, "--kernel", kernel, "-o", tmp_path / "x.npy")
     assert "not symmetric" not in run.stderr
 
 
@@ -122,7 +122,7 @@ def test_a_measured_kernel_is_cleaned(deconv, refuses, gray, tmp_path):
     places = np.arange(33) - 16
     bead = 4000 * np.exp(-((places[:, None] - 2) ** 2 + places**2) / 4) + 100
     tifffile.imwrite(tmp_path / "bead.tif", bead.round().astype("uint16"))
-    words = ["invert", gray, "--kernel", tmp_path / "bead.tif", "-o", tmp_path / "out.tif", "--lambda", "0.1"]
+    words = ["forward", gray, "--kernel", tmp_path / "bead.tif", "-o", tmp_path / "out.tif"]
     seen = deconv(*words).stderr
     assert all(part in seen for part in ("show a background", "empty margin", "2.0 pixels off", "--clean-kernel"))
     run = deconv(*words, "--force", "--clean-kernel")

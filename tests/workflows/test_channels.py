@@ -1,11 +1,14 @@
 """Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.workflows.trust import Clipping, DoubtReason
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
 KERNELS /= KERNELS.sum(dim=(1, 2), keepdim=True)
@@ -33,7 +36,9 @@ def test_forward_takes_each_channel_by_itself(images, padding, batch):
     torch.testing.assert_close(y, grouped[batch])
 
 
-@pytest.mark.parametrize("options", [{"lam": 1e-3}, {"lam": 1e-2, "nonnegative": True}, {"prior": "tv", "weight": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{"lam": 1e-3}, {"lam": 1e-2, "nonnegative": True}, {"prior": "tv", "weight": 0.1, "max_iterations": 20}]
+)
 def test_each_channel_is_restored_as_if_it_were_alone(images, options):
     y, bias = noisy(images), random((3,))
     found = deconv_cli.invert(y, KERNELS, bias=bias, **options)
@@ -117,3 +122,20 @@ def test_what_is_not_there_for_each_channel_is_refused(images):
         deconv_cli.pseudo_inverse(KERNELS[0], input_size=(8, 8), lam=(1e-3, 1e-3))
     with pytest.raises(UsageError, match=r"λ is 0.1, 0.2 here"):
         deconv_cli.invert(y, KERNELS, lam=(0.1, 0.2), lambda_rule="gcv")
+
+
+def test_what_one_channel_does_wrong_is_said_of_all(images):
+    y = noisy(images)
+    data = torch.stack([y[0, 0], y[0, 1], random((40, 36)).abs().clamp_min(0.4)])
+    steep = torch.stack([KERNELS[0], KERNELS[1], torch.full((5, 5), 0.04, dtype=torch.float64)])
+    found = deconv_cli.invert(data, steep, lam=1e-8, boundary="circular")
+    assert [channel.is_trusted for channel in found.channels][2] is False
+    assert not found.is_trusted
+    assert any(sentence.startswith("channel 3: ") for sentence in found.warnings)
+
+
+def test_an_estimate_that_its_file_cannot_hold_is_doubted(images):
+    found = deconv_cli.invert(noisy(images), KERNELS, lam=(1e-3, 1e-2, 1e-2), boundary="circular", defaults="picture")
+    assert DoubtReason.CLIPPING not in {doubt.reason for doubt in found.doubts}
+    clipped = replace(found, clipping=Clipping(0.0, 255.0, 0.5))
+    assert DoubtReason.CLIPPING in {doubt.reason for doubt in clipped.doubts}
