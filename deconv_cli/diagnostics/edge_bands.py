@@ -39,6 +39,12 @@ class EdgeBands:
             0, self.index.flatten(), torch.ones_like(self.index).flatten()
         )
 
+    def mean_square(self, values: Tensor) -> Tensor:
+        """Average the squares of values `(*batch, *size)` likewise, whatever the size of the squares."""
+        images = values.reshape(-1, *self.index.shape)
+        by_pixel = torch.linalg.vector_norm(images, dim=0, dtype=accumulation_dtype(values)).square() / len(images)
+        return self.mean(by_pixel)
+
     def mean(self, values: Tensor) -> Tensor:
         """Average values `(*batch, *size)` over each band and the batch, in double precision where it exists."""
         dtype = accumulation_dtype(values)

@@ -125,10 +125,10 @@ class ErrorPredictor:
             white = synchronize.normal_numbers(like, tuple(outputs.shape), self.seed + 1)
             from_noise, restored = self._restored(torch.cat([white, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
-            self._noise = self._bands.mean(error.square()), _squared_gradient(error, estimate.ndim - 1).mean()
+            self._noise = self._bands.mean_square(error), _squared_gradient(error, estimate.ndim - 1).mean()
         else:
             restored = self._restored(outputs)
-        missing = self._bands.mean(operator.crop_to_frame(restored - images).square())
+        missing = self._bands.mean_square(operator.crop_to_frame(restored - images))
         return missing, *self._noise
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
@@ -76,14 +77,14 @@ def border_profile(residual: Tensor, kernel_size: Size) -> tuple[BorderBand, ...
     """
     depth = max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH)
     bands = EdgeBands(tuple(residual.shape[-len(kernel_size) :]), depth, residual.device)
-    rms = synchronize.as_numbers(bands.mean(residual.square()).sqrt())
+    rms = synchronize.as_numbers(bands.mean_square(residual).sqrt())
     return tuple(BorderBand(distance, value) for distance, value in enumerate(rms))
 
 
 def _square_sums(images: Tensor, n_axes: int) -> Tensor:
     """Add up the squares of each channel, shape `(C,)`."""
     axes = tuple(axis for axis in range(images.ndim) if axis != images.ndim - n_axes - 1)
-    return images.square().sum(dim=axes, dtype=accumulation_dtype(images))
+    return torch.linalg.vector_norm(images, dim=axes, dtype=accumulation_dtype(images)).square()
 
 
 def _ratio(squared_part: float, squared_whole: float) -> float:

@@ -213,4 +213,4 @@ def _histogram(residual: Tensor) -> Histogram:
 
 
 def _rms(a: Tensor) -> float:
-    return synchronize.as_number(a.square().mean(dtype=accumulation_dtype(a))) ** 0.5
+    return synchronize.as_number(torch.linalg.vector_norm(a, dtype=accumulation_dtype(a))) / a.numel() ** 0.5

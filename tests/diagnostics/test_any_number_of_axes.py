@@ -120,6 +120,17 @@ def test_the_residual_by_channel_and_by_distance(size):
     assert profile[0].residual_rms == pytest.approx(float(on_edge.square().mean()) ** 0.5)
 
 
+def test_sizes_of_residuals_whose_squares_leave_their_type():
+    """2^90 is a number of single precision, and its square is none."""
+    residual, data = random((3, 20, 24)).float(), random((3, 20, 24), seed=1).float()
+    plain, huge = summarize_residual(residual, data), summarize_residual(2.0**90 * residual, 2.0**90 * data)
+    assert (huge.relative, huge.per_channel) == (plain.relative, plain.per_channel)
+    assert huge.root_mean_square == pytest.approx(2.0**90 * plain.root_mean_square)
+    bands = [border_profile(factor * residual, (3, 3)) for factor in (1.0, 2.0**90)]
+    for one, other in zip(*bands, strict=True):
+        assert other.residual_rms == pytest.approx(2.0**90 * one.residual_rms)
+
+
 @pytest.mark.parametrize("size", [(400,), (40, 50), (12, 14, 16)])
 def test_a_window_keeps_the_power_of_white_noise(size):
     images = random((50, 1, *size))

@@ -10,7 +10,8 @@ from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers import direct
+from deconv_cli.solvers.direct import DirectSolver
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import LambdaRule
 
@@ -66,8 +67,9 @@ def test_nothing_leaves_the_device(case):
 
 @cases(*CASES)
 def test_nothing_needs_double_precision_where_there_is_none(case, monkeypatch):
-    # The direct method, which the run on the CPU would choose, needs it.
-    monkeypatch.setattr(direct, "covers", lambda *_, **__: False)
+    # What the run on the CPU would do in double precision.
+    monkeypatch.setattr(NormalEquations, "in_float64", lambda _: None)
+    monkeypatch.setattr(DirectSolver, "covers", lambda *_: "needs double precision")
     task, *inputs = case
     narrow = [value.float() if hasattr(value, "float") else value for value in inputs]
     check_without_numbers(task, *narrow, device="mps", barred=DOUBLE)
