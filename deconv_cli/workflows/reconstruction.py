@@ -96,7 +96,8 @@ class Reconstruction:
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
             found += doubt_layer(self.residual, self.scale, self.settings.noise_sigma or 0.0)
         if self.residual_tests is not None:
-            found += doubt_residual(self.residual_tests, is_lambda_chosen=self.lambda_choice is not None)
+            is_chosen = self.lambda_choice is not None
+            found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
         if self.clipping is not None:
             found += doubt_clipping(self.clipping)
         return tuple(found)

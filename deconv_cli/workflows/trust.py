@@ -26,6 +26,9 @@ MAX_CLIPPED_SHARE = 0.05
 """Part of the samples that may leave the range of their type."""
 OVERSHOOT = 0.05
 """A sample leaves the range if it is beyond it by this part of the contrast of the data: edges overshoot a little."""
+NEGLIGIBLE_RESIDUAL = 1e-4
+"""Residual of a picture, in parts of the data, below which its size and place say nothing: what λ leaves over of exact
+data is as large."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise at which the residual of a λ that was chosen from the data is called too large."""
 
@@ -145,13 +148,17 @@ _CAUSES = (
 )
 
 
-def doubt_residual(tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
+def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
     """Doubt an estimate that the tests of its residual reject.
 
     Args:
+        residual: y − Ax̂ in numbers.
         tests: of the residual.
         is_lambda_chosen: λ was chosen from the data, so that it is not why the residual is large.
     """
+    is_negligible = residual.relative < NEGLIGIBLE_RESIDUAL and tests.finding is not ResidualFinding.WRONG_KERNEL
+    if is_negligible:
+        return []
     if tests.finding.is_rejection:
         return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
     noise = tests.noise or 0.0

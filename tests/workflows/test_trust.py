@@ -15,7 +15,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.kernel_source import make_kernel
 from deconv_cli.solvers.solution import Status
-from deconv_cli.workflows.trust import DoubtReason, measure_clipping
+from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, DoubtReason, measure_clipping
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -109,6 +109,18 @@ def test_a_photograph_under_its_own_kernel_is_trusted(noise, quality, tmp_path):
     result = deconv_cli.invert(y, make_kernel("disk:3.2"), defaults="picture", predict=True)
     assert result.is_trusted, result.doubts
     assert result.predicted_error.trusted_share > 0
+
+
+@pytest.mark.parametrize("lam", [None, 1e-5])
+def test_what_forward_made_is_trusted(lam):
+    """Without noise there is no scale that a residual could be held against."""
+    image = read_image(SAMPLES / "astronaut.png").values[0].float()[:, :96, :96]
+    kernel = make_kernel("gaussian:2")
+    y = deconv_cli.forward(image, kernel, boundary="reflect", padding="same", defaults="picture")
+    options = {} if lam is None else {"lam": lam}
+    result = deconv_cli.invert(y, kernel, boundary="reflect", defaults="picture", **options)
+    assert result.residual.relative < NEGLIGIBLE_RESIDUAL
+    assert result.is_trusted, result.doubts
 
 
 def test_a_result_that_its_residual_rejects_is_trusted_nowhere():
