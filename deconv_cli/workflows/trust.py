@@ -29,6 +29,9 @@ OVERSHOOT = 0.05
 NEGLIGIBLE_RESIDUAL = 1e-4
 """Residual of a picture, in parts of the data, below which its size and place say nothing: what λ leaves over of exact
 data is as large."""
+CLEARLY_IMPLAUSIBLE = 0.5
+"""Part of data without noise that no picture explains: right kernels stay below 0.31, a Gaussian whose width is off by
+a quarter lies above 0.72 (crops of the sample pictures, reflect and circular)."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise at which the residual of a λ that was chosen from the data is called too large."""
 
@@ -156,14 +159,16 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
         tests: of the residual.
         is_lambda_chosen: λ was chosen from the data, so that it is not why the residual is large.
     """
-    is_negligible = residual.relative < NEGLIGIBLE_RESIDUAL and tests.finding is not ResidualFinding.WRONG_KERNEL
-    if is_negligible:
-        return []
-    if tests.finding.is_rejection:
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
+    if residual.relative < NEGLIGIBLE_RESIDUAL:
+        is_implausible = tests.implausible_share > CLEARLY_IMPLAUSIBLE
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)] if is_implausible else []
     noise = tests.noise or 0.0
-    is_far = tests.finding is ResidualFinding.OVER_SMOOTHED and tests.interior_rms > FAR_ABOVE_NOISE * noise
-    if not (is_far and is_lambda_chosen):
+    is_far = tests.interior_rms > FAR_ABOVE_NOISE * noise
+    # What a large λ leaves over has edges of its own, as at the seam of a scene that does not repeat.
+    is_of_lambda = tests.finding is ResidualFinding.WRONG_BOUNDARY and is_far and not is_lambda_chosen
+    if tests.finding.is_rejection and not is_of_lambda:
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
+    if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
         return []
     found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
     return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably not that of the data")]

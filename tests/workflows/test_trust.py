@@ -116,7 +116,7 @@ def test_what_forward_made_is_trusted(lam):
     """Without noise there is no scale that a residual could be held against."""
     image = read_image(SAMPLES / "astronaut.png").values[0].float()[:, :96, :96]
     kernel = make_kernel("gaussian:2")
-    y = deconv_cli.forward(image, kernel, boundary="reflect", padding="same", defaults="picture")
+    y = deconv_cli.forward(image, kernel, boundary="reflect", padding="same")
     options = {} if lam is None else {"lam": lam}
     result = deconv_cli.invert(y, kernel, boundary="reflect", defaults="picture", **options)
     assert result.residual.relative < NEGLIGIBLE_RESIDUAL
