@@ -14,6 +14,7 @@ _SETTINGS = {
 """Settings, which begin a sentence about themselves."""
 
 _ARGUMENTS = {
+    "lam": "--lambda",
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
     "output_dtype": "--output-dtype",
     "input_size": "--size",

@@ -73,7 +73,7 @@ class LambdaChoice:
         if self.curve.is_at_end:
             return (
                 f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}; "
-                "set lambda to a number, or take another lambda_rule"
+                "set lam to a number, or take another lambda_rule"
             )
         if not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
             return (

@@ -26,9 +26,9 @@ MAX_CLIPPED_SHARE = 0.05
 """Part of the samples that may leave the range of their type."""
 OVERSHOOT = 0.05
 """A sample leaves the range if it is beyond it by this part of the contrast of the data: edges overshoot a little."""
-NEGLIGIBLE_RESIDUAL = 1e-4
-"""Residual of a picture, in parts of the data, below which its size and place say nothing: what λ leaves over of exact
-data is as large."""
+NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 1e-6
+"""Residual of a picture, in parts of the data. Below the first its size and place say nothing, since what λ leaves over
+of exact data is as large; below the second it is the rounding of single precision, and says nothing at all."""
 CLEARLY_IMPLAUSIBLE = 0.5
 """Part of data without noise that no picture explains: right kernels stay below 0.31, a Gaussian whose width is off by
 a quarter lies above 0.72 (crops of the sample pictures, reflect and circular)."""
@@ -160,7 +160,7 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
         is_lambda_chosen: λ was chosen from the data, so that it is not why the residual is large.
     """
     if residual.relative < NEGLIGIBLE_RESIDUAL:
-        is_implausible = tests.implausible_share > CLEARLY_IMPLAUSIBLE
+        is_implausible = residual.relative > ROUNDING and tests.implausible_share > CLEARLY_IMPLAUSIBLE
         return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)] if is_implausible else []
     noise = tests.noise or 0.0
     is_far = tests.interior_rms > FAR_ABOVE_NOISE * noise

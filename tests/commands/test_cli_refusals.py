@@ -255,8 +255,8 @@ class TestOutputs:
         refuses(command, gray, "-k", gentle, "-o", gray, code=ExitCode.USAGE, says="is the input itself")
 
     def test_unknown_suffix(self, refuses, gray, gentle, tmp_path, command):
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.bmp"]
-        refuses(*words, code=ExitCode.USAGE, says=["x.bmp", ".tif"])
+        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.xyz"]
+        refuses(*words, code=ExitCode.USAGE, says=["x.xyz", ".tif"])
 
     def test_a_format_that_cannot_hold_the_result(self, refuses, save, gentle, tmp_path, command):
         source = save("x", np.ones((5, 8, 8), np.uint8))

@@ -11,6 +11,7 @@ from deconv_cli.settings import ReconstructionSettings, option_name
 @pytest.mark.parametrize(
     ("sentence", "expected"),
     [
+        ("no minimum; set lam to a number", "no minimum; set --lambda to a number"),
         ("lambda must be auto, zero or a positive number, but is -1.0.", "--lambda must be auto, zero or a positive"),
         ("dtype must be one of float32, float64.", "--dtype must be one of float32, float64."),
         ('use dtype="float64" or a larger λ.', "use --dtype float64 or a larger λ."),
