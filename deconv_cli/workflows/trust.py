@@ -26,9 +26,9 @@ MAX_CLIPPED_SHARE = 0.05
 """Part of the samples that may leave the range of their type."""
 OVERSHOOT = 0.05
 """A sample leaves the range if it is beyond it by this part of the contrast of the data: edges overshoot a little."""
-NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 1e-6
+NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place say nothing, since what λ leaves over
-of exact data is as large; below the second it is the rounding of single precision, and says nothing at all."""
+of exact data is as large; below the second it may be no more than rounding, and says nothing at all."""
 CLEARLY_IMPLAUSIBLE = 0.5
 """Part of data without noise that no picture explains: right kernels stay below 0.31, a Gaussian whose width is off by
 a quarter lies above 0.72 (crops of the sample pictures, reflect and circular)."""
