@@ -22,11 +22,15 @@ GIVEN = "given by the user"
 
 @dataclass(frozen=True)
 class Choice:
-    """A method, the sentence that says why it was taken, and whether the user gave it."""
+    """A method, and the sentence that says why it was taken."""
 
     method: str
     reason: str
-    is_given: bool = False
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user gave the method."""
+        return self.reason == GIVEN
 
 
 def find_solver(method: str) -> Solver:
@@ -60,7 +64,7 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
         refusal = find_solver(method).covers(problem)
         if refusal is not None:
             raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
-        return Choice(method, GIVEN, is_given=True)
+        return Choice(method, GIVEN)
     refusals = {name: find_solver(name).covers(problem) for name in SOLVERS}
     costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
     if not costs:
