@@ -72,6 +72,7 @@ def pooled(bands, low, high):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("noise", [0.002, 0.02])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ["camera.png", "astronaut.png"])
@@ -132,7 +133,9 @@ class TestAgainstTheExactPosterior:
             assert band.predicted == pytest.approx(band.actual, rel=0.15)
 
 
-@pytest.mark.parametrize(("side", "n_probes"), [(64, 8), (256, 8), (512, 4), (2048, 2)])
+@pytest.mark.parametrize(
+    ("side", "n_probes"), [(64, 8), (256, 8), (512, 4), pytest.param(2048, 2, marks=pytest.mark.exhaustive)]
+)
 def test_larger_pictures_need_fewer_probes(side, n_probes):
     """Bands of a large picture hold more pixels: two probes of it are as sharp as eight of a small one."""
     settings = ResolvedSettings(padding="same", boundary="circular", lam=1e-2, penalty="gradient")

@@ -15,6 +15,8 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import LambdaRule
 
+pytestmark = pytest.mark.exhaustive
+
 SIZE = (14, 12)
 MIXING = random((2, 2, 3, 3)).abs()
 DATA = random((2, *SIZE), seed=1)

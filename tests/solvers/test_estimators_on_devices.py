@@ -13,6 +13,8 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
 
+pytestmark = pytest.mark.exhaustive
+
 SIZE = (9, 8)
 MIXING = random((2, 2, 3, 3)).abs()
 DATA = random((2, 2, *SIZE), seed=1)

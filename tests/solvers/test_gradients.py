@@ -57,6 +57,7 @@ def inverse_of(taps, boundary, padding, method, lam, penalty, size=SIZE, **setti
         return None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("boundary", "padding", "shape", "lam", "penalty"), UNREGULARIZED + REGULARIZED)
 def test_every_inverse_is_differentiable_in_data_and_kernel(boundary, padding, shape, lam, penalty):
     taps = mild_kernel(shape).requires_grad_()
@@ -236,6 +237,7 @@ def test_a_truncated_inverse_is_differentiable_in_the_data_alone():
         asking(y)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("boundary", ["circular", "reflect", "symmetric", "replicate", "unknown"])
 @pytest.mark.parametrize("method", ["fft", "strip", "direct", "iterative"])
 def test_constants_that_nothing_determines_pass_no_gradient(boundary, method):
