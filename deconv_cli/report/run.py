@@ -86,29 +86,38 @@ class Environment:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What all commands that turn files into files have in common.
+    """What all commands that take a kernel have in common.
 
     Attributes:
-        command: its name.
-        source: the input.
         kernel: the kernel.
-        output: the output.
         notes: what was done on the way, a sentence each.
         environment: what it was computed with.
-        rerun: the command line that gives the same samples again.
+        rerun: the command line that makes the same output again.
     """
 
-    command: str
-    source: InputFile
     kernel: KernelInput
-    output: OutputFile
     notes: tuple[str, ...]
     environment: Environment
     rerun: str
 
 
 @dataclass(frozen=True, eq=False)
-class ForwardRun(Run):
+class ImageRun(Run):
+    """What commands that turn images into images have in common.
+
+    Attributes:
+        command: its name.
+        source: the input.
+        output: the output.
+    """
+
+    command: str
+    source: InputFile
+    output: OutputFile
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardRun(ImageRun):
     """A finished run of `deconv forward`.
 
     Attributes:
@@ -125,7 +134,7 @@ class ForwardRun(Run):
 
 
 @dataclass(frozen=True, eq=False)
-class InvertRun(Run):
+class InvertRun(ImageRun):
     """A finished run of `deconv invert`.
 
     Attributes:
@@ -140,32 +149,24 @@ class InvertRun(Run):
 
 
 @dataclass(frozen=True, eq=False)
-class FactorRun:
+class FactorRun(Run):
     """A finished run of `deconv factor`.
 
     Attributes:
-        kernel: the kernel.
         inverse: what was built.
         well_posedness: what the boundary does to the problem.
         factoring_time_s: how long building it took, in seconds.
         path: of the file.
         n_bytes: its size.
         sha256: of all its bytes.
-        notes: what was done on the way, a sentence each.
-        environment: what it was computed with.
-        rerun: the command line that makes the same file again.
     """
 
-    kernel: KernelInput
     inverse: PseudoInverse
     well_posedness: WellPosedness
     factoring_time_s: float
     path: str
     n_bytes: int
     sha256: str
-    notes: tuple[str, ...]
-    environment: Environment
-    rerun: str
 
     @property
     def factors(self) -> Mapping[str, Tensor]:

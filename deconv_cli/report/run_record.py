@@ -14,11 +14,11 @@ from deconv_cli.report.reconstruction_record import (
     describe_well_posedness,
 )
 from deconv_cli.report.record import SCHEMA, Record
-from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, Run
+from deconv_cli.report.run import Environment, FactorRun, ForwardRun, ImageRun, InvertRun, KernelInput
 from deconv_cli.vocabulary import format_padding
 
 
-def describe_run(run: Run) -> Record:
+def describe_run(run: ImageRun) -> Record:
     """Write a run as a JSON object."""
     source, output = run.source, run.output
     return {
@@ -47,7 +47,7 @@ def describe_run(run: Run) -> Record:
     }
 
 
-def _details(run: Run) -> Record:
+def _details(run: ImageRun) -> Record:
     """Describe what is particular to a command."""
     if isinstance(run, ForwardRun):
         return {
