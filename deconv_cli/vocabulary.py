@@ -115,12 +115,16 @@ PADDING_WORDS = ("same", "valid", "full")
 
 
 def parse_padding(text: str) -> PaddingLike:
-    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt; any other text is left for the settings."""
+    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt.
+
+    Raises:
+        UsageError: it is none of these.
+    """
     parts = text.split(",")
     if all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
         numbers = tuple(int(part) for part in parts)
         return numbers[0] if len(numbers) == 1 else numbers
-    return text
+    return check_padding(text)
 
 
 def check_padding(padding: object) -> PaddingLike:

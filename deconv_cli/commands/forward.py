@@ -31,7 +31,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_forward_summary
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, PaddingLike, check_padding, format_padding, parse_padding
+from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, PaddingLike, format_padding, parse_padding
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.noise import Noise
@@ -73,7 +73,7 @@ def forward(
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
-    convolution = _Convolution(BOUNDARIES.check(boundary), check_padding(parse_padding(padding)), settings.get("dtype"))
+    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), settings.get("dtype"))
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
     context = Context("forward", load_kernels(kernel, kernel_options), files, pick(device))

@@ -15,7 +15,7 @@ from deconv_cli.commands.facts import print_facts
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError, UnsafeInputError
-from deconv_cli.vocabulary import PaddingLike, Size, check_padding, format_padding, parse_padding, parse_size
+from deconv_cli.vocabulary import PaddingLike, Size, format_padding, parse_padding, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.io.file_inspection import Entry, Inspected
@@ -66,7 +66,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
-    image_size, padding_value = parse_size(size), check_padding(parse_padding(padding))
+    image_size, padding_value = parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
     reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show=show)

@@ -15,7 +15,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind, check_padding, parse_padding
+from deconv_cli.vocabulary import InputKind, parse_padding
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile, PreparedOutput
@@ -175,9 +175,7 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
         return None, ()
     try:
         made_by = record["kernel"]
-        found = RecordedConvolution(
-            BOUNDARIES.check(record["boundary"]), check_padding(parse_padding(record["padding"]))
-        )
+        found = RecordedConvolution(BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"]))
         sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()

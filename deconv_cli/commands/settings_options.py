@@ -72,6 +72,10 @@ def _setting(
     return name, SettingOption(Annotated[kind | None, option], read)
 
 
+def _number_or_auto(name: str) -> Callable[[str], object]:
+    return lambda text: parse_number_or_auto(text, name, " or a positive number")
+
+
 SETTINGS_OPTIONS = dict(
     [
         _setting(
@@ -130,7 +134,7 @@ SETTINGS_OPTIONS = dict(
             PENALTY,
             "Standard deviation of the noise, in units of the samples. Default: auto, estimated.",
             metavar="auto|σ",
-            read=lambda text: parse_number_or_auto(text, "noise_sigma", " or a positive number"),
+            read=_number_or_auto("noise_sigma"),
         ),
         _setting(
             "quantization",
@@ -162,7 +166,7 @@ SETTINGS_OPTIONS = dict(
             PRIOR,
             "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
             metavar="auto|V",
-            read=lambda text: parse_number_or_auto(text, "weight", " or a positive number"),
+            read=_number_or_auto("weight"),
         ),
         _setting(
             "gain",
@@ -171,7 +175,7 @@ SETTINGS_OPTIONS = dict(
             "For method richardson-lucy: units of the samples a count, to stop by the noise of counts; auto estimates "
             "it from the data. Default: stop by samples that are held out.",
             metavar="auto|V",
-            read=lambda text: parse_number_or_auto(text, "gain", " or a positive number"),
+            read=_number_or_auto("gain"),
         ),
         _setting(
             "method",
