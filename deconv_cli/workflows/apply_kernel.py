@@ -100,3 +100,12 @@ def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:
             f"but has shape {tuple(bias.shape)}."
         )
     return bias.to(outputs.device, outputs.dtype)[:, None, None]
+
+
+def subtract_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """Take the bias of each output channel, if there is one, off outputs `(*batch, C_out, H, W)`.
+
+    Raises:
+        ShapeError: the bias has another length than the outputs have channels.
+    """
+    return y if bias is None else y - as_bias(bias, y)

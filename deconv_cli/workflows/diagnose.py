@@ -23,7 +23,7 @@ from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolu
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows.apply_kernel import as_bias
+from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 
@@ -77,7 +77,7 @@ def diagnose(
         noise: standard deviation of the noise in the data, where it is known.
     """
     taps, problem = inverse.problem.operator.kernel, inverse.problem
-    data = inverse.arrange((y if bias is None else y - as_bias(bias, y)).detach())
+    data = inverse.arrange(subtract_bias(y, bias).detach())
     residual = data - problem.operator.forward(result.solution.value.detach())
     estimate = inverse.kernel.split(result.image.detach())
     image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size

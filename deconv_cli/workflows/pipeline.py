@@ -25,7 +25,7 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
-from deconv_cli.workflows.apply_kernel import as_bias
+from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
@@ -34,7 +34,7 @@ from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
-from deconv_cli.workflows.trust import measure_clipping, measure_scale
+from deconv_cli.workflows.trust import Clipping, measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
@@ -131,8 +131,7 @@ class Pipeline:
         listener.begin("building the inverse")
         estimator = self._estimator(kernel, image_size, settings, data)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
-        result = replace(self._solve(estimator, data, resolution, listener), lambda_choice=choice)
-        result = self._judge(estimator, result, y, data)
+        result = self._solve(estimator, data, y, resolution, choice, listener)
         if not settings.predict or not isinstance(estimator, PseudoInverse):
             return result
         listener.begin("predicting the error")
@@ -233,7 +232,7 @@ class Pipeline:
         )
         return choose_lambda(
             continuation,
-            detached if self._bias is None else detached - as_bias(self._bias.detach(), detached),
+            subtract_bias(detached, self._bias).detach(),
             rule=settings.lambda_rule or LambdaRule.GCV,
             sigma=settings.noise_sigma,
             least_sigma=least_sigma,
@@ -245,7 +244,7 @@ class Pipeline:
             return self._given
         if not settings.is_linear:
             self.inverse = None
-            return build_estimator(kernel, image_size, settings, self._unbiased(data))
+            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias))
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
@@ -258,24 +257,34 @@ class Pipeline:
         taps, own = kernel.taps, inverse.kernel.taps
         return is_same and (own.dtype, own.device) == (taps.dtype, taps.device)
 
-    def _unbiased(self, data: Tensor) -> Tensor:
-        return data if self._bias is None else data - as_bias(self._bias, data)
-
     def _solve(
-        self, estimator: Estimator, data: Tensor, resolution: Resolution, listener: ProgressListener
+        self,
+        estimator: Estimator,
+        data: Tensor,
+        y: Tensor,
+        resolution: Resolution,
+        choice: LambdaChoice | None,
+        listener: ProgressListener,
     ) -> Reconstruction:
         """Apply an estimator, and measure what it leaves over."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         well_posedness = _assess(estimator)
-        unbiased = self._unbiased(data)
+        unbiased = subtract_bias(data, self._bias)
         solution = estimator.solve(unbiased, listener)
         operator, kernel = estimator.operator, estimator.kernel
         detached = unbiased.detach()  # the numbers of the report need no graph
-        residual = kernel.join(estimator.arrange(detached) - operator.forward(solution.value.detach()))
-        settings = resolution.settings
+        arranged = estimator.arrange(detached)
+        unexplained = arranged - operator.forward(solution.value.detach())
+        residual = kernel.join(unexplained)
+        image, settings = estimator.frame(solution.value), resolution.settings
+        is_picture, tests = settings.defaults is InputKind.PICTURE, None
+        if isinstance(estimator, PseudoInverse) and (is_picture or settings.predict):
+            least = max(_step(y, settings), 0.0 if choice is None else choice.sigma)
+            noise = settings.noise_sigma
+            tests = check_residual_of(estimator, unexplained, arranged, noise=noise, least_noise=least)
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
-            image=estimator.frame(solution.value),
+            image=image,
             solution=solution,
             settings=settings,
             reasons=resolution.reasons,
@@ -287,24 +296,17 @@ class Pipeline:
             spectrum=estimator.spectrum,
             scale=measure_scale(kernel.taps.detach(), solution.value.detach(), detached, weight),
             well_posedness=well_posedness,
+            lambda_choice=choice,
+            residual_tests=tests,
+            clipping=_clipping(image.detach(), y) if is_picture and not y.is_floating_point() else None,
             notes=resolution.notes,
         )
 
-    def _judge(self, estimator: Estimator, result: Reconstruction, y: Tensor, data: Tensor) -> Reconstruction:
-        """Test the residual of a linear estimate, and look for samples beyond the range of their type."""
-        settings, is_picture = result.settings, result.settings.defaults is InputKind.PICTURE
-        if is_picture and not y.is_floating_point():
-            limits = torch.iinfo(y.dtype)
-            clipping = measure_clipping(result.image.detach(), y, float(limits.min), float(limits.max))
-            result = replace(result, clipping=clipping)
-        if not isinstance(estimator, PseudoInverse) or not (is_picture or settings.predict):
-            return result
-        arranged = estimator.arrange(self._unbiased(data).detach())
-        residual = arranged - estimator.operator.forward(result.solution.value.detach())
-        choice = result.lambda_choice
-        least = max(_step(y, settings), 0.0 if choice is None else choice.sigma)
-        tests = check_residual_of(estimator, residual, arranged, noise=settings.noise_sigma, least_noise=least)
-        return replace(result, residual_tests=tests)
+
+def _clipping(image: Tensor, y: Tensor) -> Clipping:
+    """Measure what the type of the data does not hold of an estimate."""
+    limits = torch.iinfo(y.dtype)
+    return measure_clipping(image, y, float(limits.min), float(limits.max))
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:

@@ -15,7 +15,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows.apply_kernel import as_bias
+from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 
@@ -38,7 +38,7 @@ def predict_for(
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
         truth: of the shape of the estimate.
     """
-    data = y.detach() if bias is None else (y - as_bias(bias, y)).detach()
+    data = subtract_bias(y, bias).detach()
     assert result.settings.has_lambda
     assert result.penalty is not None
     kernel, sigma = inverse.kernel, result.settings.noise_sigma

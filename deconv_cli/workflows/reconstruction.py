@@ -90,8 +90,9 @@ class Reconstruction:
                 for doubt in channel.doubts
             ]
             # What is written may have another range than the data of a channel had.
-            is_clipped = self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}
-            return (*found, *(doubt_clipping(self.clipping) if is_clipped and self.clipping is not None else ()))
+            if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
+                found += doubt_clipping(self.clipping)
+            return tuple(found)
         found = doubt_solver(self.solution.status)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
             found += doubt_layer(self.residual, self.scale, self.settings.noise_sigma or 0.0)
