@@ -38,7 +38,7 @@ class _MallocInfo(ctypes.Structure):
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """Give the C library of this process, if it is a glibc that tells of its memory."""
+    """Give the C library of this process, if it is a glibc that reports its memory."""
     try:
         library = ctypes.CDLL(None)
         library.mallopt.argtypes, library.mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
@@ -66,6 +66,6 @@ def keep_freed_memory() -> bool:
 
 
 def kept_bytes() -> int:
-    """Tell how many freed bytes this process holds: they can be used again, though the system counts them as taken."""
+    """Return how many freed bytes this process holds: they are usable again, though the system counts them as taken."""
     library = _glibc()
     return 0 if library is None else int(library.mallinfo2().fordblks)

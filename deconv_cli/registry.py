@@ -18,26 +18,26 @@ class Registry(Generic[Part]):
 
     Args:
         kind: what a part is called in messages.
-        homes: for each built-in part where it is defined.
+        modules: for each built-in part where it is defined, `module:name`.
     """
 
-    def __init__(self, kind: str, homes: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, modules: Mapping[str, str]) -> None:
         self.kind = kind
-        self._homes = dict(homes)
+        self._built_in = dict(modules)
         self._parts: dict[str, Part] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all parts."""
-        return tuple(dict.fromkeys([*self._homes, *self._parts]))
+        return tuple(dict.fromkeys([*self._built_in, *self._parts]))
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""
         return iter(self.names)
 
     def __contains__(self, name: object) -> bool:
-        """Tell whether there is a part of this name."""
-        return name in self._homes or name in self._parts
+        """Return whether there is a part of this name."""
+        return name in self._built_in or name in self._parts
 
     def __getitem__(self, name: str) -> Part:
         """Give the part of a name.
@@ -46,7 +46,7 @@ class Registry(Generic[Part]):
             UsageError: there is none.
         """
         if name not in self._parts:
-            module, _, attribute = self._homes[self.check(name)].partition(":")
+            module, _, attribute = self._built_in[self.check(name)].partition(":")
             found: Any = getattr(importlib.import_module(module), attribute)
             self._parts[name] = found
         return self._parts[name]
@@ -85,6 +85,6 @@ class Registry(Generic[Part]):
         Raises:
             UsageError: the name is that of a built-in part, or of none.
         """
-        if name in self._homes or name not in self._parts:
+        if name in self._built_in or name not in self._parts:
             raise UsageError(f"{self.kind} '{name}' was not registered by the caller, so it cannot be removed.")
         del self._parts[name]

@@ -73,7 +73,7 @@ class SavedInverse:
     Attributes:
         inverse: ready to be applied.
         bias: what a layer adds to each output channel, shape `(C_out,)`; to be subtracted from the outputs first.
-        origin: where the kernel came from, as `deconv factor` tells it.
+        origin: where the kernel came from, as `deconv factor` records it.
     """
 
     inverse: PseudoInverse

@@ -242,7 +242,7 @@ def parse_memory(text: str) -> int:
 
 
 def format_memory(n_bytes: float) -> str:
-    """Write a number of bytes for a person, for instance `3.6 GiB`."""
+    """Write a number of bytes as text, for instance `3.6 GiB`."""
     size, unit = float(n_bytes), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if size >= 1024:

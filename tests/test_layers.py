@@ -329,15 +329,15 @@ def test_the_checker_names_the_rule_that_a_made_up_source_breaks(tmp_path, place
     assert all(line.startswith("deconv_cli/") and line.endswith(".") for line in broken)
 
 
-DOORS = {"forward", "invert", "pseudo_inverse"}
-"""The three doors of the library."""
+ENTRY_POINTS = {"forward", "invert", "pseudo_inverse"}
+"""The three entry points of the library."""
 LAYERS = {"deconv_cli.kernels.receptive_field"}
 """A layer takes the arguments of torch's own layer, and its own."""
 MAX_PARAMETERS = 8
 
 
 def long_signatures(folder: Path) -> list[str]:
-    """Name every function with too many parameters, but for the doors and the commands, whose options they are."""
+    """Name every function with too many parameters, but for entry points and commands, whose options they are."""
     found = []
     for module in read_package(folder).values():
         for node in ast.walk(module.tree):
@@ -346,8 +346,8 @@ def long_signatures(folder: Path) -> list[str]:
             arguments = node.args
             names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
             n_parameters = len([name for name in names if name not in ("self", "cls")])
-            is_door = module.layer == "workflows" and node.name in DOORS
-            is_free = module.layer == "commands" or is_door or (module.name in LAYERS and node.name == "__init__")
+            is_entry = module.layer == "workflows" and node.name in ENTRY_POINTS
+            is_free = module.layer == "commands" or is_entry or (module.name in LAYERS and node.name == "__init__")
             if n_parameters > MAX_PARAMETERS and not is_free:
                 found.append(f"{module.place}:{node.lineno}: {node.name} takes {n_parameters} parameters.")
     return found

@@ -1,4 +1,4 @@
-"""The library and the command line are one road: the same bytes, refusals and reasons for every setting there is."""
+"""The library and the command line are one pipeline: the same bytes, refusals and reasons for every setting."""
 
 import json
 from dataclasses import fields

@@ -1,1 +1,1 @@
-"""What a person touches: one file a command. Nothing here imports torch before a command runs."""
+"""The command line: one file a command. Nothing here imports torch before a command runs."""

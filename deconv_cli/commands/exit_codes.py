@@ -1,4 +1,4 @@
-"""What the shell is told when the process ends."""
+"""The exit codes of the process."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 REMEMBERED = 12
-"""Iterations from which the speed is told: the first ones are faster than the rest."""
+"""Iterations from which the speed is shown: the first ones are faster than the rest."""
 
 
 class WorkProgress(ProgressListener):

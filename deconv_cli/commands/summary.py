@@ -1,4 +1,4 @@
-"""A finished run as a table for people: what was done and how good it is, then what to do about it."""
+"""A finished run as a table: what was done and how good it is, then what to do about it."""
 
 from __future__ import annotations
 

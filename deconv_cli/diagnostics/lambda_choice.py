@@ -22,7 +22,7 @@ MAX_ROUNDS = 8
 CONVERGED = 0.05
 """Relative change of λ between two rounds at which the choice is final."""
 DISAGREEMENT = 10.0
-"""Factor between the choices of two rules from which on a person is warned."""
+"""Factor between the choices of two rules from which on the user is warned."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class PredictedError:
         return synchronize.as_index(self.trusted.sum()) / self.trusted.numel()
 
     def without_trust(self) -> PredictedError:
-        """Give the same prediction with no pixel trusted, for an estimate that something else speaks against."""
+        """Give the same prediction with no pixel trusted, for an estimate that is doubted for another reason."""
         return replace(self, trusted=torch.zeros_like(self.trusted), trusted_depth=None)
 
 

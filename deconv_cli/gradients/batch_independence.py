@@ -95,7 +95,7 @@ def _is_inner(name: str, model: nn.Module) -> bool:
 
 
 def _with_other_sample(leaf: Any, axis: int, sample: int = 0) -> Any:  # noqa: ANN401
-    """Replace one sample by a rearranged copy of another, so that it stays a likely input."""
+    """Replace one sample by a rearranged copy of another, so that it stays a plausible input."""
     if not isinstance(leaf, torch.Tensor) or leaf.ndim <= axis:
         return leaf
     changed = leaf.clone()

@@ -59,7 +59,7 @@ class Cause:
     """An operation that causes a finding.
 
     Attributes:
-        operation: as a person would write it, for instance `.detach()`.
+        operation: as code writes it, for instance `.detach()`.
         location: its line.
         why: one sentence.
         suggestion: one line of what to write instead.

@@ -163,7 +163,7 @@ def _gradients(outputs: Tensors, tensors: Tensors, weights: Tensors) -> tuple[to
 
 
 class _Context(FunctionCtx):
-    """Stands for the context of a forward that autograd itself differentiates."""
+    """The context of a forward that autograd itself differentiates."""
 
     def save_for_backward(self, *tensors: torch.Tensor) -> None:
         """Nothing needs saving."""

@@ -89,7 +89,7 @@ def measure_responses(subject: Subject, forward: ForwardTrace, backward: Backwar
 def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> frozenset[str]:
     """Find the parameters without a gradient that left torch as plain values, and on which the loss depends.
 
-    A thresholded loss may stand still for one parameter and move for another that leaves by the same line.
+    A thresholded loss may be constant in one parameter and change with another that leaves torch on the same line.
     """
     moved: dict[tuple[str, ...], bool] = {}
     found = set()

@@ -180,7 +180,7 @@ class PictureCodec(Codec):
         return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS", notes=notes)
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose what people who are shown the picture may read: what was done, and by which kernel."""
+        """Choose what may be passed on with a picture: what was done, and by which kernel."""
         return records.short_record(record)
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:

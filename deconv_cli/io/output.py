@@ -103,7 +103,7 @@ class OutputPlan:
         )
 
     def _check_shape(self, values: torch.Tensor) -> None:
-        """Hold the caller to what the plan was made for; a mismatch is a bug, not a person's mistake."""
+        """Hold the caller to what the plan was made for; a mismatch is a bug, not an error of the user."""
         planes = self._source.values
         expected = (planes.shape[0], self._request.n_channels)
         is_same_size = values.shape[-2:] == planes.shape[-2:]

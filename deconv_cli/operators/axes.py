@@ -44,5 +44,5 @@ def unravel(number: int, size: Size) -> Size:
 
 
 def format_size(size: Size) -> str:
-    """Write a size for a person: `480×640`."""
+    """Write a size as text: `480×640`."""
     return "×".join(str(n) for n in size)

@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> str:
     """Write the page as HTML.
 
-    File names, metadata and messages are other people's text: everything is escaped, no script but the page's own runs,
+    File names, metadata and messages are untrusted text: everything is escaped, no script but the page's own runs,
     and nothing is fetched from anywhere.
 
     Args:

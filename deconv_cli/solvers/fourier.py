@@ -237,7 +237,7 @@ def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = Fal
     """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ by way of the smaller Gram matrix.
 
     Blocks that are only semidefinite get their pseudo-inverse. Rounding may let a singular block pass unnoticed: its
-    inverse is larger than an honest one can be.
+    inverse is larger than an exact one can be.
     """
     if small_blocks.is_small(blocks):
         small = small_blocks.gram_inverse(blocks, diagonal, times_adjoint=times_adjoint)

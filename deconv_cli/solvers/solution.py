@@ -12,7 +12,7 @@ from deconv_cli.errors import UntrustworthyResultError
 
 
 class Status(StrEnum):
-    """How a solve ended; the value is the sentence that a person reads."""
+    """How a solve ended; the value is the sentence of the report."""
 
     CLOSED_FORM = "solved in closed form"
     CONVERGED = "converged to the tolerance"

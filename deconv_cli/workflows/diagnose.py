@@ -1,4 +1,4 @@
-"""What more there is to say about a restoration: what the kernel lets through, and what the residual tells."""
+"""What more there is to say about a restoration: what the kernel lets through, and what the residual shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doors of the library to the pipeline: undo a convolution, or build its inverse once for many outputs."""
+"""The entry points of the library to the pipeline: undo a convolution, or build its inverse once for many outputs."""
 
 from __future__ import annotations
 

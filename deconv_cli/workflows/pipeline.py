@@ -1,4 +1,4 @@
-"""The one road from data to a reconstruction, for the library and the command line alike.
+"""The one pipeline from data to a reconstruction, for the library and the command line alike.
 
     resolve → choose λ → build → solve → measure → predict
 
@@ -160,7 +160,7 @@ class Pipeline:
         return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
-        """Tell whether each channel has a kernel or a λ of its own."""
+        """Return whether each channel has a kernel or a λ of its own."""
         if self._given is not None:
             return False
         has_channels = self._kernel.ndim == 2 or self._kernel.shape[:2] == (1, 1)
@@ -206,7 +206,7 @@ class Pipeline:
             _check_truth(truth, (*y.shape[:-2], *geometry.image_size))
 
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
-        """Bring data and kernel into the precision of the arithmetic; tell the size of the images too."""
+        """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
         if self._given is not None:
             taps = self._given.kernel.taps
             data = y.to(taps.device, taps.dtype)
@@ -351,13 +351,13 @@ def _check_truth(truth: Tensor, expected: Size) -> None:
 
 
 def _assess(estimator: Estimator) -> WellPosedness | None:
-    """Judge the quadratic problem behind an estimate, if there is one."""
+    """Assess the quadratic problem behind an estimate, if there is one."""
     inverse = getattr(estimator, "inverse", estimator)
     return assess_well_posedness(inverse) if isinstance(inverse, PseudoInverse) else None
 
 
 def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
-    """Judge the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
+    """Assess the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
     found = _ASSESSED.get(inverse)
     if found is None:
         problem = inverse.problem

@@ -52,7 +52,7 @@ class Reconstruction:
             that is not to be trusted.
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
-        notes: what a person should know of how settings were resolved, a sentence each.
+        notes: what a user should know of how settings were resolved, a sentence each.
         channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
             is then pooled, or that of the channel that did worst.
     """
@@ -82,7 +82,7 @@ class Reconstruction:
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
-        """Why the result is not to be trusted as it is; empty where nothing speaks against it."""
+        """Why the result is not to be trusted as it is; empty where there is no reason to."""
         if self.channels:
             found = [
                 replace(doubt, sentence=f"channel {number}: {doubt.sentence}")
@@ -105,12 +105,12 @@ class Reconstruction:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether nothing speaks against the result."""
+        """Whether there is no reason to doubt the result."""
         return not self.doubts
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should be warned of, a sentence each: the doubts, then what may have gone wrong."""
+        """What the user is warned of, a sentence each: the doubts, then what may have gone wrong."""
         found = [doubt.sentence for doubt in self.doubts]
         if self.lambda_choice is not None and self.lambda_choice.warning is not None:
             found.append(self.lambda_choice.warning)

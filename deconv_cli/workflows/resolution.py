@@ -43,7 +43,7 @@ class Resolution:
         chooses_lambda: whether λ is to be chosen from the data.
         lams: λ of each channel, where it was given so.
         is_per_channel: whether each channel has a kernel of its own.
-        notes: what a person should know, a sentence each.
+        notes: what a user should know, a sentence each.
     """
 
     settings: ResolvedSettings

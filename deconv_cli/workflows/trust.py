@@ -37,7 +37,7 @@ FAR_ABOVE_NOISE = 3.0
 
 
 class DoubtReason(StrEnum):
-    """What speaks against a result."""
+    """A reason to doubt a result."""
 
     SOLVER = "solver"
     RESIDUAL = "residual"
@@ -51,8 +51,8 @@ class Doubt:
     """One reason not to trust a result as it is.
 
     Attributes:
-        reason: what speaks against it.
-        sentence: the same for a person, with what to do.
+        reason: why it is doubted.
+        sentence: the same in words, with what to do.
     """
 
     reason: DoubtReason

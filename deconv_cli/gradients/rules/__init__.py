@@ -27,8 +27,8 @@ class RuleRegistry(Registry[Part]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all rules, the first to be asked first."""
-        added = [name for name in self._parts if name not in self._homes]
-        return (*added, *self._homes)
+        added = [name for name in self._parts if name not in self._built_in]
+        return (*added, *self._built_in)
 
 
 _HERE = "deconv_cli.gradients.rules"

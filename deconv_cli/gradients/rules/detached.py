@@ -41,7 +41,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter without a gradient on which the loss depends by way of plain values.
 
-    A loss that autograd reaches nothing from is made of what left torch, even if it stands still on these data.
+    A loss that autograd reaches nothing from is made of what left torch, even if it is constant on these data.
     """
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)

@@ -16,7 +16,7 @@ def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _cause(evidence: Evidence, error: Exception) -> Cause:
-    """Name the line that raised, or the Function or hook that torch speaks of."""
+    """Name the line that raised, or the Function or hook that torch names."""
     message, location, log = first_line(error), location_of_error(error), evidence.forward.log
     why = f"backward raises {type(error).__name__}: {message}."
     if location is not None and location.file:

@@ -107,7 +107,7 @@ def location_of_backward(function: type[torch.autograd.Function]) -> CodeLocatio
     with contextlib.suppress(OSError, TypeError):
         code = inspect.unwrap(function.backward).__code__
         lines, first = inspect.getsourcelines(code)
-        # Decorators stand above the line that a person looks for.
+        # Decorators precede the line of `def`.
         above = next((n for n, line in enumerate(lines) if line.lstrip().startswith("def ")), 0)
         return CodeLocation(code.co_filename, first + above, name)
     return CodeLocation(function=name)

@@ -15,7 +15,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation as a person would write it, and its line."""
+    """An operation as code writes it, and its line."""
 
     label: str
     location: CodeLocation
@@ -27,7 +27,7 @@ class Detachment:
 
     Attributes:
         name: bare name of the operation.
-        label: as a person would write it.
+        label: as code writes it.
         location: its line.
         lost: parameters that are cut off.
         by_mode: gradients were switched off around it (`no_grad`, `inference_mode`).

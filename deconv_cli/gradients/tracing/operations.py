@@ -59,7 +59,7 @@ def reads_values(function: object, name: str) -> bool:
 
 
 def label_of(name: str, output: object = None) -> str:
-    """Write an operation as a person would: `.detach()`, `the comparison >`."""
+    """Write an operation as code does: `.detach()`, `the comparison >`."""
     labels = {
         "data": ".data",
         "nn.Parameter": "nn.Parameter(...)",

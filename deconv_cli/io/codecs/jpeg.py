@@ -19,7 +19,7 @@ _RECORD_START = b"deconv:"
 _MAX_SEGMENT = 65_000
 _MAX_DPI = 65_535
 _MAX_SCANS = 64
-"""An honest progressive picture has about ten; each scan goes through all of the picture."""
+"""An ordinary progressive picture has about ten; each scan goes through all of the picture."""
 
 
 class Jpeg(PictureCodec):
