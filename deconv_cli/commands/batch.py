@@ -113,24 +113,10 @@ def _is_same_file(first: Path, second: Path) -> bool:
 
 
 def _check_collisions(targets: list[Path]) -> None:
-    """Refuse outputs that would be written over one another, or over the record beside another."""
-    from deconv_cli.io.formats import codec_named
-
+    """Refuse outputs that would be written over one another."""
     for path, count in Counter(targets).items():
         if count > 1:
             raise UsageError(f"several inputs would be written to '{path}'; give the folders one at a time.")
-    codecs = [codec_named(path) for path in targets]
-    records = Counter(
-        path.with_suffix(".json")
-        for path, codec in zip(targets, codecs, strict=True)
-        if codec is not None and not codec.record_inside
-    )
-    for record, count in records.items():
-        if count > 1:
-            raise UsageError(
-                f"the reports of several outputs would go to '{record}', since they differ in their suffix alone; "
-                "rename one of the inputs, or give them one at a time."
-            )
 
 
 def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], printed: PrintOptions) -> None:

@@ -135,6 +135,8 @@ class PlannedOutputs:
         """Write the map and the mask, each with the record of the run, and the page."""
         result = run.reconstruction
         predicted = result.predicted_error
+        # What the record says of the output is true of the estimate alone.
+        record = {name: value for name, value in record.items() if name != "output"}
         if self.error_map is not None and predicted is not None:
             self.error_map.prepare(predicted.map.cpu()).write(record)
         if self.trust_mask is not None and predicted is not None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconv_cli.errors import TooLargeError
 from deconv_cli.io import limits
 from deconv_cli.vocabulary import format_memory
 
-_FACTORIES = {
-    *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.eye),
-    *(torch.arange, torch.linspace, torch.empty_strided),
-}
 
-
-class AllocationLimit(TorchFunctionMode):
+class AllocationLimit(TorchDispatchMode):
     """Refuse, before the memory is taken, to hold new tensors of more than half of the memory at once.
 
-    What counts are the functions of torch that make a tensor out of a size, such as `torch.empty` and `torch.randn`.
+    Every operation that makes a tensor is first run on the `meta` device, which knows sizes and holds no samples.
 
     Args:
         what: the file or the class whose code runs, named in the error.
@@ -32,29 +27,22 @@ class AllocationLimit(TorchFunctionMode):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._what = what
         self._made: list[tuple[StorageWeakRef, int]] = []
         self._n_bytes = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 (whatever the function returns)
-        """Weigh what a function is about to allocate, then call it."""
-        kwargs = kwargs or {}
-        if func not in _FACTORIES or "layout" in kwargs or str(kwargs.get("device")) == "meta":
-            return func(*args, **kwargs)
-        n_bytes = func(*args, **{**kwargs, "device": "meta", "out": None}).nbytes
-        self._weigh(n_bytes)
-        made = func(*args, **kwargs)
-        self._made.append((StorageWeakRef(made.untyped_storage()), n_bytes))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Find what an operation is about to allocate, then run it."""
+        keywords = kwargs or {}
+        n_bytes = _new_bytes(func, args, keywords)
+        self._count(n_bytes)
+        made = func(*args, **keywords)
+        if n_bytes:
+            self._made += [(StorageWeakRef(tensor.untyped_storage()), tensor.nbytes) for tensor in _dense_tensors(made)]
         return made
 
-    def _weigh(self, n_bytes: int) -> None:
+    def _count(self, n_bytes: int) -> None:
         budget = limits.memory_budget()
         if self._n_bytes + n_bytes > budget:
             self._made = [(storage, size) for storage, size in self._made if not storage.expired()]
@@ -65,3 +53,20 @@ class AllocationLimit(TorchFunctionMode):
                 f"'{self._what}' would allocate {format_memory(self._n_bytes)}, but at most {format_memory(budget)} "
                 "(half of the memory) may be used; make its layers smaller."
             )
+
+
+def _new_bytes(function: Any, arguments: Any, keywords: dict[str, Any]) -> int:  # noqa: ANN401 (an operation of torch)
+    """Compute the bytes of the tensors that an operation makes; 0 for views and writes, and where no size is known."""
+    schema = function._schema
+    if any(returned.alias_info is not None for returned in schema.returns) or str(keywords.get("device")) == "meta":
+        return 0
+    device = {"device": "meta"} if any(argument.name == "device" for argument in schema.arguments) else {}
+    try:
+        arguments, keywords = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (arguments, keywords))
+        return sum(tensor.nbytes for tensor in _dense_tensors(function(*arguments, **keywords | device)))
+    except Exception:  # noqa: BLE001  sizes that depend on samples have no answer on this device
+        return 0
+
+
+def _dense_tensors(made: Any) -> list[torch.Tensor]:  # noqa: ANN401 (whatever an operation gives)
+    return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]

@@ -24,6 +24,7 @@ TEXT_TAGS = {
 _ORIENTATION = 274
 _EXIF_DIRECTORY, _USER_COMMENT = 34665, 37510
 _ASCII = b"ASCII\x00\x00\x00"
+_MAX_NAMES = 8
 
 
 def with_marker(block: bytes | None) -> bytes | None:
@@ -52,9 +53,16 @@ def read_texts(block: bytes | None) -> dict[int, str]:
     return {tag: str(directory[tag]) for tag in TEXT_TAGS if tag in directory}
 
 
-def has_other_tags(block: bytes) -> bool:
-    """Check whether a block holds anything besides the orientation and the texts of `TEXT_TAGS`."""
-    return bool(set(_load(block)) - {*TEXT_TAGS, _ORIENTATION})
+def describe_other_tags(block: bytes) -> str:
+    """Name what a block holds besides the orientation and the texts of `TEXT_TAGS`; empty where that is nothing."""
+    from PIL.ExifTags import GPSTAGS, IFD, TAGS
+
+    directory = _load(block)
+    codes = set(directory) - {*TEXT_TAGS, _ORIENTATION, _EXIF_DIRECTORY, IFD.GPSInfo}
+    names = [TAGS.get(code, f"tag {code}") for code in (*codes, *directory.get_ifd(_EXIF_DIRECTORY))]
+    names += [GPSTAGS.get(code, f"GPS tag {code}") for code in directory.get_ifd(IFD.GPSInfo)]
+    more = f" and {len(names) - _MAX_NAMES} more tags" if len(names) > _MAX_NAMES else ""
+    return f"EXIF {', '.join(names[:_MAX_NAMES])}{more}" if names else ""
 
 
 def block_of_texts(texts: dict[int, str]) -> bytes | None:

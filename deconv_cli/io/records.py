@@ -113,8 +113,8 @@ def drop_line(text: str) -> str:
 
 
 def beside(path: Path) -> Path:
-    """Name the file that holds the record of a file whose format takes none."""
-    return path.with_suffix(".json")
+    """Name the file that holds the record of a file whose format takes none: `estimate.npy.json`."""
+    return path.with_name(f"{path.name}.json")
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:

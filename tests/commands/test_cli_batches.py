@@ -62,7 +62,7 @@ def test_several_inputs_into_a_folder(deconv, photograph, microscope, gray, gent
 def test_a_folder_tree_in_is_the_same_tree_out(deconv, folder, gentle, tmp_path, command):
     done = deconv(command, folder, "-k", gentle, "-o", tmp_path / "out", "--json")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert found == {"a.png", "deep/er/b.png", "deep/t.npy", "deep/t.json"}
+    assert found == {"a.png", "deep/er/b.png", "deep/t.npy", "deep/t.npy.json"}
     assert len(done.report["results"]) == 3
     assert {record["boundary"] for record in done.report["results"]} == (
         {"zero"} if command == "forward" else {"unknown", "zero"}

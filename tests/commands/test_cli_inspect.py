@@ -211,7 +211,7 @@ def test_a_result_of_four_axes_is_no_kernel(deconv, save, gentle, tmp_path, suff
     output = tmp_path / f"y{suffix}"
     deconv("forward", save("x", np.random.default_rng(0).random((2, 3, 12, 14))), "-k", gentle, "-o", output)
     assert entry_of(deconv("inspect", output, "--json"))["kind"] == "image"
-    output.with_suffix(".json").unlink()
+    output.with_name(f"{output.name}.json").unlink()
     assert entry_of(deconv("inspect", output, "--json"))["kind"] == "kernel"
 
 

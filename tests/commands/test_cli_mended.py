@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
 
 
 def test_a_picture_of_a_kernel_that_sums_to_zero_is_told_the_right_option(refuses, gray, save, tmp_path):
@@ -25,7 +26,7 @@ def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path)
         '{"command": "forward", "output": {"shape": [12, 14]}, "padding": "same", "boundary": "zero", "kernel": 1}',
         '{"command": ["forward"], "output": [12, 14]}',
     ):
-        (tmp_path / "x.json").write_text(text)
+        (tmp_path / "x.npy.json").write_text(text)
         report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "y.tif", "--json", "--force").report
         assert report["boundary"] == "zero"
 
@@ -60,11 +61,16 @@ def test_a_trailing_slash_means_a_folder_even_for_one_input(deconv, save, gentle
     assert (tmp_path / "new" / "x.npy").is_file()
 
 
-def test_two_outputs_never_share_a_record(refuses, save, gentle, tmp_path):
-    first = save("x", np.ones((12, 14)))
+def test_outputs_that_differ_in_their_suffix_have_records_of_their_own(deconv, save, gentle, tmp_path):
+    first = save("x", np.random.default_rng(0).random((12, 14)))
     second = tmp_path / "x.npz"
-    np.savez(second, image=np.ones((12, 14)))
-    refuses("forward", first, second, "-k", gentle, "-o", tmp_path / "out", code=ExitCode.USAGE, says=["x.json"])
+    np.savez(second, image=np.ones((15, 16)))
+    deconv("forward", first, second, "-k", gentle, "-o", tmp_path / "out")
+    for path in (tmp_path / "out" / "x.npy", tmp_path / "out" / "x.npz"):
+        assert read_image(path).record["output"]["path"] == str(path)
+    beside = ["-o", tmp_path / "y.npy", "--error-map", tmp_path / "y.pt"]
+    deconv("invert", first, "-k", gentle, "--lambda", "1e-2", *beside)
+    assert [read_image(tmp_path / f"y{suffix}").record["command"] for suffix in (".npy", ".pt")] == ["invert"] * 2
 
 
 def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, monkeypatch):

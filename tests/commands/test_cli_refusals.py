@@ -247,9 +247,9 @@ class TestOutputs:
         assert output.read_bytes() != b"precious"
 
     def test_existing_record_needs_force(self, refuses, gray, gentle, tmp_path, command):
-        (tmp_path / "x.json").write_text("precious")
+        (tmp_path / "x.npy.json").write_text("precious")
         words = [command, gray, "-k", gentle, "-o", tmp_path / "x.npy"]
-        refuses(*words, code=ExitCode.USAGE, says=["x.json", "--force"])
+        refuses(*words, code=ExitCode.USAGE, says=["x.npy.json", "--force"])
 
     def test_the_input_is_not_replaced_without_force(self, refuses, gray, gentle, command):
         refuses(command, gray, "-k", gentle, "-o", gray, code=ExitCode.USAGE, says="is the input itself")
@@ -266,9 +266,9 @@ class TestOutputs:
         refuses(*words, code=ExitCode.USAGE, says=["float64", "--output-dtype"])
 
     def test_a_record_of_a_folder_name_is_a_usage_error(self, refuses, gray, gentle, tmp_path, command):
-        (tmp_path / "x.json").mkdir()
+        (tmp_path / "x.pt.json").mkdir()
         words = [command, gray, "-k", gentle, "-o", tmp_path / "x.pt"]
-        refuses(*words, code=ExitCode.USAGE, says="x.json")
+        refuses(*words, code=ExitCode.USAGE, says="x.pt.json")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

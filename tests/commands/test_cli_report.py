@@ -260,7 +260,7 @@ def test_the_same_record_is_in_the_file_or_beside_it(deconv, photograph, gentle,
     output = tmp_path / f"restored{suffix}"
     for command in ("forward", "invert"):
         report = deconv(command, photograph, "--kernel", gentle, "-o", output, "--json", "--force").report
-        beside = tmp_path / "restored.json"
+        beside = tmp_path / f"{output.name}.json"
         assert beside.exists() == (suffix in (".bmp", ".pt", ".npy", ".npz"))
         assert read_image(output).record == (report if beside.exists() else kept_in(tmp_path, report))
         if beside.exists():
@@ -331,7 +331,7 @@ def test_rerun_gives_the_same_samples_again(deconv, photograph, gentle, tmp_path
     np.savez("several.npz", first=rng.random((5, 5)), second=rng.random((20, 18, 2)))
     report = deconv(words[0], "--kernel", gentle.name, "--json", *words[1:], expect=FINISHED).report
     output = tmp_path / report["output"]["path"]
-    first, record = read_image(output), output.with_suffix(".json")
+    first, record = read_image(output), output.with_name(f"{output.name}.json")
     output.unlink()
     record.unlink(missing_ok=True)
     program, *again = shlex.split(report["rerun"])

@@ -425,7 +425,7 @@ def test_names_that_are_no_text(tmp_path, rng, planned, suffix):
     found = read_image(path)
     assert found.values.shape == (1, 3, 16, 20)
     assert found.record["output"].get("path", path.name) == (
-        str(path) if path.with_suffix(".json").exists() else path.name
+        str(path) if path.with_name(f"{path.name}.json").exists() else path.name
     )
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DeconvError, match="caf"):

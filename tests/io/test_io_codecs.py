@@ -59,7 +59,7 @@ def test_a_codec_of_the_user_reads_and_writes(tmp_path, graymap, pgm_file, rewri
     assert prepared.dtype == "uint8"
     assert torch.equal(found.values, image.values)
     # Its format takes no record, so the record lies beside it.
-    assert (tmp_path / "out.json").exists()
+    assert (tmp_path / "out.pgm.json").exists()
     assert found.record["command"] == "invert"
     assert (tmp_path / "out.pgm").read_bytes() == pgm_file.read_bytes()
 

@@ -52,8 +52,8 @@ def test_places(tmp_path, source, planned):
     (tmp_path / "folder.tif").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         planned(tmp_path / "folder.tif", source, force=True)
-    (tmp_path / "out.json").write_text("mine")
-    with pytest.raises(UsageError, match=r"out\.json"):
+    (tmp_path / "out.pt.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"out\.pt\.json"):
         planned(tmp_path / "out.pt", source)
     planned(tmp_path / "out.safetensors", source)
     assert (tmp_path / "there.tif").read_text() == "mine"
@@ -126,7 +126,7 @@ def test_a_broken_promise_is_a_bug(tmp_path, source, planned):
 def test_a_failure_leaves_the_old_file(tmp_path, source, planned, monkeypatch, suffix, failure, moment):
     target = tmp_path / f"o{suffix}"
     target.write_bytes(b"old")
-    (tmp_path / "o.json").write_bytes(b"old record")
+    (tmp_path / f"o{suffix}.json").write_bytes(b"old record")
     result = planned(target, source, force=True).prepare(source.values.float())
     before = names_in(tmp_path)
 
@@ -144,7 +144,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, source, planned, monkeypatch, s
         result.write({})
     assert names_in(tmp_path) == before
     assert target.read_bytes() == b"old"
-    assert (tmp_path / "o.json").read_bytes() == b"old record"
+    assert (tmp_path / f"o{suffix}.json").read_bytes() == b"old record"
 
 
 @pytest.mark.parametrize("suffix", ALL_SUFFIXES)

@@ -110,6 +110,14 @@ class TestMemory:
         assert len(build_model(named, [10], None)) == 10
         refused(TooLargeError, build_model, named, [20], None, says=f"'{path}:make' would allocate")
 
+    @pytest.mark.parametrize(
+        "made", ["torch.ones(4).repeat(10**9)", "torch.ones(1).expand(4 * 10**9).clone()", "torch.FloatTensor(4 * 10**9)"]
+    )
+    def test_every_operation_that_makes_a_tensor_counts(self, code, refused, monkeypatch, made):
+        monkeypatch.setattr(limits, "memory_budget", lambda: 10**9)
+        named = load_named(f"{code(f'def make():{chr(10)}    return {made}{chr(10)}')}:make", "model")
+        refused(TooLargeError, build_model, named, None, None, says="would allocate 14.9 GiB")
+
     def test_what_was_given_back_does_not_count(self, code, monkeypatch):
         path = code("def make():\n    [torch.zeros(1000).sum() for _ in range(100)]\n    return nn.Linear(2, 2)\n")
         monkeypatch.setattr(limits, "memory_budget", lambda: 100_000)

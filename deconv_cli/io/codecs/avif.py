@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,7 @@ class Avif(PictureCodec):
 
         with opened_picture(path, AvifImageFile) as image:
             samples, notes = plain_samples(path, image)
-            # The third byte behind the name of the box, by the AV1 Image File Format, section 2.2.
-            configuration = path.read_bytes().partition(_CONFIGURATION)[2][:3]
-            if configuration[2:] and configuration[2] & _MORE_THAN_8_BITS:
+            if _has_more_than_8_bits(path):
                 notes = (*notes, "samples of more than 8 bits were read as 8 bits")
             return stored_picture(image, samples, notes)
 
@@ -52,3 +51,10 @@ class Avif(PictureCodec):
 
 
 AVIF = Avif()
+
+
+def _has_more_than_8_bits(path: Path) -> bool:
+    """Look into the header, by the AV1 Image File Format, section 2.2: the samples behind it are not read again."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = data.find(_CONFIGURATION)
+        return place >= 0 and bool(data[place + len(_CONFIGURATION) + 2] & _MORE_THAN_8_BITS)

@@ -57,8 +57,8 @@ def carry(metadata: Metadata, n_bits: int) -> tuple[Metadata, list[str]]:
     if significant and not (significant.isdecimal() and int(significant) <= n_bits):
         native, lost = {name: native[name] for name in native if name != _SIGNIFICANT_BITS}, [*lost, _SIGNIFICANT_BITS]
     native_of_channels, lost_of_channels = split(metadata.native_of_channels)
-    if metadata.exif and exif.has_other_tags(metadata.exif):
-        lost.append("EXIF beyond " + ", ".join(exif.TEXT_TAGS.values()))
+    dropped = exif.describe_other_tags(metadata.exif) if metadata.exif else ""
+    lost += [dropped] if dropped else []
     return replace(metadata, native=native, native_of_channels=native_of_channels), lost + lost_of_channels
 
 
