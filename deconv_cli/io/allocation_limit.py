@@ -62,11 +62,15 @@ def _new_bytes(function: Any, arguments: Any, keywords: dict[str, Any]) -> int: 
         return 0
     device = {"device": "meta"} if any(argument.name == "device" for argument in schema.arguments) else {}
     try:
-        arguments, keywords = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (arguments, keywords))
+        arguments, keywords = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: tensor.to("meta"), (arguments, keywords)
+        )
         return sum(tensor.nbytes for tensor in _dense_tensors(function(*arguments, **keywords | device)))
     except Exception:  # noqa: BLE001  sizes that depend on samples have no answer on this device
         return 0
 
 
 def _dense_tensors(made: Any) -> list[torch.Tensor]:  # noqa: ANN401 (whatever an operation gives)
-    return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]
+    return [
+        leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
+    ]

@@ -65,7 +65,7 @@ class Codec(ABC):
     is_lossless: bool = True
     """True where samples are read back exactly as they were written."""
     record_inside: bool = False
-    """True where `write` puts the record of the run into the file; else it goes into `NAME.npy.json` or the like beside the file."""
+    """True where `write` puts the record of the run into the file; else it goes beside it, into `NAME.npy.json`."""
     holds_alpha: bool = False
     carries: frozenset[str] = frozenset()
     """Which of `resolution`, `icc_profile`, `exif` and `channel_names` it can hold."""

@@ -47,7 +47,7 @@ class PreparedOutput:
     def write(self, record: dict[str, Any]) -> None:
         """Write the file with the record of the run, completely or not at all.
 
-        Where a format takes no record, as `.pt`, `.npy` and `.npz`, it goes beside the file, into `NAME.npy.json`, as it is.
+        Where a format takes no record, as `.pt` and `.npy`, it goes beside the file, into `NAME.npy.json`, as it is.
         A file that holds it has no absolute paths, and a picture other than TIFF only what was done, in short.
 
         Args:

@@ -77,6 +77,10 @@ class StoredImage:
     notes: tuple[str, ...] = ()
     """What was done to the samples, a sentence each."""
 
+    def noting(self, *notes: str) -> StoredImage:
+        """Give the same with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape as stored."""

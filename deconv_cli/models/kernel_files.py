@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.io.formats import codec_of_content, suffix_note
+from deconv_cli.io.image import read_image
 from deconv_cli.io.samples import check_finite
 from deconv_cli.io.sources import open_source
 from deconv_cli.io.tensors import TensorCodec
 from deconv_cli.models.layers import Layer, read_layer
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws
-from deconv_cli.models.psf_pictures import read_psf_picture
 from deconv_cli.vocabulary import Convention
 
 
@@ -80,7 +80,7 @@ def read_kernel(
     elif layer is not None:
         raise UsageError(f"layer=\"{layer}\" chooses among named tensors, but '{path}' is a {codec.name} file.")
     else:
-        found = Layer(None, read_psf_picture(path))
+        found = Layer(None, _read_psf_picture(path))
     check_finite(path, found.weight, "kernel")
     if not bool(found.weight.any()):
         raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
@@ -105,6 +105,18 @@ def read_kernel(
         of_picture += _sum_notes(taps)
     taken = _as_floating(found.bias) if bias and found.bias is not None else None
     return KernelFile(path, taps.to(dtype).contiguous(), taken, found.name, held, sha256, notes, of_picture)
+
+
+def _read_psf_picture(path: Path) -> torch.Tensor:
+    """Read a picture of one plane, as stored: shape `(kH, kW)`, or `(C, kH, kW)` where the channels differ."""
+    image = read_image(path)
+    if len(image.values) != 1:
+        raise ShapeError(
+            f"kernel '{path}' should be one plane, but is a stack of shape {image.shape}; give one for each "
+            "channel as channels of one picture, as an array (C, kH, kW), or as files of their own."
+        )
+    channels = image.values[0]
+    return channels[0] if bool((channels == channels[0]).all()) else channels
 
 
 def _is_unit_sum(taps: torch.Tensor, stored: torch.Tensor) -> bool:

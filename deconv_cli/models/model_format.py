@@ -6,6 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError
+from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
+from deconv_cli.io.codecs.torch_file import program_kind
 from deconv_cli.io.limits import check_zip
 
 
@@ -40,7 +42,7 @@ def model_format(path: Path, head: bytes) -> ModelFormat:
     """
     if head.startswith(b"PK"):
         return _format_of_archive(path)
-    if len(head) > 9 and head[8:9] == b"{" and head[6:8] == b"\x00\x00":
+    if SAFETENSORS.recognizes(head):
         return ModelFormat.SAFETENSORS
     if head.startswith(b"\x80"):
         return ModelFormat.PICKLE
@@ -57,11 +59,9 @@ def _format_of_archive(path: Path) -> ModelFormat:
         raise UnsafeInputError(
             f"'{path}' is a torch.package archive, which carries code and is not opened; save its state_dict() instead."
         )
-    # A file that could be either is treated as the kind that torch.load would run.
-    if "constants.pkl" in parts or "code" in parts:
-        return ModelFormat.TORCHSCRIPT
-    if parts & {"archive_format", "archive_version", "serialized_exported_program.json"}:
-        return ModelFormat.EXPORTED
+    kind = program_kind(names)
+    if kind is not None:
+        return ModelFormat(kind)
     if "data.pkl" in parts:
         return ModelFormat.PICKLE
     raise MalformedInputError(

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io.sources import refusing_damage
+from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
+from deconv_cli.io.tensors import open_tensors
 from deconv_cli.io.weights_only import check_dense
 
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
@@ -19,18 +20,9 @@ StateDict = dict[str, torch.Tensor]
 
 
 def read_safetensors(path: Path) -> StateDict:
-    """Read all tensors of a .safetensors file.
-
-    Raises:
-        MalformedInputError: damaged, or without a tensor.
-    """
-    from safetensors.torch import load_file
-
-    with refusing_damage(path, "a .safetensors file"):
-        state: StateDict = load_file(path)
-    if not state:
-        raise MalformedInputError(f"'{path}' should hold the weights of a model, but holds no tensor.")
-    return state
+    """Read all tensors of a .safetensors file; a damaged or empty one is a `MalformedInputError`."""
+    opened = open_tensors(path, SAFETENSORS)
+    return {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
 
 
 def find_state_dict(path: Path, found: object) -> tuple[StateDict, tuple[str, ...]]:

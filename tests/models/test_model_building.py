@@ -111,7 +111,8 @@ class TestMemory:
         refused(TooLargeError, build_model, named, [20], None, says=f"'{path}:make' would allocate")
 
     @pytest.mark.parametrize(
-        "made", ["torch.ones(4).repeat(10**9)", "torch.ones(1).expand(4 * 10**9).clone()", "torch.FloatTensor(4 * 10**9)"]
+        "made",
+        ["torch.ones(4).repeat(10**9)", "torch.ones(1).expand(4 * 10**9).clone()", "torch.FloatTensor(4 * 10**9)"],
     )
     def test_every_operation_that_makes_a_tensor_counts(self, code, refused, monkeypatch, made):
         monkeypatch.setattr(limits, "memory_budget", lambda: 10**9)

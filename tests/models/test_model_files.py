@@ -303,7 +303,7 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:1000])
         refused(MalformedInputError, read_model, path, says=".safetensors")
         save_file({}, path)
-        refused(MalformedInputError, read_model, path, says="holds no tensor")
+        refused(MalformedInputError, read_model, path, says="should hold a tensor, but holds none")
 
     def test_no_model_at_all(self, tmp_path, refused):
         (tmp_path / "x.pt").write_bytes(b"not a model at all, but long enough")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
-from deconv_cli.io.codec import PictureCodec, WriteRequest
-from deconv_cli.io.codecs.pillow_pictures import opened_picture, plain_samples, save_options, stored_picture
+from deconv_cli.io.codec import WriteRequest
+from deconv_cli.io.codecs.pillow_pictures import PillowCodec, opened_picture, plain_samples, stored_picture
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
 _COMMENT = "JPEG comment"
@@ -22,17 +20,17 @@ _MAX_SCANS = 64
 """An ordinary progressive picture has about ten; each scan goes through all of the picture."""
 
 
-class Jpeg(PictureCodec):
-    """JPEG files."""
+class Jpeg(PillowCodec):
+    """JPEG files, written of quality 95, with colors of full resolution."""
 
     name = "JPEG"
     suffixes = (".jpg", ".jpeg")
     magic = (b"\xff\xd8\xff",)
-    dtypes = ("uint8",)
     is_lossless = False
     record_inside = True
     carries = frozenset({"resolution", "icc_profile", "exif"})
     max_side = 65_500
+    save_arguments: ClassVar = {"quality": 95, "subsampling": 0}
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a picture."""
@@ -60,19 +58,14 @@ class Jpeg(PictureCodec):
             kept, lost = replace(kept, resolution=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
         return kept, lost
 
-    def write(self, path: Path, image: StoredImage) -> None:
-        """Write a picture of quality 95 whose colors have full resolution."""
-        from PIL import Image
-
-        options: dict[str, Any] = save_options(image.metadata)
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """Give Pillow's arguments, with the record in a comment of its own."""
+        options = super().metadata_arguments(image)
         if "dpi" in options:
             options["dpi"] = tuple(round(value) for value in options["dpi"])
         text = _RECORD_START + records.encode_record(image.record or {}).encode("ascii")
         segment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
-        comment = image.metadata.native.get(_COMMENT, b"")[:_MAX_SEGMENT]
-        Image.fromarray(np.asarray(image.samples)).save(
-            path, "JPEG", quality=95, subsampling=0, comment=comment, extra=segment, **options
-        )
+        return options | {"comment": image.metadata.native.get(_COMMENT, b"")[:_MAX_SEGMENT], "extra": segment}
 
 
 JPEG = Jpeg()

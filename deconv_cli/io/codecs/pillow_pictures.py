@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import exif, limits
-from deconv_cli.io.codec import Array
+from deconv_cli.io.codec import Array, PictureCodec
 from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
 
 if TYPE_CHECKING:
@@ -25,6 +26,46 @@ Picture = TypeVar("Picture", bound="ImageFile")
 _BYTES_PER_PIXEL = 4
 _NONE = Metadata()
 _NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
+
+
+class PillowCodec(PictureCodec):
+    """A format of 8 bits that Pillow reads and writes."""
+
+    dtypes = ("uint8",)
+    plugin: tuple[str, str]
+    """Pillow's module of the format, and the class of its files in it."""
+    save_arguments: ClassVar[Mapping[str, Any]] = {}
+    """Pillow's arguments for every picture that is written."""
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture."""
+        module, kind = self.plugin
+        with opened_picture(path, getattr(importlib.import_module(f"PIL.{module}"), kind)) as image:
+            return stored_picture(image, *plain_samples(path, image))
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a picture."""
+        from PIL import Image
+
+        options = {**self.save_arguments, **self.metadata_arguments(image)}
+        Image.fromarray(np.asarray(image.samples)).save(path, self.name, **options)
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """Give Pillow's arguments for the metadata of a picture, and for the record of the run."""
+        return save_options(image.metadata)
+
+
+class ExifCodec(PillowCodec):
+    """A format in whose EXIF block the record of a run goes."""
+
+    record_inside = True
+    holds_alpha = True
+    holds_gray = False
+    carries = frozenset({"icc_profile", "exif"})
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """Give Pillow's arguments, among them the EXIF block with the record."""
+        return super().metadata_arguments(image) | {"exif": exif.put_record(image.metadata.exif, image.record or {})}
 
 
 @contextmanager

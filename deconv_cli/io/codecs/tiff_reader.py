@@ -147,7 +147,7 @@ def _with_palette(path: Path, image: StoredImage, page: Any) -> StoredImage:  # 
     """
     if image.metadata.flavor:
         # Microscopists color gray values for display; the indices are the measurement.
-        return replace(image, notes=(*image.notes, "the color table is for display only and was not applied"))
+        return image.noting("the color table is for display only and was not applied")
     indices = np.asarray(image.samples)
     table = np.asarray(page.tags.valueof(_COLOR_MAP, default=()), dtype=np.uint16).reshape(-1)
     n_colors, largest = table.size // 3, int(indices.max(initial=0))
@@ -159,6 +159,4 @@ def _with_palette(path: Path, image: StoredImage, page: Any) -> StoredImage:  # 
     is_eight_bit = not (table % 257).any()
     colors = ((table // 257).astype(np.uint8) if is_eight_bit else table).reshape(3, n_colors).T
     samples = np.take(colors, indices.astype(np.intp), axis=0)
-    return replace(
-        image, samples=samples, axes=image.axes + "S", notes=(*image.notes, "the palette was expanded to colors")
-    )
+    return replace(image, samples=samples, axes=image.axes + "S").noting("the palette was expanded to colors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,17 @@ class TorchFile(TensorCodec):
     magic = (_ARCHIVE, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
     def list_tensors(self, path: Path) -> TensorFile:
-        """Read every tensor; names of nested dictionaries are joined by dots."""
-        tensors = read_torch_tensors(path)
+        """Read every tensor; names of nested dictionaries are joined by dots, a bare tensor has the empty name."""
+        kind = program_kind(limits.check_zip(path)) if read_head(path).startswith(_ARCHIVE) else None
+        if kind is not None:
+            raise UnsafeInputError(
+                f"'{path}' is a file of the kind {kind}, which is not opened; save its state_dict() with torch.save "
+                "instead."
+            )
+        tensors = named_tensors(path, load_weights_only(path))
+        for name, tensor in tensors.items():
+            if tensor.is_nested:  # its shape cannot even be listed
+                check_dense(path, tensor, name)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return TensorFile(path, shapes, lambda name: _unfolded(path, name, tensors[name]))
 
@@ -38,23 +48,14 @@ class TorchFile(TensorCodec):
 TORCH = TorchFile()
 
 
-def read_torch_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read every tensor of a .pt file; a bare tensor has the empty name.
-
-    The tensors may still be views that repeat their samples.
-
-    Raises:
-        UnsafeInputError: a pickle that names classes or functions, TorchScript, or an exported program.
-        MalformedInputError: damaged, or containers that nest without end.
-        TooLargeError: larger than the memory allows.
-    """
-    if read_head(path).startswith(_ARCHIVE):
-        _refuse_programs(path, limits.check_zip(path))
-    found = named_tensors(path, load_weights_only(path))
-    for name, tensor in found.items():
-        if tensor.is_nested:  # its shape cannot even be listed
-            check_dense(path, tensor, name)
-    return found
+def program_kind(names: Iterable[str]) -> str | None:
+    """Name the kind of program that an archive with these entries holds; None for tensors, or a plain module."""
+    parts = {part for name in names for part in name.split("/")}
+    # A file that could be either is treated as the kind that torch.load would run.
+    if parts & {"constants.pkl", "code"}:
+        return "TorchScript"
+    is_exported = parts & {"archive_format", "archive_version", "serialized_exported_program.json"}
+    return "exported program" if is_exported else None
 
 
 def _unfolded(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -62,15 +63,3 @@ def _unfolded(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     check_dense(path, tensor, name)
     limits.check_budget(path, tensor.numel() * tensor.element_size())
     return tensor.detach().contiguous()
-
-
-def _refuse_programs(path: Path, names: list[str]) -> None:
-    parts = {part for name in names for part in name.split("/")}
-    if "constants.pkl" in parts or "code" in parts:
-        raise UnsafeInputError(
-            f"'{path}' is a TorchScript program, which is not opened; save its state_dict() with torch.save instead."
-        )
-    if "archive_format" in parts or "archive_version" in parts or "serialized_exported_program.json" in parts:
-        raise UnsafeInputError(
-            f"'{path}' is an exported program (.pt2), which is not opened; save its state_dict() instead."
-        )
