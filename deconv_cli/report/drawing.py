@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 import re
@@ -9,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
-
-from deconv_cli.report.data_uri import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,15 +43,7 @@ Draw = Callable[["Figure", Theme], None]
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot as a page shows it.
-
-    Attributes:
-        name: its heading.
-        caption: how to read it.
-        alt: what it shows, in words and numbers.
-        light: the plot on white.
-        dark: the plot on black.
-    """
+    """A plot as a page shows it: how to read it, what it shows in words and numbers, and it on white and on black."""
 
     name: str
     caption: str
@@ -75,6 +66,11 @@ def draw_plot(name: str, caption: str, alt: str, draw: Draw, size: tuple[float, 
     # Laying out takes far longer than changing colors in a text.
     dark = _COLORS.sub(lambda color: _DARKENED[color.group()], light)
     return Plot(name, caption, alt, *(data_uri(svg.encode("utf-8"), "image/svg+xml") for svg in (light, dark)))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Write content of a media type as `data:image/png;base64,...`, which a page carries inside itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def style(axes: Axes, theme: Theme, x_label: str, y_label: str) -> None:

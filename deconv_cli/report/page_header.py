@@ -15,14 +15,7 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 
 @dataclass(frozen=True)
 class PageHeader:
-    """What a reader needs first, in sentences.
-
-    Attributes:
-        done: what was done.
-        chosen: with which λ, and why.
-        trust: where the picture is to be trusted.
-        warnings: why to doubt the result, a sentence each.
-    """
+    """What was done, with which λ and why, where to trust the picture, and why to doubt it: in sentences."""
 
     done: str
     chosen: str

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.report.data_uri import data_uri
+from deconv_cli.report.drawing import data_uri
 from deconv_cli.report.png_encoder import encode_png
 
 # Longest side of a picture in pixels: at most, and at least.
@@ -46,34 +46,24 @@ class ScaledImage:
     mask: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PagePicture:
     """The same as a page shows it.
 
     Attributes:
-        name: a word or two.
-        caption: what is seen, a sentence.
+        image: what is shown.
         alt: the same in words and numbers, for those who do not see it.
-        uri: the picture.
-        width: of the picture, in its own pixels.
-        height: the same for its height.
+        uri: the picture, of `width` × `height` pixels.
         scale_uri: all shades in a row.
-        low: the value of the first.
-        high: the value of the last.
-        unit: of the values.
         hatching_uri: stripes to lay over it.
     """
 
-    name: str
-    caption: str
+    image: ScaledImage
     alt: str
     uri: str
     width: int
     height: int
     scale_uri: str
-    low: str
-    high: str
-    unit: str
     hatching_uri: str | None
 
 
@@ -119,16 +109,12 @@ def _picture(image: ScaledImage, content: bytes, side: int) -> PagePicture:
     height, width = _reduced(values, side).shape[-2:]
     low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.double().mean()))
     return PagePicture(
-        name=image.name,
-        caption=image.caption,
+        image=image,
         alt=f"{image.name}: values from {low} to {high}, mean {mean} {image.unit}. {image.caption}",
         uri=data_uri(content, "image/png"),
         width=width,
         height=height,
         scale_uri=data_uri(_scale(image.color_map), "image/png"),
-        low=f"{image.low:.4g}",
-        high=f"{image.high:.4g}",
-        unit=image.unit,
         hatching_uri=None if image.mask is None else data_uri(_hatching(image.mask, side), "image/png"),
     )
 

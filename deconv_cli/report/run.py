@@ -29,15 +29,9 @@ class InputFile:
 
 @dataclass(frozen=True, eq=False)
 class KernelInput:
-    """A kernel and where it came from.
+    """A kernel, and where it came from: the path of its file with its SHA-256, or the words that made it.
 
-    Attributes:
-        kernel: canonical kernel.
-        path: of its file, or the words that made it.
-        convention: what the file held.
-        sha256: of all bytes of the file; `None` where there is none.
-        layer: the layer of a model that it was taken from.
-        has_bias: whether a bias was subtracted from, or added to, the outputs.
+    `has_bias` says whether a bias of the layer was subtracted from, or added to, the outputs.
     """
 
     kernel: Kernel
@@ -86,14 +80,7 @@ class Environment:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What all commands that take a kernel have in common.
-
-    Attributes:
-        kernel: the kernel.
-        notes: what was done on the way, a sentence each.
-        environment: what it was computed with.
-        rerun: the command line that makes the same output again.
-    """
+    """What all commands that take a kernel have in common; `rerun` is the command line that makes the same again."""
 
     kernel: KernelInput
     notes: tuple[str, ...]
@@ -103,13 +90,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class ImageRun(Run):
-    """What commands that turn images into images have in common.
-
-    Attributes:
-        command: its name.
-        source: the input.
-        output: the output.
-    """
+    """What commands that turn images into images have in common."""
 
     command: str
     source: InputFile
@@ -118,14 +99,7 @@ class ImageRun(Run):
 
 @dataclass(frozen=True, eq=False)
 class ForwardRun(ImageRun):
-    """A finished run of `deconv forward`.
-
-    Attributes:
-        padding: how far the kernel reached outside.
-        boundary: what lay there.
-        noise: the noise that was added, as it was given; `None` for none.
-        seed: of the noise.
-    """
+    """A finished run of `deconv forward`, with the noise that was added as it was given; `None` for none."""
 
     padding: PaddingLike
     boundary: str
@@ -135,13 +109,7 @@ class ForwardRun(ImageRun):
 
 @dataclass(frozen=True, eq=False)
 class InvertRun(ImageRun):
-    """A finished run of `deconv invert`.
-
-    Attributes:
-        reconstruction: the estimate with the solution and the diagnostics.
-        diagnosis: what a page shows besides; `None` without one.
-        factor: the file of the inverse, where one was given in place of a kernel.
-    """
+    """A finished run of `deconv invert`, with the diagnosis for a page, and the file of an inverse that was given."""
 
     reconstruction: Reconstruction
     diagnosis: Diagnosis | None
@@ -150,16 +118,7 @@ class InvertRun(ImageRun):
 
 @dataclass(frozen=True, eq=False)
 class FactorRun(Run):
-    """A finished run of `deconv factor`.
-
-    Attributes:
-        inverse: what was built.
-        well_posedness: what the boundary does to the problem.
-        factoring_time_s: how long building it took, in seconds.
-        path: of the file.
-        n_bytes: its size.
-        sha256: of all its bytes.
-    """
+    """A finished run of `deconv factor`: what was built, in how many seconds, and its file with size and SHA-256."""
 
     inverse: PseudoInverse
     well_posedness: WellPosedness

@@ -20,27 +20,13 @@ from deconv_cli.vocabulary import format_padding
 
 def describe_run(run: ImageRun) -> Record:
     """Write a run as a JSON object."""
-    source, output = run.source, run.output
     return {
         "schema": SCHEMA,
         "command": run.command,
-        "inputs": [
-            {
-                "path": source.path,
-                "shape": list(source.shape),
-                "axes": source.axes,
-                "dtype": source.dtype,
-                "sha256": source.sha256,
-            }
-        ],
+        "inputs": [{name: value for name, value in vars(run.source).items() if name != "is_picture"}],
         "kernel": describe_kernel(run.kernel),
         **_details(run),
-        "output": {
-            "path": output.path,
-            "shape": list(output.shape),
-            "dtype": output.dtype,
-            "samples_sha256": output.samples_sha256,
-        },
+        "output": dict(vars(run.output)),
         "notes": list(run.notes),
         **describe_environment(run.environment),
         "rerun": run.rerun,
@@ -50,16 +36,12 @@ def describe_run(run: ImageRun) -> Record:
 def _details(run: ImageRun) -> Record:
     """Describe what is particular to a command."""
     if isinstance(run, ForwardRun):
-        return {
-            "padding": format_padding(run.padding),
-            "boundary": run.boundary,
-            "noise": run.noise,
-            "seed": run.seed,
-        }
+        padding = format_padding(run.padding)
+        return {"padding": padding, "boundary": run.boundary, "noise": run.noise, "seed": run.seed}
     assert isinstance(run, InvertRun)
-    result, factor = run.reconstruction, run.factor
+    result = run.reconstruction
     return {
-        "factor": None if factor is None else {"path": factor.path, "sha256": factor.sha256},
+        "factor": run.factor and dict(vars(run.factor)),
         "boundary": result.boundary,
         "boundary_reason": result.reasons.boundary,
         **describe_reconstruction(result),
@@ -92,10 +74,7 @@ def _dc_gain(kernel: Kernel) -> float | list[float] | list[list[float]]:
 def describe_environment(environment: Environment) -> Record:
     """Describe what a result was computed with."""
     return {
-        "time_s": environment.time_s,
-        "peak_memory_bytes": environment.peak_memory_bytes,
-        "device": environment.device,
-        "dtype": environment.dtype,
+        **vars(environment),
         "versions": {
             "deconv": metadata.version("deconv-cli"),
             "torch": torch.__version__,
