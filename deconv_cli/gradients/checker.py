@@ -69,13 +69,7 @@ def check_subject(
     second_order: bool = False,
     on_progress: Callable[[str], None] = lambda _sentence: None,
 ) -> GradientReport:
-    """Check a model that is bound to its inputs and its loss.
-
-    Args:
-        subject: the model with its inputs and its loss; left as it was.
-        budget: seconds for finite differences; what they do not reach is listed.
-        second_order: also compare second derivatives.
-        on_progress: called with what is being done.
+    """Check a model that is bound to its inputs and its loss, and is left as it was; see `check_gradients`.
 
     Raises:
         UsageError: the model cannot be run on these inputs, or has no parameters.

@@ -30,19 +30,13 @@ _CANCELED = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class DoubleEvidence:
-    """What was measured in double precision, or in the model's own where it does not run in float64.
+    """What was measured in double precision, or in the model's own where it does not run in float64 (`dtype`).
 
     Attributes:
-        dtype: the precision.
-        forward: a forward pass in it.
-        backward: the backward pass behind it.
         results: gradients against finite differences, by parameter; None where the time was up.
         second: the same for second derivatives.
         constants: parameters with which the loss does not change, since gradients that come up to them cancel.
         series: gradients through time.
-        n_evaluations: forward passes spent on finite differences.
-        notes: what was assumed, a sentence each.
-        not_checked: what was left out and why, a sentence each.
     """
 
     dtype: str
@@ -59,14 +53,7 @@ class DoubleEvidence:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """What to compare.
-
-    Attributes:
-        names: parameters whose gradient is finite and not zero.
-        second: those of them whose second derivatives are compared too, where the first ones agree.
-        budget: seconds.
-        on_progress: called with what is being done.
-    """
+    """Parameters with a finite gradient other than zero, those of them to differentiate twice, and the seconds left."""
 
     names: frozenset[str]
     second: frozenset[str]

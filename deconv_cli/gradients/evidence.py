@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,24 +32,16 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that was measured.
+    """All that was measured; parameters go by their names.
 
     Attributes:
-        model: the model.
-        parameters: by name.
-        weight_norms: ‖parameter‖ by name.
-        forward: a forward pass in the model's own precision.
-        backward: the backward pass behind it, None where the loss has no path to any parameter.
+        backward: the backward pass in the model's own precision, None where the loss has no path to any parameter.
         origins: operations that made NaN or infinity of finite numbers, where the loss is not finite.
-        repetition: the loss computed several times.
-        responses: whether the loss changes with parameters that a derivative in it leaves out, by name.
+        responses: whether the loss changes with parameters that a derivative in it leaves out.
         moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
         double: what was measured in double precision, None where it could not be.
         wrong_inputs: hand-written backwards with a wrong gradient.
-        batch: whether the samples of the batch are independent.
         budget: seconds given to finite differences.
-        notes: what was assumed, a sentence each.
-        not_checked: what was left out and why, a sentence each.
     """
 
     model: nn.Module
@@ -119,6 +111,12 @@ class Evidence:
     def second_comparison(self, name: str) -> Comparison | None:
         """Return how a second derivative compares with finite differences, None where it was not compared."""
         return self.double.second.get(name) if self.double is not None else None
+
+    def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
+        """List the operations at which the gradient of a parameter becomes faulty."""
+        nodes = self.backward.origins(self.parameters[name], is_faulty) if self.backward is not None else []
+        graph = self.forward.graph
+        return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient goes on to a parameter."""

@@ -33,13 +33,7 @@ _FUNCTIONS_SHARE = 0.4
 def gather_evidence(
     subject: Subject, *, budget: float, second_order: bool, on_progress: Callable[[str], None]
 ) -> Evidence:
-    """Measure all that the rules look at.
-
-    Args:
-        subject: the model with its inputs and its loss; left as it was.
-        budget: seconds for finite differences.
-        second_order: also compare second derivatives.
-        on_progress: called with what is being done.
+    """Measure all that the rules look at; `budget` is that of finite differences in seconds.
 
     Raises:
         UsageError: the model cannot be run on these inputs.

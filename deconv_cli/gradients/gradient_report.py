@@ -56,14 +56,7 @@ _NO_FAULT = _UNDECIDED | {Verdict.OK, Verdict.FROZEN, Verdict.ZERO_BY_CONSTRUCTI
 
 @dataclass(frozen=True)
 class Cause:
-    """An operation that causes a finding.
-
-    Attributes:
-        operation: as code writes it, for instance `.detach()`.
-        location: its line.
-        why: one sentence.
-        suggestion: one line of what to write instead.
-    """
+    """An operation that causes a finding, as code writes it, with its line, the reason, and what to write instead."""
 
     operation: str
     location: CodeLocation
@@ -116,12 +109,10 @@ class ParameterFinding(Finding):
     """What is found for one parameter, and its numbers.
 
     Attributes:
-        name: as in the state dict.
-        shape: its shape.
         gradient_norm: ‖gradient‖, None where none arrives or it is not finite.
         weight_norm: ‖parameter‖.
         comparison: against finite differences, None where it was not compared.
-        second_order: the same for second derivatives, None where they were not compared.
+        second_order: the same for second derivatives.
         gates: norms of the gradient by gate, for recurrent layers.
     """
 
@@ -150,12 +141,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """All that was found.
+    """All that was found: for each parameter, for the model as a whole (`general`), and through time (`recurrent`).
 
     Attributes:
-        parameters: one finding for each parameter.
-        general: findings of the model as a whole.
-        recurrent: gradients through time.
         loss: the value of the loss, None where it is not finite.
         dtype: the precision in which finite differences were taken, None where none were.
         notes: what was assumed, a sentence each.

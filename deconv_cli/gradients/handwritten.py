@@ -35,9 +35,7 @@ class GradientError:
     Attributes:
         comparison: backward (as `autograd`) against what it should give (as `numeric`) at the worst element, and how
             many of all elements are wrong.
-        rows: first and last wrong row of the first axis.
-        n_rows: length of the first axis.
-        is_missing: backward gives nothing at all (None) for an input that has a gradient.
+        rows: first and last wrong row of the first axis, whose length is `n_rows`.
         is_step: the forward is a step, whose true derivative is zero: a surrogate gradient.
         reference: what it was compared with.
     """
@@ -45,36 +43,29 @@ class GradientError:
     comparison: Comparison
     rows: tuple[int, int]
     n_rows: int
-    is_missing: bool
     is_step: bool
     reference: str
 
 
 @dataclass(frozen=True, eq=False)
 class WrongInput:
-    """An input of a Function for which its backward gives a wrong gradient.
+    """An input of a Function for which its backward gives a wrong gradient, or None (`is_missing`).
 
-    Attributes:
-        function: name of the Function.
-        name: what forward calls the input.
-        location: where backward is written, or where the Function was called.
-        error: how it is wrong.
-        parameters: names of the parameters behind this input.
+    The location is where backward is written, or where the Function was called; `parameters` are behind this input.
     """
 
     function: str
     name: str
     location: CodeLocation
     error: GradientError
+    is_missing: bool
     parameters: frozenset[str]
 
 
 def check_functions(subject: Subject, budget: float) -> tuple[tuple[WrongInput, ...], list[str]]:
-    """Check every hand-written Function that is called, on the inputs it is called with, in float64 if possible.
+    """Check every hand-written Function on the inputs it is called with, in float64 if possible, in `budget` seconds.
 
-    Args:
-        subject: what is run; all of its batch, since a fault may lie in how samples are summed.
-        budget: seconds.
+    The batch is whole, since a fault may lie in how samples are summed.
 
     Returns:
         The inputs with a wrong gradient, and sentences on what could not be checked.
@@ -132,7 +123,8 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
         error = _compare_input(function, tensors[position], given[position], expected[position] if expected else None)
         if error is not None:
             where, behind = location if location.file else call.location, _behind(call, positions.index(n), forward)
-            result.append(WrongInput(call.function.__name__, names[n], where, error, behind))
+            is_missing = given[position] is None
+            result.append(WrongInput(call.function.__name__, names[n], where, error, is_missing, behind))
     return result
 
 
@@ -165,20 +157,14 @@ def _gradients(outputs: Tensors, tensors: Tensors, weights: Tensors) -> tuple[to
 class _Context(FunctionCtx):
     """The context of a forward that autograd itself differentiates."""
 
-    def save_for_backward(self, *tensors: torch.Tensor) -> None:
-        """Nothing needs saving."""
-
-    def mark_non_differentiable(self, *args: torch.Tensor) -> None:
-        """Nothing needs marking."""
-
-    def mark_dirty(self, *args: torch.Tensor) -> None:
-        """Nothing needs marking."""
-
-    def set_materialize_grads(self, value: bool) -> None:
-        """Nothing needs setting."""
-
     def __init__(self) -> None:
         self.needs_input_grad = (True,) * 64
+
+    def _nothing(self, *_given: object) -> None:
+        """Nothing needs saving, marking or setting."""
+
+    save_for_backward = mark_non_differentiable = mark_dirty = _nothing
+    set_materialize_grads = _nothing  # type: ignore[assignment]
 
 
 def _by_autograd(
@@ -213,14 +199,14 @@ def _compare_input(
         if outcome in (Outcome.AGREES, Outcome.KINK):
             return None
         if compare_along(function, [Direction(by_autograd, 0, direction)]).outcome is Outcome.AGREES:
-            return _error_by_autograd(hand, expected, off, is_missing=given is None)
+            return _error_by_autograd(hand, expected, off)
     found = compare_tensors(function, [moved])["input"]
     if found is None or found.outcome is not Outcome.DIFFERS:
         return None
-    return _error_by_differences(found, tensor, is_missing=given is None)
+    return _error_by_differences(found, tensor)
 
 
-def _error_by_differences(found: Comparison, tensor: torch.Tensor, *, is_missing: bool) -> GradientError:
+def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientError:
     """Describe an error that finite differences found at one element and looked for at a few others."""
     is_everywhere = found.n_wrong > 1
     n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if is_everywhere else 1
@@ -229,15 +215,12 @@ def _error_by_differences(found: Comparison, tensor: torch.Tensor, *, is_missing
         replace(found, n_wrong=n_wrong, n_tried=tensor.numel()),
         rows=(0, tensor.shape[0] - 1) if is_everywhere and tensor.ndim else (row, row),
         n_rows=tensor.shape[0] if tensor.ndim else 1,
-        is_missing=is_missing,
         is_step=abs(found.numeric) <= 10 * found.error_bar and abs(found.autograd) > 1e-3,
         reference="finite differences",
     )
 
 
-def _error_by_autograd(
-    hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor, *, is_missing: bool
-) -> GradientError:
+def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor) -> GradientError:
     """Describe an error that autograd of the same forward shows at every element."""
     gap = (hand - expected).abs()
     relative = gap / torch.maximum(hand.abs(), expected.abs()).clamp_min(1e-300)
@@ -262,7 +245,6 @@ def _error_by_autograd(
         comparison,
         rows=(int(rows[0]), int(rows[-1])),
         n_rows=hand.shape[0] if hand.ndim else 1,
-        is_missing=is_missing,
         is_step=not bool(expected.any()),
         reference="autograd of the same forward",
     )

@@ -19,12 +19,7 @@ TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class NamedLoss:
-    """A loss of torch with the target that suits an output.
-
-    Attributes:
-        compute: of output and target.
-        draw_target: a synthetic target for an output, from a generator.
-    """
+    """A loss of torch, with the synthetic target that suits an output, drawn from a generator."""
 
     compute: TensorLoss
     draw_target: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -37,9 +32,7 @@ OF_CLASSES = ("cross-entropy", "nll")
 def classes_are_last(output: torch.Tensor, target: torch.Tensor | None) -> bool:
     """Return whether an output is `(B, T, classes)`, as sequence models give it, and not torch's own `(B, classes, T)`.
 
-    Args:
-        output: what the model gives.
-        target: whole numbers, whose shape decides: `(B, T)`. Without a target the classes of three axes are the last.
+    The shape of a target of whole numbers decides: `(B, T)`. Without a target the classes of three axes are the last.
     """
     if output.ndim != 3:
         return False
@@ -144,11 +137,7 @@ def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401  whatev
 
 
 def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
-    """Call a function of the user's with the output and the target, or with the output alone.
-
-    Args:
-        function: the function, or a class such as a module of torch, which is made first.
-        has_target: whether there is a target to hand over.
+    """Call a function of the user's with the output and the target, or with the output alone; a class is made first.
 
     Raises:
         UsageError: it wants a target and there is none.

@@ -14,14 +14,7 @@ from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace,
 
 @dataclass(frozen=True)
 class Repetition:
-    """The loss computed again.
-
-    Attributes:
-        first: the loss.
-        second: with the same seed once more.
-        other_seed: with another seed.
-        drawn: operations of the model that draw random numbers.
-    """
+    """The loss with one seed, twice, and with another; `drawn` are the operations that draw random numbers."""
 
     first: float
     second: float
@@ -64,12 +57,7 @@ _LARGE_CHANGES = (0.1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class Response:
-    """How the loss changes with a parameter.
-
-    Attributes:
-        is_smooth: it changes under small changes of the parameter.
-        is_moved: it changes under some change of the parameter.
-    """
+    """Whether the loss changes with a parameter: under small changes (`is_smooth`), under any change (`is_moved`)."""
 
     is_smooth: bool
     is_moved: bool

@@ -18,13 +18,7 @@ TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of inputs, with their targets.
-
-    Attributes:
-        arguments: positional inputs of forward.
-        keywords: inputs by name.
-        target: for the loss, or None.
-    """
+    """Samples of inputs, positional and by name, with their targets for the loss or None."""
 
     arguments: tuple[torch.Tensor, ...]
     keywords: dict[str, torch.Tensor]

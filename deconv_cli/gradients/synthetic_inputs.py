@@ -26,13 +26,9 @@ _MAX_ELEMENTS = 2**31
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How to draw a synthetic tensor.
+    """How to draw a synthetic tensor; `dtype` is None for that of the model.
 
-    Attributes:
-        shape: its shape.
-        dtype: its dtype, None for that of the model.
-        low: smallest value.
-        high: values stay below it for whole numbers, and reach it otherwise; None for a normal distribution.
+    Values start at `low`, stay below `high` for whole numbers and reach it otherwise; None is a normal distribution.
     """
 
     shape: tuple[int, ...]
@@ -42,11 +38,7 @@ class InputSpec:
 
     @classmethod
     def parse(cls, text: str, name: str) -> InputSpec:
-        """Read `8,1,28,28`, `8,32:int64:0..100` or `8,3:float32:-1..1`.
-
-        Args:
-            text: the specification.
-            name: what it is of, for the message.
+        """Read `8,1,28,28`, `8,32:int64:0..100` or `8,3:float32:-1..1`; messages call it `name`.
 
         Raises:
             UsageError: not of this form, or a range that is empty.
@@ -106,7 +98,7 @@ def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tupl
 
 _BATCH = 4
 _TIME = 12
-_MAX_ELEMENTS = 2**24
+_MAX_GUESSED = 2**24
 _SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
 
 _PICTURES = {
@@ -180,7 +172,7 @@ def _can_be_drawn(spec: InputSpec) -> bool:
     sizes = (*spec.shape, spec.high if spec.high is not None else 1)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return False
-    return torch.Size(spec.shape).numel() <= _MAX_ELEMENTS
+    return torch.Size(spec.shape).numel() <= _MAX_GUESSED
 
 
 def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) -> bool:

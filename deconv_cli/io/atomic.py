@@ -15,12 +15,8 @@ from deconv_cli.io.sources import reason_of
 def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
     """Write into a temporary file of the same folder, check it, then put it in the place of `path`.
 
-    Whatever happens before that last step, the old file stays as it was and the temporary one is removed.
-
-    Args:
-        path: the final name.
-        write: writes the whole file under the name it is given.
-        check: reads that file again, and raises if it is not what was meant.
+    Before that last step the old file stays as it was, and the temporary one is removed in any case. `write` writes
+    the whole file under the name that it is given; `check` raises if that file is not what was meant.
 
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.

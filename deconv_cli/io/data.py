@@ -24,12 +24,9 @@ UNNAMED = "input"
 
 @dataclass(frozen=True, eq=False)
 class DataFile:
-    """Named tensors whose first axis counts samples.
+    """Named tensors whose first axis counts samples; a bare tensor is called `input`.
 
-    Attributes:
-        path: the file.
-        shapes: by name; a bare tensor is called `input`.
-        rows: reads samples `start` to `stop` of every tensor; single numbers are read whole.
+    `rows` reads samples `start` to `stop` of every tensor; single numbers are read whole.
     """
 
     path: Path

@@ -33,14 +33,9 @@ _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One array of a file.
+    """One array of a file: its name, empty for the only one, and its samples, converted as `as_real_tensor` does.
 
-    Attributes:
-        name: empty for the only one, without a name.
-        samples: as stored, but int32 and int64 for uint16 and uint32, and uint8 for bool.
-        dtype: of the stored samples.
-        axes: their letters; None where nothing says what they are.
-        is_kernel: it looks like the taps of a convolution.
+    The letters of its axes are None where nothing says what they are; `is_kernel` says that it looks like taps.
     """
 
     name: str
@@ -72,11 +67,11 @@ def inspect_file(
     series: int | None = None,
     open_file: Callable[[Path, TensorCodec], TensorFile] = open_tensors,
 ) -> Inspected:
-    """Read all that a file holds.
+    """Read all that a file holds: every tensor or only the one named, and of a TIFF file the series of this number.
 
     Args:
         path: the file; its format is recognized by its content.
-        tensor: name of a single tensor, or of a layer, where a file holds several; else all of them are read.
+        tensor: name of a single tensor, or of a layer.
         series: number of the TIFF series, where a file holds several.
         open_file: lists the tensors of a file.
 

@@ -41,11 +41,7 @@ def codec_of_suffix(path: Path) -> Codec:
 
 
 def codec_of_content(path: Path, head: bytes) -> Codec:
-    """Find the codec for a file by its first bytes; the suffix decides where several formats begin alike.
-
-    Args:
-        path: named in the error.
-        head: the first 32 bytes of the file, fewer if it is shorter.
+    """Find the codec for a file by its first 32 bytes; the suffix decides where several formats begin alike.
 
     Raises:
         MalformedInputError: no known format starts like this, or a raw file of a camera.

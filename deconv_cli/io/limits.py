@@ -48,10 +48,7 @@ def check_budget(path: Path, n_bytes: int) -> None:
 def check_expansion(path: Path, n_decoded: int, n_stored: int) -> None:
     """Refuse by `TooLargeError` content that is too large, or that unfolds as only a decompression bomb does.
 
-    Args:
-        path: named in the error.
-        n_decoded: bytes after decoding, as the header promises.
-        n_stored: bytes in the file.
+    `n_decoded` are the bytes that the header promises, `n_stored` those in the file.
     """
     check_budget(path, n_decoded)
     if n_decoded > RATIO_FREE_BYTES and n_decoded > MAX_RATIO * max(n_stored, 1):

@@ -17,14 +17,6 @@ def turns_sideways(orientation: int) -> bool:
 
 
 def upright(values: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Turn stored samples upright.
-
-    Args:
-        values: shape (..., H, W).
-        orientation: 1 to 8 as stored in the file.
-
-    Returns:
-        Shape (..., H, W), or (..., W, H) for orientations 5 to 8.
-    """
+    """Turn stored samples upright: `(..., H, W)`, and `(..., W, H)` for orientations 5 to 8 of 1 to 8."""
     turned = values.transpose(-2, -1) if turns_sideways(orientation) else values
     return turned.flip(_FLIPPED.get(orientation, ())).contiguous()

@@ -12,11 +12,7 @@ from deconv_cli.io.sources import reason_of
 def check_output_path(path: Path, source: Path, *, force: bool, make_folder: bool = False) -> None:
     """Refuse a path where no file can be, or where one is that may not be replaced.
 
-    Args:
-        path: the output.
-        source: what it is made from.
-        force: whether an existing file may be replaced.
-        make_folder: whether a missing folder is made when the file is written.
+    With `make_folder` a missing folder is made when the file is written. `source` is what the output is made from.
 
     Raises:
         UsageError: no such folder, or an existing file without `force`.

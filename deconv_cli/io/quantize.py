@@ -10,16 +10,9 @@ from deconv_cli.errors import UntrustworthyResultError
 
 
 def to_dtype(values: torch.Tensor, dtype: str) -> tuple[npt.NDArray[np.generic], tuple[str, ...]]:
-    """Convert a result to the sample type of a file.
+    """Convert a floating result of any shape on the CPU to the sample type of a file; gives what was done to it too.
 
     Whole numbers are rounded half to even; what lies outside the range of the type becomes its nearest end.
-
-    Args:
-        values: any shape, floating, on the CPU.
-        dtype: NumPy name of a real type.
-
-    Returns:
-        The samples, of the same shape, and what was done to them.
 
     Raises:
         UntrustworthyResultError: some values are NaN or Inf.

@@ -50,12 +50,7 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
 
 
 def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
-    """Refuse NaN and Inf.
-
-    Args:
-        path: named in the error.
-        tensor: any shape.
-        what: what the samples are, for instance `image`.
+    """Refuse NaN and Inf in a tensor of any shape, which the message calls `what`, for instance `image`.
 
     Raises:
         MalformedInputError: some samples are not finite; says how many, and the index of the first.

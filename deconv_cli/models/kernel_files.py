@@ -23,13 +23,10 @@ class KernelFile:
     """A kernel as read, its taps in the order of a cross-correlation.
 
     Attributes:
-        path: the file.
         kernel: float32 or float64, shape `(kH, kW)`, `(C, kH, kW)` for one a channel, or `(C_out, C_in, kH, kW)`.
         bias: what the layer adds to each output channel, shape `(C_out,)`.
         layer: the layer of a model that the kernel was taken from.
         convention: what the file held.
-        sha256: fingerprint of the file.
-        notes: what was done on reading, a sentence each.
         picture_notes: what to know besides if it is a picture that the kernel is applied to, or undone in.
     """
 

@@ -20,15 +20,7 @@ from deconv_cli.models.whole_modules import check_module, torch_globals
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution of a model.
-
-    Attributes:
-        name: of the layer, or None for a tensor without a name.
-        weight: as stored, shape `(kH, kW)`, `(C, kH, kW)` or `(C_out, C_in, kH, kW)`.
-        bias: as stored, shape `(C_out,)`.
-        bias_name: name of the bias in the file.
-        notes: what the file says of the layer, a sentence each.
-    """
+    """A convolution of a model, as stored: its name, its weight, and its bias of shape `(C_out,)` where it has one."""
 
     name: str | None
     weight: torch.Tensor
@@ -38,13 +30,7 @@ class Layer:
 
 
 def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> Layer:
-    """Read one layer of a model, or the only kernel of a file.
-
-    Args:
-        path: a file of tensors, or a whole module that `torch.save` wrote.
-        codec: of its format, recognized by its content.
-        head: its first bytes.
-        layer: name of the layer, or of its weight; None if the file holds a single kernel.
+    """Read one layer of a model by its name or that of its weight, or the only kernel of a file of tensors.
 
     Raises:
         UsageError: no layer of this name.

@@ -20,17 +20,7 @@ from deconv_cli.models.whole_modules import check_module, torch_globals
 
 @dataclass(frozen=True, eq=False)
 class ModelFile:
-    """What a model file holds: a whole module, a state dict or an exported program, one of the three.
-
-    Attributes:
-        path: the file.
-        kind: recognized by its content.
-        sha256: fingerprint of the file.
-        module: a whole module.
-        state: tensors by name.
-        exported: a program of `torch.export`.
-        notes: what was done on reading, a sentence each.
-    """
+    """What a model file holds: a whole module, a state dict or an exported program, one of the three."""
 
     path: Path
     kind: ModelFormat

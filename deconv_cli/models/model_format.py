@@ -29,11 +29,7 @@ class ModelFormat(StrEnum):
 
 
 def model_format(path: Path, head: bytes) -> ModelFormat:
-    """Recognize the kind of a model file.
-
-    Args:
-        path: the file.
-        head: at least its first 16 bytes, fewer if it is shorter.
+    """Recognize the kind of a model file by its first 16 bytes, and by the directory of an archive.
 
     Raises:
         UnsafeInputError: a torch.package archive.

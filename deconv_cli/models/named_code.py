@@ -21,14 +21,7 @@ from deconv_cli.io.sources import reason_of
 
 @dataclass(frozen=True, eq=False)
 class NamedCode:
-    """A class, a function or a model that the user named.
-
-    Attributes:
-        text: as it was given.
-        module: the Python module that holds it.
-        name: its name in that module.
-        value: the class, function or model itself.
-    """
+    """A class, a function or a model (`value`) that the user named by a text: its module, and its name there."""
 
     text: str
     module: ModuleType

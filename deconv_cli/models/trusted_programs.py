@@ -31,12 +31,8 @@ class ExportedModel:
 def read_torchscript(path: Path, trusted_sha256: str | None) -> nn.Module:
     """Open a TorchScript file on the CPU.
 
-    Args:
-        path: the file.
-        trusted_sha256: the SHA-256 of the file that the user trusts, in hexadecimal digits.
-
     Raises:
-        UnsafeInputError: the fingerprint is missing, or another one.
+        UnsafeInputError: the SHA-256 that the user trusts is missing, or another one.
         MalformedInputError: damaged.
     """
     content = _trusted_content(path, "a TorchScript file", trusted_sha256)
@@ -48,12 +44,8 @@ def read_torchscript(path: Path, trusted_sha256: str | None) -> nn.Module:
 def read_exported_program(path: Path, trusted_sha256: str | None) -> ExportedModel:
     """Open what `torch.export.save` wrote.
 
-    Args:
-        path: the file.
-        trusted_sha256: the SHA-256 of the file that the user trusts, in hexadecimal digits.
-
     Raises:
-        UnsafeInputError: the fingerprint is missing, or another one.
+        UnsafeInputError: the SHA-256 that the user trusts is missing, or another one.
         MalformedInputError: damaged, or written by a version of torch that this one does not read.
     """
     content = _trusted_content(path, "an exported program", trusted_sha256)

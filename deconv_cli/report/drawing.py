@@ -53,15 +53,7 @@ class Plot:
 
 
 def draw_plot(name: str, caption: str, alt: str, draw: Draw, size: tuple[float, float] = (6.0, 3.6)) -> Plot:
-    """Draw a plot in both themes.
-
-    Args:
-        name: its heading.
-        caption: how to read it.
-        alt: what it shows, in words and numbers.
-        draw: draws on an empty figure.
-        size: width and height in inches.
-    """
+    """Draw a plot in both themes, on a figure of `size` inches, with its heading, how to read it, and what it shows."""
     light = _as_svg(draw, size)
     # Laying out takes far longer than changing colors in a text.
     dark = _COLORS.sub(lambda color: _DARKENED[color.group()], light)

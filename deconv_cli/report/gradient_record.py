@@ -17,12 +17,7 @@ Record = dict[str, Any]
 
 
 def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Record:
-    """Describe what was found.
-
-    Args:
-        report: what was found.
-        expected: names of parameters, and verdicts on the model as a whole, that the user expects.
-    """
+    """Describe what was found; the user expects some parameters, and verdicts on the model as a whole, by name."""
     return {
         "loss": _plain(report.loss),
         "finite_difference_dtype": report.dtype,

@@ -16,13 +16,7 @@ N_CHANNELS = 3
 def images_to_show(
     run: InvertRun, diagnosis: Diagnosis, data: Tensor, truth: Tensor | None
 ) -> tuple[list[ScaledImage], str | None]:
-    """Choose the images of a page.
-
-    Args:
-        run: what was done.
-        diagnosis: of the same reconstruction.
-        data: y, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
-        truth: the image that was to be found, of the shape of the estimate.
+    """Choose the images of a page, for data of shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
 
     Returns:
         The images, and a sentence on what is left out; `None` where nothing is.

@@ -23,17 +23,9 @@ SCALE_LENGTH = 64
 
 @dataclass(frozen=True, eq=False)
 class ScaledImage:
-    """An image, and the values that its darkest and its lightest shade stand for.
+    """An image, `(H, W)` or `(3, H, W)` in colors, and the values that its darkest and its lightest shade stand for.
 
-    Attributes:
-        name: a word or two.
-        values: shape `(H, W)`, or `(3, H, W)` in colors.
-        low: the value of the darkest shade.
-        high: the value of the lightest one.
-        caption: what is seen, a sentence.
-        unit: of the values.
-        color_map: a name of matplotlib's; gray without one.
-        mask: true where the picture is hatched, shape `(H, W)`.
+    Gray without a `color_map` of matplotlib's; hatched where the `mask` of shape `(H, W)` is true.
     """
 
     name: str
@@ -48,15 +40,7 @@ class ScaledImage:
 
 @dataclass(frozen=True, eq=False)
 class PagePicture:
-    """The same as a page shows it.
-
-    Attributes:
-        image: what is shown.
-        alt: the same in words and numbers, for those who do not see it.
-        uri: the picture, of `width` × `height` pixels.
-        scale_uri: all shades in a row.
-        hatching_uri: stripes to lay over it.
-    """
+    """The same as a page shows it: content in words, all shades in a row, and stripes to lay over it."""
 
     image: ScaledImage
     alt: str

@@ -25,13 +25,9 @@ _SMALLEST_SCALE = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class TensorGradient:
-    """A tensor to be moved, and the gradient that autograd gives for it.
+    """A contiguous tensor, moved in place and put back, and the gradient of the same shape that autograd gives for it.
 
-    Attributes:
-        name: what to call it.
-        tensor: contiguous; its data is moved in place and put back.
-        gradient: same shape.
-        left_out: rows of the first axis that are not moved, since they have no gradient by definition.
+    Rows of the first axis in `left_out` are not moved, since they have no gradient by definition.
     """
 
     name: str
@@ -47,13 +43,7 @@ class TensorGradient:
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction for a run of elements of a tensor.
-
-    Attributes:
-        moved: which tensor.
-        start: first element in flat order.
-        values: shape (n,), for the elements `start` to `start + n`.
-    """
+    """How far a tensor's elements from `start` on move, in flat order: `values` of shape (n,)."""
 
     moved: TensorGradient
     start: int

@@ -42,12 +42,6 @@ def compare_tensors(
 ) -> dict[str, Comparison | None]:
     """Compare every tensor, each by itself where the time allows, else many in one direction first.
 
-    Args:
-        function: the function.
-        tensors: the tensors with their gradients.
-        seed: of the directions.
-        on_progress: called with how many tensors are done, of how many.
-
     Returns:
         The comparisons by name; None where the time was up.
     """

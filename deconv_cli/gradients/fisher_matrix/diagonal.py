@@ -38,16 +38,12 @@ Diagonal = dict[str, torch.Tensor]
 
 @dataclass(eq=False)
 class FisherDiagonal:
-    """A diagonal, and the squared gradient of batch means beside it, which is often taken for one.
+    """A diagonal by parameter, in float64, averaged over the samples.
 
     Attributes:
-        kind: which matrix.
-        diagonal: by parameter, in float64, averaged over the samples.
-        batch_mean_squared: the mean over batches of the squared mean gradient, for comparison.
+        batch_mean_squared: the mean over batches of the squared mean gradient, which is often taken for the diagonal.
         likelihood: what the loss was taken for.
-        n_samples: how many samples were averaged.
-        n_batches: how many batches they came in.
-        batch_size: samples in the largest of them.
+        batch_size: samples in the largest of the batches.
         loop_reason: why samples were taken one by one, None where they were vectorized.
     """
 

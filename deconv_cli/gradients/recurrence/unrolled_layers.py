@@ -96,11 +96,9 @@ def _unroll(
     output: Any,  # noqa: ANN401  what the layer gives
     loss: torch.Tensor,
 ) -> tuple[_States, torch.Tensor | None]:
-    """Run a layer again, step by step.
+    """Run a layer again, step by step: its states, and a scalar with the gradient of the loss by the layer's outputs.
 
-    Returns:
-        The states, and a scalar with the gradient of the loss by the layer's outputs; None where the layer computes
-        something else or the loss does not depend on it.
+    The scalar is None where the layer computes something else, or the loss does not depend on it.
     """
     outputs = [output[0], *_as_tuple(output[1])]
     needing = [tensor for tensor in outputs if tensor.requires_grad]

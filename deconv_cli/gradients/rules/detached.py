@@ -12,7 +12,7 @@ from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique
 from deconv_cli.gradients.reruns import uses_outside
 from deconv_cli.gradients.rules.wrong import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Detachment
+from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
 from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, OUTSIDE_USES
 
 _DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
@@ -26,12 +26,8 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
         return None
     forward, bit = evidence.forward, evidence.forward.bit(name)
     if evidence.is_reached(name) and evidence.backward is not None:
-        nodes = evidence.backward.origins(evidence.parameters[name], lambda magnitude: magnitude.is_zero)
-        graph = forward.graph
-        return Finding(
-            Verdict.DETACHED,
-            unique_causes(_returning_none(graph.label_of(node), graph.location_of(node)) for node in nodes),
-        )
+        origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
+        return Finding(Verdict.DETACHED, unique_causes(map(_returning_none, origins)))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
         return Finding(Verdict.DETACHED, _causes(forward.log.detachments[index] for index in lost))
@@ -77,9 +73,9 @@ def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
     return unique_causes(_cause(found) for found in detachments)
 
 
-def _returning_none(label: str, location: CodeLocation) -> Cause:
-    why = f"the backward of {label.removesuffix('(...)').strip('_.').removesuffix('()')} returns None for this input."
-    return Cause(label, location, why, "return a gradient for every input from backward")
+def _returning_none(operation: Operation) -> Cause:
+    why = f"the backward of {operation.bare_name} returns None for this input."
+    return Cause(operation.label, operation.location, why, "return a gradient for every input from backward")
 
 
 def _cause(found: Detachment) -> Cause:

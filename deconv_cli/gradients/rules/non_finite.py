@@ -5,6 +5,7 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.forward_trace import Operation
 
 _SUGGESTIONS = {
     "sqrt": "torch.sqrt(x + 1e-12), or torch.where around the input and not around the result",
@@ -34,23 +35,19 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is None:
         return None
     if not evidence.is_loss_finite:
-        causes = unique_causes(
-            _cause(origin.label, origin.location, "the inputs of {} are finite, its output is not.")
-            for origin in evidence.origins
-        )
+        why = "the inputs of {} are finite, its output is not."
+        causes = unique_causes(_cause(origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_FROM_INPUTS,), f"the loss is {loss}")
     if evidence.magnitudes[name].is_finite or evidence.backward is None:
         return None
-    graph = evidence.forward.graph
-    nodes = evidence.backward.origins(evidence.parameters[name], lambda magnitude: not magnitude.is_finite)
+    origins = evidence.origins_of(name, lambda magnitude: not magnitude.is_finite)
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
-    causes = unique_causes(_cause(graph.label_of(node), graph.location_of(node), why) for node in nodes)
-    return Finding(Verdict.NON_FINITE, causes)
+    return Finding(Verdict.NON_FINITE, unique_causes(_cause(origin, why) for origin in origins))
 
 
-def _cause(label: str, location: CodeLocation, why: str) -> Cause:
+def _cause(operation: Operation, why: str) -> Cause:
     """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
-    bare = label.removesuffix("(...)").strip("_.").removesuffix("()")
+    bare = operation.bare_name
     suggestion = _SUGGESTIONS.get(bare.strip("_"), "keep the input away from where this line is singular")
-    return Cause(label, location, why.format(bare), suggestion)
+    return Cause(operation.label, operation.location, why.format(bare), suggestion)

@@ -30,7 +30,7 @@ def _cause(item: WrongInput) -> Cause:
     operation, error = f"{item.function}.backward", item.error
     found = error.comparison
     what = f"the gradient for '{item.name}'"
-    if error.is_missing:
+    if item.is_missing:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
         suggestion = f"return {what}"
     elif error.is_step:

@@ -1,14 +1,17 @@
-"""ZERO: the gradient arrives, and is zero in every element."""
+"""ZERO, ZERO BY CONSTRUCTION: the gradient is zero in every element, or the loss cannot depend on the parameter."""
 
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
-from deconv_cli.gradients.rules.left_out_of_derivative import SMOOTH_UNITS
 from deconv_cli.gradients.tensors_in import norm_of
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
+from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.operations import STEPS
 
+_SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
+_NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
+_MAX_NODES = 200
 _LIMITED = ("clamp", "clip", "hardtanh", "clamp_max", "hardsigmoid")
 _SATURATING = ("softmax", "log_softmax", "cross_entropy", "sigmoid", "tanh", "erf")
 _PRODUCTS = (
@@ -21,10 +24,8 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is zero, and the operations at which it becomes so."""
     if evidence.backward is None or name not in evidence.magnitudes or not evidence.magnitudes[name].is_zero:
         return None
-    graph = evidence.forward.graph
-    nodes = evidence.backward.origins(evidence.parameters[name], lambda magnitude: magnitude.is_zero)
-    causes = unique_causes(_cause(graph.label_of(node), graph.location_of(node)) for node in nodes)
-    return Finding(Verdict.ZERO, causes, _describe_underflow(evidence, name))
+    origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
+    return Finding(Verdict.ZERO, unique_causes(map(_cause, origins)), _describe_underflow(evidence, name))
 
 
 def _describe_underflow(evidence: Evidence, name: str) -> str:
@@ -33,10 +34,8 @@ def _describe_underflow(evidence: Evidence, name: str) -> str:
     return f"in float64 the gradient is not zero but of norm {norm:.2g}: it underflows" if norm else ""
 
 
-def _cause(label: str, location: CodeLocation) -> Cause:
-    bare = label.removesuffix("(...)").strip("_.").removesuffix("()")
-    why, suggestion = _reason(bare)
-    return Cause(label, location, why, suggestion)
+def _cause(operation: Operation) -> Cause:
+    return Cause(operation.label, operation.location, *_reason(operation.bare_name))
 
 
 def _reason(bare: str) -> tuple[str, str]:
@@ -47,7 +46,7 @@ def _reason(bare: str) -> tuple[str, str]:
             f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()",
         )
     if bare == "ThresholdBackward":
-        return "the derivative of relu is a step, so the derivative of that is zero everywhere.", SMOOTH_UNITS
+        return "the derivative of relu is a step, so the derivative of that is zero everywhere.", _SMOOTH_UNITS
     if "relu" in bare or bare in ("threshold", "clamp_min"):
         return (
             f"every input of {bare} that this parameter reaches is negative: the units are dead for this data.",
@@ -77,3 +76,49 @@ def _reason(bare: str) -> tuple[str, str]:
         f"a gradient enters {bare} and leaves it as zero.",
         "look at the values that enter this line: it is constant around them",
     )
+
+
+def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None:
+    """Tell a parameter that drops out of a derivative from one that moves it, smoothly or in steps.
+
+    Moved smoothly it is DETACHED, moved in steps its gradient is ZERO, not moved it is ZERO BY CONSTRUCTION.
+    """
+    response = evidence.responses.get(name)
+    if response is None:
+        return None
+    location = evidence.forward.log.shifted[evidence.forward.bit(name)]
+    if response.is_smooth:
+        verdict = Verdict.DETACHED
+        why = "the derivative depends on this parameter, but a hand-written backward on the way gives plain values."
+        suggestion = "write that backward with torch functions of saved tensors"
+    elif response.is_moved:
+        verdict, suggestion = Verdict.ZERO, _SMOOTH_UNITS
+        why = "the loss holds only a derivative, and that changes with this parameter in steps: its slope is zero."
+    else:
+        verdict = Verdict.ZERO_BY_CONSTRUCTION
+        why = "the loss holds only a derivative, from which this parameter drops out: it shifts what is differentiated."
+        suggestion = "nothing, unless what is differentiated belongs in the loss as well"
+    return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
+
+
+def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter that what follows takes away again."""
+    double = evidence.double
+    if double is None or name not in double.constants:
+        return None
+    follower = _follower(evidence, name, double.backward)
+    why = f"{follower} takes away whatever this parameter adds, so the loss does not depend on it."
+    suggestion = "leave it out (bias=False); it costs memory and does nothing"
+    return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause(follower, evidence.module_of(name), why, suggestion),))
+
+
+def _follower(evidence: Evidence, name: str, backward: BackwardTrace) -> str:
+    """Name the nearest normalization behind a parameter."""
+    waiting = [node for node, _ in backward.readers_of(evidence.parameters[name])]
+    for node in waiting:
+        kind = type(node).__name__
+        if any(word in kind for word in _NORMALIZING):
+            return kind.removesuffix("0").removesuffix("Backward").removeprefix("Native")
+        if len(waiting) < _MAX_NODES:
+            waiting += [reader for reader, _ in backward.consumers.get(node, []) if reader not in waiting]
+    return "what follows"

@@ -17,15 +17,10 @@ _MAX_WALK = 4000
 
 
 class AutogradGraph:
-    """What is known of the nodes of a forward pass.
+    """What is known of the nodes of a forward pass: the line, the operation, and how many tensors there were before.
 
     Args:
         bits: for the id of each parameter the bit that stands for it in sets of parameters.
-
-    Attributes:
-        locations: the line on which each node was made.
-        labels: the operation that made it.
-        order: how many tensors with a gradient there were when it was made.
     """
 
     def __init__(self, bits: dict[int, int]) -> None:

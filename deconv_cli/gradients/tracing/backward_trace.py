@@ -16,12 +16,7 @@ from deconv_cli.gradients.tracing.autograd_graph import Node
 
 @dataclass(frozen=True)
 class Magnitude:
-    """How large a gradient is.
-
-    Attributes:
-        largest: the largest magnitude of an element; None where no gradient was given at all.
-        is_finite: whether all elements are finite.
-    """
+    """The largest magnitude of a gradient's elements, None where no gradient was given at all."""
 
     largest: float | None
     is_finite: bool = True
@@ -91,13 +86,7 @@ class BackwardTrace:
 def trace_backward(
     loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
 ) -> BackwardTrace:
-    """Differentiate a loss by the parameters and watch every node.
-
-    Args:
-        loss: a scalar with a graph.
-        parameters: those that require a gradient.
-        keep_graph: leave the graph for another pass.
-    """
+    """Differentiate a scalar loss by the parameters that require a gradient, and watch every node."""
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result)
     handles = [node.register_hook(_watching(node, result)) for node in nodes if not hasattr(node, "variable")]

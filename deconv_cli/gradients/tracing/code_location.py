@@ -32,7 +32,6 @@ class CodeLocation:
 
     Attributes:
         file: path of the source file, or None where the model carries no source.
-        line: line number from 1.
         function: name of the function around the line.
         module: dotted name of the innermost module, empty for the model itself or outside of it.
         text: the source line, where the model file itself carries it.

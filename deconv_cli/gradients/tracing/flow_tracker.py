@@ -131,14 +131,9 @@ class FlowTracker:
         *,
         is_derivative: bool = False,
     ) -> Any:  # noqa: ANN401  whatever the operation gives
-        """Run one operation, and record what it does to values and gradients.
+        """Run one operation on tensors among its arguments, and record what it does to values and gradients.
 
-        Args:
-            function: the operation.
-            name: its bare name.
-            tensors: those among its arguments.
-            call: runs it.
-            is_derivative: it gives a derivative that can be differentiated again.
+        An operation that `is_derivative` gives a derivative that can be differentiated again.
         """
         if self.suspended:
             result = call()

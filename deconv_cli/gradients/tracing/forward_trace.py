@@ -20,15 +20,17 @@ class Operation:
     label: str
     location: CodeLocation
 
+    @property
+    def bare_name(self) -> str:
+        """The name without dots, underscores and brackets."""
+        return self.label.removesuffix("(...)").strip("_.").removesuffix("()")
+
 
 @dataclass(frozen=True)
 class Detachment:
     """An operation that gradients enter and do not leave.
 
     Attributes:
-        name: bare name of the operation.
-        label: as code writes it.
-        location: its line.
         lost: parameters that are cut off.
         by_mode: gradients were switched off around it (`no_grad`, `inference_mode`).
         n_elements: of what was cut off.
@@ -51,8 +53,6 @@ class InPlaceWrite:
     """A tensor that was overwritten.
 
     Attributes:
-        operation: what wrote.
-        shape: of the tensor.
         node: name of the autograd node that had made the tensor before, or None.
         version: count of writes after this one.
     """
@@ -65,14 +65,11 @@ class InPlaceWrite:
 
 @dataclass(frozen=True, eq=False)
 class FunctionCall:
-    """A call of a hand-written `torch.autograd.Function`.
+    """A call of a hand-written `torch.autograd.Function`, with copies of its arguments.
 
     Attributes:
-        function: its class.
-        arguments: copies of what it was called with.
         needs: which of the tensors among them required a gradient.
         node: its node in the graph, None where its output required no gradient.
-        location: where it was called.
     """
 
     function: type[torch.autograd.Function]
@@ -84,13 +81,7 @@ class FunctionCall:
 
 @dataclass(eq=False)
 class TensorHook:
-    """A hook that forward put on a tensor.
-
-    Attributes:
-        location: where the hook is written.
-        parameters: those behind that tensor.
-        changes: whether it changed a gradient; known after the backward pass.
-    """
+    """A hook that forward put on a tensor with `parameters` behind it; what it `changes` is known after backward."""
 
     location: CodeLocation
     parameters: int
@@ -145,18 +136,14 @@ class OperationLog:
     """What the operations of a forward pass did, in order.
 
     Attributes:
-        used: parameters that some operation read.
-        last_use: where each parameter was read last.
+        used: parameters that some operation read, `last_use` where each was read last.
         detachments: operations that gradients do not leave.
         outside_uses: those at which a tensor became a number, a list or an array.
-        writes: overwritten tensors.
         calls: hand-written Functions.
-        hooks: what forward hooked onto tensors.
         shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
             line: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
             in steps.
-        tensors: all tensors that were made.
-        differentiable: those of them that carry a gradient.
+        tensors: all tensors that were made, `differentiable` those that carry a gradient.
         random: operations that draw random numbers.
         origins: operations whose output is not finite though their inputs are.
         casts: lines on which float64 became a narrower type.
@@ -183,12 +170,9 @@ class ForwardTrace:
 
     Attributes:
         names: parameters; the bit of each is its index here.
-        output: what the model gave.
         loss: what the loss function gave, as a scalar tensor.
         flow: what the loss carries.
         reached: parameters that autograd reaches from the loss.
-        log: what the operations did.
-        graph: the nodes of autograd.
     """
 
     names: tuple[str, ...]

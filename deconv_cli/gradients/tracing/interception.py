@@ -22,12 +22,7 @@ from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
 
 
 def trace_forward(subject: Subject, *, find_origins: bool = False) -> ForwardTrace:
-    """Run forward and loss once and watch.
-
-    Args:
-        subject: what is run.
-        find_origins: also look for the operations at which NaN or infinity arises.
-    """
+    """Run forward and loss once and watch; `find_origins` also looks for where NaN or infinity arises."""
     tracker = FlowTracker(subject, find_origins=find_origins)
     with (
         tracker.locator.following(),

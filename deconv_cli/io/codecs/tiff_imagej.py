@@ -22,11 +22,7 @@ _DTYPES = ("uint8", "int16", "uint16", "float32")
 
 
 def read_fields(found: dict[str, Any], metadata: Metadata) -> tuple[Metadata, dict[str, Any] | None]:
-    """Add ImageJ's fields to what the tags say, but for the counts, which follow from the axes.
-
-    Returns:
-        The metadata, and the record of an earlier run or None.
-    """
+    """Add ImageJ's fields to what the tags say, but for the counts that follow from the axes; gives the record too."""
     fields = {PREFIX + name: value for name, value in found.items() if name not in (*_COUNTS, *_OF_CHANNELS)}
     if records.take_line(found.get("Info")) is not None:
         fields[PREFIX + "Info"] = records.drop_line(found["Info"])
