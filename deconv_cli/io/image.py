@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import orientation, records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
@@ -75,7 +75,12 @@ def read_image(
     codec = codec_of_content(path, head)
     stored = read_stored(path, codec, choose_member(path, codec, tensor, series))
     stored = replace(stored, axes=axes.upper() if axes else stored.axes or tensor_axes(path, len(stored.shape)))
-    layout = Layout(stored.axes, stored.shape)
+    try:
+        layout = Layout(stored.axes, stored.shape)
+    except UsageError as error:
+        if axes:
+            raise
+        raise MalformedInputError(f"'{path}' cannot be read as it describes itself: {error}") from error
     values = as_real_tensor(path, stored.samples)
     check_finite(path, values, "image")
     colors, alpha, layout = _split_alpha(values, layout, stored.alpha)

@@ -310,8 +310,3 @@ class TestNotUnderstood:
     def test_weights_without_a_class(self, refuses, tmp_path):
         save_file({"weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
         refuses("check-grad", tmp_path / "weights.safetensors", code=ExitCode.USAGE, says="--model")
-
-    def test_data_that_do_not_agree(self, refuses, tmp_path):
-        save_file({"input": torch.zeros(5, 4), "target": torch.zeros(4)}, tmp_path / "data.safetensors")
-        words = ["check-grad", "--model", code("detached", "Base"), "--data", tmp_path / "data.safetensors"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")

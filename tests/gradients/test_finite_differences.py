@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gradient_cases import load_fixture
 
 from deconv_cli.gradients.checker import check_gradients
 from deconv_cli.gradients.finite_differences import scalar_function, search
@@ -129,23 +130,9 @@ def test_unravel():
     assert unravel(0, torch.Size(())) == ()
 
 
-class OnceOnly(torch.autograd.Function):
-    """The first derivative is right; the second ignores that of the cube's slope."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * 3 * (x * x).detach()
-
-
 class Cubed(torch.nn.Linear):
     def forward(self, x):
-        return OnceOnly.apply(super().forward(x)).sum()
+        return load_fixture("wrong").Cubed.apply(super().forward(x)).sum()
 
 
 def test_a_wrong_second_derivative():

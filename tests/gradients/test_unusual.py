@@ -104,27 +104,6 @@ def test_sums_in_a_changing_order_are_told_from_random_numbers():
     assert "sums are taken in a changing order" in found.general[0].causes[0].why
 
 
-def test_an_error_of_backward_is_blamed_on_its_line():
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx, grad):
-            raise ArithmeticError("no idea")
-
-    class Net(nn.Linear):
-        def forward(self, x):
-            return Broken.apply(super().forward(x))
-
-    found = checked(Net(4, 2), 3, 4)
-    assert set(verdicts(found).values()) == {"WRONG"}
-    (cause,) = found.parameters[0].causes
-    assert "ArithmeticError: no idea" in cause.why
-    assert cause.location.source == 'raise ArithmeticError("no idea")'
-
-
 def test_an_apply_that_was_bound_long_ago_is_seen():
     bound = wrong.Doubled.apply
 

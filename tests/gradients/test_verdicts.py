@@ -240,6 +240,7 @@ class TestHandwritten:
         found = checked(wrong.DoubledNet(scale=scale), 4, 1000)
         cause = assert_blamed(found, "w", "wrong", "doubled", "WRONG")
         assert cause.suggestion == "divide the gradient for 'w' by 2"
+        assert found.parameters[0].detail.endswith("by a factor of 2")
         assert found.parameters[0].comparison.ratio == pytest.approx(2, rel=1e-4)
 
     def test_one_element_of_a_thousand_wrong_by_a_hundredth(self):

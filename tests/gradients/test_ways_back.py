@@ -6,11 +6,13 @@ import inspect
 
 import pytest
 import torch
-from gradient_cases import causes, checked, verdicts
+from gradient_cases import causes, checked, load_fixture, verdicts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from deconv_cli.errors import UsageError
+
+wrong = load_fixture("wrong")
 
 
 def line_of(function, text: str) -> int:
@@ -89,12 +91,7 @@ class TestHooks:
         assert "watched" not in cause.why
 
 
-class TooFew(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return x * w
-
+class TooFew(wrong.Doubled):
     @staticmethod
     def backward(ctx, grad):
         return grad * ctx.saved_tensors[1]
@@ -118,15 +115,9 @@ class Impossible(TooFew):
     ("function", "text"), [(TooFew, "def backward"), (TooShort, "def backward"), (Impossible, "return grad @")]
 )
 def test_an_error_of_backward_is_blamed_on_the_line_in_it(function, text):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(5))
-
-        def forward(self, x):
-            return function.apply(x, self.w)
-
-    (cause,) = causes(checked(Net(), 4, 5), "w")
+    model = wrong.DoubledNet(n=5)
+    model.function = function
+    (cause,) = causes(checked(model, 4, 5), "w")
     assert (cause.location.file, cause.location.line) == (__file__, line_of(function, text))
 
 
@@ -144,19 +135,6 @@ class Forces(nn.Module):
         energy = self.head(self.unit(self.hidden(positions))).sum()
         (forces,) = torch.autograd.grad(energy, positions, create_graph=self.create_graph)
         return energy, -forces
-
-
-class Cubed(torch.autograd.Function):
-    """Its backward cannot be differentiated again, since it computes with plain values."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * 3 * ctx.saved_tensors[0].detach().square()
 
 
 def on_forces(output):
@@ -206,7 +184,7 @@ class TestDerivativesInTheLoss:
 
             def forward(self, positions):
                 positions = positions.clone().requires_grad_()
-                energy = Cubed.apply(self.hidden(positions).sum() + self.shift).sum()
+                energy = wrong.Cubed.apply(self.hidden(positions).sum() + self.shift).sum()
                 (forces,) = torch.autograd.grad(energy, positions, create_graph=True)
                 return energy, forces
 
@@ -334,48 +312,12 @@ def test_a_model_that_hides_everything():
         checked(Hidden(), 3)
 
 
-class Skewed(torch.autograd.Function):
-    """Wrong by another factor in every column."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return x * w
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, w = ctx.saved_tensors
-        return grad * w, (grad * x).sum(0) * torch.linspace(2, 4, w.numel(), dtype=w.dtype)
-
-
-class Scaled(Skewed):
-    @staticmethod
-    def backward(ctx, grad):
-        x, w = ctx.saved_tensors
-        return grad * w, 3 * (grad * x).sum(0)
-
-
-class TestFactors:
-    class Net(nn.Module):
-        def __init__(self, function):
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(9))
-            self.function = function
-
-        def forward(self, x):
-            return torch.tanh(self.function.apply(x, self.w)).mean()
-
-    def test_one_factor_is_told_as_one(self):
-        found = checked(self.Net(Scaled), 5, 9)
-        assert found.parameters[0].detail.endswith("by a factor of 3")
-        assert causes(found, "w")[0].suggestion == "divide the gradient for 'w' by 3"
-
-    def test_different_factors_are_told_with_their_range(self):
-        found = checked(self.Net(Skewed), 5, 9)
-        assert "by factors around" in found.parameters[0].detail
-        (cause,) = causes(found, "w")
-        assert "off by factors around 3 (from 2 to 4)" in cause.suggestion
-        assert "divide" not in cause.suggestion
+def test_different_factors_are_told_with_their_range():
+    found = checked(wrong.SkewedNet(n=9), 5, 9)
+    assert "by factors around" in found.parameters[0].detail
+    (cause,) = causes(found, "w")
+    assert "off by factors around 3 (from 2 to 4)" in cause.suggestion
+    assert "divide" not in cause.suggestion
 
 
 def test_no_time_for_finite_differences_narrows_nothing():

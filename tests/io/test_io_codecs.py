@@ -168,7 +168,7 @@ class TestFurtherPictures:
 
     def test_animations_are_refused(self, tmp_path):
         frames = [Image.new("L", (8, 8), value) for value in (0, 99)]
-        for suffix in (".gif", ".avif"):
+        for suffix in (".gif", ".avif", ".webp", ".png"):
             frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
             with pytest.raises(MalformedInputError, match="animation of 2 frames"):
                 read_image(tmp_path / f"a{suffix}")

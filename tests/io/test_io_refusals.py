@@ -1,6 +1,5 @@
 """What must not be read is refused in one sentence, quickly, and without running or allocating anything."""
 
-import io
 import os
 import pickle
 import resource
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from io_cases import FILES, npy, whole_files
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -160,16 +160,10 @@ def test_a_view_that_repeats_one_sample(tmp_path):
     assert read_image(tmp_path / "small.pt").values.shape == (1, 1, 5, 6)
 
 
-def npy(header_shape, data=b"") -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": header_shape})
-    return buffer.getvalue() + data
-
-
 def lying_files(folder):
-    (folder / "lie.npy").write_bytes(npy((10**6, 10**6), b"1234"))
+    (folder / "lie.npy").write_bytes(npy("(1000000, 1000000)"))
     with zipfile.ZipFile(folder / "lie.npz", "w") as archive:
-        archive.writestr("a.npy", npy((10**5, 10**4), b"1234"))
+        archive.writestr("a.npy", npy("(100000, 10000)"))
     (folder / "lie.png").write_bytes(png(2**31 - 1, 2**31 - 1))
     (folder / "lie16.png").write_bytes(png(2**30, 2**30, 16, 2))
     (folder / "wide.png").write_bytes(png(40_000, 2_000, data=zlib.compress(b"\0")))
@@ -244,44 +238,6 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     assert read_image(tmp_path / "b.pt").shape == (1000, 1000)
 
 
-def whole_files(folder):
-    rng = np.random.default_rng(3)
-    stack = rng.integers(0, 255, (4, 64, 64)).astype("uint8")
-    rgb = rng.integers(0, 255, (48, 40, 3)).astype("uint8")
-    axes = {"axes": "TYX"}
-    tifffile.imwrite(folder / "imagej.tif", stack, imagej=True, metadata=axes)
-    tifffile.imwrite(folder / "ome.ome.tif", stack, ome=True, photometric="minisblack", metadata=axes)
-    tifffile.imwrite(
-        folder / "omez.ome.tif", stack, ome=True, photometric="minisblack", metadata=axes, compression="zlib"
-    )
-    tifffile.imwrite(folder / "zlib.tif", stack, photometric="minisblack", compression="zlib", metadata=axes)
-    tifffile.imwrite(folder / "plain.tif", stack, photometric="minisblack", metadata=None)
-    tifffile.imwrite(folder / "plainz.tif", stack, photometric="minisblack", metadata=None, compression="zlib")
-    tifffile.imwrite(folder / "tiled.tif", stack[0], tile=(16, 16), compression="lzw")
-    frames = [Image.fromarray(frame) for frame in stack]
-    frames[0].save(folder / "pillow.tif", save_all=True, append_images=frames[1:])
-    Image.fromarray(rgb).save(folder / "a.png")
-    (folder / "deep.png").write_bytes(imagecodecs.png_encode(rgb.astype("uint16") * 257))
-    Image.fromarray(rgb).save(folder / "a.jpg")
-    Image.fromarray(rgb).save(folder / "p.jpg", progressive=True)
-    Image.fromarray(rgb).save(folder / "a.webp", lossless=True)
-    Image.fromarray(rgb).save(folder / "lossy.webp")
-    torch.save(torch.from_numpy(stack), folder / "a.pt")
-    torch.save(torch.from_numpy(stack), folder / "old.pt", _use_new_zipfile_serialization=False)
-    save_file({"image": torch.from_numpy(stack)}, folder / "a.safetensors")
-    np.save(folder / "a.npy", stack)
-    np.savez(folder / "a.npz", image=stack)
-    np.savez_compressed(folder / "z.npz", image=stack)
-    return sorted(folder.iterdir())
-
-
-FILES = [
-    *("imagej.tif", "ome.ome.tif", "omez.ome.tif", "zlib.tif", "plain.tif", "plainz.tif", "tiled.tif", "pillow.tif"),
-    *("a.png", "deep.png", "a.jpg", "p.jpg", "a.webp", "lossy.webp"),
-    *("a.pt", "old.pt", "a.safetensors", "a.npy", "a.npz", "z.npz"),
-]
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_truncated_files_never_read_as_less(tmp_path, name):
     whole_files(tmp_path)
@@ -299,22 +255,6 @@ def test_truncated_files_never_read_as_less(tmp_path, name):
             # Only what lies behind the last sample may be missing.
             assert cut >= len(data) - 12, cut
             assert torch.equal(found, expected), cut
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_flipped_bits_raise_nothing_but_our_errors(tmp_path, name):
-    whole_files(tmp_path)
-    path = tmp_path / name
-    data = path.read_bytes()
-    rng = np.random.default_rng(11)
-    for place in rng.integers(0, min(len(data), 3000), 40):
-        damaged = bytearray(data)
-        damaged[place] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        try:
-            read_image(path)
-        except DeconvError as error:
-            assert_one_sentence(error, path)
 
 
 def test_entities_in_ome_are_refused(tmp_path):
@@ -359,7 +299,7 @@ def test_modest_lies_are_not_allocated_either(tmp_path, monkeypatch):
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as opened:
         for tag in ("ImageWidth", "ImageLength"):
             opened.pages[0].tags[tag].overwrite(7000, dtype="I")
-    (tmp_path / "a.npy").write_bytes(npy((7000, 7000), b"1234"))
+    (tmp_path / "a.npy").write_bytes(npy("(7000, 7000)"))
     (tmp_path / "a.png").write_bytes(png(7000, 7000, 16, 0))
     monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("decoded"))
@@ -401,11 +341,3 @@ def test_checksums_are_compared(tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(MalformedInputError, match="checksum"):
         read_image(tmp_path / "a.png")
-
-
-def test_descriptions_that_promise_more_planes(tmp_path):
-    tifffile.imwrite(tmp_path / "o.ome.tif", np.ones((2, 8, 8), "uint8"), ome=True, metadata={"axes": "TYX"})
-    data = (tmp_path / "o.ome.tif").read_bytes()
-    (tmp_path / "o.ome.tif").write_bytes(data.replace(b'SizeT="2"', b'SizeT="4"'))
-    with pytest.raises(MalformedInputError):
-        read_image(tmp_path / "o.ome.tif")

@@ -42,13 +42,7 @@ class _FunctionMode(TorchFunctionMode):
         super().__init__()
         self._tracker = tracker
 
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401  torch's own signature
-        types: Any,  # noqa: ANN401
-        args: Any = (),  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run one function."""
         keywords, tracker = kwargs or {}, self._tracker
         name = plain_name(func)
@@ -78,13 +72,7 @@ class _DispatchMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._tracker = tracker
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401  torch's own signature
-        types: Any,  # noqa: ANN401
-        args: Any = (),  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Pass one operation on."""
         self._tracker.constructing = True
         try:
