@@ -76,7 +76,7 @@ class Spectrum:
         It is the image's own, but for more than `MAX_FREQUENCIES` or wide blocks its longest axis is halved until the
         work is bounded; the zero frequency is always kept.
         """
-        return _affordable_grid(self.image_size, self.taps.shape[0], self.taps.shape[1])
+        return affordable_grid(self.image_size, self.taps.shape[:2])
 
     @property
     def condition(self) -> float:
@@ -155,7 +155,7 @@ def _search(taps: Tensor, torus: Size) -> tuple[float, Size]:
         angle = torch.acos((values / ceiling).clamp_max(1)) - reach
         corners = corners[synchronize.places(ceiling * angle.clamp_min(0).cos() > (1 - ROUNDING) * best)]
         corners, widths = _halve(corners, widths)
-        if len(corners) > _affordable_frequencies(*taps.shape[:2]):
+        if len(corners) > min(MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS / _block_operations(*taps.shape[:2])):
             break
     return best, peak
 
@@ -256,17 +256,29 @@ def single_threaded(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def _affordable_grid(size: Size, n_outputs: int, n_inputs: int) -> Size:
-    """Halve the longest axis until there are no more frequencies than can be afforded."""
+def affordable_grid(
+    size: Size,
+    channels: Size,
+    max_frequencies: int = MAX_FREQUENCIES,
+    max_block_operations: float = MAX_BLOCK_OPERATIONS,
+) -> Size:
+    """Halve the longest axis of a torus until there are no more frequencies than can be afforded.
+
+    Args:
+        size: of the torus.
+        channels: of outputs and inputs.
+        max_frequencies: that can be afforded.
+        max_block_operations: the same for frequencies times the operations on one block.
+    """
     grid = list(size)
-    while math.prod(half_spectrum(tuple(grid))) > _affordable_frequencies(n_outputs, n_inputs) and max(grid) > 2:
+    affordable = min(max_frequencies, max_block_operations / _block_operations(*channels))
+    while math.prod(half_spectrum(tuple(grid))) > affordable and max(grid) > 2:
         longest = grid.index(max(grid))
         grid[longest] = -(-grid[longest] // 2)
     return tuple(grid)
 
 
-def _affordable_frequencies(n_outputs: int, n_inputs: int) -> float:
+def _block_operations(n_outputs: int, n_inputs: int) -> int:
     per_frequency = n_outputs * n_inputs * min(n_outputs, n_inputs)
     # A LAPACK call on a tiny block costs about as much as one on an 8 × 8 block.
-    cost = per_frequency if min(n_outputs, n_inputs) == 1 else max(per_frequency, 512)
-    return min(MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS / cost)
+    return per_frequency if min(n_outputs, n_inputs) == 1 else max(per_frequency, 512)

@@ -17,6 +17,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import find_penalty, is_determined
+from deconv_cli.solvers.condition import condition_number
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
 from deconv_cli.solvers.norms import norm, relative
 
@@ -98,6 +99,11 @@ class TikhonovProblem:
     def runs_in_own_precision(self) -> bool:
         """Whether the precision of the data suffices, and double precision is not needed for float32."""
         return self.lam == 0 or MIN_LAMBDA_IN_FLOAT32 <= self.lam <= MAX_LAMBDA_IN_FLOAT32
+
+    @cached_property
+    def condition(self) -> float:
+        """The condition number of AᴴA + μLᴴL where it matters, or a bound of it; see `condition_number`."""
+        return condition_number(self.operator, self.lam, self.penalty)
 
     @cached_property
     def penalty_operator(self) -> LinearOperator:

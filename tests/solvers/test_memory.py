@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 
 def test_max_memory_is_the_budget_of_the_direct_method():
-    kernel, settings = random((2, 2, 3, 3)), {"input_size": (40, 40), "boundary": "reflect", "lam": 1e-3}
+    kernel, settings = random((2, 2, 3, 3)), {"input_size": (40, 40), "boundary": "reflect", "lam": 1e-6}
     assert deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10**9).choice.method == "direct"
     choice = deconv_cli.pseudo_inverse(kernel, **settings, max_memory=3_000_000).choice
     assert choice.method != "direct"
@@ -137,7 +137,6 @@ def test_amounts_of_memory_are_written_for_a_person():
         ("strip", "zero", 1e-3, "laplacian"),
         ("strip", "unknown", 1e-3, "laplacian"),
         ("iterative", "symmetric", 0.0, "identity"),
-        ("iterative", "zero", 0.0, "identity"),
     ],
 )
 @pytest.mark.parametrize("n_images", [1, 3])
