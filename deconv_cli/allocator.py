@@ -1,4 +1,4 @@
-"""Keep the memory that is freed, so that the kernel need not clear it again each time it is given back.
+"""The memory of this process: how much it has taken, and how it keeps what is freed, which would be cleared again else.
 
 glibc returns large blocks to the kernel as soon as they are freed, and the kernel clears every page that it hands out
 again. A reconstruction allocates image after image: half of the processor's time went into clearing pages. Where there
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 
 # mallopt(3): the parameters, and values that keep all that is freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -69,3 +70,15 @@ def kept_bytes() -> int:
     """Return how many freed bytes this process holds: they are usable again, though the system counts them as taken."""
     library = _glibc()
     return 0 if library is None else int(library.mallinfo2().fordblks)
+
+
+def peak_memory_bytes() -> int:
+    """Ask the operating system for the largest resident size so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

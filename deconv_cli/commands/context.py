@@ -271,7 +271,7 @@ def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:
     """Describe what a result was computed with, up to now."""
-    from deconv_cli.report.peak_memory import peak_memory_bytes
+    from deconv_cli.allocator import peak_memory_bytes
     from deconv_cli.report.run import Environment
 
     name = str(dtype).removeprefix("torch.")

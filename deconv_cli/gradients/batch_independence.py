@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import tensors_in, to_float64
@@ -44,20 +43,16 @@ def try_batch(subject: Subject) -> BatchIndependence:
         return BatchIndependence(axis, doubt=doubt)
     with subject.evaluating(), torch.set_grad_enabled(_needs_graph(subject)):
         before = trace_forward(subject)
-        inputs = subject.arguments, subject.keywords
-        try:
-            subject.arguments, subject.keywords = pytree.tree_map(lambda leaf: _with_other_sample(leaf, axis), inputs)
+        with subject.changed_inputs(lambda leaf: _with_other_sample(leaf, axis), target_too=False):
             after = trace_forward(subject)
-            if not _has_changed(before.output, after.output, axis, sample=0):
-                return BatchIndependence(axis)
-            if not subject.is_axis_given and _looks_like_time(subject, inputs, before.output, axis):
-                doubt = (
-                    f"axis {axis} looks like time, since later outputs depend on earlier inputs but not the other way "
-                    "round; name the axis of the samples (batch_axis)"
-                )
-                return BatchIndependence(axis, doubt=doubt)
-        finally:
-            subject.arguments, subject.keywords = inputs
+        if not _has_changed(before.output, after.output, axis, sample=0):
+            return BatchIndependence(axis)
+        if not subject.is_axis_given and _looks_like_time(subject, before.output, axis):
+            doubt = (
+                f"axis {axis} looks like time, since later outputs depend on earlier inputs but not the other way "
+                "round; name the axis of the samples (batch_axis)"
+            )
+            return BatchIndependence(axis, doubt=doubt)
     return BatchIndependence(axis, is_mixed=True, mixer=_mixer(before, after, axis))
 
 
@@ -122,11 +117,11 @@ def _has_changed(before: Any, after: Any, axis: int, sample: int) -> bool:  # no
     return False
 
 
-def _looks_like_time(subject: Subject, inputs: Any, before: Any, axis: int) -> bool:  # noqa: ANN401
+def _looks_like_time(subject: Subject, before: Any, axis: int) -> bool:  # noqa: ANN401  an output of the model
     """Replace the last sample: along time nothing before it changes."""
-    last = tensors_in(inputs)[0].shape[axis] - 1
-    subject.arguments, subject.keywords = pytree.tree_map(lambda leaf: _with_other_sample(leaf, axis, last), inputs)
-    return not _has_changed(before, subject.output(), axis, last)
+    last = tensors_in((subject.arguments, subject.keywords))[0].shape[axis] - 1
+    with subject.changed_inputs(lambda leaf: _with_other_sample(leaf, axis, last), target_too=False):
+        return not _has_changed(before, subject.output(), axis, last)
 
 
 def _mixer(before: ForwardTrace, after: ForwardTrace, axis: int) -> Operation | None:

@@ -110,26 +110,34 @@ class Subject:
         """Turn parameters, buffers, tensor attributes, inputs and target to float64 for a while."""
         tensors = [tensor for tensor in self._own_tensors() if tensor.is_floating_point() or tensor.is_complex()]
         kept = [(tensor, tensor.data) for tensor in tensors]
-        inputs = (self.arguments, self.keywords, self.target)
         default = torch.get_default_dtype()
         try:
             for tensor in tensors:
                 tensor.data = tensor.data.to(_double_of(tensor))
-            self.arguments, self.keywords, self.target = pytree.tree_map(_doubled, inputs)
             torch.set_default_dtype(torch.float64)
-            yield
+            with self.changed_inputs(_doubled):
+                yield
         finally:
             torch.set_default_dtype(default)
-            self.arguments, self.keywords, self.target = inputs
             for tensor, data in kept:
                 tensor.data = data
+
+    @contextlib.contextmanager
+    def changed_inputs(self, change: Callable[[Any], Any], *, target_too: bool = True) -> Iterator[None]:
+        """Change every tensor among the inputs, and by default the target, for a while."""
+        kept = (self.arguments, self.keywords, self.target)
+        try:
+            self.arguments, self.keywords = pytree.tree_map(change, kept[:2])
+            self.target = pytree.tree_map(change, self.target) if target_too else self.target
+            yield
+        finally:
+            self.arguments, self.keywords, self.target = kept
 
     @contextlib.contextmanager
     def narrowed(self, n_samples: int) -> Iterator[bool]:
         """Keep only the first samples of the batch for a while; yields whether that could be done."""
         axis = self.batch_axis
-        inputs = (self.arguments, self.keywords, self.target)
-        tensors = tensors_in(inputs)
+        tensors = tensors_in((self.arguments, self.keywords, self.target))
         sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
         if axis is None or len(sizes) != 1 or min(sizes) <= n_samples:
             yield False
@@ -138,17 +146,15 @@ class Subject:
         def first(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
             return leaf.narrow(axis, 0, n_samples).clone() if isinstance(leaf, torch.Tensor) else leaf
 
-        self.arguments, self.keywords, self.target = pytree.tree_map(first, inputs)
-        try:
-            self.output()
-        except Exception:  # noqa: BLE001  a model may be made for one size of batch
-            self.arguments, self.keywords, self.target = inputs
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            self.arguments, self.keywords, self.target = inputs
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.changed_inputs(first))
+            try:
+                self.output()
+            except Exception:  # noqa: BLE001  a model may be made for one size of batch
+                stack.close()
+                yield False
+            else:
+                yield True
 
     def evaluator(self) -> Callable[[], float]:
         """Return what computes the loss without building graphs, unless the model needs them."""

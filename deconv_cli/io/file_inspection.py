@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
@@ -21,7 +20,7 @@ from deconv_cli.io.layout import TENSOR_AXES
 from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import open_source
 from deconv_cli.io.stored_image import StoredImage
-from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, describe_tensors, open_tensors
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
 
 MAX_TEXT = 200
 """Characters of a free text that are shown."""
@@ -87,20 +86,13 @@ def inspect_file(
     notes = suffix_note(path, codec)
     if isinstance(codec, TensorCodec):
         opened = open_file(path, codec)
-        names = list(opened.shapes) if tensor is None else [_named(opened, tensor)]
+        names = list(opened.shapes) if tensor is None else [opened.find(tensor, f"{tensor}.weight")]
         entries = tuple(_entry(opened, name, is_only=len(opened.shapes) == 1) for name in names)
         return Inspected(path, codec, sha256, entries, {}, opened.record, notes)
     stored = read_stored(path, codec, member)
     entry = Entry("", as_real_tensor(path, stored.samples), stored.dtype, stored.axes, is_kernel=False)
     record = stored.record if codec.record_inside else records.read_beside(path)
     return Inspected(path, codec, sha256, (entry,), _described(stored), record, (*notes, *stored.notes))
-
-
-def _named(opened: TensorFile, name: str) -> str:
-    for candidate in (name, f"{name}.weight"):
-        if candidate in opened.shapes and candidate:
-            return candidate
-    raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
 
 
 def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:

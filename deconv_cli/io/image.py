@@ -9,13 +9,17 @@ from typing import Any
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io import orientation, records
+from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.layout import Layout, tensor_axes
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import open_source, refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage
+
+# Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.
+_TRANSPOSED = (5, 6, 7, 8)
+_FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ def read_image(
     values = as_real_tensor(path, stored.samples)
     check_finite(path, values, "image")
     colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
-    turned = orientation.upright(layout.to_planes(colors), stored.orientation)
+    turned = _upright(layout.to_planes(colors), stored.orientation)
     return ImageFile(
         path=path,
         values=turned,
@@ -107,7 +111,7 @@ def read_image(
         _format=codec.name,
         _layout=layout.resized(Y=turned.shape[-2], X=turned.shape[-1]),
         _metadata=_upright_metadata(stored),
-        _alpha=None if alpha is None else orientation.upright(alpha, stored.orientation),
+        _alpha=None if alpha is None else _upright(alpha, stored.orientation),
         _alpha_kind=None if alpha is None else stored.alpha,
     )
 
@@ -168,6 +172,12 @@ def _batch_notes(stored: StoredImage, layout: Layout, *, are_axes_given: bool) -
 
 def _upright_metadata(stored: StoredImage) -> Metadata:
     metadata = stored.metadata
-    if metadata.resolution is None or not orientation.turns_sideways(stored.orientation):
+    if metadata.resolution is None or stored.orientation not in _TRANSPOSED:
         return metadata
     return replace(metadata, resolution=metadata.resolution.transposed())
+
+
+def _upright(values: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turn stored samples upright: `(..., H, W)`, and `(..., W, H)` for orientations 5 to 8 of 1 to 8."""
+    turned = values.transpose(-2, -1) if orientation in _TRANSPOSED else values
+    return turned.flip(_FLIPPED.get(orientation, ())).contiguous()

@@ -33,6 +33,17 @@ class TensorFile:
     read_rows: Callable[[str, int, int], Samples] | None = None
     """Reads a part of one tensor along its first axis, where the format allows it."""
 
+    def find(self, *names: str) -> str:
+        """Give the first of some names that a tensor has; refuse by `UsageError` what none has."""
+        found = next((name for name in names if name and name in self.shapes), None)
+        if found is None and list(self.shapes) == [""]:
+            raise UsageError(
+                f"'{self.path}' holds a single tensor without a name, so tensor=\"{names[0]}\" has no choice to make."
+            )
+        if found is None:
+            raise UsageError(f"'{self.path}' holds no tensor named '{names[0]}', only {describe_tensors(self.shapes)}.")
+        return found
+
 
 class TensorCodec(Codec):
     """A format of one or several tensors."""
@@ -89,13 +100,7 @@ def describe_tensors(shapes: dict[str, tuple[int, ...]]) -> str:
 
 def _chosen(opened: TensorFile, name: str | int | None) -> str:
     if isinstance(name, str):
-        if name in opened.shapes and name:
-            return name
-        if list(opened.shapes) == [""]:
-            raise UsageError(
-                f"'{opened.path}' holds a single tensor without a name, so tensor=\"{name}\" has no choice to make."
-            )
-        raise UsageError(f"'{opened.path}' holds no tensor named '{name}', only {describe_tensors(opened.shapes)}.")
+        return opened.find(name)
     if not opened.shapes:
         raise MalformedInputError(f"'{opened.path}' should hold a tensor, but holds none.")
     if len(opened.shapes) > 1:

@@ -135,12 +135,6 @@ class TestRead:
         assert (cause["operation"], cause["file"]) == (".detach()", __file__)
         assert "the cut of the exported program" in Path(__file__).read_text().splitlines()[cause["line"] - 1]
 
-    def test_a_model_that_a_script_made(self, deconv, refuses, tmp_path):
-        (tmp_path / "script.py").write_text("from torch import nn\nmodel = nn.Linear(3, 2)\n")
-        words = ["check-grad", "--model", tmp_path / "script.py:model"]
-        assert deconv(*words, "--json").report["counts"] == {"OK": 2}
-        refuses(*words, "--init", "[3, 2]", code=ExitCode.USAGE, says=["a model already", "--init"])
-
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_a_torchscript_file_that_is_trusted(self, deconv, tmp_path):
         path = tmp_path / "script.pt"
@@ -157,12 +151,6 @@ class TestRefused:
         sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "--allow-global NAME"])
         assert "weights_only=False" not in sentence
 
-    def test_a_hostile_pickle_beside_a_class_that_is_named(self, refuses, whole, tmp_path, marker):
-        model = torch.load(whole, weights_only=False)
-        model.extra = MarkerOnLoad(marker)
-        torch.save(model, tmp_path / "model.pt")
-        self.refuse(refuses, tmp_path / "model.pt", "--model", LENET, says="mkdir")
-
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_programs_that_are_not_trusted(self, refuses, tmp_path):
         torch.jit.save(torch.jit.script(Net()), tmp_path / "script.pt")
@@ -173,21 +161,6 @@ class TestRefused:
 
     def test_a_class_that_is_not_there(self, refuses, whole):
         self.refuse(refuses, whole, says=["__main__.LeNet5", "--model file.py:Class"])
-
-    def test_a_file_cut_short(self, refuses, whole, tmp_path):
-        (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:2000])
-        self.refuse(refuses, tmp_path / "cut.pt", "--model", LENET, says="cut.pt")
-
-    def test_weights_that_do_not_fit(self, refuses, lenet_class, tmp_path):
-        state = lenet_class().state_dict()
-        save_file({name: tensor for name, tensor in state.items() if name != "fc3.bias"}, tmp_path / "w.safetensors")
-        self.refuse(refuses, tmp_path / "w.safetensors", "--model", LENET, says="lacks 'fc3.bias'")
-        save_file(state | {"fc3.bias": torch.zeros(11)}, tmp_path / "w.safetensors")
-        self.refuse(refuses, tmp_path / "w.safetensors", "--model", LENET, says=["(11,)", "(10,)"])
-
-    def test_layers_of_terabytes(self, refuses):
-        words = ["check-grad", "--model", "torch.nn:Linear", "--init", "[1000000, 1000000]"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["torch.nn:Linear", "3.638 TiB", "half of the memory"])
 
 
 class TestModulesWithMembersOfTheWrongKind:

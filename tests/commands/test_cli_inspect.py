@@ -167,7 +167,7 @@ def test_several_files_and_failures_among_them(deconv, refuses, gray, save, tmp_
     refuses("inspect", gray, "--size", "8", code=ExitCode.USAGE, says="H,W")
     refuses("inspect", gray, "--tensor", "x", code=ExitCode.USAGE, says="--tensor")
     refuses("inspect", gray, "--series", "0", code=ExitCode.USAGE, says="--series")
-    refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="no tensor named 'x'")
+    refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="--tensor x has no choice to make")
 
 
 def test_a_series_of_a_tiff_is_chosen(deconv, tmp_path):

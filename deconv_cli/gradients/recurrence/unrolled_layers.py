@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as module_hooks
 
 from deconv_cli.gradients.recurrence.time_series import TimeSeries
 from deconv_cli.gradients.subject import Subject
@@ -55,29 +56,31 @@ _States = dict[str, list[_State]]
 
 def series_of_layers(subject: Subject) -> list[TimeSeries]:
     """Measure ‖∂loss/∂h_t‖ for every recurrent layer of torch.nn that the model calls, in evaluation mode."""
-    calls: list[tuple[str, nn.RNNBase, Any, Any]] = []
-    handles = []
-    for name, module in subject.model.named_modules():
-        if isinstance(module, nn.RNNBase) and module.mode in GATES and not getattr(module, "proj_size", 0):
-
-            def keep(layer: nn.RNNBase, arguments: Any, output: Any, name: str = name) -> None:  # noqa: ANN401  torch's
-                calls.append((name, layer, arguments, output))
-
-            handles.append(module.register_forward_hook(keep))
-    if not handles:
+    names = {module: name for name, module in subject.model.named_modules() if _can_be_unrolled(module)}
+    if not names:
         return []
+    calls: list[tuple[str, Any, Any, Any]] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401  torch's own signature
+        if module in names:
+            calls.append((names[module], module, arguments, output))
+
+    handle = module_hooks.register_module_forward_hook(keep)
     try:
         with subject.evaluating():
             loss = subject.run()[1]
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     series = []
     for name, layer, arguments, output in calls:
         if isinstance(arguments[0], torch.Tensor) and isinstance(loss, torch.Tensor) and loss.requires_grad:
             states, surrogate = _unroll(layer, arguments, output, loss)
             series += _series(name, states, surrogate) if surrogate is not None else []
     return series
+
+
+def _can_be_unrolled(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNNBase) and module.mode in GATES and not getattr(module, "proj_size", 0)
 
 
 def _series(name: str, states: _States, surrogate: torch.Tensor) -> list[TimeSeries]:
