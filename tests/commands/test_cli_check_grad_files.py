@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from gradient_cases import FIXTURES
+from gradient_cases import FIXTURES, load_fixture
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,14 +18,7 @@ from deconv_cli.commands.exit_codes import ExitCode
 LENET = f"{FIXTURES / 'lenet.py'}:LeNet5"
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(4, 6)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.body(x)))
+Net = load_fixture("detached").Base
 
 
 class CutNet(Net):
@@ -52,19 +46,13 @@ def marker(tmp_path):
 
 @pytest.fixture
 def lenet_class():
-    from gradient_cases import load_fixture
-
     return load_fixture("lenet").LeNet5
 
 
 @pytest.fixture
 def whole(tmp_path, monkeypatch):
     """A LeNet-5 saved whole by a script, so that its class is `__main__.LeNet5`."""
-    from gradient_cases import load_fixture
-
     fixture = load_fixture("lenet")
-    import sys
-
     monkeypatch.setattr(fixture.LeNet5, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "LeNet5", fixture.LeNet5, raising=False)
     path = tmp_path / "lenet.pt"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from gradient_cases import FIXTURES
+from gradient_cases import FIXTURES, load_fixture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -78,43 +78,19 @@ def test_numbers_of_samples_that_differ(refuses, tmp_path):
     refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")
 
 
-NETS = """
-import torch
-from torch import nn
-
-class Scalar(nn.Linear):
-    def __init__(self):
-        super().__init__(4, 7)
-    def forward(self, x):
-        return super().forward(x).square().mean()
-
-class Hamiltonian(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.energy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
-    def forward(self, x):
-        x = x.clone().requires_grad_()
-        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
-"""
-
-
 def test_a_model_that_gives_its_loss_has_a_likelihood(deconv, tmp_path):
-    (tmp_path / "nets.py").write_text(NETS)
-    words = ["fisher", "--model", f"{tmp_path}/nets.py:Scalar", "--input-shape", "3,4", "--json"]
+    words = ["fisher", "--model", f"{FIXTURES / 'dying.py'}:Corner", "--input-shape", "1,3", "--json"]
     assert deconv(*words, "-o", tmp_path / "f.safetensors").report["trace"] > 0
 
 
 def test_a_model_that_takes_a_gradient_itself(deconv, tmp_path):
     """Its samples are taken one by one, and give what a loop of autograd gives."""
-    (tmp_path / "nets.py").write_text(NETS)
     inputs, target = torch.randn(6, 4), torch.randn(6, 4)
     save_file({"input": inputs, "target": target}, tmp_path / "data.safetensors")
-    words = ["fisher", "--model", f"{tmp_path}/nets.py:Hamiltonian", "--data", tmp_path / "data.safetensors"]
+    words = ["fisher", "--model", f"{FIXTURES / 'unusual.py'}:Hamiltonian", "--data", tmp_path / "data.safetensors"]
     deconv(*words, "--loss", "mse", "-o", tmp_path / "f.safetensors", "-q")
-    names = {}
-    exec(NETS, names)
     torch.manual_seed(0)
-    model = names["Hamiltonian"]()
+    model = load_fixture("unusual").Hamiltonian()
     expected = torch.zeros(8, 4)
     for x, y in zip(inputs, target, strict=True):
         loss = 0.5 * (model(x[None]) - y).square().sum()

@@ -131,46 +131,38 @@ class TestDetached:
         assert {name for name, verdict in found.items() if verdict == "UNUSED"} == {"spare.weight", "spare.bias"}
         assert found["body.weight"] == "OK"
 
-    def test_used_but_not_in_the_loss(self):
-        found = checked(detached.NotInLoss(), 5, 4)
-        assert_blamed(found, "side.weight", "detached", "aside", "NOT-LOSS")
-
     def test_frozen_is_no_fault(self):
         found = checked(detached.Frozen(), 5, 4)
         assert verdicts(found)["body.weight"] == "FROZEN"
         assert found.faults() == []
 
-    def test_a_backward_that_returns_none(self):
-        found = checked(detached.NoneForBias(), 5, 4)
-        cause = assert_blamed(found, "bias", "detached", "none_call", "DETACHED")
-        assert "returns None" in cause.why
+
+@pytest.mark.parametrize(
+    ("model", "parameter", "mark", "verdict", "words"),
+    [
+        (detached.NotInLoss, "side.weight", "aside", "NOT-LOSS", "does not reach the loss"),
+        (detached.NoneForBias, "bias", "none_call", "DETACHED", "returns None"),
+        (dying.Round, "body.weight", "round", "ZERO", "constant between its steps"),
+        (dying.DeadRelu, "body.weight", "dead", "ZERO", "dead"),
+        (dying.SaturatedSoftmax, "body.weight", "softmax", "ZERO", "saturated"),
+        (dying.SqrtAtZero, "scale", "sqrt", "NON-FINITE", "enters sqrt and leaves it as NaN or infinity"),
+        (dying.LogOfNegative, "scale", "log", "NON-FINITE", "inputs of log are finite"),
+        (dying.Unseeded, "body.weight", "unseeded", "NOISY", "no seed reaches"),
+        (mixing.InPlace, "body.weight", "in_place", "IN-PLACE", "overwrites a tensor of shape (5, 5)"),
+    ],
+)
+def test_the_line_and_the_reason(model, parameter, mark, verdict, words):
+    found = checked(model(), 5, 4)
+    assert words in assert_blamed(found, parameter, model.__module__.removeprefix("fixture_"), mark, verdict).why
+
+
+def test_suggestions():
+    assert "1e-12" in causes(checked(dying.SqrtAtZero(), 5, 4), "scale")[0].suggestion
+    assert causes(checked(mixing.InPlace(), 5, 4), "body.weight")[0].suggestion == "h = h + 1"
+    assert checked(dying.LogOfNegative(), 5, 4).loss is None
 
 
 class TestDying:
-    @pytest.mark.parametrize(
-        ("name", "mark", "parameter", "words"),
-        [
-            ("Round", "round", "body.weight", "constant between its steps"),
-            ("DeadRelu", "dead", "body.weight", "dead"),
-            ("SaturatedSoftmax", "softmax", "body.weight", "saturated"),
-        ],
-    )
-    def test_where_the_gradient_dies(self, name, mark, parameter, words):
-        found = checked(getattr(dying, name)(), 5, 4)
-        assert words in assert_blamed(found, parameter, "dying", mark, "ZERO").why
-
-    def test_infinite_slope(self):
-        found = checked(dying.SqrtAtZero(), 5, 4)
-        cause = assert_blamed(found, "scale", "dying", "sqrt", "NON-FINITE")
-        assert cause.operation == "sqrt(...)"
-        assert "1e-12" in cause.suggestion
-
-    def test_a_loss_that_is_not_a_number(self):
-        found = checked(dying.LogOfNegative(), 5, 4)
-        cause = assert_blamed(found, "scale", "dying", "log", "NON-FINITE")
-        assert "inputs of log are finite" in cause.why
-        assert found.loss is None
-
     def test_a_bias_before_batch_norm(self):
         found = checked(dying.BiasBeforeNorm(), 4, 2, 8, 8)
         names = {name for name, verdict in verdicts(found).items() if verdict == "ZERO BY CONSTRUCTION"}
@@ -194,12 +186,6 @@ class TestDying:
         found = checked(dying.Corner(), 3)
         assert verdicts(found) == {"bias": "NONDIFFERENTIABLE", "weight": "OK"}
         assert found.faults() == []
-
-    def test_random_numbers_that_no_seed_reaches(self):
-        found = checked(dying.Unseeded(), 5, 4)
-        assert set(verdicts(found).values()) == {"NOISY"}
-        assert causes(found, "body.weight")[0].location.line == blamed_line("dying", "unseeded")
-        assert "no seed reaches" in causes(found, "body.weight")[0].why
 
 
 class TestHandwritten:
@@ -267,9 +253,3 @@ class TestMixing:
         assert finding.verdict == "BATCH-LEAK"
         assert finding.causes[0].location.line == blamed_line("mixing", "leak")
         assert finding.causes[0].operation == "softmax(...)"
-
-    def test_an_overwritten_tensor(self):
-        found = checked(mixing.InPlace(), 5, 4)
-        assert set(verdicts(found).values()) == {"IN-PLACE"}
-        cause = assert_blamed(found, "body.weight", "mixing", "in_place", "IN-PLACE")
-        assert cause.suggestion == "h = h + 1"
