@@ -144,7 +144,7 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
     """
     if isinstance(function, type):
         function = function()
-    n_wanted = sum(p.default is p.empty for p in _positional(function)) or 1
+    n_wanted = sum(p.default is p.empty for p in positional_parameters(function)) or 1
     if n_wanted > 2:
         raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
     if n_wanted == 2 and not has_target:
@@ -155,10 +155,11 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
 
 def takes_target(function: Callable[..., Any]) -> bool:
     """Return whether a loss function, or a class of them, looks at a target."""
-    return len(_positional(function() if isinstance(function, type) else function)) >= 2
+    return len(positional_parameters(function() if isinstance(function, type) else function)) >= 2
 
 
-def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def positional_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """List what a function, or the forward of a module, takes by position; empty where that cannot be found out."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters.values()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import re
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.losses import positional_parameters
 from deconv_cli.gradients.subject import Subject
 
 _SPEC = re.compile(
@@ -120,7 +120,7 @@ def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[Inp
     Raises:
         UsageError: it is not certain.
     """
-    wants = _n_inputs(model)
+    wants = sum(parameter.default is parameter.empty for parameter in positional_parameters(model)) or 1
     first = next(
         ((name, m) for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())), None
     )
@@ -132,14 +132,6 @@ def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[Inp
             return spec, note
     why = f"forward takes {wants} inputs" if wants != 1 else "it cannot be read off the first layer"
     raise UsageError(f"the shape of the input is not known ({why}); give an input, or its shape.")
-
-
-def _n_inputs(model: nn.Module) -> int:
-    with contextlib.suppress(TypeError, ValueError):
-        parameters = inspect.signature(model.forward).parameters.values()
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return sum(p.kind in kinds and p.default is p.empty for p in parameters) or 1
-    return 1
 
 
 def _candidates(layer: nn.Module) -> list[InputSpec]:

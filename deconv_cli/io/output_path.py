@@ -19,24 +19,18 @@ def check_output_path(path: Path, source: Path, *, force: bool, make_folder: boo
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
     try:
-        _check(path, source, force=force, make_folder=make_folder)
-    except (UsageError, FileAccessError):
-        raise
+        folder = path.parent
+        if make_folder:
+            folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not folder.is_dir():
+            raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
+        if path.is_dir():
+            raise UsageError(f"output '{path}' should be a file, but is a folder.")
+        if path.exists() and not force:
+            is_input = path.samefile(source) if source.exists() else False
+            what = "is the input itself" if is_input else "exists already"
+            raise UsageError(f"output '{path}' {what}; choose another name, or force=True to replace it.")
     except OSError as error:
         raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
-
-
-def _check(path: Path, source: Path, *, force: bool, make_folder: bool) -> None:
-    folder = path.parent
-    if make_folder:
-        folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not folder.is_dir():
-        raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
-    if path.is_dir():
-        raise UsageError(f"output '{path}' should be a file, but is a folder.")
-    if path.exists() and not force:
-        is_input = path.samefile(source) if source.exists() else False
-        what = "is the input itself" if is_input else "exists already"
-        raise UsageError(f"output '{path}' {what}; choose another name, or force=True to replace it.")
     if not os.access(folder, os.W_OK):
         raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")
