@@ -40,23 +40,30 @@ class IterationLog:
     Attributes:
         rule: when to stop.
         progress: called after every iteration.
-        history: the certificate after every iteration.
+        history: the certificate after every iteration, or after every step of several.
+        n_inner: iterations within the steps, which have no certificate of their own.
     """
 
     rule: StoppingRule
     progress: Progress | None = None
     history: list[float] = field(default_factory=list)
+    n_inner: int = 0
+
+    @property
+    def n_iterations(self) -> int:
+        """How many iterations there were, those within steps with them."""
+        return len(self.history) + self.n_inner
 
     @property
     def is_spent(self) -> bool:
         """Whether the iterations have run out."""
-        return len(self.history) >= self.rule.max_iterations
+        return self.n_iterations >= self.rule.max_iterations
 
     def record(self, certificate: float) -> None:
         """Record an iteration."""
         self.history.append(certificate)
         if self.progress is not None:
-            self.progress(len(self.history), certificate)
+            self.progress(self.n_iterations, certificate)
 
 
 class GradientLog(IterationLog):

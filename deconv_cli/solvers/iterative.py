@@ -147,23 +147,30 @@ class IterativeInverse(Inverse):
         leaves by 1 / λ. So the answer must be found again from its own output; else the plain iteration, which never
         leaves the range of Aᴴ, has the last word.
         """
+        n_done = 0
+
+        def solve(data: Tensor, preconditioner: LinearOperator | None) -> Solution:
+            nonlocal n_done
+            n_before = n_done
+            rule = replace(self.rule, max_iterations=self.rule.max_iterations - n_before)
+            counted = None if progress is None else lambda n, certificate: progress(n_before + n, certificate)
+            found = conjugate_gradients(self.problem, data, rule, preconditioner=preconditioner, progress=counted)
+            n_done += found.n_iterations
+            return found
+
+        solution, n_dims = solve(y, self._preconditioner), self.problem.n_dims
         if self._preconditioner is None:
-            return conjugate_gradients(self.problem, y, self.rule, progress=progress)
-
-        def solve(data: Tensor) -> Solution:
-            return conjugate_gradients(
-                self.problem, data, self.rule, preconditioner=self._preconditioner, progress=progress
-            )
-
-        solution, n_dims = solve(y), self.problem.n_dims
-        again = solve(self.problem.operator.forward(solution.value))
-        differs = norm(again.value - solution.value, n_dims) > MAX_CHANGE * norm(solution.value, n_dims)
-        if not synchronize.holds_anywhere(differs):
             return solution
-        plain = conjugate_gradients(self.problem, y, self.rule, progress=progress)
-        if plain.status.is_success:
-            return plain
-        return replace(solution, status=Status.UNDETERMINED)
+        if n_done >= self.rule.max_iterations:
+            return replace(solution, status=Status.MAX_ITERATIONS)
+        again = solve(self.problem.operator.forward(solution.value), self._preconditioner)
+        differs = norm(again.value - solution.value, n_dims) > MAX_CHANGE * norm(solution.value, n_dims)
+        if synchronize.holds_anywhere(differs):
+            is_spent = not again.status.is_success and n_done >= self.rule.max_iterations
+            plain = solve(y, None)
+            failed = replace(solution, status=Status.MAX_ITERATIONS if is_spent else Status.UNDETERMINED)
+            solution = plain if plain.status.is_success else failed
+        return replace(solution, n_iterations=n_done)
 
     def solve_normal(self, g: Tensor) -> Tensor:
         """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""

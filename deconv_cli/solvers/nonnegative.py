@@ -104,7 +104,7 @@ class NonnegativeEstimator(Estimator):
         x, status = descent.run(start, log)
         value = x if unit is None else unit * x
         certificate = synchronize.as_number(descent.certificate(x, descent.gradient(x)).max())
-        return Solution(value, status, len(log.history), certificate, tuple(log.history), OBJECTIVE)
+        return Solution(value, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
 
     @property
     def _pixel_scale(self) -> float:
@@ -129,7 +129,7 @@ class _Descent:
     pixel_scale: float
 
     def run(self, x: Tensor, log: IterationLog) -> tuple[Tensor, Status]:
-        """Iterate until the certificate of every image is reached, nothing is gained, or the steps are spent."""
+        """Iterate until the certificate of every image is reached, nothing is gained, or the iterations are spent."""
         tolerance = log.rule.tolerance
         lowest, n_since = math.inf, 0
         gradient = self.gradient(x)
@@ -145,7 +145,7 @@ class _Descent:
                 return x, Status.STAGNATED
             if log.is_spent:
                 return x, Status.MAX_ITERATIONS
-            x, has_fallen = self._go(x, gradient, going)
+            x, has_fallen = self._go(x, gradient, going, log)
             gradient = self.gradient(x)
             log.record(synchronize.as_number(self.certificate(x, gradient).max()))
             if not has_fallen:
@@ -159,7 +159,7 @@ class _Descent:
         """Compute ‖min(σ²x, g)‖ / ‖Aᴴy‖, shape `(*batch,)`."""
         return relative(self.equations.norm(torch.minimum(self.pixel_scale * x, gradient)), self.equations.scale)
 
-    def _go(self, x: Tensor, gradient: Tensor, going: Tensor) -> tuple[Tensor, bool]:
+    def _go(self, x: Tensor, gradient: Tensor, going: Tensor, log: IterationLog) -> tuple[Tensor, bool]:
         """Take one step down the gradient and one of Newton's; also whether either has lowered any objective."""
         mask = self._spread(going)
         free_gradient = torch.where(mask & ((x > 0) | (gradient < 0)), gradient, 0)
@@ -169,28 +169,27 @@ class _Descent:
         moved, fell = self._descend(x, gradient, -as_factor(length, x, self.equations.n_dims) * free_gradient)
         x = x + moved
         gradient = gradient + self._gram(moved)
-        newton, fell_again = self._descend(
-            x, gradient, torch.where(mask, self._newton_direction(x, gradient, going), 0)
-        )
+        direction = self._newton_direction(x, gradient, going, log)
+        newton, fell_again = self._descend(x, gradient, torch.where(mask, direction, 0))
         return x + newton, synchronize.holds_anywhere(fell | fell_again)
 
-    def _newton_direction(self, x: Tensor, gradient: Tensor, going: Tensor) -> Tensor:
+    def _newton_direction(self, x: Tensor, gradient: Tensor, going: Tensor, log: IterationLog) -> Tensor:
         """Solve the normal equations on the free pixels, and send the others to zero."""
         held = self.pixel_scale * x <= gradient
         outwards = torch.where(held, -x, 0)
         right = torch.where(held | ~self._spread(going), 0, -(gradient + self._gram(outwards)))
         flat = right.reshape(-1, math.prod(self.equations.operator.input_shape))
         goal = NEWTON_ACCURACY * flat.norm(dim=-1)
-        n_done = 0
+        most = log.n_inner + MAX_INNER_ITERATIONS
 
         def apply(vector: Tensor) -> Tensor:
             image = self._gram(vector.reshape(x.shape))
             return torch.where(held, 0, image).reshape(flat.shape)
 
         def goes_on(remaining: Tensor) -> bool:
-            nonlocal n_done
-            n_done += 1
-            return n_done < MAX_INNER_ITERATIONS and synchronize.holds_anywhere(remaining > goal)
+            log.n_inner += 1
+            is_spent = log.is_spent or log.n_inner >= most
+            return not is_spent and synchronize.holds_anywhere(remaining > goal)
 
         return outwards + solve_definite(apply, lambda vector: vector, flat, goes_on).reshape(x.shape)
 
