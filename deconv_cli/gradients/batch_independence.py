@@ -18,13 +18,9 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class BatchIndependence:
-    """What changing one sample does to the others.
+    """What changing one sample along an axis does to the others, and the first operation whose output changes.
 
-    Attributes:
-        axis: which axis counts the samples, None where there is none.
-        is_mixed: the output of another sample changes.
-        mixer: the first operation whose output does, None where it was not found.
-        doubt: why nothing could be tried, None where it could.
+    The axis is None where there is none; `doubt` says why nothing could be tried.
     """
 
     axis: int | None

@@ -30,14 +30,11 @@ Tensors = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class GradientError:
-    """How the gradient of one input is wrong.
+    """How the gradient of one input is wrong, compared with `reference` at the worst element and counted over all.
 
     Attributes:
-        comparison: backward (as `autograd`) against what it should give (as `numeric`) at the worst element, and how
-            many of all elements are wrong.
         rows: first and last wrong row of the first axis, whose length is `n_rows`.
         is_step: the forward is a step, whose true derivative is zero: a surrogate gradient.
-        reference: what it was compared with.
     """
 
     comparison: Comparison

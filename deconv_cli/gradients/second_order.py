@@ -17,13 +17,9 @@ from deconv_cli.gradients.subject import Subject, as_scalar
 def compare_second_derivatives(
     subject: Subject, names: list[str], epsilon: float, budget: float
 ) -> tuple[dict[str, Comparison | None], list[str]]:
-    """Compare the Hessian along a random vector with finite differences of the gradient along it.
+    """Compare the Hessian along a random vector with finite differences of the gradient along it, in `budget` seconds.
 
-    Args:
-        subject: the model, in the precision of the comparison.
-        names: parameters whose first derivatives are right.
-        epsilon: relative precision of the loss.
-        budget: seconds.
+    `epsilon` is the relative precision of the loss.
 
     Returns:
         The comparisons by name, and sentences on what could not be compared.

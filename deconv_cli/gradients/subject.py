@@ -22,14 +22,9 @@ Loss = Callable[[Any, Any], Any]
 
 @dataclass(eq=False)
 class Subject:
-    """A model with everything that it takes to compute its loss.
+    """A model with everything that it takes to compute its loss from output and target.
 
     Attributes:
-        model: the model, in the mode in which it is checked.
-        arguments: positional inputs of forward.
-        keywords: inputs by name.
-        target: given to the loss, or None.
-        loss: turns output and target into a scalar.
         seed: set before every run, so that random layers draw the same numbers.
         batch_axis: which axis of inputs and outputs counts the samples, None where there is none.
         is_axis_given: the user named that axis; else it is looked at whether it may be time.

@@ -68,12 +68,6 @@ def inspect_file(
 ) -> Inspected:
     """Read all that a file holds: every tensor or only the one named, and of a TIFF file the series of this number.
 
-    Args:
-        path: the file; its format is recognized by its content.
-        tensor: name of a single tensor, or of a layer.
-        series: number of the TIFF series, where a file holds several.
-        open_file: lists the tensors of a file.
-
     Raises:
         UsageError: no such file, tensor or series.
         FileAccessError: the file cannot be read.

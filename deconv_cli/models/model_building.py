@@ -17,10 +17,7 @@ from deconv_cli.models.state_dicts import load_into
 def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Module:  # noqa: ANN401 (JSON)
     """Call the class or function that the user named, or take the instance, and load the weights of a file.
 
-    Args:
-        named: a class, a function that returns a model, or a model.
-        init: keyword arguments as a mapping, positional ones as a list, or None.
-        stored: a file that holds a state dict, or None to leave the weights as they are made.
+    Keyword arguments are a mapping, positional ones a list. Without a file the weights stay as they are made.
 
     Raises:
         UsageError: the call fails, or gives no module.

@@ -37,11 +37,7 @@ class NamedCode:
 
 
 def load_named(text: str, what: str) -> NamedCode:
-    """Import what `file.py:Name` or `package.module:Name` names.
-
-    Args:
-        text: the file or the module, a colon, and the name of a class, a function or a model.
-        what: what is named, for the message.
+    """Import the class, function or model that `file.py:Name` or `package.module:Name` names; messages call it `what`.
 
     Raises:
         UsageError: not of this form, no such file or module or name, or the import fails.
@@ -62,11 +58,9 @@ def load_named(text: str, what: str) -> NamedCode:
 
 
 def find_global(name: str, named: NamedCode | None) -> Any:  # noqa: ANN401
-    """Find a class or function that a pickle may use.
+    """Find a class or function that a pickle names `package.module.Name`.
 
-    Args:
-        name: as a pickle writes it, `package.module.Name`. `__main__` and the module of `named` stand for that module.
-        named: the class of the model, if the user named it.
+    `__main__`, and the module of the class that the user named, stand for that module.
 
     Raises:
         UsageError: no such module or name.

@@ -139,6 +139,7 @@ def test_every_picture_and_plot_is_told_in_words_and_numbers(page):
     assert any("Predicted error 3 on the edge, 2.1 inside" in alt for alt in told)
     assert any("what lies outside the frame 2 sample units of the error; inside 1, 0.5 and 0." in alt for alt in told)
     assert any("The periodic estimate is 20 away on the edge, 11 inside." in alt for alt in told)
+    assert sum(alt.startswith("scale from ") for alt in told) == len(pictures)
     assert len(reader.of("picture")) == len(reader.of("source")) == 7
     assert all(a["media"] == "(prefers-color-scheme: dark)" for a in reader.of("source"))
 

@@ -71,13 +71,9 @@ class Direction:
 
 @dataclass(eq=False)
 class ScalarFunction:
-    """A scalar function of some tensors.
+    """A scalar function of some tensors, computed where they are now, with its relative precision `epsilon`.
 
-    Attributes:
-        evaluate: computes the function where the tensors are now.
-        epsilon: relative precision of its value.
-        deadline: in seconds of the monotonic clock; nothing is started after it.
-        n_evaluations: how often the function was computed.
+    Nothing is started after the deadline, in seconds of the monotonic clock.
     """
 
     evaluate: Callable[[], float]

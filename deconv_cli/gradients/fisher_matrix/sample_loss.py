@@ -17,14 +17,7 @@ _MAX_OUTPUTS = 4096
 
 
 class SampleLoss:
-    """A loss, and the likelihood behind it where it has one.
-
-    Args:
-        name: a name of `LIKELIHOODS`, anything else for a loss of the user's.
-        function: called with the output for a batch of one and its target, where the name is no likelihood.
-        kind: one of `KINDS`.
-        n_draws: targets drawn for each sample, for `sampled`.
-        generator: of the drawn targets.
+    """A loss, and the likelihood behind it where it has one; the arguments are those of `diagonal_fisher`.
 
     Raises:
         UsageError: there is no such kind, or it needs a likelihood and the loss has none.
@@ -71,12 +64,8 @@ class SampleLoss:
     def vectors(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute for each of N samples F vectors v with Σ v vᵀ equal to the matrix in the space of its K outputs.
 
-        Args:
-            output: shape `(N, ...)`.
-            batch: the samples.
-
         Returns:
-            Shape `(N, F, K)`.
+            Shape `(N, F, K)`, for outputs of shape `(N, ...)`.
         """
         n = output.shape[0]
         if self.kind == "empirical":

@@ -43,12 +43,10 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 
 @dataclass(eq=False)
 class BackwardTrace:
-    """One backward pass.
+    """One backward pass; gradients are None where autograd gives none.
 
     Attributes:
-        gradients: by parameter; None where autograd gives none.
-        arriving: at each node, the gradient of its outputs.
-        leaving: at each node, the gradient of each of its inputs.
+        arriving: at each node, the gradient of its outputs; `leaving` that of each of its inputs.
         consumers: for each node, the nodes that it feeds with the index of the input, on the way to the loss.
         leaf_of: the node of each parameter, by the parameter's id.
         error: what backward raised, if it did.
