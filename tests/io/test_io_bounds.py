@@ -171,24 +171,12 @@ def test_a_compressed_file_of_gigabytes_is_weighed_before_decoding(tmp_path, mon
         read_image(tmp_path / "a.tif")
 
 
-def palette_file(path, n_entries, code=320):
-    """A palette picture whose table has another length, or another name."""
-    indices = (np.arange(64, dtype="uint8") * 4).reshape(8, 8)
-    table = np.zeros((3, 256), "uint16")
-    tifffile.imwrite(path, indices, photometric="palette", colormap=table, metadata=None)
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as opened:
-        place = opened.pages[0].tags[320].offset
-    struct.pack_into("<HHI", data, place, code, 3, n_entries)
-    path.write_bytes(data)
-
-
-def with_tag(path, code, new_code, kind):
-    """Give a tag another number or another data type."""
+def with_tag(path, code, *new):
+    """Give a tag another number and data type, and another count of values."""
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as opened:
         place = opened.pages[0].tags[code].offset
-    struct.pack_into("<HH", data, place, new_code, kind)
+    struct.pack_into("<HHI"[: len(new) + 1], data, place, *new)
     path.write_bytes(data)
 
 
@@ -204,7 +192,9 @@ def test_tags_of_another_type_or_missing_are_no_reason_to_refuse(tmp_path, rewri
 
 @pytest.mark.parametrize(("n_entries", "code"), [(300, 320), (3, 320), (768, 65000)])
 def test_a_palette_that_is_short_or_missing(tmp_path, n_entries, code):
-    palette_file(tmp_path / "p.tif", n_entries, code)
+    indices, table = (np.arange(64, dtype="uint8") * 4).reshape(8, 8), np.zeros((3, 256), "uint16")
+    tifffile.imwrite(tmp_path / "p.tif", indices, photometric="palette", colormap=table, metadata=None)
+    with_tag(tmp_path / "p.tif", 320, code, 3, n_entries)
     with pytest.raises(MalformedInputError, match="palette with a color for every index"):
         read_image(tmp_path / "p.tif")
 
