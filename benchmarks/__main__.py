@@ -12,11 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import choice, growth, peers, photograph, textbook
+from benchmarks import choice, growth, jpeg, peers, photograph, textbook
 from benchmarks.measuring import Figures, Scale, measure
 from benchmarks.printing import describe_machine
 
-QUESTIONS = {"textbook": textbook, "peers": peers, "photograph": photograph, "growth": growth, "choice": choice}
+QUESTIONS = {
+    "textbook": textbook,
+    "peers": peers,
+    "photograph": photograph,
+    "growth": growth,
+    "choice": choice,
+    "jpeg": jpeg,
+}
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0
 

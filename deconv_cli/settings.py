@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 from deconv_cli.errors import UsageError
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.vocabulary import (
     MAX_SEED,
@@ -30,6 +31,7 @@ from deconv_cli.vocabulary import (
 MAX_ITERATIONS = 2000
 
 Auto = Literal["auto"]
+NoiseKindLike = Literal["white", "auto"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Defaults:
         lam: λ.
         lambda_reason: why.
         penalty: the operator L, where the kernel has at least as many outputs as inputs; else it is the identity.
+        noise: what kind of noise is expected.
     """
 
     boundary: str
@@ -49,17 +52,18 @@ class Defaults:
     lam: float | Auto
     lambda_reason: str
     penalty: str
+    noise: NoiseKindLike
 
 
 DEFAULTS = {
     # λ is small enough for data that carry float32's digits.
     InputKind.TENSOR: Defaults(
-        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity"
+        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity", "white"
     ),
     # A penalty on the pixels themselves would pull what lies outside the frame to black, and show it as bright lines
     # along the edges.
     InputKind.PICTURE: Defaults(
-        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient"
+        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient", "auto"
     ),
 }
 
@@ -77,6 +81,8 @@ class ReconstructionSettings:
             chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
         noise_sigma: standard deviation of the noise, in units of the samples; `None` or `auto` estimates it.
+        noise: its kind: `white`, `auto` to find out from the data, a model of it, or a model for each channel where the
+            kernel does not mix them; `None` takes `auto` for a picture and `white` for a tensor.
         quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
             what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
         penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
@@ -104,6 +110,7 @@ class ReconstructionSettings:
     lam: float | tuple[float, ...] | Auto | None = None
     lambda_rule: LambdaRule | None = None
     noise_sigma: float | None = None
+    noise: NoiseKindLike | NoiseModel | tuple[NoiseModel, ...] | None = None
     quantization: float | None = None
     penalty: str | None = None
     rcond: float | None = None
@@ -193,6 +200,7 @@ class ReconstructionSettings:
         if given == "auto":
             self._set("noise_sigma", None)
         self._take("noise_sigma", Real, "auto or a positive number", lambda v: v > 0)
+        self._check_noise()
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
         self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
@@ -204,6 +212,12 @@ class ReconstructionSettings:
         for name in ("nonnegative", "predict"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
+
+    def _check_noise(self) -> None:
+        given: object = self.noise
+        models = given if isinstance(given, tuple) and given else (given,)
+        if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
+            raise UsageError(f"noise must be white, auto or a model of it, but is {given!r}.")
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
@@ -288,6 +302,9 @@ def as_typed(name: str, value: object) -> object:
     """Write the value of a setting as it is typed at the prompt."""
     if name == "padding":
         return format_padding(value)  # type: ignore[arg-type]
+    if name == "noise" and not isinstance(value, str):
+        first = value[0] if isinstance(value, tuple) else value
+        return getattr(first, "source", None)
     if isinstance(value, tuple):
         return ",".join(map(repr, value))
     return repr(value) if isinstance(value, float) else value

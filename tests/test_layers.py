@@ -12,7 +12,7 @@ import deconv_cli
 
 PACKAGE = Path(deconv_cli.__file__).parent
 
-BELOW_OPERATORS = {"allocator", "errors", "vocabulary", "registry", "parts", "settings"}
+BELOW_OPERATORS = {"allocator", "errors", "vocabulary", "registry", "parts", "noise_model", "settings"}
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients"}
 
@@ -23,7 +23,8 @@ ALLOWED = {
     "allocator": set(),
     "registry": {"errors"},
     "parts": {"registry"},
-    "settings": {"errors", "vocabulary", "registry", "parts"},
+    "noise_model": {"errors"},
+    "settings": {"errors", "vocabulary", "registry", "parts", "noise_model"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
     "kernels": BELOW_OPERATORS | {"operators"},
@@ -44,7 +45,17 @@ CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}
 DRAWING = {"matplotlib", "jinja2"}
 SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
-TORCH_FREE = {"allocator", "errors", "vocabulary", "registry", "parts", "settings", "deconv_cli", "__main__"}
+TORCH_FREE = {
+    "allocator",
+    "errors",
+    "vocabulary",
+    "registry",
+    "parts",
+    "noise_model",
+    "settings",
+    "deconv_cli",
+    "__main__",
+}
 
 
 @dataclass(frozen=True)

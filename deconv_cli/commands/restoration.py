@@ -122,11 +122,12 @@ class Restoration:
         looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
         if self._context.loaded.inverse is not None:
             kept: OptionValues = {"--max-memory": settings.max_memory}
-            kept |= {name: options.get(name) for name in ("--noise-sigma", "--quantization", "--seed") if is_kept}
+            of_noise = ("--noise-sigma", "--noise", "--quantization", "--seed")
+            kept |= {name: options.get(name) for name in of_noise if is_kept}
             return kept | self._extra.as_options()
         dropped = {"--defaults", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
-        dropped |= set() if looks_at_noise else {"--noise-sigma"}
+        dropped |= set() if looks_at_noise else {"--noise-sigma", "--noise"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from deconv_cli.commands.noise_file import read_noise
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.settings import option_name
 from deconv_cli.vocabulary import (
@@ -135,6 +136,15 @@ SETTINGS_OPTIONS = dict(
             "Standard deviation of the noise, in units of the samples. Default: auto, estimated.",
             metavar="auto|σ",
             read=_number_or_auto("noise_sigma"),
+        ),
+        _setting(
+            "noise",
+            str,
+            PENALTY,
+            "What kind of noise the data have: white, auto to find out how strong it is at which frequencies, or the "
+            "JSON of a run whose noise was the same. Default: auto for pictures, white for tensors.",
+            metavar="white|auto|FILE",
+            read=read_noise,
         ),
         _setting(
             "quantization",

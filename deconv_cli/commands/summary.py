@@ -43,6 +43,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     rows = [*_input_rows(run), ("boundary", f"{result.boundary}: {result.reasons.boundary}"), *_lambda_rows(result)]
     if run.factor is not None:
         rows.insert(1, ("factor", run.factor.path))
+    if sentences := list(dict.fromkeys(model.sentence for model in result.noise if not model.is_white)):
+        rows.append(("noise", "; ".join(sentences)))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
     if result.predicted_error is not None:
         rows += _error_rows(result.predicted_error, is_trusted=result.is_trusted)
@@ -140,6 +142,8 @@ def _noise(result: Reconstruction) -> str | None:
     sigmas = [f"{one.sigma:.3g}" for one in choices]
     sigma = sigmas[0] if len(set(sigmas)) == 1 else ", ".join(sigmas)
     if not choice.is_sigma_given:
+        if not all(model.is_white for model in result.noise):
+            return f"σ {sigma}, estimated with its spectrum"
         is_rounding = all(one.sigma == ROUNDING_NOISE for one in choices)
         source = "that of rounding to whole numbers" if is_rounding else "estimated where the kernel passes least"
         return f"σ {sigma}, {source}"

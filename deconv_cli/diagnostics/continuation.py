@@ -9,6 +9,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
@@ -40,6 +41,7 @@ class Continuation:
         boundary: only whether it is circular matters.
         penalty: which L.
         max_memory: bytes that an estimate may take.
+        noise: what kind of noise the data have; by default it is white.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
@@ -50,9 +52,16 @@ class Continuation:
     """
 
     def __init__(
-        self, kernel: Kernel, size: Size, *, boundary: str, penalty: str, max_memory: int | None = None
+        self,
+        kernel: Kernel,
+        size: Size,
+        *,
+        boundary: str,
+        penalty: str,
+        max_memory: int | None = None,
+        noise: NoiseModel | None = None,
     ) -> None:
-        self.kernel, self.penalty, self.max_memory = kernel, penalty, max_memory
+        self.kernel, self.penalty, self.max_memory, self.noise = kernel, penalty, max_memory, noise
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
         self.is_periodic = as_rule(boundary).is_periodic and max(size) <= side
@@ -93,7 +102,12 @@ class Continuation:
 
     def _transformed(self, data: Tensor, observed_share: float = 1.0) -> SpectralData:
         return SpectralData.of(
-            self.modes, data, penalty=self.penalty, sigma_max=self.sigma_max, observed_share=observed_share
+            self.modes,
+            data,
+            penalty=self.penalty,
+            sigma_max=self.sigma_max,
+            observed_share=observed_share,
+            noise=self.noise,
         )
 
     def _inverse(self, lam: float) -> PseudoInverse:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
 from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes
@@ -117,13 +118,13 @@ class ErrorPredictor:
             The squared error of images without noise in each band, that of the noise, shape `(depth,)` each, and the
             mean squared gradient that the noise leaves.
         """
-        operator, like = self.inverse.problem.operator, self.inverse.kernel.taps
+        operator = self.inverse.problem.operator
         images = self._drawn(estimate, model)
         outputs = operator.forward(images)
         if self._noise is None:
             # Two batches in one cost little more than either.
-            white = synchronize.normal_numbers(like, tuple(outputs.shape), self.seed + 1)
-            from_noise, restored = self._restored(torch.cat([white, outputs])).split(self.n_probes)
+            noise = draw_noise(model.noise, outputs, self.seed + 1)
+            from_noise, restored = self._restored(torch.cat([noise, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
             self._noise = self._bands.mean_square(error), _squared_gradient(error, estimate.ndim - 1).mean()
         else:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
@@ -47,11 +48,13 @@ class ImageModel:
         coefficients: of log E|x|², shape `(6,)`.
         channels: a matrix G with C = GGᵀ, shape `(C_in, C_in)`.
         sigma: standard deviation of the noise, in units of the samples.
+        noise: what kind of noise it is.
     """
 
     coefficients: Tensor
     channels: Tensor
     sigma: float
+    noise: NoiseModel = WHITE
 
     @property
     def exponent(self) -> float:
@@ -96,6 +99,7 @@ def fit_image_model(
     kernel = continuation.kernel
     channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1])
     model = fit_to_power(continuation.continued(y, lam), channels, lam, sigma)
+    model = replace(model, noise=continuation.noise or model.noise)
     return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
 
 

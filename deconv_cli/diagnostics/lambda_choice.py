@@ -108,7 +108,10 @@ def choose_lambda(
     """
 
     def noise_of(data: SpectralData) -> float:
-        return max(estimate_noise_of_spectrum(data), least_sigma) if sigma is None else sigma
+        if sigma is not None:
+            return sigma
+        known = continuation.noise and continuation.noise.sigma
+        return max(known or estimate_noise_of_spectrum(data), least_sigma)
 
     data = continuation.initial(y)
     n_rounds, is_converged = 0, continuation.is_periodic

@@ -10,10 +10,12 @@ from torch import Tensor
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.residual import border_profile
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
+from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.norms import accumulation_dtype
@@ -58,7 +60,7 @@ class ResidualTests:
 
     Attributes:
         finding: what it points to.
-        whiteness: its autocorrelation, away from the edges.
+        whiteness: its autocorrelation, away from the edges, once noise that is known to be colored was made white.
         histogram: its distribution, away from the edges.
         noise: standard deviation of the noise in the data, in the units of the samples; `None` if it is unknown.
         is_noise_given: the noise was given by the user, not estimated.
@@ -84,7 +86,7 @@ def check_residual(
     inverse: InverseFilter,
     *,
     kernel_size: Size,
-    noise: float | None = None,
+    noise: NoiseModel = WHITE,
     least_noise: float = 0.0,
     is_boundary_free: bool = False,
 ) -> ResidualTests:
@@ -100,16 +102,17 @@ def check_residual(
         modes: of the kernel on the torus of the data.
         inverse: what made the estimate, as a filter.
         kernel_size: taps along each axis of space.
-        noise: standard deviation of the noise in the units of the samples, where it is known.
+        noise: what kind of noise the data have, and how large it is, where that is known.
         least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
     n_axes = len(kernel_size)
-    level = noise if noise is not None else estimate_noise_of_blurred(data)
+    level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
+    by_mode = noise_by_mode(noise, modes)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)
-    implausible = _implausible_share(residual, data, modes, inverse, level or 0.0)
+    implausible = _implausible_share(residual, data, modes, inverse, (level or 0.0) ** 2 * by_mode)
     spread = _rms(data - data.mean(dim=space_axes(n_axes), keepdim=True))
     least = NOTABLE * spread if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
@@ -117,12 +120,12 @@ def check_residual(
     elif level is None:
         finding = ResidualFinding.INCONCLUSIVE
     elif interior_rms > EXCESS * level:
-        is_beyond_doubt = noise is not None or interior_rms > EXCESS * least_noise
+        is_beyond_doubt = noise.is_sigma_given or interior_rms > EXCESS * least_noise
         if implausible <= SUSPICIOUS:
             finding = ResidualFinding.OVER_SMOOTHED
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
-    elif interior_rms < level and inverse.noise_gain(modes) * level > max(VISIBLE * spread, AMPLIFIED * level):
+    elif interior_rms < level and inverse.noise_gain(modes, by_mode) * level > max(VISIBLE * spread, AMPLIFIED * level):
         finding = ResidualFinding.NOISE_FITTED
     elif interior_rms < TAKEN_UP * level:
         finding = ResidualFinding.INCONCLUSIVE
@@ -130,10 +133,10 @@ def check_residual(
         finding = ResidualFinding.FINE
     return ResidualTests(
         finding=finding,
-        whiteness=measure_whiteness(inside, n_axes),
+        whiteness=measure_whiteness(_whitened(inside, noise, n_axes), n_axes),
         histogram=_histogram(inside),
         noise=level,
-        is_noise_given=noise is not None,
+        is_noise_given=noise.is_sigma_given,
         interior_rms=interior_rms,
         edge_ratio=edge_ratio,
         implausible_share=implausible,
@@ -162,14 +165,14 @@ def _margins(residual: Tensor, kernel_size: Size) -> Size:
 
 
 def _implausible_share(
-    residual: Tensor, data: Tensor, modes: TorusModes, inverse: InverseFilter, noise: float
+    residual: Tensor, data: Tensor, modes: TorusModes, inverse: InverseFilter, noise: Tensor
 ) -> float:
     """Compute which part of what the residual holds beyond noise no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
     """
-    n_axes = len(modes.torus)
+    n_axes, noise = len(modes.torus), noise.flatten()
     left, whole = (
         apply_hann_window(images.reshape(-1, *images.shape[-n_axes - 1 :]), n_axes) for images in (residual, data)
     )
@@ -187,12 +190,15 @@ def _implausible_share(
     if n_perpendicular > 0:
         # What lies outside the range of the kernel is explained by no image at all.
         outside = (modes.energy(left).mean(0).sum() - of_residual.sum()).clamp_min(0)
-        beyond = synchronize.as_number(outside) - n_perpendicular * modes.weights.numel() * noise**2
+        beyond = (
+            synchronize.as_number(outside)
+            - n_perpendicular * synchronize.as_number(noise.sum()) / modes.sigma.shape[-1]
+        )
         excess = implausible = max(beyond, 0.0)
     for piece in sigma.argsort().tensor_split(min(N_BANDS, len(sigma))):
         share = weights[piece] / weights[piece].sum()
         lost = (1 - kept[piece]).square()
-        surplus = synchronize.as_number((share * (of_residual[piece] - noise**2 * lost)).sum())
+        surplus = synchronize.as_number((share * (of_residual[piece] - noise[piece] * lost)).sum())
         if surplus <= 0:
             continue
         signal = synchronize.as_number((share * lost * sigma[piece].square()).sum())
@@ -200,6 +206,23 @@ def _implausible_share(
         excess += amount
         implausible += amount if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0
     return implausible / excess if excess > 0 else 0.0
+
+
+def noise_by_mode(noise: NoiseModel, modes: TorusModes) -> Tensor:
+    """Evaluate the power of noise along each mode, relative to white noise of its size, shape `(*F, m)`."""
+    power = torch.ones_like(modes.sigma)
+    return (
+        power if noise.is_white else power * modes.sampled(interpolated(noise.spectrum, modes.torus, power))[..., None]
+    )
+
+
+def _whitened(residual: Tensor, model: NoiseModel, n_axes: int) -> Tensor:
+    """Divide by the root of the noise's power at each frequency."""
+    if model.is_white:
+        return residual
+    size, axes = tuple(residual.shape[-n_axes:]), space_axes(n_axes)
+    power = interpolated(model.spectrum, size, residual)
+    return torch.fft.irfftn(torch.fft.rfftn(residual, dim=axes) / power.sqrt(), s=size, dim=axes)
 
 
 def _histogram(residual: Tensor) -> Histogram:

@@ -2,6 +2,9 @@
 
 With the singular value decomposition K(θ) = U S Vᴴ at every frequency of a torus and b = Uᴴŷ, the regularized estimate
 passes each component of the data by f = g / (g + λ), where g = S² / (σ²max |l(θ)|²) is a number without a unit.
+
+Where the noise is not white, each frequency is measured by the noise's share there: powers and gains are divided by it,
+and the noise of what is left is white. The estimate, and so f, is the same as ever.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.torus_modes import TorusModes
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 
 
@@ -22,10 +27,11 @@ class SpectralData:
     Attributes:
         modes: singular vectors and values at all frequencies, with m = min(C_out, C_in) components each.
         ratio: g, shape `(F, m)`; infinite where the penalty is zero.
-        power: |b|², summed over the images of the batch, shape `(F, m)`, with a unitary FFT.
-        outside: the power outside of the range of K, shape `(F,)`.
+        power: |b|², summed over the images of the batch and divided by `noise`, shape `(F, m)`, with a unitary FFT.
+        outside: the power outside of the range of K, divided likewise, shape `(F,)`.
         n_images: images of the batch, so that `power / n_images` is that of one image.
         observed_share: the part of the torus that was observed, and so is noisy; the rest was continued.
+        noise: power of the noise relative to white noise of its size, shape `(F,)`; `None` for white noise.
     """
 
     modes: TorusModes
@@ -34,10 +40,18 @@ class SpectralData:
     outside: Tensor
     n_images: int
     observed_share: float
+    noise: Tensor | None = None
 
     @classmethod
     def of(
-        cls, modes: TorusModes, y: Tensor, *, penalty: str, sigma_max: float, observed_share: float = 1.0
+        cls,
+        modes: TorusModes,
+        y: Tensor,
+        *,
+        penalty: str,
+        sigma_max: float,
+        observed_share: float = 1.0,
+        noise: NoiseModel | None = None,
     ) -> SpectralData:
         """Transform data on a torus.
 
@@ -47,6 +61,7 @@ class SpectralData:
             penalty: which L.
             sigma_max: the largest singular value that λ is measured by.
             observed_share: the part of the torus that was observed.
+            noise: what kind of noise the data have; by default it is white.
         """
         images = y.reshape(-1, *y.shape[-len(modes.torus) - 1 :])
         power = torch.view_as_real(modes.of_outputs(images)).square().sum(dim=(0, -1)).flatten(0, -2)
@@ -54,12 +69,16 @@ class SpectralData:
         if modes.u.shape[-2] > power.shape[-1]:
             outside = (modes.energy(images).sum(dim=0).flatten() - power.sum(dim=-1)).clamp_min(0)
         ratio = (modes.sigma.square() / (sigma_max**2 * modes.squared_penalty(penalty))).flatten(0, -2)
-        return cls(modes, ratio, power, outside, len(images), observed_share)
+        if noise is None or noise.is_white:
+            return cls(modes, ratio, power, outside, len(images), observed_share)
+        share = interpolated(noise.spectrum, modes.torus, power).flatten()
+        return cls(modes, ratio, power / share[:, None], outside / share, len(images), observed_share, share)
 
     @property
     def gain(self) -> Tensor:
-        """S², shape `(F, m)`."""
-        return self.modes.sigma.square().flatten(0, -2)
+        """S², divided likewise, shape `(F, m)`."""
+        gain = self.modes.sigma.square().flatten(0, -2)
+        return gain if self.noise is None else gain / self.noise[:, None]
 
     @property
     def multiplicity(self) -> Tensor:

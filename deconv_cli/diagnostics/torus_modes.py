@@ -63,7 +63,7 @@ class TorusModes:
     def squared_penalty(self, penalty: str) -> Tensor:
         """Evaluate |l(θ)|², shape `(*F, 1)`."""
         whole = find_penalty(penalty).symbol(self.torus, self.sigma.dtype, self.sigma.device)
-        return self._sampled(whole)[..., None]
+        return self.sampled(whole)[..., None]
 
     def of_outputs(self, images: Tensor) -> Tensor:
         """Compute uᴴY of unitary transforms of outputs: white noise of unit variance gives mean squares of one.
@@ -88,9 +88,10 @@ class TorusModes:
 
     def _transformed(self, images: Tensor) -> Tensor:
         axes = space_axes(len(self.torus))
-        return self._sampled(torch.fft.rfftn(images.to(self.sigma.dtype), dim=axes, norm="ortho"))
+        return self.sampled(torch.fft.rfftn(images.to(self.sigma.dtype), dim=axes, norm="ortho"))
 
-    def _sampled(self, spectrum: Tensor) -> Tensor:
+    def sampled(self, spectrum: Tensor) -> Tensor:
+        """Take these frequencies out of those of `torch.fft.rfftn`, shape `(*, *plane)` to `(*, *F)`."""
         for axis, numbers in zip(space_axes(len(self.torus)), self.frequencies, strict=True):
             spectrum = spectrum.index_select(axis, numbers)
         return spectrum

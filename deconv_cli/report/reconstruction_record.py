@@ -23,6 +23,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "method_reason": result.choice.reason,
         "lambda": list(result.lam) if isinstance(result.lam, tuple) else result.lam,
         "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
+        "noise_model": [model.as_record() for model in result.noise],
         "penalty": result.penalty,
         "rcond": result.rcond,
         "objective": result.solution.objective,

@@ -21,6 +21,7 @@ from deconv_cli.diagnostics.picard import Picard, measure_picard
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
 from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
+from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.apply_kernel import subtract_bias
@@ -94,7 +95,8 @@ def diagnose(
         null_share_of_estimate=null_share_of_inputs(modes, fade(estimate), conditioning.threshold),
         picard=measure_picard(of_data, data, is_periodic=is_periodic),
         resolution=measure_resolution(taps, image_size, as_filter),
-        tests=result.residual_tests or check_residual_of(inverse, residual, data, noise=noise),
+        tests=result.residual_tests
+        or check_residual_of(inverse, residual, data, noise=NoiseModel(noise, is_sigma_given=noise is not None)),
         gain_map=gain_map(taps, image_size),
     )
 
@@ -108,7 +110,12 @@ def join_diagnoses(parts: Sequence[Diagnosis]) -> Diagnosis:
 
 
 def check_residual_of(
-    inverse: PseudoInverse, residual: Tensor, data: Tensor, *, noise: float | None = None, least_noise: float = 0.0
+    inverse: PseudoInverse,
+    residual: Tensor,
+    data: Tensor,
+    *,
+    noise: NoiseModel = WHITE,
+    least_noise: float = 0.0,
 ) -> ResidualTests:
     """Test what an inverse leaves over.
 
@@ -116,7 +123,7 @@ def check_residual_of(
         inverse: the one that was applied.
         residual: y − Ax̂, as `inverse.arrange` arranges the data.
         data: y, less the bias if there is one; arranged likewise.
-        noise: standard deviation of the noise in the data, where it is known.
+        noise: what kind of noise the data have, and how large it is, where that is known.
         least_noise: what is no larger than this accuses no kernel.
     """
     return check_residual(

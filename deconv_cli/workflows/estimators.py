@@ -9,6 +9,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
@@ -25,7 +26,7 @@ def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings
     Args:
         kernel: canonical kernel, in the precision of the arithmetic.
         image_size: height and width of the images that are wanted back.
-        settings: what was resolved.
+        settings: what was resolved; their noise is a model of what the data have.
         y: the outputs, less a bias, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`: what the prior needs to know
             of them is estimated.
 
@@ -35,5 +36,6 @@ def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings
     """
     prior: Prior = PRIORS[settings.objective]
     needed = prior.needs(settings)
-    estimate = None if needed is None else ESTIMATES[needed](y.detach())
+    known = settings.noise.sigma if needed == "noise" and isinstance(settings.noise, NoiseModel) else None
+    estimate = known if known or needed is None else ESTIMATES[needed](y.detach())
     return prior.build(kernel, image_size, settings, estimate)

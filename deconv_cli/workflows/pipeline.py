@@ -20,6 +20,7 @@ from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
@@ -30,6 +31,7 @@ from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
+from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -122,6 +124,7 @@ class Pipeline:
         if truth is not None:
             check_image(truth, "the truth")
             _check_truth(truth, (*data.shape[:-3], kernel.n_inputs(data.shape[-3]), *image_size))
+        resolution = self._with_noise(resolution, data, kernel)
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
@@ -182,7 +185,10 @@ class Pipeline:
         parts = []
         for c, pipeline in enumerate(self._channels):
             lam = resolution.lams[c] if resolution.lams else settings.lam
-            alone = replace(resolution, settings=replace(settings, lam=lam), lams=(), is_per_channel=False, notes=())
+            noise = settings.noise[c % len(settings.noise)] if isinstance(settings.noise, tuple) else settings.noise
+            alone = replace(
+                resolution, settings=replace(settings, lam=lam, noise=noise), lams=(), is_per_channel=False, notes=()
+            )
             known = None if truth is None else truth.narrow(-3, c, 1)
             parts.append(pipeline.reconstruct(y.narrow(-3, c, 1), alone, truth=known, progress=listener))
         return join_channels(parts, resolution)
@@ -219,6 +225,12 @@ class Pipeline:
         geometry = Geometry.of_output(tuple(y.shape[-len(kernel.size) :]), kernel.size, settings.padding)
         return y.to(dtype), kernel, geometry.image_size
 
+    def _with_noise(self, resolution: Resolution, data: Tensor, kernel: Kernel) -> Resolution:
+        """Find out what kind of noise the data have, where the settings leave it open."""
+        settings = resolution.settings
+        found = find_noise(subtract_bias(data, self._bias), kernel, settings)
+        return replace(resolution, settings=replace(settings, noise=found))
+
     def _choose_lambda(
         self, data: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float
     ) -> LambdaChoice:
@@ -229,6 +241,7 @@ class Pipeline:
             boundary=settings.boundary,
             penalty=settings.penalty,
             max_memory=settings.max_memory,
+            noise=_model(settings),
         )
         return choose_lambda(
             continuation,
@@ -245,6 +258,7 @@ class Pipeline:
         if not settings.is_linear:
             self.inverse = None
             return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias))
+        settings = replace(settings, noise=None)  # an inverse is the same for all noise
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
         self.inverse = None  # the old one's memory first
@@ -280,8 +294,7 @@ class Pipeline:
         is_picture, tests = settings.defaults is InputKind.PICTURE, None
         if isinstance(estimator, PseudoInverse) and (is_picture or settings.predict):
             least = max(_step(y, settings), 0.0 if choice is None else choice.sigma)
-            noise = settings.noise_sigma
-            tests = check_residual_of(estimator, unexplained, arranged, noise=noise, least_noise=least)
+            tests = check_residual_of(estimator, unexplained, arranged, noise=_model(settings), least_noise=least)
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=image,
@@ -313,6 +326,12 @@ def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
     settings = replace(resolution.settings, lam=choice.lam)
     reasons = replace(resolution.reasons, lam=choice.reason)
     return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
+
+
+def _model(settings: ReconstructionSettings) -> NoiseModel:
+    """Give the kind of noise that was found."""
+    assert isinstance(settings.noise, NoiseModel)
+    return settings.noise
 
 
 def _least_noise(y: Tensor, settings: ReconstructionSettings) -> float:

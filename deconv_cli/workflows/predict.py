@@ -12,6 +12,7 @@ from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
 from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -53,6 +54,7 @@ def predict_for(
         boundary=result.boundary,
         penalty=result.penalty,
         max_memory=inverse.settings.max_memory,
+        noise=result.settings.noise if isinstance(result.settings.noise, NoiseModel) else None,
     )
     parts, units = [], []
     # What one image is like, and its noise, need not be so of another.

@@ -12,6 +12,7 @@ from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
 from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.errors import UntrustworthyResultError
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
@@ -117,6 +118,17 @@ class Reconstruction:
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)
         return tuple(found)
+
+    @property
+    def noise(self) -> tuple[NoiseModel, ...]:
+        """What kind of noise the data were taken to have: one model, or that of each channel."""
+        if self.channels:
+            return tuple(model for channel in self.channels for model in channel.noise)
+        model = self.settings.noise
+        if not isinstance(model, NoiseModel):
+            return ()
+        choice = self.lambda_choice
+        return (model if choice is None else replace(model, sigma=choice.sigma),)
 
     @property
     def boundary(self) -> str:

@@ -93,6 +93,7 @@ def resolve(
     resolved = ResolvedSettings(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
         | {"boundary": boundary, "padding": padding, "penalty": penalty}
+        | {"noise": settings.noise if settings.noise is not None else defaults.noise}
         | {"lam": lam if isinstance(lam, float) else 0.0}
     )
     return Resolution(
@@ -167,5 +168,5 @@ def resolution_of(
         if theirs != ours
     )
     merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
-    merged |= {name: getattr(settings, name) for name in ("noise_sigma", "quantization", "predict", "seed")}
+    merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
     return Resolution(ResolvedSettings(**merged), Reasons(reason, reason), notes=notes)

@@ -1,0 +1,41 @@
+"""A model of noise as it is typed at the prompt: a word, or the file of an earlier run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.noise_model import NoiseModel
+
+_MAX_BYTES = 64 * 2**20
+
+
+def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
+    """Read `white`, `auto`, or the noise from the JSON document of a run of `deconv invert`.
+
+    A document of one's own is an object with the member `noise_model`, a list with one record for all channels or one
+    for each: `{"noise_model": [{"sigma": 2.5, "spectrum": [...]}]}`.
+
+    Raises:
+        UsageError: there is no such file, or it says nothing of noise.
+        FileAccessError: it cannot be read.
+    """
+    if text in ("white", "auto"):
+        return text
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(f"noise must be white, auto or the JSON file of a run, but there is no file '{text}'.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
+    except OSError as error:
+        raise FileAccessError(f"'{text}' cannot be read: {error.strerror}.") from error
+    except ValueError:
+        found = None
+    records = found.get("noise_model") if isinstance(found, dict) else None
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise UsageError(
+            f"'{text}' has no list noise_model, as the JSON of deconv invert has; write one with --json, or with an "
+            "output file in .npy."
+        )
+    return tuple(NoiseModel.of_record(record, source=text) for record in records)

@@ -1,0 +1,187 @@
+"""The spectrum of the noise, told from that of the blurred scene in one picture.
+
+What is seen at a frequency θ has the power E P(θ) = S(θ)|K(θ)|² + N(θ). The scene's power S falls with a power of
+frequency and has a slow function of direction, as in `image_model.py`; log N is linear in |θ| between knots, and goes
+on at its level where the scene hides it. Compression, demosaicing and smoothing in cameras leave noise that is weaker
+at high frequencies than at low ones. Both are fitted by the largest quasi-likelihood of a periodogram that is averaged
+in polar bins (Whittle, "Estimation and information in stationary time series", Arkiv för Matematik 2, 1953;
+Wedderburn, "Quasi-likelihood functions, generalized linear models, and the Gauss-Newton method", Biometrika 61, 1974),
+by Fisher scoring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.torus_modes import symbol_at
+from deconv_cli.noise_model import FREQUENCIES, NoiseModel
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
+from deconv_cli.vocabulary import Size
+
+_N_RADIAL, _N_ANGULAR = 96, 12
+_LARGEST_RADIUS = math.sqrt(0.5)
+_LOWEST = 0.015
+# Neighboring coefficients under a Hann window are not independent: a sum of n of them scatters like one of n / 3.8.
+_DEPENDENCE = (35 / 18) ** 2
+# The scene of a picture departs from a power law by about its own size.
+_MISFIT = 1.0
+_CENTER = (0.0, 0.0, 0.0, -1.2)
+_SPREAD = (1e3, 0.7, 0.7, 0.3)
+_STEP_SPREAD = (0.2, 0.2, 0.2, 0.2, *(0.5,) * 9)
+_N_STEPS = 60
+_CONVERGED = 1e-4
+# White noise is given up where its misfit is larger by so much, and the levels differ by at least this factor.
+_EVIDENCE = 30.0
+_LEAST_RATIO = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class _Bins:
+    """A periodogram in polar bins, each of shape `(n,)`, the bases `(n, 4)` and `(n, 14)`."""
+
+    power: Tensor
+    gain: Tensor
+    count: Tensor
+    scene: Tensor
+    noise: Tensor
+
+
+def fit_noise_spectrum(y: Tensor, taps: Tensor) -> NoiseModel:
+    """Find the noise in data that a kernel made of a scene.
+
+    Args:
+        y: shape `(n, C_out, H, W)`.
+        taps: shape `(C_out, C_in, kH, kW)`.
+
+    Returns:
+        The size and the spectrum of the noise; white noise of unknown size where that explains the data as well.
+    """
+    bins, white = _binned(y, taps), NoiseModel(source="auto")
+    if bins is None:
+        return white
+    knots, misfit = _fit(bins, bins.noise)
+    _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
+    levels = synchronize.as_numbers(knots)
+    if misfit_of_flat - misfit < _EVIDENCE or max(levels) - min(levels) < math.log(_LEAST_RATIO):
+        return white
+    power = interpolated([math.exp(level) for level in levels], tuple(y.shape[-2:]), bins.power, is_whole=True)
+    mean = synchronize.as_number(power.mean())
+    return replace(white, sigma=math.sqrt(mean), spectrum=tuple(math.exp(level) / mean for level in levels))
+
+
+def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_whole: bool = False) -> Tensor:
+    """Evaluate powers that are given at `FREQUENCIES` on a torus.
+
+    Args:
+        spectrum: powers; their logarithm is linear in between, and constant beyond.
+        torus: `(N1, N2, ...)`.
+        like: has the dtype and the device that is wanted.
+        is_whole: at all frequencies, and not at those of `torch.fft.rfftn` alone.
+
+    Returns:
+        Shape `(*torus[:-1], torus[-1] // 2 + 1)`, or that of the torus.
+    """
+    squared = like.new_zeros(1)
+    for axis, length in enumerate(torus):
+        is_half = axis == len(torus) - 1 and not is_whole
+        frequencies = (torch.fft.rfftfreq if is_half else torch.fft.fftfreq)(length, device=like.device)
+        squared = squared[..., None] + frequencies.to(like.dtype).square()
+    logarithms = like.new_tensor([math.log(power) for power in spectrum])
+    powers: Tensor = (hat_functions(squared[0].sqrt()) @ logarithms).exp()
+    return powers
+
+
+def draw_noise(model: NoiseModel, like: Tensor, seed: int) -> Tensor:
+    """Draw noise of the spectrum of a model with σ = 1, as much as in `like` of shape `(*batch, C, N1, N2)`."""
+    white = synchronize.normal_numbers(like, tuple(like.shape), seed)
+    if model.is_white:
+        return white
+    size: Size = tuple(like.shape[-2:])
+    power = interpolated(model.spectrum, size, like)
+    return torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=size)
+
+
+def _binned(y: Tensor, taps: Tensor) -> _Bins | None:
+    size: Size = tuple(y.shape[-2:])
+    images = to_float64(y)
+    images = images - images.mean(dim=(-2, -1), keepdim=True)
+    transformed = torch.fft.rfft2(apply_hann_window(images), norm="ortho")
+    power = torch.view_as_real(transformed).square().sum(dim=-1).mean(dim=(0, 1))
+    rows, columns = torch.arange(size[0], device=y.device), torch.arange(size[1] // 2 + 1, device=y.device)
+    symbol = symbol_at(to_float64(taps.detach()), size, (rows, columns))
+    gain = torch.view_as_real(symbol).square().sum(dim=(-2, -1)).mean(dim=-1)
+    fy = torch.fft.fftfreq(size[0], dtype=power.dtype, device=y.device)[:, None]
+    fx = torch.fft.rfftfreq(size[1], dtype=power.dtype, device=y.device)
+    radius, angle = (fy.square() + fx.square()).sqrt(), torch.atan2(fy, fx.expand_as(power))
+    ring = (radius * (_N_RADIAL / _LARGEST_RADIUS)).long().clamp_max(_N_RADIAL - 1)
+    sector = ((angle / math.pi + 0.5) * _N_ANGULAR).long().clamp_max(_N_ANGULAR - 1)
+    index = (ring * _N_ANGULAR + sector).flatten()
+    weight = torch.where((fx == 0) | (2 * fx == 1), 0.5, 1.0).expand_as(power) * (radius >= _LOWEST)
+
+    def summed(values: Tensor) -> Tensor:
+        total = values.new_zeros(_N_RADIAL * _N_ANGULAR)
+        return total.scatter_add(0, index, (weight * values).flatten())
+
+    count = summed(torch.ones_like(power))
+    kept = synchronize.places(count > 0)
+    if len(kept) < 4 * len(FREQUENCIES):
+        return None
+    count = count[kept]
+    means = [summed(values)[kept] / count for values in (power, gain, radius, (2 * angle).cos(), (2 * angle).sin())]
+    power, gain, radius, cosine, sine = means
+    scene = torch.stack([torch.ones_like(radius), cosine, sine, 2 * (2 * math.pi * radius).log()], dim=-1)
+    count = count * (y.shape[0] * y.shape[1] / _DEPENDENCE)
+    return _Bins(power, gain, count, scene, hat_functions(radius))
+
+
+def hat_functions(radius: Tensor) -> Tensor:
+    """Evaluate the functions of |θ| that are 1 at one knot and linear to 0 at the next, shape `(*radius.shape, 14)`.
+
+    Args:
+        radius: cycles a pixel, any shape; below the first and beyond the last knot the functions are constant.
+    """
+    knots = torch.tensor(FREQUENCIES, dtype=radius.dtype, device=radius.device)
+    position = ((radius - FREQUENCIES[0]) / (FREQUENCIES[1] - FREQUENCIES[0])).clamp(0, len(FREQUENCIES) - 1)
+    at = torch.arange(len(knots), dtype=radius.dtype, device=radius.device)
+    return (1 - (position[..., None] - at).abs()).clamp_min(0)
+
+
+def _fit(bins: _Bins, noise: Tensor) -> tuple[Tensor, float]:
+    """Fit scene and noise; gives the logarithms of the noise, shape `(K,)`, and the misfit."""
+    like = bins.power
+    center, spread = like.new_tensor(_CENTER), like.new_tensor(_SPREAD)
+    n_scene, n_noise = len(center), noise.shape[1]
+    differences = torch.eye(n_noise, dtype=like.dtype, device=like.device).diff(dim=0)
+    differences = differences / like.new_tensor(_STEP_SPREAD)[: n_noise - 1, None]
+    ridge = torch.block_diag(torch.diag(spread.square().reciprocal()), differences.T @ differences)
+    middle = torch.cat([center, like.new_zeros(n_noise)])
+    lowest = bins.power.quantile(0.1).clamp_min(1e-30).log()
+    parameters = torch.cat([center, lowest.expand(n_noise)])
+    shape = (bins.scene @ center).exp() * bins.gain
+    weight = (bins.count * bins.gain).clamp_min(0)
+    parameters[0] = ((bins.power * weight).sum() / (shape * weight).sum()).clamp_min(1e-30).log()
+    for _ in range(_N_STEPS):
+        signal = bins.gain * (bins.scene @ parameters[:n_scene]).clamp(-80, 80).exp()
+        level = (noise @ parameters[n_scene:]).clamp(-80, 80).exp()
+        expected = signal + level
+        share = signal / expected
+        weight = bins.count / (1 + bins.count * (_MISFIT * share).square())
+        slopes = torch.cat([share[:, None] * bins.scene, (1 - share)[:, None] * noise], dim=1)
+        gradient = slopes.T @ (weight * (1 - bins.power / expected)) + ridge @ (parameters - middle)
+        curvature = slopes.T @ (weight[:, None] * slopes) + ridge
+        curvature = curvature + 1e-9 * torch.diag(curvature.diagonal())
+        step = torch.linalg.solve(curvature, -gradient).clamp(-1.0, 1.0)
+        parameters = parameters + step
+        if synchronize.as_number(step.abs().max()) < _CONVERGED:
+            break
+    ratio = bins.power / expected
+    departure = parameters - middle
+    misfit = (2 * weight * (ratio - 1 - ratio.clamp_min(1e-30).log())).sum() + departure @ ridge @ departure
+    return parameters[n_scene:], synchronize.as_number(misfit)

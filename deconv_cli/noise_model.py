@@ -1,0 +1,82 @@
+"""What kind of noise data have: how large it is, how it is spread over frequencies, and how it grows with the light.
+
+Nothing here imports torch: a model is a setting, and is read from a file at the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deconv_cli.errors import UsageError
+
+FREQUENCIES = tuple(round(0.05 * k, 2) for k in range(1, 15))
+"""Frequencies |θ| in cycles a pixel at which a spectrum is given: the diagonal ends at 0.707."""
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Noise of variance `sigma`² on average, that is white and even unless there is more to say.
+
+    Attributes:
+        sigma: root mean square over all samples, in their units; `None` where it is yet to be estimated.
+        spectrum: power at `FREQUENCIES`, relative to that of white noise of the same size; empty for white noise.
+        is_sigma_given: the user knows its size, which else is an estimate.
+        source: where it came from, as it is typed: `white`, `auto` or a file.
+
+    Raises:
+        UsageError: numbers that are not positive, or too few of them.
+    """
+
+    sigma: float | None = None
+    spectrum: tuple[float, ...] = ()
+    is_sigma_given: bool = field(default=False, compare=False)
+    source: str = field(default="white", compare=False)
+
+    def __post_init__(self) -> None:
+        is_size = self.sigma is None or 0 <= self.sigma < math.inf
+        if not is_size or not all(isinstance(v, float | int) and 0 < v < math.inf for v in self.spectrum):
+            raise UsageError("the size of noise must be a number that is not negative, its spectrum positive numbers.")
+        if len(self.spectrum) not in (0, len(FREQUENCIES)):
+            raise UsageError(
+                f"the spectrum of noise has {len(FREQUENCIES)} powers, at {FREQUENCIES[0]} to {FREQUENCIES[-1]} cycles "
+                f"a pixel, but {len(self.spectrum)} were given."
+            )
+
+    @property
+    def is_white(self) -> bool:
+        """Whether all frequencies have their share."""
+        return not self.spectrum
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for a person."""
+        size = "" if self.sigma is None else f", σ {self.sigma:.3g}"
+        if self.is_white:
+            return f"white{size}"
+        coarse, fine = self.spectrum[1], self.spectrum[9]
+        if fine > coarse:
+            return f"colored{size}: {fine / coarse:.2g} times the power in fine detail, as sharpening leaves it"
+        kind = "as compression, smoothing or demosaicing leave it"
+        return f"colored{size}: {coarse / fine:.2g} times less power in fine detail than in coarse, {kind}"
+
+    def as_record(self) -> dict[str, object]:
+        """Give the numbers as JSON can hold them, with the sentence."""
+        return {"sigma": self.sigma, "spectrum": list(self.spectrum), "sentence": self.sentence}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, object], source: str) -> NoiseModel:
+        """Read what `as_record` gave.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        sigma, spectrum = record.get("sigma"), record.get("spectrum", [])
+        if not isinstance(sigma, float | int | None) or not isinstance(spectrum, list):
+            raise UsageError("a record of noise has a number sigma and a list spectrum, but this one has not.")
+        return cls(None if sigma is None else float(sigma), tuple(spectrum), source=source)
+
+
+WHITE = NoiseModel()
+"""White noise of unknown size."""

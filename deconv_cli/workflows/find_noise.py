@@ -1,0 +1,45 @@
+"""What kind of noise data have, as the settings say or as the data show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.noise_spectrum import fit_noise_spectrum
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators.axes import crop
+from deconv_cli.settings import ResolvedSettings
+
+_MAX_SIDE = 768
+"""A piece of this size from the middle of a picture stands for all of it."""
+
+
+def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseModel:
+    """Find what kind of noise data have.
+
+    Args:
+        y: shape `(C_out, H, W)` or `(B, C_out, H, W)`, without the bias.
+        kernel: what made them.
+        settings: what was resolved.
+
+    Raises:
+        UsageError: there is a model for each channel of others than these.
+    """
+    found = settings.noise
+    if isinstance(found, tuple):
+        if len(found) > 1:
+            raise UsageError(
+                f"noise was given for {len(found)} channels, but these data are restored as a whole; give one model."
+            )
+        found = found[0]
+    if found == "auto":
+        outputs = kernel.split(y.detach(), are_outputs=True)
+        outputs = outputs.reshape(-1, *outputs.shape[-3:])
+        window = tuple(min(n, _MAX_SIDE) for n in outputs.shape[-2:])
+        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[-2:], window, strict=True))
+        found = fit_noise_spectrum(crop(outputs, start, window), kernel.taps)
+    model = found if isinstance(found, NoiseModel) else NoiseModel()
+    return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)

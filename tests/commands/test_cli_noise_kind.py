@@ -1,0 +1,65 @@
+"""What kind of noise a picture has: found, said, written, and read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+
+KERNEL = "gaussian:1.5"
+
+
+@pytest.fixture
+def jpeg(deconv, tmp_path):
+    """A piece of a sample photograph, blurred, noised and compressed."""
+    scene = read_image(Path(__file__).parents[2] / "sample_images" / "camera.png").values[0, 0, 40:216, 60:236]
+    np.save(tmp_path / "scene.npy", scene.float().numpy())
+    options = ["--padding", "valid", "--noise", "gaussian:3", "-o", tmp_path / "blurred.npy"]
+    deconv("forward", tmp_path / "scene.npy", "-k", KERNEL, *options)
+    path = tmp_path / "blurred.jpg"
+    Image.fromarray(np.load(tmp_path / "blurred.npy").clip(0, 255).astype(np.uint8)).save(path, quality=80)
+    return path
+
+
+def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force"]
+    found = deconv(*words, "--json").report
+    (noise,) = found["noise_model"]
+    assert noise["sigma"] == pytest.approx(3, rel=0.25)
+    assert noise["spectrum"][1] > 5 * noise["spectrum"][10]
+    assert "less power in fine detail" in noise["sentence"]
+    white = deconv(*words, "--json", "--noise", "white", expect=ExitCode.UNTRUSTWORTHY).report
+    assert white["noise_model"][0]["spectrum"] == []
+    assert white["lambda"] < 0.1 * found["lambda"]
+    table = deconv(*words).stderr
+    assert "less power in fine detail" in table
+    assert "estimated with its spectrum" in table
+
+
+def test_the_noise_of_an_earlier_run_can_be_given(deconv, jpeg, tmp_path):
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--json"]
+    first = deconv(*words)
+    (tmp_path / "run.json").write_text(first.stdout)
+    again = deconv(*words, "--noise", tmp_path / "run.json").report
+    assert again["lambda"] == pytest.approx(first.report["lambda"])
+    assert again["noise_model"] == first.report["noise_model"]
+
+
+NO_MODELS = ["nonsense", json.dumps({"noise_model": []}), json.dumps({"noise_model": [{"sigma": -1}]})]
+
+
+@pytest.mark.parametrize("text", NO_MODELS)
+def test_a_file_without_a_model_is_refused(refuses, jpeg, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--noise", tmp_path / "run.json"]
+    refuses(*words, code=ExitCode.USAGE, says="noise")
+
+
+def test_no_such_file_is_a_sentence(refuses, jpeg, tmp_path):
+    refuses("invert", jpeg, "-k", KERNEL, "--noise", "pink", code=ExitCode.USAGE, says="--noise must be white, auto")

@@ -1,0 +1,111 @@
+"""Colored noise in blurred pictures: its spectrum is found, white noise is left white, and λ follows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.lambda_choice import choose_lambda
+from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum, interpolated
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.noise_model import FREQUENCIES, WHITE, NoiseModel
+
+SIZE = 160
+SMOOTHED = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 6) + 0.02 for f in FREQUENCIES))
+KERNELS = {name: make_kernel(name) for name in ("gaussian:1.8", "disk:4")}
+
+
+def like(*shape):
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A scene with the spectrum of photographs, of brightness 100 ± 40."""
+    n = SIZE + 32
+    rows, columns = torch.fft.fftfreq(n)[:, None], torch.fft.rfftfreq(n)
+    radius = (rows.square() + columns.square()).sqrt()
+    radius[0, 0] = math.inf
+    white = torch.randn(n, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    image = torch.fft.irfft2(torch.fft.rfft2(white) / radius**1.2, s=(n, n))
+    return 100 + 40 * image / image.std()
+
+
+def blurred(scene, taps, model, seed=5):
+    taps = taps.double()
+    y = torch.nn.functional.conv2d(scene[None, None], taps[None, None])[0, 0, :SIZE, :SIZE]
+    return (y + model.sigma * draw_noise(model, like(1, SIZE, SIZE), seed)[0])[None], taps
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
+    y, taps = blurred(scene, KERNELS[name], SMOOTHED)
+    found = fit_noise_spectrum(y[None], taps[None, None])
+    true = interpolated(SMOOTHED.spectrum, (SIZE, SIZE), y, is_whole=True).mean().sqrt() * SMOOTHED.sigma
+    assert found.sigma == pytest.approx(float(true), rel=0.15)
+    power = [found.sigma**2 * p for p in found.spectrum[3:11]]
+    expected = [SMOOTHED.sigma**2 * p for p in SMOOTHED.spectrum[3:11]]
+    assert power == pytest.approx(expected, rel=0.35)
+    assert "less power in fine detail" in found.sentence
+
+
+@pytest.mark.parametrize("sigma", [0.3, 5.0])
+@pytest.mark.parametrize("name", KERNELS)
+def test_white_noise_is_left_white(scene, name, sigma):
+    y, taps = blurred(scene, KERNELS[name], NoiseModel(sigma))
+    assert fit_noise_spectrum(y[None], taps[None, None]) == WHITE
+
+
+def test_pictures_that_are_too_small_to_tell_are_taken_for_white():
+    assert fit_noise_spectrum(torch.rand(1, 1, 5, 6), torch.ones(1, 1, 1, 1)) == WHITE
+
+
+def test_noise_is_drawn_with_the_spectrum_of_its_model():
+    drawn = draw_noise(SMOOTHED, like(64, 1, 48, 40), seed=1)
+    power = torch.fft.rfft2(drawn, norm="ortho").abs().square().mean(dim=(0, 1))
+    expected = interpolated(SMOOTHED.spectrum, (48, 40), drawn)
+    assert ((power / expected)[:, 1:-1].log().mean()).abs() < 0.05
+    assert (power / expected).std() < 0.3
+
+
+def test_a_spectrum_is_a_logarithm_that_is_linear_in_between():
+    spectrum = tuple(math.exp(-f) for f in FREQUENCIES)
+    found = interpolated(spectrum, (20, 10), like(1), is_whole=True)
+    assert found.shape == (20, 10)
+    assert float(found[2, 0].log()) == pytest.approx(-0.1)
+    assert float(found[0, 0].log()) == pytest.approx(-FREQUENCIES[0])
+    assert float(found[3, 4].log()) == pytest.approx(-math.hypot(0.15, 0.4))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
+    """Judged by the λ that is chosen where the same amount of noise is white."""
+    taps = KERNELS[name].double()
+    plain = replace(SMOOTHED, spectrum=())
+    kernel = Kernel.from_tensor(taps)
+    choices = {}
+    for label, noise, model in (("white", plain, None), ("unknown", SMOOTHED, None), ("known", SMOOTHED, SMOOTHED)):
+        y, _ = blurred(scene, taps, noise)
+        continuation = Continuation(kernel, (SIZE, SIZE), boundary="unknown", penalty="gradient", noise=model)
+        choices[label] = choose_lambda(continuation, y).lam
+    assert 0.5 < choices["known"] / choices["white"] < 4
+    assert choices["unknown"] < 0.1 * choices["known"]
+
+
+def test_a_model_is_read_from_its_record():
+    assert NoiseModel.of_record(SMOOTHED.as_record(), source="run.json") == SMOOTHED
+    assert NoiseModel.of_record(WHITE.as_record(), source="run.json") == WHITE
+
+
+@pytest.mark.parametrize(
+    "record", [{"sigma": -1.0}, {"spectrum": [1.0]}, {"spectrum": [0.0] * 14}, {"sigma": "a"}, {"spectrum": 3}]
+)
+def test_a_record_that_is_no_model_is_refused(record):
+    with pytest.raises(UsageError, match="noise"):
+        NoiseModel.of_record(record, source="run.json")
