@@ -1,15 +1,16 @@
 """Are λ, the weight of the total variation and the predicted error right where the noise is that of a JPEG file?
 
 Photographs that come with scikit-image and matplotlib are blurred by four kernels as parts of larger scenes, noised at
-four levels, compressed, and read again. What the automatic choice loses to the best λ by the truth stands beside what it
-loses where the noise is taken for white. Constants of this package were set on four other photographs: camera, coffee,
-chelsea and motorcycle.
+four levels, compressed, and read again. What the automatic choice loses to the best λ by the truth stands beside what
+it loses where the noise is taken for white. Constants of this package were set on four other photographs: camera,
+coffee, chelsea and motorcycle.
 """
 
 from __future__ import annotations
 
 import io
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 import deconv_cli
 from benchmarks import choice, problems
 from benchmarks.measuring import Case, Figures, Scale
-from benchmarks.printing import Report, Table, Target
+from benchmarks.printing import Report, Table, Target, number, table
 
 SIZE = 224
 NOISES = (0.7, 1.5, 3.0, 6.0)
@@ -66,8 +67,8 @@ def restored(name: str, kernel: str, size: int, n_noises: int) -> Figures:
     torch.set_num_threads(1)  # the pictures are small
     taps = choice._kernel(kernel)
     figures: Figures = {}
-    for number, noise in enumerate(NOISES[:n_noises]):
-        quality = QUALITIES[(number + len(name) + len(kernel)) % len(QUALITIES)]
+    for turn, noise in enumerate(NOISES[:n_noises]):
+        quality = QUALITIES[(turn + len(name) + len(kernel)) % len(QUALITIES)]
         y, truth = _compressed(name, taps, noise, quality, size)
         found = [_psnr(deconv_cli.invert(y, taps, defaults="picture", lam=lam).image, truth) for lam in LAMBDAS]
         figures[f"{noise}: quality"], figures[f"{noise}: best"] = quality, max(found)
@@ -115,13 +116,6 @@ def report(outcomes: dict[str, Figures]) -> Report:
         for way, label in zip(WAYS, ("found out from the data", "taken for white"), strict=True)
         if known
     ]
-    by_case = [
-        [
-            name,
-            *(f"{figures[f'{n}: auto']:.2f} / {figures[f'{n}: white']:.2f}" for n in NOISES if f"{n}: auto" in figures),
-        ]
-        for name, figures in known.items()
-    ]
     tables = [
         Table(
             "Losses to the best λ and to the best weight of the total variation, median / at worst, and the predicted "
@@ -129,13 +123,18 @@ def report(outcomes: dict[str, Figures]) -> Report:
             ["the noise is", "λ", "total variation", "bands within a quarter"],
             rows,
         ),
-        Table(
+        table(
             "dB lost to the best λ: with the noise found out from the data / taken for white.",
-            ["photograph, kernel", *(f"σ {noise}" for noise in NOISES)],
-            by_case,
+            "photograph, kernel",
+            outcomes,
+            [(f"σ {noise}", partial(_both, noise)) for noise in NOISES],
         ),
     ]
     return Report("JPEG files", targets, tables)
+
+
+def _both(noise: float, figures: Figures) -> str:
+    return " / ".join(f"{number(figures, f'{noise}: {way}') or 0.0:.2f}" for way in WAYS)
 
 
 def _psnr(estimate: Tensor, truth: Tensor) -> float:
