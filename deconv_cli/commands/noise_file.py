@@ -17,15 +17,16 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
     A document of one's own is an object with the member `noise_model`, a list with one record for all channels or one
     for each: `{"noise_model": [{"sigma": 2.5, "spectrum": [...]}]}`.
 
+    Returns:
+        The models; the text itself where it names no file.
+
     Raises:
-        UsageError: there is no such file, or it says nothing of noise.
+        UsageError: the file says nothing of noise.
         FileAccessError: it cannot be read.
     """
-    if text in ("white", "auto"):
-        return text
     path = Path(text)
-    if not path.is_file():
-        raise UsageError(f"noise must be white, auto or the JSON file of a run, but there is no file '{text}'.")
+    if text in ("white", "auto") or not path.is_file():
+        return text
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
     except OSError as error:

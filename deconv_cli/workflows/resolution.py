@@ -142,6 +142,11 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
             f"noise_sigma helps to choose λ or to predict the error, but {what} and no prediction is asked for; leave "
             "it out, or choose λ auto."
         )
+    if settings.noise not in (None, "white") and not settings.predict and settings.defaults is InputKind.TENSOR:
+        raise UsageError(
+            f"noise helps to choose λ, to predict the error or to test the residual of a picture, but {what}; leave it "
+            "out, or choose λ auto."
+        )
 
 
 def resolution_of(
