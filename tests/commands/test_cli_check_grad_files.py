@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from gradient_cases import FIXTURES, load_fixture
+from hostile_pickles import MakesFolder
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,24 +24,6 @@ Net = load_fixture("detached").Base
 class CutNet(Net):
     def forward(self, x):
         return self.head(self.body(x).detach())  # the cut of the exported program
-
-
-class MarkerOnLoad:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.fixture
-def marker(tmp_path):
-    """A path that hostile files try to make; it must never be there."""
-    path = tmp_path / "was_run"
-    yield path
-    assert not path.exists()
 
 
 @pytest.fixture
@@ -134,10 +116,11 @@ class TestRefused:
     def refuse(self, refuses, path, *words, says):
         return refuses("check-grad", path, *words, code=ExitCode.INPUT_REFUSED, says=says)
 
-    def test_a_hostile_pickle(self, refuses, tmp_path, marker):
-        torch.save({"weight": torch.zeros(2), "extra": MarkerOnLoad(marker)}, tmp_path / "model.pt")
+    def test_a_hostile_pickle(self, refuses, tmp_path):
+        torch.save({"weight": torch.zeros(2), "extra": MakesFolder(tmp_path / "was_run")}, tmp_path / "model.pt")
         sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "--allow-global NAME"])
         assert "weights_only=False" not in sentence
+        assert not (tmp_path / "was_run").exists()
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_programs_that_are_not_trusted(self, refuses, tmp_path):

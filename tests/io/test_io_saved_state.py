@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import MakesFolder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -173,14 +174,6 @@ def test_the_record_is_read_when_nothing_is_changed(written):
     assert read_state(written).record == content().record
 
 
-class Evil:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.mark),))
-
-
 def test_other_files_are_refused_and_never_run(tmp_path):
     path, mark = tmp_path / "other.safetensors", tmp_path / "it ran"
     save_file({"a": torch.ones(3)}, path)
@@ -189,10 +182,10 @@ def test_other_files_are_refused_and_never_run(tmp_path):
     np.save(tmp_path / "other.npy", np.ones(3))
     with pytest.raises(MalformedInputError, match=r"should be a saved inverse, but is a NumPy \.npy file"):
         read_state(tmp_path / "other.npy")
-    torch.save({"a": Evil(mark)}, path)
+    torch.save({"a": MakesFolder(mark)}, path)
     with pytest.raises(MalformedInputError, match="but is a PyTorch file"):
         read_state(path)
-    path.write_bytes(pickle.dumps(Evil(mark)))
+    path.write_bytes(pickle.dumps(MakesFolder(mark)))
     with pytest.raises(MalformedInputError):
         read_state(path)
     assert not mark.exists()

@@ -215,14 +215,8 @@ class TestWholeModules:
 class TestTensorsThatAreNoKernels:
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: {"w": tensor, "other": torch.ones(3)}])
-    def test_not_dense(self, save, refused, wrap):
-        tensors = {
-            "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)]),
-            "sparse": torch.eye(4).to_sparse_csr(),
-            "quantized": torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.quint8),
-            "meta device": torch.ones(4, 4, device="meta"),
-        }
-        for kind, tensor in tensors.items():
+    def test_not_dense(self, save, refused, not_dense, wrap):
+        for kind, tensor in not_dense.items():
             refused(MalformedInputError, read_kernel, save(wrap(tensor)), layer=None, says=["dense tensor", kind])
 
     def test_complex_or_repeated(self, save, refused):

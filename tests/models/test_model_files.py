@@ -64,14 +64,8 @@ class TestStateDicts:
         refused(MalformedInputError, read_model, save(found), says=says.replace("an int", "holds a int"))
 
     @pytest.mark.filterwarnings("ignore")
-    def test_tensors_that_are_not_dense(self, save, refused):
-        tensors = {
-            "sparse": torch.eye(3).to_sparse(),
-            "quantized": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8),
-            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-            "meta device": torch.ones(2, device="meta"),
-        }
-        for kind, tensor in tensors.items():
+    def test_tensors_that_are_not_dense(self, save, refused, not_dense):
+        for kind, tensor in not_dense.items():
             refused(MalformedInputError, read_model, save({"w": tensor}), says=["'w' of", kind])
 
     def test_a_view_that_repeats_one_sample(self, save, refused):
