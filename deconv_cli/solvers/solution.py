@@ -23,7 +23,7 @@ class Status(StrEnum):
     )
     STAGNATED = (
         "the arithmetic's precision ran out before the tolerance was reached; "
-        "use dtype float64, a larger λ or a larger tolerance"
+        "use dtype float64, a larger tolerance, or a λ nearer to 1"
     )
     UNDETERMINED = (
         "the residual is as small as the tolerance, but the data leave parts of the image undetermined; "
