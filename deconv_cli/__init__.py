@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
+    from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -82,6 +83,7 @@ __all__ = [
     "ShapeError",
     "Solution",
     "Status",
+    "ToneCurve",
     "TooLargeError",
     "UnsafeInputError",
     "UntrustworthyResultError",
@@ -117,6 +119,7 @@ _HOMES = {
     "Status": "deconv_cli.solvers.solution",
     "forward": "deconv_cli.workflows.apply_kernel",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
+    "ToneCurve": "deconv_cli.tone_curve",
     "invert": "deconv_cli.workflows.library",
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "solve": "deconv_cli.solvers.solve",

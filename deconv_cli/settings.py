@@ -20,6 +20,7 @@ from deconv_cli.vocabulary import (
     ArithmeticDType,
     InputKind,
     LambdaRule,
+    Light,
     PaddingLike,
     check_name,
     check_padding,
@@ -77,14 +78,18 @@ class ReconstructionSettings:
         padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
         boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
             tensor.
+        light: in what the blur acts: `linear` undoes the tone curve of the samples first and does it again last, so
+            that λ, noise and errors are of light; `stored` takes samples as they are; `auto` takes what the input
+            records, else light for pictures whose tone curve is known.
         lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel where the kernel does not mix them; `auto`
             chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
-        noise_sigma: standard deviation of the noise, in units of the samples; `None` or `auto` estimates it.
+        noise_sigma: standard deviation of the noise, in units of the samples, or of light on their scale; `None` or
+            `auto` estimates it.
         noise: its kind: `white`, `auto` to find out from the data, a model of it, or a model for each channel where the
             kernel does not mix them; `None` takes `auto` for a picture and `white` for a tensor.
-        quantization: distance of neighboring values that a sample can have; the noise is never taken to be smaller than
-            what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
+        quantization: distance of neighboring values that a stored sample can have; the noise is never taken to be
+            smaller than what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
         penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
         rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
         nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
@@ -107,6 +112,7 @@ class ReconstructionSettings:
     defaults: InputKind = InputKind.TENSOR
     padding: PaddingLike | None = None
     boundary: str = "auto"
+    light: Light | Auto = "auto"
     lam: float | tuple[float, ...] | Auto | None = None
     lambda_rule: LambdaRule | None = None
     noise_sigma: float | None = None
@@ -126,7 +132,7 @@ class ReconstructionSettings:
     predict: bool = False
     seed: int | None = None
 
-    _open_boundary: ClassVar[tuple[str, ...]] = ("auto",)
+    _open: ClassVar[tuple[str, ...]] = ("auto",)
     _required: ClassVar[tuple[str, ...]] = ("max_iterations",)
     _takes_tuples: ClassVar[bool] = True
 
@@ -176,7 +182,8 @@ class ReconstructionSettings:
 
     def _check_words(self) -> None:
         self._set("defaults", parse_word(InputKind, self.defaults, "defaults"))
-        if self.boundary not in self._open_boundary:
+        self._set("light", check_name((*self._open, *Light), self.light, "light"))
+        if self.boundary not in self._open:
             self._set("boundary", BOUNDARIES.check(self.boundary))
         if self.penalty is not None:
             self._set("penalty", PENALTIES.check(self.penalty))
@@ -319,16 +326,18 @@ class ResolvedSettings(ReconstructionSettings):
     Attributes:
         padding: how far the kernel reached outside the image.
         boundary: what lay there.
+        light: in what the blur acts.
         lam: λ; 0 for the Moore–Penrose inverse.
         penalty: which L.
     """
 
     padding: PaddingLike = "same"
     boundary: str = "zero"
+    light: Light = Light.STORED
     lam: float = 0.0
     penalty: str = "identity"
 
-    _open_boundary: ClassVar[tuple[str, ...]] = ()
+    _open: ClassVar[tuple[str, ...]] = ()
     _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
     _takes_tuples: ClassVar[bool] = False
 

@@ -28,6 +28,15 @@ class InputKind(StrEnum):
     """A noisy part of a larger scene."""
 
 
+class Light(StrEnum):
+    """In what a convolution acts."""
+
+    LINEAR = "linear"
+    """In light: the tone curve of the samples is undone before, and done again after."""
+    STORED = "stored"
+    """In the samples as they are stored."""
+
+
 class LambdaRule(StrEnum):
     """How λ is chosen from the data."""
 

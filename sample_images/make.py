@@ -52,14 +52,15 @@ def main() -> None:
     spread = gaussian(1.6, 11)
     Image.fromarray(np.round(spread / spread.max() * 65535).astype(np.uint16)).save(HERE / "gaussian_psf.png")
 
-    # Each blurred picture sees a larger scene than its frame shows, as a camera does; the sharp one is cropped to
-    # that frame.
+    # Each blurred picture sees a larger scene than its frame shows, and is blurred in light before that is encoded as
+    # sRGB, as in a camera; the sharp one is cropped to that frame.
     for name, scene, taps in (
         ("camera", data.camera()[50:322, 100:372, None], motion),
         ("astronaut", data.astronaut()[0:266, 90:356], spread),
     ):
         x = torch.from_numpy(scene).permute(2, 0, 1).double()
-        y = Noise(NoiseKind.GAUSSIAN, 0.5).add(deconv_cli.forward(x, torch.from_numpy(taps), padding="valid"), seed=0)
+        y = deconv_cli.forward(x, torch.from_numpy(taps), padding="valid", tone_curve=deconv_cli.ToneCurve.srgb(255))
+        y = Noise(NoiseKind.GAUSSIAN, 0.5).add(y, seed=0)
         top, left = (taps.shape[0] - 1) // 2, (taps.shape[1] - 1) // 2
         sharp = scene[top : top + y.shape[1], left : left + y.shape[2]]
         blurred = y.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

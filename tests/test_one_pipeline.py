@@ -28,6 +28,8 @@ ACCEPTED = [
     {"padding": 1},
     {"padding": (2, 1)},
     *({"boundary": name, "lam": 1e-3} for name in ("auto", *deconv_cli.BOUNDARIES)),
+    {"light": "auto"},
+    {"light": "stored"},
     {"lam": 0.0},
     {"lam": 1e-2},
     {"lam": "auto"},
@@ -64,6 +66,8 @@ REFUSED = [
     {"padding": 100},
     {"boundary": "sideways"},
     {"boundary": "reflect", "padding": 30},
+    {"light": "bright"},
+    {"light": "linear"},
     {"lam": -1.0},
     {"lambda_rule": "nonsense"},
     {"lambda_rule": "gcv", "lam": 1e-3},
@@ -152,6 +156,7 @@ def test_the_same_bytes_and_reasons(files, settings):
     assert np.load(folder / "x.npy").tobytes() == result.image.double().numpy().tobytes()
     assert record["boundary"] == result.boundary
     assert record["boundary_reason"] == result.reasons.boundary
+    assert (record["light"], record["light_reason"]) == (result.settings.light, result.reasons.light)
     assert record["lambda"] == result.lam
     assert record["lambda_reason"] == (None if result.lam is None else result.reasons.lam)
     assert record["method_reason"] == with_options(result.choice.reason)

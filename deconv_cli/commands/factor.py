@@ -130,7 +130,7 @@ def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> Opti
     return {
         **loaded.options,
         "--size": ",".join(map(str, inverse.geometry.image_size)),
-        **{name: value for name, value in options.items() if name not in ("--defaults", "--noise")},
+        **{name: value for name, value in options.items() if name not in ("--defaults", "--noise", "--light")},
         "--padding": format_padding(inverse.settings.padding),
         "--method": inverse.choice.method,
         "--tolerance": repr(inverse.tolerance),

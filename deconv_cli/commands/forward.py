@@ -31,10 +31,25 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_forward_summary
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, PaddingLike, format_padding, parse_padding
+from deconv_cli.vocabulary import (
+    MAX_SEED,
+    DeviceChoice,
+    InputKind,
+    Light,
+    PaddingLike,
+    check_name,
+    format_padding,
+    parse_padding,
+)
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.noise import Noise
+
+TEXTS = {
+    "light": "In what the blur acts: linear, in light, for which sRGB, gamma or the embedded ICC profile is undone "
+    "first and done again last; or stored, in the samples as they are. Default: auto, linear for pictures but TIFF "
+    "without a profile, and stored for tensors."
+}
 
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"
 
@@ -42,7 +57,7 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 def forward(
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
-    settings: Annotated[SettingValues, ("dtype",)],
+    settings: Annotated[SettingValues, ("light", "dtype"), TEXTS],
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
@@ -64,7 +79,8 @@ def forward(
         typer.Option(
             "--noise",
             metavar="gaussian:SIGMA|poisson:PEAK",
-            help="Add noise of standard deviation SIGMA, or of PEAK counts at the brightest sample.",
+            help="Add noise of standard deviation SIGMA, or of PEAK counts at the brightest sample: to light, on the "
+            "scale of the samples, where light is linear.",
         ),
     ] = None,
     seed: Annotated[
@@ -73,7 +89,8 @@ def forward(
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
-    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), settings.get("dtype"))
+    light = check_name(("auto", *Light), settings.get("light", "auto"), "light")
+    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), light, settings.get("dtype"))
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
     context = Context("forward", load_kernels(kernel, kernel_options), files, pick(device))
@@ -86,10 +103,11 @@ def forward(
 
 @dataclass(frozen=True)
 class _Convolution:
-    """What is applied: boundary, padding, and the precision of the arithmetic."""
+    """What is applied: boundary, padding, in what it acts, and the precision of the arithmetic."""
 
     boundary: str
     padding: PaddingLike
+    light: str
     dtype: str | None
 
 
@@ -115,20 +133,26 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     from deconv_cli.report.run import ForwardRun
     from deconv_cli.report.run_record import describe_run
     from deconv_cli.workflows.apply_kernel import forward as apply_kernel
+    from deconv_cli.workflows.light import choose_light
 
     loaded, kernel = context.read(job), context.loaded
+    kind = InputKind.PICTURE if loaded.image.is_picture else InputKind.TENSOR
+    chosen = choose_light(convolution.light, loaded.image.tone_curve, kind)
     padding, boundary = convolution.padding, convolution.boundary
     n_channels = kernel.kernel.n_outputs(loaded.values.shape[1])
     plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
+    samples = chosen.to_light(loaded.values, convolution.dtype)
     result = apply_kernel(
-        loaded.values, kernel.taps, padding=padding, boundary=boundary, bias=kernel.bias, dtype=convolution.dtype
+        samples, kernel.taps, padding=padding, boundary=boundary, bias=kernel.bias, dtype=convolution.dtype
     )
     if added.model is not None:
         result = added.model.add(result, added.seed)
+    result = chosen.to_stored(result)
     prepared = plan.prepare(result.cpu())
     options: OptionValues = {
         "--padding": format_padding(padding),
         "--boundary": boundary,
+        "--light": chosen.light,
         "--noise": added.text,
         "--seed": None if added.text is None else added.seed,
         "--dtype": str(result.dtype).removeprefix("torch."),
@@ -143,6 +167,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
         rerun=context.rerun(job, prepared, options),
         padding=padding,
         boundary=boundary,
+        light=chosen,
         noise=added.text,
         seed=None if added.text is None else added.seed,
     )

@@ -27,7 +27,7 @@ from deconv_cli.vocabulary import DeviceChoice
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
-LEFT_OPEN = ("noise_sigma", "noise", "quantization", "max_memory", "predict", "seed")
+LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "predict", "seed")
 """Settings that a factor leaves open; it fixes the others."""
 
 

@@ -15,7 +15,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind, parse_padding
+from deconv_cli.vocabulary import InputKind, Light, parse_padding
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile, PreparedOutput
@@ -67,7 +67,7 @@ class Restoration:
         loaded = context.read(job)
         pipeline = self._pipeline(loaded.image)
         recorded, notes = _recorded(loaded.image, context.loaded.source.sha256)
-        resolution = pipeline.resolve(recorded)
+        resolution = pipeline.resolve(recorded, loaded.image.tone_curve)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
@@ -121,7 +121,7 @@ class Restoration:
         is_kept = self._extra.is_prediction_kept or "predict" in self._settings
         looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
         if self._context.loaded.inverse is not None:
-            kept: OptionValues = {"--max-memory": settings.max_memory}
+            kept: OptionValues = {"--max-memory": settings.max_memory, "--light": settings.light}
             of_noise = ("--noise-sigma", "--noise", "--quantization", "--seed")
             kept |= {name: options.get(name) for name in of_noise if is_kept}
             return kept | self._extra.as_options()
@@ -163,7 +163,10 @@ def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOut
     whole = [np.iinfo(name) for name in (prepared.dtype, loaded.image.dtype) if np.issubdtype(name, np.integer)]
     if result.settings.defaults is not InputKind.PICTURE or not whole:
         return result
-    clipping = measure_clipping(result.image, loaded.values, float(whole[0].min), float(whole[0].max))
+    image, data, curve = result.image, loaded.values, result.tone_curve
+    if curve is not None:  # in the dark a little light too few is many stored values
+        image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
+    clipping = measure_clipping(image, data, float(whole[0].min), float(whole[0].max))
     return replace(result, clipping=clipping)
 
 
@@ -176,7 +179,8 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
         return None, ()
     try:
         made_by = record["kernel"]
-        found = RecordedConvolution(BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"]))
+        light = Light(record.get("light", Light.STORED))  # before there was a choice
+        found = RecordedConvolution(BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"]), light)
         sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()

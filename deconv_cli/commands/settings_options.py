@@ -19,6 +19,7 @@ from deconv_cli.vocabulary import (
     ArithmeticDType,
     InputKind,
     LambdaRule,
+    Light,
     parse_lambda,
     parse_memory,
     parse_number_or_auto,
@@ -89,6 +90,16 @@ SETTINGS_OPTIONS = dict(
             autocompletion=lambda: ["auto", *BOUNDARIES],
         ),
         _setting(
+            "light",
+            str,
+            CONVOLUTION,
+            "In what the blur acts: linear, in light, for which sRGB, gamma or the embedded ICC profile is undone "
+            "first and done again last; or stored, in the samples as they are. Default: auto, what deconv forward "
+            "recorded in the file; else linear for pictures but TIFF without a profile, and stored for tensors.",
+            metavar="auto|linear|stored",
+            autocompletion=lambda: ["auto", *Light],
+        ),
+        _setting(
             "padding",
             str,
             CONVOLUTION,
@@ -133,7 +144,8 @@ SETTINGS_OPTIONS = dict(
             "noise_sigma",
             str,
             PENALTY,
-            "Standard deviation of the noise, in units of the samples. Default: auto, estimated.",
+            "Standard deviation of the noise, in units of the samples, or of light on their scale where light is "
+            "linear. Default: auto, estimated.",
             metavar="auto|σ",
             read=_number_or_auto("noise_sigma"),
         ),
@@ -150,7 +162,7 @@ SETTINGS_OPTIONS = dict(
             "quantization",
             float,
             PENALTY,
-            "Distance of neighboring values that a sample can have; the noise is no smaller than its rounding. "
+            "Distance of neighboring values that a stored sample can have; the noise is no smaller than its rounding. "
             "Default: 1 for files of whole numbers, else 0.",
             metavar="STEP",
         ),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.predicted_error import PredictedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
     from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, OutputFile
+    from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.reconstruction import Reconstruction
 
 Rows = list[tuple[str, str]]
@@ -26,6 +27,7 @@ def print_forward_summary(run: ForwardRun) -> None:
     rows = [
         *_input_rows(run),
         ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
+        *_light_rows(run, run.light.reason, run.light.curve),
         ("noise", noise),
         *_output_rows(run.output, run.environment),
     ]
@@ -40,14 +42,15 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         verbose: print what an expert may want to know too.
     """
     result = run.reconstruction
-    rows = [*_input_rows(run), ("boundary", f"{result.boundary}: {result.reasons.boundary}"), *_lambda_rows(result)]
+    rows = [*_input_rows(run), ("boundary", f"{result.boundary}: {result.reasons.boundary}")]
+    rows += [*_light_rows(run, result.reasons.light, result.tone_curve), *_lambda_rows(result)]
     if run.factor is not None:
         rows.insert(1, ("factor", run.factor.path))
     if sentences := list(dict.fromkeys(model.sentence for model in result.noise if not model.is_white)):
         rows.append(("noise", "; ".join(sentences)))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
     if result.predicted_error is not None:
-        rows += _error_rows(result.predicted_error, is_trusted=result.is_trusted)
+        rows += _error_rows(result, result.predicted_error)
     if verbose:
         rows += _details(result)
     rows += _output_rows(run.output, run.environment)
@@ -90,6 +93,11 @@ def _input_rows(run: ForwardRun | InvertRun) -> Rows:
     ]
 
 
+def _light_rows(run: ForwardRun | InvertRun, reason: str, curve: ToneCurve | None) -> Rows:
+    """Say in what a convolution acted; of tensors, which are no light, there is nothing to say."""
+    return [("light", reason)] if run.source.is_picture or curve is not None else []
+
+
 def _kernel(source: KernelInput) -> str:
     gain, taps = source.kernel.dc_gain, source.kernel.taps
     if source.kernel.is_per_channel:
@@ -129,7 +137,8 @@ def _solver(result: Reconstruction) -> str:
 
 def _residual(result: Reconstruction) -> str:
     residual, noise = result.residual, _noise(result)
-    size = f"{residual.root_mean_square:.3g} rms, {100 * residual.relative:.3g} % of the data"
+    of_light = "" if result.tone_curve is None else " of light"
+    size = f"{residual.root_mean_square:.3g} rms{of_light}, {100 * residual.relative:.3g} % of the data"
     return size if noise is None else f"{size}; noise {noise}"
 
 
@@ -151,11 +160,14 @@ def _noise(result: Reconstruction) -> str | None:
     return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
-def _error_rows(predicted: PredictedError, *, is_trusted: bool) -> Rows:
+def _error_rows(result: Reconstruction, predicted: PredictedError) -> Rows:
+    unit = "" if result.tone_curve is None else " of light"
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
-    to_trust = f"to be trusted {trusted} ({share:.0%} of the pixels)" if is_trusted else "not to be trusted: see below"
-    expected = f"{predicted.root_mean_square:.3g} rms; {to_trust}"
+    to_trust = (
+        f"to be trusted {trusted} ({share:.0%} of the pixels)" if result.is_trusted else "not to be trusted: see below"
+    )
+    expected = f"{predicted.root_mean_square:.3g} rms{unit}; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
+from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
 from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.layout import Layout, tensor_axes
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import open_source, refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.vocabulary import Light
 
 # Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.
 _TRANSPOSED = (5, 6, 7, 8)
@@ -44,14 +48,21 @@ class ImageFile:
     """What an earlier run wrote into the file or beside it, if it fits this file's shape."""
     notes: tuple[str, ...]
     """What was done on reading, a sentence each."""
-    _format: str
-    """Name of the codec."""
     _layout: Layout
     """Of the upright image, without alpha."""
     _metadata: Metadata
     _alpha: torch.Tensor | None
     """Shape (B, A, H, W) with A = 1, or one alpha for each index of axis C."""
     _alpha_kind: str | None
+    _codec: Codec
+
+    @cached_property
+    def tone_curve(self) -> ToneCurve | None:
+        """How the samples encode light: what `deconv forward` recorded, else what the file says; None if unknown."""
+        n_channels, record = self.values.shape[1], self.record or {}
+        if record.get("command") == "forward" and record.get("light") == Light.LINEAR:
+            return recorded_curve(record.get("tone_curve"), self._metadata, n_channels)
+        return tone_curve_of_file(self._codec, self._metadata, self.dtype, n_channels)
 
 
 def read_image(
@@ -108,11 +119,11 @@ def read_image(
             *_reading_notes(stored, alpha),
             *(_batch_notes(stored, layout, are_axes_given=axes is not None) if codec.is_picture else ()),
         ),
-        _format=codec.name,
         _layout=layout.resized(Y=turned.shape[-2], X=turned.shape[-1]),
         _metadata=_upright_metadata(stored),
         _alpha=None if alpha is None else _upright(alpha, stored.orientation),
         _alpha_kind=None if alpha is None else stored.alpha,
+        _codec=codec,
     )
 
 

@@ -54,7 +54,7 @@ def plan_output(
         dtype=_choose_dtype(path, source, codec, output_dtype),
         n_channels=n_channels,
         layout=source._layout,
-        source_format=source._format,
+        source_format=source._codec.name,
         from_picture=source.is_picture,
         flavor=source._metadata.flavor,
     )

@@ -24,7 +24,7 @@ KEYWORD = "deconv"
 
 _LINE_START = f"{KEYWORD}: "
 _SHORT = (
-    *("schema", "command", "padding", "boundary", "noise", "seed"),
+    *("schema", "command", "padding", "boundary", "light", "tone_curve", "noise", "seed"),
     *("method", "lambda", "penalty", "rcond", "objective", "weight"),
 )
 """What was done, among the members of a record."""

@@ -30,6 +30,8 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
         f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored from what the kernel {kernel.path} "
         f"({format_size(kernel.shape)} taps) made of it; {as_rule(result.boundary).description}."
     )
+    if source.is_picture:
+        done = f"{done} It was restored {result.reasons.light}."
     return PageHeader(done, _chosen(result), " ".join(_trust(result, diagnosis)), tuple(_warnings(result, diagnosis)))
 
 
@@ -56,17 +58,16 @@ def _trust(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
     else:
         sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
     if result.predicted_error is not None:
-        sentences += _expected_error(result.predicted_error, is_trusted=result.is_trusted)
+        sentences += _expected_error(result, result.predicted_error)
     return [*sentences, _edges(result, diagnosis)]
 
 
-def _expected_error(predicted: PredictedError, *, is_trusted: bool) -> list[str]:
+def _expected_error(result: Reconstruction, predicted: PredictedError) -> list[str]:
     share, actual, depth = predicted.trusted_share, predicted.actual_root_mean_square, predicted.trusted_depth
     real = "" if actual is None else f"; the real one is {actual:.3g}"
-    expected = (
-        f"If kernel and boundary are right, an error of {predicted.root_mean_square:.3g} rms is to be expected{real}."
-    )
-    if not is_trusted:
+    size = f"{predicted.root_mean_square:.3g} rms" + ("" if result.tone_curve is None else f" of {result.unit},")
+    expected = f"If kernel and boundary are right, an error of {size} is to be expected{real}."
+    if not result.is_trusted:
         return [expected]
     if share == 0:
         return [expected, "No pixel is to be trusted: noise, or what lies outside the frame, outweighs the picture."]

@@ -23,8 +23,10 @@ def images_to_show(
     """
     unit = f"in units of the {run.source.dtype} samples"
     estimate = run.reconstruction.image
-    errors = _errors(run, truth, unit)
-    images = [*_pictures(run, data, truth, unit), _residual(diagnosis, unit), *errors]
+    curve = run.reconstruction.tone_curve
+    of_light = unit if curve is None else f"in units of {run.reconstruction.unit}"
+    errors = _errors(run, truth, of_light)
+    images = [*_pictures(run, data, truth, unit), _residual(diagnosis, of_light), *errors]
     return images, _omission(data, estimate, is_picture=run.source.is_picture)
 
 
@@ -54,7 +56,11 @@ def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage
         size = _root_mean_square(_first(run.reconstruction.predicted_error.map))
         errors.append(("Predicted error", size, "The error to be expected, root mean square."))
     if truth is not None:
-        difference = _first(run.reconstruction.image) - _first(truth)
+        image, curve = _first(run.reconstruction.image), run.reconstruction.tone_curve
+        true_image = _first(truth).to(image)
+        if curve is not None:
+            image, true_image = curve.to_light(image), curve.to_light(true_image)
+        difference = image - true_image
         errors.append(("Actual error", _root_mean_square(difference), "Estimate less truth, by size."))
     top = max((display_range(values)[1] for _, values, _ in errors), default=1.0)
     return [ScaledImage(name, values, 0.0, top, text, unit, "viridis") for name, values, text in errors]

@@ -12,6 +12,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike
 from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.light import ChosenLight
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 
@@ -99,10 +100,11 @@ class ImageRun(Run):
 
 @dataclass(frozen=True, eq=False)
 class ForwardRun(ImageRun):
-    """A finished run of `deconv forward`, with the noise that was added as it was given; `None` for none."""
+    """A finished run of `deconv forward`, in what it acted, and with the noise that was added; `None` for none."""
 
     padding: PaddingLike
     boundary: str
+    light: ChosenLight
     noise: str | None
     seed: int | None
 

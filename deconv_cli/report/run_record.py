@@ -15,6 +15,7 @@ from deconv_cli.report.reconstruction_record import (
 )
 from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import Environment, FactorRun, ForwardRun, ImageRun, InvertRun, KernelInput
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import format_padding
 
 
@@ -36,18 +37,31 @@ def describe_run(run: ImageRun) -> Record:
 def _details(run: ImageRun) -> Record:
     """Describe what is particular to a command."""
     if isinstance(run, ForwardRun):
-        padding = format_padding(run.padding)
-        return {"padding": padding, "boundary": run.boundary, "noise": run.noise, "seed": run.seed}
+        light = run.light
+        return {
+            "padding": format_padding(run.padding),
+            "boundary": run.boundary,
+            **_describe_light(light.light, light.reason, light.curve),
+            "noise": run.noise,
+            "seed": run.seed,
+        }
     assert isinstance(run, InvertRun)
     result = run.reconstruction
     return {
         "factor": run.factor and dict(vars(run.factor)),
         "boundary": result.boundary,
         "boundary_reason": result.reasons.boundary,
+        **_describe_light(result.settings.light, result.reasons.light, result.tone_curve),
         **describe_reconstruction(result),
         "lambda_reason": None if result.lam is None else result.reasons.lam,
         **({} if run.diagnosis is None else {"diagnosis": describe_diagnosis(run.diagnosis)}),
     }
+
+
+def _describe_light(light: str, reason: str, curve: ToneCurve | None) -> Record:
+    """Describe in what a convolution acted; the curve so that it is found again by its name."""
+    described = None if curve is None else {"name": curve.name, "white": curve.white}
+    return {"light": str(light), "light_reason": reason, "tone_curve": described}
 
 
 def describe_kernel(source: KernelInput) -> Record:

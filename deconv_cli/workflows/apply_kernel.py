@@ -14,6 +14,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.memory import free_memory
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import PaddingLike, format_memory
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_tensor, pick_dtype
 
@@ -26,6 +27,7 @@ def forward(
     boundary: str = "zero",
     bias: Tensor | None = None,
     dtype: torch.dtype | str | None = None,
+    tone_curve: ToneCurve | None = None,
 ) -> Tensor:
     """Convolve images, as `torch.nn.functional.conv2d` with stride 1.
 
@@ -37,6 +39,8 @@ def forward(
         boundary: what lies outside the image: `zero`, `circular`, `reflect`, `symmetric` or `replicate`.
         bias: added to each output channel, shape `(C_out,)`.
         dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
+        tone_curve: how the images encode light, for a convolution that acts on light: it is undone before and done
+            again after.
 
     Returns:
         Shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, on the device of `x`.
@@ -57,13 +61,15 @@ def forward(
     check_image(x, "the image")
     precision = pick_dtype(dtype, x, x.device)
     canonical = as_any_kernel(kernel, x.device, precision)
+    samples = x.to(precision) if tone_curve is None else tone_curve.to_light(x.to(precision))
     if canonical.is_per_channel:
         canonical.check_channels(x)
-        pairs = enumerate(x.to(precision).split(1, dim=-3))
+        pairs = enumerate(samples.split(1, dim=-3))
         y = torch.cat([_convolve(image, canonical.of_channel(c), padding, rule) for c, image in pairs], dim=-3)
     else:
-        y = _convolve(x.to(precision), canonical, padding, rule)
-    return y if bias is None else y + as_bias(bias, y)
+        y = _convolve(samples, canonical, padding, rule)
+    biased = y if bias is None else y + as_bias(bias, y)
+    return biased if tone_curve is None else tone_curve.to_stored(biased)
 
 
 def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRule) -> Tensor:

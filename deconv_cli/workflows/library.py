@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_tensor, pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
@@ -26,6 +27,7 @@ def invert(
     bias: Tensor | None = None,
     truth: Tensor | None = None,
     recorded: RecordedConvolution | None = None,
+    tone_curve: ToneCurve | None = None,
     progress: Callable[[int, float], None] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Reconstruction:
@@ -37,7 +39,8 @@ def invert(
         settings: how to undo it; or give its fields one by one.
         bias: subtracted from each output channel first, shape `(C_out,)`.
         truth: the images themselves, of the shape of the estimate: the error is predicted and compared with theirs.
-        recorded: boundary and padding that are known from elsewhere, for settings that leave them open.
+        recorded: boundary, padding and light that are known from elsewhere, for settings that leave them open.
+        tone_curve: how `y` encodes light, and the truth and the estimate too; undone as `light` says.
         progress: is called after every iteration with its number and the certificate.
         options: fields of `ReconstructionSettings`, which explains them: `padding`, `boundary`, `lam`, `penalty`, ...
 
@@ -56,7 +59,7 @@ def invert(
     check_tensor(y, "the output to invert")
     check_tensor(kernel, "the kernel")
     pipeline = Pipeline(kernel, settings, bias=bias)
-    return pipeline.reconstruct(y, pipeline.resolve(recorded), truth=truth, progress=progress)
+    return pipeline.reconstruct(y, pipeline.resolve(recorded, tone_curve), truth=truth, progress=progress)
 
 
 def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> PseudoInverse:  # noqa: ANN401

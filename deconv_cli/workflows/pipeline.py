@@ -1,12 +1,13 @@
 """The one pipeline from data to a reconstruction, for the library and the command line alike.
 
-    resolve → choose λ → build → solve → measure → predict
+    resolve → undo the tone curve → choose λ → build → solve → measure → predict → do the tone curve again
 
 A pipeline keeps the inverse that it built last, so that data of one size under one border cost its factors once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from weakref import WeakKeyDictionary
@@ -25,6 +26,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
@@ -36,7 +38,10 @@ from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
-from deconv_cli.workflows.trust import Clipping, measure_clipping, measure_scale
+from deconv_cli.workflows.trust import measure_clipping, measure_scale
+
+Steps = tuple[float, ...]
+"""Distance of neighboring values that a sample can have, one for all channels or for each."""
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
@@ -80,18 +85,19 @@ class Pipeline:
         """What was chosen."""
         return self._settings
 
-    def resolve(self, recorded: RecordedConvolution | None = None) -> Resolution:
+    def resolve(self, recorded: RecordedConvolution | None = None, tone_curve: ToneCurve | None = None) -> Resolution:
         """Fill in the settings that were left open; nothing is computed yet.
 
         Args:
             recorded: what the input's file says about the convolution that made it.
+            tone_curve: how the input encodes light, where that is known.
 
         Raises:
             UsageError: a setting that would change nothing.
         """
         if self._given is not None:
-            return resolution_of(self._given, self._settings, recorded)
-        return resolve(self._settings, Kernel.of_any(self._kernel), recorded)
+            return resolution_of(self._given, self._settings, recorded, tone_curve)
+        return resolve(self._settings, Kernel.of_any(self._kernel), recorded, tone_curve)
 
     def reconstruct(
         self,
@@ -118,23 +124,53 @@ class Pipeline:
         listener = as_listener(progress)
         resolution = self.resolve() if resolution is None else resolution
         check_image(y, "the output to invert")
-        if self._is_one_by_one(y, resolution):
-            return self._reconstruct_channels(y, resolution, truth, listener)
-        data, kernel, image_size = self._arranged(y, resolution.settings)
         if truth is not None:
             check_image(truth, "the truth")
+        steps, curve = _steps(y, resolution), resolution.tone_curve
+        if curve is not None and y.ndim > 2:
+            curve.check_channels(self._n_image_channels(y, resolution))
+        light = y if curve is None else self._in_light(y, curve)
+        true_light = truth if truth is None or curve is None else self._in_light(truth, curve)
+        result = self._reconstruct(light, resolution, steps, true_light, listener)
+        if result.settings.defaults is InputKind.PICTURE and not y.is_floating_point():
+            limits = torch.iinfo(y.dtype)
+            clipping = measure_clipping(result.image.detach(), light, float(limits.min), float(limits.max))
+            result = replace(result, clipping=clipping)
+        return result if curve is None else replace(result, image=curve.to_stored(result.image), tone_curve=curve)
+
+    def _n_image_channels(self, y: Tensor, resolution: Resolution) -> int:
+        """Count the channels of the images that gave data."""
+        kernel = self._given.kernel if self._given is not None else Kernel.of_any(self._kernel)
+        return y.shape[-3] if resolution.is_per_channel else kernel.n_inputs(y.shape[-3])
+
+    def _in_light(self, stored: Tensor, curve: ToneCurve) -> Tensor:
+        """Undo the tone curve, in the precision of the arithmetic."""
+        if self._given is not None:
+            return curve.to_light(stored.to(self._given.kernel.taps))
+        return curve.to_light(stored.to(pick_dtype(self._settings.dtype, stored, stored.device)))
+
+    def _reconstruct(
+        self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
+    ) -> Reconstruction:
+        """Do what `reconstruct` does, in the light or the samples that the convolution acts in."""
+        if self._is_one_by_one(y, resolution):
+            return self._reconstruct_channels(y, resolution, steps, truth, listener)
+        data, kernel, image_size = self._arranged(y, resolution.settings)
+        step = math.hypot(*steps) / math.sqrt(len(steps))
+        least_noise = step * ROUNDING_NOISE  # what rounding leaves
+        if truth is not None:
             _check_truth(truth, (*data.shape[:-3], kernel.n_inputs(data.shape[-3]), *image_size))
         resolution = self._with_noise(resolution, data, kernel)
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
-            choice = self._choose_lambda(data, kernel, resolution.settings, _least_noise(y, resolution.settings))
+            choice = self._choose_lambda(data, kernel, resolution.settings, least_noise)
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
         estimator = self._estimator(kernel, image_size, settings, data)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
-        result = self._solve(estimator, data, y, resolution, choice, listener)
+        result = self._solve(estimator, data, resolution, choice, step, listener)
         if not settings.predict or not isinstance(estimator, PseudoInverse):
             return result
         listener.begin("predicting the error")
@@ -143,7 +179,7 @@ class Pipeline:
             result,
             data,
             bias=self._bias,
-            least_sigma=_least_noise(y, settings),
+            least_sigma=least_noise,
             truth=truth,
         )
         return replace(result, predicted_error=predicted)
@@ -155,6 +191,9 @@ class Pipeline:
             result: what it gave.
             y: the data that it was applied to.
         """
+        if result.tone_curve is not None:
+            y, image = self._in_light(y, result.tone_curve), result.tone_curve.to_light(result.image)
+            result = replace(result, image=image, tone_curve=None)
         if result.channels:
             one_by_one = zip(self._channels, result.channels, y.split(1, dim=-3), strict=True)
             return join_diagnoses([pipeline.diagnose(part, data) for pipeline, part, data in one_by_one])
@@ -171,7 +210,7 @@ class Pipeline:
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
     def _reconstruct_channels(
-        self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
+        self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Restore one channel after another; their inverses are kept at once, and share the memory."""
         taps = self._kernel.reshape(-1, *self._kernel.shape[-2:])
@@ -190,7 +229,7 @@ class Pipeline:
                 resolution, settings=replace(settings, lam=lam, noise=noise), lams=(), is_per_channel=False, notes=()
             )
             known = None if truth is None else truth.narrow(-3, c, 1)
-            parts.append(pipeline.reconstruct(y.narrow(-3, c, 1), alone, truth=known, progress=listener))
+            parts.append(pipeline._reconstruct(y.narrow(-3, c, 1), alone, (steps[c % len(steps)],), known, listener))
         return join_channels(parts, resolution)
 
     def _check_channels(self, y: Tensor, kernel: Kernel, resolution: Resolution, truth: Tensor | None) -> None:
@@ -275,9 +314,9 @@ class Pipeline:
         self,
         estimator: Estimator,
         data: Tensor,
-        y: Tensor,
         resolution: Resolution,
         choice: LambdaChoice | None,
+        step: float,
         listener: ProgressListener,
     ) -> Reconstruction:
         """Apply an estimator, and measure what it leaves over."""
@@ -293,7 +332,7 @@ class Pipeline:
         image, settings = estimator.frame(solution.value), resolution.settings
         is_picture, tests = settings.defaults is InputKind.PICTURE, None
         if isinstance(estimator, PseudoInverse) and (is_picture or settings.predict):
-            least = max(_step(y, settings), 0.0 if choice is None else choice.sigma)
+            least = max(step, 0.0 if choice is None else choice.sigma)
             tests = check_residual_of(estimator, unexplained, arranged, noise=_model(settings), least_noise=least)
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
@@ -311,15 +350,8 @@ class Pipeline:
             well_posedness=well_posedness,
             lambda_choice=choice,
             residual_tests=tests,
-            clipping=_clipping(image.detach(), y) if is_picture and not y.is_floating_point() else None,
             notes=resolution.notes,
         )
-
-
-def _clipping(image: Tensor, y: Tensor) -> Clipping:
-    """Measure what the type of the data does not hold of an estimate."""
-    limits = torch.iinfo(y.dtype)
-    return measure_clipping(image, y, float(limits.min), float(limits.max))
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
@@ -334,16 +366,11 @@ def _model(settings: ReconstructionSettings) -> NoiseModel:
     return settings.noise
 
 
-def _least_noise(y: Tensor, settings: ReconstructionSettings) -> float:
-    """Give the standard deviation of what rounding leaves: the noise of the data is not smaller."""
-    return _step(y, settings) * ROUNDING_NOISE
-
-
-def _step(y: Tensor, settings: ReconstructionSettings) -> float:
-    """Give the distance of neighboring values that a sample can have; 0 where it can have any."""
-    if settings.quantization is not None:
-        return settings.quantization
-    return 0.0 if y.is_floating_point() else 1.0
+def _steps(y: Tensor, resolution: Resolution) -> Steps:
+    """Give the distance of neighboring values that a sample of each channel can have; 0 where it can have any."""
+    given, curve = resolution.settings.quantization, resolution.tone_curve
+    step = given if given is not None else 0.0 if y.is_floating_point() else 1.0
+    return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y))
 
 
 def _check_size(data: Tensor, inverse: PseudoInverse) -> None:

@@ -17,6 +17,7 @@ from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike
 from deconv_cli.workflows.resolution import Reasons
 from deconv_cli.workflows.trust import (
@@ -36,8 +37,12 @@ class Reconstruction:
     """An estimate with the solution and the diagnostics.
 
     Attributes:
-        image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`; differentiable once in data, bias and kernel.
+        image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`, on the scale of the data as they were given;
+            differentiable once in data, bias and kernel.
         solution: how the solve ended, and what was minimized; its value may reach beyond the frame.
+        tone_curve: what was undone first and done again on the image; solution, residual, λ, noise and predicted error
+            are of light, whose scale ends at its `white` where that of the samples does. `None` where they are of the
+            samples as they are stored.
         settings: what was solved, with nothing left open.
         reasons: why settings that were left open are what they are.
         choice: the method that ran, and why.
@@ -74,6 +79,7 @@ class Reconstruction:
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
     clipping: Clipping | None = None
+    tone_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
 
@@ -152,6 +158,13 @@ class Reconstruction:
     def penalty(self) -> str | None:
         """The operator L in λσ²max‖Lx‖²; `None` where there is no quadratic penalty."""
         return self.settings.penalty if self.settings.has_lambda else None
+
+    @property
+    def unit(self) -> str:
+        """Of residual, noise and predicted error."""
+        if self.tone_curve is None:
+            return "the samples"
+        return f"light, where {self.tone_curve.white:g} is white"
 
     def raise_for_status(self) -> Reconstruction:
         """Return the reconstruction itself, if it is to be trusted.

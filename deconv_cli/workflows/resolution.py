@@ -9,7 +9,9 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda, format_padding
+from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.vocabulary import InputKind, Light, PaddingLike, format_lambda, format_padding
+from deconv_cli.workflows.light import RECORDED, choose_light
 
 
 @dataclass(frozen=True)
@@ -19,18 +21,21 @@ class RecordedConvolution:
     Attributes:
         boundary: what lay outside the image.
         padding: how far the kernel reached outside.
+        light: in what it acted.
     """
 
     boundary: str
     padding: PaddingLike
+    light: Light = Light.STORED
 
 
 @dataclass(frozen=True)
 class Reasons:
-    """Why a boundary and a λ are what they are, each a sentence without its full stop."""
+    """Why a boundary, a λ and the light are what they are, each a sentence without its full stop."""
 
     boundary: str
     lam: str
+    light: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Resolution:
         chooses_lambda: whether λ is to be chosen from the data.
         lams: λ of each channel, where it was given so.
         is_per_channel: whether each channel has a kernel of its own.
+        tone_curve: what is undone first and done again last; `None` where samples are taken as they are stored.
         notes: what a user should know, a sentence each.
     """
 
@@ -51,11 +57,15 @@ class Resolution:
     chooses_lambda: bool = False
     lams: tuple[float, ...] = ()
     is_per_channel: bool = False
+    tone_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
 
 
 def resolve(
-    settings: ReconstructionSettings, kernel: Kernel, recorded: RecordedConvolution | None = None
+    settings: ReconstructionSettings,
+    kernel: Kernel,
+    recorded: RecordedConvolution | None = None,
+    tone_curve: ToneCurve | None = None,
 ) -> Resolution:
     """Fill in what is left open: by what the input records of itself, else by the kind of input.
 
@@ -63,6 +73,7 @@ def resolve(
         settings: what was given.
         kernel: canonical kernel, of any dtype.
         recorded: what the input's file says about the convolution that made it.
+        tone_curve: how the input encodes light, where that is known.
 
     Raises:
         UsageError: a setting that would change nothing.
@@ -70,12 +81,13 @@ def resolve(
     defaults = DEFAULTS[settings.defaults]
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:
-        boundary, boundary_reason = recorded.boundary, "recorded in the file by deconv forward"
+        boundary, boundary_reason = recorded.boundary, RECORDED
     elif boundary == "auto":
         boundary, boundary_reason = defaults.boundary, defaults.boundary_reason
     padding = settings.padding
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
+    light = choose_light(settings.light, tone_curve, settings.defaults, None if recorded is None else recorded.light)
     n_outputs, n_inputs = kernel.taps.shape[:2]
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # The channels of a picture that nobody made from one image are channels, and no views of one image.
@@ -92,16 +104,17 @@ def resolve(
         )
     resolved = ResolvedSettings(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
-        | {"boundary": boundary, "padding": padding, "penalty": penalty}
+        | {"light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
         | {"noise": settings.noise if settings.noise is not None else defaults.noise}
         | {"lam": lam if isinstance(lam, float) else 0.0}
     )
     return Resolution(
         resolved,
-        Reasons(boundary_reason, lambda_reason),
+        Reasons(boundary_reason, lambda_reason, light.reason),
         chooses_lambda=lam == "auto",
         lams=lams,
         is_per_channel=is_per_channel,
+        tone_curve=light.curve,
         notes=(_stacked(kernel),) if is_stacked and not kernel.is_per_channel else (),
     )
 
@@ -150,7 +163,10 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
 
 
 def resolution_of(
-    inverse: PseudoInverse, settings: ReconstructionSettings, recorded: RecordedConvolution | None = None
+    inverse: PseudoInverse,
+    settings: ReconstructionSettings,
+    recorded: RecordedConvolution | None = None,
+    tone_curve: ToneCurve | None = None,
 ) -> Resolution:
     """Take what is solved from an inverse that was built before, and the rest from the settings.
 
@@ -174,4 +190,10 @@ def resolution_of(
     )
     merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
     merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
-    return Resolution(ResolvedSettings(**merged), Reasons(reason, reason), notes=notes)
+    light = choose_light(settings.light, tone_curve, settings.defaults, None if recorded is None else recorded.light)
+    return Resolution(
+        ResolvedSettings(**merged | {"light": light.light}),
+        Reasons(reason, reason, light.reason),
+        tone_curve=light.curve,
+        notes=notes,
+    )

@@ -67,6 +67,7 @@ def test_poisson_noise_leaves_the_dark_dark(noisy, save):
 
 def test_noise_is_added_to_the_blurred_image(deconv, photograph, gentle, tmp_path, values):
     words = ["forward", photograph, "-k", gentle, "--dtype", "float64", "--output-dtype", "float64"]
+    words += ["--light", "stored"]
     deconv(*words, "-o", tmp_path / "clean.npy")
     done = deconv(*words, "-o", tmp_path / "noisy.npy", "--noise", "gaussian:0.5", "--seed", "3")
     difference = values(tmp_path / "noisy.npy") - values(tmp_path / "clean.npy")

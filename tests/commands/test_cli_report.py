@@ -25,6 +25,7 @@ KEYS = {
 
 # A rough solve, so that the certificate is far above rounding and can be computed again to several digits.
 ROUGH = ["--dtype", "float64", "--output-dtype", "float64", "--method", "iterative", "--tolerance", "1e-4", "--json"]
+STORED = ["--light", "stored"]  # so that the samples are what is convolved
 
 PROBLEMS = [
     ("zero", "same", "identity", 1e-2),
@@ -92,7 +93,8 @@ def mixing(save):
 def test_the_numbers_of_a_gray_picture(deconv, gray, gentle, tmp_path, values, blur, boundary, padding, penalty, lam):
     output = tmp_path / "restored.tif"
     options = ["--boundary", boundary, "--padding", padding, "--penalty", penalty, "--lambda", lam]
-    report = deconv("invert", gray, "--kernel", gentle, "-o", output, *ROUGH, *options, expect=FINISHED).report
+    words = ["invert", gray, "--kernel", gentle, "-o", output, *ROUGH, *options, *STORED]
+    report = deconv(*words, expect=FINISHED).report
     y, x, taps = values(gray), values(output), torch.from_numpy(np.load(gentle))
     check_numbers(report, y, x, taps, as_padding(padding), boundary, penalty, lam, blur)
 
@@ -160,7 +162,7 @@ def test_the_closed_form_solves_the_problem_that_is_posed(deconv, gray, gentle, 
     output, lam = tmp_path / "restored.tif", 1e-2
     options = ["--boundary", "circular", "--penalty", "gradient", "--lambda", lam]
     wide = ["--dtype", "float64", "--output-dtype", "float64", "--json"]
-    report = deconv("invert", gray, "--kernel", gentle, "-o", output, *options, *wide).report
+    report = deconv("invert", gray, "--kernel", gentle, "-o", output, *options, *wide, *STORED).report
     y, x, taps = values(gray), values(output), torch.from_numpy(np.load(gentle))
     weight = lam * float(singular_values(taps, tuple(y.shape[-2:])).max()) ** 2
     found = certificate(lambda image: blur(image, taps, boundary="circular"), x, y, weight, "gradient", "circular")
@@ -177,7 +179,7 @@ def test_the_truncated_inverse_drops_what_it_says(deconv, gray, save, tmp_path, 
     taps = np.outer([1, 2, 1], [1, 2, 1]) / 16  # nothing of the highest frequencies comes through
     kernel, output = save("binomial", taps), tmp_path / "restored.tif"
     options = ["--boundary", "circular", "--rcond", "0.1", "--dtype", "float64", "--output-dtype", "float64", "--json"]
-    report = deconv("invert", gray, "--kernel", kernel, "-o", output, *options, expect=FINISHED).report
+    report = deconv("invert", gray, "--kernel", kernel, "-o", output, *options, *STORED, expect=FINISHED).report
     y = values(gray)
     # A cross-correlation multiplies by the conjugate symbol; its center sits at tap (1, 1).
     wide = torch.zeros(y.shape[-2:], dtype=torch.float64)
@@ -246,7 +248,7 @@ def test_the_report_of_forward(deconv, photograph, gentle, tmp_path):
 def test_the_certificate_of_channels_alike_is_the_worst_of_them(deconv, photograph, gentle, tmp_path, values, blur):
     output = tmp_path / "restored.tif"
     options = ["--boundary", "zero", "--penalty", "identity", "--lambda", "1e-2"]
-    report = deconv("invert", photograph, "--kernel", gentle, "-o", output, *ROUGH, *options).report
+    report = deconv("invert", photograph, "--kernel", gentle, "-o", output, *ROUGH, *options, *STORED).report
     y, x, taps = values(photograph), values(output), torch.from_numpy(np.load(gentle))
     weight = 1e-2 * float(singular_values(taps, (40, 48)).max()) ** 2
     by_channel = [
@@ -315,7 +317,17 @@ RERUNS = {
         *("--tolerance", "1e-4", "--max-iterations", "50", "--dtype", "float64", "--output-dtype", "float64"),
         *("--padding", "1", "-o", "out.tif"),
     ],
-    "invert, truncated": ["invert", "photograph.png", "--boundary", "circular", "--rcond", "0.8", "-o", "out.tif"],
+    "invert, truncated": [
+        "invert",
+        "photograph.png",
+        "--boundary",
+        "circular",
+        "--rcond",
+        "0.8",
+        *STORED,
+        "-o",
+        "out.tif",
+    ],
     "invert, one of several": [
         *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--no-normalize", "-o", "out.safetensors"),
     ],

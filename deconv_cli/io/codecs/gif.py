@@ -12,6 +12,7 @@ class Gif(PillowCodec):
     name = "GIF"
     suffixes = (".gif",)
     magic = (b"GIF87a", b"GIF89a")
+    dtypes = ("uint8",)
     plugin = "GifImagePlugin", "GifImageFile"
     write = Codec.write
 

@@ -1,0 +1,163 @@
+"""Which tone curve the samples of a file follow: that of its ICC profile, of its gamma, or sRGB.
+
+LittleCMS, by Pillow's `ImageCms`, reads the profile; its curves are sampled at the 256 values of 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+from deconv_cli.io.codec import Codec
+from deconv_cli.io.stored_image import Metadata
+from deconv_cli.tone_curve import ToneCurve
+
+WHITES = {"uint8": 255.0, "uint16": 65535.0}
+"""Stored value of white by sample type. Other types have no white that everybody agrees on."""
+
+_GAMMA, _SRGB_CHUNK = "PNG chunk gAMA", "PNG chunk sRGB"
+_SRGB = "sRGB"
+_ICC = "the ICC profile"
+_ALIKE = 1e-3
+"""Curves of colors that differ less than this part of white are those of gray; 16 bits give blue no more finely."""
+_LEAST_RISE = 1e-7
+"""Between two of 256 values, so that a curve that is flat somewhere has an inverse."""
+
+
+def tone_curve_of_file(codec: Codec, metadata: Metadata, dtype: str, n_channels: int) -> ToneCurve | None:
+    """Find the curve that the samples of a file follow.
+
+    Args:
+        codec: its format.
+        metadata: what it says of itself.
+        dtype: of its samples, by the NumPy name.
+        n_channels: alpha not counted.
+
+    Returns:
+        The curve. `None` for tensors, and for samples that are neither gray nor three colors of 8 or 16 bits: they are
+        counts or floats, which are linear in light. A TIFF file without a profile is taken for one of science: its
+        curve is sRGB, but not the default.
+    """
+    white = WHITES.get(dtype)
+    if white is None or not codec.is_picture or n_channels not in (1, 3):
+        return None
+    if metadata.icc_profile is not None:
+        found = profile_curve(metadata.icc_profile, white, n_channels)
+        return found or replace(ToneCurve.srgb(white), origin="since the ICC profile of the file cannot be read")
+    gamma = None if _SRGB_CHUNK in metadata.native else _of_gamma(metadata.native.get(_GAMMA), white)
+    if gamma is not None:
+        return gamma
+    # Formats without fractions are made for display; TIFF is what instruments write.
+    is_default = codec.holds_whole_numbers_only
+    return replace(ToneCurve.srgb(white), origin="the file names no other curve", is_default=is_default)
+
+
+def recorded_curve(described: object, metadata: Metadata, n_channels: int) -> ToneCurve | None:
+    """Find the curve that `deconv forward` recorded; `None` where it is not to be had from the file alone."""
+    if not isinstance(described, dict):
+        return None
+    name, white = described.get("name"), described.get("white")
+    if not isinstance(name, str) or not isinstance(white, int | float) or not 0 < white < float("inf"):
+        return None
+    if name.startswith(_ICC):
+        icc_profile = metadata.icc_profile
+        return None if icc_profile is None else profile_curve(icc_profile, float(white), n_channels)
+    try:
+        exponent = float(name.removeprefix("gamma "))
+        curve = ToneCurve.gamma(exponent, white)
+    except (ValueError, UsageError):
+        if name != _SRGB:
+            return None
+        curve = ToneCurve.srgb(white)
+    return replace(curve, origin="")
+
+
+def profile_curve(icc_profile: bytes, white: float, n_channels: int) -> ToneCurve | None:
+    """Sample the curves of an ICC profile.
+
+    Args:
+        icc_profile: all bytes of the profile.
+        white: the largest stored value.
+        n_channels: 1 or 3; one channel of a profile for colors is that of equal red, green and blue.
+
+    Returns:
+        The curve; `None` for a profile that LittleCMS cannot read, or that is neither for gray nor for RGB.
+    """
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+        light = _sample(profile, n_channels)
+        title = ImageCms.getProfileDescription(profile).strip()
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    named = f'{_ICC} "{title}"' if title else _ICC
+    return None if light is None else ToneCurve(light, white, named, "embedded in the file")
+
+
+def _sample(profile: Any, n_channels: int) -> Tensor | None:  # noqa: ANN401
+    """Give light over 256 stored values, shape `(n, 256)`; `None` where that is no curve."""
+    from PIL import Image, ImageCms
+
+    space = profile.profile.xcolor_space.strip()
+    mode = {"RGB": "RGB", "GRAY": "L"}.get(space)
+    if mode is None:
+        return None
+    values = np.arange(256, dtype=np.uint8)
+    if mode == "L":
+        ramps = values[None]
+    else:
+        ramps = np.zeros((4, 256, 3), dtype=np.uint8)  # gray, red, green, blue
+        ramps[0] = values[:, None]
+        ramps[range(1, 4), :, range(3)] = values
+    transform = ImageCms.buildTransform(
+        profile,
+        ImageCms.ImageCmsProfile(io.BytesIO(_square_root_profile())),
+        mode,
+        "I;16",
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.NOOPTIMIZE,  # which would go through a coarse table
+    )
+    light = (np.asarray(transform.apply(Image.fromarray(ramps))).astype(np.float64) / 65535) ** 2
+    light = np.maximum.accumulate(light - light[:, :1], axis=1)
+    light += _LEAST_RISE * np.arange(256) * light[:, -1:]
+    if not (light[:, -1] > 0).all():
+        return None
+    light /= light[:, -1:]
+    are_alike = mode == "L" or n_channels == 1 or np.abs(light[1:] - light[0]).max() < _ALIKE
+    return torch.from_numpy(light[:1] if are_alike else light[1:])
+
+
+def _square_root_profile() -> bytes:
+    """Write a gray profile of gamma 2: what LittleCMS gives in it are square roots of light, in 16 bits.
+
+    A profile of gamma 1 would have too few values near black. Layout: ICC.1:2010, Image technology colour management,
+    sections 7.2, 7.3, 10.5 and 10.27.
+    """
+    white_point = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, 512, 0)
+    start = 128 + 4 + 2 * 12
+    tags = struct.pack(">I4sII", 2, b"wtpt", start, len(white_point))
+    tags += struct.pack(">4sII", b"kTRC", start + len(white_point), 14)
+    body = tags + white_point + curve
+    kinds = (b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    header = struct.pack(">I4xI4s4s4s12x4s28x3i", 128 + len(body), 0x02400000, *kinds, 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + body
+
+
+def _of_gamma(chunk: object, white: float) -> ToneCurve | None:
+    """Read a gAMA chunk: 100000 / exponent (PNG, third edition, section 11.3.2.2)."""
+    if not isinstance(chunk, bytes) or len(chunk) != 4:
+        return None
+    (inverse,) = struct.unpack(">I", chunk)
+    try:
+        return replace(ToneCurve.gamma(round(100_000 / max(inverse, 1), 4), white), origin="named in the file")
+    except UsageError:
+        return None

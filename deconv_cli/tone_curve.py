@@ -1,0 +1,144 @@
+"""How the samples of a picture encode light: a curve that is undone before optics is, and done again after.
+
+Light is counted on the scale of the samples: the brightest stored value, `white`, stands for light `white` too, and 0
+for 0. So λ, noise and residuals keep the unit of gray levels, but these are levels of light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError, UsageError
+
+N_INTERVALS = 255 * 16
+"""Of a curve with a formula: stored values of 8 bits lie on its knots, and between them it is off by 1e-7 of white."""
+
+
+@dataclass(frozen=True, eq=False)
+class ToneCurve:
+    """A rising curve from stored values to light, for all channels alike or one for each.
+
+    It is linear between its knots, and goes on where a value leaves 0 to `white`: below 0 as its mirror image through
+    the origin, above `white` as its last piece. So it has an inverse everywhere, and an estimate that overshoots loses
+    nothing.
+
+    Attributes:
+        light: light at stored values that lie evenly from 0 to `white`, rising from 0 to 1; shape `(1, N)` or `(C, N)`.
+        white: the stored value of light 1, such as 255 or 65535.
+        name: what the curve is called, such as `sRGB`.
+        origin: how it is known that the samples follow it; empty where that goes without saying.
+        is_default: whether it is undone where nothing is said about light.
+
+    Raises:
+        UsageError: no such curve.
+    """
+
+    light: Tensor
+    white: float
+    name: str = "a tone curve"
+    origin: str = "given by the caller"
+    is_default: bool = True
+
+    def __post_init__(self) -> None:
+        light = self.light
+        is_table = light.ndim == 2 and light.shape[0] > 0 and light.shape[1] > 1
+        if not is_table or not bool((light.diff(dim=-1) > 0).all()):
+            raise UsageError(
+                "light must be a table of shape (1, N) or (C, N) whose rows rise from 0 to 1, but is "
+                f"{'one that falls' if is_table else f'of shape {tuple(light.shape)}'}."
+            )
+        if not (bool((light[:, 0] == 0).all()) and bool((light[:, -1] == 1).all()) and 0 < self.white < float("inf")):
+            raise UsageError(
+                "light must rise from 0 to 1, and white be a positive number; divide the table by its end."
+            )
+
+    @classmethod
+    def of_formula(cls, formula: Callable[[Tensor], Tensor], white: float, name: str) -> ToneCurve:
+        """Sample a formula from stored values to light, both from 0 to 1."""
+        stored = torch.linspace(0, 1, N_INTERVALS + 1, dtype=torch.float64)
+        return cls(formula(stored)[None], white, name)
+
+    @classmethod
+    def srgb(cls, white: float) -> ToneCurve:
+        """Make the curve of sRGB.
+
+        Source: IEC 61966-2-1, Default RGB colour space – sRGB, 1999, section 5.2.
+        """
+        return cls.of_formula(_srgb, white, "sRGB")
+
+    @classmethod
+    def gamma(cls, exponent: float, white: float) -> ToneCurve:
+        """Make the curve light = stored^exponent.
+
+        Raises:
+            UsageError: the exponent is no number between 0.1 and 10.
+        """
+        if not 0.1 <= exponent <= 10:
+            raise UsageError(f"gamma must be a number between 0.1 and 10, but is {exponent!r}.")
+        return cls.of_formula(lambda stored: stored**exponent, white, f"gamma {exponent:g}")
+
+    def check_channels(self, n_channels: int) -> None:
+        """Refuse images of another number of channels than there are curves.
+
+        Raises:
+            ShapeError: there are neither one curve nor as many as channels.
+        """
+        if self.light.shape[0] not in (1, n_channels):
+            raise ShapeError(
+                f"the tone curve has {self.light.shape[0]} channels, but the image has {n_channels}; give one for "
+                "all, or one for each."
+            )
+
+    def to_light(self, stored: Tensor) -> Tensor:
+        """Undo the curve; shape `(*, C, H, W)`, floating, stored values in, light on the same scale out."""
+        return self._by_channel(stored, self._undone)
+
+    def to_stored(self, light: Tensor) -> Tensor:
+        """Do the curve again: the inverse of `to_light`, of the same shapes and scale."""
+        return self._by_channel(light, self._done)
+
+    def slopes(self, stored: Tensor) -> tuple[float, ...]:
+        """Tell how far light moves where stored values `(*, C, H, W)` move by 1: root mean squares, one a channel."""
+
+        def slope(table: Tensor, position: Tensor) -> Tensor:
+            return table.diff()[_interval(position, table)] * (len(table) - 1)
+
+        slopes = self._by_channel(stored.detach().to(torch.float32), slope, is_odd=False)
+        return tuple(slopes.square().mean(dim=(-2, -1)).reshape(-1, slopes.shape[-3]).mean(dim=0).sqrt().tolist())
+
+    def _by_channel(
+        self, samples: Tensor, convert: Callable[[Tensor, Tensor], Tensor], *, is_odd: bool = True
+    ) -> Tensor:
+        """Convert each channel by its row of the table, on the scale from 0 to 1, negative samples as positive ones."""
+        if samples.ndim < 3:
+            raise ShapeError(f"samples should have the shape (*, C, H, W), but have {tuple(samples.shape)}.")
+        self.check_channels(samples.shape[-3])
+        tables = self.light.to(samples.device, samples.dtype)
+        sign = torch.where(samples < 0, -1.0, 1.0).to(samples.dtype)
+        sizes = samples * sign / self.white
+        parts = zip(tables, sizes.split(sizes.shape[-3] if len(tables) == 1 else 1, dim=-3), strict=True)
+        converted = torch.cat([convert(table, part) for table, part in parts], dim=-3)
+        return converted * sign * self.white if is_odd else converted
+
+    @staticmethod
+    def _undone(table: Tensor, stored: Tensor) -> Tensor:
+        low = _interval(stored, table)
+        return table[low] + (stored * (len(table) - 1) - low) * table.diff()[low]
+
+    @staticmethod
+    def _done(table: Tensor, light: Tensor) -> Tensor:
+        low = (torch.searchsorted(table, light.detach().contiguous(), right=True) - 1).clamp_(0, len(table) - 2)
+        return (low + (light - table[low]) / table.diff()[low]) / (len(table) - 1)
+
+
+def _interval(stored: Tensor, table: Tensor) -> Tensor:
+    """Find the piece of the curve that stored values from 0 lie on; the last one for what lies above 1."""
+    return (stored.detach() * (len(table) - 1)).long().clamp_(max=len(table) - 2)
+
+
+def _srgb(stored: Tensor) -> Tensor:
+    return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)

@@ -1,0 +1,301 @@
+"""`--light`: the blur acts in linear light or in the samples as they are stored, and what was done is said and kept."""
+
+import json
+import re
+import shlex
+
+import imagecodecs
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+import deconv_cli
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+from deconv_cli.workflows.resolution import RecordedConvolution
+
+KERNEL = "gaussian:1.2"
+TRUSTED_OR_NOT = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
+SRGB = deconv_cli.ToneCurve.srgb(255)
+SENTENCE = "in linear light, undone from sRGB (the file names no other curve): optical blur acts on light"
+
+
+@pytest.fixture
+def night(tmp_path):
+    """A dark scene with bright lamps, where light and stored values differ most, 24 × 28 in colors."""
+    rows, columns = np.mgrid[:24, :28]
+    scene = (60 + rows[..., None] + 20 * np.sin(columns[..., None] / np.array([2, 3, 4]))).astype(np.uint8)
+    scene[8:11, 9:13] = 250
+    scene[16:18, 20:22, 0] = 230
+    path = tmp_path / "night.png"
+    Image.fromarray(scene).save(path)
+    return path
+
+
+@pytest.fixture
+def forward(deconv, tmp_path):
+    def run(source, *options, to="blurred.tif"):
+        report = deconv(
+            "forward", source, "-k", KERNEL, "-o", tmp_path / to, "--force", "--json", "-q", *options
+        ).report
+        return report, read_image(tmp_path / to)
+
+    return run
+
+
+@pytest.fixture
+def invert(deconv, tmp_path):
+    def run(source, *options, to="restored.tif"):
+        done = deconv(
+            *("invert", source, "-k", KERNEL, "-o", tmp_path / to, "--noise", "white", "--force", "--json", "-q"),
+            *options,
+            expect=TRUSTED_OR_NOT,
+        )
+        return done.report, read_image(tmp_path / to).values
+
+    return run
+
+
+def test_forward_blurs_light_and_writes_samples(forward, night):
+    report, image = forward(night, "--boundary", "reflect")
+    x = SRGB.to_light(read_image(night).values.float())
+    expected = SRGB.to_stored(deconv_cli.forward(x, deconv_cli.make_kernel(KERNEL), boundary="reflect"))
+    assert torch.equal(image.values, expected)
+    assert (report["light"], report["light_reason"]) == ("linear", SENTENCE)
+    assert report["tone_curve"] == {"name": "sRGB", "white": 255}
+    stored, plain = forward(night, "--boundary", "reflect", "--light", "stored")
+    assert (stored["light"], stored["tone_curve"]) == ("stored", None)
+    assert (plain.values - expected).abs().max() > 20
+
+
+def test_the_twin_in_the_library_takes_the_curve(forward, night):
+    _, image = forward(night, "--boundary", "reflect")
+    x = read_image(night).values
+    kernel = deconv_cli.make_kernel(KERNEL)
+    assert torch.equal(image.values, deconv_cli.forward(x, kernel, boundary="reflect", tone_curve=SRGB))
+
+
+def test_noise_is_added_to_light(forward, night):
+    _, clean = forward(night)
+    _, noisy = forward(night, "--noise", "gaussian:0.5", "--seed", "4")
+    difference = SRGB.to_light(noisy.values) - SRGB.to_light(clean.values)
+    assert float(difference.std()) == pytest.approx(0.5, rel=0.1)
+
+
+def test_light_is_nearer_to_the_truth_than_stored_values(deconv, samples_folder, tmp_path):
+    path, blurred = tmp_path / "detail.png", tmp_path / "seen.png"
+    with Image.open(samples_folder / "camera.png") as picture:
+        picture.crop((100, 60, 164, 124)).save(path)
+    deconv("forward", path, "-k", "disk:3", "--padding", "valid", "-o", blurred, "-q")
+    truth, found = read_image(path).values, {}
+    for light in ("linear", "stored"):
+        words = ("invert", blurred, "-k", "disk:3", "-o", tmp_path / f"{light}.tif", "-q", "--light", light)
+        deconv(*words, "--lambda", "1e-4", expect=TRUSTED_OR_NOT)
+        found[light] = float((read_image(tmp_path / f"{light}.tif").values - truth).square().mean().sqrt())
+    assert found["linear"] < 0.75 * found["stored"]
+
+
+@pytest.mark.parametrize("light", ["linear", "stored"])
+@pytest.mark.parametrize("name", ["blurred.tif", "blurred.png", "blurred.npy", "blurred.jpg"])
+def test_invert_takes_the_light_that_forward_recorded(forward, invert, night, name, light):
+    forward(night, "--light", light, to=name)
+    report, _ = invert(night.parent / name, "--lambda", "1e-4")
+    assert report["light"] == light
+    if light == "linear":
+        by_forward = "in linear light, undone from sRGB: recorded in the file by deconv forward"
+        assert report["light_reason"] == by_forward
+    else:
+        as_stored = "in the samples as they are stored: recorded in the file by deconv forward"
+        assert report["light_reason"] == as_stored
+
+
+def test_records_of_earlier_versions_are_of_stored_values(forward, invert, night):
+    forward(night, to="old.npy")
+    beside = night.parent / "old.npy.json"
+    record = json.loads(beside.read_text())
+    for name in ("light", "light_reason", "tone_curve"):
+        del record[name]
+    beside.write_text(json.dumps(record))
+    report, _ = invert(night.parent / "old.npy", "--lambda", "1e-4")
+    assert report["light"] == "stored"
+
+
+def test_the_command_and_the_library_give_the_same_bytes(invert, night):
+    image, kernel = read_image(night), deconv_cli.make_kernel(KERNEL)
+    options = {"lam": "auto", "predict": True, "quantization": 2.0, "boundary": "circular"}
+    words = ["--lambda", "auto", "--predict", "--quantization", "2", "--boundary", "circular"]
+    report, values = invert(night, *words)
+    result = deconv_cli.invert(
+        image.values, kernel, defaults="picture", noise="white", tone_curve=image.tone_curve, **options
+    )
+    assert torch.equal(values, result.image)
+    assert (report["light"], report["light_reason"]) == ("linear", result.reasons.light)
+    assert report["residual"]["relative"] == result.residual.relative
+    assert report["lambda"] == list(result.lam)
+    assert report["predicted_error"]["root_mean_square"] == result.predicted_error.root_mean_square
+
+
+def test_the_rerun_line_gives_the_same_samples(deconv, forward, invert, night):
+    for report, values in ((forward(night)[0], None), invert(night)):
+        path = report["output"]["path"]
+        before = read_image(path).values if values is None else values
+        assert "--light=linear" in report["rerun"]
+        deconv(*shlex.split(report["rerun"])[1:], expect=TRUSTED_OR_NOT)
+        assert torch.equal(read_image(path).values, before)
+
+
+def test_the_truth_is_compared_in_light(invert, night, forward):
+    _, blurred = forward(night, "--padding", "valid", to="seen.png")
+    report, image = invert(blurred.path, "--lambda", "1e-3", "--truth", night)
+    truth = SRGB.to_light(read_image(night).values.float())
+    expected = float((SRGB.to_light(image) - truth).square().mean().sqrt())
+    assert report["predicted_error"]["actual_root_mean_square"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_estimate_beyond_white_and_black_is_not_lost(forward, invert, night):
+    _, blurred = forward(night, "--padding", "valid")
+    _, image = invert(blurred.path, "--lambda", "1e-7", "--dtype", "float64")
+    again = deconv_cli.forward(image.double(), deconv_cli.make_kernel(KERNEL), padding="valid", tone_curve=SRGB)
+    assert (again - blurred.values).abs().max() < 0.5
+    # Noise brings the estimate beyond both ends, and a file of floats holds it.
+    _, noisy = forward(night, "--noise", "gaussian:3")
+    _, image = invert(noisy.path, "--lambda", "1e-5")
+    assert float(image.min()) < -10
+    assert float(image.max()) > 260
+
+
+def test_a_profile_is_undone_and_carried(forward, invert, night):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(night) as picture:
+        picture.save(night.with_name("profiled.png"), icc_profile=profile)
+    name = 'the ICC profile "sRGB built-in"'
+    report, blurred = forward(night.with_name("profiled.png"))
+    assert (
+        report["light_reason"]
+        == f"in linear light, undone from {name} (embedded in the file): optical blur acts on light"
+    )
+    assert (blurred.values - forward(night)[1].values).abs().max() < 0.01
+    report, _ = invert(forward(night.with_name("profiled.png"))[1].path, "--lambda", "1e-4")
+    assert report["tone_curve"] == {"name": name, "white": 255}
+
+
+def test_a_profile_that_is_lost_is_asked_for(forward, refuses, invert, night, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(night) as picture:
+        picture.save(night.with_name("profiled.png"), icc_profile=profile)
+    forward(night.with_name("profiled.png"), to="lost.npy")
+    says = ["--light linear undoes the tone curve", "lack the ICC profile", "use --light stored"]
+    refuses("invert", tmp_path / "lost.npy", "-k", KERNEL, "-o", tmp_path / "x.npy", code=ExitCode.USAGE, says=says)
+    assert invert(tmp_path / "lost.npy", "--light", "stored", "--lambda", "1e-4")[0]["light"] == "stored"
+
+
+def test_sixteen_bits_are_restored_in_light(invert, night):
+    deep = (read_image(night).values[0].permute(1, 2, 0).numpy().astype(np.uint16) * 257).astype(np.uint16)
+    night.with_name("deep.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(deep)))
+    report, values = invert(night.with_name("deep.png"), "--lambda", "1e-3")
+    assert report["tone_curve"] == {"name": "sRGB", "white": 65535}
+    _, of_eight = invert(night, "--lambda", "1e-3")
+    assert torch.allclose(values / 257, of_eight, atol=0.02)
+
+
+def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, night, tmp_path):
+    path = save("features", np.random.default_rng(0).random((3, 12, 12)))
+    report, _ = invert(path, "--lambda", "1e-3")
+    assert report["light"] == "stored"
+    assert "taken to be linear in light" in report["light_reason"]
+    says = "--light linear undoes the tone curve of the samples, but none is known"
+    for command in ("forward", "invert"):
+        words = (command, path, "-k", KERNEL, "-o", tmp_path / "x.npy", "--light", "linear")
+        refuses(*words, code=ExitCode.USAGE, says=says)
+    words = ("forward", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--light", "dark")
+    refuses(*words, code=ExitCode.USAGE, says="--light must be one of auto, linear, stored")
+
+
+def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, forward, night):
+    _, plain = forward(night, "--light", "stored", "--output-dtype", "uint8")
+    with Image.open(plain.path) as picture:
+        Image.fromarray(np.asarray(picture)).save(night.with_name("plain.tif"))
+    report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3")
+    reason = "a TIFF file without an ICC profile is taken to be linear in light"
+    assert report["light_reason"] == f"in the samples as they are stored: {reason}"
+    report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3", "--light", "linear")
+    assert report["light_reason"].endswith("undone from sRGB (the file names no other curve): given by the user")
+
+
+def test_a_factor_leaves_the_light_open(deconv, invert, night, tmp_path):
+    factor = tmp_path / "f.safetensors"
+    settings = ("--boundary", "reflect", "--lambda", "1e-3", "--penalty", "gradient")
+    deconv("factor", "-k", KERNEL, "--size", "24,28", *settings, "-o", factor, "-q")
+    _, expected = invert(night, *settings)
+    words = ("invert", night, "--factor", factor, "-o", tmp_path / "y.tif", "--force", "--json", "-q")
+    done = deconv(*words, expect=TRUSTED_OR_NOT)
+    assert done.report["light"] == "linear"
+    assert "--light=linear" in done.report["rerun"]
+    assert torch.allclose(read_image(tmp_path / "y.tif").values, expected, atol=1e-2)
+    stored = deconv(*words, "--light", "stored", expect=TRUSTED_OR_NOT)
+    assert stored.report["light"] == "stored"
+
+
+def test_the_table_says_in_what_the_blur_acts_and_the_unit_of_the_residual(deconv, night, tmp_path):
+    words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3")
+    table = deconv(*words, expect=TRUSTED_OR_NOT).stderr
+    assert re.search(r"^light +in linear light, undone from sRGB", table, re.MULTILINE)
+    assert re.search(r"^residual .* rms of light, ", table, re.MULTILINE)
+    plain = deconv(*words, "--light", "stored", "--force", expect=TRUSTED_OR_NOT).stderr
+    assert "of light" not in plain
+
+
+def test_the_page_shows_light_where_it_is_light(deconv, night, tmp_path):
+    words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3", "--report")
+    deconv(*words, tmp_path / "page.html", expect=TRUSTED_OR_NOT)
+    page = (tmp_path / "page.html").read_text()
+    assert "It was restored in linear light, undone from sRGB" in page
+    assert "in units of light, where 255 is white" in page
+    assert "in units of the uint8 samples" in page
+
+
+def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
+    """A dark channel is rounded more finely in light than a bright one; λ is chosen for each."""
+    random = torch.Generator().manual_seed(2)
+    scene = torch.rand(2, 40, 44, generator=random) * torch.tensor([12.0, 200.0])[:, None, None] + 5
+    y = deconv_cli.forward(scene, deconv_cli.make_kernel("gaussian:1"), boundary="circular").round().to(torch.uint8)
+    result = deconv_cli.invert(
+        y, deconv_cli.make_kernel("gaussian:1"), defaults="picture", boundary="circular", tone_curve=SRGB
+    )
+    floors = [slope * 12**-0.5 for slope in SRGB.slopes(y)]
+    sigmas = [channel.lambda_choice.sigma for channel in result.channels]
+    assert floors[0] < 0.2 * floors[1]
+    assert all(sigma >= 0.999 * floor for sigma, floor in zip(sigmas, floors, strict=True))
+    assert sigmas[0] < sigmas[1]
+
+
+def test_what_is_recorded_elsewhere_decides_for_the_library():
+    y = torch.full((1, 9, 9), 100, dtype=torch.uint8)
+    kernel, recorded = torch.ones(1, 1), RecordedConvolution("zero", "same", deconv_cli.vocabulary.Light.LINEAR)
+    result = deconv_cli.invert(y, kernel, recorded=recorded, tone_curve=SRGB, lam=0.0)
+    assert (result.settings.light, result.tone_curve) == ("linear", SRGB)
+    assert result.unit == "light, where 255 is white"
+    assert float(result.image.mean()) == pytest.approx(100, abs=1e-3)
+    light = result.solution.value.mean()
+    assert float(light) == pytest.approx(float(SRGB.to_light(y.float()).mean()), rel=1e-5)
+
+
+def test_the_estimate_is_differentiable_through_the_curve():
+    generator = torch.Generator().manual_seed(0)
+    y = (30 + 180 * torch.rand(1, 5, 6, generator=generator, dtype=torch.float64)).requires_grad_(True)
+    kernel = deconv_cli.make_kernel("gaussian:0.5").double()
+
+    def restore(data):
+        settings = {"boundary": "circular", "light": "linear", "tone_curve": SRGB, "lam": 1e-2}
+        return deconv_cli.invert(data, kernel, **settings).image
+
+    assert torch.autograd.gradcheck(restore, y, eps=1e-5, atol=1e-4)
+
+
+def test_channels_that_the_kernel_mixes_need_one_curve(night):
+    table = torch.linspace(0, 1, 9, dtype=torch.float64)
+    curve = deconv_cli.ToneCurve(torch.stack([table, table**2, table**3]), 255)
+    kernel = torch.full((3, 1, 3, 3), 1 / 9) * torch.tensor([1.0, 0.8, 0.6])[:, None, None, None]
+    with pytest.raises(deconv_cli.ShapeError, match="has 3 channels, but the image has 1"):
+        deconv_cli.invert(read_image(night).values, kernel, light="linear", tone_curve=curve)
