@@ -24,13 +24,13 @@ from benchmarks import choice, problems
 from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Table, Target, number, table
 
-SIZE = 224
+SIZE = 144
 NOISES = (0.7, 1.5, 3.0, 6.0)
 """Standard deviations in units of 8-bit samples."""
 QUALITIES = (75, 85, 95)
-LAMBDAS = tuple(10.0 ** (k / 4) for k in range(-20, 5))
-WEIGHTS = tuple(10.0 ** (k / 3) for k in range(-4, 4))
-TV_SIZE = 128
+LAMBDAS = tuple(10.0 ** (k / 2) for k in range(-10, 3))
+WEIGHTS = tuple(10.0 ** (k / 3) for k in range(-3, 4))
+TV_SIZE = 96
 TV_TOLERANCE = 1e-3
 KERNELS = ("Gaussian", "disk", "motion", "anisotropic")
 PHOTOGRAPHS = {
@@ -70,15 +70,15 @@ def restored(name: str, kernel: str, size: int, n_noises: int) -> Figures:
     for turn, noise in enumerate(NOISES[:n_noises]):
         quality = QUALITIES[(turn + len(name) + len(kernel)) % len(QUALITIES)]
         y, truth = _compressed(name, taps, noise, quality, size)
-        found = [_psnr(deconv_cli.invert(y, taps, defaults="picture", lam=lam).image, truth) for lam in LAMBDAS]
-        figures[f"{noise}: quality"], figures[f"{noise}: best"] = quality, max(found)
+        best = _best(y, taps, truth)
+        figures[f"{noise}: quality"], figures[f"{noise}: best"] = quality, best
         for way in WAYS:
-            result = deconv_cli.invert(y, taps, defaults="picture", noise=way, truth=truth)
-            figures[f"{noise}: {way}"] = max(found) - _psnr(result.image, truth)
-            assert result.predicted_error is not None
-            for low, high in choice.ERROR_BANDS:
+            known = truth if way == "auto" else None
+            result = deconv_cli.invert(y, taps, defaults="picture", noise=way, truth=known)
+            figures[f"{noise}: {way}"] = best - _psnr(result.image, truth)
+            for low, high in choice.ERROR_BANDS if result.predicted_error is not None else ():
                 ratio = choice._error_ratio(result.predicted_error.bands, low, high)
-                figures[f"{noise}: {way} predicted, {low}"] = ratio
+                figures[f"{noise}: predicted, {low}"] = ratio
     # The total variation takes a hundred times as long: a piece, with one noise, for each photograph and kernel.
     noise = NOISES[(len(name) + 2 * len(kernel)) % n_noises]
     pair = _compressed(name, taps, noise, int(figures[f"{noise}: quality"]), size)
@@ -97,10 +97,10 @@ def report(outcomes: dict[str, Figures]) -> Report:
     def values(what: str) -> list[float]:
         return [float(value) for figures in known.values() for key, value in figures.items() if key.endswith(what)]
 
-    ratios = {way: [r for low, _ in choice.ERROR_BANDS for r in values(f": {way} predicted, {low}")] for way in WAYS}
+    ratios = [ratio for low, _ in choice.ERROR_BANDS for ratio in values(f": predicted, {low}")]
     losses = {way: values(f": {way}") for way in WAYS}
     of_tv = {way: values(f"tv {way}") for way in WAYS}
-    share = 100 * choice._share_within(ratios["auto"]) if known else None
+    share = 100 * choice._share_within(ratios) if known else None
     targets = [
         Target("automatic λ: dB lost to the best λ, median", 0.5, statistics.median(losses["auto"]) if known else None),
         Target("automatic λ: dB lost to the best λ, at worst", 1.5, max(losses["auto"], default=None)),
@@ -111,16 +111,14 @@ def report(outcomes: dict[str, Figures]) -> Report:
         [
             label,
             *(f"{statistics.median(found):.2f} / {max(found):.2f} dB" for found in (losses[way], of_tv[way])),
-            f"{choice._share_within(ratios[way]):.0%} of {len(ratios[way])}",
         ]
         for way, label in zip(WAYS, ("found out from the data", "taken for white"), strict=True)
         if known
     ]
     tables = [
         Table(
-            "Losses to the best λ and to the best weight of the total variation, median / at worst, and the predicted "
-            "error.",
-            ["the noise is", "λ", "total variation", "bands within a quarter"],
+            "Losses to the best λ and to the best weight of the total variation, median / at worst.",
+            ["the noise is", "λ", "total variation"],
             rows,
         ),
         table(
@@ -135,6 +133,17 @@ def report(outcomes: dict[str, Figures]) -> Report:
 
 def _both(noise: float, figures: Figures) -> str:
     return " / ".join(f"{number(figures, f'{noise}: {way}') or 0.0:.2f}" for way in WAYS)
+
+
+def _best(y: Tensor, taps: Tensor, truth: Tensor) -> float:
+    """Find the largest PSNR that any λ gives, in steps of a sixth of a decade."""
+
+    def psnr_of(lam: float) -> float:
+        return _psnr(deconv_cli.invert(y, taps, defaults="picture", lam=lam).image, truth)
+
+    found = {lam: psnr_of(lam) for lam in LAMBDAS}
+    best = max(found, key=lambda lam: found[lam])
+    return max(found[best], psnr_of(best * 10 ** (1 / 6)), psnr_of(best / 10 ** (1 / 6)))
 
 
 def _psnr(estimate: Tensor, truth: Tensor) -> float:

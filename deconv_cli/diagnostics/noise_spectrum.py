@@ -37,9 +37,12 @@ _SPREAD = (1e3, 0.7, 0.7, 0.3)
 _STEP_SPREAD = (0.2, 0.2, 0.2, 0.2, *(0.5,) * 9)
 _N_STEPS = 60
 _CONVERGED = 1e-4
-# White noise is given up where its misfit is larger by so much, and the levels differ by at least this factor.
-_EVIDENCE = 30.0
-_LEAST_RATIO = 1.5
+# White noise is given up where its misfit is larger by so much, and levels that the data show well differ by at least
+# this factor: of white noise in 108 pictures two reached the first, with factors up to 2.1; of JPEG files, where the
+# noise was not all but white, none was below 860 and 8.
+_EVIDENCE = 60.0
+_LEAST_RATIO = 2.5
+_SHOWN = slice(3, 11)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,8 @@ def fit_noise_spectrum(y: Tensor, taps: Tensor) -> NoiseModel:
     knots, misfit = _fit(bins, bins.noise)
     _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
     levels = synchronize.as_numbers(knots)
-    if misfit_of_flat - misfit < _EVIDENCE or max(levels) - min(levels) < math.log(_LEAST_RATIO):
+    shown = levels[_SHOWN]
+    if misfit_of_flat - misfit < _EVIDENCE or max(shown) - min(shown) < math.log(_LEAST_RATIO):
         return white
     power = interpolated([math.exp(level) for level in levels], tuple(y.shape[-2:]), bins.power, is_whole=True)
     mean = synchronize.as_number(power.mean())
@@ -176,7 +180,9 @@ def _fit(bins: _Bins, noise: Tensor) -> tuple[Tensor, float]:
         slopes = torch.cat([share[:, None] * bins.scene, (1 - share)[:, None] * noise], dim=1)
         gradient = slopes.T @ (weight * (1 - bins.power / expected)) + ridge @ (parameters - middle)
         curvature = slopes.T @ (weight[:, None] * slopes) + ridge
-        curvature = curvature + 1e-9 * torch.diag(curvature.diagonal())
+        # Where there is no noise, or no scene, nothing curves along some parameter.
+        diagonal = curvature.diagonal()
+        curvature = curvature + torch.diag(1e-9 * (diagonal + diagonal.max()) + 1e-30)
         step = torch.linalg.solve(curvature, -gradient).clamp(-1.0, 1.0)
         parameters = parameters + step
         if synchronize.as_number(step.abs().max()) < _CONVERGED:

@@ -66,6 +66,13 @@ def test_pictures_that_are_too_small_to_tell_are_taken_for_white():
     assert fit_noise_spectrum(torch.rand(1, 1, 5, 6), torch.ones(1, 1, 1, 1)) == WHITE
 
 
+@pytest.mark.parametrize("level", [0.0, 7.0])
+def test_pictures_without_noise_or_without_a_scene_have_an_answer(level):
+    assert fit_noise_spectrum(torch.full((1, 1, 64, 64), level), torch.ones(1, 1, 3, 3) / 9) == WHITE
+    ramp = torch.arange(64.0).expand(1, 1, 64, 64) + level
+    assert fit_noise_spectrum(ramp, torch.ones(1, 1, 1, 1)).sigma is None
+
+
 def test_noise_is_drawn_with_the_spectrum_of_its_model():
     drawn = draw_noise(SMOOTHED, like(64, 1, 48, 40), seed=1)
     power = torch.fft.rfft2(drawn, norm="ortho").abs().square().mean(dim=(0, 1))
