@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from deconv_cli.errors import ShapeError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.correlation import ValidCorrelation
@@ -44,7 +46,8 @@ class Convolution(LinearOperator):
 
     Raises:
         ShapeError: the kernel does not fit the image, or reaches too far outside it.
-        UsageError: no such padding or boundary is known.
+        UsageError: no such padding or boundary is known, or the kernel is no real tensor.
+        MalformedInputError: the kernel is empty, or holds NaN or infinite values.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Convolution(LinearOperator):
         padding: Padding = "same",
         boundary: str | BoundaryRule = "zero",
     ) -> None:
-        taps = _canonical_taps(kernel if isinstance(kernel, Tensor) else kernel.taps, len(image_size))
+        taps = _canonical_taps(getattr(kernel, "taps", kernel), _check_size(image_size))
         self.kernel, self.dtype, self.device = taps, taps.dtype, taps.device
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
         self.boundary = as_rule(boundary)
@@ -89,11 +92,31 @@ class Convolution(LinearOperator):
         return crop(x, self.geometry.pads.before, self.geometry.image_size)
 
 
-def _canonical_taps(taps: Tensor, n_axes: int) -> Tensor:
-    """Bring taps of shape `(*k,)` or `(C_out, C_in, *k)` into the latter form."""
+def _check_size(image_size: Size) -> int:
+    """Count the axes of an image's size.
+
+    Raises:
+        UsageError: it is no sequence of whole numbers.
+    """
+    is_size = isinstance(image_size, tuple | list) and len(image_size) > 0
+    if not is_size or not all(isinstance(n, int) and not isinstance(n, bool) for n in image_size):
+        raise UsageError(f"image_size must be a tuple of whole numbers, one for each axis, but is {image_size!r}.")
+    return len(image_size)
+
+
+def _canonical_taps(taps: object, n_axes: int) -> Tensor:
+    """Check taps of shape `(*k,)` or `(C_out, C_in, *k)`, and bring them into the latter form."""
+    if not isinstance(taps, Tensor) or not taps.is_floating_point():
+        kind = taps.dtype if isinstance(taps, Tensor) else type(taps).__name__
+        raise UsageError(f"a kernel must be a Kernel or a tensor of floating-point numbers, but is {kind}; convert it.")
     if taps.ndim not in (n_axes, n_axes + 2):
         raise ShapeError(
             f"a kernel for images with {n_axes} axes of space has {n_axes} axes, or {n_axes + 2} with its channels, "
             f"but its shape is {tuple(taps.shape)}."
+        )
+    if taps.numel() == 0 or not synchronize.holds_everywhere(torch.isfinite(taps.detach())):
+        raise MalformedInputError(
+            f"a kernel must hold at least one tap and no NaN or infinite values, but that of shape {tuple(taps.shape)} "
+            "does not; replace them first."
         )
     return taps if taps.ndim == n_axes + 2 else taps[None, None]

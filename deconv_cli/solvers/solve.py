@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UsageError
@@ -57,17 +58,11 @@ def solve(
 
     Raises:
         ShapeError: `y` or L does not fit A.
-        UsageError: λ without a penalty, or a number outside its range.
+        UsageError: λ without a penalty, a number outside its range, or something of another type.
         MalformedInputError: `y` holds NaN or infinite values.
     """
     _check(A, y, penalty, lam)
-    accuracy = default_tolerance(y.dtype) if tolerance is None else tolerance
-    if not 0 < accuracy < 1 or max_iterations < 1:
-        raise UsageError(
-            "tolerance must be between 0 and 1, and max_iterations at least 1, "
-            f"but they are {tolerance} and {max_iterations}."
-        )
-    rule = StoppingRule(accuracy, max_iterations)
+    rule = _stopping_rule(default_tolerance(y.dtype) if tolerance is None else tolerance, max_iterations)
     data, unit = to_unit(y, len(A.output_shape))
     if type(A) is Convolution and isinstance(penalty, str | None):
         solution = _solve_convolution(A, data, penalty or "identity", lam, rule, progress)
@@ -79,7 +74,11 @@ def solve(
     return replace(solution, value=factor * solution.value)
 
 
-def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, lam: float) -> None:
+def _check(A: object, y: object, penalty: object, lam: object) -> None:
+    if not isinstance(A, LinearOperator):
+        raise UsageError(f"the operator must be a LinearOperator, such as a Convolution, but is {_kind(A)}.")
+    if not isinstance(y, Tensor) or y.dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"data must be a tensor of float32 or float64, but y is {_kind(y)}; convert it.")
     n_dims = len(A.output_shape)
     if y.ndim < n_dims or tuple(y.shape[y.ndim - n_dims :]) != tuple(A.output_shape):
         raise ShapeError(
@@ -90,11 +89,31 @@ def _check(A: LinearOperator, y: Tensor, penalty: str | LinearOperator | None, l
             f"the penalty acts on tensors of shape {tuple(penalty.input_shape)}, but the operator on "
             f"{tuple(A.input_shape)}."
         )
-    if not 0 <= lam < math.inf or (lam > 0 and penalty is None):
+    if y.numel() == 0:
+        raise ShapeError(f"data must hold at least one image, but y has the shape {tuple(y.shape)}.")
+    if not isinstance(penalty, str | LinearOperator | None):
+        raise UsageError(f"the penalty must be a name, a LinearOperator or None, but is {_kind(penalty)}.")
+    if not isinstance(lam, int | float) or not 0 <= lam < math.inf or (lam > 0 and penalty is None):
         raise UsageError(f"lam must be zero, or a positive number with a penalty, but is {lam} with {penalty}.")
     if A.dtype not in (None, y.dtype) or A.device not in (None, y.device):
         raise UsageError(f"the operator is {A.dtype} on {A.device}, but y is {y.dtype} on {y.device}; convert one.")
     check_finite(y)
+
+
+def _stopping_rule(tolerance: object, max_iterations: object) -> StoppingRule:
+    is_count = isinstance(max_iterations, int) and not isinstance(max_iterations, bool) and max_iterations >= 1
+    if not (isinstance(tolerance, int | float) and 0 < tolerance < 1 and is_count):
+        raise UsageError(
+            "tolerance must be between 0 and 1, and max_iterations a whole number from 1 on, "
+            f"but they are {tolerance} and {max_iterations}."
+        )
+    assert isinstance(max_iterations, int)
+    return StoppingRule(tolerance, max_iterations)
+
+
+def _kind(value: object) -> str:
+    """Name the type of a value, or the dtype of a tensor."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _solve_convolution(

@@ -5,7 +5,7 @@ import torch
 from cases import ALL_CASES, Case, named, random
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
 
-from deconv_cli.errors import ShapeError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
@@ -85,3 +85,25 @@ def test_a_wrong_adjoint_is_noticed():
     operator = Convolution.of_geometry(random((1, 1, 3, 3)), Geometry.of_image((6, 6), (3, 3), "same"), "reflect")
     operator.adjoint = lambda y: operator.extension.adjoint(y.new_zeros(1).expand(2, 1, 8, 8) + 1)
     assert adjoint_defect(operator) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "error", "message"),
+    [
+        (random((3, 3)).numpy(), (8, 9), UsageError, "a kernel must be .* but is ndarray"),
+        (None, (8, 9), UsageError, "but is NoneType"),
+        ([[1.0, 2.0]], (8, 9), UsageError, "but is list"),
+        (torch.ones(3, 3, dtype=torch.int64), (8, 9), UsageError, r"but is torch\.int64"),
+        (random((3, 3)) + 0j, (8, 9), UsageError, r"but is torch\.complex128"),
+        (random((3, 3)) / 0, (8, 9), MalformedInputError, "no NaN or infinite values"),
+        (torch.ones(1, 1, 0, 3), (8, 9), MalformedInputError, r"that of shape \(1, 1, 0, 3\)"),
+        (random((3, 3, 3)), (8, 9), ShapeError, "has 2 axes, or 4 with its channels"),
+        (random((3, 3)), 8, UsageError, "image_size must be a tuple of whole numbers"),
+        (random((3, 3)), None, UsageError, "but is None"),
+        (random((3, 3)), (8.0, 9), UsageError, r"but is \(8.0, 9\)"),
+        (torch.tensor(1.0), (), UsageError, r"but is \(\)"),
+    ],
+)
+def test_what_is_no_kernel_or_no_size_is_refused_in_a_sentence(kernel, size, error, message):
+    with pytest.raises(error, match=message):
+        Convolution(kernel, size)
