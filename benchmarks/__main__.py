@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import choice, growth, jpeg, peers, photograph, textbook
+from benchmarks import blind, choice, growth, jpeg, peers, photograph, textbook
 from benchmarks.measuring import Figures, Scale, measure
 from benchmarks.printing import describe_machine
 
@@ -23,6 +23,7 @@ QUESTIONS = {
     "growth": growth,
     "choice": choice,
     "jpeg": jpeg,
+    "blind": blind,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

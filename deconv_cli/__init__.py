@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward
+    from deconv_cli.workflows.blind import align_kernel, estimate_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -90,7 +91,9 @@ __all__ = [
     "UsageError",
     "Verdict",
     "__version__",
+    "align_kernel",
     "check_gradients",
+    "estimate_kernel",
     "forward",
     "invert",
     "keep_freed_memory",
@@ -117,6 +120,8 @@ _HOMES = {
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
+    "align_kernel": "deconv_cli.workflows.blind",
+    "estimate_kernel": "deconv_cli.workflows.blind",
     "forward": "deconv_cli.workflows.apply_kernel",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "ToneCurve": "deconv_cli.tone_curve",

@@ -61,6 +61,10 @@ KERNEL_SOURCES: Registry[Any] = Registry(
         "disk": "deconv_cli.kernels.sources.disk:DISK",
         "box": "deconv_cli.kernels.sources.box:BOX",
         "motion": "deconv_cli.kernels.sources.motion:MOTION",
+        "polygon": "deconv_cli.kernels.sources.polygon:POLYGON",
+        "airy": "deconv_cli.kernels.sources.airy:AIRY",
+        "moffat": "deconv_cli.kernels.sources.moffat:MOFFAT",
+        "disk-motion": "deconv_cli.kernels.sources.disk_motion:DISK_MOTION",
     },
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""

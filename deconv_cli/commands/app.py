@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 import deconv_cli
 from deconv_cli.allocator import keep_freed_memory
-from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert
+from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert, kernel_commands
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
@@ -50,6 +50,11 @@ app.command("factor", epilog=factor.EXAMPLE)(with_option_groups(factor.factor))
 app.command("inspect", epilog=inspect.EXAMPLE)(with_option_groups(inspect.inspect))
 app.command("check-grad", epilog=check_grad.EXAMPLE)(with_option_groups(check_grad.check_grad))
 app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
+
+kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_markup_mode="rich")
+kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(kernel_commands.estimate)
+kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_groups(kernel_commands.align))
+app.add_typer(kernels, name="kernel")
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
+from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
 from deconv_cli.commands.context import Context, load_factor, load_kernels, pick
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
@@ -95,8 +96,9 @@ def invert(
     elif not kernel:
         raise UsageError(
             "deconv invert needs the kernel that blurred the input: --kernel FILE with a picture of what became of a "
-            "point of light, such as a star or a bead, or with the layer's weights; or a formula that comes near, such "
-            "as --kernel gaussian:1.5, disk:3 or motion:9@30; or --factor FILE, which deconv factor made of one."
+            "point of light, such as a star or a bead, or with the layer's weights; or --kernel estimate, which finds "
+            "it in a picture; or a formula that comes near, such as --kernel gaussian:1.5, disk:3 or motion:9@30; or "
+            "--factor FILE, which deconv factor made of a kernel."
         )
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
@@ -106,6 +108,9 @@ def invert(
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     where = pick(device)
+    if kernel is not None and is_estimate(kernel, kernel_options):
+        run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)
+        return
     if factor is not None:
         loaded = load_factor(factor, where, settings.get("max_memory"))
     else:

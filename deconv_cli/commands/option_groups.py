@@ -170,8 +170,8 @@ KERNEL_OPTION = typer.Option(
     "-k",
     metavar="FILE|WORDS",
     help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture of a point-spread function, or "
-    f"a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30. Given once for all channels, "
-    "or once for each.",
+    f"a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30; or estimate, which finds it "
+    "in the picture. Given once for all channels, or once for each.",
     show_default=False,
 )
 OutputOption = Annotated[

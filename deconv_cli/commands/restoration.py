@@ -106,7 +106,7 @@ class Restoration:
             source=loaded.describe(job.source),
             kernel=context.loaded.source,
             output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared, *result.notes),
+            notes=context.notes(loaded, prepared, *result.notes, *_doubt_alignment(context, loaded, result)),
             environment=environment_of(context.device, result.image.dtype, loaded.started),
             rerun=context.rerun(job, prepared, self._options(result)),
             reconstruction=result,
@@ -189,3 +189,16 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
     return found, (
         f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )
+
+
+def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstruction) -> tuple[str, ...]:
+    """Say so where a picture would rather have the kernel turned or scaled."""
+    from deconv_cli.workflows.blind import doubt_alignment
+
+    source, image = context.loaded.source, loaded.image
+    is_single = source.kernel.shared and source.estimate is None and context.loaded.inverse is None
+    if not (image.is_picture and is_single) or image.record is not None:
+        return ()
+    taps = source.kernel.taps[0, 0].cpu()
+    doubt = doubt_alignment(taps, image.values, tone_curve=result.tone_curve, jpeg_table=image.jpeg_table)
+    return () if doubt is None else (doubt,)

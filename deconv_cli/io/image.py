@@ -55,6 +55,8 @@ class ImageFile:
     """Shape (B, A, H, W) with A = 1, or one alpha for each index of axis C."""
     _alpha_kind: str | None
     _codec: Codec
+    jpeg_table: torch.Tensor | None = None
+    """Of a JPEG, the divisors of its luma's coefficients, of the upright image, shape (8, 8)."""
 
     @cached_property
     def tone_curve(self) -> ToneCurve | None:
@@ -124,6 +126,7 @@ def read_image(
         _alpha=None if alpha is None else _upright(alpha, stored.orientation),
         _alpha_kind=None if alpha is None else stored.alpha,
         _codec=codec,
+        jpeg_table=_upright_table(stored),
     )
 
 
@@ -179,6 +182,13 @@ def _batch_notes(stored: StoredImage, layout: Layout, *, are_axes_given: bool) -
     is_unclear = letters in ("I", "Q") and not are_axes_given
     hint = '; if they are the channels of one image, say so with axes="CYX"' if is_unclear else ""
     return (f"{layout.n_batch} planes (axes {letters}) are worked on one by one{hint}",)
+
+
+def _upright_table(stored: StoredImage) -> torch.Tensor | None:
+    if stored.jpeg_table is None:
+        return None
+    table = torch.tensor(stored.jpeg_table).reshape(8, 8)
+    return table.T if stored.orientation in _TRANSPOSED else table
 
 
 def _upright_metadata(stored: StoredImage) -> Metadata:

@@ -76,6 +76,8 @@ class StoredImage:
     """EXIF orientation, 1 to 8."""
     notes: tuple[str, ...] = ()
     """What was done to the samples, a sentence each."""
+    jpeg_table: tuple[int, ...] | None = None
+    """Of a JPEG, the 64 divisors of its luma's coefficients, row by row from the lowest frequency."""
 
     def noting(self, *notes: str) -> StoredImage:
         """Give the same with further notes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deconv_cli.diagnostics.well_posedness import WellPosedness
+from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike
@@ -32,7 +33,8 @@ class InputFile:
 class KernelInput:
     """A kernel, and where it came from: the path of its file with its SHA-256, or the words that made it.
 
-    `has_bias` says whether a bias of the layer was subtracted from, or added to, the outputs.
+    `has_bias` says whether a bias of the layer was subtracted from, or added to, the outputs; `estimate` is how it was
+    found in the blurred picture.
     """
 
     kernel: Kernel
@@ -41,6 +43,7 @@ class KernelInput:
     sha256: str | None
     layer: str | None
     has_bias: bool
+    estimate: KernelEstimate | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

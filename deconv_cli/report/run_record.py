@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.report.kernel_record import describe_estimate
 from deconv_cli.report.reconstruction_record import (
     describe_diagnosis,
     describe_reconstruction,
@@ -75,6 +76,7 @@ def describe_kernel(source: KernelInput) -> Record:
         "sha256": source.sha256,
         "dc_gain": _dc_gain(kernel),
         "bias": source.has_bias,
+        **({} if source.estimate is None else {"estimate": describe_estimate(source.estimate)}),
     }
 
 

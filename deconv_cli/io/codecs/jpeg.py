@@ -46,7 +46,9 @@ class Jpeg(PillowCodec):
             others = [text for text in comments if not text.startswith(_RECORD_START)]
             record = records.decode_record(found[-1].decode("utf-8", "replace")) if found else None
             own = Metadata(native={_COMMENT: others[-1]} if others else {})
-            return stored_picture(image, samples, notes, record, own)
+            stored = stored_picture(image, samples, notes, record, own)
+            tables = image.quantization
+            return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; some are too large for the format."""

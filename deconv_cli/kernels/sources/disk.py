@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deconv_cli.kernels.sources.kernel_source import KernelSource, pixels_reached, unit_sum
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, geometric, pixels_reached, unit_sum
 
 
 def disk_kernel(radius: float) -> torch.Tensor:
@@ -42,4 +42,8 @@ def _area_under_circle(x: torch.Tensor, radius: float) -> torch.Tensor:
     return (x * (radius**2 - x**2).clamp(min=0).sqrt() + radius**2 * (x / radius).clamp(max=1).asin()) / 2
 
 
-DISK = KernelSource(("RADIUS",), disk_kernel)
+DISK = KernelSource(
+    ("RADIUS",),
+    disk_kernel,
+    BlurFamily(lambda reach, _: [(r,) for r in geometric(0.9, reach, 1.09)], lambda _: (0.09,), log_odds=2.0),
+)

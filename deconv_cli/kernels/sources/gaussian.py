@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from deconv_cli.kernels.sources.kernel_source import KernelSource, pixels_reached, unit_sum
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, geometric, pixels_reached, unit_sum
 
 _N_SIGMAS = 5
 """Beyond lie 6e-7 of the weight, a rounding error of float32."""
@@ -33,4 +33,8 @@ def gaussian_kernel(sigma: float) -> torch.Tensor:
     return unit_sum(torch.outer(line, line))
 
 
-GAUSSIAN = KernelSource(("SIGMA",), gaussian_kernel)
+GAUSSIAN = KernelSource(
+    ("SIGMA",),
+    gaussian_kernel,
+    BlurFamily(lambda reach, _: [(s,) for s in geometric(0.5, reach / 3, 1.12)], lambda _: (0.12,), log_odds=0.0),
+)

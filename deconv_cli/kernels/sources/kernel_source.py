@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,27 @@ MAX_REACH = 1024
 """Pixels from the center of a kernel to its edge."""
 
 
+Numbers = tuple[float, ...]
+"""The numbers of a kernel source, in the order of its parameters."""
+
+
+@dataclass(frozen=True)
+class BlurFamily:
+    """How the numbers of a kernel source are found from a blurred picture.
+
+    Attributes:
+        starts: gives the numbers that the search starts from. It takes the largest half width in pixels, and the best
+            numbers of the families that come before, by their names.
+        steps: how far apart the starts are in each number: a share of it (in logarithms) for a length, degrees for an
+            angle, 0 for a number that is not varied.
+        log_odds: how much less likely it is than a Gaussian before the picture is seen, in logarithms.
+    """
+
+    starts: Callable[[float, Mapping[str, Numbers]], list[Numbers]]
+    steps: Callable[[Numbers], Numbers]
+    log_odds: float
+
+
 @dataclass(frozen=True)
 class KernelSource:
     """A formula for a kernel.
@@ -22,10 +43,12 @@ class KernelSource:
     Attributes:
         parameters: what its numbers are called, in their order, for instance `("LENGTH", "ANGLE")`.
         make: takes these numbers, and gives taps of shape `(kH, kW)`, float64.
+        family: how its numbers are found from a blurred picture; `None` if they are not.
     """
 
     parameters: tuple[str, ...]
     make: Callable[..., torch.Tensor]
+    family: BlurFamily | None = None
 
 
 def make_kernel(text: str) -> torch.Tensor:
@@ -67,6 +90,12 @@ def pixels_reached(half_width: float, name: str) -> int:
         )
     # What ends on the edge of a pixel, but for rounding, does not touch the next one.
     return max(0, math.ceil(half_width - 0.5 - 1e-9))
+
+
+def geometric(low: float, high: float, ratio: float) -> list[float]:
+    """List numbers from `low` to `high`, each about `ratio` times the one before."""
+    n = max(1, round(math.log(high / low) / math.log(ratio)))
+    return [low * (high / low) ** (i / n) for i in range(n + 1)]
 
 
 def unit_sum(taps: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,14 @@ import math
 
 import torch
 
-from deconv_cli.kernels.sources.kernel_source import KernelSource, pixels_reached, unit_sum
+from deconv_cli.kernels.sources.kernel_source import (
+    BlurFamily,
+    KernelSource,
+    Numbers,
+    geometric,
+    pixels_reached,
+    unit_sum,
+)
 
 _ROUNDING = 1e-9
 """A piece of the line shorter than this many pixels is a corner that it passes through."""
@@ -47,4 +54,18 @@ def _edge_crossings(step: float, n_pixels: int) -> torch.Tensor:
     return edges / abs(step) if n_pixels else edges
 
 
-MOTION = KernelSource(("LENGTH", "ANGLE"), motion_kernel)
+def _starts(reach: float) -> list[Numbers]:
+    lengths = geometric(3.0, 2 * reach, 1.15)
+    return [(length, 180 * i / n) for length in lengths for n in [_n_angles(length)] for i in range(n)]
+
+
+def _n_angles(length: float) -> int:
+    """Count the angles that a line of this length tells apart by a pixel or two at its ends."""
+    return min(max(round(length), 8), 36)
+
+
+MOTION = KernelSource(
+    ("LENGTH", "ANGLE"),
+    motion_kernel,
+    BlurFamily(lambda reach, _: _starts(reach), lambda n: (0.15, 180 / _n_angles(n[0])), log_odds=15.0),
+)

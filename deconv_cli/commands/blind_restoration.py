@@ -1,0 +1,102 @@
+"""Pictures restored with kernels that are found in them: `deconv invert --kernel estimate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.batch import Job, Outcome
+from deconv_cli.commands.context import Context, LoadedKernel
+from deconv_cli.commands.kernel_commands import estimate_from_file
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
+from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.restoration import Restoration
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.errors import UntrustworthyResultError, UsageError
+from deconv_cli.vocabulary import Convention
+
+if TYPE_CHECKING:
+    import torch
+
+    from deconv_cli.kernels.blind.estimate import KernelEstimate
+
+ESTIMATE = Path("estimate")
+"""What is typed for the kernel."""
+
+
+def is_estimate(kernels: list[Path], options: KernelOptions) -> bool:
+    """Tell whether the kernel is to be found in the picture; a file of that name goes before.
+
+    Raises:
+        UsageError: there are other kernels too, or options that read one.
+    """
+    if ESTIMATE not in kernels or ESTIMATE.exists():
+        return False
+    given = [name for name, value in options.as_options().items() if value is not None]
+    if len(kernels) > 1 or given:
+        other = given[0] if given else f"--kernel {next((k for k in kernels if k != ESTIMATE), ESTIMATE)}"
+        raise UsageError(
+            f"--kernel estimate finds the kernel in the picture, so that {other} is of no use; leave it out."
+        )
+    return True
+
+
+class BlindRestoration:
+    """Restores one picture after another, each with the kernel that is found in it.
+
+    Args:
+        files: how to read and write.
+        device: where to compute.
+        settings: those that were typed.
+        extra: what is written besides the estimate.
+        printed: what is printed.
+    """
+
+    def __init__(
+        self,
+        files: FileOptions,
+        device: torch.device,
+        settings: SettingValues,
+        extra: ExtraOutputs,
+        printed: PrintOptions,
+    ) -> None:
+        self._files = files
+        self._device = device
+        self._settings = settings
+        self._extra = extra
+        self._printed = printed
+
+    def restore(self, job: Job) -> Outcome:
+        """Find the kernel of one picture, and restore it.
+
+        Raises:
+            UntrustworthyResultError: the picture is not blurred, as far as can be told.
+        """
+        from deconv_cli.io import read_image
+
+        files, printed = self._files, self._printed
+        with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
+            progress.begin("finding the kernel")
+            image = read_image(job.source, axes=files.axes, tensor=files.tensor, series=files.series)
+            found, _ = estimate_from_file(image, (), self._settings.get("light"))
+        if not found.found:
+            raise UntrustworthyResultError(
+                f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "
+                "give the kernel with --kernel, for instance --kernel gaussian:1."
+            )
+        context = Context("invert", _loaded(found), files, self._device)
+        return Restoration(context, self._settings, self._extra, printed).restore(job)
+
+
+def _loaded(found: KernelEstimate) -> LoadedKernel:
+    from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.report.kernel_record import describe_found
+    from deconv_cli.report.run import KernelInput
+
+    taps = found.taps()
+    source = KernelInput(
+        Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
+    )
+    note = f"the kernel was found in the picture: {describe_found(found)}"
+    return LoadedKernel(source, taps, None, (note,), {"--kernel": found.text})

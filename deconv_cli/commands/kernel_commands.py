@@ -1,0 +1,224 @@
+"""`deconv kernel`: find the kernel that blurred a picture, or check one against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.commands.console import print_document, print_note, print_table, print_warning
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.option_groups import KERNEL_OPTION, ForceOption, JsonOption, KernelOptions, QuietOption
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import Light
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.blind.estimate import KernelEstimate
+    from deconv_cli.workflows.light import ChosenLight
+
+HELP = "Find the kernel that blurred a picture, or check one against it."
+ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/camera_blurred.png -o found.safetensors"
+
+ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
+
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the kernel: a .safetensors, .pt, .npy or .npz file.",
+        show_default=False,
+    ),
+]
+LightOption = Annotated[
+    Light | None,
+    typer.Option(
+        "--light",
+        help="In what the blur acts: linear light, or the samples as they are stored. Default: linear where the file "
+        "says how its samples encode light.",
+        show_default=False,
+    ),
+]
+
+
+def estimate(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.", show_default=False)],
+    output: OutputFile = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family",
+            metavar="NAME",
+            help="Look among these alone: disk, gaussian, motion, polygon, airy, moffat, disk-motion. May be given "
+            "more than once.",
+            show_default=False,
+        ),
+    ] = None,
+    light: LightOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find which kernel blurred a picture, from the picture alone, and how sure that is."""
+    from deconv_cli.io import read_image
+    from deconv_cli.report.kernel_record import describe_estimate, describe_found
+
+    if output is not None:
+        _check_output(output, photo, force=force)
+    image = read_image(photo)
+    found, reason = estimate_from_file(image, family or (), light)
+    record = {
+        "schema": 1,
+        "command": "kernel estimate",
+        "input": str(photo),
+        "light": reason,
+        **describe_estimate(found),
+        "output": str(output) if output is not None and found.found else None,
+    }
+    if output is not None and found.found:
+        write_kernel(output, found.taps(), {k: v for k, v in record.items() if k not in ("input", "output")})
+    if not quiet:
+        _print_estimate(found, str(photo), reason)
+    if as_json:
+        print_document(record)
+    elif not found.found:
+        typer.echo("none")
+    else:
+        typer.echo(found.text if output is None else str(output))
+    if output is not None and not found.found:
+        if not quiet:
+            print_warning(f"{describe_found(found)}; '{output}' was not written")
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+
+
+def align(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.", show_default=False)],
+    kernel: Annotated[list[Path], KERNEL_OPTION],
+    reading: KernelOptions,
+    sharp: Annotated[
+        Path | None,
+        typer.Option(
+            "--sharp",
+            metavar="FILE",
+            help="The same picture without the blur, of the same size. Without it neither a shift nor a turn by 180° "
+            "can be seen; the kernel is then centered on its weight.",
+            show_default=False,
+        ),
+    ] = None,
+    output: OutputFile = None,
+    light: LightOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and mend it."""
+    from deconv_cli.commands.context import load_kernels
+    from deconv_cli.io import read_image
+    from deconv_cli.workflows.blind import align_kernel
+
+    if output is not None:
+        _check_output(output, photo, force=force)
+    image, loaded = read_image(photo), load_kernels(kernel, reading)
+    chosen = light_of(image, light)
+    truth = None if sharp is None else read_image(sharp).values
+    found = align_kernel(loaded.taps, image.values, sharp=truth, tone_curve=chosen.curve, jpeg_table=image.jpeg_table)
+    record = {
+        "schema": 1,
+        "command": "kernel align",
+        "input": str(photo),
+        "kernel": ", ".join(map(str, kernel)),
+        "light": chosen.reason,
+        "is_aligned": not found.changes,
+        "turn": found.turn,
+        "scale": found.scale,
+        "shift": list(found.shift),
+        "log_likelihood_ratio": found.evidence,
+        "output": None if output is None else str(output),
+    }
+    if output is not None:
+        write_kernel(output, found.taps, {k: v for k, v in record.items() if k not in ("input", "kernel", "output")})
+    sentence = f"to be {', '.join(found.changes)}" if found.changes else "lies as the picture needs it"
+    if not quiet:
+        rows = [("kernel", sentence), ("against as given", f"{found.evidence:+.1f} in log-likelihood")]
+        print_table(str(photo), [*rows, ("light", chosen.reason)])
+        for note in loaded.notes:
+            print_note(note)
+    if as_json:
+        print_document(record)
+    else:
+        typer.echo(sentence if output is None else str(output))
+
+
+def light_of(image: ImageFile, light: Light | None) -> ChosenLight:
+    """Decide in what the blur of a picture acts.
+
+    Raises:
+        UsageError: a file of tensors, or light is to be linear where no tone curve is known.
+    """
+    from deconv_cli.vocabulary import InputKind
+    from deconv_cli.workflows.light import choose_light
+
+    if not image.is_picture:
+        raise UsageError(f"a blur is found in a picture, but '{image.path}' is a file of tensors; give its kernel.")
+    return choose_light(light or "auto", image.tone_curve, InputKind.PICTURE)
+
+
+def estimate_from_file(image: ImageFile, families: Sequence[str], light: Light | None) -> tuple[KernelEstimate, str]:
+    """Find the blur of a picture as read; gives it, and in what it was taken to act."""
+    from deconv_cli.workflows.blind import estimate_kernel
+
+    chosen = light_of(image, light)
+    found = estimate_kernel(
+        image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None
+    )
+    return found, chosen.reason
+
+
+def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
+    """Write taps of shape `(kH, kW)` as float32, completely or not at all."""
+    from deconv_cli.io.atomic import write_atomically
+    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.stored_image import StoredImage
+
+    codec = codec_of_suffix(path)
+    stored = StoredImage(samples=taps.float().numpy(), record=record)
+
+    def check(temporary: Path) -> None:
+        codec.read(temporary)
+
+    write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
+
+
+def _check_output(path: Path, source: Path, *, force: bool) -> None:
+    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.output_path import check_output_path
+    from deconv_cli.io.tensors import TensorCodec
+
+    if not isinstance(codec_of_suffix(path), TensorCodec):
+        raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
+    check_output_path(path, source, force=force)
+
+
+def _print_estimate(found: KernelEstimate, path: str, light: str) -> None:
+    best = found.candidates[0].misfit
+    rows = [("blur", "none found" if not found.found else found.family)]
+    rows += [
+        (f"  {p.name.lower()}", f"{p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "")) for p in found.parameters
+    ]
+    rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood"))
+    others = [c for c in found.candidates if c.family != found.family][:3]
+    rows += [("runner-up" if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
+    rows.append(("light", light))
+    print_table(path, rows)
+    if found.found and found.log_likelihood_ratio < _CLOSE:
+        print_note(f"{found.runner_up.text} explains the picture about as well; compare both restorations")
+
+
+_CLOSE = 2.0
+"""Log-likelihood ratio below which the runner-up is no less likely for what the model leaves out."""

@@ -1,0 +1,1 @@
+"""Which blur is it: a kernel from one blurred picture."""

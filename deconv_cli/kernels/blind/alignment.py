@@ -1,0 +1,199 @@
+"""Whether a kernel lies as the picture needs it: turned, mirrored, scaled or off its center."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum
+from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
+
+TURNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as given": lambda taps: taps,
+    "transposed": lambda taps: taps.T,
+    "mirrored left to right": lambda taps: taps.flip(1),
+    "turned by 90°": lambda taps: taps.rot90(1, (0, 1)),
+    "turned by 180°": lambda taps: taps.flip((0, 1)),
+    "mirrored top to bottom": lambda taps: taps.flip(0),
+    "turned by 270°": lambda taps: taps.rot90(3, (0, 1)),
+    "transposed and turned by 180°": lambda taps: taps.T.flip((0, 1)),
+}
+_N_SEEN_IN_POWER = 4
+"""A spectrum of powers does not tell a kernel from itself turned by 180°, so that the last four equal the first."""
+SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.11, 1.25, 1.43, 1.67, 2.0)
+LEAST_EVIDENCE = 12.0
+"""A mistake is named where the mended kernel is so much likelier, in logarithms."""
+_LEAST_SHIFT = 0.75
+"""Pixels that the weight of a kernel may lie off its middle tap; of a kernel of even size half a pixel always does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How a kernel is to be mended.
+
+    Attributes:
+        turn: a key of `TURNS`.
+        scale: of its size.
+        shift: pixels by which its weight is moved, down and to the right.
+        taps: the mended kernel, shape `(kH, kW)`, of the sum that it had.
+        evidence: how much likelier it is than the one given, in logarithms.
+    """
+
+    turn: str
+    scale: float
+    shift: tuple[int, int]
+    taps: Tensor
+    evidence: float
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """How it is to be turned and scaled, a few words each."""
+        found = [] if self.turn == "as given" else [self.turn]
+        return tuple(found if self.scale == 1.0 else [*found, f"scaled by {self.scale:.3g}"])
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is done to mend it, a few words each; empty where nothing is wrong."""
+        if self.shift == (0, 0):
+            return self.turns
+        return (*self.turns, f"moved by {self.shift[0]:+d} pixels down and {self.shift[1]:+d} across")
+
+
+def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
+    """Find how a kernel must be turned and scaled to explain the power spectrum of a picture, and center it.
+
+    Args:
+        taps: shape `(kH, kW)`, any real dtype.
+        spectrum: of the blurred picture, in the light in which the kernel acts.
+    """
+    taps = taps.double()
+    fitting = [s for s in SCALES if s * max(taps.shape) <= spectrum.grid.side]
+    choices = [(turn, scale) for turn in list(TURNS)[:_N_SEEN_IN_POWER] for scale in fitting]
+    if ("as given", 1.0) not in choices:
+        raise ShapeError(
+            f"a kernel of at most {spectrum.grid.side} × {spectrum.grid.side} taps can be compared with this picture, "
+            f"but it has {taps.shape[0]} × {taps.shape[1]}."
+        )
+    gains = torch.stack([spectrum.grid.gain(_unit(scaled(TURNS[turn](taps), scale))) for turn, scale in choices])
+    misfits = dict(zip(choices, fit_spectrum(spectrum, gains).misfit.tolist(), strict=True))
+    return _centered(taps, *_chosen(misfits))
+
+
+def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
+    """Find how a kernel must be turned, scaled and moved to make a blurred picture of a sharp one.
+
+    Args:
+        taps: shape `(kH, kW)`, as a cross-correlation.
+        sharp: shape `(H, W)`.
+        blurred: of the same shape.
+
+    Raises:
+        ShapeError: the pictures differ in shape.
+    """
+    if sharp.shape != blurred.shape:
+        raise ShapeError(
+            f"the sharp and the blurred picture must have one shape, but have {tuple(sharp.shape)} and "
+            f"{tuple(blurred.shape)}; crop them to the same frame."
+        )
+    taps = taps.double()
+    windowed = [_windowed(picture.double()) for picture in (sharp, blurred)]
+    spectra = [torch.fft.rfft2(picture) for picture in windowed]
+    found = {}
+    shifts = {}
+    for turn, make in TURNS.items():
+        for scale in SCALES:
+            resized = _unit(scaled(make(taps), scale))
+            if any(k > n for k, n in zip(resized.shape, sharp.shape, strict=True)):
+                continue
+            misfit, shifts[turn, scale] = _pair_misfit(resized, spectra, windowed[1])
+            found[turn, scale] = misfit
+    turn, scale, evidence = _chosen(found)
+    shift = shifts[turn, scale]
+    return Alignment(turn, scale, shift, _moved(scaled(TURNS[turn](taps), scale), shift), evidence)
+
+
+def scaled(taps: Tensor, scale: float) -> Tensor:
+    """Resample a kernel to another size, the sum kept."""
+    if scale == 1.0:
+        return taps
+    size = [
+        max(1, 2 * round((n * scale - 1) / 2) + 1) if n % 2 else max(2, 2 * round(n * scale / 2)) for n in taps.shape
+    ]
+    grids = [
+        torch.linspace(-m / (n * scale), m / (n * scale), m + 1).double() for m, n in zip(size, taps.shape, strict=True)
+    ]
+    rows, columns = ((grid[1:] + grid[:-1]) / 2 for grid in grids)
+    at = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+    sampled = torch.nn.functional.grid_sample(taps[None, None], at[None], mode="bilinear", align_corners=False)[0, 0]
+    return sampled * (taps.sum() / sampled.sum()) if float(sampled.sum()) else taps
+
+
+def _chosen(misfits: dict[tuple[str, float], float]) -> tuple[str, float, float]:
+    """Take the likeliest of the choices, but the one given where it is about as likely."""
+    given = misfits["as given", 1.0]
+    turn, scale = min(misfits, key=misfits.__getitem__)
+    evidence = given - misfits[turn, scale]
+    return (turn, scale, evidence) if evidence >= LEAST_EVIDENCE else ("as given", 1.0, 0.0)
+
+
+def _centered(taps: Tensor, turn: str, scale: float, evidence: float) -> Alignment:
+    mended = scaled(TURNS[turn](taps), scale)
+    down, across = _centroid(mended)
+    if max(abs(down), abs(across)) < _LEAST_SHIFT:
+        return Alignment(turn, scale, (0, 0), mended, evidence)
+    shift = -round(down), -round(across)
+    return Alignment(turn, scale, shift, _moved(mended, shift), evidence)
+
+
+def _centroid(taps: Tensor) -> tuple[float, float]:
+    """Give where the weight of a kernel lies, in pixels down and across from its middle."""
+    total = float(taps.sum())
+    if abs(total) < 1e-3 * float(taps.abs().sum()):
+        return 0.0, 0.0
+    down, across = (
+        float((taps.sum(1 - axis) * (torch.arange(taps.shape[axis]) - (taps.shape[axis] - 1) / 2)).sum()) / total
+        for axis in (0, 1)
+    )
+    return down, across
+
+
+def _moved(taps: Tensor, by: tuple[int, int]) -> Tensor:
+    """Move the weight of a kernel within a support that grows on both sides, so that its middle stays the middle."""
+    down, across = by
+    padded = torch.nn.functional.pad(taps, (abs(across), abs(across), abs(down), abs(down)))
+    return padded.roll((down, across), (0, 1))
+
+
+def _unit(taps: Tensor) -> Tensor:
+    total = float(taps.sum())
+    return taps / total if abs(total) > 1e-12 else taps
+
+
+def _windowed(picture: Tensor) -> Tensor:
+    window = [1 - (torch.arange(n).double() * (2 * math.pi / n)).cos() for n in picture.shape]
+    return (picture - picture.mean()) * torch.outer(*window)
+
+
+def _pair_misfit(taps: Tensor, spectra: list[Tensor], blurred: Tensor) -> tuple[float, tuple[int, int]]:
+    """Compare blurred with sharp under a kernel, at the best shift and contrast, as a Gaussian log-likelihood."""
+    size = (blurred.shape[0], blurred.shape[1])
+    # A cross-correlation about the middle tap.
+    placed = torch.zeros(size, dtype=torch.float64)
+    placed[: taps.shape[0], : taps.shape[1]] = taps
+    placed = placed.roll((-(taps.shape[0] // 2), -(taps.shape[1] // 2)), (0, 1))
+    predicted = spectra[0] * torch.fft.rfft2(placed).conj()
+    match = torch.fft.irfft2(spectra[1] * predicted.conj(), s=size)
+    best = int(match.argmax())
+    down, across = ((i + n // 2) % n - n // 2 for i, n in zip(divmod(best, size[1]), size, strict=True))
+    power = float(torch.fft.irfft2(predicted, s=size).square().sum())
+    total = float(blurred.square().sum())
+    left = max(1 - float(match.max()) ** 2 / (power * total), 1e-12) if power and total else 1.0
+    # About one independent sample in sixteen: what the kernel does not explain is not white.
+    misfit = 0.5 * blurred.numel() / 16 * math.log(left)
+    # blurred(r) = Σ k(t) sharp(r + t − s): the kernel moves against the picture.
+    return misfit, (-down, -across)

@@ -1,0 +1,274 @@
+"""Which of the families of kernels blurred a picture, with which numbers, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, polar_grid
+from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, make_kernel
+from deconv_cli.parts import KERNEL_SOURCES
+
+NO_BLUR = "none"
+_LEAST_EVIDENCE = 12.0
+"""A blur is reported where its likelihood is so much larger than that of no blur, in logarithms."""
+_LEAST_AREA = 8.0
+"""Pixels that a kernel covers, 1 / Σk²: lenses and resampling leave about as much in a sharp picture."""
+_LARGEST_REACH = 32.0
+_N_ROUNDS = 5
+_TOO_FAR = 40.0
+"""A family whose coarse fit is so much worse than the best is not refined."""
+_ERROR_SCALE = 2.0
+"""Of the errors that the curvature gives, to hold the truth: what the model of the scene misses is in none."""
+_LENGTHS = ("RADIUS", "SIGMA", "LENGTH", "FWHM")
+"""Parameters that grow with the size of a kernel."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number of a kernel, as found.
+
+    Attributes:
+        name: such as `RADIUS`.
+        value: in pixels or degrees, or a count.
+        error: standard error, in the same unit; 0 for a count.
+    """
+
+    name: str
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best kernel of a family.
+
+    Attributes:
+        family: the kernel source, or `none`.
+        numbers: its numbers.
+        misfit: minus the logarithm of likelihood times prior, but for a constant; smaller is better.
+    """
+
+    family: str
+    numbers: Numbers
+    misfit: float
+
+    @property
+    def text(self) -> str:
+        """The kernel as it is typed, such as `disk:5.6`."""
+        return kernel_text(self.family, self.numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelEstimate:
+    """What the search found.
+
+    Attributes:
+        found: whether the picture is blurred.
+        family: the kernel source that fits best, or `none`.
+        parameters: its numbers, each with its standard error.
+        candidates: the best of each family, the likeliest first.
+        evidence: logarithm of the likelihood of the best blur over that of no blur.
+    """
+
+    found: bool
+    family: str
+    parameters: tuple[Parameter, ...]
+    candidates: tuple[Candidate, ...]
+    evidence: float
+
+    @property
+    def text(self) -> str:
+        """The kernel as it is typed, such as `disk:5.6`; `none` where none was found."""
+        return kernel_text(self.family, tuple(p.value for p in self.parameters))
+
+    @property
+    def runner_up(self) -> Candidate:
+        """The likeliest candidate of another family."""
+        return next(c for c in self.candidates if c.family != self.family)
+
+    @property
+    def log_likelihood_ratio(self) -> float:
+        """How much likelier the estimate is than the runner-up, in logarithms."""
+        own = next(c for c in self.candidates if c.family == self.family)
+        return self.runner_up.misfit - own.misfit
+
+    def taps(self) -> Tensor:
+        """Make the kernel, shape `(kH, kW)`, float64, sum 1; a single tap where no blur was found."""
+        return torch.ones(1, 1, dtype=torch.float64) if not self.found else make_kernel(self.text)
+
+
+def kernel_text(family: str, numbers: Numbers) -> str:
+    """Write a kernel as it is typed at the prompt."""
+    return family if not numbers else f"{family}:" + "@".join(f"{n:.5g}" for n in numbers)
+
+
+def family_names() -> tuple[str, ...]:
+    """List the kernel sources whose numbers can be found from a picture."""
+    return tuple(name for name in KERNEL_SOURCES if KERNEL_SOURCES[name].family is not None)
+
+
+def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = None) -> KernelEstimate:
+    """Find the kernel that blurred a picture.
+
+    Args:
+        spectrum: of the picture, in linear light.
+        families: kernel sources to choose from; by default all that have a family.
+
+    Raises:
+        UsageError: a name that is none of these.
+    """
+    wanted = tuple(families or family_names())
+    for name in wanted:
+        if name not in family_names():
+            raise UsageError(f"a family must be one of {', '.join(family_names())}, but is '{name}'.")
+    search = _Search(spectrum)
+    none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
+    found: dict[str, Candidate] = {}
+    for name in sorted(family_names(), key=lambda n: KERNEL_SOURCES[n].family.log_odds):
+        candidate = search.coarse(name, {n: c.numbers for n, c in found.items()})
+        if candidate is not None:
+            found[name] = candidate
+    best = min(c.misfit for c in found.values())
+    near = [c for n, c in found.items() if n in wanted and c.misfit < best + _TOO_FAR] or [found[wanted[0]]]
+    refined = {c.family: search.refine(c) for c in near}
+    others = [c for n, c in found.items() if n in wanted and n not in refined]
+    candidates = sorted([none, *refined.values(), *others], key=lambda c: c.misfit)
+    top = next(c for c in candidates if c is not none)
+    evidence = none.misfit - top.misfit
+    if evidence < _LEAST_EVIDENCE or _area(top) < _LEAST_AREA:
+        return KernelEstimate(False, NO_BLUR, (), tuple(candidates), evidence)
+    return KernelEstimate(True, top.family, search.parameters(top), tuple(candidates), evidence)
+
+
+def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstimate:
+    """Find the kernel of a part of a picture, near the one that was found for all of it, in the same family.
+
+    Args:
+        spectrum: of the part.
+        candidate: what was found for all.
+    """
+    search = _Search(spectrum)
+    none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
+    ratios = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4)
+    lengths = [i for i, name in enumerate(KERNEL_SOURCES[candidate.family].parameters) if name in _LENGTHS]
+    starts = [_moved(candidate, dict.fromkeys(lengths, ratio - 1)) for ratio in ratios]
+    misfits = search.misfits(candidate.family, starts)
+    i = min(range(len(starts)), key=misfits.__getitem__)
+    near = search.refine(Candidate(candidate.family, starts[i], misfits[i]))
+    evidence = none.misfit - near.misfit
+    if evidence < _LEAST_EVIDENCE:
+        return KernelEstimate(False, NO_BLUR, (), (none, near), evidence)
+    return KernelEstimate(True, near.family, search.parameters(near), (near, none), evidence)
+
+
+class _Search:
+    """Misfits of kernels to one spectrum."""
+
+    def __init__(self, spectrum: PolarSpectrum) -> None:
+        self._spectrum = spectrum
+        self._reach = min(_LARGEST_REACH, spectrum.grid.side / 8)
+
+    def misfits(self, family: str, numbers: Sequence[Numbers], *, is_coarse: bool = False) -> list[float]:
+        gains = torch.stack([_gain(self._spectrum.grid.side, family, n) for n in numbers])
+        log_odds = 0.0 if family == NO_BLUR else _family(family).log_odds
+        return [m + log_odds for m in fit_spectrum(self._spectrum, gains, is_coarse=is_coarse).misfit.tolist()]
+
+    def coarse(self, family: str, best: dict[str, Numbers]) -> Candidate | None:
+        starts = _family(family).starts(self._reach, best)
+        if not starts:
+            return None
+        misfits = self.misfits(family, starts, is_coarse=True)
+        start = starts[min(range(len(starts)), key=misfits.__getitem__)]
+        return Candidate(family, start, self.misfits(family, [start])[0])
+
+    def refine(self, candidate: Candidate) -> Candidate:
+        """Descend by parabolas along each number, with steps that halve."""
+        steps = _family(candidate.family).steps(candidate.numbers)
+        axes = [i for i, step in enumerate(steps) if step]
+        scale = 0.5
+        for _ in range(_N_ROUNDS):
+            points = [_moved(candidate, {i: s * scale * steps[i]}) for i in axes for s in (-1, 1)]
+            values = self.misfits(candidate.family, points)
+            shift = {
+                i: scale * steps[i] * _vertex(values[2 * k], candidate.misfit, values[2 * k + 1])
+                for k, i in enumerate(axes)
+            }
+            points.append(_moved(candidate, shift))
+            values.append(self.misfits(candidate.family, points[-1:])[0])
+            j = min(range(len(points)), key=values.__getitem__)
+            if values[j] < candidate.misfit:
+                candidate = Candidate(candidate.family, points[j], values[j])
+            scale /= 2
+        return candidate
+
+    def parameters(self, candidate: Candidate) -> tuple[Parameter, ...]:
+        """Give each number with the error that the curvature of the misfit tells."""
+        names = KERNEL_SOURCES[candidate.family].parameters
+        steps = _family(candidate.family).steps(candidate.numbers)
+        axes = [i for i, step in enumerate(steps) if step]
+        h = {i: 0.3 * steps[i] for i in axes}
+        hessian = torch.zeros(len(axes), len(axes), dtype=torch.float64)
+        for a, i in enumerate(axes):
+            for b, j in enumerate(axes[: a + 1]):
+                corners = [
+                    _moved(candidate, {i: s * h[i]} if i == j else {i: s * h[i], j: t * h[j]})
+                    for s, t in ((1, 1), (-1, -1), (1, -1), (-1, 1))
+                ]
+                m = self.misfits(candidate.family, corners[:2] if i == j else corners)
+                value = m[0] + m[1] - 2 * candidate.misfit if i == j else (m[0] + m[1] - m[2] - m[3]) / 4
+                hessian[a, b] = hessian[b, a] = value
+        eigenvalues, vectors = torch.linalg.eigh(hessian)
+        variances = (vectors.square() / eigenvalues.clamp_min(1e-2)).sum(1)
+        errors = {i: _ERROR_SCALE * h[i] * float(variances[a].sqrt()) for a, i in enumerate(axes)}
+        return tuple(
+            Parameter(name, _wrapped(name, value), errors.get(i, 0.0) * (1 if name == "ANGLE" else value))
+            for i, (name, value) in enumerate(zip(names, candidate.numbers, strict=True))
+        )
+
+
+def _family(name: str) -> BlurFamily:
+    family: BlurFamily = KERNEL_SOURCES[name].family
+    return family
+
+
+@lru_cache(maxsize=4096)
+def _gain(side: int, family: str, numbers: Numbers) -> Tensor:
+    grid: PolarGrid = polar_grid(side)
+    if family == NO_BLUR:
+        return torch.ones_like(grid.frequency)
+    taps = KERNEL_SOURCES[family].make(*numbers)
+    # Faint wings that reach beyond the pieces are cut.
+    rows, columns = (max(0, n - side + 1) // 2 for n in taps.shape)
+    return grid.gain(taps[rows : taps.shape[0] - rows, columns : taps.shape[1] - columns])
+
+
+def _moved(candidate: Candidate, shift: dict[int, float]) -> Numbers:
+    names = KERNEL_SOURCES[candidate.family].parameters
+    moved = list(candidate.numbers)
+    for i, by in shift.items():
+        moved[i] = moved[i] + by if names[i] == "ANGLE" else moved[i] * (1 + by)
+    return tuple(moved)
+
+
+def _vertex(left: float, middle: float, right: float) -> float:
+    """Give where the parabola through three values is lowest, in steps from the middle, within one step."""
+    curvature = left + right - 2 * middle
+    slope = (right - left) / 2
+    if curvature <= 0:
+        return -1.0 if slope > 0 else 1.0
+    return min(1.0, max(-1.0, -slope / curvature))
+
+
+def _wrapped(name: str, value: float) -> float:
+    return value % 180 if name == "ANGLE" else value
+
+
+def _area(candidate: Candidate) -> float:
+    return 1 / float(KERNEL_SOURCES[candidate.family].make(*candidate.numbers).square().sum())

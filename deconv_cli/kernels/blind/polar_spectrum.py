@@ -1,0 +1,162 @@
+"""The power spectrum of a picture, averaged over its pieces and over cells of frequency and direction.
+
+Welch, "The use of fast Fourier transform for the estimation of power spectra", IEEE Transactions on Audio and
+Electroacoustics 15, 1967.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError
+
+SIDES = (256, 128, 64)
+"""Sides of the pieces, in pixels; a picture is cut into the largest of which it holds a few."""
+LOWEST, HIGHEST = 0.012, 0.42
+"""Cycles a pixel. Below, the window and the shading of the scene show; above, demosaicing and compression do."""
+_N_ANGLES = 24
+_CELLS_A_SIDE = 0.2
+"""Rings, as a share of the side."""
+_MOST_PIECES = 600
+_CLIPPED_SHARE = 0.02
+_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class PolarGrid:
+    """Cells of frequency and direction, of pieces of one size.
+
+    Attributes:
+        side: of the pieces, in pixels.
+        cell: the cell of each frequency of `rfft2`, -1 for those left out, shape `(side, side // 2 + 1)`.
+        counts: frequencies in each cell, shape `(n,)`.
+        frequency: mean cycles a pixel in each cell, shape `(n,)`.
+        direction: of the cell's middle, in radians from the horizontal axis of frequency, counterclockwise as the
+            picture is seen, shape `(n,)`.
+    """
+
+    side: int
+    cell: Tensor
+    counts: Tensor
+    frequency: Tensor
+    direction: Tensor
+
+    def average(self, power: Tensor) -> Tensor:
+        """Average over the cells: shape `(*batch, side, side // 2 + 1)` to `(*batch, n)`."""
+        is_in = self.cell >= 0
+        flat = power[..., is_in]
+        sums = flat.new_zeros(*flat.shape[:-1], len(self.counts)).index_add_(-1, self.cell[is_in], flat)
+        return sums / self.counts
+
+    def gain(self, taps: Tensor) -> Tensor:
+        """Average |H|² of a kernel over the cells, blurred as the window of the pieces blurs a spectrum.
+
+        Args:
+            taps: shape `(kH, kW)`, no larger than the pieces.
+
+        Returns:
+            Shape `(n,)`.
+        """
+        power = torch.fft.rfft2(taps, s=(self.side, self.side)).abs().square()
+        # The Hann window spreads power over the neighbors of a frequency: 1/6, 2/3, 1/6 along each axis.
+        power = power * (2 / 3) + (power.roll(1, 0) + power.roll(-1, 0)) / 6
+        mirrored = torch.cat([power[:, 1:2], power, power[:, -2:-1]], 1)
+        return self.average(power * (2 / 3) + (mirrored[:, :-2] + mirrored[:, 2:]) / 6)
+
+
+@lru_cache
+def polar_grid(side: int) -> PolarGrid:
+    """Lay out the cells for pieces of a size."""
+    fy = torch.fft.fftfreq(side, dtype=torch.float64)[:, None]
+    fx = torch.fft.rfftfreq(side, dtype=torch.float64)[None, :]
+    frequency, direction = torch.hypot(fy, fx), torch.atan2(-fy, fx.expand(side, -1))
+    n_rings = round(_CELLS_A_SIDE * side)
+    ring = ((frequency - LOWEST) * (n_rings / (HIGHEST - LOWEST))).floor().long()
+    sector = (direction * (_N_ANGLES / math.pi)).round().long() % _N_ANGLES
+    index = ring * _N_ANGLES + sector
+    index[(ring < 0) | (ring >= n_rings)] = -1
+    used, cell = index[index >= 0].unique(return_inverse=True)
+    full = torch.full_like(index, -1)
+    full[index >= 0] = cell
+    counts = torch.bincount(cell).double()
+    mean = torch.zeros_like(counts).index_add_(0, cell, frequency[index >= 0]) / counts
+    return PolarGrid(side, full, counts, mean, (used % _N_ANGLES).double() * (math.pi / _N_ANGLES))
+
+
+@dataclass(frozen=True, eq=False)
+class PolarSpectrum:
+    """The power of a picture by frequency and direction.
+
+    Attributes:
+        grid: the cells.
+        power: mean power of white noise of variance 1 is 1, shape `(n,)`.
+        n_pieces: how many pieces were averaged; neighbors overlap by half.
+        reliance: from 0 to 1, how far each cell still holds what the scene put there, shape `(n,)`.
+    """
+
+    grid: PolarGrid
+    power: Tensor
+    n_pieces: int
+    reliance: Tensor
+
+
+def side_for(size: tuple[int, int]) -> int:
+    """Pick the side of the pieces for a picture.
+
+    Raises:
+        ShapeError: the picture is too small.
+    """
+    for side in SIDES:
+        if min(size) >= side and size[0] * size[1] >= 2 * side * side:
+            return side
+    raise ShapeError(
+        f"a blur is found in a picture of at least {SIDES[-1]} × {2 * SIDES[-1]} pixels, but this one has "
+        f"{size[0]} × {size[1]}; give a larger part of it."
+    )
+
+
+def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int | None = None) -> PolarSpectrum:
+    """Average the periodograms of a picture's overlapping pieces, each under a Hann window and without its mean.
+
+    Args:
+        light: proportional to light, shape `(H, W)`.
+        clipped: where the picture is saturated, shape `(H, W)`; pieces that hold much of it are left out if others
+            remain, since a blur of light does not blur what was cut off.
+        side: of the pieces, in pixels.
+
+    Raises:
+        ShapeError: the picture is too small.
+    """
+    side = side or side_for((light.shape[0], light.shape[1]))
+    grid = polar_grid(side)
+    corners = _corners(light, side)
+    if clipped is not None:
+        share = torch.stack([clipped[y : y + side, x : x + side].double().mean() for y, x in corners])
+        limit = max(_CLIPPED_SHARE, float(share.quantile(0.25)))
+        corners = [corner for corner, s in zip(corners, share.tolist(), strict=True) if s <= limit]
+    angle = torch.arange(side, dtype=torch.float64) * (2 * math.pi / side)
+    window = torch.outer(1 - angle.cos(), 1 - angle.cos())
+    window /= window.square().mean().sqrt()
+    power = torch.zeros(side, side // 2 + 1, dtype=torch.float64)
+    for start in range(0, len(corners), _BATCH):
+        pieces = torch.stack([light[y : y + side, x : x + side] for y, x in corners[start : start + _BATCH]]).double()
+        means = (pieces * window).sum((1, 2), keepdim=True) / window.sum()
+        power += torch.fft.rfft2((pieces - means) * window).abs().square().sum(0)
+    averaged = grid.average(power / (len(corners) * side * side))
+    return PolarSpectrum(grid, averaged, len(corners), torch.ones_like(averaged))
+
+
+def _corners(light: Tensor, side: int) -> list[tuple[int, int]]:
+    """Place pieces that overlap by half, or fewer of them evenly over a large picture."""
+    counts = [max(1, math.ceil(2 * (n - side) / side) + 1) for n in light.shape]
+    shrink = max(1.0, math.sqrt(counts[0] * counts[1] / _MOST_PIECES))
+    rows, columns = (
+        torch.linspace(0, n - side, max(1, round(count / shrink))).long().tolist()
+        for n, count in zip(light.shape, counts, strict=True)
+    )
+    return [(y, x) for y in rows for x in columns]

@@ -1,0 +1,131 @@
+"""How likely a spectrum is under each of many kernels, the scene and the noise fitted anew for each.
+
+The mean power of the picture is S = scene · |H|² + noise, the noise exponential in frequency, since compression and
+denoising in cameras color it. The likelihood is that of Whittle, "Estimation and information in stationary time
+series", Arkiv för Matematik 2, 1953, times the prior of the scene; its largest value is found by Levenberg's damped
+scoring, for a batch of kernels at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum
+from deconv_cli.kernels.blind.scene_model import scene_basis, scene_prior
+
+_SCENE_VARIANCE = 0.2
+"""Of the logarithm of a scene's power in a cell, about what the model says."""
+_TEMPER = 0.3
+"""Share of the cells that count as independent: what the model of the scene misses is alike in neighboring cells."""
+_NOISE_SPREAD = (4.0, 8.0)
+"""Standard deviations of the logarithm of the noise's power, and of its slope a cycle a pixel."""
+_NOISE_SLOPE = -3.0
+_MIDDLE = 0.3
+_MOST_STEPS = 25
+_MOST_COARSE_STEPS = 8
+_CONVERGED = 1e-3
+_BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumFit:
+    """The best scene and noise for each of C kernels.
+
+    Attributes:
+        misfit: minus the logarithm of likelihood times prior, but for a constant, shape `(C,)`.
+        coefficients: of the scene and of the noise, shape `(C, 13)`.
+    """
+
+    misfit: Tensor
+    coefficients: Tensor
+
+
+def fit_spectrum(spectrum: PolarSpectrum, gains: Tensor, *, is_coarse: bool = False) -> SpectrumFit:
+    """Fit the scene and the noise behind a spectrum under each of many kernels.
+
+    Args:
+        spectrum: of the picture.
+        gains: |H|² of each kernel in each cell, shape `(C, n)`.
+        is_coarse: the fit may end before it has converged, to tell hopeless kernels from others.
+    """
+    problem = _Problem.of(spectrum)
+    n_steps = _MOST_COARSE_STEPS if is_coarse else _MOST_STEPS
+    fits = [problem.fit(part, n_steps) for part in gains.split(_BATCH)]
+    return SpectrumFit(torch.cat([f.misfit for f in fits]), torch.cat([f.coefficients for f in fits]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    used: Tensor
+    weights: Tensor
+    log_power: Tensor
+    scene: Tensor
+    noise: Tensor
+    means: Tensor
+    precisions: Tensor
+    start: Tensor
+
+    @classmethod
+    def of(cls, spectrum: PolarSpectrum) -> _Problem:
+        grid = spectrum.grid
+        # Neighboring pieces share half of their pixels, and pixels near their edges count little.
+        n_samples = grid.counts * max(1.0, 0.5 * spectrum.n_pieces)
+        weights = spectrum.reliance * _TEMPER / (1 / n_samples + _SCENE_VARIANCE)
+        used = weights > 0
+        f, log_power = grid.frequency[used], spectrum.power[used].clamp_min(1e-300).log()
+        scene = scene_basis(grid)[used]
+        noise = torch.stack([torch.ones_like(f), f - _MIDDLE], 1)
+        means, spreads = scene_prior()
+        highest = log_power[f >= f.quantile(0.7)]
+        noise_means = torch.stack([highest.quantile(0.3), highest.new_tensor(_NOISE_SLOPE)])
+        start = torch.cat([means, noise_means])
+        low = f <= f.quantile(0.05)
+        start[0] = (log_power - scene[:, 1:] @ means[1:])[low].mean()
+        all_means = torch.cat([means, noise_means])
+        spread = torch.cat([spreads, spreads.new_tensor(_NOISE_SPREAD)])
+        return cls(used, weights[used], log_power, scene, noise, all_means, spread**-2, start)
+
+    def fit(self, gains: Tensor, n_steps: int) -> SpectrumFit:
+        log_gains = gains[:, self.used].clamp_min(1e-12).log()
+        theta = self.start.repeat(len(gains), 1)
+        damping = theta.new_full((len(gains), 1), 1e-3)
+        state = self._evaluate(theta, log_gains)
+        for _ in range(n_steps):
+            trial = theta + self._step(theta, state, damping)
+            new = self._evaluate(trial, log_gains)
+            is_better = new[0] < state[0]
+            decrease = torch.where(is_better, state[0] - new[0], 0.0)
+            theta = torch.where(is_better[:, None], trial, theta)
+            state = tuple(
+                torch.where(is_better.reshape(-1, *[1] * (old.ndim - 1)), n, old)
+                for n, old in zip(new, state, strict=True)
+            )
+            damping = torch.where(is_better[:, None], damping / 5, damping * 8).clamp(1e-8, 1e6)
+            if float(decrease.max()) < _CONVERGED and bool((is_better | (damping[:, 0] > 1)).all()):
+                break
+        return SpectrumFit(state[0], theta)
+
+    def _evaluate(self, theta: Tensor, log_gains: Tensor) -> tuple[Tensor, ...]:
+        """Give the misfit, the share of the scene in each cell's power, and the ratio of measured to fitted power."""
+        n = self.scene.shape[1]
+        scene = theta[:, :n] @ self.scene.T + log_gains
+        noise = theta[:, n:] @ self.noise.T
+        excess = self.log_power - torch.logaddexp(scene, noise)
+        ratio = excess.clamp(max=30).exp()
+        misfit = (self.weights * (ratio - excess - 1)).sum(1)
+        misfit = misfit + 0.5 * (self.precisions * (theta - self.means).square()).sum(1)
+        return misfit, torch.sigmoid(scene - noise), ratio
+
+    def _step(self, theta: Tensor, state: tuple[Tensor, ...], damping: Tensor) -> Tensor:
+        _, share, ratio = state
+        slopes = torch.cat([share[:, :, None] * self.scene, (1 - share)[:, :, None] * self.noise], 2)
+        ascent = torch.einsum("cb,cbk->ck", self.weights * (ratio - 1), slopes)
+        ascent = ascent - self.precisions * (theta - self.means)
+        curvature = self.weights * (0.5 + 0.5 * ratio.clamp(max=4))
+        matrix = torch.einsum("cbk,cb,cbl->ckl", slopes, curvature, slopes) + self.precisions.diag()
+        matrix = matrix + torch.diag_embed(damping * matrix.diagonal(dim1=1, dim2=2))
+        # torch's batched LU is unreliable with several threads; the matrix is symmetric and positive definite anyway.
+        return torch.cholesky_solve(ascent[:, :, None], torch.linalg.cholesky(matrix))[:, :, 0]

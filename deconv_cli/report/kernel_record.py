@@ -1,0 +1,37 @@
+"""What the search for a blur found, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deconv_cli.kernels.blind.estimate import KernelEstimate
+
+
+def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
+    """Describe an estimate: its family, each number with its standard error, and how far behind the next family is."""
+    return {
+        "found": estimate.found,
+        "family": estimate.family,
+        "parameters": {p.name.lower(): {"value": p.value, "error": p.error} for p in estimate.parameters},
+        "kernel": estimate.text if estimate.found else None,
+        "runner_up": estimate.runner_up.text,
+        "log_likelihood_ratio": estimate.log_likelihood_ratio,
+        "log_likelihood_ratio_to_no_blur": estimate.evidence,
+        "candidates": [
+            {"kernel": c.text, "log_likelihood_below_best": c.misfit - estimate.candidates[0].misfit}
+            for c in estimate.candidates
+        ],
+    }
+
+
+def describe_found(estimate: KernelEstimate) -> str:
+    """Say what was found in a sentence without its full stop."""
+    if not estimate.found:
+        return "no blur was found: the spectrum of the picture is that of a sharp one"
+    numbers = ", ".join(
+        f"{p.name.lower()} {p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "") for p in estimate.parameters
+    )
+    return (
+        f"{estimate.family} with {numbers}; next comes {estimate.runner_up.text}, "
+        f"e^{estimate.log_likelihood_ratio:.1f} times less likely"
+    )

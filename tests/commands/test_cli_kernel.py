@@ -1,0 +1,121 @@
+"""`deconv kernel estimate` and `align`, and `deconv invert --kernel estimate`."""
+
+import numpy as np
+import pytest
+import torch
+from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
+from PIL import Image
+from safetensors.torch import load_file
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    return write_blurred(tmp_path_factory.mktemp("photos") / "photo.png", "camera", "disk:3.3")
+
+
+def test_estimate_writes_the_kernel_and_says_how_sure_it_is(deconv, photo, tmp_path):
+    target = tmp_path / "k.safetensors"
+    run = deconv("kernel", "estimate", photo, "-o", target, "--json")
+    report = run.report
+    assert (report["found"], report["family"]) == (True, "disk")
+    radius = report["parameters"]["radius"]
+    assert radius["value"] == pytest.approx(3.3, rel=0.05)
+    assert 0 < radius["error"] < 0.3
+    assert report["runner_up"] != report["kernel"]
+    assert report["log_likelihood_ratio"] > 0
+    (taps,) = load_file(target).values()
+    assert torch.equal(taps, make_kernel(report["kernel"]).float())
+    # What was written is read as the kernel it is.
+    restored = deconv("invert", photo, "--kernel", target, "-o", tmp_path / "x.png", "-q", "--json").report
+    assert restored["kernel"]["shape"] == list(taps.shape)
+    assert "± " in run.stderr
+
+
+def test_a_sharp_picture_has_no_kernel(deconv, tmp_path):
+    target = tmp_path / "k.npy"
+    run = deconv("kernel", "estimate", SAMPLES / "camera.png", "-o", target, expect=ExitCode.UNTRUSTWORTHY)
+    assert "no blur was found" in run.stderr
+    assert not target.exists()
+    answer = deconv("kernel", "estimate", SAMPLES / "camera.png", "--json").report
+    assert (answer["found"], answer["kernel"], answer["parameters"]) == (False, None, {})
+    run = deconv(
+        "invert",
+        SAMPLES / "camera.png",
+        "--kernel",
+        "estimate",
+        "-o",
+        tmp_path / "x.png",
+        expect=ExitCode.UNTRUSTWORTHY,
+    )
+    assert "nothing to undo" in run.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_invert_finds_the_kernel_itself(deconv, photo, tmp_path):
+    target = tmp_path / "sharp.png"
+    report = deconv("invert", photo, "--kernel", "estimate", "-o", target, "--json").report
+    assert report["kernel"]["estimate"]["family"] == "disk"
+    assert report["kernel"]["path"].startswith("disk:3.")
+    assert any("was found in the picture" in note for note in report["notes"])
+    assert "--kernel=disk:3." in report["rerun"]
+    truth = sharp_picture("camera")[0, 3:-3, 3:-3].double()
+    blurred = torch.from_numpy(np.asarray(Image.open(photo)).copy()).double()
+    restored = torch.from_numpy(np.asarray(Image.open(target)).copy()).double()
+    assert float((restored - truth).square().mean()) < 0.5 * float((blurred - truth).square().mean())
+
+
+def test_a_jpeg_brings_its_table(deconv, tmp_path):
+    photo = write_blurred(tmp_path / "photo.jpg", "astronaut", "disk:3.3", quality=85)
+    report = deconv("kernel", "estimate", photo, "--json").report
+    assert report["family"] == "disk"
+    assert report["parameters"]["radius"]["value"] == pytest.approx(3.3, rel=0.08)
+
+
+def test_align_names_the_mistake_and_writes_the_kernel(deconv, tmp_path):
+    taps = make_kernel("motion:13@30")
+    picture = blurred_picture("camera", taps)
+    Image.fromarray(picture[0].numpy()).save(tmp_path / "photo.png")
+    np.save(tmp_path / "wrong.npy", taps.T.numpy())
+    target = tmp_path / "mended.npy"
+    report = deconv(
+        "kernel", "align", tmp_path / "photo.png", "--kernel", tmp_path / "wrong.npy", "-o", target, "--json"
+    ).report
+    assert (report["is_aligned"], report["turn"]) == (False, "transposed")
+    assert np.allclose(np.load(target), taps.numpy(), atol=1e-7)
+    fine = deconv("kernel", "align", tmp_path / "photo.png", "--kernel", target)
+    assert "lies as the picture needs it" in fine.stdout
+
+
+def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
+    taps = make_kernel("motion:13@30")
+    picture = blurred_picture("camera", taps)
+    Image.fromarray(picture[0].numpy()).save(tmp_path / "photo.png")
+    for name, kernel in (("right", taps), ("wrong", taps.T)):
+        np.save(tmp_path / f"{name}.npy", kernel.numpy())
+    shared = ["-o", tmp_path / "x.png", "--force", "--lambda", "1e-3", "--json"]
+    anything = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
+    right = deconv("invert", tmp_path / "photo.png", "-k", tmp_path / "right.npy", *shared, expect=anything).report
+    wrong = deconv("invert", tmp_path / "photo.png", "-k", tmp_path / "wrong.npy", *shared, expect=anything).report
+    assert not any("looks as if" in note for note in right["notes"])
+    assert any("looks as if the kernel should be transposed" in note for note in wrong["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["kernel", "estimate", "missing.png"], "missing.png"),
+        (["kernel", "estimate", str(SAMPLES / "features.safetensors")], "file of tensors"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "box"], "a family must be one of"),
+        (
+            ["kernel", "estimate", str(SAMPLES / "camera.png"), "-o", "k.png"],
+            "written as .safetensors, .pt, .npy or .npz",
+        ),
+        (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "-k", "disk:3"], "disk:3 is of no use"),
+        (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "--clean-kernel"], "--clean-kernel is of no use"),
+    ],
+)
+def test_refusals(deconv, arguments, words):
+    assert words in deconv(*arguments, expect=ExitCode.USAGE).stderr

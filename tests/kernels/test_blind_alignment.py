@@ -1,0 +1,73 @@
+"""Kernels that lie wrongly, against the mistake that was made with them."""
+
+import pytest
+import torch
+from blurred_pictures import CURVE, blurred_picture, sharp_picture
+
+import deconv_cli
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.blind.alignment import TURNS, scaled
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+
+TAPS = make_kernel("motion:13@30")
+TAPS = TAPS * torch.linspace(0.3, 1, TAPS.shape[1], dtype=TAPS.dtype)
+TAPS = TAPS / TAPS.sum()
+"""Asymmetric: light fades along the way."""
+BLURRED = blurred_picture("astronaut", TAPS)
+MARGINS = [n // 2 for n in TAPS.shape]
+SHARP = sharp_picture("astronaut")[:, MARGINS[0] : -MARGINS[0], MARGINS[1] : -MARGINS[1]]
+
+
+def unchanged(turn):
+    """What undoes a turn: those by 90° and 270° undo one another, all others themselves."""
+    return {"turned by 90°": "turned by 270°", "turned by 270°": "turned by 90°"}.get(turn, turn)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_pair_tells_every_turn(turn):
+    found = deconv_cli.align_kernel(TURNS[turn](TAPS), BLURRED, sharp=SHARP, tone_curve=CURVE)
+    assert (found.turn, found.scale, found.shift) == (unchanged(turn), 1.0, (0, 0))
+    assert float((found.taps - TAPS).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_the_power_tells_turns_but_that_by_half(turn):
+    found = deconv_cli.align_kernel(TURNS[turn](TAPS), BLURRED, tone_curve=CURVE)
+    mended = TURNS[found.turn](TURNS[turn](TAPS))
+    assert mended.shape == TAPS.shape
+    assert min(float((mended - t).abs().max()) for t in (TAPS, TAPS.flip((0, 1)))) < 1e-12
+
+
+def test_a_kernel_of_another_scale_is_resized():
+    wrong = scaled(TAPS, 1.43)
+    assert wrong.shape[1] > 1.3 * TAPS.shape[1]
+    found = deconv_cli.align_kernel(wrong, BLURRED, sharp=SHARP, tone_curve=CURVE)
+    assert found.scale == pytest.approx(0.7)
+    assert "scaled by 0.7" in found.changes
+    assert float(found.taps.sum()) == pytest.approx(float(wrong.sum()))
+
+
+def test_a_kernel_off_its_center_is_moved_back():
+    wrong = torch.nn.functional.pad(
+        TAPS, (6, 0, 0, 4)
+    )  # its middle now lies 3 to the left of, and 2 below, the true one
+    found = deconv_cli.align_kernel(wrong, BLURRED, sharp=SHARP, tone_curve=CURVE)
+    assert found.shift == (2, -3)
+    again = deconv_cli.align_kernel(found.taps, BLURRED, sharp=SHARP, tone_curve=CURVE)
+    assert again.changes == ()
+
+
+def test_what_fits_is_left_alone():
+    kernel = make_kernel("gaussian:1.8")
+    found = deconv_cli.align_kernel(kernel, blurred_picture("camera", kernel), tone_curve=CURVE)
+    assert (found.changes, found.evidence) == ((), 0.0)
+    assert torch.equal(found.taps, kernel)
+
+
+def test_refusals():
+    with pytest.raises(ShapeError, match="must have one shape"):
+        deconv_cli.align_kernel(TAPS, BLURRED, sharp=SHARP[:, 1:], tone_curve=CURVE)
+    with pytest.raises(ShapeError, match="shape \\(kH, kW\\)"):
+        deconv_cli.align_kernel(TAPS[None, None], BLURRED, tone_curve=CURVE)
+    with pytest.raises(ShapeError, match="at most 128 × 128 taps"):
+        deconv_cli.align_kernel(torch.ones(3, 201), BLURRED, tone_curve=CURVE)

@@ -1,0 +1,94 @@
+"""Kernels found in one blurred picture, against those that blurred it."""
+
+import pytest
+import torch
+from blurred_pictures import CURVE, blurred_picture, sharp_picture
+
+import deconv_cli
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.blind.polar_spectrum import measure_spectrum, polar_grid
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+
+
+def numbers(estimate):
+    return [p.value for p in estimate.parameters]
+
+
+@pytest.mark.parametrize("name", ["camera", "astronaut"])
+@pytest.mark.parametrize(
+    ("kernel", "tolerance"),
+    [("disk:3.3", 0.08), ("motion:9.5@37", 0.08), ("gaussian:1.8", 0.15)],
+)
+def test_the_family_and_its_numbers_are_found(name, kernel, tolerance):
+    picture = blurred_picture(name, make_kernel(kernel))
+    found = deconv_cli.estimate_kernel(picture, tone_curve=CURVE)
+    family, _, rest = kernel.partition(":")
+    assert (found.found, found.family) == (True, family)
+    wanted = [float(n) for n in rest.split("@")]
+    assert numbers(found)[0] == pytest.approx(wanted[0], rel=tolerance)
+    assert numbers(found)[1:] == pytest.approx(wanted[1:], abs=5)
+    for parameter, truth in zip(found.parameters, wanted, strict=True):
+        assert abs(parameter.value - truth) < 4 * parameter.error
+        assert parameter.error < 0.25 * truth
+    assert found.log_likelihood_ratio > 0
+    assert found.runner_up.family != family
+    assert float(found.taps().sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["camera", "astronaut"])
+def test_a_sharp_picture_is_not_accused(name):
+    found = deconv_cli.estimate_kernel(sharp_picture(name), tone_curve=CURVE)
+    assert (found.found, found.family, found.parameters, found.text) == (False, "none", (), "none")
+    assert found.taps().tolist() == [[1.0]]
+
+
+def test_the_blades_of_a_diaphragm_are_counted():
+    picture = blurred_picture("astronaut", make_kernel("polygon:6@6@10"), sigma=0.05)
+    found = deconv_cli.estimate_kernel(picture, tone_curve=CURVE, families=["polygon", "disk"])
+    assert found.family == "polygon"
+    assert numbers(found)[:2] == pytest.approx([6, 6], rel=0.05)
+    assert found.parameters[0].error == 0
+
+
+def test_only_the_families_asked_for_are_answers():
+    picture = blurred_picture("camera", make_kernel("disk:3.3"))
+    found = deconv_cli.estimate_kernel(picture, tone_curve=CURVE, families=["gaussian"])
+    assert {c.family for c in found.candidates} == {"gaussian", "none"}
+    with pytest.raises(UsageError, match="a family must be one of gaussian, disk"):
+        deconv_cli.estimate_kernel(picture, families=["box"])
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "words"),
+    [
+        (torch.rand(1, 60, 400), ShapeError, "at least 64 × 128 pixels, but this one has 60 × 400"),
+        (torch.rand(2, 1, 300, 300), ShapeError, "shape \\(C, H, W\\)"),
+        (torch.full((1, 300, 300), torch.nan), MalformedInputError, "not finite"),
+    ],
+)
+def test_what_is_no_picture_is_refused(image, error, words):
+    with pytest.raises(error, match=words):
+        deconv_cli.estimate_kernel(image)
+
+
+def test_white_noise_has_power_one_in_every_cell():
+    noise = torch.randn(512, 512, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spectrum = measure_spectrum(noise, side=128)
+    weights = spectrum.grid.counts
+    assert float((spectrum.power * weights).sum() / weights.sum()) == pytest.approx(1, rel=0.01)
+    assert spectrum.n_pieces == 49
+
+
+def test_the_gain_is_the_power_that_a_blur_leaves():
+    """Of white light, what a kernel leaves in each cell is |H|² there, the spread by the window included."""
+    noise = torch.randn(1, 1, 1500, 1500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    taps = make_kernel("motion:9@30")
+    left = measure_spectrum(torch.nn.functional.conv2d(noise, taps[None, None])[0, 0], side=128)
+    gain = polar_grid(128).gain(taps)
+    is_sure = left.grid.counts * left.n_pieces > 2000
+    assert float((left.power / gain)[is_sure].sub(1).abs().max()) < 0.15
+    # The direction is the picture's own: light moved along 30° keeps what varies across it.
+    across = (left.grid.direction - torch.pi * 2 / 3).abs() < 0.2
+    along = (left.grid.direction - torch.pi / 6).abs() < 0.2
+    high = left.grid.frequency > 0.1
+    assert float(gain[across & high].mean()) > 5 * float(gain[along & high].mean())
