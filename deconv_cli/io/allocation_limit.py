@@ -57,6 +57,10 @@ class AllocationLimit(TorchDispatchMode):
 
 def _new_bytes(function: Any, arguments: Any, keywords: dict[str, Any]) -> int:  # noqa: ANN401 (an operation of torch)
     """Compute the bytes of the tensors that an operation makes; 0 for views and writes, and where no size is known."""
+    leaves = pytree.tree_leaves((arguments, keywords))
+    # Tensors that only trace, as those of torch.export, hold no samples, and may not be computed with here.
+    if any(isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, torch.nn.Parameter) for leaf in leaves):
+        return 0
     schema = function._schema
     if any(returned.alias_info is not None for returned in schema.returns) or str(keywords.get("device")) == "meta":
         return 0

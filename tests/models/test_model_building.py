@@ -124,6 +124,10 @@ class TestMemory:
         monkeypatch.setattr(limits, "memory_budget", lambda: 100_000)
         build_model(load_named(f"{path}:make", "model"), None, None)
 
+    def test_code_may_export_a_program(self, code):
+        path = code("torch.export.export(nn.Linear(4, 3), (torch.randn(5, 4),))\nmodel = nn.Linear(2, 2)\n")
+        assert load_named(f"{path}:model", "model").value.in_features == 2
+
     def test_a_model_made_on_import(self, code, refused):
         path = code("model = nn.Linear(10**6, 10**6)\n")
         refused(TooLargeError, load_named, f"{path}:model", "model", says="would allocate 3.638 TiB")
