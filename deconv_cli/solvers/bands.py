@@ -71,7 +71,6 @@ class BandGroup:
         self.rows = rows
         self.columns = columns
         self.torus: Size = (rows.length, columns.length)
-        self.n_rows_unknowns = n_channels * rows.width * columns.length
         self.n_columns_unknowns = n_channels * rows.first * columns.width
         self._is_thin = max(rows.width, columns.width) <= MAX_THIN_WIDTH
         if self._is_thin:

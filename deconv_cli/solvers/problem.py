@@ -115,11 +115,6 @@ class TikhonovProblem:
         """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, *size)`."""
         return self.weight * self.penalty_operator.adjoint(self.penalty_operator.forward(x))
 
-    def negative_gradient(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Compute Aᴴ(y − Ax) − λσ²max·LᴴLx, which vanishes at the solution."""
-        gradient = self.operator.adjoint(residual)
-        return gradient if self.weight == 0 else gradient - self.penalty_gram(x)
-
     @cached_property
     def least_constant_gain(self) -> float:
         """The smallest gain of a constant image that is not in the null space; infinite where all are penalized."""
@@ -169,7 +164,9 @@ class TikhonovProblem:
         Returns:
             ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, shape `(*batch,)`; 0 where y = 0 and x = 0.
         """
-        gradient = self.negative_gradient(x, y - self.operator.forward(x))
+        gradient = self.operator.adjoint(y - self.operator.forward(x))
+        if self.weight > 0:
+            gradient = gradient - self.penalty_gram(x)
         return relative(norm(gradient, self.n_dims), norm(self.operator.adjoint(y), self.n_dims))
 
 
