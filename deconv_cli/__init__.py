@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.gradient_report import Cause, Finding, GradientReport, Verdict
     from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.kernel_source import make_kernel
     from deconv_cli.operators.convolution import Convolution
@@ -72,6 +73,7 @@ __all__ = [
     "Identity",
     "InputRefusedError",
     "Kernel",
+    "KernelField",
     "Laplacian",
     "LinearOperator",
     "MalformedInputError",
@@ -113,6 +115,7 @@ _HOMES = {
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "Convolution": "deconv_cli.operators.convolution",
     "Kernel": "deconv_cli.kernels.kernel",
+    "KernelField": "deconv_cli.kernels.kernel_field",
     "LinearOperator": "deconv_cli.operators.linear_operator",
     "Identity": "deconv_cli.operators.linear_operator",
     "Gradient": "deconv_cli.operators.differences",

@@ -39,6 +39,7 @@ class LambdaChoice:
         n_rounds: how often the true problem was solved.
         is_converged: whether λ no longer changed in the end.
         window: size of the piece of the data that was looked at.
+        n_places: of the frame where λ was chosen, this one being the median; 1 for a single kernel.
     """
 
     lam: float
@@ -50,6 +51,7 @@ class LambdaChoice:
     n_rounds: int
     is_converged: bool
     window: Size
+    n_places: int = 1
 
     @property
     def reason(self) -> str:
@@ -64,7 +66,8 @@ class LambdaChoice:
         }
         rounds = f" in {self.n_rounds} rounds" if self.n_rounds else ""
         other = self.cross_check
-        return f"chosen by {words[self.rule]}{rounds}; {other.rule} would take {other.chosen:.2g}"
+        median = f", the median of {self.n_places} places" if self.n_places > 1 else ""
+        return f"chosen by {words[self.rule]}{rounds}{median}; {other.rule} would take {other.chosen:.2g}"
 
     @property
     def warning(self) -> str | None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, ShapeError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.vocabulary import Size
 
 AXIS_NAMES = ("D", "H", "W")
@@ -26,11 +31,13 @@ class Kernel:
             whose `C_in` and `C_out` are 1.
         is_per_channel: `taps[c]`, of shape `(1, *k)`, is applied to channel c alone. No operator takes such a kernel;
             `of_channel` gives one for each channel.
+        field: the kernels of all places, where they vary over the frame; `taps` are then those in the middle.
     """
 
     taps: Tensor
     shared: bool
     is_per_channel: bool = False
+    field: KernelField | None = None
 
     @classmethod
     def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None) -> Kernel:
@@ -69,8 +76,17 @@ class Kernel:
         return cls(kernel if kernel.ndim == 4 else kernel[None, None], shared)
 
     @classmethod
-    def of_any(cls, kernel: Tensor, dtype: torch.dtype | None = None) -> Kernel:
-        """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, too."""
+    def of_any(cls, kernel: Tensor | KernelField, dtype: torch.dtype | None = None) -> Kernel:
+        """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, or vary over the frame.
+
+        Raises:
+            UsageError: a derivative in a field is wanted.
+        """
+        if isinstance(kernel, KernelField):
+            if kernel.taps.requires_grad and torch.is_grad_enabled():
+                raise UsageError("nothing is differentiated in a kernel that varies over the frame; detach its taps.")
+            field = kernel if dtype is None else replace(kernel, taps=kernel.taps.to(dtype))
+            return replace(cls.from_tensor(kernel.middle, dtype), field=field)
         if kernel.ndim != 3:
             return cls.from_tensor(kernel, dtype)
         for taps in kernel:
@@ -85,6 +101,27 @@ class Kernel:
     def size(self) -> Size:
         """Taps along each axis of space."""
         return tuple(self.taps.shape[2:])
+
+    @property
+    def all_taps(self) -> Tensor:
+        """The taps, or those of all places of a field, shape `(n, m, *k)`."""
+        return self.taps if self.field is None else self.field.taps
+
+    def convolution(self, geometry: Geometry, boundary: str | BoundaryRule) -> Convolution:
+        """Build the convolution of images of one channel, or of as many as the kernel mixes."""
+        if self.field is None:
+            return Convolution.of_geometry(self.taps, geometry, boundary)
+        field = self.field
+        return VaryingConvolution(
+            field.taps, field.rows, field.columns, geometry.image_size, padding=geometry.pads, boundary=boundary
+        )
+
+    def detached(self) -> Kernel:
+        """Give a kernel of its own, which serves no graph and does not change with the caller's."""
+        taps = self.taps.detach().clone()
+        if self.field is None:
+            return replace(self, taps=taps)
+        return replace(self, taps=taps, field=replace(self.field, taps=self.field.taps.detach().clone()))
 
     @property
     def dc_gain(self) -> list[list[float]]:

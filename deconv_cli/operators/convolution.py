@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -11,10 +12,12 @@ from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry, Padding
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.vocabulary import Size
 
 
@@ -43,12 +46,15 @@ class Convolution(LinearOperator):
         kernel: the taps, shape `(C_out, C_in, *k)`.
         geometry: the sizes.
         boundary: the rule.
+        is_varying: whether the kernel varies over the frame, and `kernel` is only one of several.
 
     Raises:
         ShapeError: the kernel does not fit the image, or reaches too far outside it.
         UsageError: no such padding or boundary is known, or the kernel is no real tensor.
         MalformedInputError: the kernel is empty, or holds NaN or infinite values.
     """
+
+    is_varying = False
 
     def __init__(
         self,
@@ -63,7 +69,7 @@ class Convolution(LinearOperator):
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
         self.boundary = as_rule(boundary)
         n_inputs = taps.shape[1]
-        self.correlation = ValidCorrelation(taps, self.geometry.extended_size)
+        self.correlation: LinearOperator = ValidCorrelation(taps, self.geometry.extended_size)
         self.extension: LinearOperator = (
             Identity((n_inputs, *self.geometry.extended_size))
             if self.boundary.is_unknown
@@ -84,6 +90,15 @@ class Convolution(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose to `y` of shape `(*batch, C_out, *output_size)`."""
         return self.extension.adjoint(self.correlation.adjoint(y))
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The extreme singular values of the kernel's symbol on the torus of the image."""
+        return kernel_spectrum(self.kernel, self.geometry.image_size)
+
+    def in_float64(self) -> Convolution:
+        """Give the same operator in double precision."""
+        return Convolution.of_geometry(to_float64(self.kernel), self.geometry, self.boundary)
 
     def crop_to_frame(self, x: Tensor) -> Tensor:
         """Cut the frame out of an estimate; the estimate itself, unless the boundary is unknown."""

@@ -48,6 +48,14 @@ def find_solver(method: str) -> Solver:
     return solver
 
 
+def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
+    """Say why a method does not cover a problem, what follows "method NAME" in a sentence; `None` if it does."""
+    solver = find_solver(method)
+    if problem.operator.is_varying and not solver.takes_varying:
+        return "inverts a single kernel, but this one varies over the frame"
+    return solver.covers(problem)
+
+
 def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
     """Decide how a convolution is undone.
 
@@ -61,11 +69,12 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
         UsageError: the method cannot solve this problem, or none can.
     """
     if method != "auto":
-        refusal = find_solver(method).covers(problem)
+        refusal = refusal_of(method, problem)
         if refusal is not None:
             raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
         return Choice(method, GIVEN)
-    refusals = {name: find_solver(name).covers(problem) for name in SOLVERS}
+    names = [name for name in SOLVERS if find_solver(name).takes_varying == problem.operator.is_varying]
+    refusals = {name: refusal_of(name, problem) for name in names}
     costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
     if not costs:
         name, refusal = list(refusals.items())[-1]  # the most general one

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,9 +13,8 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
+from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.iteration_log import Progress
@@ -64,7 +62,7 @@ class Estimator(ABC):
         self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
         self.geometry.check_boundary(boundary)
         # What is built here serves no graph, and must not change when the caller's taps do.
-        self.operator = Convolution.of_geometry(kernel.taps.detach().clone(), self.geometry, boundary)
+        self.operator = kernel.detached().convolution(self.geometry, boundary)
 
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
@@ -81,10 +79,10 @@ class Estimator(ABC):
             MalformedInputError: `y` holds NaN or infinite values.
         """
 
-    @cached_property
+    @property
     def spectrum(self) -> Spectrum:
-        """The extreme singular values of the kernel's symbol."""
-        return kernel_spectrum(self.operator.kernel, self.geometry.image_size)
+        """The extreme singular values of the kernel's symbol; of a field, those of the kernel with the largest."""
+        return self.operator.spectrum
 
     @property
     def n_dims(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 
 import torch
@@ -124,17 +125,19 @@ class IterativeInverse(Inverse):
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._preconditioner: LinearOperator | None = None
-        if problem.weight > 0:
-            self._preconditioner = TorusPreconditioner(problem)
-        elif uses_strip(problem):
-            self._preconditioner = StripPreconditioner(problem)
+        self._preconditioner = self._build_preconditioner()
+
+    def _build_preconditioner(self) -> LinearOperator | None:
+        """Build what preconditions the problem; for λ > 0 it is a `RestoringPreconditioner`."""
+        if self.problem.weight > 0:
+            return TorusPreconditioner(self.problem)
+        return StripPreconditioner(self.problem) if uses_strip(self.problem) else None
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
         if self.problem.weight == 0:
             return self._solve_exactly(y, progress)
-        assert isinstance(self._preconditioner, TorusPreconditioner)
+        assert isinstance(self._preconditioner, RestoringPreconditioner)
         start = self._better_start(y, self._preconditioner.estimate(y))
         return conjugate_gradients(
             self.problem, y, self.rule, start=start, preconditioner=self._preconditioner, progress=progress
@@ -195,6 +198,14 @@ class IterativeInverse(Inverse):
         return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
+class RestoringPreconditioner(LinearOperator):
+    """A preconditioner that restores data too, if only about, for the iteration to start from."""
+
+    @abstractmethod
+    def estimate(self, y: Tensor) -> Tensor:
+        """Restore data `y` of shape `(*batch, C_out, *output_size)`; shape `(*batch, C_in, *size)`."""
+
+
 class StripPreconditioner(LinearOperator):
     """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
 
@@ -211,7 +222,7 @@ class StripPreconditioner(LinearOperator):
         return self.forward(y)
 
 
-class TorusPreconditioner(LinearOperator):
+class TorusPreconditioner(RestoringPreconditioner):
     """`Eᵀ(KᴴK + μ|l|²)⁻¹E`: zero-pad onto a torus, divide in frequency, crop."""
 
     def __init__(self, problem: TikhonovProblem) -> None:

@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.regularizers import find_penalty
@@ -131,9 +130,8 @@ class NormalEquations:
         operator = self.operator
         if self.y.dtype == torch.float64 or self.y.device.type == "mps" or not isinstance(operator, Convolution):
             return None
-        wide = Convolution.of_geometry(to_float64(operator.kernel), operator.geometry, operator.boundary)
         g = None if self.g is None else self.g.double()
-        return replace(self, operator=wide, y=self.y.double(), g=g, needs_float64=False)
+        return replace(self, operator=operator.in_float64(), y=self.y.double(), g=g, needs_float64=False)
 
     def _with_g(self, gradient: Tensor) -> Tensor:
         return gradient if self.g is None else gradient + self.g

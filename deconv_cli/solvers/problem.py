@@ -15,7 +15,6 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import find_penalty, is_determined
 from deconv_cli.solvers.condition import condition_number
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
@@ -54,8 +53,7 @@ class TikhonovProblem:
         """The largest singular value of the symbol; of no consequence for λ = 0, and then 1 unless it is known."""
         if self.known_sigma_max is not None:
             return self.known_sigma_max
-        operator = self.operator
-        return kernel_spectrum(operator.kernel, operator.geometry.image_size).sigma_max if self.lam > 0 else 1.0
+        return self.operator.spectrum.sigma_max if self.lam > 0 else 1.0
 
     @property
     def weight(self) -> float:

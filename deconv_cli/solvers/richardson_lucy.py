@@ -98,10 +98,10 @@ class RichardsonLucyEstimator(Estimator):
         gain: float | None = None,
         origin: str = "",
     ) -> None:
-        if synchronize.holds_anywhere(kernel.taps < 0):
+        if synchronize.holds_anywhere(kernel.all_taps < 0):
             raise UsageError(
                 "method richardson-lucy needs a kernel without negative taps, as those of light are, but the smallest "
-                f"tap is {synchronize.as_number(kernel.taps.min()):.3g}; use another method."
+                f"tap is {synchronize.as_number(kernel.all_taps.min()):.3g}; use another method."
             )
         if gain is not None and not 0 < gain < math.inf:
             raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")

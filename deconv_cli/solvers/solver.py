@@ -107,9 +107,11 @@ class Solver(ABC):
     Attributes:
         memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over where
             memory is short.
+        takes_varying: whether it inverts kernels that vary over the frame; the others are asked about single ones only.
     """
 
     memory_grows_with_border = False
+    takes_varying = False
 
     @abstractmethod
     def covers(self, problem: TikhonovProblem) -> str | None:

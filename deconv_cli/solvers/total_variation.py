@@ -19,7 +19,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.regularizers import is_determined
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.admm import Admm, AdmmRun
-from deconv_cli.solvers.choice import Choice, find_solver
+from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
@@ -42,7 +42,7 @@ MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse.
 N_EXTRA_IMAGES = 14
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
-INNER_METHODS = ("fft", "strip", "iterative")
+INNER_METHODS = ("fft", "strip", "iterative", "varying")
 
 
 class TotalVariation(Prior):
@@ -107,7 +107,7 @@ class TotalVariationEstimator(Estimator):
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
         problem = TikhonovProblem(self.operator, 1.0, penalty="gradient")
-        method = next(name for name in INNER_METHODS if find_solver(name).covers(problem) is None)
+        method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
         self.choice = Choice(method, reason)
         cost = find_solver(method).cost(problem)
         extra = N_EXTRA_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from deconv_cli.errors import ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
-from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.memory import free_memory
@@ -21,7 +21,7 @@ from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_te
 
 def forward(
     x: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | KernelField,
     *,
     padding: PaddingLike = "same",
     boundary: str = "zero",
@@ -34,7 +34,8 @@ def forward(
     Args:
         x: shape `(C_in, H, W)` or `(B, C_in, H, W)`.
         kernel: taps of a cross-correlation, shape `(C_out, C_in, kH, kW)`; one of shape `(kH, kW)` or `(1, 1, kH,
-            kW)` is applied to every channel alike, one of shape `(C, kH, kW)` to each channel its own.
+            kW)` is applied to every channel alike, one of shape `(C, kH, kW)` to each channel its own. Or a
+            `KernelField`, which varies over the frame.
         padding: `same`, `valid`, `full`, a whole number, or one for rows and one for columns.
         boundary: what lies outside the image: `zero`, `circular`, `reflect`, `symmetric` or `replicate`.
         bias: added to each output channel, shape `(C_out,)`.
@@ -76,7 +77,7 @@ def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRul
     channels = kernel.split(x)
     geometry = Geometry.of_image(tuple(x.shape[-len(kernel.size) :]), kernel.size, padding)
     _check_memory(channels, kernel, geometry)
-    return kernel.join(Convolution.of_geometry(kernel.taps, geometry, rule).forward(channels))
+    return kernel.join(kernel.convolution(geometry, rule).forward(channels))
 
 
 def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:

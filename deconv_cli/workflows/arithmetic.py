@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, parse_word
 
 
@@ -66,21 +67,44 @@ def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kerne
     """Bring a kernel to the device and into the precision of the arithmetic, and check it.
 
     Raises:
-        UsageError: it is no tensor.
+        UsageError: it is no tensor, or varies over the frame.
         ShapeError: it has not two or four axes.
         MalformedInputError: it is complex, empty, zero or not finite.
     """
-    _check_kernel(kernel)
+    check_single_kernel(kernel)
     return Kernel.from_tensor(kernel.to(device), dtype)
 
 
-def as_any_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, too."""
-    _check_kernel(kernel)
+def as_any_kernel(kernel: Tensor | KernelField, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, or vary over the frame."""
+    check_kernel(kernel)
     return Kernel.of_any(kernel.to(device), dtype)
 
 
-def _check_kernel(kernel: Tensor) -> None:
+def check_single_kernel(kernel: Tensor | KernelField) -> None:
+    """Refuse a kernel that varies over the frame, and what is no kernel by its type.
+
+    Raises:
+        UsageError: it is no tensor.
+        MalformedInputError: it is complex.
+    """
+    if isinstance(kernel, KernelField):
+        raise UsageError(
+            "a kernel that varies over the frame is taken by forward and invert alone; here give the kernel of one "
+            "place, such as field.taps[0, 0]."
+        )
+    check_kernel(kernel)
+
+
+def check_kernel(kernel: Tensor | KernelField) -> None:
+    """Refuse what is no kernel by its type.
+
+    Raises:
+        UsageError: it is neither a tensor nor a `KernelField`.
+        MalformedInputError: it is complex.
+    """
+    if isinstance(kernel, KernelField):
+        return
     check_tensor(kernel, "the kernel")
     # Before the cast, which would drop the imaginary part.
     if kernel.is_complex():

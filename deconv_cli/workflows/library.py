@@ -9,11 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_tensor, pick_dtype
+from deconv_cli.workflows.arithmetic import (
+    as_kernel,
+    as_size,
+    check_kernel,
+    check_single_kernel,
+    check_tensor,
+    pick_dtype,
+)
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution
@@ -21,7 +29,7 @@ from deconv_cli.workflows.resolution import RecordedConvolution
 
 def invert(
     y: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | KernelField,
     *,
     settings: ReconstructionSettings | None = None,
     bias: Tensor | None = None,
@@ -35,7 +43,7 @@ def invert(
 
     Args:
         y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
-        kernel: the taps that made `y`, as for `forward`.
+        kernel: the taps that made `y`, or a `KernelField`, as for `forward`.
         settings: how to undo it; or give its fields one by one.
         bias: subtracted from each output channel first, shape `(C_out,)`.
         truth: the images themselves, of the shape of the estimate: the error is predicted and compared with theirs.
@@ -57,7 +65,7 @@ def invert(
     if truth is not None:
         settings = replace(settings, predict=True)
     check_tensor(y, "the output to invert")
-    check_tensor(kernel, "the kernel")
+    check_kernel(kernel)
     pipeline = Pipeline(kernel, settings, bias=bias)
     return pipeline.reconstruct(y, pipeline.resolve(recorded, tone_curve), truth=truth, progress=progress)
 
@@ -80,6 +88,6 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
     """
     settings = ResolvedSettings.of(**options)
     size = as_size(input_size)
-    check_tensor(kernel, "the kernel")
+    check_single_kernel(kernel)
     dtype = pick_dtype(settings.dtype, kernel, kernel.device)
     return PseudoInverse(as_kernel(kernel, kernel.device, dtype), size, settings)

@@ -21,6 +21,7 @@ from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
@@ -29,11 +30,12 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
-from deconv_cli.workflows.arithmetic import as_kernel, check_image, pick_dtype
+from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
+from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -51,7 +53,7 @@ class Pipeline:
 
     Args:
         kernel: the taps as `forward` takes them, of any device and floating dtype: for all channels alike, one for each
-            channel, or one that mixes them.
+            channel, or one that mixes them; or a field of kernels, for all channels alike.
         settings: what was chosen; what is left open is resolved for each input.
         bias: subtracted from each output channel first, shape `(C_out,)`.
         inverse: one that was built before, and takes the place of the settings that made it.
@@ -66,7 +68,7 @@ class Pipeline:
 
     def __init__(
         self,
-        kernel: Tensor,
+        kernel: Tensor | KernelField,
         settings: ReconstructionSettings,
         *,
         bias: Tensor | None = None,
@@ -205,7 +207,7 @@ class Pipeline:
         """Return whether each channel has a kernel or a λ of its own."""
         if self._given is not None:
             return False
-        has_channels = self._kernel.ndim == 2 or self._kernel.shape[:2] == (1, 1)
+        has_channels = Kernel.of_any(self._kernel).shared
         chooses = resolution.chooses_lambda and has_channels and y.ndim in (3, 4) and y.shape[-3] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
@@ -213,12 +215,17 @@ class Pipeline:
         self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Restore one channel after another; their inverses are kept at once, and share the memory."""
-        taps = self._kernel.reshape(-1, *self._kernel.shape[-2:])
-        self._check_channels(y, Kernel.of_any(taps if resolution.is_per_channel else taps[0]), resolution, truth)
+        kernel, kernels = self._kernel, [self._kernel]
+        if isinstance(kernel, Tensor) and resolution.is_per_channel:
+            kernel = kernel.reshape(-1, *kernel.shape[-2:])
+            kernels = list(kernel)
+        self._check_channels(y, Kernel.of_any(kernel), resolution, truth)
         n_channels, settings = y.shape[-3], resolution.settings
         if len(self._channels) != n_channels:
             biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
-            self._channels = [Pipeline(taps[c % len(taps)], self._settings, bias=biases[c]) for c in range(n_channels)]
+            self._channels = [
+                Pipeline(kernels[c % len(kernels)], self._settings, bias=biases[c]) for c in range(n_channels)
+            ]
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
         parts = []
@@ -259,7 +266,7 @@ class Pipeline:
             self._given.arrange(data)
             return data, self._given.kernel, self._given.geometry.image_size
         dtype = pick_dtype(settings.dtype, y, y.device)
-        kernel = as_kernel(self._kernel, y.device, dtype)
+        kernel = as_any_kernel(self._kernel, y.device, dtype)
         kernel.split(y, are_outputs=True)  # what does not fit is refused before anything is built
         geometry = Geometry.of_output(tuple(y.shape[-len(kernel.size) :]), kernel.size, settings.padding)
         return y.to(dtype), kernel, geometry.image_size
@@ -273,6 +280,10 @@ class Pipeline:
     def _choose_lambda(
         self, data: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float
     ) -> LambdaChoice:
+        if kernel.field is not None:
+            return choose_lambda_of_field(
+                kernel, data, settings, lambda piece, single, s: self._choose_lambda(piece, single, s, least_sigma)
+            )
         detached = data.detach()
         continuation = Continuation(
             replace(kernel, taps=kernel.taps.detach()),
@@ -331,7 +342,8 @@ class Pipeline:
         residual = kernel.join(unexplained)
         image, settings = estimator.frame(solution.value), resolution.settings
         is_picture, tests = settings.defaults is InputKind.PICTURE, None
-        if isinstance(estimator, PseudoInverse) and (is_picture or settings.predict):
+        is_looked_at = (is_picture or settings.predict) and kernel.field is None
+        if isinstance(estimator, PseudoInverse) and is_looked_at:
             least = max(step, 0.0 if choice is None else choice.sigma)
             tests = check_residual_of(estimator, unexplained, arranged, noise=_model(settings), least_noise=least)
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
@@ -399,7 +411,9 @@ def _check_truth(truth: Tensor, expected: Size) -> None:
 def _assess(estimator: Estimator) -> WellPosedness | None:
     """Assess the quadratic problem behind an estimate, if there is one."""
     inverse = getattr(estimator, "inverse", estimator)
-    return assess_well_posedness(inverse) if isinstance(inverse, PseudoInverse) else None
+    if not isinstance(inverse, PseudoInverse) or inverse.kernel.field is not None:
+        return None
+    return assess_well_posedness(inverse)
 
 
 def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:

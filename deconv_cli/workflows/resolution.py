@@ -11,6 +11,7 @@ from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Light, PaddingLike, format_lambda, format_padding
+from deconv_cli.workflows.kernel_fields import check_settings_of_field
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 
@@ -78,6 +79,8 @@ def resolve(
     Raises:
         UsageError: a setting that would change nothing.
     """
+    if kernel.field is not None:
+        check_settings_of_field(settings)
     defaults = DEFAULTS[settings.defaults]
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:

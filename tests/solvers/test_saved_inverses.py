@@ -150,7 +150,7 @@ def test_nothing_is_factored_on_loading(tmp_path, monkeypatch, name):
         "deconv_cli.solvers.closed_form": ["inverse_blocks", "torus_symbol"],
         "deconv_cli.solvers.dense_border": ["full_rank_inverse", "torus_blocks"],
         "deconv_cli.solvers.square_border": ["full_rank_inverse", "torus_symbol", "invert_lines", "coupling"],
-        "deconv_cli.solvers.estimator": ["kernel_spectrum"],
+        "deconv_cli.operators.convolution": ["kernel_spectrum"],
         "torch.linalg": ["lu_factor_ex", "cholesky_ex", "inv_ex", "svd", "svdvals", "solve_triangular"],
     }.items():
         for function in names:

@@ -1,0 +1,71 @@
+"""A kernel that varies over the frame: one kernel at each place of a grid, and what lies between them follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError, ShapeError
+from deconv_cli.operators.varying_convolution import middle_place
+
+
+@dataclass(frozen=True, eq=False)
+class KernelField:
+    """Kernels with their places in the frame, for every channel alike.
+
+    The blur is A = Σ K_j diag(w_j), with weights that fall linearly from each place to the next ones, are constant
+    beyond the outermost, and sum to one at every pixel (`operators/varying_convolution.py`).
+
+    Attributes:
+        taps: of cross-correlations, real, shape `(n_rows, n_columns, kH, kW)`.
+        rows: where the rows of places lie, in parts of the height of the image x: from 0, the upper edge, to 1,
+            increasing, `n_rows` of them.
+        columns: the same of its width, `n_columns` of them.
+
+    Raises:
+        ShapeError: the taps have not four axes, or the places are not as many as their first two.
+        MalformedInputError: taps that are complex or whole numbers, empty, or not finite; a kernel without any; or
+            places outside the frame, or out of order.
+    """
+
+    taps: Tensor
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns"):
+            object.__setattr__(self, name, tuple(float(place) for place in getattr(self, name)))
+        shape = tuple(self.taps.shape)
+        if len(shape) != 4 or shape[:2] != (len(self.rows), len(self.columns)):
+            raise ShapeError(
+                "a kernel field must have taps of shape (n_rows, n_columns, kH, kW) and a place for each row and "
+                f"column, but has taps of shape {shape}, {len(self.rows)} rows and {len(self.columns)} columns."
+            )
+        if self.taps.numel() == 0 or not self.taps.is_floating_point() or not bool(torch.isfinite(self.taps).all()):
+            raise MalformedInputError(
+                f"the taps of a kernel field must be finite numbers, but those of shape {shape} and type "
+                f"{self.taps.dtype} are none, or hold others."
+            )
+        if not bool(self.taps.flatten(2).any(dim=2).all()):
+            raise MalformedInputError("every kernel of a field must have taps, but those of one place are all zero.")
+        for name, places in (("rows", self.rows), ("columns", self.columns)):
+            if not all(a < b for a, b in zip((-1e-9, *places), (*places, 1 + 1e-9), strict=True)):
+                raise MalformedInputError(
+                    f"the {name} of a kernel field must lie between 0 and 1, increasing, but are {places}."
+                )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KernelField:
+        """Give the same field with its taps on another device, or in another precision."""
+        return replace(self, taps=self.taps.to(device, dtype))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """How many rows and columns of places there are."""
+        return len(self.rows), len(self.columns)
+
+    @property
+    def middle(self) -> Tensor:
+        """The taps in the middle, which stand for all where a single kernel is wanted, shape `(kH, kW)`."""
+        return self.taps[middle_place(self.taps)]

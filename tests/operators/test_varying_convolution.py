@@ -1,0 +1,69 @@
+"""A blur that varies over the frame, held against a loop over dense matrices."""
+
+import numpy as np
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.varying_convolution import VaryingConvolution, hat_weights, parts_of
+from deconv_cli.parts import BOUNDARIES
+
+ROWS, COLUMNS, SIZE = (0.2, 0.7), (0.1, 0.5, 0.95), (9, 11)
+
+
+def hat(places, position, number):
+    """One hat, by NumPy's interpolation."""
+    return np.interp(position, places, np.eye(len(places))[number])
+
+
+def dense(taps, boundary, padding):
+    """Σ K_j diag(w_j) with a dense matrix for each kernel, and the weights pixel by pixel."""
+    total = 0
+    for i in range(len(ROWS)):
+        for j in range(len(COLUMNS)):
+            single = Convolution(taps[i, j], SIZE, padding=padding, boundary=boundary)
+            _, height, width = single.input_shape
+            top, left = single.geometry.pads.before if boundary == "unknown" else (0, 0)
+            weights = [
+                hat(ROWS, (r - top + 0.5) / SIZE[0], i) * hat(COLUMNS, (c - left + 0.5) / SIZE[1], j)
+                for r in range(height)
+                for c in range(width)
+            ]
+            total = total + single.as_matrix() * torch.tensor(weights, dtype=taps.dtype)
+    return total
+
+
+@pytest.mark.parametrize("boundary", [*BOUNDARIES])
+@pytest.mark.parametrize(("padding", "size"), [("same", (4, 3)), ("valid", (3, 3)), ("full", (2, 5)), ((2, 1), (6, 6))])
+def test_it_is_the_weighted_sum_of_its_kernels(boundary, padding, size):
+    taps = random((2, 3, *size))
+    operator = VaryingConvolution(taps, ROWS, COLUMNS, SIZE, padding=padding, boundary=boundary)
+    expected = dense(taps, boundary, padding)
+    torch.testing.assert_close(operator.as_matrix(), expected)
+    torch.testing.assert_close(operator.H.as_matrix(), expected.T)
+
+
+@pytest.mark.parametrize("places", [(0.5,), (0.0, 1.0), (0.1, 0.15, 0.9)])
+def test_the_weights_sum_to_one_inside_and_outside(places):
+    weights = hat_weights(places, torch.linspace(-0.5, 1.5, 201, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(201, dtype=torch.float64))
+    assert (weights >= 0).all()
+
+
+@pytest.mark.parametrize("boundary", [*BOUNDARIES])
+def test_equal_kernels_blur_as_one(boundary):
+    taps = random((3, 9))  # long enough for the FFT in double precision
+    varying = VaryingConvolution(taps.expand(2, 3, 3, 9), ROWS, COLUMNS, (20, 30), boundary=boundary)
+    single = Convolution(taps, (20, 30), boundary=boundary)
+    x = random((2, *single.input_shape))
+    torch.testing.assert_close(varying.forward(x), single.forward(x))
+    torch.testing.assert_close(varying.in_float64().forward(x), varying.forward(x))
+
+
+def test_a_kernel_is_applied_where_its_weight_is_not_zero():
+    operator = VaryingConvolution(random((5, 5, 3, 3)), *[(0.1, 0.3, 0.5, 0.7, 0.9)] * 2, (200, 200))
+    parts = parts_of(operator.input_weights(0), operator.input_weights(1), operator.taps)
+    areas = [part.weights.numel() for part in parts]
+    assert sum(areas) < 4.1 * 200 * 200
+    assert max(areas) < 0.2 * 200 * 200
