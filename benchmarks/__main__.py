@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import blind, choice, growth, jpeg, peers, photograph, textbook
+from benchmarks import blind, choice, growth, jpeg, light, peers, photograph, textbook
 from benchmarks.measuring import Figures, Scale, measure
 from benchmarks.printing import describe_machine
 
@@ -24,6 +24,7 @@ QUESTIONS = {
     "choice": choice,
     "jpeg": jpeg,
     "blind": blind,
+    "light": light,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

@@ -80,7 +80,7 @@ class ReconstructionSettings:
             tensor.
         light: in what the blur acts: `linear` undoes the tone curve of the samples first and does it again last, so
             that λ, noise and errors are of light; `stored` takes samples as they are; `auto` takes what the input
-            records, else light for pictures whose tone curve is known.
+            records, else light where a tone curve is known.
         lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel where the kernel does not mix them; `auto`
             chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
         lambda_rule: how λ is chosen from the data; `None` takes `gcv`.

@@ -34,7 +34,6 @@ from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import (
     MAX_SEED,
     DeviceChoice,
-    InputKind,
     Light,
     PaddingLike,
     check_name,
@@ -136,8 +135,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     from deconv_cli.workflows.light import choose_light
 
     loaded, kernel = context.read(job), context.loaded
-    kind = InputKind.PICTURE if loaded.image.is_picture else InputKind.TENSOR
-    chosen = choose_light(convolution.light, loaded.image.tone_curve, kind)
+    chosen = choose_light(convolution.light, loaded.image.tone_curve)
     padding, boundary = convolution.padding, convolution.boundary
     n_channels = kernel.kernel.n_outputs(loaded.values.shape[1])
     plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))

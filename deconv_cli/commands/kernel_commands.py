@@ -161,12 +161,11 @@ def light_of(image: ImageFile, light: Light | None) -> ChosenLight:
     Raises:
         UsageError: a file of tensors, or light is to be linear where no tone curve is known.
     """
-    from deconv_cli.vocabulary import InputKind
     from deconv_cli.workflows.light import choose_light
 
     if not image.is_picture:
         raise UsageError(f"a blur is found in a picture, but '{image.path}' is a file of tensors; give its kernel.")
-    return choose_light(light or "auto", image.tone_curve, InputKind.PICTURE)
+    return choose_light(light or "auto", image.tone_curve)
 
 
 def estimate_from_file(image: ImageFile, families: Sequence[str], light: Light | None) -> tuple[KernelEstimate, str]:

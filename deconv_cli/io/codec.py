@@ -79,7 +79,7 @@ class Codec(ABC):
 
     @property
     def holds_whole_numbers_only(self) -> bool:
-        """True where no fractions can be written."""
+        """True where no fractions can be written; such formats are made for display, and so sRGB unless they say."""
         return OutputDType.FLOAT32 not in self.dtypes
 
     def recognizes(self, head: bytes) -> bool:

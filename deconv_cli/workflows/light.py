@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ArithmeticDType, InputKind, Light
+from deconv_cli.vocabulary import ArithmeticDType, Light
 from deconv_cli.workflows.arithmetic import pick_dtype
 
 RECORDED = "recorded in the file by deconv forward"
@@ -40,13 +40,12 @@ class ChosenLight:
         return light if self.curve is None else self.curve.to_stored(light)
 
 
-def choose_light(wanted: str, curve: ToneCurve | None, kind: InputKind, recorded: Light | None = None) -> ChosenLight:
+def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = None) -> ChosenLight:
     """Decide in what a convolution acts.
 
     Args:
         wanted: `linear`, `stored` or `auto`.
         curve: how the samples encode light, where that is known.
-        kind: of the input: what a network made is no light.
         recorded: what the input's file says of the convolution that made it.
 
     Raises:
@@ -56,12 +55,10 @@ def choose_light(wanted: str, curve: ToneCurve | None, kind: InputKind, recorded
         light, why = Light(wanted), _GIVEN
     elif recorded is not None:
         light, why = recorded, RECORDED
-    elif curve is not None and (curve.is_default and kind is InputKind.PICTURE):
+    elif curve is not None and curve.is_default:
         light, why = Light.LINEAR, "optical blur acts on light"
     elif curve is None:
         light, why = Light.STORED, "no tone curve is known of them, so they are taken to be linear in light"
-    elif kind is InputKind.TENSOR:
-        light, why = Light.STORED, "they are taken for those of a tensor, which are no light"
     else:
         light, why = Light.STORED, "a TIFF file without an ICC profile is taken to be linear in light"
     if light is Light.STORED:

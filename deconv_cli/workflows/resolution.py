@@ -90,7 +90,7 @@ def resolve(
     padding = settings.padding
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
-    light = choose_light(settings.light, tone_curve, settings.defaults, None if recorded is None else recorded.light)
+    light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
     n_outputs, n_inputs = kernel.taps.shape[:2]
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # The channels of a picture that nobody made from one image are channels, and no views of one image.
@@ -193,7 +193,7 @@ def resolution_of(
     )
     merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
     merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
-    light = choose_light(settings.light, tone_curve, settings.defaults, None if recorded is None else recorded.light)
+    light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
     return Resolution(
         ResolvedSettings(**merged | {"light": light.light}),
         Reasons(reason, reason, light.reason),

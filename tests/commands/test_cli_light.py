@@ -270,6 +270,14 @@ def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
     assert sigmas[0] < sigmas[1]
 
 
+def test_a_curve_that_the_caller_gives_is_undone():
+    y = torch.full((1, 9, 9), 100, dtype=torch.uint8)
+    result = deconv_cli.invert(y, torch.ones(1, 1), tone_curve=SRGB, lam=0.0)
+    reason = "in linear light, undone from sRGB (given by the caller): optical blur acts on light"
+    assert (result.tone_curve, result.reasons.light) == (SRGB, reason)
+    assert deconv_cli.invert(y, torch.ones(1, 1), tone_curve=SRGB, lam=0.0, light="stored").tone_curve is None
+
+
 def test_what_is_recorded_elsewhere_decides_for_the_library():
     y = torch.full((1, 9, 9), 100, dtype=torch.uint8)
     kernel, recorded = torch.ones(1, 1), RecordedConvolution("zero", "same", deconv_cli.vocabulary.Light.LINEAR)
