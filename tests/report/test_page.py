@@ -18,6 +18,7 @@ from deconv_cli.report.drawing import DARK, LIGHT
 from deconv_cli.report.key_numbers import all_numbers
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.solvers.solution import Status
+from deconv_cli.tone_curve import ToneCurve
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -311,3 +312,16 @@ def test_the_policy_stops_what_escaping_might_let_through(page, browse):
     assert browser.dialogs == []
     assert not any(url.startswith("http") for url in browser.requests)
     assert any("Content Security Policy" in message for message in browser.messages)
+
+
+def test_errors_are_of_light_where_a_tone_curve_was_undone(full_contents):
+    curve = ToneCurve.gamma(2.0, 100)
+    whole = full_contents()
+    shown = {image.name: image for image in whole.with_result(tone_curve=curve).images()[0]}
+    estimate, truth = whole.run.reconstruction.image, whole.truth
+    expected = (curve.to_light(estimate) - curve.to_light(truth)).abs()[0]
+    torch.testing.assert_close(shown["Actual error"].values, expected, check_dtype=False)
+    units = {name: shown[name].unit for name in ("Estimate", "Residual", "Predicted error", "Actual error")}
+    of_light = "in units of light, where 100 is white"
+    assert units.pop("Estimate") == "in units of the uint8 samples"
+    assert set(units.values()) == {of_light}
