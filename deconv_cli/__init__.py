@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, LinearOperator
+    from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
@@ -99,9 +100,11 @@ __all__ = [
     "forward",
     "invert",
     "keep_freed_memory",
+    "load_kernel_field",
     "load_pseudo_inverse",
     "make_kernel",
     "pseudo_inverse",
+    "save_kernel_field",
     "save_pseudo_inverse",
     "solve",
 ]
@@ -132,6 +135,8 @@ _HOMES = {
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.library",
+    "load_kernel_field": "deconv_cli.saved_fields",
+    "save_kernel_field": "deconv_cli.saved_fields",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",
     "save_pseudo_inverse": "deconv_cli.saved_inverses",
 }

@@ -37,9 +37,11 @@ ALLOWED = {
     "workflows": BELOW_WORKFLOWS,
     "blocks": BELOW_WORKFLOWS | {"workflows", "io"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
+    "saved_fields": BELOW_SOLVERS | {"io", "models"},
     "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
-    "commands": BELOW_WORKFLOWS | {"workflows", "blocks", "saved_inverses", "report", "io", "models", "deconv_cli"},
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses"},
+    "commands": BELOW_WORKFLOWS
+    | {"workflows", "blocks", "saved_inverses", "saved_fields", "report", "io", "models", "deconv_cli"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses", "saved_fields"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deconv_cli.commands.batch import Job
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.report.run import Environment, FactorInput, InputFile, KernelInput, OutputFile
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
@@ -33,7 +34,7 @@ class LoadedKernel:
 
     Attributes:
         source: the kernel and where it came from.
-        taps: as stored, floating.
+        taps: as stored, floating; or a kernel that varies over the frame.
         bias: what a layer adds to each output channel, shape `(C_out,)`.
         notes: what was done on reading, a sentence each.
         picture_notes: what to know besides, if the input is a picture.
@@ -43,7 +44,7 @@ class LoadedKernel:
     """
 
     source: KernelInput
-    taps: Tensor
+    taps: Tensor | KernelField
     bias: Tensor | None
     notes: tuple[str, ...]
     options: OptionValues
@@ -74,12 +75,12 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
 
     for path, one in zip(paths, loaded, strict=True):
-        if one.taps.ndim != 2:
+        if len(one.source.shape) != 2:
             raise ShapeError(
                 f"of several kernels each is that of one channel, of shape (kH, kW), but '{path}' has shape "
-                f"{tuple(one.taps.shape)}; give it alone."
+                f"{one.source.shape}; give it alone."
             )
-    taps = stack_kernels([one.taps for one in loaded])
+    taps = stack_kernels([one.source.kernel.taps[0, 0] for one in loaded])
     sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
     source = replace(
         loaded[0].source,
@@ -108,6 +109,7 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.models.kernel_files import read_kernel
     from deconv_cli.report.run import KernelInput
+    from deconv_cli.saved_fields import field_of
 
     if is_formula(path):
         return _make_kernel(str(path), options)
@@ -119,8 +121,9 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
         normalize=options.normalize,
         clean=options.clean_kernel,
     )
+    taps = read.kernel if read.places is None else field_of(read)
     source = KernelInput(
-        kernel=Kernel.of_any(read.kernel),
+        kernel=Kernel.of_any(taps),
         path=str(path),
         convention=read.convention,
         sha256=read.sha256,
@@ -128,7 +131,7 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
         has_bias=read.bias is not None,
     )
     again = {"--kernel": path, **options.as_options(), "--layer": read.layer, "--convention": read.convention}
-    return LoadedKernel(source, read.kernel, read.bias, read.notes, again, read.picture_notes)
+    return LoadedKernel(source, taps, read.bias, read.notes, again, read.picture_notes)
 
 
 def is_formula(path: Path) -> bool:

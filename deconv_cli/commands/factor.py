@@ -87,17 +87,18 @@ def factor(
     from deconv_cli.report.run_record import describe_factor_run
     from deconv_cli.saved_inverses import KernelOrigin, SavedInverse, write_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-    from deconv_cli.workflows.arithmetic import as_kernel, pick_dtype
+    from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
     from deconv_cli.workflows.pipeline import assess_well_posedness
     from deconv_cli.workflows.resolution import resolve
 
     check_state_path(output, kernel, force=force)
     started = time.perf_counter()
     loaded, where = load_kernel(kernel, kernel_options), pick(device)
-    precision = pick_dtype(given.dtype, loaded.taps, where)
+    taps = check_single_kernel(loaded.taps)
+    precision = pick_dtype(given.dtype, taps, where)
     resolved = resolve(given, loaded.kernel).settings
     building = time.perf_counter()
-    inverse = PseudoInverse(as_kernel(loaded.taps, where, precision), image_size, resolved)
+    inverse = PseudoInverse(as_kernel(taps, where, precision), image_size, resolved)
     factored = time.perf_counter() - building
     well_posedness = assess_well_posedness(inverse)
     source = loaded.source

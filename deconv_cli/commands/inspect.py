@@ -125,7 +125,7 @@ class _Reader:
             "entries": entries,
             "metadata": found.metadata,
             "made_by": None if found.record is None else _made_by(found.record),
-            "notes": list(found.notes),
+            "notes": [*found.notes, *_field_notes(found)],
             "time_s": time.perf_counter() - started,
         }
 
@@ -202,6 +202,16 @@ def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
         if not isinstance(codec, TorchFile):
             raise
         return open_torch_file(path, read_head(path))[0]
+
+
+def _field_notes(found: Inspected) -> list[str]:
+    """Describe a kernel that varies over the frame in a sentence."""
+    from deconv_cli.models.kernel_field_files import FIELD_TENSORS
+    from deconv_cli.saved_fields import load_kernel_field
+
+    if {entry.name for entry in found.entries} != set(FIELD_TENSORS):
+        return []
+    return [f"the file holds {load_kernel_field(found.path).describe()}"]
 
 
 def _made_by(record: dict[str, Any]) -> str | None:

@@ -120,6 +120,7 @@ def align(
     """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and mend it."""
     from deconv_cli.commands.context import load_kernels
     from deconv_cli.io import read_image
+    from deconv_cli.workflows.arithmetic import check_single_kernel
     from deconv_cli.workflows.blind import align_kernel
 
     if output is not None:
@@ -127,7 +128,13 @@ def align(
     image, loaded = read_image(photo), load_kernels(kernel, reading)
     chosen = light_of(image, light)
     truth = None if sharp is None else read_image(sharp).values
-    found = align_kernel(loaded.taps, image.values, sharp=truth, tone_curve=chosen.curve, jpeg_table=image.jpeg_table)
+    found = align_kernel(
+        check_single_kernel(loaded.taps),
+        image.values,
+        sharp=truth,
+        tone_curve=chosen.curve,
+        jpeg_table=image.jpeg_table,
+    )
     record = {
         "schema": 1,
         "command": "kernel align",

@@ -196,7 +196,12 @@ def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstructi
     from deconv_cli.workflows.blind import doubt_alignment
 
     source, image = context.loaded.source, loaded.image
-    is_single = source.kernel.shared and source.estimate is None and context.loaded.inverse is None
+    is_single = (
+        source.kernel.shared
+        and source.kernel.field is None
+        and source.estimate is None
+        and context.loaded.inverse is None
+    )
     if not (image.is_picture and is_single) or image.record is not None:
         return ()
     taps = source.kernel.taps[0, 0].cpu()

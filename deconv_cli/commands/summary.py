@@ -99,8 +99,11 @@ def _light_rows(run: ForwardRun | InvertRun, reason: str, curve: ToneCurve | Non
 
 
 def _kernel(source: KernelInput) -> str:
-    gain, taps = source.kernel.dc_gain, source.kernel.taps
-    if source.kernel.is_per_channel:
+    gain, taps, field = source.kernel.dc_gain, source.kernel.taps, source.kernel.field
+    if field is not None:
+        sums = [total for row in field.sums for total in row]
+        total = f"varies over {_by(field.grid)} places of the frame, sums {min(sums):.4g} to {max(sums):.4g}"
+    elif source.kernel.is_per_channel:
         total = f"one for each channel, sums {', '.join(f'{row[0]:.4g}' for row in gain)}"
     else:
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"

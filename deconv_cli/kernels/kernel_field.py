@@ -66,6 +66,22 @@ class KernelField:
         return len(self.rows), len(self.columns)
 
     @property
+    def sums(self) -> list[list[float]]:
+        """What the kernel of each place makes of a constant image: rows of sums of taps."""
+        sums: list[list[float]] = self.taps.double().sum(dim=(2, 3)).tolist()
+        return sums
+
+    def describe(self) -> str:
+        """Say in a clause what it holds."""
+        (n_rows, n_columns), (height, width) = self.grid, self.taps.shape[2:]
+        rows, columns = (", ".join(f"{place:.3g}" for place in places) for places in (self.rows, self.columns))
+        sums = [total for row in self.sums for total in row]
+        return (
+            f"a kernel that varies over the frame: {n_rows}×{n_columns} kernels of {height}×{width} taps, at {rows} of "
+            f"its height and {columns} of its width, with sums from {min(sums):.4g} to {max(sums):.4g}"
+        )
+
+    @property
     def middle(self) -> Tensor:
         """The taps in the middle, which stand for all where a single kernel is wanted, shape `(kH, kW)`."""
         return self.taps[middle_place(self.taps)]

@@ -13,6 +13,7 @@ from deconv_cli.io.image import read_image
 from deconv_cli.io.samples import check_finite
 from deconv_cli.io.sources import open_source
 from deconv_cli.io.tensors import TensorCodec
+from deconv_cli.models.kernel_field_files import FieldTensors, read_field_tensors
 from deconv_cli.models.layers import Layer, read_layer
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws
 from deconv_cli.vocabulary import Convention
@@ -23,11 +24,13 @@ class KernelFile:
     """A kernel as read, its taps in the order of a cross-correlation.
 
     Attributes:
-        kernel: float32 or float64, shape `(kH, kW)`, `(C, kH, kW)` for one a channel, or `(C_out, C_in, kH, kW)`.
+        kernel: float32 or float64, shape `(kH, kW)`, `(C, kH, kW)` for one a channel, or `(C_out, C_in, kH, kW)`; of a
+            kernel field `(n_rows, n_columns, kH, kW)`.
         bias: what the layer adds to each output channel, shape `(C_out,)`.
         layer: the layer of a model that the kernel was taken from.
         convention: what the file held.
         picture_notes: what to know besides if it is a picture that the kernel is applied to, or undone in.
+        places: the rows and the columns of a kernel field, in parts of the frame; `None` of other kernels.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class KernelFile:
     sha256: str
     notes: tuple[str, ...]
     picture_notes: tuple[str, ...] = ()
+    places: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 UNIT_SUM = 0.01
@@ -72,6 +76,14 @@ def read_kernel(
     head, sha256 = open_source(path)
     codec = codec_of_content(path, head)
     notes = suffix_note(path, codec)
+    field = read_field_tensors(path, codec) if isinstance(codec, TensorCodec) and layer is None else None
+    if field is not None:
+        if clean:
+            raise UsageError(
+                f"clean_kernel=True crops each kernel by itself, so that those of the field '{path}' would not lie "
+                "alike; leave it out."
+            )
+        return _field_file(path, field, sha256, notes, convention or Convention.CORRELATION, normalize=bool(normalize))
     if isinstance(codec, TensorCodec):
         found = read_layer(path, codec, head, layer)
     elif layer is not None:
@@ -85,7 +97,7 @@ def read_kernel(
     taps = found.weight[0] if found.weight.ndim == 3 and len(found.weight) == 1 else found.weight
     if held is Convention.CONVOLUTION:
         taps = taps.flip((-2, -1))
-        notes += ("the file holds a convolution, so its taps were flipped along both axes",)
+        notes += (_FLIPPED,)
     dtype = torch.float64 if taps.dtype == torch.float64 else torch.float32
     if clean:
         taps, note = clean_psf(taps)
@@ -102,6 +114,29 @@ def read_kernel(
         of_picture += _sum_notes(taps)
     taken = _as_floating(found.bias) if bias and found.bias is not None else None
     return KernelFile(path, taps.to(dtype).contiguous(), taken, found.name, held, sha256, notes, of_picture)
+
+
+def _field_file(
+    path: Path, field: FieldTensors, sha256: str, notes: tuple[str, ...], held: Convention, *, normalize: bool
+) -> KernelFile:
+    """Bring the kernels of a field into the order of a cross-correlation, and divide each by its sum where wanted."""
+    check_finite(path, field.kernels, "kernel field")
+    taps = _as_floating(field.kernels)
+    if held is Convention.CONVOLUTION:
+        taps = taps.flip((-2, -1))
+        notes += (_FLIPPED,)
+    sums = taps.double().sum(dim=(-2, -1), keepdim=True)
+    if normalize and bool((sums == 0).any()):
+        raise UsageError(f"a kernel of the field '{path}' cannot be divided by its sum, which is zero.")
+    taps = (taps / sums).to(taps.dtype) if normalize else taps
+    notes += ("the taps of each kernel were divided by their sum",) if normalize else ()
+    size = f"{taps.shape[0]}×{taps.shape[1]}"
+    notes += (f"the kernel varies over the frame: between {size} places it changes smoothly",)
+    places = (field.rows, field.columns)
+    return KernelFile(path, taps.contiguous(), None, None, held, sha256, notes, places=places)
+
+
+_FLIPPED = "the file holds a convolution, so its taps were flipped along both axes"
 
 
 def _read_psf_picture(path: Path) -> torch.Tensor:

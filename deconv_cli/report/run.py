@@ -48,7 +48,9 @@ class KernelInput:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the taps, without an axis of channels that the kernel does not mix."""
-        taps = self.kernel.taps
+        taps = self.kernel.all_taps
+        if self.kernel.field is not None:
+            return tuple(taps.shape)
         if self.kernel.is_per_channel:
             return (taps.shape[0], *taps.shape[2:])
         return tuple(taps.shape[2:] if self.kernel.shared else taps.shape)

@@ -75,6 +75,7 @@ def describe_kernel(source: KernelInput) -> Record:
         "convention": source.convention.value,
         "sha256": source.sha256,
         "dc_gain": _dc_gain(kernel),
+        "field": kernel.field and {"rows": list(kernel.field.rows), "columns": list(kernel.field.columns)},
         "bias": source.has_bias,
         **({} if source.estimate is None else {"estimate": describe_estimate(source.estimate)}),
     }
@@ -82,6 +83,8 @@ def describe_kernel(source: KernelInput) -> Record:
 
 def _dc_gain(kernel: Kernel) -> float | list[float] | list[list[float]]:
     gains = kernel.dc_gain
+    if kernel.field is not None:
+        return kernel.field.sums
     if kernel.is_per_channel:
         return [row[0] for row in gains]
     return gains[0][0] if kernel.shared else gains

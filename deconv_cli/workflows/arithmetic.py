@@ -81,8 +81,8 @@ def as_any_kernel(kernel: Tensor | KernelField, device: torch.device, dtype: tor
     return Kernel.of_any(kernel.to(device), dtype)
 
 
-def check_single_kernel(kernel: Tensor | KernelField) -> None:
-    """Refuse a kernel that varies over the frame, and what is no kernel by its type.
+def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
+    """Refuse a kernel that varies over the frame, and what is no kernel by its type; gives the kernel itself.
 
     Raises:
         UsageError: it is no tensor.
@@ -94,6 +94,7 @@ def check_single_kernel(kernel: Tensor | KernelField) -> None:
             "place, such as field.taps[0, 0]."
         )
     check_kernel(kernel)
+    return kernel
 
 
 def check_kernel(kernel: Tensor | KernelField) -> None:
