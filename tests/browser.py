@@ -103,6 +103,18 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the mouse at one place of the window, in pixels, and let it go at another."""
+        for kind, (x, y), buttons in [("Pressed", start, 1), ("Moved", end, 1), ("Released", end, 0)]:
+            pressed = {"button": "left", "buttons": buttons, "clickCount": 1}
+            self._ask("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **pressed)
+
+    def press(self, key: str) -> None:
+        """Press a key that has a name, such as `ArrowRight`."""
+        codes = {"ArrowLeft": 37, "ArrowRight": 39}
+        for kind in ("rawKeyDown", "keyUp"):
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+
     def _ask(self, method: str, *, session: bool = True, **params: Any) -> dict[str, Any]:
         self._number += 1
         question = {"id": self._number, "method": method, "params": params}

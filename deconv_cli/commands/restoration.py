@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deconv_cli.report.record import Record
     from deconv_cli.report.run import InvertRun
     from deconv_cli.workflows.diagnose import Diagnosis
+    from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
     from deconv_cli.workflows.resolution import RecordedConvolution
@@ -76,15 +77,18 @@ class Restoration:
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
         result = pipeline.reconstruct(loaded.values, resolution, truth=planned.truth, progress=progress)
-        diagnosis = None
+        diagnosis: Diagnosis | None = None
+        views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
             progress.begin("examining the result")
             # A page asks for a prediction, which is refused of estimates that are not linear.
             diagnosis = pipeline.diagnose(result, loaded.values)
+            views = pipeline.vary_lambda(result, loaded.values)
         progress.begin("writing")
         prepared = plan.prepare(result.image.cpu())
         result = _measured(result, loaded, prepared)
         run = self._describe(job, loaded, prepared, result, diagnosis)
+        run = replace(run, lambda_views=views)
         record = describe_run(run)
         prepared.write(record)
         planned.write(run, record, loaded.values.to(result.image.dtype))

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deconv_cli.report.comparison import draw_comparison, draw_views
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
+from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers, key_numbers
 from deconv_cli.report.page_header import write_header
 from deconv_cli.report.page_images import images_to_show
@@ -44,11 +46,16 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     result, diagnosis, record = run.reconstruction, run.diagnosis, describe_run(run)
     assert diagnosis is not None
     images, omission = images_to_show(run, diagnosis, data, truth)
-    pictures, side = draw_pictures(images)
+    comparison = draw_comparison(images) if run.source.is_picture else None
+    compared = ("Input", "Estimate") if comparison is not None and comparison.is_whole else ()
+    pictures, side = draw_pictures([image for image in images if image.name not in compared])
     longest = max(max(image.values.shape[-2:]) for image in images)
     return environment.get_template("page.html").render(
         title=Path(run.source.path).name,
         header=write_header(run, diagnosis),
+        comparison=comparison,
+        kernel=describe_kernel_section(run.kernel),
+        views=draw_views(run.lambda_views, images),
         pictures=pictures,
         omission=omission,
         is_smaller=longest > side,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from deconv_cli.report.display_range import display_range
@@ -37,6 +38,8 @@ def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> 
     truths = [] if truth is None else _channels(truth, is_picture)
     # A photograph and its restoration are of one kind; what a layer gives is not of the kind that it takes.
     low, high = display_range(*estimates, *truths, *(inputs if is_picture else []))
+    if is_picture and np.issubdtype(run.source.dtype, np.integer):
+        low, high = _within_limits(low, high, np.iinfo(run.source.dtype))
     of_data = (low, high) if is_picture else display_range(*inputs)
     together = "" if truth is None else ", as the truth has"
     scale = f"The estimate has the same scale{together}." if is_picture else "It has a scale of its own."
@@ -47,6 +50,13 @@ def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> 
         *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in _named("Estimate", estimates)),
         *(ScaledImage(name, x, low, high, "What was to be found.", unit) for name, x in _named("Truth", truths)),
     ]
+
+
+def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, float]:
+    """Narrow a range: what overshoots that of the samples is neither darker than black nor lighter than white."""
+    darkest, lightest = float(limits.min), float(limits.max)
+    low, high = max(low, darkest), min(high, lightest)
+    return (low, high) if low < high else (darkest, lightest)
 
 
 def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage]:

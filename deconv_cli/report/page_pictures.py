@@ -14,8 +14,8 @@ from deconv_cli.report.png_encoder import encode_png
 # Longest side of a picture in pixels: at most, and at least.
 MAX_SIDE = 1024
 MIN_SIDE = 128
-# Bytes of all pictures together; base64 makes four of three.
-MAX_BYTES = 1_300_000
+# Bytes of the pictures that are drawn together; base64 makes four of three.
+MAX_BYTES = 1_000_000
 # Levels of a color map: more cannot be told apart, and would take twice the space.
 N_LEVELS = 64
 SCALE_LENGTH = 64

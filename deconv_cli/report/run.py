@@ -13,6 +13,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike
 from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.light import ChosenLight
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -116,11 +117,15 @@ class ForwardRun(ImageRun):
 
 @dataclass(frozen=True, eq=False)
 class InvertRun(ImageRun):
-    """A finished run of `deconv invert`, with the diagnosis for a page, and the file of an inverse that was given."""
+    """A finished run of `deconv invert`, with the file of an inverse that was given.
+
+    For a page there are a diagnosis, and a detail under other λ.
+    """
 
     reconstruction: Reconstruction
     diagnosis: Diagnosis | None
     factor: FactorInput | None
+    lambda_views: tuple[LambdaView, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

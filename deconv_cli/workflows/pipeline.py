@@ -36,6 +36,7 @@ from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
+from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -202,6 +203,11 @@ class Pipeline:
         assert self.inverse is not None
         data = y.to(result.image.dtype)
         return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+
+    def vary_lambda(self, result: Reconstruction, y: Tensor) -> tuple[LambdaView, ...]:
+        """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas`."""
+        taps = self._kernel if self._given is None else self._given.kernel.taps
+        return restore_at_lambdas(taps, result, y, self._bias)
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
         """Return whether each channel has a kernel or a λ of its own."""

@@ -132,7 +132,13 @@ def test_the_page_shows_how_lambda_was_chosen_and_the_error_against_the_truth(de
     assert record["diagnosis"]["noise"] == 1
     assert record["diagnosis"]["noise_is_given"] is True
     text = page.read_text(encoding="utf-8")
-    for heading in ("The choice of λ", "<strong>Truth.</strong>", "<strong>Predicted error.</strong>"):
+    for heading in (
+        "Before and after",
+        "A detail under five λ",
+        "The choice of λ",
+        "<strong>Truth.</strong>",
+        "<strong>Predicted error.</strong>",
+    ):
         assert heading in text
     assert record["lambda_reason"].split(";")[0] in text
     assert "<strong>Actual error.</strong>" in text

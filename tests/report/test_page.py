@@ -14,11 +14,17 @@ import torch
 from browser import NAMES, Browser, find_browser
 
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
+from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.report.comparison import draw_comparison, draw_views
 from deconv_cli.report.drawing import DARK, LIGHT
+from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers
+from deconv_cli.report.page_pictures import draw_pictures
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows.lambda_series import RATIOS, LambdaView, find_detail
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -172,7 +178,7 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
     assert shown == [(name, str(number)) for name in ("Input", "Estimate") for number in (1, 2, 3)]
     plain = Reader(contents(3).render()).text
     assert "Shown:" not in plain
-    assert "The estimate has the same scale." in plain
+    assert "Both have one scale" in plain
 
 
 def test_nothing_of_matplotlib_is_left_changed(contents):
@@ -214,11 +220,85 @@ def test_a_page_of_a_large_picture_stays_small(full_contents):
     large = dataclasses.replace(small, data=data, truth=truth).with_diagnosis(residual=residual)
     page = large.with_result(image=estimate, predicted_error=predicted).render()
     # The plots of a large kernel and a rugged border take up to 700 000 more than those of here.
-    assert len(page.encode()) < 2_250_000
+    assert len(page.encode()) < 3_250_000
     text = Reader(page).text
     sentence = re.search(r"the pictures of up to 2048 pixels were averaged down to at most (\d+) a side", text)
     assert sentence
     assert 128 <= int(sentence[1]) <= 1024
+
+
+def test_a_picture_is_compared_with_its_estimate_pixel_by_pixel(contents):
+    given = contents()
+    images, _ = given.images()
+    comparison = draw_comparison(images)
+    assert comparison.is_whole
+    assert (comparison.before.uri, comparison.after.uri) == tuple(p.uri for p in draw_pictures(images[:2])[0])
+    labels = [a["aria-label"] for a in Reader(given.render()).of("div") if a.get("class") == "view"]
+    assert labels == ["Input", "Estimate", "Residual"]
+
+
+def test_of_a_picture_that_is_larger_a_detail_is_compared_and_the_whole_shown_too(full_contents, monkeypatch):
+    monkeypatch.setattr("deconv_cli.report.comparison.MAX_SIDE", 40)
+    given = full_contents()
+    comparison = draw_comparison(given.images()[0])
+    assert (comparison.after.width, comparison.after.height, comparison.is_whole) == (40, 40, False)
+    assert comparison.caption == "The 40×40 pixels of 60×72 with most detail."
+    rows, columns = find_detail(given.data, 40, 40)
+    assert torch.equal(comparison.after.image.values, given.run.reconstruction.image[0, rows, columns])
+    assert torch.equal(comparison.after.image.mask, ~given.run.reconstruction.predicted_error.trusted[rows, columns])
+    labels = [a["aria-label"] for a in Reader(given.render()).of("div") if a.get("class") == "view"]
+    assert labels == ["Input", "Estimate", "Input", "Estimate", "Truth", "Residual", "Predicted error", "Actual error"]
+
+
+def test_what_has_no_common_scale_or_size_is_not_compared(contents):
+    given = contents()
+    assert "Before and after" not in given.with_source(is_picture=False).render()
+    smaller = given.with_result(image=given.run.reconstruction.image[..., 1:])
+    assert draw_comparison(smaller.images()[0]) is None
+
+
+def test_the_kernel_is_drawn_as_what_becomes_of_a_point(contents):
+    given = contents()
+    kernel = dataclasses.replace(given.run.kernel, kernel=Kernel.from_tensor(torch.tensor([[0.0, 1.0, 3.0]])))
+    section = describe_kernel_section(kernel)
+    assert section.picture.image.values.tolist() == [[3.0, 1.0, 0.0]]
+    assert (section.origin, section.numbers) == (f"Given: kernels/{HOSTILE}, 1×3 taps.", ())
+    mixing = describe_kernel_section(dataclasses.replace(kernel, kernel=Kernel.from_tensor(torch.ones(4, 2, 3, 3))))
+    assert mixing.picture.image.caption.startswith("The first of 8 kernels.")
+
+
+def test_a_kernel_that_was_found_has_its_errors_and_its_rivals(contents):
+    candidates = tuple(
+        Candidate(family, numbers, misfit)
+        for family, numbers, misfit in [("disk", (5.2,), 3.0), ("gaussian", (2.5,), 12.5), ("none", (), 515.0)]
+    )
+    found = KernelEstimate(True, "disk", (Parameter("RADIUS", 5.2, 0.125),), candidates, 512.0)
+    given = contents()
+    kernel = dataclasses.replace(given.run.kernel, path="disk:5.2", estimate=found)
+    page = dataclasses.replace(given, run=dataclasses.replace(given.run, kernel=kernel)).render()
+    text = Reader(page).text
+    assert "Found in the picture itself: disk:5.2, 3×3 taps." in text
+    for row in ("Family disk", "Radius 5.2 ± 0.12 pixels", "Runner-up gaussian:2.5", "the runner-up 9.5", "blur 512"):
+        assert row in text
+    (alt,) = [a["alt"] for a in Reader(page).of("img") if "Below the likeliest" in a["alt"]]
+    assert "disk:5.2 by 0; gaussian:2.5 by 9.5; no blur by 512." in alt
+
+
+def test_five_lambdas_stand_side_by_side_and_the_one_taken_is_framed(contents):
+    given = contents(3)
+    shades = torch.linspace(0, 100, 5)
+    views = tuple(
+        LambdaView(ratio, (1e-2 * ratio,), shade.expand(3, 8, 8)) for ratio, shade in zip(RATIOS, shades, strict=True)
+    )
+    page = dataclasses.replace(given, run=dataclasses.replace(given.run, lambda_views=views)).render()
+    text = Reader(page).text
+    words = ["λ / 100. λ = 0.0001.", "λ / 10. λ = 0.001.", "λ, as taken. λ = 0.01.", "λ × 10. λ = 0.1."]
+    assert " ".join([*words, "λ × 100. λ = 1."]) in text
+    (framed,) = re.findall(r'<figure class="taken">.*?</figure>', page, re.DOTALL)
+    assert words[2] in Reader(framed).text
+    estimate = given.images()[0][1]
+    assert {(p.image.low, p.image.high) for p, _ in draw_views(views, [estimate])} == {(estimate.low, estimate.high)}
+    assert "under five λ" not in given.render()
 
 
 BROWSER = find_browser()
@@ -285,6 +365,41 @@ def test_all_pictures_zoom_and_move_together(page, browse):
     browser.run("document.getElementById('hatching').click()")
     assert browser.run("getComputedStyle(document.querySelector('.hatching')).display") == "none"
     assert browser.messages == []
+
+
+@needs_browser
+def test_the_line_between_before_and_after_is_dragged(page, browse):
+    browser, _ = browse(page)
+    cut = "document.querySelector('.cut').value"
+    shown = "getComputedStyle(document.querySelector('.before')).clipPath"
+    corners = "[...document.querySelectorAll('.pane')].map((p) => p.getBoundingClientRect()).map((b) => [b.x, b.y])"
+    first, second = browser.run(corners)
+    assert first == second
+    assert (browser.run(cut), browser.run(shown)) == ("50", "inset(0px 50% 0px 0px)")
+    browser.run("document.querySelector('.panes').scrollIntoView({block: 'center'})")
+    box = browser.run("document.querySelector('.panes').getBoundingClientRect().toJSON()")
+    middle = box["y"] + box["height"] / 2
+    browser.drag((box["x"] + box["width"] / 2, middle), (box["x"] + box["width"] / 4, middle))
+    assert (browser.run(cut), browser.run(shown)) == ("25", "inset(0px 75% 0px 0px)")
+    browser.run("document.querySelector('.cut').focus()")
+    browser.press("ArrowRight")
+    assert (browser.run(cut), browser.run(shown)) == ("26", "inset(0px 74% 0px 0px)")
+    # Enlarged, the picture itself is moved, and the line by its handle.
+    browser.run("document.querySelector('[data-zoom=in]').click()")
+    browser.drag((box["x"] + box["width"] * 0.8, middle), (box["x"] + box["width"] * 0.7, middle))
+    assert browser.run(cut) == "26"
+    assert browser.run("document.querySelector('.layer').style.transform") != "translate(-25%, -25%) scale(1.5)"
+    browser.drag((box["x"] + box["width"] * 0.26, middle), (box["x"] + box["width"] * 0.9, middle))
+    assert browser.run(cut) == "90"
+    assert browser.messages == []
+
+
+@needs_browser
+def test_without_scripts_before_and_after_stand_side_by_side(page, browse):
+    browser, _ = browse(page.replace("<script>", "<script>throw 'none';"))
+    first, second = browser.run("[...document.querySelectorAll('.pane')].map((p) => p.getBoundingClientRect().x)")
+    assert second > first + 200
+    assert browser.run("getComputedStyle(document.querySelector('.cut')).display") == "none"
 
 
 @needs_browser

@@ -94,10 +94,20 @@ def test_the_range_leaves_the_most_extreme_out():
 def test_pictures_share_a_scale_and_tensors_do_not(contents):
     given = contents()
     for is_picture in (True, False):
-        shown = dataclasses.replace(given, data=100 * given.data).with_source(is_picture=is_picture)
+        shown = dataclasses.replace(given, data=100 * given.data).with_source(is_picture=is_picture, dtype="float32")
         (first, second, *_), _ = shown.images()
         assert ((first.low, first.high) == (second.low, second.high)) is is_picture
         estimate = shown.run.reconstruction.image
         assert (first.low, first.high) == (
             display_range(shown.data, estimate) if is_picture else display_range(shown.data)
         )
+
+
+def test_black_and_white_of_whole_numbers_are_those_of_their_range(contents):
+    """An estimate that overshoots does not make the picture pale."""
+    given = contents()
+    estimate = 255 * torch.linspace(-0.5, 1.5, 60 * 72).reshape(1, 60, 72)
+    (before, after, *_), _ = given.with_result(image=estimate).images()
+    assert (before.low, before.high) == (after.low, after.high) == (0.0, 255.0)
+    below = dataclasses.replace(given, data=torch.zeros(1, 60, 72)).with_result(image=estimate.clamp(max=-1))
+    assert (below.images()[0][0].low, below.images()[0][0].high) == (0.0, 255.0)

@@ -1,0 +1,132 @@
+"""A detail of a picture restored under a weaker and a stronger λ than the one that was taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.workflows.apply_kernel import subtract_bias
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""λ over the one that was taken."""
+SIDE = 192
+"""Of the detail, in pixels, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class LambdaView:
+    """The detail under one λ.
+
+    Attributes:
+        ratio: λ over the one that was taken.
+        lams: λ of all channels, or of each.
+        image: shape `(C, h, w)`, on the scale of the data as they were given.
+    """
+
+    ratio: float
+    lams: tuple[float, ...]
+    image: Tensor
+
+
+def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
+    """Find the rows and columns where neighboring pixels differ most.
+
+    Args:
+        image: shape `(*, H, W)`; leading axes are averaged.
+        height: of the detail; all rows where there are no more.
+        width: of the detail.
+    """
+    plane = image.detach().cpu().float().reshape(-1, *image.shape[-2:]).mean(0)
+    height, width = min(height, plane.shape[0]), min(width, plane.shape[1])
+    contrast = plane.diff(dim=0, prepend=plane[:1]).abs() + plane.diff(dim=1, prepend=plane[:, :1]).abs()
+    step = max(min(height, width) // 8, 1)
+    blocks = functional.avg_pool2d(contrast[None], step)
+    means = functional.avg_pool2d(blocks, (height // step, width // step), stride=1)[0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    top, left = min(row * step, plane.shape[0] - height), min(column * step, plane.shape[1] - width)
+    return slice(top, top + height), slice(left, left + width)
+
+
+def restore_at_lambdas(
+    taps: Tensor | KernelField, result: Reconstruction, y: Tensor, bias: Tensor | None = None
+) -> tuple[LambdaView, ...]:
+    """Restore the detail of the first image that has most contrast, under λ from a hundredth to a hundredfold.
+
+    The detail is cut out with a margin beyond which nothing is assumed, so that it costs the same in a picture of any
+    size.
+
+    Args:
+        taps: the kernel, as the result was made with it.
+        result: what was reconstructed.
+        y: its data, shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`.
+        bias: of each channel.
+
+    Returns:
+        One view for each of `RATIOS`; none where there is no λ to change, or where the kernel mixes channels or varies
+        over the frame.
+    """
+    settings = result.settings
+    if isinstance(taps, KernelField):
+        return ()
+    lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)
+    kernels = _kernels(taps.to(result.image), n_channels=len(lams))
+    if not kernels or not settings.is_linear or not settings.has_lambda or min(lams) == 0:
+        return ()
+    stored, curve = (y if y.ndim == 3 else y[0]).detach(), result.tone_curve
+    data = stored.to(result.image.dtype)
+    data = subtract_bias(data if curve is None else curve.to_light(data), bias)
+    size = tuple(data.shape[-2:])
+    # Farther away than two kernels little of what was cut off is left.
+    parts = [
+        _with_margin(part, 2 * n_taps, length)
+        for part, n_taps, length in zip(find_detail(stored, SIDE, SIDE), kernels[0].size, size, strict=True)
+    ]
+    (outer_rows, rows), (outer_columns, columns) = parts
+    cut = data[:, outer_rows, outer_columns]
+    is_whole = tuple(cut.shape[-2:]) == size and result.padding == "same"
+    alike = ResolvedSettings(
+        boundary=result.boundary if is_whole else "unknown",
+        penalty=settings.penalty,
+        tolerance=settings.tolerance,
+        max_memory=settings.max_memory,
+    )
+    views = []
+    for ratio in RATIOS:
+        weights = tuple(ratio * lam for lam in lams)
+        image = _restore(kernels, weights, alike, cut)
+        image = image if curve is None else curve.to_stored(image)
+        views.append(LambdaView(ratio, weights, image[:, rows, columns]))
+    return tuple(views)
+
+
+def _with_margin(part: slice, margin: int, length: int) -> tuple[slice, slice]:
+    """Widen a part of an axis; give it, and where the part lies in it."""
+    start = max(part.start - margin, 0)
+    return slice(start, min(part.stop + margin, length)), slice(part.start - start, part.stop - start)
+
+
+def _kernels(taps: Tensor, n_channels: int) -> list[Kernel]:
+    """Give the kernel of all channels, or of each; none where it mixes them, or is not of two dimensions."""
+    if taps.ndim > 4 or (n_channels == 1 and taps.ndim == 4 and taps.shape[:2] != (1, 1)):
+        return []
+    planes = taps.detach().reshape(-1, *taps.shape[-2:])
+    return [Kernel.from_tensor(planes[channel % len(planes)]) for channel in range(n_channels)]
+
+
+def _restore(kernels: list[Kernel], lams: tuple[float, ...], settings: ResolvedSettings, data: Tensor) -> Tensor:
+    size = tuple(data.shape[-2:])
+    parts = data.split(len(data) // len(kernels))
+    return torch.cat(
+        [
+            (inverse := PseudoInverse(kernel, size, replace(settings, lam=lam))).frame(inverse.solve(part).value)
+            for kernel, lam, part in zip(kernels, lams, parts, strict=True)
+        ]
+    )
