@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, LinearOperator
+    from deconv_cli.operators.varying_convolution import VaryingConvolution
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -92,6 +93,7 @@ __all__ = [
     "UnsafeInputError",
     "UntrustworthyResultError",
     "UsageError",
+    "VaryingConvolution",
     "Verdict",
     "__version__",
     "align_kernel",
@@ -120,6 +122,7 @@ _HOMES = {
     "Kernel": "deconv_cli.kernels.kernel",
     "KernelField": "deconv_cli.kernels.kernel_field",
     "LinearOperator": "deconv_cli.operators.linear_operator",
+    "VaryingConvolution": "deconv_cli.operators.varying_convolution",
     "Identity": "deconv_cli.operators.linear_operator",
     "Gradient": "deconv_cli.operators.differences",
     "Laplacian": "deconv_cli.operators.differences",

@@ -103,6 +103,11 @@ class Kernel:
         return tuple(self.taps.shape[2:])
 
     @property
+    def is_varying(self) -> bool:
+        """Whether the kernel varies over the frame."""
+        return self.field is not None
+
+    @property
     def all_taps(self) -> Tensor:
         """The taps, or those of all places of a field, shape `(n, m, *k)`."""
         return self.taps if self.field is None else self.field.taps

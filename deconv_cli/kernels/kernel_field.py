@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class KernelField:
     taps: Tensor
     rows: tuple[float, ...]
     columns: tuple[float, ...]
+
+    is_varying: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):

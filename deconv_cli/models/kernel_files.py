@@ -130,8 +130,6 @@ def _field_file(
         raise UsageError(f"a kernel of the field '{path}' cannot be divided by its sum, which is zero.")
     taps = (taps / sums).to(taps.dtype) if normalize else taps
     notes += ("the taps of each kernel were divided by their sum",) if normalize else ()
-    size = f"{taps.shape[0]}×{taps.shape[1]}"
-    notes += (f"the kernel varies over the frame: between {size} places it changes smoothly",)
     places = (field.rows, field.columns)
     return KernelFile(path, taps.contiguous(), None, None, held, sha256, notes, places=places)
 

@@ -64,6 +64,11 @@ class Convolution(LinearOperator):
         padding: Padding = "same",
         boundary: str | BoundaryRule = "zero",
     ) -> None:
+        if getattr(kernel, "is_varying", False):
+            raise UsageError(
+                "a kernel that varies over the frame is no single convolution; build VaryingConvolution(field.taps, "
+                "field.rows, field.columns, image_size)."
+            )
         taps = _canonical_taps(getattr(kernel, "taps", kernel), _check_size(image_size))
         self.kernel, self.dtype, self.device = taps, taps.dtype, taps.device
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)

@@ -7,6 +7,7 @@ from cases import random
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.operators.convolution import Convolution
 
 TAPS = random((2, 3, 4, 5))
 ROWS, COLUMNS = (0.25, 0.75), (0.0, 0.5, 1.0)
@@ -54,3 +55,9 @@ def test_a_kernel_of_a_field_takes_every_channel_alike():
 def test_derivatives_in_a_field_are_refused():
     with pytest.raises(UsageError, match="detach its taps"):
         Kernel.of_any(KernelField(TAPS.clone().requires_grad_(), ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize("wrap", [lambda field: field, Kernel.of_any])
+def test_a_field_is_not_taken_for_one_kernel(wrap):
+    with pytest.raises(UsageError, match="no single convolution"):
+        Convolution(wrap(KernelField(TAPS, ROWS, COLUMNS)), (9, 9))

@@ -7,9 +7,11 @@ from cases import random
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solve import solve
 from deconv_cli.solvers.varying import VaryingPreconditioner
 
 
@@ -101,3 +103,14 @@ def test_only_its_own_method_takes_it_and_no_other_kernel():
         inverse_of(blurs((2, 2, 3, 3)), (9, 9), lam=1e-2, method="strip")
     with pytest.raises(UsageError, match="method varying is for kernels that vary over the frame"):
         PseudoInverse(Kernel.of_any(blurs((1, 1, 3, 3))), (9, 9), ResolvedSettings(lam=1e-2, method="varying"))
+
+
+def test_solve_takes_the_operator_like_any_other():
+    taps = blurs((2, 2, 3, 3))
+    operator = VaryingConvolution(taps, (0.3, 0.8), (0.1, 0.6), (6, 7), boundary="zero")
+    y = random((1, 6, 7))
+    found = solve(operator, y, penalty="identity", lam=1e-2).raise_for_status().value
+    matrix = operator.as_matrix()
+    weight = 1e-2 * torch.linalg.matrix_norm(matrix, 2) ** 2
+    expected = torch.linalg.solve(matrix.T @ matrix + weight * torch.eye(42), matrix.T @ y.flatten())
+    torch.testing.assert_close(found.flatten(), expected, rtol=1e-2, atol=1e-3)
