@@ -1,0 +1,127 @@
+"""A kernel of free form is found in a blurred picture, without its family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import conv2d, pad
+
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.blind.free_form import free_form
+from deconv_cli.kernels.blind.kernel_pyramid import balanced, boxed, pyramid, resampled
+from deconv_cli.kernels.blind.unit_simplex import least_squares_kernel, nearest_kernel
+
+FLAT = torch.full((3, 3), 1 / 9)
+
+
+def scene(size: int, seed: int = 0) -> torch.Tensor:
+    """Leaves that fell on one another: edges in all directions, as photographs have."""
+    g = torch.Generator().manual_seed(seed)
+    picture = torch.full((size, size), 0.3)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    for _ in range(150):
+        y, x, radius, value = torch.rand(4, generator=g).tolist()
+        is_leaf = (rows - y * size) ** 2 + (columns - x * size) ** 2 < (3 + 15 * radius**2) ** 2
+        picture = torch.where(is_leaf, torch.tensor(value), picture)
+    return picture
+
+
+def hook() -> torch.Tensor:
+    """A path that is like none of itself turned by half a circle."""
+    taps = torch.zeros(9, 9)
+    taps[1, 1:8] = 1
+    taps[1:6, 7] = 1.5
+    return taps / taps.sum()
+
+
+def blurred(size: int = 108) -> torch.Tensor:
+    y = conv2d(scene(size)[None, None], hook()[None, None])[0, 0]
+    return y + 0.001 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+
+
+def similarity(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest correlation over all shifts, 1 for kernels that are equal."""
+    n = len(a) + len(b)
+    spectra = [torch.fft.rfft2(taps.double(), s=(n, n)) for taps in (a, b)]
+    return float(torch.fft.irfft2(spectra[0] * spectra[1].conj(), s=(n, n)).max() / (a.norm() * b.norm()))
+
+
+def test_a_hook_is_found_where_no_family_fits():
+    found = free_form(blurred(), FLAT, size=9)
+    assert similarity(found.taps.float(), hook()) > 0.85 > 0.6 > similarity(FLAT, hook())
+    assert similarity(found.taps.float(), hook()) > similarity(found.taps.float().flip((0, 1)), hook()) + 0.1
+    assert found.taps.min() >= 0
+    assert float(found.taps.sum()) == pytest.approx(1)
+    assert found.taps.shape[0] == found.taps.shape[1]
+    numbers = torch.arange(len(found.taps), dtype=torch.float64) - len(found.taps) // 2
+    assert all(abs(float((found.taps.sum(axis) * numbers).sum())) <= 0.5 for axis in (0, 1))
+    assert found.noise_sigma == pytest.approx(0.001, abs=0.001)
+
+
+def test_the_same_picture_gives_the_same_kernel(monkeypatch):
+    monkeypatch.setattr("deconv_cli.kernels.blind.free_form._N_ITERATIONS", 3)
+    found = [free_form(blurred(48), FLAT, size=5).taps for _ in range(2)]
+    assert torch.equal(found[0], found[1])
+
+
+def test_the_part_with_edges_is_looked_at(monkeypatch):
+    monkeypatch.setattr("deconv_cli.kernels.blind.free_form._CROP", 64)
+    monkeypatch.setattr("deconv_cli.kernels.blind.free_form._N_ITERATIONS", 1)
+    picture = torch.full((160, 160), 0.5) + 1e-3 * torch.rand(160, 160, generator=torch.Generator().manual_seed(0))
+    picture[96:160, :64] = scene(64)
+    found = free_form(picture, FLAT, size=5)
+    assert found.part == (slice(96, 160), slice(0, 64))
+
+
+@pytest.mark.parametrize(
+    ("light", "start", "size", "error", "words"),
+    [
+        (torch.rand(64, 64), FLAT, 8, UsageError, "odd"),
+        (torch.rand(64, 64), FLAT, 101, UsageError, "3 to"),
+        (torch.rand(40, 64), FLAT, 15, ShapeError, "at least 45 × 45"),
+        (torch.rand(1, 64, 64), FLAT, 5, ShapeError, r"shape \(H, W\)"),
+        (torch.full((64, 64), float("nan")), FLAT, 5, MalformedInputError, "NaN"),
+        (torch.rand(64, 64), -FLAT, 5, MalformedInputError, "no negative tap"),
+        (torch.zeros(64, 64), FLAT, 5, MalformedInputError, "constant"),
+    ],
+)
+def test_what_cannot_be_is_refused(light, start, size, error, words):
+    with pytest.raises(error, match=words):
+        free_form(light, start, size=size)
+
+
+def test_the_kernel_of_least_squares_is_the_best_of_all_kernels():
+    g = torch.Generator().manual_seed(0)
+    design = torch.randn(40, 9, generator=g, dtype=torch.float64)
+    target = torch.randn(40, generator=g, dtype=torch.float64)
+    gram, moment = design.T @ design, design.T @ target
+    found = least_squares_kernel(gram, moment, torch.full((9,), 1 / 9, dtype=torch.float64))
+    assert found.min() >= 0
+    assert float(found.sum()) == pytest.approx(1)
+    # Optimal where the gradient is equal on the taps in use, and not smaller on the others.
+    gradient = gram @ found - moment
+    level = float(gradient[found > 0].max())
+    assert float(gradient[found > 0].min()) == pytest.approx(level, abs=1e-4)
+    assert float(gradient.min()) >= level - 1e-4
+
+
+def test_projection_leaves_kernels_alone():
+    kernel = hook().flatten().double()
+    assert torch.allclose(nearest_kernel(kernel), kernel, atol=1e-12)
+    assert torch.allclose(nearest_kernel(kernel + 0.3), kernel, atol=1e-12)
+
+
+def test_scales_end_at_three_taps_and_the_full_size():
+    scales = pyramid(27)
+    assert scales[0][0] == 3
+    assert scales[-1] == (27, 1.0)
+    assert all(n_taps % 2 == 1 and n_taps * factor >= 26 for n_taps, factor in scales)
+
+
+def test_taps_are_moved_and_resampled_about_the_middle():
+    taps = pad(torch.tensor([[0.25, 0.75]]), (0, 5, 0, 6))
+    assert boxed(taps)[3].sum() == 1
+    assert balanced(taps).tolist() == [[0, 0, 0], [0.25, 0.75, 0], [0, 0, 0]]
+    doubled = resampled(hook(), 17, 2.0)
+    assert float(doubled.sum()) == pytest.approx(1)
+    assert similarity(resampled(doubled, 9, 0.5), hook()) > 0.95
