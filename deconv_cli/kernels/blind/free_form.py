@@ -24,12 +24,12 @@ _CROP = 400
 _N_TIMES_KERNEL = 3
 """A picture must be so many times as large as the kernel."""
 _N_ITERATIONS = 15
-_N_KEPT = ((5, 8), (9, 3), (MAX_SIZE, 2))
+_N_KEPT = ((5, 8), (9, 3), (13, 2), (MAX_SIZE, 1))
 """On scales of up to so many taps a side, so many candidates are followed further."""
 _CORNER = ((0.0, 1.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
 _DIAGONAL = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 0.0))
 _LEANING = 0.8
-"""How much of a first kernel is not that of the family: one that equals itself turned by half a circle would stay so."""
+"""Share of a first kernel that is not the family's: one that equals itself turned by half a circle would stay so."""
 _LEAST_TAP = 0.03
 """Of the largest; what is smaller is noise."""
 _LEAST_NOISE = 0.02
