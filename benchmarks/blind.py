@@ -70,7 +70,7 @@ def cases(scale: Scale) -> list[Case]:
 def found_again(name: str, kernel: str) -> Figures:
     """Look for the blur of one photograph under one kernel, in every format."""
     torch.set_num_threads(1)
-    scene = _scene(name)
+    scene = load_scene(name)
     taps = _taps(kernel)
     blurred = torch.nn.functional.conv2d(scene[:, None], taps[None, None])[:, 0]
     noise = torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0), dtype=blurred.dtype)
@@ -89,7 +89,7 @@ def found_again(name: str, kernel: str) -> Figures:
 
 def timed(megapixels: int) -> Figures:
     """Time the search in a large photograph, by mirroring one."""
-    scene = _scene("grace hopper")
+    scene = load_scene("grace hopper")
     taps = _taps("disk:5.6")
     blurred = torch.nn.functional.conv2d(scene[:, None], taps[None, None])[:, 0].clamp(0, 1)
     y, curve, table_of_jpeg = _stored(blurred, "JPEG 95")
@@ -197,7 +197,7 @@ def _mirrored(n: int, length: int) -> Tensor:
 
 
 @cache
-def _scene(name: str) -> Tensor:
+def load_scene(name: str) -> Tensor:
     """Read a photograph in light from 0 to 1, shape `(3, H, W)`, float64, no larger than `FRAME`."""
     image = Image.open(_file_of(PHOTOGRAPHS[name])).convert("RGB")
     factor = round(max(image.size) / FRAME) or 1
