@@ -1,7 +1,7 @@
 """What a kernel that varies over the frame asks of a pipeline: refusals, and a λ from the pieces of the data.
 
-Measured on 160 × 160 pixels of five photographs, strokes and Gaussians at nine places, noise of 0.7 and 4: the median of
-the λ of the places costs 1 % of the least error, and 13 % at most; that of the middle kernel on all data up to 134 %.
+Measured on 160 × 160 pixels of five photographs, strokes and Gaussians at nine places, noise of 0.7 and 4: the median
+of the λ of the places costs 1 % of the least error, and 13 % at most; that of the middle kernel on all data 134 %.
 """
 
 from __future__ import annotations
