@@ -8,6 +8,7 @@ one by one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def conjugate_gradients(
         is_inverse=is_inverse,
         progress=progress,
         bounds_distance=problem.weight > 0,
+        least=lambda: problem.weight / problem.lam / problem.condition,
     )
 
 
@@ -53,6 +55,7 @@ def iterate(
     is_inverse: bool = False,
     progress: Progress | None = None,
     bounds_distance: bool = False,
+    least: Callable[[], float] | None = None,
 ) -> Solution:
     """Solve normal equations.
 
@@ -68,8 +71,9 @@ def iterate(
         progress: called after every iteration.
         bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
             near.
+        least: estimates the smallest eigenvalue of AᴴA + μLᴴL, for a start that is good enough as it is.
     """
-    ritz = RitzValues(preconditioner, 1.0 if is_inverse else math.inf)
+    ritz = RitzValues(preconditioner, 1.0 if is_inverse else math.inf, least)
 
     def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         return _run(equations, x, gradient, preconditioner, log, ritz)
@@ -91,9 +95,12 @@ class RitzValues:
             was given stands for it.
     """
 
-    def __init__(self, preconditioner: LinearOperator | None, at_first: float) -> None:
+    def __init__(
+        self, preconditioner: LinearOperator | None, at_first: float, least: Callable[[], float] | None = None
+    ) -> None:
         self._preconditioner = preconditioner
         self._at_first = at_first
+        self._least = least
         self.inverse_trace: Tensor | None = None
 
     def add(self, inverse_trace: Tensor) -> None:
@@ -110,6 +117,8 @@ class RitzValues:
         """
         if equations.least_curvature is not None:
             return equations.distance(gradient, equations.least_curvature)
+        if self.inverse_trace is None and self._least is not None and self._at_first == math.inf:
+            return equations.distance(gradient, self._least())
         moved = gradient if self._preconditioner is None else self._preconditioner.forward(gradient)
         size, trace = equations.norm(moved), self.inverse_trace
         return torch.where(size > 0, size * (self._at_first if trace is None else trace), 0)

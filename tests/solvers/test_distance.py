@@ -134,3 +134,15 @@ def test_the_heaviest_penalty_leaves_the_strip_near_and_knowing_it(boundary, dty
     assert solution.certificate > 1e-9
     assert distance <= solution.distance_bound + 1e-10 <= 20 * tolerance
     assert (solution.status is Status.CONVERGED) == (solution.distance_bound <= tolerance)
+
+
+def test_a_start_that_is_good_enough_states_its_distance_too():
+    """Under a penalty on differences the iterations tell the distance; where none is needed, the condition number."""
+    taps = torch.zeros(3, 3, dtype=torch.float64)
+    taps[1, 1], taps[1, 2] = 1.0, 0.2
+    settings = ResolvedSettings(boundary="unknown", method="iterative", lam=1e-9, penalty="gradient", tolerance=0.1)
+    inverse = PseudoInverse(Kernel.from_tensor(taps), (24, 22), settings)
+    solution = inverse.solve(inverse.operator.forward(random(inverse.operator.input_shape)))
+    assert solution.status is Status.CONVERGED
+    assert solution.distance_bound is not None
+    assert solution.distance_bound < 0.01
