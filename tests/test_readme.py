@@ -5,8 +5,10 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from deconv_cli.commands.app import app
@@ -21,6 +23,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
+def first_command() -> str:
+    first = blocks("sh")[0].splitlines()[0]
+    return first[first.index(".venv/bin/deconv") :].removeprefix(".venv/bin/")
+
+
 def test_first_screen_is_two_commands_that_ci_runs():
     install, test = blocks("sh")[0].splitlines()
     assert "pip install ." in install
@@ -30,12 +37,23 @@ def test_first_screen_is_two_commands_that_ci_runs():
     assert 'bash -c "${readme[1]}"' in runner
 
 
+def test_the_picture_at_the_top_is_what_the_first_command_writes(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
+    monkeypatch.chdir(tmp_path)
+    before, after = re.findall(r"!\[.*?\]\((.*?)\)", README.partition("```")[0])
+    arguments = shlex.split(first_command())[1:]
+    assert arguments[1] == before
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == ExitCode.SUCCESS
+    shown, written = (np.asarray(Image.open(path), dtype=float) for path in (ROOT / after, arguments[-1]))
+    # Where this fails because the command does better now, copy what it writes there.
+    assert np.abs(shown - written).mean() < 0.5
+
+
 def test_every_deconv_line_runs(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
     monkeypatch.chdir(tmp_path)
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
-    first = blocks("sh")[0].splitlines()[0]
-    lines.insert(0, first[first.index(".venv/bin/deconv") :].removeprefix(".venv/bin/"))
+    lines.insert(0, first_command())
     assert len(lines) >= 7
     for line in lines:
         program, *arguments = shlex.split(line)
