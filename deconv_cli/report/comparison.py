@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures
-from deconv_cli.vocabulary import format_lambda
 from deconv_cli.workflows.lambda_series import LambdaView, find_detail
 
 MAX_SIDE = 512
@@ -69,7 +68,7 @@ def draw_views(views: Sequence[LambdaView], images: Sequence[ScaledImage]) -> li
             values=view.image.cpu() if is_color else view.image[0].cpu(),
             low=estimate.low,
             high=estimate.high,
-            caption=f"λ = {format_lambda(view.lams if len(set(view.lams)) > 1 else view.lams[0])}.",
+            caption=f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}.",
             unit=estimate.unit,
         )
         for view in views

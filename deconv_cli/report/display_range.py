@@ -21,12 +21,13 @@ def display_range(*images: Tensor) -> tuple[float, float]:
     """
     lows, highs = [], []
     for image in images:
-        flat = image.flatten().double()
+        flat = image.flatten()
+        flat = flat[:: max(len(flat) // N_SAMPLES, 1)].double()
         flat = flat[flat.isfinite()]
         if len(flat) == 0:
             continue
         # By order, since torch's quantiles are limited in size.
-        ordered = flat[:: max(len(flat) // N_SAMPLES, 1)].sort().values
+        ordered = flat.sort().values
         last = len(ordered) - 1
         lows.append(float(ordered[round(CLIPPED * last)]))
         highs.append(float(ordered[round((1 - CLIPPED) * last)]))

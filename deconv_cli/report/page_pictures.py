@@ -70,13 +70,17 @@ def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
 
 def _reduced(values: Tensor, side: int) -> Tensor:
     """Average pixels so that the longer side has no more than `side`: `(*, H, W)` to `(*, h, w)`."""
-    height, width = values.shape[-2:]
-    if max(height, width) <= side:
+    size = _reduced_size(values, side)
+    if size == tuple(values.shape[-2:]):
         return values.double()
-    scale = side / max(height, width)
-    size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    planes = values.double().reshape(1, -1, height, width)
+    planes = values.double().reshape(1, -1, *values.shape[-2:])
     return functional.adaptive_avg_pool2d(planes, size).reshape(*values.shape[:-2], *size)
+
+
+def _reduced_size(values: Tensor, side: int) -> tuple[int, int]:
+    height, width = values.shape[-2:]
+    scale = min(side / max(height, width), 1.0)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def _encode(image: ScaledImage, side: int) -> bytes:
@@ -90,7 +94,7 @@ def _encode(image: ScaledImage, side: int) -> bytes:
 
 def _picture(image: ScaledImage, content: bytes, side: int) -> PagePicture:
     values = image.values
-    height, width = _reduced(values, side).shape[-2:]
+    height, width = _reduced_size(values, side)
     low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.double().mean()))
     return PagePicture(
         image=image,
