@@ -375,6 +375,7 @@ def test_the_line_between_before_and_after_is_dragged(page, browse):
     corners = "[...document.querySelectorAll('.pane')].map((p) => p.getBoundingClientRect()).map((b) => [b.x, b.y])"
     first, second = browser.run(corners)
     assert first == second
+    assert browser.run("getComputedStyle(document.querySelector('.how')).display") == "inline"
     assert (browser.run(cut), browser.run(shown)) == ("50", "inset(0px 50% 0px 0px)")
     browser.run("document.querySelector('.panes').scrollIntoView({block: 'center'})")
     box = browser.run("document.querySelector('.panes').getBoundingClientRect().toJSON()")
@@ -399,7 +400,8 @@ def test_without_scripts_before_and_after_stand_side_by_side(page, browse):
     browser, _ = browse(page.replace("<script>", "<script>throw 'none';"))
     first, second = browser.run("[...document.querySelectorAll('.pane')].map((p) => p.getBoundingClientRect().x)")
     assert second > first + 200
-    assert browser.run("getComputedStyle(document.querySelector('.cut')).display") == "none"
+    for name in (".cut", ".how"):
+        assert browser.run(f"getComputedStyle(document.querySelector('{name}')).display") == "none"
 
 
 @needs_browser
