@@ -87,7 +87,8 @@ class ReconstructionSettings:
         noise_sigma: standard deviation of the noise, in units of the samples, or of light on their scale; `None` or
             `auto` estimates it.
         noise: its kind: `white`, `auto` to find out from the data, a model of it, or a model for each channel where the
-            kernel does not mix them; `None` takes `auto` for a picture and `white` for a tensor.
+            kernel does not mix them; `None` takes `auto` for a picture and `white` for a tensor. Full samples of 8 or
+            16 bits are then bounds of the light, but measurements for `white`.
         quantization: distance of neighboring values that a stored sample can have; the noise is never taken to be
             smaller than what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
         penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.

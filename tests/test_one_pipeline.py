@@ -77,7 +77,6 @@ REFUSED = [
     {"noise_sigma": 1.0, "prior": "tv", "weight": 0.1},
     {"noise_sigma": 1.0, "method": "richardson-lucy"},
     {"noise": "pink"},
-    {"noise": "auto", "lam": 1e-3},
     {"quantization": -1.0},
     {"penalty": "nonsense"},
     {"rcond": 2.0},

@@ -14,7 +14,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.settings import ReconstructionSettings, as_typed
+from deconv_cli.settings import DEFAULTS, ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, Light, parse_padding
 
 if TYPE_CHECKING:
@@ -131,8 +131,10 @@ class Restoration:
             return kept | self._extra.as_options()
         dropped = {"--defaults", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
-        dropped |= set() if looks_at_noise else {"--noise-sigma", "--noise"}
+        dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
+        if "defaults" not in self._settings and options.get("--noise") == DEFAULTS[settings.defaults].noise:
+            dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
             options["--lambda"] = as_typed("lam", result.lam)

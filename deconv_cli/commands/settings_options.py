@@ -154,7 +154,8 @@ SETTINGS_OPTIONS = dict(
             str,
             PENALTY,
             "What kind of noise the data have: white, auto to find out how strong it is at which frequencies, or the "
-            "JSON of a run whose noise was the same. Default: auto for pictures, white for tensors.",
+            "JSON of a run whose noise was the same. Full samples are then no more than 'at least this bright', but "
+            "measurements for white. Default: auto for pictures, white for tensors.",
             metavar="white|auto|FILE",
             read=read_noise,
         ),

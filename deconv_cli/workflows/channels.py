@@ -40,9 +40,14 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Re
         well_posedness=_least_posed(parts).well_posedness,
         lambda_choice=doubtful.lambda_choice,
         predicted_error=_predicted(parts),
-        notes=resolution.notes,
+        notes=(*resolution.notes, *_notes(parts)),
         channels=tuple(parts),
     )
+
+
+def _notes(parts: Sequence[Reconstruction]) -> list[str]:
+    """Say of which channels the notes are."""
+    return [f"channel {number}: {note}" for number, part in enumerate(parts, start=1) for note in part.notes]
 
 
 def _solution(parts: Sequence[Solution]) -> Solution:

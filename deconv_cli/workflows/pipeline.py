@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.clipped_samples import CEILINGS, find_clipped
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
@@ -23,9 +24,12 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
@@ -134,6 +138,7 @@ class Pipeline:
             curve.check_channels(self._n_image_channels(y, resolution))
         light = y if curve is None else self._in_light(y, curve)
         true_light = truth if truth is None or curve is None else self._in_light(truth, curve)
+        resolution = replace(resolution, ceiling=_ceiling(y, resolution))
         result = self._reconstruct(light, resolution, steps, true_light, listener)
         if result.settings.defaults is InputKind.PICTURE and not y.is_floating_point():
             limits = torch.iinfo(y.dtype)
@@ -322,6 +327,17 @@ class Pipeline:
         self._inverse_settings = settings
         return self.inverse
 
+    def _clipped(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> Tensor | None:
+        """Find samples that are bounds, arranged for the operators, where the estimate can heed them."""
+        if resolution.ceiling is None or _model(resolution.settings).source == "white":
+            return None
+        if not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+            return None
+        if torch.is_grad_enabled() and (data.requires_grad or estimator.kernel.taps.requires_grad):
+            return None
+        found = find_clipped(data, resolution.ceiling)
+        return None if found is None else estimator.arrange(found.to(data.dtype)) > 0
+
     def _fits(self, inverse: PseudoInverse, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> bool:
         is_same = inverse.geometry.image_size == image_size and self._inverse_settings == settings
         taps, own = kernel.taps, inverse.kernel.taps
@@ -340,11 +356,23 @@ class Pipeline:
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         well_posedness = _assess(estimator)
         unbiased = subtract_bias(data, self._bias)
-        solution = estimator.solve(unbiased, listener)
+        is_clipped, tolerance = self._clipped(estimator, data, resolution), estimator.tolerance
+        if is_clipped is None or not isinstance(estimator, PseudoInverse):
+            solution = estimator.solve(unbiased, listener)
+        else:
+            given = resolution.settings.tolerance
+            tolerance = given or DEFAULT_TOLERANCE
+            rule = StoppingRule(tolerance, resolution.settings.max_iterations)
+            solution = solve_clipped(estimator.problem, estimator.arrange(unbiased), is_clipped, rule, listener)
+            share = f"{100 * synchronize.as_number(is_clipped.double().mean()):.2g} %"
+            note = f"{share} of the samples are full, and were taken for no more than 'at least this bright'"
+            resolution = replace(resolution, notes=(*resolution.notes, note))
         operator, kernel = estimator.operator, estimator.kernel
         detached = unbiased.detach()  # the numbers of the report need no graph
         arranged = estimator.arrange(detached)
         unexplained = arranged - operator.forward(solution.value.detach())
+        if is_clipped is not None:
+            unexplained = torch.where(is_clipped, unexplained.clamp_min(0), unexplained)
         residual = kernel.join(unexplained)
         image, settings = estimator.frame(solution.value), resolution.settings
         is_picture, tests = settings.defaults is InputKind.PICTURE, None
@@ -360,7 +388,7 @@ class Pipeline:
             reasons=resolution.reasons,
             choice=estimator.choice,
             rcond=estimator.rcond,
-            tolerance=estimator.tolerance,
+            tolerance=tolerance,
             residual=summarize_residual(residual, detached),
             border=border_profile(residual, kernel.size),
             spectrum=estimator.spectrum,
@@ -370,6 +398,15 @@ class Pipeline:
             residual_tests=tests,
             notes=resolution.notes,
         )
+
+
+def _ceiling(y: Tensor, resolution: Resolution) -> float | None:
+    """Give the largest value that a sample can have, in light where that is what is restored."""
+    ceiling, curve = CEILINGS.get(y.dtype), resolution.tone_curve
+    if ceiling is None or curve is None:
+        return ceiling
+    white = torch.full((y.shape[-3], 1, 1), ceiling, dtype=torch.float64, device=y.device)
+    return synchronize.as_number(curve.to_light(white).min())
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:

@@ -51,6 +51,7 @@ class Resolution:
         is_per_channel: whether each channel has a kernel of its own.
         tone_curve: what is undone first and done again last; `None` where samples are taken as they are stored.
         notes: what a user should know, a sentence each.
+        ceiling: the largest value that a sample can have, in light where that is restored; `None` where there is none.
     """
 
     settings: ResolvedSettings
@@ -60,6 +61,7 @@ class Resolution:
     is_per_channel: bool = False
     tone_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
+    ceiling: float | None = None
 
 
 def resolve(
@@ -157,11 +159,6 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
         raise UsageError(
             f"noise_sigma helps to choose λ or to predict the error, but {what} and no prediction is asked for; leave "
             "it out, or choose λ auto."
-        )
-    if settings.noise not in (None, "white") and not settings.predict and settings.defaults is InputKind.TENSOR:
-        raise UsageError(
-            f"noise helps to choose λ, to predict the error or to test the residual of a picture, but {what}; leave it "
-            "out, or choose λ auto."
         )
 
 

@@ -1,0 +1,101 @@
+"""Clipped samples as bounds: the objective's minimum, judged by its own gradient and by scenes that are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.diagnostics.clipped_samples import find_clipped
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.solvers.clipped import solve_clipped
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import Status
+
+KERNEL = make_kernel("disk:2.5")
+BOUND = 0.8
+
+
+def problem_of(boundary="unknown", penalty="gradient", size=(14, 12)):
+    taps = KERNEL.double()[None, None]
+    operator = Convolution.of_geometry(taps, Geometry.of_image(size, tuple(taps.shape[2:]), "same"), boundary)
+    return TikhonovProblem(operator, 1e-2, penalty=penalty)
+
+
+def clipped_data(problem, n_images=2):
+    generator = torch.Generator().manual_seed(4)
+    scenes = torch.rand(n_images, *problem.operator.input_shape, generator=generator, dtype=torch.float64)
+    scenes[..., 5:10, 4:9] += 3
+    return problem.operator.forward(scenes).clamp_max(BOUND)
+
+
+@pytest.mark.parametrize("boundary", ["unknown", "zero", "reflect"])
+@pytest.mark.parametrize("penalty", ["gradient", "identity"])
+def test_the_gradient_of_the_objective_vanishes(boundary, penalty):
+    problem = problem_of(boundary, penalty)
+    y = clipped_data(problem)
+    is_clipped = y >= BOUND
+    solution = solve_clipped(problem, y, is_clipped, StoppingRule(1e-9, 2000))
+    assert solution.status is Status.CONVERGED
+    x = solution.value.clone().requires_grad_()
+    residual = y - problem.operator.forward(x)
+    residual = torch.where(is_clipped, residual.clamp_min(0), residual)
+    penalized = problem.penalty_operator.forward(x)
+    objective = 0.5 * residual.square().sum() + 0.5 * problem.weight * penalized.square().sum()
+    (gradient,) = torch.autograd.grad(objective, x)
+    assert float(gradient.norm()) < 1e-8 * float(problem.operator.adjoint(y).norm())
+    assert bool((is_clipped & (problem.operator.forward(solution.value) > y)).any())
+
+
+def test_nothing_clipped_is_least_squares():
+    problem = problem_of()
+    y = clipped_data(problem)
+    solution = solve_clipped(problem, y, torch.zeros_like(y, dtype=torch.bool), StoppingRule(1e-10, 2000))
+    plain = deconv_cli.solve(problem.operator, y, penalty="gradient", lam=problem.lam)
+    assert torch.allclose(solution.value, plain.value, atol=1e-7)
+
+
+def test_iterations_that_run_out_are_said():
+    problem = problem_of()
+    y = clipped_data(problem)
+    assert solve_clipped(problem, y, y >= BOUND, StoppingRule(1e-9, 3)).status is Status.MAX_ITERATIONS
+
+
+@pytest.fixture(scope="module")
+def lamps():
+    """A night scene in 8 bits, with lamps far brighter than its range, and its truth."""
+    scene = torch.rand(1, 76, 72, generator=torch.Generator().manual_seed(0)) * 60 + 40
+    for row, column in ((20, 20), (40, 50), (55, 18)):
+        scene[:, row : row + 6, column : column + 6] = 900
+    y = deconv_cli.forward(scene, KERNEL, padding="valid")
+    y = y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    edge = [(k - 1) // 2 for k in KERNEL.shape]
+    return y.round().clamp(0, 255).byte(), scene[:, edge[0] : -edge[0], edge[1] : -edge[1]]
+
+
+def test_full_samples_of_a_picture_no_longer_ring(lamps):
+    y, truth = lamps
+    options = {"defaults": "picture", "lam": 1e-3}
+    bounded, measured = deconv_cli.invert(y, KERNEL, **options), deconv_cli.invert(y, KERNEL, noise="white", **options)
+    dark = (truth < 200) & (y < 250)
+    errors = [float((result.image - truth)[dark].square().mean().sqrt()) for result in (bounded, measured)]
+    assert errors[0] < 0.5 * errors[1]
+    assert "least this bright" in bounded.notes[0]
+    assert measured.notes == ()
+    assert float(bounded.image.max()) > 500
+
+
+def test_samples_beside_full_ones_may_be_a_little_below():
+    y = torch.full((1, 40, 40), 90.0)
+    y[0, 10:14, 10:14] = 255.0
+    y[0, 10, 14], y[0, 30, 30] = 250.0, 250.0
+    found = find_clipped(y, 255.0)
+    assert found[0, 10, 14]
+    assert int(found.sum()) == 17
+
+
+def test_a_picture_without_full_samples_has_none():
+    assert find_clipped(torch.full((1, 40, 40), 250.0), 255.0) is None
