@@ -56,7 +56,9 @@ def test_a_sharp_picture_has_no_kernel(deconv, tmp_path):
 
 def test_invert_finds_the_kernel_itself(deconv, photo, tmp_path):
     target = tmp_path / "sharp.png"
-    report = deconv("invert", photo, "--kernel", "estimate", "-o", target, "--json").report
+    page = tmp_path / "page.html"
+    report = deconv("invert", photo, "--kernel", "estimate", "-o", target, "--report", page, "--json").report
+    assert f"Found in the picture itself: {report['kernel']['path']}" in page.read_text(encoding="utf-8")
     assert report["kernel"]["estimate"]["family"] == "disk"
     assert report["kernel"]["path"].startswith("disk:3.")
     assert any("was found in the picture" in note for note in report["notes"])
