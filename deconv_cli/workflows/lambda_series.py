@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.diagnostics.clipped_samples import find_clipped
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, OBJECTIVE, solve_clipped
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -56,7 +59,11 @@ def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
 
 
 def restore_at_lambdas(
-    taps: Tensor | KernelField, result: Reconstruction, y: Tensor, bias: Tensor | None = None
+    taps: Tensor | KernelField,
+    result: Reconstruction,
+    y: Tensor,
+    bias: Tensor | None = None,
+    ceiling: float | None = None,
 ) -> tuple[LambdaView, ...]:
     """Restore the detail of the first image that has most contrast, under λ from a hundredth to a hundredfold.
 
@@ -68,6 +75,7 @@ def restore_at_lambdas(
         result: what was reconstructed.
         y: its data, shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`.
         bias: of each channel.
+        ceiling: the largest value that a sample can have, in light where that is what is restored; `None` for any.
 
     Returns:
         One view for each of `RATIOS`; none where there is no λ to change, or where the kernel mixes channels or varies
@@ -92,6 +100,8 @@ def restore_at_lambdas(
     (outer_rows, rows), (outer_columns, columns) = parts
     cut = data[:, outer_rows, outer_columns]
     is_whole = tuple(cut.shape[-2:]) == size and result.padding == "same"
+    heeds_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
+    is_clipped = find_clipped(cut, ceiling) if heeds_bounds and ceiling is not None else None
     alike = ResolvedSettings(
         boundary=result.boundary if is_whole else "unknown",
         penalty=settings.penalty,
@@ -101,7 +111,7 @@ def restore_at_lambdas(
     views = []
     for ratio in RATIOS:
         weights = tuple(ratio * lam for lam in lams)
-        image = _restore(kernels, weights, alike, cut)
+        image = _restore(kernels, weights, alike, cut, is_clipped)
         image = image if curve is None else curve.to_stored(image)
         views.append(LambdaView(ratio, weights, image[:, rows, columns]))
     return tuple(views)
@@ -121,12 +131,19 @@ def _kernels(taps: Tensor, n_channels: int) -> list[Kernel]:
     return [Kernel.from_tensor(planes[channel % len(planes)]) for channel in range(n_channels)]
 
 
-def _restore(kernels: list[Kernel], lams: tuple[float, ...], settings: ResolvedSettings, data: Tensor) -> Tensor:
-    size = tuple(data.shape[-2:])
-    parts = data.split(len(data) // len(kernels))
-    return torch.cat(
-        [
-            (inverse := PseudoInverse(kernel, size, replace(settings, lam=lam))).frame(inverse.solve(part).value)
-            for kernel, lam, part in zip(kernels, lams, parts, strict=True)
-        ]
-    )
+def _restore(
+    kernels: list[Kernel], lams: tuple[float, ...], settings: ResolvedSettings, data: Tensor, is_clipped: Tensor | None
+) -> Tensor:
+    """Restore data of shape `(C, h, w)`, channel by channel where each has its kernel or λ."""
+    rule = StoppingRule(settings.tolerance or DEFAULT_TOLERANCE, settings.max_iterations)
+    images = []
+    for channels, kernel, lam in zip(torch.arange(len(data)).chunk(len(kernels)), kernels, lams, strict=True):
+        part = data[channels]
+        inverse = PseudoInverse(kernel, tuple(data.shape[-2:]), replace(settings, lam=lam))
+        if is_clipped is None:
+            solution = inverse.solve(part)
+        else:
+            bounds = inverse.arrange(is_clipped[channels].to(part)) > 0
+            solution = solve_clipped(inverse.problem, inverse.arrange(part), bounds, rule)
+        images.append(inverse.frame(solution.value))
+    return torch.cat(images)

@@ -138,7 +138,7 @@ class Pipeline:
             curve.check_channels(self._n_image_channels(y, resolution))
         light = y if curve is None else self._in_light(y, curve)
         true_light = truth if truth is None or curve is None else self._in_light(truth, curve)
-        resolution = replace(resolution, ceiling=_ceiling(y, resolution))
+        resolution = replace(resolution, ceiling=_ceiling(y, curve))
         result = self._reconstruct(light, resolution, steps, true_light, listener)
         if result.settings.defaults is InputKind.PICTURE and not y.is_floating_point():
             limits = torch.iinfo(y.dtype)
@@ -212,7 +212,7 @@ class Pipeline:
     def vary_lambda(self, result: Reconstruction, y: Tensor) -> tuple[LambdaView, ...]:
         """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas`."""
         taps = self._kernel if self._given is None else self._given.kernel.taps
-        return restore_at_lambdas(taps, result, y, self._bias)
+        return restore_at_lambdas(taps, result, y, self._bias, _ceiling(y, result.tone_curve))
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
         """Return whether each channel has a kernel or a λ of its own."""
@@ -400,9 +400,9 @@ class Pipeline:
         )
 
 
-def _ceiling(y: Tensor, resolution: Resolution) -> float | None:
+def _ceiling(y: Tensor, curve: ToneCurve | None) -> float | None:
     """Give the largest value that a sample can have, in light where that is what is restored."""
-    ceiling, curve = CEILINGS.get(y.dtype), resolution.tone_curve
+    ceiling = CEILINGS.get(y.dtype)
     if ceiling is None or curve is None:
         return ceiling
     white = torch.full((y.shape[-3], 1, 1), ceiling, dtype=torch.float64, device=y.device)

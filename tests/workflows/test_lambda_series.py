@@ -51,6 +51,18 @@ def test_each_channel_has_its_kernel_its_lambda_and_its_bias(bright):
     assert (views[3].image - whole).abs().max() < 0.1
 
 
+def test_full_samples_are_bounds_in_every_view_too(bright):
+    """Else rings would surround them that the restoration has not."""
+    full = (1.6 * bright).clamp(0, 255).byte()
+    given = {"boundary": "zero", "penalty": "gradient", "padding": "same", "defaults": "picture", "noise": "auto"}
+    result, views = views_of(full, KERNEL, lam=(1e-2, 1e-2), **given)
+    assert any("full" in note for part in result.channels for note in part.notes)
+    whole = invert(full, KERNEL, lam=(0.1, 0.1), **given).image
+    assert (views[3].image - whole).abs().max() < 0.1
+    plain = invert(full, KERNEL, lam=(0.1, 0.1), **given | {"noise": "white"}).image
+    assert (whole - plain).abs().max() > 5
+
+
 def test_of_a_large_picture_only_a_detail_is_restored(monkeypatch):
     """What lies beyond the margin hardly matters."""
     monkeypatch.setattr(lambda_series, "SIDE", 16)
