@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN, Choice
@@ -28,7 +29,7 @@ from deconv_cli.solvers.poisson import held_out
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
-from deconv_cli.solvers.richardson_lucy_stopping import Discrepancy, FixedIterations, HeldOut, run_until
+from deconv_cli.solvers.richardson_lucy_stopping import Discrepancy, FixedIterations, HeldOut, NoiseLevel, run_until
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
@@ -52,6 +53,9 @@ class RichardsonLucy(Prior):
         self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
     ) -> Estimator:
         """Build the estimator, for a gain or for samples that are held out."""
+        noise = settings.noise
+        if settings.gain is None and isinstance(noise, NoiseModel) and not noise.is_white:
+            return RichardsonLucyEstimator(kernel, image_size, settings, sigma=noise.sigma)
         if settings.gain != "auto":
             return RichardsonLucyEstimator(kernel, image_size, settings, gain=settings.gain)
         shows = "do not show a gain" if estimate is None else "show"
@@ -81,6 +85,8 @@ class RichardsonLucyEstimator(Estimator):
         image_size: size of the images that are wanted back.
         settings: padding, boundary, tolerance (by default 1e-5), iterations and memory.
         gain: units of the samples a count; `None` to hold samples out instead.
+        sigma: standard deviation of noise whose neighbors are alike, so that samples held out say nothing: the
+            iteration ends, image by image, when the residual is as large.
         origin: where the gain came from, or why there is none, for the report alone.
 
     Raises:
@@ -96,6 +102,7 @@ class RichardsonLucyEstimator(Estimator):
         settings: ResolvedSettings,
         *,
         gain: float | None = None,
+        sigma: float | None = None,
         origin: str = "",
     ) -> None:
         if synchronize.holds_anywhere(kernel.all_taps < 0):
@@ -112,9 +119,10 @@ class RichardsonLucyEstimator(Estimator):
                 f"method richardson-lucy needs pixels outside that are not negative, but boundary {boundary.name} "
                 "multiplies its copies by factors; use another boundary or method."
             )
-        self.gain = gain
+        self.gain, self.sigma = gain, sigma
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
+        how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; stopped by {how}{origin and f', {origin}'}")
         n_numbers = math.prod(self.geometry.extended_size) * max(kernel.taps.shape[:2])
         cost = Cost.of_transforms(TikhonovProblem(self.operator, 0.0), 0.0)
@@ -137,7 +145,9 @@ class RichardsonLucyEstimator(Estimator):
         data = data if is_batch else data[None]
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
         steps = RichardsonLucySteps(self.operator, data)
-        if self.gain is not None:
+        if self.sigma is not None:
+            status = run_until(steps, NoiseLevel(self.sigma / unit), log)
+        elif self.gain is not None:
             status = run_until(steps, Discrepancy(self.gain / unit), log)
         else:
             used = ~held_out(data, self.n_dims)

@@ -41,6 +41,19 @@ class Discrepancy(StoppingCriterion):
         return 2 * steps.divergence / self.gain <= per_image(expected_deviance(mean))
 
 
+@dataclass
+class NoiseLevel(StoppingCriterion):
+    """Ends where the residual is as large as noise of a known size; `sigma` is its standard deviation."""
+
+    sigma: float
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Compare mean squares."""
+        del n_steps
+        squares = (steps.y - steps.blurred).to(accumulation_dtype(steps.y)).square()
+        return per_image(squares) <= self.sigma**2 * per_image(torch.ones_like(squares))
+
+
 class HeldOut(StoppingCriterion):
     """Ends where samples that are held out have not been predicted better for a while."""
 
