@@ -86,7 +86,8 @@ def expected_iterations(problem: TikhonovProblem) -> float:
     """Estimate the iterations that a problem takes, at most `N_ITERATIONS`."""
     n_plain = _plain_iterations(problem)
     if problem.lam > 0:
-        is_blur = has_one_sign(problem.operator.kernel)
+        # The strip states its distance to the solution after a few iterations, which may take these many times as long.
+        is_blur = has_one_sign(problem.operator.kernel) and STRIP.covers(problem) is not None
         n_plain = 5 + n_plain * (PART_LEFT_OF_BLURS if is_blur else PART_LEFT)
     return min(n_plain, N_ITERATIONS)
 
