@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward
     from deconv_cli.workflows.blind import align_kernel, estimate_kernel
+    from deconv_cli.workflows.blur_map import map_blur
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -105,6 +106,7 @@ __all__ = [
     "load_kernel_field",
     "load_pseudo_inverse",
     "make_kernel",
+    "map_blur",
     "pseudo_inverse",
     "save_kernel_field",
     "save_pseudo_inverse",
@@ -131,6 +133,7 @@ _HOMES = {
     "Status": "deconv_cli.solvers.solution",
     "align_kernel": "deconv_cli.workflows.blind",
     "estimate_kernel": "deconv_cli.workflows.blind",
+    "map_blur": "deconv_cli.workflows.blur_map",
     "forward": "deconv_cli.workflows.apply_kernel",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "ToneCurve": "deconv_cli.tone_curve",

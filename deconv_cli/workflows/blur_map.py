@@ -1,0 +1,145 @@
+"""Whether the blur is the same everywhere in a picture: the kernel found anew in each of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import UntrustworthyResultError
+from deconv_cli.kernels.blind.estimate import (
+    NO_BLUR,
+    KernelEstimate,
+    Parameter,
+    estimate_family,
+    estimate_near,
+    kernel_text,
+)
+from deconv_cli.kernels.blind.polar_spectrum import side_for
+from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows.blind import BlurredPicture
+
+_MOST_PARTS = 6
+"""Along each axis."""
+_PART_IN_PIECES = 1.5
+"""Side of a part, in sides of the pieces of which its spectrum is the average."""
+_SIMPLE = ("gaussian", "disk", "motion")
+_LIMIT = 3.0
+"""Mean squared deviation from the mean, in standard errors, above which a blur varies."""
+_LEAST_SPREAD = 0.05
+"""Share of a number by which it has to vary besides; of an angle, that of a radian."""
+_DEGREES = 57.3
+
+
+@dataclass(frozen=True, eq=False)
+class BlurMap:
+    """The kernel in each part of a picture.
+
+    Attributes:
+        rows: middles of the parts, as shares of the height.
+        columns: the same of the width.
+        parts: what was found in each, row by row, all of one family or no blur.
+        whole: what was found in all of the picture.
+    """
+
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
+    parts: tuple[tuple[KernelEstimate, ...], ...]
+    whole: KernelEstimate
+
+    @property
+    def found(self) -> list[KernelEstimate]:
+        """The parts in which a blur was found."""
+        return [part for row in self.parts for part in row if part.found]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the parts agree within their errors, as far as a blur was found in them."""
+        columns = zip(*(part.parameters for part in self.found), strict=True)
+        return all(_agree(numbers) for numbers in columns if len(numbers) > 1 and numbers[0].error)
+
+    def field(self) -> KernelField:
+        """Give the kernels with their places; a part in which no blur was found gets the median of the others.
+
+        Raises:
+            UntrustworthyResultError: a blur was found in no part.
+        """
+        if not self.found:
+            raise UntrustworthyResultError("no blur was found in any part of the picture, so there is none to map.")
+        numbers = torch.tensor([[p.value for p in part.parameters] for part in self.found], dtype=torch.float64)
+        typical = kernel_text(self.found[0].family, tuple(numbers.median(0).values.tolist()))
+        made = [[make_kernel(part.text if part.found else typical) for part in row] for row in self.parts]
+        size = [max(taps.shape[axis] for row in made for taps in row) for axis in (0, 1)]
+        taps = torch.stack([torch.stack([_padded(taps, size) for taps in row]) for row in made])
+        return KernelField(taps, self.rows, self.columns)
+
+
+def _agree(numbers: tuple[Parameter, ...]) -> bool:
+    """Tell whether one number is the same in all parts, by its errors or for all that matters."""
+    values = torch.tensor([p.value for p in numbers], dtype=torch.float64)
+    scale = float(values.median())
+    if numbers[0].name == "ANGLE":  # 179° lies beside 1°
+        values, scale = (values - values[0] + 90) % 180 - 90, _DEGREES
+    weights = torch.tensor([p.error for p in numbers], dtype=torch.float64).clamp_min(1e-6) ** -2
+    deviations = values - (weights * values).sum() / weights.sum()
+    excess = float((weights * deviations.square()).sum()) / (len(numbers) - 1)
+    return excess < _LIMIT or float(deviations.std()) < _LEAST_SPREAD * scale
+
+
+def map_blur(
+    image: Tensor,
+    *,
+    tone_curve: ToneCurve | None = None,
+    jpeg_table: Tensor | None = None,
+    families: Sequence[str] | None = None,
+) -> BlurMap:
+    """Find the kernel of a picture, and anew in each of its parts.
+
+    Args:
+        image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`.
+        tone_curve: how they encode light.
+        jpeg_table: of a JPEG, shape `(8, 8)`.
+        families: kernel sources to choose from; by default all that can be found.
+
+    Raises:
+        ShapeError: no picture, or one that is too small.
+        MalformedInputError: samples that are not finite.
+        UsageError: a family that there is not.
+    """
+    picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
+    whole = estimate_family(picture.spectrum(), families)
+    height, width = (int(n) for n in picture.luminance.shape)
+    side = side_for((height, width))
+    rows, columns = _slices(height, side), _slices(width, side)
+    spectra = [[picture.spectrum(r, c, side) for c in columns] for r in rows]
+    # What varies looks like another family on the whole: that of the parts counts.
+    starts = [c for c in whole.candidates if c.family in {whole.family, *_SIMPLE} - {NO_BLUR}]
+    tried = [tuple(tuple(estimate_near(s, start) for s in row) for row in spectra) for start in starts]
+    parts = min(tried, key=_misfit)
+    return BlurMap(_middles(rows, height), _middles(columns, width), parts, whole)
+
+
+def _misfit(parts: tuple[tuple[KernelEstimate, ...], ...]) -> float:
+    return sum(c.misfit for row in parts for part in row for c in part.candidates if c.family != NO_BLUR)
+
+
+def _slices(length: int, side: int) -> list[slice]:
+    """Cut an axis into parts that overlap a little, or take it whole."""
+    part = min(length, round(_PART_IN_PIECES * side))
+    n = min(_MOST_PARTS, max(1, round(length / part)))
+    part = max(part, -(-length // n))
+    starts = [round(i * (length - part) / max(1, n - 1)) for i in range(n)]
+    return [slice(start, start + part) for start in starts]
+
+
+def _middles(slices: list[slice], length: int) -> tuple[float, ...]:
+    return tuple((s.start + s.stop) / (2 * length) for s in slices)
+
+
+def _padded(taps: Tensor, size: list[int]) -> Tensor:
+    down, across = ((m - n) // 2 for m, n in zip(size, taps.shape, strict=True))
+    return torch.nn.functional.pad(taps, (across, across, down, down))
