@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward
-    from deconv_cli.workflows.blind import align_kernel, estimate_kernel
+    from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -99,6 +99,7 @@ __all__ = [
     "__version__",
     "align_kernel",
     "check_gradients",
+    "estimate_free_kernel",
     "estimate_kernel",
     "forward",
     "invert",
@@ -132,6 +133,7 @@ _HOMES = {
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
     "align_kernel": "deconv_cli.workflows.blind",
+    "estimate_free_kernel": "deconv_cli.workflows.blind",
     "estimate_kernel": "deconv_cli.workflows.blind",
     "map_blur": "deconv_cli.workflows.blur_map",
     "forward": "deconv_cli.workflows.apply_kernel",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.context import Context, LoadedKernel
-from deconv_cli.commands.kernel_commands import estimate_from_file
+from deconv_cli.commands.kernel_commands import estimate_kernel_of, light_of
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
@@ -79,7 +79,8 @@ class BlindRestoration:
         with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
             progress.begin("finding the kernel")
             image = read_image(job.source, axes=files.axes, tensor=files.tensor, series=files.series)
-            found, _ = estimate_from_file(image, (), self._settings.get("light"))
+            light = self._settings.get("light")
+            found = estimate_kernel_of(image, light_of(image, None if light == "auto" else light))
         if not found.found:
             raise UntrustworthyResultError(
                 f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "

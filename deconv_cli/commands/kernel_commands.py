@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
+    from deconv_cli.workflows.blur_map import BlurMap
     from deconv_cli.workflows.light import ChosenLight
 
 HELP = "Find the kernel that blurred a picture, or check one against it."
@@ -60,6 +61,33 @@ def estimate(
             show_default=False,
         ),
     ] = None,
+    free: Annotated[
+        bool,
+        typer.Option(
+            "--free",
+            help="Find a kernel of free form, such as that of a camera shaken along a curve, starting from the best "
+            "family; it is written to --output.",
+        ),
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            metavar="N",
+            help="Taps a side of a free kernel, odd, somewhat more than the blur reaches. Default: from the family.",
+            show_default=False,
+        ),
+    ] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            metavar="FILE.safetensors",
+            help="Find the kernel anew in each part of the picture, tell whether it is the same everywhere, and write "
+            "the kernels with their places, which --kernel takes.",
+            show_default=False,
+        ),
+    ] = None,
     light: LightOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -67,33 +95,61 @@ def estimate(
 ) -> None:
     """Find which kernel blurred a picture, from the picture alone, and how sure that is."""
     from deconv_cli.io import read_image
-    from deconv_cli.report.kernel_record import describe_estimate, describe_found
+    from deconv_cli.report.kernel_record import describe_estimate, describe_found, describe_free, describe_map
 
+    if free and output is None:
+        raise UsageError("--free finds a kernel that no words describe, so that it needs --output to be written to.")
+    if size is not None and not free:
+        raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
     if output is not None:
         _check_output(output, photo, force=force)
+    if map_file is not None:
+        _check_map(map_file, photo, force=force)
     image = read_image(photo)
-    found, reason = estimate_from_file(image, family or (), light)
+    chosen = light_of(image, light)
+    found = estimate_kernel_of(image, chosen, family or ())
     record = {
         "schema": 1,
         "command": "kernel estimate",
         "input": str(photo),
-        "light": reason,
+        "light": chosen.reason,
         **describe_estimate(found),
-        "output": str(output) if output is not None and found.found else None,
     }
+    rows = _estimate_rows(found, chosen.reason)
+    if free and found.found:
+        from deconv_cli.workflows.blind import estimate_free_kernel
+
+        form = estimate_free_kernel(image.values, start=found, size=size, tone_curve=chosen.curve)
+        record["free"] = describe_free(form)
+        rows.append(("free form", f"{form.taps.shape[0]}×{form.taps.shape[1]} taps"))
+    if map_file is not None and found.found:
+        from deconv_cli.saved_fields import save_kernel_field
+        from deconv_cli.workflows.blur_map import map_blur
+
+        mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, families=family or None)
+        record["map"] = describe_map(mapped)
+        save_kernel_field(mapped.field(), map_file, record=_without_paths(record), force=force)
+        rows += [
+            ("same everywhere" if i == 0 else "", row)
+            for i, row in enumerate(["yes" if mapped.is_uniform else "no", *_map_rows(mapped)])
+        ]
+    record["output"] = str(output) if output is not None and found.found else None
     if output is not None and found.found:
-        write_kernel(output, found.taps(), {k: v for k, v in record.items() if k not in ("input", "output")})
+        write_kernel(output, form.taps if free else found.taps(), _without_paths(record))
     if not quiet:
-        _print_estimate(found, str(photo), reason)
+        print_table(str(photo), rows)
+        if found.found and found.log_likelihood_ratio < _CLOSE:
+            print_note(f"{found.runner_up.text} explains the picture about as well; compare both restorations")
     if as_json:
         print_document(record)
     elif not found.found:
         typer.echo("none")
     else:
         typer.echo(found.text if output is None else str(output))
-    if output is not None and not found.found:
+    unwritten = next((path for path in (output, map_file) if path is not None), None)
+    if unwritten is not None and not found.found:
         if not quiet:
-            print_warning(f"{describe_found(found)}; '{output}' was not written")
+            print_warning(f"{describe_found(found)}; '{unwritten}' was not written")
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
@@ -139,7 +195,7 @@ def align(
         "schema": 1,
         "command": "kernel align",
         "input": str(photo),
-        "kernel": ", ".join(map(str, kernel)),
+        "kernel_file": ", ".join(map(str, kernel)),
         "light": chosen.reason,
         "is_aligned": not found.changes,
         "turn": found.turn,
@@ -149,7 +205,7 @@ def align(
         "output": None if output is None else str(output),
     }
     if output is not None:
-        write_kernel(output, found.taps, {k: v for k, v in record.items() if k not in ("input", "kernel", "output")})
+        write_kernel(output, found.taps, _without_paths(record))
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "lies as the picture needs it"
     if not quiet:
         rows = [("kernel", sentence), ("against as given", f"{found.evidence:+.1f} in log-likelihood")]
@@ -175,15 +231,13 @@ def light_of(image: ImageFile, light: Light | None) -> ChosenLight:
     return choose_light(light or "auto", image.tone_curve)
 
 
-def estimate_from_file(image: ImageFile, families: Sequence[str], light: Light | None) -> tuple[KernelEstimate, str]:
-    """Find the blur of a picture as read; gives it, and in what it was taken to act."""
+def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:
+    """Find the blur of a picture as read."""
     from deconv_cli.workflows.blind import estimate_kernel
 
-    chosen = light_of(image, light)
-    found = estimate_kernel(
-        image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None
+    return estimate_kernel(
+        image.values, tone_curve=light.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None
     )
-    return found, chosen.reason
 
 
 def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
@@ -211,7 +265,19 @@ def _check_output(path: Path, source: Path, *, force: bool) -> None:
     check_output_path(path, source, force=force)
 
 
-def _print_estimate(found: KernelEstimate, path: str, light: str) -> None:
+def _check_map(path: Path, source: Path, *, force: bool) -> None:
+    from deconv_cli.io.output_path import check_output_path
+
+    if path.suffix.lower() != ".safetensors":
+        raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")
+    check_output_path(path, source, force=force)
+
+
+def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
+
+
+def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
     best = found.candidates[0].misfit
     rows = [("blur", "none found" if not found.found else found.family)]
     rows += [
@@ -220,10 +286,12 @@ def _print_estimate(found: KernelEstimate, path: str, light: str) -> None:
     rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood"))
     others = [c for c in found.candidates if c.family != found.family][:3]
     rows += [("runner-up" if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
-    rows.append(("light", light))
-    print_table(path, rows)
-    if found.found and found.log_likelihood_ratio < _CLOSE:
-        print_note(f"{found.runner_up.text} explains the picture about as well; compare both restorations")
+    return [*rows, ("light", light)]
+
+
+def _map_rows(mapped: BlurMap) -> list[str]:
+    """Write what was found in each part, row by row."""
+    return ["  ".join(f"{part.text:16}" for part in row).rstrip() for row in mapped.parts]
 
 
 _CLOSE = 2.0

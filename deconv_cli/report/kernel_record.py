@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from deconv_cli.kernels.blind.estimate import KernelEstimate
+from deconv_cli.kernels.blind.free_form import FreeForm
+from deconv_cli.workflows.blur_map import BlurMap
 
 
 def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
@@ -35,3 +37,24 @@ def describe_found(estimate: KernelEstimate) -> str:
         f"{estimate.family} with {numbers}; next comes {estimate.runner_up.text}, "
         f"e^{estimate.log_likelihood_ratio:.1f} times less likely"
     )
+
+
+def describe_free(form: FreeForm) -> dict[str, Any]:
+    """Describe a kernel of free form, but for its taps, which are written into a file."""
+    return {
+        "shape": list(form.taps.shape),
+        "noise_sigma": form.noise_sigma,
+        "scales": form.n_scales,
+        "iterations": form.n_iterations,
+        "part": [[s.start, s.stop] for s in form.part],
+    }
+
+
+def describe_map(mapped: BlurMap) -> dict[str, Any]:
+    """Describe the kernel in each part of a picture."""
+    return {
+        "is_uniform": mapped.is_uniform,
+        "rows": list(mapped.rows),
+        "columns": list(mapped.columns),
+        "kernels": [[part.text if part.found else None for part in row] for row in mapped.parts],
+    }

@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family
+from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, measure_spectrum
 from deconv_cli.tone_curve import ToneCurve
@@ -19,6 +20,8 @@ _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
 _LUMA = (0.299, 0.587, 0.114)
 """Of stored values, as JPEG makes it (ITU-T T.871)."""
+_LEAST_FREE_SIZE, _ROOM = 16, 1.5
+"""A kernel of free form gets so many taps a side, or so many times those of the family."""
 _MUCH_LIKELIER = 20.0
 """Evidence at which a kernel that was given is doubted; right ones stayed below 10 on the photographs tried."""
 
@@ -124,6 +127,35 @@ def estimate_kernel(
         UsageError: a family that there is not.
     """
     return estimate_family(BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table).spectrum(), families)
+
+
+def estimate_free_kernel(
+    image: Tensor,
+    *,
+    start: KernelEstimate | None = None,
+    size: int | None = None,
+    tone_curve: ToneCurve | None = None,
+) -> FreeForm:
+    """Find a kernel of free form, such as that of a camera shaken along a curve, from the picture alone.
+
+    Args:
+        image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`.
+        start: what `estimate_kernel` found; by default it is found anew.
+        size: taps a side of its support, odd; by default somewhat more than the start reaches.
+        tone_curve: how the samples encode light.
+
+    Raises:
+        ShapeError: no picture, or one that is too small.
+        MalformedInputError: samples that are not finite, or all alike.
+        UsageError: a size that is even, or too large.
+    """
+    picture = BlurredPicture.of(image, tone_curve=tone_curve)
+    found = estimate_family(picture.spectrum()) if start is None else start
+    taps = found.taps()
+    if size is None:
+        room = min(MAX_SIZE, min(picture.luminance.shape) // 4)
+        size = max(min(_LEAST_FREE_SIZE, room), min(room, round(_ROOM * max(taps.shape)))) // 2 * 2 - 1
+    return free_form(picture.luminance, taps, size=size)
 
 
 def doubt_alignment(

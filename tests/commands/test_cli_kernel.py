@@ -76,6 +76,24 @@ def test_a_jpeg_brings_its_table(deconv, tmp_path):
     assert report["parameters"]["radius"]["value"] == pytest.approx(3.3, rel=0.08)
 
 
+def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):
+    target = tmp_path / "field.safetensors"
+    report = deconv("kernel", "estimate", photo, "--map", target, "--json").report
+    assert report["map"]["is_uniform"] is True
+    assert len(report["map"]["kernels"]) == len(report["map"]["rows"])
+    restored = deconv("invert", photo, "--kernel", target, "--lambda", "1e-2", "-o", tmp_path / "x.png", "--json")
+    assert restored.report["kernel"]["path"] == str(target)
+
+
+def test_a_free_kernel_is_written(deconv, photo, tmp_path):
+    target = tmp_path / "free.npy"
+    report = deconv("kernel", "estimate", photo, "--free", "--size", "9", "-o", target, "--json").report
+    taps = np.load(target)
+    assert list(taps.shape) == report["free"]["shape"]
+    assert taps.min() >= 0
+    assert taps.sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_align_names_the_mistake_and_writes_the_kernel(deconv, tmp_path):
     taps = make_kernel("motion:13@30")
     picture = blurred_picture("camera", taps)
@@ -109,6 +127,9 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
     ("arguments", "words"),
     [
         (["kernel", "estimate", "missing.png"], "missing.png"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--free"], "needs --output"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--size", "9"], "add --free"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.npy"], "written as .safetensors"),
         (["kernel", "estimate", str(SAMPLES / "features.safetensors")], "file of tensors"),
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "box"], "a family must be one of"),
         (

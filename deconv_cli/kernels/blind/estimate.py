@@ -12,7 +12,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, polar_grid
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, make_kernel
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric, make_kernel
 from deconv_cli.parts import KERNEL_SOURCES
 
 NO_BLUR = "none"
@@ -26,6 +26,8 @@ _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
 _ERROR_SCALE = 2.0
 """Of the errors that the curvature gives, to hold the truth: what the model of the scene misses is in none."""
+_MOST_TIMES, _RATIO_OF_STARTS = 3.0, 1.1
+"""How much larger or smaller than on the whole a kernel may be in a part of the picture."""
 _LENGTHS = ("RADIUS", "SIGMA", "LENGTH", "FWHM")
 """Parameters that grow with the size of a kernel."""
 
@@ -156,12 +158,10 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
     """
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
-    ratios = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4)
+    ratios = geometric(1 / _MOST_TIMES, _MOST_TIMES, _RATIO_OF_STARTS)
     lengths = [i for i, name in enumerate(KERNEL_SOURCES[candidate.family].parameters) if name in _LENGTHS]
     starts = [_moved(candidate, dict.fromkeys(lengths, ratio - 1)) for ratio in ratios]
-    misfits = search.misfits(candidate.family, starts)
-    i = min(range(len(starts)), key=misfits.__getitem__)
-    near = search.refine(Candidate(candidate.family, starts[i], misfits[i]))
+    near = search.refine(search.best_of(candidate.family, starts))
     evidence = none.misfit - near.misfit
     if evidence < _LEAST_EVIDENCE:
         return KernelEstimate(False, NO_BLUR, (), (none, near), evidence)
@@ -184,6 +184,9 @@ class _Search:
         starts = _family(family).starts(self._reach, best)
         if not starts:
             return None
+        return self.best_of(family, starts)
+
+    def best_of(self, family: str, starts: Sequence[Numbers]) -> Candidate:
         misfits = self.misfits(family, starts, is_coarse=True)
         start = starts[min(range(len(starts)), key=misfits.__getitem__)]
         return Candidate(family, start, self.misfits(family, [start])[0])
