@@ -84,7 +84,7 @@ class BlindRestoration:
         if not found.found:
             raise UntrustworthyResultError(
                 f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "
-                "give the kernel with --kernel, for instance --kernel gaussian:1."
+                "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel."
             )
         context = Context("invert", _loaded(found), files, self._device)
         return Restoration(context, self._settings, self._extra, printed).restore(job)

@@ -116,7 +116,7 @@ def estimate(
         **describe_estimate(found),
     }
     rows = _estimate_rows(found, chosen.reason)
-    if free and found.found:
+    if free:
         from deconv_cli.workflows.blind import estimate_free_kernel
 
         form = estimate_free_kernel(image.values, start=found, size=size, tone_curve=chosen.curve)
@@ -133,8 +133,9 @@ def estimate(
             ("same everywhere" if i == 0 else "", row)
             for i, row in enumerate(["yes" if mapped.is_uniform else "no", *_map_rows(mapped)])
         ]
-    record["output"] = str(output) if output is not None and found.found else None
-    if output is not None and found.found:
+    is_written = output is not None and (found.found or free)
+    record["output"] = str(output) if is_written else None
+    if output is not None and is_written:
         write_kernel(output, form.taps if free else found.taps(), _without_paths(record))
     if not quiet:
         print_table(str(photo), rows)
@@ -142,11 +143,9 @@ def estimate(
             print_note(f"{found.runner_up.text} explains the picture about as well; compare both restorations")
     if as_json:
         print_document(record)
-    elif not found.found:
-        typer.echo("none")
     else:
-        typer.echo(found.text if output is None else str(output))
-    unwritten = next((path for path in (output, map_file) if path is not None), None)
+        typer.echo(str(output) if is_written else found.text)
+    unwritten = map_file if is_written else output or map_file
     if unwritten is not None and not found.found:
         if not quiet:
             print_warning(f"{describe_found(found)}; '{unwritten}' was not written")

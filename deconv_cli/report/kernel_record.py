@@ -29,7 +29,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
 def describe_found(estimate: KernelEstimate) -> str:
     """Say what was found in a sentence without its full stop."""
     if not estimate.found:
-        return "no blur was found: the spectrum of the picture is that of a sharp one"
+        return "no blur was found: the spectrum of the picture is that of a sharp one, or of a blur of no known family"
     numbers = ", ".join(
         f"{p.name.lower()} {p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "") for p in estimate.parameters
     )
