@@ -24,9 +24,11 @@ _NOISE_SPREAD = (4.0, 8.0)
 """Standard deviations of the logarithm of the noise's power, and of its slope a cycle a pixel."""
 _NOISE_SLOPE = -3.0
 _MIDDLE = 0.3
-_MOST_STEPS = 25
+_MOST_STEPS = 40
 _MOST_COARSE_STEPS = 8
 _CONVERGED = 1e-3
+_HOPELESS = 1e5
+"""Damping at which no step leads further."""
 _BATCH = 128
 
 
@@ -104,7 +106,7 @@ class _Problem:
                 for n, old in zip(new, state, strict=True)
             )
             damping = torch.where(is_better[:, None], damping / 5, damping * 8).clamp(1e-8, 1e6)
-            if float(decrease.max()) < _CONVERGED and bool((is_better | (damping[:, 0] > 1)).all()):
+            if float(decrease.max()) < _CONVERGED and bool((is_better | (damping[:, 0] >= _HOPELESS)).all()):
                 break
         return SpectrumFit(state[0], theta)
 
