@@ -63,5 +63,5 @@ def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:
 POLYGON = KernelSource(
     ("BLADES", "RADIUS", "ANGLE"),
     polygon_kernel,
-    BlurFamily(lambda _, best: _starts(best), lambda n: (0.0, 0.06, 90 / n[0]), log_odds=8.0),
+    BlurFamily(lambda _, best: _starts(best), lambda n: (0.0, 0.06, 90 / n[0]), log_odds=10.0),
 )
