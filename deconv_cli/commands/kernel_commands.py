@@ -105,6 +105,8 @@ def estimate(
         _check_output(output, photo, force=force)
     if map_file is not None:
         _check_map(map_file, photo, force=force)
+        if output is not None and map_file.resolve() == output.resolve():
+            raise UsageError(f"--map and --output would both be written to '{map_file}'; give two names.")
     image = read_image(photo)
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
@@ -126,12 +128,12 @@ def estimate(
         from deconv_cli.saved_fields import save_kernel_field
         from deconv_cli.workflows.blur_map import map_blur
 
-        mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, families=family or None)
+        mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"] = describe_map(mapped)
         save_kernel_field(mapped.field(), map_file, record=_without_paths(record), force=force)
         rows += [
             ("same everywhere" if i == 0 else "", row)
-            for i, row in enumerate(["yes" if mapped.is_uniform else "no", *_map_rows(mapped)])
+            for i, row in enumerate([_UNIFORM[mapped.is_uniform], *_map_rows(mapped)])
         ]
     is_written = output is not None and (found.found or free)
     record["output"] = str(output) if is_written else None
@@ -139,8 +141,9 @@ def estimate(
         write_kernel(output, form.taps if free else found.taps(), _without_paths(record))
     if not quiet:
         print_table(str(photo), rows)
-        if found.found and found.log_likelihood_ratio < _CLOSE:
-            print_note(f"{found.runner_up.text} explains the picture about as well; compare both restorations")
+        other, ratio = found.runner_up, found.log_likelihood_ratio
+        if found.found and other is not None and ratio is not None and ratio < _CLOSE:
+            print_note(f"{other.text} explains the picture about as well; compare both restorations")
     if as_json:
         print_document(record)
     else:
@@ -172,7 +175,7 @@ def align(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and mend it."""
+    """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it."""
     from deconv_cli.commands.context import load_kernels
     from deconv_cli.io import read_image
     from deconv_cli.workflows.arithmetic import check_single_kernel
@@ -182,11 +185,12 @@ def align(
         _check_output(output, photo, force=force)
     image, loaded = read_image(photo), load_kernels(kernel, reading)
     chosen = light_of(image, light)
-    truth = None if sharp is None else read_image(sharp).values
+    truth = None if sharp is None else read_image(sharp)
     found = align_kernel(
         check_single_kernel(loaded.taps),
         image.values,
-        sharp=truth,
+        sharp=None if truth is None else truth.values,
+        sharp_curve=None if truth is None or chosen.curve is None else truth.tone_curve,
         tone_curve=chosen.curve,
         jpeg_table=image.jpeg_table,
     )
@@ -197,7 +201,7 @@ def align(
         "kernel_file": ", ".join(map(str, kernel)),
         "light": chosen.reason,
         "is_aligned": not found.changes,
-        "turn": found.turn,
+        "orientation": found.orientation,
         "scale": found.scale,
         "shift": list(found.shift),
         "log_likelihood_ratio": found.evidence,
@@ -205,7 +209,7 @@ def align(
     }
     if output is not None:
         write_kernel(output, found.taps, _without_paths(record))
-    sentence = f"to be {', '.join(found.changes)}" if found.changes else "lies as the picture needs it"
+    sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
     if not quiet:
         rows = [("kernel", sentence), ("against as given", f"{found.evidence:+.1f} in log-likelihood")]
         print_table(str(photo), [*rows, ("light", chosen.reason)])
@@ -227,7 +231,9 @@ def light_of(image: ImageFile, light: Light | None) -> ChosenLight:
 
     if not image.is_picture:
         raise UsageError(f"a blur is found in a picture, but '{image.path}' is a file of tensors; give its kernel.")
-    return choose_light(light or "auto", image.tone_curve)
+    record = image.record or {}
+    recorded = Light(record.get("light", Light.STORED)) if record.get("command") == "forward" else None
+    return choose_light(light or "auto", image.tone_curve, recorded)
 
 
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:
@@ -279,9 +285,7 @@ def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
     best = found.candidates[0].misfit
     rows = [("blur", "none found" if not found.found else found.family)]
-    rows += [
-        (f"  {p.name.lower()}", f"{p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "")) for p in found.parameters
-    ]
+    rows += [(f"  {p.name.lower()}", p.text) for p in found.parameters]
     rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood"))
     others = [c for c in found.candidates if c.family != found.family][:3]
     rows += [("runner-up" if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
@@ -293,5 +297,6 @@ def _map_rows(mapped: BlurMap) -> list[str]:
     return ["  ".join(f"{part.text:16}" for part in row).rstrip() for row in mapped.parts]
 
 
+_UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
 _CLOSE = 2.0
 """Log-likelihood ratio below which the runner-up is no less likely for what the model leaves out."""

@@ -199,7 +199,7 @@ def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConv
 
 def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstruction) -> tuple[str, ...]:
     """Say so where a picture would rather have the kernel turned or scaled."""
-    from deconv_cli.workflows.blind import doubt_alignment
+    from deconv_cli.workflows.blind import check_alignment
 
     source, image = context.loaded.source, loaded.image
     is_single = (
@@ -211,5 +211,11 @@ def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstructi
     if not (image.is_picture and is_single) or image.record is not None:
         return ()
     taps = source.kernel.taps[0, 0].cpu()
-    doubt = doubt_alignment(taps, image.values, tone_curve=result.tone_curve, jpeg_table=image.jpeg_table)
-    return () if doubt is None else (doubt,)
+    doubt = check_alignment(taps, image.values, tone_curve=result.tone_curve, jpeg_table=image.jpeg_table)
+    if doubt is None:
+        return ()
+    changes = ", ".join(doubt.orientation_changes)
+    return (
+        f"the picture looks as if the kernel should be {changes}, which is e^{doubt.evidence:.0f} times likelier; "
+        "deconv kernel align writes the corrected one",
+    )

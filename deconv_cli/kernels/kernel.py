@@ -67,7 +67,7 @@ class Kernel:
             raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
         if not torch.isfinite(kernel).all():
             n_bad = int((~torch.isfinite(kernel)).sum())
-            raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; mend it first.")
+            raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; correct it first.")
         if not kernel.any():
             raise MalformedInputError("every tap of the kernel is zero, so nothing of the image is left to restore.")
         _check_range(kernel, dtype or kernel.dtype)

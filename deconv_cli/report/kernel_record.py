@@ -16,7 +16,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
         "family": estimate.family,
         "parameters": {p.name.lower(): {"value": p.value, "error": p.error} for p in estimate.parameters},
         "kernel": estimate.text if estimate.found else None,
-        "runner_up": estimate.runner_up.text,
+        "runner_up": None if estimate.runner_up is None else estimate.runner_up.text,
         "log_likelihood_ratio": estimate.log_likelihood_ratio,
         "log_likelihood_ratio_to_no_blur": estimate.evidence,
         "candidates": [
@@ -30,13 +30,11 @@ def describe_found(estimate: KernelEstimate) -> str:
     """Say what was found in a sentence without its full stop."""
     if not estimate.found:
         return "no blur was found: the spectrum of the picture is that of a sharp one, or of a blur of no known family"
-    numbers = ", ".join(
-        f"{p.name.lower()} {p.value:.4g}" + (f" ± {p.error:.2g}" if p.error else "") for p in estimate.parameters
-    )
-    return (
-        f"{estimate.family} with {numbers}; next comes {estimate.runner_up.text}, "
-        f"e^{estimate.log_likelihood_ratio:.1f} times less likely"
-    )
+    numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
+    sentence = f"{estimate.family} with {numbers}"
+    if estimate.runner_up is None or estimate.log_likelihood_ratio is None:
+        return sentence
+    return f"{sentence}; next comes {estimate.runner_up.text}, e^{estimate.log_likelihood_ratio:.1f} times less likely"
 
 
 def describe_free(form: FreeForm) -> dict[str, Any]:

@@ -66,19 +66,18 @@ def _numbers(found: KernelEstimate) -> list[Row]:
     rows: list[Row] = [("Family", found.family, "the shape that makes the spectrum of the picture likeliest")]
     for parameter in found.parameters:
         unit = _UNITS.get(parameter.name, "")
-        error = f" ± {parameter.error:.2g}" if parameter.error else ""
         meaning = "with its standard error" if parameter.error else "a count, which has no error"
-        rows.append((parameter.name.capitalize(), f"{parameter.value:.4g}{error}{unit}", meaning))
-    return [
-        *rows,
-        ("Runner-up", found.runner_up.text, "the best kernel of any other family"),
-        (
-            "Against the runner-up",
-            f"{found.log_likelihood_ratio:.3g}",
-            "logarithm of how many times likelier the kernel is; below about 3 the two are hard to tell apart",
-        ),
-        ("Against no blur", f"{found.evidence:.4g}", "the same, for a picture that was never blurred"),
-    ]
+        rows.append((parameter.name.capitalize(), f"{parameter.text}{unit}", meaning))
+    if found.runner_up is not None:
+        rows += [
+            ("Runner-up", found.runner_up.text, "the best kernel of any other family"),
+            (
+                "Against the runner-up",
+                f"{found.log_likelihood_ratio:.3g}",
+                "logarithm of how many times likelier the kernel is; below about 3 the two are hard to tell apart",
+            ),
+        ]
+    return [*rows, ("Against no blur", f"{found.evidence:.4g}", "the same, for a picture that was never blurred")]
 
 
 def _candidates_plot(found: KernelEstimate) -> Plot:

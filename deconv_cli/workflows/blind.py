@@ -20,8 +20,9 @@ _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
 _LUMA = (0.299, 0.587, 0.114)
 """Of stored values, as JPEG makes it (ITU-T T.871)."""
-_LEAST_FREE_SIZE, _ROOM = 16, 1.5
-"""A kernel of free form gets so many taps a side, or so many times those of the family."""
+_LEAST_FREE_SIZE, _ROOM = 15, 1.5
+"""A kernel of free form gets so many taps a side at least, and so many times those of the family."""
+_WINDOW = 2048
 _MUCH_LIKELIER = 20.0
 """Evidence at which a kernel that was given is doubted; right ones stayed below 10 on the photographs tried."""
 
@@ -31,7 +32,7 @@ class BlurredPicture:
     """A picture in the form in which its blur is looked for.
 
     Attributes:
-        luminance: proportional to light, shape `(H, W)`, float64.
+        luminance: proportional to light, shape `(H, W)`, float32.
         luma: what a JPEG compressed, in code values from 0 to 255, shape `(H, W)`; `None` for other files.
         is_clipped: where a channel is saturated, shape `(H, W)`; `None` where that is not known.
         jpeg_table: divisors of the luma's coefficients, shape `(8, 8)`; `None` for other files.
@@ -64,7 +65,7 @@ class BlurredPicture:
                 f"a blur is found in one picture of shape (C, H, W), but the image has shape {tuple(image.shape)}; "
                 "give one of its pictures."
             )
-        stored = image.detach().cpu().double()
+        stored = image.detach().cpu().float()
         if not bool(stored.isfinite().all()):
             raise MalformedInputError("the picture has samples that are not finite; replace them first.")
         light = stored if tone_curve is None else tone_curve.to_light(stored)
@@ -154,14 +155,17 @@ def estimate_free_kernel(
     taps = found.taps()
     if size is None:
         room = min(MAX_SIZE, min(picture.luminance.shape) // 4)
-        size = max(min(_LEAST_FREE_SIZE, room), min(room, round(_ROOM * max(taps.shape)))) // 2 * 2 - 1
+        wanted = max(_LEAST_FREE_SIZE, round(_ROOM * max(taps.shape)))
+        size = (min(wanted, room) - 1) // 2 * 2 + 1
     return free_form(picture.luminance, taps, size=size)
 
 
-def doubt_alignment(
+def check_alignment(
     kernel: Tensor, image: Tensor, *, tone_curve: ToneCurve | None = None, jpeg_table: Tensor | None = None
-) -> str | None:
-    """Say so where a kernel that was given is much less likely than itself turned or scaled.
+) -> Alignment | None:
+    """Tell whether a kernel that was given is much less likely than itself turned, mirrored or scaled.
+
+    The middle of a large picture stands for all of it.
 
     Args:
         kernel: shape `(kH, kW)`.
@@ -170,19 +174,18 @@ def doubt_alignment(
         jpeg_table: of a JPEG, shape `(8, 8)`.
 
     Returns:
-        A sentence without its full stop; `None` where nothing speaks against the kernel, or nothing can be told.
+        The likelier one; `None` where nothing speaks against the kernel, or nothing can be told.
     """
+    window = [min(n, _WINDOW) for n in image.shape[-2:]]
+    # By whole blocks of a JPEG.
+    top, left = ((n - kept) // 16 * 8 for n, kept in zip(image.shape[-2:], window, strict=True))
+    middle = image[..., top : top + window[0], left : left + window[1]]
     try:
-        spectrum = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table).spectrum()
+        spectrum = BlurredPicture.of(middle, tone_curve=tone_curve, jpeg_table=jpeg_table).spectrum()
         found = align_by_power(kernel, spectrum)
-    except DeconvError:  # too small a picture, or too large a kernel
+    except DeconvError:  # too small or too flat a picture, or too large a kernel
         return None
-    if found.evidence < _MUCH_LIKELIER:
-        return None
-    return (
-        f"the picture looks as if the kernel should be {', '.join(found.turns)}: that is e^{found.evidence:.0f} times "
-        "likelier; deconv kernel align writes the mended one"
-    )
+    return found if found.evidence >= _MUCH_LIKELIER else None
 
 
 def align_kernel(
@@ -191,9 +194,10 @@ def align_kernel(
     *,
     sharp: Tensor | None = None,
     tone_curve: ToneCurve | None = None,
+    sharp_curve: ToneCurve | None = None,
     jpeg_table: Tensor | None = None,
 ) -> Alignment:
-    """Find out whether a kernel lies as a picture needs it, and mend it: transposed, mirrored, scaled, off its center.
+    """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it.
 
     Args:
         kernel: shape `(kH, kW)`.
@@ -201,6 +205,7 @@ def align_kernel(
         sharp: what it would be without the blur, of the same shape. Without it the power spectrum judges, which tells
             neither a shift nor a turn by 180°; a kernel is then centered on its weight.
         tone_curve: how the samples encode light.
+        sharp_curve: how those of the sharp picture do; by default alike.
         jpeg_table: of a JPEG, shape `(8, 8)`.
 
     Raises:
@@ -212,4 +217,6 @@ def align_kernel(
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     if sharp is None:
         return align_by_power(kernel, picture.spectrum())
-    return align_by_pair(kernel, BlurredPicture.of(sharp, tone_curve=tone_curve).luminance, picture.luminance)
+    return align_by_pair(
+        kernel, BlurredPicture.of(sharp, tone_curve=sharp_curve or tone_curve).luminance, picture.luminance
+    )

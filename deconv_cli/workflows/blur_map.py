@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,6 @@ _LIMIT = 3.0
 """Mean squared deviation from the mean, in standard errors, above which a blur varies."""
 _LEAST_SPREAD = 0.05
 """Share of a number by which it has to vary besides; of an angle, that of a radian."""
-_DEGREES = 57.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,12 @@ class BlurMap:
         return [part for row in self.parts for part in row if part.found]
 
     @property
-    def is_uniform(self) -> bool:
-        """Whether the parts agree within their errors, as far as a blur was found in them."""
+    def is_uniform(self) -> bool | None:
+        """Whether the parts agree within their errors; `None` where a blur was found in less than two."""
+        if len(self.found) < 2:
+            return None
         columns = zip(*(part.parameters for part in self.found), strict=True)
-        return all(_agree(numbers) for numbers in columns if len(numbers) > 1 and numbers[0].error)
+        return all(_agree(numbers) for numbers in columns if numbers[0].error)
 
     def field(self) -> KernelField:
         """Give the kernels with their places; a part in which no blur was found gets the median of the others.
@@ -82,8 +84,8 @@ def _agree(numbers: tuple[Parameter, ...]) -> bool:
     """Tell whether one number is the same in all parts, by its errors or for all that matters."""
     values = torch.tensor([p.value for p in numbers], dtype=torch.float64)
     scale = float(values.median())
-    if numbers[0].name == "ANGLE":  # 179° lies beside 1°
-        values, scale = (values - values[0] + 90) % 180 - 90, _DEGREES
+    if period := numbers[0].period:  # 179° lies beside 1°
+        values, scale = (values - values[0] + period / 2) % period - period / 2, math.degrees(1)
     weights = torch.tensor([p.error for p in numbers], dtype=torch.float64).clamp_min(1e-6) ** -2
     deviations = values - (weights * values).sum() / weights.sum()
     excess = float((weights * deviations.square()).sum()) / (len(numbers) - 1)
@@ -96,6 +98,7 @@ def map_blur(
     tone_curve: ToneCurve | None = None,
     jpeg_table: Tensor | None = None,
     families: Sequence[str] | None = None,
+    whole: KernelEstimate | None = None,
 ) -> BlurMap:
     """Find the kernel of a picture, and anew in each of its parts.
 
@@ -104,6 +107,7 @@ def map_blur(
         tone_curve: how they encode light.
         jpeg_table: of a JPEG, shape `(8, 8)`.
         families: kernel sources to choose from; by default all that can be found.
+        whole: what was found in all of the picture; by default it is found anew.
 
     Raises:
         ShapeError: no picture, or one that is too small.
@@ -111,13 +115,17 @@ def map_blur(
         UsageError: a family that there is not.
     """
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
-    whole = estimate_family(picture.spectrum(), families)
+    if whole is None:
+        whole = estimate_family(picture.spectrum(), families)
     height, width = (int(n) for n in picture.luminance.shape)
     side = side_for((height, width))
     rows, columns = _slices(height, side), _slices(width, side)
     spectra = [[picture.spectrum(r, c, side) for c in columns] for r in rows]
     # What varies looks like another family on the whole: that of the parts counts.
     starts = [c for c in whole.candidates if c.family in {whole.family, *_SIMPLE} - {NO_BLUR}]
+    starts = starts or [c for c in whole.candidates if c.family != NO_BLUR][:1]
+    if not starts:
+        return BlurMap((0.5,), (0.5,), ((whole,),), whole)
     tried = [tuple(tuple(estimate_near(s, start) for s in row) for row in spectra) for start in starts]
     parts = min(tried, key=_misfit)
     return BlurMap(_middles(rows, height), _middles(columns, width), parts, whole)

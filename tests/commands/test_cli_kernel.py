@@ -79,7 +79,7 @@ def test_a_jpeg_brings_its_table(deconv, tmp_path):
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):
     target = tmp_path / "field.safetensors"
     report = deconv("kernel", "estimate", photo, "--map", target, "--json").report
-    assert report["map"]["is_uniform"] is True
+    assert report["map"]["is_uniform"] is None  # a single part
     assert len(report["map"]["kernels"]) == len(report["map"]["rows"])
     restored = deconv("invert", photo, "--kernel", target, "--lambda", "1e-2", "-o", tmp_path / "x.png", "--json")
     assert restored.report["kernel"]["path"] == str(target)
@@ -99,14 +99,14 @@ def test_align_names_the_mistake_and_writes_the_kernel(deconv, tmp_path):
     picture = blurred_picture("camera", taps)
     Image.fromarray(picture[0].numpy()).save(tmp_path / "photo.png")
     np.save(tmp_path / "wrong.npy", taps.T.numpy())
-    target = tmp_path / "mended.npy"
+    target = tmp_path / "corrected.npy"
     report = deconv(
         "kernel", "align", tmp_path / "photo.png", "--kernel", tmp_path / "wrong.npy", "-o", target, "--json"
     ).report
-    assert (report["is_aligned"], report["turn"]) == (False, "transposed")
+    assert (report["is_aligned"], report["orientation"]) == (False, "transposed")
     assert np.allclose(np.load(target), taps.numpy(), atol=1e-7)
     fine = deconv("kernel", "align", tmp_path / "photo.png", "--kernel", target)
-    assert "lies as the picture needs it" in fine.stdout
+    assert "fits the picture" in fine.stdout
 
 
 def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
@@ -130,6 +130,10 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--free"], "needs --output"),
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--size", "9"], "add --free"),
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.npy"], "written as .safetensors"),
+        (
+            ["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.safetensors", "-o", "m.safetensors"],
+            "two names",
+        ),
         (["kernel", "estimate", str(SAMPLES / "features.safetensors")], "file of tensors"),
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "box"], "a family must be one of"),
         (
@@ -142,3 +146,32 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
 )
 def test_refusals(deconv, arguments, words):
     assert words in deconv(*arguments, expect=ExitCode.USAGE).stderr
+
+
+def test_a_flat_jpeg_is_refused_by_a_sentence_and_no_reason_to_doubt_a_kernel(deconv, tmp_path):
+    Image.new("RGB", (300, 300), (90, 120, 60)).save(tmp_path / "flat.jpg", quality=90)
+    run = deconv("kernel", "estimate", tmp_path / "flat.jpg", expect=ExitCode.INPUT_REFUSED)
+    assert "no detail" in run.stderr
+    deconv("invert", tmp_path / "flat.jpg", "-k", "disk:3", "--lambda", "1e-2", "-o", tmp_path / "x.png")
+
+
+def test_the_kernel_is_looked_for_in_the_light_that_was_recorded(deconv, tmp_path):
+    target = tmp_path / "blurred.png"
+    deconv("forward", SAMPLES / "camera.png", "-k", "disk:3.3", "--light", "stored", "-o", target)
+    report = deconv("kernel", "estimate", target, "--json").report
+    assert report["light"].startswith("in the samples as they are stored")
+    assert report["family"] == "disk"
+
+
+def test_a_sharp_picture_brings_its_own_curve(deconv, tmp_path):
+    taps = make_kernel("motion:13@30")
+    Image.fromarray(blurred_picture("camera", taps)[0].numpy()).save(tmp_path / "photo.png")
+    rows, columns = (n // 2 for n in taps.shape)
+    sharp = sharp_picture("camera")[0, rows:-rows, columns:-columns].numpy()
+    Image.fromarray((sharp.astype(np.int32) * 257).astype(np.uint16)).save(tmp_path / "sharp.png")
+    np.save(tmp_path / "wrong.npy", taps.T.numpy())
+    report = deconv(
+        *("kernel", "align", tmp_path / "photo.png", "-k", tmp_path / "wrong.npy"),
+        *("--sharp", tmp_path / "sharp.png", "--json"),
+    ).report
+    assert (report["orientation"], report["scale"], report["shift"]) == ("transposed", 1.0, [0, 0])

@@ -6,7 +6,7 @@ from blurred_pictures import CURVE, blurred_picture, sharp_picture
 
 import deconv_cli
 from deconv_cli.errors import ShapeError
-from deconv_cli.kernels.blind.alignment import TURNS, scaled
+from deconv_cli.kernels.blind.alignment import ORIENTATIONS, scaled
 from deconv_cli.kernels.sources.kernel_source import make_kernel
 
 TAPS = make_kernel("motion:13@30")
@@ -23,19 +23,19 @@ def unchanged(turn):
     return {"turned by 90°": "turned by 270°", "turned by 270°": "turned by 90°"}.get(turn, turn)
 
 
-@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("turn", ORIENTATIONS)
 def test_a_pair_tells_every_turn(turn):
-    found = deconv_cli.align_kernel(TURNS[turn](TAPS), BLURRED, sharp=SHARP, tone_curve=CURVE)
-    assert (found.turn, found.scale, found.shift) == (unchanged(turn), 1.0, (0, 0))
+    found = deconv_cli.align_kernel(ORIENTATIONS[turn](TAPS), BLURRED, sharp=SHARP, tone_curve=CURVE)
+    assert (found.orientation, found.scale, found.shift) == (unchanged(turn), 1.0, (0, 0))
     assert float((found.taps - TAPS).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("turn", ORIENTATIONS)
 def test_the_power_tells_turns_but_that_by_half(turn):
-    found = deconv_cli.align_kernel(TURNS[turn](TAPS), BLURRED, tone_curve=CURVE)
-    mended = TURNS[found.turn](TURNS[turn](TAPS))
-    assert mended.shape == TAPS.shape
-    assert min(float((mended - t).abs().max()) for t in (TAPS, TAPS.flip((0, 1)))) < 1e-12
+    found = deconv_cli.align_kernel(ORIENTATIONS[turn](TAPS), BLURRED, tone_curve=CURVE)
+    corrected = ORIENTATIONS[found.orientation](ORIENTATIONS[turn](TAPS))
+    assert corrected.shape == TAPS.shape
+    assert min(float((corrected - t).abs().max()) for t in (TAPS, TAPS.flip((0, 1)))) < 1e-12
 
 
 def test_a_kernel_of_another_scale_is_resized():
@@ -71,3 +71,20 @@ def test_refusals():
         deconv_cli.align_kernel(TAPS[None, None], BLURRED, tone_curve=CURVE)
     with pytest.raises(ShapeError, match="at most 128 × 128 taps"):
         deconv_cli.align_kernel(torch.ones(3, 201), BLURRED, tone_curve=CURVE)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 6), (5, 4)])
+def test_an_even_kernel_that_is_right_is_left_alone(size):
+    taps = torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    taps = taps / taps.sum()
+    before = [(n - 1) // 2 for n in size]
+    after = [n - 1 - b for n, b in zip(size, before, strict=True)]
+    height, width = sharp_picture("camera").shape[-2:]
+    sharp = sharp_picture("camera")[:, before[0] : height - after[0], before[1] : width - after[1]]
+    found = deconv_cli.align_kernel(taps, blurred_picture("camera", taps), sharp=sharp, tone_curve=CURVE)
+    assert found.changes == ()
+
+
+def test_a_kernel_larger_than_the_pair_is_refused():
+    with pytest.raises(ShapeError, match="larger than the pictures"):
+        deconv_cli.align_kernel(torch.ones(300, 3), BLURRED, sharp=SHARP, tone_curve=CURVE)

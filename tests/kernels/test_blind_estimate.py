@@ -92,3 +92,14 @@ def test_the_gain_is_the_power_that_a_blur_leaves():
     along = (left.grid.direction - torch.pi / 6).abs() < 0.2
     high = left.grid.frequency > 0.1
     assert float(gain[across & high].mean()) > 5 * float(gain[along & high].mean())
+
+
+def test_a_family_without_a_candidate_finds_no_blur():
+    found = deconv_cli.estimate_kernel(sharp_picture("camera"), tone_curve=CURVE, families=["polygon"])
+    assert (found.found, found.runner_up, found.log_likelihood_ratio) == (False, None, None)
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 200, 300), torch.full((3, 200, 300), 7.0)])
+def test_a_constant_picture_is_refused(image):
+    with pytest.raises(MalformedInputError, match="no detail"):
+        deconv_cli.estimate_kernel(image)

@@ -27,7 +27,7 @@ def areas(field):
 
 def test_a_blur_that_is_the_same_everywhere():
     found = deconv_cli.map_blur(tiled(["disk:3.5"] * 3), tone_curve=CURVE)
-    assert found.is_uniform
+    assert found.is_uniform is True
     assert len(found.found) >= 2
     assert areas(found.field()).flatten().tolist() == pytest.approx(
         [float(1 / deconv_cli.make_kernel("disk:3.5").square().sum())] * len(found.columns), rel=0.1
@@ -36,7 +36,7 @@ def test_a_blur_that_is_the_same_everywhere():
 
 def test_a_blur_that_grows_across_the_frame():
     found = deconv_cli.map_blur(tiled(["disk:3", "disk:3", "disk:5.5", "disk:5.5"]), tone_curve=CURVE)
-    assert not found.is_uniform
+    assert found.is_uniform is False
     field = found.field()
     assert field.grid == (len(found.rows), len(found.columns))
     assert torch.allclose(field.taps.sum((2, 3)), torch.ones(field.grid, dtype=torch.float64))
@@ -47,6 +47,12 @@ def test_a_blur_that_grows_across_the_frame():
 
 def test_a_sharp_picture_has_no_field():
     found = deconv_cli.map_blur(sharp_picture("astronaut"), tone_curve=CURVE)
-    assert found.is_uniform
+    assert found.is_uniform is None
     with pytest.raises(UntrustworthyResultError, match="no blur was found"):
         found.field()
+
+
+@pytest.mark.parametrize("family", ["airy", "polygon"])
+def test_a_family_alone_that_finds_nothing_is_no_error(family):
+    found = deconv_cli.map_blur(sharp_picture("astronaut"), tone_curve=CURVE, families=[family])
+    assert (found.found, found.is_uniform) == ([], None)

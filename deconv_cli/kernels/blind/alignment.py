@@ -1,4 +1,4 @@
-"""Whether a kernel lies as the picture needs it: turned, mirrored, scaled or off its center."""
+"""Whether a kernel fits the picture: turned, mirrored, scaled or off its center."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
 
-TURNS: dict[str, Callable[[Tensor], Tensor]] = {
+ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "as given": lambda taps: taps,
     "transposed": lambda taps: taps.T,
     "mirrored left to right": lambda taps: taps.flip(1),
@@ -27,41 +27,41 @@ _N_SEEN_IN_POWER = 4
 """A spectrum of powers does not tell a kernel from itself turned by 180°, so that the last four equal the first."""
 SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.11, 1.25, 1.43, 1.67, 2.0)
 LEAST_EVIDENCE = 12.0
-"""A mistake is named where the mended kernel is so much likelier, in logarithms."""
+"""A mistake is named where the corrected kernel is so much likelier, in logarithms."""
 _LEAST_SHIFT = 0.75
 """Pixels that the weight of a kernel may lie off its middle tap; of a kernel of even size half a pixel always does."""
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """How a kernel is to be mended.
+    """How a kernel is to be corrected.
 
     Attributes:
-        turn: a key of `TURNS`.
+        orientation: a key of `ORIENTATIONS`.
         scale: of its size.
         shift: pixels by which its weight is moved, down and to the right.
-        taps: the mended kernel, shape `(kH, kW)`, of the sum that it had.
+        taps: the corrected kernel, shape `(kH, kW)`, of the sum that it had.
         evidence: how much likelier it is than the one given, in logarithms.
     """
 
-    turn: str
+    orientation: str
     scale: float
     shift: tuple[int, int]
     taps: Tensor
     evidence: float
 
     @property
-    def turns(self) -> tuple[str, ...]:
+    def orientation_changes(self) -> tuple[str, ...]:
         """How it is to be turned and scaled, a few words each."""
-        found = [] if self.turn == "as given" else [self.turn]
+        found = [] if self.orientation == "as given" else [self.orientation]
         return tuple(found if self.scale == 1.0 else [*found, f"scaled by {self.scale:.3g}"])
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What is done to mend it, a few words each; empty where nothing is wrong."""
+        """What is done to correct it, a few words each; empty where nothing is wrong."""
         if self.shift == (0, 0):
-            return self.turns
-        return (*self.turns, f"moved by {self.shift[0]:+d} pixels down and {self.shift[1]:+d} across")
+            return self.orientation_changes
+        return (*self.orientation_changes, f"moved by {self.shift[0]:+d} pixels down and {self.shift[1]:+d} across")
 
 
 def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
@@ -70,16 +70,20 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
     Args:
         taps: shape `(kH, kW)`, any real dtype.
         spectrum: of the blurred picture, in the light in which the kernel acts.
+
+    Raises:
+        ShapeError: the kernel is larger than the pieces of the spectrum.
+        MalformedInputError: the picture holds no detail.
     """
     taps = taps.double()
     fitting = [s for s in SCALES if s * max(taps.shape) <= spectrum.grid.side]
-    choices = [(turn, scale) for turn in list(TURNS)[:_N_SEEN_IN_POWER] for scale in fitting]
+    choices = [(turn, scale) for turn in list(ORIENTATIONS)[:_N_SEEN_IN_POWER] for scale in fitting]
     if ("as given", 1.0) not in choices:
         raise ShapeError(
             f"a kernel of at most {spectrum.grid.side} × {spectrum.grid.side} taps can be compared with this picture, "
             f"but it has {taps.shape[0]} × {taps.shape[1]}."
         )
-    gains = torch.stack([spectrum.grid.gain(_unit(scaled(TURNS[turn](taps), scale))) for turn, scale in choices])
+    gains = torch.stack([spectrum.grid.gain(_unit(scaled(ORIENTATIONS[turn](taps), scale))) for turn, scale in choices])
     misfits = dict(zip(choices, fit_spectrum(spectrum, gains).misfit.tolist(), strict=True))
     return _centered(taps, *_chosen(misfits))
 
@@ -93,19 +97,24 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
         blurred: of the same shape.
 
     Raises:
-        ShapeError: the pictures differ in shape.
+        ShapeError: the pictures differ in shape, or are smaller than the kernel.
     """
     if sharp.shape != blurred.shape:
         raise ShapeError(
             f"the sharp and the blurred picture must have one shape, but have {tuple(sharp.shape)} and "
             f"{tuple(blurred.shape)}; crop them to the same frame."
         )
+    if any(k > n for k, n in zip(taps.shape, sharp.shape, strict=True)):
+        raise ShapeError(
+            f"a kernel of {taps.shape[0]} × {taps.shape[1]} taps is larger than the pictures of {sharp.shape[0]} × "
+            f"{sharp.shape[1]} pixels; give the kernel that blurred them."
+        )
     taps = taps.double()
     windowed = [_windowed(picture.double()) for picture in (sharp, blurred)]
     spectra = [torch.fft.rfft2(picture) for picture in windowed]
     found = {}
     shifts = {}
-    for turn, make in TURNS.items():
+    for turn, make in ORIENTATIONS.items():
         for scale in SCALES:
             resized = _unit(scaled(make(taps), scale))
             if any(k > n for k, n in zip(resized.shape, sharp.shape, strict=True)):
@@ -114,7 +123,7 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
             found[turn, scale] = misfit
     turn, scale, evidence = _chosen(found)
     shift = shifts[turn, scale]
-    return Alignment(turn, scale, shift, _moved(scaled(TURNS[turn](taps), scale), shift), evidence)
+    return Alignment(turn, scale, shift, _moved(scaled(ORIENTATIONS[turn](taps), scale), shift), evidence)
 
 
 def scaled(taps: Tensor, scale: float) -> Tensor:
@@ -142,12 +151,12 @@ def _chosen(misfits: dict[tuple[str, float], float]) -> tuple[str, float, float]
 
 
 def _centered(taps: Tensor, turn: str, scale: float, evidence: float) -> Alignment:
-    mended = scaled(TURNS[turn](taps), scale)
-    down, across = _centroid(mended)
+    corrected = scaled(ORIENTATIONS[turn](taps), scale)
+    down, across = _centroid(corrected)
     if max(abs(down), abs(across)) < _LEAST_SHIFT:
-        return Alignment(turn, scale, (0, 0), mended, evidence)
+        return Alignment(turn, scale, (0, 0), corrected, evidence)
     shift = -round(down), -round(across)
-    return Alignment(turn, scale, shift, _moved(mended, shift), evidence)
+    return Alignment(turn, scale, shift, _moved(corrected, shift), evidence)
 
 
 def _centroid(taps: Tensor) -> tuple[float, float]:
@@ -182,10 +191,10 @@ def _windowed(picture: Tensor) -> Tensor:
 def _pair_misfit(taps: Tensor, spectra: list[Tensor], blurred: Tensor) -> tuple[float, tuple[int, int]]:
     """Compare blurred with sharp under a kernel, at the best shift and contrast, as a Gaussian log-likelihood."""
     size = (blurred.shape[0], blurred.shape[1])
-    # A cross-correlation about the middle tap.
+    # A cross-correlation about tap (k − 1) // 2.
     placed = torch.zeros(size, dtype=torch.float64)
     placed[: taps.shape[0], : taps.shape[1]] = taps
-    placed = placed.roll((-(taps.shape[0] // 2), -(taps.shape[1] // 2)), (0, 1))
+    placed = placed.roll((-((taps.shape[0] - 1) // 2), -((taps.shape[1] - 1) // 2)), (0, 1))
     predicted = spectra[0] * torch.fft.rfft2(placed).conj()
     match = torch.fft.irfft2(spectra[1] * predicted.conj(), s=size)
     best = int(match.argmax())

@@ -22,6 +22,7 @@ _LEAST_AREA = 8.0
 """Pixels that a kernel covers, 1 / Σk²: lenses and resampling leave about as much in a sharp picture."""
 _LARGEST_REACH = 32.0
 _N_ROUNDS = 5
+_IMPOSSIBLE = 1e9
 _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
 _ERROR_SCALE = 2.0
@@ -40,11 +41,18 @@ class Parameter:
         name: such as `RADIUS`.
         value: in pixels or degrees, or a count.
         error: standard error, in the same unit; 0 for a count.
+        period: of an angle, in degrees: how far a kernel is turned until it looks the same; 0 for others.
     """
 
     name: str
     value: float
     error: float
+    period: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The value with its error."""
+        return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
 
 
 @dataclass(frozen=True)
@@ -91,15 +99,15 @@ class KernelEstimate:
         return kernel_text(self.family, tuple(p.value for p in self.parameters))
 
     @property
-    def runner_up(self) -> Candidate:
-        """The likeliest candidate of another family."""
-        return next(c for c in self.candidates if c.family != self.family)
+    def runner_up(self) -> Candidate | None:
+        """The likeliest candidate of another family; `None` where none was tried."""
+        return next((c for c in self.candidates if c.family != self.family), None)
 
     @property
-    def log_likelihood_ratio(self) -> float:
+    def log_likelihood_ratio(self) -> float | None:
         """How much likelier the estimate is than the runner-up, in logarithms."""
-        own = next(c for c in self.candidates if c.family == self.family)
-        return self.runner_up.misfit - own.misfit
+        own, other = next(c for c in self.candidates if c.family == self.family), self.runner_up
+        return None if other is None else other.misfit - own.misfit
 
     def taps(self) -> Tensor:
         """Make the kernel, shape `(kH, kW)`, float64, sum 1; a single tap where no blur was found."""
@@ -133,14 +141,16 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
     found: dict[str, Candidate] = {}
-    for name in sorted(family_names(), key=lambda n: KERNEL_SOURCES[n].family.log_odds):
+    for name in sorted(family_names(), key=lambda n: KERNEL_SOURCES[n].family.log_penalty):
         candidate = search.coarse(name, {n: c.numbers for n, c in found.items()})
         if candidate is not None:
             found[name] = candidate
-    best = min(c.misfit for c in found.values())
-    near = [c for n, c in found.items() if n in wanted and c.misfit < best + _TOO_FAR] or [found[wanted[0]]]
-    refined = {c.family: search.refine(c) for c in near}
-    others = [c for n, c in found.items() if n in wanted and n not in refined]
+    pool = {name: candidate for name, candidate in found.items() if name in wanted}
+    if not pool:
+        return KernelEstimate(False, NO_BLUR, (), (none,), 0.0)
+    best = min(c.misfit for c in pool.values())
+    refined = {c.family: search.refine(c) for c in pool.values() if c.misfit < best + _TOO_FAR}
+    others = [c for n, c in pool.items() if n not in refined]
     candidates = sorted([none, *refined.values(), *others], key=lambda c: c.misfit)
     top = next(c for c in candidates if c is not none)
     evidence = none.misfit - top.misfit
@@ -176,9 +186,14 @@ class _Search:
         self._reach = min(_LARGEST_REACH, spectrum.grid.side / 8)
 
     def misfits(self, family: str, numbers: Sequence[Numbers], *, is_coarse: bool = False) -> list[float]:
-        gains = torch.stack([_gain(self._spectrum.grid.side, family, n) for n in numbers])
-        log_odds = 0.0 if family == NO_BLUR else _family(family).log_odds
-        return [m + log_odds for m in fit_spectrum(self._spectrum, gains, is_coarse=is_coarse).misfit.tolist()]
+        """Give the misfit of each kernel of a family; a very large one where there is no such kernel."""
+        gains = [_gain(self._spectrum.grid.side, family, n) for n in numbers]
+        possible = [gain for gain in gains if gain is not None]
+        if not possible:
+            return [_IMPOSSIBLE] * len(gains)
+        log_penalty = 0.0 if family == NO_BLUR else _family(family).log_penalty
+        misfits = iter(fit_spectrum(self._spectrum, torch.stack(possible), is_coarse=is_coarse).misfit.tolist())
+        return [_IMPOSSIBLE if gain is None else next(misfits) + log_penalty for gain in gains]
 
     def coarse(self, family: str, best: dict[str, Numbers]) -> Candidate | None:
         starts = _family(family).starts(self._reach, best)
@@ -229,9 +244,15 @@ class _Search:
                 hessian[a, b] = hessian[b, a] = value
         eigenvalues, vectors = torch.linalg.eigh(hessian)
         variances = (vectors.square() / eigenvalues.clamp_min(1e-2)).sum(1)
+        period = _family(candidate.family).period(candidate.numbers)
         errors = {i: _ERROR_SCALE * h[i] * float(variances[a].sqrt()) for a, i in enumerate(axes)}
         return tuple(
-            Parameter(name, _wrapped(name, value), errors.get(i, 0.0) * (1 if name == "ANGLE" else value))
+            Parameter(
+                name,
+                value % period if name == "ANGLE" else value,
+                errors.get(i, 0.0) * (1 if name == "ANGLE" else value),
+                period if name == "ANGLE" else 0.0,
+            )
             for i, (name, value) in enumerate(zip(names, candidate.numbers, strict=True))
         )
 
@@ -242,11 +263,14 @@ def _family(name: str) -> BlurFamily:
 
 
 @lru_cache(maxsize=4096)
-def _gain(side: int, family: str, numbers: Numbers) -> Tensor:
+def _gain(side: int, family: str, numbers: Numbers) -> Tensor | None:
     grid: PolarGrid = polar_grid(side)
     if family == NO_BLUR:
         return torch.ones_like(grid.frequency)
-    taps = KERNEL_SOURCES[family].make(*numbers)
+    try:
+        taps = KERNEL_SOURCES[family].make(*numbers)
+    except UsageError:  # numbers that the search may come to, but that no kernel has
+        return None
     # Faint wings that reach beyond the pieces are cut.
     rows, columns = (max(0, n - side + 1) // 2 for n in taps.shape)
     return grid.gain(taps[rows : taps.shape[0] - rows, columns : taps.shape[1] - columns])
@@ -267,10 +291,6 @@ def _vertex(left: float, middle: float, right: float) -> float:
     if curvature <= 0:
         return -1.0 if slope > 0 else 1.0
     return min(1.0, max(-1.0, -slope / curvature))
-
-
-def _wrapped(name: str, value: float) -> float:
-    return value % 180 if name == "ANGLE" else value
 
 
 def _area(candidate: Candidate) -> float:

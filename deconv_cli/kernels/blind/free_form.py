@@ -170,7 +170,7 @@ def _check(light: Tensor, start: Tensor, size: int) -> None:
             f"{light.shape[0]} × {light.shape[1]}; take a smaller support."
         )
     if not (torch.isfinite(light).all() and torch.isfinite(start).all()):
-        raise MalformedInputError("the picture or the kernel to start from holds NaN or infinity; mend it first.")
+        raise MalformedInputError("the picture or the kernel to start from holds NaN or infinity; correct it first.")
     if bool((start < 0).any()) or not math.isfinite(float(start.sum())) or float(start.sum()) <= 0:
         raise MalformedInputError("the kernel to start from must have no negative tap, and one that is positive.")
     if float(light.max()) <= float(light.min()):

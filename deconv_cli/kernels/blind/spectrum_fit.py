@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.errors import MalformedInputError
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum
 from deconv_cli.kernels.blind.scene_model import scene_basis, scene_prior
 
@@ -30,6 +31,8 @@ _CONVERGED = 1e-3
 _HOPELESS = 1e5
 """Damping at which no step leads further."""
 _BATCH = 128
+_NO_DETAIL = 1e-15
+"""Power that rounding leaves of a constant picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,9 @@ def fit_spectrum(spectrum: PolarSpectrum, gains: Tensor, *, is_coarse: bool = Fa
         spectrum: of the picture.
         gains: |H|² of each kernel in each cell, shape `(C, n)`.
         is_coarse: the fit may end before it has converged, to tell hopeless kernels from others.
+
+    Raises:
+        MalformedInputError: the picture holds no detail.
     """
     problem = _Problem.of(spectrum)
     n_steps = _MOST_COARSE_STEPS if is_coarse else _MOST_STEPS
@@ -77,6 +83,11 @@ class _Problem:
         n_samples = grid.counts * max(1.0, 0.5 * spectrum.n_pieces)
         weights = spectrum.reliance * _TEMPER / (1 / n_samples + _SCENE_VARIANCE)
         used = weights > 0
+        if not bool(used.any()) or float(spectrum.power.max()) < _NO_DETAIL:
+            raise MalformedInputError(
+                "the picture holds no detail from which a blur could be told: it is flat, or compressed to nothing; "
+                "give another one, or the kernel."
+            )
         f, log_power = grid.frequency[used], spectrum.power[used].clamp_min(1e-300).log()
         scene = scene_basis(grid)[used]
         noise = torch.stack([torch.ones_like(f), f - _MIDDLE], 1)

@@ -45,5 +45,5 @@ def _area_under_circle(x: torch.Tensor, radius: float) -> torch.Tensor:
 DISK = KernelSource(
     ("RADIUS",),
     disk_kernel,
-    BlurFamily(lambda reach, _: [(r,) for r in geometric(0.9, reach, 1.09)], lambda _: (0.09,), log_odds=2.0),
+    BlurFamily(lambda reach, _: [(r,) for r in geometric(0.9, reach, 1.09)], lambda _: (0.09,), log_penalty=2.0),
 )

@@ -42,5 +42,5 @@ def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:
 DISK_MOTION = KernelSource(
     ("RADIUS", "LENGTH", "ANGLE"),
     disk_motion_kernel,
-    BlurFamily(lambda _, best: _starts(best), lambda n: (0.1, 0.15, 180 / max(n[1], 8)), log_odds=20.0),
+    BlurFamily(lambda _, best: _starts(best), lambda n: (0.1, 0.15, 180 / max(n[1], 8)), log_penalty=20.0),
 )

@@ -28,12 +28,14 @@ class BlurFamily:
             numbers of the families that come before, by their names.
         steps: how far apart the starts are in each number: a share of it (in logarithms) for a length, degrees for an
             angle, 0 for a number that is not varied.
-        log_odds: how much less likely it is than a Gaussian before the picture is seen, in logarithms.
+        log_penalty: how much less likely it is than a Gaussian before the picture is seen, in logarithms.
+        period: how far a kernel of these numbers is turned until its power looks the same, in degrees.
     """
 
     starts: Callable[[float, Mapping[str, Numbers]], list[Numbers]]
     steps: Callable[[Numbers], Numbers]
-    log_odds: float
+    log_penalty: float
+    period: Callable[[Numbers], float] = lambda _: 180.0
 
 
 @dataclass(frozen=True)

@@ -52,5 +52,5 @@ def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:
 MOFFAT = KernelSource(
     ("FWHM", "BETA"),
     moffat_kernel,
-    BlurFamily(lambda _, best: _starts(best), lambda _: (0.15, 0.3), log_odds=14.0),
+    BlurFamily(lambda _, best: _starts(best), lambda _: (0.15, 0.3), log_penalty=14.0),
 )

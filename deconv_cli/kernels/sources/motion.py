@@ -67,5 +67,5 @@ def _n_angles(length: float) -> int:
 MOTION = KernelSource(
     ("LENGTH", "ANGLE"),
     motion_kernel,
-    BlurFamily(lambda reach, _: _starts(reach), lambda n: (0.15, 180 / _n_angles(n[0])), log_odds=15.0),
+    BlurFamily(lambda reach, _: _starts(reach), lambda n: (0.15, 180 / _n_angles(n[0])), log_penalty=15.0),
 )

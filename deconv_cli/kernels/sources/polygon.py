@@ -55,13 +55,21 @@ def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:
     starts: list[Numbers] = []
     for blades in (5, 6, 7, 8):
         corner = radius * math.sqrt(2 * math.pi / (blades * math.sin(2 * math.pi / blades)))
-        period = 180 / blades if blades % 2 else 360 / blades
-        starts += [(float(blades), corner, period * i / 4) for i in range(4)]
+        starts += [(float(blades), corner, _period(blades) * i / 4) for i in range(4)]
     return starts
+
+
+def _period(blades: float) -> float:
+    return 180 / blades if blades % 2 else 360 / blades
 
 
 POLYGON = KernelSource(
     ("BLADES", "RADIUS", "ANGLE"),
     polygon_kernel,
-    BlurFamily(lambda _, best: _starts(best), lambda n: (0.0, 0.06, 90 / n[0]), log_odds=10.0),
+    BlurFamily(
+        lambda _, best: _starts(best),
+        lambda n: (0.0, 0.06, 90 / n[0]),
+        log_penalty=10.0,
+        period=lambda n: _period(n[0]),
+    ),
 )
