@@ -5,7 +5,7 @@ Nothing here imports torch: a model is a setting, and is read from a file at the
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +13,9 @@ from deconv_cli.errors import UsageError
 
 FREQUENCIES = tuple(round(0.05 * k, 2) for k in range(1, 15))
 """Frequencies |θ| in cycles a pixel at which a spectrum is given: the diagonal ends at 0.707."""
+
+_LARGEST = sys.float_info.max
+"""Whole numbers of JSON can be larger, and are then no `float`."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,12 @@ class NoiseModel:
     source: str = field(default="white", compare=False)
 
     def __post_init__(self) -> None:
-        is_size = self.sigma is None or 0 <= self.sigma < math.inf
-        if not is_size or not all(isinstance(v, float | int) and 0 < v < math.inf for v in self.spectrum):
+        is_size = self.sigma is None or 0 <= self.sigma <= _LARGEST
+        if not is_size or not all(isinstance(v, float | int) and 0 < v <= _LARGEST for v in self.spectrum):
             raise UsageError("the size of noise must be a number that is not negative, its spectrum positive numbers.")
+        if self.sigma is not None:
+            object.__setattr__(self, "sigma", float(self.sigma))
+        object.__setattr__(self, "spectrum", tuple(map(float, self.spectrum)))
         if len(self.spectrum) not in (0, len(FREQUENCIES)):
             raise UsageError(
                 f"the spectrum of noise has {len(FREQUENCIES)} powers, at {FREQUENCIES[0]} to {FREQUENCIES[-1]} cycles "
@@ -75,7 +81,7 @@ class NoiseModel:
         sigma, spectrum = record.get("sigma"), record.get("spectrum", [])
         if not isinstance(sigma, float | int | None) or not isinstance(spectrum, list):
             raise UsageError("a record of noise has a number sigma and a list spectrum, but this one has not.")
-        return cls(None if sigma is None else float(sigma), tuple(spectrum), source=source)
+        return cls(sigma, tuple(spectrum), source=source)
 
 
 WHITE = NoiseModel()

@@ -136,8 +136,11 @@ class ToneCurve:
 
 
 def _interval(stored: Tensor, table: Tensor) -> Tensor:
-    """Find the piece of the curve that stored values from 0 lie on; the last one for what lies above 1."""
-    return (stored.detach() * (len(table) - 1)).long().clamp_(max=len(table) - 2)
+    """Find the piece of the curve that stored values from 0 lie on; the last one for what lies above 1.
+
+    What is no number lies on the first, and what whole numbers of 64 bits do not hold on the last.
+    """
+    return (stored.detach() * (len(table) - 1)).nan_to_num(0.0).clamp(max=len(table) - 2).long()
 
 
 def _srgb(stored: Tensor) -> Tensor:

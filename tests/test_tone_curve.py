@@ -100,3 +100,14 @@ def test_images_of_other_channels_are_refused():
         curves(255.0)["one a channel"].to_light(torch.ones(4, 5, 5))
     with pytest.raises(ShapeError, match=r"should have the shape \(\*, C, H, W\)"):
         ToneCurve.srgb(255).to_light(torch.ones(5, 5))
+
+
+def test_what_is_no_number_or_far_too_large_has_light_too():
+    stored = torch.tensor([float("nan"), 1e20, -1e20, float("inf"), 100.0])[None, None]
+    curve = ToneCurve.srgb(255)
+    light = curve.to_light(stored)[0, 0]
+    assert light[0].isnan()
+    assert light[1] == -light[2] > 1e20
+    assert light[3] == float("inf")
+    assert light[4] == curve.to_light(stored[..., 4:])[0, 0, 0]
+    assert curve.slopes(stored[..., 1:2].abs()) == pytest.approx(curve.slopes(torch.full((1, 1, 1), 300.0)))

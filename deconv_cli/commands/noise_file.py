@@ -31,7 +31,7 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
         found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
     except OSError as error:
         raise FileAccessError(f"'{text}' cannot be read: {error.strerror}.") from error
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets nested without end
         found = None
     records = found.get("noise_model") if isinstance(found, dict) else None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):

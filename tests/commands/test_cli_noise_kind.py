@@ -52,6 +52,8 @@ def test_the_noise_of_an_earlier_run_can_be_given(deconv, jpeg, tmp_path):
 
 
 NO_MODELS = ["nonsense", json.dumps({"noise_model": []}), json.dumps({"noise_model": [{"sigma": -1}]})]
+NO_MODELS += ["[" * 20_000, json.dumps({"noise_model": [{"sigma": 10**400}]})]
+NO_MODELS += [json.dumps({"noise_model": [{"spectrum": [1] * 13 + [10**400]}]})]
 
 
 @pytest.mark.parametrize("text", NO_MODELS)

@@ -10,6 +10,7 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.kernel_source import MAX_REACH, KernelSource, make_kernel
+from deconv_cli.kernels.sources.subpixels import integrate_over_pixels
 from deconv_cli.parts import KERNEL_SOURCES
 
 FINE = 200
@@ -164,3 +165,17 @@ def test_a_source_of_the_callers_own():
         assert float(make_kernel("ring:3").sum()) == pytest.approx(2)
     finally:
         KERNEL_SOURCES.unregister("ring")
+
+
+def test_large_kernels_are_integrated_band_by_band():
+    n_points = []
+
+    def density(y, x):
+        n_points.append(y.numel())
+        return (1 + y.square() + 2 * x.square()).reciprocal() + 0.01 * y
+
+    taps = integrate_over_pixels(density, 60)
+    assert max(n_points) <= 2**19 < sum(n_points)
+    at = (torch.arange(121 * 8, dtype=torch.float64) + 0.5) / 8 - 60.5
+    whole = (1 + at[:, None].square() + 2 * at.square()).reciprocal() + 0.01 * at[:, None]
+    assert torch.allclose(taps, whole.reshape(121, 8, 121, 8).mean(dim=(1, 3)), rtol=1e-12, atol=0)
