@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def apply_hann_window(images: Tensor, n_axes: int = 2) -> Tensor:
+def apply_hann_window(images: Tensor, n_axes: int = 2, power: int = 1) -> Tensor:
     """Fade images out towards their edges, and keep the power of white noise as it is.
 
     A mean stays what it is but for the two neighbors of the zero frequency along each axis.
@@ -16,9 +16,11 @@ def apply_hann_window(images: Tensor, n_axes: int = 2) -> Tensor:
     Args:
         images: shape `(*batch, C, *space)`.
         n_axes: how many axes of space there are.
+        power: of the window; of a higher one less of a strong frequency leaks to distant weak ones.
     """
     window = images.new_ones(1)
     for length in images.shape[-n_axes:]:
         angle = (torch.arange(length, dtype=images.dtype, device=images.device) + 0.5) * (2 * math.pi / length)
         window = window[..., None] * (1 - angle.cos())
+    window = window**power
     return images * (window / window.square().mean().sqrt()).squeeze(0)

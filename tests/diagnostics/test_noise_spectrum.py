@@ -55,6 +55,13 @@ def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
     assert "less power in fine detail" in found.sentence
 
 
+@pytest.mark.parametrize("size", [64, 96])
+def test_what_leaks_of_a_scene_without_noise_is_no_noise(scene, size):
+    """A kernel that hides frequencies leaves less there than the window spreads to them."""
+    y, taps = blurred(scene, KERNELS["gaussian:1.8"], NoiseModel(0.0))
+    assert fit_noise_spectrum(y[None, ..., :size, :size].float(), taps[None, None].float()).is_white
+
+
 @pytest.mark.parametrize("sigma", [0.3, 5.0])
 @pytest.mark.parametrize("name", KERNELS)
 def test_white_noise_is_left_white(scene, name, sigma):
