@@ -14,7 +14,7 @@ PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {"allocator", "errors", "vocabulary", "registry", "parts", "noise_model", "settings"}
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
-BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve"}
+BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve", "sample_range"}
 
 # What each layer may import of the package, beside itself. All that is not listed is a broken rule.
 ALLOWED = {
@@ -32,7 +32,8 @@ ALLOWED = {
     "diagnostics": BELOW_SOLVERS | {"solvers"},
     "gradients": {"errors", "vocabulary", "registry"},
     "tone_curve": {"errors"},
-    "io": BELOW_OPERATORS | {"tone_curve"},
+    "sample_range": set(),
+    "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
     "blocks": BELOW_WORKFLOWS | {"workflows", "io"},

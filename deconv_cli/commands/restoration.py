@@ -68,7 +68,7 @@ class Restoration:
         loaded = context.read(job)
         pipeline = self._pipeline(loaded.image)
         recorded, notes = _recorded(loaded.image, context.loaded.source.sha256)
-        resolution = pipeline.resolve(recorded, loaded.image.tone_curve)
+        resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
@@ -83,7 +83,7 @@ class Restoration:
             progress.begin("examining the result")
             # A page asks for a prediction, which is refused of estimates that are not linear.
             diagnosis = pipeline.diagnose(result, loaded.values)
-            views = pipeline.vary_lambda(result, loaded.values)
+            views = pipeline.vary_lambda(result, loaded.values, loaded.image.dtype)
         progress.begin("writing")
         prepared = plan.prepare(result.image.cpu())
         result = _measured(result, loaded, prepared)

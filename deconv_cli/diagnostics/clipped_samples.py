@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators import synchronize
-
-CEILINGS = {torch.uint8: 255.0, torch.int32: 65535.0}
-"""The largest sample of a file, by the type of its samples: 16 bits without a sign are held by 32 with one."""
 
 _NEARLY_FULL = 0.96
 _REACH = 2

@@ -17,10 +17,8 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.stored_image import Metadata
+from deconv_cli.sample_range import WHITES
 from deconv_cli.tone_curve import ToneCurve
-
-WHITES = {"uint8": 255.0, "uint16": 65535.0}
-"""Stored value of white by sample type. Other types have no white that everybody agrees on."""
 
 _GAMMA, _SRGB_CHUNK = "PNG chunk gAMA", "PNG chunk sRGB"
 _SRGB = "sRGB"

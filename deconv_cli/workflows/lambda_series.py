@@ -90,7 +90,10 @@ def restore_at_lambdas(
         return ()
     stored, curve = (y if y.ndim == 3 else y[0]).detach(), result.tone_curve
     data = stored.to(result.image.dtype)
-    data = subtract_bias(data if curve is None else curve.to_light(data), bias)
+    data = data if curve is None else curve.to_light(data)
+    heeds_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
+    is_clipped = find_clipped(data, ceiling) if heeds_bounds and ceiling is not None else None
+    data = subtract_bias(data, bias)
     size = tuple(data.shape[-2:])
     # Farther away than two kernels little of what was cut off is left.
     parts = [
@@ -100,8 +103,7 @@ def restore_at_lambdas(
     (outer_rows, rows), (outer_columns, columns) = parts
     cut = data[:, outer_rows, outer_columns]
     is_whole = tuple(cut.shape[-2:]) == size and result.padding == "same"
-    heeds_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
-    is_clipped = find_clipped(cut, ceiling) if heeds_bounds and ceiling is not None else None
+    is_clipped = None if is_clipped is None else is_clipped[:, outer_rows, outer_columns]
     alike = ResolvedSettings(
         boundary=result.boundary if is_whole else "unknown",
         penalty=settings.penalty,

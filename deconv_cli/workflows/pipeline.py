@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.clipped_samples import CEILINGS, find_clipped
+from deconv_cli.diagnostics.clipped_samples import find_clipped
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
@@ -26,6 +26,7 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.sample_range import limits_of, white_of
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
@@ -92,19 +93,27 @@ class Pipeline:
         """What was chosen."""
         return self._settings
 
-    def resolve(self, recorded: RecordedConvolution | None = None, tone_curve: ToneCurve | None = None) -> Resolution:
+    def resolve(
+        self,
+        recorded: RecordedConvolution | None = None,
+        tone_curve: ToneCurve | None = None,
+        sample_type: str | None = None,
+    ) -> Resolution:
         """Fill in the settings that were left open; nothing is computed yet.
 
         Args:
             recorded: what the input's file says about the convolution that made it.
             tone_curve: how the input encodes light, where that is known.
+            sample_type: of the input's file, by the NumPy name; else told from the tensor, as far as that does.
 
         Raises:
             UsageError: a setting that would change nothing.
         """
         if self._given is not None:
-            return resolution_of(self._given, self._settings, recorded, tone_curve)
-        return resolve(self._settings, Kernel.of_any(self._kernel), recorded, tone_curve)
+            found = resolution_of(self._given, self._settings, recorded, tone_curve)
+        else:
+            found = resolve(self._settings, Kernel.of_any(self._kernel), recorded, tone_curve)
+        return replace(found, sample_type=sample_type)
 
     def reconstruct(
         self,
@@ -138,12 +147,11 @@ class Pipeline:
             curve.check_channels(self._n_image_channels(y, resolution))
         light = y if curve is None else self._in_light(y, curve)
         true_light = truth if truth is None or curve is None else self._in_light(truth, curve)
-        resolution = replace(resolution, ceiling=_ceiling(y, curve))
+        resolution = replace(resolution, ceiling=_ceiling(y, curve, resolution.sample_type))
         result = self._reconstruct(light, resolution, steps, true_light, listener)
-        if result.settings.defaults is InputKind.PICTURE and not y.is_floating_point():
-            limits = torch.iinfo(y.dtype)
-            clipping = measure_clipping(result.image.detach(), light, float(limits.min), float(limits.max))
-            result = replace(result, clipping=clipping)
+        limits = limits_of(y, resolution.sample_type) if result.settings.defaults is InputKind.PICTURE else None
+        if limits is not None:
+            result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
         return result if curve is None else replace(result, image=curve.to_stored(result.image), tone_curve=curve)
 
     def _n_image_channels(self, y: Tensor, resolution: Resolution) -> int:
@@ -168,6 +176,8 @@ class Pipeline:
         least_noise = step * ROUNDING_NOISE  # what rounding leaves
         if truth is not None:
             _check_truth(truth, (*data.shape[:-3], kernel.n_inputs(data.shape[-3]), *image_size))
+        if resolution.settings.noise in (None, "white"):  # full samples are measurements then
+            resolution = replace(resolution, ceiling=None)
         resolution = self._with_noise(resolution, data, kernel)
         choice = None
         if resolution.chooses_lambda:
@@ -209,10 +219,10 @@ class Pipeline:
         data = y.to(result.image.dtype)
         return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
 
-    def vary_lambda(self, result: Reconstruction, y: Tensor) -> tuple[LambdaView, ...]:
-        """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas`."""
+    def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
+        """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas` and `resolve`."""
         taps = self._kernel if self._given is None else self._given.kernel.taps
-        return restore_at_lambdas(taps, result, y, self._bias, _ceiling(y, result.tone_curve))
+        return restore_at_lambdas(taps, result, y, self._bias, _ceiling(y, result.tone_curve, sample_type))
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
         """Return whether each channel has a kernel or a λ of its own."""
@@ -329,9 +339,7 @@ class Pipeline:
 
     def _clipped(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> Tensor | None:
         """Find samples that are bounds, arranged for the operators, where the estimate can heed them."""
-        if resolution.ceiling is None or _model(resolution.settings).source == "white":
-            return None
-        if not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+        if resolution.ceiling is None or not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
             return None
         if torch.is_grad_enabled() and (data.requires_grad or estimator.kernel.taps.requires_grad):
             return None
@@ -400,9 +408,9 @@ class Pipeline:
         )
 
 
-def _ceiling(y: Tensor, curve: ToneCurve | None) -> float | None:
+def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None) -> float | None:
     """Give the largest value that a sample can have, in light where that is what is restored."""
-    ceiling = CEILINGS.get(y.dtype)
+    ceiling = white_of(y, sample_type)
     if ceiling is None or curve is None:
         return ceiling
     white = torch.full((y.shape[-3], 1, 1), ceiling, dtype=torch.float64, device=y.device)

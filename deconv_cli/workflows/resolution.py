@@ -51,7 +51,9 @@ class Resolution:
         is_per_channel: whether each channel has a kernel of its own.
         tone_curve: what is undone first and done again last; `None` where samples are taken as they are stored.
         notes: what a user should know, a sentence each.
-        ceiling: the largest value that a sample can have, in light where that is restored; `None` where there is none.
+        sample_type: of the input's file, by the NumPy name; `None` where it is told from the tensor.
+        ceiling: the value at which a sample is full and no more than a bound, in light where that is restored; `None`
+            where there is none.
     """
 
     settings: ResolvedSettings
@@ -61,6 +63,7 @@ class Resolution:
     is_per_channel: bool = False
     tone_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
+    sample_type: str | None = None
     ceiling: float | None = None
 
 

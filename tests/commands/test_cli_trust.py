@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -63,3 +65,14 @@ def test_the_boundaries_of_a_singular_kernel_are_not_called_well_posed(deconv, s
     table = deconv("inspect", save("difference", [[1.0, -1.0]]), "--as", "kernel").stdout
     assert "condition infinite" in table
     assert "well posed" not in table.replace("not well posed", "")
+
+
+@pytest.mark.parametrize(("dtype", "is_full"), [("uint16", True), ("int32", False), ("uint32", False)])
+def test_only_samples_at_the_white_of_their_file_are_full(deconv, tmp_path, dtype, is_full):
+    """16 bits without a sign are held by 32, but counts of 32 bits have no white."""
+    counts = np.random.default_rng(0).integers(30_000, 50_000, (40, 40))
+    counts[10:20, 10:20] = 65_535
+    tifffile.imwrite(tmp_path / "a.tif", counts.astype(dtype))
+    options = ["--lambda", "1e-3", "--light", "stored", "--json", "-o", tmp_path / "x.npy"]
+    report = deconv("invert", tmp_path / "a.tif", "-k", "gaussian:1", *options, expect=tuple(ExitCode)).report
+    assert any("samples are full" in note for note in report["notes"]) == is_full

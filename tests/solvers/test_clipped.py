@@ -8,6 +8,7 @@ import torch
 import deconv_cli
 from deconv_cli.diagnostics.clipped_samples import find_clipped
 from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers.clipped import solve_clipped
@@ -86,6 +87,24 @@ def test_full_samples_of_a_picture_no_longer_ring(lamps):
     assert "least this bright" in bounded.notes[0]
     assert measured.notes == ()
     assert float(bounded.image.max()) > 500
+
+
+def test_a_model_of_the_noise_leaves_full_samples_bounds(lamps):
+    """Only the setting `white` makes them measurements, wherever a model says that it came from."""
+    y, _ = lamps
+    options = {"defaults": "picture", "lam": 1e-3}
+    for model in (NoiseModel(sigma=1), NoiseModel(sigma=1, source="white"), NoiseModel(sigma=1, source="a.json")):
+        assert "least this bright" in deconv_cli.invert(y, KERNEL, noise=model, **options).notes[0]
+    assert deconv_cli.invert(y, KERNEL, noise="white", **options).notes == ()
+
+
+def test_counts_of_32_bits_are_never_full(lamps):
+    y, _ = lamps
+    options = {"defaults": "picture", "lam": 1e-3, "noise": "auto"}
+    assert deconv_cli.invert(y.int() * 1000, KERNEL, **options).notes == ()
+    full = deconv_cli.invert(y.int() * 257, KERNEL, **options)
+    assert "least this bright" in full.notes[0]
+    assert full.clipping.highest == 65_535
 
 
 def test_samples_beside_full_ones_may_be_a_little_below():
