@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.context import Context, LoadedKernel
-from deconv_cli.commands.kernel_commands import estimate_kernel_of, light_of
+from deconv_cli.commands.kernel_commands import CLOSE, estimate_kernel_of, light_of
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
@@ -91,6 +91,7 @@ class BlindRestoration:
 
 
 def _loaded(found: KernelEstimate) -> LoadedKernel:
+    from deconv_cli.kernels.blind.estimate import NO_BLUR
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.kernel_record import describe_found
     from deconv_cli.report.run import KernelInput
@@ -99,5 +100,8 @@ def _loaded(found: KernelEstimate) -> LoadedKernel:
     source = KernelInput(
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
-    note = f"the kernel was found in the picture: {describe_found(found)}"
-    return LoadedKernel(source, taps, None, (note,), {"--kernel": found.text})
+    notes = [f"the kernel was found in the picture: {describe_found(found)}"]
+    other, ratio = found.runner_up, found.log_likelihood_ratio
+    if other is not None and ratio is not None and ratio < CLOSE and other.family != NO_BLUR:
+        notes.append(f"{other.text} explains the picture about as well; compare what --kernel {other.text} gives")
+    return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.light import ChosenLight
 
 HELP = "Find the kernel that blurred a picture, or check one against it."
-ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/camera_blurred.png -o found.safetensors"
+ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
 
@@ -74,7 +74,8 @@ def estimate(
         typer.Option(
             "--size",
             metavar="N",
-            help="Taps a side of a free kernel, odd, somewhat more than the blur reaches. Default: from the family.",
+            help="Taps a side of a free kernel, odd, somewhat more than the blur reaches; it is written "
+            "centered on its weight, and may be a little larger. Default: from the family.",
             show_default=False,
         ),
     ] = None,
@@ -117,20 +118,22 @@ def estimate(
         "light": chosen.reason,
         **describe_estimate(found),
     }
-    rows = _estimate_rows(found, chosen.reason)
+    rows, is_mapped = _estimate_rows(found, chosen.reason), False
     if free:
         from deconv_cli.workflows.blind import estimate_free_kernel
 
         form = estimate_free_kernel(image.values, start=found, size=size, tone_curve=chosen.curve)
         record["free"] = describe_free(form)
         rows.append(("free form", f"{form.taps.shape[0]}×{form.taps.shape[1]} taps"))
-    if map_file is not None and found.found:
+    if map_file is not None:
         from deconv_cli.saved_fields import save_kernel_field
         from deconv_cli.workflows.blur_map import map_blur
 
         mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"] = describe_map(mapped)
-        save_kernel_field(mapped.field(), map_file, record=_without_paths(record), force=force)
+        if mapped.found:
+            save_kernel_field(mapped.field(), map_file, record=_without_paths(record), force=force)
+            is_mapped = True
         rows += [
             ("same everywhere" if i == 0 else "", row)
             for i, row in enumerate([_UNIFORM[mapped.is_uniform], *_map_rows(mapped)])
@@ -142,16 +145,16 @@ def estimate(
     if not quiet:
         print_table(str(photo), rows)
         other, ratio = found.runner_up, found.log_likelihood_ratio
-        if found.found and other is not None and ratio is not None and ratio < _CLOSE:
+        if found.found and other is not None and ratio is not None and ratio < CLOSE:
             print_note(f"{other.text} explains the picture about as well; compare both restorations")
     if as_json:
         print_document(record)
     else:
         typer.echo(str(output) if is_written else found.text)
-    unwritten = map_file if is_written else output or map_file
-    if unwritten is not None and not found.found:
+    unwritten = [path for path, done in ((output, is_written), (map_file, is_mapped)) if path is not None and not done]
+    if unwritten:
         if not quiet:
-            print_warning(f"{describe_found(found)}; '{unwritten}' was not written")
+            print_warning(f"{describe_found(found)}; '{unwritten[0]}' was not written")
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
@@ -261,11 +264,11 @@ def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
 
 
 def _check_output(path: Path, source: Path, *, force: bool) -> None:
-    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.formats import codec_named
     from deconv_cli.io.output_path import check_output_path
     from deconv_cli.io.tensors import TensorCodec
 
-    if not isinstance(codec_of_suffix(path), TensorCodec):
+    if not isinstance(codec_named(path), TensorCodec):
         raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
     check_output_path(path, source, force=force)
 
@@ -283,12 +286,15 @@ def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
+    from deconv_cli.kernels.blind.estimate import LEAST_EVIDENCE, NO_BLUR
+
     best = found.candidates[0].misfit
     rows = [("blur", "none found" if not found.found else found.family)]
     rows += [(f"  {p.name.lower()}", p.text) for p in found.parameters]
-    rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood"))
-    others = [c for c in found.candidates if c.family != found.family][:3]
-    rows += [("runner-up" if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
+    rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood; {LEAST_EVIDENCE:g} are needed"))
+    others = [c for c in found.candidates if c.family not in (found.family, NO_BLUR)][:3]
+    first = "runner-up" if found.found else "nearest blur"
+    rows += [(first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
     return [*rows, ("light", light)]
 
 
@@ -298,5 +304,5 @@ def _map_rows(mapped: BlurMap) -> list[str]:
 
 
 _UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
-_CLOSE = 2.0
+CLOSE = 3.0
 """Log-likelihood ratio below which the runner-up is no less likely for what the model leaves out."""

@@ -143,7 +143,8 @@ class Restoration:
             options["--method"] = settings.method
         if settings.objective == "tv":
             options.setdefault("--weight", "auto")
-        options["--tolerance"] = repr(result.tolerance)
+        if settings.tolerance is not None:  # left open, each channel has its solver's own
+            options["--tolerance"] = repr(settings.tolerance)
         options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
         predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}
         return options | predicts | self._extra.as_options()

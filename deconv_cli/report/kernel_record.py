@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deconv_cli.kernels.blind.estimate import KernelEstimate
+from deconv_cli.kernels.blind.estimate import NO_BLUR, KernelEstimate
 from deconv_cli.kernels.blind.free_form import FreeForm
 from deconv_cli.workflows.blur_map import BlurMap
 
@@ -34,7 +34,8 @@ def describe_found(estimate: KernelEstimate) -> str:
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:
         return sentence
-    return f"{sentence}; next comes {estimate.runner_up.text}, e^{estimate.log_likelihood_ratio:.1f} times less likely"
+    other = "no blur at all" if estimate.runner_up.family == NO_BLUR else estimate.runner_up.text
+    return f"{sentence}; next comes {other}, e^{estimate.log_likelihood_ratio:.1f} times less likely"
 
 
 def describe_free(form: FreeForm) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, measure_spectrum
+from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows.arithmetic import check_tensor
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
@@ -58,19 +60,19 @@ class BlurredPicture:
             ShapeError: any other shape.
             MalformedInputError: samples that are not finite.
         """
+        check_tensor(image, "the picture")
         if image.ndim == 4 and image.shape[0] == 1:
             image = image[0]
         if image.ndim != 3:
             raise ShapeError(
                 f"a blur is found in one picture of shape (C, H, W), but the image has shape {tuple(image.shape)}; "
-                "give one of its pictures."
+                "give one of its pictures, or a plane with an axis of channels before it."
             )
         stored = image.detach().cpu().float()
         if not bool(stored.isfinite().all()):
             raise MalformedInputError("the picture has samples that are not finite; replace them first.")
         light = stored if tone_curve is None else tone_curve.to_light(stored)
-        white = None if image.is_floating_point() else float(torch.iinfo(image.dtype).max)
-        white = white if tone_curve is None else tone_curve.white
+        white = white_of(image) if tone_curve is None else tone_curve.white
         is_clipped = None if white is None else (stored >= white).any(0)
         luma = None if jpeg_table is None else _weighted(stored, _LUMA)
         return cls(_weighted(light, _LUMINANCE), luma, is_clipped, jpeg_table)

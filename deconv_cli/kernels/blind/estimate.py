@@ -16,7 +16,7 @@ from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geomet
 from deconv_cli.parts import KERNEL_SOURCES
 
 NO_BLUR = "none"
-_LEAST_EVIDENCE = 12.0
+LEAST_EVIDENCE = 12.0
 """A blur is reported where its likelihood is so much larger than that of no blur, in logarithms."""
 _LEAST_AREA = 8.0
 """Pixels that a kernel covers, 1 / Σk²: lenses and resampling leave about as much in a sharp picture."""
@@ -154,7 +154,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     candidates = sorted([none, *refined.values(), *others], key=lambda c: c.misfit)
     top = next(c for c in candidates if c is not none)
     evidence = none.misfit - top.misfit
-    if evidence < _LEAST_EVIDENCE or _area(top) < _LEAST_AREA:
+    if evidence < LEAST_EVIDENCE or _area(top) < _LEAST_AREA:
         return KernelEstimate(False, NO_BLUR, (), tuple(candidates), evidence)
     return KernelEstimate(True, top.family, search.parameters(top), tuple(candidates), evidence)
 
@@ -173,7 +173,7 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
     starts = [_moved(candidate, dict.fromkeys(lengths, ratio - 1)) for ratio in ratios]
     near = search.refine(search.best_of(candidate.family, starts))
     evidence = none.misfit - near.misfit
-    if evidence < _LEAST_EVIDENCE:
+    if evidence < LEAST_EVIDENCE:
         return KernelEstimate(False, NO_BLUR, (), (none, near), evidence)
     return KernelEstimate(True, near.family, search.parameters(near), (near, none), evidence)
 
