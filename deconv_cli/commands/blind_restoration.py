@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.context import Context, LoadedKernel
-from deconv_cli.commands.kernel_commands import CLOSE, estimate_kernel_of, light_of
+from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
@@ -73,12 +73,10 @@ class BlindRestoration:
         Raises:
             UntrustworthyResultError: the picture is not blurred, as far as can be told.
         """
-        from deconv_cli.io import read_image
-
-        files, printed = self._files, self._printed
+        printed = self._printed
         with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
             progress.begin("finding the kernel")
-            image = read_image(job.source, axes=files.axes, tensor=files.tensor, series=files.series)
+            image = self._files.read(job.source)
             light = self._settings.get("light")
             found = estimate_kernel_of(image, light_of(image, None if light == "auto" else light))
         if not found.found:
@@ -86,12 +84,11 @@ class BlindRestoration:
                 f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "
                 "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel."
             )
-        context = Context("invert", _loaded(found), files, self._device)
-        return Restoration(context, self._settings, self._extra, printed).restore(job)
+        context = Context("invert", _loaded(found), self._files, self._device)
+        return Restoration(context, self._settings, self._extra, printed).restore(job, image)
 
 
 def _loaded(found: KernelEstimate) -> LoadedKernel:
-    from deconv_cli.kernels.blind.estimate import NO_BLUR
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.kernel_record import describe_found
     from deconv_cli.report.run import KernelInput
@@ -101,7 +98,7 @@ def _loaded(found: KernelEstimate) -> LoadedKernel:
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
     notes = [f"the kernel was found in the picture: {describe_found(found)}"]
-    other, ratio = found.runner_up, found.log_likelihood_ratio
-    if other is not None and ratio is not None and ratio < CLOSE and other.family != NO_BLUR:
-        notes.append(f"{other.text} explains the picture about as well; compare what --kernel {other.text} gives")
+    rival = close_rival(found)
+    if rival is not None:
+        notes.append(f"{rival} explains the picture about as well; compare what --kernel {rival} gives")
     return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})

@@ -207,13 +207,11 @@ class Context:
     files: FileOptions
     device: torch.device
 
-    def read(self, job: Job) -> LoadedInput:
-        """Read the input of a job."""
-        from deconv_cli.io import read_image
-
+    def read(self, job: Job, image: ImageFile | None = None) -> LoadedInput:
+        """Read the input of a job, or take it as it was read before."""
         started = time.perf_counter()
-        files = self.files
-        image = read_image(job.source, axes=files.axes, tensor=files.tensor, series=files.series)
+        if image is None:
+            image = self.files.read(job.source)
         return LoadedInput(image, image.values.to(self.device), started)
 
     def keeps_size(self, padding: PaddingLike) -> bool:

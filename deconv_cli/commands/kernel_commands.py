@@ -11,6 +11,7 @@ import typer
 from deconv_cli.commands.console import print_document, print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.option_groups import KERNEL_OPTION, ForceOption, JsonOption, KernelOptions, QuietOption
+from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light
 
@@ -99,7 +100,7 @@ def estimate(
     from deconv_cli.report.kernel_record import describe_estimate, describe_found, describe_free, describe_map
 
     if free and output is None:
-        raise UsageError("--free finds a kernel that no words describe, so that it needs --output to be written to.")
+        raise UsageError("--free finds a kernel that no formula gives, so that it needs --output to be written to.")
     if size is not None and not free:
         raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
     if output is not None:
@@ -144,9 +145,9 @@ def estimate(
         write_kernel(output, form.taps if free else found.taps(), _without_paths(record))
     if not quiet:
         print_table(str(photo), rows)
-        other, ratio = found.runner_up, found.log_likelihood_ratio
-        if found.found and other is not None and ratio is not None and ratio < CLOSE:
-            print_note(f"{other.text} explains the picture about as well; compare both restorations")
+        rival = close_rival(found)
+        if rival is not None:
+            print_note(f"{rival} explains the picture about as well; compare both restorations")
     if as_json:
         print_document(record)
     else:
@@ -234,9 +235,8 @@ def light_of(image: ImageFile, light: Light | None) -> ChosenLight:
 
     if not image.is_picture:
         raise UsageError(f"a blur is found in a picture, but '{image.path}' is a file of tensors; give its kernel.")
-    record = image.record or {}
-    recorded = Light(record.get("light", Light.STORED)) if record.get("command") == "forward" else None
-    return choose_light(light or "auto", image.tone_curve, recorded)
+    recorded, _ = recorded_convolution(image, None)
+    return choose_light(light or "auto", image.tone_curve, None if recorded is None else recorded.light)
 
 
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:
@@ -303,6 +303,12 @@ def _map_rows(mapped: BlurMap) -> list[str]:
     return ["  ".join(f"{part.text:16}" for part in row).rstrip() for row in mapped.parts]
 
 
+def close_rival(found: KernelEstimate) -> str | None:
+    """Give the runner-up of a blur that was found, as it is typed, where it explains the picture about as well."""
+    other, ratio = found.runner_up, found.log_likelihood_ratio
+    return other.text if found.found and other is not None and ratio is not None and ratio < _CLOSE else None
+
+
 _UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
-CLOSE = 3.0
+_CLOSE = 3.0
 """Log-likelihood ratio below which the runner-up is no less likely for what the model leaves out."""

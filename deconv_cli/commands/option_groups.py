@@ -7,13 +7,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues, read_settings
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Convention, DeviceChoice, OutputDType
+
+if TYPE_CHECKING:
+    from deconv_cli.io import ImageFile
 
 FILES = "Files"
 KERNEL = "Kernel"
@@ -145,6 +148,12 @@ class FileOptions:
         ),
     ] = None
     force: ForceOption = False
+
+    def read(self, path: Path) -> ImageFile:
+        """Read an input as these options say."""
+        from deconv_cli.io import read_image
+
+        return read_image(path, axes=self.axes, tensor=self.tensor, series=self.series)
 
     def as_options(self) -> dict[str, object]:
         """Give the options of reading that would be typed again."""

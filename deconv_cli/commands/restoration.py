@@ -45,11 +45,16 @@ class Restoration:
         self._printed = printed
         self._pipelines: dict[InputKind, Pipeline] = {}
 
-    def restore(self, job: Job) -> Outcome:
-        """Read, restore and write one file, and draw it where it is wanted."""
+    def restore(self, job: Job, image: ImageFile | None = None) -> Outcome:
+        """Read, restore and write one file, and draw it where it is wanted.
+
+        Args:
+            job: which one.
+            image: the input, if it was read before.
+        """
         printed = self._printed
         with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-            loaded, run, record = self._restore(job, progress)
+            loaded, run, record = self._restore(job, image, progress)
         if printed.show:
             from deconv_cli.commands.terminal_picture import show_picture
 
@@ -60,14 +65,16 @@ class Restoration:
             doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
         )
 
-    def _restore(self, job: Job, progress: WorkProgress) -> tuple[LoadedInput, InvertRun, Record]:
+    def _restore(
+        self, job: Job, image: ImageFile | None, progress: WorkProgress
+    ) -> tuple[LoadedInput, InvertRun, Record]:
         """Do all but draw; gives what was read, the run, and its record."""
         from deconv_cli.report.run_record import describe_run
 
         context = self._context
-        loaded = context.read(job)
+        loaded = context.read(job, image)
         pipeline = self._pipeline(loaded.image)
-        recorded, notes = _recorded(loaded.image, context.loaded.source.sha256)
+        recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
         resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
         n_channels = loaded.values.shape[1]
@@ -177,7 +184,9 @@ def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOut
     return replace(result, clipping=clipping)
 
 
-def _recorded(image: ImageFile, kernel_sha256: str | None) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
+def recorded_convolution(
+    image: ImageFile, kernel_sha256: str | None
+) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
     """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it."""
     from deconv_cli.workflows.resolution import RecordedConvolution
 

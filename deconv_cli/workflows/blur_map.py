@@ -19,6 +19,7 @@ from deconv_cli.kernels.blind.estimate import (
     kernel_text,
 )
 from deconv_cli.kernels.blind.polar_spectrum import side_for
+from deconv_cli.kernels.kernel import stack_kernels
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.kernels.sources.kernel_source import make_kernel
 from deconv_cli.tone_curve import ToneCurve
@@ -74,9 +75,8 @@ class BlurMap:
             raise UntrustworthyResultError("no blur was found in any part of the picture, so there is none to map.")
         numbers = torch.tensor([[p.value for p in part.parameters] for part in self.found], dtype=torch.float64)
         typical = kernel_text(self.found[0].family, tuple(numbers.median(0).values.tolist()))
-        made = [[make_kernel(part.text if part.found else typical) for part in row] for row in self.parts]
-        size = [max(taps.shape[axis] for row in made for taps in row) for axis in (0, 1)]
-        taps = torch.stack([torch.stack([_padded(taps, size) for taps in row]) for row in made])
+        made = [make_kernel(part.text if part.found else typical) for row in self.parts for part in row]
+        taps = stack_kernels(made).unflatten(0, (len(self.rows), len(self.columns)))
         return KernelField(taps, self.rows, self.columns)
 
 
@@ -117,15 +117,15 @@ def map_blur(
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     if whole is None:
         whole = estimate_family(picture.spectrum(), families)
-    height, width = (int(n) for n in picture.luminance.shape)
-    side = side_for((height, width))
-    rows, columns = _slices(height, side), _slices(width, side)
-    spectra = [[picture.spectrum(r, c, side) for c in columns] for r in rows]
     # What varies looks like another family on the whole: that of the parts counts.
     starts = [c for c in whole.candidates if c.family in {whole.family, *_SIMPLE} - {NO_BLUR}]
     starts = starts or [c for c in whole.candidates if c.family != NO_BLUR][:1]
     if not starts:
         return BlurMap((0.5,), (0.5,), ((whole,),), whole)
+    height, width = (int(n) for n in picture.luminance.shape)
+    side = side_for((height, width))
+    rows, columns = _slices(height, side), _slices(width, side)
+    spectra = [[picture.spectrum(r, c, side) for c in columns] for r in rows]
     tried = [tuple(tuple(estimate_near(s, start) for s in row) for row in spectra) for start in starts]
     parts = min(tried, key=_misfit)
     return BlurMap(_middles(rows, height), _middles(columns, width), parts, whole)
@@ -146,8 +146,3 @@ def _slices(length: int, side: int) -> list[slice]:
 
 def _middles(slices: list[slice], length: int) -> tuple[float, ...]:
     return tuple((s.start + s.stop) / (2 * length) for s in slices)
-
-
-def _padded(taps: Tensor, size: list[int]) -> Tensor:
-    down, across = ((m - n) // 2 for m, n in zip(size, taps.shape, strict=True))
-    return torch.nn.functional.pad(taps, (across, across, down, down))

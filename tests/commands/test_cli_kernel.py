@@ -5,6 +5,7 @@ import pytest
 import torch
 from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -175,3 +176,15 @@ def test_a_sharp_picture_brings_its_own_curve(deconv, tmp_path):
         *("--sharp", tmp_path / "sharp.png", "--json"),
     ).report
     assert (report["orientation"], report["scale"], report["shift"]) == ("transposed", 1.0, [0, 0])
+
+
+def test_a_record_that_makes_no_sense_says_nothing_of_the_light(deconv, tmp_path):
+    deconv("forward", SAMPLES / "camera.png", "-k", "disk:3.3", "--light", "stored", "-o", tmp_path / "blurred.png")
+    with Image.open(tmp_path / "blurred.png") as picture:
+        text = {key: value.replace("stored", "nonsense") for key, value in picture.text.items()}
+        info = PngInfo()
+        for key, value in text.items():
+            info.add_text(key, value)
+        picture.save(tmp_path / "odd.png", pnginfo=info)
+    report = deconv("kernel", "estimate", tmp_path / "odd.png", "--json").report
+    assert report["light"].startswith("in linear light")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError
-from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum
+from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, hann_window
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
 
 ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -184,8 +184,7 @@ def _unit(taps: Tensor) -> Tensor:
 
 
 def _windowed(picture: Tensor) -> Tensor:
-    window = [1 - (torch.arange(n).double() * (2 * math.pi / n)).cos() for n in picture.shape]
-    return (picture - picture.mean()) * torch.outer(*window)
+    return (picture - picture.mean()) * hann_window(picture.shape)
 
 
 def _pair_misfit(taps: Tensor, spectra: list[Tensor], blurred: Tensor) -> tuple[float, tuple[int, int]]:
