@@ -22,6 +22,7 @@ from deconv_cli.vocabulary import (
     LambdaRule,
     Light,
     PaddingLike,
+    check_dimensions,
     check_name,
     check_padding,
     format_lambda,
@@ -75,6 +76,9 @@ class ReconstructionSettings:
 
     Attributes:
         defaults: what fills in the settings that are left open: what suits a `tensor` or a `picture`.
+        dimensions: axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. A kernel of fewer axes
+            works on each plane, or line, by itself. `None` takes what the kernel's axes tell: one is a signal's, five
+            are a layer's of three dimensions, two to four a picture's.
         padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
         boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
             tensor.
@@ -111,6 +115,7 @@ class ReconstructionSettings:
     """
 
     defaults: InputKind = InputKind.TENSOR
+    dimensions: int | None = None
     padding: PaddingLike | None = None
     boundary: str = "auto"
     light: Light | Auto = "auto"
@@ -209,6 +214,7 @@ class ReconstructionSettings:
             self._set("noise_sigma", None)
         self._take("noise_sigma", Real, "auto or a positive number", lambda v: v > 0)
         self._check_noise()
+        self._set("dimensions", check_dimensions(self.dimensions))
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
         self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)

@@ -93,35 +93,44 @@ class ToneCurve:
                 "all, or one for each."
             )
 
-    def to_light(self, stored: Tensor) -> Tensor:
-        """Undo the curve; shape `(*, C, H, W)`, floating, stored values in, light on the same scale out."""
-        return self._by_channel(stored, self._undone)
+    def to_light(self, stored: Tensor, n_axes: int = 2) -> Tensor:
+        """Undo the curve; stored values in, light on the same scale out.
 
-    def to_stored(self, light: Tensor) -> Tensor:
+        Args:
+            stored: floating, shape `(*, C, *size)`.
+            n_axes: axes of space.
+        """
+        return self._by_channel(stored, self._undone, n_axes)
+
+    def to_stored(self, light: Tensor, n_axes: int = 2) -> Tensor:
         """Do the curve again: the inverse of `to_light`, of the same shapes and scale."""
-        return self._by_channel(light, self._done)
+        return self._by_channel(light, self._done, n_axes)
 
-    def slopes(self, stored: Tensor) -> tuple[float, ...]:
-        """Tell how far light moves where stored values `(*, C, H, W)` move by 1: root mean squares, one a channel."""
+    def slopes(self, stored: Tensor, n_axes: int = 2) -> tuple[float, ...]:
+        """Tell how far light moves where stored values `(*, C, *size)` move by 1: root mean squares, one a channel."""
 
         def slope(table: Tensor, position: Tensor) -> Tensor:
             return table.diff()[_interval(position, table)] * (len(table) - 1)
 
-        slopes = self._by_channel(stored.detach().to(torch.float32), slope, is_odd=False)
-        return tuple(slopes.square().mean(dim=(-2, -1)).reshape(-1, slopes.shape[-3]).mean(dim=0).sqrt().tolist())
+        slopes = self._by_channel(stored.detach().to(torch.float32), slope, n_axes, is_odd=False).square()
+        squares = slopes.flatten(-n_axes).mean(dim=-1)
+        return tuple(squares.reshape(-1, squares.shape[-1]).mean(dim=0).sqrt().tolist())
 
     def _by_channel(
-        self, samples: Tensor, convert: Callable[[Tensor, Tensor], Tensor], *, is_odd: bool = True
+        self, samples: Tensor, convert: Callable[[Tensor, Tensor], Tensor], n_axes: int, *, is_odd: bool = True
     ) -> Tensor:
         """Convert each channel by its row of the table, on the scale from 0 to 1, negative samples as positive ones."""
-        if samples.ndim < 3:
-            raise ShapeError(f"samples should have the shape (*, C, H, W), but have {tuple(samples.shape)}.")
-        self.check_channels(samples.shape[-3])
+        if samples.ndim <= n_axes:
+            raise ShapeError(
+                f"samples should have channels and {n_axes} axes of space, but have the shape {tuple(samples.shape)}."
+            )
+        axis = -n_axes - 1
+        self.check_channels(samples.shape[axis])
         tables = self.light.to(samples.device, samples.dtype)
         sign = torch.where(samples < 0, -1.0, 1.0).to(samples.dtype)
         sizes = samples * sign / self.white
-        parts = zip(tables, sizes.split(sizes.shape[-3] if len(tables) == 1 else 1, dim=-3), strict=True)
-        converted = torch.cat([convert(table, part) for table, part in parts], dim=-3)
+        parts = zip(tables, sizes.split(sizes.shape[axis] if len(tables) == 1 else 1, dim=axis), strict=True)
+        converted = torch.cat([convert(table, part) for table, part in parts], dim=axis)
         return converted * sign * self.white if is_odd else converted
 
     @staticmethod

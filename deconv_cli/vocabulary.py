@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from numbers import Integral
 from typing import Literal, TypeAlias, TypeVar
 
 from deconv_cli.errors import UsageError
@@ -118,6 +119,18 @@ def check_name(names: Iterable[str], text: object, kind: str) -> str:
     if not isinstance(text, str) or text not in names:
         raise UsageError(f"{kind} must be one of {', '.join(names)}, but is '{text}'.")
     return str(text)
+
+
+def check_dimensions(dimensions: object) -> int | None:
+    """Give a number of axes of space back if it is 1, 2, 3 or `None`.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    is_count = isinstance(dimensions, Integral) and not isinstance(dimensions, bool)
+    if dimensions is None or (is_count and dimensions in (1, 2, 3)):
+        return None if dimensions is None else int(dimensions)
+    raise UsageError(f"dimensions must be 1, 2 or 3, but is {dimensions!r}.")
 
 
 PADDING_WORDS = ("same", "valid", "full")

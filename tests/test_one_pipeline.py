@@ -22,6 +22,7 @@ ACCEPTED = [
     {"defaults": "tensor"},
     {"defaults": "picture"},
     {"defaults": "picture", "lam": 1e-3},
+    {"dimensions": 2},
     {"padding": "same"},
     {"padding": "valid", "boundary": "unknown", "lam": 1e-3},
     {"padding": "full"},
@@ -61,6 +62,7 @@ ACCEPTED = [
 
 REFUSED = [
     {"defaults": "photograph"},
+    {"dimensions": 4},
     {"padding": "sameish"},
     {"padding": (1, 2, 3)},
     {"padding": 100},
@@ -184,7 +186,9 @@ def test_a_record_and_single_settings_are_not_mixed(files):
     _, y, kernel = files
     with pytest.raises(deconv_cli.UsageError, match="as a record and as lam too"):
         deconv_cli.invert(y, kernel, settings=ReconstructionSettings(), lam=1e-3)
-    with pytest.raises(deconv_cli.UsageError, match="no setting 'lambda_'; the settings are defaults, padding"):
+    with pytest.raises(
+        deconv_cli.UsageError, match="no setting 'lambda_'; the settings are defaults, dimensions, padding"
+    ):
         deconv_cli.invert(y, kernel, lambda_=1e-3)
 
 

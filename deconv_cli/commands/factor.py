@@ -128,10 +128,11 @@ def factor(
 def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> OptionValues:
     """Give the options, resolved, that make the same factor again."""
     options = inverse.settings.as_options()
+    dropped = ("--dimensions", "--defaults", "--noise", "--light")
     return {
         **loaded.options,
         "--size": ",".join(map(str, inverse.geometry.image_size)),
-        **{name: value for name, value in options.items() if name not in ("--defaults", "--noise", "--light")},
+        **{name: value for name, value in options.items() if name not in dropped},
         "--padding": format_padding(inverse.settings.padding),
         "--method": inverse.choice.method,
         "--tolerance": repr(inverse.tolerance),

@@ -140,6 +140,7 @@ class Restoration:
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
+        dropped |= set() if "dimensions" in self._settings else {"--dimensions"}
         if "defaults" not in self._settings and options.get("--noise") == DEFAULTS[settings.defaults].noise:
             dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}

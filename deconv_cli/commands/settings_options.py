@@ -108,6 +108,14 @@ SETTINGS_OPTIONS = dict(
             read=parse_padding,
         ),
         _setting(
+            "dimensions",
+            int,
+            CONVOLUTION,
+            "Axes of space of the images, 1 to 3, where those of the kernel do not tell; a kernel of fewer axes works "
+            "on each plane by itself.",
+            metavar="N",
+        ),
+        _setting(
             "defaults",
             str,
             CONVOLUTION,

@@ -12,12 +12,13 @@ _REACH = 2
 _LEAST_SHARE = 1e-4
 
 
-def find_clipped(y: Tensor, ceiling: float) -> Tensor | None:
+def find_clipped(y: Tensor, ceiling: float, n_axes: int = 2) -> Tensor | None:
     """Find the samples that are full; compression leaves some of them a little below, beside others that are.
 
     Args:
-        y: shape `(*batch, C, H, W)`.
+        y: shape `(*batch, C, *space)`.
         ceiling: the largest value that a sample can have.
+        n_axes: axes of space.
 
     Returns:
         A mask of the shape of `y`; `None` where there are next to none.
@@ -25,6 +26,7 @@ def find_clipped(y: Tensor, ceiling: float) -> Tensor | None:
     full = y >= ceiling * (1 - 1e-6)
     if synchronize.as_number(full.double().mean()) < _LEAST_SHARE:
         return None
-    planes = full.to(y.dtype).reshape(-1, 1, *y.shape[-2:])
-    beside = functional.max_pool2d(planes, 2 * _REACH + 1, stride=1, padding=_REACH).reshape(y.shape) > 0
+    pool = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[n_axes]
+    images = full.to(y.dtype).reshape(-1, 1, *y.shape[-n_axes:])
+    beside = pool(images, 2 * _REACH + 1, stride=1, padding=_REACH).reshape(y.shape) > 0
     return full | (beside & (y >= _NEARLY_FULL * ceiling))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
@@ -19,6 +19,8 @@ from deconv_cli.vocabulary import Size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
+AXES_BY_SHAPE = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3}
+"""Axes of space of a kernel with so many axes, where nothing more is known: three are a 2-D kernel for each channel."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,26 @@ class Kernel:
     field: KernelField | None = None
 
     @classmethod
-    def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None) -> Kernel:
+    def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None, *, dimensions: int | None = None) -> Kernel:
         """Check a kernel and bring it into canonical form.
 
         Args:
-            kernel: real, shape `(kH, kW)` or `(C_out, C_in, kH, kW)`.
+            kernel: real, shape `(*k)` or `(C_out, C_in, *k)`.
             dtype: of the arithmetic; by default that of the kernel.
+            dimensions: axes of space of the images: 1, 2 or 3; `None` takes what the axes of the kernel tell (see
+                `count_axes`). A kernel of fewer axes spans the last ones.
 
         Raises:
             ShapeError: any other shape.
             MalformedInputError: the kernel is empty, zero, not real or not finite, or the square of its largest tap is
                 beyond what the dtype can hold.
         """
-        if kernel.ndim == 3:
+        n_axes = count_axes(kernel, dimensions)
+        if kernel.ndim == n_axes + 1:
             raise ShapeError(
                 f"a kernel for each channel, of shape {tuple(kernel.shape)}, is taken by invert and forward alone; "
-                "here give the kernel of one channel, of shape (kH, kW)."
-            )
-        if kernel.ndim not in (2, 4):
-            raise ShapeError(
-                f"a kernel must have shape (kH, kW) or (C_out, C_in, kH, kW), but has {tuple(kernel.shape)}."
+                f"here give the kernel of one channel, of shape ({name_taps(n_axes)})"
+                f"{_volume_hint(kernel, dimensions)}."
             )
         if kernel.numel() == 0:
             raise MalformedInputError(f"the kernel is empty: its shape is {tuple(kernel.shape)}.")
@@ -72,26 +74,32 @@ class Kernel:
             raise MalformedInputError("every tap of the kernel is zero, so nothing of the image is left to restore.")
         _check_range(kernel, dtype or kernel.dtype)
         kernel = kernel if dtype is None else kernel.to(dtype)
-        shared = kernel.ndim == 2 or kernel.shape[:2] == (1, 1)
-        return cls(kernel if kernel.ndim == 4 else kernel[None, None], shared)
+        taps = kernel if kernel.ndim == n_axes + 2 else kernel[None, None]
+        return cls(taps, shared=taps is not kernel or taps.shape[:2] == (1, 1))
 
     @classmethod
-    def of_any(cls, kernel: Tensor | KernelField, dtype: torch.dtype | None = None) -> Kernel:
-        """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, or vary over the frame.
+    def of_any(
+        cls, kernel: Tensor | KernelField, dtype: torch.dtype | None = None, *, dimensions: int | None = None
+    ) -> Kernel:
+        """Do the same for kernels that may be one for each channel, shape `(C, *k)`, or vary over the frame.
 
         Raises:
             UsageError: a derivative in a field is wanted.
         """
         if isinstance(kernel, KernelField):
+            if dimensions == 1:
+                raise ShapeError("a kernel that varies over the frame is for two axes, but dimensions is 1.")
             if kernel.taps.requires_grad and torch.is_grad_enabled():
                 raise UsageError("nothing is differentiated in a kernel that varies over the frame; detach its taps.")
             field = kernel if dtype is None else replace(kernel, taps=kernel.taps.to(dtype))
             return replace(cls.from_tensor(kernel.middle, dtype), field=field)
-        if kernel.ndim != 3:
-            return cls.from_tensor(kernel, dtype)
+        n_axes = count_axes(kernel, dimensions)
+        if kernel.ndim != n_axes + 1:
+            return cls.from_tensor(kernel, dtype, dimensions=dimensions)
         for taps in kernel:
-            cls.from_tensor(taps, dtype)
-        return cls(cls.from_tensor(kernel[:, None], dtype).taps, shared=False, is_per_channel=True)
+            cls.from_tensor(taps, dtype, dimensions=n_axes)
+        layer = cls.from_tensor(kernel[:, None], dtype, dimensions=n_axes)
+        return cls(layer.taps, shared=False, is_per_channel=True)
 
     def of_channel(self, channel: int) -> Kernel:
         """Give the kernel of one channel, where there is one for each."""
@@ -101,6 +109,16 @@ class Kernel:
     def size(self) -> Size:
         """Taps along each axis of space."""
         return tuple(self.taps.shape[2:])
+
+    @property
+    def n_axes(self) -> int:
+        """Axes of space."""
+        return self.taps.ndim - 2
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of channels of an image, counted from the end."""
+        return -self.n_axes - 1
 
     @property
     def is_varying(self) -> bool:
@@ -131,7 +149,7 @@ class Kernel:
     @property
     def dc_gain(self) -> list[list[float]]:
         """What the kernel makes of a constant image: the sum of the taps, `C_out` rows of `C_in`."""
-        gains: list[list[float]] = self.taps.double().sum(dim=space_axes(len(self.size))).tolist()
+        gains: list[list[float]] = self.taps.double().sum(dim=space_axes(self.n_axes)).tolist()
         return gains
 
     def n_outputs(self, n_inputs: int) -> int:
@@ -151,11 +169,12 @@ class Kernel:
             ShapeError: there are more or fewer; the message names both.
         """
         self._check_axes(images)
-        expected, found = self.taps.shape[0], images.shape[-len(self.size) - 1]
+        expected, found = self.taps.shape[0], images.shape[self.channel_axis]
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
-                f"of shape {tuple(images.shape)} has {found}; give one for each, or one of shape (kH, kW) for all."
+                f"of shape {tuple(images.shape)} has {found}; give one for each, or one of shape "
+                f"({name_taps(self.n_axes)}) for all."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
@@ -171,25 +190,27 @@ class Kernel:
             ShapeError: the channels do not fit; the message names both shapes.
         """
         self._check_axes(images)
-        n_axes = len(self.size)
         if self.shared:
-            return images.unsqueeze(-n_axes - 1)
-        expected, found = self.taps.shape[0 if are_outputs else 1], images.shape[-n_axes - 1]
+            return images.unsqueeze(self.channel_axis)
+        expected, found = self.taps.shape[0 if are_outputs else 1], images.shape[self.channel_axis]
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
                 f"channels, but the image of shape {tuple(images.shape)} has {found}; "
-                "use a kernel that fits, one of shape (kH, kW) for all channels, or (C, kH, kW) for each its own."
+                f"use a kernel that fits, one of shape ({name_taps(self.n_axes)}) for all channels, or "
+                f"(C, {name_taps(self.n_axes)}) for each its own."
             )
         return images
 
     def _check_axes(self, images: Tensor) -> None:
-        n_axes = len(self.size)
+        n_axes = self.n_axes
         if images.ndim not in (n_axes + 1, n_axes + 2):
             axes = ", ".join(("C", *AXIS_NAMES[-n_axes:]))
+            advice = "add the missing axes, for example image[None]"
+            if images.ndim > n_axes + 2:
+                advice = "a kernel of fewer axes works plane by plane where dimensions says how many axes images have"
             raise ShapeError(
-                f"an image tensor must have shape ({axes}) or (B, {axes}), but has {tuple(images.shape)}; "
-                "add the missing axes, for example image[None]."
+                f"an image tensor must have shape ({axes}) or (B, {axes}), but has {tuple(images.shape)}; {advice}."
             )
         if 0 in images.shape[:-n_axes]:
             raise ShapeError(
@@ -198,7 +219,36 @@ class Kernel:
 
     def join(self, images: Tensor) -> Tensor:
         """Undo `split`."""
-        return images.squeeze(-len(self.size) - 1) if self.shared else images
+        return images.squeeze(self.channel_axis) if self.shared else images
+
+
+def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
+    """Count the axes of space that a kernel spans.
+
+    Args:
+        kernel: of shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)`.
+        dimensions: axes of space of the images; a kernel of fewer axes spans the last of them. `None` takes one axis
+            for a signal's kernel, five for a layer of three dimensions, and two to four for pictures.
+
+    Raises:
+        ShapeError: no such kernel has so many axes.
+    """
+    n_axes = AXES_BY_SHAPE.get(kernel.ndim) if dimensions is None else min(dimensions, kernel.ndim)
+    if not n_axes or kernel.ndim > n_axes + 2:
+        wanted = [2] if dimensions is None else [dimensions]
+        shapes = " or ".join(f"({name_taps(n)}) or (C_out, C_in, {name_taps(n)})" for n in wanted)
+        raise ShapeError(f"a kernel must have shape {shapes}, but has {tuple(kernel.shape)}.")
+    return n_axes
+
+
+def name_taps(n_axes: int) -> str:
+    """Name the axes of a kernel in a message: `kH, kW` for two."""
+    return ", ".join(f"k{axis}" for axis in AXIS_NAMES[-n_axes:])
+
+
+def _volume_hint(kernel: Tensor, dimensions: int | None) -> str:
+    """Say how a kernel that was taken for one a channel is taken for a volume."""
+    return ", or dimensions=3 with one of three axes" if dimensions is None and kernel.ndim == 3 else ""
 
 
 def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
@@ -220,12 +270,11 @@ def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
 
 
 def stack_kernels(kernels: Sequence[Tensor]) -> Tensor:
-    """Bring kernels to one size by zeros around them, their origins at one place: `(kH, kW)` each, to `(C, kH, kW)`."""
-    height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1))
+    """Bring kernels to one size by zeros around them, their origins at one place: `(*k)` each, to `(C, *k)`."""
+    size = tuple(max(lengths) for lengths in zip(*(kernel.shape for kernel in kernels), strict=True))
     dtype = torch.float64 if any(kernel.dtype == torch.float64 for kernel in kernels) else kernels[0].dtype
-    stacked = torch.zeros(len(kernels), height, width, dtype=dtype)
+    stacked = torch.zeros(len(kernels), *size, dtype=dtype)
     for plane, kernel in zip(stacked, kernels, strict=True):
-        rows, columns = kernel.shape
-        top, left = (height - 1) // 2 - (rows - 1) // 2, (width - 1) // 2 - (columns - 1) // 2
-        plane[top : top + rows, left : left + columns] = kernel
+        start = tuple((n - 1) // 2 - (k - 1) // 2 for n, k in zip(size, kernel.shape, strict=True))
+        crop(plane, start, tuple(kernel.shape)).copy_(kernel)
     return stacked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Estimator(ABC):
 
     def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
         boundary = as_rule(settings.boundary)
-        self.kernel, self.settings = kernel, settings
+        self.kernel, self.settings = kernel, replace(settings, dimensions=kernel.n_axes)
         self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
         self.geometry.check_boundary(boundary)
         # What is built here serves no graph, and must not change when the caller's taps do.

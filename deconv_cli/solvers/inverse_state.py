@@ -94,13 +94,14 @@ class InverseState:
             if record["method"] == "auto":
                 raise MalformedInputError("its record does not say which method was chosen.")
             image_size = tuple(_whole(n, "image_size") for n in record["image_size"])
-            if len(image_size) != 2:
-                raise ValueError(f"image_size is {image_size}")
+            if len(image_size) != taps.ndim - 2 or not 1 <= len(image_size) <= 3:
+                raise ValueError(f"image_size is {image_size}, and its taps have the shape {tuple(taps.shape)}")
             return cls(
                 taps=taps,
                 is_shared=_flag(record["is_shared"], "is_shared"),
                 image_size=image_size,
                 settings=ResolvedSettings(
+                    dimensions=len(image_size),
                     padding=parse_padding(record["padding"]),
                     boundary=BOUNDARIES.check(record["boundary"]),
                     lam=_number(record["lambda"], "lambda"),

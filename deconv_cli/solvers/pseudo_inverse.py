@@ -92,7 +92,7 @@ class PseudoInverse(Estimator):
             TooLargeError: the inverse does not fit the memory.
         """
         try:
-            kernel = replace(Kernel.from_tensor(state.taps), shared=state.is_shared)
+            kernel = replace(Kernel.from_tensor(state.taps, dimensions=len(state.image_size)), shared=state.is_shared)
             if kernel.shared and kernel.taps.shape[:2] != (1, 1):
                 raise MalformedInputError(
                     f"its taps of shape {tuple(kernel.taps.shape)} cannot act on every channel alike."

@@ -1,4 +1,4 @@
-"""Apply a kernel to an image, exactly as `torch.nn.functional.conv2d` does."""
+"""Apply a kernel to an image, exactly as `torch.nn.functional.conv2d` and its like do."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import PaddingLike, format_memory
+from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_tensor, pick_dtype
+from deconv_cli.workflows.planes import Planes
 
 
 def forward(
     x: Tensor,
     kernel: Tensor | KernelField,
     *,
+    dimensions: int | None = None,
     padding: PaddingLike = "same",
     boundary: str = "zero",
     bias: Tensor | None = None,
     dtype: torch.dtype | str | None = None,
     tone_curve: ToneCurve | None = None,
 ) -> Tensor:
-    """Convolve images, as `torch.nn.functional.conv2d` with stride 1.
+    """Convolve signals, images or stacks, as `torch.nn.functional.conv1d`, `conv2d` and `conv3d` with stride 1.
 
     Args:
-        x: shape `(C_in, H, W)` or `(B, C_in, H, W)`.
-        kernel: taps of a cross-correlation, shape `(C_out, C_in, kH, kW)`; one of shape `(kH, kW)` or `(1, 1, kH,
-            kW)` is applied to every channel alike, one of shape `(C, kH, kW)` to each channel its own. Or a
-            `KernelField`, which varies over the frame.
-        padding: `same`, `valid`, `full`, a whole number, or one for rows and one for columns.
+        x: shape `(C_in, *size)` or `(B, C_in, *size)`, with one, two or three axes of space.
+        kernel: taps of a cross-correlation, shape `(C_out, C_in, *k)`; one of shape `(*k)` or `(1, 1, *k)` is applied
+            to every channel alike, one of shape `(C, *k)` to each channel its own. Or a `KernelField`, which varies
+            over the frame.
+        dimensions: axes of space of `x`: 1, 2 or 3. By default the kernel's axes tell: one is a signal's, five are a
+            layer's of three dimensions, two to four a picture's. A kernel of fewer axes is applied to each plane, or
+            line, by itself.
+        padding: `same`, `valid`, `full`, a whole number, or one for each axis that the kernel spans.
         boundary: what lies outside the image: `zero`, `circular`, `reflect`, `symmetric` or `replicate`.
         bias: added to each output channel, shape `(C_out,)`.
         dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
@@ -44,7 +49,7 @@ def forward(
             again after.
 
     Returns:
-        Shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, on the device of `x`.
+        Shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, on the device of `x`.
 
     Raises:
         ShapeError: kernel, bias and image do not fit one another.
@@ -60,22 +65,28 @@ def forward(
             f"choose {', '.join(others[:-1])} or {others[-1]}, or padding valid."
         )
     check_image(x, "the image")
+    dimensions = check_dimensions(dimensions)
     precision = pick_dtype(dtype, x, x.device)
-    canonical = as_any_kernel(kernel, x.device, precision)
-    samples = x.to(precision) if tone_curve is None else tone_curve.to_light(x.to(precision))
+    canonical = as_any_kernel(kernel, x.device, precision, dimensions)
+    planes = Planes.of(x, canonical, dimensions)
+    if planes is not None:
+        x = planes.split(x)
+    n_axes, axis = canonical.n_axes, canonical.channel_axis
+    samples = x.to(precision) if tone_curve is None else tone_curve.to_light(x.to(precision), n_axes)
     if canonical.is_per_channel:
         canonical.check_channels(x)
-        pairs = enumerate(samples.split(1, dim=-3))
-        y = torch.cat([_convolve(image, canonical.of_channel(c), padding, rule) for c, image in pairs], dim=-3)
+        pairs = enumerate(samples.split(1, dim=axis))
+        y = torch.cat([_convolve(image, canonical.of_channel(c), padding, rule) for c, image in pairs], dim=axis)
     else:
         y = _convolve(samples, canonical, padding, rule)
-    biased = y if bias is None else y + as_bias(bias, y)
-    return biased if tone_curve is None else tone_curve.to_stored(biased)
+    biased = y if bias is None else y + as_bias(bias, y, n_axes)
+    stored = biased if tone_curve is None else tone_curve.to_stored(biased, n_axes)
+    return stored if planes is None else planes.join(stored)
 
 
 def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRule) -> Tensor:
     channels = kernel.split(x)
-    geometry = Geometry.of_image(tuple(x.shape[-len(kernel.size) :]), kernel.size, padding)
+    geometry = Geometry.of_image(tuple(x.shape[-kernel.n_axes :]), kernel.size, padding)
     _check_memory(channels, kernel, geometry)
     return kernel.join(kernel.convolution(geometry, rule).forward(channels))
 
@@ -94,25 +105,26 @@ def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:
         )
 
 
-def as_bias(bias: Tensor, outputs: Tensor) -> Tensor:
-    """Shape a bias so that it adds to outputs `(*batch, C_out, H, W)`.
+def as_bias(bias: Tensor, outputs: Tensor, n_axes: int) -> Tensor:
+    """Shape a bias so that it adds to outputs `(*batch, C_out, *size)` with `n_axes` axes of space.
 
     Raises:
         ShapeError: the bias has another length than the outputs have channels.
     """
     check_tensor(bias, "the bias")
-    if bias.shape != (outputs.shape[-3],):
+    n_channels = outputs.shape[-n_axes - 1]
+    if bias.shape != (n_channels,):
         raise ShapeError(
-            f"a bias must have one number for each output channel, shape ({outputs.shape[-3]},), "
+            f"a bias must have one number for each output channel, shape ({n_channels},), "
             f"but has shape {tuple(bias.shape)}."
         )
-    return bias.to(outputs.device, outputs.dtype)[:, None, None]
+    return bias.to(outputs.device, outputs.dtype).reshape(-1, *[1] * n_axes)
 
 
-def subtract_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    """Take the bias of each output channel, if there is one, off outputs `(*batch, C_out, H, W)`.
+def subtract_bias(y: Tensor, bias: Tensor | None, n_axes: int) -> Tensor:
+    """Take the bias of each output channel, if there is one, off outputs `(*batch, C_out, *size)`.
 
     Raises:
         ShapeError: the bias has another length than the outputs have channels.
     """
-    return y if bias is None else y - as_bias(bias, y)
+    return y if bias is None else y - as_bias(bias, y, n_axes)

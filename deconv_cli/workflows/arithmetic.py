@@ -63,22 +63,30 @@ def check_tensor(found: object, role: str) -> None:
         raise UsageError(f"{role} must be a torch.Tensor, but is a {type(found).__name__}; torch.as_tensor makes one.")
 
 
-def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype) -> Kernel:
+def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype, dimensions: int | None = None) -> Kernel:
     """Bring a kernel to the device and into the precision of the arithmetic, and check it.
+
+    Args:
+        kernel: of shape `(*k)` or `(C_out, C_in, *k)`.
+        device: of the arithmetic.
+        dtype: of the arithmetic.
+        dimensions: axes of space of the images, where the kernel's own do not tell (see `Kernel.from_tensor`).
 
     Raises:
         UsageError: it is no tensor, or varies over the frame.
-        ShapeError: it has not two or four axes.
+        ShapeError: it has another number of axes.
         MalformedInputError: it is complex, empty, zero or not finite.
     """
     check_single_kernel(kernel)
-    return Kernel.from_tensor(kernel.to(device), dtype)
+    return Kernel.from_tensor(kernel.to(device), dtype, dimensions=dimensions)
 
 
-def as_any_kernel(kernel: Tensor | KernelField, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Do the same for kernels that may be one for each channel, shape `(C, kH, kW)`, or vary over the frame."""
+def as_any_kernel(
+    kernel: Tensor | KernelField, device: torch.device, dtype: torch.dtype, dimensions: int | None = None
+) -> Kernel:
+    """Do the same for kernels that may be one for each channel, shape `(C, *k)`, or vary over the frame."""
     check_kernel(kernel)
-    return Kernel.of_any(kernel.to(device), dtype)
+    return Kernel.of_any(kernel.to(device), dtype, dimensions=dimensions)
 
 
 def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
@@ -112,15 +120,22 @@ def check_kernel(kernel: Tensor | KernelField) -> None:
         raise MalformedInputError(f"a kernel must be real, but is {kernel.dtype}.")
 
 
-def as_size(size: object) -> Size:
-    """Read a height and a width in pixels.
+_SIZES = {
+    1: "a size must be a length, a tuple of one positive whole number",
+    2: "a size must be a height and a width, two positive whole numbers of pixels",
+    3: "a size must be a depth, a height and a width, three positive whole numbers of pixels",
+}
+
+
+def as_size(size: object, n_axes: int = 2) -> Size:
+    """Read a size in pixels, one number for each axis of space.
 
     Raises:
-        UsageError: it is no pair of positive whole numbers.
+        UsageError: it is not so many positive whole numbers.
     """
-    if isinstance(size, tuple | list) and len(size) == 2 and all(_is_count(n) for n in size):
-        return int(size[0]), int(size[1])
-    raise UsageError(f"a size must be a height and a width, two positive whole numbers of pixels, but is {size!r}.")
+    if isinstance(size, tuple | list) and len(size) == n_axes and all(_is_count(n) for n in size):
+        return tuple(int(n) for n in size)
+    raise UsageError(f"{_SIZES[n_axes]}, but is {size!r}.")
 
 
 def _is_count(n: object) -> bool:

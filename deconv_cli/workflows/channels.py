@@ -16,12 +16,13 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
 
-def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Reconstruction:
+def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axes: int) -> Reconstruction:
     """Put channels together: images side by side, sizes pooled, and of all else the worst.
 
     Args:
         parts: one reconstruction for each channel, of one channel each.
         resolution: what was resolved for all of them.
+        n_axes: axes of space of the images.
     """
     first = parts[0]
     worst = next((part for part in parts if not part.is_trusted), first)
@@ -29,8 +30,8 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Re
     lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
     return replace(
         worst,
-        image=torch.cat([part.image for part in parts], dim=-3),
-        solution=_solution([part.solution for part in parts]),
+        image=torch.cat([part.image for part in parts], dim=-n_axes - 1),
+        solution=_solution([part.solution for part in parts], n_axes),
         settings=replace(resolution.settings, lam=first.settings.lam),
         reasons=replace(first.reasons, lam=lam),
         choice=_choice([part.choice for part in parts]),
@@ -39,7 +40,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution) -> Re
         spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
         well_posedness=_least_posed(parts).well_posedness,
         lambda_choice=doubtful.lambda_choice,
-        predicted_error=_predicted(parts),
+        predicted_error=_predicted(parts, n_axes),
         notes=(*resolution.notes, *_notes(parts)),
         channels=tuple(parts),
     )
@@ -50,14 +51,14 @@ def _notes(parts: Sequence[Reconstruction]) -> list[str]:
     return [f"channel {number}: {note}" for number, part in enumerate(parts, start=1) for note in part.notes]
 
 
-def _solution(parts: Sequence[Solution]) -> Solution:
+def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:
     """Take the worst status and the largest numbers."""
     distances = [part.distance_bound for part in parts]
     known = [distance for distance in distances if distance is not None]
     weights = {part.weight for part in parts}
     return replace(
         next((part for part in parts if not part.status.is_success), parts[0]),
-        value=torch.cat([part.value for part in parts], dim=-4),
+        value=torch.cat([part.value for part in parts], dim=-n_axes - 2),
         n_iterations=max(part.n_iterations for part in parts),
         certificate=max(part.certificate for part in parts),
         residual_norms=max((part.residual_norms for part in parts), key=len),
@@ -95,9 +96,9 @@ def _least_posed(parts: Sequence[Reconstruction]) -> Reconstruction:
     return min(parts, key=lambda part: order[part.well_posedness.is_well_posed] if part.well_posedness else 3)
 
 
-def _predicted(parts: Sequence[Reconstruction]) -> PredictedError | None:
+def _predicted(parts: Sequence[Reconstruction], n_axes: int) -> PredictedError | None:
     found = [part.predicted_error for part in parts if part.predicted_error is not None]
     if len(found) < len(parts):
         return None
     stacked = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))
-    return replace(stacked, map=torch.cat(tuple(stacked.map), dim=-3))
+    return replace(stacked, map=torch.cat(tuple(stacked.map), dim=-n_axes - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Diagnosis:
     """A restoration examined.
 
     Attributes:
-        residual: y − Ax̂, shape `(*batch, C_out, H_y, W_y)`, in the units of the samples.
+        residual: y − Ax̂, shape `(*batch, C_out, *output_size)`, in the units of the samples.
         conditioning: what the kernel lets through on the torus of the image, and what becomes of noise.
         null_share_of_data: which part of the energy of the data no image explains on a torus; where they do not go on
             around it, they are faded out towards the edges first.
@@ -41,7 +42,7 @@ class Diagnosis:
         picard: the data against the singular values.
         resolution: what becomes of a single bright pixel.
         tests: what the residual points to.
-        gain_map: largest and smallest singular value over the plane of frequencies, shape `(2, n1, n2)`.
+        gain_map: largest and smallest singular value over all frequencies, shape `(2, *image_size)`.
         channel: where channels were restored one by one, the one that all but the residual is of: the first whose
             residual shows something wrong, or the one that noise disturbs most.
     """
@@ -73,18 +74,18 @@ def diagnose(
     Args:
         inverse: the one that was applied.
         result: what it gave.
-        y: the data that it was applied to, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+        y: the data that it was applied to, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
         bias: what was subtracted from each output channel first, shape `(C_out,)`.
         noise: standard deviation of the noise in the data, where it is known.
     """
-    taps, problem = inverse.problem.operator.kernel, inverse.problem
-    data = inverse.arrange(subtract_bias(y, bias).detach())
+    taps, problem, n_axes = inverse.problem.operator.kernel, inverse.problem, inverse.kernel.n_axes
+    data = inverse.arrange(subtract_bias(y, bias, n_axes).detach())
     residual = data - problem.operator.forward(result.solution.value.detach())
     estimate = inverse.kernel.split(result.image.detach())
     image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
     as_filter = _as_filter(inverse)
     is_periodic = problem.operator.boundary.is_periodic and image_size == data_size
-    fade = _as_it_is if is_periodic else apply_hann_window
+    fade = _as_it_is if is_periodic else partial(apply_hann_window, n_axes=n_axes)
     modes = torus_modes(taps, image_size)
     of_data = modes if data_size == image_size else torus_modes(taps, data_size)
     conditioning = measure_conditioning(modes, as_filter)
@@ -101,12 +102,14 @@ def diagnose(
     )
 
 
-def join_diagnoses(parts: Sequence[Diagnosis]) -> Diagnosis:
+def join_diagnoses(parts: Sequence[Diagnosis], n_axes: int) -> Diagnosis:
     """Choose the channel to look at of those that were restored one by one."""
     numbers = range(len(parts))
     loudest = max(numbers, key=lambda c: parts[c].conditioning.noise_gain)
     channel = next((c for c in numbers if parts[c].tests.finding.is_warning), loudest)
-    return replace(parts[channel], residual=torch.cat([part.residual for part in parts], dim=-3), channel=channel)
+    return replace(
+        parts[channel], residual=torch.cat([part.residual for part in parts], dim=-n_axes - 1), channel=channel
+    )
 
 
 def check_residual_of(

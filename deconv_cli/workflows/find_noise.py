@@ -21,7 +21,7 @@ def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseMo
     """Find what kind of noise data have.
 
     Args:
-        y: shape `(C_out, H, W)` or `(B, C_out, H, W)`, without the bias.
+        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
         kernel: what made them.
         settings: what was resolved.
 
@@ -37,9 +37,9 @@ def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseMo
         found = found[0]
     if found == "auto":
         outputs = kernel.split(y.detach(), are_outputs=True)
-        outputs = outputs.reshape(-1, *outputs.shape[-3:])
-        window = tuple(min(n, _MAX_SIDE) for n in outputs.shape[-2:])
-        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[-2:], window, strict=True))
+        outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
+        window = tuple(min(n, _MAX_SIDE) for n in outputs.shape[2:])
+        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
         found = fit_noise_spectrum(crop(outputs, start, window), kernel.taps)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)

@@ -11,6 +11,7 @@ from deconv_cli.diagnostics.well_posedness import LOST, WellPosedness, assess
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
@@ -69,16 +70,16 @@ class KernelFacts:
     Attributes:
         kernel: in canonical form.
         origin: the tap that meets the output pixel under padding same, as `conv2d` applies them.
-        centroid: where the weight of all taps (their sizes) is centered, less the origin: by so many pixels, down and
-            across, the kernel shifts what it blurs.
-        is_symmetric: it is the same when turned by half a circle around its middle.
+        centroid: where the weight of all taps (their sizes) is centered, less the origin: by so many pixels along each
+            axis of space the kernel shifts what it blurs.
+        is_symmetric: it is the same when mirrored about its middle.
         spectrum: the extreme singular values on the torus of the image.
         borders: what each border would do.
     """
 
     kernel: Kernel
     origin: Size
-    centroid: tuple[float, float]
+    centroid: tuple[float, ...]
     is_symmetric: bool
     spectrum: Spectrum
     borders: tuple[BorderFacts, ...]
@@ -106,32 +107,36 @@ def inspect_samples(samples: Tensor) -> SampleFacts:
     )
 
 
-def inspect_kernel(taps: Tensor, image_size: Size, padding: PaddingLike = "same") -> KernelFacts:
+def inspect_kernel(
+    taps: Tensor, image_size: Size, padding: PaddingLike = "same", *, dimensions: int | None = None
+) -> KernelFacts:
     """Describe a kernel, and what every border would do to images of one size, without a penalty.
 
     Args:
-        taps: shape `(kH, kW)` or `(C_out, C_in, kH, kW)`, real and finite.
-        image_size: height and width of the images.
+        taps: shape `(*k)` or `(C_out, C_in, *k)`, real and finite.
+        image_size: of the images, one number for each axis of space.
         padding: how far the kernel reaches outside them.
+        dimensions: axes of space, where those of the taps do not tell (see `Kernel.from_tensor`).
 
     Raises:
         ShapeError: another shape, or a kernel that does not fit the size.
         MalformedInputError: no taps, none that is not zero, or some that are not finite.
     """
-    kernel = Kernel.from_tensor(to_float64(taps))
+    kernel = Kernel.from_tensor(to_float64(taps), dimensions=dimensions)
     geometry = Geometry.of_image(image_size, kernel.size, padding)
     spectrum = kernel_spectrum(kernel.taps, image_size)
     weight = kernel.taps.abs().sum(dim=(0, 1))
-    origin = ((kernel.size[0] - 1) // 2, (kernel.size[1] - 1) // 2)
-    centroid = [
-        synchronize.as_number((weight.sum(dim=1 - axis) * _places(weight, axis)).sum() / weight.sum()) - origin[axis]
-        for axis in (0, 1)
-    ]
+    origin = tuple((k - 1) // 2 for k in kernel.size)
+    axes = space_axes(kernel.n_axes)
+    centroid = (
+        synchronize.as_number((weight.movedim(axis, -1) * _places(weight, axis)).sum() / weight.sum()) - start
+        for axis, start in zip(axes, origin, strict=True)
+    )
     return KernelFacts(
         kernel=kernel,
         origin=origin,
-        centroid=(centroid[0], centroid[1]),
-        is_symmetric=torch.equal(kernel.taps, kernel.taps.flip(-2, -1)),
+        centroid=tuple(centroid),
+        is_symmetric=torch.equal(kernel.taps, kernel.taps.flip(axes)),
         spectrum=spectrum,
         borders=tuple(_border(kernel, geometry, boundary, spectrum) for boundary in BOUNDARIES),
     )

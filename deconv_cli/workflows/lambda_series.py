@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.clipped_samples import find_clipped
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, OBJECTIVE, solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
@@ -59,7 +58,7 @@ def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
 
 
 def restore_at_lambdas(
-    taps: Tensor | KernelField,
+    kernel: Kernel,
     result: Reconstruction,
     y: Tensor,
     bias: Tensor | None = None,
@@ -71,29 +70,29 @@ def restore_at_lambdas(
     size.
 
     Args:
-        taps: the kernel, as the result was made with it.
+        kernel: as the result was made with it.
         result: what was reconstructed.
         y: its data, shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`.
         bias: of each channel.
         ceiling: the largest value that a sample can have, in light where that is what is restored; `None` for any.
 
     Returns:
-        One view for each of `RATIOS`; none where there is no λ to change, or where the kernel mixes channels or varies
-        over the frame.
+        One view for each of `RATIOS`; none where there is no λ to change, or where the kernel mixes channels, varies
+        over the frame, or spans other than two axes.
     """
     settings = result.settings
-    if isinstance(taps, KernelField):
+    if kernel.field is not None or kernel.n_axes != 2:
         return ()
     lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)
-    kernels = _kernels(taps.to(result.image), n_channels=len(lams))
+    kernels = _kernels(kernel.taps.to(result.image), n_channels=len(lams))
     if not kernels or not settings.is_linear or not settings.has_lambda or min(lams) == 0:
         return ()
     stored, curve = (y if y.ndim == 3 else y[0]).detach(), result.tone_curve
     data = stored.to(result.image.dtype)
     data = data if curve is None else curve.to_light(data)
     heeds_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
-    is_clipped = find_clipped(data, ceiling) if heeds_bounds and ceiling is not None else None
-    data = subtract_bias(data, bias)
+    is_clipped = find_clipped(data, ceiling, n_axes=2) if heeds_bounds and ceiling is not None else None
+    data = subtract_bias(data, bias, n_axes=2)
     size = tuple(data.shape[-2:])
     # Farther away than two kernels little of what was cut off is left.
     parts = [
@@ -126,10 +125,10 @@ def _with_margin(part: slice, margin: int, length: int) -> tuple[slice, slice]:
 
 
 def _kernels(taps: Tensor, n_channels: int) -> list[Kernel]:
-    """Give the kernel of all channels, or of each; none where it mixes them, or is not of two dimensions."""
-    if taps.ndim > 4 or (n_channels == 1 and taps.ndim == 4 and taps.shape[:2] != (1, 1)):
+    """Give the kernel of all channels, or of each; none where it mixes them."""
+    if n_channels == 1 and taps.shape[:2] != (1, 1):
         return []
-    planes = taps.detach().reshape(-1, *taps.shape[-2:])
+    planes = taps.detach().flatten(0, 1)
     return [Kernel.from_tensor(planes[channel % len(planes)]) for channel in range(n_channels)]
 
 

@@ -42,7 +42,7 @@ def invert(
     """Estimate the images x that a convolution turned into `y`: min ‖Ax − y‖² + λσ²max‖Lx‖², or under another prior.
 
     Args:
-        y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+        y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, with one, two or three axes of space.
         kernel: the taps that made `y`, or a `KernelField`, as for `forward`.
         settings: how to undo it; or give its fields one by one.
         bias: subtracted from each output channel first, shape `(C_out,)`.
@@ -75,10 +75,10 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
 
     Args:
         kernel: the taps, as for `forward`; the arithmetic runs on their device.
-        input_size: height and width of the images x that are wanted back.
-        options: fields of `ResolvedSettings`, which explains them: `padding` (by default `same`), `boundary` (`zero`),
-            `lam` (0, the Moore–Penrose inverse), `penalty` (`identity`), `rcond`, `method`, `tolerance`,
-            `max_iterations`, `max_memory` and `dtype`.
+        input_size: size of the images x that are wanted back, one number for each axis of space.
+        options: fields of `ResolvedSettings`, which explains them: `dimensions` (by default what the kernel's axes
+            tell), `padding` (`same`), `boundary` (`zero`), `lam` (0, the Moore–Penrose inverse), `penalty`
+            (`identity`), `rcond`, `method`, `tolerance`, `max_iterations`, `max_memory` and `dtype`.
 
     Raises:
         ShapeError: the kernel does not fit the size.
@@ -87,7 +87,13 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
         MalformedInputError: a kernel that is complex or not finite.
     """
     settings = ResolvedSettings.of(**options)
-    size = as_size(input_size)
     check_single_kernel(kernel)
     dtype = pick_dtype(settings.dtype, kernel, kernel.device)
-    return PseudoInverse(as_kernel(kernel, kernel.device, dtype), size, settings)
+    canonical = as_kernel(kernel, kernel.device, dtype, settings.dimensions)
+    n_axes = canonical.n_axes
+    if settings.dimensions not in (None, n_axes):
+        raise UsageError(
+            f"a kernel of shape {tuple(kernel.shape)} spans {n_axes} of {settings.dimensions} axes; build the inverse "
+            f"for one plane, with dimensions={n_axes}, and give it the planes as a batch."
+        )
+    return PseudoInverse(canonical, as_size(input_size, n_axes), settings)

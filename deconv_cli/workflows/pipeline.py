@@ -42,6 +42,7 @@ from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
+from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -68,7 +69,7 @@ class Pipeline:
         inverse: the linear inverse that was built last; `None` before the first, and where the estimate is not linear.
 
     Raises:
-        ShapeError: the kernel has not two or four axes.
+        ShapeError: the kernel has other axes than such kernels have.
         MalformedInputError: the kernel is complex, empty, zero or not finite.
     """
 
@@ -112,7 +113,7 @@ class Pipeline:
         if self._given is not None:
             found = resolution_of(self._given, self._settings, recorded, tone_curve)
         else:
-            found = resolve(self._settings, Kernel.of_any(self._kernel), recorded, tone_curve)
+            found = resolve(self._settings, self._canonical(), recorded, tone_curve)
         return replace(found, sample_type=sample_type)
 
     def reconstruct(
@@ -126,7 +127,7 @@ class Pipeline:
         """Estimate the images that the convolution turned into `y`, and measure how good the estimate is.
 
         Args:
-            y: shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`, of any real dtype.
+            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, of any real dtype.
             resolution: what `resolve` gave; found anew where it is left out.
             truth: the images themselves, of the shape of the estimate, to compare the predicted error with.
             progress: is called after every iteration.
@@ -142,28 +143,48 @@ class Pipeline:
         check_image(y, "the output to invert")
         if truth is not None:
             check_image(truth, "the truth")
-        steps, curve = _steps(y, resolution), resolution.tone_curve
-        if curve is not None and y.ndim > 2:
-            curve.check_channels(self._n_image_channels(y, resolution))
-        light = y if curve is None else self._in_light(y, curve)
-        true_light = truth if truth is None or curve is None else self._in_light(truth, curve)
-        resolution = replace(resolution, ceiling=_ceiling(y, curve, resolution.sample_type))
+        planes = self._planes(y)
+        if planes is None:
+            return self._reconstruct_samples(y, resolution, truth, listener)
+        known = None if truth is None else planes.split(truth)
+        return join_planes(planes, self._reconstruct_samples(planes.split(y), resolution, known, listener))
+
+    def _canonical(self) -> Kernel:
+        """Give the kernel in canonical form."""
+        if self._given is not None:
+            return self._given.kernel
+        return Kernel.of_any(self._kernel, dimensions=self._settings.dimensions)
+
+    def _planes(self, y: Tensor) -> Planes | None:
+        """Tell how data are taken apart that have more axes than the kernel spans."""
+        return Planes.of(y, self._canonical(), self._settings.dimensions)
+
+    def _reconstruct_samples(
+        self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
+    ) -> Reconstruction:
+        """Do what `reconstruct` does, for data whose axes are those of the kernel."""
+        kernel = self._canonical()
+        n_axes, axis, curve = kernel.n_axes, kernel.channel_axis, resolution.tone_curve
+        steps = _steps(y, resolution, n_axes)
+        if curve is not None and y.ndim > n_axes:
+            n_channels = y.shape[axis]
+            curve.check_channels(n_channels if resolution.is_per_channel else kernel.n_inputs(n_channels))
+        light = y if curve is None else self._in_light(y, curve, n_axes)
+        true_light = truth if truth is None or curve is None else self._in_light(truth, curve, n_axes)
+        resolution = replace(resolution, ceiling=_ceiling(y, curve, resolution.sample_type, n_axes))
         result = self._reconstruct(light, resolution, steps, true_light, listener)
         limits = limits_of(y, resolution.sample_type) if result.settings.defaults is InputKind.PICTURE else None
         if limits is not None:
             result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
-        return result if curve is None else replace(result, image=curve.to_stored(result.image), tone_curve=curve)
+        return (
+            result if curve is None else replace(result, image=curve.to_stored(result.image, n_axes), tone_curve=curve)
+        )
 
-    def _n_image_channels(self, y: Tensor, resolution: Resolution) -> int:
-        """Count the channels of the images that gave data."""
-        kernel = self._given.kernel if self._given is not None else Kernel.of_any(self._kernel)
-        return y.shape[-3] if resolution.is_per_channel else kernel.n_inputs(y.shape[-3])
-
-    def _in_light(self, stored: Tensor, curve: ToneCurve) -> Tensor:
+    def _in_light(self, stored: Tensor, curve: ToneCurve, n_axes: int) -> Tensor:
         """Undo the tone curve, in the precision of the arithmetic."""
         if self._given is not None:
-            return curve.to_light(stored.to(self._given.kernel.taps))
-        return curve.to_light(stored.to(pick_dtype(self._settings.dtype, stored, stored.device)))
+            return curve.to_light(stored.to(self._given.kernel.taps), n_axes)
+        return curve.to_light(stored.to(pick_dtype(self._settings.dtype, stored, stored.device)), n_axes)
 
     def _reconstruct(
         self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
@@ -175,7 +196,8 @@ class Pipeline:
         step = math.hypot(*steps) / math.sqrt(len(steps))
         least_noise = step * ROUNDING_NOISE  # what rounding leaves
         if truth is not None:
-            _check_truth(truth, (*data.shape[:-3], kernel.n_inputs(data.shape[-3]), *image_size))
+            axis = kernel.channel_axis
+            _check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
         if resolution.settings.noise in (None, "white"):  # full samples are measurements then
             resolution = replace(resolution, ceiling=None)
         resolution = self._with_noise(resolution, data, kernel)
@@ -209,44 +231,58 @@ class Pipeline:
             result: what it gave.
             y: the data that it was applied to.
         """
+        planes = self._planes(y)
+        if planes is not None:
+            found = self._diagnose(replace(result, image=planes.split(result.image)), planes.split(y))
+            return replace(found, residual=planes.join(found.residual))
+        return self._diagnose(result, y)
+
+    def _diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
+        """Do what `diagnose` does, for data whose axes are those of the kernel."""
+        n_axes = self._canonical().n_axes
         if result.tone_curve is not None:
-            y, image = self._in_light(y, result.tone_curve), result.tone_curve.to_light(result.image)
+            y, image = self._in_light(y, result.tone_curve, n_axes), result.tone_curve.to_light(result.image, n_axes)
             result = replace(result, image=image, tone_curve=None)
         if result.channels:
-            one_by_one = zip(self._channels, result.channels, y.split(1, dim=-3), strict=True)
-            return join_diagnoses([pipeline.diagnose(part, data) for pipeline, part, data in one_by_one])
+            one_by_one = zip(self._channels, result.channels, y.split(1, dim=-n_axes - 1), strict=True)
+            return join_diagnoses([pipeline._diagnose(part, data) for pipeline, part, data in one_by_one], n_axes)
         assert self.inverse is not None
         data = y.to(result.image.dtype)
         return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
         """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas` and `resolve`."""
-        taps = self._kernel if self._given is None else self._given.kernel.taps
-        return restore_at_lambdas(taps, result, y, self._bias, _ceiling(y, result.tone_curve, sample_type))
+        kernel, planes = self._canonical(), self._planes(y)
+        if planes is not None:
+            y = planes.split(y)
+        ceiling = _ceiling(y, result.tone_curve, sample_type, kernel.n_axes)
+        return restore_at_lambdas(kernel, result, y, self._bias, ceiling)
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
         """Return whether each channel has a kernel or a λ of its own."""
         if self._given is not None:
             return False
-        has_channels = Kernel.of_any(self._kernel).shared
-        chooses = resolution.chooses_lambda and has_channels and y.ndim in (3, 4) and y.shape[-3] > 1
+        kernel = self._canonical()
+        has_axes = y.ndim in (kernel.n_axes + 1, kernel.n_axes + 2)
+        chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
     def _reconstruct_channels(
         self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Restore one channel after another; their inverses are kept at once, and share the memory."""
-        kernel, kernels = self._kernel, [self._kernel]
-        if isinstance(kernel, Tensor) and resolution.is_per_channel:
-            kernel = kernel.reshape(-1, *kernel.shape[-2:])
-            kernels = list(kernel)
-        self._check_channels(y, Kernel.of_any(kernel), resolution, truth)
-        n_channels, settings = y.shape[-3], resolution.settings
+        kernel = self._canonical()
+        kernels = [self._kernel]
+        if resolution.is_per_channel:
+            kernel = replace(kernel, is_per_channel=True)
+            kernels = list(kernel.taps[:, 0])
+        self._check_channels(y, kernel, resolution, truth)
+        axis, settings = kernel.channel_axis, resolution.settings
+        n_channels = y.shape[axis]
         if len(self._channels) != n_channels:
             biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
-            self._channels = [
-                Pipeline(kernels[c % len(kernels)], self._settings, bias=biases[c]) for c in range(n_channels)
-            ]
+            own = replace(self._settings, dimensions=kernel.n_axes)
+            self._channels = [Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(n_channels)]
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
         parts = []
@@ -256,9 +292,9 @@ class Pipeline:
             alone = replace(
                 resolution, settings=replace(settings, lam=lam, noise=noise), lams=(), is_per_channel=False, notes=()
             )
-            known = None if truth is None else truth.narrow(-3, c, 1)
-            parts.append(pipeline._reconstruct(y.narrow(-3, c, 1), alone, (steps[c % len(steps)],), known, listener))
-        return join_channels(parts, resolution)
+            known = None if truth is None else truth.narrow(axis, c, 1)
+            parts.append(pipeline._reconstruct(y.narrow(axis, c, 1), alone, (steps[c % len(steps)],), known, listener))
+        return join_channels(parts, resolution, kernel.n_axes)
 
     def _check_channels(self, y: Tensor, kernel: Kernel, resolution: Resolution, truth: Tensor | None) -> None:
         """Refuse a kernel, λ, bias or truth that is not there for each channel."""
@@ -266,17 +302,18 @@ class Pipeline:
             kernel.check_channels(y)
         else:
             kernel.split(y)
-        n_lams, n_channels = len(resolution.lams), y.shape[-3]
+        n_lams, n_channels = len(resolution.lams), y.shape[kernel.channel_axis]
         if n_lams not in (0, n_channels):
             raise UsageError(
                 f"λ was given for {n_lams} channels, but the image of shape {tuple(y.shape)} has {n_channels}; give "
                 "one for each, or a single one."
             )
         if self._bias is not None:
-            as_bias(self._bias, y)
+            as_bias(self._bias, y, kernel.n_axes)
         if truth is not None:
-            geometry = Geometry.of_output(tuple(y.shape[-2:]), kernel.size, resolution.settings.padding)
-            _check_truth(truth, (*y.shape[:-2], *geometry.image_size))
+            size = tuple(y.shape[-kernel.n_axes :])
+            geometry = Geometry.of_output(size, kernel.size, resolution.settings.padding)
+            _check_truth(truth, tuple(y.shape[: -kernel.n_axes]), geometry.image_size)
 
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
         """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
@@ -287,15 +324,15 @@ class Pipeline:
             self._given.arrange(data)
             return data, self._given.kernel, self._given.geometry.image_size
         dtype = pick_dtype(settings.dtype, y, y.device)
-        kernel = as_any_kernel(self._kernel, y.device, dtype)
+        kernel = as_any_kernel(self._kernel, y.device, dtype, self._settings.dimensions)
         kernel.split(y, are_outputs=True)  # what does not fit is refused before anything is built
-        geometry = Geometry.of_output(tuple(y.shape[-len(kernel.size) :]), kernel.size, settings.padding)
+        geometry = Geometry.of_output(tuple(y.shape[-kernel.n_axes :]), kernel.size, settings.padding)
         return y.to(dtype), kernel, geometry.image_size
 
     def _with_noise(self, resolution: Resolution, data: Tensor, kernel: Kernel) -> Resolution:
         """Find out what kind of noise the data have, where the settings leave it open."""
         settings = resolution.settings
-        found = find_noise(subtract_bias(data, self._bias), kernel, settings)
+        found = find_noise(subtract_bias(data, self._bias, kernel.n_axes), kernel, settings)
         return replace(resolution, settings=replace(settings, noise=found))
 
     def _choose_lambda(
@@ -308,7 +345,7 @@ class Pipeline:
         detached = data.detach()
         continuation = Continuation(
             replace(kernel, taps=kernel.taps.detach()),
-            tuple(data.shape[-len(kernel.size) :]),
+            tuple(data.shape[-kernel.n_axes :]),
             boundary=settings.boundary,
             penalty=settings.penalty,
             max_memory=settings.max_memory,
@@ -316,7 +353,7 @@ class Pipeline:
         )
         return choose_lambda(
             continuation,
-            subtract_bias(detached, self._bias).detach(),
+            subtract_bias(detached, self._bias, kernel.n_axes).detach(),
             rule=settings.lambda_rule or LambdaRule.GCV,
             sigma=settings.noise_sigma,
             least_sigma=least_sigma,
@@ -328,7 +365,7 @@ class Pipeline:
             return self._given
         if not settings.is_linear:
             self.inverse = None
-            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias))
+            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
         settings = replace(settings, noise=None)  # an inverse is the same for all noise
         if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
             return self.inverse
@@ -343,7 +380,7 @@ class Pipeline:
             return None
         if torch.is_grad_enabled() and (data.requires_grad or estimator.kernel.taps.requires_grad):
             return None
-        found = find_clipped(data, resolution.ceiling)
+        found = find_clipped(data, resolution.ceiling, estimator.kernel.n_axes)
         return None if found is None else estimator.arrange(found.to(data.dtype)) > 0
 
     def _fits(self, inverse: PseudoInverse, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> bool:
@@ -363,7 +400,8 @@ class Pipeline:
         """Apply an estimator, and measure what it leaves over."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         well_posedness = _assess(estimator)
-        unbiased = subtract_bias(data, self._bias)
+        operator, kernel = estimator.operator, estimator.kernel
+        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
         is_clipped, tolerance = self._clipped(estimator, data, resolution), estimator.tolerance
         if is_clipped is None or not isinstance(estimator, PseudoInverse):
             solution = estimator.solve(unbiased, listener)
@@ -375,7 +413,6 @@ class Pipeline:
             share = f"{100 * synchronize.as_number(is_clipped.double().mean()):.2g} %"
             note = f"{share} of the samples are full, and were taken for no more than 'at least this bright'"
             resolution = replace(resolution, notes=(*resolution.notes, note))
-        operator, kernel = estimator.operator, estimator.kernel
         detached = unbiased.detach()  # the numbers of the report need no graph
         arranged = estimator.arrange(detached)
         unexplained = arranged - operator.forward(solution.value.detach())
@@ -397,7 +434,7 @@ class Pipeline:
             choice=estimator.choice,
             rcond=estimator.rcond,
             tolerance=tolerance,
-            residual=summarize_residual(residual, detached),
+            residual=summarize_residual(residual, detached, kernel.n_axes),
             border=border_profile(residual, kernel.size),
             spectrum=estimator.spectrum,
             scale=measure_scale(kernel.taps.detach(), solution.value.detach(), detached, weight),
@@ -408,13 +445,13 @@ class Pipeline:
         )
 
 
-def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None) -> float | None:
+def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:
     """Give the largest value that a sample can have, in light where that is what is restored."""
     ceiling = white_of(y, sample_type)
     if ceiling is None or curve is None:
         return ceiling
-    white = torch.full((y.shape[-3], 1, 1), ceiling, dtype=torch.float64, device=y.device)
-    return synchronize.as_number(curve.to_light(white).min())
+    white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
+    return synchronize.as_number(curve.to_light(white, n_axes).min())
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
@@ -429,11 +466,11 @@ def _model(settings: ReconstructionSettings) -> NoiseModel:
     return settings.noise
 
 
-def _steps(y: Tensor, resolution: Resolution) -> Steps:
+def _steps(y: Tensor, resolution: Resolution, n_axes: int) -> Steps:
     """Give the distance of neighboring values that a sample of each channel can have; 0 where it can have any."""
     given, curve = resolution.settings.quantization, resolution.tone_curve
     step = given if given is not None else 0.0 if y.is_floating_point() else 1.0
-    return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y))
+    return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y, n_axes))
 
 
 def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
@@ -450,8 +487,9 @@ def _by(size: Size) -> str:
     return "×".join(map(str, size))
 
 
-def _check_truth(truth: Tensor, expected: Size) -> None:
-    image_size = expected[-2:]
+def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
+    """Refuse a truth of another shape than the estimate: batch and channels, and the size of the image."""
+    expected = (*channels, *image_size)
     if tuple(truth.shape) != expected:
         raise ShapeError(
             f"the truth should have the shape of the estimate, {_by(image_size)} pixels or {expected} in all, but has "

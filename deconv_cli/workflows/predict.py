@@ -39,7 +39,7 @@ def predict_for(
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
         truth: of the shape of the estimate.
     """
-    data = subtract_bias(y, bias).detach()
+    data = subtract_bias(y, bias, inverse.kernel.n_axes).detach()
     assert result.settings.has_lambda
     assert result.penalty is not None
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
@@ -81,9 +81,9 @@ def predict_for(
 
 
 def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) -> Tensor:
-    """Arrange images, or the channels of a shared kernel, one by one: `(n, C, H, W)`."""
+    """Arrange images, or the channels of a shared kernel, one by one: `(n, C, *size)`."""
     arranged = kernel.split(images, are_outputs=are_outputs)
-    return arranged.reshape(-1, *arranged.shape[-3:])
+    return arranged.reshape(-1, *arranged.shape[kernel.channel_axis :])
 
 
 def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:

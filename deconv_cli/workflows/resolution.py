@@ -113,6 +113,7 @@ def resolve(
     resolved = ResolvedSettings(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
         | {"light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
+        | {"dimensions": settings.dimensions or kernel.n_axes}
         | {"noise": settings.noise if settings.noise is not None else defaults.noise}
         | {"lam": lam if isinstance(lam, float) else 0.0}
     )

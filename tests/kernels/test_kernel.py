@@ -46,10 +46,12 @@ def test_whole_numbers_have_no_such_range():
     assert Kernel.from_tensor(torch.full((2, 2), 10**9)).size == (2, 2)
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 1, 3, 3, 3)])
-def test_kernels_have_two_or_four_axes(shape):
+@pytest.mark.parametrize("shape", [(), (1, 1, 3, 3, 3, 3)])
+def test_kernels_have_one_to_five_axes(shape):
     with pytest.raises(ShapeError, match=r"shape \(kH, kW\) or \(C_out, C_in, kH, kW\), but has"):
         Kernel.from_tensor(random(shape))
+    with pytest.raises(ShapeError, match=r"shape \(kW\) or \(C_out, C_in, kW\), but has"):
+        Kernel.from_tensor(random((2, 2, 3, 3)), dimensions=1)
 
 
 def test_kernels_of_channels_come_one_by_one():

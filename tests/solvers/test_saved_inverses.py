@@ -289,7 +289,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, name, record, sentence):
 TENSORS = {
     "no taps": ("fft", {"taps": GONE}, "lacks its 'taps'"),
     "taps that are not finite": ("fft", {"taps": torch.full((2, 2, 3, 3), math.nan, dtype=torch.float64)}, "NaN"),
-    "taps of three axes": ("fft", {"taps": torch.ones(2, 3, 3, dtype=torch.float64)}, "of one channel, of shape"),
+    "taps of three axes": (
+        "fft",
+        {"taps": torch.ones(2, 3, 3, dtype=torch.float64)},
+        "image_size is .* its taps have the shape",
+    ),
     "taps of whole numbers": ("fft", {"taps": torch.ones(2, 2, 3, 3, dtype=torch.int32)}, "its taps are torch.int32"),
     "taps of other channels": ("fft", {"taps": torch.ones(3, 2, 3, 3, dtype=torch.float64)}, "factor 'blocks'"),
     "no blocks": ("fft", {"factor.blocks": GONE}, "factor 'blocks' should be .* but is missing"),

@@ -47,7 +47,7 @@ def test_one_nan_is_counted_and_placed():
     [
         (torch.zeros(3, 3), deconv_cli.MalformedInputError, "every tap of the kernel is zero"),
         (torch.empty(0, 3), deconv_cli.MalformedInputError, "the kernel is empty"),
-        (torch.ones(3), deconv_cli.ShapeError, r"but has \(3,\)"),
+        (torch.ones(()), deconv_cli.ShapeError, r"but has \(\)"),
         (torch.full((3, 3), float("inf")), deconv_cli.MalformedInputError, "9 values that are NaN or infinite"),
     ],
 )
