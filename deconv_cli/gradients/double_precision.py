@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
+from deconv_cli.gradients.tracing.operations import DETACHING_INSIDE
 
 _DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -93,18 +95,19 @@ def _compare(
     is_narrow = dtype != "float64" or bool(forward.log.casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     series, not_checked = _through_time(subject, forward, backward)
-    function = ScalarFunction(subject.evaluator(), epsilon, deadline)
-    constants, tensors = _sort(subject, plan.names, backward, function)
-    results = compare_tensors(
-        function,
-        tensors,
-        seed=subject.seed,
-        on_progress=lambda done, of: plan.on_progress(f"finite differences: {done} of {of} parameters"),
-    )
-    agreeing = [name for name, found in results.items() if found is not None and found.outcome is Outcome.AGREES]
-    second, unclear = compare_second_derivatives(
-        subject, [name for name in agreeing if name in plan.second], epsilon, plan.budget / 2
-    )
+    with subject.holding_detached() if _detaches_on_purpose(forward) else contextlib.nullcontext():
+        function = ScalarFunction(subject.evaluator(), epsilon, deadline)
+        constants, tensors = _sort(subject, plan.names, backward, function)
+        results = compare_tensors(
+            function,
+            tensors,
+            seed=subject.seed,
+            on_progress=lambda done, of: plan.on_progress(f"finite differences: {done} of {of} parameters"),
+        )
+        agreeing = [name for name, found in results.items() if found is not None and found.outcome is Outcome.AGREES]
+        second, unclear = compare_second_derivatives(
+            subject, [name for name in agreeing if name in plan.second], epsilon, plan.budget / 2
+        )
     return DoubleEvidence(
         dtype=dtype,
         forward=forward,
@@ -116,6 +119,13 @@ def _compare(
         n_evaluations=function.n_evaluations,
         notes=notes,
         not_checked=(*not_checked, *unclear),
+    )
+
+
+def _detaches_on_purpose(forward: ForwardTrace) -> bool:
+    detachments = (forward.log.detachments[index] for index in forward.flow.detachments)
+    return any(found.is_deliberate for found in detachments) or any(
+        made.name in DETACHING_INSIDE for made in forward.log.differentiable
     )
 
 

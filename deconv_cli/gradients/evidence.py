@@ -12,6 +12,7 @@ from torch import nn
 from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
+from deconv_cli.gradients.first_steps import FirstSteps
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.reruns import Repetition, Response
 from deconv_cli.gradients.tensors_in import norm_of
@@ -39,6 +40,8 @@ class Evidence:
         origins: operations that made NaN or infinity of finite numbers, where the loss is not finite.
         responses: whether the loss changes with parameters that a derivative in it leaves out.
         moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
+        first_steps: gradients after the first optimizer steps, None where there was no reason to take any.
+        reached_by_others: parameters without a gradient here that other data, or other random numbers, give one.
         double: what was measured in double precision, None where it could not be.
         wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds given to finite differences.
@@ -53,6 +56,8 @@ class Evidence:
     repetition: Repetition
     responses: Mapping[str, Response]
     moved_from_outside: frozenset[str]
+    first_steps: FirstSteps | None
+    reached_by_others: frozenset[str]
     double: DoubleEvidence | None
     wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence

@@ -10,8 +10,10 @@ from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
 from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
 from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
 from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
+from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
 from deconv_cli.gradients.subject import Subject
@@ -72,6 +74,8 @@ def gather_evidence(
         repetition=repetition,
         responses=measure_responses(subject, forward, backward),
         moved_from_outside=find_moved_from_outside(subject, forward, backward),
+        first_steps=take_first_steps(subject) if is_checkable and is_uneven(subject, backward) else None,
+        reached_by_others=find_reached_by_others(subject, backward),
         double=double,
         wrong_inputs=wrong_inputs,
         batch=batch or BatchIndependence(subject.batch_axis, doubt="the output is noisy"),

@@ -30,12 +30,20 @@ class Verdict(StrEnum):
     """The gradient arrives, and is zero in every element."""
     ZERO_BY_CONSTRUCTION = "ZERO BY CONSTRUCTION"
     """The loss cannot depend on it, as on a bias before batch normalization."""
+    ZERO_AT_START = "ZERO AT START"
+    """The gradient is zero, and no longer so after an optimizer step or two; not a fault."""
+    NOT_REACHED = "NOT REACHED"
+    """Nothing in this batch uses it, as an expert that no sample is sent to; other data do; not a fault."""
     NON_FINITE = "NON-FINITE"
     """NaN or infinity, in the gradient or in the loss."""
     WRONG = "WRONG"
     """Autograd and finite differences disagree."""
     NONDIFFERENTIABLE = "NONDIFFERENTIABLE"
     """The loss has a corner here, so there is no one derivative; not a fault."""
+    PARTLY_DETACHED = "PARTLY DETACHED"
+    """Code detaches on purpose, and every parameter behind it has another way to the loss; not a fault."""
+    VANISHING_AT_START = "VANISHING AT START"
+    """The gradient is tiny, and no longer so after an optimizer step or two; not a fault."""
     VANISHING = "VANISHING"
     """The gradient is tiny beside the weight, compared with the layer next to the loss."""
     EXPLODING = "EXPLODING"
@@ -51,7 +59,16 @@ class Verdict(StrEnum):
 
 
 _UNDECIDED = frozenset({Verdict.NOISY, Verdict.NOT_CHECKED})
-_NO_FAULT = _UNDECIDED | {Verdict.OK, Verdict.FROZEN, Verdict.ZERO_BY_CONSTRUCTION, Verdict.NONDIFFERENTIABLE}
+_NO_FAULT = _UNDECIDED | {
+    Verdict.OK,
+    Verdict.FROZEN,
+    Verdict.ZERO_BY_CONSTRUCTION,
+    Verdict.ZERO_AT_START,
+    Verdict.NOT_REACHED,
+    Verdict.NONDIFFERENTIABLE,
+    Verdict.PARTLY_DETACHED,
+    Verdict.VANISHING_AT_START,
+}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.held_constants import HeldConstants
+from deconv_cli.gradients.lifted_casts import LiftedCasts
 from deconv_cli.gradients.tensors_in import tensors_in
 
 Loss = Callable[[Any, Any], Any]
@@ -40,6 +42,8 @@ class Subject:
     is_axis_given: bool = False
     parameters: dict[str, nn.Parameter] = field(init=False)
     """By name, each once."""
+    _held: HeldConstants | None = field(default=None, init=False)
+    _is_in_double: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.parameters = dict(self.model.named_parameters())
@@ -55,20 +59,31 @@ class Subject:
         Returns:
             The output of the model, and what the loss function gave.
         """
-        with self._untouched_buffers():
+        with self._watched_run():
             seed_everything(self.seed if seed is None else seed)
             output = self.model(*self.arguments, **self.keywords)
             return output, self.loss(output, self.target)
 
     def output(self) -> Any:  # noqa: ANN401  whatever the model gives
         """Compute the output alone."""
-        with self._untouched_buffers():
+        with self._watched_run():
             seed_everything(self.seed)
             return self.model(*self.arguments, **self.keywords)
 
     def value(self, seed: int | None = None) -> float:
         """Compute the loss as a number."""
         return float(as_scalar(self.run(seed)[1]).detach())
+
+    @contextlib.contextmanager
+    def _watched_run(self) -> Iterator[None]:
+        """Run as this subject is set up to: in double precision, with values held constant, buffers put back after."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._untouched_buffers())
+            if self._is_in_double:
+                stack.enter_context(LiftedCasts())
+            if self._held is not None:
+                stack.enter_context(self._held)
+            yield
 
     @contextlib.contextmanager
     def _untouched_buffers(self) -> Iterator[None]:
@@ -101,6 +116,16 @@ class Subject:
                 parameter.grad = gradient
 
     @contextlib.contextmanager
+    def holding_detached(self) -> Iterator[None]:
+        """Hold constant for a while what code detaches on purpose, at its value for the parameters as they are now."""
+        self._held = HeldConstants()
+        try:
+            self.run()
+            yield
+        finally:
+            self._held = None
+
+    @contextlib.contextmanager
     def in_double(self) -> Iterator[None]:
         """Turn parameters, buffers, tensor attributes, inputs and target to float64 for a while."""
         tensors = [tensor for tensor in self._own_tensors() if tensor.is_floating_point() or tensor.is_complex()]
@@ -110,10 +135,12 @@ class Subject:
             for tensor in tensors:
                 tensor.data = tensor.data.to(_double_of(tensor))
             torch.set_default_dtype(torch.float64)
+            self._is_in_double = True
             with self.changed_inputs(_doubled):
                 yield
         finally:
             torch.set_default_dtype(default)
+            self._is_in_double = False
             for tensor, data in kept:
                 tensor.data = data
 
@@ -152,7 +179,12 @@ class Subject:
                 yield True
 
     def evaluator(self) -> Callable[[], float]:
-        """Return what computes the loss without building graphs, unless the model needs them."""
+        """Return what computes the loss without building graphs, unless the model needs them.
+
+        Where values are held constant, the graph tells code under `no_grad` from other code.
+        """
+        if self._held is not None:
+            return self.value
 
         def without_graph() -> float:
             with torch.no_grad():

@@ -199,12 +199,12 @@ class TestInputs:
 
     def test_a_model_without_a_graph_in_double(self, deconv, tmp_path):
         (tmp_path / "net.py").write_text(
-            "import torch\nfrom torch import nn\n"
+            "import numpy as np\nimport torch\nfrom torch import nn\n"
             "class Net(nn.Linear):\n"
             "    def __init__(self):\n"
             "        super().__init__(4, 2)\n"
             "    def forward(self, x):\n"
-            "        return super().forward(x) @ torch.ones(2, 2, dtype=torch.float32)\n"
+            "        return super().forward(x) @ torch.from_numpy(np.ones((2, 2), np.float32))\n"
         )
         report = deconv("check-grad", "--model", f"{tmp_path}/net.py:Net", "--json").report
         assert report["finite_difference_dtype"] == "float32"

@@ -15,7 +15,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
 from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, OUTSIDE_USES
 
-_DELIBERATE = ("detach", "detach_", "data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
+_DELIBERATE = ("data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _WRAPPERS = ("Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
@@ -58,8 +58,9 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     forward = evidence.double.forward
     bit = forward.bit(name)
     detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
-    losing = [found for found in detachments if found.lost & bit]
-    deliberate = [found for found in losing if found.name in _DELIBERATE or found.by_mode]
+    # What is detached on purpose is held constant in finite differences, so it makes no difference.
+    losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
+    deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
     outside = [use for use in uses_outside(forward, bit) if use.name != "__bool__"]
     if not losing and not outside:
@@ -111,7 +112,7 @@ def _cause(found: Detachment) -> Cause:
         suggestion = "stay with floating point; cast only what serves as an index"
     elif found.by_mode:
         why = f"{label} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
-        label, suggestion = "no_grad", "move this line out of the torch.no_grad() block"
+        label, suggestion = "no_grad", _switching_on(found)
     elif name.endswith(".apply") and found.is_hidden:
         why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
         suggestion = "hand the parameter to apply, and return its gradient from backward"
@@ -119,6 +120,18 @@ def _cause(found: Detachment) -> Cause:
         why = f"{label.removesuffix('(...)')} gives an output that autograd cannot follow back to this input."
         suggestion = "return a gradient for every input from backward"
     return Cause(label, found.location, why, suggestion)
+
+
+def _switching_on(found: Detachment) -> str:
+    """Write how gradients are switched on again, by how they were switched off."""
+    line = found.switch.code if found.switch is not None else ""
+    if line.startswith("with ") or found.switch is None:
+        return "move this line out of the torch.no_grad() block"
+    if "set_grad_enabled" in line or "no_grad" in line:
+        return (
+            f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"
+        )
+    return "take the decorator torch.no_grad() off the function around this line"
 
 
 def _wrapping(found: Detachment) -> Cause:

@@ -11,13 +11,14 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
-_COLLAPSE = 1e-6
+COLLAPSE = 1e-6
+"""How many times smaller or larger than next to the loss."""
 
 
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has faded, and the layer at which it falls most."""
     ratio, reference = _ratios(evidence, name)
-    if ratio >= _COLLAPSE * reference:
+    if ratio >= COLLAPSE * reference:
         return None
     factor, near, far = min(_steps(evidence))
     why = f"the gradient fades on its way back; the largest fall, by {1 / factor:.2g}, is from '{near}' to '{far}'."
@@ -28,7 +29,7 @@ def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
 def find_exploding(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has grown out of bounds, and the layer at which it rises most."""
     ratio, reference = _ratios(evidence, name)
-    if ratio <= reference / _COLLAPSE:
+    if ratio <= reference / COLLAPSE:
         return None
     factor, near, far = max(_steps(evidence))
     why = f"the gradient grows on its way back; the largest rise, by {factor:.2g}, is from '{near}' to '{far}'."

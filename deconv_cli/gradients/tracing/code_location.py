@@ -22,6 +22,7 @@ from torch.nn.modules import module as module_hooks
 
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+_INSTALLED = ("site-packages", "dist-packages")
 _PACKAGE = str(Path(__file__).parents[2])
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)\n\s*([^\n]*)')
 
@@ -75,7 +76,12 @@ def is_user_code(file: str) -> bool:
     """Return whether a file belongs neither to torch nor to Python nor to this package."""
     if file.startswith("<") or file.startswith((_TORCH, _PACKAGE)):
         return False
-    return not file.startswith(_STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
+    return not file.startswith(_STANDARD_LIBRARY) or any(folder in file for folder in _INSTALLED)
+
+
+def is_installed(file: str) -> bool:
+    """Return whether a file belongs to an installed library, torch among them."""
+    return file.startswith(_TORCH) or any(folder in file for folder in _INSTALLED)
 
 
 def location_of_function(function: object) -> CodeLocation | None:
@@ -111,6 +117,9 @@ def location_of_backward(function: type[torch.autograd.Function]) -> CodeLocatio
         return CodeLocation(code.co_filename, first + above, name)
     return CodeLocation(function=name)
 
+
+_GRADIENT_MODES = ("torch/autograd/grad_mode.py", "torch/utils/_contextlib.py", "contextlib.py", "torch/_tensor.py")
+"""Files that only pass on a call of the user's, as `with torch.no_grad()` does."""
 
 _SUBJECT = str(Path(__file__).parents[1] / "subject.py")
 
@@ -150,6 +159,16 @@ class Locator:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def runs_library(self) -> bool:
+        """Return whether an installed library calls what runs now, and not the user's own code."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and not _calls_the_model(frame.f_code):
+            file = frame.f_code.co_filename
+            if not file.startswith(_PACKAGE) and not file.endswith(_GRADIENT_MODES):
+                return is_installed(file)
+            frame = frame.f_back
+        return False
 
     @property
     def module(self) -> str:

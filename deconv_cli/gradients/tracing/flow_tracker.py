@@ -79,6 +79,8 @@ class FlowTracker:
         self._flows: dict[int, tuple[torch.Tensor, Flow]] = {}
         self._storages: dict[int, Flow] = {}
         self._read_inside = 0
+        self._switch: CodeLocation | None = None
+        self._is_library_switch = False
 
     def result(self, output: Any, loss: Any) -> ForwardTrace:  # noqa: ANN401  whatever the model and the loss give
         """Return what was seen, once output and loss are there."""
@@ -104,6 +106,13 @@ class FlowTracker:
         location = location_of_function(hook) or self.locator.here()
         self.log.hooks.append(TensorHook(location, self.graph.parameters_of(tensor)))
         return tensor, self.log.hooks[-1].watched(hook) if callable(hook) else hook
+
+    def follow_gradient_mode(self, *, is_enabled: bool) -> None:
+        """Follow gradients being switched off and on again."""
+        if is_enabled:
+            self._switch = None
+        elif self._switch is None:
+            self._switch, self._is_library_switch = self.locator.here(), self.locator.runs_library()
 
     def follow_wrapping(self, data: torch.Tensor, parameter: torch.Tensor) -> None:
         """Follow a tensor that becomes a new parameter, which has its value and none of its history."""
@@ -207,15 +216,18 @@ class FlowTracker:
         lost = step.reachable & ~remaining
         if lost:
             flow.detachments[len(self.log.detachments)] = lost
+            by_mode = not torch.is_grad_enabled()
             self.log.detachments.append(
                 Detachment(
                     step.name,
                     step.operation.label,
                     step.operation.location,
                     lost,
-                    by_mode=not torch.is_grad_enabled(),
+                    by_mode=by_mode,
                     n_elements=output.numel(),
                     is_hidden=bool(lost & step.hidden),
+                    switch=self._switch if by_mode else None,
+                    by_library=self._is_library_switch if by_mode and self._switch else self.locator.runs_library(),
                 )
             )
         self._keep(output, flow)

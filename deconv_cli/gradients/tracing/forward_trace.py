@@ -32,7 +32,8 @@ class Detachment:
 
     Attributes:
         lost: parameters that are cut off.
-        by_mode: gradients were switched off around it (`no_grad`, `inference_mode`).
+        by_mode: gradients were switched off around it (`no_grad`, `inference_mode`), at `switch` where that was seen.
+        by_library: an installed library does it, and not the user's own code.
         n_elements: of what was cut off.
         before: detachments that lie on the way to this one, by their index.
         is_hidden: the parameters are read inside a Function without being among its arguments.
@@ -46,6 +47,13 @@ class Detachment:
     n_elements: int = 0
     before: tuple[int, ...] = ()
     is_hidden: bool = False
+    switch: CodeLocation | None = None
+    by_library: bool = False
+
+    @property
+    def is_deliberate(self) -> bool:
+        """True for what is written to detach and for nothing else; finite differences hold it constant."""
+        return self.by_mode or self.name in ("detach", "detach_")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class _FunctionMode(TorchFunctionMode):
             name = "Variable"
         if name in RANDOM and not tracker.suspended:
             tracker.log.random.append(Operation(label_of(name), tracker.locator.here()))
+        if name == "_set_grad_enabled":
+            tracker.follow_gradient_mode(is_enabled=bool(args[0]))
         if name == "register_hook" and len(args) == 2 and not tracker.suspended:
             args = tracker.follow_hook(*args)
         inputs = tensors_in((args, keywords))

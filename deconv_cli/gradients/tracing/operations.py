@@ -27,6 +27,9 @@ RANDOM = _words(
     "exponential_ multinomial poisson dropout dropout_ feature_dropout alpha_dropout dropout1d dropout2d "
     "dropout3d feature_alpha_dropout random_ rrelu gumbel_softmax"
 )
+DETACHING_INSIDE = frozenset({"gumbel_softmax"})
+"""Functions of torch that call `.detach()` themselves."""
+
 LIKE_ANOTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
 _CASTS = _words("int long short byte char bool to type type_as __long__")
 _SHAPE_ONLY = _words(

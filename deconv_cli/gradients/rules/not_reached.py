@@ -1,0 +1,16 @@
+"""NOT REACHED: nothing in this batch uses the parameter, but other data, or other random numbers, do."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+
+
+def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter that gets no gradient from this batch and gets one from another."""
+    if name not in evidence.reached_by_others:
+        return None
+    why = "whether this parameter is used depends on the data or on chance: others than these give it a gradient."
+    suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
+    cause = Cause("not reached by this batch", evidence.module_of(name), why, suggestion)
+    return Finding(Verdict.NOT_REACHED, (cause,))

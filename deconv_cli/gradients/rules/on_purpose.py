@@ -1,0 +1,34 @@
+"""PARTLY DETACHED: code detaches on purpose, and what lies behind it has another way to the loss."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.tracing.forward_trace import Detachment
+
+_MAX_LINES = 3
+
+
+def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
+    """Find `.detach()` and `no_grad` in the user's own code, a finding for each line."""
+    forward = evidence.forward
+    trained = sum(forward.bit(name) for name in evidence.magnitudes)
+    lines: dict[str, Detachment] = {}
+    for index in sorted(forward.flow.detachments):
+        found = forward.log.detachments[index]
+        is_plain = found.is_deliberate and not found.by_library and found.location.file
+        if is_plain and found.lost & trained:
+            lines.setdefault(str(found.location), found)
+    return [_finding(evidence, found) for found in list(lines.values())[:_MAX_LINES]]
+
+
+def _finding(evidence: Evidence, found: Detachment) -> Finding:
+    names = [name for name in evidence.magnitudes if evidence.forward.bit(name) & found.lost]
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    label = "no_grad" if found.by_mode else found.label
+    why = (
+        f"{names[0]}{others} reach the loss by this line too, but get gradients on other ways only; the value here "
+        "was held constant in finite differences."
+    )
+    suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
+    return Finding(Verdict.PARTLY_DETACHED, (Cause(label, found.location, why, suggestion),))
