@@ -29,7 +29,7 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.gradients.rules import GRADIENT_RULES
-from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS
+from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS, TAPS
 from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.apply_kernel import forward
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
+    from deconv_cli.workflows.custom_taps import TapReconstruction, forward_taps, invert_taps
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -66,6 +67,7 @@ __all__ = [
     "PENALTIES",
     "PRIORS",
     "SOLVERS",
+    "TAPS",
     "Cause",
     "Convolution",
     "DeconvError",
@@ -89,6 +91,7 @@ __all__ = [
     "ShapeError",
     "Solution",
     "Status",
+    "TapReconstruction",
     "ToneCurve",
     "TooLargeError",
     "UnsafeInputError",
@@ -102,7 +105,9 @@ __all__ = [
     "estimate_free_kernel",
     "estimate_kernel",
     "forward",
+    "forward_taps",
     "invert",
+    "invert_taps",
     "keep_freed_memory",
     "load_kernel_field",
     "load_pseudo_inverse",
@@ -140,6 +145,9 @@ _HOMES = {
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "ToneCurve": "deconv_cli.tone_curve",
     "invert": "deconv_cli.workflows.library",
+    "TapReconstruction": "deconv_cli.workflows.custom_taps",
+    "forward_taps": "deconv_cli.workflows.custom_taps",
+    "invert_taps": "deconv_cli.workflows.custom_taps",
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.library",

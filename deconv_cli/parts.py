@@ -70,6 +70,15 @@ KERNEL_SOURCES: Registry[Any] = Registry(
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""
 
+TAPS: Registry[Any] = Registry(
+    "tap",
+    {
+        "product": "deconv_cli.kernels.receptive_field:multiply",
+        "tan-sum": "deconv_cli.kernels.receptive_field:tangent_of_sum",
+    },
+)
+"""What a tap makes of a pixel and a weight, in the place of their product."""
+
 CODECS: Registry[Any] = Registry(
     "file format",
     {

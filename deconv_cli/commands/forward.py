@@ -12,6 +12,7 @@ import typer
 from deconv_cli.commands.batch import Job, Outcome, lay_out, run
 from deconv_cli.commands.context import (
     Context,
+    LoadedKernel,
     OptionValues,
     describe_output,
     environment_of,
@@ -29,6 +30,7 @@ from deconv_cli.commands.option_groups import (
 )
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_forward_summary
+from deconv_cli.commands.tap_restoration import TapOption, apply_tap, stored_light
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import (
@@ -42,6 +44,8 @@ from deconv_cli.vocabulary import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deconv_cli.workflows.noise import Noise
 
 TEXTS = {
@@ -85,11 +89,14 @@ def forward(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Seed of the noise. Default: 0.", min=0, max=MAX_SEED)
     ] = None,
+    tap: TapOption = None,
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
     light = check_name(("auto", *Light), settings.get("light", "auto"), "light")
-    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), light, settings.get("dtype"))
+    if tap is not None:
+        light = stored_light(light)
+    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), light, settings.get("dtype"), tap)
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
     context = Context("forward", load_kernels(kernel, kernel_options), files, pick(device))
@@ -102,12 +109,23 @@ def forward(
 
 @dataclass(frozen=True)
 class _Convolution:
-    """What is applied: boundary, padding, in what it acts, and the precision of the arithmetic."""
+    """What is applied: boundary, padding, in what it acts, the precision of the arithmetic, and a tap for products."""
 
     boundary: str
     padding: PaddingLike
     light: str
     dtype: str | None
+    tap: str | None
+
+    def apply(self, samples: Tensor, kernel: LoadedKernel) -> Tensor:
+        """Apply a kernel to samples `(B, C, H, W)`, or custom taps with its weights."""
+        from deconv_cli.workflows.apply_kernel import forward as apply_kernel
+
+        if self.tap is not None:
+            return apply_tap(self.tap, samples, kernel, self.padding, self.boundary, self.dtype)
+        return apply_kernel(
+            samples, kernel.taps, padding=self.padding, boundary=self.boundary, bias=kernel.bias, dtype=self.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +149,6 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     """Read, convolve and write one file."""
     from deconv_cli.report.run import ForwardRun
     from deconv_cli.report.run_record import describe_run
-    from deconv_cli.workflows.apply_kernel import forward as apply_kernel
     from deconv_cli.workflows.light import choose_light
 
     loaded, kernel = context.read(job), context.loaded
@@ -140,9 +157,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     n_channels = kernel.kernel.n_outputs(loaded.values.shape[1])
     plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
     samples = chosen.to_light(loaded.values, convolution.dtype)
-    result = apply_kernel(
-        samples, kernel.taps, padding=padding, boundary=boundary, bias=kernel.bias, dtype=convolution.dtype
-    )
+    result = convolution.apply(samples, kernel)
     if added.model is not None:
         result = added.model.add(result, added.seed)
     result = chosen.to_stored(result)
@@ -153,6 +168,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
         "--light": chosen.light,
         "--noise": added.text,
         "--seed": None if added.text is None else added.seed,
+        "--tap": convolution.tap,
         "--dtype": str(result.dtype).removeprefix("torch."),
     }
     done = ForwardRun(
@@ -168,6 +184,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
         light=chosen,
         noise=added.text,
         seed=None if added.text is None else added.seed,
+        tap=convolution.tap,
     )
     record = describe_run(done)
     prepared.write(record)

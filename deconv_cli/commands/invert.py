@@ -22,6 +22,7 @@ from deconv_cli.commands.option_groups import (
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
+from deconv_cli.commands.tap_restoration import StartOption, TapOption, TapRestoration, refuse_beside_tap
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import DeviceChoice
@@ -88,6 +89,8 @@ def invert(
             rich_help_panel=ERROR,
         ),
     ] = None,
+    tap: TapOption = None,
+    start: StartOption = None,
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Restore images from what a kernel made of them, and report how far to trust the result."""
@@ -101,6 +104,7 @@ def invert(
             "--factor FILE, which deconv factor made of a kernel."
         )
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
+    refuse_beside_tap(tap, start, extra, factor)
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
@@ -108,6 +112,10 @@ def invert(
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     where = pick(device)
+    if tap is not None:
+        context = Context("invert", load_kernels(kernel or [], kernel_options), files, where)
+        run("invert", jobs, TapRestoration(context, tap, wanted, start, printed).restore, printed)
+        return
     if kernel is not None and is_estimate(kernel, kernel_options):
         run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
@@ -186,9 +187,18 @@ def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOut
 
 
 def recorded_convolution(
-    image: ImageFile, kernel_sha256: str | None
+    image: ImageFile, kernel_sha256: str | None, tap: str | None = None
 ) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
-    """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it."""
+    """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it.
+
+    Args:
+        image: the file.
+        kernel_sha256: of the kernel that is to be undone, where it has one.
+        tap: the tap that is to be undone; `None` for products.
+
+    Returns:
+        What was found, and notes on what contradicts this run.
+    """
     from deconv_cli.workflows.resolution import RecordedConvolution
 
     record = image.record
@@ -201,9 +211,15 @@ def recorded_convolution(
         sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()
+    made_with = record.get("tap")
+    notes: tuple[str, ...] = ()
+    if Path(str(made_with)).name != Path(str(tap)).name:  # a file keeps no folders
+        meant = "plain products" if made_with is None else f"--tap {made_with}"
+        notes = (f"deconv forward made this file with {meant}; make sure that this is another way to say the same",)
     if kernel_sha256 is None or sha256 == kernel_sha256:
-        return found, ()
+        return found, notes
     return found, (
+        *notes,
         f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
     from deconv_cli.diagnostics.predicted_error import PredictedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
-    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, OutputFile
+    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, OutputFile, TapRun
+    from deconv_cli.solvers.solution import Solution
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -26,6 +27,7 @@ def print_forward_summary(run: ForwardRun) -> None:
     noise = "none" if run.noise is None else f"{run.noise}, seed {run.seed}"
     rows = [
         *_input_rows(run),
+        *([] if run.tap is None else [("tap", run.tap)]),
         ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
         *_light_rows(run, run.light.reason, run.light.curve),
         ("noise", noise),
@@ -58,6 +60,25 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     _print(f"deconv {run.command}", rows, list(result.warnings), [*advice, *run.notes])
 
 
+def print_tap_summary(run: TapRun) -> None:
+    """Print what `deconv invert --tap` did on stderr: a table, warnings, and notes."""
+    result, solution, settings = run.reconstruction, run.reconstruction.solution, run.reconstruction.settings
+    steps = f"after {solution.n_iterations} iterations, certificate {solution.certificate:.2g}"
+    residual = f"{result.residual.root_mean_square:.3g} rms, {100 * result.residual.relative:.3g} % of the data"
+    open_part = f"all but {100 * result.undetermined:.2g} % of the image, around the estimate"
+    rows = [
+        *_input_rows(run),
+        ("tap", run.tap),
+        ("boundary", f"{settings.boundary}: {result.reasons.boundary}"),
+        ("λ", f"{settings.lam:g} × σ²max, penalty {settings.penalty}: {result.reasons.lam}"),
+        ("solver", f"Gauss–Newton, {_status(solution)} {steps}"),
+        ("residual", residual),
+        ("determined", "all of the image, around the estimate" if result.is_determined else open_part),
+        *_output_rows(run.output, run.environment),
+    ]
+    _print(f"deconv {run.command}", rows, [doubt.sentence for doubt in result.doubts], run.notes)
+
+
 def print_factor_summary(run: FactorRun) -> None:
     """Print what `deconv factor` built on stderr: a table, warnings, what to do about them, and notes."""
     inverse, settings = run.inverse, run.inverse.settings
@@ -85,7 +106,7 @@ def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: lis
         print_note(with_options(note))
 
 
-def _input_rows(run: ForwardRun | InvertRun) -> Rows:
+def _input_rows(run: ForwardRun | InvertRun | TapRun) -> Rows:
     source = run.source
     return [
         ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}"),
@@ -128,14 +149,18 @@ def _lambda_rows(result: Reconstruction) -> Rows:
 
 
 def _solver(result: Reconstruction) -> str:
-    solution = result.solution
-    status = solution.status.value if solution.status.is_success else solution.status.name.lower().replace("_", " ")
+    solution, status = result.solution, _status(result.solution)
     n = solution.n_iterations
     steps = "" if n == 0 else f" after {n} {'iteration' if n == 1 else 'iterations'}"
     certificate = f"certificate {solution.certificate:.2g}"
     bound = solution.distance_bound
     distance = "" if bound is None else f", within {100 * bound:.2g} % of the solution"
     return f"{result.choice.method}, {status}{steps}, {certificate}{distance}"
+
+
+def _status(solution: Solution) -> str:
+    status = solution.status
+    return status.value if status.is_success else status.name.lower().replace("_", " ")
 
 
 def _residual(result: Reconstruction) -> str:

@@ -13,9 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from deconv_cli.errors import ShapeError, UsageError
-
-Phi: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""φ(pixel, weight), element by element on tensors that broadcast."""
+from deconv_cli.operators.taps import Tap, product_of_the_others
 
 Slopes: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """∂φ/∂pixel and ∂φ/∂weight, each of the shape of φ or one that broadcasts to it."""
@@ -55,7 +53,7 @@ def _slopes_of_tangent(pixel: torch.Tensor, weight: torch.Tensor) -> tuple[torch
     return slope, slope
 
 
-_KNOWN_SLOPES: dict[Phi, Slopes] = {multiply: _slopes_of_multiply, tangent_of_sum: _slopes_of_tangent}
+_KNOWN_SLOPES: dict[Tap, Slopes] = {multiply: _slopes_of_multiply, tangent_of_sum: _slopes_of_tangent}
 
 
 class ReceptiveFieldConv2d(nn.Module):
@@ -98,7 +96,7 @@ class ReceptiveFieldConv2d(nn.Module):
         out_channels: int,
         kernel_size: Pair,
         *,
-        phi: Phi = multiply,
+        phi: Tap = multiply,
         slopes: Slopes | None = None,
         reduction: str = "sum",
         stride: Pair = 1,
@@ -270,7 +268,7 @@ class _Analytic(torch.autograd.Function):
             inner = grad[:, channels, rows][..., None, None, None]
             if layer.reduction == "product":
                 taps = layer.taps(patches[:, rows], weight[channels])
-                inner = inner * _product_of_the_others(taps).unflatten(-1, weight.shape[1:])
+                inner = inner * product_of_the_others(taps).unflatten(-1, weight.shape[1:])
             if ctx.needs_input_grad[1]:
                 grad_weight[channels] += (inner * by_weight).sum((0, 2, 3))
             if ctx.needs_input_grad[0]:
@@ -280,14 +278,6 @@ class _Analytic(torch.autograd.Function):
             grad_weight if ctx.needs_input_grad[1] else None,
             None,
         )
-
-
-def _product_of_the_others(taps: torch.Tensor) -> torch.Tensor:
-    """Multiply, for each tap, all others along the last axis; by running products, since a tap may be zero."""
-    ones = torch.ones_like(taps[..., :1])
-    before = torch.cat([ones, taps[..., :-1]], -1).cumprod(-1)
-    after = torch.cat([ones, taps[..., 1:].flip(-1)], -1).cumprod(-1).flip(-1)
-    return before * after
 
 
 def _spread(target: torch.Tensor, inner: torch.Tensor, rows: slice, layer: ReceptiveFieldConv2d) -> None:

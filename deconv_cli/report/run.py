@@ -12,6 +12,7 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike
+from deconv_cli.workflows.custom_taps import TapReconstruction
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.light import ChosenLight
@@ -106,13 +107,17 @@ class ImageRun(Run):
 
 @dataclass(frozen=True, eq=False)
 class ForwardRun(ImageRun):
-    """A finished run of `deconv forward`, in what it acted, and with the noise that was added; `None` for none."""
+    """A finished run of `deconv forward`, in what it acted, and with the noise that was added; `None` for none.
+
+    `tap` is what was summed in the place of products, as it was typed; `None` for products.
+    """
 
     padding: PaddingLike
     boundary: str
     light: ChosenLight
     noise: str | None
     seed: int | None
+    tap: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +131,15 @@ class InvertRun(ImageRun):
     diagnosis: Diagnosis | None
     factor: FactorInput | None
     lambda_views: tuple[LambdaView, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TapRun(ImageRun):
+    """A finished run of `deconv invert` with a custom tap, as it was typed, and the level of the start."""
+
+    tap: str
+    start: float
+    reconstruction: TapReconstruction
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,11 @@ from deconv_cli.report.kernel_record import describe_estimate
 from deconv_cli.report.reconstruction_record import (
     describe_diagnosis,
     describe_reconstruction,
+    describe_tap_reconstruction,
     describe_well_posedness,
 )
 from deconv_cli.report.record import SCHEMA, Record
-from deconv_cli.report.run import Environment, FactorRun, ForwardRun, ImageRun, InvertRun, KernelInput
+from deconv_cli.report.run import Environment, FactorRun, ForwardRun, ImageRun, InvertRun, KernelInput, TapRun
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import format_padding
 
@@ -45,7 +46,10 @@ def _details(run: ImageRun) -> Record:
             **_describe_light(light.light, light.reason, light.curve),
             "noise": run.noise,
             "seed": run.seed,
+            **({} if run.tap is None else {"tap": run.tap}),
         }
+    if isinstance(run, TapRun):
+        return {"tap": run.tap, "start": run.start, **describe_tap_reconstruction(run.reconstruction)}
     assert isinstance(run, InvertRun)
     result = run.reconstruction
     return {

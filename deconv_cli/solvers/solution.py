@@ -30,6 +30,10 @@ class Status(StrEnum):
         "use a λ above 0, or padding valid or full"
     )
     MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise max_iterations, λ or tolerance"
+    NO_DESCENT = (
+        "no step along the linearization brings the estimate nearer to the data, as at a kink or a pole of the taps; "
+        "start from another image, or use a larger λ"
+    )
     NOISE_NOT_REACHED = (
         "no weight leaves only the noise unexplained, so that kernel and boundary cannot be those of the data; "
         "check them, or give a weight"

@@ -58,12 +58,7 @@ def forward(
         MalformedInputError: images or kernels that are not finite.
     """
     rule = as_rule(boundary)
-    if rule.is_unknown:
-        others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
-        raise UsageError(
-            f"boundary {rule.name} says nothing about the pixels outside, so there is nothing to convolve; "
-            f"choose {', '.join(others[:-1])} or {others[-1]}, or padding valid."
-        )
+    refuse_unknown(rule)
     check_image(x, "the image")
     dimensions = check_dimensions(dimensions)
     precision = pick_dtype(dtype, x, x.device)
@@ -82,6 +77,20 @@ def forward(
     biased = y if bias is None else y + as_bias(bias, y, n_axes)
     stored = biased if tone_curve is None else tone_curve.to_stored(biased, n_axes)
     return stored if planes is None else planes.join(stored)
+
+
+def refuse_unknown(rule: BoundaryRule) -> None:
+    """Refuse a boundary that says nothing about the pixels outside.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if rule.is_unknown:
+        others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
+        raise UsageError(
+            f"boundary {rule.name} says nothing about the pixels outside, so there is nothing to convolve; "
+            f"choose {', '.join(others[:-1])} or {others[-1]}, or padding valid."
+        )
 
 
 def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRule) -> Tensor:

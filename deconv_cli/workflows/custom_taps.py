@@ -1,0 +1,366 @@
+"""Convolutions whose taps are any function of pixel and weight: apply them, and estimate what they were applied to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.residual import ResidualSummary, summarize_residual
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
+from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.extension import Extension
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.operators.tap_convolution import TapConvolution, TapLinearization, spread_out
+from deconv_cli.operators.taps import Tap, check_elementwise, name_of
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.fourier import SingularSystemError
+from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear, undetermined_share
+from deconv_cli.solvers.iteration_log import StoppingRule, default_tolerance
+from deconv_cli.solvers.iterative import TorusPreconditioner
+from deconv_cli.solvers.memory import free_memory
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import Light, PaddingLike, Size, format_memory
+from deconv_cli.workflows.apply_kernel import as_bias, refuse_unknown, subtract_bias
+from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_single_kernel, pick_dtype
+from deconv_cli.workflows.resolution import Reasons, RecordedConvolution, resolve
+from deconv_cli.workflows.tap_model import TapModel, find_tap
+from deconv_cli.workflows.trust import Doubt, DoubtReason, doubt_solver
+
+LAMBDA = 1e-6
+DETERMINED = 1e-3
+"""Share of white noise in the null space of the derivative up to which the outputs count as determining the image."""
+SHARE_RULE = StoppingRule(tolerance=1e-4, max_iterations=300)
+MAX_SPREAD = 10.0
+"""Slopes that differ by more than √(this · λ) between pixels differ from their mean by more than what λ adds."""
+TAKEN = (
+    "defaults",
+    "padding",
+    "boundary",
+    "light",
+    "lam",
+    "penalty",
+    "tolerance",
+    "max_iterations",
+    "max_memory",
+    "dtype",
+)
+"""The settings that the inversion of custom taps heeds."""
+
+
+@dataclass(frozen=True, eq=False)
+class TapReconstruction:
+    """An estimate of what a convolution with taps φ(pixel, weight) was applied to.
+
+    Attributes:
+        image: the estimate, shape `(C_in, *size)` or `(B, C_in, *size)`.
+        solution: how it was obtained, for all images together: the worst status and certificate, the most iterations.
+        settings: what was resolved.
+        reasons: why boundary and λ are what they are.
+        sigma_max: the largest singular value of the convolution that the taps are near the start: the unit of λ.
+        residual: y − F(x̂) in numbers.
+        undetermined: the part of the image that the outputs leave open around the estimate, from 0 to 1.
+    """
+
+    image: Tensor
+    solution: Solution
+    settings: ResolvedSettings
+    reasons: Reasons
+    sigma_max: float
+    residual: ResidualSummary
+    undetermined: float
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether the outputs alone, without λ, determine the image around the estimate."""
+        return self.undetermined <= DETERMINED
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Why not to trust the estimate as it is; empty where nothing speaks against it."""
+        found = doubt_solver(self.solution.status)
+        if self.settings.lam == 0 and not self.is_determined:
+            part = f"{100 * self.undetermined:.2g} % of the image"
+            found.append(
+                Doubt(DoubtReason.SOLVER, f"{part} is left open by the data, and stays as in the start; {_ADVICE}")
+            )
+        return tuple(found)
+
+
+_ADVICE = "use a λ above 0, or more output channels"
+
+
+def forward_taps(
+    x: Tensor,
+    kernel: Tensor,
+    tap: Tap | str,
+    *,
+    padding: PaddingLike = "same",
+    boundary: str = "zero",
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Tensor:
+    """Compute `y[o, m] = Σ φ(x[i, m + d − p], kernel[o, i, d])` over all input channels i and taps d.
+
+    Args:
+        x: shape `(C_in, *size)` or `(B, C_in, *size)`.
+        kernel: the weights, as the kernel of `forward`, but not a `KernelField`.
+        tap: φ, element by element on tensors that broadcast; or its name in `TAPS`.
+        padding: as of `forward`.
+        boundary: as of `forward`; pixels outside go through φ like all others.
+        bias: added to each output channel, shape `(C_out,)`.
+        dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
+
+    Returns:
+        Shape `(C_out, *output size)` or `(B, C_out, *output size)`.
+
+    Raises:
+        ShapeError: kernel, bias and images do not fit one another.
+        UsageError: a tap that fails, that gives no number for each pixel, or that is no function of one pixel.
+        MalformedInputError: images or kernels that are not finite, or outputs that are not.
+    """
+    check_image(x, "the image")
+    rule = as_rule(boundary)
+    refuse_unknown(rule)
+    precision = pick_dtype(dtype, x, x.device)
+    model = TapModel(find_tap(tap), as_any_kernel(check_single_kernel(kernel), x.device, precision), padding, rule)
+
+    def apply(weights: Tensor, image: Tensor) -> Tensor:
+        convolution = model.convolution(tuple(image.shape[1:]), weights)
+        check_elementwise(model.tap, image.detach(), weights.detach().flatten(2)[..., 0])
+        return convolution.forward(image)
+
+    y = model.for_each_image(apply, None, x.to(precision))
+    n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
+    if n_bad:
+        raise MalformedInputError(
+            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep the pixels, and those that "
+            "the boundary adds, where the tap is defined."
+        )
+    return y if bias is None else y + as_bias(bias, y)
+
+
+def invert_taps(
+    y: Tensor,
+    kernel: Tensor | ReceptiveFieldConv2d,
+    tap: Tap | str | None = None,
+    *,
+    settings: ReconstructionSettings | None = None,
+    bias: Tensor | None = None,
+    start: float | Tensor = 0.0,
+    input_size: Size | None = None,
+    recorded: RecordedConvolution | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> TapReconstruction:
+    """Estimate the images that `forward_taps` turned into `y`: min ‖F(x) − y‖² + λσ²max‖Lx‖², downhill from a start.
+
+    Gauss–Newton steps solve the linearized problem, whose taps differ from pixel to pixel, by conjugate gradients.
+    There may be several minima: the certificate says that the estimate is one of them, and the residual which.
+
+    Args:
+        y: shape `(C_out, *output size)` or `(B, C_out, *output size)`.
+        kernel: the weights as of `forward_taps`, or a layer, whose tap, geometry and bias are taken.
+        tap: φ or its name in `TAPS`; left out for a layer.
+        settings: how to undo it; or give its fields one by one.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+        start: where the iteration starts, a number for all pixels or an image of the shape of the estimate.
+        input_size: which of several sizes the image had, where a layer has a stride.
+        recorded: boundary and padding that are known from elsewhere, for settings that leave them open.
+        progress: is called after every step with the iterations so far and the certificate.
+        options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 1e-6 if not given.
+
+    Raises:
+        ShapeError: kernel, bias, start and data do not fit one another.
+        UsageError: settings of no use here; a tap that fails, has no gradient, or is not defined at the start.
+        TooLargeError: the slopes of all taps do not fit the memory.
+        MalformedInputError: data or kernels that are not finite.
+    """
+    if settings is not None and options:
+        raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+    settings = ReconstructionSettings.of(**options) if settings is None else settings
+    check_image(y, "the output to invert")
+    dtype = pick_dtype(settings.dtype, y, y.device)
+    if isinstance(kernel, ReceptiveFieldConv2d):
+        _refuse_beside_layer(tap, settings)
+        model = TapModel.of_layer(kernel, y.device, dtype)
+        bias = kernel.bias.detach() if bias is None and kernel.bias is not None else bias
+        resolved, reasons = _resolved(replace(settings, padding=kernel.padding, boundary="zero"), model, None)
+    else:
+        weights = as_any_kernel(check_single_kernel(kernel), y.device, dtype)
+        model = TapModel(find_tap(tap), weights, "same", as_rule("zero"))
+        resolved, reasons = _resolved(settings, model, recorded)
+        model = replace(model, padding=resolved.padding, boundary=as_rule(resolved.boundary))
+    data = subtract_bias(y.detach().to(dtype), bias)
+    size = model.image_size(tuple(data.shape[-len(model.kernel.size) :]), input_size)
+    shape = (*data.shape[: -len(size) - 1], model.kernel.n_inputs(data.shape[-len(size) - 1]), *size)
+    solver = _Solver(model, size, resolved, progress)
+    whole = model.for_each_image(solver.solve, data, _started(start, shape, data))
+    frame = model.for_each_image(lambda weights, x: solver.convolution(weights).crop_to_frame(x), None, whole)
+    unexplained = data - model.for_each_image(lambda weights, x: solver.convolution(weights).forward(x), None, whole)
+    return TapReconstruction(
+        image=frame.contiguous(),
+        solution=solver.solution_of(frame),
+        settings=resolved,
+        reasons=reasons,
+        sigma_max=solver.sigma_max,
+        residual=summarize_residual(unexplained, data, len(size)),
+        undetermined=solver.undetermined,
+    )
+
+
+def _refuse_beside_layer(tap: object, settings: ReconstructionSettings) -> None:
+    """Refuse what a layer says itself."""
+    given = "tap" if tap is not None else "boundary" if settings.boundary != "auto" else "padding"
+    if tap is not None or settings.boundary != "auto" or settings.padding is not None:
+        raise UsageError(f"a ReceptiveFieldConv2d has its own {given}; leave {given} out.")
+
+
+def _resolved(
+    settings: ReconstructionSettings, model: TapModel, recorded: RecordedConvolution | None
+) -> tuple[ResolvedSettings, Reasons]:
+    """Fill in what is left open, and refuse settings of no use to custom taps."""
+    idle = [f.name for f in fields(settings) if f.name not in TAKEN and getattr(settings, f.name) != f.default]
+    if idle:
+        raise UsageError(f"{idle[0]} has no use for custom taps, which are solved by Gauss–Newton steps; leave it out.")
+    if isinstance(settings.lam, str | tuple):
+        raise UsageError(f"lambda must be zero or a positive number for custom taps, but is {settings.lam!r}.")
+    if settings.light == Light.LINEAR:
+        raise UsageError("light must be stored for custom taps, which act on the samples as they are.")
+    lam = LAMBDA if settings.lam is None else settings.lam
+    found = resolve(replace(settings, lam=lam, light=Light.STORED), model.kernel, recorded)
+    reasons = found.reasons if settings.lam is not None else replace(found.reasons, lam="default for custom taps")
+    return found.settings, reasons
+
+
+def _started(start: float | Tensor, shape: Size, data: Tensor) -> Tensor:
+    """Give the start as images of a shape, in the precision of the data."""
+    if not isinstance(start, Tensor):
+        if not math.isfinite(start):
+            raise UsageError(f"start must be a finite number or an image, but is {start}.")
+        return data.new_full(shape, start)
+    check_image(start, "the start")
+    if tuple(start.shape) != shape:
+        raise ShapeError(f"start should be of the shape {shape} of the estimate, but is {tuple(start.shape)}.")
+    return start.detach().to(data)
+
+
+@dataclass
+class _Solver:
+    """Solves one image after another, and remembers how each went.
+
+    Attributes:
+        model: the taps.
+        size: pixels of an image.
+        settings: what was resolved.
+        progress: is called after every step.
+        solutions: of all images so far.
+        sigma_max: the largest singular value of the convolution near the start, of all images so far.
+        undetermined: the largest share that the outputs of an image leave open.
+    """
+
+    model: TapModel
+    size: Size
+    settings: ResolvedSettings
+    progress: Callable[[int, float], None] | None
+    solutions: list[Solution] = field(default_factory=list)
+    sigma_max: float = 0.0
+    undetermined: float = 0.0
+
+    def convolution(self, weights: Tensor) -> TapConvolution:
+        """Build the convolution for weights `(C_out, C_in, *k)`."""
+        return self.model.convolution(self.size, weights)
+
+    def solve(self, weights: Tensor, y: Tensor, start: Tensor) -> Tensor:
+        """Solve for one output `(C_out, *size)`; gives the estimate, with its border where that is unknown."""
+        operator, settings = self.convolution(weights), self.settings
+        self._check_memory(operator)
+        check_elementwise(operator.tap, start, weights.flatten(2)[..., 0])
+        level = synchronize.as_number(start.mean())
+        sigma_max = _gain_near(operator, level)
+        weight = settings.lam * sigma_max**2
+        penalty = None
+        if weight > 0:
+            periodic = operator.boundary.is_periodic
+            penalty = find_penalty(settings.penalty).operator(operator.input_shape, periodic=periodic)
+        if operator.boundary.is_unknown:
+            start = Extension(operator.geometry, start.shape[0], as_rule("replicate")).forward(start)
+        rule = StoppingRule(settings.tolerance or default_tolerance(y.dtype), settings.max_iterations)
+        problem = NonlinearProblem(operator, y, penalty, weight)
+
+        def precondition(jacobian: LinearOperator) -> LinearOperator | None:
+            return _near_inverse(operator, jacobian, settings, sigma_max)
+
+        found = solve_nonlinear(problem, start, rule, precondition=precondition, progress=self.progress)
+        self.solutions.append(found)
+        self.sigma_max = max(self.sigma_max, sigma_max)
+        share = undetermined_share(operator.linearize(found.value), found.value, SHARE_RULE)
+        self.undetermined = max(self.undetermined, share)
+        return found.value
+
+    def solution_of(self, image: Tensor) -> Solution:
+        """Describe how all images together went: by the worst status and certificate, and the most iterations."""
+        worst = max(self.solutions, key=lambda found: (not found.status.is_success, found.certificate))
+        longest = max(self.solutions, key=lambda found: found.n_iterations)
+        return replace(worst, value=image, n_iterations=longest.n_iterations)
+
+    def _check_memory(self, operator: TapConvolution) -> None:
+        """Refuse images the slopes of whose taps do not fit the memory; products need the other factors too."""
+        n_copies = 3 if self.model.reduction == "product" else 1
+        n_slopes = operator.kernel.numel() * math.prod(operator.output_shape[1:])
+        needed = n_copies * n_slopes * operator.kernel.itemsize
+        available = self.settings.max_memory or free_memory(operator.kernel.device)
+        if needed > available:
+            raise TooLargeError(
+                f"the slopes of {operator.kernel.numel()} taps at {math.prod(operator.output_shape[1:])} outputs take "
+                f"about {format_memory(needed)}, more than the {format_memory(available)} that may be used; take a "
+                "smaller image, fewer taps, or float32."
+            )
+
+
+def _gain_near(operator: TapConvolution, level: float) -> float:
+    """Compute σmax of the convolution that the taps are near a level of the pixels.
+
+    Raises:
+        UsageError: the tap or its slope is not finite there, or does not depend on the pixel.
+    """
+    name, at = name_of(operator.tap), f"at the start, where pixels are about {level:g}"
+    near = operator.slopes_at(level)
+    value = operator.forward(near.new_full(operator.input_shape, level))
+    if not synchronize.holds_everywhere(torch.isfinite(near)) or not synchronize.holds_everywhere(
+        torch.isfinite(value)
+    ):
+        raise UsageError(f"the tap '{name}' gives NaN or infinite values {at}; give a start at which it is defined.")
+    if not synchronize.holds_anywhere(near != 0):
+        raise UsageError(
+            f"the tap '{name}' has no slope {at}, so that nothing tells which way to go; give a start at which it "
+            "changes with the pixel."
+        )
+    return kernel_spectrum(near, operator.geometry.image_size).sigma_max
+
+
+def _near_inverse(
+    operator: TapConvolution, jacobian: LinearOperator, settings: ResolvedSettings, sigma_max: float
+) -> LinearOperator | None:
+    """Precondition by the inverse on a torus of the convolution with the mean slopes, where they are near enough."""
+    assert isinstance(jacobian, TapLinearization)
+    if settings.lam == 0 or any(step > 1 for step in operator.stride):
+        return None
+    mean, spread = jacobian.mean_slopes()
+    if not spread**2 <= MAX_SPREAD * settings.lam:
+        return None
+    plain = Convolution.of_geometry(spread_out(mean, operator.dilation), operator.geometry, operator.boundary)
+    try:
+        return TorusPreconditioner(TikhonovProblem(plain, settings.lam, sigma_max, settings.penalty))
+    except SingularSystemError:
+        return None
