@@ -196,7 +196,8 @@ class TapRestoration:
 
     def _options(self, result: TapReconstruction) -> OptionValues:
         """Give the options that make the same estimate again."""
-        kept = ("--boundary", "--padding", "--lambda", "--penalty", "--tolerance", "--max-iterations", "--max-memory")
+        kept = ["--boundary", "--padding", "--lambda", "--penalty", "--tolerance", "--max-iterations", "--max-memory"]
+        kept += ["--dimensions"] if "dimensions" in self._settings else []
         options = result.settings.as_options()
         typed: OptionValues = {name: options[name] for name in kept if name in options}
         return {

@@ -30,9 +30,10 @@ from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Light, PaddingLike, Size, format_memory
+from deconv_cli.vocabulary import Light, PaddingLike, Size, check_dimensions, format_memory
 from deconv_cli.workflows.apply_kernel import as_bias, refuse_unknown, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_single_kernel, pick_dtype
+from deconv_cli.workflows.planes import Planes
 from deconv_cli.workflows.resolution import Reasons, RecordedConvolution, resolve
 from deconv_cli.workflows.tap_model import TapModel, find_tap
 from deconv_cli.workflows.trust import Doubt, DoubtReason, doubt_solver
@@ -45,6 +46,7 @@ MAX_SPREAD = 10.0
 """Slopes that differ by more than √(this · λ) between pixels differ from their mean by more than what λ adds."""
 TAKEN = (
     "defaults",
+    "dimensions",
     "padding",
     "boundary",
     "light",
@@ -105,6 +107,7 @@ def forward_taps(
     kernel: Tensor,
     tap: Tap | str,
     *,
+    dimensions: int | None = None,
     padding: PaddingLike = "same",
     boundary: str = "zero",
     bias: Tensor | None = None,
@@ -116,6 +119,7 @@ def forward_taps(
         x: shape `(C_in, *size)` or `(B, C_in, *size)`.
         kernel: the weights, as the kernel of `forward`, but not a `KernelField`.
         tap: φ, element by element on tensors that broadcast; or its name in `TAPS`.
+        dimensions: as of `forward`.
         padding: as of `forward`.
         boundary: as of `forward`; pixels outside go through φ like all others.
         bias: added to each output channel, shape `(C_out,)`.
@@ -133,21 +137,25 @@ def forward_taps(
     rule = as_rule(boundary)
     refuse_unknown(rule)
     precision = pick_dtype(dtype, x, x.device)
-    model = TapModel(find_tap(tap), as_any_kernel(check_single_kernel(kernel), x.device, precision), padding, rule)
+    dimensions = check_dimensions(dimensions)
+    weights = as_any_kernel(check_single_kernel(kernel), x.device, precision, dimensions)
+    model = TapModel(find_tap(tap), weights, padding, rule)
+    planes = Planes.of(x, weights, dimensions)
 
     def apply(weights: Tensor, image: Tensor) -> Tensor:
         convolution = model.convolution(tuple(image.shape[1:]), weights)
         check_elementwise(model.tap, image.detach(), weights.detach().flatten(2)[..., 0])
         return convolution.forward(image)
 
-    y = model.for_each_image(apply, None, x.to(precision))
+    y = model.for_each_image(apply, None, (x if planes is None else planes.split(x)).to(precision))
     n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
     if n_bad:
         raise MalformedInputError(
             f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep the pixels, and those that "
             "the boundary adds, where the tap is defined."
         )
-    return y if bias is None else y + as_bias(bias, y)
+    biased = y if bias is None else y + as_bias(bias, y, weights.n_axes)
+    return biased if planes is None else planes.join(biased)
 
 
 def invert_taps(
@@ -197,19 +205,23 @@ def invert_taps(
         bias = kernel.bias.detach() if bias is None and kernel.bias is not None else bias
         resolved, reasons = _resolved(replace(settings, padding=kernel.padding, boundary="zero"), model, None)
     else:
-        weights = as_any_kernel(check_single_kernel(kernel), y.device, dtype)
+        weights = as_any_kernel(check_single_kernel(kernel), y.device, dtype, settings.dimensions)
         model = TapModel(find_tap(tap), weights, "same", as_rule("zero"))
         resolved, reasons = _resolved(settings, model, recorded)
         model = replace(model, padding=resolved.padding, boundary=as_rule(resolved.boundary))
-    data = subtract_bias(y.detach().to(dtype), bias)
-    size = model.image_size(tuple(data.shape[-len(model.kernel.size) :]), input_size)
-    shape = (*data.shape[: -len(size) - 1], model.kernel.n_inputs(data.shape[-len(size) - 1]), *size)
+    planes = Planes.of(y, model.kernel, resolved.dimensions)
+    if planes is not None:
+        y, start = planes.split(y), planes.split(start) if isinstance(start, Tensor) else start
+    n_axes, axis = model.kernel.n_axes, model.kernel.channel_axis
+    data = subtract_bias(y.detach().to(dtype), bias, n_axes)
+    size = model.image_size(tuple(data.shape[-n_axes:]), input_size)
+    shape = (*data.shape[:axis], model.kernel.n_inputs(data.shape[axis]), *size)
     solver = _Solver(model, size, resolved, progress)
     whole = model.for_each_image(solver.solve, data, _started(start, shape, data))
     frame = model.for_each_image(lambda weights, x: solver.convolution(weights).crop_to_frame(x), None, whole)
     unexplained = data - model.for_each_image(lambda weights, x: solver.convolution(weights).forward(x), None, whole)
     return TapReconstruction(
-        image=frame.contiguous(),
+        image=frame.contiguous() if planes is None else planes.join(frame),
         solution=solver.solution_of(frame),
         settings=resolved,
         reasons=reasons,

@@ -84,7 +84,7 @@ class TapModel:
         Raises:
             ShapeError: no image of the size that is wanted gives such an output.
         """
-        n_axes = len(self.kernel.size)
+        n_axes = self.kernel.n_axes
         stride, dilation = self.stride or (1,) * n_axes, self.dilation or (1,) * n_axes
         extent = tuple(spread_out(self.kernel.taps[:1, :1], dilation).shape[2:])
         longest = tuple(n * step for n, step in zip(output_size, stride, strict=True))
@@ -111,7 +111,7 @@ class TapModel:
         Raises:
             ShapeError: the channels do not fit the kernel.
         """
-        kernel, axis = self.kernel, -len(self.kernel.size) - 1
+        kernel, axis = self.kernel, self.kernel.channel_axis
         given = [images for images in (outputs, inputs) if images is not None]
         if kernel.is_per_channel:
             for images in given:

@@ -148,6 +148,22 @@ def test_a_start_of_another_shape_and_too_little_memory():
         deconv_cli.invert_taps(random((3, 9, 8)), KERNEL, "product", max_memory=1000)
 
 
+@pytest.mark.parametrize(("shape", "dimensions"), [((3,), 1), ((2, 3, 2), 3), ((2, 1, 2, 3, 2), None), ((3, 2), 3)])
+def test_signals_and_stacks(shape, dimensions):
+    kernel = random(shape)
+    size = (9,) if dimensions == 1 else (4, 5, 6)
+    x = random((2, 1, *size), seed=3)
+    options = {"boundary": "reflect", "dimensions": dimensions}
+    y = deconv_cli.forward_taps(x, kernel, "product", **options)
+    assert float((y - deconv_cli.forward(x, kernel, **options)).abs().max()) < 1e-13
+    options |= {"lam": 1e-2, "tolerance": 1e-12}
+    found, plain = deconv_cli.invert_taps(y, kernel, "product", **options), deconv_cli.invert(y, kernel, **options)
+    assert found.image.shape == x.shape
+    assert float((found.image - plain.image).abs().max()) < 1e-9
+    again = deconv_cli.invert_taps(y, kernel, "product", start=found.image, **options)
+    assert again.solution.n_iterations == 0
+
+
 def test_forward_is_differentiable():
     x = (0.1 * IMAGE[:, :4, :4]).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: deconv_cli.forward_taps(x, KERNEL, "tan-sum"), (x,), fast_mode=True)
