@@ -58,10 +58,11 @@ class Penalty(ABC):
         """
         total = energies[0].new_zeros(torch.broadcast_shapes(*(energy.shape for energy in energies)))
         for term in self.terms(len(energies)):
-            part: Tensor | float = term.factor**2
-            for energy, order in zip(energies, term.orders, strict=True):
-                part = part * energy**order if order else part
-            total += part
+            *factors, last = [energy**order for energy, order in zip(energies, term.orders, strict=True)]
+            rest = total.new_tensor(term.factor**2)
+            for factor in factors:
+                rest = rest * factor
+            total.addcmul_(rest, last)  # no plane of its own for the product
         return total
 
     @property

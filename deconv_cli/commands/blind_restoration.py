@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.context import Context, LoadedKernel
+from deconv_cli.commands.context import ESTIMATE, Context, LoadedKernel
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from deconv_cli.kernels.blind.estimate import KernelEstimate
-
-ESTIMATE = Path("estimate")
-"""What is typed for the kernel."""
 
 
 def is_estimate(kernels: list[Path], options: KernelOptions) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from deconv_cli.report.run import Environment, FactorInput, InputFile, KernelInput, OutputFile
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
+ESTIMATE = Path("estimate")
+"""What is typed for a kernel that is to be found in the picture."""
+_LIKE_A_FORMULA = re.compile(r"[a-z-]+:[0-9.@+-]+")
 OptionValues = dict[str, object]
 """Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
 
@@ -111,6 +115,11 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
     from deconv_cli.report.run import KernelInput
     from deconv_cli.saved_fields import field_of
 
+    if path == ESTIMATE and not path.exists():
+        raise UsageError(
+            "--kernel estimate finds the kernel of a picture that deconv invert is to restore; here give a file or a "
+            "formula, such as what deconv kernel estimate PHOTO -o FILE writes."
+        )
     if is_formula(path):
         return _make_kernel(str(path), options)
     read = read_kernel(
@@ -135,9 +144,10 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
 
 
 def is_formula(path: Path) -> bool:
-    """Tell whether what was given for a kernel is a formula, and no file."""
+    """Tell whether what was given for a kernel is a formula, maybe misspelt, and no file."""
     name, colon, _ = str(path).partition(":")
-    return bool(colon) and name in KERNEL_SOURCES and not path.exists()
+    is_meant = name in KERNEL_SOURCES if colon else False
+    return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
 
 def _make_kernel(text: str, options: KernelOptions) -> LoadedKernel:

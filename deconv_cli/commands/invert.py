@@ -11,7 +11,7 @@ from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
 from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
 from deconv_cli.commands.context import Context, load_factor, load_kernels, pick
 from deconv_cli.commands.option_groups import (
-    KERNEL_OPTION,
+    KERNEL_OR_ESTIMATE_OPTION,
     DeviceOption,
     FileOptions,
     InputsArgument,
@@ -39,7 +39,7 @@ def invert(
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
-    kernel: Annotated[list[Path] | None, KERNEL_OPTION] = None,
+    kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
         typer.Option(

@@ -174,15 +174,22 @@ InputsArgument = Annotated[
     list[Path],
     typer.Argument(metavar="INPUT...", help="Pictures, tensors, or folders of them.", show_default=False),
 ]
-KERNEL_OPTION = typer.Option(
-    "--kernel",
-    "-k",
-    metavar="FILE|WORDS",
-    help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture of a point-spread function, or "
-    f"a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30; or estimate, which finds it "
-    "in the picture. Given once for all channels, or once for each.",
-    show_default=False,
-)
+
+
+def _kernel_option(more: str = "") -> Any:  # noqa: ANN401
+    return typer.Option(
+        "--kernel",
+        "-k",
+        metavar="FILE|WORDS",
+        help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture of a point-spread "
+        f"function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30{more}. Given "
+        "once for all channels, or once for each.",
+        show_default=False,
+    )
+
+
+KERNEL_OPTION = _kernel_option()
+KERNEL_OR_ESTIMATE_OPTION = _kernel_option("; or estimate, which finds it in the picture")
 OutputOption = Annotated[
     str | None,  # not a path, which would forget the slash that marks a folder
     typer.Option(

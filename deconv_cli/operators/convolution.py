@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
@@ -134,7 +133,7 @@ def _canonical_taps(taps: object, n_axes: int) -> Tensor:
             f"a kernel for images with {n_axes} axes of space has {n_axes} axes, or {n_axes + 2} with its channels, "
             f"but its shape is {tuple(taps.shape)}."
         )
-    if taps.numel() == 0 or not synchronize.holds_everywhere(torch.isfinite(taps.detach())):
+    if taps.numel() == 0 or not synchronize.are_finite(taps):
         raise MalformedInputError(
             f"a kernel must hold at least one tap and no NaN or infinite values, but that of shape {tuple(taps.shape)} "
             "does not; replace them first."

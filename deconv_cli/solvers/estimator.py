@@ -149,7 +149,8 @@ def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
     Returns:
         The quotient and the powers, shape `(*batch, 1, …, 1)`; `None`, and the data themselves, in ordinary cases.
     """
-    peak = data.abs().amax(dim=image_axes(n_dims - 1), keepdim=True)
+    axes = image_axes(n_dims - 1)
+    peak = torch.maximum(data.amax(dim=axes, keepdim=True), -data.amin(dim=axes, keepdim=True))
     is_odd = (peak > 0) & torch.isfinite(peak) & ((peak < ORDINARY[0]) | (peak > ORDINARY[1]))
     if not synchronize.holds_anywhere(is_odd):
         return data, None
@@ -159,14 +160,14 @@ def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
 
 def common_unit(data: Tensor) -> float:
     """Find the power of two to divide a batch by where its squares would leave the range of their type; else 1."""
-    peak = synchronize.as_number(data.abs().max())
+    peak = max(abs(end) for end in synchronize.as_numbers(torch.stack(data.aminmax())))
     is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
     return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0
 
 
 def check_finite(y: Tensor) -> None:
     """Refuse outputs that hold NaN or infinite values."""
-    if not synchronize.holds_everywhere(torch.isfinite(y)):
+    if not synchronize.are_finite(y):
         raise MalformedInputError(
             "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
         )

@@ -34,7 +34,8 @@ def inverse_blocks(
     """Invert every block of a symbol.
 
     Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`; give it in double precision.
+        symbol: complex, shape `(*plane, C_out, C_in)`; give it in double precision. That of one channel is overwritten
+            by its inverse.
         weight: μ = λ·σ²max; 0 for the pseudo-inverse.
         penalty: |l(θ)|², real, shape `(*plane,)`.
         rcond: for weight 0, singular values up to `rcond` times the largest of the whole symbol count as zero.
@@ -47,7 +48,7 @@ def inverse_blocks(
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     find_largest = sigma_max or (lambda: synchronize.as_number(singular_values(symbol).max()))
     if blocks.shape[-2:] == (1, 1):
-        inverse = _invert_scalars(blocks, diagonal, rcond)
+        inverse = _invert_scalars(blocks, diagonal, rcond, out=blocks)
     elif weight > 0:
         inverse = _invert_regularized(blocks, diagonal, rcond, find_largest)
     else:
@@ -157,7 +158,7 @@ def block_norms(blocks: Tensor) -> Tensor:
     return torch.linalg.vector_norm(parts.flatten(-3), dim=-1)
 
 
-def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
+def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor | None = None) -> Tensor:
     # In place, since at the size of photographs new memory costs more than arithmetic; and not by abs(), which guards
     # against overflow at ten times the cost.
     denominator = blocks.real.square().addcmul_(blocks.imag, blocks.imag)
@@ -168,9 +169,11 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float) -> Tensor:
     factor = denominator.reciprocal_()
     # What the kernel and the penalty both annihilate is zero in the smallest solution.
     factor.masked_fill_(factor >= floor.reciprocal(), 0)
-    inverse = torch.view_as_real(blocks.resolve_conj()) * factor[..., None]
-    inverse[..., 1].neg_()
-    return torch.view_as_complex(inverse)
+    inverse = torch.empty_like(blocks) if out is None else out
+    parts = torch.view_as_real(inverse)
+    torch.mul(torch.view_as_real(blocks.resolve_conj()), factor[..., None], out=parts)
+    parts[..., 1].neg_()
+    return inverse
 
 
 def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:

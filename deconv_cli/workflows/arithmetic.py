@@ -10,6 +10,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, parse_word
 
 
@@ -156,7 +157,7 @@ def check_image(image: Tensor, role: str) -> None:
     check_tensor(image, role)
     if image.is_complex():
         raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")
-    if image.is_floating_point() and not bool(torch.isfinite(image).all()):
+    if image.is_floating_point() and not synchronize.are_finite(image):
         bad = torch.nonzero(~torch.isfinite(image))
         raise MalformedInputError(
             f"{role} holds {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}; "

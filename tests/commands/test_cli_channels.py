@@ -136,3 +136,8 @@ def test_a_measured_kernel_is_cleaned(deconv, refuses, gray, tmp_path):
 def test_how_to_get_a_kernel(refuses, gray, tmp_path):
     says = ["needs the kernel", "point of light", "gaussian:1.5", "--factor FILE"]
     refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)
+
+
+@pytest.mark.parametrize("word, says", [("gausian:2", "gaussian, disk, box"), ("estimate", "deconv kernel estimate")])
+def test_a_word_that_is_no_kernel_here_says_what_to_give(refuses, gray, tmp_path, word, says):
+    refuses("forward", gray, "-k", word, "-o", tmp_path / "y.tif", code=ExitCode.USAGE, says=says)
