@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -59,10 +60,10 @@ class Penalty(ABC):
         total = energies[0].new_zeros(torch.broadcast_shapes(*(energy.shape for energy in energies)))
         for term in self.terms(len(energies)):
             *factors, last = [energy**order for energy, order in zip(energies, term.orders, strict=True)]
-            rest = total.new_tensor(term.factor**2)
-            for factor in factors:
-                rest = rest * factor
-            total.addcmul_(rest, last)  # no plane of its own for the product
+            if factors:
+                total.addcmul_(math.prod(factors[1:], start=factors[0]), last, value=term.factor**2)
+            else:
+                total.add_(last, alpha=term.factor**2)
         return total
 
     @property

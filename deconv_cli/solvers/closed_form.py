@@ -83,7 +83,14 @@ class CircularInverse(Inverse):
         wide = taps if is_safe else to_float64(taps)
         symbol = torus_symbol(wide, torus, problem.operator.geometry.pads.before)
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
-        blocks = inverse_blocks(symbol, problem.weight, penalty, rcond, lambda: largest_singular_value(taps, torus)[0])
+        blocks = inverse_blocks(
+            symbol,
+            problem.weight,
+            penalty,
+            rcond,
+            lambda: largest_singular_value(taps, torus)[0],
+            overwrite=True,
+        )
         return blocks.to(taps.dtype.to_complex())
 
     def factors(self) -> dict[str, Tensor]:

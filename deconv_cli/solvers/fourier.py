@@ -29,18 +29,24 @@ MAX_FACTORING_DEFECT = 1e-3
 
 
 def inverse_blocks(
-    symbol: Tensor, weight: float, penalty: Tensor, rcond: float, sigma_max: Callable[[], float] | None = None
+    symbol: Tensor,
+    weight: float,
+    penalty: Tensor,
+    rcond: float,
+    sigma_max: Callable[[], float] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Tensor:
     """Invert every block of a symbol.
 
     Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`; give it in double precision. That of one channel is overwritten
-            by its inverse.
+        symbol: complex, shape `(*plane, C_out, C_in)`; give it in double precision.
         weight: μ = λ·σ²max; 0 for the pseudo-inverse.
         penalty: |l(θ)|², real, shape `(*plane,)`.
         rcond: for weight 0, singular values up to `rcond` times the largest of the whole symbol count as zero.
         sigma_max: finds that largest one, if there is a shorter way to it than all singular values; it is called only
             where a rank is in doubt.
+        overwrite: the symbol is of no more use, and that of one channel may give its memory to the inverse.
 
     Returns:
         Complex, shape `(*plane, C_in, C_out)`.
@@ -48,7 +54,7 @@ def inverse_blocks(
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     find_largest = sigma_max or (lambda: synchronize.as_number(singular_values(symbol).max()))
     if blocks.shape[-2:] == (1, 1):
-        inverse = _invert_scalars(blocks, diagonal, rcond, out=blocks)
+        inverse = _invert_scalars(blocks, diagonal, rcond, out=blocks if overwrite else None)
     elif weight > 0:
         inverse = _invert_regularized(blocks, diagonal, rcond, find_largest)
     else:
