@@ -63,7 +63,9 @@ class Outcome:
 
     @classmethod
     def of(cls, report: GradientReport, expectations: list[Expectation]) -> Outcome:
-        """Take out what is expected, and count the rest."""
+        """Take out what is expected, and count the rest; frozen parameters are counted by themselves."""
+        from deconv_cli.gradients.gradient_report import Verdict
+
         found = [(finding.verdict, finding.name, finding.name) for finding in report.parameters]
         found += [(finding.verdict, "model", str(finding.verdict)) for finding in report.general]
         met = {e for e in expectations for verdict, name, _ in found if e.meets(verdict, name)}
@@ -72,7 +74,8 @@ class Outcome:
         n_faults = sum(finding.is_fault for finding in rest)
         n_undecided = sum(finding.is_undecided for finding in rest)
         n_general = sum(finding.is_fault and finding.verdict not in expected for finding in report.general)
-        n_all = len(report.parameters)
+        n_frozen = sum(finding.verdict == Verdict.FROZEN for finding in report.parameters)
+        n_all = len(report.parameters) - n_frozen
         if n_faults or n_general:
             also = f" and {n_general} of the model as a whole" if n_general else ""
             code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {n_all} parameters{also}"
@@ -82,4 +85,5 @@ class Outcome:
         else:
             code, conclusion = ExitCode.SUCCESS, f"healthy: {n_all} parameters"
         conclusion += f" ({len(expected)} expected)" if expected else ""
+        conclusion += f", {n_frozen} more are frozen" if n_frozen else ""
         return cls(expected, [e for e in expectations if e not in met], code, conclusion)

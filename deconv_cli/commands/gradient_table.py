@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+_WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
 _MANY = 40
 """Parameters beyond which those without a fault are only counted."""
 
@@ -25,19 +28,19 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
         console.print(Text(_clean(text), style=style), soft_wrap=True)
 
     parameters = record["parameters"]
-    shown = [p for p in parameters if verbose or len(parameters) <= _MANY or p["verdict"] != "OK"]
+    shown = parameters if verbose or len(parameters) <= _MANY else [p for p in parameters if _is_worth_a_row(p)][:_MANY]
+    line(describe_training(record), "bold")
     line(f"{record['model']['name']}: {len(parameters)} parameters, {_describe_run(record)}")
     console.print(_table(shown))
     if len(shown) < len(parameters):
-        line(f"and {len(parameters) - len(shown)} more that are OK (--verbose lists them)")
+        line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
     details = {p["name"]: p["detail"] for p in parameters if p["detail"]}
     printed = [
         (fault, _names(fault["parameters"]), next((details[n] for n in fault["parameters"] if n in details), None))
-        for fault in record["faults"]
+        for fault in (*record["faults"], *record["remarks"])
     ]
     faulty = {fault["verdict"] for fault in record["faults"]} - {"WRONG"}
     printed += [(found, "the model", found["detail"]) for found in record["general"] if found["verdict"] not in faulty]
-    printed += [(p, p["name"], None) for p in parameters if p["verdict"] == "ZERO BY CONSTRUCTION"]
     for found, names, detail in printed:
         console.print()
         line(f"{found['verdict']}: {names}", "bold")
@@ -46,6 +49,42 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     for series in record["recurrent"]:
         line(_describe_series(series))
     typer.echo(record["conclusion"])
+
+
+def describe_training(record: dict[str, Any]) -> str:
+    """Say in plain words whether training would work."""
+    parameters = record["parameters"]
+    trainable = [p for p in parameters if p["verdict"] != "FROZEN"]
+    without = [p for p in trainable if p["verdict"] in _WITHOUT_GRADIENT and not p["expected"]]
+    general = [found for found in record["general"] if found["is_fault"] and not found["expected"]]
+    others = [p for p in trainable if p["is_fault"] and p not in without and not p["expected"]]
+    if not trainable or (without and len(without) == len(trainable)):
+        return "Training would not work: no parameter gets a gradient."
+    sentences = []
+    if without:
+        sentences.append(f"{len(without)} of {len(trainable)} parameters would not train")
+    if others:
+        kinds = ", ".join(dict.fromkeys(p["verdict"] for p in others))
+        sentences.append(f"{len(others)} of {len(trainable)} parameters would train badly ({kinds})")
+    if general:
+        sentences.append(f"of the model as a whole: {', '.join(dict.fromkeys(found['verdict'] for found in general))}")
+    if sentences:
+        return f"Training would not work as it stands: {'; '.join(sentences)}."
+    unknown = [p for p in trainable if p["verdict"] in ("NOISY", "NOT CHECKED")]
+    if unknown:
+        return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
+    return "Training can work: every trainable parameter gets a gradient, and it is right."
+
+
+def _is_worth_a_row(finding: dict[str, Any]) -> bool:
+    return finding["is_fault"] or finding["verdict"] in ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
+
+
+def _count(findings: Iterable[dict[str, Any]]) -> str:
+    """Count findings by verdict: `14 more that are OK, 36 NOT REACHED`."""
+    counts = Counter(finding["verdict"] for finding in findings)
+    healthy = [f"{counts.pop('OK')} more that are OK"] if "OK" in counts else []
+    return ", ".join([*healthy, *(f"{n} {verdict}" for verdict, n in counts.items())])
 
 
 def _explanation(found: dict[str, Any], detail: str | None) -> list[str]:

@@ -14,12 +14,14 @@ from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.first_steps import FirstSteps
 from deconv_cli.gradients.handwritten import WrongInput
+from deconv_cli.gradients.parameter_writes import Overwritten
 from deconv_cli.gradients.reruns import Repetition, Response
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.autograd_graph import distances_from
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.stray_weights import Unregistered
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Evidence:
         origins: operations that made NaN or infinity of finite numbers, where the loss is not finite.
         responses: whether the loss changes with parameters that a derivative in it leaves out.
         moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
+        unregistered: weights behind the loss that the model does not know.
+        overwritten: parameters that forward itself writes to.
         first_steps: gradients after the first optimizer steps, None where there was no reason to take any.
         reached_by_others: parameters without a gradient here that other data, or other random numbers, give one.
         double: what was measured in double precision, None where it could not be.
@@ -56,6 +60,8 @@ class Evidence:
     repetition: Repetition
     responses: Mapping[str, Response]
     moved_from_outside: frozenset[str]
+    unregistered: tuple[Unregistered, ...]
+    overwritten: Mapping[str, Overwritten]
     first_steps: FirstSteps | None
     reached_by_others: frozenset[str]
     double: DoubleEvidence | None

@@ -14,6 +14,7 @@ from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
 from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.other_batches import find_reached_by_others
+from deconv_cli.gradients.parameter_writes import find_overwritten
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
 from deconv_cli.gradients.subject import Subject
@@ -22,6 +23,7 @@ from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
+from deconv_cli.gradients.stray_weights import find_unregistered
 
 _SLOW_SHARE = 40
 """Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
@@ -62,6 +64,7 @@ def gather_evidence(
     with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
         double = gather_double(subject, plan) if is_checkable else None
         batch = _try_batch(subject, on_progress) if not repetition.is_noisy else None
+    writes = forward.log.parameter_writes
     notes = [*describe_plain_containers(subject.model), *describe_randomness(repetition, subject.seed)]
     notes += [_NARROWED] if is_narrowed else []
     return Evidence(
@@ -74,6 +77,8 @@ def gather_evidence(
         repetition=repetition,
         responses=measure_responses(subject, forward, backward),
         moved_from_outside=find_moved_from_outside(subject, forward, backward),
+        unregistered=find_unregistered(subject, forward.loss, forward.graph),
+        overwritten=find_overwritten(subject, {name: writes[forward.bit(name)] for name in sorted(subject.written)}),
         first_steps=take_first_steps(subject) if is_checkable and is_uneven(subject, backward) else None,
         reached_by_others=find_reached_by_others(subject, backward),
         double=double,
@@ -92,8 +97,10 @@ _NARROWED = (
 
 
 def _first_forward(subject: Subject) -> ForwardTrace:
+    """Run forward for the first time, and settle which parameters it writes to, which later runs put back."""
+    subject.written = frozenset(subject.parameters)
     try:
-        return trace_forward(subject)
+        forward = trace_forward(subject)
     except DeconvError:
         raise
     except Exception as error:
@@ -103,6 +110,8 @@ def _first_forward(subject: Subject) -> ForwardTrace:
             f"the model cannot be run on these inputs{where} ({type(error).__name__}: {first_line(error)}); check the "
             "inputs, their shapes, the loss and its target."
         ) from error
+    subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
+    return forward
 
 
 def _time_of_a_pass(subject: Subject) -> float:

@@ -54,6 +54,14 @@ class Verdict(StrEnum):
     """A tensor that backward needs was overwritten."""
     BATCH_LEAK = "BATCH-LEAK"
     """The output of one sample depends on another sample of the batch."""
+    NOTHING_TRAINS = "NOTHING TRAINS"
+    """No parameter requires a gradient."""
+    UNREGISTERED = "UNREGISTERED"
+    """The loss depends on a weight that the model does not know, so that no optimizer is given it."""
+    OVERWRITTEN = "OVERWRITTEN"
+    """Forward writes to the parameter, so that what an optimizer does to it is lost."""
+    LOSS_INPUT = "LOSS INPUT"
+    """A loss is given something other than what its formula is for."""
     NOT_CHECKED = "NOT CHECKED"
     """The gradient arrives, but was not compared with finite differences."""
 
@@ -181,16 +189,22 @@ class GradientReport:
 
     def faults(self) -> list[Fault]:
         """Gather the parameters of each fault by source line."""
-        groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[ParameterFinding]] = {}
-        for finding in self.parameters:
-            if finding.is_fault:
-                lines = tuple((cause.operation, str(cause.location)) for cause in finding.causes)
-                groups.setdefault((finding.verdict, lines), []).append(finding)
-        return [
-            Fault(
-                verdict,
-                tuple(dict.fromkeys(cause for finding in group for cause in finding.causes)),
-                tuple(finding.name for finding in group),
-            )
-            for (verdict, _), group in groups.items()
-        ]
+        return _grouped(finding for finding in self.parameters if finding.is_fault)
+
+    def remarks(self) -> list[Fault]:
+        """Gather by source line the parameters of what is no fault but has a reason, such as a zero at the start."""
+        return _grouped(finding for finding in self.parameters if finding.causes and not finding.is_fault)
+
+
+def _grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
+    """Gather findings of one verdict that have the same lines; without a line, those that have the same reason."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[ParameterFinding]] = {}
+    for finding in findings:
+        lines = tuple(
+            (cause.operation, str(cause.location) if cause.location.file else cause.why) for cause in finding.causes
+        )
+        groups.setdefault((finding.verdict, lines), []).append(finding)
+    return [
+        Fault(verdict, unique_causes(group[0].causes), tuple(finding.name for finding in group))
+        for (verdict, _), group in groups.items()
+    ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def describe_plain_containers(model: nn.Module) -> list[str]:
@@ -20,9 +20,9 @@ def describe_plain_containers(model: nn.Module) -> list[str]:
     sentences = []
     for name, module in model.named_modules():
         for member, value in vars(module).items():
-            if member in _REGISTERED or member.endswith("_hooks") or not isinstance(value, list | tuple | dict):
+            if member in REGISTERED or member.endswith("_hooks") or not is_plain(value):
                 continue
-            leaves = list(_leaves(value))
+            leaves = list(leaves_of(value))
             lost_parameters = [x for x in leaves if isinstance(x, nn.Parameter) and id(x) not in parameters]
             lost_modules = [x for x in leaves if isinstance(x, nn.Module) and id(x) not in modules]
             # A module without parameters, such as an activation, loses nothing.
@@ -43,7 +43,12 @@ def _describe(where: str, value: Any, n: int, word: str) -> str:  # noqa: ANN401
     )
 
 
-def _leaves(value: Any) -> Iterator[Any]:  # noqa: ANN401
+def is_plain(value: Any) -> bool:  # noqa: ANN401
+    """Return whether something is a plain container, of which a module of torch knows nothing."""
+    return isinstance(value, list | tuple | dict)
+
+
+def leaves_of(value: Any) -> Iterator[Any]:  # noqa: ANN401
     """List what a container holds, however deep; one that holds itself is entered once."""
     waiting, seen = [value], set[int]()
     while waiting:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.held_constants import HeldConstants
 from deconv_cli.gradients.lifted_casts import LiftedCasts
+from deconv_cli.gradients.plain_containers import is_plain, leaves_of
 from deconv_cli.gradients.tensors_in import tensors_in
 
 Loss = Callable[[Any, Any], Any]
@@ -44,6 +45,8 @@ class Subject:
     """By name, each once."""
     _held: HeldConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
+    written: frozenset[str] = field(default=frozenset(), init=False)
+    """Parameters that forward itself writes to, which are put back after every run."""
 
     def __post_init__(self) -> None:
         self.parameters = dict(self.model.named_parameters())
@@ -88,20 +91,35 @@ class Subject:
     @contextlib.contextmanager
     def _untouched_buffers(self) -> Iterator[None]:
         """Keep running statistics and the like as they are; a module may also replace a buffer by another tensor."""
-        kept = [
-            (module, name, buffer, buffer.detach().clone())
-            for module in self.model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        # What watches the run is to see neither the copies nor that they are put back.
+        with torch._C.DisableTorchFunction():
+            kept = [
+                (module, name, buffer, buffer.detach().clone())
+                for module in self.model.modules()
+                for name, buffer in module._buffers.items()
+                if buffer is not None
+            ]
+            data = [(self.parameters[name], self.parameters[name].data) for name in self.written]
+            copies = [values.clone() for _, values in data]
         try:
             yield
         finally:
-            with torch.no_grad():
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                for (parameter, values), copy in zip(data, copies, strict=True):
+                    parameter.data = values.copy_(copy)
                 for module, name, buffer, values in kept:
                     module._buffers[name] = buffer
                     if not torch.equal(buffer, values):
                         buffer.data.copy_(values)
+
+    @contextlib.contextmanager
+    def keeping_writes_to(self, name: str) -> Iterator[None]:
+        """Leave for a while what forward writes to one parameter."""
+        kept, self.written = self.written, self.written - {name}
+        try:
+            yield
+        finally:
+            self.written = kept
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -199,7 +217,9 @@ class Subject:
         found: dict[int, torch.Tensor] = {}
         for module in self.model.modules():
             members = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-            for member in members:
+            hidden = [leaf for member in vars(module).values() if is_plain(member) for leaf in leaves_of(member)]
+            members += [p for leaf in hidden if isinstance(leaf, nn.Module) for p in leaf.parameters()]
+            for member in (*members, *hidden):
                 if isinstance(member, torch.Tensor) and member.is_leaf:
                     found[id(member)] = member
         return list(found.values())

@@ -23,6 +23,7 @@ def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Reco
         "finite_difference_dtype": report.dtype,
         "parameters": [_plain(finding) | {"expected": finding.name in expected} for finding in report.parameters],
         "faults": _plain(report.faults()),
+        "remarks": _plain(report.remarks()),
         "general": [_plain(finding) | {"expected": finding.verdict in expected} for finding in report.general],
         "recurrent": _plain(report.recurrent),
         "notes": list(report.notes),

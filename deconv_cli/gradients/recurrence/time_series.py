@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class TimeSeries:
         late = [norm for norm in norms[len(norms) // 2 :] if norm]
         if faded:
             return cls(name, location, tuple(norms), "fades", faded[-1])
-        if late and largest > max(late) / _FADED:
+        if late and largest > statistics.median(late) / _FADED:
             return cls(name, location, tuple(norms), "explodes", position)
         return cls(name, location, tuple(norms), "steady", None)
 

@@ -38,6 +38,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     {
         "in-place": f"{_HERE}.in_place:find_in_place",
         "failing-backward": f"{_HERE}.failing_backward:find_failing_backward",
+        "overwritten": f"{_HERE}.overwritten:find_overwritten",
         "frozen": f"{_HERE}.unused:find_frozen",
         "not-reached": f"{_HERE}.not_reached:find_not_reached",
         "unused": f"{_HERE}.unused:find_unused",
@@ -68,6 +69,10 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
 MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     "model rule",
     {
+        "nothing-trains": f"{_HERE}.nothing_trains:find_nothing_trains",
+        "unregistered": f"{_HERE}.unregistered:find_unregistered",
+        "loss-input": f"{_HERE}.loss_input:find_loss_input",
+        "exploding-through-time": f"{_HERE}.through_time:find_exploding_through_time",
         "in-place": f"{_HERE}.in_place:find_in_place_in_model",
         "noisy": f"{_HERE}.noisy:find_noisy_model",
         "wrong-function": f"{_HERE}.wrong_function:find_wrong_function_in_model",

@@ -1,13 +1,15 @@
 """VANISHING, EXPLODING: ‖gradient‖ / ‖weight‖ is a million times smaller or larger than in the layer next to the loss.
 
-Never compared with a fixed number: a small loss has small gradients everywhere and is no fault.
+Never compared with a fixed number: a small loss has small gradients everywhere and is no fault. A weight with sound
+ones behind it lies on a branch of its own, as queries and keys of attention do, whose gradients may well be smaller;
+there the limit is the square.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
@@ -18,7 +20,8 @@ COLLAPSE = 1e-6
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has faded, and the layer at which it falls most."""
     ratio, reference = _ratios(evidence, name)
-    if ratio >= COLLAPSE * reference:
+    sound_behind = any(layer.ratio >= COLLAPSE * reference for layer in _farther(evidence, name))
+    if ratio >= (COLLAPSE**2 if sound_behind else COLLAPSE) * reference:
         return None
     factor, near, far = min(_steps(evidence))
     why = f"the gradient fades on its way back; the largest fall, by {1 / factor:.2g}, is from '{near}' to '{far}'."
@@ -29,12 +32,19 @@ def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
 def find_exploding(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has grown out of bounds, and the layer at which it rises most."""
     ratio, reference = _ratios(evidence, name)
-    if ratio <= reference / COLLAPSE:
+    sound_behind = any(layer.ratio <= reference / COLLAPSE for layer in _farther(evidence, name))
+    if ratio <= reference / (COLLAPSE**2 if sound_behind else COLLAPSE):
         return None
     factor, near, far = max(_steps(evidence))
     why = f"the gradient grows on its way back; the largest rise, by {factor:.2g}, is from '{near}' to '{far}'."
     suggestion = "start from smaller (orthogonal) weights, or clip with torch.nn.utils.clip_grad_norm_"
     return _finding(Verdict.EXPLODING, evidence, name, far, why, suggestion)
+
+
+def _farther(evidence: Evidence, name: str) -> list[Layer]:
+    """List the layers that are farther from the loss than a weight."""
+    distances = {layer.name: layer.distance for layer in evidence.layers}
+    return [layer for layer in evidence.layers if name in distances and layer.distance > distances[name]]
 
 
 def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:

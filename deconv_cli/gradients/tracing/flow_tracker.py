@@ -70,6 +70,7 @@ class FlowTracker:
     def __init__(self, subject: Subject, *, find_origins: bool) -> None:
         self.names = tuple(subject.parameters)
         self.bits = {id(parameter): 1 << n for n, parameter in enumerate(subject.parameters.values())}
+        self._bits_by_storage = {_storage_key(p): self.bits[id(p)] for p in subject.parameters.values()}
         self.locator = Locator(subject.model)
         self.log = OperationLog()
         self.graph = AutogradGraph(self.bits)
@@ -113,6 +114,12 @@ class FlowTracker:
             self._switch = None
         elif self._switch is None:
             self._switch, self._is_library_switch = self.locator.here(), self.locator.runs_library()
+
+    def count_write(self, tensor: torch.Tensor, location: CodeLocation) -> None:
+        """Note that a tensor was written to, if it is a parameter or shares its memory."""
+        bit = self._bits_by_storage.get(_storage_key(tensor))
+        if bit is not None:
+            self.log.parameter_writes.setdefault(bit, location)
 
     def follow_wrapping(self, data: torch.Tensor, parameter: torch.Tensor) -> None:
         """Follow a tensor that becomes a new parameter, which has its value and none of its history."""
@@ -241,6 +248,7 @@ class FlowTracker:
                 continue
             flow = self._storages.setdefault(_storage_key(tensor), Flow())
             flow.merge(inputs.flow)
+            self.count_write(tensor, operation.location)
             self.log.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
             self._record_nodes(tensor, operation)
             if id(tensor) not in self.bits:

@@ -11,6 +11,7 @@ import torch
 
 from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.loss_calls import LossCall
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ class OperationLog:
         random: operations that draw random numbers.
         origins: operations whose output is not finite though their inputs are.
         casts: lines on which float64 became a narrower type.
+        loss_calls: losses that are given something other than what they are for.
+        parameter_writes: where parameters were written to, by their bits.
     """
 
     used: int = 0
@@ -170,6 +173,8 @@ class OperationLog:
     random: list[Operation] = field(default_factory=list)
     origins: list[Operation] = field(default_factory=list)
     casts: list[CodeLocation] = field(default_factory=list)
+    loss_calls: list[LossCall] = field(default_factory=list)
+    parameter_writes: dict[int, CodeLocation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
+from deconv_cli.gradients.tracing.loss_calls import WATCHED, LossCall, find_misuse
 from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
 
 
@@ -58,9 +59,22 @@ class _FunctionMode(TorchFunctionMode):
         inputs = tensors_in((args, keywords))
         if not inputs:
             return func(*args, **keywords)
+        if not tracker.suspended:
+            _look_at_arguments(tracker, func, name, args)
         is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
         call = _calling(func, args, keywords)
         return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
+
+
+def _look_at_arguments(tracker: FlowTracker, function: Any, name: str, arguments: Any) -> None:  # noqa: ANN401
+    """Note a loss that is misused, and a parameter whose `.data` is replaced."""
+    if name in WATCHED:
+        misuse = find_misuse(name, arguments)
+        if misuse is not None:
+            shapes = tuple(arguments[0].shape), tuple(arguments[1].shape)
+            tracker.log.loss_calls.append(LossCall(name, tracker.locator.here(), misuse, shapes))
+    if name == "data" and getattr(function, "__name__", "") == "__set__":
+        tracker.count_write(arguments[0], tracker.locator.here())
 
 
 def _calling(function: Any, arguments: Any, keywords: dict[str, Any]) -> Callable[[], Any]:  # noqa: ANN401  torch's own

@@ -1,0 +1,16 @@
+"""NOTHING TRAINS: every parameter is frozen."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+def find_nothing_trains(evidence: Evidence) -> list[Finding]:
+    """Find that no parameter requires a gradient."""
+    if any(parameter.requires_grad for parameter in evidence.parameters.values()):
+        return []
+    why = f"requires_grad is off for all {len(evidence.parameters)} parameters, so that no step changes anything."
+    suggestion = "call requires_grad_() on what is to be trained, after what is to stay was frozen"
+    return [Finding(Verdict.NOTHING_TRAINS, (Cause("requires_grad_(False)", CodeLocation(), why, suggestion),))]

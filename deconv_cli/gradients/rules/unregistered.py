@@ -1,0 +1,37 @@
+"""UNREGISTERED: the loss depends on a weight that the model does not know."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.stray_weights import Unregistered
+
+_EXPLANATIONS = {
+    "member": (
+        "is a tensor that requires a gradient but no nn.Parameter, so parameters() leaves it out",
+        "wrap it: nn.Parameter(torch...)",
+    ),
+    "derived": (
+        "is what an operation made of an nn.Parameter, and not the Parameter itself, so parameters() leaves it out",
+        "keep the Parameter itself in self, made of the tensor after the operation: nn.Parameter(tensor.view(...))",
+    ),
+    "container": (
+        "is a plain Python container, whose modules and parameters parameters() leaves out",
+        "use nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict",
+    ),
+    "unknown": (
+        "are parameters that no module of the model keeps, such as those of a layer that forward makes anew each time",
+        "make them in __init__ and keep them in self",
+    ),
+}
+
+
+def find_unregistered(evidence: Evidence) -> list[Finding]:
+    """Find such weights, once for each member of a module."""
+    return [Finding(Verdict.UNREGISTERED, (_cause(found),)) for found in evidence.unregistered]
+
+
+def _cause(found: Unregistered) -> Cause:
+    fact, suggestion = _EXPLANATIONS[found.kind]
+    why = f"{found.owner or 'what this line reads'} {fact}: an optimizer made of parameters() never moves it."
+    return Cause(found.owner or "a weight", found.location, why, suggestion)

@@ -1,0 +1,97 @@
+"""Weights that the loss depends on and the model does not know, so that no optimizer is given them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from deconv_cli.gradients.plain_containers import REGISTERED, is_plain, leaves_of
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A weight that the model does not know.
+
+    Attributes:
+        owner: how code writes where it is kept, `self.scale`; empty where no member of a module keeps it.
+        kind: `member`, `derived` (the result of an operation on a Parameter), `container` or `unknown`.
+        location: where it is read.
+    """
+
+    owner: str
+    kind: str
+    location: CodeLocation
+
+
+def find_unregistered(subject: Subject, loss: torch.Tensor, graph: AutogradGraph) -> tuple[Unregistered, ...]:
+    """List the leaves of the loss's graph that are neither parameters of the model or the loss, nor inputs."""
+    known = {id(parameter) for parameter in (*subject.parameters.values(), *_parameters_of(subject.loss))}
+    known |= {id(tensor) for tensor in tensors_in((subject.arguments, subject.keywords, subject.target))}
+    owners = dict(_owners(subject.model, known))
+    found: dict[str, Unregistered] = {}
+    above: dict[Node, Node] = {}
+    for leaf, reader in _leaves(loss.grad_fn, above):
+        if id(leaf) in known:
+            continue
+        owner, kind = owners.get(id(leaf), ("", "unknown"))
+        # A tensor that forward itself lets require a gradient is how slopes by the inputs are taken.
+        if owner or isinstance(leaf, nn.Parameter):
+            location = _location_above(reader, above, graph)
+            found.setdefault(owner or str(location), Unregistered(owner, kind, location))
+    return tuple(found.values())
+
+
+def _leaves(start: Node, above: dict[Node, Node]) -> Iterator[tuple[torch.Tensor, Node]]:
+    """List the leaves below a node, each with its reader; `above` is filled with one reader of every node."""
+    seen, waiting = {start}, [start] if start is not None else []
+    while waiting:
+        node = waiting.pop()
+        for child, _ in node.next_functions:
+            if child is None or child in seen:
+                continue
+            seen.add(child)
+            waiting.append(child)
+            above[child] = node
+            if hasattr(child, "variable"):
+                yield child.variable, node
+
+
+def _location_above(node: Node, above: dict[Node, Node], graph: AutogradGraph) -> CodeLocation:
+    """Find the first line of this forward pass that reads what a node made before the pass."""
+    while not graph.location_of(node).file and node in above:
+        node = above[node]
+    return graph.location_of(node)
+
+
+def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """List the weights that members of the modules hold past registration, by id, with the member and its kind."""
+    for name, module in model.named_modules():
+        inside = f" of '{name}'" if name else ""
+        for member, value in vars(module).items():
+            if member in REGISTERED or member.endswith("_hooks"):
+                continue
+            owner = f"self.{member}{inside}"
+            if isinstance(value, torch.Tensor):
+                kind = "member" if value.is_leaf else "derived"
+                for leaf in [value] if value.is_leaf else [leaf for leaf, _ in _leaves(value.grad_fn, {})]:
+                    yield id(leaf), (owner, kind)
+                if value.grad_fn is not None and hasattr(value.grad_fn, "variable"):
+                    yield id(value.grad_fn.variable), (owner, kind)
+            for leaf in leaves_of(value) if is_plain(value) else ():
+                held = list(leaf.parameters()) if isinstance(leaf, nn.Module) else [leaf]
+                yield from ((id(each), (owner, "container")) for each in held if id(each) not in known)
+
+
+def _parameters_of(loss: Any) -> list[nn.Parameter]:  # noqa: ANN401  any callable
+    """List the parameters of the modules that a loss function is, or is made around."""
+    cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
+    modules = [found for found in (loss, *cells) if isinstance(found, nn.Module)]
+    return [parameter for module in modules for parameter in module.parameters()]

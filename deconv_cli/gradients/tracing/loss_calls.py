@@ -1,0 +1,89 @@
+"""What losses are given: probabilities where they want logits, shapes that broadcast to more than was meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+class Misuse(StrEnum):
+    """What is wrong with what a loss is given."""
+
+    PROBABILITIES = "probabilities for logits"
+    NOT_LOG = "no log-probabilities"
+    ONE_CLASS = "one class"
+    BROADCAST = "broadcast"
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """A call that is misused: its function, its line, and the shapes of its two tensors."""
+
+    name: str
+    location: CodeLocation
+    misuse: Misuse
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+_OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
+_OF_LOGARITHMS = ("nll_loss", "kl_div")
+_OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+_DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
+WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES})
+"""Functions whose arguments are looked at."""
+
+_VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
+_MAX_VIEWS = 6
+_PROBABILITIES = ("SoftmaxBackward0", "SigmoidBackward0")
+_ROUNDING = 1e-4
+
+
+def find_misuse(name: str, arguments: Any) -> Misuse | None:  # noqa: ANN401  arguments of any function of torch
+    """Return what is wrong with the arguments of a watched function, None where nothing is."""
+    tensors = [argument for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
+    if len(tensors) < 2 or not tensors[0].numel() or not tensors[1].numel():
+        return None
+    given, target = tensors
+    if name in _OF_DIFFERENCES or name in _DIFFERENCES:
+        return Misuse.BROADCAST if _broadcasts_by_accident(given, target) else None
+    if name == "cross_entropy" and given.ndim >= 2 and given.shape[1] == 1:
+        return Misuse.ONE_CLASS
+    if name in _OF_LOGITS:
+        is_given = _maker(given) in _PROBABILITIES or (name == "cross_entropy" and _sums_to_one(given))
+        return Misuse.PROBABILITIES if is_given else None
+    if _maker(given) in _PROBABILITIES or bool((given.detach() > _ROUNDING).any()):
+        return Misuse.NOT_LOG
+    return None
+
+
+def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether (N, 1) meets (N,): N × N numbers of which N were meant, between a prediction and a target."""
+    if one.ndim == other.ndim or one.requires_grad == other.requires_grad:
+        return False
+    longer, shorter = (one, other) if one.ndim > other.ndim else (other, one)
+    is_column = longer.ndim == shorter.ndim + 1 and longer.shape[-1] == 1
+    return is_column and shorter.ndim >= 1 and longer.shape[:-1] == shorter.shape and shorter.shape[-1] > 1
+
+
+def _maker(tensor: torch.Tensor) -> str:
+    """Name the node that made the values of a tensor, past views of them."""
+    node = tensor.grad_fn
+    for _ in range(_MAX_VIEWS):
+        is_view = node is not None and type(node).__name__.startswith(_VIEWS) and node.next_functions
+        if node is None or not is_view:
+            break
+        node = node.next_functions[0][0]
+    return type(node).__name__
+
+
+def _sums_to_one(scores: torch.Tensor) -> bool:
+    """Return whether the classes of every sample look like probabilities."""
+    values, axis = scores.detach().double(), min(1, scores.ndim - 1)
+    if values.shape[axis] < 2 or bool((values < 0).any()):
+        return False
+    return bool(((values.sum(axis) - 1).abs() < _ROUNDING).all())

@@ -1,0 +1,107 @@
+"""What must never be called healthy: weights nobody trains, steps that are lost, losses fed with the wrong thing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gradient_cases import blamed_line, causes, checked, load_fixture, verdicts
+from torch import nn
+
+ill = load_fixture("not_healthy")
+CLASSES = torch.tensor([0, 1, 2, 1, 0])
+
+
+def general(report, verdict):
+    return [finding for finding in report.general if finding.verdict == verdict]
+
+
+def assert_blamed(finding, mark, words):
+    assert finding.is_fault
+    (cause,) = finding.causes
+    assert cause.location.line == blamed_line("not_healthy", mark)
+    assert words in cause.why
+    assert cause.suggestion
+
+
+def test_nothing_trains():
+    (finding,) = general(checked(ill.AllFrozen(), 5, 6), "NOTHING TRAINS")
+    assert finding.is_fault
+    assert "all 2 parameters" in finding.causes[0].why
+
+
+@pytest.mark.parametrize(
+    ("model", "mark", "words"),
+    [
+        (ill.PlainList, "list", "self.layers is a plain Python container"),
+        (ill.PlainTensor, "tensor", "self.scale is a tensor that requires a gradient but no nn.Parameter"),
+        (ill.Derived, "derived", "self.scale is what an operation made of an nn.Parameter"),
+        (ill.MadeAnew, "anew", "forward makes anew each time"),
+    ],
+)
+def test_weights_that_the_model_does_not_know(model, mark, words):
+    (finding,) = general(checked(model(), 5, 6), "UNREGISTERED")
+    assert_blamed(finding, mark, words)
+
+
+def test_a_loss_may_have_weights_of_its_own():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, output):
+            return (self.weight * output).square().mean()
+
+    assert checked(nn.Linear(6, 3), 5, 6, loss=Weighted()).general == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "mark", "words"),
+    [
+        (ill.Reset, "reset", "step is lost"),
+        (ill.ResetInPlace, "copied", "step is lost"),
+        (ill.Decaying, "decaying", "changes this parameter further"),
+    ],
+)
+def test_parameters_that_forward_overwrites(model, mark, words):
+    model = model()
+    found = checked(model, 5, 6)
+    assert verdicts(found) == {"scale": "OVERWRITTEN", "head.weight": "OK", "head.bias": "OK"}
+    (cause,) = causes(found, "scale")
+    assert cause.location.line == blamed_line("not_healthy", mark)
+    assert words in cause.why
+    assert torch.equal(model.scale.data, torch.ones(6))
+
+
+def test_a_projection_in_forward_is_sound():
+    model = ill.Projected()
+    assert "OVERWRITTEN" not in verdicts(checked(model, 5, 6)).values()
+    assert torch.equal(model.scale.data, torch.ones(6))
+
+
+def test_a_gradient_that_explodes_through_time():
+    (finding,) = general(checked(ill.ExplodingRecurrence(), 2, 20, 6), "EXPLODING")
+    assert_blamed(finding, "recurrence", "of 20 steps")
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("probabilities", "turns its input into probabilities itself"),
+        ("squashed", "turns its input into probabilities itself"),
+        ("raw", "wants logarithms"),
+        ("column", "shapes (5, 1) and (5,) broadcast"),
+        ("one_class", "one class only"),
+    ],
+)
+def test_losses_that_are_given_something_else(loss, words):
+    function = getattr(ill, {"raw": "raw_scores"}.get(loss, loss))
+    options = {"target": CLASSES} if loss in ("probabilities", "raw") else {}
+    (finding,) = general(checked(nn.Linear(6, 3), 5, 6, loss=function, **options), "LOSS INPUT")
+    assert_blamed(finding, loss, words)
+
+
+def test_losses_that_are_given_what_they_want():
+    found = checked(nn.Linear(6, 3), 5, 6, loss=ill.sound_losses, target=CLASSES)
+    assert {str(finding.verdict) for finding in found.general} <= {"PARTLY DETACHED"}
+    assert set(verdicts(found).values()) == {"OK"}
