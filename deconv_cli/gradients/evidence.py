@@ -16,12 +16,12 @@ from deconv_cli.gradients.first_steps import FirstSteps
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.parameter_writes import Overwritten
 from deconv_cli.gradients.reruns import Repetition, Response
+from deconv_cli.gradients.stray_weights import Unregistered
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.autograd_graph import distances_from
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
-from deconv_cli.gradients.stray_weights import Unregistered
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.parameter_writes import find_overwritten
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
+from deconv_cli.gradients.stray_weights import find_unregistered
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
-from deconv_cli.gradients.stray_weights import find_unregistered
 
 _SLOW_SHARE = 40
 """Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
