@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from deconv_cli.vocabulary import Size
+
+# So many numbers of a few arrays fit the cache of a processor together, and keep its cores busy.
+SLAB = 2**19
 
 
 def space_axes(n_axes: int) -> tuple[int, ...]:
@@ -27,6 +33,25 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
     for axis, first, length in zip(space_axes(len(size)), start, size, strict=True):
         x = x.narrow(axis, first, length)
     return x
+
+
+def slabs(n_axes: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut arrays across their first axis of space, into views so small that one stays in the cache from pass to pass.
+
+    What takes several passes over arrays that are larger than the cache waits for the memory else. Other devices than
+    the processor are given the whole at once.
+
+    Args:
+        n_axes: axes of space.
+        arrays: of the same size of space each, shape `(*batch, C, *size)`, whatever stands before it.
+    """
+    first = arrays[0]
+    axis, length = -n_axes, first.shape[-n_axes]
+    thickness = length
+    if first.device.type == "cpu":
+        thickness = max(1, SLAB * length // max(math.prod(first.shape), 1))
+    for start in range(0, length, thickness):
+        yield tuple(array.narrow(axis, start, min(thickness, length - start)) for array in arrays)
 
 
 def half_spectrum(torus: Size) -> Size:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.operators.axes import crop
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.vocabulary import Size
@@ -51,13 +50,13 @@ class ValidCorrelation(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Correlate `x` of shape `(*batch, C_in, *size)` with the kernel."""
         if self.use_fft:
-            return crop(self._circulant.forward(x), self._start, self.output_shape[1:])
+            return self._circulant.forward(x, self.output_shape[1:])
         return _slide(x, self.kernel, self._start)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Spread `y` of shape `(*batch, C_out, *(size - k + 1))` by the taps."""
         if self.use_fft:
-            return crop(self._circulant.adjoint(y), self._start, self.input_shape[1:])
+            return self._circulant.adjoint(y, self.input_shape[1:])
         return _slide(y, self._transposed, tuple(k - 1 for k in self.kernel.shape[2:]))
 
 

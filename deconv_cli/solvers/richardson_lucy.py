@@ -29,7 +29,14 @@ from deconv_cli.solvers.poisson import held_out
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
-from deconv_cli.solvers.richardson_lucy_stopping import Discrepancy, FixedIterations, HeldOut, NoiseLevel, run_until
+from deconv_cli.solvers.richardson_lucy_stopping import (
+    Discrepancy,
+    FixedIterations,
+    HeldOut,
+    NoiseLevel,
+    StoppingCriterion,
+    run_until,
+)
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
@@ -144,21 +151,24 @@ class RichardsonLucyEstimator(Estimator):
         is_batch = y.ndim > self.n_dims
         data = data if is_batch else data[None]
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
+        criterion = self._stopping_criterion(data, unit, log)
         steps = RichardsonLucySteps(self.operator, data)
-        if self.sigma is not None:
-            status = run_until(steps, NoiseLevel(self.sigma / unit), log)
-        elif self.gain is not None:
-            status = run_until(steps, Discrepancy(self.gain / unit), log)
-        else:
-            used = ~held_out(data, self.n_dims)
-            criterion = HeldOut(used)
-            run_until(RichardsonLucySteps(self.operator, data, used), criterion, log, share=0.5)
-            # An image whose samples were predicted the better the longer it went on has no noise to stop at.
-            wanted = torch.where(criterion.best < len(log.history), criterion.best, math.inf)
-            status = run_until(steps, FixedIterations(wanted), log)
+        status = run_until(steps, criterion, log)
         value = unit * (steps.x if is_batch else steps.x[0])
         certificate = synchronize.as_number(steps.certificate().max())
         return Solution(value, status, len(log.history), certificate, tuple(log.history), OBJECTIVE)
+
+    def _stopping_criterion(self, data: Tensor, unit: float, log: IterationLog) -> StoppingCriterion:
+        """Decide how noise ends the iteration; where samples are held out, after the steps that predict them best."""
+        if self.sigma is not None:
+            return NoiseLevel(self.sigma / unit)
+        if self.gain is not None:
+            return Discrepancy(self.gain / unit)
+        used = ~held_out(data, self.n_dims)
+        criterion = HeldOut(used)
+        run_until(RichardsonLucySteps(self.operator, data, used), criterion, log, share=0.5)
+        # An image whose samples were predicted the better the longer it went on has no noise to stop at.
+        return FixedIterations(torch.where(criterion.best < len(log.history), criterion.best, math.inf))
 
 
 def _counts(y: Tensor) -> Tensor:

@@ -1,7 +1,12 @@
-"""The multiplicative iteration of Richardson and Lucy, accelerated where the likelihood rises by it.
+"""The multiplicative iteration of Richardson and Lucy, accelerated as long as the likelihood rises.
 
-Biggs and Andrews, Acceleration of iterative image restoration algorithms, Applied Optics 36, 1997, equations 5 to 8.
-Where an accelerated step would lower the likelihood the plain one is taken, which never does.
+Biggs and Andrews, Acceleration of iterative image restoration algorithms, Applied Optics 36, 1997, equations 5 to 8. A
+step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood, and then goes on the way
+that the step before went. Where that would leave it less likely than x was, it is not gone. So a step takes one product
+with A and one with Aᴴ, and another with A where the acceleration fails.
+
+Multiplied by the one number that gives the estimate the light of the data, it is the more likely: the factor alone
+keeps the light, what is added to it does not.
 """
 
 from __future__ import annotations
@@ -10,10 +15,9 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import image_axes
+from deconv_cli.operators.axes import image_axes, slabs
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.norms import accumulation_dtype, relative
-from deconv_cli.solvers.poisson import divergence
+from deconv_cli.solvers.norms import accumulation_dtype, relative, safe_ratio
 
 # Pixels whose sensitivity is below this part of the largest are reached by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5
@@ -35,82 +39,113 @@ class RichardsonLucySteps:
 
     Attributes:
         x: the estimate, shape `(B, *inner, C_in, *size)`.
+        y: the counts.
         blurred: Ax.
         divergence: of the samples that are used, shape `(B,)`.
-        imbalance: the certificate where the last step set out from, shape `(B,)`.
         is_moving: whether an image changed in the last step, shape `(B,)`.
     """
 
     def __init__(self, operator: Convolution, y: Tensor, used: Tensor | None = None) -> None:
-        self.operator, self.y, self.used = operator, y, used
-        self._axes = image_axes(len(operator.input_shape) - 1)
+        self.operator, self.y = operator, y
+        self._n_axes = len(operator.input_shape) - 1
+        self._axes = image_axes(self._n_axes)
         ones = torch.ones_like(y[:1]) if used is None else used.to(y.dtype).expand_as(y[:1])
+        # Samples that are not used are taken for black, and predicted without consequence.
+        self._used, self._counts = ones, y if used is None else y * ones
         sensitivity = operator.adjoint(ones)
-        self._is_reached = sensitivity > MIN_SENSITIVITY * sensitivity.amax(dim=self._axes, keepdim=True)
-        self._sensitivity = torch.where(self._is_reached, sensitivity, 1)
+        is_reached = sensitivity > MIN_SENSITIVITY * sensitivity.amax(dim=self._axes, keepdim=True)
+        self._sensitivity = torch.where(is_reached, sensitivity, 1)
+        self._unreached = None if synchronize.holds_everywhere(is_reached) else ~is_reached
         # Flat, with as much light as the data have.
-        light = (y * ones).sum(dim=self._axes, keepdim=True)
+        light = self._counts.sum(dim=self._axes, keepdim=True)
         self._start = light / sensitivity.sum(dim=self._axes, keepdim=True)
-        self.x = self._start.expand(*y.shape[: self._axes[0]], *operator.input_shape)
-        self._light = per_image(y * ones)
+        self._light = per_image(self._counts)
+        self.x = self._start.expand(*y.shape[: self._axes[0]], *operator.input_shape).clone()
         self.blurred, self.divergence = self._measure(self.x)
-        self._previous, self._gain = self.x, torch.zeros_like(self.x)
-        self._acceleration = torch.zeros_like(self.divergence)
-        self.imbalance = self.certificate()
+        self._factor: Tensor | None = None
+        self._imbalance = torch.zeros_like(self._light)
+        # Where the last step came to before it was accelerated, and what it had gained, with the sum of its squares.
+        self._plain, self._gain = self.x.clone(), torch.zeros_like(self.x)
+        self._squares = torch.zeros_like(self.divergence)
         self.is_moving = torch.ones_like(self.divergence, dtype=torch.bool)
 
     def step(self, going: Tensor) -> None:
         """Take one step for the images that `going`, shape `(B,)`, names."""
-        ahead = self.x + self._spread(self._acceleration) * (self.x - self._previous)
-        ahead = torch.maximum(ahead, torch.minimum(self.x, MIN_LEFT * self.x + MIN_LIGHT * self._start))
-        factor = self._factor(self._blur(ahead))
-        blurred, reached = self._measure(ahead * factor)
-        fails = going & (self._acceleration > 0) & ~(reached <= self.divergence)
+        # The factor's place is the next estimate's.
+        ahead, self._factor = self._known_factor(), None
+        self._accelerate(ahead, self._multiply(ahead))
+        blurred, reached = self._measure(ahead)
+        fails = going & ~(reached <= self.divergence)
         if synchronize.holds_anywhere(fails):
-            retry = self._spread(fails) > 0
-            ahead = torch.where(retry, self.x, ahead)
-            factor = torch.where(retry, self._factor(self.blurred), factor)
-            blurred, reached = self._measure(ahead * factor)
-        new = ahead * factor
+            ahead = torch.where(self._spread(fails) > 0, self._plain, ahead)
+            blurred, reached = self._measure(ahead)
         self.is_moving = going & (reached <= self.divergence)
+        if synchronize.holds_everywhere(self.is_moving):
+            self.x, self.blurred, self.divergence = ahead, blurred, reached
+            return
         takes = self._spread(self.is_moving) > 0
-        gain = torch.where(takes, new - ahead, 0)
-        self.imbalance = torch.where(self.is_moving, self._imbalance(ahead, factor), self.imbalance)
-        along, before = per_image(gain * self._gain), per_image(self._gain.square())
-        ratio = torch.where(before > 0, along / before.clamp_min(SMALLEST), 0)
-        self._acceleration = torch.where(fails | ~self.is_moving, 0, ratio.clamp(0, MAX_ACCELERATION))
-        self._gain = gain
-        self._previous = torch.where(takes, self.x, self._previous)
-        self.x = torch.where(takes, new, self.x)
+        self.x = torch.where(takes, ahead, self.x)
         self.blurred = torch.where(takes, blurred, self.blurred)
         self.divergence = torch.where(self.is_moving, reached, self.divergence)
 
     def certificate(self) -> Tensor:
         """Compute Σ w·|Aᴴ1 − Aᴴ(y/Ax)| / Σy, shape `(B,)`; w as in `RichardsonLucyEstimator`."""
-        return self._imbalance(self.x, self._factor(self.blurred))
+        self._known_factor()
+        return relative(self._imbalance, self._light)
 
-    def _imbalance(self, x: Tensor, factor: Tensor) -> Tensor:
-        # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
-        weight = torch.where(factor > 1, torch.maximum(x, self._start), x)
-        return relative(per_image((weight * self._sensitivity * (factor - 1)).abs()), self._light)
+    def _known_factor(self) -> Tensor:
+        """Compute what a step multiplies by, Aᴴ(y/Ax) / Aᴴ1, unless it is known; 1 where nothing reaches."""
+        if self._factor is not None:
+            return self._factor
+        factor = self.operator.adjoint(self._counts / self.blurred)
+        if self._unreached is not None:
+            factor.masked_fill_(self._unreached, 1)
+        self._imbalance = torch.zeros_like(self._light)
+        for part, x, sensitivity in slabs(self._n_axes, factor, self.x, self._sensitivity):
+            # The adjoint may leave rounding below zero.
+            force = part.clamp_min_(0) - sensitivity
+            part.div_(sensitivity)
+            # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
+            growth = torch.maximum(x, self._start).mul_(force)
+            self._imbalance += per_image(torch.maximum(growth, force.mul_(x).abs_(), out=growth))
+        self._factor = factor
+        return factor
 
-    def _factor(self, blurred: Tensor) -> Tensor:
-        """Compute what a step multiplies by, Aᴴ(y/Ax) / Aᴴ1; 1 where nothing is reached."""
-        ratio = self.y / blurred
-        if self.used is not None:
-            ratio = torch.where(self.used, ratio, 0)
-        # The adjoint may leave rounding below zero.
-        return torch.where(self._is_reached, self.operator.adjoint(ratio).clamp_min(0) / self._sensitivity, 1)
+    def _multiply(self, factor: Tensor) -> Tensor:
+        """Multiply x by its factor, in the place of the latter; return the acceleration of each image, `(B,)`."""
+        along, squares = torch.zeros_like(self._squares), torch.zeros_like(self._squares)
+        for x, new, gain in slabs(self._n_axes, self.x, factor, self._gain):
+            new.mul_(x)
+            change = new - x
+            along += per_image(gain.mul_(change))
+            gain.copy_(change)
+            squares += per_image(change.square_())
+        acceleration = safe_ratio(along, self._squares).clamp(0, MAX_ACCELERATION)
+        self._squares = squares
+        return torch.where(self.is_moving, acceleration, 0)
 
-    def _blur(self, x: Tensor) -> Tensor:
-        blurred = self.operator.forward(x)
-        floor = torch.finfo(x.dtype).eps * blurred.amax(dim=self._axes, keepdim=True)
-        return torch.maximum(blurred, floor.clamp_min(SMALLEST))
+    def _accelerate(self, new: Tensor, acceleration: Tensor) -> None:
+        """Go on along the way from where the step before came to, in place, and remember where this one did."""
+        share = self._spread(acceleration)
+        for ahead, plain in slabs(self._n_axes, new, self._plain):
+            lowest = torch.minimum(ahead, MIN_LEFT * ahead + MIN_LIGHT * self._start)
+            way = (ahead - plain).mul_(share)
+            plain.copy_(ahead)
+            torch.maximum(ahead.add_(way), lowest, out=ahead)
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        blurred = self._blur(x)
-        each = divergence(self.y, blurred)
-        return blurred, per_image(each if self.used is None else torch.where(self.used, each, 0))
+        """Give x the light of the data, in place; return Ax and its divergence, shape `(B,)`."""
+        blurred = self.operator.forward(x)
+        light = per_image(blurred * self._used)
+        scale = self._spread(torch.where(light > 0, self._light / light, 1))
+        x.mul_(scale)
+        floor = (scale * torch.finfo(x.dtype).eps * blurred.amax(dim=self._axes, keepdim=True)).clamp_min(SMALLEST)
+        total = torch.zeros_like(light)
+        for y, mean, used in slabs(self._n_axes, self._counts, blurred, self._used):
+            torch.maximum(mean.mul_(scale), floor, out=mean)
+            ratio = (y / mean).clamp_min_(SMALLEST)
+            total += per_image(ratio.log_().mul_(y).sub_(y).addcmul_(mean, used))
+        return blurred, total
 
     def _spread(self, numbers: Tensor) -> Tensor:
         """Shape numbers of images, shape `(B,)`, to multiply images by, in their dtype."""
@@ -119,4 +154,4 @@ class RichardsonLucySteps:
 
 def per_image(a: Tensor) -> Tensor:
     """Sum over all but the first axis, shape `(B,)`."""
-    return a.flatten(1).sum(dim=1, dtype=accumulation_dtype(a))
+    return a.sum(dim=tuple(range(1, a.ndim)), dtype=accumulation_dtype(a))

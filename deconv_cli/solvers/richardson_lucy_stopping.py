@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -58,13 +59,14 @@ class HeldOut(StoppingCriterion):
     """Ends where samples that are held out have not been predicted better for a while."""
 
     def __init__(self, used: Tensor) -> None:
-        self._used = used
+        places = torch.unravel_index(synchronize.places(~used.flatten()), used.shape)
+        self._held_out: tuple[EllipsisType | Tensor, ...] = (Ellipsis, *places)
         self._lowest: Tensor | None = None
         self.best = used.new_zeros((), dtype=torch.float32)
 
     def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
         """Compare with the best prediction so far."""
-        found = per_image(torch.where(self._used, 0, divergence(steps.y, steps.blurred)))
+        found = per_image(divergence(steps.y[self._held_out], steps.blurred[self._held_out]))
         if self._lowest is None:
             self._lowest, self.best = found, torch.full_like(found, n_steps)
         self.best = torch.where(found < self._lowest, n_steps, self.best)
@@ -98,18 +100,17 @@ def run_until(
     limit = int(share * (log.rule.max_iterations - len(log.history)))
     n_steps = 0
     ended = criterion.ends(steps, n_steps)
-    is_still = steps.certificate() <= log.rule.tolerance
+    certificate = steps.certificate()
     while True:
-        going = ~(ended | is_still)
+        going = ~(ended | (certificate <= log.rule.tolerance))
         if not synchronize.holds_anywhere(going):
             return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
         if n_steps >= limit:
             return Status.MAX_ITERATIONS
         steps.step(going)
         n_steps += 1
-        log.record(synchronize.as_number(steps.imbalance.max()))
+        certificate = steps.certificate()
+        log.record(synchronize.as_number(certificate.max()))
         ended = ended | criterion.ends(steps, n_steps)
         if not synchronize.holds_anywhere(steps.is_moving):
             return Status.STAGNATED
-        if synchronize.holds_anywhere(going & (steps.imbalance <= log.rule.tolerance)):
-            is_still = is_still | (steps.certificate() <= log.rule.tolerance)

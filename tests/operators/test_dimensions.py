@@ -2,6 +2,7 @@
 
 import cmath
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from properties import adjoint_defect, backward_defect, linearity_defect, matrix
 from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, space_axes, unravel
-from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators import axes
+from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, slabs, space_axes, unravel
+from deconv_cli.operators.circulant import BlockCirculant, FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.extension import close_smoothly
@@ -215,3 +217,30 @@ def test_axes_are_counted_from_the_end():
     x = random((5, 2, 3, 4))
     torch.testing.assert_close(per_image(torch.arange(5.0), 2) * x, torch.einsum("b,bchw->bchw", torch.arange(5.0), x))
     assert torch.equal(crop(x, (1, 0), (2, 3)), x[..., 1:3, :3])
+
+
+@pytest.mark.parametrize("size", [(7,), (5, 6), (4, 3, 5)])
+def test_slabs_are_views_that_cover_the_arrays(monkeypatch, size):
+    monkeypatch.setattr(axes, "SLAB", 2 * math.prod(size) // size[0] + 1)
+    x, total = torch.zeros(2, *size), random((1, *size)).float()
+    parts = list(slabs(len(size), x, total))
+    assert len(parts) > 1
+    for part, source in parts:
+        assert part.shape[1:] == source.shape[1:]
+        part += source
+    torch.testing.assert_close(x, total.expand_as(x))
+    assert len(list(slabs(len(size), x[:0], total[:0]))) == 1
+
+
+@pytest.mark.parametrize("channels", [(1, 1), (2, 3), (5, 6)])
+@pytest.mark.parametrize("torus", [(8,), (6, 5), (6, 4, 5), (3, 4, 2, 3)])
+def test_a_part_of_a_product_is_that_of_the_whole(channels, torus):
+    size = tuple(n - 1 for n in torus)
+    circulant = BlockCirculant(torus_symbol(random((*channels, *[2] * len(torus))), torus), torus)
+    for apply, n_channels in ((circulant.forward, channels[1]), (circulant.adjoint, channels[0])):
+        x = random((2, n_channels, *size), seed=1)
+        padded = torch.zeros(2, n_channels, *torus, dtype=x.dtype)
+        crop(padded, (0,) * len(torus), size).copy_(x)
+        torch.testing.assert_close(apply(x, size), crop(apply(padded), (0,) * len(torus), size), rtol=0, atol=1e-13)
+    assert adjoint_defect(circulant) <= 1e-12
+    assert matrix_defect(circulant) <= 1e-12
