@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.kernel_source import make_kernel
+    from deconv_cli.models.model_layers import ModelLayer
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
+    from deconv_cli.saved_layers import list_layers, load_layer, save_layer
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
@@ -82,6 +84,7 @@ __all__ = [
     "Laplacian",
     "LinearOperator",
     "MalformedInputError",
+    "ModelLayer",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",
@@ -109,12 +112,15 @@ __all__ = [
     "invert",
     "invert_taps",
     "keep_freed_memory",
+    "list_layers",
     "load_kernel_field",
+    "load_layer",
     "load_pseudo_inverse",
     "make_kernel",
     "map_blur",
     "pseudo_inverse",
     "save_kernel_field",
+    "save_layer",
     "save_pseudo_inverse",
     "solve",
 ]
@@ -151,6 +157,10 @@ _HOMES = {
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.library",
+    "ModelLayer": "deconv_cli.models.model_layers",
+    "list_layers": "deconv_cli.saved_layers",
+    "load_layer": "deconv_cli.saved_layers",
+    "save_layer": "deconv_cli.saved_layers",
     "load_kernel_field": "deconv_cli.saved_fields",
     "save_kernel_field": "deconv_cli.saved_fields",
     "load_pseudo_inverse": "deconv_cli.saved_inverses",

@@ -39,10 +39,11 @@ ALLOWED = {
     "blocks": BELOW_WORKFLOWS | {"workflows", "io"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},
+    "saved_layers": BELOW_OPERATORS | {"io", "models"},
     "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
     "commands": BELOW_WORKFLOWS
-    | {"workflows", "blocks", "saved_inverses", "saved_fields", "report", "io", "models", "deconv_cli"},
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses", "saved_fields"},
+    | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers", "report", "io", "models", "deconv_cli"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses", "saved_fields", "saved_layers"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.gradient_options import CaseOptions
+from deconv_cli.commands.model_options import parse_init
 from deconv_cli.commands.typed_options import refuse_idle_for_file
 from deconv_cli.commands.user_code import naming_options
 from deconv_cli.errors import UsageError
@@ -156,19 +156,7 @@ def _open_module(
             f"'{options.file}' holds weights but not what is computed with them; name the class with --model "
             "file.py:Class."
         )
-    return build_model(named, _parse_init(options.init), stored), None
-
-
-def _parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text}'.") from error
-    if not isinstance(found, dict | list):
-        raise UsageError(f"--init must be a JSON object or a list, but is '{text}'.")
-    return found
+    return build_model(named, parse_init(options.init), stored), None
 
 
 def _open_batch(

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from deconv_cli.commands.model_options import AllowGlobalOption, InitOption, TrustFileOption
 from deconv_cli.vocabulary import MAX_SEED
 
-_FILES = "Model files"
 _SYNTHETIC = "Synthetic data"
 
 
@@ -84,31 +84,6 @@ class CaseOptions:
             "--seed", help="Seed of the data and of random layers.", min=0, max=MAX_SEED, rich_help_panel=_SYNTHETIC
         ),
     ] = 0
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            metavar="JSON",
-            help='Arguments of the class that --model names: {"hidden": 64}, or a list.',
-            rich_help_panel=_FILES,
-        ),
-    ] = None
-    allow_global: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-global",
-            metavar="NAME",
-            help="Let a pickle use this class besides those of torch.nn and --model: package.module.Name.",
-            show_default=False,
-            rich_help_panel=_FILES,
-        ),
-    ] = None
-    trust_file: Annotated[
-        str | None,
-        typer.Option(
-            "--trust-file",
-            metavar="SHA256",
-            help="Run the TorchScript or .pt2 file with this fingerprint.",
-            rich_help_panel=_FILES,
-        ),
-    ] = None
+    init: InitOption = None
+    allow_global: AllowGlobalOption = None
+    trust_file: TrustFileOption = None

@@ -4,40 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deconv_cli.commands.console import print_document, print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.kernel_output import OutputFile, check_kernel_output, without_paths, write_kernel
 from deconv_cli.commands.option_groups import KERNEL_OPTION, ForceOption, JsonOption, KernelOptions, QuietOption
 from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
     from deconv_cli.workflows.blur_map import BlurMap
     from deconv_cli.workflows.light import ChosenLight
 
-HELP = "Find the kernel that blurred a picture, or check one against it."
+HELP = "Get a kernel: from a picture or a model; or check one against a picture."
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
 
-OutputFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help="Write the kernel: a .safetensors, .pt, .npy or .npz file.",
-        show_default=False,
-    ),
-]
 LightOption = Annotated[
     Light | None,
     typer.Option(
@@ -104,7 +93,7 @@ def estimate(
     if size is not None and not free:
         raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
     if output is not None:
-        _check_output(output, photo, force=force)
+        check_kernel_output(output, photo, force=force)
     if map_file is not None:
         _check_map(map_file, photo, force=force)
         if output is not None and map_file.resolve() == output.resolve():
@@ -133,7 +122,7 @@ def estimate(
         mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"] = describe_map(mapped)
         if mapped.found:
-            save_kernel_field(mapped.field(), map_file, record=_without_paths(record), force=force)
+            save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=force)
             is_mapped = True
         rows += [
             ("same everywhere" if i == 0 else "", row)
@@ -142,7 +131,7 @@ def estimate(
     is_written = output is not None and (found.found or free)
     record["output"] = str(output) if is_written else None
     if output is not None and is_written:
-        write_kernel(output, form.taps if free else found.taps(), _without_paths(record))
+        write_kernel(output, form.taps if free else found.taps(), without_paths(record))
     if not quiet:
         print_table(str(photo), rows)
         rival = close_rival(found)
@@ -186,7 +175,7 @@ def align(
     from deconv_cli.workflows.blind import align_kernel
 
     if output is not None:
-        _check_output(output, photo, force=force)
+        check_kernel_output(output, photo, force=force)
     image, loaded = read_image(photo), load_kernels(kernel, reading)
     chosen = light_of(image, light)
     truth = None if sharp is None else read_image(sharp)
@@ -212,7 +201,7 @@ def align(
         "output": None if output is None else str(output),
     }
     if output is not None:
-        write_kernel(output, found.taps, _without_paths(record))
+        write_kernel(output, found.taps, without_paths(record))
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
     if not quiet:
         rows = [("kernel", sentence), ("against as given", f"{found.evidence:+.1f} in log-likelihood")]
@@ -248,41 +237,12 @@ def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[
     )
 
 
-def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
-    """Write taps of shape `(kH, kW)` as float32, completely or not at all."""
-    from deconv_cli.io.atomic import write_atomically
-    from deconv_cli.io.formats import codec_of_suffix
-    from deconv_cli.io.stored_image import StoredImage
-
-    codec = codec_of_suffix(path)
-    stored = StoredImage(samples=taps.float().numpy(), record=record)
-
-    def check(temporary: Path) -> None:
-        codec.read(temporary)
-
-    write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
-
-
-def _check_output(path: Path, source: Path, *, force: bool) -> None:
-    from deconv_cli.io.formats import codec_named
-    from deconv_cli.io.output_path import check_output_path
-    from deconv_cli.io.tensors import TensorCodec
-
-    if not isinstance(codec_named(path), TensorCodec):
-        raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
-    check_output_path(path, source, force=force)
-
-
 def _check_map(path: Path, source: Path, *, force: bool) -> None:
     from deconv_cli.io.output_path import check_output_path
 
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")
     check_output_path(path, source, force=force)
-
-
-def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:

@@ -1,0 +1,79 @@
+"""Where a kernel is written: what `deconv kernel` commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the kernel: a .safetensors, .pt, .npy or .npz file.",
+        show_default=False,
+    ),
+]
+MAX_TILES = 64
+"""Kernels of a layer that are drawn."""
+
+
+def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse what a kernel cannot be written to, before anything is computed."""
+    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.output_path import check_output_path
+    from deconv_cli.io.tensors import TensorCodec
+
+    if not isinstance(codec_named(path), TensorCodec):
+        raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
+    check_output_path(path, source, force=force)
+
+
+def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
+    """Write taps as float32, completely or not at all."""
+    from deconv_cli.io.atomic import write_atomically
+    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.stored_image import StoredImage
+
+    codec = codec_of_suffix(path)
+    stored = StoredImage(samples=taps.float().numpy(), record=record)
+
+    def check(temporary: Path) -> None:
+        codec.read(temporary)
+
+    write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
+
+
+def without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave the names of files out of a record that goes into one."""
+    return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
+
+
+def show_taps(taps: Tensor) -> None:
+    """Draw taps `(*k)` or `(n, m, *k)` on the terminal: kernels of a layer side by side, of a volume its middle."""
+    import math
+
+    from torch.nn import functional
+
+    from deconv_cli.commands.terminal_picture import show_picture
+
+    planes = taps.double()
+    planes = planes.flatten(0, 1) if planes.ndim > 3 else planes[None] if planes.ndim < 3 else planes
+    if planes.ndim == 4:
+        planes = planes[:, planes.shape[1] // 2]
+    if planes.ndim == 2:
+        planes = planes[:, None]
+    planes = planes[:MAX_TILES]
+    across = math.ceil(math.sqrt(len(planes)))
+    missing = across * math.ceil(len(planes) / across) - len(planes)
+    tiles = functional.pad(planes, (0, 1, 0, 1, 0, missing), value=float(planes.min()))
+    mosaic = tiles.unflatten(0, (-1, across)).movedim(1, 2).flatten(2, 3).flatten(0, 1)
+    show_picture(mosaic[None, :-1, :-1], is_color=False)

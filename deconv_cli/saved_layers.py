@@ -1,0 +1,84 @@
+"""Convolutions in model files, read by the safe rules of `models`, and written as `deconv --kernel FILE` reads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deconv_cli.io.data import write_tensors
+from deconv_cli.io.output_path import check_output_path
+from deconv_cli.models.model_building import build_model
+from deconv_cli.models.model_files import ModelFile, read_model
+from deconv_cli.models.model_layers import ModelLayer, find_layer
+from deconv_cli.models.model_layers import list_layers as layers_of
+from deconv_cli.models.named_code import load_named
+
+
+def open_model(
+    path: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    init: Any = None,  # noqa: ANN401 (JSON)
+    allowed_globals: tuple[str, ...] = (),
+    trusted_sha256: str | None = None,
+) -> tuple[ModelFile, nn.Module | None]:
+    """Read a model file, and build the model where its class is named; nothing that the file carries is run.
+
+    Args:
+        path: .safetensors, what `torch.save` wrote, TorchScript or an exported program.
+        model: the class of the model, `file.py:Name` or `package.module:Name`, for a file of weights alone.
+        init: the arguments of that class, by name or as a list.
+        allowed_globals: further classes that a pickle may name.
+        trusted_sha256: the SHA-256 of a TorchScript file or an exported program that is trusted to run.
+
+    Raises:
+        UsageError: no such file or name.
+        InputRefusedError: a file that is unsafe, damaged, too large or does not fit the class.
+    """
+    named = None if model is None else load_named(model, "model")
+    stored = read_model(Path(path), named=named, allowed_globals=allowed_globals, trusted_sha256=trusted_sha256)
+    if named is None or stored.module is not None or stored.exported is not None:
+        return stored, None
+    return stored, build_model(named, init, stored)
+
+
+def list_layers(path: str | os.PathLike[str], **options: Any) -> list[ModelLayer]:  # noqa: ANN401
+    """List the convolutions of a model file, in the order of the model; `options` are those of `open_model`."""
+    return layers_of(*open_model(path, **options))
+
+
+def load_layer(path: str | os.PathLike[str], name: str | None = None, **options: Any) -> ModelLayer:  # noqa: ANN401
+    """Read one convolution of a model file, by its name or as the only one; `options` are those of `open_model`.
+
+    Raises:
+        UsageError: no layer of this name, or several and no name.
+        MalformedInputError: there is no convolution, or its weights are not finite.
+    """
+    stored, module = open_model(path, **options)
+    return find_layer(stored, layers_of(stored, module), name)
+
+
+def save_layer(
+    layer: ModelLayer, path: str | os.PathLike[str], *, record: dict[str, Any] | None = None, force: bool = False
+) -> None:
+    """Write a layer into a `.safetensors` file, with its geometry in the record, completely or not at all.
+
+    Args:
+        layer: the layer.
+        path: of the file.
+        record: what else is to be known of how it was made, as JSON.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: another suffix, no such folder, or an existing file without `force`.
+        FileAccessError: disk full, or no permission.
+    """
+    path = Path(path)
+    check_output_path(path, path.parent, force=force)
+    tensors = {f"{layer.name}.weight": layer.weight.detach().cpu()}
+    if layer.bias is not None:
+        tensors[f"{layer.name}.bias"] = layer.bias.detach().cpu()
+    write_tensors(path, tensors, {**(record or {}), "layer": layer.describe()})

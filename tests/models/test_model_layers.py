@@ -1,0 +1,137 @@
+"""Layers of models: listed with their geometry from files of every kind, written, and run as the network runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import deconv_cli
+from deconv_cli import MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.models.kernel_files import read_kernel
+
+PNET = Path(__file__).parents[2] / "sample_images" / "pnet.pt"
+
+
+class Mixed(nn.Module):
+    """Every kind of convolution, some nested, and layers that are none."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.first = nn.Conv1d(2, 3, 5, padding=2, bias=False)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, (3, 2), stride=(2, 1), dilation=2, padding="same" if width < 0 else 1, groups=1),
+            nn.BatchNorm2d(width),
+            nn.ConvTranspose2d(width, 6, 3, stride=2, padding=1, output_padding=(1, 0), groups=2),
+        )
+        self.volume = nn.Conv3d(1, 2, 2, padding_mode="circular", padding=1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+NAMES = ["first", "body.0", "body.2", "volume"]
+
+
+@pytest.fixture
+def mixed():
+    torch.manual_seed(0)
+    return Mixed()
+
+
+def described(layers):
+    return {layer.name: layer.describe() for layer in layers}
+
+
+def test_a_module_tells_all_of_its_geometry(code, save, mixed):
+    place = code("")
+    source = Path(__file__).read_text().split("class Mixed")[1].split("\n\n\nNAMES")[0]
+    place.write_text(f"import torch\nfrom torch import nn\n\nclass Mixed{source}")
+    named = f"{place}:Mixed"
+    path = save(mixed.state_dict())
+    layers = deconv_cli.list_layers(path, model=named)
+    assert [layer.name for layer in layers] == NAMES
+    found = described(layers)
+    assert found["body.0"] == {
+        **{"name": "body.0", "kind": "Conv2d", "shape": [4, 3, 3, 2], "bias": True, "transposed": False},
+        **{"stride": [2, 1], "padding": [1, 1], "dilation": [2, 2], "groups": 1, "padding_mode": "zeros"},
+    }
+    transposed = found["body.2"]
+    assert (transposed["transposed"], transposed["output_padding"], transposed["groups"]) == (True, [1, 0], 2)
+    assert found["volume"]["padding_mode"] == "circular"
+    assert found["first"]["shape"] == [3, 2, 5]
+    assert not found["first"]["bias"]
+    layer = deconv_cli.load_layer(path, "body.2", model=named)
+    assert torch.equal(layer.weight, mixed.body[2].weight)
+    assert torch.equal(layer.bias, mixed.body[2].bias)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_whole_module_and_torchscript(save, tmp_path, digest):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, stride=2))
+    whole = described(deconv_cli.list_layers(save(model, "whole.pt")))
+    script = tmp_path / "script.pt"
+    torch.jit.script(model).save(script)
+    with pytest.raises(UnsafeInputError, match="trusted_sha256"):
+        deconv_cli.list_layers(script)
+    scripted = described(deconv_cli.list_layers(script, trusted_sha256=digest(script)))
+    assert whole == scripted
+    assert whole["0"]["stride"] == [2, 2]
+    assert whole["2"]["transposed"]
+
+
+def test_an_exported_program_and_a_state_dict_hold_weights_alone(save, tmp_path, digest, network):
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(network.eval(), (torch.rand(1, 3, 9, 9),)), path)
+    exported = deconv_cli.list_layers(path, trusted_sha256=digest(path))
+    plain = deconv_cli.list_layers(save(network.state_dict()))
+    assert described(exported) == described(plain)
+    assert [(layer.name, layer.kind, layer.geometry) for layer in plain] == [("0", None, {}), ("3", None, {})]
+    assert [layer.bias is None for layer in plain] == [False, True]
+
+
+def test_refusals(save, network, refused):
+    path = save(network.state_dict())
+    refused(UsageError, deconv_cli.load_layer, path, says=["holds 2 convolutions", "choose among 0, 3"])
+    refused(UsageError, deconv_cli.load_layer, path, "5", says="no convolution named '5'")
+    refused(MalformedInputError, deconv_cli.load_layer, save({"a": torch.ones(3)}, "no.pt"), says="holds none")
+    state = network.state_dict()
+    state["0.weight"][0, 0, 0, 0] = float("nan")
+    refused(MalformedInputError, deconv_cli.load_layer, save(state, "nan.pt"), "0", says="NaN")
+
+
+def test_what_is_written_is_read_as_the_layer(save, network, tmp_path):
+    layer = deconv_cli.load_layer(save(network), "0")
+    path = tmp_path / "layer.safetensors"
+    deconv_cli.save_layer(layer, path)
+    again = deconv_cli.load_layer(path)
+    assert (again.name, torch.equal(again.weight, layer.weight)) == ("0", True)
+    read = read_kernel(path)
+    assert torch.equal(read.kernel, layer.weight)
+    assert torch.equal(read.bias, layer.bias)
+    with pytest.raises(UsageError, match="exists"):
+        deconv_cli.save_layer(layer, path)
+    deconv_cli.save_layer(layer, path, force=True)
+
+
+def test_a_trained_network_runs_layer_by_layer_and_backwards():
+    """P-Net to its third convolution, then each layer undone from what it gave."""
+    layers = {layer.name: layer for layer in deconv_cli.list_layers(PNET)}
+    assert list(layers) == ["conv1", "conv2", "conv3", "conv4_1", "conv4_2"]
+    slopes = torch.load(PNET, weights_only=True)
+    x = torch.rand(1, 3, 20, 18, dtype=torch.float64)
+    for name in ("conv1", "conv2", "conv3"):
+        weight, bias = layers[name].weight.double(), layers[name].bias.double()
+        y = deconv_cli.forward(x, weight, padding="valid", bias=bias)
+        torch.testing.assert_close(y, functional.conv2d(x, weight, bias), rtol=1e-12, atol=1e-12)
+        back = deconv_cli.invert(y, weight, padding="valid", bias=bias, lam=0.0)
+        again = deconv_cli.forward(back.image, weight, padding="valid", bias=bias)
+        assert float((again - y).norm() / y.norm()) < 1e-6
+        if name == "conv1":
+            assert float((back.image - x).norm() / x.norm()) < 1e-6
+        x = functional.prelu(y, slopes[f"prelu{name[-1]}.weight"].double())
+        x = functional.max_pool2d(x, 2, 2, ceil_mode=True) if name == "conv1" else x
