@@ -40,14 +40,13 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.kernel_source import make_kernel
-    from deconv_cli.models.model_layers import ModelLayer
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
-    from deconv_cli.saved_layers import list_layers, load_layer, save_layer
+    from deconv_cli.saved_layers import ModelLayer, list_layers, load_layer, save_layer
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
     from deconv_cli.workflows.custom_taps import TapReconstruction, forward_taps, invert_taps
+    from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -81,6 +81,7 @@ __all__ = [
     "InputRefusedError",
     "Kernel",
     "KernelField",
+    "KernelFit",
     "Laplacian",
     "LinearOperator",
     "MalformedInputError",
@@ -107,6 +108,7 @@ __all__ = [
     "check_gradients",
     "estimate_free_kernel",
     "estimate_kernel",
+    "fit_kernel",
     "forward",
     "forward_taps",
     "invert",
@@ -147,6 +149,8 @@ _HOMES = {
     "estimate_free_kernel": "deconv_cli.workflows.blind",
     "estimate_kernel": "deconv_cli.workflows.blind",
     "map_blur": "deconv_cli.workflows.blur_map",
+    "KernelFit": "deconv_cli.workflows.fit_kernel",
+    "fit_kernel": "deconv_cli.workflows.fit_kernel",
     "forward": "deconv_cli.workflows.apply_kernel",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "ToneCurve": "deconv_cli.tone_curve",
@@ -157,7 +161,7 @@ _HOMES = {
     "make_kernel": "deconv_cli.kernels.sources.kernel_source",
     "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.library",
-    "ModelLayer": "deconv_cli.models.model_layers",
+    "ModelLayer": "deconv_cli.saved_layers",
     "list_layers": "deconv_cli.saved_layers",
     "load_layer": "deconv_cli.saved_layers",
     "save_layer": "deconv_cli.saved_layers",

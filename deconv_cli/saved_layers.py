@@ -16,6 +16,8 @@ from deconv_cli.models.model_layers import ModelLayer, find_layer
 from deconv_cli.models.model_layers import list_layers as layers_of
 from deconv_cli.models.named_code import load_named
 
+__all__ = ["ModelLayer", "list_layers", "load_layer", "open_model", "save_layer"]
+
 
 def open_model(
     path: str | os.PathLike[str],

@@ -12,7 +12,17 @@ from typer.core import TyperGroup
 
 import deconv_cli
 from deconv_cli.allocator import keep_freed_memory
-from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert, kernel_commands, kernel_extract
+from deconv_cli.commands import (
+    check_grad,
+    factor,
+    fisher,
+    forward,
+    inspect,
+    invert,
+    kernel_commands,
+    kernel_extract,
+    kernel_fit,
+)
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
@@ -55,6 +65,7 @@ kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_mark
 kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(kernel_commands.estimate)
 kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_groups(kernel_commands.align))
 kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))
+kernels.command("fit", epilog=kernel_fit.EXAMPLE)(with_option_groups(kernel_fit.fit))
 app.add_typer(kernels, name="kernel")
 
 

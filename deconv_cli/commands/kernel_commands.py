@@ -10,7 +10,7 @@ import typer
 
 from deconv_cli.commands.console import print_document, print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.kernel_output import OutputFile, check_kernel_output, without_paths, write_kernel
+from deconv_cli.commands.kernel_output import LightOption, OutputFile, check_kernel_output, without_paths, write_kernel
 from deconv_cli.commands.option_groups import KERNEL_OPTION, ForceOption, JsonOption, KernelOptions, QuietOption
 from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
@@ -26,16 +26,6 @@ HELP = "Get a kernel: from a picture or a model; or check one against a picture.
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
-
-LightOption = Annotated[
-    Light | None,
-    typer.Option(
-        "--light",
-        help="In what the blur acts: linear light, or the samples as they are stored. Default: linear where the file "
-        "says how its samples encode light.",
-        show_default=False,
-    ),
-]
 
 
 def estimate(

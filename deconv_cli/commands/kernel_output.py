@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import Light
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,15 @@ OutputFile = Annotated[
         "-o",
         metavar="FILE",
         help="Write the kernel: a .safetensors, .pt, .npy or .npz file.",
+        show_default=False,
+    ),
+]
+LightOption = Annotated[
+    Light | None,
+    typer.Option(
+        "--light",
+        help="In what the blur acts: linear light, or the samples as they are stored. Default: linear where the file "
+        "says how its samples encode light.",
         show_default=False,
     ),
 ]

@@ -1,0 +1,1 @@
+"""Kernels from pairs of pictures, sharp and blurred."""

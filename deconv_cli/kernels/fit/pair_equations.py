@@ -1,0 +1,153 @@
+"""Pairs of images as least squares for the kernel between them: ‖Xk − y‖², a row of X for each output pixel.
+
+A row holds the pixels that the taps meet there. X itself is never stored: it is gone through in pieces of a few rows of
+output pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError
+from deconv_cli.operators.axes import crop, format_size
+from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.extension import Extension
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.vocabulary import Size
+
+CHUNK_BYTES = 64 * 2**20
+N_STRIPES, HELD_OUT = 25, 5
+"""The rows of outputs are cut into so many stripes; every fifth of them can be held out."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair, ready to be gone through.
+
+    Attributes:
+        wide: the sharp image with its border, shape `(C_in, *(output size + k − 1))`, float64.
+        y: what the kernel made of it, shape `(C_out, *output size)`, float64.
+    """
+
+    wide: Tensor
+    y: Tensor
+
+    @classmethod
+    def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
+        """Lay a pair out; its padding follows from the sizes.
+
+        Args:
+            sharp: shape `(C_in, *size)`.
+            blurred: shape `(C_out, *output size)`.
+            size: of the kernel.
+            boundary: what lies outside of the sharp image. Where nothing is known of that, outputs that depend on it
+                are left out.
+
+        Raises:
+            ShapeError: neither padding `same`, nor `valid`, nor `full` leads from one size to the other.
+        """
+        n_axes = len(size)
+        sizes = tuple(sharp.shape[-n_axes:]), tuple(blurred.shape[-n_axes:])
+        for padding in ("same", "valid", "full"):
+            geometry = Geometry(sizes[0], size, Geometry.of_image(sizes[0], size, padding).pads)
+            if geometry.output_size == sizes[1]:
+                break
+        else:
+            raise ShapeError(
+                f"a kernel of {format_size(size)} makes no image of {format_size(sizes[1])} of one of "
+                f"{format_size(sizes[0])}; both should be of one size, or the blurred one smaller or larger by the "
+                "kernel less one."
+            )
+        y, wide = blurred.double(), sharp.double()
+        if not boundary.is_unknown:
+            wide = Extension(geometry, wide.shape[0], boundary).forward(wide)
+        elif padding != "valid":
+            before = geometry.pads.before if padding == "same" else tuple(k - 1 for k in size)
+            y = crop(y, before, Geometry.of_image(sizes[0], size, "valid").output_size)
+        return cls(wide, y)
+
+    def pieces(self, size: Size) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Go through the rows: pieces of X `(n, C_in·prod(k))`, of y `(n, C_out)`, and which rows can be held out."""
+        n_rows = self.y.shape[1]
+        per_row = 8 * self.wide.shape[0] * math.prod(size) * math.prod(self.y.shape[2:])
+        step = max(1, CHUNK_BYTES // max(per_row, 1))
+        stripe = max(1, n_rows // N_STRIPES)
+        for start in range(0, n_rows, step):
+            stop = min(start + step, n_rows)
+            windows = self.wide[:, start : stop + size[0] - 1]
+            for axis, k in enumerate(size):
+                windows = windows.unfold(1 + axis, k, 1)
+            # (C_in, *out, *k) to (*out, C_in, *k)
+            rows = windows.movedim(0, len(size)).flatten(0, len(size) - 1).flatten(1)
+            outputs = self.y[:, start:stop].flatten(1).T
+            is_held = (torch.arange(start, stop) // stripe) % HELD_OUT == HELD_OUT - 1
+            yield rows, outputs, is_held.repeat_interleave(len(outputs) // (stop - start))
+
+
+@dataclass(frozen=True)
+class PairEquations:
+    """The normal equations of pairs.
+
+    Attributes:
+        gram: XᵀX, shape `(N, N)` with N = C_in·prod(k).
+        right: Xᵀy, shape `(N, C_out)`.
+        square: ‖y‖².
+        n_data: rows of X.
+    """
+
+    gram: Tensor
+    right: Tensor
+    square: float
+    n_data: int
+
+
+def gather(pairs: Sequence[Pair], size: Size) -> tuple[PairEquations, PairEquations]:
+    """Go through pairs once; gives the equations of all rows, and those of the rows that are not held out."""
+    n_taps = pairs[0].wide.shape[0] * math.prod(size)
+    n_outputs = pairs[0].y.shape[0]
+    grams, rights = torch.zeros(2, n_taps, n_taps).double(), torch.zeros(2, n_taps, n_outputs).double()
+    squares, counts = torch.zeros(2).double(), [0, 0]
+    for pair in pairs:
+        for rows, outputs, is_held in pair.pieces(size):
+            for part in (0, 1):
+                chosen = is_held if part == 1 else ~is_held
+                x, y = rows[chosen], outputs[chosen]
+                grams[part].addmm_(x.T, x)
+                rights[part].addmm_(x.T, y)
+                squares[part] += y.square().sum()
+                counts[part] += len(x)
+    kept = PairEquations(grams[0], rights[0], float(squares[0]), counts[0])
+    return PairEquations(grams.sum(0), rights.sum(0), float(squares.sum()), sum(counts)), kept
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a kernel leaves over: Xᵀ(y − Xk) and ‖y − Xk‖² of the rows that were looked at."""
+
+    gradient: Tensor
+    square: float
+
+
+def misfit(pairs: Sequence[Pair], size: Size, taps: Tensor, held: bool | None = None) -> Misfit:
+    """Compute what taps `(N, C_out)` leave over, from the data themselves.
+
+    Args:
+        pairs: the data.
+        size: of the kernel.
+        taps: the kernel.
+        held: look at the rows that are held out, at the others, or at all for `None`.
+    """
+    gradient, square = torch.zeros_like(taps), 0.0
+    for pair in pairs:
+        for rows, outputs, is_held in pair.pieces(size):
+            chosen = slice(None) if held is None else is_held == held
+            x = rows[chosen]
+            rest = outputs[chosen] - x @ taps
+            gradient += x.T @ rest
+            square += float(rest.square().sum())
+    return Misfit(gradient, square)

@@ -1,0 +1,47 @@
+"""`deconv kernel fit`: the kernel between two files, and its error bars."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.commands.exit_codes import ExitCode
+
+
+def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_path, kept_in):
+    random = np.random.default_rng(0)
+    x, kernel = save("x", random.random((1, 20, 22))), save("k", random.random((3, 4)))
+    deconv("forward", x, "-k", kernel, "-o", tmp_path / "y.npy", "--output-dtype", "float64", "--dtype", "float64")
+    done = deconv("kernel", "fit", x, tmp_path / "y.npy", "--size", "3,4", "-o", tmp_path / "fit.npy", "--json",
+                  "--boundary", "zero", "--errors", tmp_path / "bars.npy", "--show")  # fmt: skip
+    found = np.load(tmp_path / "fit.npy")
+    assert np.abs(found - np.load(kernel)).max() < 1e-6
+    assert np.load(tmp_path / "bars.npy").shape == (3, 4)
+    assert done.report["held_out_residual"] < 1e-6
+    assert done.report["samples"] == 440
+    assert "draws on a terminal" in done.stderr
+    library = deconv_cli.fit_kernel(
+        [tuple(torch.from_numpy(np.load(path)) for path in (x, tmp_path / "y.npy"))], (3, 4), boundary="zero"
+    )
+    assert np.array_equal(library.taps.float().numpy(), found)
+    deconv("invert", tmp_path / "y.npy", "-k", tmp_path / "fit.npy", "-o", tmp_path / "back.npy")
+
+
+def test_pictures_are_fitted_in_light(deconv, samples_folder, tmp_path):
+    """The sample was blurred in linear light by a kernel that is known, with noise and rounding."""
+    sharp, blurred = samples_folder / "camera.png", samples_folder / "camera_blurred.png"
+    done = deconv("kernel", "fit", sharp, blurred, "--size", "9,9", "--nonnegative", "--unit-sum", "--json",
+                  "-o", tmp_path / "k.safetensors")  # fmt: skip
+    assert "in linear light" in done.report["light"]
+    assert done.report["sum"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_refusals(refuses, save, tmp_path):
+    x = save("x", np.random.default_rng(0).random((1, 9, 9)))
+    refuses("kernel", "fit", x, "--size", "3,3", code=ExitCode.USAGE, says="come in pairs")
+    refuses("kernel", "fit", x, x, "--size", "3", code=ExitCode.USAGE, says="--size must be H,W")
+    refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
+    refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
+            code=ExitCode.USAGE, says="give two names")  # fmt: skip
