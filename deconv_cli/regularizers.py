@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from deconv_cli.errors import UsageError
 from deconv_cli.operators.differences import (
     Difference,
     Differences,
@@ -26,9 +29,15 @@ class Penalty(ABC):
 
     Attributes:
         name: the name under which the penalty is registered.
+        spacing: distances of neighboring pixels along each axis, the smallest 1; `None` where all are alike.
     """
 
     name: str
+    spacing: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        """Give the name."""
+        return self.name
 
     @abstractmethod
     def terms(self, n_axes: int) -> tuple[Difference, ...]:
@@ -121,22 +130,77 @@ class LaplacianPenalty(Penalty):
         return second_differences(n_axes)
 
 
+class SpacedPenalty(Penalty):
+    """A penalty on images whose pixels are further apart along some axes: differences per distance.
+
+    Args:
+        penalty: the penalty on differences between neighbors, whatever their distance.
+        spacing: distances of neighbors along each axis, in any unit: divided by the smallest, so that differences
+            along that axis are what they were.
+    """
+
+    def __init__(self, penalty: Penalty, spacing: tuple[float, ...]) -> None:
+        self.name, self._penalty = penalty.name, penalty
+        self._distances = tuple(distance / min(spacing) for distance in spacing)
+        self.spacing = self._distances
+
+    def terms(self, n_axes: int) -> tuple[Difference, ...]:
+        """List the differences of the penalty, each divided by the distance along its axes.
+
+        Raises:
+            UsageError: there is not one distance for each axis.
+        """
+        if n_axes != len(self._distances):
+            raise UsageError(
+                f"the spacing holds {len(self._distances)} distances, but the images have {n_axes} axes of space; "
+                "give one for each."
+            )
+        return tuple(replace(term, factor=term.factor / self._distance(term)) for term in self._penalty.terms(n_axes))
+
+    def _distance(self, term: Difference) -> float:
+        return math.prod(distance**order for distance, order in zip(self._distances, term.orders, strict=True))
+
+    @property
+    def _total_orders(self) -> list[int]:
+        return self._penalty._total_orders
+
+
 IDENTITY = IdentityPenalty()
 GRADIENT = GradientPenalty()
 LAPLACIAN = LaplacianPenalty()
 
 
-def find_penalty(name: str) -> Penalty:
-    """Return the penalty of a name.
+PenaltyLike: TypeAlias = "str | Penalty"
+"""A penalty, or its name."""
+
+
+def find_penalty(penalty: PenaltyLike) -> Penalty:
+    """Return the penalty of a name, or the penalty itself.
 
     Raises:
         UsageError: there is none.
     """
-    penalty: Penalty = PENALTIES[name]
-    return penalty
+    if isinstance(penalty, Penalty):
+        return penalty
+    found: Penalty = PENALTIES[penalty]
+    return found
 
 
-def is_determined(lam: float, penalty: str, n_outputs: int, n_inputs: int) -> bool:
+def spaced_penalty(name: str, spacing: tuple[float, ...] | None) -> Penalty:
+    """Return the penalty of a name for pixels at some distances along each axis, all alike if that is `None`.
+
+    Raises:
+        UsageError: there is none, or it takes no differences.
+    """
+    penalty = find_penalty(name)
+    if spacing is None:
+        return penalty
+    if not penalty.takes_differences:
+        raise UsageError(f"spacing divides differences between pixels, but penalty {name} takes none; leave it out.")
+    return SpacedPenalty(penalty, spacing)
+
+
+def is_determined(lam: float, penalty: PenaltyLike, n_outputs: int, n_inputs: int) -> bool:
     """Return whether no constant image escapes kernel and penalty together; a penalty on differences misses them all.
 
     Args:

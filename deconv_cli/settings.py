@@ -25,6 +25,7 @@ from deconv_cli.vocabulary import (
     check_dimensions,
     check_name,
     check_padding,
+    check_spacing,
     format_lambda,
     format_padding,
     parse_word,
@@ -96,6 +97,9 @@ class ReconstructionSettings:
         quantization: distance of neighboring values that a stored sample can have; the noise is never taken to be
             smaller than what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
         penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
+        spacing: distances of neighboring pixels along each axis of space, in any unit: differences in the penalty and
+            in the total variation are divided by them, the smallest being 1. `None` for pixels that are alike along
+            all axes.
         rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
         nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
         prior: `quadratic` for the penalty above, or another objective.
@@ -125,6 +129,7 @@ class ReconstructionSettings:
     noise: NoiseKindLike | NoiseModel | tuple[NoiseModel, ...] | None = None
     quantization: float | None = None
     penalty: str | None = None
+    spacing: tuple[float, ...] | None = None
     rcond: float | None = None
     nonnegative: bool = False
     prior: str = "quadratic"
@@ -215,6 +220,7 @@ class ReconstructionSettings:
         self._take("noise_sigma", Real, "auto or a positive number", lambda v: v > 0)
         self._check_noise()
         self._set("dimensions", check_dimensions(self.dimensions))
+        self._set("spacing", check_spacing(self.spacing))
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
         self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
@@ -268,6 +274,11 @@ class ReconstructionSettings:
             raise UsageError(
                 "noise_sigma has no use here, where neither a weight nor λ follows from the noise; leave it out."
             )
+        takes_none = {"richardson-lucy": "method richardson-lucy"}.get(objective)
+        if self.has_lambda and self.penalty == "identity":
+            takes_none = "penalty identity"
+        if self.spacing is not None and takes_none:
+            raise UsageError(f"spacing divides differences between pixels, but {takes_none} takes none; leave it out.")
         name = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}.get(
             objective, f"prior {objective}"
         )

@@ -5,10 +5,11 @@ Nothing here imports torch, so that the command line can offer these words befor
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, TypeAlias, TypeVar
 
 from deconv_cli.errors import UsageError
@@ -131,6 +132,36 @@ def check_dimensions(dimensions: object) -> int | None:
     if dimensions is None or (is_count and dimensions in (1, 2, 3)):
         return None if dimensions is None else int(dimensions)
     raise UsageError(f"dimensions must be 1, 2 or 3, but is {dimensions!r}.")
+
+
+def parse_spacing(text: str) -> tuple[float, ...]:
+    """Read `SD,SH,SW`, the distances of neighboring pixels along each axis, as typed at the prompt.
+
+    Raises:
+        UsageError: the text is none.
+    """
+    try:
+        spacing = check_spacing(tuple(float(part) for part in text.split(",")))
+    except ValueError:  # a UsageError is one too
+        spacing = None
+    if spacing is None:
+        raise UsageError(f"spacing must be one positive number for each axis, as 3,1,1, but is '{shortened(text)}'.")
+    return spacing
+
+
+def check_spacing(spacing: object) -> tuple[float, ...] | None:
+    """Give a spacing back if it is one positive number for each axis, or `None`; a list becomes a tuple.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if spacing is None:
+        return None
+    numbers = spacing if isinstance(spacing, tuple | list) else ()
+    are_numbers = all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers)
+    if numbers and are_numbers and all(0 < n < math.inf for n in numbers):
+        return tuple(float(n) for n in numbers)
+    raise UsageError(f"spacing must be one positive number for each axis, as 3,1,1, but is {spacing!r}.")
 
 
 PADDING_WORDS = ("same", "valid", "full")

@@ -40,6 +40,8 @@ ACCEPTED = [
     {"lam": "auto", "noise": "white", "defaults": "picture"},
     {"lam": "auto", "quantization": 0.5},
     *({"penalty": name, "lam": 1e-2} for name in deconv_cli.PENALTIES),
+    {"penalty": "gradient", "spacing": (2.0, 1.0), "lam": 1e-2},
+    {"prior": "tv", "weight": 0.05, "spacing": (1.0, 3.0)},
     {"boundary": "circular", "rcond": 1e-2},
     {"nonnegative": True, "lam": 1e-2},
     {"prior": "quadratic"},
@@ -81,6 +83,11 @@ REFUSED = [
     {"noise": "pink"},
     {"quantization": -1.0},
     {"penalty": "nonsense"},
+    {"penalty": "gradient", "spacing": (2.0, 1.0, 1.0)},
+    {"penalty": "gradient", "spacing": (2.0, 0.0)},
+    {"spacing": (2.0, 1.0)},
+    {"penalty": "identity", "spacing": (2.0, 1.0)},
+    {"method": "richardson-lucy", "spacing": (2.0, 1.0)},
     {"rcond": 2.0},
     {"rcond": 1e-2, "lam": "auto"},
     {"rcond": 1e-2, "boundary": "zero"},
@@ -127,7 +134,7 @@ def as_words(settings):
         if value is True:
             words.append(option)
         else:
-            words.append(f"{option}={format_padding(value) if name == 'padding' else value}")
+            words.append(f"{option}={format_padding(value) if isinstance(value, tuple) else value}")
     return words
 
 

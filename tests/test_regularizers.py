@@ -13,11 +13,36 @@ from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.differences import Difference, Differences, Gradient, Laplacian, second_differences
 from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import find_penalty, is_determined
+from deconv_cli.regularizers import find_penalty, is_determined, spaced_penalty
 
 CPU = torch.device("cpu")
 TORI = [(7,), (6, 8), (5, 7), (3, 4, 5)]
 ALL = [*(find_penalty(name) for name in PENALTIES), ThirdDifferences()]
+
+
+@pytest.mark.parametrize("name", ["gradient", "laplacian"])
+def test_a_spacing_divides_differences_by_distances(name):
+    penalty, torus = spaced_penalty(name, (4.0, 2.0, 2.0)), (3, 4, 5)
+    assert (penalty.name, penalty.spacing, str(penalty)) == (name, (2.0, 1.0, 1.0), name)
+    alike = find_penalty(name)
+    assert [term.orders for term in penalty.terms(3)] == [term.orders for term in alike.terms(3)]
+    for term, plain in zip(penalty.terms(3), alike.terms(3), strict=True):
+        assert term.factor == pytest.approx(plain.factor / 2 ** term.orders[0])
+    x, operator = random((2, *torus)), penalty.operator((2, *torus), periodic=True)
+    symbol = penalty.symbol(torus, torch.float64, CPU)
+    expected = torch.fft.irfftn(symbol * torch.fft.rfftn(x, dim=(1, 2, 3)), s=torus, dim=(1, 2, 3))
+    torch.testing.assert_close(operator.adjoint(operator.forward(x)), expected, rtol=1e-11, atol=1e-11)
+    assert adjoint_defect(penalty.operator((2, *torus), periodic=False)) <= 1e-12
+    assert penalty.penalizes_ramps == alike.penalizes_ramps
+    assert not penalty.penalizes_constants
+
+
+def test_a_spacing_has_one_distance_an_axis_and_something_to_divide():
+    with pytest.raises(UsageError, match="holds 2 distances, but the images have 3 axes of space"):
+        spaced_penalty("gradient", (2.0, 1.0)).terms(3)
+    with pytest.raises(UsageError, match="penalty identity takes none"):
+        spaced_penalty("identity", (2.0, 1.0))
+    assert spaced_penalty("identity", None) is find_penalty("identity")
 
 
 def polynomial(size, degree):

@@ -24,6 +24,7 @@ from deconv_cli.vocabulary import (
     parse_memory,
     parse_number_or_auto,
     parse_padding,
+    parse_spacing,
 )
 
 SettingValues = dict[str, Any]
@@ -147,6 +148,15 @@ SETTINGS_OPTIONS = dict(
             f"What is kept small: {', '.join(PENALTIES)}. Default: gradient for pictures, identity for tensors.",
             metavar="NAME",
             autocompletion=lambda: list(PENALTIES),
+        ),
+        _setting(
+            "spacing",
+            str,
+            PENALTY,
+            "Distances of neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three times as "
+            "far apart as pixels: penalty and total variation divide differences by them. Default: all alike.",
+            metavar="S,S,...",
+            read=parse_spacing,
         ),
         _setting(
             "noise_sigma",

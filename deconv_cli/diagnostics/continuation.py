@@ -16,6 +16,7 @@ from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
@@ -57,11 +58,11 @@ class Continuation:
         size: Size,
         *,
         boundary: str,
-        penalty: str,
+        penalty: PenaltyLike,
         max_memory: int | None = None,
         noise: NoiseModel | None = None,
     ) -> None:
-        self.kernel, self.penalty, self.max_memory, self.noise = kernel, penalty, max_memory, noise
+        self.kernel, self.penalty, self.max_memory, self.noise = kernel, find_penalty(penalty), max_memory, noise
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
         self.is_periodic = as_rule(boundary).is_periodic and max(size) <= side
@@ -120,7 +121,8 @@ class Continuation:
             padding="valid",
             boundary="unknown",
             lam=lam * scale,
-            penalty=self.penalty,
+            penalty=self.penalty.name,
+            spacing=self.penalty.spacing,
             tolerance=_TOLERANCE,
             max_memory=self.max_memory,
         )

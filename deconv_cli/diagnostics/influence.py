@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded
-from deconv_cli.regularizers import find_penalty
+from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one axis: frequencies of the other one, and blocks times the cost of solving with one.
@@ -39,7 +39,7 @@ class InfluenceDepth:
     thousandth: int | None
 
 
-def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: str) -> InfluenceDepth | None:
+def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: PenaltyLike) -> InfluenceDepth | None:
     """Measure the deeper of both axes on a torus, at a sample of the frequencies along the edge.
 
     The response is (KᴴK + λσ²max|l|²)⁻¹Kᴴ, or the inverse of K itself. Depths were found within a factor of two of the
@@ -69,7 +69,7 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: s
     return InfluenceDepth(*deeper)
 
 
-def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: str) -> Tensor | None:
+def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: PenaltyLike) -> Tensor | None:
     """Compute the relative rms of the response at distances from d on, for d = 0, 1, ..."""
     along = taps.transpose(-2, -1) if axis == 1 else taps
     n_outputs, n_inputs = taps.shape[:2]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.operators import synchronize
+from deconv_cli.regularizers import PenaltyLike
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class InverseFilter:
     """
 
     weight: float
-    penalty: str
+    penalty: PenaltyLike
     rcond: float
 
     def threshold(self, modes: TorusModes) -> float:

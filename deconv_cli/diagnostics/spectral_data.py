@@ -18,6 +18,7 @@ from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.regularizers import PenaltyLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class SpectralData:
         modes: TorusModes,
         y: Tensor,
         *,
-        penalty: str,
+        penalty: PenaltyLike,
         sigma_max: float,
         observed_share: float = 1.0,
         noise: NoiseModel | None = None,

@@ -23,7 +23,7 @@ from deconv_cli.operators.circulant import (
     to_float64,
 )
 from deconv_cli.operators.spectrum import single_threaded, singular_values
-from deconv_cli.regularizers import find_penalty
+from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.vocabulary import Size
 
 # Bounds on the work of one decomposition: frequencies, and frequencies times the cost of one block.
@@ -60,7 +60,7 @@ class TorusModes:
         """Whether every frequency of the torus is there, or its mirror image."""
         return tuple(self.weights.shape) == half_spectrum(self.torus)
 
-    def squared_penalty(self, penalty: str) -> Tensor:
+    def squared_penalty(self, penalty: PenaltyLike) -> Tensor:
         """Evaluate |l(θ)|², shape `(*F, 1)`."""
         whole = find_penalty(penalty).symbol(self.torus, self.sigma.dtype, self.sigma.device)
         return self.sampled(whole)[..., None]

@@ -15,6 +15,7 @@ from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry, Pads
 from deconv_cli.operators.spectrum import Spectrum
+from deconv_cli.regularizers import PenaltyLike
 from deconv_cli.vocabulary import Size
 
 # Without λ, modes whose singular values are below this fraction of the largest are called lost: they amplify noise more
@@ -71,7 +72,13 @@ class WellPosedness:
 
 
 def assess(
-    taps: Tensor, geometry: Geometry, boundary: str | BoundaryRule, *, lam: float, penalty: str, spectrum: Spectrum
+    taps: Tensor,
+    geometry: Geometry,
+    boundary: str | BoundaryRule,
+    *,
+    lam: float,
+    penalty: PenaltyLike,
+    spectrum: Spectrum,
 ) -> WellPosedness:
     """Assess a problem by the roots of its kernel's polynomial, without building it.
 

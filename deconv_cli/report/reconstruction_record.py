@@ -26,6 +26,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "lambda_choice": result.lambda_choice and describe_lambda_choice(result.lambda_choice),
         "noise_model": [model.as_record() for model in result.noise],
         "penalty": result.penalty,
+        "spacing": result.settings.spacing and list(result.settings.spacing),
         "rcond": result.rcond,
         "objective": result.solution.objective,
         "weight": result.solution.weight,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
-from deconv_cli.regularizers import find_penalty
+from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.solvers.bands import Band, BandGroup
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
@@ -71,7 +71,7 @@ class BorderSystem:
     """
 
     def __init__(
-        self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: str, weight: float
+        self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
         n_inputs, n_outputs = blocks.estimate.shape[-2:]
         like = blocks.estimate.real.new_empty(0)
@@ -196,7 +196,7 @@ def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
     return sum(n_channels * height * (layout.torus[1] - width) for n_channels, (height, width) in sizes)
 
 
-def _is_free_outside(boundary: BoundaryRule, penalty: str) -> bool:
+def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:
     """Return whether what lies outside costs nothing: zeros, of which no differences are taken."""
     return boundary.is_zero and not find_penalty(penalty).takes_differences
 
@@ -211,7 +211,7 @@ def _outside(n_channels: int, size: Size, torus: Size, like: Tensor) -> BandGrou
 
 
 def _absent_differences(
-    places: TorusEmbedding, n_inputs: int, boundary: BoundaryRule, penalty: str, weight: float, like: Tensor
+    places: TorusEmbedding, n_inputs: int, boundary: BoundaryRule, penalty: PenaltyLike, weight: float, like: Tensor
 ) -> list[AbsentDifferences]:
     """List the differences that the torus has and the image has not."""
     if weight == 0 or _is_free_outside(boundary, penalty):

@@ -15,14 +15,14 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.spectrum import affordable_grid, single_threaded, singular_values
-from deconv_cli.regularizers import find_penalty
+from deconv_cli.regularizers import PenaltyLike, find_penalty
 
 # An estimate is good enough on few frequencies: more, or wider blocks, would take as long as solving.
 MAX_FREQUENCIES = 2**12
 MAX_BLOCK_OPERATIONS = 1e7
 
 
-def condition_number(operator: Convolution, lam: float, penalty: str) -> float:
+def condition_number(operator: Convolution, lam: float, penalty: PenaltyLike) -> float:
     """Bound the condition number of AᴴA + μLᴴL on the range of Aᴴ, as far as a grid of frequencies shows it.
 
     Args:

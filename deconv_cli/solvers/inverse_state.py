@@ -13,7 +13,7 @@ from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.factors import Factors
-from deconv_cli.vocabulary import Size, check_name, format_padding, parse_padding
+from deconv_cli.vocabulary import Size, check_name, check_spacing, format_padding, parse_padding
 
 TAPS = "taps"
 _FACTOR = "factor."
@@ -68,6 +68,7 @@ class InverseState:
             "boundary": settings.boundary,
             "lambda": settings.lam,
             "penalty": settings.penalty,
+            "spacing": settings.spacing and list(settings.spacing),
             "rcond": settings.rcond,
             "asked_method": settings.method,
             "tolerance": settings.tolerance,
@@ -106,6 +107,7 @@ class InverseState:
                     boundary=BOUNDARIES.check(record["boundary"]),
                     lam=_number(record["lambda"], "lambda"),
                     penalty=PENALTIES.check(record["penalty"]),
+                    spacing=check_spacing(record["spacing"]),
                     rcond=_optional(record["rcond"], "rcond"),
                     method=check_name(method_names(), record["asked_method"], "method"),
                     tolerance=_optional(record["tolerance"], "tolerance"),

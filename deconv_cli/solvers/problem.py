@@ -15,7 +15,7 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.regularizers import find_penalty, is_determined
+from deconv_cli.regularizers import PenaltyLike, find_penalty, is_determined
 from deconv_cli.solvers.condition import condition_number
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
 from deconv_cli.solvers.norms import norm, relative
@@ -45,7 +45,7 @@ class TikhonovProblem:
     operator: Convolution
     lam: float
     known_sigma_max: float | None = None
-    penalty: str = "identity"
+    penalty: PenaltyLike = "identity"
     rcond: float | None = None
 
     @cached_property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver, restore_inverse
 from deconv_cli.solvers.differentiation import attach_gradient
@@ -50,7 +51,7 @@ class PseudoInverse(Estimator):
             self.operator,
             settings.lam,
             None if precomputed is None else precomputed.sigma_max,
-            settings.penalty,
+            spaced_penalty(settings.penalty, settings.spacing),
             settings.rcond,
         )
         if precomputed is None:

@@ -1,8 +1,8 @@
 """Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM with an exact inverse of AᴴA + ρ∇ᴴ∇ under the true border.
 
 TV(x) is isotropic, and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
-pixels of the image (Rudin, Osher and Fatemi, Nonlinear total variation based noise removal algorithms, Physica D 60,
-1992). `admm.py` has the iteration.
+pixels of the image, divided by their distances where these are not the same along all axes (Rudin, Osher and Fatemi,
+Nonlinear total variation based noise removal algorithms, Physica D 60, 1992). `admm.py` has the iteration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
-from deconv_cli.regularizers import is_determined
+from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.admm import Admm, AdmmRun
 from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
@@ -100,13 +100,14 @@ class TotalVariationEstimator(Estimator):
         _check(kernel, settings, weight, noise)
         super().__init__(kernel, image_size, settings)
         self.weight, self.noise = weight, noise
+        self._gradient = spaced_penalty("gradient", settings.spacing)
         default = 1e-6 if kernel.taps.dtype == torch.float64 else 1e-4
         self.tolerance = default if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
-        problem = TikhonovProblem(self.operator, 1.0, penalty="gradient")
+        problem = TikhonovProblem(self.operator, 1.0, penalty=self._gradient)
         method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
         self.choice = Choice(method, reason)
         cost = find_solver(method).cost(problem)
@@ -145,7 +146,7 @@ class TotalVariationEstimator(Estimator):
     def inverse(self, rho: float) -> Inverse:
         """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""
         sigma_max = self.spectrum.sigma_max
-        problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, "gradient")
+        problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, self._gradient)
         try:
             return find_solver(self.choice.method).build(problem, INNER_RULE)
         except SingularSystemError as error:

@@ -106,6 +106,7 @@ def restore_at_lambdas(
     alike = ResolvedSettings(
         boundary=result.boundary if is_whole else "unknown",
         penalty=settings.penalty,
+        spacing=settings.spacing,
         tolerance=settings.tolerance,
         max_memory=settings.max_memory,
     )

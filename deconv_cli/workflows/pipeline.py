@@ -26,6 +26,7 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.sample_range import limits_of, white_of
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
@@ -347,7 +348,7 @@ class Pipeline:
             replace(kernel, taps=kernel.taps.detach()),
             tuple(data.shape[-kernel.n_axes :]),
             boundary=settings.boundary,
-            penalty=settings.penalty,
+            penalty=spaced_penalty(settings.penalty, settings.spacing),
             max_memory=settings.max_memory,
             noise=_model(settings),
         )

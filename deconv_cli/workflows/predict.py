@@ -14,6 +14,7 @@ from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.apply_kernel import subtract_bias
@@ -52,7 +53,7 @@ def predict_for(
         kernel,
         inverse.geometry.output_size,
         boundary=result.boundary,
-        penalty=result.penalty,
+        penalty=spaced_penalty(result.penalty, result.settings.spacing),
         max_memory=inverse.settings.max_memory,
         noise=result.settings.noise if isinstance(result.settings.noise, NoiseModel) else None,
     )

@@ -1,10 +1,9 @@
 """The nonnegative estimate is held against a long projected gradient on the dense matrix, and its own conditions."""
 
-import math
-
 import pytest
 import torch
 from cases import random
+from dense_minima import projected_gradient
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -34,23 +33,6 @@ def stars(estimate, *, noise=0.1, batch=()):
 def dense_normal_equations(problem):
     A, L = problem.operator.as_matrix(), problem.penalty_operator.as_matrix()
     return A, A.T @ A + problem.weight * L.T @ L
-
-
-def projected_gradient(H, b, n_steps=30_000):
-    """Accelerated projected gradient, started again whenever it turns back: nothing but products with the matrix."""
-    length = 1 / torch.linalg.matrix_norm(H, 2)
-    x = ahead = torch.zeros_like(b)
-    momentum = 1.0
-    for _ in range(n_steps):
-        new = (ahead - length * (H @ ahead - b)).clamp_min(0)
-        if torch.dot(ahead - new, new - x) > 0:
-            momentum = 1.0
-        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = new + (momentum - 1) / following * (new - x)
-        if torch.equal(new, x):
-            break
-        x, momentum = new, following
-    return x
 
 
 @pytest.mark.parametrize("penalty", list(PENALTIES))

@@ -44,6 +44,10 @@ PROBLEMS = {
     "strip, full": ((2, 2, 3, 3), {"method": "strip", "padding": "full", "tolerance": 1e-4}),
     "iterative": ((2, 2, 3, 3), {"method": "iterative", "max_iterations": 300, "boundary": "symmetric"}),
     "iterative, penalized": ((2, 3, 3, 3), {"method": "iterative", "lam": 1e-2}),
+    "direct, spaced": (
+        (1, 1, 3, 3),
+        {"method": "direct", "boundary": "zero", "lam": 1e-3, "penalty": "gradient", "spacing": (3.0, 1.0)},
+    ),
     "auto": ((1, 1, 3, 3), {"lam": 1e-4, "boundary": "unknown", "penalty": "gradient"}),
 }
 HAS_FACTORS = {"fft", "direct"}

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cases import random
+from dense_minima import chambolle_pock
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -51,23 +52,11 @@ def objective(estimate, x, y, weight):
     return float(0.5 * (estimate.operator.forward(x) - y).square().sum() + weight * variation)
 
 
-def chambolle_pock(estimate, y, weight, n_steps=6_000):
-    """Primal and dual steps with the dense matrix; A. Chambolle and T. Pock, JMIV 40, 2011, algorithm 1."""
+def dense_minimum(estimate, y, weight):
+    """Find the minimum with the dense matrices."""
     operator = estimate.operator
-    periodic = operator.boundary.is_periodic
-    A = operator.as_matrix()
-    D = Gradient(operator.input_shape, periodic=periodic).as_matrix()
-    norm = torch.linalg.matrix_norm(torch.cat([A, D]), 2)
-    tau = sigma = 0.99 / norm
-    x = ahead = torch.zeros(A.shape[1], dtype=torch.float64)
-    q, p = torch.zeros_like(y), torch.zeros(D.shape[0], dtype=torch.float64)
-    for _ in range(n_steps):
-        q = (q + sigma * (A @ ahead - y)) / (1 + sigma)
-        p = (p + sigma * (D @ ahead)).reshape(2, -1)
-        p = (p / (p.norm(dim=0) / weight).clamp_min(1)).flatten()
-        new = x - tau * (A.T @ q + D.T @ p)
-        ahead, x = 2 * new - x, new
-    return x.reshape(operator.input_shape)
+    D = Gradient(operator.input_shape, periodic=operator.boundary.is_periodic).as_matrix()
+    return chambolle_pock(operator.as_matrix(), D, y, weight, 2).reshape(operator.input_shape)
 
 
 @pytest.mark.parametrize("boundary", list(BOUNDARIES))
@@ -79,7 +68,7 @@ def test_it_is_the_minimum_under_every_border(taps, boundary):
     assert solution.status is Status.CONVERGED
     assert solution.certificate <= 1e-6
     x = solution.value.reshape(estimate.operator.input_shape)
-    expected = chambolle_pock(estimate, y.flatten(), 0.05)
+    expected = dense_minimum(estimate, y.flatten(), 0.05)
     lowest = objective(estimate, expected, y, 0.05)
     assert objective(estimate, x, y, 0.05) <= lowest * (1 + 1e-5)
     torch.testing.assert_close(

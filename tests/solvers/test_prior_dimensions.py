@@ -1,0 +1,144 @@
+"""Priors on signals and stacks: against minima found with the dense matrices, and the conditions of a minimum."""
+
+import pytest
+import torch
+from cases import random
+from dense_minima import chambolle_pock, projected_gradient
+
+import deconv_cli
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.nonnegative import NonnegativeEstimator
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
+from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
+from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.total_variation import TotalVariationEstimator
+
+# Taps, the size of the images, and distances of neighbors.
+PROBLEMS = {
+    "signal": ((1, 1, 3), (11,), None),
+    "signal of channels": ((3, 2, 4), (9,), None),
+    "stack": ((1, 1, 2, 3, 2), (4, 5, 4), None),
+    "stack of planes far apart": ((1, 1, 3, 2, 2), (4, 4, 4), (3.0, 1.0, 1.5)),
+}
+
+
+def taps_of(problem):
+    shape = PROBLEMS[problem][0]
+    taps = 0.1 * random(shape, seed=sum(shape)).abs()
+    for channel in range(min(shape[:2])):
+        taps[(channel, channel, *((k - 1) // 2 for k in shape[2:]))] += 1
+    return taps
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("boundary", ["circular", "symmetric", "zero", "unknown"])
+def test_nonnegative_estimates_are_the_minimum(problem, boundary):
+    _, size, spacing = PROBLEMS[problem]
+    settings = ResolvedSettings(boundary=boundary, lam=1e-2, penalty="gradient", spacing=spacing, tolerance=1e-9)
+    estimate = NonnegativeEstimator(PseudoInverse(Kernel(taps_of(problem), False), size, settings))
+    y = random(estimate.operator.output_shape, seed=5)
+    solution = estimate.solve(y)
+    assert solution.status is Status.CONVERGED
+    assert solution.certificate <= 1e-9
+    A, L = estimate.operator.as_matrix(), estimate.problem.penalty_operator.as_matrix()
+    expected = projected_gradient(A.T @ A + estimate.problem.weight * L.T @ L, A.T @ y.flatten())
+    x = solution.value.flatten()
+    assert 0.1 < float((x == 0).double().mean()) < 0.95
+    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("boundary", ["circular", "zero", "unknown"])
+def test_no_image_has_less_total_variation(problem, boundary):
+    _, size, spacing = PROBLEMS[problem]
+    more = {"tolerance": 1e-6, "max_iterations": 20_000, "spacing": spacing}
+    settings = ResolvedSettings(boundary=boundary, prior="tv", **more)
+    estimate = TotalVariationEstimator(Kernel(taps_of(problem), False), size, settings, weight=0.05)
+    operator = estimate.operator
+    x = torch.zeros(operator.input_shape, dtype=torch.float64)
+    x[:, 1:3] = 1.0
+    y = operator.forward(x) + 0.1 * random(operator.output_shape, seed=6)
+    solution = estimate.solve(y)
+    assert solution.status is Status.CONVERGED
+    assert solution.certificate <= 1e-6
+    # Written down anew: neighbors inside the frame, by distance.
+    D = torch.stack([difference(operator.input_shape, axis, boundary == "circular") for axis in range(len(size))])
+    if spacing is not None:
+        D = D / torch.tensor(spacing, dtype=D.dtype)[:, None, None]
+    A = operator.as_matrix()
+
+    def objective(image):
+        return float(0.5 * (A @ image - y.flatten()).square().sum() + 0.05 * (D @ image).norm(dim=0).sum())
+
+    expected = chambolle_pock(A, D.flatten(0, 1), y.flatten(), 0.05, len(size))
+    lowest = objective(expected)
+    assert abs(objective(solution.value.flatten()) - lowest) <= 2e-5 * lowest
+    torch.testing.assert_close(
+        estimate.frame(solution.value), estimate.frame(expected.reshape(operator.input_shape)), rtol=0, atol=2e-3
+    )
+
+
+def difference(shape, axis, periodic):
+    """Take x[i + 1] − x[i] along an axis of space, as a matrix on images of a shape."""
+    matrix = torch.eye(shape[axis + 1], dtype=torch.float64).roll(1, 1) - torch.eye(
+        shape[axis + 1], dtype=torch.float64
+    )
+    if not periodic:
+        matrix[-1] = 0
+    before = torch.eye(int(torch.tensor(shape[: axis + 1]).prod()), dtype=torch.float64)
+    after = torch.eye(int(torch.tensor(shape[axis + 2 :]).prod()), dtype=torch.float64)
+    return torch.kron(torch.kron(before, matrix), after)
+
+
+@pytest.mark.parametrize("problem", ["signal", "stack"])
+def test_richardson_lucy_reaches_its_conditions(problem):
+    _, size, _ = PROBLEMS[problem]
+    kernel = Kernel(taps_of(problem), True)
+    settings = ResolvedSettings(boundary="replicate", tolerance=1e-6, max_iterations=20_000)
+    y = RichardsonLucyEstimator(kernel, size, settings).operator.forward(1 + random((1, *size)).abs())
+    batch = torch.stack([y, y.flip(-1)])
+    estimate = RichardsonLucyEstimator(kernel, size, settings, gain=1e-12)
+    solution = estimate.solve(batch)
+    assert solution.value.shape == (2, 1, 1, *size)
+    assert solution.status.is_success
+    blurred = estimate.operator.forward(solution.value)
+    slope = estimate.operator.adjoint(1 - batch[:, None] / blurred)
+    assert float((solution.value * slope).abs().max()) <= 1e-3 * float(y.max())
+    assert RichardsonLucyEstimator(kernel, size, settings).solve(batch).value.shape == (2, 1, 1, *size)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "unknown", "reflect", "circular"])
+@pytest.mark.parametrize("problem", ["signal", "stack"])
+def test_every_step_keeps_the_light_by_the_sensitivity_of_the_dense_matrix(problem, boundary):
+    _, size, _ = PROBLEMS[problem]
+    settings = ResolvedSettings(boundary=boundary)
+    operator = RichardsonLucyEstimator(Kernel(taps_of(problem), True), size, settings).operator
+    A = operator.as_matrix()
+    y = torch.poisson(A @ (20 * random((A.shape[1],), seed=7).abs()), generator=torch.Generator().manual_seed(8))
+    steps = RichardsonLucySteps(operator, y.reshape(1, *operator.output_shape))
+    x, sensitivity = torch.full_like(A[0], float(y.sum() / A.sum())), A.sum(dim=0)
+    for _ in range(2):  # before the acceleration begins, the step is the one of the textbook
+        torch.testing.assert_close(steps.x.flatten(), x, rtol=1e-9, atol=1e-12)
+        steps.step(torch.ones(1, dtype=torch.bool))
+        x = x * (A.T @ (y / (A @ x))) / sensitivity
+    for _ in range(20):
+        steps.step(torch.ones(1, dtype=torch.bool))
+        assert float(sensitivity @ steps.x.flatten()) == pytest.approx(float(y.sum()), rel=1e-12)
+
+
+def test_richardson_lucy_finds_light_beyond_the_first_plane():
+    """A star between the frame and the end of the kernel's reach is put where it is, and not onto the edge."""
+    kernel = torch.ones(5, 3, 3) / 45
+    scene = torch.full((1, 16, 14, 14), 1.0)
+    scene[0, 1, 7, 7] = 2000
+    y = deconv_cli.forward(scene, kernel, dimensions=3, padding="valid")
+    truth = scene[:, 2:-2, 1:-1, 1:-1]
+    settings = {"dimensions": 3, "method": "richardson-lucy", "gain": 1e-9, "max_iterations": 60}
+    unknown = deconv_cli.invert(y, kernel, boundary="unknown", **settings)
+    outside = unknown.solution.value[..., :2, :, :]
+    assert float(outside.max()) > 50
+    assert float(unknown.image.max()) < 3
+    reflected = deconv_cli.invert(y, kernel, boundary="symmetric", **settings)
+    assert (unknown.image - truth).norm() < 0.1 * (reflected.image - truth).norm()
