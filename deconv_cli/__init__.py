@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, LinearOperator
+    from deconv_cli.operators.linearization import Linearization
     from deconv_cli.operators.varying_convolution import VaryingConvolution
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.apply_kernel import forward
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
+    from deconv_cli.workflows.chain import ChainInversion, invert_chain
     from deconv_cli.workflows.custom_taps import TapReconstruction, forward_taps, invert_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
@@ -71,6 +73,7 @@ __all__ = [
     "SOLVERS",
     "TAPS",
     "Cause",
+    "ChainInversion",
     "Convolution",
     "DeconvError",
     "FileAccessError",
@@ -84,6 +87,7 @@ __all__ = [
     "KernelFit",
     "Laplacian",
     "LinearOperator",
+    "Linearization",
     "MalformedInputError",
     "ModelLayer",
     "PseudoInverse",
@@ -112,6 +116,7 @@ __all__ = [
     "forward",
     "forward_taps",
     "invert",
+    "invert_chain",
     "invert_taps",
     "keep_freed_memory",
     "list_layers",
@@ -138,6 +143,7 @@ _HOMES = {
     "Kernel": "deconv_cli.kernels.kernel",
     "KernelField": "deconv_cli.kernels.kernel_field",
     "LinearOperator": "deconv_cli.operators.linear_operator",
+    "Linearization": "deconv_cli.operators.linearization",
     "VaryingConvolution": "deconv_cli.operators.varying_convolution",
     "Identity": "deconv_cli.operators.linear_operator",
     "Gradient": "deconv_cli.operators.differences",
@@ -155,6 +161,8 @@ _HOMES = {
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "ToneCurve": "deconv_cli.tone_curve",
     "invert": "deconv_cli.workflows.library",
+    "ChainInversion": "deconv_cli.workflows.chain",
+    "invert_chain": "deconv_cli.workflows.chain",
     "TapReconstruction": "deconv_cli.workflows.custom_taps",
     "forward_taps": "deconv_cli.workflows.custom_taps",
     "invert_taps": "deconv_cli.workflows.custom_taps",

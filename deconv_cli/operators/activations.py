@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -48,8 +49,7 @@ class Activation:
             bounds: of the values.
             slack: how far values may be off that are near an end: they count as at it.
         """
-        inside = (slice_ for slice_ in (bounds.lower, bounds.upper))
-        lower, upper = (self.inverse(value.clamp(self.low, self.high)) for value in inside)
+        lower, upper = (self.inverse(value.clamp(self.low, self.high)) for value in (bounds.lower, bounds.upper))
         lower = torch.where(bounds.lower <= self.low + slack, -math.inf, lower)
         upper = torch.where(bounds.upper >= self.high - slack, math.inf, upper)
         return Bounds(lower, upper)
@@ -57,7 +57,7 @@ class Activation:
     def n_impossible(self, bounds: Bounds) -> int:
         """Count the values that no input gives."""
         low, high = self.ends
-        return int(((bounds.upper < low) | (bounds.lower > high)).sum())
+        return synchronize.as_index(((bounds.upper < low) | (bounds.lower > high)).sum())
 
 
 def activation_of(module: nn.Module, eps: float) -> Activation | None:
@@ -97,7 +97,7 @@ def _leaky_relu(module: nn.Module, eps: float) -> Activation | None:
 def _prelu(module: nn.Module, eps: float) -> Activation | None:
     assert isinstance(module, nn.PReLU)
     slopes = module.weight.detach()
-    if bool((slopes <= 0).any()):
+    if synchronize.holds_anywhere(slopes <= 0):
         return None
 
     def inverse(y: Tensor) -> Tensor:

@@ -92,6 +92,6 @@ def pooling_windows(
     windows = []
     for offset in itertools.product(*(range(width) for width in k)):
         axes = zip(offset, size, steps, gaps, strict=True)
-        cut = tuple(slice(o * gap, o * gap + (n - 1) * step + 1, step) for o, n, step, gap in axes)
+        cut: list[Any] = [slice(o * gap, o * gap + (n - 1) * step + 1, step) for o, n, step, gap in axes]
         windows.append(padded[(..., *cut)])
     return torch.stack(windows, -1)

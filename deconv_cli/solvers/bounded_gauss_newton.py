@@ -2,10 +2,10 @@
 
 Levenberg–Marquardt steps: the linearized problem, which is one of `bounded_least_squares.py`, is solved with a damping
 that follows how well the last step was predicted (Nocedal and Wright, Numerical Optimization, 2006, section 10.3). A
-network of ReLUs and max pooling has many local minima at its kinks. They are avoided, as far as may be, by starting with
-smooth stand-ins that become ever sharper (`smoothing.py`). Measured on random networks of two ReLU layers with stride
-and of ReLU, max pooling and residual blocks, the relative residual that is left is a fifth to a fourteenth of the one
-without.
+network of ReLUs and max pooling has many local minima at its kinks. They are avoided, as far as may be, by starting
+with smooth stand-ins that become ever sharper (`smoothing.py`). Measured on random networks of two ReLU layers with
+stride and of ReLU, max pooling and residual blocks, the relative residual that is left is a fifth to a fourteenth of
+the one without.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def solve_bounded_nonlinear(
     start: Tensor,
     rule: StoppingRule,
     *,
+    smooths: bool = True,
     progress: Progress | None = None,
 ) -> Solution:
     """Minimize ½‖F(x) − s‖² over x and over all s within bounds.
@@ -62,12 +63,13 @@ def solve_bounded_nonlinear(
         bounds: of its outputs, without a batch axis.
         start: first estimate, shape `input_shape`.
         rule: when to stop: the tolerance is that of the residual, relative to the data, or of the certificate; the
-            iterations are those of the linearized problems.
+            iterations are those of the linearized problems under each sharpness.
+        smooths: whether to begin with smooth stand-ins; not where the start is near already.
         progress: called after every step.
     """
     log = IterationLog(rule, progress)
     x = start
-    if _has_kinks(function, start):
+    if smooths and _has_kinks(function, start):
         for sharpness in SHARPNESSES:
             x = _Steps(_smoothed(function, sharpness), bounds, log).run(x, MAX_SMOOTH_STEPS, SMOOTH_GAIN, 1)[0].x
     point, status = _Steps(function, bounds, log).run(x, rule.max_iterations, LEAST_GAIN, PATIENCE)
@@ -107,6 +109,7 @@ class _Steps:
     def __init__(self, function: Function, bounds: Bounds, log: IterationLog) -> None:
         self._function, self._bounds, self._log = function, bounds, log
         self._tolerance = log.rule.tolerance
+        self._most = log.n_iterations + log.rule.max_iterations
 
     def run(self, x: Tensor, max_steps: int, least_gain: float, patience: int) -> tuple[_Point, Status]:
         """Step until the residual or the certificate is small, little is gained, or the iterations are spent."""
@@ -117,10 +120,10 @@ class _Steps:
         for _ in range(max_steps):
             if point.residual <= self._tolerance * point.scale or point.certificate <= self._tolerance:
                 return point, Status.CONVERGED
-            if self._log.is_spent or not math.isfinite(point.residual):
+            if self._log.n_iterations >= self._most or not math.isfinite(point.residual):
                 return point, Status.MAX_ITERATIONS
-            if damping > MAX_DAMPING * FIRST_DAMPING:
-                return point, Status.STAGNATED
+            if not 0 < damping <= MAX_DAMPING * FIRST_DAMPING:  # zero where the derivative sees nothing of the data
+                return point, Status.LOCAL_MINIMUM
             step = self._step(point, damping)
             residual = self._residual(point.x + step)
             agreement = self._agreement(point, step, residual)
@@ -132,7 +135,7 @@ class _Steps:
             if len(residuals) > patience and agreement >= POOR:
                 gained = 1 - residuals[-1] / residuals[-1 - patience]
                 if gained < least_gain:
-                    return point, Status.STAGNATED
+                    return point, Status.LOCAL_MINIMUM
         return point, Status.MAX_ITERATIONS
 
     def _at(self, x: Tensor) -> _Point:
@@ -141,7 +144,9 @@ class _Steps:
         misfit = target - jacobian.value
         sizes = [norm(each, each.ndim) for each in (misfit, target, jacobian.adjoint(misfit), jacobian.adjoint(target))]
         residual, scale, gradient, pulled = (synchronize.as_number(size) for size in sizes)
-        return _Point(x, jacobian, misfit, residual, scale or 1.0, gradient / (pulled or 1.0))
+        return _Point(
+            x, jacobian, misfit, residual, scale or 1.0, gradient / pulled if pulled > 0 else float(residual > 0)
+        )
 
     def _residual(self, x: Tensor) -> float:
         with torch.no_grad():
@@ -151,7 +156,7 @@ class _Steps:
 
     def _step(self, point: _Point, damping: float) -> Tensor:
         """Minimize ½‖F(x) + Jd − s‖² + ½·damping·‖d‖² over d and s."""
-        left = max(1, self._log.rule.max_iterations - self._log.n_iterations)
+        left = max(1, self._most - self._log.n_iterations)
         rule = StoppingRule(STEP_ACCURACY, min(MAX_STEP_ITERATIONS, left))
         near = self._bounds.shifted(-point.jacobian.value)
         found = solve_bounded(point.jacobian, near, rule, weight=damping)

@@ -82,7 +82,8 @@ class _Descent:
     def __init__(self, A: LinearOperator, bounds: Bounds, weight: float, rule: StoppingRule) -> None:
         self._operator, self._bounds, self._weight, self._rule = A, bounds, weight, rule
         n_entries = torch.Size(A.input_shape).numel() * torch.Size(A.output_shape).numel()
-        self._matrix = A.as_matrix() if n_entries <= MAX_DENSE_ENTRIES else None
+        # Under a weight conjugate gradients need few iterations, and where it changes from step to step, no accuracy.
+        self._matrix = A.as_matrix() if n_entries <= MAX_DENSE_ENTRIES and weight == 0 else None
         self._is_linear = synchronize.holds_everywhere(bounds.known)
 
     def at(self, x: Tensor) -> _Point:
@@ -117,7 +118,8 @@ class _Descent:
         """Solve the normal equations of the active outputs, until at least the part `reach` of the gradient is left."""
         active = (point.misfit != 0) | self._bounds.known
         if self._matrix is not None:
-            return self._dense_direction(self._matrix, point, active)
+            rows = self._matrix[active.flatten()]
+            return (torch.linalg.pinv(rows) @ point.misfit[active]).reshape(point.x.shape)
         A = self._operator
         masked = Composed(
             (A,), A.input_shape, A.output_shape, lambda d: active * A.forward(d), lambda r: A.adjoint(active * r)
@@ -130,14 +132,6 @@ class _Descent:
         found = iterate(equations, StoppingRule(accuracy, left))
         log.n_inner += found.n_iterations
         return found.value
-
-    def _dense_direction(self, matrix: Tensor, point: _Point, active: Tensor) -> Tensor:
-        rows, right = matrix[active.flatten()], point.misfit[active]
-        if self._weight > 0:
-            root = self._weight**0.5
-            rows = torch.cat([rows, root * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)])
-            right = torch.cat([right, -root * point.x.flatten()])
-        return (torch.linalg.pinv(rows) @ right).reshape(point.x.shape)
 
     def _length(self, point: _Point, direction: Tensor) -> float:
         """Find how far to go along a direction: all the way, or to the lowest point before."""

@@ -34,6 +34,10 @@ class Status(StrEnum):
         "no step along the linearization brings the estimate nearer to the data, as at a kink or a pole of the taps; "
         "start from another image, or use a larger λ"
     )
+    LOCAL_MINIMUM = (
+        "the iteration ended where no small change of the estimate comes nearer to the data, which it does not meet; "
+        "take fewer layers at once, or data of more channels"
+    )
     NOISE_NOT_REACHED = (
         "no weight leaves only the noise unexplained, so that kernel and boundary cannot be those of the data; "
         "check them, or give a weight"

@@ -1,0 +1,47 @@
+"""How much of an input its outputs determine, by the derivative of what gave them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.solvers.bounded_least_squares import MAX_DENSE_ENTRIES
+from deconv_cli.solvers.gauss_newton import undetermined_share
+from deconv_cli.solvers.iteration_log import StoppingRule
+
+RULE = StoppingRule(tolerance=1e-4, max_iterations=300)
+
+
+@dataclass(frozen=True)
+class DeterminedShare:
+    """Which part of the dimensions of an input its outputs determine.
+
+    Attributes:
+        share: from 0, none, to 1, all.
+        n_dimensions: numbers that the input consists of.
+        is_exact: by the rank of the derivative; else by what conjugate gradients find again of white noise, which
+            leaves out what the outputs hardly show.
+    """
+
+    share: float
+    n_dimensions: int
+    is_exact: bool
+
+
+def determined_share(jacobian: LinearOperator, like: Tensor) -> DeterminedShare:
+    """Measure which part of an input's dimensions the outputs determine around it.
+
+    Args:
+        jacobian: the derivative there.
+        like: a tensor of the input's shape, dtype and device.
+    """
+    n_inputs, n_outputs = math.prod(jacobian.input_shape), math.prod(jacobian.output_shape)
+    if n_inputs * n_outputs > MAX_DENSE_ENTRIES:
+        return DeterminedShare(1 - undetermined_share(jacobian, like, RULE), n_inputs, is_exact=False)
+    rank = synchronize.as_index(torch.linalg.matrix_rank(jacobian.as_matrix()))
+    return DeterminedShare(rank / n_inputs, n_inputs, is_exact=True)

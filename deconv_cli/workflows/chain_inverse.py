@@ -1,0 +1,198 @@
+"""How a chain of layers is undone for one image.
+
+From the last layer backwards, activations turn what is known of their values into what is known of their inputs: a
+value, or a bound. If what is in front of them is affine, one convex problem is left, bounded least squares. Else the
+chain is first undone run by run, each affine run by itself, which is exact where each run determines its input; and if
+that does not meet the data, as a whole, by Levenberg–Marquardt steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.determined_share import DeterminedShare, determined_share
+from deconv_cli.errors import UsageError
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.bounds import Bounds
+from deconv_cli.operators.linearization import Linearization
+from deconv_cli.solvers.bounded_gauss_newton import solve_bounded_nonlinear
+from deconv_cli.solvers.bounded_least_squares import solve_bounded
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solve import largest_singular_value_of
+from deconv_cli.workflows.chain_parts import Part, PartKind, compose, pools_first
+
+ROUNDING = 8.0
+"""A residual of so many times the distance of neighboring numbers in the data's type is none."""
+NEAR = 1e-2
+"""Relative residual below which an estimate is near enough to be refined as it is."""
+SLACK = 1e-6
+"""How near to an end of a range a value that was estimated is taken to be at it, relative to the largest."""
+
+
+class ChainMethod(StrEnum):
+    """How a chain was undone, from the least work to the most; the value is the sentence of the report."""
+
+    LEAST_SQUARES = "one affine operator, by least squares of least norm"
+    BOUNDED = "one affine operator, by bounded least squares"
+    RUN_BY_RUN = "one affine run after the other, each by bounded least squares"
+    WHOLE = "as a whole, by Levenberg–Marquardt steps"
+
+
+@dataclass(frozen=True, eq=False)
+class Undone:
+    """One image, and how it was found.
+
+    Attributes:
+        solution: the estimate and how it was obtained.
+        method: how it was undone.
+        relative_residual: ‖f(x̂) − y‖ / ‖y‖ through the chain itself.
+        determined: how much of the image the data determine around it.
+        bounds_of: for each activation that was undone how many of its values were bounds alone, and how many it has.
+        n_impossible: values that no input gives.
+    """
+
+    solution: Solution
+    method: ChainMethod
+    relative_residual: float
+    determined: DeterminedShare
+    bounds_of: dict[Part, tuple[int, int]]
+    n_impossible: int
+
+
+@dataclass(frozen=True, eq=False)
+class ChainInverse:
+    """Undoes a chain for one image after another.
+
+    Attributes:
+        parts: the chain.
+        rule: when iterations stop.
+        lam: λ of the penalty λσ²max‖x‖².
+        eps: the relative distance of neighboring numbers in the type of the data.
+        progress: is called after every step.
+    """
+
+    parts: list[Part]
+    rule: StoppingRule
+    lam: float
+    eps: float
+    progress: Callable[[int, float], None] | None = None
+
+    def output_of(self, x: Tensor) -> Tensor:
+        """Apply the chain to one image of shape `(C, *size)`."""
+        with torch.no_grad():
+            return compose(self.parts)(x[None])[0]
+
+    def undo(self, y: Tensor, start: Tensor) -> Undone:
+        """Estimate the image that the chain turned into `y`.
+
+        Args:
+            y: shape `output_shape`, finite.
+            start: zeros of the shape of the image.
+
+        Raises:
+            UsageError: λ with a chain that is more than affine, or layers that torch does not differentiate.
+        """
+        peeled = _Peeled.of(pools_first(self.parts), Bounds.exactly(y))
+        if all(part.kind is PartKind.AFFINE for part in peeled.parts):
+            is_known = synchronize.holds_everywhere(peeled.bounds.known)
+            method = ChainMethod.LEAST_SQUARES if is_known else ChainMethod.BOUNDED
+            return self._measure(y, self._solve_affine(peeled, start), method, peeled)
+        if self.lam > 0:
+            raise UsageError(
+                "lambda weighs a penalty where layers are affine up to the last activations, but this chain is not; "
+                "leave it out."
+            )
+        x, through = self._run_by_run(peeled, start)
+        residual = self._relative_residual(x, y)
+        if residual <= max(ROUNDING * self.eps, self.rule.tolerance):
+            solution = Solution(x, Status.CONVERGED, 0, residual)
+            return self._measure(y, solution, ChainMethod.RUN_BY_RUN, through)
+        is_near = residual <= NEAR
+        found = solve_bounded_nonlinear(
+            compose(peeled.parts),
+            peeled.bounds,
+            x if is_near else start,
+            self.rule,
+            smooths=not is_near,
+            progress=self.progress,
+        )
+        return self._measure(y, found, ChainMethod.WHOLE, peeled)
+
+    def _solve_affine(self, peeled: _Peeled, start: Tensor) -> Solution:
+        """Solve the convex problem that affine layers leave."""
+        A = Linearization(compose(peeled.parts), start)
+        weight = self.lam * largest_singular_value_of(A, start) ** 2 if self.lam > 0 else 0.0
+        bounds = peeled.bounds.shifted(-A.value)
+        return solve_bounded(A, bounds, self.rule, weight=weight, progress=self.progress)
+
+    def _run_by_run(self, peeled: _Peeled, start: Tensor) -> tuple[Tensor, _Peeled]:
+        """Undo each run of affine layers by itself, and the activations between them.
+
+        Returns:
+            The estimate, or the start where a layer is neither affine nor an activation that increases; and the bounds
+            that all activations on the way turned into.
+        """
+        through = peeled
+        while True:
+            n_head = len(through.parts)
+            while n_head and through.parts[n_head - 1].kind is PartKind.AFFINE:
+                n_head -= 1
+            head, run = through.parts[:n_head], through.parts[n_head:]
+            if any(part.activation is None and part.kind is not PartKind.AFFINE for part in head):
+                return start, through
+            with torch.no_grad():
+                shaped = compose(head)(start[None])[0] if head else start
+            found = self._solve_affine(replace(through, parts=run), torch.zeros_like(shaped))
+            if not head:
+                return found.value, through
+            slack = SLACK * synchronize.as_number(found.value.abs().max())
+            before = _Peeled.of(head, Bounds.exactly(found.value), slack)
+            if len(before.parts) == len(head):  # an activation that does not increase everywhere
+                return start, through
+            through = replace(before, bounds_of=through.bounds_of | before.bounds_of, n_impossible=through.n_impossible)
+
+    def _measure(self, y: Tensor, found: Solution, method: ChainMethod, peeled: _Peeled) -> Undone:
+        """Hold the estimate against the data, through the chain itself."""
+        residual = self._relative_residual(found.value, y)
+        if residual <= ROUNDING * self.eps and not found.status.is_success:
+            found = replace(found, status=Status.CONVERGED)
+        jacobian = Linearization(compose(self.parts), found.value)
+        determined = determined_share(jacobian, found.value)
+        return Undone(found, method, residual, determined, peeled.bounds_of, peeled.n_impossible)
+
+    def _relative_residual(self, x: Tensor, y: Tensor) -> float:
+        return synchronize.as_number((self.output_of(x) - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
+
+
+@dataclass(frozen=True, eq=False)
+class _Peeled:
+    """The parts that are left when the last activations are undone, the bounds of their output, and the counts."""
+
+    parts: Sequence[Part]
+    bounds: Bounds
+    bounds_of: dict[Part, tuple[int, int]]
+    n_impossible: int
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], bounds: Bounds, slack: float = 0.0) -> _Peeled:
+        """Undo activations from the end of a chain, as far as they lose nothing that their values say."""
+        counted: dict[Part, tuple[int, int]] = {}
+        n_impossible = 0
+        for n in range(len(parts), 0, -1):
+            part, activation = parts[n - 1], parts[n - 1].activation
+            says_all = activation is not None and (
+                activation.is_monotone or synchronize.holds_everywhere(bounds.lower >= activation.low)
+            )
+            if activation is None or not says_all:
+                return cls(parts[:n], bounds, counted, n_impossible)
+            n_impossible += activation.n_impossible(bounds) if slack == 0 else 0
+            bounds = activation.undo(bounds, slack)
+            n_values = bounds.known.numel()
+            counted[part] = (n_values - synchronize.as_index(bounds.known.sum()), n_values)
+        return cls((), bounds, counted, n_impossible)
