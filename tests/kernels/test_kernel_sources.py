@@ -179,3 +179,25 @@ def test_large_kernels_are_integrated_band_by_band():
     at = (torch.arange(121 * 8, dtype=torch.float64) + 0.5) / 8 - 60.5
     whole = (1 + at[:, None].square() + 2 * at.square()).reciprocal() + 0.01 * at[:, None]
     assert torch.allclose(taps, whole.reshape(121, 8, 121, 8).mean(dim=(1, 3)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("text", ["disk:2*motion:5@30", "gaussian:1 * gaussian:1.5", "box:3*disk:1.5*motion:4@80"])
+def test_a_product_is_one_blur_after_another(text):
+    taps = make_kernel(text)
+    wanted = np.ones((1, 1))
+    for factor in text.split("*"):
+        one = make_kernel(factor.strip()).numpy()
+        wide = np.zeros([a + b - 1 for a, b in zip(wanted.shape, one.shape, strict=True)])
+        for i, j in np.ndindex(*one.shape):
+            wide[i : i + wanted.shape[0], j : j + wanted.shape[1]] += one[i, j] * wanted
+        wanted = wide
+    assert taps.shape == wanted.shape
+    assert np.abs(taps.numpy() - wanted).max() < 1e-15
+    assert float(taps.sum()) == pytest.approx(1.0)
+
+
+def test_products_that_cannot_be():
+    with pytest.raises(UsageError, match="must be one of"):
+        make_kernel("disk:2*")
+    with pytest.raises(UsageError, match="may reach at most"):
+        make_kernel("box:1500*box:1500")
