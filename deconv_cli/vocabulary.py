@@ -239,6 +239,10 @@ def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["
     return number
 
 
+AXES_BY_SHAPE = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3}
+"""Axes of space of a kernel or an image of so many axes, where nothing more is known: one is a signal, two to four are
+pictures with their channels, five are stacks."""
+
 MAX_SEED = 2**62
 """The largest seed that every generator of torch takes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,8 +100,8 @@ class Codec(ABC):
 
         Args:
             request: what is to be written.
-            samples: shape (B, C, H, W).
-            alpha: shape (B, A, H, W), to be put behind the last sample of axis S, or None.
+            samples: shape (B, C, H, W), or another number of axes of space.
+            alpha: likewise, with A channels, to be put behind the last sample of axis S, or None.
         """
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
@@ -149,10 +150,13 @@ class PictureCodec(Codec):
 
     def check(self, request: WriteRequest) -> None:
         """Refuse several planes, and channels that are neither gray nor colors."""
-        if request.layout.n_batch != 1:
+        layout = request.layout
+        if layout.dimensions == 1:
+            raise signals_refusal(self, request)
+        n_planes = layout.n_batch * math.prod(layout.sizes[layout.axes.index(a)] for a in layout.space[:-2])
+        if n_planes != 1:
             raise UsageError(
-                f"'{request.path}' cannot hold {request.layout.n_batch} planes, since {self.name} holds one; choose "
-                ".tif."
+                f"'{request.path}' cannot hold {n_planes} planes, since {self.name} holds one; choose .tif."
             )
         if request.n_channels not in self.channel_counts:
             held = " or ".join(str(count) for count in self.channel_counts)
@@ -169,12 +173,12 @@ class PictureCodec(Codec):
                 f"'{request.path}' cannot hold {height} x {width} pixels, since {self.name} ends at {self.max_side}; "
                 "choose .tif."
             )
-        planes = samples[0]
+        planes = samples.reshape(-1, height, width)
         notes: tuple[str, ...] = ()
         if len(planes) == 1 and not self.holds_gray:
             planes = np.repeat(planes, 3, axis=0)
             notes = (f"{self.name} has no gray, so the plane was written as equal red, green and blue",)
-        planes = planes if alpha is None else np.concatenate([planes, alpha[0, :1]])
+        planes = planes if alpha is None else np.concatenate([planes, alpha.reshape(-1, height, width)[:1]])
         if len(planes) == 1:
             return StoredImage(planes[0], "YX")
         return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS", notes=notes)
@@ -193,7 +197,15 @@ class PictureCodec(Codec):
         return kept, lost
 
 
-def from_planes(layout: Layout, samples: Array) -> Array:
-    """Order samples of shape (B, C, H, W) as a layout stores them."""
-    ordered: Array = layout.from_planes(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
+def from_images(layout: Layout, samples: Array) -> Array:
+    """Order samples of shape (B, C, *space) as a layout stores them."""
+    ordered: Array = layout.from_images(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
     return ordered
+
+
+def signals_refusal(codec: Codec, request: WriteRequest) -> UsageError:
+    """Say that a format of pictures does not hold signals."""
+    return UsageError(
+        f"'{request.path}' cannot hold signals of one axis, since {codec.name} holds pictures; choose .npy, .pt or "
+        ".safetensors."
+    )

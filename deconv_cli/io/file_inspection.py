@@ -16,7 +16,7 @@ from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.image import choose_member, read_stored
-from deconv_cli.io.layout import TENSOR_AXES
+from deconv_cli.io.layout import letters_of_tensor
 from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import open_source
 from deconv_cli.io.stored_image import StoredImage
@@ -96,8 +96,8 @@ def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
     is_weight = name.rpartition(".")[2] == "weight"
     is_result = records.matching_record(opened.record, tuple(stored.shape)) is not None
     is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME and not is_result))
-    # Two axes among several tensors are rather a matrix than an image.
-    axes = None if is_kernel or (n_axes == 2 and not is_only) else TENSOR_AXES.get(n_axes)
+    # One or two axes among several tensors are rather a vector or a matrix than an image.
+    axes = None if is_kernel or (n_axes <= 2 and not is_only) else letters_of_tensor(n_axes)
     samples = torch.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_tensor(opened.path, stored)
     return Entry(name, samples, dtype_name(stored), axes, is_kernel)
 
@@ -109,7 +109,7 @@ def as_kernel(entry: Entry) -> Entry:
 
 def as_image(entry: Entry) -> Entry:
     """Take an array for an image, whatever it looks like."""
-    return replace(entry, is_kernel=False, axes=entry.axes or TENSOR_AXES.get(entry.samples.ndim))
+    return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(entry.samples.ndim))
 
 
 def _described(stored: StoredImage) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading an image: any format in, planes of (B, C, H, W) out."""
+"""Reading an image: any format in, images of (B, C, H, W) out, or of another number of axes of space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
 from deconv_cli.io.formats import codec_of_content, suffix_note
-from deconv_cli.io.layout import Layout, tensor_axes
+from deconv_cli.io.layout import SPACE, Layout, dimensions_of, letters_of_tensor, tensor_axes
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.io.sources import open_source, refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage
@@ -23,17 +23,19 @@ from deconv_cli.vocabulary import Light
 
 # Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.
 _TRANSPOSED = (5, 6, 7, 8)
+_UNNAMED = "IQ"
+"""Axes of pages of which the file does not say what they are."""
 _FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image as read: its samples in planes, and all that is needed to write a result in the same manner."""
+    """An image as read: its samples, and all that is needed to write a result in the same manner."""
 
     path: Path
     values: torch.Tensor
-    """Shape (B, C, H, W), alpha left out, upright. The stored type, but int32 and int64 for uint16 and uint32
-    (with which torch computes next to nothing), and uint8 for bool."""
+    """Shape (B, C, H, W), or another number of axes of space; alpha left out, upright. The stored type, but int32 and
+    int64 for uint16 and uint32 (with which torch computes next to nothing), and uint8 for bool."""
     is_picture: bool
     """True for formats that a viewer shows; False for files of tensors."""
     shape: tuple[int, ...]
@@ -42,21 +44,79 @@ class ImageFile:
     """As stored in the file, by its NumPy name."""
     axes: str
     """The letters of `shape`."""
+    are_axes_named: bool
+    """True where the file or the caller says what the axes are; False where that was told from their number."""
     sha256: str
     """Of all bytes of the file."""
     record: dict[str, Any] | None
     """What an earlier run wrote into the file or beside it, if it fits this file's shape."""
-    notes: tuple[str, ...]
-    """What was done on reading, a sentence each."""
+    _notes: tuple[str, ...]
     _layout: Layout
     """Of the upright image, without alpha."""
     _metadata: Metadata
     _alpha: torch.Tensor | None
-    """Shape (B, A, H, W) with A = 1, or one alpha for each index of axis C."""
+    """As the values, with A = 1 channel, or one alpha for each index of axis C."""
     _alpha_kind: str | None
     _codec: Codec
     jpeg_table: torch.Tensor | None = None
     """Of a JPEG, the divisors of its luma's coefficients, of the upright image, shape (8, 8)."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done on reading, a sentence each."""
+        return (*self._notes, *(_batch_notes(self) if self.is_picture else ()))
+
+    @property
+    def dimensions(self) -> int:
+        """How many of the last axes of `values` are space."""
+        return self._layout.dimensions
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Distances of neighboring samples along the axes of space, in micrometers; None where one is not known."""
+        known = self._metadata.resolution
+        if known is None or not known.unit:
+            return None
+        per_micrometer = known.per("µm")
+        distances = (per_micrometer.plane_distance, 1 / per_micrometer.y, 1 / per_micrometer.x)[-self.dimensions :]
+        return None if None in distances else tuple(float(d) for d in distances if d is not None)
+
+    def spanned_by(self, dimensions: int) -> ImageFile:
+        """Arrange the samples for a kernel that spans another number of axes of space: shape (B, C, *space).
+
+        Args:
+            dimensions: 3 for stacks (Z, Y and X), 2 for pictures (Y and X), 1 for signals (X).
+
+        Raises:
+            UsageError: the image lacks one of these axes.
+        """
+        if dimensions == self.dimensions:
+            return self
+        axes, notes = self._axes_spanned_by(dimensions)
+        layout = Layout(axes, self._layout.sizes, dimensions)
+        values, alpha = layout.to_images(self._layout.from_images(self.values)), self._alpha
+        if alpha is not None:
+            alpha = layout.resized(S=1).to_images(self._layout.resized(S=1).from_images(alpha))
+        return replace(self, values=values, axes=axes, _notes=(*self._notes, *notes), _layout=layout, _alpha=alpha)
+
+    def _axes_spanned_by(self, dimensions: int) -> tuple[str, tuple[str, ...]]:
+        """Name the axes so that all of space is among them; gives a sentence too where something was guessed."""
+        space, axes = SPACE[-dimensions:], self.axes
+        if not self.are_axes_named:
+            axes = letters_of_tensor(len(axes), dimensions) or ""
+        missing = [letter for letter in space if letter not in axes]
+        pages = [letter for letter in axes if letter in _UNNAMED]
+        if missing == ["Z"] and len(pages) == 1:
+            taken = f"the pages (axis {pages[0]}) were taken for planes along Z; if they are no depth, choose "
+            return axes.replace(pages[0], "Z"), (f'{taken}axes="{axes.replace(pages[0], "T")}"',)
+        if missing:
+            spans = "1 axis" if dimensions == 1 else f"{dimensions} axes"
+            example = f'axes="{_example(self.axes, dimensions)}"'
+            raise UsageError(
+                f"the kernel spans {spans} ({space}), but the image '{self.path}' of shape {self.shape} has axes "
+                f"{self.axes}; name them if they are others, for instance {example}, or give a kernel of fewer axes."
+            )
+        return axes, ()
 
     @cached_property
     def tone_curve(self) -> ToneCurve | None:
@@ -74,13 +134,14 @@ def read_image(
 
     Args:
         path: the file; its format is recognized by its content.
-        axes: letters of the stored axes, in place of what the file says: Y and X the plane, C and S channels,
+        axes: letters of the stored axes, in place of what the file says: Z, Y and X are space, C and S channels,
             every other letter batch.
         tensor: name of the tensor, where a file holds several.
         series: number of the TIFF series, where a file holds several.
 
     Returns:
-        The image, upright, its alpha set aside.
+        The image, upright, its alpha set aside, as planes, one by one; as lines where it has no planes. See
+        `ImageFile.spanned_by` for stacks.
 
     Raises:
         UsageError: no such file, tensor or series, or axes that do not fit.
@@ -91,9 +152,10 @@ def read_image(
     head, sha256 = open_source(path)
     codec = codec_of_content(path, head)
     stored = read_stored(path, codec, choose_member(path, codec, tensor, series))
+    are_axes_named = bool(axes or stored.axes)
     stored = replace(stored, axes=axes.upper() if axes else stored.axes or tensor_axes(path, len(stored.shape)))
     try:
-        layout = Layout(stored.axes, stored.shape)
+        layout = Layout(stored.axes, stored.shape, dimensions_of(stored.axes))
     except UsageError as error:
         if axes:
             raise
@@ -101,7 +163,7 @@ def read_image(
     values = as_real_tensor(path, stored.samples)
     check_finite(path, values, "image")
     colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
-    turned = _upright(layout.to_planes(colors), stored.orientation)
+    turned = _upright(layout.to_images(colors), stored.orientation)
     return ImageFile(
         path=path,
         values=turned,
@@ -109,19 +171,15 @@ def read_image(
         shape=stored.shape,
         dtype=stored.dtype,
         axes=stored.axes,
+        are_axes_named=are_axes_named,
         sha256=sha256,
         record=(
             records.matching_record(stored.record, stored.shape)
             if codec.record_inside
             else records.matching_record_beside(records.read_beside(path), stored)
         ),
-        notes=(
-            *suffix_note(path, codec),
-            *stored.notes,
-            *_reading_notes(stored, alpha),
-            *(_batch_notes(stored, layout, are_axes_given=axes is not None) if codec.is_picture else ()),
-        ),
-        _layout=layout.resized(Y=turned.shape[-2], X=turned.shape[-1]),
+        _notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
+        _layout=layout.resized_space(turned.shape[2:]),
         _metadata=_upright_metadata(stored),
         _alpha=None if alpha is None else _upright(alpha, stored.orientation),
         _alpha_kind=None if alpha is None else stored.alpha,
@@ -152,7 +210,7 @@ def _split_alpha(
     n_colors = layout.sizes[place] - 1
     if kind is None or place < 0 or n_colors < 1:
         return values, None, layout
-    alpha = layout.resized(S=1).to_planes(values.narrow(place, n_colors, 1))
+    alpha = layout.resized(S=1).to_images(values.narrow(place, n_colors, 1))
     return values.narrow(place, 0, n_colors), alpha, layout.resized(S=n_colors)
 
 
@@ -175,13 +233,21 @@ def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str
     return tuple(notes)
 
 
-def _batch_notes(stored: StoredImage, layout: Layout, *, are_axes_given: bool) -> tuple[str, ...]:
+def _batch_notes(image: ImageFile) -> tuple[str, ...]:
+    layout = image._layout
     if layout.n_batch == 1:
         return ()
-    letters = "".join(stored.axes[i] for i in layout.batch_axes)
-    is_unclear = letters in ("I", "Q") and not are_axes_given
-    hint = '; if they are the channels of one image, say so with axes="CYX"' if is_unclear else ""
-    return (f"{layout.n_batch} planes (axes {letters}) are worked on one by one{hint}",)
+    letters = "".join(image.axes[i] for i in layout.batch_axes)
+    what = "planes" if layout.dimensions == 2 else "stacks" if layout.dimensions == 3 else "lines"
+    hint = '; if they are the channels of one image, say so with axes="CYX"' if letters in _UNNAMED else ""
+    if "Z" in letters and layout.sizes[image.axes.index("Z")] > 1:
+        hint = "; a kernel of three axes works along Z too"
+    return (f"{layout.n_batch} {what} (axes {letters}) are worked on one by one{hint}",)
+
+
+def _example(axes: str, dimensions: int) -> str:
+    """Give letters that would name axes of this number so that all of space is among them."""
+    return letters_of_tensor(max(len(axes), dimensions), dimensions) or f"T{letters_of_tensor(5, dimensions)}"
 
 
 def _upright_table(stored: StoredImage) -> torch.Tensor | None:

@@ -1,33 +1,44 @@
-"""How the axes of a file become batch, channels, rows and columns, and how they come back."""
+"""How the axes of a file become batch, channels and axes of space, and how they come back."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.vocabulary import AXES_BY_SHAPE
 
-TENSOR_AXES = {2: "YX", 3: "CYX", 4: "BCYX"}
-"""What the axes of a tensor file mean, by their number."""
+SPACE = "ZYX"
+"""Letters of the axes of space; a signal has the last one, a picture the last two, a stack all three."""
+
+_BATCH_AND_CHANNELS = "BC"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Letters and sizes of axes: Y and X are the plane, C and S the channels, every other one is batch."""
+    """Letters and sizes of axes: the last `dimensions` of Z, Y and X are space, C and S channels, others batch."""
 
     axes: str
     sizes: tuple[int, ...]
+    dimensions: int = 2
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.sizes):
             raise UsageError(
                 f"axes '{self.axes}' name {len(self.axes)} axes, but the shape {self.sizes} has {len(self.sizes)}."
             )
-        repeated = [letter for letter in "YXCS" if self.axes.count(letter) > 1]
-        if "Y" not in self.axes or "X" not in self.axes or repeated or not self.axes.isalpha():
-            raise UsageError(f"axes '{self.axes}' must name Y and X once each, and C and S at most once.")
+        repeated = [letter for letter in f"{self.space}CS" if self.axes.count(letter) > 1]
+        if set(self.space) - set(self.axes) or repeated or not self.axes.isalpha():
+            named = " and ".join(filter(None, (", ".join(self.space[:-1]), self.space[-1])))
+            raise UsageError(f"axes '{self.axes}' must name {named} once each, and C and S at most once.")
+
+    @property
+    def space(self) -> str:
+        """Letters of the axes of space, in the order of images."""
+        return SPACE[-self.dimensions :]
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
@@ -36,12 +47,12 @@ class Layout:
 
     @property
     def batch_axes(self) -> tuple[int, ...]:
-        """Positions of the axes that are neither plane nor channels."""
-        return tuple(i for i, letter in enumerate(self.axes) if letter not in "YXCS")
+        """Positions of the axes that are neither space nor channels."""
+        return tuple(i for i, letter in enumerate(self.axes) if letter not in f"{self.space}CS")
 
     @property
     def n_batch(self) -> int:
-        """Number of planes that are worked on one after another."""
+        """Number of images that are worked on one after another."""
         return math.prod(self.sizes[i] for i in self.batch_axes)
 
     @property
@@ -51,23 +62,27 @@ class Layout:
 
     @property
     def _order(self) -> tuple[int, ...]:
-        return (*self.batch_axes, *self.channel_axes, self.axes.index("Y"), self.axes.index("X"))
+        return (*self.batch_axes, *self.channel_axes, *(self.axes.index(letter) for letter in self.space))
 
-    def to_planes(self, values: torch.Tensor) -> torch.Tensor:
-        """Sort a tensor of shape `sizes` into (B, C, H, W)."""
+    def to_images(self, values: torch.Tensor) -> torch.Tensor:
+        """Sort a tensor of shape `sizes` into (B, C, *space)."""
         ordered = values.permute(self._order)
-        return ordered.reshape(self.n_batch, self.n_channels, *ordered.shape[-2:]).contiguous()
+        return ordered.reshape(self.n_batch, self.n_channels, *ordered.shape[-self.dimensions :]).contiguous()
 
-    def from_planes(self, values: torch.Tensor) -> torch.Tensor:
-        """Sort (B, C, H, W) back into the axes of this layout; height and width may be new."""
-        sizes = [self.sizes[i] for i in self._order[:-2]]
-        ordered = values.reshape(*sizes, *values.shape[-2:])
+    def from_images(self, values: torch.Tensor) -> torch.Tensor:
+        """Sort (B, C, *space) back into the axes of this layout; the sizes of space may be new."""
+        sizes = [self.sizes[i] for i in self._order[: -self.dimensions]]
+        ordered = values.reshape(*sizes, *values.shape[-self.dimensions :])
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return ordered.permute(inverse).contiguous()
 
     def resized(self, **sizes: int) -> Layout:
         """Give the same axes, some of them with another size."""
-        return Layout(self.axes, tuple(sizes.get(a, n) for a, n in zip(self.axes, self.sizes, strict=True)))
+        return replace(self, sizes=tuple(sizes.get(a, n) for a, n in zip(self.axes, self.sizes, strict=True)))
+
+    def resized_space(self, size: Sequence[int]) -> Layout:
+        """Give the same axes with another size in space, as `(D, H, W)` or its last ones."""
+        return self.resized(**dict(zip(self.space, size, strict=True)))
 
     def with_channels(self, n_channels: int) -> Layout:
         """Give the layout of a result with another number of channels.
@@ -78,29 +93,60 @@ class Layout:
             return self
         kept = [(a, n) for a, n in zip(self.axes, self.sizes, strict=True) if a not in "CS"]
         if n_channels > 1:
-            place = self.axes.index("C") if "C" in self.axes else self.axes.index("Y")
+            place = self.axes.index("C") if "C" in self.axes else min(self.axes.index(letter) for letter in self.space)
             place -= int("S" in self.axes[:place])
             kept.insert(place, ("C", n_channels))
-        return Layout("".join(a for a, _ in kept), tuple(n for _, n in kept))
+        return self._of(kept)
 
     def squeezed(self, keep: str = "YX") -> Layout:
         """Leave out axes of size one, as TIFF readers do, except those named in `keep`."""
         kept = [(a, n) for a, n in zip(self.axes, self.sizes, strict=True) if n > 1 or a in keep]
-        return Layout("".join(a for a, _ in kept), tuple(n for _, n in kept))
+        return self._of(kept)
 
     def planes_last(self) -> Layout:
-        """Order the axes as batch, C, Y, X, S unless they already end in a plane or its samples."""
+        """Order the axes as batch, C, space, S unless they already end in a plane or its samples."""
         if self.axes.endswith(("YX", "YXS", "SYX")):
             return self
-        order = [*self.batch_axes, *(self.axes.index(a) for a in "CYXS" if a in self.axes)]
-        return Layout("".join(self.axes[i] for i in order), tuple(self.sizes[i] for i in order))
+        return self.ordered(f"C{self.space}S")
+
+    def ordered(self, letters: str) -> Layout:
+        """Put the axes of some letters, in their order, behind all others."""
+        named = [(letter, size) for letter, size in zip(self.axes, self.sizes, strict=True) if letter in letters]
+        others = [(letter, size) for letter, size in zip(self.axes, self.sizes, strict=True) if letter not in letters]
+        return self._of([*others, *sorted(named, key=lambda axis: letters.index(axis[0]))])
+
+    def _of(self, axes: Sequence[tuple[str, int]]) -> Layout:
+        return replace(self, axes="".join(letter for letter, _ in axes), sizes=tuple(size for _, size in axes))
+
+
+def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
+    """Give the letters of the axes of a tensor, for instance CYX.
+
+    Args:
+        n_axes: how many it has.
+        dimensions: how many of them are space; `None` takes one axis for a signal, two to four for pictures, and five
+            for stacks.
+
+    Returns:
+        The letters; `None` where a tensor of so many axes is not understood.
+    """
+    found = AXES_BY_SHAPE.get(n_axes) if dimensions is None else dimensions
+    if found is None or not found <= n_axes <= found + len(_BATCH_AND_CHANNELS):
+        return None
+    return (_BATCH_AND_CHANNELS + SPACE[-found:])[-n_axes:]
 
 
 def tensor_axes(path: object, n_axes: int) -> str:
-    """Give the letters of the axes of a tensor; refuse by `MalformedInputError` other than 2, 3 or 4 axes."""
-    if n_axes not in TENSOR_AXES:
+    """Give the letters of the axes of a tensor; refuse by `MalformedInputError` what is not understood."""
+    letters = letters_of_tensor(n_axes)
+    if letters is None:
         raise MalformedInputError(
-            f"'{path}' should hold a tensor of 2, 3 or 4 axes (YX, CYX, BCYX), but it has {n_axes}; name them, "
-            'for instance axes="TZCYX".'
+            f"'{path}' should hold a tensor of one to five axes (X, YX, CYX, BCYX, BCZYX), but it has {n_axes}; name "
+            'them, for instance axes="TZCYX".'
         )
-    return TENSOR_AXES[n_axes]
+    return letters
+
+
+def dimensions_of(axes: str) -> int:
+    """Count the axes of space that images of these axes have where no kernel says more: planes, else lines."""
+    return 2 if "Y" in axes or "X" not in axes else 1

@@ -36,7 +36,7 @@ def plan_output(
         n_channels: channels of the result.
         output_dtype: its sample type; None for float32, or the source's whole numbers in formats without fractions.
         force: whether an existing file may be replaced.
-        same_size: whether height and width of the result are those of the source.
+        same_size: whether the result has the size of the source.
         make_folder: whether a missing folder is made when the file is written.
 
     Raises:
@@ -78,7 +78,7 @@ class OutputPlan:
         """Convert a result to the samples of the file.
 
         Args:
-            values: floating, on the CPU, shape (B, C_new, H_new, W_new).
+            values: floating, on the CPU, shape (B, C_new, H_new, W_new), or as many axes of space as the source has.
 
         Raises:
             UntrustworthyResultError: NaN or Inf in the result.
@@ -103,11 +103,11 @@ class OutputPlan:
 
     def _check_shape(self, values: torch.Tensor) -> None:
         """Hold the caller to what the plan was made for; a mismatch is a bug, not an error of the user."""
-        planes = self._source.values
-        expected = (planes.shape[0], self._request.n_channels)
-        is_same_size = values.shape[-2:] == planes.shape[-2:]
-        if values.ndim != 4 or values.shape[:2] != expected or (self._same_size and not is_same_size):
-            raise ValueError(f"planned for {expected} planes and channels, but the result is {tuple(values.shape)}")
+        images = self._source.values
+        expected = (images.shape[0], self._request.n_channels)
+        is_same_size = values.shape[2:] == images.shape[2:]
+        if values.ndim != images.ndim or values.shape[:2] != expected or (self._same_size and not is_same_size):
+            raise ValueError(f"planned for {expected} images and channels, but the result is {tuple(values.shape)}")
 
     def _alpha(self) -> tuple[Array | None, tuple[str, ...]]:
         """Convert the alpha of the source, or say why it is left out."""

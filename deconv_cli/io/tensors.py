@@ -10,8 +10,8 @@ from typing import Any
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_planes
-from deconv_cli.io.layout import TENSOR_AXES
+from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
+from deconv_cli.io.layout import letters_of_tensor
 from deconv_cli.io.samples import Samples
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import StoredImage
@@ -61,15 +61,15 @@ class TensorCodec(Codec):
         return StoredImage(opened.read(_chosen(opened, member)), record=opened.record)
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX."""
+        """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
         before = request.layout
         if not request.from_picture:
-            layout = before.with_channels(samples.shape[1]).resized(Y=samples.shape[-2], X=samples.shape[-1])
-            return StoredImage(from_planes(layout, samples), layout.axes)
-        n_axes = 4 if samples.shape[0] > 1 else 3 if samples.shape[1] > 1 else 2
-        axes = TENSOR_AXES[n_axes]
+            layout = before.with_channels(samples.shape[1]).resized_space(samples.shape[2:])
+            return StoredImage(from_images(layout, samples), layout.axes)
+        n_axes = before.dimensions + (2 if samples.shape[0] > 1 else 1 if samples.shape[1] > 1 else 0)
+        axes = letters_of_tensor(n_axes, before.dimensions) or ""
         notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
-        return StoredImage(samples.reshape(samples.shape[4 - n_axes :]), axes, notes=notes)
+        return StoredImage(samples.reshape(samples.shape[samples.ndim - n_axes :]), axes, notes=notes)
 
 
 def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:

@@ -1,7 +1,8 @@
-"""Reading a kernel: a tensor as `torch.nn.functional.conv2d` takes it, or a picture of a point-spread function."""
+"""Reading a kernel: a tensor as `torch.nn.functional.conv2d` takes it, or a point-spread function in pictures."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from deconv_cli.io.tensors import TensorCodec
 from deconv_cli.models.kernel_field_files import FieldTensors, read_field_tensors
 from deconv_cli.models.layers import Layer, read_layer
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws
-from deconv_cli.vocabulary import Convention
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Convention
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +25,17 @@ class KernelFile:
     """A kernel as read, its taps in the order of a cross-correlation.
 
     Attributes:
-        kernel: float32 or float64, shape `(kH, kW)`, `(C, kH, kW)` for one a channel, or `(C_out, C_in, kH, kW)`; of a
-            kernel field `(n_rows, n_columns, kH, kW)`.
+        kernel: float32 or float64, shape `(*k)`, `(C, *k)` for one a channel, or `(C_out, C_in, *k)`; of a kernel field
+            `(n_rows, n_columns, kH, kW)`.
         bias: what the layer adds to each output channel, shape `(C_out,)`.
         layer: the layer of a model that the kernel was taken from.
         convention: what the file held.
         picture_notes: what to know besides if it is a picture that the kernel is applied to, or undone in.
         places: the rows and the columns of a kernel field, in parts of the frame; `None` of other kernels.
+        dimensions: axes of space that the taps span, `k`.
+        is_ambiguous: a tensor of three axes, which may be one kernel for each channel, for a stack, or a layer's for
+            signals: `dimensions` is what was taken for want of a word.
+        spacing: distances of neighboring taps along the axes of space, in micrometers, where the file has them.
     """
 
     path: Path
@@ -42,6 +47,9 @@ class KernelFile:
     notes: tuple[str, ...]
     picture_notes: tuple[str, ...] = ()
     places: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    dimensions: int = 2
+    is_ambiguous: bool = False
+    spacing: tuple[float, ...] | None = None
 
 
 UNIT_SUM = 0.01
@@ -56,6 +64,7 @@ def read_kernel(
     convention: Convention | None = None,
     normalize: bool | None = None,
     clean: bool = False,
+    dimensions: int | None = None,
 ) -> KernelFile:
     """Read a kernel from a file of any format understood.
 
@@ -67,10 +76,13 @@ def read_kernel(
         normalize: divide by the sum of the taps (for each channel; each output channel, if there are four axes); None
             divides pictures alone, and those of fractions only where their sum is far from 1.
         clean: subtract the background of a point-spread function, crop its empty margin, and center it.
+        dimensions: axes of space of what the kernel is for, 1, 2 or 3; a kernel of fewer axes spans the last ones.
+            `None` takes a stack of pages for three, and of a tensor what its number of axes tells: one is a signal's,
+            five are a layer's for stacks, two to four are for pictures.
 
     Raises:
         UsageError: no such file or layer, or a sum of zero that should be divided by.
-        ShapeError: another number of axes than two, three or four, or a picture that is a stack.
+        ShapeError: another number of axes, or pictures at several times.
         InputRefusedError: damaged, unsafe, too large, empty, all zero, not finite, or no plain convolution.
     """
     head, sha256 = open_source(path)
@@ -85,35 +97,71 @@ def read_kernel(
             )
         return _field_file(path, field, sha256, notes, convention or Convention.CORRELATION, normalize=bool(normalize))
     if isinstance(codec, TensorCodec):
-        found = read_layer(path, codec, head, layer)
+        layer_found = read_layer(path, codec, head, layer)
+        n_axes = _axes_of_space(path, layer_found.weight, dimensions)
+        found = _Taps(layer_found, n_axes, is_ambiguous=layer_found.weight.ndim == 3 and dimensions is None)
     elif layer is not None:
         raise UsageError(f"layer=\"{layer}\" chooses among named tensors, but '{path}' is a {codec.name} file.")
     else:
-        found = Layer(None, _read_psf_picture(path))
-    check_finite(path, found.weight, "kernel")
-    if not bool(found.weight.any()):
+        found = _read_psf_pictures(path, dimensions)
+    weight, n_axes = found.layer.weight, found.n_axes
+    check_finite(path, weight, "kernel")
+    if not bool(weight.any()):
         raise MalformedInputError(f"kernel '{path}' should have taps, but all of them are zero.")
     held = convention or (Convention.CONVOLUTION if codec.is_picture else Convention.CORRELATION)
-    taps = found.weight[0] if found.weight.ndim == 3 and len(found.weight) == 1 else found.weight
+    taps = weight[0] if weight.ndim == n_axes + 1 and len(weight) == 1 else weight
     if held is Convention.CONVOLUTION:
-        taps = taps.flip((-2, -1))
-        notes += (_FLIPPED,)
+        taps = taps.flip(_space(n_axes))
+        notes += (_FLIPPED[n_axes],)
     dtype = torch.float64 if taps.dtype == torch.float64 else torch.float32
     if clean:
-        taps, note = clean_psf(taps)
+        taps, note = clean_psf(taps, n_axes)
         notes += (note,)
-    divides = codec.is_picture and not _is_unit_sum(taps, found.weight) if normalize is None else normalize
+    divides = codec.is_picture and not _is_unit_sum(taps, weight, n_axes) if normalize is None else normalize
     if divides:
-        taps, note = _divided(path, taps)
+        taps, note = _divided(path, taps, n_axes)
         notes += (note,)
-    notes = (*notes, *_channel_notes(taps), *found.notes, *_bias_notes(found, bias))
-    of_picture = () if taps.ndim == 4 and taps.shape[1] > 1 else describe_flaws(taps.reshape(-1, *taps.shape[-2:]))
+    bias_found = found.layer.bias
+    notes = (*notes, *_channel_notes(taps, n_axes), *found.layer.notes, *_bias_notes(found.layer, bias))
+    of_picture = () if _is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
     if convention is None:
-        of_picture += _orientation_notes(taps, held)
+        of_picture += _orientation_notes(taps, held, n_axes)
     if normalize is None and not divides:
-        of_picture += _sum_notes(taps)
-    taken = _as_floating(found.bias) if bias and found.bias is not None else None
-    return KernelFile(path, taps.to(dtype).contiguous(), taken, found.name, held, sha256, notes, of_picture)
+        of_picture += _sum_notes(taps, n_axes)
+    return KernelFile(
+        path=path,
+        kernel=taps.to(dtype).contiguous(),
+        bias=_as_floating(bias_found) if bias and bias_found is not None else None,
+        layer=found.layer.name,
+        convention=held,
+        sha256=sha256,
+        notes=notes,
+        picture_notes=of_picture,
+        dimensions=n_axes,
+        is_ambiguous=found.is_ambiguous,
+        spacing=found.spacing,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Taps:
+    """Taps as stored, in `n_axes` axes of space, and what else `KernelFile` says of them."""
+
+    layer: Layer
+    n_axes: int
+    is_ambiguous: bool = False
+    spacing: tuple[float, ...] | None = None
+
+
+def _axes_of_space(path: Path, weight: torch.Tensor, dimensions: int | None) -> int:
+    """Count the axes of space of a tensor of taps."""
+    n_axes = AXES_BY_SHAPE[weight.ndim] if dimensions is None else min(dimensions, weight.ndim)
+    if weight.ndim > n_axes + 2:
+        raise ShapeError(
+            f"kernel '{path}' of shape {tuple(weight.shape)} has {weight.ndim} axes, too many for one of "
+            f"dimensions={dimensions}, which has {n_axes}, or up to {n_axes + 2} with channels."
+        )
+    return n_axes
 
 
 def _field_file(
@@ -124,7 +172,7 @@ def _field_file(
     taps = _as_floating(field.kernels)
     if held is Convention.CONVOLUTION:
         taps = taps.flip((-2, -1))
-        notes += (_FLIPPED,)
+        notes += (_FLIPPED[2],)
     sums = taps.double().sum(dim=(-2, -1), keepdim=True)
     if normalize and bool((sums == 0).any()):
         raise UsageError(f"a kernel of the field '{path}' cannot be divided by its sum, which is zero.")
@@ -134,55 +182,71 @@ def _field_file(
     return KernelFile(path, taps.contiguous(), None, None, held, sha256, notes, places=places)
 
 
-_FLIPPED = "the file holds a convolution, so its taps were flipped along both axes"
+_FLIPPED = {
+    n_axes: f"the file holds a convolution, so its taps were flipped along {along}"
+    for n_axes, along in {1: "their axis", 2: "both axes", 3: "all three axes"}.items()
+}
 
 
-def _read_psf_picture(path: Path) -> torch.Tensor:
-    """Read a picture of one plane, as stored: shape `(kH, kW)`, or `(C, kH, kW)` where the channels differ."""
+def _read_psf_pictures(path: Path, dimensions: int | None) -> _Taps:
+    """Read one plane, or a stack of planes along Z, as stored: shape `(*k)`, or `(C, *k)` where the channels differ."""
     image = read_image(path)
+    if len(image.values) != 1 and dimensions != 2:
+        with suppress(UsageError):  # it has no depth
+            image = image.spanned_by(3)
     if len(image.values) != 1:
         raise ShapeError(
-            f"kernel '{path}' should be one plane, but is a stack of shape {image.shape}; give one for each "
-            "channel as channels of one picture, as an array (C, kH, kW), or as files of their own."
+            f"kernel '{path}' should be one plane, or one stack of planes along Z, but has axes {image.axes} and shape "
+            f"{image.shape}; give one for each channel as channels of one picture, as an array (C, kH, kW), or as "
+            "files of their own."
         )
     channels = image.values[0]
-    return channels[0] if bool((channels == channels[0]).all()) else channels
+    taps = channels[0] if bool((channels == channels[0]).all()) else channels
+    return _Taps(Layer(None, taps), image.dimensions, spacing=image.spacing)
 
 
-def _is_unit_sum(taps: torch.Tensor, stored: torch.Tensor) -> bool:
-    return stored.is_floating_point() and bool(((_sums(taps) - 1).abs() <= UNIT_SUM).all())
+def _space(n_axes: int) -> tuple[int, ...]:
+    return tuple(range(-n_axes, 0))
 
 
-def _sums(taps: torch.Tensor) -> torch.Tensor:
+def _is_unit_sum(taps: torch.Tensor, stored: torch.Tensor, n_axes: int) -> bool:
+    return stored.is_floating_point() and bool(((_sums(taps, n_axes) - 1).abs() <= UNIT_SUM).all())
+
+
+def _is_layer(taps: torch.Tensor, n_axes: int) -> bool:
+    """Tell whether channels are mixed, or made."""
+    return taps.ndim == n_axes + 2 and taps.shape[1] > 1
+
+
+def _sums(taps: torch.Tensor, n_axes: int) -> torch.Tensor:
     """Add up the taps of each channel, or of each output channel, with axes to divide by: shape `(C, 1, ...)`."""
-    axes = (1, 2, 3) if taps.ndim == 4 else (-2, -1)
+    axes = tuple(range(1, taps.ndim)) if taps.ndim == n_axes + 2 else _space(n_axes)
     return taps.to(torch.float64).sum(dim=axes, keepdim=True)
 
 
-def _channel_notes(taps: torch.Tensor) -> tuple[str, ...]:
-    if taps.ndim != 3:
+def _channel_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
+    if taps.ndim != n_axes + 1:
         return ()
     return (f"there is a kernel for each of {len(taps)} channels, and each channel is taken by itself",)
 
 
-def _orientation_notes(taps: torch.Tensor, held: Convention) -> tuple[str, ...]:
+def _orientation_notes(taps: torch.Tensor, held: Convention, n_axes: int) -> tuple[str, ...]:
     """Warn of an array that is not flipped, if that matters and nobody said so."""
-    is_layer = taps.ndim == 4 and taps.shape[1] > 1
     wide = taps.to(torch.float64)
-    is_symmetric = bool((wide - wide.flip((-2, -1))).abs().max() <= 1e-3 * wide.abs().max())
-    if held is Convention.CONVOLUTION or is_layer or is_symmetric:
+    is_symmetric = bool((wide - wide.flip(_space(n_axes))).abs().max() <= 1e-3 * wide.abs().max())
+    if held is Convention.CONVOLUTION or _is_layer(taps, n_axes) or is_symmetric:
         return ()
     return (
-        "the kernel is not symmetric, and its array was taken for the taps of a cross-correlation, as conv2d applies "
-        'them; if it holds a point-spread function as a camera sees it, choose convention="convolution"; '
+        f"the kernel is not symmetric, and its array was taken for the taps of a cross-correlation, as conv{n_axes}d "
+        'applies them; if it holds a point-spread function as a camera sees it, choose convention="convolution"; '
         'convention="correlation" confirms this one',
     )
 
 
-def _sum_notes(taps: torch.Tensor) -> tuple[str, ...]:
+def _sum_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
     """Say that the taps were not divided by their sum, where that changes the brightness."""
-    sums = _sums(taps).flatten()
-    if (taps.ndim == 4 and taps.shape[1] > 1) or bool(((sums - 1).abs() <= UNIT_SUM).all()):
+    sums = _sums(taps, n_axes).flatten()
+    if _is_layer(taps, n_axes) or bool(((sums - 1).abs() <= UNIT_SUM).all()):
         return ()
     return (
         f"the taps of the kernel add up to {_listed(sums)} and were taken as they are, so that an estimate has the "
@@ -210,8 +274,8 @@ def _as_floating(stored: torch.Tensor) -> torch.Tensor:
     return stored if stored.dtype == torch.float64 else stored.to(torch.float32)
 
 
-def _divided(path: Path, taps: torch.Tensor) -> tuple[torch.Tensor, str]:
-    sums = _sums(taps)
+def _divided(path: Path, taps: torch.Tensor, n_axes: int) -> tuple[torch.Tensor, str]:
+    sums = _sums(taps, n_axes)
     if bool((sums == 0).any()):
         raise UsageError(f"kernel '{path}' cannot be divided by its sum, which is zero; pass normalize=False.")
     return taps.to(torch.float64) / sums, f"the taps were divided by their sum ({_listed(sums)})"

@@ -44,13 +44,13 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     if 0 in opened.shapes[name]:
         raise MalformedInputError(f"kernel '{path}' is empty: its shape is {opened.shapes[name]}.")
     weight = as_real_tensor(path, opened.read(name))
-    if weight.ndim not in (2, 3, 4):
+    if not 1 <= weight.ndim <= 5:
         raise ShapeError(
-            f"kernel '{path}' should be of shape (kH, kW), (C, kH, kW) or (C_out, C_in, kH, kW), but is "
-            f"{tuple(weight.shape)}."
+            f"kernel '{path}' should be of shape (kH, kW), (C, kH, kW) or (C_out, C_in, kH, kW), or have one to three "
+            f"axes of space likewise, but is {tuple(weight.shape)}."
         )
     bias_name = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
-    has_bias = weight.ndim == 4 and name.endswith("weight") and bias_name in opened.shapes
+    has_bias = weight.ndim >= 3 and name.endswith("weight") and bias_name in opened.shapes
     bias = _read_bias(opened, bias_name, weight.shape[0]) if has_bias else None
     return Layer(name.removesuffix(".weight") or None, weight, bias, bias_name, notes)
 

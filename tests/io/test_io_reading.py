@@ -205,12 +205,12 @@ def test_axes_can_be_named(tmp_path, rng):
     image = read_image(tmp_path / "a.npy", axes="yxct")
     assert image.axes == "YXCT"
     assert_values(image, planes(stored, "YXCT"))
-    for axes in ("YXC", "YXCC", "YYCT", "ABCX", "YX12"):
+    for axes in ("YXC", "YXCC", "YYCT", "ABCD", "YX12"):
         with pytest.raises(UsageError, match="axes"):
             read_image(tmp_path / "a.npy", axes=axes)
-    np.save(tmp_path / "five.npy", np.zeros((1, 1, 1, 4, 4)))
+    np.save(tmp_path / "six.npy", np.zeros((1, 1, 1, 1, 4, 4)))
     with pytest.raises(MalformedInputError, match="axes="):
-        read_image(tmp_path / "five.npy")
+        read_image(tmp_path / "six.npy")
 
 
 def test_named_tensors(tmp_path):
@@ -269,7 +269,9 @@ def test_axes_that_were_named_are_not_asked_for(tmp_path, rng):
     tifffile.imwrite(tmp_path / "s.tif", rng.random((5, 16, 20)).astype("float32"), photometric="minisblack")
     assert any('axes="CYX"' in note for note in read_image(tmp_path / "s.tif").notes)
     assert read_image(tmp_path / "s.tif", axes="CYX").notes == ()
-    assert read_image(tmp_path / "s.tif", axes="ZYX").notes == ("5 planes (axes Z) are worked on one by one",)
+    assert read_image(tmp_path / "s.tif", axes="ZYX").notes == (
+        "5 planes (axes Z) are worked on one by one; a kernel of three axes works along Z too",
+    )
 
 
 def test_a_pyramid_says_what_is_left_of_it(tmp_path, rng):

@@ -1,5 +1,7 @@
 """Kernels: tensors as conv2d takes them, pictures as point-spread functions."""
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -127,15 +129,16 @@ def test_colors_of_a_picture_are_kernels_of_channels_if_they_differ(tmp_path, rn
     expected = color[::-1, ::-1].transpose(2, 0, 1) / color.sum(axis=(0, 1))[:, None, None]
     np.testing.assert_allclose(found.kernel.numpy(), expected, rtol=1e-6)
     assert any("kernel for each of 3 channels" in note for note in found.notes)
-    tifffile.imwrite(tmp_path / "stack.tif", np.ones((4, 3, 5), "float32"), photometric="minisblack")
-    with pytest.raises(ShapeError, match="stack"):
-        read_kernel(tmp_path / "stack.tif")
+    times = {"photometric": "minisblack", "metadata": {"axes": "TYX"}}
+    tifffile.imwrite(tmp_path / "film.tif", np.ones((4, 3, 5), "float32"), **times)
+    with pytest.raises(ShapeError, match="stack of planes along Z, but has axes TYX"):
+        read_kernel(tmp_path / "film.tif")
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 1, 1, 3, 3)])
+@pytest.mark.parametrize("shape", [(), (2, 1, 1, 1, 3, 3)])
 def test_other_shapes_are_refused(tmp_path, shape):
     np.save(tmp_path / "k.npy", np.ones(shape))
-    with pytest.raises(ShapeError, match=str(shape[0])):
+    with pytest.raises(ShapeError, match=re.escape(str(shape))):
         read_kernel(tmp_path / "k.npy")
 
 
@@ -247,3 +250,50 @@ def test_names_are_for_files_of_several_tensors(tmp_path, save, refused):
 def test_programs_are_not_opened_for_a_kernel(tmp_path, refused):
     torch.export.save(torch.export.export(nn.Conv2d(1, 1, 3), (torch.ones(1, 1, 5, 5),)), tmp_path / "p.pt2")
     refused(InputRefusedError, read_kernel, tmp_path / "p.pt2", says=["exported program", "state_dict()"])
+
+
+@pytest.mark.parametrize("options", [{"metadata": None}, {"imagej": True, "metadata": {"axes": "ZYX"}}])
+def test_a_stack_of_pages_is_a_point_spread_function_of_three_axes(tmp_path, rng, options):
+    pages = (rng.random((5, 3, 4)) * 1000).astype("uint16")
+    tifffile.imwrite(tmp_path / "psf.tif", pages, photometric="minisblack", **options)
+    found = read_kernel(tmp_path / "psf.tif")
+    assert (found.dimensions, found.is_ambiguous) == (3, False)
+    np.testing.assert_allclose(found.kernel, pages[::-1, ::-1, ::-1] / pages.sum(), rtol=1e-6)
+    assert any("all three axes" in note for note in found.notes)
+    with pytest.raises(ShapeError, match="one plane"):
+        read_kernel(tmp_path / "psf.tif", dimensions=2)
+
+
+def test_stacks_of_several_channels_are_kernels_of_channels(tmp_path, rng):
+    pages = rng.random((3, 2, 4, 5)).astype("float32")
+    fields = {"axes": "ZCYX", "spacing": 0.3, "unit": "um"}
+    tifffile.imwrite(tmp_path / "psf.tif", pages, imagej=True, resolution=(10, 5), metadata=fields)
+    found = read_kernel(tmp_path / "psf.tif", convention=Convention.CORRELATION)
+    assert (found.dimensions, tuple(found.kernel.shape)) == (3, (2, 3, 4, 5))
+    assert found.spacing == pytest.approx((0.3, 0.2, 0.1))
+    np.testing.assert_allclose(found.kernel.sum(dim=(1, 2, 3)), [1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions", "taken", "is_ambiguous"),
+    [
+        *[((7,), None, 1, False), ((4, 2, 7), 1, 1, False), ((2, 7), 1, 1, False)],
+        *[((5, 3, 4), None, 2, True), ((5, 3, 4), 3, 3, False), ((5, 3, 4), 2, 2, False), ((3, 4), 3, 2, False)],
+        *[((2, 5, 3, 4), 3, 3, False), ((2, 1, 5, 3, 4), None, 3, False)],
+    ],
+)
+def test_axes_of_space_of_a_tensor_of_taps(tmp_path, rng, shape, dimensions, taken, is_ambiguous):
+    taps = rng.random(shape)
+    np.save(tmp_path / "k.npy", taps)
+    options = {"dimensions": dimensions, "convention": Convention.CONVOLUTION, "normalize": True}
+    found = read_kernel(tmp_path / "k.npy", **options)
+    assert (found.dimensions, found.is_ambiguous) == (taken, is_ambiguous)
+    space = tuple(range(-taken, 0))
+    shares = tuple(range(1, len(shape))) if len(shape) == taken + 2 else space
+    np.testing.assert_allclose(found.kernel, np.flip(taps, space) / taps.sum(axis=shares, keepdims=True))
+
+
+def test_more_axes_than_a_kernel_has_are_refused(tmp_path):
+    np.save(tmp_path / "k.npy", np.ones((2, 2, 3, 3)))
+    with pytest.raises(ShapeError, match="dimensions=1"):
+        read_kernel(tmp_path / "k.npy", dimensions=1)

@@ -83,3 +83,30 @@ def test_a_file_is_cleaned_on_reading(tmp_path):
     assert float(cleaned.kernel.sum()) == pytest.approx(1, rel=1e-6)
     height, width = cleaned.kernel.shape
     assert divmod(int(cleaned.kernel.argmax()), width) == (height // 2, width // 2)
+
+
+def bead(size=(15, 21, 23), center=(7, 10, 11), peak=4000.0):
+    """A bright spot in a stack, longer along Z, on a flat background of nothing."""
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij")
+    widths = (2.0, 1.2, 1.2)
+    squared = sum(((x - c) / w) ** 2 for x, c, w in zip(axes, center, widths, strict=True))
+    return peak * torch.exp(-squared / 2)
+
+
+def test_flaws_of_a_stack_are_found_along_every_axis():
+    assert describe_flaws(bead()[1:14, 4:17, 5:18], 3) == ()
+    assert any("background" in flaw for flaw in describe_flaws(bead() + 100, 3))
+    assert any("2.0 pixels off" in flaw for flaw in describe_flaws(bead((15, 15, 15), (9, 7, 7)), 3))
+    empty = bead((31, 31, 31), (15, 15, 15))
+    assert any("of its 31×31×31 taps" in flaw for flaw in describe_flaws(empty.where(empty > 1, 0), 3))
+
+
+def test_a_cleaned_stack_has_its_bead_in_the_middle():
+    noisy = torch.poisson(bead(center=(5, 12, 9)) + 100, generator=torch.Generator().manual_seed(0))
+    cleaned, note = clean_psf(noisy, 3)
+    assert all(n % 2 == 1 for n in cleaned.shape)
+    assert torch.unravel_index(cleaned.argmax(), cleaned.shape) == tuple(n // 2 for n in cleaned.shape)
+    assert describe_flaws(cleaned, 3) == ()
+    assert "15×21×23 taps were cropped to" in note
+    both, _ = clean_psf(torch.stack([noisy, noisy.flip(0)]), 3)
+    assert both.ndim == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_planes
+from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images, signals_refusal
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -32,9 +32,11 @@ class Tiff(Codec):
         return read_tiff(path, series=None if member is None else int(member))
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse sample types and axes that OME does not know, where the name asks for OME."""
+        """Refuse signals, and sample types and axes that OME does not know, where the name asks for OME."""
         from deconv_cli.io.codecs import tiff_ome
 
+        if request.layout.dimensions == 1:
+            raise signals_refusal(self, request)
         if not is_ome_name(request.path):
             return
         if request.dtype not in tiff_ome.WRITABLE_DTYPES:
@@ -50,13 +52,15 @@ class Tiff(Codec):
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
         """Keep the axes of the source that are longer than one, with the plane at the end."""
-        from deconv_cli.io.codecs import tiff_ome
+        from deconv_cli.io.codecs import tiff_imagej, tiff_ome
 
-        layout = request.layout.with_channels(samples.shape[1]).resized(Y=samples.shape[-2], X=samples.shape[-1])
+        layout = request.layout.with_channels(samples.shape[1]).resized_space(samples.shape[2:])
         layout = layout.squeezed(keep="YX" if alpha is None else "YXS").planes_last()
-        array = from_planes(layout, samples)
+        if request.flavor == "imagej" and not is_ome_name(request.path):
+            layout = layout.ordered(tiff_imagej.AXES)
+        array = from_images(layout, samples)
         if alpha is not None:
-            array = np.concatenate([array, from_planes(layout.resized(S=1), alpha)], axis=layout.axes.index("S"))
+            array = np.concatenate([array, from_images(layout.resized(S=1), alpha)], axis=layout.axes.index("S"))
         is_free = not is_ome_name(request.path) and not request.flavor
         axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
         new = [letter for letter in axes if letter not in request.layout.axes + "C"]

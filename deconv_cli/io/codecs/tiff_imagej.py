@@ -12,6 +12,9 @@ from deconv_cli.io.stored_image import Metadata, StoredImage
 PREFIX = "ImageJ "
 """Of its fields among `Metadata.native`."""
 
+AXES = "TZCYXS"
+"""Letters of its axes, in the order of its files."""
+
 _COUNTS = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack")
 _OF_CHANNELS = ("Ranges", "LUTs", "Labels", "mode")
 _UNITS = {
@@ -52,7 +55,7 @@ def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
 def fits(image: StoredImage) -> bool:
     """Check whether ImageJ's kind of TIFF can hold an image; its 32-bit offsets end at 4 GB."""
     colors_fit = "S" not in image.axes or (image.dtype == "uint8" and image.alpha is None)
-    in_order = [letter for letter in "TZCYXS" if letter in image.axes] == list(image.axes)
+    in_order = [letter for letter in AXES if letter in image.axes] == list(image.axes)
     return image.dtype in _DTYPES and in_order and colors_fit and image.samples.nbytes < 3_900_000_000
 
 

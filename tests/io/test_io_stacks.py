@@ -1,0 +1,152 @@
+"""Stacks and signals: which axes are space is told from the file, or from its letters, and comes back."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.io import plan_output, read_image
+
+SPACING = (0.5, 0.2, 0.1)
+"""Along Z, Y and X, in micrometers."""
+
+
+def ome(path, array, axes):
+    """Write an OME-TIFF as a microscope does, with sizes, names and times."""
+    metadata = {"axes": axes, "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
+    for letter, size in zip("ZYX", SPACING, strict=True):
+        metadata |= {f"PhysicalSize{letter}": size, f"PhysicalSize{letter}Unit": "µm"}
+    if "C" in axes:
+        metadata["Channel"] = {"Name": [f"dye {n}" for n in range(array.shape[axes.index("C")])]}
+    tifffile.imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
+
+
+def imagej(path, array, axes):
+    metadata = {"axes": axes, "spacing": SPACING[0], "unit": "um", "finterval": 2.5}
+    resolution = (1 / SPACING[2], 1 / SPACING[1])
+    tifffile.imwrite(path, array, imagej=True, resolution=resolution, metadata=metadata)
+
+
+KINDS = {
+    "a.ome.tif": (ome, ["ZYX", "CZYX", "TCZYX", "ZCYX"]),
+    "a.tif": (imagej, ["ZYX", "ZCYX", "TZYX", "TZCYX"]),
+}
+STACKS = [(name, axes) for name, (_, all_axes) in KINDS.items() for axes in all_axes]
+SIZES = {"T": 2, "Z": 5, "C": 3, "Y": 6, "X": 7}
+
+
+@pytest.mark.parametrize(("name", "axes"), STACKS)
+def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, rng, name, axes):
+    stored = rng.integers(0, 60000, [SIZES[a] for a in axes]).astype("uint16")
+    KINDS[name][0](tmp_path / name, stored, axes)
+    image = read_image(tmp_path / name).spanned_by(3)
+    moved = np.moveaxis(stored, axes.index("Z"), -3)
+    assert image.values.shape[-3:] == (5, 6, 7)
+    np.testing.assert_array_equal(image.values.numpy().ravel(), moved.ravel())
+    assert image.spacing == pytest.approx(SPACING)
+    written = tmp_path / f"out_{name}"
+    plan = plan_output(written, image, n_channels=image.values.shape[1], output_dtype=None, force=False, same_size=True)
+    plan.prepare(image.values.float() + 0.5).write({"command": "test"})
+    again = read_image(written)
+    assert (again.axes, again.shape) == (image.axes, image.shape)
+    np.testing.assert_array_equal(tifffile.imread(written), stored + 0.5)
+    assert again.spanned_by(3).spacing == pytest.approx(SPACING)
+    assert again._metadata.flavor == image._metadata.flavor
+    assert again._metadata.channel_names == image._metadata.channel_names
+    times = {"OME TimeIncrement", "ImageJ finterval"} & set(image._metadata.native)
+    assert times
+    assert all(again._metadata.native[field] == image._metadata.native[field] for field in times)
+
+
+@pytest.mark.parametrize(("name", "axes"), [("a.ome.tif", "TCZYX"), ("a.tif", "TZCYX")])
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, name, axes, n_channels):
+    stored = rng.random([SIZES[a] for a in axes]).astype("float32")
+    KINDS[name][0](tmp_path / name, stored, axes)
+    image = read_image(tmp_path / name).spanned_by(3)
+    result = torch.rand(2, n_channels, 4, 6, 7)
+    plan = plan_output(
+        tmp_path / f"out_{name}", image, n_channels=n_channels, output_dtype=None, force=False, same_size=False
+    )
+    plan.prepare(result).write({"command": "test"})
+    again = read_image(tmp_path / f"out_{name}").spanned_by(3)
+    torch.testing.assert_close(again.values, result, rtol=0, atol=0)
+    assert again.spacing == pytest.approx(SPACING)
+    assert again._metadata.flavor == image._metadata.flavor
+
+
+def test_one_plane_after_another_unless_a_kernel_spans_three_axes(tmp_path, rng):
+    stored = rng.random((5, 6, 7)).astype("float32")
+    imagej(tmp_path / "a.tif", stored, "ZYX")
+    image = read_image(tmp_path / "a.tif")
+    assert (image.dimensions, tuple(image.values.shape)) == (2, (5, 1, 6, 7))
+    assert "a kernel of three axes works along Z too" in image.notes[-1]
+    assert image.spanned_by(3).notes == ()
+    assert torch.equal(image.spanned_by(3).spanned_by(2).values, image.values)
+    assert image.spacing == pytest.approx(SPACING[1:])
+
+
+@pytest.mark.parametrize("axes", ["TYX", "CYX"])
+def test_what_is_told_to_be_time_or_channels_is_no_depth(tmp_path, rng, axes):
+    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), axes)
+    with pytest.raises(UsageError, match=f'spans 3 axes .ZYX., but .* axes {axes}; .*axes="ZYX"'):
+        read_image(tmp_path / "a.tif").spanned_by(3)
+    named = read_image(tmp_path / "a.tif", axes="ZYX").spanned_by(3)
+    assert tuple(named.values.shape) == (1, 1, 5, 6, 7)
+
+
+def test_pages_without_a_word_are_planes_along_z(tmp_path, rng):
+    stored = rng.random((5, 6, 7)).astype("float32")
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", metadata=None)
+    image = read_image(tmp_path / "a.tif").spanned_by(3)
+    assert (image.axes, tuple(image.values.shape)) == ("ZYX", (1, 1, 5, 6, 7))
+    assert any("taken for planes along Z" in note and 'axes="TYX"' in note for note in image.notes)
+    with pytest.raises(UsageError, match="TYX"):
+        read_image(tmp_path / "a.tif", axes="TYX").spanned_by(3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions", "expected"),
+    [
+        *[((9,), 1, (1, 1, 9)), ((3, 9), 1, (1, 3, 9)), ((2, 3, 9), 1, (2, 3, 9))],
+        *[((5, 6, 7), 3, (1, 1, 5, 6, 7)), ((2, 5, 6, 7), 3, (1, 2, 5, 6, 7)), ((3, 2, 5, 6, 7), 3, (3, 2, 5, 6, 7))],
+    ],
+)
+def test_tensors_without_letters_are_told_by_the_kernel_and_come_back(tmp_path, rng, shape, dimensions, expected):
+    stored = rng.random(shape)
+    np.save(tmp_path / "a.npy", stored)
+    image = read_image(tmp_path / "a.npy").spanned_by(dimensions)
+    assert tuple(image.values.shape) == expected
+    assert image.spacing is None
+    plan = plan_output(
+        tmp_path / "b.npy", image, n_channels=expected[1], output_dtype="float64", force=False, same_size=True
+    )
+    plan.prepare(image.values).write({"command": "test"})
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), stored)
+
+
+@pytest.mark.parametrize(("shape", "dimensions"), [((7, 6), 3), ((2, 2, 2, 7), 1), ((9,), 2)])
+def test_tensors_of_other_numbers_of_axes_are_refused(tmp_path, shape, dimensions):
+    np.save(tmp_path / "a.npy", np.ones(shape))
+    with pytest.raises(UsageError, match=f"the kernel spans {dimensions} ax"):
+        read_image(tmp_path / "a.npy").spanned_by(dimensions)
+
+
+def test_signals_go_into_tensors_and_into_no_picture(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((3, 9)))
+    image = read_image(tmp_path / "a.npy", axes="CX")
+    assert image.dimensions == 1
+    for name in ("b.tif", "b.png"):
+        with pytest.raises(UsageError, match="signals"):
+            plan_output(tmp_path / name, image, n_channels=3, output_dtype=None, force=False, same_size=True)
+
+
+def test_stacks_go_into_no_format_of_one_plane(tmp_path, rng):
+    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
+    image = read_image(tmp_path / "a.tif").spanned_by(3)
+    with pytest.raises(UsageError, match="5 planes"):
+        plan_output(tmp_path / "b.png", image, n_channels=1, output_dtype="uint8", force=False, same_size=True)
+    plan = plan_output(tmp_path / "b.npy", image, n_channels=1, output_dtype=None, force=False, same_size=True)
+    plan.prepare(image.values).write({"command": "test"})
+    assert np.load(tmp_path / "b.npy").shape == (5, 6, 7)
