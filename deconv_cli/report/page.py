@@ -14,6 +14,7 @@ from deconv_cli.report.drawing import Plot
 from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
 from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers, key_numbers
+from deconv_cli.report.orthogonal_cuts import draw_cuts, plane_of
 from deconv_cli.report.page_header import write_header
 from deconv_cli.report.page_images import images_to_show
 from deconv_cli.report.page_pictures import draw_pictures
@@ -34,7 +35,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
 
     Args:
         run: what was done, with a diagnosis.
-        data: y, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`.
+        data: y, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
         truth: the image that was to be found, of the shape of the estimate.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -46,19 +47,23 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     result, diagnosis, record = run.reconstruction, run.diagnosis, describe_run(run)
     assert diagnosis is not None
     images, omission = images_to_show(run, diagnosis, data, truth)
-    comparison = draw_comparison(images) if run.source.is_picture else None
+    cuts = draw_cuts(images, run.source.spacing) if run.kernel.kernel.n_axes == 3 else None
+    planes = images if cuts is None else [plane_of(image, cuts.place[0]) for image in images]
+    comparison = draw_comparison(planes) if run.source.is_picture else None
     compared = ("Input", "Estimate") if comparison is not None and comparison.is_whole else ()
-    pictures, side = draw_pictures([image for image in images if image.name not in compared])
-    longest = max(max(image.values.shape[-2:]) for image in images)
+    apart = [image for image in images if image.name not in compared] if cuts is None else []
+    pictures, side = draw_pictures(apart)
+    longest = max(max(image.values.shape[-2:]) for image in planes)
     return environment.get_template("page.html").render(
         title=Path(run.source.path).name,
         header=write_header(run, diagnosis),
         comparison=comparison,
         kernel=describe_kernel_section(run.kernel),
         views=draw_views(run.lambda_views, images),
+        cuts=cuts,
         pictures=pictures,
         omission=omission,
-        is_smaller=longest > side,
+        is_smaller=bool(pictures) and longest > side,
         longest=longest,
         side=side,
         plots=_plots(result, diagnosis),

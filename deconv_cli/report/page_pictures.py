@@ -25,7 +25,8 @@ SCALE_LENGTH = 64
 class ScaledImage:
     """An image, `(H, W)` or `(3, H, W)` in colors, and the values that its darkest and its lightest shade stand for.
 
-    Gray without a `color_map` of matplotlib's; hatched where the `mask` of shape `(H, W)` is true.
+    Gray without a `color_map` of matplotlib's; hatched where the `mask` of shape `(H, W)` is true. A stack has an axis
+    of depth before the last two.
     """
 
     name: str
@@ -57,9 +58,9 @@ def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
     Returns:
         The pictures, and the longest side that was allowed, in pixels.
     """
-    side = min(max(max(image.values.shape[-2:]) for image in images), MAX_SIDE)
+    side = min(max((max(image.values.shape[-2:]) for image in images), default=MIN_SIDE), MAX_SIDE)
     while True:
-        encoded = [_encode(image, side) for image in images]
+        encoded = [encode_shades(image, side) for image in images]
         n_bytes = sum(map(len, encoded))
         if n_bytes <= MAX_BYTES or side <= MIN_SIDE:
             break
@@ -83,7 +84,8 @@ def _reduced_size(values: Tensor, side: int) -> tuple[int, int]:
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _encode(image: ScaledImage, side: int) -> bytes:
+def encode_shades(image: ScaledImage, side: int) -> bytes:
+    """Write an image as PNG, its longer side averaged down to at most `side`."""
     n_levels = 256 if image.color_map is None else N_LEVELS
     part = (_reduced(image.values, side) - image.low) / (image.high - image.low)
     levels = (part * n_levels).floor().clamp(0, n_levels - 1).to(torch.uint8)
@@ -102,12 +104,13 @@ def _picture(image: ScaledImage, content: bytes, side: int) -> PagePicture:
         uri=data_uri(content, "image/png"),
         width=width,
         height=height,
-        scale_uri=data_uri(_scale(image.color_map), "image/png"),
-        hatching_uri=None if image.mask is None else data_uri(_hatching(image.mask, side), "image/png"),
+        scale_uri=data_uri(encode_scale(image.color_map), "image/png"),
+        hatching_uri=None if image.mask is None else data_uri(encode_hatching(image.mask, side), "image/png"),
     )
 
 
-def _scale(color_map: str | None) -> bytes:
+def encode_scale(color_map: str | None) -> bytes:
+    """Write all shades, from the darkest to the lightest, as PNG."""
     if color_map is None:
         return encode_png((torch.arange(SCALE_LENGTH) * 255 // (SCALE_LENGTH - 1)).to(torch.uint8)[None])
     return encode_png(torch.arange(SCALE_LENGTH, dtype=torch.uint8)[None], _palette(color_map, SCALE_LENGTH))
@@ -120,11 +123,11 @@ def _palette(name: str, n_levels: int) -> Tensor:
     return (colors * 255).round().to(torch.uint8)
 
 
-def _hatching(mask: Tensor, side: int) -> bytes:
-    """Draw stripes where more than half of a pixel is masked; elsewhere nothing at all."""
+def encode_hatching(mask: Tensor, side: int, period: int | None = None) -> bytes:
+    """Write a PNG of stripes where more than half of a pixel is masked, `period` pixels apart; elsewhere nothing."""
     masked = _reduced(mask, side) > 0.5
     height, width = masked.shape
-    period = max(max(height, width) // 48, 4)
+    period = period or max(max(height, width) // 48, 4)
     stripe = (torch.arange(height)[:, None] + torch.arange(width)) % period < (period + 2) // 3
     palette = torch.tensor([[0, 0, 0], [230, 159, 0]], dtype=torch.uint8)
     return encode_png((masked & stripe).to(torch.uint8), palette, bytes([0, 255]))

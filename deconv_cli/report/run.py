@@ -21,7 +21,10 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input as read: its path, the shape, axes and sample type as stored, and the SHA-256 of all its bytes."""
+    """An input as read: its path, the shape, axes and sample type as stored, and the SHA-256 of all its bytes.
+
+    `spacing` holds the distances of neighboring samples along the axes of space, in micrometers, where they are known.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -29,6 +32,7 @@ class InputFile:
     dtype: str
     sha256: str
     is_picture: bool
+    spacing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,8 +107,29 @@
   for (const button of document.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", () => zooms.forEach((zoom) => zoom(factors[button.dataset.zoom])));
   }
-  const hatching = document.getElementById("hatching");
-  if (hatching) {
-    hatching.addEventListener("change", () => document.body.classList.toggle("plain", !hatching.checked));
+  const boxes = [...document.querySelectorAll(".hatch")];
+  for (const box of boxes) {
+    box.addEventListener("change", () => {
+      document.body.classList.toggle("plain", !box.checked);
+      for (const other of boxes) other.checked = box.checked;
+    });
+  }
+
+  // Shows the plane of all stacks that the slider stands at, and the lines of it in the cuts.
+  const slider = document.getElementById("plane");
+  if (slider) {
+    const planes = slider.dataset.planes.split(" "), depths = slider.dataset.depths.split(" ");
+    const show = () => {
+      const at = Number(slider.value);
+      document.getElementById("plane-number").textContent = Number(planes[at]) + 1;
+      slider.setAttribute("aria-valuetext", `plane ${Number(planes[at]) + 1}`);
+      for (const image of document.querySelectorAll(".planes")) {
+        image.setAttribute("y", -at * image.getAttribute("height") / planes.length);
+      }
+      for (const line of document.querySelectorAll(".plane-across")) line.setAttribute("transform", `translate(${depths[at]} 0)`);
+      for (const line of document.querySelectorAll(".plane-down")) line.setAttribute("transform", `translate(0 ${depths[at]})`);
+    };
+    slider.addEventListener("input", show);
+    show();
   }
 })();
