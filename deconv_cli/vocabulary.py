@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from numbers import Integral, Real
 from typing import Literal, TypeAlias, TypeVar
@@ -202,15 +202,23 @@ def format_padding(padding: PaddingLike) -> str:
 
 
 def parse_size(text: str) -> Size:
-    """Read a height and a width as typed at the prompt: `H,W`.
+    """Read a size as typed at the prompt: `N` for signals, `H,W` for pictures, `D,H,W` for stacks.
 
     Raises:
         UsageError: the text is none.
     """
-    match = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text, re.ASCII)
-    if match is None or min(size := (int(match[1]), int(match[2]))) < 1:
-        raise UsageError(f"a size must be a height and a width in pixels, H,W, but is '{shortened(text)}'.")
+    parts = text.split(",")
+    size = tuple(int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII))
+    if len(size) != len(parts) or len(size) > 3 or min(size) < 1:
+        raise UsageError(
+            f"a size must be a height and a width in pixels, H,W, or D,H,W for stacks, but is '{shortened(text)}'."
+        )
     return size
+
+
+def format_spacing(spacing: Sequence[float]) -> str:
+    """Write distances of samples in micrometers, as `0.5 × 0.1 × 0.1 µm`."""
+    return f"{' × '.join(f'{distance:.4g}' for distance in spacing)} µm"
 
 
 MEMORY_UNITS = {

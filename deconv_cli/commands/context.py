@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike
+from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike, format_spacing
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 ESTIMATE = Path("estimate")
 """What is typed for a kernel that is to be found in the picture."""
 _LIKE_A_FORMULA = re.compile(r"[a-z-]+:[0-9.@+-]+")
+
+SAME_SPACING = 0.01
+"""Distances of taps and of samples are the same up to this share."""
+
 OptionValues = dict[str, object]
 """Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
 
@@ -45,6 +50,8 @@ class LoadedKernel:
         options: the options that would read the same again.
         inverse: what was built before; `None` for a kernel by itself.
         factor: the file of that inverse.
+        is_ambiguous: nothing tells whether three axes are one kernel for each channel.
+        spacing: distances of neighboring taps along the axes of space, in micrometers, where they are known.
     """
 
     source: KernelInput
@@ -55,6 +62,8 @@ class LoadedKernel:
     picture_notes: tuple[str, ...] = ()
     inverse: PseudoInverse | None = None
     factor: FactorInput | None = None
+    is_ambiguous: bool = False
+    spacing: tuple[float, ...] | None = None
 
     @property
     def kernel(self) -> Kernel:
@@ -62,15 +71,44 @@ class LoadedKernel:
         return self.source.kernel
 
 
-def load_kernels(paths: list[Path], options: KernelOptions) -> LoadedKernel:
+def load_kernels(
+    paths: list[Path],
+    options: KernelOptions,
+    dimensions: int | None = None,
+    read_image: Callable[[], ImageFile] | None = None,
+) -> LoadedKernel:
     """Read a kernel for all channels, or one for each from as many files or formulas.
+
+    Args:
+        paths: files or formulas.
+        options: how to read them.
+        dimensions: axes of space of the images, where that was given.
+        read_image: reads the first image, whose axes tell what a tensor of three axes is where that was not.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
         ShapeError: one of several kernels has channels itself.
     """
-    loaded = [load_kernel(path, options) for path in paths]
+    loaded = [load_kernel(path, options, dimensions) for path in paths]
+    if read_image is not None and any(one.is_ambiguous for one in loaded):
+        named = read_image().named_dimensions
+        if named in (1, 3):
+            found = load_kernels(paths, options, named)
+            return replace(found, notes=(*found.notes, *_dimensions_notes(found)))
     return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
+
+
+def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
+    """Say how a tensor was taken, and how else it can be."""
+    from deconv_cli.operators.axes import format_size
+
+    n_axes, size = loaded.kernel.n_axes, format_size(loaded.source.shape)
+    what = f"spans the axes {SPACE_NAMES[n_axes]} of the image"
+    return (f"the kernel of shape {size} {what}; dimensions=2 takes it for a kernel of planes for each channel",)
+
+
+SPACE_NAMES = {1: "X", 2: "Y and X", 3: "Z, Y and X"}
+"""What a kernel of so many axes spans."""
 
 
 def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options: KernelOptions) -> LoadedKernel:
@@ -79,16 +117,16 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
 
     for path, one in zip(paths, loaded, strict=True):
-        if len(one.source.shape) != 2:
+        if len(one.source.shape) != loaded[0].kernel.n_axes or not one.kernel.shared:
             raise ShapeError(
-                f"of several kernels each is that of one channel, of shape (kH, kW), but '{path}' has shape "
-                f"{one.source.shape}; give it alone."
+                f"of several kernels each is that of one channel, of {loaded[0].kernel.n_axes} axes as the first, but "
+                f"'{path}' has shape {one.source.shape}; give it alone."
             )
     taps = stack_kernels([one.source.kernel.taps[0, 0] for one in loaded])
     sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
     source = replace(
         loaded[0].source,
-        kernel=Kernel.of_any(taps),
+        kernel=Kernel.of_any(taps, dimensions=loaded[0].kernel.n_axes),
         path=", ".join(map(str, paths)),
         sha256=hashlib.sha256(" ".join(sha256).encode()).hexdigest(),
     )
@@ -100,12 +138,18 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
         picture_notes=tuple(
             f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.picture_notes
         ),
-        options={"--kernel": paths, **options.as_options()},
+        options={**loaded[0].options, "--kernel": paths, **options.as_options()},
+        spacing=loaded[0].spacing,
     )
 
 
-def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
+def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = None) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
+
+    Args:
+        path: the file, or the formula.
+        options: how to read it.
+        dimensions: axes of space of the images, where that is known.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -129,18 +173,29 @@ def load_kernel(path: Path, options: KernelOptions) -> LoadedKernel:
         convention=options.convention,
         normalize=options.normalize,
         clean=options.clean_kernel,
+        dimensions=dimensions,
     )
     taps = read.kernel if read.places is None else field_of(read)
     source = KernelInput(
-        kernel=Kernel.of_any(taps),
+        kernel=Kernel.of_any(taps, dimensions=read.dimensions),
         path=str(path),
         convention=read.convention,
         sha256=read.sha256,
         layer=read.layer,
         has_bias=read.bias is not None,
     )
-    again = {"--kernel": path, **options.as_options(), "--layer": read.layer, "--convention": read.convention}
-    return LoadedKernel(source, taps, read.bias, read.notes, again, read.picture_notes)
+    again: OptionValues = {"--kernel": path, "--dimensions": dimensions, **options.as_options()}
+    again |= {"--layer": read.layer, "--convention": read.convention}
+    return LoadedKernel(
+        source,
+        taps,
+        read.bias,
+        read.notes,
+        again,
+        read.picture_notes,
+        is_ambiguous=read.is_ambiguous,
+        spacing=read.spacing,
+    )
 
 
 def is_formula(path: Path) -> bool:
@@ -159,7 +214,8 @@ def _make_kernel(text: str, options: KernelOptions) -> LoadedKernel:
     if given:
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
     taps = make_kernel(text)
-    source = KernelInput(Kernel.from_tensor(taps), text, Convention.CORRELATION, None, None, has_bias=False)
+    kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
+    source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     return LoadedKernel(source, taps, None, (), {"--kernel": text})
 
 
@@ -192,7 +248,7 @@ class LoadedInput:
 
     Attributes:
         image: the file.
-        values: its samples on the device of the arithmetic, shape `(B, C, H, W)`.
+        values: its samples on the device of the arithmetic, shape `(B, C, *size)` with the axes that the kernel spans.
         started: when reading began, in seconds of the performance counter.
     """
 
@@ -205,7 +261,7 @@ class LoadedInput:
         from deconv_cli.report.run import InputFile
 
         image = self.image
-        return InputFile(str(path), image.shape, image.axes, image.dtype, image.sha256, image.is_picture)
+        return InputFile(str(path), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,10 +274,11 @@ class Context:
     device: torch.device
 
     def read(self, job: Job, image: ImageFile | None = None) -> LoadedInput:
-        """Read the input of a job, or take it as it was read before."""
+        """Read the input of a job, or take it as it was read before, with the axes that the kernel spans."""
         started = time.perf_counter()
         if image is None:
             image = self.files.read(job.source)
+        image = image.spanned_by(self.loaded.kernel.n_axes)
         return LoadedInput(image, image.values.to(self.device), started)
 
     def keeps_size(self, padding: PaddingLike) -> bool:
@@ -251,7 +308,8 @@ class Context:
         made_by = (loaded.image.record or {}).get("kernel")
         if isinstance(made_by, dict) and made_by.get("sha256") == self.loaded.source.sha256 is not None:
             of_picture = ()  # deconv forward read the same kernel the same way
-        return (*self.loaded.notes, *of_picture, *loaded.image.notes, *more, *prepared.notes)
+        doubts = _spacing_notes(self.loaded.spacing, loaded.image.spacing)
+        return (*self.loaded.notes, *of_picture, *doubts, *loaded.image.notes, *more, *prepared.notes)
 
     def rerun(self, job: Job, prepared: PreparedOutput, options: OptionValues) -> str:
         """Write the command line that gives the same samples again.
@@ -271,6 +329,19 @@ class Context:
             "--force": True,
         }
         return command_line(self.command, job.source, values)
+
+
+def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
+    """Say so where a kernel was taken at other distances than the image has."""
+    if taps is None or samples is None or len(taps) != len(samples):
+        return ()
+    if all(abs(a / b - 1) <= SAME_SPACING for a, b in zip(taps, samples, strict=True)):
+        return ()
+    return (
+        f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
+        f"{format_spacing(samples)}; each tap was taken for one sample, so give a kernel of the image's distances, or "
+        "correct what one of the two files says",
+    )
 
 
 def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:

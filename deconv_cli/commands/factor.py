@@ -55,9 +55,9 @@ def factor(
         str,
         typer.Option(
             "--size",
-            metavar="H,W",
-            help="Height and width of the images that are wanted back. The outputs that are to be inverted are of "
-            "another size where padding is not same.",
+            metavar="[D,]H,W",
+            help="Size of the images that are wanted back: height and width, or depth, height and width of stacks, or "
+            "one length of signals. The outputs that are to be inverted are of another size where padding is not same.",
             show_default=False,
         ),
     ],
@@ -93,12 +93,17 @@ def factor(
 
     check_state_path(output, kernel, force=force)
     started = time.perf_counter()
-    loaded, where = load_kernel(kernel, kernel_options), pick(device)
+    loaded, where = load_kernel(kernel, kernel_options, len(image_size)), pick(device)
     taps = check_single_kernel(loaded.taps)
+    if loaded.kernel.n_axes != len(image_size):
+        raise UsageError(
+            f"kernel '{kernel}' spans {loaded.kernel.n_axes} axes, but the size of the images, {size}, has "
+            f"{len(image_size)} numbers; give one for each axis that the kernel spans."
+        )
     precision = pick_dtype(given.dtype, taps, where)
     resolved = resolve(given, loaded.kernel).settings
     building = time.perf_counter()
-    inverse = PseudoInverse(as_kernel(taps, where, precision), image_size, resolved)
+    inverse = PseudoInverse(as_kernel(taps, where, precision, len(image_size)), image_size, resolved)
     factored = time.perf_counter() - building
     well_posedness = assess_well_posedness(inverse)
     source = loaded.source

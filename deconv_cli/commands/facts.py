@@ -43,7 +43,8 @@ def _entry_rows(entry: dict[str, Any], *, is_only: bool) -> list[tuple[str, str]
 def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
     spectrum, gain = kernel["spectrum"], kernel["dc_gain"]
     condition = spectrum["condition"]
-    down, across = kernel["centroid_offset"]
+    offsets = zip(kernel["centroid_offset"], ("deep", "down", "across")[-len(kernel["size"]) :], strict=True)
+    offset = ", ".join(f"{offset:+.2f} {direction}" for offset, direction in offsets)
     size = "×".join(map(str, spectrum["image_size"]))
     channels = kernel["channels"]
     total = f"sum {gain:.6g}" if channels is None else f"{channels[0]} → {channels[1]} channels"
@@ -51,7 +52,7 @@ def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
         ("taps", f"{kernel['convention']}, {total}{', with a bias' if kernel['has_bias'] else ''}"),
         (
             "center",
-            f"tap {tuple(kernel['origin'])}; the weight lies {down:+.2f} down and {across:+.2f} across of it"
+            f"tap {tuple(kernel['origin'])}; the weight lies {offset} of it"
             + (", symmetric" if kernel["is_symmetric"] else ""),
         ),
         (

@@ -60,7 +60,7 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 def forward(
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
-    settings: Annotated[SettingValues, ("light", "dtype"), TEXTS],
+    settings: Annotated[SettingValues, ("dimensions", "light", "dtype"), TEXTS],
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
@@ -99,7 +99,8 @@ def forward(
     convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), light, settings.get("dtype"), tap)
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
-    context = Context("forward", load_kernels(kernel, kernel_options), files, pick(device))
+    loaded = load_kernels(kernel, kernel_options, settings.get("dimensions"), lambda: files.read(jobs[0].source))
+    context = Context("forward", loaded, files, pick(device))
 
     def process(job: Job) -> Outcome:
         return _apply(context, job, convolution, added, show=printed.show)
@@ -118,13 +119,19 @@ class _Convolution:
     tap: str | None
 
     def apply(self, samples: Tensor, kernel: LoadedKernel) -> Tensor:
-        """Apply a kernel to samples `(B, C, H, W)`, or custom taps with its weights."""
+        """Apply a kernel to samples `(B, C, *size)`, or custom taps with its weights."""
         from deconv_cli.workflows.apply_kernel import forward as apply_kernel
 
         if self.tap is not None:
             return apply_tap(self.tap, samples, kernel, self.padding, self.boundary, self.dtype)
         return apply_kernel(
-            samples, kernel.taps, padding=self.padding, boundary=self.boundary, bias=kernel.bias, dtype=self.dtype
+            samples,
+            kernel.taps,
+            dimensions=kernel.kernel.n_axes,
+            padding=self.padding,
+            boundary=self.boundary,
+            bias=kernel.bias,
+            dtype=self.dtype,
         )
 
 
@@ -191,5 +198,5 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     if show:
         from deconv_cli.commands.terminal_picture import show_picture
 
-        show_picture(result, is_color=loaded.image.is_picture)
+        show_picture(result, n_axes=kernel.kernel.n_axes, is_color=loaded.image.is_picture)
     return Outcome(record, partial(print_forward_summary, done))

@@ -14,7 +14,7 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.facts import print_facts
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.errors import DeconvError, UnsafeInputError
+from deconv_cli.errors import DeconvError, UnsafeInputError, UsageError
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, parse_padding, parse_size
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from deconv_cli.io.tensors import TensorCodec, TensorFile
 
 EXAMPLE = "Example: deconv inspect sample_images/layer.safetensors --size 32,32"
+
+
+IMAGE_SIZES = {1: (1024,), 2: (128, 128), 3: (32, 64, 64)}
+"""Of the images that a kernel of so many axes is judged for."""
 
 
 class Kind(StrEnum):
@@ -47,8 +51,15 @@ def inspect(
         ),
     ] = None,
     size: Annotated[
-        str, typer.Option("--size", metavar="H,W", help="Height and width of the images that a kernel is judged for.")
-    ] = "128,128",
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="[D,]H,W",
+            help="Size of the images that a kernel is judged for; as many numbers as the kernel spans axes. Default: "
+            "128,128, and 32,64,64 for stacks.",
+            show_default=False,
+        ),
+    ] = None,
     padding: Annotated[
         str, typer.Option("--padding", metavar="same|valid|full|N|NH,NW", help="How far the kernel reaches outside.")
     ] = "same",
@@ -66,7 +77,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
-    image_size, padding_value = parse_size(size), parse_padding(padding)
+    image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
     reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show=show)
@@ -95,7 +106,7 @@ class _Reader:
     def __init__(
         self,
         taken_for: Kind | None,
-        size: Size,
+        size: Size | None,
         padding: PaddingLike,
         tensor: str | None,
         series: int | None,
@@ -166,13 +177,23 @@ class _Reader:
         from deconv_cli.workflows.kernel_facts import inspect_kernel
 
         read = read_kernel(
-            path, layer=entry.name or None, convention=self._reading.convention, normalize=self._reading.normalize
+            path,
+            layer=entry.name or None,
+            convention=self._reading.convention,
+            normalize=self._reading.normalize,
+            dimensions=None if self._size is None else len(self._size),
         )
+        size = self._size or IMAGE_SIZES[read.dimensions]
+        if len(size) != read.dimensions:
+            raise UsageError(
+                f"kernel '{path}' of shape {tuple(read.kernel.shape)} spans {read.dimensions} axes, but the size of "
+                f"the images, {','.join(map(str, size))}, has {len(size)} numbers; give one for each."
+            )
         return {
             "layer": read.layer,
             "convention": read.convention.value,
             "has_bias": read.bias is not None,
-            **describe_kernel_facts(inspect_kernel(read.kernel, self._size, self._padding)),
+            **describe_kernel_facts(inspect_kernel(read.kernel, size, self._padding, dimensions=read.dimensions)),
             "padding": format_padding(self._padding),
             "notes": list(read.notes),
         }

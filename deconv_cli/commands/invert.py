@@ -122,7 +122,9 @@ def invert(
     if factor is not None:
         loaded = load_factor(factor, where, settings.get("max_memory"))
     else:
-        loaded = load_kernels(kernel or [], kernel_options)
+        loaded = load_kernels(
+            kernel or [], kernel_options, settings.get("dimensions"), lambda: files.read(jobs[0].source)
+        )
     restoration = Restoration(Context("invert", loaded, files, where), wanted, extra, printed)
     run("invert", jobs, restoration.restore, printed)
 

@@ -116,7 +116,7 @@ class ExtraOutputs:
 
         return PlannedOutputs(
             page=self.page,
-            truth=None if self.truth is None else read_image(self.truth).values,
+            truth=None if self.truth is None else read_image(self.truth).spanned_by(loaded.image.dimensions).values,
             error_map=planned(self.error_map, n_channels, OutputDType.FLOAT32),
             trust_mask=planned(self.trust_mask, 1, OutputDType.UINT8),
         )

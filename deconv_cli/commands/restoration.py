@@ -59,7 +59,8 @@ class Restoration:
         if printed.show:
             from deconv_cli.commands.terminal_picture import show_picture
 
-            show_picture(run.reconstruction.image, is_color=loaded.image.is_picture)
+            n_axes = run.kernel.kernel.n_axes
+            show_picture(run.reconstruction.image, n_axes=n_axes, is_color=loaded.image.is_picture)
         return Outcome(
             record,
             partial(print_invert_summary, run, verbose=printed.verbose),
@@ -137,11 +138,10 @@ class Restoration:
             of_noise = ("--noise-sigma", "--noise", "--quantization", "--seed")
             kept |= {name: options.get(name) for name in of_noise if is_kept}
             return kept | self._extra.as_options()
-        dropped = {"--defaults", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
+        dropped = {"--dimensions", "--defaults", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
-        dropped |= set() if "dimensions" in self._settings else {"--dimensions"}
         if "defaults" not in self._settings and options.get("--noise") == DEFAULTS[settings.defaults].noise:
             dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}
@@ -164,8 +164,10 @@ class Restoration:
 
         kind = InputKind.PICTURE if image.is_picture else InputKind.TENSOR
         if kind not in self._pipelines:
-            settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
             loaded = self._context.loaded
+            settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
+            if loaded.inverse is None:
+                settings = replace(settings, dimensions=loaded.kernel.n_axes)
             self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
         return self._pipelines[kind]
 
@@ -231,6 +233,7 @@ def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstructi
     source, image = context.loaded.source, loaded.image
     is_single = (
         source.kernel.shared
+        and source.kernel.n_axes == 2
         and source.kernel.field is None
         and source.estimate is None
         and context.loaded.inverse is None

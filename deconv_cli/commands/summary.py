@@ -7,13 +7,29 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.vocabulary import ROUNDING_NOISE, LambdaRule, format_lambda, format_memory, format_padding
+from deconv_cli.vocabulary import (
+    ROUNDING_NOISE,
+    LambdaRule,
+    format_lambda,
+    format_memory,
+    format_padding,
+    format_spacing,
+)
 
 if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
     from deconv_cli.diagnostics.predicted_error import PredictedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
-    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InvertRun, KernelInput, OutputFile, TapRun
+    from deconv_cli.report.run import (
+        Environment,
+        FactorRun,
+        ForwardRun,
+        InputFile,
+        InvertRun,
+        KernelInput,
+        OutputFile,
+        TapRun,
+    )
     from deconv_cli.solvers.solution import Solution
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -109,9 +125,13 @@ def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: lis
 def _input_rows(run: ForwardRun | InvertRun | TapRun) -> Rows:
     source = run.source
     return [
-        ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}"),
+        ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}{_spacing(source)}"),
         ("kernel", _kernel(run.kernel)),
     ]
+
+
+def _spacing(source: InputFile) -> str:
+    return "" if source.spacing is None else f", {format_spacing(source.spacing)}"
 
 
 def _light_rows(run: ForwardRun | InvertRun, reason: str, curve: ToneCurve | None) -> Rows:

@@ -17,12 +17,14 @@ SHADES = " ░▒▓█"
 MAX_COLUMNS = 160
 
 
-def show_picture(image: Tensor, *, is_color: bool) -> None:
+def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
     """Draw an image on the terminal that stderr is, no wider and no higher than that; else say why not.
 
     Args:
-        image: shape `(C, H, W)` or `(B, C, H, W)`; of several images the first is drawn.
+        image: shape `(C, *size)` or `(B, C, *size)`; of several images the first is drawn, of a stack the plane in the
+            middle, of a signal a line of shades.
         is_color: three channels are red, green and blue; else the first channel is drawn in gray.
+        n_axes: axes of space.
     """
     from rich.console import Console
 
@@ -33,7 +35,9 @@ def show_picture(image: Tensor, *, is_color: bool) -> None:
     from deconv_cli.report.display_range import display_range
 
     first = image.detach().cpu()
-    first = first if first.ndim == 3 else first[0]
+    first = first if first.ndim == n_axes + 1 else first[0]
+    if n_axes != 2:
+        first = first[:, first.shape[1] // 2] if n_axes == 3 else first[:, None]
     shown = first if is_color and first.shape[0] == 3 else first[:1]
     low, high = display_range(shown)
     lines, size = _lines(console, (shown.double() - low) / (high - low))

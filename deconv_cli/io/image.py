@@ -72,10 +72,23 @@ class ImageFile:
         return self._layout.dimensions
 
     @property
+    def named_dimensions(self) -> int | None:
+        """How many axes of space the letters name, or pages without a name if there is one channel; else None."""
+        if not self.are_axes_named:
+            return None
+        pages = "ZIQ" if self._layout.n_channels == 1 else "Z"
+        has_depth = any(n > 1 and a in pages for a, n in zip(self.axes, self._layout.sizes, strict=True))
+        return 3 if has_depth and self.dimensions == 2 else self.dimensions
+
+    @property
     def spacing(self) -> tuple[float, ...] | None:
-        """Distances of neighboring samples along the axes of space, in micrometers; None where one is not known."""
+        """Distances of neighboring samples along the axes of space, in micrometers.
+
+        None where one is not known, and where the file has but the resolution that a print of it would have.
+        """
         known = self._metadata.resolution
-        if known is None or not known.unit:
+        is_of_print = not self._metadata.flavor and known is not None and known.plane_distance is None
+        if known is None or not known.unit or is_of_print:
             return None
         per_micrometer = known.per("µm")
         distances = (per_micrometer.plane_distance, 1 / per_micrometer.y, 1 / per_micrometer.x)[-self.dimensions :]

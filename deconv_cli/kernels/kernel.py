@@ -15,12 +15,10 @@ from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.varying_convolution import VaryingConvolution
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
-AXES_BY_SHAPE = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3}
-"""Axes of space of a kernel with so many axes, where nothing more is known: three are a 2-D kernel for each channel."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ class Kernel:
             raise ShapeError(
                 f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
                 f"of shape {tuple(images.shape)} has {found}; give one for each, or one of shape "
-                f"({name_taps(self.n_axes)}) for all."
+                f"({name_taps(self.n_axes)}) for all{_STACK_HINT if self.n_axes == 2 else ''}."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
@@ -244,6 +242,9 @@ def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
 def name_taps(n_axes: int) -> str:
     """Name the axes of a kernel in a message: `kH, kW` for two."""
     return ", ".join(f"k{axis}" for axis in AXIS_NAMES[-n_axes:])
+
+
+_STACK_HINT = ", or choose dimensions=3 if the three axes of the kernel are those of a stack"
 
 
 def _volume_hint(kernel: Tensor, dimensions: int | None) -> str:

@@ -191,9 +191,14 @@ _FLIPPED = {
 def _read_psf_pictures(path: Path, dimensions: int | None) -> _Taps:
     """Read one plane, or a stack of planes along Z, as stored: shape `(*k)`, or `(C, *k)` where the channels differ."""
     image = read_image(path)
-    if len(image.values) != 1 and dimensions != 2:
+    if len(image.values) != 1:
         with suppress(UsageError):  # it has no depth
             image = image.spanned_by(3)
+    if image.dimensions > (dimensions or 3):
+        raise UsageError(
+            f"kernel '{path}' is a stack of shape {image.shape}, which spans 3 axes, but the images have {dimensions}; "
+            "say that they have three, or give a kernel of one plane."
+        )
     if len(image.values) != 1:
         raise ShapeError(
             f"kernel '{path}' should be one plane, or one stack of planes along Z, but has axes {image.axes} and shape "

@@ -11,6 +11,7 @@ from torch.nn import functional
 from deconv_cli.operators.axes import format_size, unravel
 from deconv_cli.report.drawing import data_uri
 from deconv_cli.report.page_pictures import ScaledImage, encode_hatching, encode_scale, encode_shades
+from deconv_cli.vocabulary import format_spacing
 
 # Longest side of a plane in pixels: at most, and at least.
 MAX_SIDE = 320
@@ -113,7 +114,7 @@ def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) ->
         "meet."
     )
     if spacing is not None:
-        sentence += f" Distances are to scale: {_by(spacing)} µm a sample along Z, Y and X."
+        sentence += f" Distances are to scale: {format_spacing(spacing)} a sample along Z, Y and X."
     if len(planes) < n_planes:
         sentence += f" {len(planes)} of {n_planes} planes are shown."
     if side < max(n_rows, n_columns):
@@ -191,7 +192,3 @@ def _hatched(mask: Tensor) -> str:
 def _size(picture: CutPicture) -> int:
     uris = (picture.planes_uri, picture.right_uri, picture.below_uri, *(picture.hatchings or ()))
     return sum(map(len, uris)) * 3 // 4
-
-
-def _by(numbers: Sequence[float]) -> str:
-    return " × ".join(f"{number:.3g}" for number in numbers)

@@ -260,7 +260,7 @@ def test_a_stack_of_pages_is_a_point_spread_function_of_three_axes(tmp_path, rng
     assert (found.dimensions, found.is_ambiguous) == (3, False)
     np.testing.assert_allclose(found.kernel, pages[::-1, ::-1, ::-1] / pages.sum(), rtol=1e-6)
     assert any("all three axes" in note for note in found.notes)
-    with pytest.raises(ShapeError, match="one plane"):
+    with pytest.raises(UsageError, match="spans 3 axes, but the images have 2"):
         read_kernel(tmp_path / "psf.tif", dimensions=2)
 
 

@@ -1,0 +1,205 @@
+"""Stacks and signals at the prompt: what goes in comes out in its own format, and wrong axes are one sentence."""
+
+import shlex
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from torch.nn import functional
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+
+SPACING = {"PhysicalSizeZ": 0.5, "PhysicalSizeY": 0.2, "PhysicalSizeX": 0.2}
+SIZE = (6, 10, 12)
+
+
+def ome(path, array, axes="ZYX"):
+    units = {f"{name}Unit": "µm" for name in SPACING}
+    metadata = {"axes": axes, **SPACING, **units, "TimeIncrement": 2.5, "TimeIncrementUnit": "s"}
+    tifffile.imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
+    return path
+
+
+def imagej(path, array, axes="ZYX", spacing=0.5):
+    metadata = {"axes": axes, "spacing": spacing, "unit": "um", "finterval": 2.5}
+    tifffile.imwrite(path, array, imagej=True, resolution=(5.0, 5.0), metadata=metadata)
+    return path
+
+
+def npy(path, array, axes="ZYX"):
+    np.save(path, array)
+    return path
+
+
+FORMATS = {"s.ome.tif": ome, "s.tif": imagej, "s.npy": npy}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.fixture
+def taps(rng):
+    """A well-conditioned kernel of three axes, symmetric along none of them."""
+    weights = rng.random((3, 4, 3))
+    weights *= 0.25 / weights.sum()
+    weights[1, 1, 1] += 0.75
+    return weights.astype("float32")
+
+
+@pytest.fixture
+def psf(tmp_path, taps):
+    """The same as a multi-page TIFF, which is a true convolution."""
+    path = tmp_path / "psf.tif"
+    tifffile.imwrite(path, taps[::-1, ::-1, ::-1], photometric="minisblack", metadata=None)
+    return path
+
+
+def blurred(stack, taps):
+    """Convolve `(*batch, D, H, W)` with a torus around it."""
+    x = torch.from_numpy(stack.astype("float64")).reshape(-1, 1, *stack.shape[-3:])
+    pads = [p for n in reversed(taps.shape) for p in ((n - 1) // 2, n // 2)]
+    y = functional.conv3d(functional.pad(x, pads, mode="circular"), torch.from_numpy(taps).double()[None, None])
+    return y.reshape(stack.shape).numpy()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tmp_path, deconv, rng, taps, psf, name):
+    stack = (100 * rng.random(SIZE)).astype("float32")
+    source = FORMATS[name](tmp_path / name, stack)
+    run = deconv("forward", source, "--kernel", psf, "--boundary", "circular", "--json").report
+    assert (run["kernel"]["shape"], run["kernel"]["convention"]) == ([3, 4, 3], "convolution")
+    first = read_image(tmp_path / run["output"]["path"])
+    assert first.path.name == name.replace("s.", "s_forward.", 1)
+    np.testing.assert_allclose(first.spanned_by(3).values[0, 0], blurred(stack, taps), rtol=1e-5)
+    done = deconv("invert", first.path, "--kernel", psf, "--lambda", "1e-9", "--noise", "white", "--json")
+    again = read_image(tmp_path / done.report["output"]["path"])
+    assert (again.axes, again.shape) == (read_image(source).axes, SIZE)
+    np.testing.assert_allclose(again.spanned_by(3).values[0, 0], stack, atol=2e-2)
+    if name.endswith(".tif"):
+        stored = read_image(source)
+        assert again._metadata.resolution == stored._metadata.resolution
+        assert again._metadata.flavor == stored._metadata.flavor
+        assert done.report["inputs"][0]["spacing"] == pytest.approx([0.5, 0.2, 0.2])
+        assert "6×10×12 ZYX float32, 0.5 × 0.2 × 0.2 µm" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "axes"), [("s.ome.tif", "TCZYX"), ("s.tif", "TZCYX")])
+def test_times_and_channels_are_no_depth(tmp_path, deconv, rng, taps, psf, name, axes):
+    stack = (100 * rng.random((2, 3, *SIZE))).astype("float32")
+    stored = stack if axes == "TCZYX" else np.moveaxis(stack, 1, 2)
+    source = FORMATS[name](tmp_path / name, stored, axes)
+    deconv("forward", source, "--kernel", psf, "--boundary", "circular", "-o", tmp_path / f"out_{name}")
+    result = read_image(tmp_path / f"out_{name}")
+    assert (result.axes, result.shape) == (axes, stored.shape)
+    np.testing.assert_allclose(result.spanned_by(3).values, blurred(stack, taps), rtol=1e-5)
+    unit = {"OME TimeIncrement": "2.5"} if name == "s.ome.tif" else {"ImageJ finterval": 2.5}
+    assert unit.items() <= result._metadata.native.items()
+
+
+def test_a_kernel_of_one_plane_works_plane_by_plane(tmp_path, deconv, rng, blur):
+    stack = rng.random(SIZE).astype("float32")
+    flat = rng.random((3, 3)).astype("float32")
+    np.save(tmp_path / "flat.npy", flat)
+    run = deconv(
+        "forward", imagej(tmp_path / "s.tif", stack), "--kernel", tmp_path / "flat.npy", "-o", tmp_path / "o.tif"
+    )
+    expected = blur(torch.from_numpy(stack)[:, None], torch.from_numpy(flat))[:, 0]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=1e-5)
+    assert "a kernel of three axes works along Z too" in run.stderr
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
+def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, rng, taps, suffix):
+    from safetensors.torch import save_file
+
+    kernel = tmp_path / f"k{suffix}"
+    tensor = torch.from_numpy(taps)
+    {".npy": lambda: np.save(kernel, taps), ".pt": lambda: torch.save(tensor, kernel)}.get(
+        suffix, lambda: save_file({"psf": tensor}, kernel)
+    )()
+    stack = rng.random(SIZE).astype("float32")
+    source = imagej(tmp_path / "s.tif", stack)
+    run = deconv("forward", source, "--kernel", kernel, "--boundary", "circular", "-o", tmp_path / "o.tif", "--json")
+    assert any("spans the axes Z, Y and X" in note and "dimensions=2" in note for note in run.report["notes"])
+    assert "--dimensions 2 takes it for a kernel of planes for each channel" in run.stderr
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
+    again = shlex.split(run.report["rerun"])[1:]
+    assert "--dimensions=3" in again
+    deconv(*again)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
+
+
+def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
+    film = imagej(tmp_path / "film.tif", rng.random(SIZE).astype("float32"), "TYX")
+    plane, stack, kernel = save("plane", np.ones((8, 8))), save("stack", np.ones(SIZE)), save("k", taps)
+
+    def refused(*words, says, code=ExitCode.USAGE):
+        refuses(*words, "-o", tmp_path / "o.safetensors", code=code, says=says)
+
+    refused("invert", film, "--kernel", psf, says=["spans 3 axes (ZYX)", "has axes TYX", "--axes ZYX"])
+    refused("invert", plane, "--kernel", psf, says=["spans 3 axes", "has axes YX"])
+    says = ["one for each of 3 channels", "--dimensions 3"]
+    refused("forward", stack, "--kernel", kernel, says=says, code=ExitCode.INPUT_REFUSED)
+    refused("forward", stack, "--kernel", kernel, "--axes", "ZYYX", says="axes 'ZYYX'")
+    refused("factor", "--kernel", psf, "--size", "8,8", says="spans 3 axes, but the images have 2")
+    refused("factor", "--kernel", plane, "--size", "8,8,8", says="spans 2 axes")
+
+
+@pytest.mark.parametrize("options", [("--axes", "ZYX"), ("--dimensions", "3")])
+def test_a_bare_tensor_is_a_stack_if_someone_says_so(tmp_path, deconv, rng, save, taps, options):
+    stack = rng.random(SIZE)
+    source, kernel = save("stack", stack), save("k", taps)
+    deconv("forward", source, "--kernel", kernel, "--boundary", "circular", *options, "-o", tmp_path / "o.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), blurred(stack, taps), rtol=1e-5)
+
+
+def test_other_distances_of_taps_are_told(tmp_path, deconv, rng, taps):
+    stack = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
+    same, other = (imagej(tmp_path / f"{n}.tif", taps, spacing=n) for n in (0.5, 0.3))
+    says = "the taps of the kernel lie 0.3 × 0.2 × 0.2 µm apart, but the samples of the image 0.5 × 0.2 × 0.2 µm"
+    assert says in deconv("forward", stack, "--kernel", other, "-o", tmp_path / "a.tif").stderr
+    assert "µm apart" not in deconv("forward", stack, "--kernel", same, "-o", tmp_path / "b.tif").stderr
+
+
+@pytest.mark.parametrize(
+    ("signal", "taps_shape"), [((40,), (5,)), ((3, 40), (5,)), ((2, 3, 40), (4, 3, 5)), ((3, 40), (4, 3, 5))]
+)
+def test_signals(tmp_path, deconv, rng, save, signal, taps_shape):
+    weights = 0.02 * rng.random(taps_shape)
+    weights[..., 2] += np.eye(*taps_shape[:2]) if len(taps_shape) == 3 else 1.0
+    source, kernel = save("signal", rng.random(signal)), save("k", weights)
+    options = () if len(taps_shape) == 1 else ("--dimensions", "1")
+    deconv("forward", source, "--kernel", kernel, *options, "-o", tmp_path / "y.npy")
+    x, k = torch.from_numpy(np.load(source)), torch.from_numpy(weights)
+    if k.ndim == 1:
+        expected = functional.conv1d(x.reshape(-1, 1, 40), k[None, None], padding=2).reshape(signal)
+    else:
+        expected = functional.conv1d(x, k, padding=2)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5)
+    restored = ("--lambda", "1e-10", "--dtype", "float64", "--output-dtype", "float64")
+    deconv("invert", tmp_path / "y.npy", "--kernel", kernel, *options, *restored, "-o", tmp_path / "x.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), x, atol=1e-5)
+
+
+def test_a_factor_for_stacks_is_that_of_the_kernel(tmp_path, deconv, rng, save, taps):
+    stack, kernel = save("s", rng.random(SIZE)), save("k", taps)
+    fixed = ("--boundary", "circular", "--lambda", "1e-4")
+    deconv("factor", "--kernel", kernel, "--size", "6,10,12", *fixed, "-o", tmp_path / "f.safetensors")
+    deconv("invert", stack, "--factor", tmp_path / "f.safetensors", "-o", tmp_path / "a.npy")
+    deconv("invert", stack, "--dimensions", "3", "--kernel", kernel, *fixed, "-o", tmp_path / "b.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"), atol=1e-5)
+
+
+def test_inspect_tells_of_stacks_and_of_kernels_of_three_axes(tmp_path, deconv, psf, rng):
+    (entry,) = deconv("inspect", psf, "--as", "kernel", "--json").report["files"][0]["entries"]
+    assert entry["kernel"]["size"] == [3, 4, 3]
+    assert entry["kernel"]["spectrum"]["image_size"] == [32, 64, 64]
+    assert len(entry["kernel"]["centroid_offset"]) == 3
+    assert "deep" in deconv("inspect", psf, "--as", "kernel", "--size", "8,16,16").stdout
+    stack = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
+    assert "6×10×12 ZYX float32" in deconv("inspect", stack).stdout
+    deconv("inspect", psf, "--as", "kernel", "--size", "16,16", expect=ExitCode.USAGE)
