@@ -112,11 +112,7 @@ def invert(
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     where = pick(device)
-    if tap is not None:
-        context = Context("invert", load_kernels(kernel or [], kernel_options), files, where)
-        run("invert", jobs, TapRestoration(context, tap, wanted, start, printed).restore, printed)
-        return
-    if kernel is not None and is_estimate(kernel, kernel_options):
+    if tap is None and kernel is not None and is_estimate(kernel, kernel_options):
         run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)
         return
     if factor is not None:
@@ -125,8 +121,11 @@ def invert(
         loaded = load_kernels(
             kernel or [], kernel_options, settings.get("dimensions"), lambda: files.read(jobs[0].source)
         )
-    restoration = Restoration(Context("invert", loaded, files, where), wanted, extra, printed)
-    run("invert", jobs, restoration.restore, printed)
+    context = Context("invert", loaded, files, where)
+    if tap is not None:
+        run("invert", jobs, TapRestoration(context, tap, wanted, start, printed).restore, printed)
+    else:
+        run("invert", jobs, Restoration(context, wanted, extra, printed).restore, printed)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:
