@@ -11,7 +11,8 @@ from deconv_cli.diagnostics.predicted_error import ErrorBand
 from deconv_cli.diagnostics.residual import BorderBand
 from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.whiteness import Whiteness
-from deconv_cli.report.drawing import UNIT, Plot, Theme, color_bar, draw_plot, legend, style
+from deconv_cli.report.centered_fields import CenteredField, FieldScale, draw_fields, n_panels
+from deconv_cli.report.drawing import UNIT, Plot, Theme, draw_plot, legend, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,17 +104,14 @@ def histogram_plot(tests: ResidualTests) -> Plot:
 def correlation_plot(whiteness: Whiteness) -> Plot:
     """Draw how the residual at one pixel correlates with that at others."""
     lag = whiteness.max_lag
+    correlation = whiteness.autocorrelation.cpu().clone()
+    correlation[(lag,) * correlation.ndim] = math.nan
+    span = max(whiteness.largest, 0.05)
+    fields = [CenteredField("correlation", correlation)]
+    scale = FieldScale(lag + 0.5, "lag in pixels", -span, span, "cividis", "correlation")
 
     def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
-        correlation = whiteness.autocorrelation.cpu().clone()
-        correlation[lag, lag] = math.nan
-        span = max(whiteness.largest, 0.05)
-        extent = (-lag - 0.5, lag + 0.5, lag + 0.5, -lag - 0.5)
-        style(axes, theme, "lag across, pixels", "lag down, pixels")
-        image = axes.imshow(correlation.numpy(), cmap="cividis", vmin=-span, vmax=span, extent=extent)
-        axes.grid(visible=False)
-        color_bar(figure, image, theme, "correlation")
+        draw_fields(figure, theme, fields, scale)
 
     alt = (
         f"Neighbors in the residual correlate by up to {whiteness.largest:.2g}; Q = {whiteness.statistic:.4g} over "
@@ -123,7 +121,7 @@ def correlation_plot(whiteness: Whiteness) -> Plot:
         "How the residual at one pixel correlates with that some pixels away. Noise that nothing was taken from gives "
         "an even field about zero; what the estimate has taken up leaves a pattern."
     )
-    return draw_plot("The residual's neighbors", caption, alt, draw)
+    return draw_plot("The residual's neighbors", caption, alt, draw, (6.0, 3.6 if n_panels(fields) == 1 else 2.9))
 
 
 def _draw_noise(axes: Axes, theme: Theme, tests: ResidualTests) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ from deconv_cli.kernels.blind.estimate import NO_BLUR, KernelEstimate
 from deconv_cli.operators.axes import format_size
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
 from deconv_cli.report.key_numbers import Row
+from deconv_cli.report.orthogonal_cuts import Cuts, draw_center
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures
 from deconv_cli.report.run import KernelInput
+from deconv_cli.report.signal_plots import taps_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,43 +26,53 @@ class KernelSection:
     """What a page says of a kernel.
 
     Attributes:
-        picture: the kernel as what becomes of a point of light.
+        picture: the kernel as what becomes of a point of light; `None` where it spans three axes, or one.
+        cuts: the same of one of three axes.
+        line: the same of one of one axis.
         origin: where it came from.
         numbers: what was found, with its standard errors, and how it compares; empty for a kernel that was given.
         candidates: how likely each family is; `None` likewise.
     """
 
-    picture: PagePicture
+    picture: PagePicture | None
+    cuts: Cuts | None
+    line: Plot | None
     origin: str
     numbers: tuple[Row, ...]
     candidates: Plot | None
 
 
-def describe_kernel_section(source: KernelInput) -> KernelSection:
-    """Draw a kernel, the first where there are several, and say where it came from."""
+def describe_kernel_section(source: KernelInput, spacing: Sequence[float] | None = None) -> KernelSection:
+    """Draw a kernel, the first where there are several, and say where it came from.
+
+    Args:
+        source: the kernel.
+        spacing: distances of the image's samples along the axes of space, where they are known.
+    """
     found = source.estimate
     origin = f"{source.path}, {format_size(source.shape)} taps"
     origin = f"Given: {origin}." if found is None else f"Found in the picture itself: {origin}."
+    image, n_axes = _image(source), source.kernel.n_axes
     return KernelSection(
-        picture=_draw(source),
+        picture=draw_pictures([image])[0][0] if n_axes == 2 else None,
+        cuts=draw_center(image, spacing) if n_axes == 3 else None,
+        line=taps_plot(image.values, image.caption) if n_axes == 1 else None,
         origin=origin,
         numbers=() if found is None else tuple(_numbers(found)),
         candidates=None if found is None else _candidates_plot(found),
     )
 
 
-def _draw(source: KernelInput) -> PagePicture:
+def _image(source: KernelInput) -> ScaledImage:
     taps = source.kernel.taps.detach().cpu()
     n_kernels = taps.shape[0] * taps.shape[1]
     caption = "What becomes of a point of light, every tap a square."
     if n_kernels > 1:
         caption = f"The first of {n_kernels} kernels. {caption}"
     # What a cross-correlation makes of a point is its taps, turned by half a circle.
-    values = taps[0, 0].flip(-2, -1)
+    values = taps[0, 0].flip(tuple(range(source.kernel.n_axes)))
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    image = ScaledImage("Kernel", values, low, high, caption, "share of the light", "viridis")
-    (picture,), _ = draw_pictures([image])
-    return picture
+    return ScaledImage("Kernel", values, low, high, caption, "share of the light", "viridis")
 
 
 def _numbers(found: KernelEstimate) -> list[Row]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.operators.axes import format_size, unravel
+from deconv_cli.operators.axes import crop, format_size, unravel
 from deconv_cli.report.drawing import data_uri
 from deconv_cli.report.page_pictures import ScaledImage, encode_hatching, encode_scale, encode_shades
-from deconv_cli.vocabulary import format_spacing
+from deconv_cli.vocabulary import Size, format_spacing
 
 # Longest side of a plane in pixels: at most, and at least.
 MAX_SIDE = 320
@@ -23,7 +23,7 @@ MAX_BYTES = 2_500_000
 WIDTH = 1000.0
 """Of a plane, in the units of the drawing."""
 GAP = 12.0
-STRIPES = 6
+STRIPES = 5
 """Distance of the stripes of a hatching, in pixels."""
 
 
@@ -43,30 +43,31 @@ class CutPicture:
     scale_uri: str
 
 
-@dataclass(frozen=True, eq=False)
-class Cuts:
-    """Stacks that are cut at one place, as drawings of one size.
+@dataclass(frozen=True)
+class CutGeometry:
+    """Where stacks are cut, and how large the cuts are drawn.
 
     Attributes:
-        pictures: the stacks.
-        shape: samples along Z, Y and X, of the estimate.
+        shape: samples along Z, Y and X.
         extent: lengths along Z, Y and X in the units of the drawing; as the samples' distances are, where known.
         place: where the stacks are cut: the numbers of plane, row and column.
         planes: numbers of the planes that are carried.
-        sentence: where that is, and what the sizes are.
+        gap: between the planes and the cuts, in the units of the drawing.
     """
 
-    pictures: tuple[CutPicture, ...]
-    shape: tuple[int, int, int]
-    extent: tuple[float, float, float]
-    place: tuple[int, int, int]
+    shape: tuple[int, ...]
+    extent: tuple[float, ...]
+    place: tuple[int, ...]
     planes: tuple[int, ...]
-    sentence: str
+    gap: float = GAP
 
-    @property
-    def gap(self) -> float:
-        """Between the plane and the cuts, in the units of the drawing."""
-        return GAP
+    @classmethod
+    def of(cls, shape: Size, place: Size, spacing: Sequence[float] | None, planes: tuple[int, ...]) -> CutGeometry:
+        """Lay out cuts whose planes are as wide or as high as the drawing."""
+        steps = (1.0,) * len(shape) if spacing is None else spacing
+        lengths = [n * step for n, step in zip(shape, steps, strict=True)]
+        per_unit = WIDTH / max(lengths[1:])
+        return cls(shape, tuple(length * per_unit for length in lengths), place, planes)
 
     @property
     def start(self) -> int:
@@ -74,17 +75,23 @@ class Cuts:
         return self.planes.index(self.place[0])
 
     @property
-    def middles(self) -> tuple[float, float, float]:
+    def middles(self) -> tuple[float, ...]:
         """Where the middle of the cut sample lies along each axis, in the units of the drawing."""
-        depth, row, column = (
-            length * (at + 0.5) / n for length, at, n in zip(self.extent, self.place, self.shape, strict=True)
-        )
-        return depth, row, column
+        return tuple(length * (at + 0.5) / n for length, at, n in zip(self.extent, self.place, self.shape, strict=True))
 
     @property
     def depths(self) -> tuple[float, ...]:
         """Where the middle of each carried plane lies along Z, in the units of the drawing."""
         return tuple(round(self.extent[0] * (plane + 0.5) / self.shape[0], 2) for plane in self.planes)
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Stacks that are cut at one place, as drawings of one size, and a sentence on where that is."""
+
+    geometry: CutGeometry
+    pictures: tuple[CutPicture, ...]
+    sentence: str
 
 
 def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) -> Cuts:
@@ -95,39 +102,46 @@ def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) ->
         spacing: distances of the samples along Z, Y and X in micrometers, where they are known.
     """
     estimate = next(image for image in images if image.name.startswith("Estimate")).values
-    n_planes, n_rows, n_columns = shape = tuple(estimate.shape[-3:])
-    place = brightest_place(estimate)
-    steps = (1.0, 1.0, 1.0) if spacing is None else tuple(spacing)
-    per_unit = WIDTH / max(n_rows * steps[1], n_columns * steps[2])
-    depth, height, width = (n * step * per_unit for n, step in zip(shape, steps, strict=True))
-    planes = _planes(n_planes, place[0])
-    side = min(max(n_rows, n_columns), MAX_SIDE)
-    pictures = [_draw(image, shape, place, planes, side) for image in images]
-    n_bytes = sum(map(_size, pictures))
-    while n_bytes > MAX_BYTES and side > MIN_SIDE:
+    shape, place = tuple(estimate.shape[-3:]), brightest_place(estimate)
+    geometry = CutGeometry.of(shape, place, spacing, _planes(shape[0], place[0]))
+    longest = max(shape[1:])
+    side = min(longest, MAX_SIDE)
+    pictures = _draw_all(images, geometry, side)
+    while (n_bytes := sum(map(_size, pictures))) > MAX_BYTES and side > MIN_SIDE:
         side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
-        pictures = [_draw(image, shape, place, planes, side) for image in images]
-        n_bytes = sum(map(_size, pictures))
+        pictures = _draw_all(images, geometry, side)
     sentence = (
         f"{format_size(shape)} samples. To the right of each plane lies the cut along column {place[2] + 1}, below it "
-        f"the cut along row {place[1] + 1}, through the brightest place of the estimate; the lines show where they "
-        "meet."
+        f"the cut along row {place[1] + 1}, through a bright place of the estimate; the lines show where they meet."
     )
     if spacing is not None:
         sentence += f" Distances are to scale: {format_spacing(spacing)} a sample along Z, Y and X."
-    if len(planes) < n_planes:
-        sentence += f" {len(planes)} of {n_planes} planes are shown."
-    if side < max(n_rows, n_columns):
+    if len(geometry.planes) < shape[0]:
+        sentence += f" {len(geometry.planes)} of {shape[0]} planes are shown."
+    if side < longest:
         sentence += f" Planes were averaged down to at most {side} a side."
-    return Cuts(tuple(pictures), (n_planes, n_rows, n_columns), (depth, height, width), place, planes, sentence)
+    return Cuts(geometry, pictures, sentence)
 
 
-def brightest_place(values: Tensor) -> tuple[int, int, int]:
-    """Find the numbers of plane, row and column where a stack `(*, D, H, W)` is brightest, averaged over neighbors."""
+def draw_center(image: ScaledImage, spacing: Sequence[float] | None) -> Cuts:
+    """Draw a stack that is cut through its middle, of which one plane is seen."""
+    shape = tuple(image.values.shape[-3:])
+    place = tuple(n // 2 for n in shape)
+    geometry = CutGeometry.of(shape, place, spacing, place[:1])
+    return Cuts(geometry, _draw_all([image], geometry, max(shape[1:])), "")
+
+
+def brightest_place(values: Tensor) -> tuple[int, ...]:
+    """Find the numbers of plane, row and column where a stack `(*, D, H, W)` is brightest, averaged over neighbors.
+
+    What lies near the edges, where an estimate is least to be trusted, is left out.
+    """
     stack = values.detach().cpu().float().reshape(1, -1, *values.shape[-3:]).mean(dim=1, keepdim=True)
-    smooth = functional.avg_pool3d(stack, 3, stride=1, padding=1, count_include_pad=False)
-    depth, row, column = unravel(int(smooth.argmax()), tuple(stack.shape[-3:]))
-    return depth, row, column
+    smooth = functional.avg_pool3d(stack, 3, stride=1, padding=1, count_include_pad=False)[0, 0]
+    margins = tuple(n // 8 for n in smooth.shape)
+    inner = tuple(n - 2 * margin for n, margin in zip(smooth.shape, margins, strict=True))
+    found = unravel(int(crop(smooth, margins, inner).argmax()), inner)
+    return tuple(at + margin for at, margin in zip(found, margins, strict=True))
 
 
 def plane_of(image: ScaledImage, number: int) -> ScaledImage:
@@ -142,9 +156,12 @@ def _planes(n_planes: int, chosen: int) -> tuple[int, ...]:
     return tuple(range(chosen % step, n_planes, step))
 
 
-def _draw(
-    image: ScaledImage, shape: Sequence[int], place: Sequence[int], planes: Sequence[int], side: int
-) -> CutPicture:
+def _draw_all(images: Sequence[ScaledImage], geometry: CutGeometry, side: int) -> tuple[CutPicture, ...]:
+    return tuple(_draw(image, geometry, side) for image in images)
+
+
+def _draw(image: ScaledImage, geometry: CutGeometry, side: int) -> CutPicture:
+    shape, place, planes = geometry.shape, geometry.place, geometry.planes
     own = image.values.shape[-3:]
     # A stack that is smaller lies in the middle of the estimate, and a larger one around it.
     shifts = [(n - n_own) // 2 for n, n_own in zip(shape, own, strict=True)]
@@ -161,7 +178,8 @@ def _draw(
 
     pictures = [_encoded(replace(image, values=values, mask=None)) for values in cuts(image.values)]
     hatchings = None if image.mask is None else [_hatched(mask) for mask in cuts(image.mask)]
-    low, high, mean = (f"{float(v):.4g}" for v in (image.values.min(), image.values.max(), image.values.mean()))
+    values = image.values.double()
+    low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.mean()))
     return CutPicture(
         image=image,
         alt=f"{image.name}, a stack: values from {low} to {high}, mean {mean} {image.unit}. {image.caption}",

@@ -21,6 +21,7 @@ from deconv_cli.report.page_pictures import draw_pictures
 from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
 from deconv_cli.report.run import InvertRun
 from deconv_cli.report.run_record import describe_run
+from deconv_cli.report.signal_plots import signals_plot
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -47,18 +48,19 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     result, diagnosis, record = run.reconstruction, run.diagnosis, describe_run(run)
     assert diagnosis is not None
     images, omission = images_to_show(run, diagnosis, data, truth)
-    cuts = draw_cuts(images, run.source.spacing) if run.kernel.kernel.n_axes == 3 else None
-    planes = images if cuts is None else [plane_of(image, cuts.place[0]) for image in images]
-    comparison = draw_comparison(planes) if run.source.is_picture else None
+    n_axes = run.kernel.kernel.n_axes
+    cuts = draw_cuts(images, run.source.spacing) if n_axes == 3 else None
+    planes = images if cuts is None else [plane_of(image, cuts.geometry.place[0]) for image in images]
+    comparison = draw_comparison(planes) if run.source.is_picture and n_axes > 1 else None
     compared = ("Input", "Estimate") if comparison is not None and comparison.is_whole else ()
-    apart = [image for image in images if image.name not in compared] if cuts is None else []
+    apart = [image for image in images if image.name not in compared] if n_axes == 2 else []
     pictures, side = draw_pictures(apart)
     longest = max(max(image.values.shape[-2:]) for image in planes)
     return environment.get_template("page.html").render(
         title=Path(run.source.path).name,
         header=write_header(run, diagnosis),
         comparison=comparison,
-        kernel=describe_kernel_section(run.kernel),
+        kernel=describe_kernel_section(run.kernel, run.source.spacing),
         views=draw_views(run.lambda_views, images),
         cuts=cuts,
         pictures=pictures,
@@ -66,6 +68,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         is_smaller=bool(pictures) and longest > side,
         longest=longest,
         side=side,
+        signals=signals_plot(images) if n_axes == 1 else None,
         plots=_plots(result, diagnosis),
         key_numbers=key_numbers(result, diagnosis),
         numbers=all_numbers(record),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.picard import Picard
-from deconv_cli.report.drawing import UNIT, Plot, Theme, color_bar, draw_plot, legend, style
+from deconv_cli.report.centered_fields import CenteredField, FieldScale, draw_fields, n_panels
+from deconv_cli.report.drawing import UNIT, Plot, Theme, draw_plot, legend, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,35 +82,30 @@ def picard_plot(picard: Picard) -> Plot:
 
 
 def gain_plot(gains: Tensor, sigma_max: float, *, has_channels: bool) -> Plot:
-    """Draw the singular values over the plane of frequencies.
+    """Draw the singular values over all frequencies; of a stack, over two planes of them.
 
     Args:
-        gains: the largest and the smallest, shape `(2, n1, n2)`, zero frequency in the middle.
+        gains: the largest and the smallest, shape `(2, n1, ...)`, zero frequency in the middle.
         sigma_max: the largest of all.
         has_channels: the two differ.
     """
     shown = [("largest", gains[0]), ("smallest", gains[1])] if has_channels else [("singular value", gains[0])]
     floor = max(float(gains.min()) / sigma_max, 1e-6)
 
+    fields = [CenteredField(name, (values / sigma_max).clamp_min(floor).log10()) for name, values in shown]
+    lowest = min(math.log10(floor), -0.01)
+    scale = FieldScale(0.5, "cycles per pixel", lowest, 0.0, "viridis", "log₁₀ σ / σmax")
+
     def draw(figure: Figure, theme: Theme) -> None:
-        for number, (name, values) in enumerate(shown, start=1):
-            axes = figure.add_subplot(1, len(shown), number)
-            logs = (values / sigma_max).clamp_min(floor).log10()
-            style(axes, theme, "across, cycles per pixel", "down, cycles per pixel" if number == 1 else "")
-            extent = (-0.5, 0.5, 0.5, -0.5)
-            image = axes.imshow(logs.numpy(), cmap="viridis", vmin=min(math.log10(floor), -0.01), vmax=0, extent=extent)
-            axes.grid(visible=False)
-            if has_channels:
-                axes.set_title(name, color=theme.ink, fontsize=10)
-        color_bar(figure, image, theme, "log₁₀ σ / σmax")
+        draw_fields(figure, theme, fields, scale)
 
     weak = float((gains[1] < 0.01 * sigma_max).double().mean())
     alt = (
         f"The largest singular value is {sigma_max:.4g}, the smallest shown {float(gains.min()):.3g}; {100 * weak:.2g} "
-        "% of the plane of frequencies comes through less than a hundredth as strongly as the best."
+        "% of the frequencies comes through less than a hundredth as strongly as the best."
     )
     caption = (
         "How strongly waves of each direction and fineness come through the kernel: coarse ones in the middle, the "
         "finest at the rim. What is dark has to be guessed."
     )
-    return draw_plot("What the kernel lets through", caption, alt, draw, (6.0, 3.6 if len(shown) == 1 else 2.9))
+    return draw_plot("What the kernel lets through", caption, alt, draw, (6.0, 3.6 if n_panels(fields) == 1 else 2.9))

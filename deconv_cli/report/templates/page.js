@@ -123,11 +123,11 @@
       const at = Number(slider.value);
       document.getElementById("plane-number").textContent = Number(planes[at]) + 1;
       slider.setAttribute("aria-valuetext", `plane ${Number(planes[at]) + 1}`);
-      for (const image of document.querySelectorAll(".planes")) {
+      for (const image of document.querySelectorAll(".stacks .planes")) {
         image.setAttribute("y", -at * image.getAttribute("height") / planes.length);
       }
-      for (const line of document.querySelectorAll(".plane-across")) line.setAttribute("transform", `translate(${depths[at]} 0)`);
-      for (const line of document.querySelectorAll(".plane-down")) line.setAttribute("transform", `translate(0 ${depths[at]})`);
+      for (const line of document.querySelectorAll(".stacks .plane-across")) line.setAttribute("transform", `translate(${depths[at]} 0)`);
+      for (const line of document.querySelectorAll(".stacks .plane-down")) line.setAttribute("transform", `translate(0 ${depths[at]})`);
     };
     slider.addEventListener("input", show);
     show();
