@@ -66,6 +66,7 @@ KERNEL_SOURCES: Registry[Any] = Registry(
         "airy": "deconv_cli.kernels.sources.airy:AIRY",
         "moffat": "deconv_cli.kernels.sources.moffat:MOFFAT",
         "disk-motion": "deconv_cli.kernels.sources.disk_motion:DISK_MOTION",
+        "gaussian3d": "deconv_cli.kernels.sources.gaussian3d:GAUSSIAN3D",
     },
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -20,6 +22,10 @@ def find_browser() -> str | None:
     """Find a browser by the names it goes by."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
+
+needs_browser = pytest.mark.skipif(
+    find_browser() is None, reason=f"needs a browser: none of {', '.join(NAMES)} is installed"
+)
 
 PLUMBING = """
 import os, sys

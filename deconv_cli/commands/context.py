@@ -165,7 +165,7 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
             "formula, such as what deconv kernel estimate PHOTO -o FILE writes."
         )
     if is_formula(path):
-        return _make_kernel(str(path), options)
+        return _make_kernel(str(path), options, dimensions)
     read = read_kernel(
         path,
         layer=options.layer,
@@ -205,7 +205,7 @@ def is_formula(path: Path) -> bool:
     return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
 
-def _make_kernel(text: str, options: KernelOptions) -> LoadedKernel:
+def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.sources.kernel_source import make_kernel
     from deconv_cli.report.run import KernelInput
@@ -214,6 +214,8 @@ def _make_kernel(text: str, options: KernelOptions) -> LoadedKernel:
     if given:
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
     taps = make_kernel(text)
+    if dimensions is not None and dimensions < taps.ndim:
+        raise UsageError(f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; take another.")
     kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     return LoadedKernel(source, taps, None, (), {"--kernel": text})

@@ -166,7 +166,7 @@ def align(
 
     if output is not None:
         check_kernel_output(output, photo, force=force)
-    image, loaded = read_image(photo), load_kernels(kernel, reading)
+    image, loaded = read_image(photo), load_kernels(kernel, reading, 2)
     chosen = light_of(image, light)
     truth = None if sharp is None else read_image(sharp)
     found = align_kernel(

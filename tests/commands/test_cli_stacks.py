@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
+from deconv_cli.kernels.sources.kernel_source import make_kernel
 
 SPACING = {"PhysicalSizeZ": 0.5, "PhysicalSizeY": 0.2, "PhysicalSizeX": 0.2}
 SIZE = (6, 10, 12)
@@ -203,3 +204,17 @@ def test_inspect_tells_of_stacks_and_of_kernels_of_three_axes(tmp_path, deconv, 
     stack = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
     assert "6×10×12 ZYX float32" in deconv("inspect", stack).stdout
     deconv("inspect", psf, "--as", "kernel", "--size", "16,16", expect=ExitCode.USAGE)
+
+
+def test_formulas_work_plane_by_plane_or_on_the_stack(tmp_path, deconv, refuses, rng):
+    stack = rng.random((12, 14, 14)).astype("float32")
+    source = imagej(tmp_path / "s.tif", stack)
+    for formula, said in (("gaussian:0.3", "5×5"), ("gaussian3d:0.4@0.3", "5×5×5")):
+        run = deconv(
+            "forward", source, "--kernel", formula, "--boundary", "circular", "-o", tmp_path / "o.tif", "--force"
+        )
+        taps = make_kernel(formula).numpy()
+        assert f"{said} correlation" in run.stderr
+        expected = blurred(stack, taps if taps.ndim == 3 else taps[None])
+        np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=1e-5)
+    refuses("forward", source, "--kernel", formula, "--dimensions", "2", code=ExitCode.USAGE, says="spans 3 axes")

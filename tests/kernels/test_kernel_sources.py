@@ -201,3 +201,13 @@ def test_products_that_cannot_be():
         make_kernel("disk:2*")
     with pytest.raises(UsageError, match="may reach at most"):
         make_kernel("box:1500*box:1500")
+
+
+@pytest.mark.parametrize(("depth", "sigma"), [(2.5, 0.7), (0.4, 1.5)])
+def test_a_gaussian_of_three_axes_is_one_along_each(depth, sigma):
+    taps = make_kernel(f"gaussian3d:{depth}@{sigma}")
+    deep, flat = make_kernel(f"gaussian:{depth}").sum(0), make_kernel(f"gaussian:{sigma}")
+    assert (taps.shape, taps.dtype) == ((len(deep), *flat.shape), torch.float64)
+    assert torch.allclose(taps, deep[:, None, None] * flat, atol=1e-14)
+    with pytest.raises(UsageError, match="DEPTH must be positive"):
+        make_kernel("gaussian3d:-1@2")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from browser import Browser, find_browser
 from torch.nn import functional
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
@@ -111,6 +112,24 @@ class Contents:
 
     def with_source(self, **parts):
         return replace(self, run=replace(self.run, source=replace(self.run.source, **parts)))
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Open a page in a browser."""
+    opened = []
+
+    def open_page(text, **options):
+        path = tmp_path / "page #1 &.html"
+        path.write_text(text, encoding="utf-8")
+        browser = Browser(find_browser(), tmp_path / "profile", **options)
+        opened.append(browser)
+        browser.open(path)
+        return browser, path
+
+    yield open_page
+    for browser in opened:
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import matplotlib
 import pytest
 import torch
-from browser import NAMES, Browser, find_browser
+from browser import needs_browser
 
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
@@ -299,28 +299,6 @@ def test_five_lambdas_stand_side_by_side_and_the_one_taken_is_framed(contents):
     estimate = given.images()[0][1]
     assert {(p.image.low, p.image.high) for p, _ in draw_views(views, [estimate])} == {(estimate.low, estimate.high)}
     assert "under five λ" not in given.render()
-
-
-BROWSER = find_browser()
-needs_browser = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: none of {', '.join(NAMES)} is installed")
-
-
-@pytest.fixture
-def browse(tmp_path):
-    """Open a page in a browser."""
-    opened = []
-
-    def open_page(text, **options):
-        path = tmp_path / "page #1 &.html"
-        path.write_text(text, encoding="utf-8")
-        browser = Browser(BROWSER, tmp_path / "profile", **options)
-        opened.append(browser)
-        browser.open(path)
-        return browser, path
-
-    yield open_page
-    for browser in opened:
-        browser.close()
 
 
 @needs_browser

@@ -24,13 +24,29 @@ def gaussian_kernel(sigma: float) -> torch.Tensor:
     Raises:
         UsageError: not positive, or too large.
     """
-    n = pixels_reached(_N_SIGMAS * sigma, "SIGMA")
+    line = gaussian_line(sigma, "SIGMA")
+    return unit_sum(torch.outer(line, line))
+
+
+def gaussian_line(sigma: float, name: str) -> torch.Tensor:
+    """Integrate the density exp(−x² / 2σ²) / √(2π)σ over each pixel of a line.
+
+    Args:
+        sigma: standard deviation, in pixels.
+        name: what it is called in the message.
+
+    Returns:
+        Shape `(k,)`, k odd, float64; the sum is 1 but for rounding and what lies beyond.
+
+    Raises:
+        UsageError: not positive, or too large.
+    """
+    n = pixels_reached(_N_SIGMAS * sigma, name)
     edges = (torch.arange(n + 1, dtype=torch.float64) + 0.5) / (sigma * math.sqrt(2))
     # The weight beyond an edge rather than within it keeps its digits far from the center.
     beyond = torch.special.erfc(edges) / 2
     half = beyond[:-1] - beyond[1:]
-    line = torch.cat([half.flip(0), 1 - 2 * beyond[:1], half])
-    return unit_sum(torch.outer(line, line))
+    return torch.cat([half.flip(0), 1 - 2 * beyond[:1], half])
 
 
 GAUSSIAN = KernelSource(

@@ -46,7 +46,7 @@ class KernelSource:
 
     Attributes:
         parameters: what its numbers are called, in their order, for instance `("LENGTH", "ANGLE")`.
-        make: takes these numbers, and gives taps of shape `(kH, kW)`, float64.
+        make: takes these numbers, and gives taps, float64, of shape `(kH, kW)`, or `(kD, kH, kW)` for stacks.
         family: how its numbers are found from a blurred picture; `None` if they are not.
     """
 
@@ -61,8 +61,8 @@ def make_kernel(text: str) -> torch.Tensor:
     Blurs that follow one another are a product: `disk:4*motion:9@30` is out of focus and moved.
 
     Returns:
-        Taps of shape `(kH, kW)`, float64. Those of the sources that come with this package are centered, of odd size,
-        and of sum 1.
+        Taps of shape `(kH, kW)`, or `(kD, kH, kW)` of `gaussian3d`, float64. Those of the sources that come with this
+        package are centered, of odd size, and of sum 1.
 
     Raises:
         UsageError: no such source, a number too many or too few, or one that the source cannot take.

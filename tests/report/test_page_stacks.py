@@ -1,0 +1,151 @@
+"""Stacks and signals on a page: three cuts through one place, a slider through the planes, lines for signals."""
+
+import base64
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from browser import needs_browser
+from conftest import Contents, band, run_of
+from PIL import Image
+
+from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.report import orthogonal_cuts
+from deconv_cli.report.orthogonal_cuts import brightest_place, draw_center, draw_cuts, plane_of
+from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.workflows.pipeline import Pipeline
+
+SPACING = (0.5, 0.2, 0.1)
+
+
+def decoded(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def numbered(shape=(4, 6, 8), name="Estimate", **options):
+    """A stack of ever lighter samples, drawn from 0 to 255."""
+    values = torch.arange(shape[0] * shape[1] * shape[2], dtype=torch.float64).reshape(shape)
+    return ScaledImage(name, values, 0.0, 256.0, "", "", **options)
+
+
+def contents_of(size, kernel, *, channels=1):
+    """What a page shows of a signal or a stack with a bright place in it."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(channels, *size, generator=generator)
+    truth[(0, *(n // 2 for n in size))] = 9.0
+    settings = ResolvedSettings(boundary="circular", lam=1e-2, penalty="gradient", dimensions=len(size))
+    pipeline = Pipeline(kernel, settings)
+    result = pipeline.reconstruct(truth)
+    trusted = torch.ones(size, dtype=torch.bool)
+    trusted[:1] = False
+    bands = tuple(band(at) for at in range(3))
+    predicted = PredictedError((result.image - truth).abs(), bands, trusted, 1, 0.1, 1.2, 8, 0)
+    run = run_of(result, truth, pipeline.diagnose(result, truth))
+    source = dataclasses.replace(run.source, spacing=SPACING[-len(size) :])
+    taps = dataclasses.replace(run.kernel, kernel=Kernel.of_any(kernel, dimensions=len(size)))
+    run = dataclasses.replace(run, source=source, kernel=taps)
+    return Contents(run, truth, truth).with_result(predicted_error=predicted)
+
+
+@pytest.fixture(scope="module")
+def page():
+    kernel = torch.rand(3, 3, 5, generator=torch.Generator().manual_seed(1))
+    return contents_of((8, 20, 24), kernel / kernel.sum()).render()
+
+
+def test_the_planes_lie_one_below_another_and_the_cuts_go_through_one_place():
+    cuts = draw_cuts([numbered()], SPACING)
+    (picture,), geometry = cuts.pictures, cuts.geometry
+    depth, row, column = geometry.place
+    values = numbered().values.numpy().astype("uint8")
+    assert geometry.planes == (0, 1, 2, 3)
+    np.testing.assert_array_equal(decoded(picture.planes_uri), values.reshape(24, 8))
+    np.testing.assert_array_equal(decoded(picture.right_uri), values[:, :, column].T)
+    np.testing.assert_array_equal(decoded(picture.below_uri), values[:, row])
+    # Y is the longer axis in micrometers: 6 × 0.2 against 8 × 0.1.
+    assert geometry.extent == pytest.approx((1000 * 2.0 / 1.2, 1000.0, 1000 * 0.8 / 1.2))
+    assert geometry.middles[0] == pytest.approx(geometry.depths[depth], abs=0.01)
+    assert "0.5 × 0.2 × 0.1 µm" in cuts.sentence
+
+
+def test_the_place_is_bright_and_not_at_the_edge():
+    stack = torch.zeros(16, 16, 24)
+    stack[0, 0, 0] = 100.0
+    stack[5, 9, 17] = 50.0
+    assert all(abs(a - b) <= 1 for a, b in zip(brightest_place(stack), (5, 9, 17), strict=True))
+
+
+def test_smaller_data_lie_in_the_middle_of_the_estimate():
+    small = dataclasses.replace(numbered((2, 4, 6)), name="Input")
+    cuts = draw_cuts([small, numbered()], None)
+    strip = decoded(cuts.pictures[0].planes_uri).reshape(4, 4, 6)
+    np.testing.assert_array_equal(strip, small.values.numpy()[[0, 0, 1, 1]])
+
+
+def test_large_stacks_are_thinned_and_averaged(monkeypatch):
+    monkeypatch.setattr(orthogonal_cuts, "MAX_PLANES", 3)
+    monkeypatch.setattr(orthogonal_cuts, "MAX_SIDE", 8)
+    cuts = draw_cuts([numbered((10, 16, 12))], None)
+    assert len(cuts.geometry.planes) <= 3
+    assert cuts.geometry.place[0] in cuts.geometry.planes
+    assert decoded(cuts.pictures[0].planes_uri).shape == (8 * len(cuts.geometry.planes), 6)
+    assert "of 10 planes are shown" in cuts.sentence
+    assert "at most 8 a side" in cuts.sentence
+    monkeypatch.setattr(orthogonal_cuts, "MAX_BYTES", 10)
+    monkeypatch.setattr(orthogonal_cuts, "MIN_SIDE", 4)
+    assert "at most 4 a side" in draw_cuts([numbered((10, 16, 12))], None).sentence
+
+
+def test_what_is_not_trusted_is_hatched_in_all_cuts():
+    mask = torch.zeros(4, 6, 8, dtype=torch.bool)
+    mask[:, :3] = True
+    (picture,) = draw_cuts([numbered(mask=mask)], None).pictures
+    planes, right, below = (Image.open(io.BytesIO(base64.b64decode(u.partition(",")[2]))) for u in picture.hatchings)
+    assert (planes.size, right.size, below.size) == ((8, 24), (4, 6), (8, 4))
+    stripes = np.asarray(planes).reshape(4, 6, 8)
+    assert stripes[:, :3].any()
+    assert not stripes[:, 3:].any()
+
+
+def test_planes_and_kernels():
+    assert torch.equal(plane_of(numbered(), 2).values, numbered().values[2])
+    cuts = draw_center(numbered((3, 5, 5)), None)
+    assert (cuts.geometry.place, cuts.geometry.planes) == ((1, 2, 2), (1,))
+
+
+def test_a_page_of_a_stack_has_cuts_and_a_slider(page):
+    assert page.count('<svg class="cuts"') == 7  # input, estimate, truth, residual, two errors, and the kernel
+    assert 'data-planes="0 1 2 3 4 5 6 7"' in page
+    assert "Before and after, plane" in page
+    assert "8×20×24 samples" in page
+    assert len(page) < 1_500_000
+
+
+@needs_browser
+def test_the_slider_moves_all_planes_and_their_lines(page, browse):
+    browser, path = browse(page)
+    planes = "[...document.querySelectorAll('.stacks .planes')].map((image) => Number(image.getAttribute('y')))"
+    height = browser.run("Number(document.querySelector('.planes').getAttribute('height')) / 8")
+    browser.run("document.getElementById('plane').value = 6")
+    browser.run("document.getElementById('plane').dispatchEvent(new Event('input'))")
+    assert browser.run(planes) == pytest.approx([-6 * height] * 7)
+    assert browser.run("document.getElementById('plane-number').textContent") == "7"
+    moved = browser.run("document.querySelector('.stacks .plane-down').getAttribute('transform')")
+    depths = browser.run("document.getElementById('plane').dataset.depths.split(' ')")
+    assert moved == f"translate(0 {depths[6]})"
+    kernel = browser.run("document.querySelector('.kernel .planes').getAttribute('y')")
+    assert float(kernel) == 0
+    assert (browser.requests, browser.messages, browser.dialogs) == ([path.as_uri()], [], [])
+
+
+def test_signals_are_lines():
+    contents = contents_of((64,), torch.tensor([0.2, 0.5, 0.3]), channels=2)
+    page = contents.render()
+    assert '<h2 id="signals">Signals</h2>' in page
+    assert "Input: values from" in page
+    assert "3 taps, values from 0.2 to 0.5" in page
+    assert '<svg class="cuts"' not in page
