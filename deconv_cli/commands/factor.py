@@ -83,6 +83,7 @@ def factor(
 
     from deconv_cli.io import fingerprint
     from deconv_cli.io.saved_state import check_state_path
+    from deconv_cli.operators.axes import format_size
     from deconv_cli.report.run import FactorRun
     from deconv_cli.report.run_record import describe_factor_run
     from deconv_cli.saved_inverses import KernelOrigin, SavedInverse, write_inverse
@@ -95,10 +96,10 @@ def factor(
     started = time.perf_counter()
     loaded, where = load_kernel(kernel, kernel_options, len(image_size)), pick(device)
     taps = check_single_kernel(loaded.taps)
-    if loaded.kernel.n_axes != len(image_size):
+    if len(loaded.source.shape) in (2, 3) and len(loaded.source.shape) != len(image_size):
         raise UsageError(
-            f"kernel '{kernel}' spans {loaded.kernel.n_axes} axes, but the size of the images, {size}, has "
-            f"{len(image_size)} numbers; give one for each axis that the kernel spans."
+            f"kernel '{kernel}' of shape {format_size(loaded.source.shape)} is for images of another number of axes "
+            f"than '{size}' has; give H,W, or D,H,W for stacks and N for signals."
         )
     precision = pick_dtype(given.dtype, taps, where)
     resolved = resolve(given, loaded.kernel).settings
@@ -135,7 +136,7 @@ def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> Opti
     options = inverse.settings.as_options()
     dropped = ("--dimensions", "--defaults", "--noise", "--light")
     return {
-        **loaded.options,
+        **{name: value for name, value in loaded.options.items() if name != "--dimensions"},
         "--size": ",".join(map(str, inverse.geometry.image_size)),
         **{name: value for name, value in options.items() if name not in dropped},
         "--padding": format_padding(inverse.settings.padding),

@@ -96,8 +96,8 @@ def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
     is_weight = name.rpartition(".")[2] == "weight"
     is_result = records.matching_record(opened.record, tuple(stored.shape)) is not None
     is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME and not is_result))
-    # One or two axes among several tensors are rather a vector or a matrix than an image.
-    axes = None if is_kernel or (n_axes <= 2 and not is_only) else letters_of_tensor(n_axes)
+    # Two axes among several tensors are rather a matrix than an image, and one is no image.
+    axes = None if is_kernel or n_axes == 1 or (n_axes == 2 and not is_only) else letters_of_tensor(n_axes)
     samples = torch.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_tensor(opened.path, stored)
     return Entry(name, samples, dtype_name(stored), axes, is_kernel)
 

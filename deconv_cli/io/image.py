@@ -115,6 +115,11 @@ class ImageFile:
     def _axes_spanned_by(self, dimensions: int) -> tuple[str, tuple[str, ...]]:
         """Name the axes so that all of space is among them; gives a sentence too where something was guessed."""
         space, axes = SPACE[-dimensions:], self.axes
+        if dimensions == 1 and self.is_picture:
+            raise UsageError(
+                f"the kernel has 1 axis, as those of signals have, but '{self.path}' is a picture; give one of two "
+                "axes, for instance of shape (1, k) for a blur along the rows."
+            )
         if not self.are_axes_named:
             axes = letters_of_tensor(len(axes), dimensions) or ""
         missing = [letter for letter in space if letter not in axes]

@@ -16,7 +16,16 @@ from deconv_cli.report.reconstruction_record import (
     describe_well_posedness,
 )
 from deconv_cli.report.record import SCHEMA, Record
-from deconv_cli.report.run import Environment, FactorRun, ForwardRun, ImageRun, InvertRun, KernelInput, TapRun
+from deconv_cli.report.run import (
+    Environment,
+    FactorRun,
+    ForwardRun,
+    ImageRun,
+    InputFile,
+    InvertRun,
+    KernelInput,
+    TapRun,
+)
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import format_padding
 
@@ -26,7 +35,7 @@ def describe_run(run: ImageRun) -> Record:
     return {
         "schema": SCHEMA,
         "command": run.command,
-        "inputs": [{name: value for name, value in vars(run.source).items() if name != "is_picture"}],
+        "inputs": [describe_input(run.source)],
         "kernel": describe_kernel(run.kernel),
         **_details(run),
         "output": dict(vars(run.output)),
@@ -34,6 +43,12 @@ def describe_run(run: ImageRun) -> Record:
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
+
+
+def describe_input(source: InputFile) -> Record:
+    """Describe an input; its spacing only where it is known."""
+    left_out = {"is_picture"} | ({"spacing"} if source.spacing is None else set())
+    return {name: value for name, value in vars(source).items() if name not in left_out}
 
 
 def _details(run: ImageRun) -> Record:

@@ -164,7 +164,7 @@ def test_several_files_and_failures_among_them(deconv, refuses, gray, save, tmp_
     refuses("inspect", bad, code=ExitCode.INPUT_REFUSED, says=str(bad))
     deconv("inspect", bad, bad, expect=ExitCode.INPUT_REFUSED)
     refuses("inspect", tmp_path / "none.png", code=ExitCode.USAGE, says="does not exist")
-    refuses("inspect", gray, "--size", "8", code=ExitCode.USAGE, says="H,W")
+    refuses("inspect", gray, "--size", "8x8", code=ExitCode.USAGE, says="H,W")
     refuses("inspect", gray, "--tensor", "x", code=ExitCode.USAGE, says="--tensor")
     refuses("inspect", gray, "--series", "0", code=ExitCode.USAGE, says="--series")
     refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="--tensor x has no choice to make")

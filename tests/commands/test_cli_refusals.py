@@ -179,15 +179,18 @@ class TestKernels:
             (np.zeros((0, 3)), "empty"),
             (np.zeros((2, 2, 0, 3)), "empty"),
             (np.full((3, 3), np.nan), ["9 of 9", "(0, 0)"]),
-            (np.ones(5), "(5,)"),
             (np.ones((3, 3, 3)), "(3, 3, 3)"),
             (np.ones((3, 3), dtype=complex), "real"),
         ],
-        ids=["zero", "empty", "empty of channels", "NaN", "a line", "three axes", "complex"],
+        ids=["zero", "empty", "empty of channels", "NaN", "three axes", "complex"],
     )
     def test_no_kernel(self, refuses, gray, save, tmp_path, command, taps, says):
         words = [command, gray, "-k", save("kernel", taps), "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=says)
+
+    def test_a_kernel_of_signals_is_none_for_a_picture(self, refuses, gray, save, tmp_path, command):
+        words = [command, gray, "-k", save("kernel", np.ones(5)), "-o", tmp_path / "x.tif"]
+        refuses(*words, code=ExitCode.USAGE, says=["has 1 axis", "is a picture", "(1, k)"])
 
     def test_wrong_channels_name_both_shapes(self, refuses, photograph, save, tmp_path, command):
         kernel = save("kernel", np.random.default_rng(0).random((5, 4, 3, 3)))

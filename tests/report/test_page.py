@@ -340,7 +340,7 @@ def test_all_pictures_zoom_and_move_together(page, browse):
     browser.run("document.querySelector('[data-zoom=reset]').click()")
     assert set(browser.run(transforms)) == {"translate(0%, 0%) scale(1)"}
     assert browser.run("getComputedStyle(document.querySelector('.hatching')).display") == "block"
-    browser.run("document.getElementById('hatching').click()")
+    browser.run("document.querySelector('.hatch').click()")
     assert browser.run("getComputedStyle(document.querySelector('.hatching')).display") == "none"
     assert browser.messages == []
 
