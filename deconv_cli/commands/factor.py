@@ -96,7 +96,8 @@ def factor(
     started = time.perf_counter()
     loaded, where = load_kernel(kernel, kernel_options, len(image_size)), pick(device)
     taps = check_single_kernel(loaded.taps)
-    if len(loaded.source.shape) in (2, 3) and len(loaded.source.shape) != len(image_size):
+    is_plain = loaded.kernel.shared or len(image_size) == 1
+    if is_plain and len(loaded.source.shape) in (2, 3) and len(loaded.source.shape) != len(image_size):
         raise UsageError(
             f"kernel '{kernel}' of shape {format_size(loaded.source.shape)} is for images of another number of axes "
             f"than '{size}' has; give H,W, or D,H,W for stacks and N for signals."

@@ -59,20 +59,22 @@ def band(distance):
 
 
 def restored(n_channels=1, size=(60, 72), *, dtype=torch.float32):
-    """A blurred patch with its inverse and its reconstruction."""
-    generator = torch.Generator().manual_seed(n_channels)
-    truth = functional.avg_pool2d(100 * torch.rand(n_channels, size[0] + 4, size[1] + 4, generator=generator), 5, 1)
-    taps = torch.full((3, 3), 1 / 9)
-    y = functional.conv2d(truth[:, None], taps[None, None], padding="same")[:, 0]
+    """A blurred patch, or signal or stack, with its inverse and its reconstruction."""
+    generator, n_axes = torch.Generator().manual_seed(n_channels), len(size)
+    average, convolve = (getattr(functional, f"{name}{n_axes}d") for name in ("avg_pool", "conv"))
+    truth = average(100 * torch.rand(n_channels, *(n + 4 for n in size), generator=generator), 5, 1)
+    taps = torch.full((3,) * n_axes, 3.0**-n_axes)
+    y = convolve(truth[:, None], taps[None, None], padding="same")[:, 0]
     y = y + 0.1 * torch.randn(y.shape, generator=generator)
-    settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
+    settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient", dimensions=n_axes)
     pipeline = Pipeline(taps, settings)
     result = pipeline.reconstruct(y.to(dtype))
     return pipeline.inverse, result, y.to(dtype), truth.to(dtype)
 
 
 def run_of(result, y, diagnosis, path=HOSTILE, notes=(NOTE,)):
-    kernel = Kernel.from_tensor(torch.full((3, 3), 1 / 9))
+    n_axes = y.ndim - 1
+    kernel = Kernel.from_tensor(torch.full((3,) * n_axes, 3.0**-n_axes), dimensions=n_axes)
     return InvertRun(
         command="invert",
         source=InputFile(path, tuple(y.shape), "CYX", "uint8", "0" * 64, is_picture=True),

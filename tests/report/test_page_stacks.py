@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 from browser import needs_browser
-from conftest import Contents, band, run_of
 from PIL import Image
 
-from deconv_cli.diagnostics.predicted_error import PredictedError
-from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report import orthogonal_cuts
 from deconv_cli.report.orthogonal_cuts import brightest_place, draw_center, draw_cuts, plane_of
 from deconv_cli.report.page_pictures import ScaledImage
-from deconv_cli.settings import ResolvedSettings
-from deconv_cli.workflows.pipeline import Pipeline
 
 SPACING = (0.5, 0.2, 0.1)
 
@@ -32,29 +27,9 @@ def numbered(shape=(4, 6, 8), name="Estimate", **options):
     return ScaledImage(name, values, 0.0, 256.0, "", "", **options)
 
 
-def contents_of(size, kernel, *, channels=1):
-    """What a page shows of a signal or a stack with a bright place in it."""
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(channels, *size, generator=generator)
-    truth[(0, *(n // 2 for n in size))] = 9.0
-    settings = ResolvedSettings(boundary="circular", lam=1e-2, penalty="gradient", dimensions=len(size))
-    pipeline = Pipeline(kernel, settings)
-    result = pipeline.reconstruct(truth)
-    trusted = torch.ones(size, dtype=torch.bool)
-    trusted[:1] = False
-    bands = tuple(band(at) for at in range(3))
-    predicted = PredictedError((result.image - truth).abs(), bands, trusted, 1, 0.1, 1.2, 8, 0)
-    run = run_of(result, truth, pipeline.diagnose(result, truth))
-    source = dataclasses.replace(run.source, spacing=SPACING[-len(size) :])
-    taps = dataclasses.replace(run.kernel, kernel=Kernel.of_any(kernel, dimensions=len(size)))
-    run = dataclasses.replace(run, source=source, kernel=taps)
-    return Contents(run, truth, truth).with_result(predicted_error=predicted)
-
-
 @pytest.fixture(scope="module")
-def page():
-    kernel = torch.rand(3, 3, 5, generator=torch.Generator().manual_seed(1))
-    return contents_of((8, 20, 24), kernel / kernel.sum()).render()
+def page(full_contents):
+    return full_contents(size=(8, 20, 24)).with_source(spacing=SPACING).render()
 
 
 def test_the_planes_lie_one_below_another_and_the_cuts_go_through_one_place():
@@ -142,10 +117,9 @@ def test_the_slider_moves_all_planes_and_their_lines(page, browse):
     assert (browser.requests, browser.messages, browser.dialogs) == ([path.as_uri()], [], [])
 
 
-def test_signals_are_lines():
-    contents = contents_of((64,), torch.tensor([0.2, 0.5, 0.3]), channels=2)
-    page = contents.render()
+def test_signals_are_lines(full_contents):
+    page = full_contents(n_channels=2, size=(64,)).render()
     assert '<h2 id="signals">Signals</h2>' in page
     assert "Input: values from" in page
-    assert "3 taps, values from 0.2 to 0.5" in page
+    assert "3 taps, values from 0.3333 to 0.3333" in page
     assert '<svg class="cuts"' not in page
