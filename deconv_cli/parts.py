@@ -39,6 +39,7 @@ SOLVERS: Registry[Any] = Registry(
         "fft": "deconv_cli.solvers.closed_form:CIRCULAR",
         "strip": "deconv_cli.solvers.strip:STRIP",
         "direct": "deconv_cli.solvers.direct:DIRECT",
+        "dense": "deconv_cli.solvers.dense:DENSE",
         "varying": "deconv_cli.solvers.varying:VARYING",
         "iterative": "deconv_cli.solvers.iterative:ITERATIVE",
     },

@@ -89,7 +89,7 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
 
 
 def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) -> tuple[Inverse, Choice]:
-    """Build the inverse that was chosen; where its system is singular and it was not given by name, iterate instead.
+    """Build the inverse that was chosen; where its system is singular and it was not given by name, take another.
 
     Args:
         problem: what is solved.
@@ -108,7 +108,7 @@ def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) 
     except SingularSystemError as error:
         if choice.is_given:
             raise UsageError(f"method {method} fails, since {error}; use a larger λ or method auto.") from error
-        instead = Choice("iterative", f"method {method} cannot be used, since {error}")
+        instead = Choice(_most_general(problem), f"method {method} cannot be used, since {error}")
     return find_solver(instead.method).build(problem, rule), instead
 
 
@@ -129,6 +129,12 @@ def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
     fitting = {name: cost for name, cost in costs.items() if cost.n_bytes() <= budget}
     frugal = {name: cost for name, cost in costs.items() if not find_solver(name).memory_grows_with_border}
     return fitting or frugal or costs
+
+
+def _most_general(problem: TikhonovProblem) -> str:
+    """Find the cheapest solver that takes singular problems too."""
+    names = [name for name in SOLVERS if find_solver(name).takes_singular and refusal_of(name, problem) is None]
+    return _cheapest({name: find_solver(name).cost(problem) for name in names})
 
 
 def _cheapest(costs: dict[str, Cost]) -> str:

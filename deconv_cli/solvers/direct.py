@@ -29,7 +29,7 @@ from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
 from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import Cost, Solver, general_refusal
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
 
 BYTES_PER_NUMBER = 8
@@ -37,6 +37,7 @@ BYTES_PER_NUMBER = 8
 FACTORIZATION_SPEED = 4.0
 # To find where an entry of its matrices stands was measured to take as long as so many operations.
 OPERATIONS_PER_PLACE = 60
+N_CALLS = 40
 
 
 class DirectSolver(Solver):
@@ -68,6 +69,7 @@ class DirectSolver(Solver):
             n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
         n_places = n_entries / (problem.n_outputs * problem.n_inputs)
         n_operations = n_operations / FACTORIZATION_SPEED + OPERATIONS_PER_PLACE * n_places
+        n_operations += N_CALLS * CALL_OPERATIONS
         n_bytes = BYTES_PER_NUMBER * (n_entries + 2 * n_frequencies * channels)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes)
 

@@ -50,6 +50,8 @@ MAX_PLAIN_ITERATIONS = 400
 class IterativeSolver(Solver):
     """Conjugate gradients, which cover every problem that has one solution."""
 
+    takes_singular = True
+
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover all that is determined."""
         return general_refusal(problem)

@@ -26,6 +26,8 @@ N_SYMBOLS_PENALIZED = 5
 # Images with the channels of input and output that an application keeps at once: in closed form, or iterated.
 N_IMAGES_IN_CLOSED_FORM = 3
 N_IMAGES_ITERATED = 8
+# What a step of a solver takes beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
+CALL_OPERATIONS = 5e5
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,12 @@ class Solver(ABC):
     Attributes:
         memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over where
             memory is short.
+        takes_singular: whether no problem that it covers can turn out to be singular for it.
         takes_varying: whether it inverts kernels that vary over the frame; the others are asked about single ones only.
     """
 
     memory_grows_with_border = False
+    takes_singular = False
     takes_varying = False
 
     @abstractmethod
@@ -169,7 +173,7 @@ def symbol_bytes(problem: TikhonovProblem, n_symbols: int | None = None) -> int:
 def transform_operations(problem: TikhonovProblem) -> float:
     """Estimate the operations of one FFT of an input and an output, and of a product with a symbol."""
     n, channels = _n_pixels(problem), problem.n_outputs + problem.n_inputs
-    return channels * 2.5 * n * math.log2(max(n, 2)) + 8.0 * n * channels**2
+    return channels * 2.5 * n * math.log2(max(n, 2)) + 8.0 * n * channels**2 + CALL_OPERATIONS
 
 
 def _n_pixels(problem: TikhonovProblem) -> int:

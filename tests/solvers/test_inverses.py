@@ -49,7 +49,7 @@ def buildable(case: Case, **settings) -> PseudoInverse | None:
         return None
 
 
-METHODS = ["auto", "fft", "strip", "direct", "iterative"]
+METHODS = ["auto", "fft", "strip", "direct", "dense", "iterative"]
 
 
 @pytest.mark.parametrize(**named(SMALL))
@@ -218,19 +218,22 @@ def test_outputs_that_do_not_fit_are_refused():
 
 
 def test_the_method_is_chosen_with_a_reason_and_can_be_overridden():
-    def chosen(boundary, padding="same", shape=(1, 1, 3, 3), size=(8, 9), **settings):
+    def chosen(boundary, padding="same", shape=(1, 1, 3, 3), size=(28, 29), **settings):
         return build(Case(boundary, padding, shape, size), **settings).choice
 
     assert chosen("circular").method == "fft"
     assert chosen("circular", "valid", lam=0.1).method == "direct"
     assert chosen("unknown", lam=0.1).method == "direct"
     assert chosen("zero").method == "direct"
-    # Of 10 · 11 − 8 · 9 unobserved outputs the two rows below the image, 22, go by FFTs.
+    # Of 30 · 31 − 28 · 29 unobserved outputs the two rows below the image, 62, go by FFTs.
     square = chosen("reflect").reason
-    assert "the border's system of 38 unknowns is solved exactly: 22 of them are eliminated by FFTs" in square
+    assert "the border's system of 118 unknowns is solved exactly: 62 of them are eliminated by FFTs" in square
     assert "is factored once, exactly" in chosen("unknown", lam=0.1).reason
     # Underdetermined, with pixels that repeat others: no direct way to the least norm.
     assert chosen("reflect", shape=(1, 2, 3, 3)).method == "iterative"
+    # So small that the whole matrix costs less than the calls of anything else.
+    assert chosen("reflect", size=(8, 9)).method == "dense"
+    assert "a matrix of 72 × 144 is so small" in chosen("reflect", shape=(1, 2, 3, 3), size=(8, 9)).reason
     # A wide border: an iteration on it ends before it would be factored.
     for boundary in BORDERS:
         for penalty in PENALTIES:
@@ -273,9 +276,8 @@ ZERO_MEAN = {
 def test_kernels_of_zero_mean_are_inverted_directly(name, size, boundary, padding):
     """They annihilate constants on every plain torus, or even lines; under zeros or within a frame they do not."""
     taps = torch.tensor(ZERO_MEAN[name], dtype=torch.float64)
-    boundary = boundary
-    inverse = PseudoInverse(Kernel.from_tensor(taps), size, ResolvedSettings(padding=padding, boundary=boundary))
-    assert inverse.choice.method == "direct"
+    settings = ResolvedSettings(padding=padding, boundary=boundary, method="direct")
+    inverse = PseudoInverse(Kernel.from_tensor(taps), size, settings)
     y = random(inverse.problem.operator.output_shape)
     solution = inverse.solve(y).raise_for_status()
     expected = dense_solution(inverse, y)
@@ -308,10 +310,10 @@ def test_channels_of_zero_mean_are_inverted_directly(channels, padding):
 def test_a_kernel_of_almost_zero_mean_loses_no_digits():
     taps = torch.tensor(ZERO_MEAN["laplacian"], dtype=torch.float64)
     taps[1, 1] += 1e-9
-    inverse = PseudoInverse(Kernel.from_tensor(taps), (9, 8), ResolvedSettings(padding="full"))
+    settings = ResolvedSettings(padding="full", method="direct")
+    inverse = PseudoInverse(Kernel.from_tensor(taps), (9, 8), settings)
     y = random((1, 11, 10))
     expected = dense_solution(inverse, y)
-    assert inverse.choice.method == "direct"
     assert (inverse(y) - expected).norm() <= 1e-12 * expected.norm()
 
 
@@ -319,9 +321,10 @@ def test_a_singular_symbol_bars_the_direct_way():
     """Channels that depend on one another do so on every torus."""
     taps = random((2, 2, 3, 3))
     taps[:, 1] = 2 * taps[:, 0]
-    inverse = PseudoInverse(Kernel(taps, False), (6, 5), ResolvedSettings())
-    assert inverse.choice.method == "iterative"
-    assert "singular at some frequency" in inverse.choice.reason
+    for size, method in (((16, 15), "dense"), ((30, 29), "iterative")):
+        inverse = PseudoInverse(Kernel(taps, False), size, ResolvedSettings())
+        assert inverse.choice.method == method
+        assert "singular at some frequency" in inverse.choice.reason
     with pytest.raises(UsageError, match="method direct fails"):
         PseudoInverse(Kernel(taps, False), (6, 5), ResolvedSettings(method="direct"))
 

@@ -50,7 +50,7 @@ PROBLEMS = {
     ),
     "auto": ((1, 1, 3, 3), {"lam": 1e-4, "boundary": "unknown", "penalty": "gradient"}),
 }
-HAS_FACTORS = {"fft", "direct"}
+HAS_FACTORS = {"fft", "direct", "dense"}
 
 
 def mild_kernel(shape, dtype=torch.float64):

@@ -1,0 +1,219 @@
+"""Small problems: the operator written out as a matrix, and its singular values and vectors with it.
+
+Nothing of the operator's structure is used, so that it may be any, with any number of outputs, well-posed or not:
+
+    [A; √μ L] = U S Vᵀ,    x = V S⁺ U_Aᵀ y,    (AᵀA + μLᵀL)⁺ = V (S⁺)² Vᵀ,
+
+where U_A are the rows of U that stand beside A. With μ = 0 that is the Moore–Penrose inverse, and singular values that
+are no larger than the rounding of the largest one count as zero (Golub and Van Loan, Matrix Computations, 2013, section
+5.5).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.fourier import default_rcond
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.norms import norm, relative
+from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
+from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
+
+# Operations of a singular value decomposition of an n × n matrix, and of the orthogonal triangularization of a taller
+# one with m rows before it: so many times n³ and m·n² (Golub and Van Loan, figure 8.6.1 and section 5.2).
+SVD_OPERATIONS, QR_OPERATIONS = 20.0, 2.0
+# Measured from 40 to 800 columns: so many times as many of these operations are done in a second as those of an FFT.
+SVD_SPEED = 2.0
+N_CALLS = 4
+BYTES_PER_NUMBER = 8
+# Arrays as large as the matrix, and as its square of columns, that are alive at once.
+N_MATRICES, N_SQUARES = 3, 5
+
+
+class DenseSolver(Solver):
+    """A singular value decomposition of the whole matrix."""
+
+    memory_grows_with_border = True
+    takes_singular = True
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover all that is determined."""
+        if problem.operator.device is not None and problem.operator.device.type == "mps":
+            return "needs double precision, which this device does not have"
+        return general_refusal(problem)
+
+    def cost(self, problem: TikhonovProblem) -> Cost:
+        """Count the decomposition, and the arrays that it takes."""
+        n_rows, n_columns = _matrix_size(problem)
+        squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
+        n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED
+        n_entries = N_MATRICES * n_rows * n_columns + N_SQUARES * n_columns**2
+        n_numbers = 2 * (math.prod(problem.operator.output_shape) + n_columns)
+        return Cost(
+            n_operations + N_CALLS * CALL_OPERATIONS, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers
+        )
+
+    def reason(self, problem: TikhonovProblem) -> str:
+        """Name the size of the matrix."""
+        n_rows = math.prod(problem.operator.output_shape)
+        n_columns = math.prod(problem.operator.input_shape)
+        return f"a matrix of {n_rows} × {n_columns} is so small that it is decomposed as a whole, exactly"
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+        """Decompose the matrix."""
+        del rule
+        if factors is None:
+            check_ramps(problem)
+        return DenseInverse(problem, factors)
+
+
+DENSE = DenseSolver()
+
+
+def _matrix_size(problem: TikhonovProblem) -> tuple[int, int]:
+    """Count the rows and columns of [A; √μ L]."""
+    operator = problem.operator
+    n_columns = math.prod(operator.input_shape)
+    n_rows = math.prod(operator.output_shape)
+    if problem.lam > 0:
+        n_rows += n_columns * len(find_penalty(problem.penalty).terms(len(operator.input_shape) - 1))
+    return n_rows, n_columns
+
+
+class DenseSystem:
+    """The decomposition of [A; √μ L] for any two operators, in double precision.
+
+    Args:
+        operator: A.
+        penalty: L, on tensors of A's input shape; of no consequence for μ = 0.
+        weight: μ ≥ 0.
+        rcond: singular values up to this fraction of the largest count as zero.
+        factors: those of an equal system, which are then not computed.
+
+    Attributes:
+        input_shape: of what A takes.
+        output_shape: of what A gives.
+        least: the smallest singular value that is not zero; 1 where there is none.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        penalty: LinearOperator | None = None,
+        weight: float = 0.0,
+        *,
+        rcond: float,
+        factors: Factors | None = None,
+    ) -> None:
+        self.input_shape, self.output_shape = tuple(operator.input_shape), tuple(operator.output_shape)
+        self._u, self._s, self._v = (
+            _decompose(operator, penalty, weight, rcond)
+            if factors is None
+            else _restored(factors, self.input_shape, self.output_shape)
+        )
+        self.least = synchronize.as_number(self._s.min()) if len(self._s) else 1.0
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return what was kept of U, S and V: shapes `(n_outputs, r)`, `(r,)` and `(n_inputs, r)` for rank r."""
+        return {"u": self._u, "s": self._s, "v": self._v}
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Compute H⁺Aᵀy for `y` of shape `(*batch, *output_shape)`; shape `(*batch, *input_shape)`."""
+        return self._shaped(((self._rows(y, self.output_shape) @ self._u) / self._s) @ self._v.T, y, self.output_shape)
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, *input_shape)`."""
+        by_value = (self._rows(g, self.input_shape) @ self._v) / self._s.square()
+        return self._shaped(by_value @ self._v.T, g, self.input_shape)
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, *input_shape)`; shape `(*batch, *output_shape)`."""
+        rows = ((self._rows(g, self.input_shape) @ self._v) / self._s) @ self._u.T
+        return rows.reshape(*g.shape[: g.ndim - len(self.input_shape)], *self.output_shape).to(g.dtype)
+
+    @staticmethod
+    def _rows(x: Tensor, shape: Shape) -> Tensor:
+        return to_float64(x).reshape(-1, math.prod(shape))
+
+    def _shaped(self, rows: Tensor, like: Tensor, shape: Shape) -> Tensor:
+        return rows.reshape(*like.shape[: like.ndim - len(shape)], *self.input_shape).to(like.dtype)
+
+
+def _decompose(
+    operator: LinearOperator, penalty: LinearOperator | None, weight: float, rcond: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    matrix = to_float64(operator.as_matrix())
+    n_outputs = len(matrix)
+    if weight > 0:
+        assert penalty is not None
+        matrix = torch.cat([matrix, weight**0.5 * penalty.as_matrix().to(matrix)])
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    rank = synchronize.as_index((s > rcond * s[0]).sum())
+    return u[:n_outputs, :rank].contiguous(), s[:rank].contiguous(), vh[:rank].mT.contiguous()
+
+
+def _restored(factors: Factors, input_shape: Shape, output_shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    rank = factors.tensors["s"].numel() if "s" in factors else 0
+    sizes = (("u", (math.prod(output_shape), rank)), ("s", (rank,)), ("v", (math.prod(input_shape), rank)))
+    u, s, v = (factors.take(name, shape, torch.float64) for name, shape in sizes)
+    return u, s, v
+
+
+class DenseInverse(Inverse):
+    """Inverse of one small problem, ready for many outputs.
+
+    Args:
+        problem: one that `DENSE` covers.
+        factors: those of an equal inverse, which are then not computed.
+    """
+
+    is_closed_form = True
+
+    def __init__(self, problem: TikhonovProblem, factors: Factors | None = None) -> None:
+        self.problem = problem
+        rcond = default_rcond(problem.operator.kernel.dtype)
+        self.rcond = rcond if problem.lam == 0 else None
+        # What a penalty holds is no rounding of the data, however small it is.
+        rcond = rcond if problem.lam == 0 else default_rcond(torch.float64)
+        operator = problem.operator.in_float64()
+        self._system = DenseSystem(operator, problem.penalty_operator, problem.weight, rcond=rcond, factors=factors)
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return the singular values and vectors."""
+        return self._system.factors()
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(*batch, C_out, *output_size)`; without iterations there is no progress."""
+        del progress
+        x = self.apply(y)
+        certificate = synchronize.as_number(self.problem.certificate(x, y).max())
+        return Solution(x, Status.CLOSED_FORM, 0, certificate, distance_bound=self._bound_rounding(x, y))
+
+    def apply(self, y: Tensor) -> Tensor:
+        """Compute the estimate alone, without its certificate."""
+        return self._system.estimate(y)
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        return self._system.solve_normal(g)
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        return self._system.solve_transposed(g)
+
+    def _bound_rounding(self, x: Tensor, y: Tensor) -> float:
+        """Estimate what rounding does to x = By, relative to ‖x‖: √n units in the last place of ‖B‖‖y‖, and of ‖x‖."""
+        n_dims = self.problem.n_dims
+        wide = torch.finfo(torch.float64).eps * math.prod(self._system.input_shape) ** 0.5
+        ratio = synchronize.as_number(relative(norm(y, n_dims), norm(x, n_dims)).max())
+        return wide * ratio / self._system.least + torch.finfo(x.dtype).eps
