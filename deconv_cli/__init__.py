@@ -35,7 +35,9 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
-    from deconv_cli.gradients.gradient_report import Cause, Finding, GradientReport, Verdict
+    from deconv_cli.gradients.findings import Cause, Finding, Verdict
+    from deconv_cli.gradients.gradient_report import GradientReport
+    from deconv_cli.gradients.training.watching import watch_gradients
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
@@ -130,14 +132,16 @@ __all__ = [
     "save_layer",
     "save_pseudo_inverse",
     "solve",
+    "watch_gradients",
 ]
 
 _HOMES = {
-    "Cause": "deconv_cli.gradients.gradient_report",
-    "Finding": "deconv_cli.gradients.gradient_report",
+    "Cause": "deconv_cli.gradients.findings",
+    "Finding": "deconv_cli.gradients.findings",
     "GradientReport": "deconv_cli.gradients.gradient_report",
-    "Verdict": "deconv_cli.gradients.gradient_report",
+    "Verdict": "deconv_cli.gradients.findings",
     "check_gradients": "deconv_cli.gradients.checker",
+    "watch_gradients": "deconv_cli.gradients.training.watching",
     "ReceptiveFieldConv2d": "deconv_cli.kernels.receptive_field",
     "Convolution": "deconv_cli.operators.convolution",
     "Kernel": "deconv_cli.kernels.kernel",

@@ -58,7 +58,9 @@ app.command("forward", epilog=forward.EXAMPLE)(with_option_groups(forward.forwar
 app.command("invert", epilog=invert.EXAMPLE)(with_option_groups(invert.invert))
 app.command("factor", epilog=factor.EXAMPLE)(with_option_groups(factor.factor))
 app.command("inspect", epilog=inspect.EXAMPLE)(with_option_groups(inspect.inspect))
-app.command("check-grad", epilog=check_grad.EXAMPLE)(with_option_groups(check_grad.check_grad))
+app.command("check-grad", epilog=check_grad.EXAMPLE, context_settings={"allow_extra_args": True})(
+    with_option_groups(check_grad.check_grad)
+)
 app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
 
 kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_markup_mode="rich")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from deconv_cli.commands.gradient_case import Case, open_case
 from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.gradient_table import print_findings
 from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.commands.script_case import check_script_at_prompt, refuse_idle_for_script
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
@@ -38,6 +41,19 @@ class Mode(StrEnum):
 def check_grad(
     invocation: typer.Context,
     case_options: CaseOptions,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="SCRIPT",
+            help="Run a training script instead, and check its own model, data, loss and optimizers. What follows -- "
+            "goes to the script.",
+            show_default=False,
+        ),
+    ] = None,
+    step: Annotated[
+        int, typer.Option("--step", metavar="N", help="With --run: which loss.backward() to check.", min=1)
+    ] = 1,
     expect: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,19 +92,26 @@ def check_grad(
     started = time.perf_counter()
     typed = typed_options(invocation) - ({"batch_axis"} if batch_axis == "auto" else set())
     axis = _parse_axis(batch_axis)
+    refuse_idle_for_script(typed, invocation.args)
     refuse_idle(typed, batch_axis=axis)
     expectations = [Expectation.parse(text) for text in expect or []]
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
-        show("reading the model")
-        case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
-        from deconv_cli.gradients.checker import check_subject
+        if run is not None:
+            words = [*([os.fspath(case_options.file)] if case_options.file else []), *invocation.args]
+            report, header = check_script_at_prompt(run, words, step=step, budget=budget, show=show)
+            notes: list[str] = []
+        else:
+            show("reading the model")
+            case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
+            from deconv_cli.gradients.checker import check_subject
 
-        report = check_subject(case.subject, budget=budget, second_order=second_order, on_progress=show)
+            report = check_subject(case.subject, budget=budget, second_order=second_order, on_progress=show)
+            header, notes = _describe_case(case, mode), case.notes
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 
-    record = _header(case, mode) | describe_gradients(report, outcome.expected)
-    record["notes"] = [*case.notes, *record["notes"], *_closing_notes(case, outcome), *describe_warnings(warned)]
+    record = _header() | header | describe_gradients(report, outcome.expected)
+    record["notes"] = [*notes, *record["notes"], *_closing_notes(record, outcome), *describe_warnings(warned)]
     record |= {"exit_code": int(outcome.exit_code), "conclusion": outcome.conclusion}
     record["time_s"] = time.perf_counter() - started
     _announce(record, as_json=as_json, quiet=quiet, verbose=verbose)
@@ -104,25 +127,30 @@ def _parse_axis(text: str) -> int | None:
     return int(text)
 
 
-def _header(case: Case, mode: Mode) -> dict[str, Any]:
+def _header() -> dict[str, Any]:
     from importlib import metadata
-
-    from deconv_cli.models.model_format import ModelFormat
 
     return {
         "schema": 1,
         "command": "check-grad",
-        "model": case.model,
-        "mode": "exported" if case.model["kind"] == ModelFormat.EXPORTED else mode.value,
-        "loss_name": case.loss_name,
-        "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": case.subject.seed},
         "versions": {"deconv": metadata.version("deconv-cli"), "torch": metadata.version("torch")},
     }
 
 
-def _closing_notes(case: Case, outcome: Outcome) -> list[str]:
+def _describe_case(case: Case, mode: Mode) -> dict[str, Any]:
+    from deconv_cli.models.model_format import ModelFormat
+
+    return {
+        "model": case.model,
+        "mode": "exported" if case.model["kind"] == ModelFormat.EXPORTED else mode.value,
+        "loss_name": case.loss_name,
+        "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": case.subject.seed},
+    }
+
+
+def _closing_notes(record: dict[str, Any], outcome: Outcome) -> list[str]:
     notes = []
-    if case.data_kind == "synthetic":
+    if record["data"]["kind"] == "synthetic":
         notes.append("the data are synthetic: a verdict holds for them, and ZERO may be different for yours")
     if outcome.unmet:
         notes.append(f"not found, though expected: {', '.join(map(str, outcome.unmet))}")

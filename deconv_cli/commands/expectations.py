@@ -27,7 +27,7 @@ class Expectation:
         Raises:
             UsageError: not of this form, or no such verdict.
         """
-        from deconv_cli.gradients.gradient_report import Verdict
+        from deconv_cli.gradients.findings import Verdict
 
         word, colon, name = text.partition(":")
         known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}
@@ -64,7 +64,7 @@ class Outcome:
     @classmethod
     def of(cls, report: GradientReport, expectations: list[Expectation]) -> Outcome:
         """Take out what is expected, and count the rest; frozen parameters are counted by themselves."""
-        from deconv_cli.gradients.gradient_report import Verdict
+        from deconv_cli.gradients.findings import Verdict
 
         found = [(finding.verdict, finding.name, finding.name) for finding in report.parameters]
         found += [(finding.verdict, "model", str(finding.verdict)) for finding in report.general]

@@ -126,7 +126,7 @@ def _batches(case: Case, batch_size: int) -> Iterator[Batch]:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    from deconv_cli.gradients.gradient_report import first_line
+    from deconv_cli.gradients.findings import first_line
 
     try:
         yield

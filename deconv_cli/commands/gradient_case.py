@@ -128,7 +128,7 @@ def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model g
     Raises:
         UsageError: it fails.
     """
-    from deconv_cli.gradients.gradient_report import first_line
+    from deconv_cli.gradients.findings import first_line
 
     try:
         return subject.output()

@@ -12,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
 _MANY = 40
 """Parameters beyond which those without a fault are only counted."""
 
@@ -22,6 +21,8 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from deconv_cli.gradients.report_text import name_some
+
     console = Console(highlight=False, soft_wrap=False)
 
     def line(text: str, style: str = "") -> None:
@@ -29,14 +30,14 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
 
     parameters = record["parameters"]
     shown = parameters if verbose or len(parameters) <= _MANY else [p for p in parameters if _is_worth_a_row(p)][:_MANY]
-    line(describe_training(record), "bold")
+    line(record["summary"], "bold")
     line(f"{record['model']['name']}: {len(parameters)} parameters, {_describe_run(record)}")
     console.print(_table(shown))
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
     details = {p["name"]: p["detail"] for p in parameters if p["detail"]}
     printed = [
-        (fault, _names(fault["parameters"]), next((details[n] for n in fault["parameters"] if n in details), None))
+        (fault, name_some(fault["parameters"]), next((details[n] for n in fault["parameters"] if n in details), None))
         for fault in (*record["faults"], *record["remarks"])
     ]
     faulty = {fault["verdict"] for fault in record["faults"]} - {"WRONG"}
@@ -49,31 +50,6 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     for series in record["recurrent"]:
         line(_describe_series(series))
     typer.echo(record["conclusion"])
-
-
-def describe_training(record: dict[str, Any]) -> str:
-    """Say in plain words whether training would work."""
-    parameters = record["parameters"]
-    trainable = [p for p in parameters if p["verdict"] != "FROZEN"]
-    without = [p for p in trainable if p["verdict"] in _WITHOUT_GRADIENT and not p["expected"]]
-    general = [found for found in record["general"] if found["is_fault"] and not found["expected"]]
-    others = [p for p in trainable if p["is_fault"] and p not in without and not p["expected"]]
-    if not trainable or (without and len(without) == len(trainable)):
-        return "Training would not work: no parameter gets a gradient."
-    sentences = []
-    if without:
-        sentences.append(f"{len(without)} of {len(trainable)} parameters would not train")
-    if others:
-        kinds = ", ".join(dict.fromkeys(p["verdict"] for p in others))
-        sentences.append(f"{len(others)} of {len(trainable)} parameters would train badly ({kinds})")
-    if general:
-        sentences.append(f"of the model as a whole: {', '.join(dict.fromkeys(found['verdict'] for found in general))}")
-    if sentences:
-        return f"Training would not work as it stands: {'; '.join(sentences)}."
-    unknown = [p for p in trainable if p["verdict"] in ("NOISY", "NOT CHECKED")]
-    if unknown:
-        return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
-    return "Training can work: every trainable parameter gets a gradient, and it is right."
 
 
 def _is_worth_a_row(finding: dict[str, Any]) -> bool:
@@ -134,11 +110,6 @@ def _row(finding: dict[str, Any]) -> list[str]:
 
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
 
 
 def _where(cause: dict[str, Any]) -> str:

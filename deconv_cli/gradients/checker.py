@@ -11,8 +11,9 @@ from torch import nn
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.findings import ParameterFinding, Verdict
 from deconv_cli.gradients.gathering import gather_evidence
-from deconv_cli.gradients.gradient_report import GradientReport, ParameterFinding, Verdict
+from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.recurrence.unrolled_layers import gate_norms

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import DeconvError
+from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors
-from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.recurrence.time_series import TimeSeries, series_of_loops
 from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
 from deconv_cli.gradients.second_order import compare_second_derivatives

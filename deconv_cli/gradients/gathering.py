@@ -10,8 +10,8 @@ from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
 from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
 from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
-from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.parameter_writes import find_overwritten

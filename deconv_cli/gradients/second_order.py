@@ -7,10 +7,10 @@ import time
 
 import torch
 
+from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.finite_differences.scalar_function import ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors
-from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.subject import Subject, as_scalar
 
 

@@ -8,9 +8,11 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding
 from deconv_cli.gradients.fisher_matrix.diagonal import FisherDiagonal
-from deconv_cli.gradients.gradient_report import Cause, Finding, GradientReport, ParameterFinding
+from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.recurrence.time_series import TimeSeries
+from deconv_cli.gradients.report_text import summarize
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 Record = dict[str, Any]
@@ -19,6 +21,7 @@ Record = dict[str, Any]
 def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Record:
     """Describe what was found; the user expects some parameters, and verdicts on the model as a whole, by name."""
     return {
+        "summary": summarize(report.parameters, report.general, expected),
         "loss": _plain(report.loss),
         "finite_difference_dtype": report.dtype,
         "parameters": [_plain(finding) | {"expected": finding.name in expected} for finding in report.parameters],

@@ -291,3 +291,32 @@ class TestNotUnderstood:
     def test_weights_without_a_class(self, refuses, tmp_path):
         save_file({"weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
         refuses("check-grad", tmp_path / "weights.safetensors", code=ExitCode.USAGE, says="--model")
+
+
+class TestScripts:
+    SCRIPT = str(FIXTURES / "scripts" / "by_hand.py")
+
+    def test_stdout_carries_the_report_alone(self, deconv):
+        done = deconv("check-grad", "--run", self.SCRIPT, "--json")
+        assert done.report["model"]["kind"] == "script"
+        assert done.report["summary"].startswith("Training can work")
+        assert {p["name"]: p["verdict"] for p in done.report["parameters"]} == {"w": "OK", "b": "OK"}
+
+    def test_what_follows_goes_to_the_script(self, deconv, tmp_path):
+        path = tmp_path / "train.py"
+        path.write_text(f"import sys\nprint(sys.argv[1:])\n{(FIXTURES / 'scripts' / 'by_hand.py').read_text()}")
+        done = deconv("check-grad", "--run", path, "--step", "2", "--", "--epochs", "3")
+        assert "['--epochs', '3']" in done.stderr
+        assert done.stdout.splitlines()[0].startswith("Training can work")
+
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            (["--run", "no_such.py"], "no file 'no_such.py'"),
+            (["--run", SCRIPT, "--loss", "mse"], "--loss is for models that are named"),
+            (["--step", "2", *NETWORK], "there is no --run"),
+            ([*NETWORK, "--", "a.pt", "b.pt"], "'b.pt' came too"),
+        ],
+    )
+    def test_what_does_not_go_with_a_script(self, refuses, words, says):
+        refuses("check-grad", *words, code=ExitCode.USAGE, says=says)

@@ -25,9 +25,9 @@ from torch import nn
 from torch.func import functional_call, vjp, vmap
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.fisher_matrix.likelihoods import LIKELIHOODS
 from deconv_cli.gradients.fisher_matrix.sample_loss import SampleLoss
-from deconv_cli.gradients.gradient_report import first_line
 from deconv_cli.gradients.sample_batch import Batch
 from deconv_cli.gradients.subject import Loss, seed_everything
 

@@ -15,10 +15,12 @@ from deconv_cli.registry import Part, Registry
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.evidence import Evidence
-    from deconv_cli.gradients.gradient_report import Finding
+    from deconv_cli.gradients.findings import Finding
+    from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
     ParameterRule = Callable[[Evidence, str], Finding | None]
     ModelRule = Callable[[Evidence], Sequence[Finding]]
+    TrainingRule = Callable[[TrainingEvidence], Sequence[Finding]]
 
 
 class RuleRegistry(Registry[Part]):
@@ -82,6 +84,17 @@ MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
 )
 """What is found for the model as a whole: all that any rule finds."""
 
+TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
+    "training rule",
+    {
+        "weights-not-held": f"{_HERE}.optimizer_holds:find_weights_not_held",
+        "step-without-effect": f"{_HERE}.optimizer_holds:find_step_without_effect",
+        "accumulated": f"{_HERE}.accumulated:find_accumulated",
+        "gradient-lost": f"{_HERE}.gradient_lost:find_gradient_lost",
+    },
+)
+"""What is found for a script that trains, of the optimizer: all that any rule finds."""
+
 
 def find_for_parameter(evidence: Evidence, name: str) -> Finding:
     """Return what the first rule finds that finds anything for a parameter.
@@ -94,6 +107,11 @@ def find_for_parameter(evidence: Evidence, name: str) -> Finding:
         if found is not None:
             return found
     raise LookupError(f"no rule finds anything for '{name}'")
+
+
+def find_in_training(evidence: TrainingEvidence) -> tuple[Finding, ...]:
+    """Return what any rule finds of the optimizer."""
+    return tuple(found for rule in TRAINING_RULES for found in TRAINING_RULES[rule](evidence))
 
 
 def find_in_model(evidence: Evidence) -> tuple[Finding, ...]:

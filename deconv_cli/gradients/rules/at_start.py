@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.gradient_report import Finding, Verdict
+from deconv_cli.gradients.findings import Finding, Verdict
 from deconv_cli.gradients.rules.vanishing import COLLAPSE, find_vanishing
 from deconv_cli.gradients.rules.zero_gradient import find_zero
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.findings import Finding, Verdict
 from deconv_cli.gradients.finite_differences.directional import Outcome
-from deconv_cli.gradients.gradient_report import Finding, Verdict
 
 
 def find_ok(evidence: Evidence, name: str) -> Finding | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from deconv_cli.gradients.automatic_fix import STAY_IN_TORCH, line_without_detachment, write_piecewise_loss
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.reruns import uses_outside
 from deconv_cli.gradients.rules.wrong import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation

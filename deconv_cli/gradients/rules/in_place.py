@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, first_line, unique_causes
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
 
 _MESSAGE = re.compile(
     r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"

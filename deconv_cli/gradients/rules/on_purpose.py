@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.forward_trace import Detachment
 
 _MAX_LINES = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.recurrence.time_series import TimeSeries
 
 

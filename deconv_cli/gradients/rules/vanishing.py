@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from deconv_cli.gradients.evidence import Evidence, Layer
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict
+from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 COLLAPSE = 1e-6

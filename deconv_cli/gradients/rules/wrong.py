@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences.directional import Outcome, describe_factor
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.recurrence.unrolled_layers import gates_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences.directional import Comparison, describe_factor, is_one_factor
-from deconv_cli.gradients.gradient_report import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.handwritten import GradientError, WrongInput
 from deconv_cli.gradients.rules.wrong import describe_difference
 

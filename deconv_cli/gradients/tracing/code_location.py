@@ -128,8 +128,8 @@ class Locator:
     """Finds the line and the module that run just now.
 
     Args:
-        model: the model that runs. Where it has a `running_location`, as an exported program has, that is taken for
-            operations that no line of the user's code calls.
+        model: the model that runs. Where it has a `running_location`, as an exported program or a recorded pass has,
+            that is taken for operations that no line of the user's code calls.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -168,7 +168,7 @@ class Locator:
             if not file.startswith(_PACKAGE) and not file.endswith(_GRADIENT_MODES):
                 return is_installed(file)
             frame = frame.f_back
-        return False
+        return bool(getattr(self._model, "running_in_library", False))
 
     @property
     def module(self) -> str:

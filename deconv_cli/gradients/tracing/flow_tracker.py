@@ -74,6 +74,7 @@ class FlowTracker:
         self.locator = Locator(subject.model)
         self.log = OperationLog()
         self.graph = AutogradGraph(self.bits)
+        self._count_reads_elsewhere(subject)
         self.suspended = 0
         self.constructing = False
         self._find_origins = find_origins
@@ -88,6 +89,13 @@ class FlowTracker:
         is_tensor = isinstance(loss, torch.Tensor)
         flow, reached = (self.flow_of(loss), self.graph.parameters_of(loss)) if is_tensor else (Flow(), 0)
         return ForwardTrace(self.names, output, as_scalar(loss), flow, reached, self.log, self.graph)
+
+    def _count_reads_elsewhere(self, subject: Subject) -> None:
+        """Count what a recorded pass read past the loss, which it does not run again."""
+        for name, location in getattr(subject.model, "read_elsewhere", {}).items():
+            bit = self.bits[id(subject.parameters[name])]
+            self.log.used |= bit
+            self.log.last_use[bit] = location
 
     def flow_of(self, tensor: torch.Tensor) -> Flow:
         """Find what a tensor carries; one that nobody saw being made is known by its graph or its storage."""

@@ -114,11 +114,21 @@ def _patched_apply(tracker: FlowTracker) -> Iterator[None]:
 
         return call() if tracker.suspended else _observe_function(tracker, cls, args, call)
 
-    _SingleLevelFunction.apply = classmethod(traced_apply)  # type: ignore[attr-defined]
+    with replaced_apply(classmethod(traced_apply)):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_apply(replacement: Any) -> Iterator[None]:  # noqa: ANN401  torch has no type for it
+    """Replace the `apply` of all hand-written Functions for a while."""
+    before = vars(_SingleLevelFunction).get("apply")
+    _SingleLevelFunction.apply = replacement  # type: ignore[attr-defined]
     try:
         yield
     finally:
         del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+        if before is not None:
+            _SingleLevelFunction.apply = before  # type: ignore[attr-defined]
 
 
 def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401

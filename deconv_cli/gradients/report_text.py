@@ -1,0 +1,80 @@
+"""The report in plain words: whether training would work, and what stands in its way."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding, grouped
+
+_WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
+_UNCHECKED = ("NOISY", "NOT CHECKED")
+_MAX_NAMES = 6
+
+
+def summarize(
+    parameters: Sequence[ParameterFinding], general: Sequence[Finding], expected: frozenset[str] = frozenset()
+) -> str:
+    """Say in one line whether training would work; parameters and verdicts in `expected` are accepted."""
+    trainable = [found for found in parameters if found.verdict != "FROZEN"]
+    rest = [found for found in trainable if found.name not in expected]
+    without = [found for found in rest if found.verdict in _WITHOUT_GRADIENT]
+    others = [found for found in rest if found.is_fault and found not in without]
+    of_all = [found for found in general if found.is_fault and found.verdict not in expected]
+    if not trainable or len(without) == len(trainable):
+        return "Training would not work: no parameter gets a gradient."
+    sentences = []
+    if without:
+        sentences.append(f"{len(without)} of {len(trainable)} parameters would not train")
+    if others:
+        sentences.append(f"{len(others)} of {len(trainable)} parameters would train badly ({_verdicts(others)})")
+    if of_all:
+        sentences.append(f"of the model as a whole: {_verdicts(of_all)}")
+    if sentences:
+        return f"Training would not work as it stands: {'; '.join(sentences)}."
+    unknown = [found for found in trainable if found.verdict in _UNCHECKED]
+    if unknown:
+        return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
+    return "Training can work: every trainable parameter gets a gradient, and it is right."
+
+
+def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
+    """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
+    blocks = [summarize(parameters, general)]
+    for fault in grouped(found for found in parameters if found.is_fault):
+        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
+    for found in general:
+        blocks.append("\n".join([f"{found.verdict}: the model", *_explain(found.causes)]))
+    return "\n\n".join(blocks)
+
+
+def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
+    """Write the report for a notebook: the summary, a table of the parameters, and the faults."""
+    rows = "".join(
+        f"<tr><td>{html.escape(found.verdict)}</td><td>{html.escape(found.name)}</td>"
+        f"<td>{'' if found.gradient_norm is None else format(found.gradient_norm, '.3g')}</td></tr>"
+        for found in parameters
+    )
+    head, _, faults = write_report(parameters, general).partition("\n\n")
+    table = f"<table><tr><th>verdict</th><th>parameter</th><th>‖gradient‖</th></tr>{rows}</table>"
+    return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
+
+
+def name_some(names: Iterable[str]) -> str:
+    """List the first few names, and count the others."""
+    listed = list(names)
+    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
+    return ", ".join(listed[:_MAX_NAMES]) + more
+
+
+def _explain(causes: Iterable[Cause]) -> list[str]:
+    lines = []
+    for cause in causes:
+        source = f"    {cause.location.source}" if cause.location.source else ""
+        lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
+        lines.append(f"  instead  {cause.suggestion}")
+    return lines
+
+
+def _verdicts(findings: Iterable[Finding]) -> str:
+    return ", ".join(dict.fromkeys(str(found.verdict) for found in findings))

@@ -1,0 +1,33 @@
+"""GRADIENT LOST: what backward gave does not reach the step: cleared, clipped to nothing, or skipped."""
+
+from __future__ import annotations
+
+from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+
+_NOTHING = 1e-6
+
+
+def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
+    """Find what happens to gradients between backward and the step."""
+    step = evidence.first_step
+    if step is None:
+        return [_skipped(evidence.events.n_skipped)] if evidence.events.n_skipped > 1 else []
+    if step.norm_after_backward and not step.norm_at_step:
+        location = step.cleared_at or step.location
+        why = "the gradients are cleared between backward() and step(), so that the step has nothing to go by."
+        suggestion = "call zero_grad() before backward(), or after step()"
+        return [Finding(Verdict.GRADIENT_LOST, (Cause("zero_grad()", location, why, suggestion),))]
+    clipping = step.clipping
+    if clipping is not None and clipping.limit < _NOTHING * clipping.norm_before:
+        why = f"gradients of norm {clipping.norm_before:.3g} are clipped to {clipping.limit:.3g}: next to nothing."
+        suggestion = "clip at a norm that usual gradients stay below, such as 1.0"
+        return [Finding(Verdict.GRADIENT_LOST, (Cause("clipping", clipping.location, why, suggestion),))]
+    return []
+
+
+def _skipped(n_skipped: int) -> Finding:
+    why = f"the gradient scaler left out all of {n_skipped} steps, since gradients overflow when they are scaled."
+    suggestion = "look for NaN or infinity in the gradients; begin with a smaller init_scale"
+    return Finding(Verdict.GRADIENT_LOST, (Cause("scaler.step()", CodeLocation(), why, suggestion),))

@@ -1,0 +1,146 @@
+"""A recorded forward pass as a module: it runs the same operations again, with the weights as they are then."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.training.tape import Entry, Slot, Tape, storage_key
+
+
+class RecordedPass(nn.Module):
+    """Runs the entries behind a loss again.
+
+    Args:
+        modules: the modules that the script ran, by the names that parameters get as a prefix; "" for none.
+        parameters: weights that no module holds, by name.
+        tape: where the pass was recorded.
+        loss: the tensor that it ended with.
+
+    Attributes:
+        constants: what the pass read besides weights; forward takes them, so that they can be converted.
+        running_location, running_in_library: where the operation that runs stands in the script.
+        read_elsewhere: where weights were read last, by name, also past the loss.
+    """
+
+    def __init__(
+        self, modules: dict[str, nn.Module], parameters: dict[str, torch.Tensor], tape: Tape, loss: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self._own = parameters
+        for name, module in modules.items():
+            self.add_module(name or "model", module)
+        self._prefixes = {name or "model": f"{name}." if name else "" for name in modules}
+        self._module_names = {id(m): n for prefix, module in modules.items() for n, m in _named(prefix, module)}
+        self.running_location: CodeLocation | None = None
+        self.running_in_library = False
+        found = tape.entry_of(loss)
+        self._goal = None if found is None else found[0]
+        self.entries = _ancestors([] if found is None else [found[1]], list(tape.numbers))
+        self._constants = {} if found is not None else {id(loss): loss}
+        self._first_values = tape.first_values
+        self._collect_constants()
+        self.constants = tuple(self._constants.values())
+        self.read_elsewhere = {
+            name: tape.last_use[parameter] for name, parameter in self.named_parameters() if parameter in tape.last_use
+        }
+
+    def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
+        """List the weights that the script trains, under the names that they have there."""
+        seen = set()
+        for child, prefix in self._prefixes.items():
+            for name, parameter in getattr(self, child).named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{prefix}{name}", parameter
+        yield from ((name, tensor) for name, tensor in self._own.items() if id(tensor) not in seen)  # type: ignore[misc]
+
+    def forward(self, *constants: torch.Tensor) -> torch.Tensor:
+        """Run the entries again; `constants` may be converted."""
+        given = {key: _as_recorded(c, own) for (key, own), c in zip(self._constants.items(), constants, strict=True)}
+        memory: dict[int, torch.Tensor] = {}
+        made: dict[int, Any] = {}
+        for entry in self.entries:
+            leaves = [self._resolve(leaf, given, made, memory) for leaf in entry.leaves]
+            args, keywords = pytree.tree_unflatten(leaves, entry.spec)
+            with self._as_it_ran(entry):
+                result = entry.function(*args, **keywords)
+            for handle, leaf in zip(entry.outputs, pytree.tree_leaves(result), strict=False):
+                if handle is not None:
+                    made[handle] = leaf
+        self.running_location = None
+        return made[self._goal] if self._goal is not None else next(iter(given.values()))
+
+    def _collect_constants(self) -> None:
+        known = {id(parameter) for _, parameter in self.named_parameters()}
+        for entry in self.entries:
+            for leaf in entry.leaves:
+                if isinstance(leaf, torch.Tensor) and id(leaf) not in known:
+                    whole = self._first_values.get(storage_key(leaf))
+                    constant = leaf if whole is None else whole[1]
+                    self._constants.setdefault(id(constant), constant)
+
+    def _resolve(
+        self,
+        leaf: Any,  # noqa: ANN401  any argument of a function of torch
+        given: dict[int, Any],
+        made: dict[int, Any],
+        memory: dict[int, torch.Tensor],
+    ) -> Any:  # noqa: ANN401
+        """Return what an argument is in this run; `memory` holds what is written to, afresh for each run."""
+        if isinstance(leaf, Slot):
+            return made[leaf.handle]
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        whole = self._first_values.get(storage_key(leaf))
+        if whole is None:
+            return given.get(id(leaf), leaf)
+        key = id(whole[1])
+        if key not in memory:
+            memory[key] = given[key].clone()
+        return memory[key].as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
+
+    @contextlib.contextmanager
+    def _as_it_ran(self, entry: Entry) -> Iterator[None]:
+        """Set gradients, precision and random numbers as they were."""
+        own = replace(entry.location, module=self._module_names.get(entry.module, ""))
+        self.running_in_library = entry.is_library
+        with contextlib.ExitStack() as stack:
+            if entry.switch is not None:
+                self.running_location = entry.switch
+                stack.enter_context(torch.no_grad())
+            if entry.autocast is not None:
+                stack.enter_context(torch.autocast(entry.autocast[0], dtype=entry.autocast[1]))
+            if entry.generator is not None:
+                torch.set_rng_state(entry.generator)
+            self.running_location = own
+            yield
+
+
+def _named(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, found in module.named_modules():
+        yield ".".join(filter(None, (prefix, name))), found
+
+
+def _ancestors(goals: list[Entry], more: list[Entry]) -> list[Entry]:
+    """List entries with all that they need, in the order in which they ran."""
+    found: dict[int, Entry] = {}
+    waiting = [*goals, *more]
+    while waiting:
+        entry = waiting.pop()
+        if id(entry) not in found:
+            found[id(entry)] = entry
+            waiting += [*entry.parents, *entry.effects]
+    return sorted(found.values(), key=lambda entry: entry.order)
+
+
+def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Let a constant require a gradient where it did, as the points of a physics-informed network do."""
+    return constant.detach().requires_grad_() if own.requires_grad and own.is_leaf else constant

@@ -1,0 +1,63 @@
+"""Runs a script as `__main__` until enough of its training was seen."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
+from deconv_cli.gradients.findings import first_line
+from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.tracing.code_location import location_of_error
+from deconv_cli.gradients.training.training_report import report_training
+from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
+
+
+def check_script(
+    path: Path,
+    arguments: Sequence[str] = (),
+    *,
+    step: int = 1,
+    budget: float = DEFAULT_BUDGET,
+    on_progress: Callable[[str], None] = lambda _sentence: None,
+) -> GradientReport:
+    """Run a training script, check its backward pass of a number, and look at what its optimizers do.
+
+    Args:
+        path: of the script, which is run as `__main__` in its own folder's import path.
+        arguments: what it finds in `sys.argv` after its name.
+        step: which backward pass is checked, counted from 1.
+        budget: seconds for finite differences.
+        on_progress: called with a sentence on what is being done.
+
+    Raises:
+        UsageError: the script fails before that pass, or never comes to it.
+    """
+    watch = TrainingWatch(
+        lambda subject: check_subject(subject, budget=budget, on_progress=on_progress), step=step, is_ending=True
+    )
+    kept_arguments, kept_path = sys.argv, list(sys.path)
+    on_progress("running the script")
+    try:
+        sys.argv, sys.path[:] = [str(path), *arguments], [str(path.resolve().parent), *sys.path]
+        with watch:
+            runpy.run_path(str(path), run_name="__main__")
+    except (EnoughSeenError, SystemExit):
+        pass
+    except Exception as error:
+        if watch.report is None:
+            raise _failing(path, error) from error
+    finally:
+        sys.argv, sys.path[:] = kept_arguments, kept_path
+    return report_training(watch)
+
+
+def _failing(path: Path, error: Exception) -> Exception:
+    if isinstance(error, UsageError):
+        return error
+    location = location_of_error(error)
+    where = f" at {location}" if location else ""
+    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: {first_line(error)}).")

@@ -1,0 +1,266 @@
+"""A record of the operations behind a tensor, in any code, so that they can be run again with other weights.
+
+Each recorded tensor keeps alive the operation that made it, and each operation the ones before it, as in autograd's own
+graph: what the script drops is dropped here too. Operations without a parameter behind them are constants.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
+
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.tracing.operations import OUTSIDE_USES, plain_name, reads_values
+
+_MAX_NUMBERS = 64
+_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for a tensor that a recorded operation makes."""
+
+    handle: int
+
+
+@dataclass(eq=False)
+class Entry:
+    """An operation that was run.
+
+    Attributes:
+        order: entries are run again in this order.
+        leaves: its arguments, flattened by `spec`, with a `Slot` for each recorded tensor.
+        outputs: handles of the tensors that it gave, None for what is no tensor.
+        parents: the entries that made, or wrote to, what it reads.
+        effects: entries without an output that belong to this one, such as hooks.
+        module: id of the module that ran.
+        switch: where gradients were switched off, None where they were on.
+        generator: state of the random numbers before it, where it draws any.
+        autocast: device and type of automatic mixed precision.
+    """
+
+    order: int
+    function: Callable[..., Any]
+    leaves: list[Any]
+    spec: Any
+    location: CodeLocation
+    module: int
+    is_library: bool
+    switch: CodeLocation | None
+    autocast: tuple[str, torch.dtype] | None
+    outputs: list[int | None] = field(default_factory=list)
+    parents: list[Entry] = field(default_factory=list)
+    effects: list[Entry] = field(default_factory=list)
+    generator: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    handle: int
+    entry: Entry
+
+
+class Tape(TorchFunctionMode):
+    """Records every function of torch that has a parameter, or what was made of one, among its arguments.
+
+    Attributes:
+        suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
+        last_use: where each leaf was read last while gradients were on.
+        numbers: recent operations at which a tensor became a plain number.
+        first_values: copies of memory from before a recorded operation wrote to it, by the key of its storage.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.suspended = 0
+        self.modules: list[int] = []
+        self.last_use = WeakIdKeyDictionary()
+        self.numbers: deque[Entry] = deque(maxlen=_MAX_NUMBERS)
+        self.first_values: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
+        self._known = WeakIdKeyDictionary()
+        self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
+        self._scalars: dict[int, tuple[StorageWeakRef, _Known]] = {}
+        self._count = 0
+        self._locator = Locator(nn.Module())
+        self._switch: CodeLocation | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run one function."""
+        keywords, name = kwargs or {}, plain_name(func)
+        if name == "_set_grad_enabled":
+            self._switch = None if args[0] else self._switch or self._locator.here()
+        if self.suspended or name == "backward":
+            return func(*args, **keywords)
+        return self.record(func, name, args, keywords)
+
+    def record(
+        self,
+        function: Any,  # noqa: ANN401  torch's functions have no one type
+        name: str,
+        args: Any,  # noqa: ANN401
+        keywords: dict[str, Any],
+        later: Callable[..., Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run a function, and record it if it matters; `later` is what is run again instead of it."""
+        leaves, spec = pytree.tree_flatten((args, keywords))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        is_writing = _is_writing(name, keywords)
+        written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
+        # Optimizers and initializers write to weights; the pass is run again with the weights as they are.
+        is_of_weights = is_writing and (not torch.is_grad_enabled() or _is_weight(written))
+        if is_of_weights or not self._matters(name, function, tensors):
+            return function(*args, **keywords)
+        if isinstance(written, torch.Tensor):
+            self._keep_first_values(written)
+        entry = self._entry(later or function, leaves, spec)
+        state = torch.get_rng_state()
+        result = function(*args, **keywords)
+        entry.generator = state if not torch.equal(state, torch.get_rng_state()) else None
+        self._finish(entry, name, tensors, result, written)
+        return result
+
+    def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
+        """Find the operation that made a tensor; a scalar in the memory of a recorded one wraps it again."""
+        known = self._known.get(tensor)
+        if known is None:
+            alias = self._scalars.get(_key(tensor))
+            if alias is None or alias[0].expired():
+                return None
+            original = alias[1]
+            entry = self._entry(_wrap_again, [Slot(original.handle)], pytree.tree_flatten(((0,), {}))[1])
+            entry.parents, entry.outputs = [original.entry], [self._next_handle()]
+            entry.location = original.entry.location  # the line that wraps it is not seen, but rarely far
+            return entry.outputs[0] or 0, entry
+        return known.handle, known.entry
+
+    def forget(self) -> None:
+        """Drop what only the pass before the last step needed."""
+        self.numbers.clear()
+        self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
+        self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
+
+    def _matters(self, name: str, function: Any, tensors: list[torch.Tensor]) -> bool:  # noqa: ANN401
+        if not reads_values(function, name) and name not in ("register_hook", "requires_grad_"):
+            return False
+        return any(t.requires_grad or t in self._known or _key(t) in self._writers for t in tensors)
+
+    def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
+        location = self._locator.here()
+        entry = Entry(
+            order=self._count,
+            function=function,
+            leaves=[self._slot_or(leaf) for leaf in leaves],
+            spec=spec,
+            location=location,
+            module=self.modules[-1] if self.modules else 0,
+            is_library=self._locator.runs_library(),
+            switch=None if torch.is_grad_enabled() else self._switch or location,
+            autocast=_autocast(),
+        )
+        self._count += 1
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                known, writers = self._known.get(leaf), self._writers.get(_key(leaf))
+                entry.parents += [known.entry] if known is not None else []
+                entry.parents += writers[1] if writers is not None else []
+                if _is_weight(leaf) and torch.is_grad_enabled():
+                    self.last_use[leaf] = location
+        return entry
+
+    def _slot_or(self, leaf: Any) -> Any:  # noqa: ANN401  any argument
+        known = self._known.get(leaf) if isinstance(leaf, torch.Tensor) else None
+        return leaf if known is None else Slot(known.handle)
+
+    def _finish(self, entry: Entry, name: str, inputs: list[torch.Tensor], result: Any, written: Any) -> None:  # noqa: ANN401
+        """Note what an entry gave, and what it wrote to."""
+        if name == "register_hook":
+            known = self._known.get(inputs[0])
+            if known is not None:
+                known.entry.effects.append(entry)
+            return
+        leaves = pytree.tree_leaves(result)
+        for leaf in leaves:
+            is_made = isinstance(leaf, torch.Tensor) and not _is_weight(leaf)
+            entry.outputs.append(self._next_handle() if is_made else None)
+            if entry.outputs[-1] is not None:
+                self._remember(leaf, _Known(entry.outputs[-1], entry))
+        if name in OUTSIDE_USES and torch.is_grad_enabled():
+            self.numbers.append(entry)
+        if isinstance(written, torch.Tensor):
+            if not any(leaf is written for leaf in leaves):
+                entry.outputs = []
+            storage = StorageWeakRef(written.untyped_storage())
+            self._writers.setdefault(_key(written), (storage, []))[1].append(entry)
+
+    def _remember(self, tensor: torch.Tensor, known: _Known) -> None:
+        self._known[tensor] = known
+        if tensor.numel() == 1:
+            self._scalars = {key: found for key, found in self._scalars.items() if not found[0].expired()}
+            self._scalars[_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), known)
+
+    def _keep_first_values(self, tensor: torch.Tensor) -> None:
+        key = _key(tensor)
+        if tensor in self._known or key in self._writers or tensor.requires_grad:
+            return
+        values = tensor.detach()
+        whole = values.as_strided((values.untyped_storage().nbytes() // values.element_size(),), (1,), 0).clone()
+        self.first_values[key] = (StorageWeakRef(tensor.untyped_storage()), whole)
+
+    def _next_handle(self) -> int:
+        self._count += 1
+        return self._count
+
+
+class CallOfFunction:
+    """Calls a hand-written Function by way of its `apply` as it is at that time."""
+
+    def __init__(self, function: Any) -> None:  # noqa: ANN401  a class of torch.autograd.Function
+        self.function = function
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
+        """Call it."""
+        return self.function.apply(*arguments, **keywords)
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a key of the memory of a tensor, the same for its views."""
+    return _key(tensor)
+
+
+def _key(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
+
+
+def _is_weight(leaf: Any) -> bool:  # noqa: ANN401  any argument
+    return isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.requires_grad
+
+
+def _is_writing(name: str, keywords: dict[str, Any]) -> bool:
+    is_magic = name.startswith("__") and name.endswith("__")
+    if is_magic:
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return keywords.get("out") is not None or (name.endswith("_") and not name.endswith("requires_grad_"))
+
+
+def _autocast() -> tuple[str, torch.dtype] | None:
+    for device in _DEVICES:
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None
+
+
+def _wrap_again(tensor: torch.Tensor) -> torch.Tensor:
+    """Make a leaf of the value of a tensor, as the script did."""
+    return torch.autograd.Variable(tensor, requires_grad=True)

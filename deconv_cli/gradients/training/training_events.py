@@ -1,0 +1,93 @@
+"""What optimizers do after a backward pass: which weights they hold, and what becomes of the gradients."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from deconv_cli.gradients.tensors_in import norm_of
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """A call that limits gradients to a norm, or each of their elements."""
+
+    location: CodeLocation
+    limit: float
+    norm_before: float
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """A step that an optimizer took.
+
+    Attributes:
+        held: ids of the weights that it holds.
+        norm_after_backward, norm_at_step: of the gradients of these weights.
+        n_given: how many of them had a gradient other than zero, `n_changed` how many of those the step changed.
+        cleared_at: where gradients were cleared between backward and the step, None if they were not.
+        is_fresh: its gradients were cleared since the step before, or there was none.
+    """
+
+    optimizer: int
+    name: str
+    location: CodeLocation
+    held: frozenset[int]
+    norm_after_backward: float
+    norm_at_step: float
+    n_given: int
+    n_changed: int
+    learning_rate: float | None
+    cleared_at: CodeLocation | None
+    clipping: Clipping | None
+    is_fresh: bool
+
+
+@dataclass
+class TrainingEvents:
+    """What happened from the backward pass that was checked on.
+
+    Attributes:
+        held: ids of the weights that each optimizer holds.
+        n_backward: backward passes, the checked one among them.
+        n_skipped: steps that a gradient scaler left out.
+        reached: ids of the weights to which any backward pass gave a gradient.
+        moved_by_hand: weights changed without a step of an optimizer that was seen.
+        accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
+    """
+
+    steps: list[OptimizerStep] = field(default_factory=list)
+    held: list[frozenset[int]] = field(default_factory=list)
+    n_backward: int = 0
+    n_skipped: int = 0
+    reached: set[int] = field(default_factory=set)
+    moved_by_hand: bool = False
+    accumulated_by_hand: CodeLocation | None = None
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """List the weights that an optimizer holds."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def living_optimizers() -> Iterator[torch.optim.Optimizer]:
+    """List the optimizers that the program holds."""
+    # By class: asking some objects of torch what they are makes them warn.
+    return (found for found in gc.get_objects() if issubclass(type(found), torch.optim.Optimizer))
+
+
+def gradient_norm(weights: Iterable[torch.Tensor]) -> float:
+    """Measure the norm of all gradients together; zero where there are none."""
+    return math.sqrt(math.fsum(norm_of(weight.grad) ** 2 for weight in weights if weight.grad is not None))
+
+
+def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
+    """Measure a weight so that any change of it shows."""
+    values = weight.detach().double() if not weight.is_complex() else torch.view_as_real(weight.detach()).double()
+    signs = torch.arange(1, values.numel() + 1, dtype=torch.float64, device=values.device).sin()
+    return float(values.sum()), float((values.reshape(-1) * signs).sum())

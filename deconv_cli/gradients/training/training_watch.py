@@ -1,0 +1,203 @@
+"""Watches code that trains: takes over at a backward pass, checks it, then looks at what the optimizers do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import _SingleLevelFunction
+from torch.nn.modules import module as module_hooks
+from torch.optim import optimizer as optimizer_hooks
+
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.tracing.interception import replaced_apply
+from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
+from deconv_cli.gradients.training.recorded_pass import RecordedPass
+from deconv_cli.gradients.training.tape import CallOfFunction, Tape
+from deconv_cli.gradients.training.training_events import TrainingEvents, living_optimizers, weights_of
+from deconv_cli.gradients.training.weight_names import name_weights
+
+Check = Callable[[Subject], GradientReport]
+
+_MAX_BACKWARD = 12
+"""Backward passes after the checked one in which two steps of an optimizer are waited for."""
+
+_SAME_LOSS = 1e-3
+
+
+class EnoughSeenError(BaseException):
+    """Ends a script once all has been seen; no `except Exception` of the script catches it."""
+
+
+class TrainingWatch:
+    """Records what code does until its backward pass of a number, checks that, and watches what follows.
+
+    Args:
+        check: what checks the recorded pass.
+        step: which backward pass is checked, counted from 1.
+        is_ending: end the code by an `EnoughSeenError` when there is nothing more to see.
+
+    Attributes:
+        report: what was found, None before the pass came.
+        subject: the recorded pass.
+        n_backward: how many backward passes there were.
+    """
+
+    def __init__(self, check: Check, *, step: int = 1, is_ending: bool = False) -> None:
+        self.report: GradientReport | None = None
+        self.subject: Subject | None = None
+        self.n_backward = 0
+        self._check = check
+        self._step = step
+        self._is_ending = is_ending
+        self._tape = Tape()
+        self._stack = contextlib.ExitStack()
+        self._called: dict[int, nn.Module] = {}
+        self._optimizers = OptimizerWatch()
+
+    @property
+    def events(self) -> TrainingEvents:
+        """What optimizers did after the pass that was checked."""
+        return self._optimizers.events
+
+    def __enter__(self) -> TrainingWatch:
+        """Start watching."""
+        self._replace(torch.autograd, "backward", self._watched_backward)
+        self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
+        self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
+        self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
+        self._replace(nn.utils, "clip_grad_norm_", self._optimizers.watched_clipping)
+        self._replace(nn.utils, "clip_grad_value_", self._optimizers.watched_clipping)
+        for handle in (
+            module_hooks.register_module_forward_pre_hook(self._enter_module),
+            module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
+            optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
+            optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
+        ):
+            self._stack.callback(handle.remove)
+        self._stack.enter_context(replaced_apply(classmethod(self._recorded_apply)))
+        self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+        self._stack.enter_context(self._tape)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop watching."""
+        self._stack.close()
+
+    def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
+        original = getattr(owner, name)
+        self._stack.callback(setattr, owner, name, original)
+        setattr(owner, name, watched(original))
+
+    def _enter_module(self, module: nn.Module, _arguments: object) -> None:
+        if not self._tape.suspended and not self._tape.modules:
+            self._called[id(module)] = module
+        self._tape.modules.append(id(module))
+
+    def _leave_module(self, _module: nn.Module, _arguments: object, _output: object) -> None:
+        if self._tape.modules:
+            self._tape.modules.pop()
+
+    def _recorded_apply(self, cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
+        def call(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
+            with self._not_recording():
+                return super(_SingleLevelFunction, cls).apply(*arguments, **keywords)  # type: ignore[misc]
+
+        if self._tape.suspended:
+            return call(*args, **kwargs)
+        return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, CallOfFunction(cls))
+
+    @contextlib.contextmanager
+    def _not_recording(self) -> Iterator[None]:
+        self._tape.suspended += 1
+        try:
+            yield
+        finally:
+            self._tape.suspended -= 1
+
+    def _watched_backward(self, backward: Callable[..., None]) -> Callable[..., None]:
+        def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **keywords: Any) -> None:  # noqa: ANN401
+            if self._tape.suspended:
+                backward(tensors, grad_tensors, *args, **keywords)
+                return
+            self._before_backward(tensors, grad_tensors)
+            with self._not_recording():
+                backward(tensors, grad_tensors, *args, **keywords)
+                if self.subject is not None:
+                    self._optimizers.after_backward()
+
+        return watched
+
+    def _before_backward(self, tensors: Any, weights: Any) -> None:  # noqa: ANN401  torch's own signature
+        self.n_backward += 1
+        if self.report is None and self.n_backward == self._step:
+            self._take_over(_as_loss(tensors, weights))
+        if self.report is not None:
+            with self._not_recording():
+                self._optimizers.before_backward(_here())
+            self._end_if_seen()
+        self._tape.forget()
+
+    def _take_over(self, loss: torch.Tensor) -> None:
+        with self._not_recording(), torch.enable_grad():
+            self.subject = self._make_subject(loss)
+            again, here = self.subject.value(), float(loss.detach())
+            if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
+                raise UsageError(
+                    f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
+                    "something in it is not done by functions of torch, so check the model itself and not the script."
+                )
+            self._optimizers.start(list(self.subject.trainable.values()))
+            self.report = self._check(self.subject)
+
+    def _make_subject(self, loss: torch.Tensor) -> Subject:
+        loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
+        modules, weights = name_weights(list(self._called.values()), loose, self._tape.last_use.__contains__)
+        recorded = RecordedPass(modules, weights, self._tape, loss)
+        subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
+        if not subject.parameters:
+            raise UsageError(
+                "no module ran and no weight was read before this backward pass, so there is nothing to check; choose "
+                "a later one by its number."
+            )
+        return subject
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
+        with self._not_recording():
+            self._optimizers.before_step(optimizer)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
+        with self._not_recording():
+            self._optimizers.after_step(optimizer, _here())
+        self._end_if_seen()
+
+    def _end_if_seen(self) -> None:
+        is_over = self.events.n_backward > _MAX_BACKWARD or self._optimizers.has_seen_enough
+        if self._is_ending and self.report is not None and is_over:
+            raise EnoughSeenError
+
+
+def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
+    """Add up what backward is called on, each with its weight."""
+    several = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+    given = list(weights) if isinstance(weights, list | tuple) else [weights] * len(several)
+    if len(several) == 1 and several[0].numel() == 1 and given[0] is None:
+        return several[0]
+    terms = [
+        tensor.sum() if weight is None else (tensor * weight).sum()
+        for tensor, weight in zip(several, given, strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
+def _here() -> CodeLocation:
+    return Locator(nn.Module()).here()

@@ -1,0 +1,226 @@
+"""Training scripts as people write them: run as they are, found healthy, or with the line that spoils the training."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import torch
+from gradient_cases import FIXTURES, verdicts
+from torch import nn
+
+import deconv_cli
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.training.script import check_script
+
+README = FIXTURES.parents[1] / "README.md"
+SCRIPTS = FIXTURES / "scripts"
+QUICK = ("by_hand", "policy", "mixed_precision", "adversarial")
+HEALTHY = [
+    pytest.param(path.stem, marks=() if path.stem in QUICK else pytest.mark.exhaustive)
+    for path in sorted(SCRIPTS.glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_sound_script_is_run_without_an_edit(name, capsys):
+    found = check_script(SCRIPTS / f"{name}.py", budget=20.0)
+    assert set(verdicts(found).values()) <= {"OK", "NOT REACHED"}, found
+    assert "OK" in verdicts(found).values()
+    assert [str(finding.verdict) for finding in found.general if finding.is_fault] == []
+    assert str(found).startswith("Training can work")
+    capsys.readouterr()
+
+
+def test_weights_have_the_names_that_the_script_gives_them():
+    assert set(verdicts(check_script(SCRIPTS / "by_hand.py"))) == {"w", "b"}
+    names = verdicts(check_script(SCRIPTS / "adversarial.py"))
+    assert names["discriminator.0.weight"] == "OK"
+    assert names["generator.0.weight"] == "NOT REACHED"
+
+
+def test_another_backward_pass_is_chosen_by_its_number():
+    """The third one of each turn is the loss of the generator."""
+    found = verdicts(check_script(SCRIPTS / "adversarial.py", step=3))
+    assert found["generator.0.weight"] == "OK"
+
+
+HEAD = """import torch
+from torch import nn
+torch.manual_seed(0)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+model = Net()
+x, y = torch.randn(8, 4), torch.randn(8, 2)
+"""
+OPTIMIZER = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+LOOP = """for _ in range(3):
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(model(x), y)
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def changed(old: str, new: str, *, optimizer: str = OPTIMIZER) -> str:
+    assert old in LOOP
+    return HEAD + optimizer + LOOP.replace(old, new)
+
+
+BROKEN = {
+    "another object": (HEAD + OPTIMIZER + "model = Net()  # blame\n" + LOOP, "OPTIMIZER", "of another object"),
+    "a part": (
+        changed("", "", optimizer="optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)\n"),
+        "OPTIMIZER",
+        "holds body.weight, body.bias",
+    ),
+    "rate of zero": (
+        changed("", "", optimizer="optimizer = torch.optim.SGD(model.parameters(), lr=0.0)\n"),
+        "OPTIMIZER",
+        "learning rate is 0",
+    ),
+    "bfloat16": (
+        (HEAD + "model.bfloat16()\n" + OPTIMIZER + LOOP)
+        .replace("lr=0.1", "lr=1e-9")
+        .replace("torch.randn(8, 4), torch.randn(8, 2)", "torch.randn(8, 4).bfloat16(), torch.randn(8, 2).bfloat16()"),
+        "OPTIMIZER",
+        "what their precision can hold",
+    ),
+    "never": (changed("    optimizer.step()\n", ""), "OPTIMIZER", "no step of it in 3 backward passes"),
+    "not cleared": (changed("    optimizer.zero_grad()\n", ""), "ACCUMULATED", "still there"),
+    "cleared too late": (
+        changed("    optimizer.zero_grad()\n", "").replace("    optimizer", "    optimizer.zero_grad()\n    optimizer"),
+        "GRADIENT LOST",
+        "cleared between",
+    ),
+    "clipped": (
+        changed(
+            "    optimizer.step", "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-9)\n    optimizer.step"
+        ),
+        "GRADIENT LOST",
+        "next to nothing",
+    ),
+}
+
+
+def run_text(text, tmp_path, **options):
+    path = tmp_path / "train.py"
+    path.write_text(text, encoding="utf-8")
+    return check_script(path, **options)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_with_the_optimizer(name, tmp_path):
+    text, verdict, words = BROKEN[name]
+    found = run_text(text, tmp_path)
+    assert set(verdicts(found).values()) == {"OK"}, found
+    (finding,) = [finding for finding in found.general if finding.is_fault]
+    assert finding.verdict == verdict
+    assert words in finding.causes[0].why
+    assert str(found).startswith("Training would not work")
+
+
+LOSSES = {
+    "item": ("loss = torch.tensor(nn.functional.mse_loss(model(x), y).item(), requires_grad=True)", "DETACHED"),
+    "wrapped": (
+        "loss = torch.autograd.Variable(nn.functional.mse_loss(model(x), y), requires_grad=True)",
+        "DETACHED",
+    ),
+    "detached": ("loss = nn.functional.mse_loss(model(x).detach(), y).requires_grad_()", "DETACHED"),
+    "counted": ("loss = (model(x) > y).float().mean().requires_grad_()", "DETACHED"),
+    "rounded": ("loss = nn.functional.mse_loss(model(x).round(), y)", "ZERO"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_carries_no_gradient_is_found_on_its_line(name, tmp_path):
+    line, verdict = LOSSES[name]
+    found = run_text(changed("loss = nn.functional.mse_loss(model(x), y)", line), tmp_path)
+    assert set(verdicts(found).values()) == {verdict}
+    (fault,) = found.faults()
+    assert line in fault.causes[0].location.source
+
+
+def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):
+    before = list(sys.argv), list(sys.path)
+    text = HEAD + OPTIMIZER + "import sys\nassert sys.argv[1:] == ['--fast'] and __name__ == '__main__'\n" + LOOP
+    run_text(text, tmp_path, arguments=["--fast"])
+    assert (sys.argv, sys.path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 / 0\n", r"train.py:1 \(ZeroDivisionError"),
+        ("print('no training')\n", "0 calls of backward"),
+    ],
+)
+def test_a_script_that_does_not_come_to_training(text, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        run_text(text, tmp_path)
+
+
+class TestWatching:
+    def test_the_lines_of_the_readme(self, capsys):
+        (code,) = re.findall(r"^```py\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        model = nn.Linear(4, 2)
+        names = {"deconv_cli": deconv_cli, "model": model, "criterion": nn.MSELoss()}
+        names |= {"x": torch.ones(3, 4), "y": torch.ones(3, 2)}
+        names["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.1)
+        exec(code, names)
+        assert capsys.readouterr().out.startswith("Training can work")
+
+    def test_a_block_of_training(self):
+        model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x, before = torch.randn(8, 4), model[0].weight.detach().clone()
+        with deconv_cli.watch_gradients() as watched:
+            assert str(watched) == "nothing was checked yet"
+            loss = model(x).square().mean()
+            loss.backward()
+            gradient = model[0].weight.grad.clone()
+            optimizer.step()
+        assert set(verdicts(watched.report).values()) == {"OK"}
+        assert torch.allclose(model[0].weight, before - 0.1 * gradient)
+        assert "Training can work" in watched._repr_html_()
+
+    def test_memory_that_is_written_to(self):
+        """A loop fills a tensor that was made before it."""
+        model = nn.Linear(3, 3)
+        with deconv_cli.watch_gradients() as watched:
+            outputs = torch.zeros(4, 2, 3)
+            h = torch.ones(2, 3)
+            for t in range(4):
+                h = torch.tanh(model(h))
+                outputs[t] = h
+            outputs.square().mean().backward()
+        assert set(verdicts(watched.report).values()) == {"OK"}
+
+    def test_a_hand_written_backward_that_is_wrong(self):
+        class Scaled(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, w):
+                ctx.save_for_backward(x, w)
+                return x * w
+
+            @staticmethod
+            def backward(ctx, grad):
+                x, w = ctx.saved_tensors
+                return grad * w, 2 * (grad * x).sum(0)
+
+        w = torch.randn(3, requires_grad=True)
+        with deconv_cli.watch_gradients() as watched:
+            Scaled.apply(torch.randn(5, 3), w).square().mean().backward()
+        assert verdicts(watched.report) == {"w": "WRONG"}
+
+    def test_what_was_patched_is_put_back(self):
+        before = torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.utils.clip_grad_norm_
+        with pytest.raises(KeyError), deconv_cli.watch_gradients():
+            raise KeyError("of the code")
+        assert (torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.utils.clip_grad_norm_) == before
+        assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
