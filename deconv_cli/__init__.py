@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward
+    from deconv_cli.workflows.bead_psf import BeadPsf, psf_from_beads
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
     from deconv_cli.workflows.chain import ChainInversion, invert_chain
@@ -74,6 +75,7 @@ __all__ = [
     "PRIORS",
     "SOLVERS",
     "TAPS",
+    "BeadPsf",
     "Cause",
     "ChainInversion",
     "Convolution",
@@ -128,6 +130,7 @@ __all__ = [
     "make_kernel",
     "map_blur",
     "pseudo_inverse",
+    "psf_from_beads",
     "save_kernel_field",
     "save_layer",
     "save_pseudo_inverse",
@@ -155,6 +158,8 @@ _HOMES = {
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
+    "BeadPsf": "deconv_cli.workflows.bead_psf",
+    "psf_from_beads": "deconv_cli.workflows.bead_psf",
     "align_kernel": "deconv_cli.workflows.blind",
     "estimate_free_kernel": "deconv_cli.workflows.blind",
     "estimate_kernel": "deconv_cli.workflows.blind",

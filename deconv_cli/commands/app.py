@@ -19,6 +19,7 @@ from deconv_cli.commands import (
     forward,
     inspect,
     invert,
+    kernel_beads,
     kernel_commands,
     kernel_extract,
     kernel_fit,
@@ -68,6 +69,7 @@ kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(kernel_comm
 kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_groups(kernel_commands.align))
 kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))
 kernels.command("fit", epilog=kernel_fit.EXAMPLE)(with_option_groups(kernel_fit.fit))
+kernels.command("from-beads", epilog=kernel_beads.EXAMPLE)(with_option_groups(kernel_beads.from_beads))
 app.add_typer(kernels, name="kernel")
 
 

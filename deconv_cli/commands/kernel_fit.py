@@ -42,7 +42,10 @@ def fit(
         ),
     ],
     size: Annotated[
-        str, typer.Option("--size", metavar="H,W", help="Taps along each axis; D,H,W for stacks.", show_default=False)
+        str,
+        typer.Option(
+            "--size", metavar="H,W", help="Taps along each axis; D,H,W for stacks, N for signals.", show_default=False
+        ),
     ],
     output: OutputFile = None,
     errors: Annotated[
@@ -137,9 +140,9 @@ def fit(
 
 def _parse_size(text: str) -> Size:
     parts = text.split(",")
-    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) > 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(
-            f"--size must be H,W or, for stacks, D,H,W, positive whole numbers, but is '{shortened(text)}'."
+            f"--size must be H,W, for stacks D,H,W or for signals N, positive whole numbers, but is '{shortened(text)}'."
         )
     return tuple(map(int, parts))
 
@@ -149,15 +152,13 @@ def _read_pair(sharp: Path, blurred: Path, n_axes: int, light: Light | None) -> 
     from deconv_cli.commands.kernel_commands import light_of
     from deconv_cli.io import read_image
 
-    images = read_image(sharp), read_image(blurred)
+    images = [read_image(path).spanned_by(n_axes) for path in (sharp, blurred)]
     if all(image.is_picture for image in images):
         chosen = [light_of(image, light) for image in images]
         values = [each.to_light(image.values.double()) for each, image in zip(chosen, images, strict=True)]
         reason = chosen[1].reason
     else:
         values, reason = [image.values.double() for image in images], "in the samples as they are stored"
-    if n_axes == 3:  # the planes of a stack are read as a batch
-        values = [value.movedim(0, 1) for value in values]
     return (values[0], values[1]), reason
 
 

@@ -62,6 +62,44 @@ def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
 
 
+def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[float, ...] | None) -> None:
+    """Write a point-spread function `(*size)`: as a camera shows it into a TIFF, else as taps of a cross-correlation.
+
+    Args:
+        path: of the file.
+        psf: picture of a point.
+        record: what is to be known of how it was made.
+        spacing: distance of its samples along each axis, in µm.
+    """
+    from fractions import Fraction
+
+    from deconv_cli.io.atomic import write_atomically
+    from deconv_cli.io.codecs.tiff_imagej import PREFIX
+    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
+    from deconv_cli.io.tensors import TensorCodec
+
+    codec = codec_of_suffix(path)
+    if isinstance(codec, TensorCodec):
+        write_kernel(path, psf.flip(tuple(range(psf.ndim))), record)
+        return
+    if codec.name != "TIFF":
+        raise UsageError(f"fractions are written as .tif, .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
+    axes, metadata = "ZYX"[-psf.ndim :], Metadata(flavor="imagej")
+    if spacing is not None:
+        steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
+        distance = steps[0] if psf.ndim == 3 else None
+        native = {f"{PREFIX}unit": "um"} | ({f"{PREFIX}spacing": float(steps[0])} if psf.ndim == 3 else {})
+        resolution = Resolution(1 / steps[-1], 1 / steps[-2], "µm", distance)
+        metadata = Metadata(resolution, native=native, flavor="imagej")
+    stored = StoredImage(psf.float().numpy(), axes, metadata, record)
+
+    def check(temporary: Path) -> None:
+        codec.read(temporary)
+
+    write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
+
+
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     """Leave the names of files out of a record that goes into one."""
     return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import deconv_cli
@@ -38,10 +39,20 @@ def test_pictures_are_fitted_in_light(deconv, samples_folder, tmp_path):
     assert done.report["sum"] == pytest.approx(1.0, abs=1e-6)
 
 
+def test_a_stack(deconv, tmp_path):
+    random = np.random.default_rng(0)
+    stack, kernel = random.random((9, 10, 11)).astype(np.float32), random.random((3, 2, 3))
+    tifffile.imwrite(tmp_path / "x.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    y = deconv_cli.forward(torch.from_numpy(stack)[None].double(), torch.from_numpy(kernel), dimensions=3)[0]
+    tifffile.imwrite(tmp_path / "y.tif", y.float().numpy(), imagej=True, metadata={"axes": "ZYX"})
+    deconv("kernel", "fit", tmp_path / "x.tif", tmp_path / "y.tif", "--size", "3,2,3", "-o", tmp_path / "k.npy")
+    assert np.abs(np.load(tmp_path / "k.npy") - kernel).max() < 1e-4
+
+
 def test_refusals(refuses, save, tmp_path):
     x = save("x", np.random.default_rng(0).random((1, 9, 9)))
     refuses("kernel", "fit", x, "--size", "3,3", code=ExitCode.USAGE, says="come in pairs")
-    refuses("kernel", "fit", x, x, "--size", "3", code=ExitCode.USAGE, says="--size must be H,W")
+    refuses("kernel", "fit", x, x, "--size", "3,a", code=ExitCode.USAGE, says="--size must be H,W")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
             code=ExitCode.USAGE, says="give two names")  # fmt: skip

@@ -1,0 +1,1 @@
+"""Point-spread functions from pictures and stacks of small beads."""

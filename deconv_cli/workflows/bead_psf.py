@@ -1,0 +1,160 @@
+"""The point-spread function of a microscope from a picture or a stack of small beads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import ShapeError, UntrustworthyResultError, UsageError
+from deconv_cli.kernels.beads.bead_average import average_beads, full_widths, take_off_size
+from deconv_cli.kernels.beads.bead_finder import (
+    BeadCensus,
+    clipped_mean,
+    cut_windows,
+    find_maxima,
+    local_backgrounds,
+    smooth,
+    take_census,
+)
+from deconv_cli.sample_range import white_of
+from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.arithmetic import check_image
+
+WIDTHS = 5.0
+"""A window takes so many times the full width at half maximum, if nobody says how large it is to be."""
+LEAST_SIDE, FIRST_SIDE = 9, 15
+
+
+@dataclass(frozen=True, eq=False)
+class BeadPsf:
+    """A point-spread function that was measured, and how.
+
+    Attributes:
+        psf: picture of a point, shape `(H, W)` or `(D, H, W)`, float64, of sum 1, its center on the middle sample; a
+            kernel of a cross-correlation is the same turned by 180° (`kernel`).
+        widths: full width at half maximum along each axis, in samples.
+        scatter: standard deviation of the beads' own widths along each axis.
+        n_used: beads that were averaged.
+        census: those that were left out, and why.
+        n_unlike: beads that were left out because they do not look like the others.
+        background: mean of what was subtracted.
+        negative: share of the light that noise had left below zero, and that was set to zero.
+    """
+
+    psf: Tensor
+    widths: tuple[float, ...]
+    scatter: tuple[float, ...]
+    n_used: int
+    census: BeadCensus
+    n_unlike: int
+    background: float
+    negative: float
+
+    @property
+    def kernel(self) -> Tensor:
+        """The taps of a cross-correlation, as `forward` and `invert` take them."""
+        return self.psf.flip(tuple(range(self.psf.ndim)))
+
+
+def psf_from_beads(
+    image: Tensor,
+    *,
+    size: Size | None = None,
+    bead_diameter: float = 0.0,
+    spacing: Sequence[float] | None = None,
+    white: float | None = None,
+) -> BeadPsf:
+    """Measure a point-spread function.
+
+    Args:
+        image: beads on an even background, shape `(H, W)` or `(D, H, W)`.
+        size: of the point-spread function in samples, odd; `None` takes five times its width.
+        bead_diameter: of the beads, in the unit of the spacing; its blur is taken off. 0 for points.
+        spacing: distance of neighboring samples along each axis; `None` for 1.
+        white: the value of a full sample; `None` takes that of the dtype, if it holds whole numbers.
+
+    Raises:
+        ShapeError: another number of axes.
+        UsageError: a size or a diameter that cannot be.
+        MalformedInputError: samples that are not finite.
+        UntrustworthyResultError: no bead is fit to be measured.
+    """
+    check_image(image, "the image of beads")
+    samples = image.detach().cpu().double()
+    if samples.ndim not in (2, 3):
+        raise ShapeError(f"beads are found in an image of shape (H, W) or (D, H, W), but it is {tuple(image.shape)}.")
+    white = white_of(image) if white is None else white
+    step = tuple(spacing) if spacing is not None else (1.0,) * samples.ndim
+    if len(step) != samples.ndim or min(step) <= 0:
+        raise UsageError(f"spacing must hold a positive number for each of {samples.ndim} axes, but is {spacing}.")
+    if not 0 <= bead_diameter < math.inf:
+        raise UsageError(f"bead_diameter must be zero or a positive number, but is {bead_diameter}.")
+    window = _window_of(samples) if size is None else _checked(size, samples.ndim)
+    census = take_census(samples, window, white)
+    if not len(census.used):
+        raise UntrustworthyResultError(
+            f"no bead is fit to be measured within {'×'.join(map(str, window))} samples: {describe_census(census)}; "
+            "take a picture with single beads, or a smaller size."
+        )
+    backgrounds = local_backgrounds(samples, census, window)
+    windows = cut_windows(samples, census.used, window) - backgrounds.reshape(-1, *[1] * samples.ndim)
+    average = average_beads(windows)
+    psf = average.template
+    if bead_diameter > 0:
+        psf = take_off_size(psf, bead_diameter, step)
+    negative = float(-psf.clamp_max(0).sum())
+    psf = psf.clamp_min(0)
+    widths = full_widths(average.aligned[average.is_used])
+    return BeadPsf(
+        psf=psf / psf.sum(),
+        widths=tuple(full_widths(psf[None])[0].tolist()),
+        scatter=tuple(_scatter(column) for column in widths.T),
+        n_used=int(average.is_used.sum()),
+        census=census,
+        n_unlike=int((~average.is_used).sum()),
+        background=float(backgrounds.mean()),
+        negative=negative,
+    )
+
+
+def describe_census(census: BeadCensus) -> str:
+    """Say how many beads were left out, and why."""
+    counts = {
+        "too close to another": census.n_crowded,
+        "saturated": census.n_saturated,
+        "at the edge": census.n_at_edge,
+    }
+    said = [f"{n} {why}" for why, n in counts.items() if n]
+    return ", ".join(said) if said else "none stands out of the background"
+
+
+def _checked(size: Size, n_axes: int) -> Size:
+    if len(size) != n_axes or not all(isinstance(n, int) and n > 2 and n % 2 for n in size):
+        raise UsageError(
+            f"size must hold an odd number of samples, 3 or more, for each of {n_axes} axes, but is {size}."
+        )
+    return tuple(size)
+
+
+def _window_of(values: Tensor) -> Size:
+    """Choose the window from the width of the brightest beads."""
+    places, heights = find_maxima(smooth(values))
+    first = tuple(min(FIRST_SIDE, n - 3 + n % 2) for n in values.shape)
+    half = torch.tensor([n // 2 for n in first])
+    fits = ((places >= half) & (places < torch.tensor(values.shape) - half)).all(1)
+    chosen = places[fits & (heights > 0.3 * heights[:1].max())][:50] if len(places) else places
+    if not len(chosen):
+        return first
+    level, _ = clipped_mean(values)
+    found = full_widths(cut_windows(values, chosen, first) - level).nanmedian(0).values.nan_to_num(FIRST_SIDE / 2)
+    sides = [max(LEAST_SIDE, 2 * math.ceil(WIDTHS * float(width) / 2) + 1) for width in found]
+    return tuple(min(side, n - 3 + n % 2) for side, n in zip(sides, values.shape, strict=True))
+
+
+def _scatter(widths: Tensor) -> float:
+    known = widths[torch.isfinite(widths)]
+    return float(known.std()) if len(known) > 1 else math.nan

@@ -1,0 +1,95 @@
+"""Beads found, aligned and averaged: parts against what is known exactly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bead_scenes import gaussian
+from cases import random
+
+from deconv_cli.kernels.beads.bead_average import average_beads, full_widths, shift, take_off_size
+from deconv_cli.kernels.beads.bead_finder import clipped_mean, find_maxima, take_census
+
+FWHM = 2 * math.sqrt(2 * math.log(2))
+
+
+def test_a_clipped_mean_leaves_out_what_stands_out():
+    values = 5 + 0.1 * random((4000,))
+    values[:300] += 50
+    mean, spread = clipped_mean(values)
+    assert mean == pytest.approx(5.0, abs=0.01)
+    assert spread == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(21, 25), (15, 17, 19)])
+def test_a_shift_moves_a_bead_by_parts_of_a_pixel(size):
+    middle = [n // 2 for n in size]
+    by = torch.tensor([[0.3, -0.7, 0.25][: len(size)]], dtype=torch.float64)
+    wanted = gaussian(size, [m + s for m, s in zip(middle, by[0].tolist(), strict=True)], (1.5,) * len(size))
+    moved = shift(gaussian(size, middle, (1.5,) * len(size))[None], by)[0]
+    assert float((moved - wanted).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("size", [(21, 25), (17, 15, 19)])
+def test_beads_without_noise_are_averaged_to_the_point_itself(size):
+    places = 0.45 * (2 * torch.rand(12, len(size), generator=torch.Generator().manual_seed(0)) - 1)
+    heights = torch.linspace(1, 3, 12)
+    middle = torch.tensor([n // 2 for n in size])
+    sigma = (1.4, 1.8, 1.5)[: len(size)]
+    windows = torch.stack(
+        [h * gaussian(size, (middle + p).tolist(), sigma) for h, p in zip(heights, places, strict=True)]
+    )
+    average = average_beads(windows)
+    wanted = gaussian(size, middle.tolist(), sigma)
+    assert float((average.template / average.template.max() - wanted).abs().max()) < 2e-3
+    assert bool(average.is_used.all())
+    widths = full_widths(average.aligned)
+    torch.testing.assert_close(widths.mean(0), FWHM * torch.tensor(sigma).double(), rtol=0.01, atol=0)
+    assert float(widths.std(0).max()) < 0.01
+
+
+def test_a_bead_unlike_the_others_is_left_out():
+    windows = torch.stack(
+        [gaussian((15, 15), (7.2, 6.9), (1.5, 1.5)) + 1e-3 * random((15, 15), seed=s) for s in range(9)]
+    )
+    windows[4] += gaussian((15, 15), (10, 4), (1.5, 1.5))
+    average = average_beads(windows)
+    assert average.is_used.tolist() == [i != 4 for i in range(9)]
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_the_size_of_a_bead_is_taken_off(n_axes):
+    """The bead is a ball of points, drawn at random; seen along the first axis, it is its projection."""
+    size, radius, spacing, n_bins = (19,) * n_axes, 2.0, (0.5,) * n_axes, 35 - 10 * n_axes
+    points = 2 * torch.rand(20000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    points = radius * points[points.norm(dim=1) <= 1]
+    fine = torch.zeros(size, dtype=torch.float64)
+    point = gaussian(size, (9,) * n_axes, (2.0,) * n_axes)
+    counts = torch.histogramdd(points[:, -n_axes:], bins=[n_bins] * n_axes, range=[-2.0, 2.0] * n_axes).hist
+    steps = (torch.arange(n_bins) - n_bins // 2) * (4 / n_bins)
+    for place in counts.nonzero():
+        by = torch.stack([steps[i] for i in place]).double()[None]
+        fine += counts[tuple(place)] * shift(point[None], by)[0]
+    found = take_off_size(fine / fine.sum(), 2 * radius * spacing[0], spacing)
+    assert float((found / found.max() - point).abs().max()) < 0.03
+    assert float((fine / fine.max() - point).abs().max()) > 0.05
+
+
+def test_beads_that_are_unfit_are_counted():
+    image = torch.zeros(120, 130).double() + 10 + 0.3 * random((120, 130))
+    for place, height in (((30, 30), 100), ((60, 90), 80), ((60, 97), 90), ((90, 40), 400), ((2, 100), 90)):
+        image += height * gaussian((120, 130), place, (1.5, 1.5))
+    image += 8 * gaussian((120, 130), (90, 46), (1.2, 1.2))  # a ring of the brightest
+    census = take_census(image.clamp_max(300), (13, 13), 300.0)
+    assert census.used.tolist() == [[30, 30]]
+    assert (census.n_crowded, census.n_saturated, census.n_at_edge) == (2, 1, 1)
+    assert not bool(census.is_background[30, 30])
+    assert bool(census.is_background[30, 60])
+    places, _ = find_maxima(image)
+    assert places[0].tolist() == [90, 40]
+
+
+def test_a_line_that_does_not_fall_to_half_has_no_width():
+    assert bool(torch.isnan(full_widths(torch.ones(1, 9, 9).double())).all())

@@ -1,0 +1,83 @@
+"""A point-spread function that is known comes back from beads with Poisson noise and a background."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bead_scenes import point, scene
+from cases import random
+
+import deconv_cli
+from deconv_cli import ShapeError, UntrustworthyResultError, UsageError
+from deconv_cli.kernels.beads.bead_average import full_widths
+
+SCENES = {"2-D": ((200, 220), (1.6, 2.1), 36), "3-D": ((40, 100, 100), (2.4, 1.5, 1.5), 32)}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_psf_comes_back_within_three_percent(name):
+    shape, sigma, pitch = SCENES[name]
+    found = deconv_cli.psf_from_beads(scene(shape, sigma, pitch, counts=1500))
+    size = tuple(found.psf.shape)
+    truth = point(size, [n // 2 for n in size], sigma)
+    truth = truth / truth.sum()
+    assert float((found.psf - truth).abs().max() / truth.max()) < 0.03
+    assert float((found.psf - truth).norm() / truth.norm()) < 0.03
+    assert found.n_used >= 9
+    assert found.background == pytest.approx(20, abs=0.5)
+    for width, scatter, wanted in zip(found.widths, found.scatter, full_widths(truth[None])[0].tolist(), strict=True):
+        assert width == pytest.approx(wanted, rel=0.03)
+        assert 0 < scatter < 0.1 * width
+    assert torch.equal(found.kernel.flip(tuple(range(len(size)))), found.psf)
+
+
+def test_a_given_size_and_an_asymmetric_psf():
+    """A comet: its tail points down in the picture, so that the kernel of the correlation is turned."""
+    generator = torch.Generator().manual_seed(0)
+    light = torch.full((160, 160), 5.0, dtype=torch.float64)
+
+    def comet(center):
+        return point((160, 160), center, (1.5, 1.5)) + 0.4 * point((160, 160), (center[0] + 3, center[1]), (1.5, 1.5))
+
+    for i in range(4):
+        for j in range(4):
+            light += 900 * comet((20 + 40 * i + 0.3 * j, 20 + 40 * j + 0.2 * i))
+    found = deconv_cli.psf_from_beads(torch.poisson(light, generator=generator), size=(21, 19))
+    assert found.psf.shape == (21, 19)
+    assert float(found.psf[14:].sum()) > 1.6 * float(found.psf[:7].sum())
+    assert float(found.kernel[:7].sum()) > 1.6 * float(found.kernel[14:].sum())
+
+
+def test_full_samples_are_told_by_the_dtype():
+    image = scene((120, 120), (1.6, 1.6), 40, counts=300)
+    narrow = image.clamp_max(255).to(torch.uint8)
+    found = deconv_cli.psf_from_beads(narrow, size=(15, 15))
+    n_full = sum(
+        bool((narrow[i * 40 : i * 40 + 40, j * 40 : j * 40 + 40] == 255).any()) for i in range(3) for j in range(3)
+    )
+    assert found.census.n_saturated == n_full > 0
+    assert found.n_used == 9 - n_full
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"image": random((9,))}, ShapeError, "of shape"),
+        ({"image": torch.zeros(60, 60)}, UntrustworthyResultError, "none stands out of the background"),
+        ({"size": (4, 5)}, UsageError, "an odd number of samples"),
+        ({"bead_diameter": -1.0}, UsageError, "bead_diameter must be zero or a positive number"),
+        ({"spacing": (1.0,)}, UsageError, "spacing must hold a positive number"),
+    ],
+)
+def test_refusals(change, error, says):
+    given = {"image": scene((80, 80), (1.5, 1.5), 40, counts=500)} | change
+    with pytest.raises(error, match=says):
+        deconv_cli.psf_from_beads(given.pop("image"), **given)
+
+
+def test_the_size_of_the_beads_makes_the_psf_narrower():
+    image = scene(*SCENES["2-D"], counts=1500)
+    plain = deconv_cli.psf_from_beads(image, size=(25, 31), spacing=(0.1, 0.1))
+    thin = deconv_cli.psf_from_beads(image, size=(25, 31), spacing=(0.1, 0.1), bead_diameter=0.3)
+    assert thin.widths[0] < plain.widths[0]
+    assert float(thin.psf.sum()) == pytest.approx(1.0)
