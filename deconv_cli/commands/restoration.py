@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.context import Context, LoadedInput, OptionValues, describe_output, environment_of
+from deconv_cli.commands.context import (
+    SAME_SPACING,
+    Context,
+    LoadedInput,
+    OptionValues,
+    describe_output,
+    environment_of,
+)
 from deconv_cli.commands.option_groups import PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
@@ -16,7 +23,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind, Light, parse_padding
+from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_padding
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile, PreparedOutput
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
-    from deconv_cli.workflows.resolution import RecordedConvolution
+    from deconv_cli.workflows.resolution import RecordedConvolution, Resolution
 
 
 class Restoration:
@@ -79,6 +86,8 @@ class Restoration:
         recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
         resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
+        if "spacing" not in self._settings and context.loaded.inverse is None:
+            resolution = with_spacing(resolution, loaded.image)
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
             n_channels = context.loaded.kernel.n_inputs(n_channels)
@@ -170,6 +179,20 @@ class Restoration:
                 settings = replace(settings, dimensions=loaded.kernel.n_axes)
             self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
         return self._pipelines[kind]
+
+
+def with_spacing(resolution: Resolution, image: ImageFile) -> Resolution:
+    """Take the distances of samples that a file tells, where they differ and differences are made."""
+    settings, spacing = resolution.settings, image.spacing
+    takes_differences = settings.penalty != "identity" if settings.has_lambda else settings.objective == "tv"
+    if spacing is None or not takes_differences or max(spacing) <= (1 + SAME_SPACING) * min(spacing):
+        return resolution
+    relative = tuple(distance / min(spacing) for distance in spacing)
+    note = (
+        f"differences are taken per distance, since the file says that samples lie {format_spacing(spacing)} apart; "
+        f"spacing={','.join('1' for _ in spacing)} takes all axes alike"
+    )
+    return replace(resolution, settings=replace(settings, spacing=relative), notes=(*resolution.notes, note))
 
 
 def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:

@@ -218,3 +218,19 @@ def test_formulas_work_plane_by_plane_or_on_the_stack(tmp_path, deconv, refuses,
         expected = blurred(stack, taps if taps.ndim == 3 else taps[None])
         np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=1e-5)
     refuses("forward", source, "--kernel", formula, "--dimensions", "2", code=ExitCode.USAGE, says="spans 3 axes")
+
+
+def test_differences_are_taken_per_distance_that_the_file_says(tmp_path, deconv, rng, psf):
+    source = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
+    words = (source, "--kernel", psf, "--lambda", "1e-2", "--noise", "white", "--boundary", "circular", "--json")
+    told = deconv("invert", *words, "-o", tmp_path / "a.tif").report
+    assert any("samples lie 0.5 × 0.2 × 0.2 µm apart" in note for note in told["notes"])
+    assert "--spacing=2.5,1.0,1.0" in told["rerun"]
+    deconv("invert", *words, "--spacing", "5,2,2", "-o", tmp_path / "b.tif")
+    alike = deconv("invert", *words, "--spacing", "1,1,1", "-o", tmp_path / "c.tif").report
+    assert not any("apart" in note for note in alike["notes"])
+    a, b, c = (tifffile.imread(tmp_path / f"{name}.tif") for name in "abc")
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    assert np.abs(a - c).max() > 1e-3
+    plain = deconv("invert", *words, "--penalty", "identity", "-o", tmp_path / "d.tif").report
+    assert not any("apart" in note for note in plain["notes"])
