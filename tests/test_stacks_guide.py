@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tifffile
 import torch
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "stacks.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.exhaustive  # the README runs the two that take time
 def test_every_command_runs_and_a_real_stack_keeps_its_metadata(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
     monkeypatch.chdir(tmp_path)
@@ -30,10 +32,8 @@ def test_every_command_runs_and_a_real_stack_keeps_its_metadata(tmp_path, monkey
     restored = read_image(Path("restored.ome.tif")).spanned_by(3)
     assert (restored.axes, restored.shape, restored.spacing) == (source.axes, source.shape, source.spacing)
     truth = source.values.double()
-    errors = [
-        (read_image(Path(f"{name}.ome.tif")).spanned_by(3).values - truth).norm() for name in ("blurred", "restored")
-    ]
-    assert errors[1] < 0.75 * errors[0]
+    blurred = read_image(Path("blurred.ome.tif")).spanned_by(3)
+    assert (restored.values - truth).norm() < 0.75 * (blurred.values - truth).norm()
     assert tifffile.imread("smooth.tif").shape == (24, 96, 96)
 
 

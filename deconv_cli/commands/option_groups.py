@@ -114,7 +114,9 @@ class FileOptions:
         typer.Option(
             "--axes",
             metavar="LETTERS",
-            help="Read the input's axes as these, for example CYX or ZYX.",
+            help="Read the input's axes as these, for example CYX or TZYX: Z, Y and X are space, which a kernel of "
+            "three, two or one axes spans, C and S are channels, others are worked on one by one. Default: as the file "
+            "says.",
             rich_help_panel=FILES,
         ),
     ] = None
