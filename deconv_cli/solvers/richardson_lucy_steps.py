@@ -1,9 +1,16 @@
-"""The multiplicative iteration of Richardson and Lucy, accelerated as long as the likelihood rises.
+"""The multiplicative iteration of Richardson and Lucy, with momentum as long as the likelihood rises.
 
-Biggs and Andrews, Acceleration of iterative image restoration algorithms, Applied Optics 36, 1997, equations 5 to 8. A
-step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood, and then goes on the way
-that the step before went. Where that would leave it less likely than x was, it is not gone. So a step takes one product
-with A and one with Aᴴ, and another with A where the acceleration fails.
+A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood, and then goes on along
+the way from where the step before came to, by a share of it that grows with the steps (Wang and Miller, Scaled
+heavy-ball acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image
+Processing 23, 2014). Where that would leave x less likely than it was, it is not gone, and the shares
+begin again (O'Donoghue and Candès, Adaptive restart for accelerated gradient schemes, Foundations of Computational
+Mathematics 15, 2015). So a step takes one product with A and one with Aᴴ, and another with A where momentum fails.
+
+A share taken from the last two gains (Biggs and Andrews, Acceleration of iterative image restoration algorithms,
+Applied Optics 36, 1997) needs less than half of the steps, but carries noise along: of stars, and of stacks of few
+counts, the best estimates on its way were half a decibel to two worse than those without momentum. Of the shares that
+grow they are as good.
 
 Multiplied by the one number that gives the estimate the light of the data, it is the more likely: the factor alone
 keeps the light, what is added to it does not.
@@ -17,20 +24,19 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes, slabs
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.norms import accumulation_dtype, relative, safe_ratio
+from deconv_cli.solvers.norms import accumulation_dtype, relative
 
 # Pixels whose sensitivity is below this part of the largest are reached by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5
-# Acceleration alone darkens a pixel to no less than this part of itself, and hardly one that is as dark as this part of
+# Momentum alone darkens a pixel to no less than this part of itself, and hardly one that is as dark as this part of
 # the mean: those that are all but black grow so slowly that a mistake would stay.
 MIN_LEFT = 0.5
 MIN_LIGHT = 1e-3
-MAX_ACCELERATION = 0.999
 SMALLEST = 1e-30
 
 
 class RichardsonLucySteps:
-    """The steps, for a batch whose images have their own acceleration, and can be left as they are.
+    """The steps, for a batch whose images have their own momentum, and can be left as they are.
 
     Args:
         operator: A.
@@ -64,21 +70,21 @@ class RichardsonLucySteps:
         self.blurred, self.divergence = self._measure(self.x)
         self._factor: Tensor | None = None
         self._imbalance = torch.zeros_like(self._light)
-        # Where the last step came to before it was accelerated, and what it had gained, with the sum of its squares.
-        self._plain, self._gain = self.x.clone(), torch.zeros_like(self.x)
-        self._squares = torch.zeros_like(self.divergence)
+        # Where the last step came to before its momentum, and the steps since momentum failed.
+        self._plain, self._n_steps = self.x.clone(), torch.zeros_like(self.divergence)
         self.is_moving = torch.ones_like(self.divergence, dtype=torch.bool)
 
     def step(self, going: Tensor) -> None:
         """Take one step for the images that `going`, shape `(B,)`, names."""
         # The factor's place is the next estimate's.
         ahead, self._factor = self._known_factor(), None
-        self._accelerate(ahead, self._multiply(ahead))
+        self._multiply(ahead)
         blurred, reached = self._measure(ahead)
         fails = going & ~(reached <= self.divergence)
         if synchronize.holds_anywhere(fails):
             ahead = torch.where(self._spread(fails) > 0, self._plain, ahead)
             blurred, reached = self._measure(ahead)
+        self._n_steps = torch.where(fails, 0, self._n_steps + 1)
         self.is_moving = going & (reached <= self.divergence)
         if synchronize.holds_everywhere(self.is_moving):
             self.x, self.blurred, self.divergence = ahead, blurred, reached
@@ -111,23 +117,11 @@ class RichardsonLucySteps:
         self._factor = factor
         return factor
 
-    def _multiply(self, factor: Tensor) -> Tensor:
-        """Multiply x by its factor, in the place of the latter; return the acceleration of each image, `(B,)`."""
-        along, squares = torch.zeros_like(self._squares), torch.zeros_like(self._squares)
-        for x, new, gain in slabs(self._n_axes, self.x, factor, self._gain):
-            new.mul_(x)
-            change = new - x
-            along += per_image(gain.mul_(change))
-            gain.copy_(change)
-            squares += per_image(change.square_())
-        acceleration = safe_ratio(along, self._squares).clamp(0, MAX_ACCELERATION)
-        self._squares = squares
-        return torch.where(self.is_moving, acceleration, 0)
-
-    def _accelerate(self, new: Tensor, acceleration: Tensor) -> None:
-        """Go on along the way from where the step before came to, in place, and remember where this one did."""
-        share = self._spread(acceleration)
-        for ahead, plain in slabs(self._n_axes, new, self._plain):
+    def _multiply(self, factor: Tensor) -> None:
+        """Multiply x by its factor and go on along the way since the step before, all in the place of the factor."""
+        share = self._spread((1 - 2 / (self._n_steps + 4).sqrt()).clamp_min(0))
+        for ahead, x, plain in slabs(self._n_axes, factor, self.x, self._plain):
+            ahead.mul_(x)
             lowest = torch.minimum(ahead, MIN_LEFT * ahead + MIN_LIGHT * self._start)
             way = (ahead - plain).mul_(share)
             plain.copy_(ahead)

@@ -119,7 +119,7 @@ def test_every_step_keeps_the_light_by_the_sensitivity_of_the_dense_matrix(probl
     y = torch.poisson(A @ (20 * random((A.shape[1],), seed=7).abs()), generator=torch.Generator().manual_seed(8))
     steps = RichardsonLucySteps(operator, y.reshape(1, *operator.output_shape))
     x, sensitivity = torch.full_like(A[0], float(y.sum() / A.sum())), A.sum(dim=0)
-    for _ in range(2):  # before the acceleration begins, the step is the one of the textbook
+    for _ in range(2):  # before its momentum begins, the step is the one of the textbook
         torch.testing.assert_close(steps.x.flatten(), x, rtol=1e-9, atol=1e-12)
         steps.step(torch.ones(1, dtype=torch.bool))
         x = x * (A.T @ (y / (A @ x))) / sensitivity
