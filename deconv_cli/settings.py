@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 from deconv_cli.errors import UsageError
+from deconv_cli.layer_options import PLAIN, TRANSPOSED, LayerOptions, PerAxis
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.vocabulary import (
@@ -81,6 +82,14 @@ class ReconstructionSettings:
             works on each plane, or line, by itself. `None` takes what the kernel's axes tell: one is a signal's, five
             are a layer's of three dimensions, two to four a picture's.
         padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
+        stride: pixels from one output to the next, or of a transposed layer from one image pixel to the next in the
+            output; one number, or one for each axis. `None` takes what the input records, else 1; so do the next four.
+        dilation: pixels from one tap to the next; one number, or one for each axis.
+        groups: sets of channels that the kernel does not mix.
+        transposed: the layer is a transposed convolution, as `torch.nn.ConvTranspose2d`.
+        output_padding: of a transposed layer, by how many pixels its output is larger than the smallest possible.
+        input_size: pixels of the image along each axis, where a stride leaves several sizes possible; `None` takes
+            stride × output where that is one of them, else the smallest.
         boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
             tensor.
         light: in what the blur acts: `linear` undoes the tone curve of the samples first and does it again last, so
@@ -121,6 +130,12 @@ class ReconstructionSettings:
     defaults: InputKind = InputKind.TENSOR
     dimensions: int | None = None
     padding: PaddingLike | None = None
+    stride: PerAxis | None = None
+    dilation: PerAxis | None = None
+    groups: int | None = None
+    transposed: bool | None = None
+    output_padding: PerAxis | None = None
+    input_size: tuple[int, ...] | None = None
     boundary: str = "auto"
     light: Light | Auto = "auto"
     lam: float | tuple[float, ...] | Auto | None = None
@@ -149,6 +164,7 @@ class ReconstructionSettings:
 
     def __post_init__(self) -> None:
         self._check_words()
+        self._check_layer()
         self._check_numbers()
         self._check_together()
 
@@ -164,6 +180,16 @@ class ReconstructionSettings:
         if unknown:
             raise UsageError(f"there is no setting '{unknown[0]}'; the settings are {', '.join(known)}.")
         return cls(**values)
+
+    @property
+    def layer(self) -> LayerOptions:
+        """Stride, dilation, groups and direction, those of a plain convolution where they were left open."""
+        return self.layer_over(PLAIN)
+
+    def layer_over(self, known: LayerOptions) -> LayerOptions:
+        """Give what is known of a layer from elsewhere, with what was given in its place."""
+        given = {f.name: getattr(self, f.name) for f in fields(LayerOptions) if getattr(self, f.name) is not None}
+        return replace(known, **given)
 
     @property
     def objective(self) -> str:
@@ -186,6 +212,7 @@ class ReconstructionSettings:
         """Give the settings that differ from their defaults as options of the command line, by their names there."""
         given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
         defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
+        defaults |= {f.name: f.default for f in fields(LayerOptions) if given[f.name] is not None}
         return {option_name(name): as_typed(name, v) for name, v in given.items() if v != defaults[name]}
 
     def _set(self, name: str, value: object) -> None:
@@ -207,6 +234,22 @@ class ReconstructionSettings:
         self._set("method", check_name(method_names(), self.method, "method"))
         if self.padding is not None:
             self._set("padding", check_padding(self.padding))
+
+    def _check_layer(self) -> None:
+        """Bring the options of a layer into the form of `LayerOptions`, and refuse what torch would."""
+        for name in (field.name for field in fields(LayerOptions)):
+            value = getattr(self, name)
+            if value is not None:
+                # Output padding is refused where it meets a layer that is not transposed, which may be known later.
+                known = PLAIN if name != "output_padding" else TRANSPOSED
+                self._set(name, getattr(replace(known, **{name: value}), name))
+        size: Any = self.input_size
+        if size is None:
+            return
+        numbers: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else (size,)
+        if not numbers or not all(not isinstance(n, bool) and isinstance(n, Integral) and int(n) >= 1 for n in numbers):
+            raise UsageError(f"input_size must be a positive whole number for each axis of space, but is {size!r}.")
+        self._set("input_size", tuple(int(n) for n in numbers))
 
     def _check_numbers(self) -> None:
         wanted = "auto, zero or a positive number"
@@ -343,6 +386,11 @@ class ResolvedSettings(ReconstructionSettings):
 
     Attributes:
         padding: how far the kernel reached outside the image.
+        stride: pixels from one output to the next, as of the others below.
+        dilation: pixels from one tap to the next.
+        groups: sets of channels that the kernel does not mix.
+        transposed: whether the layer is a transposed convolution.
+        output_padding: of a transposed layer.
         boundary: what lay there.
         light: in what the blur acts.
         lam: λ; 0 for the Moore–Penrose inverse.
@@ -350,6 +398,11 @@ class ResolvedSettings(ReconstructionSettings):
     """
 
     padding: PaddingLike = "same"
+    stride: PerAxis = 1
+    dilation: PerAxis = 1
+    groups: int = 1
+    transposed: bool = False
+    output_padding: PerAxis = 0
     boundary: str = "zero"
     light: Light = Light.STORED
     lam: float = 0.0

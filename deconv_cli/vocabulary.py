@@ -201,6 +201,24 @@ def format_padding(padding: PaddingLike) -> str:
     return ",".join(str(n) for n in padding) if isinstance(padding, tuple | list) else str(padding)
 
 
+def parse_per_axis(text: str, name: str) -> int | tuple[int, ...]:
+    """Read whole numbers as typed at the prompt, one or one for each axis: `2` or `2,1`.
+
+    Args:
+        text: what was typed.
+        name: what the numbers are, in the message; their range is the settings' business.
+
+    Raises:
+        UsageError: the text is none of these.
+    """
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part, re.ASCII) for part in parts):
+        wanted = "a whole number, or one for each axis as in 2,1"
+        raise UsageError(f"{name} must be {wanted}, but is '{shortened(text)}'.")
+    numbers = tuple(int(part) for part in parts)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def parse_size(text: str) -> Size:
     """Read a size as typed at the prompt: `N` for signals, `H,W` for pictures, `D,H,W` for stacks.
 

@@ -12,7 +12,10 @@ import deconv_cli
 
 PACKAGE = Path(deconv_cli.__file__).parent
 
-BELOW_OPERATORS = {"allocator", "errors", "vocabulary", "registry", "parts", "noise_model", "settings"}
+BELOW_OPERATORS = {
+    *("allocator", "errors", "vocabulary", "registry"),
+    *("parts", "noise_model", "layer_options", "settings"),
+}
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve", "sample_range"}
 
@@ -24,7 +27,8 @@ ALLOWED = {
     "registry": {"errors"},
     "parts": {"registry"},
     "noise_model": {"errors"},
-    "settings": {"errors", "vocabulary", "registry", "parts", "noise_model"},
+    "layer_options": {"errors", "vocabulary"},
+    "settings": {"errors", "vocabulary", "registry", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
     "kernels": BELOW_OPERATORS | {"operators"},
@@ -57,6 +61,7 @@ TORCH_FREE = {
     "registry",
     "parts",
     "noise_model",
+    "layer_options",
     "settings",
     "deconv_cli",
     "__main__",

@@ -6,14 +6,15 @@ import re
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike, format_spacing
+from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike, check_padding, format_spacing
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.report.run import Environment, FactorInput, InputFile, KernelInput, OutputFile
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.workflows.resolution import RecordedConvolution
 
 ESTIMATE = Path("estimate")
 """What is typed for a kernel that is to be found in the picture."""
@@ -48,6 +50,7 @@ class LoadedKernel:
         notes: what was done on reading, a sentence each.
         picture_notes: what to know besides, if the input is a picture.
         options: the options that would read the same again.
+        recorded: what the file says of the convolution that the kernel belongs to; `None` where it says nothing.
         inverse: what was built before; `None` for a kernel by itself.
         factor: the file of that inverse.
         is_ambiguous: nothing tells whether three axes are one kernel for each channel.
@@ -60,6 +63,7 @@ class LoadedKernel:
     notes: tuple[str, ...]
     options: OptionValues
     picture_notes: tuple[str, ...] = ()
+    recorded: RecordedConvolution | None = None
     inverse: PseudoInverse | None = None
     factor: FactorInput | None = None
     is_ambiguous: bool = False
@@ -193,9 +197,28 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
         read.notes,
         again,
         read.picture_notes,
+        _recorded(read.geometry) if read.geometry else None,
         is_ambiguous=read.is_ambiguous,
         spacing=read.spacing,
     )
+
+
+def _recorded(geometry: dict[str, Any]) -> RecordedConvolution:
+    """Take stride, padding and the rest from what a model file says of a layer."""
+    from deconv_cli.workflows.resolution import RecordedConvolution
+
+    names = {field.name for field in fields(LayerOptions)}
+    options: dict[str, Any] = {name: _as_options(value) for name, value in geometry.items() if name in names}
+    mode, padding = str(geometry.get("padding_mode", "zeros")), check_padding(geometry.get("padding", 0))
+    boundary = "zero" if mode == "zeros" else mode
+    return RecordedConvolution(boundary, padding, None, LayerOptions(**options), "that of the layer in the model file")
+
+
+def _as_options(value: object) -> object:
+    """Write numbers for each axis as one where they are equal, as they would be typed."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if len(set(value)) == 1 else tuple(value)
 
 
 def is_formula(path: Path) -> bool:
@@ -283,8 +306,10 @@ class Context:
         image = image.spanned_by(self.loaded.kernel.n_axes)
         return LoadedInput(image, image.values.to(self.device), started)
 
-    def keeps_size(self, padding: PaddingLike) -> bool:
+    def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
         """Tell whether image and output have the same size."""
+        if not layer.is_plain:
+            return False
         from deconv_cli.operators.geometry import resolve_padding
 
         size = self.loaded.kernel.size

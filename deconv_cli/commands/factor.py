@@ -18,7 +18,7 @@ from deconv_cli.commands.option_groups import (
     KernelOptions,
     QuietOption,
 )
-from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_factor_summary
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, PENALTIES, SOLVERS
@@ -33,7 +33,7 @@ EXAMPLE = (
 )
 
 FIXED_SETTINGS = (
-    *("boundary", "padding", "lam", "penalty", "rcond"),
+    *("boundary", "padding", *LAYER_SETTINGS, "lam", "penalty", "rcond"),
     *("method", "tolerance", "max_iterations", "max_memory", "dtype"),
 )
 """The settings that make an inverse what it is."""
@@ -55,6 +55,7 @@ def factor(
         str,
         typer.Option(
             "--size",
+            "--input-size",
             metavar="[D,]H,W",
             help="Size of the images that are wanted back: height and width, or depth, height and width of stacks, or "
             "one length of signals. The outputs that are to be inverted are of another size where padding is not same.",
@@ -84,11 +85,13 @@ def factor(
     from deconv_cli.io import fingerprint
     from deconv_cli.io.saved_state import check_state_path
     from deconv_cli.operators.axes import format_size
+    from deconv_cli.operators.layer_convolution import LayerConvolution
     from deconv_cli.report.run import FactorRun
     from deconv_cli.report.run_record import describe_factor_run
     from deconv_cli.saved_inverses import KernelOrigin, SavedInverse, write_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
+    from deconv_cli.workflows.layer_settings import describe_unseen
     from deconv_cli.workflows.pipeline import assess_well_posedness
     from deconv_cli.workflows.resolution import resolve
 
@@ -103,11 +106,14 @@ def factor(
             f"than '{size}' has; give H,W, or D,H,W for stacks and N for signals."
         )
     precision = pick_dtype(given.dtype, taps, where)
-    resolved = resolve(given, loaded.kernel).settings
+    resolved = resolve(given, loaded.kernel, loaded.recorded).settings
     building = time.perf_counter()
     inverse = PseudoInverse(as_kernel(taps, where, precision, len(image_size)), image_size, resolved)
     factored = time.perf_counter() - building
-    well_posedness = assess_well_posedness(inverse)
+    well_posedness = None if inverse.operator.is_layer else assess_well_posedness(inverse)
+    notes = loaded.notes
+    if isinstance(inverse.operator, LayerConvolution):
+        notes += describe_unseen(inverse.operator, inverse.settings.lam)
     source = loaded.source
     origin = KernelOrigin(source.path, source.layer, source.convention, source.sha256 or "", loaded.notes)
     write_inverse(output, SavedInverse(inverse, loaded.bias, origin))
@@ -119,7 +125,7 @@ def factor(
         path=str(output),
         n_bytes=output.stat().st_size,
         sha256=fingerprint(output),
-        notes=loaded.notes,
+        notes=notes,
         environment=environment_of(where, precision, started),
         rerun=command_line("factor", None, _options(loaded, inverse, output)),
     )
@@ -140,6 +146,7 @@ def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> Opti
         **{name: value for name, value in loaded.options.items() if name != "--dimensions"},
         "--size": ",".join(map(str, inverse.geometry.image_size)),
         **{name: value for name, value in options.items() if name not in dropped},
+        **layer_options(inverse.settings, ()),
         "--padding": format_padding(inverse.settings.padding),
         "--method": inverse.choice.method,
         "--tolerance": repr(inverse.tolerance),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,13 +28,16 @@ from deconv_cli.commands.option_groups import (
     OutputOption,
     PrintOptions,
 )
-from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
 from deconv_cli.commands.tap_restoration import TapOption, apply_tap, stored_light
 from deconv_cli.errors import UsageError
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES
+from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import (
     MAX_SEED,
+    ArithmeticDType,
     DeviceChoice,
     Light,
     PaddingLike,
@@ -60,23 +63,31 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 def forward(
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
-    settings: Annotated[SettingValues, ("dimensions", "light", "dtype"), TEXTS],
+    settings: Annotated[SettingValues, ("dimensions", "light", "dtype", *LAYER_SETTINGS), TEXTS],
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
     output: OutputOption = None,
     boundary: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--boundary",
             metavar="NAME",
-            help=f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}.",
+            help=f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. "
+            "Default: what the model file says, else zero.",
             autocompletion=lambda: list(BOUNDARIES),
+            show_default=False,
         ),
-    ] = "zero",
+    ] = None,
     padding: Annotated[
-        str, typer.Option("--padding", metavar="same|valid|full|N|NH,NW", help="How far the kernel reaches outside.")
-    ] = "same",
+        str | None,
+        typer.Option(
+            "--padding",
+            metavar="same|valid|full|N|NH,NW",
+            help="How far the kernel reaches outside. Default: what the model file says, else same.",
+            show_default=False,
+        ),
+    ] = None,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -96,10 +107,13 @@ def forward(
     light = check_name(("auto", *Light), settings.get("light", "auto"), "light")
     if tap is not None:
         light = stored_light(light)
-    convolution = _Convolution(BOUNDARIES.check(boundary), parse_padding(padding), light, settings.get("dtype"), tap)
+    given = ReconstructionSettings.of(**{name: value for name, value in settings.items() if name != "light"})
+    padded = None if padding is None else parse_padding(padding)
+    named = None if boundary is None else BOUNDARIES.check(boundary)
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
     loaded = load_kernels(kernel, kernel_options, settings.get("dimensions"), lambda: files.read(jobs[0].source))
+    convolution = _Convolution.of(loaded, named, padded, light, given, tap)
     context = Context("forward", loaded, files, pick(device))
 
     def process(job: Job) -> Outcome:
@@ -110,13 +124,44 @@ def forward(
 
 @dataclass(frozen=True)
 class _Convolution:
-    """What is applied: boundary, padding, in what it acts, the precision of the arithmetic, and a tap for products."""
+    """What is applied: boundary, padding, layer, in what it acts, the arithmetic's precision, a tap for products."""
 
     boundary: str
     padding: PaddingLike
     light: str
-    dtype: str | None
+    given: ReconstructionSettings
     tap: str | None
+    layer: LayerOptions = PLAIN
+
+    @classmethod
+    def of(
+        cls,
+        kernel: LoadedKernel,
+        boundary: str | None,
+        padding: PaddingLike | None,
+        light: str,
+        given: ReconstructionSettings,
+        tap: str | None,
+    ) -> _Convolution:
+        """Take what was typed, else what the model file says, else the defaults.
+
+        Raises:
+            UsageError: the options of a layer with a custom tap.
+        """
+        known = kernel.recorded
+        layer = given.layer_over(PLAIN if known is None else known.layer)
+        if tap is not None and not layer.is_plain:
+            raise UsageError(f"--tap slides by single pixels, but the layer is one with {layer.describe()}.")
+        if boundary is None:
+            boundary = "zero" if known is None else known.boundary
+        if padding is None:
+            padding = "same" if known is None else known.padding
+        return cls(boundary, padding, light, given, tap, layer)
+
+    @property
+    def dtype(self) -> ArithmeticDType | None:
+        """The precision of the arithmetic, where it was typed."""
+        return self.given.dtype
 
     def apply(self, samples: Tensor, kernel: LoadedKernel) -> Tensor:
         """Apply a kernel to samples `(B, C, *size)`, or custom taps with its weights."""
@@ -129,6 +174,7 @@ class _Convolution:
             kernel.taps,
             dimensions=kernel.kernel.n_axes,
             padding=self.padding,
+            **asdict(self.layer),
             boundary=self.boundary,
             bias=kernel.bias,
             dtype=self.dtype,
@@ -161,8 +207,9 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     loaded, kernel = context.read(job), context.loaded
     chosen = choose_light(convolution.light, loaded.image.tone_curve)
     padding, boundary = convolution.padding, convolution.boundary
-    n_channels = kernel.kernel.n_outputs(loaded.values.shape[1])
-    plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
+    layer = convolution.layer
+    n_channels = kernel.kernel.with_layer(layer).n_outputs(loaded.values.shape[1])
+    plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding, layer))
     samples = chosen.to_light(loaded.values, convolution.dtype)
     result = convolution.apply(samples, kernel)
     if added.model is not None:
@@ -172,6 +219,8 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     options: OptionValues = {
         "--padding": format_padding(padding),
         "--boundary": boundary,
+        "--dimensions": convolution.given.dimensions,
+        **layer_options(layer, [name for name in LAYER_SETTINGS if getattr(convolution.given, name) is not None]),
         "--light": chosen.light,
         "--noise": added.text,
         "--seed": None if added.text is None else added.seed,
@@ -188,6 +237,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
         rerun=context.rerun(job, prepared, options),
         padding=padding,
         boundary=boundary,
+        layer=layer,
         light=chosen,
         noise=added.text,
         seed=None if added.text is None else added.seed,

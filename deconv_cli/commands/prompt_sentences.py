@@ -17,7 +17,6 @@ _ARGUMENTS = {
     "lam": "--lambda",
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
     "output_dtype": "--output-dtype",
-    "input_size": "--size",
     "trusted_sha256": "--trust-file",
     "allowed_globals": "--allow-global",
     "batch_axis": "--batch-axis",

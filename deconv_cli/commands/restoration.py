@@ -19,8 +19,9 @@ from deconv_cli.commands.context import (
 from deconv_cli.commands.option_groups import PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_padding
@@ -84,14 +85,15 @@ class Restoration:
         loaded = context.read(job, image)
         pipeline = self._pipeline(loaded.image)
         recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
+        recorded = recorded or context.loaded.recorded
         resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
         if "spacing" not in self._settings and context.loaded.inverse is None:
             resolution = with_spacing(resolution, loaded.image)
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
-            n_channels = context.loaded.kernel.n_inputs(n_channels)
-        same_size = context.keeps_size(resolution.settings.padding)
+            n_channels = context.loaded.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
+        same_size = context.keeps_size(resolution.settings.padding, resolution.settings.layer)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
         result = pipeline.reconstruct(loaded.values, resolution, truth=planned.truth, progress=progress)
@@ -165,7 +167,7 @@ class Restoration:
             options["--tolerance"] = repr(settings.tolerance)
         options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
         predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}
-        return options | predicts | self._extra.as_options()
+        return options | layer_options(settings, self._settings) | predicts | self._extra.as_options()
 
     def _pipeline(self, image: ImageFile) -> Pipeline:
         """Give the pipeline of a picture or of a tensor."""
@@ -232,7 +234,8 @@ def recorded_convolution(
     try:
         made_by = record["kernel"]
         light = Light(record.get("light", Light.STORED))  # before there was a choice
-        found = RecordedConvolution(BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"]), light)
+        boundary, padding = BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"])
+        found = RecordedConvolution(boundary, padding, light, LayerOptions(**record.get("layer_options", {})))
         sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()

@@ -5,7 +5,7 @@ This is the second of the two places where an option is added; the first is its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
@@ -13,8 +13,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 from deconv_cli.commands.noise_file import read_noise
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
-from deconv_cli.settings import option_name
+from deconv_cli.settings import ReconstructionSettings, as_typed, option_name
 from deconv_cli.vocabulary import (
     ArithmeticDType,
     InputKind,
@@ -24,6 +25,7 @@ from deconv_cli.vocabulary import (
     parse_memory,
     parse_number_or_auto,
     parse_padding,
+    parse_per_axis,
     parse_spacing,
 )
 
@@ -31,6 +33,7 @@ SettingValues = dict[str, Any]
 """Settings that were typed, by their names."""
 
 CONVOLUTION = "The convolution"
+LAYER = "A layer of a network"
 PENALTY = "λ and penalty"
 PRIOR = "Other objectives"
 SOLVER = "Computation"
@@ -79,6 +82,13 @@ def _number_or_auto(name: str) -> Callable[[str], object]:
     return lambda text: parse_number_or_auto(text, name, " or a positive number")
 
 
+def _per_axis(name: str) -> Callable[[str], object]:
+    return lambda text: parse_per_axis(text, name)
+
+
+LAYER_SETTINGS = ("stride", "dilation", "groups", "transposed", "output_padding")
+"""The settings that make a convolution another layer than a plain one."""
+
 SETTINGS_OPTIONS = dict(
     [
         _setting(
@@ -115,6 +125,46 @@ SETTINGS_OPTIONS = dict(
             "Axes of space of the images, 1 to 3, where those of the kernel do not tell; a kernel of fewer axes works "
             "on each plane by itself.",
             metavar="N",
+        ),
+        _setting(
+            "stride",
+            str,
+            LAYER,
+            "Pixels from one output to the next, as in torch. Default: what the model file or deconv forward recorded, "
+            "else 1; so for the next four.",
+            metavar="N|NH,NW",
+            read=_per_axis("stride"),
+        ),
+        _setting(
+            "dilation",
+            str,
+            LAYER,
+            "Pixels from one tap to the next.",
+            metavar="N|NH,NW",
+            read=_per_axis("dilation"),
+        ),
+        _setting("groups", int, LAYER, "Sets of channels that the kernel does not mix.", metavar="N"),
+        _setting(
+            "transposed",
+            bool,
+            LAYER,
+            "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW).",
+        ),
+        _setting(
+            "output_padding",
+            str,
+            LAYER,
+            "Of a transposed layer, by how many pixels its output is larger than the smallest possible.",
+            metavar="N|NH,NW",
+            read=_per_axis("output_padding"),
+        ),
+        _setting(
+            "input_size",
+            str,
+            LAYER,
+            "Size of the images, where a stride leaves several possible. Default: stride × output, else the smallest.",
+            metavar="H,W",
+            read=_per_axis("input_size"),
         ),
         _setting(
             "defaults",
@@ -259,6 +309,23 @@ SETTINGS_OPTIONS = dict(
         _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0, metavar="N"),
     ]
 )
+
+
+def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Container[str]) -> dict[str, object]:
+    """Give the options of a layer that would be typed again: what differs from a plain convolution, or was typed.
+
+    Args:
+        settings: what was resolved, or the layer of it.
+        typed: names of the settings that were typed.
+    """
+    options: dict[str, object] = {}
+    for name in LAYER_SETTINGS:
+        value, is_plain = getattr(settings, name), getattr(settings, name) == getattr(PLAIN, name)
+        if is_plain and name not in typed:
+            continue
+        option = option_name(name)
+        options |= {option.replace("--", "--no-", 1): True} if value is False else {option: as_typed(name, value)}
+    return options
 
 
 def read_settings(typed: SettingValues) -> SettingValues:

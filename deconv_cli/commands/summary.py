@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
     from deconv_cli.diagnostics.predicted_error import PredictedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
+    from deconv_cli.layer_options import LayerOptions
     from deconv_cli.report.run import (
         Environment,
         FactorRun,
@@ -45,6 +46,7 @@ def print_forward_summary(run: ForwardRun) -> None:
         *_input_rows(run),
         *([] if run.tap is None else [("tap", run.tap)]),
         ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
+        *_layer_rows(run.layer),
         *_light_rows(run, run.light.reason, run.light.curve),
         ("noise", noise),
         *_output_rows(run.output, run.environment),
@@ -61,6 +63,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     """
     result = run.reconstruction
     rows = [*_input_rows(run), ("boundary", f"{result.boundary}: {result.reasons.boundary}")]
+    rows += _layer_rows(result.settings.layer)
     rows += [*_light_rows(run, result.reasons.light, result.tone_curve), *_lambda_rows(result)]
     if run.factor is not None:
         rows.insert(1, ("factor", run.factor.path))
@@ -74,6 +77,11 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     rows += _output_rows(run.output, run.environment)
     _, advice = _border_findings(result.well_posedness)
     _print(f"deconv {run.command}", rows, list(result.warnings), [*advice, *run.notes])
+
+
+def _layer_rows(layer: LayerOptions) -> Rows:
+    """Name stride, dilation and the rest, where there are any."""
+    return [] if layer.is_plain else [("layer", layer.describe())]
 
 
 def print_tap_summary(run: TapRun) -> None:
@@ -103,6 +111,7 @@ def print_factor_summary(run: FactorRun) -> None:
         ("kernel", _kernel(run.kernel)),
         ("images", f"{_by(inverse.geometry.image_size)}, from outputs of {_by(inverse.geometry.output_size)}"),
         ("boundary", f"{settings.boundary}, padding {format_padding(settings.padding)}"),
+        *_layer_rows(settings.layer),
         ("method", f"{inverse.choice.method}: {inverse.choice.reason}"),
         ("λ", f"{inverse.problem.lam:g} × σ²max, penalty {settings.penalty}"),
         *([] if inverse.rcond is None else [("rcond", f"{inverse.rcond:g}")]),

@@ -25,6 +25,7 @@ KEYWORD = "deconv"
 _LINE_START = f"{KEYWORD}: "
 _SHORT = (
     *("schema", "command", "padding", "boundary", "light", "tone_curve", "noise", "seed"),
+    "layer_options",
     *("method", "lambda", "penalty", "rcond", "objective", "weight"),
 )
 """What was done, among the members of a record."""

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.geometry import Geometry, Padding
+from deconv_cli.operators.layer_convolution import LayerConvolution
+from deconv_cli.operators.layer_geometry import LayerGeometry, pick_input_size
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Size
 
@@ -26,18 +29,21 @@ class Kernel:
     """Taps of a cross-correlation, as `torch.nn.functional.conv2d` and its like apply them.
 
     Attributes:
-        taps: real, shape `(C_out, C_in, *k)`.
+        taps: real, shape `(C_out, C_in, *k)`; of a layer as torch stores them, `(C_out, C_in / groups, *k)` or
+            `(C_in, C_out / groups, *k)` where it is transposed.
         shared: one set of taps is applied to every channel alike. Channels are then a batch axis for the operators,
             whose `C_in` and `C_out` are 1.
         is_per_channel: `taps[c]`, of shape `(1, *k)`, is applied to channel c alone. No operator takes such a kernel;
             `of_channel` gives one for each channel.
         field: the kernels of all places, where they vary over the frame; `taps` are then those in the middle.
+        layer: stride, dilation, groups and direction.
     """
 
     taps: Tensor
     shared: bool
     is_per_channel: bool = False
     field: KernelField | None = None
+    layer: LayerOptions = PLAIN
 
     @classmethod
     def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None, *, dimensions: int | None = None) -> Kernel:
@@ -101,7 +107,51 @@ class Kernel:
 
     def of_channel(self, channel: int) -> Kernel:
         """Give the kernel of one channel, where there is one for each."""
-        return Kernel(self.taps[channel : channel + 1], shared=True)
+        return Kernel(self.taps[channel : channel + 1], shared=True, layer=self.layer)
+
+    def with_layer(self, layer: LayerOptions) -> Kernel:
+        """Give the kernel of a layer with such a stride, dilation, groups and direction.
+
+        Raises:
+            ShapeError: the groups do not divide the channels of the taps.
+            UsageError: the kernel is of another kind, or there are options for another number of axes.
+        """
+        layer.over_axes(self.n_axes)
+        if layer.is_plain:
+            return replace(self, layer=layer)
+        if self.field is not None:
+            raise UsageError(
+                f"a kernel that varies over the frame slides by single pixels, and takes no {layer.describe()}."
+            )
+        n_first = self.taps.shape[0]
+        if n_first % layer.groups or (self.is_per_channel and layer.groups > 1):
+            kind = "one kernel for each channel" if self.is_per_channel else f"{n_first} channels on its first axis"
+            raise ShapeError(
+                f"the kernel of shape {tuple(self.taps.shape)} has {kind}, which {layer.groups} groups do not divide; "
+                "give another number of groups, or the taps as torch stores them."
+            )
+        return replace(self, layer=layer)
+
+    def geometry(self, image_size: Size, padding: Padding) -> Geometry:
+        """Lay out the sizes for an image; see `Geometry.of_image`."""
+        if self.layer.is_plain:
+            return Geometry.of_image(image_size, self.size, padding)
+        return LayerGeometry.of_layer(image_size, self.size, padding, self.layer)
+
+    def geometry_of_output(self, output_size: Size, padding: Padding, input_size: Size | None = None) -> Geometry:
+        """Lay out the sizes for an output.
+
+        Args:
+            output_size: its pixels.
+            padding: how far the kernel reached outside.
+            input_size: the size of the image, of which there may be several with a stride (see `pick_input_size`).
+
+        Raises:
+            ShapeError: no image gives such an output, or none of the size that is wanted.
+        """
+        if self.layer.is_plain and input_size is None:
+            return Geometry.of_output(output_size, self.size, padding)
+        return self.geometry(pick_input_size(output_size, self.size, padding, self.layer, input_size), padding)
 
     @property
     def size(self) -> Size:
@@ -130,6 +180,9 @@ class Kernel:
 
     def convolution(self, geometry: Geometry, boundary: str | BoundaryRule) -> Convolution:
         """Build the convolution of images of one channel, or of as many as the kernel mixes."""
+        if not self.layer.is_plain:
+            pads = geometry.pads
+            return LayerConvolution(self.taps, geometry.image_size, self.layer, padding=pads, boundary=boundary)
         if self.field is None:
             return Convolution.of_geometry(self.taps, geometry, boundary)
         field = self.field
@@ -146,19 +199,30 @@ class Kernel:
 
     @property
     def dc_gain(self) -> list[list[float]]:
-        """What the kernel makes of a constant image: the sum of the taps, `C_out` rows of `C_in`."""
+        """What the kernel makes of a constant image: the sum of the taps, a row for each entry of their first axis."""
         gains: list[list[float]] = self.taps.double().sum(dim=space_axes(self.n_axes)).tolist()
         return gains
 
     def n_outputs(self, n_inputs: int) -> int:
         """Count the output channels for an image of `n_inputs` channels."""
-        return n_inputs if self.shared else self.taps.shape[0]
+        return n_inputs if self.shared else self._channels(are_outputs=True)
 
     def n_inputs(self, n_outputs: int) -> int:
         """Count the channels of the image that gave `n_outputs` channels."""
         if self.shared:
             return n_outputs
-        return self.taps.shape[0 if self.is_per_channel else 1]
+        return self._channels(are_outputs=self.is_per_channel)
+
+    @property
+    def n_channels(self) -> tuple[int, int]:
+        """Channels of the outputs and of the images, as far as the kernel fixes them: 1 where it is shared."""
+        return self._channels(are_outputs=True), self._channels(are_outputs=self.is_per_channel)
+
+    def _channels(self, *, are_outputs: bool) -> int:
+        """Count the channels of the outputs or of the images, where the kernel fixes them."""
+        if are_outputs != self.layer.transposed or self.is_per_channel:
+            return self.taps.shape[0]
+        return self.taps.shape[1] * self.layer.groups
 
     def check_channels(self, images: Tensor) -> None:
         """Refuse images that have not one channel for each kernel.
@@ -190,7 +254,7 @@ class Kernel:
         self._check_axes(images)
         if self.shared:
             return images.unsqueeze(self.channel_axis)
-        expected, found = self.taps.shape[0 if are_outputs else 1], images.shape[self.channel_axis]
+        expected, found = self._channels(are_outputs=are_outputs), images.shape[self.channel_axis]
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "

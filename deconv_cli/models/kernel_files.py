@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +38,7 @@ class KernelFile:
         is_ambiguous: a tensor of three axes, which may be one kernel for each channel, for a stack, or a layer's for
             signals: `dimensions` is what was taken for want of a word.
         spacing: distances of neighboring taps along the axes of space, in micrometers, where the file has them.
+        geometry: what the file says of stride, padding and the rest of the layer, in torch's words; else empty.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class KernelFile:
     dimensions: int = 2
     is_ambiguous: bool = False
     spacing: tuple[float, ...] | None = None
+    geometry: dict[str, Any] = dataclass_field(default_factory=dict)
 
 
 UNIT_SUM = 0.01
@@ -98,6 +102,8 @@ def read_kernel(
         return _field_file(path, field, sha256, notes, convention or Convention.CORRELATION, normalize=bool(normalize))
     if isinstance(codec, TensorCodec):
         layer_found = read_layer(path, codec, head, layer)
+        if layer_found.geometry and dimensions is None:  # the taps of a layer have two axes of channels
+            dimensions = layer_found.weight.ndim - 2
         n_axes = _axes_of_space(path, layer_found.weight, dimensions)
         found = _Taps(layer_found, n_axes, is_ambiguous=layer_found.weight.ndim == 3 and dimensions is None)
     elif layer is not None:
@@ -122,8 +128,8 @@ def read_kernel(
         taps, note = _divided(path, taps, n_axes)
         notes += (note,)
     bias_found = found.layer.bias
-    notes = (*notes, *_channel_notes(taps, n_axes), *found.layer.notes, *_bias_notes(found.layer, bias))
-    of_picture = () if _is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
+    notes = (*notes, *_channel_notes(taps, n_axes), *_geometry_notes(found.layer.geometry), *_bias_notes(found.layer, bias))
+    of_picture = () if found.layer.geometry or _is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
     if convention is None:
         of_picture += _orientation_notes(taps, held, n_axes)
     if normalize is None and not divides:
@@ -140,7 +146,18 @@ def read_kernel(
         dimensions=n_axes,
         is_ambiguous=found.is_ambiguous,
         spacing=found.spacing,
+        geometry=found.layer.geometry,
     )
+
+
+def _geometry_notes(geometry: dict[str, Any]) -> tuple[str, ...]:
+    """Say what a file says of its layer: `stride 2,2, padding 3,3, ...`."""
+    if not geometry:
+        return ()
+    texts = (
+        f"{name} {','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in geometry.items()
+    )
+    return (f"the layer itself says: {', '.join(texts)}; that is taken where nothing else is given",)
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,13 +99,17 @@ def _of_module(module: nn.Module) -> Iterator[ModelLayer]:
         is_script = isinstance(each, torch.jit.ScriptModule) and kind in KINDS
         if not is_script and not isinstance(each, _ConvNd):
             continue
-        geometry: dict[str, Any] = {key: _plain(getattr(each, key, None)) for key in GEOMETRY}
         transposed = kind.startswith("ConvTranspose") if is_script else isinstance(each, _ConvTransposeNd)
-        geometry |= {"transposed": transposed, "padding_mode": str(getattr(each, "padding_mode", "zeros"))}
+        geometry = geometry_of(each, transposed=transposed)
         bias = getattr(each, "bias", None)
-        yield ModelLayer(
-            name or kind, each.weight.detach(), None if bias is None else bias.detach(), kind, _without_idle(geometry)
-        )
+        yield ModelLayer(name or kind, each.weight.detach(), None if bias is None else bias.detach(), kind, geometry)
+
+
+def geometry_of(layer: nn.Module, *, transposed: bool) -> dict[str, Any]:
+    """Give what `ModelLayer.geometry` says of a convolution of torch."""
+    geometry: dict[str, Any] = {key: _plain(getattr(layer, key, None)) for key in GEOMETRY}
+    geometry |= {"transposed": transposed, "padding_mode": str(getattr(layer, "padding_mode", "zeros"))}
+    return _without_idle(geometry)
 
 
 def _without_idle(geometry: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import ValidCorrelation
@@ -46,6 +46,7 @@ class Convolution(LinearOperator):
         geometry: the sizes.
         boundary: the rule.
         is_varying: whether the kernel varies over the frame, and `kernel` is only one of several.
+        is_layer: whether it has a stride, a dilation or groups, or is transposed.
 
     Raises:
         ShapeError: the kernel does not fit the image, or reaches too far outside it.
@@ -54,6 +55,7 @@ class Convolution(LinearOperator):
     """
 
     is_varying = False
+    is_layer = False
 
     def __init__(
         self,
@@ -100,9 +102,23 @@ class Convolution(LinearOperator):
         """The extreme singular values of the kernel's symbol on the torus of the image."""
         return kernel_spectrum(self.kernel, self.geometry.image_size)
 
+    def with_kernel(self, kernel: Tensor) -> Convolution:
+        """Give the same operator with other taps, of the shape of its own."""
+        return Convolution.of_geometry(kernel, self.geometry, self.boundary)
+
     def in_float64(self) -> Convolution:
         """Give the same operator in double precision."""
-        return Convolution.of_geometry(to_float64(self.kernel), self.geometry, self.boundary)
+        return self.with_kernel(to_float64(self.kernel))
+
+    @property
+    def mean_square_gain(self) -> Tensor:
+        """The mean square of the singular values of the symbol, a single number in double precision."""
+        return to_float64(self.kernel.detach()).square().sum() / min(self.kernel.shape[:2])
+
+    @property
+    def constant_gains(self) -> Tensor:
+        """What constant channels become away from the border, shape `(C_out, C_in)`, in double precision."""
+        return to_float64(self.kernel).sum(dim=space_axes(len(self.geometry.kernel_size)))
 
     def crop_to_frame(self, x: Tensor) -> Tensor:
         """Cut the frame out of an estimate; the estimate itself, unless the boundary is unknown."""

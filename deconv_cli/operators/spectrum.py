@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -37,10 +37,12 @@ class Spectrum:
     Attributes:
         taps: the kernel, shape `(C_out, C_in, *k)`.
         image_size: pixels of the image along each axis.
+        arrange: makes such taps of those that the kernel is given by, where they differ; differentiable.
     """
 
     taps: Tensor
     image_size: Size
+    arrange: Callable[[Tensor], Tensor] = field(default=lambda taps: taps)
 
     @cached_property
     def sigma_max(self) -> float:
@@ -84,14 +86,15 @@ class Spectrum:
         return self.sigma_max / self.sigma_min if self.sigma_min > 0 else float("inf")
 
 
-def kernel_spectrum(taps: Tensor, image_size: Size) -> Spectrum:
+def kernel_spectrum(taps: Tensor, image_size: Size, arrange: Callable[[Tensor], Tensor] | None = None) -> Spectrum:
     """Describe the extreme singular values of a kernel's symbol on the torus of the image.
 
     Args:
-        taps: shape `(C_out, C_in, *k)`.
+        taps: shape `(C_out, C_in, *k)`, or what `arrange` makes such taps of.
         image_size: pixels of the image along each axis.
+        arrange: see `Spectrum`.
     """
-    return Spectrum(taps, image_size)
+    return Spectrum(taps, image_size) if arrange is None else Spectrum(arrange(taps), image_size, arrange)
 
 
 def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
@@ -217,13 +220,13 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
     The derivative of a singular value of K(θ) is Re(uᴴ dK(θ) v), with its singular vectors u and v.
 
     Args:
-        taps: shape `(C_out, C_in, *k)`, those of `spectrum`.
+        taps: those that `spectrum` is of, shape `(C_out, C_in, *k)` or as its `arrange` takes them.
         spectrum: what `kernel_spectrum` found for them.
 
     Returns:
         A single number, in double precision where the device has it.
     """
-    wide = to_float64(taps)
+    wide = to_float64(spectrum.arrange(taps))
     waves = wide
     for axis, table in enumerate(_tables(wide, spectrum.image_size, torch.tensor([spectrum.peak], device=taps.device))):
         waves = waves * table.reshape(-1, *[1] * (wide.ndim - 3 - axis))

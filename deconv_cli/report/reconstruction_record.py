@@ -20,6 +20,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "is_trusted": result.is_trusted,
         "doubts": [{"reason": doubt.reason.value, "sentence": doubt.sentence} for doubt in result.doubts],
         "padding": format_padding(result.padding),
+        **({} if result.settings.layer.is_plain else {"layer_options": result.settings.layer.record()}),
         "method": result.choice.method,
         "method_reason": result.choice.reason,
         "lambda": list(result.lam) if isinstance(result.lam, tuple) else result.lam,

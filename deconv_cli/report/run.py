@@ -10,6 +10,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike
 from deconv_cli.workflows.custom_taps import TapReconstruction
@@ -113,7 +114,8 @@ class ImageRun(Run):
 class ForwardRun(ImageRun):
     """A finished run of `deconv forward`, in what it acted, and with the noise that was added; `None` for none.
 
-    `tap` is what was summed in the place of products, as it was typed; `None` for products.
+    `tap` is what was summed in the place of products, as it was typed; `None` for products. `layer` is the stride, the
+    dilation and the rest.
     """
 
     padding: PaddingLike
@@ -122,6 +124,7 @@ class ForwardRun(ImageRun):
     noise: str | None
     seed: int | None
     tap: str | None = None
+    layer: LayerOptions = PLAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +154,7 @@ class FactorRun(Run):
     """A finished run of `deconv factor`: what was built, in how many seconds, and its file with size and SHA-256."""
 
     inverse: PseudoInverse
-    well_posedness: WellPosedness
+    well_posedness: WellPosedness | None
     factoring_time_s: float
     path: str
     n_bytes: int

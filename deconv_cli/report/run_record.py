@@ -58,6 +58,7 @@ def _details(run: ImageRun) -> Record:
         return {
             "padding": format_padding(run.padding),
             "boundary": run.boundary,
+            **({} if run.layer.is_plain else {"layer_options": run.layer.record()}),
             **_describe_light(light.light, light.reason, light.curve),
             "noise": run.noise,
             "seed": run.seed,
@@ -140,7 +141,8 @@ def describe_factor_run(run: FactorRun) -> Record:
         "rcond": inverse.rcond,
         "tolerance": inverse.tolerance,
         "max_iterations": inverse.settings.max_iterations,
-        "well_posedness": describe_well_posedness(run.well_posedness),
+        "well_posedness": run.well_posedness and describe_well_posedness(run.well_posedness),
+        **({} if inverse.settings.layer.is_plain else {"layer_options": inverse.settings.layer.record()}),
         "factors": {
             "bytes": sum(factor.nbytes for factor in factors.values()),
             "shapes": {name: list(factor.shape) for name, factor in factors.items()},

@@ -22,6 +22,9 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
 
+# A gradient so many times as large as it was before shows that the recurrence has lost the truth to rounding.
+DIVERGED = 1e4
+
 
 def conjugate_gradients(
     problem: TikhonovProblem,
@@ -137,16 +140,21 @@ def _run(
     z = gradient if preconditioner is None else preconditioner.forward(gradient)
     direction, gamma = z, inner(gradient, z, n_dims)
     s, trace = torch.ones_like(gamma), torch.zeros_like(gamma)
+    least = equations.norm(gradient)
+    goes_on = least > log.goal
     while not log.is_spent:
         image = equations.operator.forward(direction)
-        alpha = safe_ratio(gamma, equations.curvature(direction, image))
+        # Beyond what rounding allows the recurrence diverges: an image that is done, or lost, stays as it is.
+        alpha = torch.where(goes_on, safe_ratio(gamma, equations.curvature(direction, image)), 0)
         trace = trace + alpha * s
         x = x + as_factor(alpha, x, n_dims) * direction
         residual = residual - as_factor(alpha, residual, residual.ndim - gamma.ndim) * image
         gradient = equations.remaining(x, residual)
         remaining = equations.norm(gradient)
         log.add(remaining)
-        if synchronize.holds_everywhere(remaining <= log.goal):
+        least = torch.minimum(least, remaining)
+        goes_on = goes_on & (remaining > log.goal) & (remaining <= DIVERGED * least)
+        if not synchronize.holds_anywhere(goes_on):
             break
         z = gradient if preconditioner is None else preconditioner.forward(gradient)
         previous, gamma = gamma, inner(gradient, z, n_dims)

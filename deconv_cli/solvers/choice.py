@@ -51,8 +51,11 @@ def find_solver(method: str) -> Solver:
 def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
     """Say why a method does not cover a problem, what follows "method NAME" in a sentence; `None` if it does."""
     solver = find_solver(method)
-    if problem.operator.is_varying and not solver.takes_varying:
+    operator = problem.operator
+    if operator.is_varying and not solver.takes_varying:
         return "inverts a single kernel, but this one varies over the frame"
+    if operator.is_layer and not solver.takes_layers:
+        return "inverts plain convolutions, but this layer has a stride, a dilation or groups, or is transposed"
     return solver.covers(problem)
 
 
@@ -73,7 +76,7 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
         if refusal is not None:
             raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
         return Choice(method, GIVEN)
-    names = [name for name in SOLVERS if find_solver(name).takes_varying == problem.operator.is_varying]
+    names = [name for name in SOLVERS if find_solver(name).takes(problem.operator)]
     refusals = {name: refusal_of(name, problem) for name in names}
     costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
     if not costs:

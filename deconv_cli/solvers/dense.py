@@ -4,7 +4,8 @@ Nothing of the operator's structure is used, so that it may be any, with any num
 
     [A; √μ L] = U S Vᵀ,    x = V S⁺ U_Aᵀ y,    (AᵀA + μLᵀL)⁺ = V (S⁺)² Vᵀ,
 
-where U_A are the rows of U that stand beside A. With μ = 0 that is the Moore–Penrose inverse, and singular values that
+where U_A are the rows of U that stand beside A. Groups of channels that a layer does not mix have a matrix each, which
+are decomposed as one batch. With μ = 0 that is the Moore–Penrose inverse, and singular values that
 are no larger than the rounding of the largest one count as zero (Golub and Van Loan, Matrix Computations, 2013, section
 5.5).
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
@@ -45,6 +47,7 @@ class DenseSolver(Solver):
 
     memory_grows_with_border = True
     takes_singular = True
+    takes_layers = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover all that is determined."""
@@ -54,20 +57,20 @@ class DenseSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the decomposition, and the arrays that it takes."""
-        n_rows, n_columns = _matrix_size(problem)
+        n_groups, n_rows, n_columns = _matrix_size(problem)
         squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
         n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED
         n_entries = N_MATRICES * n_rows * n_columns + N_SQUARES * n_columns**2
-        n_numbers = 2 * (math.prod(problem.operator.output_shape) + n_columns)
-        return Cost(
-            n_operations + N_CALLS * CALL_OPERATIONS, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers
-        )
+        n_numbers = 2 * (math.prod(problem.operator.output_shape) + math.prod(problem.operator.input_shape))
+        n_bytes = BYTES_PER_NUMBER * n_groups * n_entries
+        return Cost(n_groups * n_operations + N_CALLS * CALL_OPERATIONS, n_bytes, BYTES_PER_NUMBER * n_numbers)
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the size of the matrix."""
-        n_rows = math.prod(problem.operator.output_shape)
-        n_columns = math.prod(problem.operator.input_shape)
-        return f"a matrix of {n_rows} × {n_columns} is so small that it is decomposed as a whole, exactly"
+        operator, n_groups = problem.operator, _count_groups(problem)
+        n_rows, n_columns = (math.prod(shape) // n_groups for shape in (operator.output_shape, operator.input_shape))
+        many = "" if n_groups == 1 else f" for each of {n_groups} groups"
+        return f"a matrix of {n_rows} × {n_columns}{many} is so small that it is decomposed as a whole, exactly"
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Decompose the matrix."""
@@ -80,21 +83,26 @@ class DenseSolver(Solver):
 DENSE = DenseSolver()
 
 
-def _matrix_size(problem: TikhonovProblem) -> tuple[int, int]:
-    """Count the rows and columns of [A; √μ L]."""
+def _count_groups(problem: TikhonovProblem) -> int:
     operator = problem.operator
-    n_columns = math.prod(operator.input_shape)
-    n_rows = math.prod(operator.output_shape)
+    return operator.options.groups if isinstance(operator, LayerConvolution) else 1
+
+
+def _matrix_size(problem: TikhonovProblem) -> tuple[int, int, int]:
+    """Count the groups of channels, and the rows and columns of [A; √μ L] of each."""
+    operator, n_groups = problem.operator, _count_groups(problem)
+    n_columns = math.prod(operator.input_shape) // n_groups
+    n_rows = math.prod(operator.output_shape) // n_groups
     if problem.lam > 0:
         n_rows += n_columns * len(find_penalty(problem.penalty).terms(len(operator.input_shape) - 1))
-    return n_rows, n_columns
+    return n_groups, n_rows, n_columns
 
 
 class DenseSystem:
     """The decomposition of [A; √μ L] for any two operators, in double precision.
 
     Args:
-        operator: A.
+        operator: A; of a `GroupedLayer` its groups are a batch of their own, ahead of the input shape.
         penalty: L, on tensors of A's input shape; of no consequence for μ = 0.
         weight: μ ≥ 0.
         rcond: singular values up to this fraction of the largest count as zero.
@@ -115,56 +123,63 @@ class DenseSystem:
         rcond: float,
         factors: Factors | None = None,
     ) -> None:
-        self.input_shape, self.output_shape = tuple(operator.input_shape), tuple(operator.output_shape)
+        whole = operator.layer if isinstance(operator, GroupedLayer) else operator
+        self.input_shape, self.output_shape = tuple(whole.input_shape), tuple(whole.output_shape)
         self._u, self._s, self._v = (
             _decompose(operator, penalty, weight, rcond)
             if factors is None
-            else _restored(factors, self.input_shape, self.output_shape)
+            else _restored(factors, operator)
         )
-        self.least = synchronize.as_number(self._s.min()) if len(self._s) else 1.0
+        kept = self._s[self._s > 0]
+        self.least = synchronize.as_number(kept.min()) if len(kept) else 1.0
+        self._inverse = torch.where(self._s > 0, 1 / self._s, 0)
 
     def factors(self) -> dict[str, Tensor]:
-        """Return what was kept of U, S and V: shapes `(n_outputs, r)`, `(r,)` and `(n_inputs, r)` for rank r."""
+        """Return U, S and V, zeros for what was dropped: shapes `(groups, n, r)`, `(groups, r)`, `(groups, m, r)`."""
         return {"u": self._u, "s": self._s, "v": self._v}
 
     def estimate(self, y: Tensor) -> Tensor:
         """Compute H⁺Aᵀy for `y` of shape `(*batch, *output_shape)`; shape `(*batch, *input_shape)`."""
-        return self._shaped(((self._rows(y, self.output_shape) @ self._u) / self._s) @ self._v.T, y, self.output_shape)
+        return self._apply(self._u, self._inverse, self._v, y, self.input_shape)
 
     def solve_normal(self, g: Tensor) -> Tensor:
         """Compute H⁺g for `g` of shape `(*batch, *input_shape)`."""
-        by_value = (self._rows(g, self.input_shape) @ self._v) / self._s.square()
-        return self._shaped(by_value @ self._v.T, g, self.input_shape)
+        return self._apply(self._v, self._inverse.square(), self._v, g, self.input_shape)
 
     def solve_transposed(self, g: Tensor) -> Tensor:
         """Compute AH⁺g for `g` of shape `(*batch, *input_shape)`; shape `(*batch, *output_shape)`."""
-        rows = ((self._rows(g, self.input_shape) @ self._v) / self._s) @ self._u.T
-        return rows.reshape(*g.shape[: g.ndim - len(self.input_shape)], *self.output_shape).to(g.dtype)
+        return self._apply(self._v, self._inverse, self._u, g, self.output_shape)
 
-    @staticmethod
-    def _rows(x: Tensor, shape: Shape) -> Tensor:
-        return to_float64(x).reshape(-1, math.prod(shape))
-
-    def _shaped(self, rows: Tensor, like: Tensor, shape: Shape) -> Tensor:
-        return rows.reshape(*like.shape[: like.ndim - len(shape)], *self.input_shape).to(like.dtype)
+    def _apply(self, before: Tensor, factor: Tensor, after: Tensor, x: Tensor, shape: Shape) -> Tensor:
+        """Multiply `x` of shape `(*batch, *any)` by `after · diag(factor) · beforeᵀ`; shape `(*batch, *shape)`."""
+        n_groups, n_numbers = before.shape[:2]
+        rows = to_float64(x).reshape(-1, n_groups, n_numbers).transpose(0, 1)
+        found = (((rows @ before) * factor[:, None]) @ after.mT).transpose(0, 1)
+        batch = x.shape[: x.ndim - len(shape)]
+        return found.reshape(*batch, *shape).to(x.dtype)
 
 
 def _decompose(
     operator: LinearOperator, penalty: LinearOperator | None, weight: float, rcond: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    matrix = to_float64(operator.as_matrix())
-    n_outputs = len(matrix)
+    matrices = to_float64(operator.as_matrices() if isinstance(operator, GroupedLayer) else operator.as_matrix()[None])
+    n_outputs = matrices.shape[1]
     if weight > 0:
         assert penalty is not None
-        matrix = torch.cat([matrix, weight**0.5 * penalty.as_matrix().to(matrix)])
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    rank = synchronize.as_index((s > rcond * s[0]).sum())
-    return u[:n_outputs, :rank].contiguous(), s[:rank].contiguous(), vh[:rank].mT.contiguous()
+        below = weight**0.5 * penalty.as_matrix().to(matrices)
+        matrices = torch.cat([matrices, below.expand(len(matrices), *below.shape)], dim=1)
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    kept = s > rcond * s.amax()
+    rank = synchronize.as_index(kept.sum(dim=1).amax())
+    s = torch.where(kept, s, 0)
+    return u[:, :n_outputs, :rank].contiguous(), s[:, :rank].contiguous(), vh[:, :rank].mT.contiguous()
 
 
-def _restored(factors: Factors, input_shape: Shape, output_shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    rank = factors.tensors["s"].numel() if "s" in factors else 0
-    sizes = (("u", (math.prod(output_shape), rank)), ("s", (rank,)), ("v", (math.prod(input_shape), rank)))
+def _restored(factors: Factors, operator: LinearOperator) -> tuple[Tensor, Tensor, Tensor]:
+    n_groups = operator.n_groups if isinstance(operator, GroupedLayer) else 1
+    rank = factors.tensors["s"].shape[-1] if "s" in factors and factors.tensors["s"].ndim else 0
+    n_outputs, n_inputs = math.prod(operator.output_shape), math.prod(operator.input_shape)
+    sizes = (("u", (n_groups, n_outputs, rank)), ("s", (n_groups, rank)), ("v", (n_groups, n_inputs, rank)))
     u, s, v = (factors.take(name, shape, torch.float64) for name, shape in sizes)
     return u, s, v
 
@@ -185,8 +200,10 @@ class DenseInverse(Inverse):
         self.rcond = rcond if problem.lam == 0 else None
         # What a penalty holds is no rounding of the data, however small it is.
         rcond = rcond if problem.lam == 0 else default_rcond(torch.float64)
-        operator = problem.operator.in_float64()
-        self._system = DenseSystem(operator, problem.penalty_operator, problem.weight, rcond=rcond, factors=factors)
+        wide = problem.operator.in_float64()
+        operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
+        penalty = find_penalty(problem.penalty).operator(operator.input_shape, periodic=wide.boundary.is_periodic)
+        self._system = DenseSystem(operator, penalty, problem.weight, rcond=rcond, factors=factors)
 
     def factors(self) -> dict[str, Tensor]:
         """Return the singular values and vectors."""

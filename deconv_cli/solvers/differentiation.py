@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import full_precision_convolutions
 from deconv_cli.operators.spectrum import Spectrum, peak_gain
 from deconv_cli.solvers.inverse import Inverse
@@ -126,7 +125,7 @@ def _gradients(inverse: Inverse, spectrum: Spectrum | None, y: Tensor, x: Tensor
     residual = y - forward(x)
     taps = problem.operator.kernel.detach().requires_grad_()
     with torch.enable_grad(), full_precision_convolutions(taps.device):
-        operator = Convolution.of_geometry(taps, problem.operator.geometry, problem.operator.boundary)
+        operator = problem.operator.with_kernel(taps)
         phi = (operator.forward(w) * residual).sum() - (operator.forward(x) * image).sum()
         if lost is not None and pulled is not None:
             phi = phi + (operator.forward(lost) * pulled).sum()

@@ -14,7 +14,6 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
@@ -59,8 +58,9 @@ class Estimator(ABC):
 
     def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
         boundary = as_rule(settings.boundary)
+        kernel = kernel.with_layer(settings.layer)
         self.kernel, self.settings = kernel, replace(settings, dimensions=kernel.n_axes)
-        self.geometry = Geometry.of_image(image_size, kernel.size, settings.padding)
+        self.geometry = kernel.geometry(image_size, settings.padding)
         self.geometry.check_boundary(boundary)
         # What is built here serves no graph, and must not change when the caller's taps do.
         self.operator = kernel.detached().convolution(self.geometry, boundary)

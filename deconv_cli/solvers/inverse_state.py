@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
@@ -65,6 +66,7 @@ class InverseState:
             "is_shared": self.is_shared,
             "dtype": _name(self.taps.dtype),
             "padding": format_padding(settings.padding),
+            "layer": settings.layer.record(),
             "boundary": settings.boundary,
             "lambda": settings.lam,
             "penalty": settings.penalty,
@@ -104,6 +106,7 @@ class InverseState:
                 settings=ResolvedSettings(
                     dimensions=len(image_size),
                     padding=parse_padding(record["padding"]),
+                    **_layer(record.get("layer", {})),
                     boundary=BOUNDARIES.check(record["boundary"]),
                     lam=_number(record["lambda"], "lambda"),
                     penalty=PENALTIES.check(record["penalty"]),
@@ -125,6 +128,14 @@ class InverseState:
             raise
         except (TypeError, ValueError, AttributeError) as error:  # a UsageError of the settings is a ValueError
             raise MalformedInputError(f"its record is not as it was written: {str(error).rstrip('.')}.") from error
+
+
+def _layer(record: object) -> dict[str, Any]:
+    """Read the options of a layer; inverses that were saved before there were layers have none."""
+    names = {field.name for field in fields(LayerOptions)}
+    if not isinstance(record, dict) or not record.keys() <= names:
+        raise ValueError(f"layer is {record!r}")
+    return record
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -63,12 +63,12 @@ class TikhonovProblem:
     @property
     def n_outputs(self) -> int:
         """Output channels."""
-        return self.operator.kernel.shape[0]
+        return self.operator.output_shape[0]
 
     @property
     def n_inputs(self) -> int:
         """Input channels."""
-        return self.operator.kernel.shape[1]
+        return self.operator.input_shape[0]
 
     @property
     def n_dims(self) -> int:
@@ -119,7 +119,7 @@ class TikhonovProblem:
         if find_penalty(self.penalty).penalizes_constants:
             return math.inf
         taps = to_float64(self.operator.kernel)
-        values = torch.linalg.svdvals(taps.sum(dim=space_axes(self.n_dims - 1)))
+        values = torch.linalg.svdvals(self.operator.constant_gains)
         floor = default_rcond(self.operator.kernel.dtype) * taps.abs().sum()
         return synchronize.as_number(torch.where(values > floor, values, math.inf).min())
 
@@ -129,7 +129,7 @@ class TikhonovProblem:
         if self.lam == 0 or find_penalty(self.penalty).penalizes_constants:
             return ()
         taps, axes = self.operator.kernel, space_axes(self.n_dims - 1)
-        _, values, vectors = torch.linalg.svd(to_float64(taps).sum(dim=axes))
+        _, values, vectors = torch.linalg.svd(self.operator.constant_gains)
         floor = default_rcond(taps.dtype) * synchronize.as_number(taps.abs().sum())
         candidates = vectors[synchronize.as_index((values > floor).sum()) :].to(taps.dtype)
         candidates = candidates.reshape(*candidates.shape, *[1] * len(axes))
@@ -180,8 +180,7 @@ def check_constants(problem: TikhonovProblem) -> None:
     sees_constants = find_penalty(problem.penalty).penalizes_constants
     if problem.lam == 0 or sees_constants or problem.operator.boundary.keeps_constants:
         return
-    taps = to_float64(problem.operator.kernel)
-    values = torch.linalg.svdvals(taps.sum(dim=space_axes(problem.n_dims - 1)))
+    values = torch.linalg.svdvals(problem.operator.constant_gains)
     if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * problem.sigma_max:
         raise SingularSystemError("neither the kernel nor the penalty determines constants on a torus")
 
@@ -197,7 +196,7 @@ def check_ramps(problem: TikhonovProblem) -> None:
     if problem.lam == 0 or find_penalty(problem.penalty).penalizes_ramps or not keeps_constants:
         return
     taps = operator.kernel
-    values = torch.linalg.svdvals(to_float64(taps).sum(dim=space_axes(problem.n_dims - 1)))
+    values = torch.linalg.svdvals(operator.constant_gains)
     if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * synchronize.as_number(taps.abs().sum()):
         raise UsageError(
             f"penalty {problem.penalty} leaves images undetermined that change at a constant rate, since the taps of "

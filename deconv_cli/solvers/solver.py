@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.correlation import prefers_fft
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse import Inverse
@@ -110,12 +111,22 @@ class Solver(ABC):
         memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over where
             memory is short.
         takes_singular: whether no problem that it covers can turn out to be singular for it.
+        takes_plain: whether it inverts a single kernel that slides by single pixels.
         takes_varying: whether it inverts kernels that vary over the frame; the others are asked about single ones only.
+        takes_layers: whether it inverts layers with a stride, a dilation or groups, and transposed ones.
     """
 
     memory_grows_with_border = False
     takes_singular = False
+    takes_plain = True
     takes_varying = False
+    takes_layers = False
+
+    def takes(self, operator: Convolution) -> bool:
+        """Return whether it is for operators of this kind at all."""
+        if operator.is_layer:
+            return self.takes_layers
+        return self.takes_varying if operator.is_varying else self.takes_plain
 
     @abstractmethod
     def covers(self, problem: TikhonovProblem) -> str | None:

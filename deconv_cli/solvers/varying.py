@@ -41,6 +41,7 @@ OVERLAP = 4
 class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
+    takes_plain = False
     takes_varying = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:

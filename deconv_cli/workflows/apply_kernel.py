@@ -10,6 +10,7 @@ from torch import Tensor
 from deconv_cli.errors import ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
@@ -26,12 +27,17 @@ def forward(
     *,
     dimensions: int | None = None,
     padding: PaddingLike = "same",
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: PerAxis = 0,
     boundary: str = "zero",
     bias: Tensor | None = None,
     dtype: torch.dtype | str | None = None,
     tone_curve: ToneCurve | None = None,
 ) -> Tensor:
-    """Convolve signals, images or stacks, as `torch.nn.functional.conv1d`, `conv2d` and `conv3d` with stride 1.
+    """Convolve signals, images or stacks, as `torch.nn.functional.conv2d`, `conv_transpose2d` and their like do.
 
     Args:
         x: shape `(C_in, *size)` or `(B, C_in, *size)`, with one, two or three axes of space.
@@ -41,7 +47,13 @@ def forward(
         dimensions: axes of space of `x`: 1, 2 or 3. By default the kernel's axes tell: one is a signal's, five are a
             layer's of three dimensions, two to four a picture's. A kernel of fewer axes is applied to each plane, or
             line, by itself.
-        padding: `same`, `valid`, `full`, a whole number, or one for each axis that the kernel spans.
+        padding: `same`, `valid`, `full`, a whole number, or one for each axis that the kernel spans; of a transposed
+            layer what is cut off its output.
+        stride: pixels from one output to the next, one number or one for each axis, as in torch.
+        dilation: pixels from one tap to the next.
+        groups: sets of channels that the kernel does not mix; it is then of the shape `(C_out, C_in / groups, *k)`.
+        transposed: apply a transposed convolution; the kernel is then of the shape `(C_in, C_out / groups, *k)`.
+        output_padding: of a transposed layer, by how many pixels its output is larger than the smallest possible.
         boundary: what lies outside the image: `zero`, `circular`, `reflect`, `symmetric` or `replicate`.
         bias: added to each output channel, shape `(C_out,)`.
         dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
@@ -62,7 +74,10 @@ def forward(
     check_image(x, "the image")
     dimensions = check_dimensions(dimensions)
     precision = pick_dtype(dtype, x, x.device)
-    canonical = as_any_kernel(kernel, x.device, precision, dimensions)
+    layer = LayerOptions(
+        stride=stride, dilation=dilation, groups=groups, transposed=transposed, output_padding=output_padding
+    )
+    canonical = as_any_kernel(kernel, x.device, precision, dimensions).with_layer(layer)
     planes = Planes.of(x, canonical, dimensions)
     if planes is not None:
         x = planes.split(x)
@@ -95,7 +110,7 @@ def refuse_unknown(rule: BoundaryRule) -> None:
 
 def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRule) -> Tensor:
     channels = kernel.split(x)
-    geometry = Geometry.of_image(tuple(x.shape[-kernel.n_axes :]), kernel.size, padding)
+    geometry = kernel.geometry(tuple(x.shape[-kernel.n_axes :]), padding)
     _check_memory(channels, kernel, geometry)
     return kernel.join(kernel.convolution(geometry, rule).forward(channels))
 

@@ -77,7 +77,8 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
         kernel: the taps, as for `forward`; the arithmetic runs on their device.
         input_size: size of the images x that are wanted back, one number for each axis of space.
         options: fields of `ResolvedSettings`, which explains them: `dimensions` (by default what the kernel's axes
-            tell), `padding` (`same`), `boundary` (`zero`), `lam` (0, the Moore–Penrose inverse), `penalty`
+            tell), `padding` (`same`), `stride`, `dilation`, `groups`, `transposed` and `output_padding` (those of a
+            plain convolution), `boundary` (`zero`), `lam` (0, the Moore–Penrose inverse), `penalty`
             (`identity`), `rcond`, `method`, `tolerance`, `max_iterations`, `max_memory` and `dtype`.
 
     Raises:
@@ -89,7 +90,7 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
     settings = ResolvedSettings.of(**options)
     check_single_kernel(kernel)
     dtype = pick_dtype(settings.dtype, kernel, kernel.device)
-    canonical = as_kernel(kernel, kernel.device, dtype, settings.dimensions)
+    canonical = as_kernel(kernel, kernel.device, dtype, settings.dimensions).with_layer(settings.layer)
     n_axes = canonical.n_axes
     if settings.dimensions not in (None, n_axes):
         raise UsageError(

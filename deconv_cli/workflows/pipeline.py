@@ -25,7 +25,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.sample_range import limits_of, white_of
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
@@ -43,6 +43,7 @@ from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
+from deconv_cli.workflows.layer_settings import describe_unseen
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
@@ -156,6 +157,10 @@ class Pipeline:
             return self._given.kernel
         return Kernel.of_any(self._kernel, dimensions=self._settings.dimensions)
 
+    def _as_layer(self, settings: ResolvedSettings) -> Kernel:
+        """Give the kernel in canonical form, with the stride and the rest that were resolved."""
+        return self._canonical().with_layer(settings.layer)
+
     def _planes(self, y: Tensor) -> Planes | None:
         """Tell how data are taken apart that have more axes than the kernel spans."""
         return Planes.of(y, self._canonical(), self._settings.dimensions)
@@ -164,7 +169,7 @@ class Pipeline:
         self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Do what `reconstruct` does, for data whose axes are those of the kernel."""
-        kernel = self._canonical()
+        kernel = self._as_layer(resolution.settings)
         n_axes, axis, curve = kernel.n_axes, kernel.channel_axis, resolution.tone_curve
         steps = _steps(y, resolution, n_axes)
         if curve is not None and y.ndim > n_axes:
@@ -272,7 +277,7 @@ class Pipeline:
         self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Restore one channel after another; their inverses are kept at once, and share the memory."""
-        kernel = self._canonical()
+        kernel = self._as_layer(resolution.settings)
         kernels = [self._kernel]
         if resolution.is_per_channel:
             kernel = replace(kernel, is_per_channel=True)
@@ -313,7 +318,8 @@ class Pipeline:
             as_bias(self._bias, y, kernel.n_axes)
         if truth is not None:
             size = tuple(y.shape[-kernel.n_axes :])
-            geometry = Geometry.of_output(size, kernel.size, resolution.settings.padding)
+            settings = resolution.settings
+            geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
             _check_truth(truth, tuple(y.shape[: -kernel.n_axes]), geometry.image_size)
 
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
@@ -325,9 +331,10 @@ class Pipeline:
             self._given.arrange(data)
             return data, self._given.kernel, self._given.geometry.image_size
         dtype = pick_dtype(settings.dtype, y, y.device)
-        kernel = as_any_kernel(self._kernel, y.device, dtype, self._settings.dimensions)
+        kernel = as_any_kernel(self._kernel, y.device, dtype, self._settings.dimensions).with_layer(settings.layer)
         kernel.split(y, are_outputs=True)  # what does not fit is refused before anything is built
-        geometry = Geometry.of_output(tuple(y.shape[-kernel.n_axes :]), kernel.size, settings.padding)
+        size = tuple(y.shape[-kernel.n_axes :])
+        geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
         return y.to(dtype), kernel, geometry.image_size
 
     def _with_noise(self, resolution: Resolution, data: Tensor, kernel: Kernel) -> Resolution:
@@ -377,7 +384,12 @@ class Pipeline:
 
     def _clipped(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> Tensor | None:
         """Find samples that are bounds, arranged for the operators, where the estimate can heed them."""
-        if resolution.ceiling is None or not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+        if (
+            estimator.operator.is_layer
+            or resolution.ceiling is None
+            or not isinstance(estimator, PseudoInverse)
+            or estimator.problem.lam == 0
+        ):
             return None
         if torch.is_grad_enabled() and (data.requires_grad or estimator.kernel.taps.requires_grad):
             return None
@@ -422,7 +434,9 @@ class Pipeline:
         residual = kernel.join(unexplained)
         image, settings = estimator.frame(solution.value), resolution.settings
         is_picture, tests = settings.defaults is InputKind.PICTURE, None
-        is_looked_at = (is_picture or settings.predict) and kernel.field is None
+        is_looked_at = (is_picture or settings.predict) and kernel.field is None and not operator.is_layer
+        if isinstance(operator, LayerConvolution):
+            resolution = replace(resolution, notes=(*resolution.notes, *describe_unseen(operator, settings.lam)))
         if isinstance(estimator, PseudoInverse) and is_looked_at:
             least = max(step, 0.0 if choice is None else choice.sigma)
             tests = check_residual_of(estimator, unexplained, arranged, noise=_model(settings), least_noise=least)
@@ -438,7 +452,7 @@ class Pipeline:
             residual=summarize_residual(residual, detached, kernel.n_axes),
             border=border_profile(residual, kernel.size),
             spectrum=estimator.spectrum,
-            scale=measure_scale(kernel.taps.detach(), solution.value.detach(), detached, weight),
+            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
             well_posedness=well_posedness,
             lambda_choice=choice,
             residual_tests=tests,
@@ -501,7 +515,7 @@ def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
 def _assess(estimator: Estimator) -> WellPosedness | None:
     """Assess the quadratic problem behind an estimate, if there is one."""
     inverse = getattr(estimator, "inverse", estimator)
-    if not isinstance(inverse, PseudoInverse) or inverse.kernel.field is not None:
+    if not isinstance(inverse, PseudoInverse) or inverse.kernel.field is not None or inverse.operator.is_layer:
         return None
     return assess_well_posedness(inverse)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Light, PaddingLike, format_lambda, format_padding
 from deconv_cli.workflows.kernel_fields import check_settings_of_field
+from deconv_cli.workflows.layer_settings import check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 
@@ -22,12 +24,16 @@ class RecordedConvolution:
     Attributes:
         boundary: what lay outside the image.
         padding: how far the kernel reached outside.
-        light: in what it acted.
+        light: in what it acted; `None` where that is not recorded.
+        layer: stride, dilation, groups and direction.
+        reason: where that is known from, for the report.
     """
 
     boundary: str
     padding: PaddingLike
-    light: Light = Light.STORED
+    light: Light | None = Light.STORED
+    layer: LayerOptions = PLAIN
+    reason: str = RECORDED
 
 
 @dataclass(frozen=True)
@@ -86,20 +92,30 @@ def resolve(
     """
     if kernel.field is not None:
         check_settings_of_field(settings)
+    layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
+    kernel = kernel.with_layer(layer)
+    if not layer.is_plain:
+        check_settings_of_layer(settings, layer)
+        # What a layer with a stride or groups gives are no samples of a scene.
+        settings = replace(settings, defaults=InputKind.TENSOR)
     defaults = DEFAULTS[settings.defaults]
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:
-        boundary, boundary_reason = recorded.boundary, RECORDED
+        boundary, boundary_reason = recorded.boundary, recorded.reason
+    elif boundary == "auto" and layer.transposed:
+        boundary, boundary_reason = "zero", "a transposed convolution looks at no pixel outside of its input"
     elif boundary == "auto":
         boundary, boundary_reason = defaults.boundary, defaults.boundary_reason
     padding = settings.padding
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
     light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
-    n_outputs, n_inputs = kernel.taps.shape[:2]
+    n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # The channels of a picture that nobody made from one image are channels, and no views of one image.
-    is_stacked = settings.defaults is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
+    is_stacked = (
+        layer.is_plain and settings.defaults is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
+    )
     is_per_channel = kernel.is_per_channel or is_stacked
     lam, lambda_reason = _lambda(settings)
     if settings.has_lambda and not isinstance(lam, str):
@@ -114,6 +130,7 @@ def resolve(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
         | {"light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
         | {"dimensions": settings.dimensions or kernel.n_axes}
+        | {field.name: getattr(layer, field.name) for field in fields(layer)}
         | {"noise": settings.noise if settings.noise is not None else defaults.noise}
         | {"lam": lam if isinstance(lam, float) else 0.0}
     )
@@ -185,6 +202,7 @@ def resolution_of(
         pairs = [
             ("boundary", recorded.boundary, fixed.boundary),
             ("padding", format_padding(recorded.padding), format_padding(fixed.padding)),
+            ("a layer with", recorded.layer.describe() or "stride 1", fixed.layer.describe() or "stride 1"),
         ]
     notes = tuple(
         f"deconv forward made this file with {name} {theirs}, but the factor was made for {name} {ours}; "

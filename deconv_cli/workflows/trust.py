@@ -87,16 +87,15 @@ class Clipping:
     share: float
 
 
-def measure_scale(taps: Tensor, estimate: Tensor, data: Tensor, weight: float) -> Scale:
+def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float) -> Scale:
     """Hold an estimate against white images.
 
     Args:
-        taps: shape `(C_out, C_in, *k)`.
+        gain: mean square of the singular values, a single number.
         estimate: any shape.
         data: y, any shape.
         weight: λσ²max; 0 where there is no λ.
     """
-    gain = to_float64(taps).square().sum() / min(taps.shape[:2])
     ratio = (to_float64(estimate).square().sum() * gain / to_float64(data).square().sum()).sqrt().nan_to_num(0.0)
     return Scale(synchronize.as_number(ratio), synchronize.as_number(weight / (gain + weight)))
 
@@ -146,7 +145,8 @@ def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float) -> list[D
 
 
 _CAUSES = (
-    "the layer may have a stride, a dilation, groups or transposed weights, which a plain kernel does not describe, "
+    "the layer may have a stride, a dilation, groups or transposed weights, which have to be given then, as in "
+    "stride=2, groups=4 or transposed=True, "
     'the data may come from behind an activation such as ReLU, or padding and boundary may differ; try padding="valid"'
 )
 

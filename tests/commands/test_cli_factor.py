@@ -245,7 +245,7 @@ def test_neither_kernel_nor_factor(refuses, outputs, tmp_path):
 def test_inputs_that_do_not_fit_are_refused_with_both_numbers(refuses, factor, save, tmp_path):
     output = ["-o", tmp_path / "x.npy"]
     other = save("other", np.ones((3, 13, 15)))
-    says = ["14×15", "13×15", "--size 14,15"]
+    says = ["14×15", "13×15", "--input-size 14,15"]
     refuses("invert", other, "--factor", factor, *output, code=ExitCode.INPUT_REFUSED, says=says)
     channels = save("channels", np.ones((4, 14, 15)))
     refuses("invert", channels, "--factor", factor, *output, code=ExitCode.INPUT_REFUSED, says=["3 channels", "has 4"])

@@ -20,7 +20,7 @@ from deconv_cli.settings import ReconstructionSettings, option_name
         ("more than max_memory allows", "more than --max-memory allows"),
         ("pass normalize=False.", "pass --no-normalize."),
         ("pass force=True to replace it.", "pass --force to replace it."),
-        ('made with input_size="14,15".', "made with --size 14,15."),
+        ('made with input_size="14,15".', "made with --input-size 14,15."),
         ("noise_sigma helps to choose λ", "--noise-sigma helps to choose λ"),
         ("the padding of the layer is 1.", "the padding of the layer is 1."),
         ("--max-memory stays as it is.", "--max-memory stays as it is."),

@@ -170,8 +170,8 @@ def test_the_bias_that_was_read_is_named(tmp_path, save, network):
 
 
 def test_a_bias_that_does_not_fit(save, refused):
-    path = save({"a.weight": torch.ones(4, 3, 3, 3), "a.bias": torch.ones(3)})
-    refused(ShapeError, read_kernel, path, layer="a", says=["bias 'a.bias'", "(4,)", "(3,)"])
+    path = save({"a.weight": torch.ones(4, 3, 3, 3), "a.bias": torch.ones(5)})
+    refused(ShapeError, read_kernel, path, layer="a", says=["bias 'a.bias'", "(4,)", "(5,)"])
     path = save({"a.weight": torch.ones(4, 3, 3, 3), "a.bias": torch.tensor([0, 1, 2, float("nan")])})
     refused(MalformedInputError, read_kernel, path, layer="a", says="1 of 4 bias samples")
 
@@ -181,32 +181,43 @@ class TestWholeModules:
         found = read_kernel(save(network), layer="0")
         assert torch.equal(found.kernel, network[0].weight)
         assert torch.equal(found.bias, network[0].bias)
-        assert found.notes[0] == "the layer itself pads by (0, 0) with padding_mode='zeros'"
+        assert "stride 1,1, padding 0,0, dilation 1,1, groups 1" in found.notes[0]
 
     def test_a_single_layer_needs_no_name(self, save):
         layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
         found = read_kernel(save(layer))
         assert torch.equal(found.kernel, layer.weight)
-        assert found.notes[0] == "the layer itself pads by (1, 1) with padding_mode='circular'"
+        assert found.geometry["padding"] == [1, 1]
+        assert found.geometry["padding_mode"] == "circular"
+        assert "padding 1,1" in found.notes[0]
 
     @pytest.mark.parametrize(
-        ("layer", "says"),
+        ("layer", "geometry"),
         [
-            (lambda: nn.Conv2d(2, 4, 3, stride=2), "stride=(2, 2)"),
-            (lambda: nn.Conv2d(2, 4, 3, dilation=(1, 2)), "dilation=(1, 2)"),
-            (lambda: nn.Conv2d(2, 4, 3, groups=2), "groups=2"),
-            (lambda: nn.ConvTranspose2d(2, 4, 3), "ConvTranspose2d"),
-            (lambda: nn.Linear(2, 4), "Linear(in_features=2"),
+            (lambda: nn.Conv2d(2, 4, 3, stride=2), {"stride": [2, 2]}),
+            (lambda: nn.Conv1d(2, 4, 3, dilation=2, padding=2), {"dilation": [2], "padding": [2]}),
+            (lambda: nn.Conv3d(2, 4, 3, groups=2, padding="same"), {"groups": 2, "padding": "same"}),
+            (
+                lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1, groups=1),
+                {"transposed": True, "output_padding": [1, 1]},
+            ),
         ],
     )
-    def test_what_is_no_plain_convolution(self, save, refused, layer, says):
-        path = save(nn.Sequential(layer(), nn.Flatten()))
-        refused(MalformedInputError, read_kernel, path, layer="0", says=["'0.weight' of", "stride 1", says])
+    def test_the_geometry_of_any_convolution(self, save, layer, geometry):
+        module = layer()
+        found = read_kernel(save(nn.Sequential(module, nn.Flatten())), layer="0")
+        assert torch.equal(found.kernel, module.weight)
+        assert torch.equal(found.bias, module.bias)
+        assert {name: found.geometry[name] for name in geometry} == geometry
+
+    def test_what_is_no_convolution(self, save, refused):
+        path = save(nn.Sequential(nn.Linear(2, 4), nn.Flatten()))
+        refused(MalformedInputError, read_kernel, path, layer="0", says=["'0.weight' of", "Linear(in_features=2"])
 
     def test_settings_that_are_none(self, save, refused):
         layer = nn.Conv2d(2, 4, 3)
         layer.stride = torch.ones(2)
-        refused(MalformedInputError, read_kernel, save(layer), says="a model as torch saves it")
+        refused(MalformedInputError, read_kernel, save(layer), says="stride")
 
     def test_a_class_that_is_not_of_torch(self, save, code, refused):
         from deconv_cli.models.named_code import load_named

@@ -1,0 +1,137 @@
+"""What a layer of a network does beside sliding its kernel by single pixels, in torch's words.
+
+Nothing here imports torch. A layer relates two grids along each axis, `coarse[o] = Σ_t K[t]·fine[stride·o + dilation·t
+− before]`. A convolution goes from the fine grid to the coarse one, a transposed convolution back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from typing import Any
+
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import Size
+
+PerAxis = int | Size
+"""One whole number for all axes of space, or one for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """Stride, dilation, groups and the rest, as `torch.nn.Conv2d` and `torch.nn.ConvTranspose2d` take them.
+
+    Attributes:
+        stride: pixels of the fine grid from one pixel of the coarse grid to the next.
+        dilation: pixels from one tap to the next.
+        groups: sets of channels that the kernel does not mix with one another.
+        transposed: go from the coarse grid to the fine one; the taps have then the shape `(C_in, C_out / groups, *k)`.
+        output_padding: of a transposed convolution, pixels by which its output is larger than the smallest possible.
+
+    Raises:
+        UsageError: a value that torch takes for none of these.
+    """
+
+    stride: PerAxis = 1
+    dilation: PerAxis = 1
+    groups: int = 1
+    transposed: bool = False
+    output_padding: PerAxis = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("stride", 1), ("dilation", 1), ("groups", 1), ("output_padding", 0)):
+            object.__setattr__(self, name, _whole(getattr(self, name), name, least, is_single=name == "groups"))
+        if not isinstance(self.transposed, bool):
+            raise UsageError(f"transposed must be True or False, but is {self.transposed!r}.")
+        if not self.transposed and _largest(self.output_padding) > 0:
+            raise UsageError(
+                f"output_padding enlarges the output of a transposed convolution, but is {self.output_padding} of one "
+                "that is not; leave it out, or add transposed=True."
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the kernel is slid by single pixels over all channels, and nothing else."""
+        steps = (self.stride, self.dilation)
+        return not self.transposed and self.groups == 1 and all(_largest(step) == 1 for step in steps)
+
+    def over_axes(self, n_axes: int) -> AxisOptions:
+        """Write each number once for every axis of space.
+
+        Raises:
+            UsageError: there are numbers for another count of axes, or more output padding than a step has pixels.
+        """
+        stride, dilation, output_padding = (
+            _expanded(getattr(self, name), name, n_axes) for name in ("stride", "dilation", "output_padding")
+        )
+        for added, step, spread in zip(output_padding, stride, dilation, strict=True):
+            if added >= max(step, spread) > 0 and added > 0:
+                raise UsageError(
+                    f"output_padding must be smaller than the stride or the dilation, as in torch, but is {added} "
+                    f"where they are {step} and {spread}."
+                )
+        return AxisOptions(stride, dilation, output_padding)
+
+    def record(self) -> dict[str, Any]:
+        """Give what differs from a plain convolution, by torch's words, for JSON."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+    def describe(self) -> str:
+        """Write what differs from a plain convolution: `stride 2, groups 4`."""
+        return ", ".join(
+            "transposed" if value is True else f"{name.replace('_', ' ')} {_typed(value)}"
+            for name, value in self.record().items()
+        )
+
+    def of_one_group(self) -> LayerOptions:
+        """Give the options of each group of channels by itself."""
+        return replace(self, groups=1)
+
+
+@dataclass(frozen=True)
+class AxisOptions:
+    """Stride, dilation and output padding, one number for each axis of space."""
+
+    stride: Size
+    dilation: Size
+    output_padding: Size
+
+
+def _whole(value: object, name: str, least: int, *, is_single: bool) -> PerAxis:
+    """Turn whole numbers of any library into plain ones; a tuple of equal numbers stays one number for each axis."""
+    numbers: list[Any] = list(value) if isinstance(value, tuple | list) and not is_single else [value]
+    is_whole = all(not isinstance(n, bool) and isinstance(n, Integral) and int(n) >= least for n in numbers)
+    if not numbers or not is_whole:
+        wanted = "a whole number" if is_single else "a whole number, or one for each axis,"
+        raise UsageError(f"{name} must be {wanted} from {least} on, but is {value!r}.")
+    plain = tuple(int(n) for n in numbers)
+    return plain if isinstance(value, tuple | list) else plain[0]
+
+
+def _expanded(value: PerAxis, name: str, n_axes: int) -> Size:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if len(numbers) == 1:
+        return numbers * n_axes
+    if len(numbers) != n_axes:
+        raise UsageError(
+            f"{name} must be a whole number or one for each of the {n_axes} axes of space, but is {value!r}."
+        )
+    return numbers
+
+
+def _largest(value: PerAxis) -> int:
+    return max(value) if isinstance(value, tuple) else value
+
+
+def _typed(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+PLAIN = LayerOptions()
+"""A plain convolution."""
+TRANSPOSED = LayerOptions(transposed=True)
+"""A plain transposed convolution."""

@@ -1,0 +1,286 @@
+"""A layer of a network as a linear operator: stride, dilation, groups and the transposed direction, as in torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deconv_cli.errors import ShapeError
+from deconv_cli.layer_options import AxisOptions, LayerOptions
+from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.circulant import to_float64, torus_symbol
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.correlation import CONVOLUTIONS, full_precision_convolutions
+from deconv_cli.operators.extension import Extension
+from deconv_cli.operators.geometry import Geometry, Padding, Pads
+from deconv_cli.operators.layer_geometry import GridAxis, LayerGeometry
+from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.operators.phases import rearranged_taps, transposed_taps
+from deconv_cli.operators.spectrum import (
+    MAX_BLOCK_OPERATIONS,
+    Spectrum,
+    affordable_grid,
+    kernel_spectrum,
+    singular_values,
+)
+from deconv_cli.vocabulary import Size
+
+TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+"""torch's own transposed convolutions, by the number of axes."""
+
+# Groups whose singular values come so near to the largest on a coarse grid are looked at on the whole one.
+NEARLY = 0.8
+
+
+class StridedCorrelation(LinearOperator):
+    """Slide grouped, dilated taps with a stride over an image that has its border already.
+
+    Args:
+        kernel: shape `(C_out, C_in / groups, *k)`.
+        size: pixels of the image with its border.
+        steps: stride and dilation along each axis.
+        groups: sets of channels.
+        n_outputs: outputs along each axis, of those that there are.
+    """
+
+    def __init__(self, kernel: Tensor, size: Size, steps: AxisOptions, groups: int, n_outputs: Size) -> None:
+        self.kernel, self.dtype, self.device = kernel, kernel.dtype, kernel.device
+        self.input_shape = (groups * kernel.shape[1], *size)
+        self.output_shape = (kernel.shape[0], *n_outputs)
+        self._steps, self._groups = steps, groups
+        spans = zip(n_outputs, steps.stride, steps.dilation, kernel.shape[2:], strict=True)
+        self._seen = tuple((m - 1) * s + d * (k - 1) + 1 for m, s, d, k in spans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Correlate `x` of shape `(*batch, C_in, *size)` with the kernel."""
+        n_axes = len(self._seen)
+        # What the outputs see of the image, and no more: torch would give more outputs.
+        seen = crop(x, (0,) * n_axes, tuple(min(n, end) for n, end in zip(x.shape[-n_axes:], self._seen, strict=True)))
+        flat = seen.reshape(-1, *seen.shape[-n_axes - 1 :])
+        with full_precision_convolutions(x.device):
+            y = CONVOLUTIONS[n_axes](
+                flat, self.kernel, stride=self._steps.stride, dilation=self._steps.dilation, groups=self._groups
+            )
+        return y.reshape(*x.shape[: -n_axes - 1], *y.shape[1:])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Spread `y` of shape `(*batch, C_out, *outputs)` by the taps."""
+        n_axes = len(self._seen)
+        flat = y.reshape(-1, *y.shape[-n_axes - 1 :])
+        with full_precision_convolutions(y.device):
+            x = TRANSPOSED[n_axes](
+                flat, self.kernel, stride=self._steps.stride, dilation=self._steps.dilation, groups=self._groups
+            )
+        unseen = [n - end for n, end in zip(self.input_shape[1:], self._seen, strict=True)]
+        if any(unseen):
+            x = functional.pad(x, [n for rest in reversed(unseen) for n in (0, rest)])
+        return x.reshape(*y.shape[: -n_axes - 1], *x.shape[1:])
+
+
+class LayerConvolution(Convolution):
+    """`torch.nn.Conv1d`, `Conv2d`, `Conv3d` or their transposed counterparts, under any boundary.
+
+    It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`.
+
+    Args:
+        kernel: taps of shape `(C_out, C_in / groups, *k)`, or `(C_in, C_out / groups, *k)` of a transposed layer.
+        image_size: pixels of the image along each axis.
+        options: stride, dilation, groups, and whether it is transposed.
+        padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`; of a transposed layer what is
+            cut off its output.
+        boundary: what lies outside the image, a rule or its name; zeros for a transposed layer.
+
+    Raises:
+        ShapeError: the kernel does not fit the image or the groups, or reaches too far outside the image.
+        UsageError: no such padding or boundary is known, or options that are for another number of axes.
+    """
+
+    is_layer = True
+
+    def __init__(
+        self,
+        kernel: Tensor,
+        image_size: Size,
+        options: LayerOptions,
+        *,
+        padding: Padding = "same",
+        boundary: str | BoundaryRule = "zero",
+    ) -> None:
+        self.kernel, self.dtype, self.device = kernel, kernel.dtype, kernel.device
+        self.options, self.boundary = options, as_rule(boundary)
+        self.layer_geometry = LayerGeometry.of_layer(image_size, tuple(kernel.shape[2:]), padding, options)
+        self.geometry = self.layer_geometry
+        self.geometry.check_boundary(self.boundary)
+        if kernel.shape[0] % options.groups:
+            raise ShapeError(
+                f"a kernel of shape {tuple(kernel.shape)} has {kernel.shape[0]} channels on its first axis, which "
+                f"{options.groups} groups do not divide; give another number of groups."
+            )
+        self.correlation, self.extension = self._parts(kernel, self.layer_geometry)
+        if options.transposed:
+            self.input_shape = self.correlation.output_shape
+            self.output_shape = (self.correlation.input_shape[0], *self.geometry.output_size)
+        else:
+            self.input_shape, self.output_shape = self.extension.input_shape, self.correlation.output_shape
+
+    def _parts(self, kernel: Tensor, geometry: LayerGeometry) -> tuple[LinearOperator, LinearOperator]:
+        """Build the correlation from the fine grid with its border to the coarse one, and the border."""
+        axes, groups = geometry.grid_axes, self.options.groups
+        extended = tuple(axis.n_fine + axis.before + axis.after for axis in axes)
+        n_coarse = tuple(axis.n_coarse for axis in axes)
+        correlation = StridedCorrelation(kernel, extended, geometry.steps, groups, n_coarse)
+        n_channels = groups * kernel.shape[1]
+        if self.boundary.is_unknown:
+            return correlation, Identity((n_channels, *extended))
+        fine = Geometry(tuple(axis.n_fine for axis in axes), geometry.reach, geometry.pads)
+        return correlation, Extension(fine, n_channels, self.boundary)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to `x` of shape `(*batch, C_in, *image_size)`."""
+        if self.options.transposed:
+            return self.extension.adjoint(self.correlation.adjoint(x))
+        return self.correlation.forward(self.extension.forward(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose to `y` of shape `(*batch, C_out, *output_size)`."""
+        if self.options.transposed:
+            return self.correlation.forward(self.extension.forward(y))
+        return self.extension.adjoint(self.correlation.adjoint(y))
+
+    def with_kernel(self, kernel: Tensor) -> LayerConvolution:
+        """Give the same layer with other taps."""
+        geometry = self.geometry
+        return LayerConvolution(
+            kernel, geometry.image_size, self.options, padding=geometry.pads, boundary=self.boundary
+        )
+
+    @property
+    def grid_axes(self) -> tuple[GridAxis, ...]:
+        """The relation of the two grids along each axis; an unknown border is a part of the fine one."""
+        axes = self.layer_geometry.grid_axes
+        if not self.boundary.is_unknown:
+            return axes
+        return tuple(replace(a, n_fine=a.n_fine + a.before + a.after, before=0, after=0) for a in axes)
+
+    def plain_taps(self, kernel: Tensor) -> Tensor:
+        """Give the taps of the plain convolutions that the layer consists of, shape `(groups, O, I, *k')`.
+
+        Phases are channels (`phases.py`): those of the image, or those of the output of a transposed layer.
+        """
+        found = rearranged_taps(kernel, self.grid_axes, self.options.groups)
+        return transposed_taps(found) if self.options.transposed else found
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The extreme singular values of the symbol of the phases; of several groups, those of the largest."""
+        torus = tuple(-(-axis.n_fine // axis.stride) for axis in self.layer_geometry.grid_axes)
+        found = [self._spectrum_of(group, torus) for group in self._loudest_groups(torus)]
+        return max(found, key=lambda spectrum: spectrum.sigma_max)
+
+    def _spectrum_of(self, group: int, torus: Size) -> Spectrum:
+        return kernel_spectrum(self.kernel, torus, lambda kernel: self.plain_taps(kernel)[group])
+
+    def _loudest_groups(self, torus: Size) -> list[int]:
+        """Find the groups that may have the largest singular value, by those on few frequencies."""
+        taps = to_float64(self.plain_taps(self.kernel.detach()))
+        n_groups, n_outputs = taps.shape[:2]
+        if n_groups == 1:
+            return [0]
+        grid = affordable_grid(torus, taps.shape[1:3], max_block_operations=MAX_BLOCK_OPERATIONS / n_groups)
+        symbol = torus_symbol(taps.flatten(0, 1), grid).unflatten(-2, (n_groups, n_outputs))
+        largest = singular_values(symbol).amax(-1).flatten(0, -2).amax(0)
+        return torch.nonzero(largest >= NEARLY * largest.max()).flatten().tolist()
+
+    @property
+    def mean_square_gain(self) -> Tensor:
+        """The mean square of the singular values of the symbol of the phases, of all groups."""
+        taps = to_float64(self.plain_taps(self.kernel.detach()))
+        return taps.square().sum() / (taps.shape[0] * min(taps.shape[1:3]))
+
+    @property
+    def constant_gains(self) -> Tensor:
+        """What the layer makes of constant channels away from the border, shape `(n, C_in)`, a row for each phase."""
+        gains = self.plain_taps(to_float64(self.kernel)).sum(dim=space_axes(len(self.geometry.image_size)))
+        if not self.options.transposed:  # all phases of a constant are equal
+            gains = gains.unflatten(-1, (self.kernel.shape[1], -1)).sum(dim=-1)
+        return torch.block_diag(*gains)
+
+    def touched(self, *, of_inputs: bool = True) -> Tensor:
+        """Find the pixels of the input that some output depends on, or the outputs that depend on some pixel.
+
+        Returns:
+            By the places of the taps alone, for all channels alike: shape `(*input_shape[1:],)` or
+            `(*output_shape[1:],)`, boolean.
+        """
+        found = self.kernel.new_ones((), dtype=torch.bool)
+        for at in range(len(self.geometry.kernel_size)):
+            along = self._along(at)
+            if of_inputs:
+                seen = along.adjoint(self.kernel.new_ones(along.output_shape))
+            else:
+                seen = along.forward(self.kernel.new_ones(along.input_shape))
+            found = found[..., None] & (seen[0] != 0)
+        return found
+
+    def _along(self, at: int) -> LayerConvolution:
+        """Give the layer along one axis alone, with taps of one."""
+        geometry, steps = self.geometry, self.layer_geometry.steps
+        options = LayerOptions(
+            stride=steps.stride[at],
+            dilation=steps.dilation[at],
+            transposed=self.options.transposed,
+            output_padding=steps.output_padding[at],
+        )
+        pads = Pads((geometry.pads.before[at],), (geometry.pads.after[at],))
+        taps = self.kernel.new_ones(1, 1, geometry.kernel_size[at])
+        return LayerConvolution(taps, (geometry.image_size[at],), options, padding=pads, boundary=self.boundary)
+
+
+class GroupedLayer(LinearOperator):
+    """The groups of a layer one by one, as a batch of their own: `(*batch, groups, C_in / groups, *size)`.
+
+    Args:
+        layer: the layer.
+    """
+
+    def __init__(self, layer: LayerConvolution) -> None:
+        self.layer, self.dtype, self.device = layer, layer.dtype, layer.device
+        groups = layer.options.groups
+        self.input_shape = (layer.input_shape[0] // groups, *layer.input_shape[1:])
+        self.output_shape = (layer.output_shape[0] // groups, *layer.output_shape[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply each group to its own channels: `x` of shape `(*batch, groups, C_in / groups, *size)`."""
+        return self.divide(self.layer.forward(self.unite(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transposes to `y` of shape `(*batch, groups, C_out / groups, *output_size)`."""
+        return self.divide(self.layer.adjoint(self.unite(y)))
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups there are."""
+        return self.layer.options.groups
+
+    def as_matrices(self) -> Tensor:
+        """Write each group out as a dense matrix, shape `(groups, n_outputs, n_inputs)`."""
+        n_inputs = math.prod(self.input_shape)
+        basis = torch.eye(n_inputs, dtype=self.dtype, device=self.device).reshape(n_inputs, 1, *self.input_shape)
+        image = self.forward(basis.expand(-1, self.n_groups, *self.input_shape))
+        return image.flatten(2).permute(1, 2, 0)
+
+    def divide(self, images: Tensor) -> Tensor:
+        """Turn the channels of a layer into groups with their channels."""
+        n_axes = len(self.input_shape) - 1
+        return images.unflatten(-n_axes - 1, (self.n_groups, -1))
+
+    def unite(self, images: Tensor) -> Tensor:
+        """Undo `divide`."""
+        n_axes = len(self.input_shape) - 1
+        return images.flatten(-n_axes - 2, -n_axes - 1)

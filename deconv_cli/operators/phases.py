@@ -1,0 +1,290 @@
+"""Layers as plain convolutions of rearranged pixels: stride, dilation and the transposed direction, one axis at a time.
+
+With `coarse[o] = Σ_t K[t]·fine[s·o + d·t − b]` along an axis:
+
+- stride: pixels s·q + r of the fine grid are pixel q of a channel of their own, phase r (pixel unshuffle). Tap t meets
+  phase (d·t − b) mod s at q − o = ⌊(d·t − b)/s⌋, and what is left is a convolution with stride 1 and more channels.
+- dilation: outputs o = d·o' + j look at the pixels of phase (j − b) mod d alone. Each j is a problem of its own, with
+  the same taps and its own border.
+- transposed: the transpose of a convolution under zeros is one with flipped taps, and the border that lacks to full.
+
+A rearrangement is a permutation, but for pixels that no output depends on and outputs that depend on none, which are
+left out; so the pseudo-inverse of the layer is that of the plain convolutions, rearranged. Where the pixels beyond the
+end of the fine grid are not the same for all phases, or a border mirrors one phase into another, there is none such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.geometry import Pads
+from deconv_cli.operators.layer_geometry import GridAxis
+from deconv_cli.vocabulary import Size
+
+NOTHING = -1
+"""In the place of a pixel or a tap that there is not."""
+
+
+@dataclass(frozen=True)
+class AxisPart:
+    """One plain convolution along an axis: where its pixels lie, and its border.
+
+    Attributes:
+        fine: positions on the fine grid, one row for each phase, `NOTHING` for pixels beyond its end; the pixels of a
+            phase make up an image of `len(fine[0])` pixels.
+        coarse: positions on the coarse grid.
+        before: pixels of the border ahead of the image.
+        after: pixels of the border behind it.
+    """
+
+    fine: tuple[tuple[int, ...], ...]
+    coarse: tuple[int, ...]
+    before: int
+    after: int
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some phases have fewer pixels than others."""
+        return any(NOTHING in row for row in self.fine)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """What makes two parts the same problem: the pixels of either grid, and the border."""
+        return len(self.fine[0]), len(self.coarse), self.before, self.after
+
+
+def tap_table(axis: GridAxis, *, on_torus: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Find the tap that meets each phase at each step: rows of tap numbers, `NOTHING` where none does.
+
+    Args:
+        axis: the axis; without a stride its dilation is left to the parts.
+        on_torus: keep the phases that no tap meets, and the gaps of a dilation: the layer is taken as a whole.
+    """
+    if axis.stride == 1 and not on_torus:
+        return (tuple(range(axis.n_taps)),)
+    places = _places(axis)
+    met = range(axis.stride) if on_torus else sorted({r for _, r in places})
+    first, last = min(q for q, _ in places), max(q for q, _ in places)
+    taps = {(r, q): t for t, (q, r) in enumerate(places)}
+    return tuple(tuple(taps.get((r, q), NOTHING) for q in range(first, last + 1)) for r in met)
+
+
+def _places(axis: GridAxis) -> list[tuple[int, int]]:
+    """Find the step and the phase that each tap meets, seen from coarse pixel 0."""
+    return [divmod(axis.dilation * t - axis.before, axis.stride) for t in range(axis.n_taps)]
+
+
+def split_axis(axis: GridAxis, boundary: BoundaryRule) -> list[AxisPart] | None:
+    """Divide an axis into plain convolutions; `None` where that is not exact.
+
+    Args:
+        axis: the axis.
+        boundary: what lies outside the fine grid.
+    """
+    if axis.stride == 1 and axis.dilation == 1:
+        part = AxisPart((tuple(range(axis.n_fine)),), tuple(range(axis.n_coarse)), axis.before, axis.after)
+        return [_trimmed(part, axis.n_taps) if boundary.is_zero else part]
+    has_border = axis.before > 0 or axis.after > 0
+    if has_border and not (boundary.is_zero or boundary.is_periodic):
+        return None
+    wraps = has_border and boundary.is_periodic
+    if axis.stride > 1:
+        found = _of_stride(axis, wraps=wraps)
+        parts = None if found is None else [found]
+    else:
+        parts = _of_dilation(axis, wraps=wraps)
+    if parts is None or wraps:
+        return parts
+    trimmed = (_trimmed(part, len(tap_table(axis)[0])) for part in parts)
+    return [part for part in trimmed if part.coarse]
+
+
+def _of_stride(axis: GridAxis, *, wraps: bool) -> AxisPart | None:
+    places = _places(axis)
+    first, last = min(q for q, _ in places), max(q for q, _ in places)
+    ends = {r: axis.n_coarse + max(q for q, phase in places if phase == r) for _, r in places}
+    n_there = {r: -(-(axis.n_fine - r) // axis.stride) for r in ends}
+    if wraps:
+        n_pixels = axis.n_fine // axis.stride
+        if axis.n_fine % axis.stride or axis.n_coarse + last < n_pixels:
+            return None
+    else:
+        n_pixels = max(min(n_there[r], ends[r]) for r in ends)
+        # A phase that ends earlier than the others would look at a border that they have not.
+        if any(n_there[r] < min(n_pixels, ends[r]) for r in ends):
+            return None
+    rows = (
+        tuple(p if (p := axis.stride * q + r) < axis.n_fine else NOTHING for q in range(n_pixels)) for r in sorted(ends)
+    )
+    return AxisPart(tuple(rows), tuple(range(axis.n_coarse)), -first, axis.n_coarse + last - n_pixels)
+
+
+def _of_dilation(axis: GridAxis, *, wraps: bool) -> list[AxisPart] | None:
+    if wraps and axis.n_fine % axis.dilation:
+        return None
+    parts = []
+    for j in range(min(axis.dilation, axis.n_coarse)):
+        shift, phase = divmod(j - axis.before, axis.dilation)
+        coarse = tuple(range(j, axis.n_coarse, axis.dilation))
+        end = len(coarse) + axis.n_taps - 1 + shift
+        n_pixels = -(-(axis.n_fine - phase) // axis.dilation)
+        if wraps and end < n_pixels:
+            return None
+        n_pixels = n_pixels if wraps else min(n_pixels, end)
+        if n_pixels > 0:
+            fine = tuple(phase + axis.dilation * q for q in range(n_pixels))
+            parts.append(AxisPart((fine,), coarse, -shift, end - n_pixels))
+    return parts
+
+
+def _trimmed(part: AxisPart, n_taps: int) -> AxisPart:
+    """Leave out the outputs at either end that look at nothing but zeros."""
+    ahead, behind = (max(pad - (n_taps - 1), 0) for pad in (part.before, part.after))
+    coarse = part.coarse[ahead : len(part.coarse) - behind]
+    return AxisPart(part.fine, coarse, part.before - ahead, part.after - behind)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the plain convolutions that a layer consists of: an `AxisPart` along each axis."""
+
+    axes: tuple[AxisPart, ...]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """What makes two parts the same problem."""
+        return tuple(axis.sizes for axis in self.axes)
+
+    def take_fine(self, images: Tensor) -> Tensor:
+        """Rearrange `(*batch, C, *fine size)` to `(*batch, C · phases, *part size)`; zeros where there is no pixel."""
+        n_axes = len(self.axes)
+        for at, axis in enumerate(self.axes):
+            positions = torch.tensor(axis.fine, device=images.device).flatten()
+            taken = images.index_select(at - n_axes, positions.clamp_min(0))
+            if axis.is_ragged:
+                taken = taken * (positions != NOTHING).to(taken.dtype).reshape(-1, *[1] * (n_axes - 1 - at))
+            images = taken
+        return _phases_to_channels(images, [len(axis.fine) for axis in self.axes])
+
+    def put_fine(self, images: Tensor, values: Tensor) -> None:
+        """Write `values` of shape `(*batch, C · phases, *part size)` to their places in `(*batch, C, *fine size)`."""
+        n_axes = len(self.axes)
+        spread = _channels_to_phases(values, [len(axis.fine) for axis in self.axes])
+        places: list[Tensor] = []
+        for at, axis in enumerate(self.axes):
+            flat = [position for row in axis.fine for position in row]
+            there = [number for number, position in enumerate(flat) if position != NOTHING]
+            if axis.is_ragged:
+                spread = spread.index_select(at - n_axes, torch.tensor(there, device=values.device))
+            positions = torch.tensor([flat[number] for number in there], device=values.device)
+            places.append(positions.reshape(-1, *[1] * (n_axes - 1 - at)))
+        images[_at(places)] = spread
+
+    def take_coarse(self, images: Tensor) -> Tensor:
+        """Choose the outputs of this part from `(*batch, C, *coarse size)`."""
+        for at, axis in enumerate(self.axes):
+            images = images.index_select(at - len(self.axes), torch.tensor(axis.coarse, device=images.device))
+        return images
+
+    def put_coarse(self, images: Tensor, values: Tensor) -> None:
+        """Write `values` of shape `(*batch, C, *part size)` to their places in `(*batch, C, *coarse size)`."""
+        n_axes = len(self.axes)
+        places = [
+            torch.tensor(axis.coarse, device=values.device).reshape(-1, *[1] * (n_axes - 1 - at))
+            for at, axis in enumerate(self.axes)
+        ]
+        images[_at(places)] = values
+
+
+def _at(places: list[Tensor]) -> Any:  # noqa: ANN401 (torch names no type for indices)
+    """Index the last axes, one tensor of positions for each."""
+    return (..., *places)
+
+
+def split_layer(axes: Sequence[GridAxis], boundary: BoundaryRule) -> list[Part] | None:
+    """Divide a layer into plain convolutions of the taps `plain_taps`; `None` where that is not exact."""
+    along = [split_axis(axis, boundary) for axis in axes]
+    if any(parts is None for parts in along):
+        return None
+    return [Part(tuple(chosen)) for chosen in product(*[parts for parts in along if parts is not None])]
+
+
+def whole_layer(axes: Sequence[GridAxis]) -> Part:
+    """Rearrange a layer with all its phases, whatever its sizes and its border: what an approximation needs."""
+    parts = []
+    for axis in axes:
+        n_pixels = -(-axis.n_fine // axis.stride)
+        rows = (
+            tuple(p if (p := axis.stride * q + r) < axis.n_fine else NOTHING for q in range(n_pixels))
+            for r in range(axis.stride)
+        )
+        before = -min(q for q, _ in _places(axis))
+        parts.append(AxisPart(tuple(rows), tuple(range(axis.n_coarse)), before, 0))
+    return Part(tuple(parts))
+
+
+def rearranged_taps(taps: Tensor, axes: Sequence[GridAxis], groups: int, *, on_torus: bool = False) -> Tensor:
+    """Rearrange the taps of a layer to those of its plain convolutions from the fine grid to the coarse one.
+
+    Args:
+        taps: shape `(C_coarse, C_fine / groups, *k)`.
+        axes: the axes of space.
+        groups: sets of channels.
+        on_torus: see `tap_table`.
+
+    Returns:
+        Shape `(groups, C_coarse / groups, C_fine / groups · phases, *k')`.
+    """
+    found, n_phases = taps.unflatten(0, (groups, -1)), []
+    for at, axis in enumerate(axes):
+        table = tap_table(axis, on_torus=on_torus)
+        n_phases.append(len(table))
+        numbers = torch.tensor(table, device=taps.device).flatten()
+        dim = at - len(axes)
+        is_there = (numbers != NOTHING).to(taps.dtype).reshape(-1, *[1] * (-1 - dim))
+        found = found.index_select(dim, numbers.clamp_min(0)) * is_there
+    return _phases_to_channels(found, n_phases)
+
+
+def transposed_taps(taps: Tensor) -> Tensor:
+    """Turn taps `(groups, O, I, *k)` into those of the transposed convolutions, `(groups, I, O, *k)`."""
+    return taps.flip(tuple(range(3, taps.ndim))).transpose(1, 2)
+
+
+def plain_pads(part: Part, taps_size: Size, *, transposed: bool) -> Pads:
+    """Give the border of one of the plain convolutions, in the direction of the layer."""
+    before = tuple(axis.before for axis in part.axes)
+    after = tuple(axis.after for axis in part.axes)
+    if transposed:
+        before, after = (tuple(k - 1 - pad for k, pad in zip(taps_size, pads, strict=True)) for pads in (before, after))
+    return Pads(before, after)
+
+
+def _phases_to_channels(images: Tensor, n_phases: list[int]) -> Tensor:
+    """Turn `(*, C, p_1·n_1, …, p_d·n_d)`, the phases first along each axis, into `(*, C · p_1 ⋯ p_d, n_1, …, n_d)`."""
+    n_axes = len(n_phases)
+    lead = images.ndim - n_axes - 1
+    for at, n in enumerate(n_phases):
+        images = images.unflatten(lead + 1 + 2 * at, (n, -1))
+    phases = [lead + 1 + 2 * at for at in range(n_axes)]
+    images = images.permute(*range(lead + 1), *phases, *[p + 1 for p in phases])
+    return images.flatten(lead, lead + n_axes)
+
+
+def _channels_to_phases(images: Tensor, n_phases: list[int]) -> Tensor:
+    """Undo `_phases_to_channels`."""
+    n_axes = len(n_phases)
+    lead = images.ndim - n_axes - 1
+    images = images.unflatten(lead, (-1, *n_phases))
+    order = [axis for at in range(n_axes) for axis in (lead + 1 + at, lead + 1 + n_axes + at)]
+    images = images.permute(*range(lead + 1), *order)
+    for at in range(n_axes):
+        images = images.flatten(lead + 1 + at, lead + 2 + at)
+    return images

@@ -1,0 +1,306 @@
+"""Layers of any size under any border, by conjugate gradients on the true operator.
+
+What preconditions them is the layer on a torus: its phases are channels there (`operators/phases.py`), so that AᴴA and
+AAᴴ are a small matrix at each frequency. With λ > 0 that is the preconditioner of the normal equations. The
+Moore–Penrose inverse has two cases, of pixels that some output depends on and outputs that depend on some pixel:
+
+- the outputs determine the pixels: the normal equations AᴴAx = Aᴴy, preconditioned by (KᴴK + ε)⁻¹;
+- the pixels have room for every output: AAᴴz = y and x = Aᴴz, preconditioned by (KKᴴ + ε)⁻¹. A step in the data stays
+  in the range of Aᴴ, where the solution of least norm lies (Björck, Numerical Methods for Least Squares Problems, 1996,
+  section 7.4.3, without a preconditioner).
+
+Which one it is follows from the channels, and is tested on an image whose answer is known. Where neither holds, plain
+conjugate gradients started from zero have the last word. Groups are a batch, each with step lengths of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.circulant import multiply_lines, next_fast_size, torus_symbol
+from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
+from deconv_cli.operators.layer_geometry import GridAxis
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.phases import Part, rearranged_taps, whole_layer
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.fourier import block_norms, gram_inverse_blocks
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.iterative import N_ITERATIONS, PART_LEFT, PRECONDITIONER_LAMBDA, TORUS_MARGIN
+from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.norms import norm
+from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import Cost, Solver, general_refusal
+from deconv_cli.vocabulary import Size
+
+# A known image must be found again this well from its outputs, or the outputs do not determine it.
+MAX_PROBE_ERROR = 1e-4
+PROBE_RULE = StoppingRule(tolerance=1e-9, max_iterations=300)
+# A grouped convolution takes so many operations of the speed of an FFT for each product of a tap and a pixel.
+OPERATIONS_PER_PRODUCT = 4.0
+# What a step takes however small the layer is.
+OPERATIONS_PER_STEP = 1e6
+N_IMAGES = 12
+
+
+class LayeredSolver(Solver):
+    """Preconditioned conjugate gradients, which cover every layer that has one solution."""
+
+    takes_plain = False
+    takes_layers = True
+    takes_singular = True
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover all that is determined."""
+        if not isinstance(problem.operator, LayerConvolution):
+            return "is for layers with a stride, a dilation or groups, and for transposed ones"
+        return general_refusal(problem)
+
+    def cost(self, problem: TikhonovProblem) -> Cost:
+        """Count the iterations, the symbols of the preconditioner, and a few images."""
+        layer = problem.operator
+        sizes = [torch.Size(layer.input_shape).numel(), torch.Size(layer.output_shape).numel()]
+        taps = layer.kernel[0].numel()
+        once = OPERATIONS_PER_PRODUCT * taps * min(sizes) + OPERATIONS_PER_STEP
+        n_operations = 4 * PART_LEFT * N_ITERATIONS * once
+        n_symbol = 3 * 16 * sum(sizes) * max(layer.kernel.shape[:2])
+        return Cost(n_operations, n_symbol, N_IMAGES * 8 * sum(sizes))
+
+    def reason(self, problem: TikhonovProblem) -> str:
+        """Say that nothing else covers the problem at less cost."""
+        del problem
+        return "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+        """Build the preconditioner."""
+        del factors
+        check_ramps(problem)
+        return LayeredInverse(problem, rule)
+
+
+LAYERED = LayeredSolver()
+
+
+class LayeredInverse(Inverse):
+    """Inverse of one layer, ready for many outputs; the arithmetic runs in double precision where the device has it.
+
+    Args:
+        problem: one that `LAYERED` covers.
+        rule: when to stop.
+    """
+
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
+        self.problem, self._rule = problem, rule
+        wide = problem.operator.in_float64()
+        assert isinstance(wide, LayerConvolution)
+        self._dtype, self._layer = wide.kernel.dtype, GroupedLayer(wide)
+        self._touched, self._seeing = (wide.touched(of_inputs=is_input).to(self._dtype) for is_input in (True, False))
+        self._penalty: LinearOperator | None = None
+        if problem.weight > 0:
+            periodic = wide.boundary.is_periodic
+            self._penalty = find_penalty(problem.penalty).operator(self._layer.input_shape, periodic=periodic)
+        self._torus = LayerTorus(self._layer, problem)
+
+    @cached_property
+    def _side(self) -> str:
+        """Which equations give the Moore–Penrose solution: those of the `image`, of the `data`, or `plain` ones."""
+        n_outputs, n_inputs = self._layer.layer.plain_taps(self._layer.layer.kernel).shape[1:3]
+        sides = ("image", "data") if n_outputs >= n_inputs else ("data", "image")
+        return next((side for side in sides if self._is_sound(side)), "plain")
+
+    def _is_sound(self, side: str) -> bool:
+        """Find numbers again that lie on one side, from what the layer makes of them, without many iterations."""
+        layer, is_image = self._layer, side == "image"
+        shape, mask = (layer.input_shape, self._touched) if is_image else (layer.output_shape, self._seeing)
+        like = layer.layer.kernel
+        known = mask * synchronize.normal_numbers(like, (layer.layer.options.groups, *shape), seed=0)
+        if is_image:
+            found = self._solve_side(side, layer.forward(known), rule=PROBE_RULE).value
+        else:
+            found = layer.forward(self._solve_side(side, known, rule=PROBE_RULE).value)
+        n_dims = len(shape)
+        return synchronize.holds_everywhere(norm(found - known, n_dims) <= MAX_PROBE_ERROR * norm(known, n_dims))
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
+        data = self._divide(y)
+        if self._penalty is None:
+            found = self._solve_side(self._side, data, progress)
+        else:
+            equations = NormalEquations(self._layer, data, self._penalty, self.problem.weight)
+            found = self._iterate(equations, self._torus.inputs, progress, bounds_distance=True)
+        x = self._unite(found.value, y)
+        return replace(found, value=x, certificate=synchronize.as_number(self.problem.certificate(x, y).max()))
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        right = self._divide(g)
+        if self._penalty is None and self._side != "image":
+            p = self._divide(self.solve_transposed(g))
+            return self._unite(self._solve_side(self._side, p).warn_for_status().value, g)
+        return self._unite(self._invert_gram(right), g)
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        right = self._divide(g)
+        if self._penalty is not None or self._side == "image":
+            return self._unite(self._layer.forward(self._invert_gram(right)), g)
+        preconditioner = self._torus.outputs if self._side == "data" else None
+        equations = NormalEquations(self._layer.H, right, is_derived=True)
+        found = self._iterate(equations, preconditioner).warn_for_status()
+        return self._unite(self._seeing * found.value, g)
+
+    def _solve_side(
+        self, side: str, data: Tensor, progress: Progress | None = None, rule: StoppingRule | None = None
+    ) -> Solution:
+        """Solve with λ = 0 for divided data, by the equations of one side."""
+        layer = self._layer
+        if side == "plain":
+            return self._iterate(NormalEquations(layer, data), None, progress, rule)
+        if side == "image":
+            found = self._iterate(NormalEquations(layer, data), self._torus.inputs, progress, rule)
+            return replace(found, value=self._touched * found.value)
+        zero = layer.adjoint(torch.zeros_like(data))
+        equations = NormalEquations(layer.H, zero, g=self._seeing * data)
+        found = self._iterate(equations, self._torus.outputs, progress, rule)
+        return replace(found, value=layer.adjoint(found.value))
+
+    def _invert_gram(self, right: Tensor) -> Tensor:
+        """Solve (AᴴA + μLᴴL) x = g for a divided `g`, for λ = 0 in the pixels that outputs depend on."""
+        zero = self._layer.forward(torch.zeros_like(right))
+        if self._penalty is not None:
+            equations = NormalEquations(self._layer, zero, self._penalty, self.problem.weight, g=right)
+            return self._iterate(equations, self._torus.inputs).warn_for_status().value
+        equations = NormalEquations(self._layer, zero, g=self._touched * right)
+        return self._touched * self._iterate(equations, self._torus.inputs).warn_for_status().value
+
+    def _iterate(
+        self,
+        equations: NormalEquations,
+        preconditioner: LinearOperator | None,
+        progress: Progress | None = None,
+        rule: StoppingRule | None = None,
+        *,
+        bounds_distance: bool = False,
+    ) -> Solution:
+        return iterate(
+            equations,
+            rule or self._rule,
+            preconditioner=preconditioner,
+            progress=progress,
+            bounds_distance=bounds_distance,
+        )
+
+    def _divide(self, images: Tensor) -> Tensor:
+        return self._layer.divide(images.to(self._dtype))
+
+    def _unite(self, images: Tensor, like: Tensor) -> Tensor:
+        return self._layer.unite(images).to(like.dtype)
+
+
+class LayerTorus:
+    """A layer on a torus, whose Gram matrices are inverted at each frequency.
+
+    Args:
+        layer: the layer.
+        problem: tells the penalty.
+
+    Attributes:
+        inputs: about (AᴴA + μLᴴL)⁻¹, with a small μ for λ = 0.
+        outputs: about (AAᴴ + μ)⁻¹.
+    """
+
+    def __init__(self, layer: GroupedLayer, problem: TikhonovProblem) -> None:
+        self._layer, self._axes, self._problem = layer.layer, layer.layer.grid_axes, problem
+        self._part = whole_layer(self._axes)
+        self._shapes = layer.input_shape, layer.output_shape
+
+    @cached_property
+    def inputs(self) -> LinearOperator:
+        """The preconditioner for images."""
+        return self._preconditioner(is_fine=not self._layer.options.transposed, is_input=True)
+
+    @cached_property
+    def outputs(self) -> LinearOperator:
+        """The preconditioner for data."""
+        return self._preconditioner(is_fine=self._layer.options.transposed, is_input=False)
+
+    def _preconditioner(self, *, is_fine: bool, is_input: bool) -> LinearOperator:
+        symbol, torus = self._symbol
+        blocks = symbol if is_fine else symbol.mH
+        penalty = torch.ones(torus_plane := blocks.shape[1:-2], dtype=blocks.real.dtype, device=blocks.device)
+        weight = self._problem.weight
+        if is_input and weight > 0:
+            if all(axis.stride == 1 for axis in self._axes):
+                penalty = find_penalty(self._problem.penalty).symbol(torus, penalty.dtype, penalty.device)
+        else:
+            weight = PRECONDITIONER_LAMBDA * synchronize.as_number(block_norms(symbol).max()) ** 2
+        inverse = gram_inverse_blocks(blocks, weight, penalty.expand(blocks.shape[0], *torus_plane))
+        return TorusInverse(inverse, torus, self._shapes[0 if is_input else 1], self._part if is_fine else None)
+
+    @cached_property
+    def _symbol(self) -> tuple[Tensor, Size]:
+        """The symbol from the phases of the fine grid to the coarse one, shape `(groups, *plane, O, I)`."""
+        layer = self._layer
+        taps = rearranged_taps(layer.kernel, self._axes, layer.options.groups, on_torus=True)
+        torus = tuple(
+            _torus_length(axis, k, goes_around=layer.boundary.is_periodic)
+            for axis, k in zip(self._axes, taps.shape[3:], strict=True)
+        )
+        origin = tuple(part.before for part in self._part.axes)
+        symbol = torus_symbol(taps.flatten(0, 1), torus, origin).unflatten(-2, taps.shape[:2])
+        return symbol.movedim(-3, 0), torus
+
+
+def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
+    """Give the pixels of a torus for the phases of an axis: their own where the image goes around it."""
+    n_pixels = max(-(-axis.n_fine // axis.stride), axis.n_coarse)
+    if goes_around and axis.n_fine == axis.stride * n_pixels:
+        return n_pixels
+    return next_fast_size(n_pixels + max(n_taps - 1, TORUS_MARGIN))
+
+
+class TorusInverse(LinearOperator):
+    """`Eᵀ B E`: zero-pad the phases of images onto a torus, multiply by a matrix at each frequency, crop.
+
+    Args:
+        blocks: Hermitian, positive definite, shape `(groups, *plane, C, C)`.
+        torus: pixels along each axis.
+        shape: of the images of one group, `(C, *size)`.
+        part: how pixels are rearranged to phases; `None` where they are none.
+    """
+
+    def __init__(self, blocks: Tensor, torus: Size, shape: tuple[int, ...], part: Part | None) -> None:
+        self.input_shape = self.output_shape = shape
+        self._plane, self._torus, self._part = blocks.shape[1:-2], torus, part
+        self._blocks = blocks.flatten(0, -3).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` of shape `(*batch, groups, C, *size)`."""
+        n_axes = len(self._torus)
+        phases = x if self._part is None else self._part.take_fine(x)
+        size = tuple(phases.shape[-n_axes:])
+        axes = space_axes(n_axes)
+        spectrum = torch.fft.rfftn(phases, s=self._torus, dim=axes).flatten(-n_axes).transpose(-3, -2)
+        n_groups = spectrum.shape[-2]
+        solved = multiply_lines(self._blocks, spectrum.flatten(-2)).unflatten(-1, (n_groups, *self._plane))
+        images = torch.fft.irfftn(solved.movedim(-n_axes - 1, -n_axes - 2), s=self._torus, dim=axes)
+        images = crop(images, (0,) * n_axes, size)
+        if self._part is None:
+            return images
+        result = torch.zeros_like(x)
+        self._part.put_fine(result, images)
+        return result
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose, which is the operator itself."""
+        return self.forward(y)

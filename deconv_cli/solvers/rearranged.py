@@ -1,0 +1,288 @@
+"""Layers undone as plain convolutions of rearranged pixels, by the solvers of those (`operators/phases.py`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
+from deconv_cli.operators.phases import Part, plain_pads, split_layer
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.choice import choose_method, find_solver
+from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
+
+# To set one plain problem up takes as long as so many operations, however small it is.
+OPERATIONS_PER_PROBLEM = 2e7
+ITERATED = "iterative"
+_METHODS = "methods"
+
+
+class PhasesSolver(Solver):
+    """A plain problem for each group and each interleaved part; equal ones are solved as a batch."""
+
+    takes_plain = False
+    takes_layers = True
+
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover layers that can be rearranged exactly, to plain problems that need no plain iteration."""
+        operator = problem.operator
+        if not isinstance(operator, LayerConvolution):
+            return "is for layers with a stride, a dilation or groups, and for transposed ones"
+        refusal = general_refusal(problem)
+        if refusal is not None:
+            return refusal
+        parts = split_layer(operator.grid_axes, operator.boundary)
+        if parts is None:
+            return "does not cover this layer, whose border or size is not the same for all phases of its pixels"
+        is_moved = len(parts) != 1 or not _keeps_order(operator, parts[0])
+        if problem.lam > 0 and find_penalty(problem.penalty).takes_differences and is_moved:
+            return f"moves neighboring pixels apart, so that penalty {problem.penalty} is none of theirs any more"
+        for plain in _Rearranged(problem).first_problems():
+            try:
+                method = choose_method(plain).method
+            except UsageError:
+                method = ITERATED
+            if method == ITERATED:
+                return "leads to plain convolutions that only an iteration solves"
+        return None
+
+    def cost(self, problem: TikhonovProblem) -> Cost:
+        """Add up what the plain problems take."""
+        rearranged, n_groups = _Rearranged(problem), _layer(problem).options.groups
+        n_operations, n_built, n_applied = 0.0, 0, 0
+        for plain, parts in zip(rearranged.first_problems(), rearranged.classes, strict=True):
+            cost = find_solver(choose_method(plain).method).cost(plain)
+            n_applications = n_groups * len(parts)
+            once = n_groups * (OPERATIONS_PER_PROBLEM + transform_operations(plain))
+            n_operations += once + n_applications * cost.n_operations
+            n_built += n_groups * cost.n_bytes_built
+            n_applied = max(n_applied, len(parts) * cost.n_bytes_per_image)
+        return Cost(n_operations, n_built, n_applied)
+
+    def reason(self, problem: TikhonovProblem) -> str:
+        """Say how many plain problems it is."""
+        rearranged, n_groups = _Rearranged(problem), _layer(problem).options.groups
+        method = choose_method(rearranged.first_problems()[0]).method
+        n_problems = n_groups * sum(map(len, rearranged.classes))
+        plain = "one plain convolution" if n_problems == 1 else f"{n_problems} plain convolutions"
+        return f"with its pixels rearranged the layer is {plain}, undone by method {method}"
+
+    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+        """Build the inverses of the plain problems."""
+        return PhasesInverse(problem, rule, factors)
+
+
+PHASES = PhasesSolver()
+
+
+def _layer(problem: TikhonovProblem) -> LayerConvolution:
+    assert isinstance(problem.operator, LayerConvolution)
+    return problem.operator
+
+
+def _keeps_order(operator: LayerConvolution, part: Part) -> bool:
+    """Return whether a part takes the whole image of the layer, its pixels in their order."""
+    for axis, along in zip(operator.grid_axes, part.axes, strict=True):
+        found, n = (along.coarse, axis.n_coarse) if operator.options.transposed else (along.fine[0], axis.n_fine)
+        if len(along.fine) > 1 and not operator.options.transposed:
+            return False
+        if found != tuple(range(n)):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Rearranged:
+    """The plain problems of a layer."""
+
+    problem: TikhonovProblem
+
+    @cached_property
+    def classes(self) -> list[list[Part]]:
+        """The parts, those together that are the same problem."""
+        layer = _layer(self.problem)
+        found: dict[object, list[Part]] = defaultdict(list)
+        for part in split_layer(layer.grid_axes, layer.boundary) or []:
+            found[part.sizes].append(part)
+        return list(found.values())
+
+    @cached_property
+    def taps(self) -> Tensor:
+        """The taps of all groups, shape `(groups, O, I, *k)`."""
+        layer = _layer(self.problem)
+        return layer.plain_taps(layer.kernel)
+
+    def problem_of(self, part: Part, group: int) -> TikhonovProblem:
+        """Write down the plain problem of a part and a group."""
+        layer = _layer(self.problem)
+        is_transposed = layer.options.transposed
+        pads = plain_pads(part, tuple(self.taps.shape[3:]), transposed=is_transposed)
+        size = tuple(len(axis.coarse) if is_transposed else len(axis.fine[0]) for axis in part.axes)
+        plain = Convolution(self.taps[group], size, padding=pads, boundary=layer.boundary)
+        # The penalty is relative to the largest singular value of the whole layer.
+        known = self.problem.sigma_max if self.problem.lam > 0 else self.problem.known_sigma_max
+        return replace(self.problem, operator=plain, known_sigma_max=known)
+
+    def first_problems(self) -> list[TikhonovProblem]:
+        """Write down one problem of each class, that of the first group."""
+        return [self.problem_of(parts[0], 0) for parts in self.classes]
+
+
+class PhasesInverse(Inverse):
+    """Inverse of one layer, ready for many outputs.
+
+    Args:
+        problem: one that `PHASES` covers.
+        rule: when iterations end.
+        factors: those of an equal inverse, which are then not computed.
+
+    Raises:
+        SingularSystemError: one of the plain problems turns out to be singular.
+        MalformedInputError: the factors are not those of this problem.
+    """
+
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> None:
+        self.problem, self._rule = problem, rule
+        layer = _layer(problem)
+        self._transposed, self._groups = layer.options.transposed, layer.options.groups
+        self._grouped = GroupedLayer(layer)
+        rearranged = _Rearranged(problem)
+        self._classes = rearranged.classes
+        methods = self._choose(rearranged) if factors is None else _read_methods(factors, len(self._classes))
+        self._methods = methods
+        self._inverses = [
+            [
+                find_solver(method).build(rearranged.problem_of(parts[0], group), rule, _own(factors, at, group))
+                for group in range(self._groups)
+            ]
+            for at, (parts, method) in enumerate(zip(self._classes, methods, strict=True))
+        ]
+
+    def _choose(self, rearranged: _Rearranged) -> list[str]:
+        return [choose_method(plain).method for plain in rearranged.first_problems()]
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return the factors of the plain inverses, and their methods as text."""
+        text = ",".join(self._methods).encode()
+        found = {_METHODS: torch.tensor(list(text), dtype=torch.uint8)}
+        for at, group, inverse in self._numbered():
+            found |= {f"{at}.{group}.{name}": tensor for name, tensor in inverse.factors().items()}
+        return found
+
+    def _numbered(self) -> Iterator[tuple[int, int, Inverse]]:
+        for at, inverses in enumerate(self._inverses):
+            for group, inverse in enumerate(inverses):
+                yield at, group, inverse
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
+        solutions: list[Solution] = []
+
+        def solve(inverse: Inverse, data: Tensor) -> Tensor:
+            n_done = sum(found.n_iterations for found in solutions)
+            counted = None if progress is None else lambda n, certificate: progress(n_done + n, certificate)
+            solutions.append(inverse.solve(data, counted))
+            return solutions[-1].value
+
+        x = self._apply(solve, y, self._zeros(y, self.problem.operator.input_shape), from_outputs=True)
+        certificate = synchronize.as_number(self.problem.certificate(x, y).max())
+        return _joined(solutions, x, certificate)
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        # Pixels that no output depends on are penalized all the same.
+        rest = g / self.problem.weight if self.problem.weight > 0 else torch.zeros_like(g)
+        return self._apply(lambda inverse, data: inverse.solve_normal(data), g, rest, from_outputs=False)
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        result = self._zeros(g, self.problem.operator.output_shape)
+        return self._apply(
+            lambda inverse, data: inverse.solve_transposed(data), g, result, from_outputs=False, to_outputs=True
+        )
+
+    def _zeros(self, images: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return images.new_zeros(*images.shape[: images.ndim - len(shape)], *shape)
+
+    def _apply(
+        self,
+        solve: Callable[[Inverse, Tensor], Tensor],
+        images: Tensor,
+        result: Tensor,
+        *,
+        from_outputs: bool,
+        to_outputs: bool = False,
+    ) -> Tensor:
+        """Take images apart, map each part by the inverses of its groups, and put what comes out into the result."""
+        divided, result = self._grouped.divide(images), self._grouped.divide(result)
+        group_axis = -len(self._grouped.input_shape) - 1
+        for parts, inverses in zip(self._classes, self._inverses, strict=True):
+            pieces = torch.stack([self._take(part, divided, from_outputs) for part in parts])
+            solved = [solve(inverse, pieces.select(group_axis, group)) for group, inverse in enumerate(inverses)]
+            for part, values in zip(parts, torch.stack(solved, dim=group_axis), strict=True):
+                self._put(part, result, values, to_outputs)
+        return self._grouped.unite(result)
+
+    def _take(self, part: Part, images: Tensor, are_outputs: bool) -> Tensor:
+        return part.take_coarse(images) if are_outputs != self._transposed else part.take_fine(images)
+
+    def _put(self, part: Part, images: Tensor, values: Tensor, are_outputs: bool) -> None:
+        if are_outputs != self._transposed:
+            part.put_coarse(images, values)
+        else:
+            part.put_fine(images, values)
+
+
+def _own(factors: Factors | None, at: int, group: int) -> Factors | None:
+    """Choose the factors of one plain inverse; `None` where all is to be computed."""
+    if factors is None:
+        return None
+    prefix = f"{at}.{group}."
+    own = {name.removeprefix(prefix): t for name, t in factors.tensors.items() if name.startswith(prefix)}
+    return Factors(own) if own else None
+
+
+def _read_methods(factors: Factors, n_classes: int) -> list[str]:
+    """Read the methods of the plain inverses.
+
+    Raises:
+        MalformedInputError: they are not there, or are none.
+    """
+    found = factors.tensors.get(_METHODS)
+    if found is None or found.dtype != torch.uint8 or found.ndim != 1:
+        raise MalformedInputError("its factor 'methods' is missing or is no text.")
+    names = bytes(found.tolist()).decode("ascii", "replace").split(",")
+    if len(names) != n_classes:
+        raise MalformedInputError(f"its factor 'methods' should name {n_classes} methods, but names {len(names)}.")
+    for name in names:
+        if find_solver(name).takes_layers:
+            raise MalformedInputError(f"its factor 'methods' names {name}, which no plain convolution needs.")
+    return names
+
+
+def _joined(solutions: list[Solution], x: Tensor, certificate: float) -> Solution:
+    """Put the outcomes of the parts together: of all the worst."""
+    if not solutions:  # no output depends on anything
+        return Solution(x, Status.CLOSED_FORM, 0, certificate)
+    failed = [found.status for found in solutions if not found.status.is_success]
+    is_closed = all(found.status is Status.CLOSED_FORM for found in solutions)
+    status = failed[0] if failed else Status.CLOSED_FORM if is_closed else Status.CONVERGED
+    bounds = [found.distance_bound for found in solutions]
+    known = [bound for bound in bounds if bound is not None]
+    history = max((found.residual_norms for found in solutions), key=len)
+    n_iterations = sum(found.n_iterations for found in solutions)
+    bound = max(known) if len(known) == len(bounds) else None
+    return Solution(x, status, n_iterations, certificate, history, distance_bound=bound)

@@ -1,0 +1,103 @@
+"""Layers with a stride, a dilation or groups, and transposed ones, at the prompt and from model files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from deconv_cli.commands.app import app
+from deconv_cli.commands.exit_codes import ExitCode
+
+MODULES = {
+    "strided": lambda: nn.Conv2d(2, 12, 3, stride=2, padding=1),
+    "grouped": lambda: nn.Conv2d(4, 8, 3, dilation=2, padding=2, groups=2, padding_mode="circular"),
+    "transposed": lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1),
+    "signal": lambda: nn.Conv1d(2, 4, 5, stride=2, padding=2),
+}
+OPTIONS = {
+    "strided": ["--stride=2", "--padding=1"],
+    "grouped": ["--dilation=2", "--padding=2", "--groups=2", "--boundary=circular"],
+    "transposed": ["--transposed", "--stride=2", "--padding=1", "--output-padding=1"],
+    "signal": ["--stride=2", "--padding=2", "--dimensions=1"],
+}
+
+
+@pytest.fixture
+def layer(request, tmp_path):
+    """A layer, an input, and the files of both: the whole module, its weights alone, and the input."""
+    torch.manual_seed(3)
+    module = MODULES[request.param]().double()
+    size = (12,) if request.param == "signal" else (12, 10)
+    n_inputs = module.in_channels
+    x = torch.randn(n_inputs, *size, dtype=torch.float64)
+    torch.save(module, tmp_path / "module.pt")
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    np.save(tmp_path / "x.npy", x.numpy())
+    return request.param, module, x, tmp_path
+
+
+def run(*words):
+    wide = [] if words[0] == "factor" else ["--output-dtype=float64"]
+    result = CliRunner().invoke(app, [*map(str, words), *wide, "--json", "--quiet", "--force"], prog_name="deconv")
+    assert result.exit_code == ExitCode.SUCCESS, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("layer", [name for name in MODULES if name != "signal"], indirect=True)
+def test_a_model_file_says_all_of_its_layer(layer):
+    name, module, x, folder = layer
+    made = run("forward", folder / "x.npy", "-k", folder / "module.pt", "-o", folder / "y.npy")
+    y = torch.from_numpy(np.load(folder / "y.npy"))
+    assert float((y - module(x).detach()).abs().max()) < 1e-12
+    assert any(note.startswith("the layer itself says: stride") for note in made["notes"])
+    again = run("forward", folder / "x.npy", "-k", folder / "weights.pt", *OPTIONS[name], "-o", folder / "y2.npy")
+    assert np.array_equal(np.load(folder / "y2.npy"), np.load(folder / "y.npy"))
+    assert again["layer_options"] == made["layer_options"]
+
+
+@pytest.mark.parametrize("layer", [name for name in MODULES if name != "signal"], indirect=True)
+def test_what_forward_did_is_undone_without_saying_it_again(layer):
+    name, _, x, folder = layer
+    run("forward", folder / "x.npy", "-k", folder / "weights.pt", *OPTIONS[name], "-o", folder / "y.npy")
+    words = ["invert", folder / "y.npy", "-k", folder / "weights.pt", "--lambda=0", "-o", folder / "restored.npy"]
+    found = run(*words)
+    restored = torch.from_numpy(np.load(folder / "restored.npy"))
+    assert restored.shape == x.shape
+    if name == "strided":  # 12 outputs for 8 numbers of the image
+        assert float((restored - x).norm()) < 1e-8 * float(x.norm())
+    for option in OPTIONS[name]:
+        assert option in found["rerun"].split()
+
+
+@pytest.mark.parametrize("layer", ["strided"], indirect=True)
+def test_a_factor_keeps_the_layer(layer):
+    _, module, x, folder = layer
+    run("factor", "-k", folder / "module.pt", "--size=12,10", "--lambda=0", "-o", folder / "factor.safetensors")
+    np.save(folder / "y.npy", module(x).detach().numpy())
+    run("invert", folder / "y.npy", "--factor", folder / "factor.safetensors", "-o", folder / "restored.npy")
+    assert float((torch.from_numpy(np.load(folder / "restored.npy")) - x).norm()) < 1e-8 * float(x.norm())
+
+
+@pytest.mark.parametrize("layer", ["strided"], indirect=True)
+def test_a_size_that_is_not_possible_is_refused_with_those_that_are(layer):
+    _, module, x, folder = layer
+    np.save(folder / "y.npy", module(x).detach().numpy())
+    words = ["invert", folder / "y.npy", "-k", folder / "module.pt", "--input-size=14,10", "-o", folder / "z.npy"]
+    result = CliRunner().invoke(app, [*map(str, words)], prog_name="deconv")
+    assert result.exit_code == ExitCode.INPUT_REFUSED
+    assert "its size may be 11×9, 11×10, 12×9, 12×10" in result.stderr
+
+
+@pytest.mark.parametrize("layer", ["strided"], indirect=True)
+def test_weights_alone_are_doubted_with_the_way_to_say_the_rest(layer):
+    _, module, x, folder = layer
+    np.save(folder / "y.npy", module(x).detach().numpy())
+    words = ["invert", folder / "y.npy", "-k", folder / "weights.pt", "-o", folder / "z.npy"]
+    result = CliRunner().invoke(app, [*map(str, words)], prog_name="deconv")
+    assert result.exit_code == ExitCode.UNTRUSTWORTHY
+    assert "--stride 2, --groups 4 or --transposed" in " ".join(result.stderr.split())

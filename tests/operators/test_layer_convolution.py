@@ -1,0 +1,167 @@
+"""Layers as operators: what torch gives, exact adjoints, and the plain convolutions that they consist of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import random
+from layer_cases import N_CASES, N_QUICK, TORCH_MODES, LayerCase, case_of
+from properties import adjoint_defect, backward_defect, matrix_defect
+from torch import Tensor, nn
+
+import deconv_cli
+from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.layer_options import LayerOptions
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.layer_convolution import LayerConvolution
+from deconv_cli.operators.layer_geometry import pick_input_size
+from deconv_cli.operators.phases import plain_pads, split_layer
+
+EXHAUSTIVE = [pytest.param(number, marks=pytest.mark.exhaustive) for number in range(N_QUICK, N_CASES)]
+
+
+@pytest.mark.parametrize("number", [*range(N_QUICK), *EXHAUSTIVE])
+def test_forward_is_that_of_torch(number: int) -> None:
+    case = case_of(number)
+    x = random((2, *case.operator.input_shape), seed=1)
+    y = case.operator(x) if case.boundary == "unknown" else _forward(x, case)
+    if case.boundary in TORCH_MODES:
+        expected = case.module()(x).detach()
+    else:
+        expected = _reference(case.operator.extension(x), case)
+    assert y.shape == expected.shape
+    assert float((y - expected).abs().max()) < 1e-12
+
+
+def _forward(x: Tensor, case: LayerCase) -> Tensor:
+    options = {name: getattr(case.options, name) for name in vars(case.options)}
+    return deconv_cli.forward(
+        x,
+        case.operator.kernel,
+        dimensions=len(case.size),
+        padding=case.padding,
+        boundary=case.boundary,
+        **options,
+    )
+
+
+def _reference(extended: Tensor, case: LayerCase) -> Tensor:
+    """Apply torch's convolution to images with their border."""
+    convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(case.size) - 1]
+    options = case.options
+    kernel = case.operator.kernel
+    return convolve(extended, kernel, stride=options.stride, dilation=options.dilation, groups=options.groups)
+
+
+@pytest.mark.parametrize("number", range(0, N_QUICK, 3))
+def test_the_adjoint_is_the_transpose(number: int) -> None:
+    operator = case_of(number).operator
+    assert matrix_defect(operator) < 1e-12
+    assert adjoint_defect(operator) < 1e-13
+    assert backward_defect(operator) < 1e-12
+
+
+@pytest.mark.parametrize("number", range(0, N_QUICK, 3))
+def test_touched_pixels_are_those_with_entries_in_the_matrix(number: int) -> None:
+    operator = case_of(number).operator
+    entries = operator.as_matrix().reshape(*operator.output_shape, *operator.input_shape) != 0
+    n_axes = len(operator.geometry.image_size)
+    of_inputs = entries.flatten(0, n_axes).any(0).any(0)
+    of_outputs = entries.flatten(n_axes + 1).any(-1).any(0)
+    assert torch.equal(operator.touched(), of_inputs)
+    assert torch.equal(operator.touched(of_inputs=False), of_outputs)
+
+
+def test_plain_convolutions_of_rearranged_pixels_are_the_layer() -> None:
+    n_split = 0
+    for number in range(N_QUICK):
+        case = case_of(number)
+        operator = case.operator
+        parts = split_layer(operator.grid_axes, operator.boundary)
+        if parts is None:
+            continue
+        n_split += 1
+        x = random(operator.input_shape, seed=2)
+        assert float((_by_parts(operator, parts, x) - operator(x)).abs().max()) < 1e-12, case.name
+    assert n_split > N_QUICK // 2
+
+
+def _by_parts(operator: LayerConvolution, parts: list, x: Tensor) -> Tensor:
+    transposed, groups = operator.options.transposed, operator.options.groups
+    taps = operator.plain_taps(operator.kernel)
+    y = torch.zeros(operator.output_shape, dtype=x.dtype).unflatten(0, (groups, -1))
+    for part in parts:
+        grouped = x.unflatten(0, (groups, -1))
+        images = part.take_coarse(grouped) if transposed else part.take_fine(grouped)
+        pads = plain_pads(part, tuple(taps.shape[3:]), transposed=transposed)
+        size = tuple(images.shape[2:])
+        outputs = torch.stack(
+            [Convolution(taps[g], size, padding=pads, boundary=operator.boundary)(images[g]) for g in range(groups)]
+        )
+        (part.put_fine if transposed else part.put_coarse)(y, outputs)
+    return y.flatten(0, 1)
+
+
+@pytest.mark.parametrize("number", range(0, N_QUICK, 3))
+def test_the_largest_singular_value_bounds_that_of_the_matrix(number: int) -> None:
+    case = case_of(number)
+    if case.boundary not in ("zero", "circular"):
+        pytest.skip("copies of pixels add to their gain")
+    largest = float(torch.linalg.svdvals(case.operator.as_matrix())[0])
+    whole = sum(float(group.abs().sum()) ** 2 for group in case.operator.kernel) ** 0.5
+    assert 0 < case.operator.spectrum.sigma_max <= whole
+    if case.boundary == "circular" and all(n % s == 0 for n, s in zip(case.size, case.options.stride, strict=True)):
+        assert largest <= case.operator.spectrum.sigma_max * (1 + 1e-9)
+
+
+class TestSizes:
+    OPTIONS = LayerOptions(stride=2)
+
+    def test_twice_the_output_is_preferred(self) -> None:
+        assert pick_input_size((5, 4), (3, 3), 1, self.OPTIONS) == (10, 8)
+
+    def test_without_it_the_smallest_is_taken(self) -> None:
+        assert pick_input_size((5, 4), (5, 5), 0, self.OPTIONS) == (13, 11)
+
+    def test_another_size_may_be_chosen(self) -> None:
+        assert pick_input_size((5, 4), (3, 3), 1, self.OPTIONS, (9, 8)) == (9, 8)
+
+    def test_an_impossible_one_is_refused_with_the_possible_ones(self) -> None:
+        with pytest.raises(ShapeError, match="its size may be 9×7, 9×8, 10×7, 10×8"):
+            pick_input_size((5, 4), (3, 3), 1, self.OPTIONS, (11, 8))
+
+    def test_a_transposed_layer_has_one(self) -> None:
+        options = LayerOptions(stride=2, transposed=True, output_padding=1)
+        assert pick_input_size((10,), (3,), 1, options) == (5,)
+        with pytest.raises(ShapeError, match="no image gives an output of 9"):
+            pick_input_size((9,), (3,), 1, options)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"stride": 0}, "stride must be"),
+            ({"dilation": (1, 0)}, "dilation must be"),
+            ({"groups": (2, 2)}, "groups must be"),
+            ({"transposed": 1}, "transposed must be"),
+            ({"output_padding": 1}, "output_padding enlarges"),
+        ],
+    )
+    def test_options_that_torch_does_not_take(self, options: dict, message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            LayerOptions(**options)
+
+    def test_output_padding_as_large_as_the_stride(self) -> None:
+        with pytest.raises(UsageError, match="output_padding must be smaller"):
+            LayerConvolution(
+                random((1, 1, 3)), (5,), LayerOptions(stride=2, transposed=True, output_padding=2), padding=0
+            )
+
+    def test_groups_that_do_not_divide(self) -> None:
+        with pytest.raises(ShapeError, match="groups do not divide"):
+            deconv_cli.forward(random((4, 5, 5)), random((3, 2, 3, 3)), groups=2)
+
+    def test_a_boundary_of_a_transposed_layer(self) -> None:
+        with pytest.raises(UsageError, match="looks at no pixel outside"):
+            deconv_cli.forward(random((1, 5, 5)), random((1, 2, 3, 3)), transposed=True, boundary="reflect")
