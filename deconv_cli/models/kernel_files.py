@@ -128,7 +128,12 @@ def read_kernel(
         taps, note = _divided(path, taps, n_axes)
         notes += (note,)
     bias_found = found.layer.bias
-    notes = (*notes, *_channel_notes(taps, n_axes), *_geometry_notes(found.layer.geometry), *_bias_notes(found.layer, bias))
+    notes = (
+        *notes,
+        *_channel_notes(taps, n_axes),
+        *_geometry_notes(found.layer.geometry),
+        *_bias_notes(found.layer, bias),
+    )
     of_picture = () if found.layer.geometry or _is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
     if convention is None:
         of_picture += _orientation_notes(taps, held, n_axes)

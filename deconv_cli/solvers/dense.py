@@ -126,9 +126,7 @@ class DenseSystem:
         whole = operator.layer if isinstance(operator, GroupedLayer) else operator
         self.input_shape, self.output_shape = tuple(whole.input_shape), tuple(whole.output_shape)
         self._u, self._s, self._v = (
-            _decompose(operator, penalty, weight, rcond)
-            if factors is None
-            else _restored(factors, operator)
+            _decompose(operator, penalty, weight, rcond) if factors is None else _restored(factors, operator)
         )
         kept = self._s[self._s > 0]
         self.least = synchronize.as_number(kept.min()) if len(kept) else 1.0

@@ -39,7 +39,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import Cost, Solver, general_refusal
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
 
 # A known image must be found again this well from its outputs, or the outputs do not determine it.
@@ -48,7 +48,7 @@ PROBE_RULE = StoppingRule(tolerance=1e-9, max_iterations=300)
 # A grouped convolution takes so many operations of the speed of an FFT for each product of a tap and a pixel.
 OPERATIONS_PER_PRODUCT = 4.0
 # What a step takes however small the layer is.
-OPERATIONS_PER_STEP = 1e6
+OPERATIONS_PER_STEP = 2 * CALL_OPERATIONS
 N_IMAGES = 12
 
 

@@ -268,7 +268,7 @@ def _read_methods(factors: Factors, n_classes: int) -> list[str]:
     if len(names) != n_classes:
         raise MalformedInputError(f"its factor 'methods' should name {n_classes} methods, but names {len(names)}.")
     for name in names:
-        if find_solver(name).takes_layers:
+        if not find_solver(name).takes_plain:
             raise MalformedInputError(f"its factor 'methods' names {name}, which no plain convolution needs.")
     return names
 
