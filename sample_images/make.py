@@ -91,6 +91,20 @@ def main() -> None:
     features = functional.conv2d(lifted.relu(), weight, bias, padding=1)[0]
     save_file({"image": features}, HERE / "features.safetensors")
     make_network()
+    make_activation()
+
+
+def make_activation() -> None:
+    """Write what the first two layers of P-Net make of a face."""
+    from pnet import PNet
+
+    net = PNet().eval()
+    net.load_state_dict(torch.load(HERE / "pnet.pt", weights_only=True))
+    face = torch.from_numpy(data.astronaut()[80:136, 196:252]).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        save_file(
+            {"prelu1": net.prelu1(net.conv1((face - 127.5) / 128))[0].contiguous()}, HERE / "activation.safetensors"
+        )
 
 
 def make_network() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
 from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
+from deconv_cli.commands.chain_restoration import ChainOptions, ChainRestoration, refuse_beside_layers
 from deconv_cli.commands.context import Context, load_factor, load_kernels, pick
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
@@ -39,6 +40,7 @@ def invert(
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
+    chain: ChainOptions,
     kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
@@ -105,6 +107,7 @@ def invert(
         )
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
     refuse_beside_tap(tap, start, extra, factor)
+    refuse_beside_layers(chain, kernel, kernel_options, extra, {"--tap": tap, "--factor": factor})
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
@@ -112,6 +115,9 @@ def invert(
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     where = pick(device)
+    if chain.layers is not None and kernel:
+        run("invert", jobs, ChainRestoration(chain, kernel[0], files, where, settings, printed).restore, printed)
+        return
     if tap is None and kernel is not None and is_estimate(kernel, kernel_options):
         run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)
         return

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.predicted_error import PredictedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
     from deconv_cli.layer_options import LayerOptions
+    from deconv_cli.report.chain_record import ChainRun
     from deconv_cli.report.run import (
         Environment,
         FactorRun,
@@ -101,6 +102,34 @@ def print_tap_summary(run: TapRun) -> None:
         *_output_rows(run.output, run.environment),
     ]
     _print(f"deconv {run.command}", rows, [doubt.sentence for doubt in result.doubts], run.notes)
+
+
+def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
+    """Print what `deconv invert --layers` did on stderr: a table, warnings, and notes.
+
+    Args:
+        run: the run.
+        verbose: name the layers in torch's words.
+    """
+    result, solution, source = run.inversion, run.inversion.solution, run.source
+    share = "all" if result.determined.share > 1 - 1e-6 else f"{100 * result.determined.share:.3g} %"
+    how = "by the rank of the derivative" if result.determined.is_exact else "as conjugate gradients show it"
+    n_steps = solution.n_iterations
+    steps = "" if n_steps == 0 else f" after {n_steps} {'iteration' if n_steps == 1 else 'iterations'}"
+    named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
+    layers = [(f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named]
+    rows = [
+        ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}"),
+        ("layers", f"{run.model.layers} of {run.model.path}"),
+        *layers,
+        ("method", result.method.value),
+        *([] if result.lam == 0 else [("λ", f"{result.lam:g} × σ²max, penalty identity")]),
+        ("solver", f"{_status(solution)}{steps}, certificate {solution.certificate:.2g}"),
+        ("residual", f"{100 * result.relative_residual:.3g} % of the data, through the layers themselves"),
+        ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
+        *_output_rows(run.output, run.environment),
+    ]
+    _print("deconv invert", rows, [doubt.sentence for doubt in result.doubts], run.notes)
 
 
 def print_factor_summary(run: FactorRun) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,38 @@ class Activation:
         upper = torch.where(bounds.upper >= self.high - slack, math.inf, upper)
         return Bounds(lower, upper)
 
+    def says_all(self, bounds: Bounds) -> bool:
+        """Return whether the bounds of the inputs say all that those of the values do."""
+        return self.is_monotone or synchronize.holds_everywhere(bounds.lower >= self.low)
+
     def n_impossible(self, bounds: Bounds) -> int:
         """Count the values that no input gives."""
         low, high = self.ends
         return synchronize.as_index(((bounds.upper < low) | (bounds.lower > high)).sum())
+
+
+@dataclass(frozen=True)
+class FoldedActivation(Activation):
+    """A PReLU with slopes below zero, where two inputs of opposite sign give the same value, or of zero.
+
+    Attributes:
+        slopes: one for each channel, or one for all.
+    """
+
+    slopes: Tensor = field(kw_only=True)
+
+    def undo(self, bounds: Bounds, slack: float = 0.0) -> Bounds:
+        """Turn bounds of values into bounds of inputs: between the two that give the value, where there are two."""
+        slopes, plain = _along_channels(self.slopes, bounds.lower), super().undo(bounds, slack)
+        largest = bounds.upper.clamp_min(0)
+        lower = torch.where(slopes < 0, largest / slopes.clamp_max(-TINY), plain.lower)
+        # A slope of zero is a ReLU's.
+        lower = torch.where((slopes == 0) & (bounds.lower <= slack), -math.inf, lower)
+        return Bounds(lower, torch.where(slopes < 0, largest, plain.upper))
+
+    def says_all(self, bounds: Bounds) -> bool:
+        """Return that they do not, since one of the two inputs is the right one."""
+        return False
 
 
 def activation_of(module: nn.Module, eps: float) -> Activation | None:
@@ -97,14 +125,18 @@ def _leaky_relu(module: nn.Module, eps: float) -> Activation | None:
 def _prelu(module: nn.Module, eps: float) -> Activation | None:
     assert isinstance(module, nn.PReLU)
     slopes = module.weight.detach()
-    if synchronize.holds_anywhere(slopes <= 0):
-        return None
 
     def inverse(y: Tensor) -> Tensor:
-        shape = (-1, *[1] * (y.ndim - 1)) if len(slopes) > 1 else (1,)
-        return torch.where(y >= 0, y, y / slopes.to(y).reshape(shape))
+        return torch.where(y >= 0, y, y / _along_channels(slopes, y).clamp_min(TINY))
 
+    if synchronize.holds_anywhere(slopes <= 0):
+        return FoldedActivation(inverse, is_monotone=False, slopes=slopes)
     return Activation(inverse)
+
+
+def _along_channels(slopes: Tensor, like: Tensor) -> Tensor:
+    """Shape one number for each channel to multiply an image `(C, *size)` by."""
+    return slopes.to(like).reshape(-1, *[1] * (like.ndim - 1)) if len(slopes) > 1 else slopes.to(like)
 
 
 def _elu(alpha: float, scale: float, rate: float, eps: float) -> Activation | None:

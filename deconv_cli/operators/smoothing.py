@@ -1,4 +1,4 @@
-"""Smooth stand-ins for ReLU and max pooling, which know of inputs that the true functions give nothing of.
+"""Smooth stand-ins for ReLU, PReLU and max pooling, which know of inputs that the true functions give nothing of.
 
 A function with kinks shows an iteration only the side that it is on. With max(a, b) replaced by log(eᵃ + eᵇ), first
 blunt and then ever sharper, both sides pull, and the iteration arrives at the kinks from nearby (graduated smoothing:
@@ -23,7 +23,7 @@ _OUTSIDE = -1e30  # below every input, but not infinite: infinity times zero is 
 
 
 class Smoothed(TorchFunctionMode):
-    """Within this context torch's ReLU and max pooling are smooth, in modules and in functions alike.
+    """Within this context torch's ReLU, PReLU and max pooling are smooth, in modules and in functions alike.
 
     Args:
         sharpness: how many times the root mean square of its input a function is blunt by; the true one at infinity.
@@ -48,14 +48,22 @@ class Smoothed(TorchFunctionMode):
         named, name = kwargs or {}, getattr(func, "__name__", "")
         if name in RELUS:
             self.n_replaced += 1
-            unit = self._unit(args[0])
-            return functional.softplus(args[0] / unit, threshold=40) * unit
+            return self._relu(args[0])
+        if name == "prelu":
+            self.n_replaced += 1
+            x, slopes = args[:2]
+            slopes = slopes.reshape(-1, *[1] * (x.ndim - 2)) if len(slopes) > 1 else slopes
+            return slopes * x + (1 - slopes) * self._relu(x)
         if name in MAX_POOLS and not named.get("return_indices", False):
             self.n_replaced += 1
             unit = self._unit(args[0])
             windows = pooling_windows(int(name[-2]), *args, **{k: v for k, v in named.items() if k != "return_indices"})
             return torch.logsumexp(windows / unit, -1) * unit
         return func(*args, **named)
+
+    def _relu(self, x: Tensor) -> Tensor:
+        unit = self._unit(x)
+        return functional.softplus(x / unit, threshold=40) * unit
 
     def _unit(self, x: Tensor) -> Tensor:
         size = x.detach().square().mean().sqrt()

@@ -20,7 +20,7 @@ from deconv_cli.workflows.chain_inverse import ChainInverse, ChainMethod, Undone
 from deconv_cli.workflows.chain_parts import Layers, PartKind, input_shape_of, list_parts
 from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason, doubt_solver
 
-TAKEN = ("defaults", "lam", "tolerance", "max_iterations", "dtype")
+TAKEN = ("defaults", "input_size", "lam", "tolerance", "max_iterations", "dtype")
 """The settings that the inversion of a chain heeds."""
 
 
@@ -76,7 +76,6 @@ def invert_chain(
     y: Tensor,
     layers: Layers,
     *,
-    input_size: Size | None = None,
     settings: ReconstructionSettings | None = None,
     progress: Callable[[int, float], None] | None = None,
     **options: Any,  # noqa: ANN401
@@ -90,11 +89,11 @@ def invert_chain(
         layers: a module, of which an `nn.Sequential` is opened; or modules in the order in which they act, with names
             or without. What is none of torch's affine layers or increasing activations may be any function that torch
             differentiates.
-        input_size: the pixels of the input, or channels and pixels; by default the stride times the size of `y`, if
-            that is possible, else the smallest possible size.
         settings: how to undo it; or give its fields one by one.
         progress: is called after every step with the iterations so far and the certificate, or the relative residual.
-        options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 0 if not given.
+        options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 0 if not given. `input_size` are the
+            pixels of the input, or channels and pixels; by default the stride times the size of `y`, if that is
+            possible, else the smallest possible size.
 
     Raises:
         ShapeError: no input of the chain gives data of this shape.
@@ -111,7 +110,7 @@ def invert_chain(
     eps = torch.finfo(y.dtype if y.is_floating_point() else data.dtype).eps
     rule = StoppingRule(settings.tolerance or default_tolerance(data.dtype), settings.max_iterations)
     chain = ChainInverse(list_parts(layers, data, eps), rule, lam, eps, progress)
-    shape = input_shape_of(chain.parts, tuple(y.shape), input_size)
+    shape = input_shape_of(chain.parts, tuple(y.shape), settings.input_size)
     start = data.new_zeros(shape)
     batch = data.shape[: data.ndim - chain.output_of(start).ndim]
     found = [chain.undo(image, start) for image in data.reshape(-1, *data.shape[len(batch) :])]
@@ -125,6 +124,12 @@ def invert_chain(
         determined=min((one.determined for one in found), key=lambda one: one.share),
         notes=_notes(found),
     )
+
+
+def chain_input_shape(y: Tensor, layers: Layers, input_size: Size | None = None) -> Size:
+    """Find the shape `(C, *size)` of the images that `invert_chain` would give, without computing them."""
+    check_image(y, "the output to invert")
+    return input_shape_of(list_parts(layers, y.new_zeros(()).double(), 1.0), tuple(y.shape), input_size)
 
 
 def _checked(settings: ReconstructionSettings) -> float:
@@ -155,7 +160,7 @@ def _describe(chain: ChainInverse, found: list[Undone]) -> tuple[ChainLayer, ...
             if n_bounds:
                 treatment += f"; {100 * n_bounds / n_values:.3g} % of its values are bounds alone"
         elif part.kind is not PartKind.AFFINE:
-            treatment += ", part of a function that was solved as a whole"
+            treatment += ", solved with the whole"
         layers.append(ChainLayer(part.name, part.description, treatment))
     return tuple(layers)
 

@@ -20,7 +20,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds
 from deconv_cli.operators.linearization import Linearization
-from deconv_cli.solvers.bounded_gauss_newton import solve_bounded_nonlinear
+from deconv_cli.solvers.bounded_gauss_newton import OBJECTIVE, solve_bounded_nonlinear
 from deconv_cli.solvers.bounded_least_squares import solve_bounded
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.solution import Solution, Status
@@ -108,10 +108,10 @@ class ChainInverse:
                 "lambda weighs a penalty where layers are affine up to the last activations, but this chain is not; "
                 "leave it out."
             )
-        x, through = self._run_by_run(peeled, start)
+        x, n_iterations, through = self._run_by_run(y, start)
         residual = self._relative_residual(x, y)
         if residual <= max(ROUNDING * self.eps, self.rule.tolerance):
-            solution = Solution(x, Status.CONVERGED, 0, residual)
+            solution = Solution(x, Status.CONVERGED, n_iterations, self._gradient(x, y), objective=OBJECTIVE)
             return self._measure(y, solution, ChainMethod.RUN_BY_RUN, through)
         is_near = residual <= NEAR
         found = solve_bounded_nonlinear(
@@ -131,30 +131,29 @@ class ChainInverse:
         bounds = peeled.bounds.shifted(-A.value)
         return solve_bounded(A, bounds, self.rule, weight=weight, progress=self.progress)
 
-    def _run_by_run(self, peeled: _Peeled, start: Tensor) -> tuple[Tensor, _Peeled]:
+    def _run_by_run(self, y: Tensor, start: Tensor) -> tuple[Tensor, int, _Peeled]:
         """Undo each run of affine layers by itself, and the activations between them.
 
         Returns:
-            The estimate, or the start where a layer is neither affine nor an activation that increases; and the bounds
-            that all activations on the way turned into.
+            The estimate, or the start where a layer is neither affine nor an activation with an inverse; how many
+            iterations it took; and the bounds that all activations on the way turned into.
         """
-        through = peeled
+        through, n_iterations = _Peeled.of(pools_first(self.parts), Bounds.exactly(y), takes_all=True), 0
         while True:
             n_head = len(through.parts)
             while n_head and through.parts[n_head - 1].kind is PartKind.AFFINE:
                 n_head -= 1
             head, run = through.parts[:n_head], through.parts[n_head:]
             if any(part.activation is None and part.kind is not PartKind.AFFINE for part in head):
-                return start, through
+                return start, n_iterations, through
             with torch.no_grad():
                 shaped = compose(head)(start[None])[0] if head else start
             found = self._solve_affine(replace(through, parts=run), torch.zeros_like(shaped))
+            n_iterations += found.n_iterations
             if not head:
-                return found.value, through
+                return found.value, n_iterations, through
             slack = SLACK * synchronize.as_number(found.value.abs().max())
-            before = _Peeled.of(head, Bounds.exactly(found.value), slack)
-            if len(before.parts) == len(head):  # an activation that does not increase everywhere
-                return start, through
+            before = _Peeled.of(head, Bounds.exactly(found.value), slack, takes_all=True)
             through = replace(before, bounds_of=through.bounds_of | before.bounds_of, n_impossible=through.n_impossible)
 
     def _measure(self, y: Tensor, found: Solution, method: ChainMethod, peeled: _Peeled) -> Undone:
@@ -165,6 +164,12 @@ class ChainInverse:
         jacobian = Linearization(compose(self.parts), found.value)
         determined = determined_share(jacobian, found.value)
         return Undone(found, method, residual, determined, peeled.bounds_of, peeled.n_impossible)
+
+    def _gradient(self, x: Tensor, y: Tensor) -> float:
+        """Compute the certificate ‖Jᵀ(y − f(x))‖ / ‖Jᵀy‖, J the derivative of the chain."""
+        jacobian = Linearization(compose(self.parts), x)
+        scale = jacobian.adjoint(y).norm().clamp_min(torch.finfo(y.dtype).tiny)
+        return synchronize.as_number(jacobian.adjoint(y - jacobian.value).norm() / scale)
 
     def _relative_residual(self, x: Tensor, y: Tensor) -> float:
         return synchronize.as_number((self.output_of(x) - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
@@ -180,16 +185,13 @@ class _Peeled:
     n_impossible: int
 
     @classmethod
-    def of(cls, parts: Sequence[Part], bounds: Bounds, slack: float = 0.0) -> _Peeled:
-        """Undo activations from the end of a chain, as far as they lose nothing that their values say."""
+    def of(cls, parts: Sequence[Part], bounds: Bounds, slack: float = 0.0, *, takes_all: bool = False) -> _Peeled:
+        """Undo activations from the end of a chain, as far as that loses nothing that their values say, or all."""
         counted: dict[Part, tuple[int, int]] = {}
         n_impossible = 0
         for n in range(len(parts), 0, -1):
             part, activation = parts[n - 1], parts[n - 1].activation
-            says_all = activation is not None and (
-                activation.is_monotone or synchronize.holds_everywhere(bounds.lower >= activation.low)
-            )
-            if activation is None or not says_all:
+            if activation is None or not (takes_all or activation.says_all(bounds)):
                 return cls(parts[:n], bounds, counted, n_impossible)
             n_impossible += activation.n_impossible(bounds) if slack == 0 else 0
             bounds = activation.undo(bounds, slack)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,7 +27,7 @@ class PartKind(StrEnum):
     AFFINE = "affine"
     ACTIVATION = "increasing activation"
     MAX_POOLING = "max pooling"
-    FUNCTION = "function"
+    FUNCTION = "any function"
 
 
 _BY_AXES = (
@@ -89,8 +89,8 @@ def list_parts(layers: Layers, like: Tensor, eps: float) -> list[Part]:
     return [_part(name, module, eps) for top, each in copies for name, module in _opened(top, each)]
 
 
-def compose(parts: Sequence[Part]) -> Callable[[Tensor], Tensor]:
-    """Give the function of a batch that the parts are one after the other."""
+def compose(parts: Sequence[Part]) -> nn.Sequential:
+    """Give the module that runs the parts one after the other."""
     return nn.Sequential(*(part.module for part in parts))
 
 
@@ -118,9 +118,10 @@ def input_shape_of(parts: Sequence[Part], y_shape: Size, input_size: Size | None
         ShapeError: no input gives such outputs.
         UsageError: the size cannot be told from the output.
     """
-    n_axes = next((int(digit) for part in parts for digit in _axes_of(part.module)), 2)
+    n_axes = n_axes_of(compose(parts))
     on_meta = [copy.deepcopy(part.module).to("meta") for part in parts]
-    given = () if input_size is None else tuple(int(n) for n in input_size)
+    given = () if input_size is None else tuple(input_size)
+    given = given * n_axes if len(given) == 1 else given
     if given and len(given) not in (n_axes, n_axes + 1):
         raise ShapeError(f"the input of this chain has {n_axes} axes of space, but input_size is {given}.")
     channels = given[0] if len(given) > n_axes else _channels(parts, y_shape[-1 - n_axes : -n_axes])
@@ -156,9 +157,19 @@ def _increases(part: Part) -> bool:
     return part.activation is not None and part.activation.is_monotone
 
 
-def _axes_of(module: nn.Module) -> Iterator[str]:
+def n_axes_of(module: nn.Module) -> int:
+    """Tell how many axes of space a module works on: those of its first layer that says so, else two."""
     names = (type(each).__name__ for each in module.modules())
-    return (name[-2] for name in names if name[-2:] in ("1d", "2d", "3d"))
+    return next((int(name[-2]) for name in names if name[-2:] in ("1d", "2d", "3d")), 2)
+
+
+def channels_of(module: nn.Module) -> int | None:
+    """Find how many channels the first layer of a module takes that says so; `None` where none does."""
+    for each in module.modules():
+        taken = getattr(each, "in_channels", None) or getattr(each, "num_features", None)
+        if taken is not None:
+            return int(taken)
+    return None
 
 
 def _channels(parts: Sequence[Part], of_output: Size) -> int:
@@ -169,10 +180,9 @@ def _channels(parts: Sequence[Part], of_output: Size) -> int:
             out_of *= part.module.downscale_factor**2
         elif isinstance(part.module, nn.PixelShuffle):
             into *= part.module.upscale_factor**2
-        for module in part.module.modules():
-            taken = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
-            if taken is not None:
-                return int(taken) * into // out_of
+        taken = channels_of(part.module)
+        if taken is not None:
+            return taken * into // out_of
     return (of_output[0] if of_output else 1) * into // out_of
 
 

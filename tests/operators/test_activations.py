@@ -67,6 +67,26 @@ def test_a_value_at_the_end_of_the_range_is_a_bound(module, far, bounds):
     assert found.lower <= x <= found.upper
 
 
+@pytest.mark.parametrize("slopes", [(-0.5, 0.2, 0.0), (-1.0, -0.1, -2.0)])
+def test_a_folded_prelu_leaves_its_inputs_between_two(slopes):
+    module = nn.PReLU(3).double()
+    module.weight.data = torch.tensor(slopes).double()
+    activation = activation_of(module, EPS)
+    x = torch.linspace(-2, 2, 21, dtype=torch.float64).expand(3, -1)
+    with torch.no_grad():
+        y = module(x[None])[0]
+    found = activation.undo(Bounds.exactly(y))
+    assert not activation.says_all(Bounds.exactly(y))
+    assert (found.lower <= x + 1e-12).all()
+    assert (found.upper >= x - 1e-12).all()
+    is_increasing = (torch.tensor(slopes) > 0)[:, None].expand_as(x)
+    assert found.known[is_increasing].all()
+    negative = (torch.tensor(slopes) < 0)[:, None].expand_as(x) & (y > 0)
+    with torch.no_grad():
+        torch.testing.assert_close(module(found.lower[None])[0][negative], y[negative])
+        torch.testing.assert_close(module(found.upper[None])[0][negative], y[negative])
+
+
 def test_bounds_stay_bounds_and_what_no_input_gives_is_counted():
     tanh = activation_of(nn.Tanh(), EPS)
     y = Bounds(torch.tensor([-math.inf, 0.1, 1.5]), torch.tensor([0.5, 0.1, 1.5]))
@@ -79,5 +99,4 @@ def test_bounds_stay_bounds_and_what_no_input_gives_is_counted():
 
 def test_what_does_not_increase_has_no_inverse():
     assert activation_of(nn.LeakyReLU(-0.1), EPS) is None
-    assert activation_of(nn.PReLU(init=-0.1), EPS) is None
     assert activation_of(nn.Softmax(1), EPS) is None

@@ -30,7 +30,7 @@ def test_windows_are_those_of_max_pooling(pool):
 @pytest.mark.parametrize(
     "function",
     [nn.ReLU(), nn.ReLU(inplace=True), torch.relu, functional.relu, torch.Tensor.relu, nn.MaxPool2d(2),
-     lambda x: functional.max_pool2d(x, 2, stride=1), lambda x: torch.max_pool2d(x, 2)],
+     lambda x: functional.max_pool2d(x, 2, stride=1), lambda x: torch.max_pool2d(x, 2), nn.PReLU(2, init=0.3).double()],
 )  # fmt: skip
 def test_a_stand_in_is_smooth_and_nears_the_function(function):
     x = random((1, 2, 8, 8), seed=2)

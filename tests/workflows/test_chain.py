@@ -121,6 +121,15 @@ def test_invertible_activations_are_undone_run_by_run():
     assert [layer.treatment for layer in result.layers].count("undone by its inverse") == 3
 
 
+def test_a_prelu_with_negative_slopes_is_undone_where_other_channels_tell_the_sign():
+    net = trained(nn.Conv2d(1, 8, 3), nn.PReLU(8))
+    net[1].weight.data = torch.tensor([-0.5, 0.2, -1.0, 0.4, 0.3, -0.2, 0.1, 0.3]).double()
+    x = random((1, 9, 9), seed=1)
+    result = deconv_cli.invert_chain(net(x[None])[0], net)
+    assert result.relative_residual < 1e-9
+    assert error(result, x) < 1e-8
+
+
 def test_two_relus_are_undone_as_a_whole():
     net = trained(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
                   nn.Conv2d(16, 24, 3, padding=1), nn.ReLU())  # fmt: skip
@@ -141,7 +150,7 @@ def test_max_pooling_and_residual_blocks_are_undone_as_a_whole():
     assert result.method is ChainMethod.WHOLE
     assert result.relative_residual < 1e-6
     assert error(result, x) < 1e-5
-    assert "solved as a whole" in result.layers[-1].treatment
+    assert "solved with the whole" in result.layers[-1].treatment
 
 
 def test_an_encoder_that_is_too_deep_gives_an_honest_figure():
@@ -208,7 +217,7 @@ def test_what_cannot_be_undone_is_refused_in_a_sentence():
     with pytest.raises(ShapeError, match="gives an output of"):
         deconv_cli.invert_chain(y, net, input_size=(9, 9))
     with pytest.raises(ShapeError, match="2 axes of space"):
-        deconv_cli.invert_chain(y, net, input_size=(9,))
+        deconv_cli.invert_chain(y, net, input_size=(9, 9, 9, 9))
     with pytest.raises(ShapeError):
         deconv_cli.invert_chain(random((5, 6, 6), seed=1), net)
     with pytest.raises(UsageError, match="give input_size"):

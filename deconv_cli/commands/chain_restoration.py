@@ -1,0 +1,284 @@
+"""Chains of layers at the prompt: `--layers conv1..layer2`, with the model from `--kernel` and `--model`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.commands.batch import Job, Outcome
+from deconv_cli.commands.context import (
+    LoadedInput,
+    OptionValues,
+    command_line,
+    describe_output,
+    environment_of,
+)
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
+from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.summary import print_chain_summary
+from deconv_cli.commands.user_code import describe_warnings, running_user_code
+from deconv_cli.errors import UsageError
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import OutputDType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from deconv_cli.report.chain_record import ChainRun, ModelInput
+
+CHAIN = "Chain of layers"
+RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+"""Black and white of the pictures that networks are shown."""
+MAX_EXCESS, MIN_PART = 0.02, 0.25
+"""By which part of such a range an estimate may leave it, and which part it uses at least, to be taken for its own."""
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """Which layers of which model."""
+
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            metavar="A..B|A,B,C",
+            help="The input is the output of the last of these layers, and the input of the first is wanted back; "
+            "--kernel names the file of the model. A range goes by the order in which the model lists its layers.",
+            show_default=False,
+            rich_help_panel=CHAIN,
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="CODE",
+            help="For a file that holds the weights alone: the model's class, or a function that returns a model, as "
+            "file.py:Name or package.module:Name. This code is run.",
+            show_default=False,
+            rich_help_panel=CHAIN,
+        ),
+    ] = None
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="JSON",
+            help='Arguments of the class that --model names: {"hidden": 64}, or a list.',
+            show_default=False,
+            rich_help_panel=CHAIN,
+        ),
+    ] = None
+
+
+def refuse_beside_layers(
+    options: ChainOptions,
+    kernel: list[Path] | None,
+    kernel_options: KernelOptions,
+    extra: ExtraOutputs,
+    others: dict[str, object],
+) -> None:
+    """Refuse what does not go with a chain of layers, and options of a chain without one.
+
+    Args:
+        options: those of the chain.
+        kernel: what `--kernel` names.
+        kernel_options: how to read it.
+        extra: outputs besides the estimate.
+        others: further options that do not go with a chain, with their values; `None` for those not given.
+
+    Raises:
+        UsageError: for the first that would be ignored.
+    """
+    if options.layers is None:
+        idle = "--model" if options.model is not None else "--init"
+        if options.model is not None or options.init is not None:
+            raise UsageError(f"{idle} is for --layers, which is missing; add it, or leave {idle} out.")
+        return
+    if kernel is None or len(kernel) != 1:
+        raise UsageError("--layers wants one --kernel FILE, which holds the model or its weights.")
+    if options.init is not None and options.model is None:
+        raise UsageError("--init gives the arguments of --model, which is missing; name the class with --model.")
+    given = [name for name, value in (kernel_options.as_options() | others).items() if value is not None]
+    given += ["--report, --truth, --error-map or --trust-mask"] if extra.need_prediction else []
+    if given:
+        raise UsageError(f"--layers does not go with {given[0]}; leave one of the two out.")
+
+
+def load_chain(options: ChainOptions, path: Path) -> tuple[list[tuple[str, nn.Module]], ModelInput, tuple[str, ...]]:
+    """Read the model and choose its layers; gives the layers with their names, where they came from, and notes.
+
+    Raises:
+        UsageError: layers that the model has not, that do not follow one another, or weights without a class.
+        InputRefusedError: a file that is unsafe, damaged or no model.
+    """
+    from deconv_cli.models.chains import choose_layers
+    from deconv_cli.models.model_building import build_model
+    from deconv_cli.models.model_files import read_model
+    from deconv_cli.models.named_code import load_named
+    from deconv_cli.report.chain_record import ModelInput
+    from deconv_cli.workflows.chain_order import check_order
+
+    assert options.layers is not None
+    named = None if options.model is None else load_named(options.model, "--model")
+    stored = read_model(path, named=named)
+    if stored.module is not None and options.init is not None:
+        raise UsageError(f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.")
+    module = stored.module
+    if module is None:
+        if named is None:
+            raise UsageError(
+                f"'{path}' holds weights but not what is computed with them; name the class with --model file.py:Class."
+            )
+        module = build_model(named, _parsed(options.init), stored)
+    parent, layers = choose_layers(module, options.layers)
+    notes = stored.notes
+    if not check_order(parent, layers):
+        notes += (
+            f"whether {type(parent).__name__} runs these layers one after the other could not be tried, and was taken "
+            "for granted",
+        )
+    return layers, ModelInput(str(path), stored.kind.value, stored.sha256, options.model, options.layers), notes
+
+
+def _parsed(text: str | None) -> dict[str, Any] | list[Any] | None:
+    try:
+        found = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text}'.") from error
+    if not isinstance(found, dict | list | None):
+        raise UsageError(f"--init must be a JSON object or a list, but is '{text}'.")
+    return found
+
+
+class ChainRestoration:
+    """Takes one activation after another back through a chain of layers.
+
+    Args:
+        options: which layers.
+        path: file of the model.
+        files: how to read and write.
+        device: where to compute.
+        settings: those that were typed.
+        printed: what is printed.
+    """
+
+    def __init__(
+        self,
+        options: ChainOptions,
+        path: Path,
+        files: FileOptions,
+        device: torch.device,
+        settings: SettingValues,
+        printed: PrintOptions,
+    ) -> None:
+        self._options, self._files, self._device, self._printed = options, files, device, printed
+        self._settings = ReconstructionSettings.of(**settings)
+        with running_user_code(is_silent=True) as (_, caught):
+            self._layers, self._model, notes = load_chain(options, path)
+        self._notes = (*notes, *describe_warnings(caught))
+
+    def restore(self, job: Job) -> Outcome:
+        """Read, restore and write one file, and draw it where it is wanted."""
+        from deconv_cli.io import plan_output
+        from deconv_cli.report.chain_record import ChainRun, describe_chain_run
+        from deconv_cli.workflows.chain import chain_input_shape, invert_chain
+
+        printed, started = self._printed, time.perf_counter()
+        image = self._files.read(job.source)
+        loaded = LoadedInput(image, image.values.to(self._device), started)
+        shape = chain_input_shape(loaded.values, self._layers, self._settings.input_size)
+        shows = self._shows(job, loaded)
+        plan = plan_output(
+            job.target,
+            image,
+            n_channels=shape[0],
+            output_dtype=OutputDType.UINT8 if shows else self._files.output_dtype,
+            force=self._files.force,
+            same_size=False,
+            make_folder=job.make_folder,
+        )
+        with (
+            running_user_code(is_silent=True) as (_, caught),
+            WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress,
+        ):
+            progress.begin("restoring")
+            result = invert_chain(loaded.values, self._layers, settings=self._settings, progress=progress)
+        values, shown = as_picture(result.image.cpu()) if shows else (result.image.cpu(), ())
+        prepared = plan.prepare(values)
+        run = ChainRun(
+            source=loaded.describe(job.source),
+            model=self._model,
+            output=describe_output(job.target, prepared),
+            inversion=result,
+            notes=(*self._notes, *image.notes, *result.notes, *describe_warnings(caught), *shown, *prepared.notes),
+            environment=environment_of(self._device, result.image.dtype, started),
+            rerun=command_line("invert", job.source, self._again(job, prepared.dtype, shows=shows)),
+        )
+        record = describe_chain_run(run)
+        prepared.write(record)
+        if printed.show:
+            from deconv_cli.commands.terminal_picture import show_picture
+
+            show_picture(result.image, is_color=True)
+        return self._outcome(run, record)
+
+    def _outcome(self, run: ChainRun, record: dict[str, Any]) -> Outcome:
+        return Outcome(
+            record,
+            partial(print_chain_summary, run, verbose=self._printed.verbose),
+            doubts=tuple(doubt.sentence for doubt in run.inversion.doubts),
+        )
+
+    def _shows(self, job: Job, loaded: LoadedInput) -> bool:
+        """Return whether a tensor goes into a picture of whole numbers, of which nobody said how."""
+        from deconv_cli.io.formats import codec_of_suffix
+
+        if loaded.image.is_picture or self._files.output_dtype is not None:
+            return False
+        return codec_of_suffix(job.target).holds_whole_numbers_only
+
+    def _again(self, job: Job, dtype: str, *, shows: bool) -> OptionValues:
+        """Give the options that make the same estimate again."""
+        options = self._settings.as_options()
+        return {
+            "--kernel": self._model.path,
+            "--layers": self._options.layers,
+            "--model": self._options.model,
+            "--init": self._options.init,
+            **self._files.as_options(),
+            **options,
+            "--device": self._device.type,
+            "--output-dtype": None if shows else dtype,
+            "--output": job.target,
+            "--force": True,
+        }
+
+
+def as_picture(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Map what a network was shown to 0 to 255, black to white, and say how.
+
+    Args:
+        image: shape `(B, C, H, W)`: within a usual range, or normalized in a way that nobody knows.
+
+    Returns:
+        The samples, and a note.
+    """
+    low, high = float(image.min()), float(image.max())
+    black, white = (low, high) if high > low else (low - 0.5, low + 0.5)
+    for first, last in RANGES:
+        excess, span = max(first - low, high - last), last - first
+        if excess <= MAX_EXCESS * span and high - low >= MIN_PART * span:
+            black, white = first, last
+            break
+    note = f"values from {black:.4g} to {white:.4g} are shown as 0 to 255; a .safetensors file holds them as they are"
+    return 255 * (image - black) / (white - black), (note,)

@@ -1,0 +1,62 @@
+"""Whether a module runs its children one after the other."""
+
+import pytest
+import torch
+from torch import nn
+
+from deconv_cli.errors import UsageError
+from deconv_cli.workflows.chain_order import check_order
+
+
+class Network(nn.Module):
+    """Runs `a`, a ReLU that works in place, `b`, and a head that wants pictures of another size than is tried."""
+
+    def __init__(self, between=None, head=7):
+        super().__init__()
+        self.a, self.relu, self.b = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)
+        self.head, self.between = nn.Linear(head, 2), between
+
+    def forward(self, x):
+        x = self.relu(self.a(x))
+        if self.between is not None:
+            x = self.between(x)
+        return self.head(self.b(x).flatten(1))
+
+
+def layers(module, *names):
+    return [(name, getattr(module, name)) for name in names]
+
+
+def test_children_that_follow_one_another_are_a_chain_even_if_the_head_fails():
+    net = Network()
+    assert check_order(net, layers(net, "a", "relu", "b"))
+    assert check_order(net, layers(net, "a"))
+    assert check_order(nn.Sequential(net.a, net.b), [("0", net.a), ("1", net.b)])
+
+
+@pytest.mark.parametrize("between", [torch.tanh, torch.Tensor.tanh_, lambda x: x[..., 1:]])
+def test_something_between_them_is_refused(between):
+    net = Network(between)
+    with pytest.raises(UsageError, match="between 'relu' and 'b'"):
+        check_order(net, layers(net, "a", "relu", "b"))
+    assert check_order(net, layers(net, "a", "relu"))
+
+
+def test_a_layer_that_is_left_out_is_something_between():
+    net = Network()
+    with pytest.raises(UsageError, match="between 'a' and 'b'"):
+        check_order(net, layers(net, "a", "b"))
+
+
+def test_what_cannot_be_tried_is_not_certain():
+    class Unrunnable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    class Twice(Unrunnable):
+        def forward(self, x):
+            return self.b(self.b(self.a(x)))
+
+    for net in (Unrunnable(), Twice()):
+        assert not check_order(net, layers(net, "a", "b"))
