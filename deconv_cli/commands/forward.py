@@ -219,7 +219,6 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
     options: OptionValues = {
         "--padding": format_padding(padding),
         "--boundary": boundary,
-        "--dimensions": convolution.given.dimensions,
         **layer_options(layer, [name for name in LAYER_SETTINGS if getattr(convolution.given, name) is not None]),
         "--light": chosen.light,
         "--noise": added.text,

@@ -184,8 +184,8 @@ def _kernel_option(more: str = "") -> Any:  # noqa: ANN401
         "-k",
         metavar="FILE|WORDS",
         help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture or a stack of a "
-        f"point-spread function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30{more}. Given "
-        "once for all channels, or once for each.",
+        f"point-spread function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or "
+        f"motion:9@30{more}. Given once for all channels, or once for each.",
         show_default=False,
     )
 
