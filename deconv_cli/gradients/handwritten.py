@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 
+from deconv_cli.gradients.backward_mistakes import Mistake, Trial, find_mistake
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, compare_along
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import ELEMENT_TOLERANCE, compare_tensors, unravel
@@ -48,7 +50,8 @@ class GradientError:
 class WrongInput:
     """An input of a Function for which its backward gives a wrong gradient, or None (`is_missing`).
 
-    The location is where backward is written, or where the Function was called; `parameters` are behind this input.
+    The location is where backward is written, or where the Function was called; `parameters` are behind this input;
+    `mistake` is what is done wrong, where that can be told, over `n_samples` where it is about sums.
     """
 
     function: str
@@ -57,6 +60,8 @@ class WrongInput:
     error: GradientError
     is_missing: bool
     parameters: frozenset[str]
+    mistake: Mistake | None = None
+    n_samples: int = 0
 
 
 def check_functions(subject: Subject, budget: float) -> tuple[tuple[WrongInput, ...], list[str]]:
@@ -105,7 +110,11 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
     outputs = _real(call.function.apply(*arguments()))
     weights = _random_weights(outputs)
     tensors = [own[n] for n in moved]
+    pristine = [(own.get(n, leaves[n]), leaves[n].detach().clone()) for n in positions]
     given = _gradients(outputs, tensors, weights)
+    with torch.no_grad():  # a backward that writes to what it reads spoils nothing but its own gradient
+        for tensor, values in pristine:
+            tensor.copy_(values)
     expected = _by_autograd(call.function, arguments, tensors, weights)
 
     def value() -> float:
@@ -113,6 +122,7 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
             found = _real(call.function.apply(*arguments()))
             return sum(float((o.double() * w).sum()) for o, w in zip(found, weights, strict=True))
 
+    trial = Trial(functools.partial(_differentiate, call, leaves, spec, moved), tensors, weights, given, expected)
     function = ScalarFunction(value, deadline=deadline)
     names, location = _input_names(call.function, len(leaves)), location_of_backward(call.function)
     result = []
@@ -120,9 +130,28 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
         error = _compare_input(function, tensors[position], given[position], expected[position] if expected else None)
         if error is not None:
             where, behind = location if location.file else call.location, _behind(call, positions.index(n), forward)
+            mistake, n_samples = find_mistake(trial, position) or (None, 0)
             is_missing = given[position] is None
-            result.append(WrongInput(call.function.__name__, names[n], where, error, is_missing, behind))
+            name = call.function.__name__
+            result.append(WrongInput(name, names[n], where, error, is_missing, behind, mistake, n_samples))
     return result
+
+
+def _differentiate(
+    call: FunctionCall,
+    leaves: list[Any],
+    spec: pytree.TreeSpec,
+    moved: list[int],
+    weights: Sequence[torch.Tensor],
+) -> tuple[Sequence[torch.Tensor | None], bool]:
+    """Call a Function anew and differentiate it, for incoming gradients; says too whether it wrote to its inputs."""
+    own = {n: leaf.detach().clone() for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    kept = {n: tensor.clone() for n, tensor in own.items()}
+    for n in moved:
+        own[n].requires_grad_()
+    arguments = pytree.tree_unflatten([own.get(n, leaf) for n, leaf in enumerate(leaves)], spec)
+    gradients = _gradients(_real(call.function.apply(*arguments)), [own[n] for n in moved], list(weights))
+    return gradients, any(not torch.equal(own[n].detach(), tensor) for n, tensor in kept.items())
 
 
 def _behind(call: FunctionCall, index: int, forward: ForwardTrace) -> frozenset[str]:

@@ -141,7 +141,7 @@ class TestDetached:
     ("model", "parameter", "mark", "verdict", "words"),
     [
         (detached.NotInLoss, "side.weight", "aside", "NOT-LOSS", "does not reach the loss"),
-        (detached.NoneForBias, "bias", "none_call", "DETACHED", "returns None"),
+        (detached.NoneForBias, "bias", "none", "DETACHED", "returns None"),
         (dying.Round, "body.weight", "round", "ZERO", "constant between its steps"),
         (dying.DeadRelu, "body.weight", "dead", "ZERO", "dead"),
         (dying.SaturatedSoftmax, "body.weight", "softmax", "ZERO", "saturated"),

@@ -11,7 +11,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.reruns import uses_outside
 from deconv_cli.gradients.rules.wrong import describe_difference
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
 from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, OUTSIDE_USES
 
@@ -27,7 +27,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
     forward, bit = evidence.forward, evidence.forward.bit(name)
     if evidence.is_reached(name) and evidence.backward is not None:
         origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
-        return Finding(Verdict.DETACHED, unique_causes(map(_returning_none, origins)))
+        return Finding(Verdict.DETACHED, unique_causes(_returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
         return Finding(Verdict.DETACHED, _causes(forward.log.detachments[index] for index in lost))
@@ -74,9 +74,14 @@ def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
     return unique_causes(_cause(found) for found in detachments)
 
 
-def _returning_none(operation: Operation) -> Cause:
-    why = f"the backward of {operation.bare_name} returns None for this input."
-    return Cause(operation.label, operation.location, why, "return a gradient for every input from backward")
+def _returning_none(operation: Operation, evidence: Evidence) -> Cause:
+    """Explain a backward that gives nothing for an input, on its own line where it is the user's."""
+    functions = {call.function.__name__: call.function for call in evidence.forward.log.calls}
+    name = operation.bare_name.removesuffix(".apply")
+    written = location_of_backward(functions[name]) if name in functions else operation.location
+    location = written if written.file else operation.location
+    why = f"the backward of {name} returns None for an input that has a gradient."
+    return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")
 
 
 def _cause(found: Detachment) -> Cause:

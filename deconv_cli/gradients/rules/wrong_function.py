@@ -33,6 +33,9 @@ def _cause(item: WrongInput) -> Cause:
     if item.is_missing:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
         suggestion = f"return {what}"
+    elif item.mistake is not None:
+        names = {"function": operation, "name": f"'{item.name}'", "n": item.n_samples}
+        why, suggestion = (text.format(**names) for text in item.mistake.value)
     elif error.is_step:
         why = f"{operation} gives a surrogate: the forward is a step, and its true derivative is zero."
         suggestion = "if a surrogate gradient is meant, accept this finding"
