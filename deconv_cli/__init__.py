@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.training.watching import watch_gradients
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
+    from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.kernel_source import make_kernel
     from deconv_cli.operators.convolution import Convolution
@@ -93,6 +94,7 @@ __all__ = [
     "LinearOperator",
     "Linearization",
     "MalformedInputError",
+    "Microscope",
     "ModelLayer",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
@@ -129,6 +131,7 @@ __all__ = [
     "load_pseudo_inverse",
     "make_kernel",
     "map_blur",
+    "microscope_psf",
     "pseudo_inverse",
     "psf_from_beads",
     "save_kernel_field",
@@ -158,6 +161,8 @@ _HOMES = {
     "PseudoInverse": "deconv_cli.solvers.pseudo_inverse",
     "Solution": "deconv_cli.solvers.solution",
     "Status": "deconv_cli.solvers.solution",
+    "Microscope": "deconv_cli.kernels.optics.microscope",
+    "microscope_psf": "deconv_cli.kernels.optics.microscope",
     "BeadPsf": "deconv_cli.workflows.bead_psf",
     "psf_from_beads": "deconv_cli.workflows.bead_psf",
     "align_kernel": "deconv_cli.workflows.blind",

@@ -23,6 +23,7 @@ from deconv_cli.commands import (
     kernel_commands,
     kernel_extract,
     kernel_fit,
+    kernel_microscope,
 )
 from deconv_cli.commands.console import print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
@@ -70,6 +71,7 @@ kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_group
 kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))
 kernels.command("fit", epilog=kernel_fit.EXAMPLE)(with_option_groups(kernel_fit.fit))
 kernels.command("from-beads", epilog=kernel_beads.EXAMPLE)(with_option_groups(kernel_beads.from_beads))
+kernels.command("microscope", epilog=kernel_microscope.EXAMPLE)(with_option_groups(kernel_microscope.microscope))
 app.add_typer(kernels, name="kernel")
 
 

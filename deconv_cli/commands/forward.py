@@ -19,6 +19,7 @@ from deconv_cli.commands.context import (
     load_kernels,
     pick,
 )
+from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     DeviceOption,
@@ -112,12 +113,22 @@ def forward(
     named = None if boundary is None else BOUNDARIES.check(boundary)
     added = _AddedNoise.parse(noise, seed)
     jobs = lay_out(inputs, output, ending="_forward")
-    loaded = load_kernels(kernel, kernel_options, settings.get("dimensions"), lambda: files.read(jobs[0].source))
-    convolution = _Convolution.of(loaded, named, padded, light, given, tap)
-    context = Context("forward", loaded, files, pick(device))
+    dimensions, where = settings.get("dimensions"), pick(device)
+    if is_microscope(kernel, kernel_options):
+
+        def load(job: Job) -> LoadedKernel:
+            return load_microscope(str(kernel[0]), files.read(job.source), dimensions)
+    else:
+        loaded = load_kernels(kernel, kernel_options, dimensions, lambda: files.read(jobs[0].source))
+
+        def load(job: Job) -> LoadedKernel:
+            del job
+            return loaded
 
     def process(job: Job) -> Outcome:
-        return _apply(context, job, convolution, added, show=printed.show)
+        own = load(job)
+        convolution = _Convolution.of(own, named, padded, light, given, tap)
+        return _apply(Context("forward", own, files, where), job, convolution, added, show=printed.show)
 
     run("forward", jobs, process, printed)
 

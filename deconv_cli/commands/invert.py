@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from deconv_cli.commands.batch import lay_out, refuse_to_replace, run
+from deconv_cli.commands.batch import Job, Outcome, lay_out, refuse_to_replace, run
 from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
 from deconv_cli.commands.chain_restoration import ChainOptions, ChainRestoration, refuse_beside_layers
 from deconv_cli.commands.context import Context, load_factor, load_kernels, pick
+from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
     DeviceOption,
@@ -120,6 +121,16 @@ def invert(
         return
     if tap is None and kernel is not None and is_estimate(kernel, kernel_options):
         run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)
+        return
+    if tap is None and kernel is not None and is_microscope(kernel, kernel_options):
+
+        def restore(job: Job) -> Outcome:
+            image = files.read(job.source)
+            loaded = load_microscope(str(kernel[0]), image, settings.get("dimensions"))
+            own = wanted | {"dimensions": loaded.kernel.n_axes}
+            return Restoration(Context("invert", loaded, files, where), own, extra, printed).restore(job, image)
+
+        run("invert", jobs, restore, printed)
         return
     if factor is not None:
         loaded = load_factor(factor, where, settings.get("max_memory"))

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_document, print_note, print_table
-from deconv_cli.commands.kernel_output import show_taps, without_paths, write_psf
+from deconv_cli.commands.kernel_output import parse_numbers, show_taps, without_paths, write_psf
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +85,11 @@ def from_beads(
         check_output_path(output, beads, force=force)
     image = read_image(beads, axes=axes)
     samples, known = _one_channel(image, channel)
-    given = _numbers(spacing, "--spacing", samples.ndim, float) if spacing is not None else None
+    given = parse_numbers(spacing, "--spacing", (samples.ndim,), float) if spacing is not None else None
     steps = given or known
     found = psf_from_beads(
         samples,
-        size=None if size is None else _numbers(size, "--size", samples.ndim, int),
+        size=None if size is None else parse_numbers(size, "--size", (samples.ndim,), int),
         bead_diameter=bead_diameter,
         spacing=steps,
         white=_white(image),
@@ -138,17 +137,6 @@ def _white(image: ImageFile) -> float | None:
 
     kind = np.dtype(image.dtype)
     return float(np.iinfo(kind).max) if np.issubdtype(kind, np.integer) else None
-
-
-def _numbers(text: str, option: str, n_axes: int, kind: type[Any]) -> tuple[Any, ...]:
-    """Read one number for each axis."""
-    try:
-        found = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) != n_axes:
-        raise UsageError(f"{option} must hold {n_axes} numbers, one for each axis, but is '{shortened(text)}'.")
-    return found
 
 
 def _describe(found: BeadPsf) -> dict[str, Any]:

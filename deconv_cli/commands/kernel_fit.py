@@ -142,7 +142,7 @@ def _parse_size(text: str) -> Size:
     parts = text.split(",")
     if len(parts) > 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(
-            f"--size must be H,W, for stacks D,H,W or for signals N, positive whole numbers, but is '{shortened(text)}'."
+            f"--size must be H,W, for stacks D,H,W, for signals N, positive whole numbers, but is '{shortened(text)}'."
         )
     return tuple(map(int, parts))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Light
+from deconv_cli.vocabulary import Light, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,22 @@ LightOption = Annotated[
 ]
 MAX_TILES = 64
 """Kernels of a layer that are drawn."""
+
+
+def parse_numbers(text: str, option: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
+    """Read one number for each axis, `kind` of them, as many as one of `counts`.
+
+    Raises:
+        UsageError: others.
+    """
+    try:
+        found = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise UsageError(f"{option} must hold {wanted} numbers, one for each axis, but is '{shortened(text)}'.")
+    return found
 
 
 def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:

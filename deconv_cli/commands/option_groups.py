@@ -185,7 +185,8 @@ def _kernel_option(more: str = "") -> Any:  # noqa: ANN401
         metavar="FILE|WORDS",
         help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture or a stack of a "
         f"point-spread function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or "
-        f"motion:9@30{more}. Given once for all channels, or once for each.",
+        f"motion:9@30{more}; or microscope, computed from the optics that the file names "
+        "(microscope:na=1.4,emission=520 says more). Given once for all channels, or once for each.",
         show_default=False,
     )
 

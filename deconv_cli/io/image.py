@@ -94,6 +94,11 @@ class ImageFile:
         distances = (per_micrometer.plane_distance, 1 / per_micrometer.y, 1 / per_micrometer.x)[-self.dimensions :]
         return None if None in distances else tuple(float(d) for d in distances if d is not None)
 
+    @property
+    def native_fields(self) -> dict[str, Any]:
+        """What only files of this format say, of the image and of its channels, by the names that notes use."""
+        return self._metadata.native | self._metadata.native_of_channels
+
     def spanned_by(self, dimensions: int) -> ImageFile:
         """Arrange the samples for a kernel that spans another number of axes of space: shape (B, C, *space).
 

@@ -1,0 +1,115 @@
+"""`deconv kernel microscope`: the point-spread function that the optics of a microscope give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deconv_cli.commands.console import print_document, print_note, print_table
+from deconv_cli.commands.kernel_output import parse_numbers, show_taps, without_paths, write_psf
+from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
+from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
+from deconv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deconv_cli.kernels.optics.microscope import Microscope
+
+EXAMPLE = "Example: deconv kernel microscope na=1.4,emission=520 --spacing 0.2,0.1,0.1 -o psf.tif"
+
+
+def microscope(
+    words: Annotated[
+        str,
+        typer.Argument(
+            metavar="[WORDS]",
+            help=f"What is known: {', '.join(f'{word}=V' for word in WORDS)}, separated by commas; wavelengths in nm, "
+            "lengths in µm, the pinhole in Airy units, immersion and sample by refractive index; mode widefield, "
+            "confocal, two-photon or light-sheet.",
+        ),
+    ] = "",
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="Take what is not given from the metadata of this file (OME, ImageJ).",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the point-spread function.", show_default=False),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing", metavar="[DZ,]DY,DX", help="Distance of samples along each axis, in µm.", show_default=False
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="[D,]H,W", help="Samples along each axis, odd. Default: what holds most of the light."
+        ),
+    ] = None,
+    channel: Annotated[
+        int, typer.Option("--channel", metavar="N", min=0, help="Which channel of several, from 0.")
+    ] = 0,
+    force: ForceOption = False,
+    show: ShowOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compute a point-spread function from the optics; needs the extra microscope, the package psf-generator."""
+    from deconv_cli.io import read_image
+    from deconv_cli.io.output_path import check_output_path
+    from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
+
+    if output is not None:
+        check_output_path(output, image or Path.cwd(), force=force)
+    read = None if image is None else read_image(image)
+    if read is not None:
+        read = read.spanned_by(read.named_dimensions or read.dimensions)
+    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    optics = describe_optics(read, read_words(f"microscope:{words}"), steps)
+    if channel >= len(optics.microscopes):
+        raise UsageError(f"--channel must be from 0 to {len(optics.microscopes) - 1} here, but is {channel}.")
+    chosen = optics.microscopes[channel]
+    n_axes = len(chosen.spacing)
+    psf = microscope_psf(chosen, None if size is None else parse_numbers(size, "--size", (n_axes,), int))
+    image_size = None if read is None else tuple(read.values.shape[2:])
+    notes = [*optics.assumed, *sampling_notes(chosen, tuple(psf.shape), image_size)]
+    record: dict[str, Any] = {
+        "schema": 1,
+        "command": "kernel microscope",
+        "input": None if image is None else str(image),
+        "microscope": {**vars(chosen), "spacing": list(chosen.spacing)},
+        "shape": list(psf.shape),
+        "notes": notes,
+        "output": None if output is None else str(output),
+    }
+    if output is not None:
+        write_psf(output, psf, without_paths(record), chosen.spacing)
+    if not quiet:
+        print_table("microscope", _rows(chosen, tuple(psf.shape)))
+        for note in notes:
+            print_note(note)
+    if show:
+        show_taps(psf)
+    if as_json:
+        print_document(record)
+    elif output is not None:
+        typer.echo(str(output))
+
+
+def _rows(chosen: Microscope, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    sample = "as the immersion" if chosen.sample_index is None else f"{chosen.sample_index:g}"
+    return [
+        ("objective", f"numerical aperture {chosen.numerical_aperture:g}, immersion {chosen.immersion_index:g}"),
+        ("sample", f"{sample}, {chosen.depth:g} µm deep"),
+        ("light", f"{chosen.mode}, emission {chosen.emission:g} nm"),
+        ("samples", f"{'×'.join(map(str, shape))} at {' × '.join(f'{step:g}' for step in chosen.spacing)} µm, sum 1"),
+        ("Nyquist", f"{' × '.join(f'{step:.3g}' for step in chosen.finest)} µm"),
+    ]

@@ -1,0 +1,215 @@
+"""`--kernel microscope`: the kernel of each channel from what a file says of its optics, and from words.
+
+The words are those of `Microscope`, `microscope:na=1.4,emission=520+610,mode=confocal`; several values, joined by a
+plus, are those of the channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.context import LoadedKernel
+from deconv_cli.commands.option_groups import KernelOptions
+from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import Convention, Size, shortened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.optics.microscope import Microscope
+
+NAME = "microscope"
+WORDS = {
+    "na": "numerical_aperture",
+    "emission": "emission",
+    "excitation": "excitation",
+    "mode": "mode",
+    "immersion": "immersion_index",
+    "sample": "sample_index",
+    "depth": "depth",
+    "pinhole": "pinhole",
+    "sheet": "sheet",
+}
+"""What is typed, and which setting of a microscope it is."""
+OIL, WATER, AIR = 1.515, 1.333, 1.0
+HIGHEST_OF_AIR, HIGHEST_OF_WATER = 0.95, 1.27
+"""Numerical apertures above which an objective is no dry one, and none for water."""
+
+Values = dict[str, tuple[str, ...]]
+"""What was given for each setting, one text for all channels or one for each."""
+
+
+def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
+    """Tell whether the kernel is to be computed from the optics; a file of that name goes before.
+
+    Raises:
+        UsageError: there are other kernels too, or options that read one.
+    """
+    named = [k for k in kernels if str(k).partition(":")[0] == NAME and not k.exists()]
+    if not named:
+        return False
+    given = [name for name, value in options.as_options().items() if value is not None]
+    if len(kernels) > 1 or given:
+        raise UsageError(
+            f"--kernel microscope gives every channel its kernel, so that {given[0] if given else 'another kernel'} is "
+            "of no use; leave it out."
+        )
+    return True
+
+
+def read_words(text: str) -> Values:
+    """Read `microscope:na=1.4,emission=520+610`.
+
+    Raises:
+        UsageError: a word that is not known, or without a value.
+    """
+    _, _, rest = text.partition(":")
+    found: Values = {}
+    for part in filter(None, rest.split(",")):
+        word, equals, value = part.partition("=")
+        if word.strip() not in WORDS or not equals or not value:
+            known = ", ".join(WORDS)
+            raise UsageError(
+                f"a microscope is described by {known}, each followed by an equals sign and a value, but one word is "
+                f"'{shortened(word)}'."
+            )
+        found[WORDS[word.strip()]] = tuple(value.split("+"))
+    return found
+
+
+@dataclass(frozen=True)
+class DescribedOptics:
+    """The microscope of each channel, and what was assumed of it, a sentence each."""
+
+    microscopes: tuple[Microscope, ...]
+    assumed: tuple[str, ...]
+
+
+def describe_optics(
+    image: ImageFile | None, given: Values, spacing: tuple[float, ...] | None = None
+) -> DescribedOptics:
+    """Put together what was given, what the file says, and what has to be assumed.
+
+    Args:
+        image: the file, arranged as the kernel spans it; `None` where there is none.
+        given: what was typed.
+        spacing: distance of samples in µm, where it was given.
+
+    Raises:
+        UsageError: the numerical aperture, a wavelength or the spacing is not known, or a value cannot be.
+    """
+    from deconv_cli.io.optics_metadata import OpticsMetadata, read_optics
+    from deconv_cli.kernels.optics.microscope import Microscope
+
+    found = OpticsMetadata() if image is None else read_optics(image)
+    steps = spacing or (None if image is None else image.spacing)
+    if steps is None:
+        raise UsageError("the distance of the samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX.")
+    typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
+    n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]
+    assumed: list[str] = []
+    values: dict[str, list[object]] = {"spacing": [tuple(steps)]}
+    values["numerical_aperture"] = list(typed.get("numerical_aperture", ())) or [found.numerical_aperture]
+    values["emission"] = list(typed.get("emission", found.emissions))
+    if values["numerical_aperture"] == [None] or not values["emission"]:
+        missing = "numerical aperture" if values["numerical_aperture"] == [None] else "wavelength of the emission"
+        word = "na" if values["numerical_aperture"] == [None] else "emission"
+        raise UsageError(
+            f"the {missing} is not known from the file; add the word {word} with its value to the description of the "
+            "microscope, wavelengths in nm and one for each channel, joined by a plus."
+        )
+    values["mode"] = list(typed.get("mode", found.modes))
+    if not values["mode"]:
+        values["mode"] = ["widefield"]
+        assumed.append("mode widefield")
+    values["immersion_index"] = list(typed.get("immersion_index", ())) or [found.immersion_index]
+    if values["immersion_index"] == [None]:
+        index = _usual_immersion(float(str(values["numerical_aperture"][0])))
+        values["immersion_index"] = [index]
+        assumed.append(f"refractive index {index:g} of the immersion, usual for this numerical aperture")
+    if found.excitations and "excitation" not in typed:
+        values["excitation"] = list(found.excitations)
+    values |= {name: list(texts) for name, texts in typed.items() if name not in values}
+    if "sample_index" not in values:
+        assumed.append("a sample of the same refractive index as the immersion")
+    if "confocal" in values["mode"] and "pinhole" not in values:
+        assumed.append("a pinhole of one Airy unit")
+    microscopes = [_of_channel(values, c, n_channels) for c in range(n_channels)]
+    made = tuple(Microscope(**settings) for settings in microscopes)  # type: ignore[arg-type]
+    return DescribedOptics(made, tuple(f"assumed: {sentence}" for sentence in assumed))
+
+
+def _value(name: str, text: str) -> object:
+    if name == "mode":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name} must be a number, but is '{shortened(text)}'.") from None
+
+
+def _usual_immersion(numerical_aperture: float) -> float:
+    if numerical_aperture <= HIGHEST_OF_AIR:
+        return AIR
+    return WATER if numerical_aperture <= HIGHEST_OF_WATER else OIL
+
+
+def _of_channel(values: dict[str, list[object]], channel: int, n_channels: int) -> dict[str, object]:
+    for name, each in values.items():
+        if len(each) not in (1, n_channels):
+            raise UsageError(
+                f"{name} was given for {len(each)} channels, but there are {n_channels}; give one for each."
+            )
+    return {name: each[channel % len(each)] for name, each in values.items()}
+
+
+def load_microscope(text: str, image: ImageFile, dimensions: int | None = None) -> LoadedKernel:
+    """Compute the kernel of each channel of an image.
+
+    Args:
+        text: what was typed for the kernel.
+        image: the file.
+        dimensions: axes of space that the kernel spans, where that was given.
+    """
+    from deconv_cli.kernels.kernel import Kernel, stack_kernels
+    from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
+    from deconv_cli.report.run import KernelInput
+
+    n_axes = dimensions or image.named_dimensions or image.dimensions
+    spanned = image.spanned_by(n_axes)
+    optics = describe_optics(spanned, read_words(text))
+    image_size = tuple(spanned.values.shape[2:])
+    sizes = [_fitting(microscope.natural_size, image_size) for microscope in optics.microscopes]
+    made = [microscope_psf(microscope, size) for microscope, size in zip(optics.microscopes, sizes, strict=True)]
+    taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)
+    taps = taps.flip(tuple(range(-n_axes, 0)))
+    notes = [
+        f"channel {c + 1}: {note}" if len(made) > 1 else note
+        for c, (microscope, size) in enumerate(zip(optics.microscopes, sizes, strict=True))
+        for note in sampling_notes(microscope, size, image_size)
+    ]
+    kernel = Kernel.of_any(taps, dimensions=n_axes)
+    source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
+    again = {"--kernel": text, "--dimensions": n_axes}
+    shown = _shown(optics.microscopes)
+    return LoadedKernel(
+        source, taps, None, (shown, *optics.assumed, *notes), again, spacing=optics.microscopes[0].spacing
+    )
+
+
+def _fitting(size: Size, image_size: Size) -> Size:
+    """Cut a kernel to what an image of this size can feel of it: less than twice its length."""
+    return tuple(min(k, 2 * n - 1) for k, n in zip(size, image_size, strict=True))
+
+
+def _shown(microscopes: tuple[Microscope, ...]) -> str:
+    first = replace(microscopes[0])
+    seen = ", ".join(f"{microscope.emission:g}" for microscope in microscopes)
+    modes = ", ".join(dict.fromkeys(microscope.mode for microscope in microscopes))
+    return (
+        f"kernels computed for numerical aperture {first.numerical_aperture:g}, immersion {first.immersion_index:g}, "
+        f"emission {seen} nm, {modes}"
+    )

@@ -1,0 +1,1 @@
+"""Point-spread functions of microscopes, computed from their optics."""

@@ -1,0 +1,207 @@
+"""The point-spread function of a microscope: wide-field, confocal, two-photon or light-sheet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
+from deconv_cli.kernels.sources.disk import disk_kernel
+from deconv_cli.vocabulary import Size, check_name
+
+MODES = ("widefield", "confocal", "two-photon", "light-sheet")
+MAX_SIDE = 255
+LEAST_PINHOLE = 0.3
+"""Radius in samples below which a pinhole is a point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microscope:
+    """What the image of a point depends on; wavelengths in nm, all other lengths in µm.
+
+    Attributes:
+        numerical_aperture: of the objective.
+        emission: wavelength of the light that is seen.
+        spacing: distance of the samples: rows and columns, or planes, rows and columns.
+        mode: `widefield`, `confocal`, `two-photon` or `light-sheet`.
+        immersion_index: refractive index of what is between objective and sample.
+        sample_index: of the sample; `None` for that of the immersion.
+        depth: of what is looked at, behind the border of the sample.
+        excitation: wavelength of the light that excites, for `confocal` and `two-photon`.
+        pinhole: its diameter in Airy units, for `confocal`.
+        sheet: full width of the light sheet at half of its maximum, for `light-sheet`.
+
+    Raises:
+        UsageError: a value that cannot be, or one that is missing.
+    """
+
+    numerical_aperture: float
+    emission: float
+    spacing: tuple[float, ...]
+    mode: str = "widefield"
+    immersion_index: float = 1.515
+    sample_index: float | None = None
+    depth: float = 0.0
+    excitation: float | None = None
+    pinhole: float = 1.0
+    sheet: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name(MODES, self.mode, "mode")
+        positive = {
+            "numerical_aperture": self.numerical_aperture,
+            "emission": self.emission,
+            "immersion_index": self.immersion_index,
+            "sample_index": 1.0 if self.sample_index is None else self.sample_index,
+            "excitation": 1.0 if self.excitation is None else self.excitation,
+            "sheet": 1.0 if self.sheet is None else self.sheet,
+        }
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be a positive number, but is {value}.")
+        if not (math.isfinite(self.depth) and self.depth >= 0 and math.isfinite(self.pinhole) and self.pinhole >= 0):
+            raise UsageError(f"depth and pinhole must be zero or positive, but are {self.depth} and {self.pinhole}.")
+        if self.numerical_aperture >= self.immersion_index:
+            raise UsageError(
+                f"numerical_aperture must be below the refractive index of the immersion, {self.immersion_index:g}, "
+                f"but is {self.numerical_aperture:g}."
+            )
+        self._check_spacing()
+        if self.mode in ("confocal", "two-photon") and self.excitation is None:
+            raise UsageError(f"mode {self.mode} needs the wavelength of the light that excites, excitation.")
+        if self.mode == "light-sheet" and self.sheet is None:
+            raise UsageError("mode light-sheet needs the width of the sheet at half of its maximum, sheet.")
+
+    def _check_spacing(self) -> None:
+        steps = self.spacing
+        if len(steps) not in (2, 3) or not all(math.isfinite(step) and step > 0 for step in steps):
+            raise UsageError(f"spacing must hold two or three positive distances in µm, but is {steps}.")
+        if abs(steps[-1] - steps[-2]) > 1e-3 * steps[-1]:
+            raise UsageError(
+                f"pixels of a microscope should be squares, but are {steps[-2]:g} by {steps[-1]:g} µm; resample them."
+            )
+
+    def objective(self, wavelength: float) -> Objective:
+        """Give the objective for light of a wavelength in nm."""
+        sample = self.immersion_index if self.sample_index is None else self.sample_index
+        return Objective(self.numerical_aperture, wavelength / 1000, self.immersion_index, sample, self.depth)
+
+    @property
+    def finest(self) -> tuple[float, ...]:
+        """The Nyquist distances of samples along each axis, in µm: half a period of the finest detail that passes."""
+        seen = self.objective(self.emission)
+        lateral = 2 * self.numerical_aperture / seen.wavelength
+        axial = self.immersion_index * (1 - math.cos(seen.half_angle)) / seen.wavelength
+        if self.mode in ("confocal", "two-photon"):
+            exciting = self.objective(self.excitation or self.emission)
+            of_light = 2 * self.numerical_aperture / exciting.wavelength
+            of_depth = self.immersion_index * (1 - math.cos(exciting.half_angle)) / exciting.wavelength
+            is_confocal = self.mode == "confocal"
+            lateral, axial = (lateral + of_light, axial + of_depth) if is_confocal else (2 * of_light, 2 * of_depth)
+        found = (0.5 / axial, 0.5 / lateral, 0.5 / lateral)
+        return found[-len(self.spacing) :]
+
+    @property
+    def natural_size(self) -> Size:
+        """Samples that hold most of the light: four dark rings across, and as many axial widths along."""
+        seen = self.objective(self.emission)
+        side = 4 * 0.61 * seen.wavelength / self.numerical_aperture
+        along = 4 * seen.wavelength * self.immersion_index / self.numerical_aperture**2
+        if len(self.spacing) == 3 and self.mode == "widefield":
+            side += 0.5 * along * math.tan(seen.half_angle)
+        lengths = (along, side, side)[-len(self.spacing) :]
+        return tuple(
+            min(MAX_SIDE, 2 * math.ceil(length / step) + 1) for length, step in zip(lengths, self.spacing, strict=True)
+        )
+
+
+def microscope_psf(microscope: Microscope, size: Size | None = None) -> Tensor:
+    """Compute the picture of a point in focus.
+
+    Args:
+        microscope: the optics.
+        size: samples along each axis, odd; `None` for `microscope.natural_size`.
+
+    Returns:
+        Shape `(n, n)` or `(n_planes, n, n)`, float64, of sum 1; later planes are focused deeper. It is symmetric across
+        the axis, and along it where the sample has no depth: then it is a kernel of a cross-correlation too.
+
+    Raises:
+        UsageError: a size that cannot be, or the package that computes it is not there.
+    """
+    size = microscope.natural_size if size is None else size
+    n_axes = len(microscope.spacing)
+    if len(size) != n_axes or not all(isinstance(n, int) and n > 0 and n % 2 for n in size):
+        raise UsageError(f"size must hold an odd number of samples for each of {n_axes} axes, but is {size}.")
+    planes = (size[0], microscope.spacing[0]) if n_axes == 3 else (1, 1.0)
+    side = max(size[-2:])
+    psf = _of_square(microscope, side, *planes)
+    start = [(side - n) // 2 for n in size[-2:]]
+    psf = psf[:, start[0] : start[0] + size[-2], start[1] : start[1] + size[-1]]
+    psf = psf / psf.sum()
+    return psf if n_axes == 3 else psf[0]
+
+
+def _of_square(microscope: Microscope, side: int, n_planes: int, plane: float) -> Tensor:
+    """Compute planes of a square."""
+    pixel = microscope.spacing[-1]
+    if microscope.mode in ("widefield", "light-sheet"):
+        seen = _on_camera(microscope.objective(microscope.emission), side, pixel, n_planes, plane)
+        if microscope.mode == "widefield":
+            return seen
+        heights = (torch.arange(n_planes, dtype=seen.dtype) - n_planes // 2) * plane
+        lit = torch.exp(-4 * math.log(2) * (heights / (microscope.sheet or 1.0)).square())
+        return seen * lit[:, None, None]
+    exciting = microscope.objective(microscope.excitation or microscope.emission)
+    lit = focus_intensity(exciting, side, pixel, n_planes, plane)
+    if microscope.mode == "two-photon":
+        return lit.square()
+    seen = focus_intensity(microscope.objective(microscope.emission), side, pixel, n_planes, plane)
+    return lit * _through_pinhole(seen, microscope, pixel)
+
+
+def _through_pinhole(seen: Tensor, microscope: Microscope, pixel: float) -> Tensor:
+    """Blur what is seen, plane by plane, by the disk of a pinhole as it looks in the sample."""
+    airy_unit = 1.22 * microscope.emission / 1000 / microscope.numerical_aperture
+    radius = 0.5 * microscope.pinhole * airy_unit / pixel
+    if radius < LEAST_PINHOLE:
+        return seen
+    disk = disk_kernel(radius)
+    return functional.conv2d(seen[:, None], disk[None, None], padding=disk.shape[0] // 2)[:, 0]
+
+
+def _on_camera(objective: Objective, side: int, pixel: float, n_planes: int, plane: float) -> Tensor:
+    """Integrate the intensity over the pixels of a camera: a product of sincs in frequency."""
+    finest = objective.wavelength / (4 * objective.numerical_aperture)
+    fine = 2 * (math.ceil(pixel / finest) // 2) + 1
+    intensity = focus_intensity(objective, side * fine, pixel / fine, n_planes, plane)
+    n = side * fine
+    frequencies = torch.fft.fftfreq(n, dtype=intensity.dtype) * fine
+    box = torch.sinc(frequencies)
+    spectrum = torch.fft.fft2(intensity) * box[:, None] * box
+    blurred = torch.fft.ifft2(spectrum).real.clamp_min(0)
+    return blurred[:, fine // 2 :: fine, fine // 2 :: fine]
+
+
+def sampling_notes(microscope: Microscope, size: Size, image_size: Size | None = None) -> tuple[str, ...]:
+    """Say where samples are coarser than Nyquist's, and where the point-spread function is longer than the stack."""
+    notes = []
+    names = ("planes", "rows", "columns")[-len(microscope.spacing) :]
+    for name, step, finest in zip(names, microscope.spacing, microscope.finest, strict=True):
+        if step > 1.001 * finest and name != "columns":
+            what = "pixels" if name == "rows" else name
+            notes.append(
+                f"{what} of {step:g} µm are coarser than the {finest:.3g} µm that the optics resolve: finer detail is "
+                "folded into what is seen, and is not restored"
+            )
+    if image_size is not None and len(size) == 3 and size[0] > image_size[0]:
+        notes.append(
+            f"the point-spread function of {size[0]} planes is longer than the stack of {image_size[0]}: light of what "
+            "lies above and below the stack is in it"
+        )
+    return tuple(notes)

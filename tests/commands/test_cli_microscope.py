@@ -1,0 +1,102 @@
+"""`deconv kernel microscope` and `--kernel microscope`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
+from deconv_cli.io.optics_metadata import read_optics
+
+OBJECTIVE = (
+    '<Instrument ID="Instrument:0"><Objective ID="Objective:0" LensNA="1.1" Immersion="Water"/>'
+    '<Objective ID="Objective:1" LensNA="0.5" Immersion="Air"/></Instrument>'
+)
+
+
+@pytest.fixture
+def stack(tmp_path):
+    """An OME-TIFF of two channels of a stack whose objective, wavelengths and spacing are in its metadata."""
+    path = tmp_path / "cells.ome.tif"
+    samples = np.random.default_rng(0).integers(100, 1000, (2, 6, 24, 25)).astype(np.uint16)
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(
+            samples,
+            photometric="minisblack",
+            metadata={
+                "axes": "CZYX",
+                "PhysicalSizeX": 0.1, "PhysicalSizeY": 0.1, "PhysicalSizeZ": 0.25,
+                "Channel": {"Name": ["green", "red"], "EmissionWavelength": [520, 610],
+                            "EmissionWavelengthUnit": ["nm", "nm"]},
+            },
+        )  # fmt: skip
+    xml = tifffile.tiffcomment(path)
+    before, found, after = xml.partition("<Image ")
+    xml = before + OBJECTIVE + found + after
+    before, found, after = xml.partition("<Pixels ")
+    tifffile.tiffcomment(path, (before + '<ObjectiveSettings ID="Objective:0"/>' + found + after).encode())
+    return path
+
+
+def test_what_a_file_says_of_its_optics(stack):
+    found = read_optics(read_image(stack))
+    assert (found.numerical_aperture, found.immersion_index) == (1.1, 1.333)
+    assert found.emissions == (520.0, 610.0)
+    assert found.excitations == ()
+
+
+def test_every_channel_gets_its_kernel_and_what_was_assumed_is_listed(deconv, stack, tmp_path):
+    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
+    target = tmp_path / "sharp.ome.tif"
+    options = ["--lambda", "1e-2", "--boundary", "circular", "--noise", "white"]
+    done = deconv("invert", stack, "--kernel", "microscope", "-o", target, "--json", *options,
+                  expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))  # fmt: skip
+    report = done.report
+    assert report["kernel"]["shape"][0] == 2
+    assert len(report["kernel"]["shape"]) == 4
+    assert any(note.startswith("assumed: mode widefield") for note in report["notes"])
+    assert any("emission 520, 610 nm" in note for note in report["notes"])
+    written = read_image(target).spanned_by(3)
+    assert written.values.shape == (1, 2, 6, 24, 25)
+    assert written.spacing == pytest.approx((0.25, 0.1, 0.1))
+    assert written.native_fields["OME channel EmissionWavelength"] == ["520", "610"]
+    forward = deconv("forward", stack, "--kernel", "microscope:mode=light-sheet,sheet=1", "-o", tmp_path / "y.tif",
+                     "--json")  # fmt: skip
+    assert not any("mode widefield" in note for note in forward.report["notes"])
+
+
+def test_the_command_writes_a_kernel(deconv, stack, tmp_path):
+    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
+    words = "na=1.1,emission=520,immersion=1.333"
+    done = deconv("kernel", "microscope", words, "--spacing", "0.25,0.1,0.1", "--size", "7,9,9", "-o",
+                  tmp_path / "psf.tif", "--json", "--show")  # fmt: skip
+    assert done.report["shape"] == [7, 9, 9]
+    psf = tifffile.imread(tmp_path / "psf.tif")
+    assert psf.sum() == pytest.approx(1.0, abs=1e-5)
+    assert np.unravel_index(psf.argmax(), psf.shape) == (3, 4, 4)
+    again = deconv("kernel", "microscope", "--image", stack, "--size", "7,9,9", "-o", tmp_path / "again.tif", "-q")
+    assert again.stdout.strip() == str(tmp_path / "again.tif")
+    assert np.abs(tifffile.imread(tmp_path / "again.tif") - psf).max() < 1e-7
+    red = deconv("kernel", "microscope", "--image", stack, "--channel", 1, "--json").report
+    assert red["microscope"]["emission"] == 610
+
+
+def test_refusals(refuses, stack, gray, gentle, tmp_path):
+    target = tmp_path / "x.tif"
+
+    def refused(*words, says):
+        refuses(*words, code=ExitCode.USAGE, says=says)
+
+    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance of the samples is not known")
+    refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
+    refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
+    refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer is of no use")
+    refused(
+        "kernel", "microscope", "na=1.1", "--spacing", "0.1,0.1", says="the wavelength of the emission is not known"
+    )
+    refused("kernel", "microscope", "emission=520", "--spacing", "0.1,0.1", says="numerical aperture is not known")
+    refused("kernel", "microscope", "na=a,emission=520", "--spacing", "0.1,0.1", says="must be a number")
+    refused("kernel", "microscope", "na=1.1,emission=520+600+700", "--image", stack, says="given for 3 channels")
+    refused("kernel", "microscope", "na=1,emission=520", "--spacing", "0.1", says="--spacing must hold 2 or 3 numbers")

@@ -1,0 +1,136 @@
+"""Microscopes: against the vectorial integrals written anew, and what is known of each kind."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deconv_cli import Microscope, UsageError, microscope_psf
+from deconv_cli.kernels.optics.microscope import sampling_notes
+from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
+
+WATER = Microscope(numerical_aperture=1.1, emission=520, spacing=(0.25, 0.1, 0.1), immersion_index=1.333)
+
+
+@pytest.fixture(autouse=True)
+def _package():
+    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
+
+
+def by_integrals(objective, n_pixels, pixel, heights, shift=0.0):
+    """Richards and Wolf by the rule of trapezoids: |I0|² + 2|I1|² + |I2|², on a row through the axis.
+
+    `shift` is where the light of a deep point is focused, beyond its depth.
+    """
+    angles = torch.linspace(0, objective.half_angle, 4001, dtype=torch.float64)
+    k, n, m = 2 * math.pi / objective.wavelength, objective.immersion_index, objective.sample_index
+    radius = (torch.arange(n_pixels, dtype=torch.float64) - n_pixels // 2).abs() * pixel
+    phase = objective.depth * (m**2 - (n * angles.sin()) ** 2).sqrt() - (shift + heights[:, None]) * n * angles.cos()
+    wave = torch.exp(1j * k * phase) * angles.cos().sqrt() * angles.sin()
+    argument = k * n * radius[:, None] * angles.sin()
+    j0, j1 = torch.special.bessel_j0(argument), torch.special.bessel_j1(argument)
+    j2 = torch.where(argument > 1e-6, 2 * j1 / argument.clamp_min(1e-300), 1.0) - j0
+    factors = (j0 * (1 + angles.cos()), math.sqrt(2) * j1 * angles.sin(), j2 * (1 - angles.cos()))
+    fields = [torch.trapezoid(wave[:, None] * factor, angles) for factor in factors]
+    return sum(field.abs().square() for field in fields)
+
+
+@pytest.mark.parametrize(("aperture", "index"), [(1.4, 1.515), (1.1, 1.333), (0.5, 1.0)])
+def test_the_focus_is_that_of_the_vectorial_integrals(aperture, index):
+    objective = Objective(aperture, 0.52, index, index, 0.0)
+    found = focus_intensity(objective, 31, 0.08, 9, 0.2)
+    wanted = by_integrals(objective, 31, 0.08, (torch.arange(9) - 4) * 0.2)
+    assert float((found[:, 15] - wanted / wanted.max()).abs().max()) < 1e-3
+    assert float((found - found.mT).abs().max()) < 1e-4
+    assert float((found - found.flip(0)).abs().max()) < 1e-4
+
+
+def test_a_deep_sample_is_focused_where_it_is_brightest_and_its_planes_differ():
+    objective = Objective(1.2, 0.52, 1.515, 1.333, 4.0)
+    found = focus_intensity(objective, 21, 0.08, 41, 0.1)
+    heights = torch.arange(-3, 3, 0.01, dtype=torch.float64)
+    nominal = 4.0 * 1.515 / 1.333
+    shift = nominal + float(heights[by_integrals(objective, 1, 0.08, heights, nominal)[:, 0].argmax()])
+    wanted = by_integrals(objective, 21, 0.08, (torch.arange(41) - 20) * 0.1, shift)
+    assert float((found[:, 10] - wanted / wanted.max()).abs().max()) < 0.02
+    assert int(found[:, 10, 10].argmax()) == 20
+    assert float((found - found.flip(0)).abs().max()) > 0.05
+
+
+def test_every_kind_is_narrower_along_the_axis_than_a_wide_field():
+    wide = microscope_psf(WATER, (31, 21, 21))
+    assert float(wide.sum()) == pytest.approx(1.0)
+    kinds = {
+        "confocal": replace(WATER, mode="confocal", excitation=488.0),
+        "two-photon": replace(WATER, mode="two-photon", excitation=900.0),
+        "light-sheet": replace(WATER, mode="light-sheet", sheet=2.0),
+    }
+    for kind, microscope in kinds.items():
+        psf = microscope_psf(microscope, (31, 21, 21))
+        assert float(psf.min()) >= 0
+        # Of a wide field every plane holds as much light; of the others the outer planes hold little.
+        assert float(psf[:5].sum()) < 0.5 * float(wide[:5].sum()), kind
+    pinholes = [replace(kinds["confocal"], pinhole=size) for size in (0.0, 1.0, 5.0)]
+    shares = [float(microscope_psf(each, (31, 21, 21))[15, 10, 10]) for each in pinholes]
+    assert shares[0] > shares[1] > shares[2]
+
+
+def test_a_camera_integrates_over_its_pixels():
+    """A coarse pixel holds what nine fine ones hold."""
+    flat = replace(WATER, spacing=(0.05, 0.05))
+    fine = microscope_psf(flat, (63, 63))
+    coarse = microscope_psf(replace(flat, spacing=(0.15, 0.15)), (21, 21))
+    added = fine.unflatten(0, (21, 3)).unflatten(-1, (21, 3)).sum((1, 3))
+    assert float((coarse - added).abs().max()) < 0.01 * float(added.max())
+
+
+def test_sampling_that_is_too_coarse_and_stacks_that_are_too_short_are_told():
+    assert sampling_notes(WATER, (9, 9, 9), (20, 50, 50)) == ()
+    notes = sampling_notes(replace(WATER, spacing=(0.6, 0.2, 0.2)), (41, 9, 9), (20, 50, 50))
+    assert len(notes) == 3
+    assert "planes of 0.6 µm are coarser" in notes[0]
+    assert "pixels of 0.2 µm are coarser" in notes[1]
+    assert "41 planes is longer than the stack of 20" in notes[2]
+    assert WATER.finest[1] == pytest.approx(0.52 / (4 * 1.1))
+
+
+def test_the_natural_size_holds_most_of_the_light():
+    size = WATER.natural_size
+    assert all(n % 2 for n in size)
+    plane = replace(WATER, spacing=(0.1, 0.1))
+    wide = microscope_psf(plane, (101, 101))
+    n = plane.natural_size[0] // 2
+    assert float(wide[50 - n : 51 + n, 50 - n : 51 + n].sum()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"numerical_aperture": 1.4}, "below the refractive index"),
+        ({"emission": -1.0}, "emission must be a positive number"),
+        ({"mode": "x-ray"}, "mode must be one of"),
+        ({"mode": "confocal"}, "needs the wavelength of the light that excites"),
+        ({"mode": "light-sheet"}, "needs the width of the sheet"),
+        ({"spacing": (0.1,)}, "spacing must hold two or three"),
+        ({"spacing": (0.1, 0.2)}, "should be squares"),
+        ({"depth": -1.0}, "must be zero or positive"),
+    ],
+)
+def test_microscopes_that_cannot_be(change, says):
+    with pytest.raises(UsageError, match=says):
+        replace(WATER, **change)
+
+
+def test_a_size_that_cannot_be():
+    with pytest.raises(UsageError, match="odd number of samples"):
+        microscope_psf(WATER, (4, 5, 5))
+
+
+def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psf_generator", None)
+    with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[microscope\]'"):
+        microscope_psf(WATER, (3, 3, 3))
