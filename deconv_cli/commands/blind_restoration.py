@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.context import ESTIMATE, Context, LoadedKernel
+from deconv_cli.commands.context import Context
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
+from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress

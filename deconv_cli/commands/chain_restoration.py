@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.context import (
-    LoadedInput,
-    OptionValues,
-    command_line,
-    describe_output,
-    environment_of,
-)
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
+from deconv_cli.commands.context import LoadedInput, command_line, describe_output, environment_of
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues

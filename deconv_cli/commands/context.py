@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.commands.loaded_kernel import LoadedKernel
+from deconv_cli.commands.option_groups import FileOptions, OptionValues
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Convention, DeviceChoice, PaddingLike, check_padding, format_spacing
+from deconv_cli.vocabulary import DeviceChoice, PaddingLike, format_spacing
 
 if TYPE_CHECKING:
     import torch
@@ -22,249 +19,10 @@ if TYPE_CHECKING:
 
     from deconv_cli.commands.batch import Job
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
-    from deconv_cli.kernels.kernel import Kernel
-    from deconv_cli.kernels.kernel_field import KernelField
-    from deconv_cli.report.run import Environment, FactorInput, InputFile, KernelInput, OutputFile
-    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-    from deconv_cli.workflows.resolution import RecordedConvolution
-
-ESTIMATE = Path("estimate")
-"""What is typed for a kernel that is to be found in the picture."""
-_LIKE_A_FORMULA = re.compile(r"[a-z-]+:[0-9.@+-]+")
+    from deconv_cli.report.run import Environment, InputFile, OutputFile
 
 SAME_SPACING = 0.01
 """Distances of taps and of samples are the same up to this share."""
-
-OptionValues = dict[str, object]
-"""Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedKernel:
-    """A kernel as read, by itself or as a part of a precomputed inverse.
-
-    Attributes:
-        source: the kernel and where it came from.
-        taps: as stored, floating; or a kernel that varies over the frame.
-        bias: what a layer adds to each output channel, shape `(C_out,)`.
-        notes: what was done on reading, a sentence each.
-        picture_notes: what to know besides, if the input is a picture.
-        options: the options that would read the same again.
-        recorded: what the file says of the convolution that the kernel belongs to; `None` where it says nothing.
-        inverse: what was built before; `None` for a kernel by itself.
-        factor: the file of that inverse.
-        is_ambiguous: nothing tells whether three axes are one kernel for each channel.
-        spacing: distances of neighboring taps along the axes of space, in micrometers, where they are known.
-    """
-
-    source: KernelInput
-    taps: Tensor | KernelField
-    bias: Tensor | None
-    notes: tuple[str, ...]
-    options: OptionValues
-    picture_notes: tuple[str, ...] = ()
-    recorded: RecordedConvolution | None = None
-    inverse: PseudoInverse | None = None
-    factor: FactorInput | None = None
-    is_ambiguous: bool = False
-    spacing: tuple[float, ...] | None = None
-
-    @property
-    def kernel(self) -> Kernel:
-        """The canonical kernel."""
-        return self.source.kernel
-
-
-def load_kernels(
-    paths: list[Path],
-    options: KernelOptions,
-    dimensions: int | None = None,
-    read_image: Callable[[], ImageFile] | None = None,
-) -> LoadedKernel:
-    """Read a kernel for all channels, or one for each from as many files or formulas.
-
-    Args:
-        paths: files or formulas.
-        options: how to read them.
-        dimensions: axes of space of the images, where that was given.
-        read_image: reads the first image, whose axes tell what a tensor of three axes is where that was not.
-
-    Raises:
-        UsageError: no such file or formula, or an option on files for a formula.
-        ShapeError: one of several kernels has channels itself.
-    """
-    loaded = [load_kernel(path, options, dimensions) for path in paths]
-    if read_image is not None and any(one.is_ambiguous for one in loaded):
-        named = read_image().named_dimensions
-        if named in (1, 3):
-            found = load_kernels(paths, options, named)
-            return replace(found, notes=(*found.notes, *_dimensions_notes(found)))
-    return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
-
-
-def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
-    """Say how a tensor was taken, and how else it can be."""
-    from deconv_cli.operators.axes import format_size
-
-    n_axes, size = loaded.kernel.n_axes, format_size(loaded.source.shape)
-    what = f"spans the axes {SPACE_NAMES[n_axes]} of the image"
-    return (f"the kernel of shape {size} {what}; dimensions=2 takes it for a kernel of planes for each channel",)
-
-
-SPACE_NAMES = {1: "X", 2: "Y and X", 3: "Z, Y and X"}
-"""What a kernel of so many axes spans."""
-
-
-def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options: KernelOptions) -> LoadedKernel:
-    import hashlib
-
-    from deconv_cli.kernels.kernel import Kernel, stack_kernels
-
-    for path, one in zip(paths, loaded, strict=True):
-        if len(one.source.shape) != loaded[0].kernel.n_axes or not one.kernel.shared:
-            raise ShapeError(
-                f"of several kernels each is that of one channel, of {loaded[0].kernel.n_axes} axes as the first, but "
-                f"'{path}' has shape {one.source.shape}; give it alone."
-            )
-    taps = stack_kernels([one.source.kernel.taps[0, 0] for one in loaded])
-    sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
-    source = replace(
-        loaded[0].source,
-        kernel=Kernel.of_any(taps, dimensions=loaded[0].kernel.n_axes),
-        path=", ".join(map(str, paths)),
-        sha256=hashlib.sha256(" ".join(sha256).encode()).hexdigest(),
-    )
-    return LoadedKernel(
-        source=source,
-        taps=taps,
-        bias=None,
-        notes=tuple(f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.notes),
-        picture_notes=tuple(
-            f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.picture_notes
-        ),
-        options={**loaded[0].options, "--kernel": paths, **options.as_options()},
-        spacing=loaded[0].spacing,
-    )
-
-
-def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = None) -> LoadedKernel:
-    """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
-
-    Args:
-        path: the file, or the formula.
-        options: how to read it.
-        dimensions: axes of space of the images, where that is known.
-
-    Raises:
-        UsageError: no such file or formula, or an option on files for a formula.
-    """
-    from deconv_cli.kernels.kernel import Kernel
-    from deconv_cli.models.kernel_files import read_kernel
-    from deconv_cli.report.run import KernelInput
-    from deconv_cli.saved_fields import field_of
-
-    if path == ESTIMATE and not path.exists():
-        raise UsageError(
-            "--kernel estimate finds the kernel of a picture that deconv invert is to restore; here give a file or a "
-            "formula, such as what deconv kernel estimate PHOTO -o FILE writes."
-        )
-    if is_formula(path):
-        return _make_kernel(str(path), options, dimensions)
-    read = read_kernel(
-        path,
-        layer=options.layer,
-        bias=options.bias,
-        convention=options.convention,
-        normalize=options.normalize,
-        clean=options.clean_kernel,
-        dimensions=dimensions,
-    )
-    taps = read.kernel if read.places is None else field_of(read)
-    source = KernelInput(
-        kernel=Kernel.of_any(taps, dimensions=read.dimensions),
-        path=str(path),
-        convention=read.convention,
-        sha256=read.sha256,
-        layer=read.layer,
-        has_bias=read.bias is not None,
-    )
-    again: OptionValues = {"--kernel": path, "--dimensions": dimensions, **options.as_options()}
-    again |= {"--layer": read.layer, "--convention": read.convention}
-    return LoadedKernel(
-        source,
-        taps,
-        read.bias,
-        read.notes,
-        again,
-        read.picture_notes,
-        _recorded(read.geometry) if read.geometry else None,
-        is_ambiguous=read.is_ambiguous,
-        spacing=read.spacing,
-    )
-
-
-def _recorded(geometry: dict[str, Any]) -> RecordedConvolution:
-    """Take stride, padding and the rest from what a model file says of a layer."""
-    from deconv_cli.workflows.resolution import RecordedConvolution
-
-    names = {field.name for field in fields(LayerOptions)}
-    options: dict[str, Any] = {name: _as_options(value) for name, value in geometry.items() if name in names}
-    mode, padding = str(geometry.get("padding_mode", "zeros")), check_padding(geometry.get("padding", 0))
-    boundary = "zero" if mode == "zeros" else mode
-    return RecordedConvolution(boundary, padding, None, LayerOptions(**options), "that of the layer in the model file")
-
-
-def _as_options(value: object) -> object:
-    """Write numbers for each axis as one where they are equal, as they would be typed."""
-    if not isinstance(value, list):
-        return value
-    return value[0] if len(set(value)) == 1 else tuple(value)
-
-
-def is_formula(path: Path) -> bool:
-    """Tell whether what was given for a kernel is a formula, maybe misspelt, and no file."""
-    name, colon, _ = str(path).partition(":")
-    is_meant = name in KERNEL_SOURCES if colon else False
-    return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
-
-
-def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> LoadedKernel:
-    from deconv_cli.kernels.kernel import Kernel
-    from deconv_cli.kernels.sources.kernel_source import make_kernel
-    from deconv_cli.report.run import KernelInput
-
-    given = [name for name, value in options.as_options().items() if value is not None]
-    if given:
-        raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
-    taps = make_kernel(text)
-    if dimensions is not None and dimensions < taps.ndim:
-        raise UsageError(f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; take another.")
-    kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
-    source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    return LoadedKernel(source, taps, None, (), {"--kernel": text})
-
-
-def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:
-    """Read a precomputed inverse, whose kernel takes the place of a kernel's file."""
-    from deconv_cli.io import fingerprint
-    from deconv_cli.report.run import FactorInput, KernelInput
-    from deconv_cli.saved_inverses import KernelOrigin, read_inverse
-
-    saved = read_inverse(path, device, max_memory)
-    # Saved from Python, it knows of no file, and so of no fingerprint.
-    origin = saved.origin or KernelOrigin(str(path), None, Convention.CORRELATION, "", ())
-    source = KernelInput(
-        kernel=saved.inverse.kernel,
-        path=origin.path,
-        convention=origin.convention,
-        sha256=origin.sha256 or None,
-        layer=origin.layer,
-        has_bias=saved.bias is not None,
-    )
-    factor = FactorInput(str(path), fingerprint(path))
-    taps = saved.inverse.kernel.taps
-    again: OptionValues = {"--factor": path}
-    return LoadedKernel(source, taps, saved.bias, origin.notes, again, inverse=saved.inverse, factor=factor)
 
 
 @dataclass(frozen=True, eq=False)

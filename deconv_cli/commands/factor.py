@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands.console import print_document
-from deconv_cli.commands.context import LoadedKernel, OptionValues, command_line, environment_of, load_kernel, pick
+from deconv_cli.commands.context import command_line, environment_of, pick
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     DeviceOption,
     ForceOption,
     JsonOption,
     KernelOptions,
+    OptionValues,
     QuietOption,
 )
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options

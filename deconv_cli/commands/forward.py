@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands.batch import Job, Outcome, lay_out, run
-from deconv_cli.commands.context import (
-    Context,
-    LoadedKernel,
-    OptionValues,
-    describe_output,
-    environment_of,
-    load_kernels,
-    pick,
-)
+from deconv_cli.commands.context import Context, describe_output, environment_of, pick
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
@@ -26,6 +19,7 @@ from deconv_cli.commands.option_groups import (
     FileOptions,
     InputsArgument,
     KernelOptions,
+    OptionValues,
     OutputOption,
     PrintOptions,
 )

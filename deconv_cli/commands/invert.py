@@ -10,7 +10,8 @@ import typer
 from deconv_cli.commands.batch import Job, Outcome, lay_out, refuse_to_replace, run
 from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
 from deconv_cli.commands.chain_restoration import ChainOptions, ChainRestoration, refuse_beside_layers
-from deconv_cli.commands.context import Context, load_factor, load_kernels, pick
+from deconv_cli.commands.context import Context, pick
+from deconv_cli.commands.loaded_kernel import load_factor, load_kernels
 from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,

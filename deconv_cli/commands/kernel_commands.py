@@ -159,7 +159,7 @@ def align(
     quiet: QuietOption = False,
 ) -> None:
     """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it."""
-    from deconv_cli.commands.context import load_kernels
+    from deconv_cli.commands.loaded_kernel import load_kernels
     from deconv_cli.io import read_image
     from deconv_cli.workflows.arithmetic import check_single_kernel
     from deconv_cli.workflows.blind import align_kernel

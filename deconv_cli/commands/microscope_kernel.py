@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.context import LoadedKernel
+from deconv_cli.commands.loaded_kernel import LoadedKernel
 from deconv_cli.commands.option_groups import KernelOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Convention, Size, shortened

@@ -18,6 +18,9 @@ from deconv_cli.vocabulary import Convention, DeviceChoice, OutputDType
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
 
+OptionValues = dict[str, object]
+"""Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
+
 FILES = "Files"
 KERNEL = "Kernel"
 OUTPUT = "What is printed"

@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.context import (
-    SAME_SPACING,
-    Context,
-    LoadedInput,
-    OptionValues,
-    describe_output,
-    environment_of,
-)
-from deconv_cli.commands.option_groups import PrintOptions
+from deconv_cli.commands.context import SAME_SPACING, Context, LoadedInput, describe_output, environment_of
+from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options

@@ -10,8 +10,9 @@ import typer
 
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import Context, LoadedKernel, OptionValues, describe_output, environment_of
-from deconv_cli.commands.option_groups import PrintOptions
+from deconv_cli.commands.context import Context, describe_output, environment_of
+from deconv_cli.commands.loaded_kernel import LoadedKernel
+from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import recorded_convolution
