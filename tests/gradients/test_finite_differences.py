@@ -164,3 +164,11 @@ def test_specifications_are_read_and_written(text):
     assert drawn.dtype == (spec.dtype or torch.float32)
     if spec.high is not None:
         assert spec.low <= float(drawn.min()) <= float(drawn.max()) <= spec.high
+
+
+def test_corners_of_many_weights_make_no_gradient_wrong():
+    """Residual branches that start at zero put relu on its corner at every place, with weights of either sign."""
+    x, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    # The slopes of the two sides are 1.5 and 1.2; autograd takes relu'(0) = 0 at either corner.
+    evaluated, moved = probe_of(lambda x: (0.5 * x.relu() - 0.2 * (-x).relu() + x).sum() + 3, x, one)
+    assert compare_along(evaluated, [Direction(moved, 0, one)]).outcome is Outcome.KINK

@@ -84,15 +84,29 @@ class AutogradGraph:
 
 
 def distances_from(start: Node) -> dict[Node, int]:
-    """Count the steps from a node to every node below it."""
-    distances, waiting = {start: 0}, deque([start])
-    while waiting:
-        node = waiting.popleft()
+    """Count the most steps from a node to every node below it: shortcuts do not bring what they skip nearer."""
+    distances = {start: 0}
+    for node in reversed(_children_first(start)):
         for child, _ in node.next_functions:
-            if child is not None and child not in distances:
-                distances[child] = distances[node] + 1
-                waiting.append(child)
+            if child is not None:
+                distances[child] = max(distances.get(child, 0), distances[node] + 1)
     return distances
+
+
+def _children_first(start: Node) -> list[Node]:
+    """List a node and all below it, each after the nodes that it leads to, without recursion: graphs are deep."""
+    order: list[Node] = []
+    seen, waiting = {start}, [(start, iter(start.next_functions))]
+    while waiting:
+        node, children = waiting[-1]
+        child = next((found for found, _ in children if found is not None and found not in seen), None)
+        if child is None:
+            order.append(node)
+            waiting.pop()
+        else:
+            seen.add(child)
+            waiting.append((child, iter(child.next_functions)))
+    return order
 
 
 def is_below(start: Node, goal: Node) -> bool:
