@@ -38,6 +38,7 @@ SOLVERS: Registry[Any] = Registry(
     {
         "fft": "deconv_cli.solvers.closed_form:CIRCULAR",
         "strip": "deconv_cli.solvers.strip:STRIP",
+        "slab": "deconv_cli.solvers.slab:SLAB",
         "direct": "deconv_cli.solvers.direct:DIRECT",
         "phases": "deconv_cli.solvers.rearranged:PHASES",
         "dense": "deconv_cli.solvers.dense:DENSE",

@@ -20,9 +20,18 @@ Watch = Callable[[Tensor], bool]
 
 # A cycle of GMRES that does not bring the residual below this part of what it was is the last.
 MIN_GAIN = 0.9
+# Products that are added up at once.
+MAX_NUMBERS_AT_ONCE = 2**20
 
 
-def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Watch) -> Tensor:
+def solve_definite(
+    apply: Action,
+    precondition: Action,
+    right: Tensor,
+    watch: Watch,
+    measure: Action | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
     """Solve a symmetric positive definite system by preconditioned conjugate gradients.
 
     Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; preconditioned as in Saad,
@@ -31,23 +40,32 @@ def solve_definite(apply: Action, precondition: Action, right: Tensor, watch: Wa
     Args:
         apply: the system.
         precondition: symmetric positive definite, close to its inverse.
-        right: right-hand sides, shape `(B, n)`.
+        right: right-hand sides, shape `(B, n)`; they are overwritten, since vectors are as large as images where
+            borders are wide.
         watch: decides when to stop.
+        measure: gives what `watch` is told of a residual, shape `(B,)`; by default its norm.
+        start: what the solution is added to, and overwrites; zero if not given.
     """
-    x = torch.zeros_like(right)
+    x = torch.zeros_like(right) if start is None else start
     residual = right
     z = precondition(residual)
-    direction, gamma = z, _dot(residual, z)
+    gamma = dot(residual, z)
+    direction = z.clone() if z is residual else z
+    del z
     going = synchronize.holds_anywhere(gamma > 0)
     while going:
         image = apply(direction)
-        alpha = safe_ratio(gamma, _dot(direction, image)).to(right.dtype)[:, None]
-        x = x + alpha * direction
-        residual = residual - alpha * image
-        going = watch(_dot(residual, residual).sqrt())
+        alpha = safe_ratio(gamma, dot(direction, image)).to(right.dtype)[:, None]
+        x.addcmul_(alpha, direction)
+        residual.addcmul_(alpha, image, value=-1)
+        del image
+        going = watch(measure(residual) if measure is not None else dot(residual, residual).sqrt())
+        if not going:
+            break
         z = precondition(residual)
-        previous, gamma = gamma, _dot(residual, z)
-        direction = z + safe_ratio(gamma, previous).to(right.dtype)[:, None] * direction
+        previous, gamma = gamma, dot(residual, z)
+        direction = direction.mul_(safe_ratio(gamma, previous).to(right.dtype)[:, None]).add_(z)
+        del z
     return x
 
 
@@ -128,5 +146,8 @@ def _nonzero(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, 1)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=-1, dtype=accumulation_dtype(a))
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Compute inner products of vectors `(B, n)`, added up in double precision where the device has it."""
+    # By parts: the products of long vectors, and what they are in double precision, take three times their memory.
+    parts = zip(a.split(MAX_NUMBERS_AT_ONCE, -1), b.split(MAX_NUMBERS_AT_ONCE, -1), strict=True)
+    return torch.stack([(p * q).sum(dim=-1, dtype=accumulation_dtype(a)) for p, q in parts]).sum(dim=0)

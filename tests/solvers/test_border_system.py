@@ -149,7 +149,7 @@ def test_krylov_methods_solve_a_batch_each_for_itself():
             return len(heights) < 400 and bool((remaining > 1e-12 * scale).any())
 
         scaling = 1 / definite.diagonal()
-        x = solve(lambda v, m=matrix: v @ m.T, lambda v, s=scaling: v * s, right, watch)
+        x = solve(lambda v, m=matrix: v @ m.T, lambda v, s=scaling: v * s, right.clone(), watch)
         assert len(heights) < 400
         assert (x @ matrix.T - right).norm(dim=-1).le(1e-11 * scale).all()
         # What the method was told remained is what remains.

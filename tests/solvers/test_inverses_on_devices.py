@@ -26,10 +26,12 @@ from deconv_cli.solvers.fourier import full_rank_inverse, gram_inverse_blocks, i
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.slab import SlabSolver
 from deconv_cli.solvers.square_border import SquareBorderSystem
-from deconv_cli.solvers.strip import StripInverse
+from deconv_cli.solvers.strip import StripSolver
 
 SIZE = (6, 7)
+STACK = (3, 4, 3)
 LAMBDA = 1e-2
 ONE_ITERATION, TO_THE_END = StoppingRule(1e-10, 1), StoppingRule(1e-3, 100)
 CLOSED = ["zero", "reflect", "symmetric", "replicate"]
@@ -94,7 +96,15 @@ def circular(taps, lam, penalty):
 
 def strip(taps, boundary, lam, penalty, rule=ONE_ITERATION, *, in_all_ways=False):
     padding = "valid" if lam == 0 and boundary == "circular" else "same"
-    return use(StripInverse(problem_of(taps, boundary, lam, penalty, padding), rule), in_all_ways=in_all_ways)
+    return use(StripSolver().build(problem_of(taps, boundary, lam, penalty, padding), rule), in_all_ways=in_all_ways)
+
+
+def slab(taps, boundary, lam, penalty, rule=ONE_ITERATION):
+    """The slabs of a stack, for an unknown border or for outputs of the whole overlap."""
+    padding = "full" if boundary == "zero" else "same"
+    size = STACK[: taps.ndim - 2]
+    problem = TikhonovProblem(Convolution(taps, size, padding=padding, boundary=boundary), lam, penalty=penalty)
+    return use(SlabSolver().build(problem, rule), in_all_ways=True)
 
 
 def strip_in_all_ways(*arguments):
@@ -140,7 +150,7 @@ def derive(taps, build, boundary, lam, penalty="identity"):
 
 
 def strip_inverse(problem):
-    return StripInverse(problem, ONE_ITERATION)
+    return StripSolver().build(problem, ONE_ITERATION)
 
 
 def direct_inverse(problem):
@@ -237,6 +247,17 @@ TO_THE_END_STRIP = [
     pytest.param(strip, SKEW, "unknown", LAMBDA, "identity", TO_THE_END, id="strip-to-the-end-cg"),
     pytest.param(strip, SKEW, "reflect", LAMBDA, "identity", TO_THE_END, id="strip-to-the-end-gmres"),
 ]
+SLAB = [
+    pytest.param(slab, random((2, 2, 3, 2, 2)), "unknown", LAMBDA, "identity", id="slab"),
+    pytest.param(slab, random((1, 1, 3, 2, 2)), "unknown", 0.0, "identity", id="slab-0"),
+    pytest.param(slab, random((2, 1, 3, 2, 2)), "zero", LAMBDA, "identity", id="slab-full"),
+]
+MORE_SLAB = [
+    pytest.param(slab, random((2, 1, 3, 2, 2)), "unknown", LAMBDA, "gradient", id="slab-gradient"),
+    pytest.param(slab, random((2, 1, 3, 2, 2)), "zero", 0.0, "identity", id="slab-full-0"),
+    pytest.param(slab, random((1, 1, 3)), "unknown", 1e-6, "identity", id="slab-tiny-lambda"),
+    pytest.param(slab, random((1, 1, 3, 2, 2)), "unknown", LAMBDA, "identity", TO_THE_END, id="slab-to-the-end"),
+]
 AS_MANY = (0.0, "identity", "same", SquareBorderSystem)
 DIRECT = [
     pytest.param(direct, SQUARE, "reflect", *AS_MANY, id="direct-square-reflect"),
@@ -268,23 +289,23 @@ DERIVED = [
 DIRECTLY_DERIVED = pytest.param(derive, TALL, direct_inverse, "zero", LAMBDA, id="derivative-direct")
 
 
-@cases(*BLOCKS, *CIRCULAR, *STRIP, *strip_cases(PAIRS), *DIRECT, *direct_cases(PAIRS), *ITERATIVE)
+@cases(*BLOCKS, *CIRCULAR, *STRIP, *strip_cases(PAIRS), *SLAB, *DIRECT, *direct_cases(PAIRS), *ITERATIVE)
 def test_nothing_leaves_the_device(case):
     check_without_numbers(*case)
 
 
-@cases(*MORE_STRIP, *TO_THE_END_STRIP, *MORE_DIRECT, *MORE_ITERATIVE, *DERIVED, DIRECTLY_DERIVED)
+@cases(*MORE_STRIP, *TO_THE_END_STRIP, *MORE_SLAB, *MORE_DIRECT, *MORE_ITERATIVE, *DERIVED, DIRECTLY_DERIVED)
 def test_nothing_leaves_a_device_without_numbers(case):
     check_without_numbers(*case, device="meta")
 
 
-@cases(*BLOCKS, *CIRCULAR, *STRIP[:2], *ITERATIVE)
+@cases(*BLOCKS, *CIRCULAR, *STRIP[:2], *SLAB[:1], *ITERATIVE)
 def test_nothing_needs_double_precision_where_there_is_none(case):
     task, taps, *settings = case
     check_without_numbers(task, taps.float(), *settings, device="mps", barred=DOUBLE)
 
 
 @needs_cuda
-@cases(*BLOCKS, *CIRCULAR, *TO_THE_END_STRIP, *DIRECT, *MORE_DIRECT, *DERIVED, DIRECTLY_DERIVED)
+@cases(*BLOCKS, *CIRCULAR, *TO_THE_END_STRIP, *SLAB, *MORE_SLAB, *DIRECT, *MORE_DIRECT, *DERIVED, DIRECTLY_DERIVED)
 def test_cuda_agrees_with_the_cpu(case):
     check_on_cuda(*case)

@@ -30,13 +30,13 @@ def peak():
 def restore(shape, size):
     kernel = 0.1 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for channel in range(min(shape[:2])):
-        kernel[channel, channel, shape[2] // 2, shape[3] // 2] += 3
+        kernel[(channel, channel, *(n // 2 for n in shape[2:]))] += 3
     inverse = deconv_cli.pseudo_inverse(
-        kernel, input_size=(size, size), boundary=boundary, lam=lam, method=method, max_iterations=4
+        kernel, input_size=(size,) * (len(shape) - 2), boundary=boundary, lam=lam, method=method, max_iterations=4
     )
     inverse.solve(torch.randn(inverse.problem.operator.output_shape, dtype=torch.float64))
     return find_solver(inverse.choice.method).cost(inverse.problem).n_bytes()
-restore((1, 1, 3, 3), 12)
+restore((1, 1, *(3 for _ in shape[2:])), 12)
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = peak()
 estimate = restore(shape, size)
@@ -50,6 +50,8 @@ print(estimate / (peak() - before))
     [
         ("fft", "circular", 0.0, (8, 8, 3, 3), 256),
         ("strip", "unknown", 1e-2, (1, 1, 11, 11), 700),
+        ("slab", "unknown", 1e-2, (1, 1, 9, 7, 7), 96),
+        ("slab", "unknown", 1e-2, (2, 2, 5, 3, 3), 64),
         ("iterative", "zero", 1e-2, (4, 4, 3, 3), 256),
         ("iterative", "zero", 0.0, (1, 1, 9, 9), 700),
         ("direct", "reflect", 1e-2, (2, 2, 5, 5), 128),

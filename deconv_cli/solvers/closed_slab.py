@@ -1,0 +1,157 @@
+"""A closed slab of a torus: a convolution cut to it, inverted exactly by FFTs where that is worth its memory.
+
+A slab across one axis goes around the torus along the others: at each frequency of those a convolution that is cut to
+the slab is one small Hermitian block-Toeplitz matrix between its planes. Where the symbol hardly changes along the axis
+that matrix is almost the mean of the symbol on its diagonal, as it is for a blur at most frequencies: those matrices
+are not stored, and the means stand for them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import half_spectrum, space_axes
+from deconv_cli.operators.circulant import FrequencyBlocks, channels_last, multiply_lines
+from deconv_cli.operators.spectrum import single_threaded
+from deconv_cli.operators.torus_filter import parts_of
+from deconv_cli.vocabulary import Size
+
+# Where all that is beside the diagonal is below this part of it, the diagonal is taken for the whole.
+NEGLIGIBLE_CHANGE = 0.05
+# Entries of matrices that are factored at a time.
+MAX_ENTRIES_AT_ONCE = 2**18
+
+
+class ClosedSlab:
+    """The inverse of a convolution that is cut to the closed slab across an axis: positive definite, and about exact.
+
+    Args:
+        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real where C = 1.
+        torus: pixels along each axis, at least two axes.
+        axis: which one the slab lies across.
+        width: planes of the slab.
+        max_numbers: entries of all matrices together, at most.
+    """
+
+    def __init__(self, symbol: Tensor, torus: Size, axis: int, width: int, max_numbers: int) -> None:
+        self._others = tuple(n for other, n in enumerate(torus) if other != axis)
+        lines = SymbolLines(symbol, torus, axis)
+        mean, n_channels = lines.mean(), len(symbol)
+        self._mean_inverse = FrequencyBlocks(_inverse(channels_last(mean)))
+        change = lines.change(mean).flatten()
+        n_matrices = min(max_numbers // (n_channels * width) ** 2, len(change))
+        change, chosen = change.topk(n_matrices)
+        self._chosen = chosen[: synchronize.as_index((change > NEGLIGIBLE_CHANGE).sum())]
+        n = n_channels * width
+        self._matrices = symbol.new_empty(len(self._chosen), n, n, dtype=mean.dtype.to_complex())
+        n_at_once = max(1, MAX_ENTRIES_AT_ONCE // n**2)
+        for first in range(0, len(self._chosen), n_at_once):
+            part = slice(first, first + n_at_once)
+            self._matrices[part] = _invert_definite(lines.matrices(self._chosen[part], width))
+
+    @property
+    def n_numbers(self) -> int:
+        """How many entries the matrices have."""
+        return self._matrices.numel()
+
+    def solve(self, slab: Tensor) -> Tensor:
+        """Solve for right-hand sides `(B, C, w, *others)`, which are overwritten; some planes at a time."""
+        axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
+        parts = parts_of(slab.shape[2], math.prod(self._others), slab.device)
+        spectrum = slab.new_empty(*slab.shape[:3], *plane, dtype=slab.dtype.to_complex())
+        for part in parts:
+            spectrum[:, :, part] = torch.fft.rfftn(slab[:, :, part], dim=axes)
+        solved = spectrum.flatten(3).index_select(-1, self._chosen)
+        if solved.numel() > 0:
+            solved = multiply_lines(self._matrices, solved.flatten(1, 2)).unflatten(1, slab.shape[1:3])
+        for part in parts:
+            rest = self._mean_inverse.multiply(spectrum[:, :, part].transpose(1, 2)).transpose(1, 2)
+            rest = rest.flatten(3).index_copy_(-1, self._chosen, solved[:, :, part])
+            slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
+        return slab
+
+
+class SymbolLines:
+    """A symbol as lines along one axis, at the frequencies of `torch.fft.rfftn` along the others.
+
+    Of lines along the last axis only one half is stored: the other one is the conjugate of what stands, mirrored,
+    on the line at the opposite frequencies of the other axes.
+
+    Args:
+        symbol: Hermitian, shape `(C, C, *half spectrum)`, real where C = 1.
+        torus: pixels along each axis.
+        axis: the axis of the lines.
+    """
+
+    def __init__(self, symbol: Tensor, torus: Size, axis: int) -> None:
+        others = tuple(n for other, n in enumerate(torus) if other != axis)
+        self._length = torus[axis]
+        self._plane = half_spectrum(others)
+        self._lines = symbol.movedim(2 + axis, 2).flatten(3)  # (C, C, N, F)
+        self._weights = self._lines.real.new_ones(self._lines.shape[2])
+        self._here: Tensor | None = None
+        if axis == len(torus) - 1:
+            self._weights[0] = 0.5
+            if self._length % 2 == 0:
+                self._weights[-1] = 0.5
+            numbers = torch.arange(self._lines.shape[-1], device=symbol.device).reshape(others)
+            mirrored = numbers.roll((-1,) * len(others), tuple(range(len(others)))).flip(tuple(range(len(others))))
+            self._here, self._opposite = (n[..., : self._plane[-1]].flatten() for n in (numbers, mirrored))
+
+    def mean(self) -> Tensor:
+        """Average along the lines, shape `(C, C, *plane)`."""
+        sums = torch.einsum("abnf,n->abf", self._lines, self._weights.to(self._lines.dtype))
+        if self._here is not None:
+            sums = sums[..., self._here] + sums[..., self._opposite].conj()
+        return (sums / self._length).unflatten(-1, self._plane)
+
+    def change(self, mean: Tensor) -> Tensor:
+        """Compute how far the lines are from their mean in the mean square, relative to the mean, shape `(*plane)`.
+
+        That is how large all lags but zero are together, beside the lag zero.
+        """
+        parts = torch.view_as_real(self._lines) if self._lines.is_complex() else self._lines[..., None]
+        squares = torch.einsum("abnfr,abnfr,n->f", parts, parts, self._weights)
+        if self._here is not None:
+            squares = squares[self._here] + squares[self._opposite]
+        size = mean.abs().square().sum(dim=(0, 1))
+        change = squares.unflatten(-1, self._plane) / self._length - size
+        return change.clamp_min(0).sqrt() / size.sqrt().clamp_min(torch.finfo(size.dtype).tiny)
+
+    def matrices(self, chosen: Tensor, width: int) -> Tensor:
+        """Write out the matrices between the planes of a slab at some frequencies: shape `(F, C·w, C·w)`."""
+        kernel = torch.fft.ifft(self._whole(chosen), dim=2)
+        lags = torch.arange(1 - width, width, device=chosen.device) % self._length
+        kernel = kernel.index_select(2, lags).permute(3, 0, 1, 2).contiguous()  # (F, C, C, 2w − 1)
+        # Entry (a, b) is the lag a − b.
+        entries = kernel.unfold(-1, width, 1).flip(-1).transpose(2, 3)
+        return entries.reshape(len(chosen), len(self._lines) * width, -1)
+
+    def _whole(self, chosen: Tensor) -> Tensor:
+        """Take whole lines at some frequencies, shape `(C, C, N, F)`."""
+        if self._here is None:
+            return self._lines.index_select(-1, chosen)
+        here = self._lines.index_select(-1, self._here[chosen])
+        opposite = self._lines.index_select(-1, self._opposite[chosen])
+        rest = opposite[:, :, 1 : self._length - self._length // 2].flip(2).conj()
+        return torch.cat([here, rest], dim=2)
+
+
+def _inverse(mean: Tensor) -> Tensor:
+    """Invert blocks `(*plane, C, C)`, real where C = 1."""
+    if mean.shape[-1] == 1:
+        return torch.where(mean > 0, mean.clamp_min(torch.finfo(mean.dtype).tiny).reciprocal(), 1)
+    return _invert_definite(mean.flatten(0, -3)).unflatten(0, mean.shape[:-2])
+
+
+def _invert_definite(matrices: Tensor) -> Tensor:
+    """Invert Hermitian matrices `(F, n, n)`; the identity stands for those that rounding has left indefinite."""
+    with single_threaded(matrices.device):
+        # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
+        factors, info = torch.linalg.cholesky_ex(matrices.mT)
+        unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+        return torch.cholesky_inverse(torch.where((info > 0)[:, None, None], unit, factors)).mT

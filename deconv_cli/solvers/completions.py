@@ -1,0 +1,327 @@
+"""What a problem lacks on a torus, and the system that completes it, at some frequencies at a time.
+
+These are the systems of `border_system.py` that are symmetric and positive definite, in any number of dimensions. With
+K scaled to σmax = 1, s = λ (1 for λ = 0), and P, M and N as in `fourier.TorusBlocks` but M multiplied by 1/s:
+
+- `MissingOutputs`: outputs were not observed. Values u stand for them, with M(y + u) − Pᴴg = 0 where they are missing,
+  and the image is z = P(y + u) + Ng. Since P = KᴴM, nothing but M is stored.
+- `MissingDifferences`: the same under a penalty on differences. Those that the torus has and the image has not are
+  missing as well: with √λ l_j stacked below K, the rows A of both, and values q for what is missing of either,
+  q − AN(Aᴴ(y + q) + g) = 0 there, and z = N(Aᴴ(y + q) + g).
+- `TiedPixels`: pixels are zero outside the image, and all outputs were observed. Multipliers ν hold them there, with
+  N(Kᴴy + g − ν) = 0, and z = N(Kᴴy + g − ν).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from deconv_cli.operators.circulant import FrequencyBlocks, PartialSymbol, channels_first, channels_last, to_float64
+from deconv_cli.operators.differences import Difference
+from deconv_cli.operators.torus_filter import TorusFilter
+from deconv_cli.solvers.fourier import SINGULAR, torus_blocks
+
+
+class Completion(ABC):
+    """The system's symbol H, and what leads from its unknowns to the image.
+
+    Spectra go in and come out, of the frequencies of a part of the torus: `(B, channels, N1, n_columns, *)`. What goes
+    in may be overwritten.
+
+    Args:
+        symbol: K, in double precision.
+        torus: the transforms.
+        lam: λ.
+        dtype: the real dtype of the arithmetic.
+
+    Attributes:
+        n_channels: of the unknowns.
+    """
+
+    n_channels: int
+
+    def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
+        self._symbol = symbol.to(dtype.to_complex())
+        self._torus = torus
+        self._scale = lam if lam > 0 else 1.0
+
+    @abstractmethod
+    def apply(self, number: int, unknowns: Tensor) -> Tensor:
+        """Multiply by H."""
+
+    @abstractmethod
+    def read(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute what a gradient g leads to where the unknowns are: the system's right-hand side."""
+
+    @abstractmethod
+    def image(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute the image that unknowns add."""
+
+    @abstractmethod
+    def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Ng."""
+
+    @abstractmethod
+    def outputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Pᴴg, the outputs that stand behind the image of a gradient g."""
+
+    @abstractmethod
+    def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute the outputs that stand behind the image that unknowns add."""
+
+    @abstractmethod
+    def gradient(self, number: int, residual: Tensor) -> Tensor:
+        """Compute the gradient of the normal equations, but for its sign, that a residual of the system leaves."""
+
+    @abstractmethod
+    def symbol_of(self, kind: int) -> Tensor:
+        """Return H among the channels of one kind of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
+
+    def _kernel(self, number: int) -> FrequencyBlocks:
+        """Evaluate K at a part of the frequencies, each time anew: it is needed a few times, and would take memory."""
+        return FrequencyBlocks(channels_last(self._symbol.at(self._torus.parts[number])))
+
+
+class MissingOutputs(Completion):
+    """Outputs that were not observed, where nothing else is missing.
+
+    Args:
+        symbol: K, in double precision.
+        torus: the transforms.
+        lam: λ.
+        dtype: the real dtype of the arithmetic.
+
+    Raises:
+        SingularSystemError: λ = 0, and some block of the symbol has not full rank.
+    """
+
+    def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
+        super().__init__(symbol, torus, lam, dtype)
+        self.n_channels = symbol.n_outputs
+        self._blocks = [_outputs_block(channels_last(symbol.at(part)), lam, dtype) for part in torus.parts]
+
+    def apply(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute Mu."""
+        return self._blocks[number].multiply(unknowns)
+
+    def read(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Pᴴg = MKg/s."""
+        return self.apply(number, self._kernel(number).multiply(inputs)).div_(self._scale)
+
+    def image(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute Pu = KᴴMu/s, for all outputs, those that were observed among them."""
+        return self._kernel(number).multiply(self.apply(number, unknowns), adjoint=True).div_(self._scale)
+
+    def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Ng = (g − KᴴMKg/s)/s."""
+        kernel = self._kernel(number)
+        again = kernel.multiply(self.apply(number, kernel.multiply(inputs)), adjoint=True)
+        return (inputs - again / self._scale) / self._scale
+
+    def outputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Pᴴg, which is what is read."""
+        return self.read(number, inputs)
+
+    def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute −Mu."""
+        return self.apply(number, unknowns).neg_()
+
+    def gradient(self, number: int, residual: Tensor) -> Tensor:
+        """Compute Kᴴr."""
+        return self._kernel(number).multiply(residual, adjoint=True)
+
+    def symbol_of(self, kind: int) -> Tensor:
+        """Return M."""
+        del kind
+        return _join(self._blocks)
+
+
+class MissingDifferences(Completion):
+    """Outputs that were not observed, and differences that the torus has and the image has not.
+
+    Args:
+        symbol: K, in double precision.
+        torus: the transforms.
+        lam: λ > 0.
+        dtype: the real dtype of the arithmetic.
+        terms: the differences that are penalized.
+    """
+
+    def __init__(
+        self,
+        symbol: PartialSymbol,
+        torus: TorusFilter,
+        lam: float,
+        dtype: torch.dtype,
+        terms: list[Difference],
+    ) -> None:
+        super().__init__(symbol, torus, lam, dtype)
+        self.n_channels = symbol.n_outputs + len(terms) * symbol.n_inputs
+        self._sizes = [symbol.n_outputs, *[symbol.n_inputs] * len(terms)]
+        device = torus.like.device
+        self._terms = []
+        for term in terms:
+            first, *others = term.symbol(torus.torus, to_float64(torus.like[:0]).dtype, device)
+            self._terms.append([lam**0.5 * first, *others])
+        self._kernels = [self._kernel(number) for number in range(len(torus.parts))]
+        self._blocks = []
+        for number, part in enumerate(torus.parts):
+            energy = torch.stack([self._difference(number, term).abs().square() for term in self._terms]).sum(0) / lam
+            self._blocks.append(_inputs_block(channels_last(symbol.at(part)), lam, energy, dtype))
+        self._terms = [[factor.to(dtype.to_complex()) for factor in term] for term in self._terms]
+
+    def apply(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute q − ANAᴴq."""
+        return unknowns - self._rows(number, self.image(number, unknowns))
+
+    def read(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute ANg."""
+        return self._rows(number, self.image_of_inputs(number, inputs))
+
+    def image(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute NAᴴq."""
+        return self._blocks[number].multiply(self.gradient(number, unknowns))
+
+    def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Ng."""
+        return self._blocks[number].multiply(inputs)
+
+    def outputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute KNg."""
+        return self._kernels[number].multiply(self.image_of_inputs(number, inputs))
+
+    def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute the outputs among −q + ANAᴴq."""
+        return self.apply(number, unknowns)[:, : self._sizes[0]].neg()
+
+    def gradient(self, number: int, residual: Tensor) -> Tensor:
+        """Compute Aᴴr."""
+        outputs, *differences = residual.split(self._sizes, dim=1)
+        total = self._kernels[number].multiply(outputs, adjoint=True)
+        for term, difference in zip(self._terms, differences, strict=True):
+            total += self._difference(number, term).conj() * difference
+        return total
+
+    def symbol_of(self, kind: int) -> Tensor:
+        """Return I − KNKᴴ for outputs, and I − λ|l_j|²N for differences."""
+        parts = []
+        for number, block in enumerate(self._blocks):
+            if kind == 0:
+                kernel = self._kernels[number].matrices
+                product = kernel @ block.matrices.to(kernel.dtype) @ kernel.mH
+                product = product.real if product.shape[-1] == 1 else product
+            else:
+                power = self._difference(number, self._terms[kind - 1]).abs().square()
+                product = power[..., None, None] * block.matrices
+            parts.append(channels_first(product.neg_()))
+        whole = torch.cat(parts, dim=3)
+        whole.diagonal().add_(1.0)
+        return whole
+
+    def _rows(self, number: int, image: Tensor) -> Tensor:
+        """Compute Az."""
+        differences = [self._difference(number, term) * image for term in self._terms]
+        return torch.cat([self._kernels[number].multiply(image), *differences], dim=1)
+
+    def _difference(self, number: int, term: list[Tensor]) -> Tensor:
+        """Evaluate √λ l at a part of the frequencies."""
+        first, second, *others = term
+        product = first * second[self._torus.parts[number]]
+        for factor in others:
+            product = product * factor
+        return product
+
+
+class TiedPixels(Completion):
+    """Pixels that are zero outside the image, where all outputs were observed.
+
+    Args:
+        symbol: K, in double precision.
+        torus: the transforms.
+        lam: λ.
+        dtype: the real dtype of the arithmetic.
+
+    Raises:
+        SingularSystemError: λ = 0, and some block of the symbol has not full rank.
+    """
+
+    def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
+        super().__init__(symbol, torus, lam, dtype)
+        self.n_channels = symbol.n_inputs
+        self._blocks = [_inputs_block(channels_last(symbol.at(part)), lam, None, dtype) for part in torus.parts]
+
+    def apply(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute Nν."""
+        return self._blocks[number].multiply(unknowns)
+
+    def inputs(self, number: int, data: Tensor) -> Tensor:
+        """Compute Kᴴy, the gradient that data lead to."""
+        return self._kernel(number).multiply(data, adjoint=True)
+
+    def outputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Pᴴg = KNg."""
+        return self._kernel(number).multiply(self.apply(number, inputs))
+
+    def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute −KNν."""
+        return self.outputs(number, unknowns).neg_()
+
+    def read(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Ng."""
+        return self.apply(number, inputs)
+
+    def image(self, number: int, unknowns: Tensor) -> Tensor:
+        """Compute −Nν."""
+        return self.apply(number, unknowns).neg_()
+
+    def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
+        """Compute Ng."""
+        return self.apply(number, inputs)
+
+    def gradient(self, number: int, residual: Tensor) -> Tensor:
+        """Compute KᴴKr, r being what the pixels outside are not, which ought to be zero."""
+        kernel = self._kernel(number)
+        return kernel.multiply(kernel.multiply(residual), adjoint=True)
+
+    def symbol_of(self, kind: int) -> Tensor:
+        """Return N."""
+        del kind
+        return _join(self._blocks)
+
+
+def _outputs_block(kernel: Tensor, lam: float, dtype: torch.dtype) -> FrequencyBlocks:
+    """Compute M from K, shape `(*plane, C_out, C_in)`, in double precision, and keep it in another."""
+    if kernel.shape[-2:] == (1, 1) and lam > 0:
+        return FrequencyBlocks(_power(kernel).add_(lam).reciprocal_().mul_(lam).to(dtype))
+    unit = kernel.real.new_ones(kernel.shape[:-2])
+    return _narrow(torus_blocks(kernel, lam, unit, covers_inputs=False).outputs, dtype)
+
+
+def _inputs_block(kernel: Tensor, lam: float, penalty: Tensor | None, dtype: torch.dtype) -> FrequencyBlocks:
+    """Compute N from K and |l|², shapes `(*plane, C_out, C_in)` and `(*plane,)`, as `_outputs_block`."""
+    if penalty is None:
+        penalty = kernel.real.new_ones(kernel.shape[:-2])
+    if kernel.shape[-2:] == (1, 1) and lam > 0:
+        power = _power(kernel).addcmul_(penalty[..., None, None], penalty.new_tensor(lam))
+        # What the kernel and the penalty both annihilate is zero in the smallest solution.
+        floor = SINGULAR * power.max()
+        return FrequencyBlocks(torch.where(power > floor, power.clamp_min(floor).reciprocal_(), 0).to(dtype))
+    return _narrow(torus_blocks(kernel, lam, penalty, covers_inputs=True).inputs, dtype)
+
+
+def _power(kernel: Tensor) -> Tensor:
+    """Compute |K|²; not by abs(), which guards against overflow at ten times the cost."""
+    return kernel.real.square().addcmul_(kernel.imag, kernel.imag)
+
+
+def _narrow(blocks: Tensor, dtype: torch.dtype) -> FrequencyBlocks:
+    """Keep blocks in another precision; Hermitian blocks of one entry are real."""
+    return FrequencyBlocks(blocks.real.to(dtype) if blocks.shape[-1] == 1 else blocks.to(dtype.to_complex()))
+
+
+def _join(parts: list[FrequencyBlocks]) -> Tensor:
+    """Put the blocks of all parts together: `(C, C, *half spectrum)`."""
+    return torch.cat([channels_first(part.matrices) for part in parts], dim=3)

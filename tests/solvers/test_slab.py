@@ -1,0 +1,186 @@
+"""The border of signals and stacks: the slab solver against dense linear algebra."""
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.solvers import closed_slab, slab_system
+from deconv_cli.solvers.choice import choose_method
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.slab import SLAB
+
+RULE = StoppingRule(tolerance=1e-11, max_iterations=500)
+
+# (C_out, C_in, *k), the size of the image, padding and boundary.
+MISSING = {
+    "unknown": ((1, 1, 3, 3, 2), (6, 5, 7), "same", "unknown"),
+    "unknown channels": ((2, 2, 3, 1, 4), (5, 4, 6), "same", "unknown"),
+    "unknown wide": ((2, 3, 2, 3, 2), (4, 5, 4), "same", "unknown"),
+    "unknown tall": ((3, 2, 3, 2, 2), (4, 5, 4), "same", "unknown"),
+    "many channels": ((5, 5, 2, 1, 2), (4, 3, 5), "same", "unknown"),
+    "padded": ((1, 1, 5, 3, 3), (6, 5, 4), (1, 0, 1), "unknown"),
+    "valid": ((1, 1, 4, 2, 3), (8, 5, 6), "valid", "zero"),
+    "line": ((1, 1, 5), (16,), "same", "unknown"),
+    "line of channels": ((1, 2, 4), (11,), "valid", "reflect"),
+    "four axes": ((1, 1, 2, 1, 2, 2), (3, 3, 4, 3), "same", "unknown"),
+}
+TIED = {
+    "full": ((1, 1, 3, 2, 3), (4, 5, 3), "full", "zero"),
+    "full channels": ((2, 2, 2, 3, 2), (3, 5, 4), "full", "zero"),
+    "full tall": ((3, 2, 2, 2, 2), (4, 3, 4), "full", "zero"),
+    "full line": ((1, 1, 5), (12,), "full", "zero"),
+}
+
+
+def problem_of(shape, size, padding, boundary, lam, penalty="identity"):
+    kernel = 0.2 * random(shape, seed=sum(shape))
+    for channel in range(min(shape[:2])):
+        kernel[(channel, channel, *((k - 1) // 2 for k in shape[2:]))] += 1
+    return TikhonovProblem(Convolution(kernel, size, padding=padding, boundary=boundary), lam, penalty=penalty)
+
+
+def check(problem):
+    """Hold a batch, the inverse of the normal equations and the transpose against dense matrices."""
+    assert SLAB.covers(problem) is None
+    inverse = SLAB.build(problem, RULE)
+    A = problem.operator.as_matrix()
+    gram = A.T @ A
+    if problem.lam > 0:
+        gram = gram + problem.weight * problem.penalty_operator.gram.as_matrix()
+    dense = torch.linalg.pinv(gram, rtol=1e-12)
+    pseudo_inverse = torch.linalg.pinv(A, rtol=1e-11) if problem.lam == 0 else dense @ A.T
+    y, g = random((2, *problem.operator.output_shape), seed=1), random((2, *problem.operator.input_shape), seed=2)
+    solution = inverse.solve(y).raise_for_status()
+    pairs = (
+        (solution.value, y, pseudo_inverse),
+        (inverse.solve_normal(g), g, dense),
+        (inverse.solve_transposed(g), g, pseudo_inverse.T),
+    )
+    for found, given, matrix in pairs:
+        expected = (given.flatten(1) @ matrix.T).reshape(found.shape)
+        assert (found - expected).norm() <= 2e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("lam", [1e-1, 1e-2])
+@pytest.mark.parametrize("name", [*MISSING, *TIED])
+def test_it_equals_the_dense_solution(name, lam):
+    check(problem_of(*(MISSING | TIED)[name], lam))
+
+
+@pytest.mark.parametrize(
+    "name", ["unknown", "unknown channels", "unknown tall", "padded", "valid", "line", "four axes"]
+)
+def test_it_equals_the_dense_solution_under_a_penalty_on_differences(name):
+    check(problem_of(*MISSING[name], 1e-2, "gradient"))
+
+
+@pytest.mark.parametrize(
+    "name", ["unknown", "unknown channels", "unknown wide", "padded", "valid", "line", "line of channels", *TIED]
+)
+def test_without_a_penalty_it_is_the_pseudo_inverse(name):
+    check(problem_of(*(MISSING | TIED)[name], 0.0))
+
+
+def iterations(size):
+    operator = Convolution(ball((9, 7, 7)).float(), size, boundary="unknown")
+    scene = (random(operator.input_shape) > 2).float() + 0.1
+    y = operator.forward(scene) + 1e-3 * random(operator.output_shape, seed=1, dtype=torch.float32)
+    problem = TikhonovProblem(operator, 1e-3)
+    return SLAB.build(problem, StoppingRule(1e-6, 500)).solve(y).raise_for_status().n_iterations
+
+
+def ball(size):
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) for n in size), indexing="ij")
+    inside = (sum(axis.square() for axis in axes) <= 1.01).double()
+    return inside / inside.sum()
+
+
+def test_iterations_do_not_grow_with_the_stack():
+    counts = [iterations((n, n, n)) for n in (16, 32, 48)]
+    assert max(counts) <= counts[0] + 2
+    assert max(counts) <= 20
+
+
+def test_fewer_matrices_cost_iterations_but_no_accuracy(monkeypatch):
+    problem = problem_of((1, 1, 3, 3, 2), (6, 5, 7), "same", "unknown", 1e-2)
+    y = random((1, 6, 5, 7))
+    exact = SLAB.build(problem, RULE).solve(y)
+    monkeypatch.setattr(slab_system, "most_numbers", lambda torus: 0)
+    plain = SLAB.build(problem, RULE).solve(y).raise_for_status()
+    assert plain.n_iterations > exact.n_iterations
+    assert (plain.value - exact.value).norm() <= 1e-9 * exact.value.norm()
+
+
+def test_a_tiny_lambda_is_solved_in_double_precision():
+    operator = Convolution(ball((5, 5, 5)).float(), (12, 11, 10), boundary="unknown")
+    y = random(operator.output_shape, dtype=torch.float32)
+    solution = SLAB.build(TikhonovProblem(operator, 1e-6), StoppingRule(1e-6, 500)).solve(y)
+    wide = SLAB.build(TikhonovProblem(operator.in_float64(), 1e-6), StoppingRule(1e-10, 500)).solve(y.double())
+    assert solution.value.dtype == torch.float32
+    assert (solution.value - wide.value).norm() <= 1e-2 * wide.value.norm()
+
+
+def test_outputs_that_are_zero_come_from_zero():
+    problem = problem_of(*MISSING["unknown"], 1e-2)
+    y = torch.stack([torch.zeros(problem.operator.output_shape), random(problem.operator.output_shape)]).double()
+    solution = SLAB.build(problem, RULE).solve(y).raise_for_status()
+    assert bool((solution.value[0] == 0).all())
+    alone = SLAB.build(problem, RULE).solve(y[1])
+    assert (solution.value[1] - alone.value).norm() <= 1e-9 * alone.value.norm()
+
+
+@pytest.mark.parametrize(("boundary", "padding"), [("unknown", "same"), ("zero", "full")])
+def test_derivatives_in_data_and_taps_pass_through(boundary, padding):
+    taps = problem_of((1, 1, 2, 3, 2), (3, 4, 3), padding, boundary, 1e-2).operator.kernel[0, 0].requires_grad_()
+    shape = Convolution(taps.detach(), (3, 4, 3), padding=padding, boundary=boundary).output_shape
+    y = random(shape, seed=1).requires_grad_()
+
+    def restore(y, taps):
+        settings = {"boundary": boundary, "padding": padding, "lam": 1e-2, "method": "slab", "tolerance": 1e-12}
+        return deconv_cli.pseudo_inverse(taps, input_size=(3, 4, 3), dimensions=3, **settings)(y)
+
+    assert torch.autograd.gradcheck(restore, (y, taps), rtol=1e-4, atol=1e-6, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "padding", "boundary", "lam", "penalty", "reason"),
+    [
+        ((1, 1, 3, 3), (6, 5), "same", "unknown", 1e-2, "identity", "is for one dimension and three"),
+        ((1, 1, 3, 3, 3), (6, 5, 4), "same", "zero", 1e-2, "identity", "boundary zero ties pixels"),
+        ((1, 1, 3, 3, 3), (6, 5, 4), "same", "reflect", 1e-2, "identity", "boundary reflect ties pixels"),
+        ((1, 1, 3, 3, 3), (6, 5, 4), "full", "replicate", 1e-2, "identity", "boundary replicate ties pixels"),
+        ((1, 1, 3, 3, 3), (6, 5, 4), "same", "circular", 1e-2, "identity", "boundary circular"),
+        ((1, 1, 3, 3, 3), (6, 5, 4), "same", "unknown", 1e-2, "laplacian", "the penalty is laplacian"),
+        ((1, 1, 3, 3, 3), (6, 5, 4), "full", "zero", 1e-2, "gradient", "the penalty is gradient"),
+        ((2, 1, 3, 3, 3), (6, 5, 4), "same", "unknown", 0.0, "identity", "needs λ > 0"),
+    ],
+)
+def test_what_it_does_not_cover_it_says(shape, size, padding, boundary, lam, penalty, reason):
+    problem = TikhonovProblem(
+        Convolution(random(shape), size, padding=padding, boundary=boundary), lam, penalty=penalty
+    )
+    with pytest.raises(deconv_cli.UsageError, match=f"method slab .*{reason}"):
+        choose_method(problem, "slab")
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "size", "boundary", "penalty", "method"),
+    [
+        ((9, 7, 7), (24, 48, 48), "unknown", "identity", "slab"),
+        ((9, 7, 7), (24, 48, 48), "unknown", "gradient", "slab"),
+        ((9, 7, 7), (24, 48, 48), "zero", "identity", "iterative"),
+        ((5,), (2000,), "unknown", "identity", "direct"),
+    ],
+)
+def test_auto_takes_it_where_it_is_the_cheapest(kernel_size, size, boundary, penalty, method):
+    kernel = ball(kernel_size) if len(kernel_size) == 3 else random(kernel_size)
+    problem = TikhonovProblem(Convolution(kernel, size, boundary=boundary), 1e-3, penalty=penalty)
+    assert choose_method(problem).method == method
+
+
+def test_matrices_that_rounding_leaves_indefinite_do_no_harm():
+    matrices = torch.stack([torch.eye(3), -torch.eye(3)]).to(torch.complex64)
+    assert torch.equal(closed_slab._invert_definite(matrices), torch.eye(3).expand(2, 3, 3).to(torch.complex64))
