@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,8 @@ import typer
 
 from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.context import LoadedInput, command_line, describe_output, environment_of
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
+from deconv_cli.commands.model_options import MODEL_FILES, ModelOptions, open_module
+from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
@@ -29,86 +29,76 @@ if TYPE_CHECKING:
 
     from deconv_cli.report.chain_record import ChainRun, ModelInput
 
-CHAIN = "Chain of layers"
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 """Black and white of the pictures that networks are shown."""
 MAX_EXCESS, MIN_PART = 0.02, 0.25
 """By which part of such a range an estimate may leave it, and which part it uses at least, to be taken for its own."""
 
 
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="A..B|A,B,C",
+        help="The input is the output of the last of these layers, and the input of the first is wanted back; --kernel "
+        "names the file of the model. A range goes by the order in which the model lists its layers.",
+        show_default=False,
+        rich_help_panel=MODEL_FILES,
+    ),
+]
+
+
 @dataclass(frozen=True)
-class ChainOptions:
-    """Which layers of which model."""
+class Chain:
+    """Which layers of which model, as they were typed."""
 
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers",
-            metavar="A..B|A,B,C",
-            help="The input is the output of the last of these layers, and the input of the first is wanted back; "
-            "--kernel names the file of the model. A range goes by the order in which the model lists its layers.",
-            show_default=False,
-            rich_help_panel=CHAIN,
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="CODE",
-            help="For a file that holds the weights alone: the model's class, or a function that returns a model, as "
-            "file.py:Name or package.module:Name. This code is run.",
-            show_default=False,
-            rich_help_panel=CHAIN,
-        ),
-    ] = None
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            metavar="JSON",
-            help='Arguments of the class that --model names: {"hidden": 64}, or a list.',
-            show_default=False,
-            rich_help_panel=CHAIN,
-        ),
-    ] = None
+    layers: str
+    path: Path
+    model: ModelOptions
+
+    def as_options(self) -> OptionValues:
+        """Give the options that would be typed again."""
+        return {"--kernel": self.path, "--layers": self.layers, **_typed(self.model)}
 
 
-def refuse_beside_layers(
-    options: ChainOptions,
+def _typed(model: ModelOptions) -> OptionValues:
+    return {f"--{name.replace('_', '-')}": value for name, value in vars(model).items()}
+
+
+def read_chain(
+    layers: str | None,
+    model: ModelOptions,
     kernel: list[Path] | None,
-    kernel_options: KernelOptions,
     extra: ExtraOutputs,
-    others: dict[str, object],
-) -> None:
-    """Refuse what does not go with a chain of layers, and options of a chain without one.
+    others: OptionValues,
+) -> Chain | None:
+    """Find out whether a chain is to be undone, and refuse what does not go with it, or is of no use without.
 
     Args:
-        options: those of the chain.
+        layers: what `--layers` says.
+        model: how to open the model.
         kernel: what `--kernel` names.
-        kernel_options: how to read it.
         extra: outputs besides the estimate.
         others: further options that do not go with a chain, with their values; `None` for those not given.
 
     Raises:
         UsageError: for the first that would be ignored.
     """
-    if options.layers is None:
-        idle = "--model" if options.model is not None else "--init"
-        if options.model is not None or options.init is not None:
-            raise UsageError(f"{idle} is for --layers, which is missing; add it, or leave {idle} out.")
-        return
-    if kernel is None or len(kernel) != 1:
-        raise UsageError("--layers wants one --kernel FILE, which holds the model or its weights.")
-    if options.init is not None and options.model is None:
-        raise UsageError("--init gives the arguments of --model, which is missing; name the class with --model.")
-    given = [name for name, value in (kernel_options.as_options() | others).items() if value is not None]
+    if layers is None:
+        idle = [name for name, value in _typed(model).items() if value is not None]
+        if idle:
+            raise UsageError(f"{idle[0]} is for --layers, which is missing; add it, or leave {idle[0]} out.")
+        return None
+    given = [name for name, value in others.items() if value is not None]
     given += ["--report, --truth, --error-map or --trust-mask"] if extra.need_prediction else []
     if given:
         raise UsageError(f"--layers does not go with {given[0]}; leave one of the two out.")
+    if kernel is None or len(kernel) != 1:
+        raise UsageError("--layers wants one --kernel FILE, which holds the model or its weights.")
+    return Chain(layers, kernel[0], model)
 
 
-def load_chain(options: ChainOptions, path: Path) -> tuple[list[tuple[str, nn.Module]], ModelInput, tuple[str, ...]]:
+def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, tuple[str, ...]]:
     """Read the model and choose its layers; gives the layers with their names, where they came from, and notes.
 
     Raises:
@@ -116,50 +106,33 @@ def load_chain(options: ChainOptions, path: Path) -> tuple[list[tuple[str, nn.Mo
         InputRefusedError: a file that is unsafe, damaged or no model.
     """
     from deconv_cli.models.chains import choose_layers
-    from deconv_cli.models.model_building import build_model
-    from deconv_cli.models.model_files import read_model
-    from deconv_cli.models.named_code import load_named
     from deconv_cli.report.chain_record import ModelInput
     from deconv_cli.workflows.chain_order import check_order
 
-    assert options.layers is not None
-    named = None if options.model is None else load_named(options.model, "--model")
-    stored = read_model(path, named=named)
-    if stored.module is not None and options.init is not None:
-        raise UsageError(f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.")
-    module = stored.module
+    stored, built = open_module(chain.path, chain.model)
+    module = built or stored.module
     if module is None:
-        if named is None:
-            raise UsageError(
-                f"'{path}' holds weights but not what is computed with them; name the class with --model file.py:Class."
-            )
-        module = build_model(named, _parsed(options.init), stored)
-    parent, layers = choose_layers(module, options.layers)
+        holds = "an exported program" if stored.exported is not None else "weights"
+        raise UsageError(
+            f"'{chain.path}' holds {holds} but not the layers that compute with them; give the weights, and name the "
+            "class with --model file.py:Class."
+        )
+    parent, layers = choose_layers(module, chain.layers)
     notes = stored.notes
     if not check_order(parent, layers):
         notes += (
             f"whether {type(parent).__name__} runs these layers one after the other could not be tried, and was taken "
             "for granted",
         )
-    return layers, ModelInput(str(path), stored.kind.value, stored.sha256, options.model, options.layers), notes
-
-
-def _parsed(text: str | None) -> dict[str, Any] | list[Any] | None:
-    try:
-        found = None if text is None else json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text}'.") from error
-    if not isinstance(found, dict | list | None):
-        raise UsageError(f"--init must be a JSON object or a list, but is '{text}'.")
-    return found
+    source = ModelInput(str(chain.path), stored.kind.value, stored.sha256, chain.model.model, chain.layers)
+    return layers, source, notes
 
 
 class ChainRestoration:
     """Takes one activation after another back through a chain of layers.
 
     Args:
-        options: which layers.
-        path: file of the model.
+        chain: which layers.
         files: how to read and write.
         device: where to compute.
         settings: those that were typed.
@@ -168,17 +141,16 @@ class ChainRestoration:
 
     def __init__(
         self,
-        options: ChainOptions,
-        path: Path,
+        chain: Chain,
         files: FileOptions,
         device: torch.device,
         settings: SettingValues,
         printed: PrintOptions,
     ) -> None:
-        self._options, self._files, self._device, self._printed = options, files, device, printed
+        self._chain, self._files, self._device, self._printed = chain, files, device, printed
         self._settings = ReconstructionSettings.of(**settings)
         with running_user_code(is_silent=True) as (_, caught):
-            self._layers, self._model, notes = load_chain(options, path)
+            self._layers, self._model, notes = load_chain(chain)
         self._notes = (*notes, *describe_warnings(caught))
 
     def restore(self, job: Job) -> Outcome:
@@ -245,10 +217,7 @@ class ChainRestoration:
         """Give the options that make the same estimate again."""
         options = self._settings.as_options()
         return {
-            "--kernel": self._model.path,
-            "--layers": self._options.layers,
-            "--model": self._options.model,
-            "--init": self._options.init,
+            **self._chain.as_options(),
             **self._files.as_options(),
             **options,
             "--device": self._device.type,

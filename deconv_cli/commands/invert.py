@@ -9,10 +9,11 @@ import typer
 
 from deconv_cli.commands.batch import Job, Outcome, lay_out, refuse_to_replace, run
 from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
-from deconv_cli.commands.chain_restoration import ChainOptions, ChainRestoration, refuse_beside_layers
+from deconv_cli.commands.chain_restoration import ChainRestoration, LayersOption, read_chain
 from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.loaded_kernel import load_factor, load_kernels
 from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.model_options import ModelOptions
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
     DeviceOption,
@@ -42,7 +43,7 @@ def invert(
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
-    chain: ChainOptions,
+    model_options: ModelOptions,
     kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
@@ -93,6 +94,7 @@ def invert(
             rich_help_panel=ERROR,
         ),
     ] = None,
+    layers: LayersOption = None,
     tap: TapOption = None,
     start: StartOption = None,
     device: DeviceOption = DeviceChoice.AUTO,
@@ -109,7 +111,8 @@ def invert(
         )
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
     refuse_beside_tap(tap, start, extra, factor)
-    refuse_beside_layers(chain, kernel, kernel_options, extra, {"--tap": tap, "--factor": factor})
+    idle = {"--tap": tap, "--factor": factor, **kernel_options.as_options()}
+    chain = read_chain(layers, model_options, kernel, extra, idle)
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
@@ -117,8 +120,8 @@ def invert(
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     where = pick(device)
-    if chain.layers is not None and kernel:
-        run("invert", jobs, ChainRestoration(chain, kernel[0], files, where, settings, printed).restore, printed)
+    if chain is not None:
+        run("invert", jobs, ChainRestoration(chain, files, where, settings, printed).restore, printed)
         return
     if tap is None and kernel is not None and is_estimate(kernel, kernel_options):
         run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)

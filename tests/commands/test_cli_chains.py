@@ -85,6 +85,19 @@ def test_weights_alone_need_the_class_whose_code_is_run(deconv, refuses, activat
     assert "Conv2d(1, 16, kernel_size=(3, 3)" in done.stderr
 
 
+def test_the_size_of_the_input_may_be_given(deconv, values, distance, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.LeakyReLU(0.2)).requires_grad_(False)
+    torch.save(net, tmp_path / "net.pt")
+    x = torch.rand(1, 1, 9, 7)
+    save_file({"y": net(x)[0].contiguous()}, tmp_path / "y.safetensors")
+    done = deconv("invert", tmp_path / "y.safetensors", "-k", tmp_path / "net.pt", "--layers", "0..1", "--input-size",
+                  "9,7", "-o", tmp_path / "x.npy", "--json")  # fmt: skip
+    assert distance(values(tmp_path / "x.npy"), x) < 1e-5
+    deconv(*done.report["rerun"].split()[1:])
+    assert distance(values(tmp_path / "x.npy"), x) < 1e-5
+
+
 def test_a_picture_shows_the_estimate_and_says_how(deconv, activation, tmp_path):
     x, y = activation
     done = deconv("invert", y, "-k", tmp_path / "net.pt", "--layers", "0..1", "-o", tmp_path / "x.png")
@@ -124,6 +137,7 @@ def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
         (["--layers", "0..1", "--truth", "y.safetensors"], "--layers does not go with --report, --truth"),
         (["--layers", "0..1", "--boundary", "zero"], "boundary has no use for a chain"),
         (["--layers", "0..1", "--init", "{}"], "--init gives the arguments of --model"),
+        (["--layers", "0..1", "--no-bias"], "--layers does not go with --no-bias"),
         (["--layers", "0..1", "--kernel", "net.pt"], "wants one --kernel FILE"),
     ],
 )
