@@ -23,6 +23,7 @@ from deconv_cli.commands import (
     kernel_commands,
     kernel_extract,
     kernel_fit,
+    kernel_make,
     kernel_microscope,
 )
 from deconv_cli.commands.console import print_error
@@ -68,6 +69,7 @@ app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
 kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_markup_mode="rich")
 kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(kernel_commands.estimate)
 kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_groups(kernel_commands.align))
+kernels.command("make", epilog=kernel_make.EXAMPLE)(with_option_groups(kernel_make.make))
 kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))
 kernels.command("fit", epilog=kernel_fit.EXAMPLE)(with_option_groups(kernel_fit.fit))
 kernels.command("from-beads", epilog=kernel_beads.EXAMPLE)(with_option_groups(kernel_beads.from_beads))

@@ -142,7 +142,7 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
 
     Args:
-        path: the file, or the formula.
+        path: the file, or the formula; a colon behind a file is followed by the name of a layer.
         options: how to read it.
         dimensions: axes of space of the images, where that is known.
 
@@ -159,6 +159,11 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
             "--kernel estimate finds the kernel of a picture that deconv invert is to restore; here give a file or a "
             "formula, such as what deconv kernel estimate PHOTO -o FILE writes."
         )
+    file, colon, layer = str(path).rpartition(":")
+    if colon and not path.exists() and Path(file).is_file():
+        if options.layer is not None:
+            raise UsageError(f"'{path}' names the layer '{layer}' already; leave --layer out.")
+        return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
         return _make_kernel(str(path), options, dimensions)
     read = read_kernel(

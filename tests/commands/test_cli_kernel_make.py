@@ -1,0 +1,34 @@
+"""`deconv kernel make`, and layers named behind a colon."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.kernels.sources.kernel_source import make_kernel
+
+
+@pytest.mark.parametrize("words", ["disk:2.2", "gaussian:1*motion:5@30", "gaussian3d:1@1.5"])
+def test_a_formula_is_written(deconv, tmp_path, words):
+    done = deconv("kernel", "make", words, "-o", tmp_path / "k.npy", "--json", "--show")
+    assert np.array_equal(np.load(tmp_path / "k.npy"), make_kernel(words).float().numpy())
+    assert done.report["sum"] == pytest.approx(1.0)
+    assert "draws on a terminal" in done.stderr
+
+
+def test_refusals(refuses, tmp_path):
+    refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="is written disk:RADIUS")
+    refuses("kernel", "make", "blob:3", code=ExitCode.USAGE, says="must be one of")
+    refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
+
+
+def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path):
+    model = samples_folder / "pnet.pt"
+    x = save("x", np.random.default_rng(0).random((3, 9, 9)).astype(np.float32))
+    for words, target in (([f"{model}:conv1"], "a.npy"), ([model, "--layer", "conv1"], "b.npy")):
+        deconv("forward", x, "-k", *words, "--padding", "valid", "-o", tmp_path / target, "-q")
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    refuses("forward", x, "-k", f"{model}:conv1", "--layer", "conv2", "-o", tmp_path / "c.npy", code=ExitCode.USAGE,
+            says="names the layer 'conv1' already")  # fmt: skip
+    refuses("forward", x, "-k", f"{model}:conv9", "-o", tmp_path / "c.npy", code=ExitCode.USAGE, says="no layer named")
