@@ -17,6 +17,18 @@ from deconv_cli.io.samples import check_finite
 from deconv_cli.io.sources import open_source
 from deconv_cli.io.tensors import TensorCodec
 from deconv_cli.models.kernel_field_files import FieldTensors, read_field_tensors
+from deconv_cli.models.kernel_notes import (
+    UNIT_SUM,
+    bias_notes,
+    channel_notes,
+    geometry_notes,
+    is_layer,
+    listed,
+    orientation_notes,
+    space_axes,
+    sum_notes,
+    sums_of_taps,
+)
 from deconv_cli.models.layers import Layer, read_layer
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Convention
@@ -54,10 +66,6 @@ class KernelFile:
     is_ambiguous: bool = False
     spacing: tuple[float, ...] | None = None
     geometry: dict[str, Any] = dataclass_field(default_factory=dict)
-
-
-UNIT_SUM = 0.01
-"""A sum of taps this close to 1 is one."""
 
 
 def read_kernel(
@@ -117,7 +125,7 @@ def read_kernel(
     held = convention or (Convention.CONVOLUTION if codec.is_picture else Convention.CORRELATION)
     taps = weight[0] if weight.ndim == n_axes + 1 and len(weight) == 1 else weight
     if held is Convention.CONVOLUTION:
-        taps = taps.flip(_space(n_axes))
+        taps = taps.flip(space_axes(n_axes))
         notes += (_FLIPPED[n_axes],)
     dtype = torch.float64 if taps.dtype == torch.float64 else torch.float32
     if clean:
@@ -130,15 +138,15 @@ def read_kernel(
     bias_found = found.layer.bias
     notes = (
         *notes,
-        *_channel_notes(taps, n_axes),
-        *_geometry_notes(found.layer.geometry),
-        *_bias_notes(found.layer, bias),
+        *channel_notes(taps, n_axes),
+        *geometry_notes(found.layer.geometry),
+        *bias_notes(found.layer, bias),
     )
-    of_picture = () if found.layer.geometry or _is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
+    of_picture = () if found.layer.geometry or is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
     if convention is None:
-        of_picture += _orientation_notes(taps, held, n_axes)
+        of_picture += orientation_notes(taps, held, n_axes)
     if normalize is None and not divides:
-        of_picture += _sum_notes(taps, n_axes)
+        of_picture += sum_notes(taps, n_axes)
     return KernelFile(
         path=path,
         kernel=taps.to(dtype).contiguous(),
@@ -153,16 +161,6 @@ def read_kernel(
         spacing=found.spacing,
         geometry=found.layer.geometry,
     )
-
-
-def _geometry_notes(geometry: dict[str, Any]) -> tuple[str, ...]:
-    """Say what a file says of its layer: `stride 2,2, padding 3,3, ...`."""
-    if not geometry:
-        return ()
-    texts = (
-        f"{name} {','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in geometry.items()
-    )
-    return (f"the layer itself says: {', '.join(texts)}; that is taken where nothing else is given",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,69 +230,8 @@ def _read_psf_pictures(path: Path, dimensions: int | None) -> _Taps:
     return _Taps(Layer(None, taps), image.dimensions, spacing=image.spacing)
 
 
-def _space(n_axes: int) -> tuple[int, ...]:
-    return tuple(range(-n_axes, 0))
-
-
 def _is_unit_sum(taps: torch.Tensor, stored: torch.Tensor, n_axes: int) -> bool:
-    return stored.is_floating_point() and bool(((_sums(taps, n_axes) - 1).abs() <= UNIT_SUM).all())
-
-
-def _is_layer(taps: torch.Tensor, n_axes: int) -> bool:
-    """Tell whether channels are mixed, or made."""
-    return taps.ndim == n_axes + 2 and taps.shape[1] > 1
-
-
-def _sums(taps: torch.Tensor, n_axes: int) -> torch.Tensor:
-    """Add up the taps of each channel, or of each output channel, with axes to divide by: shape `(C, 1, ...)`."""
-    axes = tuple(range(1, taps.ndim)) if taps.ndim == n_axes + 2 else _space(n_axes)
-    return taps.to(torch.float64).sum(dim=axes, keepdim=True)
-
-
-def _channel_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
-    if taps.ndim != n_axes + 1:
-        return ()
-    return (f"there is a kernel for each of {len(taps)} channels, and each channel is taken by itself",)
-
-
-def _orientation_notes(taps: torch.Tensor, held: Convention, n_axes: int) -> tuple[str, ...]:
-    """Warn of an array that is not flipped, if that matters and nobody said so."""
-    wide = taps.to(torch.float64)
-    is_symmetric = bool((wide - wide.flip(_space(n_axes))).abs().max() <= 1e-3 * wide.abs().max())
-    if held is Convention.CONVOLUTION or _is_layer(taps, n_axes) or is_symmetric:
-        return ()
-    return (
-        f"the kernel is not symmetric, and its array was taken for the taps of a cross-correlation, as conv{n_axes}d "
-        'applies them; if it holds a point-spread function as a camera sees it, choose convention="convolution"; '
-        'convention="correlation" confirms this one',
-    )
-
-
-def _sum_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
-    """Say that the taps were not divided by their sum, where that changes the brightness."""
-    sums = _sums(taps, n_axes).flatten()
-    if _is_layer(taps, n_axes) or bool(((sums - 1).abs() <= UNIT_SUM).all()):
-        return ()
-    return (
-        f"the taps of the kernel add up to {_listed(sums)} and were taken as they are, so that an estimate has the "
-        "brightness of the data divided by that; normalize=True divides the taps by their sum",
-    )
-
-
-def _listed(sums: torch.Tensor) -> str:
-    listed = ", ".join(f"{float(value):g}" for value in sums.flatten()[:8])
-    return f"{listed}{', ...' if sums.numel() > 8 else ''}"
-
-
-def _bias_notes(layer: Layer, is_taken: bool) -> tuple[str, ...]:
-    if layer.bias is None:
-        return ()
-    if not is_taken:
-        return (f"the bias '{layer.bias_name}' was left out",)
-    return (
-        f"the bias '{layer.bias_name}' of {layer.bias.numel()} numbers was read too and is subtracted from outputs "
-        "before they are inverted, or added in the forward direction",
-    )
+    return stored.is_floating_point() and bool(((sums_of_taps(taps, n_axes) - 1).abs() <= UNIT_SUM).all())
 
 
 def _as_floating(stored: torch.Tensor) -> torch.Tensor:
@@ -302,7 +239,7 @@ def _as_floating(stored: torch.Tensor) -> torch.Tensor:
 
 
 def _divided(path: Path, taps: torch.Tensor, n_axes: int) -> tuple[torch.Tensor, str]:
-    sums = _sums(taps, n_axes)
+    sums = sums_of_taps(taps, n_axes)
     if bool((sums == 0).any()):
         raise UsageError(f"kernel '{path}' cannot be divided by its sum, which is zero; pass normalize=False.")
-    return taps.to(torch.float64) / sums, f"the taps were divided by their sum ({_listed(sums)})"
+    return taps.to(torch.float64) / sums, f"the taps were divided by their sum ({listed(sums)})"
