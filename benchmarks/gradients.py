@@ -9,6 +9,7 @@ import importlib.util
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,11 @@ def deconv(fixture: Fixture) -> str:
 
 def gradcheck(fixture: Fixture, *, fast: bool) -> str:
     """Run torch.autograd.gradcheck over the parameters, in float64."""
-    case = Case.make(fixture, torch.float64)
+    return gradcheck_of(Case.make(fixture, torch.float64), fast=fast)
+
+
+def gradcheck_of(case: Case, *, fast: bool) -> str:
+    """Run it on a case."""
     parameters = dict(case.model.named_parameters())
 
     def function(*values: torch.Tensor) -> Any:  # noqa: ANN401
@@ -160,7 +165,11 @@ def gradcheck(fixture: Fixture, *, fast: bool) -> str:
 
 def anomaly(fixture: Fixture) -> str:
     """Run backward under torch.autograd.detect_anomaly."""
-    case = Case.make(fixture, torch.float32)
+    return anomaly_of(Case.make(fixture, torch.float32))
+
+
+def anomaly_of(case: Case) -> str:
+    """Run it on a case."""
     try:
         with torch.autograd.detect_anomaly():
             case.loss(case.model(case.inputs)).backward()
@@ -171,11 +180,15 @@ def anomaly(fixture: Fixture) -> str:
 
 def torchtest2(fixture: Fixture) -> str:
     """Run the checks of torchtest2 that are on by default, and its gradcheck."""
+    return torchtest2_of(Case.make(fixture, torch.float32))
+
+
+def torchtest2_of(case: Case) -> str:
+    """Run it on a case."""
     try:
         from torchtest2 import check_model
     except ImportError:
         return "not installed"
-    case = Case.make(fixture, torch.float32)
     try:
         report = check_model(
             case.model,
@@ -197,8 +210,57 @@ def _first(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__)[:90].replace("|", "/")
 
 
+class CatalogueCase(Case):
+    """A case of tests/fixtures/catalogue.py, of mistakes that people make and of sound models that resemble them."""
+
+    @classmethod
+    def of(cls, build: Callable[[], Any], dtype: torch.dtype) -> CatalogueCase:
+        """Make the same case each time."""
+        torch.manual_seed(0)
+        found = build()
+        inputs = found.inputs.to(dtype) if found.inputs.is_floating_point() else found.inputs
+        return cls(found.model.to(dtype), inputs, found.target, found.loss)
+
+
+def finds_fault(build: Callable[[], Any], lines: frozenset[int]) -> tuple[bool, bool]:
+    """Return whether deconv finds a fault, and on one of the given lines."""
+    case = CatalogueCase.of(build, torch.float32)
+    found = deconv_cli.check_gradients(case.model, case.inputs, loss=case.function, target=case.target, budget=10.0)
+    faults = [*found.faults(), *(g for g in found.general if g.is_fault or g.is_undecided)]
+    return bool(faults), not lines or any(cause.location.line in lines for f in faults for cause in f.causes)
+
+
+OTHERS: dict[str, Callable[[Case], bool]] = {
+    "gradcheck": lambda case: gradcheck_of(case, fast=False) != "passes",
+    "gradcheck, fast": lambda case: gradcheck_of(case, fast=True) != "passes",
+    "anomaly mode": lambda case: anomaly_of(case) != "silent",
+    "torchtest2": lambda case: "fails" in torchtest2_of(case) or "raises" in torchtest2_of(case),
+}
+
+
+def count_catalogue() -> None:
+    """Print how many mistakes of the catalogue each finds, and how many sound models it accuses."""
+    catalogue = load("catalogue")
+    source = (FIXTURES / "catalogue.py").read_text(encoding="utf-8").splitlines()
+    counts: Counter[tuple[str, str]] = Counter()
+    for kind, cases in (("found", catalogue.BROKEN), ("accused", catalogue.SOUND)):
+        for name, build in cases.items():
+            lines = frozenset(n for n, line in enumerate(source, start=1) if line.endswith(f"# {name}"))
+            is_found, is_on_line = finds_fault(build, lines)
+            counts["deconv", kind] += is_found
+            counts["deconv", "on the line"] += is_found and is_on_line and kind == "found"
+            for tool, says_so in OTHERS.items():
+                dtype = torch.float64 if "gradcheck" in tool else torch.float32
+                counts[tool, kind] += says_so(CatalogueCase.of(build, dtype))
+    print(f"\n| tool | found of {len(catalogue.BROKEN)} | on the line | accused of {len(catalogue.SOUND)} |")
+    print("|---|---|---|---|")
+    for tool in ("deconv", *OTHERS):
+        line = counts[tool, "on the line"] if tool == "deconv" else "none named"
+        print(f"| {tool} | {counts[tool, 'found']} | {line} | {counts[tool, 'accused']} |")
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}; deconv {deconv_cli.__version__}\n")
     print("| planted | deconv check-grad | gradcheck | gradcheck, fast | anomaly mode | torchtest2 | s |")
@@ -214,6 +276,7 @@ def main() -> None:
             torchtest2(fixture),
         ]
         print(f"| {fixture.fault} | {ours} | {' | '.join(others)} | {spent:.1f} |")
+    count_catalogue()
 
 
 if __name__ == "__main__":

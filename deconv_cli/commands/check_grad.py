@@ -31,6 +31,13 @@ EXAMPLE = (
 _PANEL = "What is checked"
 
 
+class Wrt(StrEnum):
+    """What gradients are taken by."""
+
+    PARAMETERS = "parameters"
+    INPUTS = "inputs"
+
+
 class Mode(StrEnum):
     """In which mode layers such as dropout and batch normalization run."""
 
@@ -78,6 +85,10 @@ def check_grad(
             rich_help_panel=_PANEL,
         ),
     ] = "auto",
+    wrt: Annotated[
+        Wrt,
+        typer.Option("--wrt", help="By what gradients are taken.", rich_help_panel=_PANEL),
+    ] = Wrt.PARAMETERS,
     budget: Annotated[
         float,
         typer.Option(
@@ -104,8 +115,10 @@ def check_grad(
             show("reading the model")
             case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
             from deconv_cli.gradients.checker import check_subject
+            from deconv_cli.gradients.input_weights import with_inputs_as_weights
 
-            report = check_subject(case.subject, budget=budget, second_order=second_order, on_progress=show)
+            subject = with_inputs_as_weights(case.subject) if wrt is Wrt.INPUTS else case.subject
+            report = check_subject(subject, budget=budget, second_order=second_order, on_progress=show)
             header, notes = _describe_case(case, mode), case.notes
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients

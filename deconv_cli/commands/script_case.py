@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _OF_OTHER_MODELS = (
     *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),
-    *("trust_file", "mode", "batch_axis", "second_order"),
+    *("trust_file", "mode", "batch_axis", "second_order", "wrt"),
 )
 
 

@@ -14,6 +14,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import ParameterFinding, Verdict
 from deconv_cli.gradients.gathering import gather_evidence
 from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.input_weights import with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.recurrence.unrolled_layers import gate_norms
@@ -34,6 +35,7 @@ def check_gradients(
     batch_axis: int | Literal["auto"] | None = "auto",
     budget: float = DEFAULT_BUDGET,
     second_order: bool = False,
+    wrt: Literal["parameters", "inputs"] = "parameters",
     **keywords: Any,  # noqa: ANN401  whatever the model takes
 ) -> GradientReport:
     """Find for every parameter of a model whether its gradient arrives and is right, and which line is at fault if not.
@@ -49,6 +51,7 @@ def check_gradients(
             first, unless it looks like time.
         budget: seconds for finite differences; what they do not reach is listed.
         second_order: also compare second derivatives.
+        wrt: what gradients are taken by; the inputs are called `inputs.0`, `inputs.1`, ... or by their names.
         **keywords: inputs of forward by name.
 
     Returns:
@@ -60,6 +63,8 @@ def check_gradients(
     value = projection if loss is None else user_loss(loss, has_target=target is not None)
     axis = 0 if batch_axis == "auto" else batch_axis
     subject = Subject(model, inputs, keywords, target, value, seed, axis, is_axis_given=batch_axis != "auto")
+    if wrt == "inputs":
+        subject = with_inputs_as_weights(subject)
     return check_subject(subject, budget=budget, second_order=second_order)
 
 

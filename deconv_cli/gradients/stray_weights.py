@@ -34,6 +34,7 @@ class Unregistered:
 def find_unregistered(subject: Subject, loss: torch.Tensor, graph: AutogradGraph) -> tuple[Unregistered, ...]:
     """List the leaves of the loss's graph that are neither parameters of the model or the loss, nor inputs."""
     known = {id(parameter) for parameter in (*subject.parameters.values(), *_parameters_of(subject.loss))}
+    known |= {id(weight) for module in subject.model.modules() for weight in module._parameters.values()}
     known |= {id(tensor) for tensor in tensors_in((subject.arguments, subject.keywords, subject.target))}
     owners = dict(_owners(subject.model, known))
     found: dict[str, Unregistered] = {}

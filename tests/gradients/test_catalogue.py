@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from gradient_cases import FIXTURES, load_fixture, verdicts
 
 import deconv_cli
@@ -57,3 +58,33 @@ def test_mistakes_of_a_backward_are_told_apart(name):
     (fault,) = check(catalogue.BROKEN[name]()).faults()
     assert MISTAKES[name] in fault.causes[0].why
     assert fault.causes[0].location.source.endswith(f"# {name}")
+
+
+INSTEAD = {
+    "sampled": ("", "draw with .rsample()"),
+    "branch_not_taken": ("torch.where may not even select", "exp(torch.where(mask, x, 1.0))"),
+    "both_factors_zero": ("other factor", "one of the two factors from random values"),
+    "softmax_of_one": ("one class only", "use sigmoid"),
+}
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_to_write_instead(name):
+    (fault,) = check(catalogue.BROKEN[name]()).faults()
+    why, instead = INSTEAD[name]
+    assert instead in fault.causes[0].suggestion
+    assert why in fault.causes[0].why
+
+
+def test_the_safe_branch_that_is_suggested_trains():
+    """What is suggested for a branch that is not taken gives the same values, and gradients that are right."""
+    middle = catalogue.BROKEN["branch_not_taken"]().model.middle
+
+    def cured(h):
+        taken = h > -2
+        return torch.where(taken, h, torch.exp(torch.where(taken, 1.0, 1000 * h.abs())))
+
+    h = torch.tanh(catalogue.x(5, 6))
+    assert torch.equal(middle(h), cured(h))
+    found = check(catalogue.Case(catalogue.Middle(cured), catalogue.x(5, 4)))
+    assert set(verdicts(found).values()) == {"OK"}

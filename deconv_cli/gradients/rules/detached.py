@@ -130,6 +130,10 @@ def _cause(found: Detachment) -> Cause:
 def _switching_on(found: Detachment) -> str:
     """Write how gradients are switched on again, by how they were switched off."""
     line = found.switch.code if found.switch is not None else ""
+    if ".sample(" in found.location.code:
+        return f"draw with .rsample(), which carries gradients, or use log_prob: {_with_rsample(found.location.code)}"
+    if found.by_library:
+        return "the library that this line calls switches gradients off itself; use another function of it"
     if line.startswith("with ") or found.switch is None:
         return "move this line out of the torch.no_grad() block"
     if "set_grad_enabled" in line or "no_grad" in line:
@@ -137,6 +141,10 @@ def _switching_on(found: Detachment) -> str:
             f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"
         )
     return "take the decorator torch.no_grad() off the function around this line"
+
+
+def _with_rsample(line: str) -> str:
+    return line.replace(".sample(", ".rsample(")
 
 
 def _wrapping(found: Detachment) -> Cause:

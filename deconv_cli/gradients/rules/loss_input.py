@@ -9,7 +9,9 @@ from deconv_cli.gradients.tracing.loss_calls import LossCall, Misuse
 
 def find_loss_input(evidence: Evidence) -> list[Finding]:
     """Find losses that are misused, once for each line."""
-    calls = {(str(call.location), call.misuse): call for call in evidence.forward.log.loss_calls}
+    # A softmax over one class is no loss, and may be meant, as in attention to a single token.
+    losses = [call for call in evidence.forward.log.loss_calls if not call.name.endswith("softmax")]
+    calls = {(str(call.location), call.misuse): call for call in losses}
     return [Finding(Verdict.LOSS_INPUT, (_cause(call),)) for call in calls.values()]
 
 

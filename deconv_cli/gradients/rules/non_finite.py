@@ -42,8 +42,22 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if evidence.magnitudes[name].is_finite or evidence.backward is None:
         return None
     origins = evidence.origins_of(name, lambda magnitude: not magnitude.is_finite)
+    if any(made.name == "where" for made in evidence.forward.log.differentiable):
+        causes = unique_causes(_cause_in_branch(origin) for origin in origins)
+        return Finding(Verdict.NON_FINITE, causes)
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
     return Finding(Verdict.NON_FINITE, unique_causes(_cause(origin, why) for origin in origins))
+
+
+def _cause_in_branch(operation: Operation) -> Cause:
+    """Explain a slope that torch.where multiplies by zero in the branch that is not taken, which gives NaN."""
+    bare = operation.bare_name
+    why = (
+        f"the slope of {bare} is infinite or beyond the range at inputs that torch.where may not even select; it "
+        "multiplies that slope by zero, which gives NaN."
+    )
+    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, 1.0))"
+    return Cause(operation.label, operation.location, why, suggestion)
 
 
 def _cause(operation: Operation, why: str) -> Cause:

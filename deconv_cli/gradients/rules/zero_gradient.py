@@ -7,6 +7,7 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.forward_trace import Operation
+from deconv_cli.gradients.tracing.loss_calls import Misuse
 from deconv_cli.gradients.tracing.operations import STEPS
 
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
@@ -25,7 +26,15 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     if evidence.backward is None or name not in evidence.magnitudes or not evidence.magnitudes[name].is_zero:
         return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
-    return Finding(Verdict.ZERO, unique_causes(map(_cause, origins)), _describe_underflow(evidence, name))
+    single = {str(call.location) for call in evidence.forward.log.loss_calls if call.misuse is Misuse.ONE_CLASS}
+    causes = unique_causes(_of_one_class(op) if str(op.location) in single else _cause(op) for op in origins)
+    return Finding(Verdict.ZERO, causes, _describe_underflow(evidence, name))
+
+
+def _of_one_class(operation: Operation) -> Cause:
+    why = "there is one class only, whose probability is 1 whatever comes in: the gradient is zero."
+    suggestion = "use sigmoid, or F.binary_cross_entropy_with_logits for a loss; softmax is for two classes or more"
+    return Cause(operation.label, operation.location, why, suggestion)
 
 
 def _describe_underflow(evidence: Evidence, name: str) -> str:
@@ -65,7 +74,7 @@ def _reason(bare: str) -> tuple[str, str]:
     if bare in _PRODUCTS:
         return (
             f"the other factor of {bare} is zero everywhere, so that the gradient is multiplied by zero.",
-            "start the other factor from values that are not zero",
+            "start one of the two factors from random values; the other one may stay at zero, but not both",
         )
     if bare.endswith(".apply"):
         return (

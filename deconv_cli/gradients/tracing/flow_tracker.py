@@ -27,7 +27,7 @@ from deconv_cli.gradients.tracing.forward_trace import (
     TensorHook,
     TracedTensor,
 )
-from deconv_cli.gradients.tracing.operations import LIKE_ANOTHER, OUTSIDE_USES, label_of, reads_values
+from deconv_cli.gradients.tracing.operations import LIKE_ANOTHER, ONE_FOR_EACH, OUTSIDE_USES, label_of, reads_values
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -175,7 +175,12 @@ class FlowTracker:
         if inputs.are_read:
             self._mark_used(tensors, location)
             step = _Step(name, operation, inputs.flow, inputs.reachable | hidden, hidden)
-            self._conclude(step, outputs, is_derivative=is_derivative)
+            if name in ONE_FOR_EACH and len(outputs) == len(tensors):
+                for index, (tensor, output) in enumerate(zip(tensors, outputs, strict=True)):
+                    own = _Step(name, operation, self.flow_of(tensor), self.graph.parameters_of(tensor))
+                    self._record_output(own, output, index)
+            else:
+                self._conclude(step, outputs, is_derivative=is_derivative)
         self._record_writes(inputs, operation)
         self._record_numbers(tensors, outputs, operation)
         return result

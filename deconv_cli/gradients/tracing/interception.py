@@ -60,18 +60,25 @@ class _FunctionMode(TorchFunctionMode):
         if not inputs:
             return func(*args, **keywords)
         if not tracker.suspended:
-            _look_at_arguments(tracker, func, name, args)
+            _look_at_arguments(tracker, func, name, args, keywords)
         is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
         call = _calling(func, args, keywords)
         return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
 
 
-def _look_at_arguments(tracker: FlowTracker, function: Any, name: str, arguments: Any) -> None:  # noqa: ANN401
+def _look_at_arguments(
+    tracker: FlowTracker,
+    function: Any,  # noqa: ANN401  torch's functions have no one type
+    name: str,
+    arguments: Any,  # noqa: ANN401
+    keywords: dict[str, Any],
+) -> None:
     """Note a loss that is misused, and a parameter whose `.data` is replaced."""
     if name in WATCHED:
-        misuse = find_misuse(name, arguments)
+        misuse = find_misuse(name, arguments, keywords)
         if misuse is not None:
-            shapes = tuple(arguments[0].shape), tuple(arguments[1].shape)
+            given = [tuple(argument.shape) for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
+            shapes = given[0], given[-1]
             tracker.log.loss_calls.append(LossCall(name, tracker.locator.here(), misuse, shapes))
     if name == "data" and getattr(function, "__name__", "") == "__set__":
         tracker.count_write(arguments[0], tracker.locator.here())

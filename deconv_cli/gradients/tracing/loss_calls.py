@@ -34,7 +34,8 @@ _OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
 _OF_LOGARITHMS = ("nll_loss", "kl_div")
 _OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
-WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES})
+_SOFTMAX = ("softmax", "log_softmax")
+WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_SOFTMAX})
 """Functions whose arguments are looked at."""
 
 _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
@@ -43,8 +44,12 @@ _PROBABILITIES = ("SoftmaxBackward0", "SigmoidBackward0")
 _ROUNDING = 1e-4
 
 
-def find_misuse(name: str, arguments: Any) -> Misuse | None:  # noqa: ANN401  arguments of any function of torch
+def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse | None:  # noqa: ANN401
     """Return what is wrong with the arguments of a watched function, None where nothing is."""
+    if name in _SOFTMAX:
+        axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else None)
+        is_single = isinstance(axis, int) and arguments[0].ndim and arguments[0].shape[axis] == 1
+        return Misuse.ONE_CLASS if is_single else None
     tensors = [argument for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
     if len(tensors) < 2 or not tensors[0].numel() or not tensors[1].numel():
         return None

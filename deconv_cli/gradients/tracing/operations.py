@@ -30,6 +30,9 @@ RANDOM = _words(
 DETACHING_INSIDE = frozenset({"gumbel_softmax"})
 """Functions of torch that call `.detach()` themselves."""
 
+ONE_FOR_EACH = frozenset({"broadcast_tensors", "meshgrid", "align_tensors"})
+"""Functions that give a tensor for each of their inputs, made of that one alone."""
+
 LIKE_ANOTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
 _CASTS = _words("int long short byte char bool to type type_as __long__")
 _SHAPE_ONLY = _words(
