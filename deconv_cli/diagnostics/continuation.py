@@ -21,20 +21,20 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
 
-_MAX_SIDE = 768
+MAX_SIDE = 768
 _MAX_SIDE_OF_BLOCKS = 384
 _MAX_BLOCK_OPERATIONS = 3e8
 _TOLERANCE = 1e-4
 """Certificate of the estimates that continue the data: λ needs no more digits."""
-_MIN_GAP = 16
+_MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 
 
 class Continuation:
     """Continues data onto a torus: observed in the frame, and beyond it what the model predicts from an estimate.
 
-    A piece of at most 768 × 768 samples from their middle is taken (less where channels mix), as a part of a larger
-    scene of which nothing is known outside; periodic data that are no larger are taken as they are. It is built once
-    for all data of a kernel and a size, and keeps the inverse of the latest λ.
+    A piece of at most as many samples as 768 × 768 from their middle is taken (less where channels mix), as a part of a
+    larger scene of which nothing is known outside; periodic data that are no larger are taken as they are. It is built
+    once for all data of a kernel and a size, and keeps the inverse of the latest λ.
 
     Args:
         kernel: what made the data.
@@ -65,8 +65,8 @@ class Continuation:
         self.kernel, self.penalty, self.max_memory, self.noise = kernel, find_penalty(penalty), max_memory, noise
         self.sigma_max = kernel_spectrum(kernel.taps, size).sigma_max
         side = _affordable_side(kernel)
-        self.is_periodic = as_rule(boundary).is_periodic and max(size) <= side
-        self.window = tuple(min(n, side) for n in size)
+        self.window = affordable_window(size, side)
+        self.is_periodic = as_rule(boundary).is_periodic and self.window == tuple(size)
         self.torus = self.window if self.is_periodic else _roomy_torus(self.window, kernel.size)
         self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
         self._blur = BlockCirculant(torus_symbol(kernel.taps.detach(), self.torus), self.torus)
@@ -130,14 +130,24 @@ class Continuation:
         return self._latest[1]
 
 
+def affordable_window(size: Size, side: int = MAX_SIDE) -> Size:
+    """Find the size of the largest piece with as many samples as `side` × `side`, its axes as equal as they can be."""
+    longest = side if len(size) == 2 else max(size)
+    while math.prod(min(n, longest) for n in size) > side**2:
+        longest = min(longest - 1, int(longest * 0.99))
+    return tuple(min(n, longest) for n in size)
+
+
 def _roomy_torus(window: Size, kernel_size: Size) -> Size:
-    gaps = (k - 1 + max(_MIN_GAP, 2 * (k - 1)) for k in kernel_size)
+    # In space a wide gap would be most of the torus, and what was continued tells nothing of λ.
+    least, n_kernels = (_MIN_GAP, 2) if len(window) < 3 else (_MIN_GAP_IN_SPACE, 1)
+    gaps = (k - 1 + max(least, n_kernels * (k - 1)) for k in kernel_size)
     return tuple(next_fast_size(n + gap) for n, gap in zip(window, gaps, strict=True))
 
 
 def _affordable_side(kernel: Kernel) -> int:
     n_outputs, n_inputs = kernel.taps.shape[:2]
     if min(n_outputs, n_inputs) == 1:
-        return _MAX_SIDE
+        return MAX_SIDE
     per_frequency = n_outputs * n_inputs * min(n_outputs, n_inputs)
     return max(32, min(_MAX_SIDE_OF_BLOCKS, int((2 * _MAX_BLOCK_OPERATIONS / per_frequency) ** 0.5)))

@@ -23,11 +23,14 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import Size
 
 N_PROBES = 8
 """Images to draw where they have 256 × 256 pixels and at most three channels; where bands hold more samples than there,
 fewer will do."""
 _MIN_PROBES = 2
+_MAX_PROBES_OF_SIGNALS = 256
+"""Of a signal only two samples lie at each distance from the ends."""
 TRUSTED_EXCESS = 1.25
 """A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
 
@@ -55,9 +58,7 @@ class ErrorPredictor:
     ) -> None:
         self.inverse, self.seed = inverse, seed
         like, size = inverse.kernel.taps, inverse.geometry.image_size
-        n_colors = max(n_images * like.shape[1] / 3, 1)
-        enough = round(N_PROBES * 256 / math.prod(size) ** 0.5 / n_colors)
-        self.n_probes = max(_MIN_PROBES, min(N_PROBES, enough)) if n_probes is None else n_probes
+        self.n_probes = _enough_probes(size, n_images * like.shape[1]) if n_probes is None else n_probes
         self._bands = EdgeBands(size, max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), like.device)
         self._noise: tuple[Tensor, Tensor] | None = None
 
@@ -73,7 +74,7 @@ class ErrorPredictor:
         """Predict the error of the estimate of one image.
 
         Args:
-            estimate: shape `(C_in, H, W)`, cut to the frame.
+            estimate: shape `(C_in, *size)`, cut to the frame.
             model: fitted to the data that it came from.
             contrast: of the image (see `contrast_of`); where the error is larger, nothing is trusted.
             periodic: the estimate of the same shape that takes the picture to repeat itself.
@@ -123,7 +124,7 @@ class ErrorPredictor:
         outputs = operator.forward(images)
         if self._noise is None:
             # Two batches in one cost little more than either.
-            noise = draw_noise(model.noise, outputs, self.seed + 1)
+            noise = draw_noise(model.noise, outputs, self.seed + 1, estimate.ndim - 1)
             from_noise, restored = self._restored(torch.cat([noise, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
             self._noise = self._bands.mean_square(error), _squared_gradient(error, estimate.ndim - 1).mean()
@@ -143,7 +144,7 @@ class ErrorPredictor:
         return crop(images, (0,) * len(size), tuple(size)) + estimate.mean()
 
     def _restored(self, outputs: Tensor) -> Tensor:
-        """Apply the inverse to outputs `(B, C_out, H, W)` of its operator, as many at once as cost little memory."""
+        """Apply the inverse to outputs `(B, C_out, *size)` of its operator, as many at once as cost little memory."""
         step = max(1, _MAX_PIXELS // (outputs[0].numel() + 1))
         shape = self.inverse.problem.operator.input_shape
         return torch.cat([self.inverse.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
@@ -156,6 +157,14 @@ class ErrorPredictor:
             ErrorBand(distance=k, n_pixels=round(n), **{name: found[k] for name, found in rms.items()})
             for k, n in enumerate(n_pixels)
         )
+
+
+def _enough_probes(size: Size, n_channels: int) -> int:
+    """Count the images to draw for as many samples along the edge as 256 × 256 pixels have."""
+    n_axes = len(size)
+    along_edge = 2 * n_axes * math.prod(size) ** ((n_axes - 1) / n_axes)
+    enough = round(N_PROBES * 1024 / along_edge / max(n_channels / 3, 1))
+    return max(_MIN_PROBES, min(N_PROBES if n_axes > 1 else _MAX_PROBES_OF_SIGNALS, enough))
 
 
 def contrast_of(output: Tensor, sigma_max: float) -> float:

@@ -19,23 +19,22 @@ MIN_RANGE = 2.0
 MIN_POWER, MAX_POWER = 0.6, 1.4
 
 
-def estimate_gain(y: Tensor) -> float | None:
+def estimate_gain(y: Tensor, n_axes: int = 2) -> float | None:
     """Estimate the gain from how the variance of the noise grows with the mean, if it grows in proportion.
 
     The photon transfer method (Janesick, Klaasen and Elliott, Charge-coupled-device charge-collection efficiency and
-    the photon-transfer technique, Optical Engineering 26, 1987) on a single image: blocks of 2 × 2 samples give a mean
-    and a diagonal difference, whose variance is that of the noise where the image is smooth, as a blurred one is.
+    the photon-transfer technique, Optical Engineering 26, 1987) on a single image: blocks of 2 × 2 samples, or of four
+    in a line, give a mean and a difference that slopes are not seen in, whose variance is that of the noise where the
+    image is smooth, as a blurred one is.
 
     Args:
-        y: samples ≥ 0, shape `(*batch, C, H, W)`.
+        y: samples ≥ 0, shape `(*batch, C, *size)`; the planes of a stack are a batch.
+        n_axes: axes of space.
 
     Returns:
         Units a count; `None` if the noise is not that of counts, or if there is too little of it to measure.
     """
-    height, width = y.shape[-2] // 2 * 2, y.shape[-1] // 2 * 2
-    y = y[..., :height, :width].to(accumulation_dtype(y))
-    a, b = y[..., ::2, ::2].flatten(), y[..., ::2, 1::2].flatten()
-    c, d = y[..., 1::2, ::2].flatten(), y[..., 1::2, 1::2].flatten()
+    a, b, c, d = _blocks(y.to(accumulation_dtype(y)), n_axes)
     means, order = ((a + b + c + d) / 4).sort()
     squares = ((a - b - c + d) / 2)[order].square()
     n = len(means) // N_BINS
@@ -53,6 +52,18 @@ def estimate_gain(y: Tensor) -> float | None:
     if not MIN_POWER <= power <= MAX_POWER:
         return None
     return synchronize.as_number((variance / mean).median())
+
+
+def _blocks(y: Tensor, n_axes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the samples of each block, of which a − b − c + d is zero where they rise evenly."""
+    if n_axes == 1:
+        lines = y[..., : y.shape[-1] // 4 * 4].reshape(-1, 4)
+        a, b, c, d = lines.unbind(-1)
+        return a, b, c, d
+    height, width = y.shape[-2] // 2 * 2, y.shape[-1] // 2 * 2
+    y = y[..., :height, :width]
+    a, b, c, d = (y[..., i::2, j::2].flatten() for i in (0, 1) for j in (0, 1))
+    return a, b, c, d
 
 
 def _clipped_variance(squares: Tensor) -> Tensor:

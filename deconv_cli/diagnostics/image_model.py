@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.frequencies import directional_functions, frequency_grid
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
 
@@ -29,11 +31,10 @@ _MAX_COMPONENTS = 2**16
 _N_STEPS = 60
 _N_HALVINGS = 12
 _CONVERGED = 1e-7
-_N_ANGULAR = 5
-_CENTER = (0.0, 0.0, 0.0, 0.0, 0.0, -1.2)
-_SPREAD = (1e3, 0.7, 0.7, 0.7, 0.7, 0.15)
-"""What photographs are like: the constant, its variation with direction, and the slope, which lies near that of 1 / θ
-in most of them."""
+_SLOPES, _SLOPE_SPREADS = {1: -0.7, 2: -1.2, 3: -1.4}, {1: 0.5, 2: 0.15, 3: 0.15}
+"""What images are like, by their number of axes. The slope of most photographs lies near that of 1 / θ. That of a line
+through one is half a power less; in a stack solids have one of 2, sheets of 1, threads of 0.5."""
+_CONSTANT_SPREAD, _ANGULAR_SPREAD = 1e3, 0.7
 _TEMPER = 0.03
 """Weight of a component: in a real picture neighboring frequencies are not independent."""
 _LOWEST_SHARE = 0.1
@@ -45,7 +46,7 @@ class ImageModel:
     """Power of the image and of the noise.
 
     Attributes:
-        coefficients: of log E|x|², shape `(6,)`.
+        coefficients: of log E|x|², shape `(6,)` for two axes: the constant, its variation with direction, the slope.
         channels: a matrix G with C = GGᵀ, shape `(C_in, C_in)`.
         sigma: standard deviation of the noise, in units of the samples.
         noise: what kind of noise it is.
@@ -59,22 +60,22 @@ class ImageModel:
     @property
     def exponent(self) -> float:
         """How fast the amplitude falls with frequency, on average: p in 1 / θᵖ, at a radian a pixel."""
-        return -synchronize.as_number(self.coefficients[_N_ANGULAR])
+        return -synchronize.as_number(self.coefficients[-1])
 
     def power(self, torus: Size) -> Tensor:
-        """E|x|² at the frequencies of `rfft2` on a torus, shape `(N1, N2 // 2 + 1)`; zero at frequency zero."""
-        half = torus[1] // 2 + 1
-        basis = _basis(torus, self.coefficients)
-        power = (basis @ self.coefficients).exp().unflatten(0, (torus[0], half))
-        power[0, 0] = 0.0
-        return power
+        """E|x|² at the frequencies of `rfftn` on a torus, shape `(*torus[:-1], torus[-1] // 2 + 1)`; zero at zero."""
+        power = (_basis(torus, self.coefficients) @ self.coefficients).exp()
+        power[0] = 0.0
+        return power.unflatten(0, half_spectrum(torus))
 
     def draw(self, n_images: int, torus: Size, seed: int, dtype: torch.dtype) -> Tensor:
-        """Draw images on a torus, shape `(n_images, C_in, N1, N2)`, of mean zero."""
+        """Draw images on a torus, shape `(n_images, C_in, *torus)`, of mean zero."""
         shape = (n_images, self.channels.shape[0], *torus)
         white = synchronize.normal_numbers(self.channels.to(dtype), shape, seed)
-        mixed = torch.einsum("ij,bjhw->bihw", self.channels.to(dtype), white)
-        return torch.fft.irfft2(torch.fft.rfft2(mixed) * self.power(torus).sqrt().to(dtype), s=torus)
+        mixed = torch.einsum("ij,bj...->bi...", self.channels.to(dtype), white)
+        axes = space_axes(len(torus))
+        spectrum = torch.fft.rfftn(mixed, dim=axes) * self.power(torus).sqrt().to(dtype)
+        return torch.fft.irfftn(spectrum, s=torus, dim=axes)
 
 
 def fit_image_model(
@@ -90,14 +91,14 @@ def fit_image_model(
 
     Args:
         continuation: built for the kernel and the size of the data.
-        y: shape `(C, H, W)` or `(B, C, H, W)`, without the bias, of the kernel's precision.
-        estimate: what was restored from them, whose channels show how much they have in common.
+        y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
+        estimate: what was restored from them, shape `(*, C, *size)`, whose channels show how much they have in common.
         lam: λ of the estimate.
         sigma: standard deviation of the noise in the units of the samples, if it is known.
         least_sigma: an estimate is taken to be at least this, as that of rounding.
     """
     kernel = continuation.kernel
-    channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1])
+    channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
     model = fit_to_power(continuation.continued(y, lam), channels, lam, sigma)
     model = replace(model, noise=continuation.noise or model.noise)
     return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
@@ -122,13 +123,17 @@ def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float 
 
 @dataclass(frozen=True, eq=False)
 class _Components:
-    """Components of the data, evenly spaced, but for the mean: each member of shape `(n,)`, the basis `(n, 6)`."""
+    """Components of the data, evenly spaced, but for the mean: each member of shape `(n,)`, the basis `(n, m)`.
+
+    `n_axes` is the number of axes of space.
+    """
 
     gain: Tensor
     power: Tensor
     basis: Tensor
     weight: Tensor
     transition: Tensor
+    n_axes: int
 
     @classmethod
     def of(cls, data: SpectralData, channels: Tensor, lam: float) -> _Components:
@@ -146,14 +151,14 @@ class _Components:
             basis=_basis(data.modes.torus, data.power)[kept].repeat_interleave(rank, dim=0),
             weight=(data.multiplicity[kept] * data.n_images).repeat_interleave(rank),
             transition=(4 * left * (1 - left)).flatten() + _LEAST_WEIGHT,
+            n_axes=len(data.modes.torus),
         )
 
     def fit(self, weight: Tensor, noise: float | None, start: Tensor | None = None) -> tuple[Tensor, float]:
         """Find coefficients, and the power of the noise unless it is given."""
         is_free = noise is None
         dtype, device = self.gain.dtype, self.gain.device
-        center = torch.tensor(_CENTER, dtype=dtype, device=device)
-        spread = torch.tensor(_SPREAD, dtype=dtype, device=device)
+        center, spread = _expectations(self.basis.shape[1], self.n_axes, self.gain)
         if start is None:
             start = center.clone()
             passed = (self.gain * (self.basis @ center).exp() * weight).sum()
@@ -208,12 +213,21 @@ class _Components:
         return step.clamp(-3.0, 3.0)
 
 
-def _common_factor(estimate: Tensor, n_channels: int) -> Tensor:
+def _expectations(n_coefficients: int, n_axes: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Say what coefficients are before anything was seen, and how far they may be from that: `(m,)` each."""
+    center, spread = like.new_zeros(n_coefficients), like.new_full((n_coefficients,), _ANGULAR_SPREAD)
+    center[-1] = _SLOPES[n_axes]
+    spread[0] = _CONSTANT_SPREAD
+    spread[-1] = _SLOPE_SPREADS[n_axes]
+    return center, spread
+
+
+def _common_factor(estimate: Tensor, n_channels: int, n_axes: int) -> Tensor:
     """Find G with GGᵀ the covariance of the gradients of the channels, of trace C_in."""
     images = to_float64(estimate)
     if n_channels == 1:
         return torch.ones(1, 1, dtype=images.dtype, device=images.device)
-    steps = [images.diff(dim=axis).movedim(-3, 0).flatten(1) for axis in (-2, -1)]
+    steps = [images.diff(dim=axis).movedim(-n_axes - 1, 0).flatten(1) for axis in space_axes(n_axes)]
     covariance = sum((step @ step.T for step in steps), start=images.new_zeros(n_channels, n_channels))
     trace = covariance.trace().clamp_min(1e-30)
     identity = torch.eye(n_channels, dtype=images.dtype, device=images.device)
@@ -222,15 +236,13 @@ def _common_factor(estimate: Tensor, n_channels: int) -> Tensor:
 
 
 def _basis(torus: Size, like: Tensor) -> Tensor:
-    """Evaluate the functions whose combination log E|x|² is, in the precision of `like`: `(F, 6)`."""
-    rows = torch.fft.fftfreq(torus[0], dtype=like.dtype, device=like.device) * (2 * math.pi)
-    columns = torch.fft.rfftfreq(torus[1], dtype=like.dtype, device=like.device) * (2 * math.pi)
-    radius = (rows[:, None].square() + columns.square()).sqrt()
-    radius[0, 0] = 1.0
-    angle = torch.atan2(rows[:, None], columns)
-    angular = torch.stack(
-        [torch.ones_like(angle), (2 * angle).cos(), (2 * angle).sin(), (4 * angle).cos(), (4 * angle).sin()], dim=-1
-    )
+    """Evaluate the functions whose combination log E|x|² is, in the precision of `like`: `(F, m)`."""
+    waves = frequency_grid(torus, like)
+    radius = torch.linalg.vector_norm(waves, dim=-1)
+    radius = torch.where(radius > 0, radius, 1)
+    directions = directional_functions(waves / radius[..., None])
+    if len(torus) == 2:
+        cosine, sine = directions[1:]
+        directions += [2 * cosine.square() - 1, 2 * sine * cosine]  # of four times the angle
     # Amplitudes 1 / θ have the power θ⁻², so that a coefficient of −1 belongs to the slope.
-    log = 2 * radius.log()[..., None]
-    return torch.cat([angular, log], dim=-1).flatten(0, 1)
+    return torch.stack([*directions, 2 * radius.log()], dim=-1).flatten(0, -2)

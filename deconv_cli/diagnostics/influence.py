@@ -47,17 +47,18 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
     the real ones are less, since those pixels take up part of the disturbance.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
-        image_size: height and width of the image.
+        taps: shape `(C_out, C_in, *k)`.
+        image_size: of the image, one number for each axis of space.
         weight: λσ²max.
         penalty: which L.
 
     Returns:
-        `None` if the channels are too many for the test, the symbol is singular, or the image has not two axes.
+        `None` if the channels are too many for the test, the symbol is singular, or the image has three axes.
     """
-    if len(image_size) != 2:
+    if len(image_size) > 2:
         return None
-    tails = [_tail(to_float64(taps), axis, image_size, weight, penalty) for axis in (0, 1)]
+    wide = to_float64(taps) if len(image_size) == 2 else to_float64(taps)[..., None]
+    tails = [_tail(wide, axis, image_size, weight, penalty) for axis in range(len(image_size))]
     depths: list[list[int | None]] = []
     for tail, length in zip(tails, image_size, strict=True):
         if tail is None:
@@ -79,7 +80,8 @@ def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: Pen
         return None
     n_lines = min(MAX_LINES, affordable // length)
     symbol, edge, inwards = _sampled_symbol(along, length, n_lines)
-    energies = [4 * (angle / 2).sin().square() for angle in (inwards, edge)]
+    angles = (inwards, edge) if len(image_size) == 2 else (inwards,)
+    energies = [4 * (angle / 2).sin().square() for angle in angles]
     squared_penalty = find_penalty(penalty).symbol_at(energies if axis == 0 else energies[::-1])
     with single_threaded(taps.device):
         response, info = _response(symbol, weight * squared_penalty)

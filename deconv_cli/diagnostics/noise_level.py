@@ -22,6 +22,7 @@ from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import format_size, space_axes
 from deconv_cli.operators.circulant import to_float64
 
 _WEAK_SHARE = 0.1
@@ -31,9 +32,10 @@ _NORMAL_MEDIAN = 0.6744897501960817
 _RAYLEIGH_MEDIAN = math.sqrt(math.log(2))
 """The median of |z| for a complex normal z of unit variance."""
 
-# Cells of the plane of frequencies along either axis, and coefficients that a cell needs for its median to be trusted.
-_N_CELLS = 8
-_MIN_COEFFICIENTS = 48
+# Cells of frequencies along each axis, by the number of axes, and coefficients that a cell needs for its median to be
+# trusted.
+_N_CELLS = {1: 16, 2: 8, 3: 6}
+_MIN_COEFFICIENTS = {1: 48, 2: 48, 3: 200}
 # Cells of white noise alone have standard deviations that differ by less than this factor.
 _AGREEMENT = 1.2
 # Which part of the cells must agree on the lowest level.
@@ -42,7 +44,7 @@ _MIN_PART = 0.06
 _MAX_LEVEL = 0.35
 
 
-def estimate_noise(y: Tensor) -> float:
+def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
     """Estimate the standard deviation of white noise, from the finest detail of an image.
 
     The median of the absolute values of differences of second order, which edges change little (Donoho and Johnstone,
@@ -50,7 +52,8 @@ def estimate_noise(y: Tensor) -> float:
     variance estimation", Computer Vision and Image Understanding 64, 1996).
 
     Args:
-        y: shape `(*batch, C, H, W)`, at least 3 × 3 pixels.
+        y: shape `(*batch, C, *size)`, at least three pixels along each axis of space.
+        n_axes: axes of space.
 
     Returns:
         In the units of the samples.
@@ -58,11 +61,16 @@ def estimate_noise(y: Tensor) -> float:
     Raises:
         ShapeError: the image is smaller.
     """
-    if y.ndim < 2 or min(y.shape[-2:]) < 3:
-        raise ShapeError(f"noise is estimated from images of at least 3×3 pixels, but the shape is {tuple(y.shape)}.")
-    detail = y.diff(n=2, dim=-1).diff(n=2, dim=-2)
-    # The squares of the mask's weights, 1 −2 1 in both directions, add up to 36.
-    return synchronize.as_number(detail.abs().flatten().median()) / (6 * _NORMAL_MEDIAN)
+    if y.ndim < n_axes or min(y.shape[-n_axes:]) < 3:
+        least = format_size((3,) * n_axes)
+        raise ShapeError(
+            f"noise is estimated from images of at least {least} pixels, but the shape is {tuple(y.shape)}."
+        )
+    detail = y
+    for axis in space_axes(n_axes):
+        detail = detail.diff(n=2, dim=axis)
+    # The squares of the mask's weights, 1 −2 1 along each axis, add up to six for each.
+    return synchronize.as_number(detail.abs().flatten().median()) / (6 ** (n_axes / 2) * _NORMAL_MEDIAN)
 
 
 def estimate_noise_of_spectrum(data: SpectralData) -> float:
@@ -83,38 +91,44 @@ def estimate_noise_of_spectrum(data: SpectralData) -> float:
     return math.sqrt(synchronize.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))
 
 
-def estimate_noise_of_blurred(y: Tensor) -> float | None:
+def estimate_noise_of_blurred(y: Tensor, n_axes: int = 2) -> float | None:
     """Estimate the standard deviation of white noise in blurred data.
 
-    A blur takes most of the fine detail away, and white noise fills every frequency alike. So the plane of frequencies
+    A blur takes most of the fine detail away, and white noise fills every frequency alike. So the space of frequencies
     is cut into cells, each cell's level is estimated by its median, and the noise is where the lowest of them agree.
 
     Args:
-        y: shape `(*batch, C, H, W)`.
+        y: shape `(*batch, C, *size)`.
+        n_axes: axes of space.
 
     Returns:
         In the units of the samples, or `None` where the lowest cells differ (something else than white noise fills
         them), or are hardly below the picture itself.
     """
     wide = to_float64(y)
-    sizes = torch.fft.rfft2(apply_hann_window(wide), norm="ortho").abs().flatten(end_dim=-3)
-    n_planes, height, width = sizes.shape
-    n_cells = min(_N_CELLS, int(math.sqrt(n_planes * height * width / _MIN_COEFFICIENTS)))
-    if n_cells < _N_CELLS // 2:
+    axes = space_axes(n_axes)
+    sizes = torch.fft.rfftn(apply_hann_window(wide, n_axes), dim=axes, norm="ortho").abs().flatten(end_dim=-n_axes - 1)
+    n_cells = min(_N_CELLS[n_axes], int((sizes.numel() / _MIN_COEFFICIENTS[n_axes]) ** (1 / n_axes)))
+    if n_cells < _N_CELLS[n_axes] // 2:
         return None
-    columns = [width * step // n_cells for step in range(n_cells + 1)]
-    medians = torch.stack(
-        [
-            sizes.index_select(-2, rows)[..., start:stop].median()
-            for rows in _rows_by_frequency(height, n_cells, y.device)
-            for start, stop in itertools.pairwise(columns)
-        ]
-    )
+    *rows, last = sizes.shape[1:]
+    groups = [_rows_by_frequency(length, n_cells, y.device) for length in rows]
+    places = torch.arange(last, device=y.device)
+    groups.append([places[last * k // n_cells : last * (k + 1) // n_cells] for k in range(n_cells)])
+    cells = [_cell(sizes, chosen) for chosen in itertools.product(*groups)]
+    medians = torch.stack([cell.median() for cell in cells if cell.numel()])
     levels = [median / _RAYLEIGH_MEDIAN for median in sorted(synchronize.as_numbers(medians))]
     lowest = [level for level in levels if level <= _AGREEMENT * levels[0]]
     noise = sum(lowest) / len(lowest)
     is_the_picture = noise > _MAX_LEVEL * synchronize.as_number(wide.std())
     return None if noise <= 0 or len(lowest) < _MIN_PART * len(levels) or is_the_picture else noise
+
+
+def _cell(sizes: Tensor, chosen: tuple[Tensor, ...]) -> Tensor:
+    """Take the coefficients of a cell, numbered along each axis of frequencies, out of `sizes` of shape `(n, *F)`."""
+    for axis, numbers in zip(space_axes(len(chosen)), chosen, strict=True):
+        sizes = sizes.index_select(axis, numbers)
+    return sizes
 
 
 def _rows_by_frequency(height: int, n_bands: int, device: torch.device) -> list[Tensor]:

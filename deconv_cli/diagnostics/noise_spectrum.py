@@ -18,22 +18,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.frequencies import directional_functions, frequency_grid
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
 
 _N_RADIAL, _N_ANGULAR = 96, 12
-_LARGEST_RADIUS = math.sqrt(0.5)
+_N_LEVELS = 4
+"""Along each axis, the directions in space are told apart by so many sizes of that part of them."""
 _LOWEST = 0.015
 # Neighboring coefficients under a Hann window are not independent: a sum of n of them scatters like one of n / 3.8.
-_DEPENDENCE = (35 / 18) ** 2
+_DEPENDENCE_BY_AXIS = 35 / 18
 # The scene of a picture departs from a power law by about its own size.
 _MISFIT = 1.0
-_CENTER = (0.0, 0.0, 0.0, -1.2)
-_SPREAD = (1e3, 0.7, 0.7, 0.3)
+_SLOPE, _SLOPE_PER_AXIS = -1.2, -0.5
+_CONSTANT_SPREAD, _ANGULAR_SPREAD, _SLOPE_SPREAD = 1e3, 0.7, 0.3
 _STEP_SPREAD = (0.2, 0.2, 0.2, 0.2, *(0.5,) * 9)
 _N_STEPS = 60
 _CONVERGED = 1e-4
@@ -52,21 +55,22 @@ _LEAST_LEFT = 0.3
 
 @dataclass(frozen=True, eq=False)
 class _Bins:
-    """A periodogram in polar bins, each of shape `(n,)`, the bases `(n, 4)` and `(n, 14)`."""
+    """A periodogram in polar bins, each of shape `(n,)`, the bases `(n, m)` and `(n, 14)`."""
 
     power: Tensor
     gain: Tensor
     count: Tensor
     scene: Tensor
     noise: Tensor
+    n_axes: int
 
 
 def fit_noise_spectrum(y: Tensor, taps: Tensor) -> NoiseModel:
     """Find the noise in data that a kernel made of a scene.
 
     Args:
-        y: shape `(n, C_out, H, W)`.
-        taps: shape `(C_out, C_in, kH, kW)`.
+        y: shape `(n, C_out, *size)`.
+        taps: shape `(C_out, C_in, *k)`.
 
     Returns:
         The size and the spectrum of the noise; white noise of unknown size where that explains the data as well, or
@@ -91,8 +95,8 @@ def fit_noise_spectrum(y: Tensor, taps: Tensor) -> NoiseModel:
 
 
 def _mean_power(levels: Sequence[float], y: Tensor) -> float:
-    """Give the power of noise in data `(*, H, W)`, of the logarithms of its spectrum."""
-    power = interpolated([math.exp(level) for level in levels], tuple(y.shape[-2:]), to_float64(y), is_whole=True)
+    """Give the power of noise in data `(n, C, *size)`, of the logarithms of its spectrum."""
+    power = interpolated([math.exp(level) for level in levels], tuple(y.shape[2:]), to_float64(y), is_whole=True)
     return synchronize.as_number(power.mean())
 
 
@@ -118,35 +122,44 @@ def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_who
     return powers
 
 
-def draw_noise(model: NoiseModel, like: Tensor, seed: int) -> Tensor:
-    """Draw noise of the spectrum of a model with σ = 1, as much as in `like` of shape `(*batch, C, N1, N2)`."""
+def draw_noise(model: NoiseModel, like: Tensor, seed: int, n_axes: int = 2) -> Tensor:
+    """Draw noise of the spectrum of a model with σ = 1, as much as in `like` of shape `(*batch, C, *size)`.
+
+    Args:
+        model: what kind of noise.
+        like: has the shape, the dtype and the device that is wanted.
+        seed: of the random numbers.
+        n_axes: axes of space.
+    """
     white = synchronize.normal_numbers(like, tuple(like.shape), seed)
     if model.is_white:
         return white
-    size: Size = tuple(like.shape[-2:])
-    power = interpolated(model.spectrum, size, like)
-    return torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=size)
+    size: Size = tuple(like.shape[-n_axes:])
+    power, axes = interpolated(model.spectrum, size, like), space_axes(n_axes)
+    return torch.fft.irfftn(torch.fft.rfftn(white, dim=axes) * power.sqrt(), s=size, dim=axes)
 
 
 def _binned(y: Tensor, taps: Tensor, fade: int = 1) -> _Bins | None:
-    size: Size = tuple(y.shape[-2:])
+    size: Size = tuple(y.shape[2:])
+    n_axes, axes = len(size), space_axes(len(size))
     images = to_float64(y)
-    images = images - images.mean(dim=(-2, -1), keepdim=True)
-    transformed = torch.fft.rfft2(apply_hann_window(images, power=fade), norm="ortho")
+    images = images - images.mean(dim=axes, keepdim=True)
+    transformed = torch.fft.rfftn(apply_hann_window(images, n_axes, power=fade), dim=axes, norm="ortho")
     power = torch.view_as_real(transformed).square().sum(dim=-1).mean(dim=(0, 1))
-    rows, columns = torch.arange(size[0], device=y.device), torch.arange(size[1] // 2 + 1, device=y.device)
-    symbol = symbol_at(to_float64(taps.detach()), size, (rows, columns))
+    numbers = tuple(torch.arange(n, device=y.device) for n in power.shape)
+    symbol = symbol_at(to_float64(taps.detach()), size, numbers)
     gain = torch.view_as_real(symbol).square().sum(dim=(-2, -1)).mean(dim=-1)
-    fy = torch.fft.fftfreq(size[0], dtype=power.dtype, device=y.device)[:, None]
-    fx = torch.fft.rfftfreq(size[1], dtype=power.dtype, device=y.device)
-    radius, angle = (fy.square() + fx.square()).sqrt(), torch.atan2(fy, fx.expand_as(power))
-    ring = (radius * (_N_RADIAL / _LARGEST_RADIUS)).long().clamp_max(_N_RADIAL - 1)
-    sector = ((angle / math.pi + 0.5) * _N_ANGULAR).long().clamp_max(_N_ANGULAR - 1)
-    index = (ring * _N_ANGULAR + sector).flatten()
-    weight = torch.where((fx == 0) | (2 * fx == 1), 0.5, 1.0).expand_as(power) * (radius >= _LOWEST)
+    waves = frequency_grid(size, power) / (2 * math.pi)
+    radius = torch.linalg.vector_norm(waves, dim=-1)
+    units = waves / torch.where(radius > 0, radius, 1)[..., None]
+    ring = (radius * (_N_RADIAL / (0.5 * math.sqrt(n_axes)))).long().clamp_max(_N_RADIAL - 1)
+    sector, n_sectors = _sectors(units)
+    index = (ring * n_sectors + sector).flatten()
+    last = waves[..., -1]
+    weight = torch.where((last == 0) | (last > 0.5 - 1e-9), 0.5, 1.0) * (radius >= _LOWEST)
 
     def summed(values: Tensor) -> Tensor:
-        total = values.new_zeros(_N_RADIAL * _N_ANGULAR)
+        total = values.new_zeros(_N_RADIAL * n_sectors)
         return total.scatter_add(0, index, (weight * values).flatten())
 
     count = summed(torch.ones_like(power))
@@ -154,11 +167,24 @@ def _binned(y: Tensor, taps: Tensor, fade: int = 1) -> _Bins | None:
     if len(kept) < 4 * len(FREQUENCIES):
         return None
     count = count[kept]
-    means = [summed(values)[kept] / count for values in (power, gain, radius, (2 * angle).cos(), (2 * angle).sin())]
-    power, gain, radius, cosine, sine = means
-    scene = torch.stack([torch.ones_like(radius), cosine, sine, 2 * (2 * math.pi * radius).log()], dim=-1)
-    count = count * (y.shape[0] * y.shape[1] / _DEPENDENCE)
-    return _Bins(power, gain, count, scene, hat_functions(radius))
+    power, gain, radius, *directions = (
+        summed(values)[kept] / count for values in (power, gain, radius, *directional_functions(units)[1:])
+    )
+    scene = torch.stack([torch.ones_like(radius), *directions, 2 * (2 * math.pi * radius).log()], dim=-1)
+    count = count * (y.shape[0] * y.shape[1] / _DEPENDENCE_BY_AXIS**n_axes)
+    return _Bins(power, gain, count, scene, hat_functions(radius), n_axes)
+
+
+def _sectors(units: Tensor) -> tuple[Tensor, int]:
+    """Number the sectors of directions, of which opposite ones are the same; give how many there are too."""
+    if units.shape[-1] == 2:
+        angle = torch.atan2(units[..., 0], units[..., 1])
+        return ((angle / math.pi + 0.5) * _N_ANGULAR).long().clamp_max(_N_ANGULAR - 1), _N_ANGULAR
+    sector = torch.zeros_like(units[..., 0], dtype=torch.int64)
+    for part in units.unbind(-1)[:-1]:  # what is left has no sign
+        level = ((part + 1) * (_N_LEVELS / 2)).long().clamp_max(_N_LEVELS - 1)
+        sector = sector * _N_LEVELS + level
+    return sector, _N_LEVELS ** (units.shape[-1] - 1)
 
 
 def hat_functions(radius: Tensor) -> Tensor:
@@ -176,7 +202,10 @@ def hat_functions(radius: Tensor) -> Tensor:
 def _fit(bins: _Bins, noise: Tensor) -> tuple[Tensor, float]:
     """Fit scene and noise; gives the logarithms of the noise, shape `(K,)`, and the misfit."""
     like = bins.power
-    center, spread = like.new_tensor(_CENTER), like.new_tensor(_SPREAD)
+    center = like.new_zeros(bins.scene.shape[1])
+    spread = torch.full_like(center, _ANGULAR_SPREAD)
+    center[-1] = _SLOPE + _SLOPE_PER_AXIS * (bins.n_axes - 2)
+    spread[0], spread[-1] = _CONSTANT_SPREAD, _SLOPE_SPREAD
     n_scene, n_noise = len(center), noise.shape[1]
     differences = torch.eye(n_noise, dtype=like.dtype, device=like.device).diff(dim=0)
     differences = differences / like.new_tensor(_STEP_SPREAD)[: n_noise - 1, None]

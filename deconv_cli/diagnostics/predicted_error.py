@@ -50,8 +50,8 @@ class PredictedError:
     Attributes:
         map: root mean square error of each pixel, shape of the image, in units of the samples.
         bands: by distance from the edge.
-        trusted: pixels where the pixels outside the frame add little to the error, shape `(H, W)`; none of them, if the
-            error is larger than the contrast of the image.
+        trusted: pixels where the pixels outside the frame add little to the error, of the shape of one channel; none of
+            them, if the error is larger than the contrast of the image.
         trusted_depth: from this distance on every pixel is trusted; `None` where none is.
         sigma: standard deviation of the noise that was drawn, in units of the samples.
         exponent: how fast the amplitudes of the images that were drawn fall with frequency (see `ImageModel`).

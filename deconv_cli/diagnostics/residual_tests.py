@@ -107,7 +107,7 @@ def check_residual(
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
     n_axes = len(kernel_size)
-    level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
+    level = estimate_noise_of_blurred(data, n_axes) if noise.sigma is None else noise.sigma
     by_mode = noise_by_mode(noise, modes)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)

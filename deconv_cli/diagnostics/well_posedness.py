@@ -29,6 +29,7 @@ MIN_ADVISED_LAMBDA = 1e-6
 DEEP = 0.25
 
 UNTESTED = "the boundary was not tested: the channels of the kernel depend on one another, or are too many"
+UNTESTED_IN_SPACE = "the boundary was not tested: what it loses is counted for signals and pictures, not for stacks"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def assess(
         threshold=threshold,
         influence=influence,
         is_deep=_is_deep(influence, size),
-        reason=harmless or UNTESTED,
+        reason=harmless or (UNTESTED if len(size) < 3 else UNTESTED_IN_SPACE),
     )
     if harmless is not None:
         return finding
@@ -138,8 +139,11 @@ def assess(
 
 
 def _find_roots(taps: Tensor, size: Size) -> Roots | None:
-    """Find the roots along each axis; `None` where the test does not apply: it is made for images of two axes."""
-    roots = [axis_roots(taps, axis, edge=size[1 - axis]) for axis in (0, 1)] if len(size) == 2 else []
+    """Find the roots along each axis; `None` where the test does not apply: it is made for signals and pictures."""
+    if len(size) == 1:
+        roots = [axis_roots(taps[..., None], 0, edge=1)]
+    else:
+        roots = [axis_roots(taps, axis, edge=size[1 - axis]) for axis in (0, 1)] if len(size) == 2 else []
     found = tuple(along for along in roots if along is not None)
     return found if len(found) == len(size) else None
 
@@ -203,9 +207,14 @@ def _advice(lam: float | None, lossless: Pads | None) -> tuple[str, ...]:
         "them at, but leaves the outermost pixels to the least norm"
     )
     if lossless is not None:
-        (top, left), (bottom, right) = lossless.before, lossless.after
-        advice.append(
-            f"an output of the same size that is aligned to the kernel's weight loses none: {top} border pixels above, "
-            f"{bottom} below, {left} to the left and {right} to the right"
+        ends = (
+            (("above", "below"), ("to the left", "to the right"))
+            if len(lossless.before) == 2
+            else (("ahead", "behind"),)
         )
+        sides = zip(ends, lossless.before, lossless.after, strict=True)
+        numbers = [f"{n} {word}" for words, *both in sides for n, word in zip(both, words, strict=True)]
+        numbers[0] = numbers[0].replace(" ", " border pixels ", 1)
+        places = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+        advice.append(f"an output of the same size that is aligned to the kernel's weight loses none: {places}")
     return tuple(advice)

@@ -16,7 +16,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.vocabulary import Size
 
-ESTIMATES: dict[DataEstimate, Callable[[Tensor], float | None]] = {"noise": estimate_noise, "gain": estimate_gain}
+ESTIMATES: dict[DataEstimate, Callable[[Tensor, int], float | None]] = {"noise": estimate_noise, "gain": estimate_gain}
 """What a prior may need to know of the data."""
 
 
@@ -37,5 +37,5 @@ def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings
     prior: Prior = PRIORS[settings.objective]
     needed = prior.needs(settings)
     known = settings.noise.sigma if needed == "noise" and isinstance(settings.noise, NoiseModel) else None
-    estimate = known if known or needed is None else ESTIMATES[needed](y.detach())
+    estimate = known if known or needed is None else ESTIMATES[needed](y.detach(), kernel.n_axes)
     return prior.build(kernel, image_size, settings, estimate)

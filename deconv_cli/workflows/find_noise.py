@@ -6,15 +6,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.diagnostics.noise_spectrum import fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.axes import crop
 from deconv_cli.settings import ResolvedSettings
-
-_MAX_SIDE = 768
-"""A piece of this size from the middle of a picture stands for all of it."""
 
 
 def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseModel:
@@ -38,7 +36,7 @@ def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseMo
     if found == "auto":
         outputs = kernel.split(y.detach(), are_outputs=True)
         outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
-        window = tuple(min(n, _MAX_SIDE) for n in outputs.shape[2:])
+        window = affordable_window(tuple(outputs.shape[2:]))
         start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
         found = fit_noise_spectrum(crop(outputs, start, window), kernel.taps)
     model = found if isinstance(found, NoiseModel) else NoiseModel()

@@ -1,0 +1,228 @@
+"""λ, noise, predicted error and trust of signals and stacks, on scenes that are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.diagnostics.continuation import affordable_window
+from deconv_cli.diagnostics.gain import estimate_gain
+from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.noise_level import estimate_noise, estimate_noise_of_blurred
+from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum
+from deconv_cli.diagnostics.well_posedness import UNTESTED_IN_SPACE
+from deconv_cli.noise_model import FREQUENCIES, NoiseModel
+
+SIZES = {1: (500,), 3: (12, 18, 17)}
+REACH = {1: 8, 3: 2}
+WIDTHS = {1: (2.5,), 3: (1.2, 1.0, 1.0)}
+SIGMA = 2.0
+
+
+def scene(size, seed):
+    """Bars that hide one another, or balls whose edges are as soft as pixels make them."""
+    draw = torch.Generator().manual_seed(seed)
+    image = torch.zeros(size, dtype=torch.float64)
+    if len(size) == 1:
+        for _ in range(40 * size[0]):
+            half = float(0.7 * (torch.rand(1, generator=draw) + 0.01) ** (-1 / 1.5))
+            center = float(torch.rand(1, generator=draw)) * size[0]
+            bar = slice(max(round(center - half), 0), max(round(center + half), 0))
+            image[bar] = 100 * torch.rand(1, generator=draw, dtype=torch.float64)
+        return image[None]
+    grid = torch.stack(torch.meshgrid(*[torch.arange(m, dtype=torch.float64) for m in size], indexing="ij"), dim=-1)
+    for _ in range(60):
+        center, width, height = (torch.rand(m, generator=draw, dtype=torch.float64) for m in (3, 3, 1))
+        width = 1.5 + 5 * width
+        distance = ((grid - center * torch.tensor(size)) / width).square().sum(-1)
+        image += 100 * height * torch.sigmoid((1 - distance) * 2 * width.mean())
+    return image[None]
+
+
+def blur(n):
+    steps = torch.arange(-REACH[n], REACH[n] + 1, dtype=torch.float64)
+    taps = torch.ones(())
+    for width in WIDTHS[n]:
+        taps = taps[..., None] * torch.exp(-0.5 * (steps / width).square())
+    return taps / taps.sum()
+
+
+def observed(n, seed, sigma=SIGMA):
+    """Data of the middle of a scene, and what is to be found there."""
+    reach, size = REACH[n], SIZES[n]
+    whole = scene(tuple(m + 2 * reach for m in size), seed)
+    y = deconv_cli.forward(whole, blur(n), dimensions=n, padding="valid")
+    truth = whole[(slice(None), *[slice(reach, -reach)] * n)]
+    return (y + sigma * random(tuple(y.shape), seed=seed + 50)).float(), truth
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def restored(request):
+    n = request.param
+    results = []
+    for seed in range(4 if n == 1 else 1):
+        y, truth = observed(n, seed)
+        results.append((y, truth, deconv_cli.invert(y, blur(n), dimensions=n, defaults="picture", truth=truth)))
+    return n, results
+
+
+def test_the_choice_of_lambda_is_near_the_best(restored):
+    n, results = restored
+    y, truth, found = results[0]
+    errors = {1.0: float((found.image - truth).square().mean())}
+    for ratio in (0.1, 0.3, 3.0, 10.0):
+        settings = {"dimensions": n, "defaults": "picture", "lam": ratio * found.lam, "tolerance": 1e-4}
+        errors[ratio] = float((deconv_cli.invert(y, blur(n), **settings).image - truth).square().mean())
+    assert 10 * math.log10(errors[1.0] / min(errors.values())) <= 0.5
+    assert errors[1.0] < 0.85 * float((y - truth).square().mean())
+    assert found.boundary == "unknown"
+    assert found.lambda_choice.sigma == pytest.approx(SIGMA, rel=0.25)
+
+
+def test_the_predicted_error_is_that_of_most_bands(restored):
+    n, results = restored
+    pairs = zip(*(found.predicted_error.bands for *_, found in results), strict=True)
+    ratios = [math.hypot(*(b.predicted for b in bands)) / math.hypot(*(b.actual for b in bands)) for bands in pairs]
+    if n == 1:  # two samples of each signal lie in a band: take some bands together
+        ratios = [sum(ratios[k : k + 4]) / 4 for k in range(0, len(ratios) - 3, 4)]
+    assert sum(0.75 <= ratio <= 1.25 for ratio in ratios) >= 0.7 * len(ratios)
+    predicted = results[0][2].predicted_error
+    assert predicted.map.shape == results[0][1].shape
+    assert predicted.trusted.shape == SIZES[n]
+    assert predicted.trusted_share > 0.5
+
+
+def test_a_result_has_its_tests(restored):
+    n, results = restored
+    _, _, found = results[0]
+    assert found.is_trusted
+    assert not found.residual_tests.finding.is_rejection
+    assert found.residual_tests.whiteness.autocorrelation.ndim == n
+    assert found.border[0].residual_rms > 0
+
+
+def drawn(size, slope, seed=4):
+    """A scene of a power law, of brightness 100 ± 30."""
+    coefficients = torch.zeros({1: 2, 3: 7}[len(size)], dtype=torch.float64)
+    coefficients[-1] = slope
+    one = torch.eye(1, dtype=torch.float64)
+    image = ImageModel(coefficients, one, 1.0).draw(1, size, seed, torch.float64)[0]
+    return 100 + 30 * image / image.std()
+
+
+def gaussian(n, width, reach):
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    taps = torch.ones((), dtype=torch.float64)
+    for _ in range(n):
+        taps = taps[..., None] * torch.exp(-0.5 * (steps / width).square())
+    return taps / taps.sum()
+
+
+@pytest.mark.parametrize(("n", "size", "slope"), [(1, (4000,), -0.7), (3, (28, 32, 30), -1.7)])
+def test_a_wrong_kernel_is_found_out(n, size, slope):
+    x, right = drawn(size, slope), gaussian(n, 1.5, 5)
+    settings = {"dimensions": n, "boundary": "circular"}
+    y = deconv_cli.forward(x, right, **settings) + 0.5 * random((1, *size))
+    # Where λ decides a part of the frequencies and the data the others.
+    lam, findings = {1: 1e-2, 3: 1e-3}[n], {}
+    for name, taps in (("right", right), ("wide", torch.ones((9,) * n, dtype=torch.float64) / 9**n)):
+        settings |= {"defaults": "picture", "noise": "white", "lam": lam}
+        findings[name] = deconv_cli.invert(y, taps, **settings).residual_tests.finding.name
+    assert findings["wide"] == "WRONG_KERNEL"
+    assert findings["right"] != "WRONG_KERNEL"
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, (4000,)), (3, (20, 24, 22))])
+class TestNoise:
+    def test_its_size(self, n, size):
+        smooth = 30 * torch.ones(size, dtype=torch.float64).cumsum(0) / size[0]
+        y = (smooth + 2.5 * random(size))[None]
+        assert estimate_noise(y, n) == pytest.approx(2.5, rel=0.1)
+        assert estimate_noise_of_blurred(y, n) == pytest.approx(2.5, rel=0.15)
+        with pytest.raises(deconv_cli.ShapeError, match="×".join("3" * n)):
+            estimate_noise(y[..., :2], n)
+
+    def test_its_spectrum(self, n, size):
+        model = NoiseModel(2.0, tuple(2 / (1 + (f / 0.2) ** 6) + 0.02 for f in FREQUENCIES))
+        noise = draw_noise(model, random((1, *size)), seed=1, n_axes=n)
+        taps = gaussian(n, 1.5, 5)
+        scene_seen = deconv_cli.forward(drawn(size, -0.7 - 0.5 * (n - 1)), taps, dimensions=n, boundary="circular")
+        found = fit_noise_spectrum((scene_seen + 2 * noise)[None], taps[None, None])
+        ratios = [a * found.sigma**2 / (b * 4) for a, b in zip(found.spectrum[5:12], model.spectrum[5:12], strict=True)]
+        assert all(0.5 < ratio < 2 for ratio in ratios)
+
+    def test_white_noise_is_left_white(self, n, size):
+        y = 100 + 3 * random((1, 1, *size))
+        assert fit_noise_spectrum(y, torch.ones((1, 1, *[1] * n), dtype=torch.float64)).is_white
+
+    def test_the_gain_of_counts(self, n, size):
+        light = torch.linspace(20, 400, math.prod(size), dtype=torch.float64).reshape(size)
+        counts = torch.poisson(light.expand(4, *size), generator=torch.Generator().manual_seed(1))
+        assert estimate_gain(3.0 * counts, n) == pytest.approx(3.0, rel=0.15)
+
+
+@pytest.mark.parametrize("torus", [(512,), (32, 40), (16, 18, 20)])
+def test_images_are_drawn_with_the_power_of_their_model(torus):
+    slope = {1: [2.0, -0.7], 2: [2.0, 0.3, 0.1, 0.0, 0.0, -1.2], 3: [2.0, 0.3, 0.0, 0.1, 0.0, 0.0, -1.7]}[len(torus)]
+    model = ImageModel(torch.tensor(slope, dtype=torch.float64), torch.eye(1, dtype=torch.float64), 1.0)
+    axes = tuple(range(-len(torus), 0))
+    images = model.draw(60, torus, seed=1, dtype=torch.float64)
+    power = torch.fft.rfftn(images, dim=axes, norm="ortho").abs().square().mean(dim=(0, 1))
+    expected = model.power(torus)
+    assert float(power.flatten()[0]) == pytest.approx(0, abs=1e-20)
+    ratios = (power / expected).flatten()[1:]
+    assert float(ratios.mean()) == pytest.approx(1, rel=0.05)
+    assert float((ratios - 1).square().mean()) < 4 / 60
+    assert model.exponent == pytest.approx(-slope[-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((5000,), (5000,)),
+        ((1000000,), (589824,)),
+        ((1000, 2000), (768, 768)),
+        ((100, 90), (100, 90)),
+        ((20, 30, 40), (20, 30, 40)),
+    ],
+)
+def test_a_piece_stands_for_the_whole(size, window):
+    found = affordable_window(size)
+    assert found == pytest.approx(window, rel=0.02)
+
+
+def test_a_piece_of_a_stack_has_as_many_samples_as_one_of_a_picture():
+    found = affordable_window((64, 512, 512))
+    assert found[0] == 64
+    assert found[1] == found[2]
+    assert 0.9 * 768**2 <= math.prod(found) <= 768**2
+
+
+class TestWellPosedness:
+    def test_the_modes_that_a_signal_loses_are_counted(self):
+        """Of a kernel shifted by one tap the border takes one sample, whatever the length."""
+        taps = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+        y = random((1, 40))
+        found = deconv_cli.invert(y, taps, lam=0.0, max_iterations=200).well_posedness
+        assert found.n_lost_modes == 1
+        assert found.is_well_posed is False
+        assert (found.advised_pads.before, found.advised_pads.after) == ((2,), (0,))
+        assert found.advice[-1].endswith("2 border pixels ahead and 0 behind")
+        centered = deconv_cli.invert(y, taps.roll(-1), lam=0.0).well_posedness
+        assert centered.n_lost_modes == 0
+        assert centered.influence.hundredth is not None
+
+    def test_how_deep_the_edge_of_a_signal_reaches(self):
+        """The inverse of 1 + a z fades like the powers of a."""
+        taps = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
+        found = deconv_cli.invert(random((1, 60)), taps, lam=0.0).well_posedness
+        assert found.influence.hundredth == pytest.approx(math.log(0.01) / math.log(0.5), abs=1.5)
+
+    def test_of_a_stack_it_says_that_nothing_was_counted(self):
+        found = deconv_cli.invert(random((1, 6, 7, 8)), random((3, 3, 3)), dimensions=3, lam=1e-2).well_posedness
+        assert found.is_well_posed is None
+        assert found.reason == UNTESTED_IN_SPACE
