@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, space_axes
 from deconv_cli.operators.circulant import multiply_lines, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
 from deconv_cli.operators.layer_geometry import GridAxis
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.operators.phases import Part, rearranged_taps, whole_layer
+from deconv_cli.operators.phases import Part, rearranged_taps, tap_table, whole_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.factors import Factors
@@ -75,7 +75,11 @@ class LayeredSolver(Solver):
         n_products = (n_inputs if layer.options.transposed else n_outputs) * layer.kernel[0].numel()
         # A step applies the layer and its transpose; without λ a known image is found again first.
         n_steps = N_STEPS if problem.lam > 0 else 2 * N_STEPS
-        n_operations = 2 * n_steps * (n_products + OPERATIONS_PER_STEP)
+        # The matrix at each frequency is inverted once, and applied in every step.
+        side = min(layer.plain_taps(layer.kernel).shape[1:3])
+        n_places = layer.options.groups * math.prod(half_spectrum(_torus_of(layer)))
+        blocks = n_places * (side**3 + n_steps * 8 * side**2)
+        n_operations = 2 * n_steps * (n_products + OPERATIONS_PER_STEP) + blocks
         n_symbol = N_SYMBOLS * 16 * (n_inputs + n_outputs) * max(layer.kernel.shape[:2])
         return Cost(n_operations, n_symbol, N_IMAGES * 8 * (n_inputs + n_outputs))
 
@@ -257,13 +261,18 @@ class LayerTorus:
         """The symbol from the phases of the fine grid to the coarse one, shape `(groups, *plane, O, I)`."""
         layer = self._layer
         taps = rearranged_taps(to_float64(layer.kernel), self._axes, layer.options.groups, on_torus=True)
-        torus = tuple(
-            _torus_length(axis, k, goes_around=layer.boundary.is_periodic)
-            for axis, k in zip(self._axes, taps.shape[3:], strict=True)
-        )
+        torus = _torus_of(layer)
         origin = tuple(part.before for part in self._part.axes)
         symbol = torus_symbol(taps.flatten(0, 1), torus, origin).unflatten(-2, taps.shape[:2])
         return symbol.movedim(-3, 0), torus
+
+
+def _torus_of(layer: LayerConvolution) -> Size:
+    """Give the torus that a layer is approximated on."""
+    goes_around = layer.boundary.is_periodic
+    return tuple(
+        _torus_length(axis, len(tap_table(axis, on_torus=True)[0]), goes_around=goes_around) for axis in layer.grid_axes
+    )
 
 
 def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
@@ -271,7 +280,7 @@ def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
     n_pixels = max(-(-axis.n_fine // axis.stride), axis.n_coarse)
     if goes_around and axis.n_fine == axis.stride * n_pixels:
         return n_pixels
-    return next_fast_size(n_pixels + max(n_taps - 1, TORUS_MARGIN))
+    return next_fast_size(n_pixels + max(n_taps - 1, min(TORUS_MARGIN, n_pixels)))
 
 
 class TorusInverse(LinearOperator):
