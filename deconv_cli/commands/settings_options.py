@@ -323,8 +323,7 @@ def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Contai
         value, is_plain = getattr(settings, name), getattr(settings, name) == getattr(PLAIN, name)
         if is_plain and name not in typed:
             continue
-        option = option_name(name)
-        options |= {option.replace("--", "--no-", 1): True} if value is False else {option: as_typed(name, value)}
+        options[option_name(name)] = as_typed(name, value)
     return options
 
 
