@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_document, print_table
+from deconv_cli.commands.console import print_document, print_table, print_warning
 from deconv_cli.commands.kernel_output import (
     LightOption,
     OutputFile,
@@ -112,9 +113,11 @@ def fit(
         nonnegative=nonnegative,
         unit_sum=unit_sum,
     )
+    is_cut = found.is_cut(len(taps_size))
     record = {
         "schema": 1,
         "command": "kernel fit",
+        "is_cut": is_cut,
         "input": [str(path) for path in pairs],
         "light": read[0][1],
         "boundary": boundary,
@@ -130,6 +133,11 @@ def fit(
             write_kernel(path, values, without_paths(record))
     if not quiet:
         print_table(str(pairs[1]), _rows(found, read[0][1]))
+        if is_cut:
+            print_warning(
+                "the outermost taps are no noise: the kernel goes on beyond them, and the error bars are too small; "
+                "choose a larger --size"
+            )
     if show:
         show_taps(found.taps)
     if as_json:
@@ -169,7 +177,7 @@ def _describe(found: KernelFit) -> dict[str, Any]:
         "lambda": list(found.lam),
         "noise_sigma": list(found.sigma),
         "residual": found.residual,
-        "held_out_residual": found.held_out,
+        "held_out_residual": found.held_out if math.isfinite(found.held_out) else None,
         "samples": found.n_data,
         "effective_taps": found.n_effective,
         "error": {
@@ -182,16 +190,14 @@ def _describe(found: KernelFit) -> dict[str, Any]:
 
 def _rows(found: KernelFit, light: str) -> list[tuple[str, str]]:
     shape = "×".join(map(str, found.taps.shape))
+    held_out = f", {100 * found.held_out:.3g} % where they were held out" if math.isfinite(found.held_out) else ""
     bars = f"± {float(found.errors.median()):.2g} in the median, {float(found.errors.max()):.2g} at most"
     return [
         ("taps", f"{shape}, sum {float(found.taps.sum()):.6g}, largest {float(found.taps.max()):.4g}"),
         ("error bars", bars),
         ("determined", f"{found.n_effective:.0f} of {found.taps.numel()} taps, by {found.n_data} samples"),
         ("noise", f"σ {', '.join(f'{value:.3g}' for value in found.sigma)}"),
-        (
-            "residual",
-            f"{100 * found.residual:.3g} % of the data, {100 * found.held_out:.3g} % where they were held out",
-        ),
+        ("residual", f"{100 * found.residual:.3g} % of the data{held_out}"),
         ("λ", f"{', '.join(f'{value:.2g}' for value in found.lam)}: the likeliest"),
         ("light", light),
     ]

@@ -87,6 +87,10 @@ def psf_from_beads(
     samples = image.detach().cpu().double()
     if samples.ndim not in (2, 3):
         raise ShapeError(f"beads are found in an image of shape (H, W) or (D, H, W), but it is {tuple(image.shape)}.")
+    if min(samples.shape) < LEAST_SIDE:
+        raise ShapeError(
+            f"an image of beads should have {LEAST_SIDE} samples or more along each axis, but is {tuple(image.shape)}."
+        )
     white = white_of(image) if white is None else white
     step = tuple(spacing) if spacing is not None else (1.0,) * samples.ndim
     if len(step) != samples.ndim or min(step) <= 0:

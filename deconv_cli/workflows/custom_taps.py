@@ -205,7 +205,7 @@ def invert_taps(
         bias = kernel.bias.detach() if bias is None and kernel.bias is not None else bias
         resolved, reasons = _resolved(replace(settings, padding=kernel.padding, boundary="zero"), model, None)
     else:
-        weights = as_any_kernel(check_single_kernel(kernel), y.device, dtype, settings.dimensions)
+        weights = as_any_kernel(check_single_kernel(kernel).detach(), y.device, dtype, settings.dimensions)
         model = TapModel(find_tap(tap), weights, "same", as_rule("zero"))
         resolved, reasons = _resolved(settings, model, recorded)
         model = replace(model, padding=resolved.padding, boundary=as_rule(resolved.boundary))

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import ShapeError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
 from deconv_cli.kernels.fit.pair_equations import Misfit, Pair, PairEquations, gather, misfit
 from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
@@ -24,6 +24,8 @@ from deconv_cli.workflows.arithmetic import check_image
 
 CHANNELS = ("shared", "each", "mix")
 """One kernel for all channels, one for each, or one that mixes them."""
+RIM, ROUNDING = 2.0, 1e-12
+"""Outermost taps of this many error bars, in the root mean square, are no noise; squares below this share are zero."""
 N_MATRICES = 8
 """Square matrices of all taps that a fit holds at once."""
 
@@ -39,7 +41,8 @@ class KernelFit:
         lam: λ of each channel that was fitted by itself, in units of the largest eigenvalue of XᵀX beside LᵀL.
         sigma: standard deviation of what the kernel leaves unexplained, per output, likewise.
         residual: ‖y − Xk‖ / ‖y‖ over all outputs.
-        held_out: the same over every fifth stripe of outputs, for a kernel that was fitted without them.
+        held_out: the same over every fifth stripe of outputs, for a kernel that was fitted without them; NaN where
+            there are too few.
         n_data: outputs that were used.
         n_effective: taps that the data determine, out of all.
     """
@@ -52,6 +55,19 @@ class KernelFit:
     held_out: float
     n_data: int
     n_effective: float
+
+    def is_cut(self, n_axes: int) -> bool:
+        """Tell whether the kernel goes on beyond its support, of so many axes: outermost taps stand out of their bars.
+
+        Then the error bars, which take all beyond for zero, are too small.
+        """
+        inner = tuple(slice(1, -1) for _ in range(n_axes))
+        is_rim = torch.ones(self.taps.shape[-n_axes:], dtype=torch.bool)
+        is_rim[inner] = False
+        taps, errors = self.taps[..., is_rim], self.errors[..., is_rim]
+        return float(taps.square().mean()) > RIM**2 * float(errors.square().mean()) + ROUNDING * float(
+            self.taps.square().max()
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,8 @@ def fit_kernel(
     if lam is not None and not (math.isfinite(lam) and lam > 0):
         raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
     groups = _grouped(pairs, size, channels, rule)
+    if not any(bool(pair.wide.any()) for group in groups for pair in group):
+        raise MalformedInputError("the sharp images are zero everywhere, so that they tell nothing of a kernel.")
     options = FitOptions(penalty, lam, nonnegative, unit_sum)
     found = [_fit(group, size, options) for group in groups]
     shape = (groups[0][0].y.shape[0], groups[0][0].wide.shape[0], *size)
@@ -109,6 +127,7 @@ def fit_kernel(
         taps = torch.stack([column.T.reshape(shape) for column in columns])
         return taps[0] if channels == "mix" else taps[:, 0, 0] if channels == "each" else taps[0, 0, 0]
 
+    held, held_rest = sum(each.held for each in found), sum(each.held_rest for each in found)
     squares = [sum(float(pair.y.square().sum()) for pair in group) for group in groups]
     return KernelFit(
         taps=arranged([each.taps for each in found]),
@@ -116,7 +135,7 @@ def fit_kernel(
         lam=tuple(each.ridge.lam for each in found),
         sigma=tuple(each.ridge.sigma for each in found),
         residual=math.sqrt(sum(each.rest for each in found) / max(sum(squares), 1e-300)),
-        held_out=math.sqrt(sum(each.held_rest for each in found) / max(sum(each.held for each in found), 1e-300)),
+        held_out=math.sqrt(held_rest / held) if held > 0 else math.nan,
         n_data=sum(pair.y.numel() for group in groups for pair in group),
         n_effective=sum(each.ridge.n_effective for each in found),
     )

@@ -117,7 +117,8 @@ def test_the_natural_size_holds_most_of_the_light():
         ({"mode": "light-sheet"}, "needs the width of the sheet"),
         ({"spacing": (0.1,)}, "spacing must hold two or three"),
         ({"spacing": (0.1, 0.2)}, "should be squares"),
-        ({"depth": -1.0}, "must be zero or positive"),
+        ({"depth": -1.0}, "depth must be zero or a positive number"),
+        ({"emission": "green"}, "emission must be a positive number, but is 'green'"),
     ],
 )
 def test_microscopes_that_cannot_be(change, says):

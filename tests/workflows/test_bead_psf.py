@@ -64,6 +64,7 @@ def test_full_samples_are_told_by_the_dtype():
     [
         ({"image": random((9,))}, ShapeError, "of shape"),
         ({"image": torch.zeros(60, 60)}, UntrustworthyResultError, "none stands out of the background"),
+        ({"image": random((4, 30))}, ShapeError, "9 samples or more"),
         ({"size": (4, 5)}, UsageError, "an odd number of samples"),
         ({"bead_diameter": -1.0}, UsageError, "bead_diameter must be zero or a positive number"),
         ({"spacing": (1.0,)}, UsageError, "spacing must hold a positive number"),

@@ -164,6 +164,12 @@ def test_signals_and_stacks(shape, dimensions):
     assert again.solution.n_iterations == 0
 
 
+def test_data_and_weights_may_belong_to_a_graph():
+    y = deconv_cli.forward_taps(0.1 * IMAGE, KERNEL, "tan-sum")
+    found = deconv_cli.invert_taps(y.requires_grad_(), KERNEL.clone().requires_grad_(), "tan-sum")
+    assert not found.image.requires_grad
+
+
 def test_forward_is_differentiable():
     x = (0.1 * IMAGE[:, :4, :4]).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: deconv_cli.forward_taps(x, KERNEL, "tan-sum"), (x,), fast_mode=True)

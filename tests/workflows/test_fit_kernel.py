@@ -116,6 +116,16 @@ def test_constraints_hold_and_help():
     assert float((free.errors - bound.errors).min()) >= 0
 
 
+def test_a_support_that_is_too_small_is_told():
+    kernel, x = deconv_cli.make_kernel("disk:3"), photograph(size=60)
+    y = deconv_cli.forward(x, kernel, padding="same", boundary="reflect")
+    y = y + 0.01 * float(y.std()) * random(tuple(y.shape))
+    assert deconv_cli.fit_kernel([(x, y)], (5, 5)).is_cut(2)
+    assert not deconv_cli.fit_kernel([(x, y)], (9, 9), boundary="reflect").is_cut(2)
+    clean = deconv_cli.forward(x, kernel, boundary="reflect")
+    assert not deconv_cli.fit_kernel([(x, clean)], (11, 11), boundary="reflect").is_cut(2)
+
+
 @pytest.mark.parametrize("penalty", ["identity", "laplacian"])
 def test_other_penalties_and_a_given_weight(penalty):
     kernel, x = centered(deconv_cli.make_kernel("gaussian:1"), (5, 5)), photograph(size=40)
@@ -140,6 +150,7 @@ def test_other_penalties_and_a_given_weight(penalty):
         ({"pairs": [(torch.zeros(1, 9, 9), torch.zeros(2, 9, 9))]}, ShapeError, "as many channels"),
         ({"pairs": [(torch.zeros(9, 9), torch.zeros(9, 9))]}, ShapeError, "ahead of 2 axes of space"),
         ({"pairs": [(torch.zeros(2, 1, 9, 9), torch.zeros(3, 1, 9, 9))]}, ShapeError, "in equal numbers"),
+        ({"pairs": [(torch.zeros(1, 9, 9), random((1, 9, 9)))]}, MalformedInputError, "zero everywhere"),
         ({"pairs": [(torch.full((1, 9, 9), torch.nan), torch.zeros(1, 9, 9))]}, MalformedInputError, "NaN"),
     ],
 )

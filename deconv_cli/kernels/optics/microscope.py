@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -62,10 +63,11 @@ class Microscope:
             "sheet": 1.0 if self.sheet is None else self.sheet,
         }
         for name, value in positive.items():
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be a positive number, but is {value}.")
-        if not (math.isfinite(self.depth) and self.depth >= 0 and math.isfinite(self.pinhole) and self.pinhole >= 0):
-            raise UsageError(f"depth and pinhole must be zero or positive, but are {self.depth} and {self.pinhole}.")
+            if not _is_number(value) or value <= 0:
+                raise UsageError(f"{name} must be a positive number, but is {value!r}.")
+        for name, value in {"depth": self.depth, "pinhole": self.pinhole}.items():
+            if not _is_number(value) or value < 0:
+                raise UsageError(f"{name} must be zero or a positive number, but is {value!r}.")
         if self.numerical_aperture >= self.immersion_index:
             raise UsageError(
                 f"numerical_aperture must be below the refractive index of the immersion, {self.immersion_index:g}, "
@@ -79,7 +81,7 @@ class Microscope:
 
     def _check_spacing(self) -> None:
         steps = self.spacing
-        if len(steps) not in (2, 3) or not all(math.isfinite(step) and step > 0 for step in steps):
+        if len(steps) not in (2, 3) or not all(_is_number(step) and step > 0 for step in steps):
             raise UsageError(f"spacing must hold two or three positive distances in µm, but is {steps}.")
         if abs(steps[-1] - steps[-2]) > 1e-3 * steps[-1]:
             raise UsageError(
@@ -118,6 +120,10 @@ class Microscope:
         return tuple(
             min(MAX_SIDE, 2 * math.ceil(length / step) + 1) for length, step in zip(lengths, self.spacing, strict=True)
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def microscope_psf(microscope: Microscope, size: Size | None = None) -> Tensor:
