@@ -50,12 +50,13 @@ def photograph(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def one_shot_filter(y: Tensor, kernel: Tensor, lam: float) -> Tensor:
-    """Restore a circular picture `(1, H, W)`, blurred by a symmetric kernel, as one writes it in torch by hand."""
+    """Restore a circular image `(1, *size)`, blurred by a symmetric kernel, as one writes it in torch by hand."""
+    axes = tuple(range(-kernel.ndim, 0))
     placed = torch.zeros_like(y[0])
-    placed[: len(kernel), : len(kernel)] = kernel
-    symbol = torch.fft.rfft2(placed.roll((-(len(kernel) // 2),) * 2, (0, 1)))
-    spectrum = torch.fft.rfft2(y) * symbol.conj() / (symbol.abs().square() + lam)
-    return torch.fft.irfft2(spectrum, s=y.shape[-2:])
+    placed[tuple(slice(k) for k in kernel.shape)] = kernel
+    symbol = torch.fft.rfftn(placed.roll(tuple(-(k // 2) for k in kernel.shape), axes))
+    spectrum = torch.fft.rfftn(y, dim=axes) * symbol.conj() / (symbol.abs().square() + lam)
+    return torch.fft.irfftn(spectrum, s=y.shape[1:], dim=axes)
 
 
 def relative_error(estimate: Tensor, truth: Tensor) -> float:

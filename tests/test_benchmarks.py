@@ -11,11 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import free_form, growth, jpeg, layers, light, measuring, peers, photograph, problems, textbook
+from benchmarks import (
+    free_form,
+    growth,
+    jpeg,
+    layers,
+    light,
+    measuring,
+    peers,
+    photograph,
+    problems,
+    stack_border,
+    textbook,
+)
 from benchmarks.measuring import Case, Scale
 from benchmarks.printing import Target
 
-QUESTIONS = [textbook, peers, photograph, growth, jpeg, layers, light, free_form]
+QUESTIONS = [textbook, peers, photograph, growth, jpeg, layers, light, free_form, stack_border]
 TINY: dict[str, object] = {"size": 8, "n_channels": 2}
 ROOT = Path(__file__).parents[1]
 PEAK = """
