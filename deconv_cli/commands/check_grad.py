@@ -66,7 +66,8 @@ def check_grad(
         typer.Option(
             "--expect",
             metavar="VERDICT:NAME",
-            help="Accept a finding: UNUSED:head.weight. NAME may hold *; BATCH-LEAK:model is for the whole.",
+            help="Accept a finding: UNUSED:head.weight. NAME may hold *, be a line, DETACHED:train.py:26, or model for "
+            "the whole, BATCH-LEAK:model.",
             show_default=False,
         ),
     ] = None,

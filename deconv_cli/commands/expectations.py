@@ -10,12 +10,13 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from deconv_cli.gradients.findings import Finding
     from deconv_cli.gradients.gradient_report import GradientReport
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A verdict, and the parameter that has it; `name` may hold *, and is `model` for the whole."""
+    """A verdict, and what has it: a parameter, where * may stand, `model` for the whole, or a line, `train.py:26`."""
 
     verdict: str
     name: str
@@ -36,9 +37,11 @@ class Expectation:
             raise UsageError(f"--expect must be VERDICT:NAME with one of {', '.join(sorted(known))}, but is '{text}'.")
         return cls(verdict, name)
 
-    def meets(self, verdict: str, name: str) -> bool:
-        """Return whether a finding is the one that is expected."""
-        return verdict == self.verdict and fnmatch.fnmatchcase(name, self.name)
+    def meets(self, finding: Finding, name: str) -> bool:
+        """Return whether a finding for a parameter, or for the model as a whole, is the one that is expected."""
+        lines = [str(cause.location) for cause in finding.causes if cause.location.file]
+        is_there = any(line == self.name or line.endswith(f"/{self.name}") for line in lines)
+        return finding.verdict == self.verdict and (is_there or fnmatch.fnmatchcase(name, self.name))
 
     def __str__(self) -> str:
         """Write it as it is typed."""
@@ -66,10 +69,10 @@ class Outcome:
         """Take out what is expected, and count the rest; frozen parameters are counted by themselves."""
         from deconv_cli.gradients.findings import Verdict
 
-        found = [(finding.verdict, finding.name, finding.name) for finding in report.parameters]
-        found += [(finding.verdict, "model", str(finding.verdict)) for finding in report.general]
-        met = {e for e in expectations for verdict, name, _ in found if e.meets(verdict, name)}
-        expected = frozenset(key for verdict, name, key in found if any(e.meets(verdict, name) for e in expectations))
+        found: list[tuple[Finding, str, str]] = [(finding, finding.name, finding.name) for finding in report.parameters]
+        found += [(finding, "model", str(finding.verdict)) for finding in report.general]
+        met = {e for e in expectations for finding, name, _ in found if e.meets(finding, name)}
+        expected = frozenset(key for finding, name, key in found if any(e.meets(finding, name) for e in expectations))
         rest = [finding for finding in report.parameters if finding.name not in expected]
         n_faults = sum(finding.is_fault for finding in rest)
         n_undecided = sum(finding.is_undecided for finding in rest)

@@ -78,11 +78,16 @@ def check_subject(
     """Check a model that is bound to its inputs and its loss, and is left as it was; see `check_gradients`.
 
     Raises:
-        UsageError: the model cannot be run on these inputs, or has no parameters.
+        UsageError: the model cannot be run on these inputs, has no parameters, or is spread over devices.
     """
     if not subject.parameters:
         hints = "".join(f"; {sentence}" for sentence in describe_plain_containers(subject.model)[:1])
         raise UsageError(f"the model has no parameters, so there is no gradient to check{hints}.")
+    devices = sorted({str(parameter.device) for parameter in subject.parameters.values()})
+    if len(devices) > 1:
+        raise UsageError(
+            f"the model should be on one device, but it is spread over {', '.join(devices)}; check it on one of them."
+        )
     started = time.monotonic()
     try:
         with subject.without_gradients():

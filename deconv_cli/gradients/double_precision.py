@@ -146,10 +146,15 @@ def _sort(
     for name, gradient in backward.gradients.items():
         parameter = subject.parameters[name]
         dense = gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
-        if dense is None or dense.is_complex() or not bool(dense.isfinite().all()):
+        if dense is None or not bool(dense.isfinite().all()):
             continue
         if not parameter.data.is_contiguous():
             parameter.data = parameter.data.contiguous()
+        if dense.is_complex():
+            # Real and imaginary parts are two real weights; torch gives the slopes by both as one complex number.
+            parts = torch.view_as_real(parameter.data), torch.view_as_real(dense.resolve_conj())
+            tensors += [TensorGradient(name, *parts)] if name in names else []
+            continue
         if _is_constant(parameter, dense, backward, function):
             constants.add(name)
         elif name in names:

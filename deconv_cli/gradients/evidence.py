@@ -151,6 +151,6 @@ class Evidence:
         assert self.double is not None
         second = self.second_comparison(name)
         is_curved_wrongly = second is not None and second.outcome is Outcome.DIFFERS
-        is_compared = name in self.double.results or self.parameters[name].is_complex()
+        is_compared = name in self.double.results
         is_wrong = self.outcome(name) is Outcome.DIFFERS or bool(self.wrong_inputs_before(name))
         return is_compared and not is_wrong and not is_curved_wrongly

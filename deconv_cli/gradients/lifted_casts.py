@@ -28,15 +28,16 @@ class LiftedCasts(TorchFunctionMode):
             return args[0].to(torch.float64)
         if name == "view":
             return func(*args, **keywords)  # a narrow type says there how bits are to be read
-        if name in _DRAWN_ANEW and _is_floating(args, keywords):
+        if name in _DRAWN_ANEW and _is_drawn_narrow(args, keywords):
             return func(*args, **{**keywords, "dtype": torch.float32}).to(torch.float64)
         args, keywords = pytree.tree_map(_lifted, (args, keywords))
         return func(*args, **keywords)
 
 
-def _is_floating(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN401  torch's own signature
+def _is_drawn_narrow(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN401  torch's own signature
+    """Return whether a function would draw in single precision, were the model not in double."""
     if keywords.get("dtype") is not None:
-        return bool(keywords["dtype"].is_floating_point)
+        return keywords["dtype"] in _NARROW
     return not (args and isinstance(args[0], torch.Tensor)) or bool(args[0].is_floating_point())
 
 

@@ -73,6 +73,11 @@ class TestExpectations:
         done = deconv(*self.WORDS, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)
         assert "not found, though expected: DETACHED:spare.*" in done.stderr
 
+    def test_a_line(self, deconv):
+        words = ["check-grad", "--model", code("detached", "Detach"), "-q", "--expect"]
+        deconv(*words, f"DETACHED:detached.py:{blamed_line('detached', 'detach')}")
+        deconv(*words, "DETACHED:detached.py:1", expect=ExitCode.FAULT_FOUND)
+
     def test_the_model_as_a_whole(self, deconv):
         deconv("check-grad", "--model", code("mixing", "Leak"), "--expect", "BATCH-LEAK:model", "-q")
 

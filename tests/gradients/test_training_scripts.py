@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -224,3 +225,23 @@ class TestWatching:
             raise KeyError("of the code")
         assert (torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.utils.clip_grad_norm_) == before
         assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+
+
+class TestNotebooks:
+    def test_cells_run_in_turn_and_name_their_lines(self, tmp_path):
+        cells = [HEAD, "%matplotlib inline\n" + OPTIMIZER, LOOP.replace("model(x)", "model(x).detach()")]
+        cells[2] = cells[2].replace("loss.backward()", "loss.requires_grad_().backward()")
+        notebook = {"cells": [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]}
+        notebook["cells"].insert(0, {"cell_type": "markdown", "source": ["# Training"]})
+        path = tmp_path / "train.ipynb"
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+        found = check_script(path)
+        assert set(verdicts(found).values()) == {"DETACHED"}
+        location = found.faults()[0].causes[0].location
+        assert (location.file, location.line) == (f"{path} cell 3", 3)
+        assert "model(x).detach()" in location.source
+
+    def test_what_is_no_notebook(self, tmp_path):
+        (tmp_path / "train.ipynb").write_text("print(1)", encoding="utf-8")
+        with pytest.raises(UsageError, match="should be a notebook"):
+            check_script(tmp_path / "train.ipynb")

@@ -260,7 +260,7 @@ def test_complex_parameters(real_output):
     """Warnings are errors here, so that none may be raised on the way."""
     model = Complex(real_output=real_output)
     found = checked(model, 5, 4)
-    assert verdicts(found) == {"w": "NOT CHECKED", "b": "OK"}
+    assert verdicts(found) == {"w": "OK", "b": "OK"}
     assert found.dtype == "float64"
     finding = found.parameters[0]
     assert finding.weight_norm == pytest.approx(float(model.w.detach().abs().square().sum().sqrt()), rel=1e-6)
@@ -381,3 +381,35 @@ class TestByTheInputs:
     def test_words_have_no_gradient(self):
         with pytest.raises(UsageError, match="no input holds floating-point numbers"):
             deconv_cli.check_gradients(nn.Embedding(5, 2), torch.tensor([1, 2]), wrt="inputs")
+
+
+class HalfConjugate(torch.autograd.Function):
+    """The gradient of a complex factor wants the conjugate of the other one."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * w.conj(), (grad * x).sum(0)
+
+
+def test_a_wrong_gradient_of_a_complex_parameter_is_found():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return HalfConjugate.apply(x * (1 + 2j), self.w).abs()
+
+    assert verdicts(checked(Net(), 5, 4)) == {"w": "WRONG"}
+
+
+def test_a_model_spread_over_devices_is_refused():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2, device="meta"))
+    with pytest.raises(UsageError, match="on one device, but it is spread over cpu, meta"):
+        checked(model, 5, 4)

@@ -12,6 +12,7 @@ from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.tracing.code_location import location_of_error
+from deconv_cli.gradients.training.notebook import run_notebook
 from deconv_cli.gradients.training.training_report import report_training
 from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
 
@@ -27,7 +28,7 @@ def check_script(
     """Run a training script, check its backward pass of a number, and look at what its optimizers do.
 
     Args:
-        path: of the script, which is run as `__main__` in its own folder's import path.
+        path: of the script, or of a notebook, which is run as `__main__` in its own folder's import path.
         arguments: what it finds in `sys.argv` after its name.
         step: which backward pass is checked, counted from 1.
         budget: seconds for finite differences.
@@ -44,7 +45,7 @@ def check_script(
     try:
         sys.argv, sys.path[:] = [str(path), *arguments], [str(path.resolve().parent), *sys.path]
         with watch:
-            runpy.run_path(str(path), run_name="__main__")
+            run_notebook(path) if path.suffix == ".ipynb" else runpy.run_path(str(path), run_name="__main__")
     except (EnoughSeenError, SystemExit):
         pass
     except Exception as error:
