@@ -82,6 +82,8 @@ def test_a_weight_is_that_of_tikhonov():
     solution = solve_bounded(Dense(A), Bounds.exactly(y), RULE, weight=0.3)
     exact = torch.linalg.solve(A.T @ A + 0.3 * torch.eye(12, dtype=A.dtype), A.T @ y)
     torch.testing.assert_close(solution.value, exact, rtol=1e-10, atol=1e-10)
+    assert solution.status is Status.CONVERGED
+    assert solution.weight == 0.3
 
 
 def test_bounds_that_zero_meets_leave_zero():
