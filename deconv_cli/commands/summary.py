@@ -123,7 +123,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
         ("layers", f"{run.model.layers} of {run.model.path}"),
         *layers,
         ("method", result.method.value),
-        *([] if result.lam == 0 else [("λ", f"{result.lam:g} × σ²max, penalty identity")]),
+        *([] if result.lam == 0 else [("λ", f"{result.lam:g} × σ²max, penalty {result.penalty}")]),
         ("solver", f"{_status(solution)}{steps}, certificate {solution.certificate:.2g}"),
         ("residual", f"{100 * result.relative_residual:.3g} % of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),

@@ -44,6 +44,7 @@ def describe_chain_run(run: ChainRun) -> Record:
         "model": dict(vars(run.model)),
         "layers": [dict(vars(layer)) for layer in result.layers],
         "lambda": result.lam,
+        "penalty": result.penalty,
         "objective": solution.objective,
         "solver": {
             "method": result.method.name.lower(),

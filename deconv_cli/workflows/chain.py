@@ -20,7 +20,7 @@ from deconv_cli.workflows.chain_inverse import ChainInverse, ChainMethod, Undone
 from deconv_cli.workflows.chain_parts import Layers, PartKind, input_shape_of, list_parts
 from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason, doubt_solver
 
-TAKEN = ("defaults", "input_size", "lam", "tolerance", "max_iterations", "dtype")
+TAKEN = ("defaults", "input_size", "lam", "penalty", "tolerance", "max_iterations", "dtype")
 """The settings that the inversion of a chain heeds."""
 
 
@@ -42,7 +42,8 @@ class ChainInversion:
         solution: how it was obtained, for all images together: the worst status and certificate, the most iterations.
         layers: the chain, in order, with what became of each layer.
         method: how it was undone; of several images the most laborious way.
-        lam: λ of the penalty λσ²max‖x‖².
+        lam: λ of the penalty λσ²max‖Lx‖², with the largest singular value of the derivative at zero.
+        penalty: the name of L.
         relative_residual: ‖f(x̂) − y‖ / ‖y‖ through the chain itself, the largest of the batch.
         determined: how much of the input the data determine around the estimate, the least of the batch.
         notes: what else to know, a sentence each.
@@ -53,6 +54,7 @@ class ChainInversion:
     layers: tuple[ChainLayer, ...]
     method: ChainMethod
     lam: float
+    penalty: str
     relative_residual: float
     determined: DeterminedShare
     notes: tuple[str, ...]
@@ -109,7 +111,7 @@ def invert_chain(
     data = y.detach().to(pick_dtype(settings.dtype or wide, y, y.device))
     eps = torch.finfo(y.dtype if y.is_floating_point() else data.dtype).eps
     rule = StoppingRule(settings.tolerance or default_tolerance(data.dtype), settings.max_iterations)
-    chain = ChainInverse(list_parts(layers, data, eps), rule, lam, eps, progress)
+    chain = ChainInverse(list_parts(layers, data, eps), rule, lam, settings.penalty or "identity", eps, progress)
     shape = input_shape_of(chain.parts, tuple(y.shape), settings.input_size)
     start = data.new_zeros(shape)
     batch = data.shape[: data.ndim - chain.output_of(start).ndim]
@@ -120,6 +122,7 @@ def invert_chain(
         layers=_describe(chain, found),
         method=max((one.method for one in found), key=list(ChainMethod).index),
         lam=lam,
+        penalty=chain.penalty,
         relative_residual=max(one.relative_residual for one in found),
         determined=min((one.determined for one in found), key=lambda one: one.share),
         notes=_notes(found),

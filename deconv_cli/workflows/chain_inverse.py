@@ -8,6 +8,7 @@ that does not meet the data, as a whole, by Levenberg–Marquardt steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.determined_share import DeterminedShare, determined_share
-from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds
-from deconv_cli.operators.linearization import Linearization
+from deconv_cli.operators.linearization import Function, Linearization
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bounded_gauss_newton import OBJECTIVE, solve_bounded_nonlinear
 from deconv_cli.solvers.bounded_least_squares import solve_bounded
 from deconv_cli.solvers.iteration_log import StoppingRule
@@ -72,7 +73,8 @@ class ChainInverse:
     Attributes:
         parts: the chain.
         rule: when iterations stop.
-        lam: λ of the penalty λσ²max‖x‖².
+        lam: λ of the penalty λσ²max‖Lx‖².
+        penalty: the name of L.
         eps: the relative distance of neighboring numbers in the type of the data.
         progress: is called after every step.
     """
@@ -80,6 +82,7 @@ class ChainInverse:
     parts: list[Part]
     rule: StoppingRule
     lam: float
+    penalty: str
     eps: float
     progress: Callable[[int, float], None] | None = None
 
@@ -96,27 +99,22 @@ class ChainInverse:
             start: zeros of the shape of the image.
 
         Raises:
-            UsageError: λ with a chain that is more than affine, or layers that torch does not differentiate.
+            UsageError: layers that torch does not differentiate.
         """
         peeled = _Peeled.of(pools_first(self.parts), Bounds.exactly(y))
         if all(part.kind is PartKind.AFFINE for part in peeled.parts):
             is_known = synchronize.holds_everywhere(peeled.bounds.known)
             method = ChainMethod.LEAST_SQUARES if is_known else ChainMethod.BOUNDED
-            return self._measure(y, self._solve_affine(peeled, start), method, peeled)
-        if self.lam > 0:
-            raise UsageError(
-                "lambda weighs a penalty where layers are affine up to the last activations, but this chain is not; "
-                "leave it out."
-            )
+            problem = self._penalized(peeled, start)
+            return self._measure(y, self._solve_affine(*problem, start), method, peeled)
         x, n_iterations, through = self._run_by_run(y, start)
         residual = self._relative_residual(x, y)
-        if residual <= max(ROUNDING * self.eps, self.rule.tolerance):
+        if residual <= max(ROUNDING * self.eps, self.rule.tolerance) and self.lam == 0:
             solution = Solution(x, Status.CONVERGED, n_iterations, self._gradient(x, y), objective=OBJECTIVE)
             return self._measure(y, solution, ChainMethod.RUN_BY_RUN, through)
         is_near = residual <= NEAR
         found = solve_bounded_nonlinear(
-            compose(peeled.parts),
-            peeled.bounds,
+            *self._penalized(peeled, start),
             x if is_near else start,
             self.rule,
             smooths=not is_near,
@@ -124,12 +122,25 @@ class ChainInverse:
         )
         return self._measure(y, found, ChainMethod.WHOLE, peeled)
 
-    def _solve_affine(self, peeled: _Peeled, start: Tensor) -> Solution:
+    def _penalized(self, peeled: _Peeled, start: Tensor) -> tuple[Function, Bounds]:
+        """Give the function that is left, with √λ·σmax·Lx as further outputs that are known to be zero."""
+        function, bounds = compose(peeled.parts), peeled.bounds
+        if self.lam == 0:
+            return function, bounds
+        L = find_penalty(self.penalty).operator(tuple(start.shape), periodic=False)
+        factor = self.lam**0.5 * largest_singular_value_of(Linearization(function, start), start)
+        zeros = start.new_zeros(math.prod(L.output_shape))
+
+        def penalized(x: Tensor) -> Tensor:
+            return torch.cat([function(x).flatten(1), factor * L.forward(x).flatten(1)], 1)
+
+        lower, upper = (torch.cat([bound.flatten(), zeros]) for bound in (bounds.lower, bounds.upper))
+        return penalized, Bounds(lower, upper)
+
+    def _solve_affine(self, function: Function, bounds: Bounds, start: Tensor) -> Solution:
         """Solve the convex problem that affine layers leave."""
-        A = Linearization(compose(peeled.parts), start)
-        weight = self.lam * largest_singular_value_of(A, start) ** 2 if self.lam > 0 else 0.0
-        bounds = peeled.bounds.shifted(-A.value)
-        return solve_bounded(A, bounds, self.rule, weight=weight, progress=self.progress)
+        A = Linearization(function, start)
+        return solve_bounded(A, bounds.shifted(-A.value), self.rule, progress=self.progress)
 
     def _run_by_run(self, y: Tensor, start: Tensor) -> tuple[Tensor, int, _Peeled]:
         """Undo each run of affine layers by itself, and the activations between them.
@@ -148,7 +159,7 @@ class ChainInverse:
                 return start, n_iterations, through
             with torch.no_grad():
                 shaped = compose(head)(start[None])[0] if head else start
-            found = self._solve_affine(replace(through, parts=run), torch.zeros_like(shaped))
+            found = self._solve_affine(compose(run), through.bounds, torch.zeros_like(shaped))
             n_iterations += found.n_iterations
             if not head:
                 return found.value, n_iterations, through
@@ -159,7 +170,9 @@ class ChainInverse:
     def _measure(self, y: Tensor, found: Solution, method: ChainMethod, peeled: _Peeled) -> Undone:
         """Hold the estimate against the data, through the chain itself."""
         residual = self._relative_residual(found.value, y)
-        if residual <= ROUNDING * self.eps and not found.status.is_success:
+        # Under a penalty the data are not met, so that an iteration ends where little is gained.
+        is_minimum = self.lam > 0 and found.certificate <= NEAR
+        if (residual <= ROUNDING * self.eps or is_minimum) and found.status is Status.LOCAL_MINIMUM:
             found = replace(found, status=Status.CONVERGED)
         jacobian = Linearization(compose(self.parts), found.value)
         determined = determined_share(jacobian, found.value)
