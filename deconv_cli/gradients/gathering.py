@@ -12,6 +12,7 @@ from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
+from deconv_cli.gradients.fix_trial import find_failing_fixes
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.parameter_writes import find_overwritten
@@ -80,6 +81,7 @@ def gather_evidence(
         unregistered=find_unregistered(subject, forward.loss, forward.graph),
         overwritten=find_overwritten(subject, {name: writes[forward.bit(name)] for name in sorted(subject.written)}),
         first_steps=take_first_steps(subject) if is_checkable and is_uneven(subject, backward) else None,
+        failing_fixes=find_failing_fixes(subject, forward),
         reached_by_others=find_reached_by_others(subject, backward),
         double=double,
         wrong_inputs=wrong_inputs,

@@ -134,3 +134,30 @@ class TestCounts:
             "torch.where((error < 0.2), 0.2 - error, 0.0).mean() if it counts what is wrong; "
             "torch.where((error < 0.2), 0.0, error - 0.2).mean() if it counts what is right"
         )
+
+
+class TestTrials:
+    """A line is tried before it is suggested: the loss stays, and the gradient comes."""
+
+    def test_a_line_that_helps_is_printed(self):
+        assert causes(checked(Net(detached), 3, 4), "weight")[0].suggestion == LEAVE_OUT
+
+    def test_a_line_that_does_not_help_is_not(self):
+        """What cuts the gradient off is the cast on the same line."""
+
+        def through_a_number(h):
+            h = torch.zeros(3, dtype=torch.int64) + h.detach()[:, 0].long()
+            return h.to(torch.float32)
+
+        def indexed(h):
+            table = torch.arange(100.0)
+            return table[(h * 3).abs().detach().long()]
+
+        for way in (through_a_number, indexed):
+            (cause, *_) = causes(checked(Net(way), 3, 4), "weight")
+            assert "was tried, and fails" in cause.suggestion
+
+    def test_the_function_is_left_as_it_was(self):
+        before = detached.__code__
+        checked(Net(detached), 3, 4)
+        assert detached.__code__ is before

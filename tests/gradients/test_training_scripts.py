@@ -145,6 +145,7 @@ def test_a_loss_that_carries_no_gradient_is_found_on_its_line(name, tmp_path):
     assert set(verdicts(found).values()) == {verdict}
     (fault,) = found.faults()
     assert line in fault.causes[0].location.source
+    assert "was tried" not in fault.causes[0].suggestion
 
 
 def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 from deconv_cli.gradients.automatic_fix import STAY_IN_TORCH, line_without_detachment, write_piecewise_loss
 from deconv_cli.gradients.evidence import Evidence
@@ -17,6 +18,7 @@ from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, O
 
 _DELIBERATE = ("data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _WRAPPERS = ("Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
+_NOT_ENOUGH = "write this line with torch functions that carry gradients; taking out what detaches was tried, and fails"
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
@@ -30,7 +32,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
         return Finding(Verdict.DETACHED, unique_causes(_returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
-        return Finding(Verdict.DETACHED, _causes(forward.log.detachments[index] for index in lost))
+        return Finding(Verdict.DETACHED, _causes(evidence, (forward.log.detachments[index] for index in lost)))
     return None
 
 
@@ -47,7 +49,7 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
         return None
     detachments = [forward.log.detachments[index] for use in uses for index in use.before]
     before = [found for found in detachments if found.lost & bit]
-    return Finding(Verdict.DETACHED, _causes(before or uses))
+    return Finding(Verdict.DETACHED, _causes(evidence, before or uses))
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
@@ -66,12 +68,16 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     if not losing and not outside:
         return None
     detail = f"detached on one of several paths, so the gradient is only a part: {difference}"
-    return Finding(Verdict.DETACHED, _causes(deliberate or losing or outside), detail)
+    return Finding(Verdict.DETACHED, _causes(evidence, deliberate or losing or outside), detail)
 
 
-def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
-    """Explain operations that gradients do not leave, and write what to use instead."""
-    return unique_causes(_cause(found) for found in detachments)
+def _causes(evidence: Evidence, detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
+    """Explain operations that gradients do not leave, and write what to use instead, unless it was tried in vain."""
+    causes = unique_causes(_cause(found) for found in detachments)
+    return tuple(
+        replace(cause, suggestion=_NOT_ENOUGH) if str(cause.location) in evidence.failing_fixes else cause
+        for cause in causes
+    )
 
 
 def _returning_none(operation: Operation, evidence: Evidence) -> Cause:

@@ -1,0 +1,98 @@
+"""A suggested line is tried before it is printed: the function around it runs with that line instead of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import linecache
+import math
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+import torch
+
+from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_without_detachment
+from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+
+_MAX_LINES = 4
+_SAME = 1e-5
+
+
+def find_failing_fixes(subject: Subject, forward: ForwardTrace) -> frozenset[str]:
+    """List the lines where taking out what detaches changes the loss, or brings no gradient to what was cut off.
+
+    Lines that cannot be tried, such as those of recorded passes or of code without a file, are not listed.
+    """
+    if hasattr(subject.model, "running_location"):
+        return frozenset()  # an exported program or a recorded pass runs none of the lines again
+    without = {name: forward.bit(name) for name in subject.trainable if not forward.reached & forward.bit(name)}
+    found = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
+    failing: set[str] = set()
+    tried: set[str] = set()
+    for cut in found:
+        names = [name for name, bit in without.items() if cut.lost & bit]
+        line = line_without_detachment(cut.location.code) if names and cut.location.file else None
+        if line is None or str(cut.location) in tried or len(tried) == _MAX_LINES:
+            continue
+        tried.add(str(cut.location))
+        if _is_cured(subject, cut.location, line, names, float(forward.loss.detach())) is False:
+            failing.add(str(cut.location))
+    return frozenset(failing)
+
+
+def _is_cured(subject: Subject, location: CodeLocation, line: str, names: list[str], loss: float) -> bool | None:
+    """Return whether a line brings gradients to parameters without changing the loss; None where it cannot be tried."""
+    try:
+        with _replaced_line(location, "pass" if line == LEAVE_OUT else line):
+            value = as_scalar(subject.run()[1])
+            wanted = [subject.parameters[name] for name in names]
+            given = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else [None]
+    except (SyntaxError, LookupError, ValueError):
+        return None
+    except Exception:  # noqa: BLE001  the line may not fit what stands around it, in any way
+        return False
+    return math.isclose(float(value.detach()), loss, rel_tol=_SAME, abs_tol=1e-12) and any(
+        gradient is not None for gradient in given
+    )
+
+
+@contextlib.contextmanager
+def _replaced_line(location: CodeLocation, line: str) -> Iterator[None]:
+    """Let the function around a line run with another line for a while.
+
+    Raises:
+        LookupError: there is no such function, or no source.
+    """
+    assert location.file is not None
+    assert location.line is not None
+    lines = list(linecache.getlines(location.file))
+    own = lines[location.line - 1]
+    lines[location.line - 1] = f"{own[: len(own) - len(own.lstrip())]}{line}\n"
+    function = _function_around(location)
+    code = _same_code(compile("".join(lines), location.file, "exec"), function.__code__)
+    kept, function.__code__ = function.__code__, code
+    try:
+        yield
+    finally:
+        function.__code__ = kept
+
+
+def _function_around(location: CodeLocation) -> FunctionType:
+    for found in gc.get_objects():
+        if type(found) is FunctionType and found.__code__.co_filename == location.file:
+            code = found.__code__
+            if code.co_name == location.function and location.line in {n for _, _, n in code.co_lines()}:
+                return found
+    raise LookupError(location.function)
+
+
+def _same_code(module: CodeType, wanted: CodeType) -> CodeType:
+    waiting = [module]
+    while waiting:
+        code = waiting.pop()
+        if (code.co_name, code.co_firstlineno) == (wanted.co_name, wanted.co_firstlineno):
+            return code
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    raise LookupError(wanted.co_name)
