@@ -15,13 +15,13 @@ from deconv_cli.commands.terminal_picture import HALF_BLOCK, SHADES, show_pictur
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 
 
-def drawn(image, monkeypatch, capsys, *, width=40, height=30, is_color=False, **options):
+def drawn(image, monkeypatch, capsys, *, width=40, height=30, is_color=False, n_axes=2, **options):
     """Draw on a terminal of a size, and give the lines that it gets."""
     settings = {"force_terminal": True, "color_system": "truecolor", **options}
     monkeypatch.setattr(
         "rich.console.Console", lambda **given: Console(width=width, height=height, **{**given, **settings})
     )
-    show_picture(image, is_color=is_color)
+    show_picture(image, is_color=is_color, n_axes=n_axes)
     return capsys.readouterr().err.splitlines()
 
 
@@ -37,6 +37,16 @@ def test_two_pixels_share_a_letter(monkeypatch, capsys):
     assert colors_of(first) == [(0, 0, 0, 255, 255, 255), (255, 255, 255, 0, 0, 0)]
     assert colors_of(second) == [(128, 128, 128, 0, 0, 0), (128, 128, 128, 255, 255, 255)]
     assert "4×2 pixels as 4×2; black is 0, white is 1" in note
+
+
+def test_of_a_stack_the_plane_in_the_middle_is_drawn_and_a_signal_is_a_line(monkeypatch, capsys):
+    stack = torch.zeros(1, 1, 3, 2, 2)
+    stack[0, 0, 1, 0] = 1.0
+    line, note = drawn(stack, monkeypatch, capsys, n_axes=3)
+    assert colors_of(line) == [(255, 255, 255, 0, 0, 0)] * 2
+    assert "2×2 pixels" in note
+    _, note = drawn(torch.rand(2, 12), monkeypatch, capsys, n_axes=1)
+    assert "channel 1 of 2, 1×12 pixels" in note
 
 
 def test_colors_are_colors(monkeypatch, capsys):
