@@ -234,3 +234,22 @@ def test_differences_are_taken_per_distance_that_the_file_says(tmp_path, deconv,
     assert np.abs(a - c).max() > 1e-3
     plain = deconv("invert", *words, "--penalty", "identity", "-o", tmp_path / "d.tif").report
     assert not any("apart" in note for note in plain["notes"])
+
+
+def test_the_error_of_a_stack_is_predicted_and_the_page_shows_it_in_cuts(tmp_path, deconv, rng):
+    truth = imagej(tmp_path / "truth.tif", np.float32(100) * (rng.random((8, 16, 18)) > 0.9).astype("float32"))
+    data, words = tmp_path / "data.tif", ("--kernel", "gaussian3d:0.5@0.6", "--force")
+    deconv("forward", truth, *words, "--boundary", "circular", "--noise", "gaussian:0.5", "-o", data)
+    made = [tmp_path / name for name in ("estimate.tif", "error.tif", "trust.tif", "page.html")]
+    options = ("--truth", truth, "--error-map", made[1], "--trust-mask", made[2], "--report", made[3])
+    report = deconv("invert", data, *words, *options, "-o", made[0], "--json").report
+    predicted = report["predicted_error"]
+    assert 0.25 < predicted["root_mean_square"] / predicted["actual_root_mean_square"] < 4
+    for path in made[:3]:
+        read = read_image(path)
+        assert (read.axes, read.shape) == ("ZYX", (8, 16, 18))
+        assert read.spanned_by(3).spacing == pytest.approx((0.5, 0.2, 0.2))
+    assert set(np.unique(tifffile.imread(made[2]))) <= {0, 255}
+    page = made[3].read_text(encoding="utf-8")
+    assert page.count('<svg class="cuts"') == 7
+    assert "What the kernel lets through" in page
