@@ -134,6 +134,15 @@ def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, r
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
 
 
+def test_pages_without_a_letter_are_depth_for_a_tensor_of_three_axes(tmp_path, deconv, rng, save, taps):
+    stack = rng.random(SIZE).astype("float32")
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack", metadata=None)
+    words = ("--kernel", save("k", taps), "--boundary", "circular", "-o", tmp_path / "o.tif")
+    run = deconv("forward", tmp_path / "s.tif", *words)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
+    assert "the pages (axis I) were taken for planes along Z; if they are no depth, choose --axes TYX" in run.stderr
+
+
 def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     film = imagej(tmp_path / "film.tif", rng.random(SIZE).astype("float32"), "TYX")
     plane, stack, kernel = save("plane", np.ones((8, 8))), save("stack", np.ones(SIZE)), save("k", taps)

@@ -76,6 +76,17 @@ def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, n
     assert again._metadata.flavor == image._metadata.flavor
 
 
+def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng):
+    imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
+    image = read_image(tmp_path / "a.tif").spanned_by(3)
+    result = torch.rand(1, 2, 5, 6, 7)
+    plan = plan_output(tmp_path / "b.tif", image, n_channels=2, output_dtype=None, force=False, same_size=True)
+    plan.prepare(result).write({"command": "test"})
+    again = read_image(tmp_path / "b.tif").spanned_by(3)
+    assert (again.axes, again._metadata.flavor) == ("ZCYX", "imagej")
+    torch.testing.assert_close(again.values, result, rtol=0, atol=0)
+
+
 def test_one_plane_after_another_unless_a_kernel_spans_three_axes(tmp_path, rng):
     stored = rng.random((5, 6, 7)).astype("float32")
     imagej(tmp_path / "a.tif", stored, "ZYX")
