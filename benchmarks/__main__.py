@@ -12,7 +12,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import blind, choice, free_form, growth, jpeg, layers, light, peers, photograph, stack_border, textbook
+from benchmarks import (
+    blind,
+    choice,
+    free_form,
+    growth,
+    jpeg,
+    layers,
+    light,
+    peers,
+    photograph,
+    stack_border,
+    stacks,
+    textbook,
+)
 from benchmarks.measuring import Figures, Scale, measure
 from benchmarks.printing import describe_machine
 
@@ -28,6 +41,7 @@ QUESTIONS = {
     "free_form": free_form,
     "layers": layers,
     "stack_border": stack_border,
+    "stacks": stacks,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

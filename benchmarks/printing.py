@@ -13,7 +13,18 @@ import psutil
 
 from benchmarks.measuring import Figures
 
-PACKAGES = ("deconv-cli", "torch", "numpy", "scipy", "sigpy", "pylops", "deepinv", "scikit-image")
+PACKAGES = (
+    "deconv-cli",
+    "torch",
+    "numpy",
+    "scipy",
+    "sigpy",
+    "pylops",
+    "deepinv",
+    "scikit-image",
+    "ci-deconvolve",
+    "RedLionfish",
+)
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,47 @@ def photograph(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     rows, columns = (max(size - n, 0) for n in picture.shape)
     filled = np.pad(picture, ((0, rows), (0, columns)), mode="symmetric")[:size, :size]
     return torch.from_numpy(filled.copy()).to(dtype)[None]
+
+
+def microscope_psf(size: tuple[int, int, int]) -> Tensor:
+    """Draw a point-spread function that widens out of focus, more behind it than ahead, shape `size` in float64."""
+    depth = torch.arange(size[0], dtype=torch.float64) - size[0] // 2
+    rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in size[1:])
+    width = (1.1 + 0.28 * depth.abs() + 0.05 * depth.clamp_min(0))[:, None, None]
+    light = (-((4 * depth / size[0]) ** 2) / 2).exp()[:, None, None] / width**2
+    psf = light * (-(rows[:, None] ** 2 + columns**2) / (2 * width**2)).exp()
+    return psf / psf.sum()
+
+
+def cells(size: tuple[int, int, int], seed: int = 0) -> Tensor:
+    """Draw bodies of even brightness, threads and points over a dark ground, shape `size` in float64, 0 to about 3."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    bodies = _smooth(normal(*size), (4, 8, 8))
+    n, (n_threads, length) = math.prod(size), (max(math.prod(size) // 20_000, 1), 200)
+    points = torch.zeros(n, dtype=torch.float64)
+    points[torch.randint(0, n, (n // 4000,), generator=generator)] = 30
+    steps = 0.15 * normal(n_threads, length, 3).cumsum(1) + normal(n_threads, 1, 3)
+    steps = steps / steps.norm(dim=-1, keepdim=True) * torch.tensor([0.3, 0.7, 0.7], dtype=torch.float64)
+    starts = torch.rand(n_threads, 1, 3, generator=generator, dtype=torch.float64) * torch.tensor(size)
+    places = (starts + steps.cumsum(1)).round().long()
+    planes, rows, columns = places[((places >= 0) & (places < torch.tensor(size))).all(-1)].unbind(-1)
+    points[((planes * size[1] + rows) * size[2] + columns).unique()] += 3
+    edges = _smooth((bodies > 0.8 * bodies.std()).double(), (0.5, 0.5, 0.5))
+    return (0.05 + 0.5 * edges + _smooth(points.reshape(size), (0.6, 0.6, 0.6))).clamp_min(0)
+
+
+def _smooth(x: Tensor, sigmas: tuple[float, float, float]) -> Tensor:
+    """Convolve a stack with a Gaussian, around its edges."""
+    spectrum = torch.fft.rfftn(x)
+    for axis, (n, sigma) in enumerate(zip(x.shape, sigmas, strict=True)):
+        frequencies = torch.fft.rfftfreq(n) if axis == 2 else torch.fft.fftfreq(n)
+        factor = (-2 * (math.pi * sigma * frequencies.double()) ** 2).exp()
+        spectrum *= factor.reshape(-1, *[1] * (2 - axis))
+    return torch.fft.irfftn(spectrum, s=x.shape)
 
 
 def one_shot_filter(y: Tensor, kernel: Tensor, lam: float) -> Tensor:

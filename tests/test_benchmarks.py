@@ -22,12 +22,13 @@ from benchmarks import (
     photograph,
     problems,
     stack_border,
+    stacks,
     textbook,
 )
 from benchmarks.measuring import Case, Scale
 from benchmarks.printing import Target
 
-QUESTIONS = [textbook, peers, photograph, growth, jpeg, layers, light, free_form, stack_border]
+QUESTIONS = [textbook, peers, photograph, growth, jpeg, layers, light, free_form, stack_border, stacks]
 TINY: dict[str, object] = {"size": 8, "n_channels": 2}
 ROOT = Path(__file__).parents[1]
 PEAK = """
@@ -130,3 +131,28 @@ def test_problems_are_what_they_say():
     kernel[1, 1] = 2
     y = problems.features(1, 8)
     assert torch.allclose(problems.one_shot_filter(y, kernel, 0.0), y / 2)
+
+
+def test_stacks_are_what_they_say():
+    psf = problems.microscope_psf((9, 7, 7))
+    assert float(psf.sum()) == pytest.approx(1)
+    widths = (psf * (torch.arange(7.0) - 3) ** 2).sum((1, 2)) / psf.sum((1, 2))
+    assert int(widths.argmin()) == 4
+    assert widths[8] > widths[0]
+    assert torch.equal(psf, psf.flip(1))
+    scene = problems.cells((20, 40, 48))
+    assert scene.shape == (20, 40, 48)
+    assert scene.min() >= 0
+    assert torch.equal(scene, problems.cells((20, 40, 48)))
+    assert scene.median() < 0.1 < scene.quantile(0.95) < 1 < scene.max()
+
+
+def test_a_tiny_stack_is_restored_better_than_it_came():
+    sizes = {"size": [10, 24, 24], "taps": [5, 5, 5]}
+    came = stacks.blurred(**sizes)
+    found = stacks.restored(name="deconv, Richardson–Lucy", n_most=40, **sizes)
+    assert found["inside_db"] > came["inside_db"] + 1
+    assert found["planes_db"] > came["planes_db"] + 1
+    measured = stacks.fifty(name="deconv, Richardson–Lucy", n_iterations=3, **sizes)
+    assert measured["n_iterations"] == 3
+    assert 0 < measured["plane_error"] < 1
