@@ -9,8 +9,9 @@ from torch import Tensor
 
 from deconv_cli.vocabulary import Size
 
-# So many numbers of a few arrays fit the cache of a processor together, and keep its cores busy.
-SLAB = 2**19
+# So many numbers of a few arrays fit the cache of a processor together; for fewer, where its cores have other work too,
+# they wait for one another more often than they compute.
+SLAB = 2**21
 
 
 def space_axes(n_axes: int) -> tuple[int, ...]:
