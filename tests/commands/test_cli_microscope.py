@@ -50,7 +50,7 @@ def test_what_a_file_says_of_its_optics(stack):
 def test_every_channel_gets_its_kernel_and_what_was_assumed_is_listed(deconv, stack, tmp_path):
     pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
     target = tmp_path / "sharp.ome.tif"
-    options = ["--lambda", "1e-2", "--boundary", "circular", "--noise", "white"]
+    options = ["--lambda", "1e-2", "--boundary", "circular"]
     done = deconv("invert", stack, "--kernel", "microscope", "-o", target, "--json", *options,
                   expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))  # fmt: skip
     report = done.report
