@@ -170,9 +170,7 @@ class ChainInverse:
     def _measure(self, y: Tensor, found: Solution, method: ChainMethod, peeled: _Peeled) -> Undone:
         """Hold the estimate against the data, through the chain itself."""
         residual = self._relative_residual(found.value, y)
-        # Under a penalty the data are not met, so that an iteration ends where little is gained.
-        is_minimum = self.lam > 0 and found.certificate <= NEAR
-        if (residual <= ROUNDING * self.eps or is_minimum) and found.status is Status.LOCAL_MINIMUM:
+        if residual <= ROUNDING * self.eps and not found.status.is_success:
             found = replace(found, status=Status.CONVERGED)
         jacobian = Linearization(compose(self.parts), found.value)
         determined = determined_share(jacobian, found.value)
