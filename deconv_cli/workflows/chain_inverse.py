@@ -24,6 +24,7 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bounded_gauss_newton import OBJECTIVE, solve_bounded_nonlinear
 from deconv_cli.solvers.bounded_least_squares import solve_bounded
 from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.norms import relative
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solve import largest_singular_value_of
 from deconv_cli.workflows.chain_parts import Part, PartKind, compose, pools_first
@@ -179,11 +180,11 @@ class ChainInverse:
     def _gradient(self, x: Tensor, y: Tensor) -> float:
         """Compute the certificate ‖Jᵀ(y − f(x))‖ / ‖Jᵀy‖, J the derivative of the chain."""
         jacobian = Linearization(compose(self.parts), x)
-        scale = jacobian.adjoint(y).norm().clamp_min(torch.finfo(y.dtype).tiny)
-        return synchronize.as_number(jacobian.adjoint(y - jacobian.value).norm() / scale)
+        gradient = jacobian.adjoint(y - jacobian.value)
+        return synchronize.as_number(relative(gradient.norm(), jacobian.adjoint(y).norm()))
 
     def _relative_residual(self, x: Tensor, y: Tensor) -> float:
-        return synchronize.as_number((self.output_of(x) - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
+        return synchronize.as_number(relative((self.output_of(x) - y).norm(), y.norm()))
 
 
 @dataclass(frozen=True, eq=False)

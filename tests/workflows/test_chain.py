@@ -194,6 +194,13 @@ def test_data_that_the_chain_cannot_give_are_doubted():
     assert "beyond what their layer can give" in result.notes[0]
 
 
+def test_an_activation_of_zeros_is_met_within_its_bounds():
+    net = trained(nn.Conv2d(2, 3, 1), nn.ReLU())
+    result = deconv_cli.invert_chain(torch.zeros(3, 4, 4), net)
+    assert result.relative_residual < 1e-12
+    assert not result.doubts
+
+
 def test_a_module_is_copied_and_acts_in_evaluation_mode():
     net = trained(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).float().train().requires_grad_()
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
