@@ -5,6 +5,7 @@ Every right-hand side has its own coefficients, so that a batch gives what its m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ Watch = Callable[[Tensor], bool]
 
 # A cycle of GMRES that does not bring the residual below this part of what it was is the last.
 MIN_GAIN = 0.9
+# A residual so many times as large as it was before shows that the recurrence has lost the truth to rounding.
+DIVERGED = 100.0
 # Products that are added up at once.
 MAX_NUMBERS_AT_ONCE = 2**20
 
@@ -52,16 +55,19 @@ def solve_definite(
     gamma = dot(residual, z)
     direction = z.clone() if z is residual else z
     del z
-    going = synchronize.holds_anywhere(gamma > 0)
-    while going:
+    goes_on, least = gamma > 0, torch.full_like(gamma, math.inf)
+    while synchronize.holds_anywhere(goes_on):
         image = apply(direction)
-        alpha = safe_ratio(gamma, dot(direction, image)).to(right.dtype)[:, None]
+        # Beyond what rounding allows the recurrence diverges: what is lost stays as it is.
+        alpha = torch.where(goes_on, safe_ratio(gamma, dot(direction, image)), 0).to(right.dtype)[:, None]
         x.addcmul_(alpha, direction)
         residual.addcmul_(alpha, image, value=-1)
         del image
-        going = watch(measure(residual) if measure is not None else dot(residual, residual).sqrt())
-        if not going:
+        remaining = measure(residual) if measure is not None else dot(residual, residual).sqrt()
+        if not watch(remaining):
             break
+        least = torch.minimum(least, remaining)
+        goes_on = goes_on & (remaining <= DIVERGED * least)
         z = precondition(residual)
         previous, gamma = gamma, dot(residual, z)
         direction = direction.mul_(safe_ratio(gamma, previous).to(right.dtype)[:, None]).add_(z)

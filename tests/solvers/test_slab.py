@@ -184,3 +184,16 @@ def test_auto_takes_it_where_it_is_the_cheapest(kernel_size, size, boundary, pen
 def test_matrices_that_rounding_leaves_indefinite_do_no_harm():
     matrices = torch.stack([torch.eye(3), -torch.eye(3)]).to(torch.complex64)
     assert torch.equal(closed_slab._invert_definite(matrices), torch.eye(3).expand(2, 3, 3).to(torch.complex64))
+
+
+def test_a_recurrence_that_rounding_has_lost_is_stopped():
+    """White noise under a small λ in float32: one image of the two cannot reach the tolerance."""
+    steps = torch.arange(-2.0, 3.0)
+    line = torch.exp(-0.5 * steps.square())
+    taps = torch.exp(-0.5 * (steps / 1.2).square())[:, None, None] * line[:, None] * line
+    settings = {"boundary": "unknown", "lam": 1e-4, "penalty": "gradient", "method": "slab", "max_iterations": 400}
+    inverse = deconv_cli.pseudo_inverse(taps / taps.sum(), input_size=(14, 20, 18), dimensions=3, **settings)
+    y = torch.randn(4, 1, 14, 20, 18, generator=torch.Generator().manual_seed(3))[:2]
+    solution = inverse.solve(y)
+    assert solution.certificate <= 5e-6
+    assert solution.n_iterations < 400

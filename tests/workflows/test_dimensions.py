@@ -102,6 +102,14 @@ class TestCombinations:
         assert check_inverse(boundary, padding, shape, size, lam) <= 1e-9
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("lam", [0.0, 1e-3])
+def test_many_more_combinations(lam):
+    for boundary, padding, shape, size in combinations(N_MANY):
+        check_forward(boundary, padding, shape, size)
+        assert check_inverse(boundary, padding, shape, size, lam) <= 1e-9, (boundary, padding, shape, size)
+
+
 STACK = random((2, 3, 4, 9, 8))
 BLUR = torch.tensor([[0.0, 1.0, 0.0], [2.0, 5.0, 1.0], [0.0, 1.0, 1.0]], dtype=torch.float64) / 11
 
