@@ -76,11 +76,12 @@ class LayeredSolver(Solver):
         # A step applies the layer and its transpose; without λ a known image is found again first.
         n_steps = N_STEPS if problem.lam > 0 else 2 * N_STEPS
         # The matrix at each frequency is inverted once, and applied in every step.
-        side = min(layer.plain_taps(layer.kernel).shape[1:3])
+        channels = layer.plain_taps(layer.kernel).shape[1:3]
+        side = min(channels)
         n_places = layer.options.groups * math.prod(half_spectrum(_torus_of(layer)))
         blocks = n_places * (side**3 + n_steps * 8 * side**2)
         n_operations = 2 * n_steps * (n_products + OPERATIONS_PER_STEP) + blocks
-        n_symbol = N_SYMBOLS * 16 * (n_inputs + n_outputs) * max(layer.kernel.shape[:2])
+        n_symbol = N_SYMBOLS * 16 * n_places * math.prod(channels)
         return Cost(n_operations, n_symbol, N_IMAGES * 8 * (n_inputs + n_outputs))
 
     def reason(self, problem: TikhonovProblem) -> str:
