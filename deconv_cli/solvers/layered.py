@@ -9,7 +9,7 @@ Moore–Penrose inverse has two cases, of pixels that some output depends on and
   in the range of Aᴴ, where the solution of least norm lies (Björck, Numerical Methods for Least Squares Problems, 1996,
   section 7.4.3, without a preconditioner).
 
-Which one it is follows from the channels, and is tested on an image whose answer is known. Where neither holds, plain
+Which one it is follows from the channels, and is tested on a small image that is known. Where neither holds, plain
 conjugate gradients started from zero have the last word. Groups are a batch, each with step lengths of its own.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, half_spectrum, space_axes
 from deconv_cli.operators.circulant import multiply_lines, next_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
 from deconv_cli.operators.layer_geometry import GridAxis
 from deconv_cli.operators.linear_operator import LinearOperator
@@ -45,6 +46,8 @@ from deconv_cli.vocabulary import Size
 
 # A known image must be found again this well from its outputs, or the outputs do not determine it.
 MAX_PROBE_ERROR = 1e-4
+# It is so many kernels and pixels long at least.
+PROBE_KERNELS, PROBE_MARGIN = 4, 8
 PROBE_RULE = StoppingRule(tolerance=1e-6, max_iterations=300)
 # Measured for layers of trained networks: 10 to 60 steps.
 N_STEPS = 30
@@ -73,8 +76,8 @@ class LayeredSolver(Solver):
         assert isinstance(layer, LayerConvolution)
         n_inputs, n_outputs = math.prod(layer.input_shape), math.prod(layer.output_shape)
         n_products = (n_inputs if layer.options.transposed else n_outputs) * layer.kernel[0].numel()
-        # A step applies the layer and its transpose; without λ a known image is found again first.
-        n_steps = N_STEPS if problem.lam > 0 else 2 * N_STEPS
+        # A step applies the layer and its transpose; without λ a small known image is found again first.
+        n_steps = N_STEPS if problem.lam > 0 else 1.5 * N_STEPS
         # The matrix at each frequency is inverted once, and applied in every step.
         channels = layer.plain_taps(layer.kernel).shape[1:3]
         side = min(channels)
@@ -124,7 +127,9 @@ class LayeredInverse(Inverse):
         """Which equations give the Moore–Penrose solution: those of the `image`, of the `data`, or `plain` ones."""
         n_outputs, n_inputs = self._layer.layer.plain_taps(self._layer.layer.kernel).shape[1:3]
         sides = ("image", "data") if n_outputs >= n_inputs else ("data", "image")
-        return next((side for side in sides if self._is_sound(side)), "plain")
+        small = _smaller(self.problem.operator)
+        tried = self if small is None else LayeredInverse(replace(self.problem, operator=small), self._rule)
+        return next((side for side in sides if tried._is_sound(side)), "plain")
 
     def _is_sound(self, side: str) -> bool:
         """Find numbers again that lie on one side, from what the layer makes of them, without many iterations."""
@@ -214,6 +219,24 @@ class LayeredInverse(Inverse):
 
     def _unite(self, images: Tensor, like: Tensor) -> Tensor:
         return self._layer.unite(images).to(like.dtype)
+
+
+def _smaller(layer: Convolution) -> LayerConvolution | None:
+    """Give the same layer for a smaller image, whose borders lie apart all the same; `None` where that is no smaller.
+
+    What the outputs lose, they lose along the borders, or at every size.
+    """
+    assert isinstance(layer, LayerConvolution)
+    sizes = []
+    for n, axis in zip(layer.geometry.image_size, layer.grid_axes, strict=True):
+        step = 1 if layer.options.transposed else axis.stride
+        least = step * (PROBE_KERNELS * len(tap_table(axis, on_torus=True)[0]) + PROBE_MARGIN)
+        sizes.append(n - step * max((n - least) // step, 0))
+    if tuple(sizes) == layer.geometry.image_size:
+        return None
+    return LayerConvolution(
+        layer.kernel, tuple(sizes), layer.options, padding=layer.geometry.pads, boundary=layer.boundary
+    )
 
 
 class LayerTorus:
