@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from cases import random
@@ -79,3 +81,60 @@ def test_every_method_solves_data_gradients_and_their_transposes(method: str, la
 
 def _error(found: Tensor, expected: Tensor) -> float:
     return float((found.flatten(1) - expected).norm() / expected.norm())
+
+
+LAYER = {"stride": 2, "padding": 1, "groups": 2, "dimensions": 2}
+"""Of 6 outputs and 4 inputs with 3 × 3 taps, on images of 8 × 7 pixels."""
+
+
+def _inverse(kernel: Tensor, **more: object) -> deconv_cli.PseudoInverse:
+    return deconv_cli.pseudo_inverse(kernel, input_size=(8, 7), **LAYER | more)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [("phases", {"padding": 0}), ("dense", {}), ("layered", {}), ("phases", {"lam": 1e-2})]
+)
+def test_a_saved_inverse_gives_the_same_bits(method: str, more: dict, tmp_path: Path) -> None:
+    if method == "phases":
+        more = more | {"stride": (2, 1)}
+    inverse = _inverse(random((6, 2, 3, 3), seed=1), method=method, **more)
+    y = random(inverse.operator.output_shape, seed=2)
+    deconv_cli.save_pseudo_inverse(inverse, tmp_path / "layer.safetensors")
+    again = deconv_cli.load_pseudo_inverse(tmp_path / "layer.safetensors")
+    assert again.choice == inverse.choice
+    assert torch.equal(again(y), inverse(y))
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-2])
+@pytest.mark.parametrize("options", [{}, {"groups": 1, "transposed": True, "output_padding": 1}])
+def test_derivatives_in_data_and_taps(lam: float, options: dict) -> None:
+    # Several channels for one: the data determine the image, so that the rank does not change with the taps.
+    shape = (1, 3, 2, 2) if options else (5, 1, 2, 2)
+    settings = {"stride": 2, "padding": 1, "groups": 1, "dimensions": 2, "input_size": (3, 2), "lam": lam} | options
+    taps = random(shape, seed=3)
+    y = random(deconv_cli.pseudo_inverse(taps, **settings).operator.output_shape, seed=4)
+    taps.requires_grad_()
+    y.requires_grad_()
+    assert torch.autograd.gradcheck(lambda t, d: deconv_cli.pseudo_inverse(t, **settings)(d), (taps, y))
+
+
+def test_the_report_says_what_no_output_depends_on() -> None:
+    kernel = random((4, 3, 1, 1), seed=5)
+    x = random((3, 8, 8), seed=6)
+    y = deconv_cli.forward(x, kernel, stride=2)
+    result = deconv_cli.invert(y, kernel, stride=2, lam=0.0)
+    assert any(
+        note.startswith("no output depends on 75 % of the pixels of the image, such as (0, 1)") for note in result.notes
+    )
+    assert float((result.image[:, ::2, ::2] - x[:, ::2, ::2]).abs().max()) < 1e-10
+    assert float(result.image[:, 1::2].abs().max()) < 1e-12
+    wide = deconv_cli.invert(y[:2], kernel[:2], stride=2, lam=0.0)
+    assert any("32 outputs determine at most 66.7 % of the 48 numbers" in note for note in wide.notes)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lam": "auto"}, {"lambda_rule": "gcv"}, {"prior": "tv"}, {"predict": True}, {"noise": "auto"}]
+)
+def test_what_is_for_plain_convolutions_alone_is_refused(options: dict) -> None:
+    with pytest.raises(deconv_cli.UsageError, match="for plain convolutions alone, but this layer is one"):
+        deconv_cli.invert(random((2, 4, 4)), random((2, 1, 3, 3)), stride=2, **options)
