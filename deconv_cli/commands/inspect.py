@@ -14,12 +14,13 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.facts import print_facts
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.errors import DeconvError, UnsafeInputError, UsageError
+from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, parse_padding, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.io.file_inspection import Entry, Inspected
     from deconv_cli.io.tensors import TensorCodec, TensorFile
+    from deconv_cli.models.kernel_files import KernelFile
 
 EXAMPLE = "Example: deconv inspect sample_images/layer.safetensors --size 32,32"
 
@@ -183,6 +184,7 @@ class _Reader:
             normalize=self._reading.normalize,
             dimensions=None if self._size is None else len(self._size),
         )
+        _check_plain(read)
         size = self._size or IMAGE_SIZES[read.dimensions]
         if len(size) != read.dimensions:
             raise UsageError(
@@ -208,6 +210,26 @@ class _Reader:
         is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
         planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
         show_picture(planes, is_color=is_color)
+
+
+def _check_plain(read: KernelFile) -> None:
+    """Refuse to judge a layer by its taps alone, where it does more than to slide them by single pixels.
+
+    Raises:
+        ShapeError: it does.
+    """
+    from deconv_cli.commands.loaded_kernel import recorded_by_model
+
+    if read.geometry and not (layer := recorded_by_model(read.geometry).layer).is_plain:
+        raise ShapeError(
+            f"'{read.path}' holds a layer with {layer.describe()}, whose spectrum and borders are not those of its "
+            "taps; deconv invert undoes it all the same."
+        )
+    if read.bias is not None and len(read.bias) != len(read.kernel):
+        raise ShapeError(
+            f"the bias of '{read.path}' has {len(read.bias)} numbers, but a kernel of shape {tuple(read.kernel.shape)} "
+            f"has {len(read.kernel)} outputs; the layer may be a transposed one, which its tensors do not say."
+        )
 
 
 def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:

@@ -193,13 +193,13 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
         read.notes,
         again,
         read.picture_notes,
-        _recorded(read.geometry) if read.geometry else None,
+        recorded_by_model(read.geometry) if read.geometry else None,
         is_ambiguous=read.is_ambiguous,
         spacing=read.spacing,
     )
 
 
-def _recorded(geometry: dict[str, Any]) -> RecordedConvolution:
+def recorded_by_model(geometry: dict[str, Any]) -> RecordedConvolution:
     """Take stride, padding and the rest from what a model file says of a layer."""
     from deconv_cli.workflows.resolution import RecordedConvolution
 
