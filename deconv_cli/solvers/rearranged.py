@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -50,21 +50,17 @@ class PhasesSolver(Solver):
         is_moved = len(parts) != 1 or not _keeps_order(operator, parts[0])
         if problem.lam > 0 and find_penalty(problem.penalty).takes_differences and is_moved:
             return f"moves neighboring pixels apart, so that penalty {problem.penalty} is none of theirs any more"
-        for plain in _Rearranged(problem).first_problems():
-            try:
-                method = choose_method(plain).method
-            except UsageError:
-                method = ITERATED
-            if method == ITERATED:
-                return "leads to plain convolutions that only an iteration solves"
+        if ITERATED in _rearranged(problem).methods:
+            return "leads to plain convolutions that only an iteration solves"
         return None
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Add up what the plain problems take."""
-        rearranged, n_groups = _Rearranged(problem), _layer(problem).options.groups
+        rearranged, n_groups = _rearranged(problem), _layer(problem).options.groups
         n_operations, n_built, n_applied = 0.0, 0, 0
-        for plain, parts in zip(rearranged.first_problems(), rearranged.classes, strict=True):
-            cost = find_solver(choose_method(plain).method).cost(plain)
+        plain_problems = zip(rearranged.first_problems, rearranged.classes, rearranged.methods, strict=True)
+        for plain, parts, method in plain_problems:
+            cost = find_solver(method).cost(plain)
             n_applications = n_groups * len(parts)
             once = n_groups * (OPERATIONS_PER_PROBLEM + transform_operations(plain))
             n_operations += once + n_applications * cost.n_operations
@@ -74,8 +70,8 @@ class PhasesSolver(Solver):
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Say how many plain problems it is."""
-        rearranged, n_groups = _Rearranged(problem), _layer(problem).options.groups
-        method = choose_method(rearranged.first_problems()[0]).method
+        rearranged, n_groups = _rearranged(problem), _layer(problem).options.groups
+        method = " and ".join(dict.fromkeys(rearranged.methods)) or "none"
         n_problems = n_groups * sum(map(len, rearranged.classes))
         plain = "one plain convolution" if n_problems == 1 else f"{n_problems} plain convolutions"
         return f"with its pixels rearranged the layer is {plain}, undone by method {method}"
@@ -136,9 +132,28 @@ class _Rearranged:
         known = self.problem.sigma_max if self.problem.lam > 0 else self.problem.known_sigma_max
         return replace(self.problem, operator=plain, known_sigma_max=known)
 
+    @cached_property
     def first_problems(self) -> list[TikhonovProblem]:
-        """Write down one problem of each class, that of the first group."""
+        """One problem of each class, that of the first group."""
         return [self.problem_of(parts[0], 0) for parts in self.classes]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The method of each class that costs least."""
+        return [_method_of(plain) for plain in self.first_problems]
+
+
+def _method_of(plain: TikhonovProblem) -> str:
+    try:
+        return choose_method(plain).method
+    except UsageError:  # nothing but an iteration is left
+        return ITERATED
+
+
+@lru_cache(maxsize=2)
+def _rearranged(problem: TikhonovProblem) -> _Rearranged:
+    """Rearrange a problem once for all that is asked of it, one after the other."""
+    return _Rearranged(problem)
 
 
 class PhasesInverse(Inverse):
@@ -159,9 +174,9 @@ class PhasesInverse(Inverse):
         layer = _layer(problem)
         self._transposed, self._groups = layer.options.transposed, layer.options.groups
         self._grouped = GroupedLayer(layer)
-        rearranged = _Rearranged(problem)
+        rearranged = _rearranged(problem)
         self._classes = rearranged.classes
-        methods = self._choose(rearranged) if factors is None else _read_methods(factors, len(self._classes))
+        methods = rearranged.methods if factors is None else _read_methods(factors, len(self._classes))
         self._methods = methods
         self._inverses = [
             [
@@ -170,9 +185,6 @@ class PhasesInverse(Inverse):
             ]
             for at, (parts, method) in enumerate(zip(self._classes, methods, strict=True))
         ]
-
-    def _choose(self, rearranged: _Rearranged) -> list[str]:
-        return [choose_method(plain).method for plain in rearranged.first_problems()]
 
     def factors(self) -> dict[str, Tensor]:
         """Return the factors of the plain inverses, and their methods as text."""
