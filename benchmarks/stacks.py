@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -231,7 +232,9 @@ def _skimage(counts: Tensor, psf: Tensor, n_iterations: int) -> Tensor:
 def _red_lionfish(counts: Tensor, psf: Tensor, n_iterations: int) -> Tensor:
     from RedLionfishDeconv import doRLDeconvolutionFromNpArrays
 
-    found = doRLDeconvolutionFromNpArrays(counts.numpy(), psf.numpy(), niter=n_iterations, method="cpu")
+    # Around stacks of even size it centers one of even size alone.
+    centered = np.pad(psf.numpy(), [(1, 0)] * 3)
+    found = doRLDeconvolutionFromNpArrays(counts.numpy(), centered, niter=n_iterations, method="cpu")
     return torch.from_numpy(found)
 
 

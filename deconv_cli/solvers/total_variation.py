@@ -42,7 +42,7 @@ MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse.
 N_EXTRA_IMAGES = 14
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
-INNER_METHODS = ("fft", "strip", "iterative", "varying")
+INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying")
 
 
 class TotalVariation(Prior):

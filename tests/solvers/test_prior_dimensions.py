@@ -63,6 +63,7 @@ def test_no_image_has_less_total_variation(problem, boundary):
     solution = estimate.solve(y)
     assert solution.status is Status.CONVERGED
     assert solution.certificate <= 1e-6
+    assert (estimate.choice.method == "slab") == (boundary == "unknown")
     # Written down anew: neighbors inside the frame, by distance.
     D = torch.stack([difference(operator.input_shape, axis, boundary == "circular") for axis in range(len(size))])
     if spacing is not None:
