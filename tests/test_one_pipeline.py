@@ -174,6 +174,7 @@ def test_the_same_bytes_and_reasons(files, settings):
     assert done.exit_code == (ExitCode.SUCCESS if result.is_trusted else ExitCode.UNTRUSTWORTHY)
     record = json.loads(done.stdout)
     assert np.load(folder / "x.npy").tobytes() == result.image.double().numpy().tobytes()
+    assert record["dimensions"] == result.settings.dimensions == 2
     assert record["boundary"] == result.boundary
     assert record["boundary_reason"] == result.reasons.boundary
     assert (record["light"], record["light_reason"]) == (result.settings.light, result.reasons.light)

@@ -70,6 +70,7 @@ def _details(run: ImageRun) -> Record:
     result = run.reconstruction
     return {
         "factor": run.factor and dict(vars(run.factor)),
+        "dimensions": result.settings.dimensions,
         "boundary": result.boundary,
         "boundary_reason": result.reasons.boundary,
         **_describe_light(result.settings.light, result.reasons.light, result.tone_curve),

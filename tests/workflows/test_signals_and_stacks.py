@@ -16,6 +16,8 @@ from deconv_cli.diagnostics.noise_level import estimate_noise, estimate_noise_of
 from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum
 from deconv_cli.diagnostics.well_posedness import UNTESTED_IN_SPACE
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.workflows.pipeline import Pipeline
 
 SIZES = {1: (500,), 3: (12, 18, 17)}
 REACH = {1: 8, 3: 2}
@@ -226,3 +228,19 @@ class TestWellPosedness:
         found = deconv_cli.invert(random((1, 6, 7, 8)), random((3, 3, 3)), dimensions=3, lam=1e-2).well_posedness
         assert found.is_well_posed is None
         assert found.reason == UNTESTED_IN_SPACE
+
+
+@pytest.mark.parametrize(
+    ("n", "shape", "kernel"), [(1, (2, 60), (5,)), (3, (1, 8, 12, 10), (3, 3, 3)), (3, (2, 4, 12, 10), (3, 3))]
+)
+def test_what_a_page_shows_has_the_axes_of_the_data(n, shape, kernel):
+    """The last is a kernel of two axes, which works on planes."""
+    y, taps = random(shape).abs(), random(kernel).abs()
+    pipeline = Pipeline(taps, ReconstructionSettings(dimensions=n, defaults="picture", lam=1e-2, predict=True))
+    result = pipeline.reconstruct(y)
+    assert result.image.shape == result.predicted_error.map.shape == y.shape
+    found = pipeline.diagnose(result, y)
+    assert found.residual.shape == y.shape
+    assert found.gain_map.shape == (2, *shape[-len(kernel) :])
+    # A detail under other λ is cut out of planes alone.
+    assert bool(pipeline.vary_lambda(result, y)) == (len(kernel) == 2)
