@@ -181,7 +181,8 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
     assert "Both have one scale" in plain
 
 
-def test_nothing_of_matplotlib_is_left_changed(contents):
+def test_nothing_of_matplotlib_is_left_changed(contents, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # another library may have loaded it
     # Past the mapping's own way, which would load pyplot to settle the backend.
     before = dict(dict.items(matplotlib.rcParams))
     level = logging.getLogger("matplotlib").level

@@ -132,7 +132,8 @@ def test_the_heaviest_penalty_leaves_the_strip_near_and_knowing_it(boundary, dty
     tolerance = 1e-6 if dtype == torch.float32 else 1e-10
     solution, distance = solved(KERNELS["gauss"].to(dtype), boundary, "strip", lam=1e8, penalty="laplacian")
     assert solution.certificate > 1e-9
-    assert distance <= solution.distance_bound + 1e-10 <= 20 * tolerance
+    # The dense solution that the distance is measured to is rounded too: λ times the last place is 2e-8 here.
+    assert distance <= solution.distance_bound + 1e-9 <= 20 * tolerance
     assert (solution.status is Status.CONVERGED) == (solution.distance_bound <= tolerance)
 
 
