@@ -241,6 +241,7 @@ def _apply(context: Context, job: Job, convolution: _Convolution, added: _AddedN
         rerun=context.rerun(job, prepared, options),
         padding=padding,
         boundary=boundary,
+        input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),
         layer=layer,
         light=chosen,
         noise=added.text,

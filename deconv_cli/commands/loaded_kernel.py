@@ -207,7 +207,9 @@ def recorded_by_model(geometry: dict[str, Any]) -> RecordedConvolution:
     options: dict[str, Any] = {name: _as_options(value) for name, value in geometry.items() if name in names}
     mode, padding = str(geometry.get("padding_mode", "zeros")), check_padding(geometry.get("padding", 0))
     boundary = "zero" if mode == "zeros" else mode
-    return RecordedConvolution(boundary, padding, None, LayerOptions(**options), "that of the layer in the model file")
+    return RecordedConvolution(
+        boundary, padding, None, LayerOptions(**options), reason="that of the layer in the model file"
+    )
 
 
 def _as_options(value: object) -> object:

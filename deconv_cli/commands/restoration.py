@@ -14,6 +14,7 @@ from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
+from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import DEFAULTS, ReconstructionSettings, as_typed
@@ -78,6 +79,7 @@ class Restoration:
         loaded = context.read(job, image)
         pipeline = self._pipeline(loaded.image)
         recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
+        check_no_tap(loaded.image)
         recorded = recorded or context.loaded.recorded
         resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
@@ -228,7 +230,8 @@ def recorded_convolution(
         made_by = record["kernel"]
         light = Light(record.get("light", Light.STORED))  # before there was a choice
         boundary, padding = BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"])
-        found = RecordedConvolution(boundary, padding, light, LayerOptions(**record.get("layer_options", {})))
+        layer, size = LayerOptions(**record.get("layer_options", {})), record.get("input_size")
+        found = RecordedConvolution(boundary, padding, light, layer, None if size is None else tuple(map(int, size)))
         sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()
@@ -243,6 +246,20 @@ def recorded_convolution(
         *notes,
         f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )
+
+
+def check_no_tap(image: ImageFile) -> None:
+    """Refuse to undo products where `deconv forward` took another tap.
+
+    Raises:
+        UsageError: it did.
+    """
+    record = image.record or {}
+    if record.get("command") == "forward" and record.get("tap") is not None:
+        raise UsageError(
+            f"deconv forward made '{image.path}' with --tap {record['tap']}, which is no product; give --tap "
+            f"{record['tap']}, or --tap product if that is meant."
+        )
 
 
 def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstruction) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
+from deconv_cli.operators.geometry import Pads
 from deconv_cli.report.record import Record, finite_or_none
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.custom_taps import TapReconstruction
@@ -143,9 +144,15 @@ def describe_well_posedness(finding: WellPosedness) -> Record:
         "is_deep": finding.is_deep,
         "advice": list(finding.advice),
         "advised_lambda": finding.advised_lambda,
-        "advised_pads": pads
-        and {"top": pads.before[0], "bottom": pads.after[0], "left": pads.before[1], "right": pads.after[1]},
+        "advised_pads": pads and _describe_pads(pads),
     }
+
+
+def _describe_pads(pads: Pads) -> dict[str, int]:
+    """Name the pixels added on each side: left and right of signals, above and below too of pictures."""
+    sides = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(pads.before) :]
+    numbers = zip(pads.before, pads.after, strict=True)
+    return {side: n for pair, both in zip(sides, numbers, strict=True) for side, n in zip(pair, both, strict=True)}
 
 
 def describe_diagnosis(diagnosis: Diagnosis) -> Record:

@@ -12,7 +12,7 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import Convention, PaddingLike
+from deconv_cli.vocabulary import Convention, PaddingLike, Size
 from deconv_cli.workflows.custom_taps import TapReconstruction
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
@@ -115,11 +115,12 @@ class ForwardRun(ImageRun):
     """A finished run of `deconv forward`, in what it acted, and with the noise that was added; `None` for none.
 
     `tap` is what was summed in the place of products, as it was typed; `None` for products. `layer` is the stride, the
-    dilation and the rest.
+    dilation and the rest; `input_size` are the pixels of the image along each axis of space.
     """
 
     padding: PaddingLike
     boundary: str
+    input_size: Size
     light: ChosenLight
     noise: str | None
     seed: int | None

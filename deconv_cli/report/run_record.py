@@ -58,7 +58,7 @@ def _details(run: ImageRun) -> Record:
         return {
             "padding": format_padding(run.padding),
             "boundary": run.boundary,
-            **({} if run.layer.is_plain else {"layer_options": run.layer.record()}),
+            **({} if run.layer.is_plain else {"layer_options": run.layer.record(), "input_size": list(run.input_size)}),
             **_describe_light(light.light, light.reason, light.curve),
             "noise": run.noise,
             "seed": run.seed,

@@ -27,6 +27,8 @@ from deconv_cli.workflows.arithmetic import check_image
 WIDTHS = 5.0
 """A window takes so many times the full width at half maximum, if nobody says how large it is to be."""
 LEAST_SIDE, FIRST_SIDE = 9, 15
+SEEN_OF_A_BEAD = 0.8
+"""A ball that is seen without any blur is wider than this part of its diameter, at half of its maximum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,13 @@ def psf_from_beads(
     average = average_beads(windows)
     psf = average.template
     if bead_diameter > 0:
+        seen = [float(width) * length for width, length in zip(full_widths(psf[None])[0], step, strict=True)]
+        if SEEN_OF_A_BEAD * bead_diameter > min(seen):
+            raise UsageError(
+                f"beads of diameter {bead_diameter:g} would be seen wider than these are, whose full widths at half "
+                f"maximum are {' × '.join(f'{width:.3g}' for width in seen)}; give bead_diameter and spacing in one "
+                "unit."
+            )
         psf = take_off_size(psf, bead_diameter, step)
     negative = float(-psf.clamp_max(0).sum())
     psf = psf.clamp_min(0)

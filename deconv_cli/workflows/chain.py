@@ -23,6 +23,11 @@ from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason
 TAKEN = ("defaults", "input_size", "lam", "penalty", "tolerance", "max_iterations", "dtype")
 """The settings that the inversion of a chain heeds."""
 
+MAX_AMPLIFICATION = 100.0
+"""An estimate that is so many times as large as the data need is doubted where they do not determine it."""
+FULL_SHARE = 0.999
+"""From this share on the data determine an input."""
+
 
 @dataclass(frozen=True)
 class ChainLayer:
@@ -46,6 +51,7 @@ class ChainInversion:
         penalty: the name of L.
         relative_residual: ‖f(x̂) − y‖ / ‖y‖ through the chain itself, the largest of the batch.
         determined: how much of the input the data determine around the estimate, the least of the batch.
+        amplification: how many times larger the estimate is than the data need, the largest of the batch.
         notes: what else to know, a sentence each.
     """
 
@@ -57,6 +63,7 @@ class ChainInversion:
     penalty: str
     relative_residual: float
     determined: DeterminedShare
+    amplification: float
     notes: tuple[str, ...]
 
     @property
@@ -69,6 +76,14 @@ class ChainInversion:
                     DoubtReason.RESIDUAL,
                     f"the chain makes something else of the estimate: {100 * self.relative_residual:.2g} % of the data "
                     "are left; check that the data are the output of these layers in evaluation mode",
+                )
+            )
+        if self.amplification > MAX_AMPLIFICATION and self.determined.share < FULL_SHARE:
+            found.append(
+                Doubt(
+                    DoubtReason.AMPLIFICATION,
+                    f"the estimate is {self.amplification:.2g} times as large as the data need, in directions that "
+                    "they leave open; use λ > 0, which keeps these small",
                 )
             )
         return tuple(found)
@@ -125,6 +140,7 @@ def invert_chain(
         penalty=chain.penalty,
         relative_residual=max(one.relative_residual for one in found),
         determined=min((one.determined for one in found), key=lambda one: one.share),
+        amplification=max(one.amplification for one in found),
         notes=_notes(found),
     )
 

@@ -55,6 +55,8 @@ class Undone:
         method: how it was undone.
         relative_residual: ‖f(x̂) − y‖ / ‖y‖ through the chain itself.
         determined: how much of the image the data determine around it.
+        amplification: ‖J‖‖x̂‖ / ‖g(x̂)‖, g the chain without the activations that were undone, J its derivative: how far
+            the parts of the estimate cancel.
         bounds_of: for each activation that was undone how many of its values were bounds alone, and how many it has.
         n_impossible: values that no input gives.
     """
@@ -63,6 +65,7 @@ class Undone:
     method: ChainMethod
     relative_residual: float
     determined: DeterminedShare
+    amplification: float
     bounds_of: dict[Part, tuple[int, int]]
     n_impossible: int
 
@@ -175,7 +178,10 @@ class ChainInverse:
             found = replace(found, status=Status.CONVERGED)
         jacobian = Linearization(compose(self.parts), found.value)
         determined = determined_share(jacobian, found.value)
-        return Undone(found, method, residual, determined, peeled.bounds_of, peeled.n_impossible)
+        left = Linearization(compose(peeled.parts), found.value)
+        size = largest_singular_value_of(left, found.value) * found.value.norm()
+        amplification = synchronize.as_number(relative(size, left.value.norm()))
+        return Undone(found, method, residual, determined, amplification, peeled.bounds_of, peeled.n_impossible)
 
     def _gradient(self, x: Tensor, y: Tensor) -> float:
         """Compute the certificate ‖Jᵀ(y − f(x))‖ / ‖Jᵀy‖, J the derivative of the chain."""

@@ -24,6 +24,8 @@ from deconv_cli.workflows.arithmetic import check_image
 
 CHANNELS = ("shared", "each", "mix")
 """One kernel for all channels, one for each, or one that mixes them."""
+ALL_BUT = 1e-3
+"""A residual that is no larger a part of held-out data is none."""
 RIM, ROUNDING = 2.0, 1e-12
 """Outermost taps of this many error bars, in the root mean square, are no noise; squares below this share are zero."""
 N_MATRICES = 8
@@ -59,8 +61,10 @@ class KernelFit:
     def is_cut(self, n_axes: int) -> bool:
         """Tell whether the kernel goes on beyond its support, of so many axes: outermost taps stand out of their bars.
 
-        Then the error bars, which take all beyond for zero, are too small.
+        Then the error bars, which take all beyond for zero, are too small. A kernel that explains all is not cut.
         """
+        if self.held_out <= ALL_BUT:
+            return False
         inner = tuple(slice(1, -1) for _ in range(n_axes))
         is_rim = torch.ones(self.taps.shape[-n_axes:], dtype=torch.bool)
         is_rim[inner] = False

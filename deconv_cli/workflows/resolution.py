@@ -11,7 +11,7 @@ from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettin
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, Light, PaddingLike, format_lambda, format_padding
+from deconv_cli.vocabulary import InputKind, Light, PaddingLike, Size, format_lambda, format_padding
 from deconv_cli.workflows.kernel_fields import check_settings_of_field
 from deconv_cli.workflows.layer_settings import check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
@@ -26,6 +26,7 @@ class RecordedConvolution:
         padding: how far the kernel reached outside.
         light: in what it acted; `None` where that is not recorded.
         layer: stride, dilation, groups and direction.
+        input_size: pixels of the image along each axis of space, of which such a layer may leave several possible.
         reason: where that is known from, for the report.
     """
 
@@ -33,6 +34,7 @@ class RecordedConvolution:
     padding: PaddingLike
     light: Light | None = Light.STORED
     layer: LayerOptions = PLAIN
+    input_size: Size | None = None
     reason: str = RECORDED
 
 
@@ -130,6 +132,7 @@ def resolve(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
         | {"light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
         | {"dimensions": settings.dimensions or kernel.n_axes}
+        | {"input_size": settings.input_size or _recorded_size(layer, recorded)}
         | {field.name: getattr(layer, field.name) for field in fields(layer)}
         | {"noise": settings.noise if settings.noise is not None else defaults.noise}
         | {"lam": lam if isinstance(lam, float) else 0.0}
@@ -143,6 +146,11 @@ def resolve(
         tone_curve=light.curve,
         notes=(_stacked(kernel),) if is_stacked and not kernel.is_per_channel else (),
     )
+
+
+def _recorded_size(layer: LayerOptions, recorded: RecordedConvolution | None) -> Size | None:
+    """Give the size of the image that is on record, where it is that of the same layer."""
+    return recorded.input_size if recorded is not None and recorded.layer == layer else None
 
 
 def _stacked(kernel: Kernel) -> str:

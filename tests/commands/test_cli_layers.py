@@ -101,3 +101,14 @@ def test_weights_alone_are_doubted_with_the_way_to_say_the_rest(layer):
     result = CliRunner().invoke(app, [*map(str, words)], prog_name="deconv")
     assert result.exit_code == ExitCode.UNTRUSTWORTHY
     assert "--stride 2, --groups 4 or --transposed" in " ".join(result.stderr.split())
+
+
+def test_the_size_of_the_image_is_on_record(tmp_path):
+    """Of 13 × 9 pixels a stride of two leaves as many outputs as of 14 × 10."""
+    torch.manual_seed(1)
+    torch.save(nn.Conv2d(2, 12, 3, stride=2, padding=1).double(), tmp_path / "module.pt")
+    x = np.random.default_rng(0).random((2, 13, 9))
+    np.save(tmp_path / "x.npy", x)
+    run("forward", tmp_path / "x.npy", "-k", tmp_path / "module.pt", "-o", tmp_path / "y.npy")
+    run("invert", tmp_path / "y.npy", "-k", tmp_path / "module.pt", "--lambda=0", "-o", tmp_path / "back.npy")
+    assert np.abs(np.load(tmp_path / "back.npy") - x).max() < 1e-9

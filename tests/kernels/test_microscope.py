@@ -135,3 +135,16 @@ def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "psf_generator", None)
     with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[microscope\]'"):
         microscope_psf(WATER, (3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"emission": 0.52}, "a wavelength of 100 to 3000 nm"),
+        ({"spacing": (100, 50, 50)}, "distances of 0.001 to 20 µm"),
+        ({"depth": 1e6}, "at most 1000 µm"),
+    ],
+)
+def test_lengths_in_another_unit_are_refused(change, says):
+    with pytest.raises(UsageError, match=says):
+        replace(WATER, **change)

@@ -82,3 +82,9 @@ def test_the_size_of_the_beads_makes_the_psf_narrower():
     thin = deconv_cli.psf_from_beads(image, size=(25, 31), spacing=(0.1, 0.1), bead_diameter=0.3)
     assert thin.widths[0] < plain.widths[0]
     assert float(thin.psf.sum()) == pytest.approx(1.0)
+
+
+def test_beads_larger_than_what_is_seen_are_refused():
+    shape, sigma, pitch = SCENES["2-D"]
+    with pytest.raises(UsageError, match="seen wider than these are"):
+        deconv_cli.psf_from_beads(scene(shape, sigma, pitch, counts=1500), bead_diameter=20)

@@ -315,3 +315,16 @@ def test_random_affine_chains_equal_the_pseudo_inverse(seed):
 @pytest.mark.parametrize("seed", range(6, 60))
 def test_more_random_affine_chains_equal_the_pseudo_inverse(seed):
     compare_with_pinv(seed)
+
+
+def test_an_estimate_much_larger_than_the_data_need_is_doubted():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, stride=2, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)]
+    net = nn.Sequential(*layers).double().requires_grad_(False)
+    x = random((2, 12, 12))
+    found = deconv_cli.invert_chain(net(x[None])[0], net, input_size=(2, 12, 12))
+    assert found.image.norm() > 100 * x.norm()
+    assert any("as large as the data need" in doubt.sentence for doubt in found.doubts)
+    quiet = deconv_cli.invert_chain(net[0](x[None])[0], net[0], input_size=(2, 12, 12))
+    assert quiet.amplification < 30
+    assert not quiet.doubts

@@ -158,3 +158,10 @@ def test_refusals(change, error, says):
     given = {"pairs": [(random((1, 9, 9)), random((1, 9, 9)))], "size": (3, 3)} | change
     with pytest.raises(error, match=says):
         deconv_cli.fit_kernel(given.pop("pairs"), given.pop("size"), **given)
+
+
+def test_a_support_of_the_size_of_the_kernel_is_enough():
+    """Its outermost taps are as large as any, and nothing is left for more."""
+    sharp, taps = random((1, 40, 40)), random((3, 3), seed=2)
+    assert not deconv_cli.fit_kernel([(sharp, deconv_cli.forward(sharp, taps))], (3, 3)).is_cut(2)
+    assert deconv_cli.fit_kernel([(sharp, deconv_cli.forward(sharp, random((7, 7))))], (3, 3)).is_cut(2)

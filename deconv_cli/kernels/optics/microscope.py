@@ -17,6 +17,12 @@ from deconv_cli.vocabulary import Size, check_name
 
 MODES = ("widefield", "confocal", "two-photon", "light-sheet")
 MAX_SIDE = 255
+WAVELENGTHS = (100.0, 3000.0)
+"""Of light that microscopes see, in nm."""
+DISTANCES = (0.001, 20.0)
+"""Of samples, in µm: what is far outside was given in another unit."""
+MAX_DEPTH = 1000.0
+"""In µm: the rays at greater depth are too many to be summed."""
 LEAST_PINHOLE = 0.3
 """Radius in samples below which a pinhole is a point."""
 
@@ -65,9 +71,14 @@ class Microscope:
         for name, value in positive.items():
             if not _is_number(value) or value <= 0:
                 raise UsageError(f"{name} must be a positive number, but is {value!r}.")
+        for name, length in {"emission": self.emission, "excitation": self.excitation}.items():
+            if length is not None and not WAVELENGTHS[0] <= length <= WAVELENGTHS[1]:
+                raise UsageError(f"{name} must be a wavelength of {_range(WAVELENGTHS)} nm, but is {length:g}.")
         for name, value in {"depth": self.depth, "pinhole": self.pinhole}.items():
             if not _is_number(value) or value < 0:
                 raise UsageError(f"{name} must be zero or a positive number, but is {value!r}.")
+        if self.depth > MAX_DEPTH:
+            raise UsageError(f"depth must be at most {MAX_DEPTH:g} µm, but is {self.depth:g}.")
         if self.numerical_aperture >= self.immersion_index:
             raise UsageError(
                 f"numerical_aperture must be below the refractive index of the immersion, {self.immersion_index:g}, "
@@ -83,6 +94,9 @@ class Microscope:
         steps = self.spacing
         if len(steps) not in (2, 3) or not all(_is_number(step) and step > 0 for step in steps):
             raise UsageError(f"spacing must hold two or three positive distances in µm, but is {steps}.")
+        if min(steps) < DISTANCES[0] or max(steps) > DISTANCES[1]:
+            listed = " × ".join(f"{step:g}" for step in steps)
+            raise UsageError(f"spacing must hold distances of {_range(DISTANCES)} µm, but is {listed}.")
         if abs(steps[-1] - steps[-2]) > 1e-3 * steps[-1]:
             raise UsageError(
                 f"pixels of a microscope should be squares, but are {steps[-2]:g} by {steps[-1]:g} µm; resample them."
@@ -120,6 +134,10 @@ class Microscope:
         return tuple(
             min(MAX_SIDE, 2 * math.ceil(length / step) + 1) for length, step in zip(lengths, self.spacing, strict=True)
         )
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:g} to {ends[1]:g}"
 
 
 def _is_number(value: object) -> bool:
