@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.vocabulary import (
     ROUNDING_NOISE,
     LambdaRule,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
     from deconv_cli.diagnostics.predicted_error import PredictedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
-    from deconv_cli.layer_options import LayerOptions
     from deconv_cli.report.chain_record import ChainRun
     from deconv_cli.report.run import (
         Environment,
@@ -44,7 +44,7 @@ def print_forward_summary(run: ForwardRun) -> None:
     """Print what `deconv forward` did on stderr: a table, then notes."""
     noise = "none" if run.noise is None else f"{run.noise}, seed {run.seed}"
     rows = [
-        *_input_rows(run),
+        *_input_rows(run, run.layer),
         *([] if run.tap is None else [("tap", run.tap)]),
         ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
         *_layer_rows(run.layer),
@@ -63,7 +63,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         verbose: print what an expert may want to know too.
     """
     result = run.reconstruction
-    rows = [*_input_rows(run), ("boundary", f"{result.boundary}: {result.reasons.boundary}")]
+    rows = [*_input_rows(run, result.settings.layer), ("boundary", f"{result.boundary}: {result.reasons.boundary}")]
     rows += _layer_rows(result.settings.layer)
     rows += [*_light_rows(run, result.reasons.light, result.tone_curve), *_lambda_rows(result)]
     if run.factor is not None:
@@ -137,7 +137,7 @@ def print_factor_summary(run: FactorRun) -> None:
     inverse, settings = run.inverse, run.inverse.settings
     n_bytes = sum(factor.nbytes for factor in run.factors.values())
     rows = [
-        ("kernel", _kernel(run.kernel)),
+        ("kernel", _kernel(run.kernel, settings.layer)),
         ("images", f"{_by(inverse.geometry.image_size)}, from outputs of {_by(inverse.geometry.output_size)}"),
         ("boundary", f"{settings.boundary}, padding {format_padding(settings.padding)}"),
         *_layer_rows(settings.layer),
@@ -160,11 +160,11 @@ def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: lis
         print_note(with_options(note))
 
 
-def _input_rows(run: ForwardRun | InvertRun | TapRun) -> Rows:
+def _input_rows(run: ForwardRun | InvertRun | TapRun, layer: LayerOptions = PLAIN) -> Rows:
     source = run.source
     return [
         ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}{_spacing(source)}"),
-        ("kernel", _kernel(run.kernel)),
+        ("kernel", _kernel(run.kernel, layer)),
     ]
 
 
@@ -177,15 +177,16 @@ def _light_rows(run: ForwardRun | InvertRun, reason: str, curve: ToneCurve | Non
     return [("light", reason)] if run.source.is_picture or curve is not None else []
 
 
-def _kernel(source: KernelInput) -> str:
-    gain, taps, field = source.kernel.dc_gain, source.kernel.taps, source.kernel.field
+def _kernel(source: KernelInput, options: LayerOptions) -> str:
+    gain, field = source.kernel.dc_gain, source.kernel.field
     if field is not None:
         sums = [total for row in field.sums for total in row]
         total = f"varies over {_by(field.grid)} places of the frame, sums {min(sums):.4g} to {max(sums):.4g}"
     elif source.kernel.is_per_channel:
         total = f"one for each channel, sums {', '.join(f'{row[0]:.4g}' for row in gain)}"
     else:
-        total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{taps.shape[1]} → {taps.shape[0]} channels"
+        n_outputs, n_inputs = source.kernel.with_layer(options).n_channels
+        total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
     return f"{source.path}{layer}  {_by(source.shape)} {source.convention}, {total}{bias}"

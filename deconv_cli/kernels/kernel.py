@@ -308,7 +308,10 @@ def name_taps(n_axes: int) -> str:
     return ", ".join(f"k{axis}" for axis in AXIS_NAMES[-n_axes:])
 
 
-_STACK_HINT = ", or choose dimensions=3 if the three axes of the kernel are those of a stack"
+_STACK_HINT = (
+    ", or choose dimensions=3 if the three axes of the kernel are those of a stack, dimensions=1 if it is a layer of "
+    "signals"
+)
 
 
 def _volume_hint(kernel: Tensor, dimensions: int | None) -> str:

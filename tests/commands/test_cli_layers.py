@@ -112,3 +112,10 @@ def test_the_size_of_the_image_is_on_record(tmp_path):
     run("forward", tmp_path / "x.npy", "-k", tmp_path / "module.pt", "-o", tmp_path / "y.npy")
     run("invert", tmp_path / "y.npy", "-k", tmp_path / "module.pt", "--lambda=0", "-o", tmp_path / "back.npy")
     assert np.abs(np.load(tmp_path / "back.npy") - x).max() < 1e-9
+
+
+@pytest.mark.parametrize(("layer", "says"), [("grouped", "4 → 8"), ("transposed", "2 → 3")], indirect=["layer"])
+def test_the_table_counts_the_channels_of_the_layer(layer, says):
+    _, _, _, folder = layer
+    words = ["forward", folder / "x.npy", "-k", folder / "module.pt", "-o", folder / "y.npy"]
+    assert f"{says} channels" in " ".join(CliRunner().invoke(app, list(map(str, words))).stderr.split())
