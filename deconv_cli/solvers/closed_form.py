@@ -15,11 +15,10 @@ from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.norms import norm, relative
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
 
@@ -52,15 +51,13 @@ class CircularSolver(Solver):
 CIRCULAR = CircularSolver()
 
 
-class CircularInverse(Inverse):
+class CircularInverse(ClosedFormInverse):
     """Inverse of one circular problem, ready for many outputs.
 
     Args:
         problem: boundary `circular`, and an output as large as the image.
         factors: those of an equal inverse, which are then not computed.
     """
-
-    is_closed_form = True
 
     def __init__(self, problem: TikhonovProblem, factors: Factors | None = None) -> None:
         self.problem = problem
@@ -96,13 +93,6 @@ class CircularInverse(Inverse):
     def factors(self) -> dict[str, Tensor]:
         """Return the inverse blocks."""
         return {"blocks": self._inverse.blocks.matrices}
-
-    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(*batch, C_out, *size)`; without iterations there is no progress."""
-        del progress
-        x = self.apply(y)
-        certificate = synchronize.as_number(self.problem.certificate(x, y).max())
-        return Solution(x, Status.CLOSED_FORM, 0, certificate, distance_bound=self._bound_rounding(x, y))
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""

@@ -24,11 +24,10 @@ from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import default_rcond
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.norms import norm, relative
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
-from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 
 # Operations of a singular value decomposition of an n × n matrix, and of the orthogonal triangularization of a taller
@@ -182,15 +181,13 @@ def _restored(factors: Factors, operator: LinearOperator) -> tuple[Tensor, Tenso
     return u, s, v
 
 
-class DenseInverse(Inverse):
+class DenseInverse(ClosedFormInverse):
     """Inverse of one small problem, ready for many outputs.
 
     Args:
         problem: one that `DENSE` covers.
         factors: those of an equal inverse, which are then not computed.
     """
-
-    is_closed_form = True
 
     def __init__(self, problem: TikhonovProblem, factors: Factors | None = None) -> None:
         self.problem = problem
@@ -206,13 +203,6 @@ class DenseInverse(Inverse):
     def factors(self) -> dict[str, Tensor]:
         """Return the singular values and vectors."""
         return self._system.factors()
-
-    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(*batch, C_out, *output_size)`; without iterations there is no progress."""
-        del progress
-        x = self.apply(y)
-        certificate = synchronize.as_number(self.problem.certificate(x, y).max())
-        return Solution(x, Status.CLOSED_FORM, 0, certificate, distance_bound=self._bound_rounding(x, y))
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from deconv_cli.operators import synchronize
 from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import Solution, Status
 
 
 class Inverse(ABC):
@@ -77,3 +78,24 @@ class Inverse(ABC):
             RuntimeWarning: an iteration did not reach the tolerance.
         """
         return self.problem.operator.forward(self.solve_normal(g))
+
+
+class ClosedFormInverse(Inverse):
+    """An inverse that is applied in one go, without iterations."""
+
+    is_closed_form = True
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(*batch, C_out, *output_size)`; without iterations there is no progress."""
+        del progress
+        x = self.apply(y)
+        certificate = synchronize.as_number(self.problem.certificate(x, y).max())
+        return Solution(x, Status.CLOSED_FORM, 0, certificate, distance_bound=self._bound_rounding(x, y))
+
+    @abstractmethod
+    def apply(self, y: Tensor) -> Tensor:
+        """Compute the estimate alone, without its certificate."""
+
+    @abstractmethod
+    def _bound_rounding(self, x: Tensor, y: Tensor) -> float:
+        """Bound or estimate what rounding does to the estimate `x` of the data `y`, relative to ‖x‖."""
