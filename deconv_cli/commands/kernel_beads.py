@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_document, print_note, print_table
-from deconv_cli.commands.kernel_output import parse_numbers, show_taps, without_paths, write_psf
+from deconv_cli.commands.console import print_note, print_table
+from deconv_cli.commands.kernel_output import parse_numbers, print_kernel, without_paths, write_psf
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
 
@@ -109,12 +109,7 @@ def from_beads(
         print_table(str(beads), _rows(found, steps))
         for note in image.notes:
             print_note(note)
-    if show:
-        show_taps(found.psf)
-    if as_json:
-        print_document(record)
-    elif output is not None:
-        typer.echo(str(output))
+    print_kernel(found.psf, record, output, show=show, as_json=as_json)
 
 
 def _one_channel(image: ImageFile, channel: int | None) -> tuple[Tensor, tuple[float, ...] | None]:

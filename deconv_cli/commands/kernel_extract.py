@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_document, print_note, print_table
-from deconv_cli.commands.kernel_output import show_taps, without_paths
+from deconv_cli.commands.kernel_output import print_kernel, without_paths
 from deconv_cli.commands.model_options import ModelOptions, open_module
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
@@ -78,12 +78,7 @@ def extract(
         print_table(str(model_file), [("layer", found.name), *_rows(found)])
         for note in _notes(stored, found):
             print_note(note)
-    if show:
-        show_taps(found.weight)
-    if as_json:
-        print_document(record)
-    elif output is not None:
-        typer.echo(str(output))
+    print_kernel(found.weight, record, output, show=show, as_json=as_json)
 
 
 def _list(path: Path, layers: list[ModelLayer], record: dict[str, Any], *, as_json: bool) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_document, print_table, print_warning
+from deconv_cli.commands.console import print_table, print_warning
 from deconv_cli.commands.kernel_output import (
     LightOption,
     OutputFile,
     check_kernel_output,
-    show_taps,
+    print_kernel,
     without_paths,
     write_kernel,
 )
@@ -138,12 +138,7 @@ def fit(
                 "the outermost taps are no noise: the kernel goes on beyond them, and the error bars are too small; "
                 "choose a larger --size"
             )
-    if show:
-        show_taps(found.taps)
-    if as_json:
-        print_document(record)
-    elif output is not None:
-        typer.echo(str(output))
+    print_kernel(found.taps, record, output, show=show, as_json=as_json)
 
 
 def _parse_size(text: str) -> Size:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deconv_cli.commands.console import print_document, print_table
-from deconv_cli.commands.kernel_output import OutputFile, check_kernel_output, show_taps, without_paths, write_kernel
+from deconv_cli.commands.console import print_table
+from deconv_cli.commands.kernel_output import OutputFile, check_kernel_output, print_kernel, without_paths, write_kernel
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.parts import KERNEL_SOURCES
 
@@ -51,9 +51,4 @@ def make(
     if not quiet:
         size = "×".join(map(str, taps.shape))
         print_table(words, [("taps", f"{size}, sum {float(taps.sum()):.6g}, largest {float(taps.max()):.4g}")])
-    if show:
-        show_taps(taps)
-    if as_json:
-        print_document(record)
-    elif output is not None:
-        typer.echo(str(output))
+    print_kernel(taps, record, output, show=show, as_json=as_json)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_document, print_note, print_table
-from deconv_cli.commands.kernel_output import parse_numbers, show_taps, without_paths, write_psf
+from deconv_cli.commands.console import print_note, print_table
+from deconv_cli.commands.kernel_output import parse_numbers, print_kernel, without_paths, write_psf
 from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
@@ -96,12 +96,7 @@ def microscope(
         print_table("microscope", _rows(chosen, tuple(psf.shape)))
         for note in notes:
             print_note(note)
-    if show:
-        show_taps(psf)
-    if as_json:
-        print_document(record)
-    elif output is not None:
-        typer.echo(str(output))
+    print_kernel(psf, record, output, show=show, as_json=as_json)
 
 
 def _rows(chosen: Microscope, shape: tuple[int, ...]) -> list[tuple[str, str]]:

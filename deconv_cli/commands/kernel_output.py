@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deconv_cli.commands.console import print_document
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from deconv_cli.io.stored_image import StoredImage
 
 OutputFile = Annotated[
     Path | None,
@@ -65,17 +68,9 @@ def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
 
 def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
     """Write taps as float32, completely or not at all."""
-    from deconv_cli.io.atomic import write_atomically
-    from deconv_cli.io.formats import codec_of_suffix
     from deconv_cli.io.stored_image import StoredImage
 
-    codec = codec_of_suffix(path)
-    stored = StoredImage(samples=taps.float().numpy(), record=record)
-
-    def check(temporary: Path) -> None:
-        codec.read(temporary)
-
-    write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
+    _write(path, StoredImage(samples=taps.float().numpy(), record=record))
 
 
 def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[float, ...] | None) -> None:
@@ -89,7 +84,6 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
     """
     from fractions import Fraction
 
-    from deconv_cli.io.atomic import write_atomically
     from deconv_cli.io.codecs.tiff_imagej import PREFIX
     from deconv_cli.io.formats import codec_of_suffix
     from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
@@ -108,7 +102,15 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
         native = {f"{PREFIX}unit": "um"} | ({f"{PREFIX}spacing": float(steps[0])} if psf.ndim == 3 else {})
         resolution = Resolution(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
-    stored = StoredImage(psf.float().numpy(), axes, metadata, record)
+    _write(path, StoredImage(psf.float().numpy(), axes, metadata, record))
+
+
+def _write(path: Path, stored: StoredImage) -> None:
+    """Write what is stored, and read it again before it takes the place of another file."""
+    from deconv_cli.io.atomic import write_atomically
+    from deconv_cli.io.formats import codec_of_suffix
+
+    codec = codec_of_suffix(path)
 
     def check(temporary: Path) -> None:
         codec.read(temporary)
@@ -121,7 +123,17 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
 
 
-def show_taps(taps: Tensor) -> None:
+def print_kernel(taps: Tensor, record: dict[str, Any], output: Path | None, *, show: bool, as_json: bool) -> None:
+    """Draw a kernel where that is wanted, and print the answer: its record, or the file that it was written to."""
+    if show:
+        _show_taps(taps)
+    if as_json:
+        print_document(record)
+    elif output is not None:
+        typer.echo(str(output))
+
+
+def _show_taps(taps: Tensor) -> None:
     """Draw taps `(*k)` or `(n, m, *k)` on the terminal: kernels of a layer side by side, of a volume its middle."""
     import math
 
