@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.batch import Job, Outcome
@@ -79,7 +78,11 @@ class Restoration:
         loaded = context.read(job, image)
         pipeline = self._pipeline(loaded.image)
         recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
-        check_no_tap(loaded.image)
+        if recorded is not None and recorded.tap is not None:
+            raise UsageError(
+                f"deconv forward made '{loaded.image.path}' with --tap {recorded.tap}, which is no product; give --tap "
+                f"{recorded.tap}, or --tap product if that is meant."
+            )
         recorded = recorded or context.loaded.recorded
         resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))
@@ -209,14 +212,13 @@ def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOut
 
 
 def recorded_convolution(
-    image: ImageFile, kernel_sha256: str | None, tap: str | None = None
+    image: ImageFile, kernel_sha256: str | None
 ) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
     """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it.
 
     Args:
         image: the file.
         kernel_sha256: of the kernel that is to be undone, where it has one.
-        tap: the tap that is to be undone; `None` for products.
 
     Returns:
         What was found, and notes on what contradicts this run.
@@ -231,35 +233,16 @@ def recorded_convolution(
         light = Light(record.get("light", Light.STORED))  # before there was a choice
         boundary, padding = BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"])
         layer, size = LayerOptions(**record.get("layer_options", {})), record.get("input_size")
-        found = RecordedConvolution(boundary, padding, light, layer, None if size is None else tuple(map(int, size)))
+        input_size = None if size is None else tuple(map(int, size))
+        found = RecordedConvolution(boundary, padding, light, layer, input_size, record.get("tap"))
         sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, ()
-    made_with = record.get("tap")
-    notes: tuple[str, ...] = ()
-    if Path(str(made_with)).name != Path(str(tap)).name:  # a file keeps no folders
-        meant = "plain products" if made_with is None else f"--tap {made_with}"
-        notes = (f"deconv forward made this file with {meant}; make sure that this is another way to say the same",)
     if kernel_sha256 is None or sha256 == kernel_sha256:
-        return found, notes
+        return found, ()
     return found, (
-        *notes,
         f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
     )
-
-
-def check_no_tap(image: ImageFile) -> None:
-    """Refuse to undo products where `deconv forward` took another tap.
-
-    Raises:
-        UsageError: it did.
-    """
-    record = image.record or {}
-    if record.get("command") == "forward" and record.get("tap") is not None:
-        raise UsageError(
-            f"deconv forward made '{image.path}' with --tap {record['tap']}, which is no product; give --tap "
-            f"{record['tap']}, or --tap product if that is meant."
-        )
 
 
 def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstruction) -> tuple[str, ...]:

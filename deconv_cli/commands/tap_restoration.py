@@ -152,7 +152,11 @@ class TapRestoration:
 
         context, printed = self._context, self._printed
         loaded = context.read(job)
-        recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256, self._text)
+        recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
+        if recorded is not None and Path(str(recorded.tap)).name != Path(self._text).name:  # a file keeps no folders
+            meant = "plain products" if recorded.tap is None else f"--tap {recorded.tap}"
+            note = f"deconv forward made this file with {meant}; make sure that this is another way to say the same"
+            notes = (note, *notes)
         kind = InputKind.PICTURE if loaded.image.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
         padding = settings.padding or (recorded.padding if recorded is not None else "same")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.varying_convolution import middle_place
 
 
@@ -46,7 +47,7 @@ class KernelField:
                 "a kernel field must have taps of shape (n_rows, n_columns, kH, kW) and a place for each row and "
                 f"column, but has taps of shape {shape}, {len(self.rows)} rows and {len(self.columns)} columns."
             )
-        if self.taps.numel() == 0 or not self.taps.is_floating_point() or not bool(torch.isfinite(self.taps).all()):
+        if self.taps.numel() == 0 or not self.taps.is_floating_point() or not synchronize.are_finite(self.taps):
             raise MalformedInputError(
                 f"the taps of a kernel field must be finite numbers, but those of shape {shape} and type "
                 f"{self.taps.dtype} are none, or hold others."

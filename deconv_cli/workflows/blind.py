@@ -14,6 +14,7 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, measure_spectrum
+from deconv_cli.operators import synchronize
 from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.arithmetic import check_tensor
@@ -69,7 +70,7 @@ class BlurredPicture:
                 "give one of its pictures, or a plane with an axis of channels before it."
             )
         stored = image.detach().cpu().float()
-        if not bool(stored.isfinite().all()):
+        if not synchronize.are_finite(stored):
             raise MalformedInputError("the picture has samples that are not finite; replace them first.")
         light = stored if tone_curve is None else tone_curve.to_light(stored)
         white = white_of(image) if tone_curve is None else tone_curve.white

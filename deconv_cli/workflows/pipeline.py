@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -115,7 +116,7 @@ class Pipeline:
         if self._given is not None:
             found = resolution_of(self._given, self._settings, recorded, tone_curve)
         else:
-            found = resolve(self._settings, self._canonical(), recorded, tone_curve)
+            found = resolve(self._settings, self._canonical, recorded, tone_curve)
         return replace(found, sample_type=sample_type)
 
     def reconstruct(
@@ -151,19 +152,20 @@ class Pipeline:
         known = None if truth is None else planes.split(truth)
         return join_planes(planes, self._reconstruct_samples(planes.split(y), resolution, known, listener))
 
+    @cached_property
     def _canonical(self) -> Kernel:
-        """Give the kernel in canonical form."""
+        """The kernel in canonical form, checked once."""
         if self._given is not None:
             return self._given.kernel
         return Kernel.of_any(self._kernel, dimensions=self._settings.dimensions)
 
     def _as_layer(self, settings: ResolvedSettings) -> Kernel:
         """Give the kernel in canonical form, with the stride and the rest that were resolved."""
-        return self._canonical().with_layer(settings.layer)
+        return self._canonical.with_layer(settings.layer)
 
     def _planes(self, y: Tensor) -> Planes | None:
         """Tell how data are taken apart that have more axes than the kernel spans."""
-        return Planes.of(y, self._canonical(), self._settings.dimensions)
+        return Planes.of(y, self._canonical, self._settings.dimensions)
 
     def _reconstruct_samples(
         self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
@@ -245,7 +247,7 @@ class Pipeline:
 
     def _diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
         """Do what `diagnose` does, for data whose axes are those of the kernel."""
-        n_axes = self._canonical().n_axes
+        n_axes = self._canonical.n_axes
         if result.tone_curve is not None:
             y, image = self._in_light(y, result.tone_curve, n_axes), result.tone_curve.to_light(result.image, n_axes)
             result = replace(result, image=image, tone_curve=None)
@@ -258,7 +260,7 @@ class Pipeline:
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
         """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas` and `resolve`."""
-        kernel, planes = self._canonical(), self._planes(y)
+        kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)
         ceiling = _ceiling(y, result.tone_curve, sample_type, kernel.n_axes)
@@ -268,7 +270,7 @@ class Pipeline:
         """Return whether each channel has a kernel or a λ of its own."""
         if self._given is not None:
             return False
-        kernel = self._canonical()
+        kernel = self._canonical
         has_axes = y.ndim in (kernel.n_axes + 1, kernel.n_axes + 2)
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses

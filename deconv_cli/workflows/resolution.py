@@ -27,6 +27,7 @@ class RecordedConvolution:
         light: in what it acted; `None` where that is not recorded.
         layer: stride, dilation, groups and direction.
         input_size: pixels of the image along each axis of space, of which such a layer may leave several possible.
+        tap: what was summed in the place of products, as it was typed; `None` for products.
         reason: where that is known from, for the report.
     """
 
@@ -35,6 +36,7 @@ class RecordedConvolution:
     light: Light | None = Light.STORED
     layer: LayerOptions = PLAIN
     input_size: Size | None = None
+    tap: str | None = None
     reason: str = RECORDED
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.blind.kernel_pyramid import balanced, boxed, pruned, pyramid, resampled
 from deconv_cli.kernels.blind.sharp_derivatives import SharpDerivatives
+from deconv_cli.operators import synchronize
 
 MAX_SIZE = 63
 """Taps a side."""
@@ -169,7 +170,7 @@ def _check(light: Tensor, start: Tensor, size: int) -> None:
             f"a kernel of {size} × {size} taps needs a picture of at least {least} × {least} pixels, but it has "
             f"{light.shape[0]} × {light.shape[1]}; take a smaller support."
         )
-    if not (torch.isfinite(light).all() and torch.isfinite(start).all()):
+    if not (synchronize.are_finite(light) and synchronize.are_finite(start)):
         raise MalformedInputError("the picture or the kernel to start from holds NaN or infinity; correct it first.")
     if bool((start < 0).any()) or not math.isfinite(float(start.sum())) or float(start.sum()) <= 0:
         raise MalformedInputError("the kernel to start from must have no negative tap, and one that is positive.")
