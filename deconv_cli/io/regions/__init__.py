@@ -1,0 +1,1 @@
+"""Large arrays in files, read and written a part at a time."""

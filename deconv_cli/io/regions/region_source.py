@@ -1,0 +1,57 @@
+"""What a file says of a large array before any of its samples is read, and how a part of it is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from deconv_cli.io.codec import Array
+from deconv_cli.io.stored_image import Metadata
+
+Region: TypeAlias = tuple[slice, ...]
+"""One slice for each stored axis, with plain start and stop inside of the array, and no step."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegionSource(ABC):
+    """An array of a file that is read a part at a time; opens the file anew in whichever process it is sent to.
+
+    Attributes:
+        path: the file or folder, or the address of one.
+        format_name: as messages call the format.
+        shape: as stored.
+        dtype: NumPy name of the stored sample type.
+        axes: a letter for each axis; empty where the file names none.
+        chunk: samples that are stored together, along each axis; parts are best read in whole ones.
+        is_picture: whether a viewer shows such files.
+        metadata: what else the file says.
+        record: what an earlier run wrote into it.
+    """
+
+    path: Path
+    format_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str
+    chunk: tuple[int, ...]
+    is_picture: bool
+    metadata: Metadata = field(default_factory=Metadata)
+    record: dict[str, Any] | None = None
+
+    @abstractmethod
+    def read(self, region: Region) -> Array:
+        """Read a part, as stored, of the region's shape, in native byte order.
+
+        Raises:
+            MalformedInputError: the file is damaged there.
+            FileAccessError: it cannot be read.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Give a SHA-256 that changes when the file does: of what the file says of itself, its size and its times.
+
+        Reading all samples of a file of terabytes for a hash would cost more than the work.
+        """

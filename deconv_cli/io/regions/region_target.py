@@ -1,0 +1,61 @@
+"""A large array that is being written a part at a time, by one process or by several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deconv_cli.io.codec import Array
+from deconv_cli.io.regions.region_source import Region
+
+
+@dataclass(frozen=True, eq=False)
+class RegionTarget(ABC):
+    """An array whose parts are written in any order, each once or again, and which can be read when all is there.
+
+    Until `finish` nothing at `path` can be read as a whole result. All writers are told the same by this record, and
+    can be sent to other processes. Two writers never meet in one unit, as long as each writes whole units.
+
+    Attributes:
+        path: where the result will be.
+        shape: of the whole, in the order of `axes`.
+        dtype: NumPy name of the sample type.
+        axes: a letter for each axis.
+        unit: samples along each axis that are written together, or not at all: the chunk or shard of the format.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str
+    unit: tuple[int, ...]
+
+    @abstractmethod
+    def create(self) -> None:
+        """Make room for the result beside `path`; where there is room from an earlier run already, keep it.
+
+        Raises:
+            FileAccessError: no permission, or the disk has too little room.
+        """
+
+    @abstractmethod
+    def write(self, region: Region, samples: Array) -> None:
+        """Write a part that covers whole units, or ends with the array; writing it again does no harm.
+
+        Raises:
+            FileAccessError: it cannot be written.
+        """
+
+    @abstractmethod
+    def finish(self, record: dict[str, Any]) -> None:
+        """Put the whole result at `path`, with the record of the run; all parts are there.
+
+        Raises:
+            FileAccessError: it cannot be written.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove what was written, if anything."""
