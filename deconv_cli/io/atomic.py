@@ -37,6 +37,22 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
             temporary.unlink(missing_ok=True)
 
 
+def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
+    """Write the line that describes a file beside it: it waits, written, until `write_file` has put that in place.
+
+    So neither of them is there for long alone.
+    """
+    write_atomically(
+        path,
+        lambda temporary: _write_line(temporary, line),
+        lambda _: write_file(),
+    )
+
+
+def _write_line(path: Path, line: str) -> None:
+    path.write_text(line + "\n", encoding="ascii")
+
+
 def _checked(path: Path, temporary: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
     write(temporary)
     with temporary.open("rb+") as stream:

@@ -11,7 +11,7 @@ import numpy as np
 
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
-from deconv_cli.io.atomic import write_atomically
+from deconv_cli.io.atomic import write_atomically, write_line_beside
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.image import read_stored
 from deconv_cli.io.sources import reason_of
@@ -68,12 +68,7 @@ class PreparedOutput:
         if self._codec.record_inside:
             write_samples()
             return
-        # The record waits, written, until the samples are in place, so that neither is there for long alone.
-        write_atomically(
-            records.beside(self.path),
-            lambda temporary: _write_line(temporary, encoded),
-            lambda _: write_samples(),
-        )
+        write_line_beside(records.beside(self.path), encoded, write_samples)
 
     def _make_parents(self) -> None:
         try:
@@ -87,7 +82,3 @@ class PreparedOutput:
             raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.shape}")
         if self._codec.is_lossless and not np.array_equal(np.asarray(found.samples), np.asarray(self._image.samples)):
             raise ValueError("some samples differ")
-
-
-def _write_line(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="ascii")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -41,19 +42,35 @@ class Npy(TensorCodec):
 NPY = Npy()
 
 
-def read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[int, ...]:
-    """Read the shape of an array of `n_bytes` with its header, and compare what it promises with what is there.
+@dataclass(frozen=True)
+class NpyLayout:
+    """What the header of an array says of it.
+
+    Attributes:
+        shape: of the array.
+        dtype: with its byte order.
+        is_fortran: whether the first axis runs fastest.
+        start: byte at which the samples begin.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    is_fortran: bool
+    start: int
+
+
+def read_layout(path: Path, stream: IO[bytes], n_bytes: int) -> NpyLayout:
+    """Read the header of an array of `n_bytes` with its header, and compare what it promises with what is there.
 
     Raises:
         UnsafeInputError: an array of Python objects.
         MalformedInputError: shorter than promised, or of elements without a size.
-        TooLargeError: larger than the memory allows.
     """
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"version {version} of the format")
-    shape, _, dtype = read(stream)
+    shape, is_fortran, dtype = read(stream)
     if dtype.hasobject:
         raise UnsafeInputError(
             f"'{path}' should hold numbers, but holds Python objects, which are not opened; save a numeric array."
@@ -66,8 +83,20 @@ def read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[int, ...]:
             f"'{path}' promises an array of shape {str(shape)[:80]} ({n_promised} bytes), but holds {n_stored} bytes "
             "of it; copy it again."
         )
-    check_budget(path, n_promised)
-    return tuple(int(size) for size in shape)
+    return NpyLayout(tuple(int(size) for size in shape), dtype, is_fortran, stream.tell())
+
+
+def read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[int, ...]:
+    """Read the shape of an array as `read_layout` does, to read all of it.
+
+    Raises:
+        UnsafeInputError: an array of Python objects.
+        MalformedInputError: shorter than promised, or of elements without a size.
+        TooLargeError: larger than the memory allows.
+    """
+    layout = read_layout(path, stream, n_bytes)
+    check_budget(path, array_bytes(layout.shape, layout.dtype.itemsize))
+    return layout.shape
 
 
 def read_array(stream: IO[bytes]) -> Array:

@@ -1,0 +1,85 @@
+"""Arrays in .npy files are read and written a part at a time, and nothing half-written goes by the name of a result."""
+
+import numpy as np
+import pytest
+
+from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError
+from deconv_cli.io import read_image, records
+from deconv_cli.io.regions import npy_regions
+from deconv_cli.io.regions.npy_regions import NpySource, NpyTarget
+
+REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
+
+
+def target_in(folder, dtype="float32"):
+    return NpyTarget(path=folder / "out.npy", shape=(4, 5, 9), dtype=dtype, axes="ZYX", unit=(1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", ">u2", "bool"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_part_is_read_as_it_is_stored(tmp_path, rng, dtype, order):
+    stored = np.asarray(rng.integers(0, 2, (4, 5, 9)), dtype=dtype, order=order)
+    np.save(tmp_path / "in.npy", stored)
+    source = NpySource.open(tmp_path / "in.npy")
+    found = source.read(REGION)
+    assert (source.shape, source.dtype) == ((4, 5, 9), stored.dtype.newbyteorder("=").name)
+    assert source.chunk == ((1, 1, 9) if order == "C" else (4, 1, 1))
+    assert found.dtype.isnative
+    assert np.array_equal(found, stored[REGION])
+
+
+def test_what_is_no_array_of_numbers_is_refused_before_any_sample_is_read(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UnsafeInputError):
+        NpySource.open(tmp_path / "objects.npy")
+    np.save(tmp_path / "short.npy", np.zeros((100, 100)))
+    (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:5000])
+    with pytest.raises(MalformedInputError, match="promises an array"):
+        NpySource.open(tmp_path / "short.npy")
+
+
+def test_the_fingerprint_changes_with_the_file(tmp_path):
+    np.save(tmp_path / "in.npy", np.zeros(9))
+    before = NpySource.open(tmp_path / "in.npy").fingerprint()
+    assert before == NpySource.open(tmp_path / "in.npy").fingerprint()
+    np.save(tmp_path / "in.npy", np.zeros(10))
+    assert before != NpySource.open(tmp_path / "in.npy").fingerprint()
+
+
+def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
+    samples = rng.random((4, 5, 9)).astype("float32")
+    target = target_in(tmp_path)
+    target.create()
+    for plane in (2, 0, 3, 1, 0):
+        region = (slice(plane, plane + 1), slice(0, 5), slice(0, 9))
+        target.write(region, samples[region])
+        target.create()  # keeps what is there
+        assert not target.path.exists()
+    target.finish({"command": "invert"})
+    assert np.array_equal(np.load(target.path), samples)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npy", "out.npy.json"]
+    record = read_image(target.path).record
+    assert record is not None
+    assert record["output"]["samples_sha256"] == records.samples_digest(samples)
+
+
+def test_what_is_left_of_another_array_is_made_anew(tmp_path):
+    target_in(tmp_path, "uint8").create()
+    target = target_in(tmp_path)
+    target.create()
+    target.write((slice(3, 4), slice(0, 5), slice(0, 9)), np.ones((1, 5, 9), "float32"))
+    target.discard()
+    target.discard()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(npy_regions.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    with pytest.raises(FileAccessError, match="has room for 100"):
+        target_in(tmp_path).create()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_target_that_cannot_be_written_says_so(tmp_path):
+    with pytest.raises(FileAccessError, match="cannot be written"):
+        target_in(tmp_path / "missing").create()
