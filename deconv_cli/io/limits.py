@@ -45,12 +45,14 @@ def check_budget(path: Path, n_bytes: int) -> None:
         )
 
 
-def check_expansion(path: Path, n_decoded: int, n_stored: int) -> None:
+def check_expansion(path: Path, n_decoded: int, n_stored: int, *, by_parts: bool = False) -> None:
     """Refuse by `TooLargeError` content that is too large, or that unfolds as only a decompression bomb does.
 
-    `n_decoded` are the bytes that the header promises, `n_stored` those in the file.
+    `n_decoded` are the bytes that the header promises, `n_stored` those in the file. What is read `by_parts` may be
+    larger than the memory.
     """
-    check_budget(path, n_decoded)
+    if not by_parts:
+        check_budget(path, n_decoded)
     if n_decoded > RATIO_FREE_BYTES and n_decoded > MAX_RATIO * max(n_stored, 1):
         raise TooLargeError(
             f"'{path}' promises {format_memory(n_decoded)} out of {format_memory(n_stored)}, more than {MAX_RATIO} "

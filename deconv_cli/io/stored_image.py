@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from deconv_cli.io.samples import Samples, dtype_name
 
 METERS = {
@@ -57,6 +60,11 @@ class Metadata:
     """`imagej` or `ome` for TIFF files of these kinds."""
     unsupported: tuple[str, ...] = ()
     """Names of what was found but is never carried over."""
+
+
+def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> npt.NDArray[np.generic]:
+    """Give an array of zeros that takes the memory of one: it stands for samples that are elsewhere."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,8 @@ from deconv_cli.vocabulary import format_memory
 KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
 """Since tifffile 2026.5.2 `kind=` takes the place of `ome=`, `imagej=` and `shaped=`."""
 
+_JPEG = (6, 7, 34892, 33007)
+"""Compressions whose segments leave their tables to the page."""
 BIG_TIFF_BYTES = 3_900_000_000
 _UNCOMPRESSED = 1
 _FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
@@ -30,11 +32,11 @@ _FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
 
 
 @contextmanager
-def opened_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, Element | None]]:
+def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffile.TiffFile, Element | None]]:
     """Open a TIFF file; gives it with its parsed OME-XML, after comparing what its headers promise with the file.
 
     Raises:
-        InputRefusedError: damaged, cut short, or promising more than the memory allows.
+        InputRefusedError: damaged, cut short, or, unless it is read by parts, larger than the memory allows.
     """
     check_directories(path)
     with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
@@ -43,17 +45,20 @@ def opened_tiff(path: Path) -> Iterator[tuple[tifffile.TiffFile, Element | None]
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
         described += [limits.array_bytes(shaped.get("shape", ()), 1) for shaped in opened.shaped_metadata or ()]
         for n_samples in described:
-            limits.check_expansion(path, n_samples, path.stat().st_size)
+            limits.check_expansion(path, n_samples, path.stat().st_size, by_parts=by_parts)
         yield opened, ome
 
 
-def choose_series(path: Path, opened: tifffile.TiffFile, index: int | None) -> tuple[int, Any]:
+def choose_series(
+    path: Path, opened: tifffile.TiffFile, index: int | None, *, by_parts: bool = False
+) -> tuple[int, Any]:
     """Give one series with its number, after comparing what its pages promise with the file.
 
     Raises:
         UsageError: no series of this number.
         MalformedInputError: damaged, cut short, spread over several files, or several series and no number.
-        TooLargeError: larger than the memory allows, or a decompression bomb.
+        TooLargeError: larger than the memory allows (one of its tiles or strips, if it is read by parts), or a
+            decompression bomb.
     """
     all_series = list(opened.series)
     if not all_series:
@@ -64,7 +69,7 @@ def choose_series(path: Path, opened: tifffile.TiffFile, index: int | None) -> t
         listed = ", ".join(f"{i}: {s.axes} {tuple(s.shape)} {s.dtype}" for i, s in enumerate(all_series[:12]))
         raise MalformedInputError(f"'{path}' holds {len(all_series)} series ({listed}); choose one with series=N.")
     series = all_series[index or 0]
-    _check_pages(path, series, path.stat().st_size)
+    _check_pages(path, series, path.stat().st_size, by_parts=by_parts)
     n_planes = math.prod(size for letter, size in zip(series.axes, series.shape, strict=True) if letter not in "YXS")
     n_promised = int((opened.imagej_metadata or {}).get("images", n_planes))
     if n_planes != n_promised:
@@ -72,6 +77,26 @@ def choose_series(path: Path, opened: tifffile.TiffFile, index: int | None) -> t
             f"'{path}' should hold {n_promised} planes as its ImageJ description says, but {n_planes} were found."
         )
     return index or 0, series
+
+
+def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa: ANN401
+    """Give a function that decodes one tile or strip of a series, also when its file is closed by then.
+
+    It takes the bytes, the number of the page, and the number of the segment in its page. What it gives has shape
+    (depth, rows, columns, samples), of which some may lie outside of the image.
+    """
+    # Looked up here, since tifffile reads more of the file for these.
+    page, decode = series.keyframe, series.keyframe.decode
+    is_jpeg = page.compression in _JPEG
+    tables = [{"jpegtables": one.jpegtables, "jpegheader": page.jpegheader} for one in series.pages if is_jpeg]
+
+    def decoded(data: bytes, n_page: int, n_segment: int) -> Array:
+        with _warnings_as_errors():
+            samples, _, _ = decode(data, n_segment, **(tables[n_page] if is_jpeg else {}))
+        native: Array = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        return native
+
+    return decoded
 
 
 def read_samples(series: Any) -> Array:  # noqa: ANN401
@@ -132,7 +157,7 @@ def _warnings_as_errors() -> Iterator[None]:
         raise ValueError(handler.first)
 
 
-def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: ANN401
+def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) -> None:  # noqa: ANN401
     """Compare what the pages promise with the file, before anything is allocated."""
     n_decoded = n_stored = n_segments = 0
     for page in series.pages:
@@ -149,11 +174,15 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int) -> None:  # noqa: A
                     "it is cut short or damaged."
                 )
         n_segments += len(page.dataoffsets)
-        limits.check_budget(path, n_decoded)
+        if not by_parts:
+            limits.check_budget(path, n_decoded)
+        elif not page.keyframe.is_final:
+            # Of what is stored as it is, single rows can be read; all else is decoded by whole strips or tiles.
+            limits.check_budget(path, limits.array_bytes(page.chunks, page.dtype.itemsize))
     if n_segments > _FREE_SEGMENTS and n_segments * _MIN_SEGMENT_BYTES > n_decoded:
         raise MalformedInputError(f"'{path}' is cut into {n_segments} strips or tiles of a few bytes; save it again.")
     n_array = limits.array_bytes(series.shape, series.dtype.itemsize)
-    limits.check_expansion(path, max(n_array, n_decoded), min(n_stored, n_file_bytes))
+    limits.check_expansion(path, max(n_array, n_decoded), min(n_stored, n_file_bytes), by_parts=by_parts)
     n_readable = max(n_stored, n_file_bytes - (series.dataoffset or n_file_bytes))
     is_raw = series.keyframe.compression == _UNCOMPRESSED
     if is_raw and n_array * min(8, series.keyframe.bitspersample) // 8 > n_readable:

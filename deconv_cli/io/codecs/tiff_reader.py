@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import exif, records
 from deconv_cli.io.codecs import tiff_imagej, tiff_ome
 from deconv_cli.io.codecs.tiff_library import choose_series, opened_tiff, read_samples
-from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
+from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage, zeros_of
 
 DESCRIPTION, WHITE_IS_ZERO = "TIFF description", "white-is-zero display"
 """Names among `Metadata.native`."""
@@ -46,31 +47,47 @@ def read_tiff(path: Path, *, series: int | None) -> StoredImage:
     """
     with opened_tiff(path) as (opened, ome):
         index, chosen = choose_series(path, opened, series)
-        page, imagej = chosen.keyframe, dict(opened.imagej_metadata or {})
-        shaped = dict((opened.shaped_metadata or ({},) * (index + 1))[index])
-        photometric = page.tags.valueof(_PHOTOMETRIC, default=1)
-        if photometric in _NOT_ADDITIVE:
-            name = _NOT_ADDITIVE[photometric]
-            raise MalformedInputError(f"'{path}' should be gray, RGB or channels, but is {name}; convert it first.")
-        metadata, record = _tag_metadata(page, has_unit_elsewhere=bool(imagej)), shaped.get(records.KEYWORD)
-        if imagej:
-            metadata, record = tiff_imagej.read_fields(imagej, metadata)
-        elif ome is not None:
-            metadata, record = tiff_ome.read_fields(path, ome, index, metadata)
-        else:
-            metadata = _with_description(page.description, shaped, metadata)
-        image = StoredImage(
-            samples=read_samples(chosen),
-            axes=chosen.axes,
-            metadata=metadata,
-            record=record if isinstance(record, dict) else None,
-            alpha=_alpha(page) if "S" in chosen.axes else None,
-            orientation=_orientation(page),
-            notes=_pyramid_notes(chosen),
-        )
-        if ome is not None:
-            _check_size(path, image, tiff_ome.n_samples_described(ome)[index])
-        return _with_palette(path, image, page) if photometric == _PALETTE and "S" not in image.axes else image
+        image = describe_series(path, opened, ome, index, chosen)
+        image = replace(image, samples=read_samples(chosen))
+        return _with_palette(path, image, chosen.keyframe) if has_palette(chosen) else image
+
+
+def describe_series(path: Path, opened: Any, ome: Element | None, index: int, chosen: Any) -> StoredImage:  # noqa: ANN401
+    """Gather all that a file says of one series; the samples are zeros that take no memory.
+
+    Raises:
+        MalformedInputError: it holds other samples than its OME description says, or a color model that is not
+            understood.
+    """
+    page, imagej = chosen.keyframe, dict(opened.imagej_metadata or {})
+    shaped = dict((opened.shaped_metadata or ({},) * (index + 1))[index])
+    photometric = page.tags.valueof(_PHOTOMETRIC, default=1)
+    if photometric in _NOT_ADDITIVE:
+        name = _NOT_ADDITIVE[photometric]
+        raise MalformedInputError(f"'{path}' should be gray, RGB or channels, but is {name}; convert it first.")
+    metadata, record = _tag_metadata(page, has_unit_elsewhere=bool(imagej)), shaped.get(records.KEYWORD)
+    if imagej:
+        metadata, record = tiff_imagej.read_fields(imagej, metadata)
+    elif ome is not None:
+        metadata, record = tiff_ome.read_fields(path, ome, index, metadata)
+        _check_size(path, chosen.shape, tiff_ome.n_samples_described(ome)[index])
+    else:
+        metadata = _with_description(page.description, shaped, metadata)
+    return StoredImage(
+        samples=zeros_of(chosen.shape, chosen.dtype.newbyteorder("=")),
+        axes=chosen.axes,
+        metadata=metadata,
+        record=record if isinstance(record, dict) else None,
+        alpha=_alpha(page) if "S" in chosen.axes else None,
+        orientation=_orientation(page),
+        notes=_pyramid_notes(chosen),
+    )
+
+
+def has_palette(chosen: Any) -> bool:  # noqa: ANN401
+    """Check whether the samples of a series are indices into a table of colors."""
+    photometric = chosen.keyframe.tags.valueof(_PHOTOMETRIC, default=1)
+    return bool(photometric == _PALETTE) and "S" not in chosen.axes
 
 
 def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: ANN401
@@ -130,8 +147,8 @@ def _pyramid_notes(series: Any) -> tuple[str, ...]:  # noqa: ANN401
     return (f"the file is a pyramid; its full resolution alone was read, its {n_smaller} smaller levels were dropped",)
 
 
-def _check_size(path: Path, image: StoredImage, n_described: int) -> None:
-    n_samples = math.prod(image.shape)
+def _check_size(path: Path, shape: tuple[int, ...], n_described: int) -> None:
+    n_samples = math.prod(shape)
     if n_described != n_samples:
         raise MalformedInputError(
             f"'{path}' should hold {n_described} samples as its OME description says, but holds {n_samples}; it is cut "

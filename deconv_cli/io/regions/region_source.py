@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from deconv_cli.errors import FileAccessError
 from deconv_cli.io.codec import Array
+from deconv_cli.io.sources import reason_of
 from deconv_cli.io.stored_image import Metadata
 
 Region: TypeAlias = tuple[slice, ...]
@@ -28,6 +31,7 @@ class RegionSource(ABC):
         is_picture: whether a viewer shows such files.
         metadata: what else the file says.
         record: what an earlier run wrote into it.
+        notes: what is to be known of how it is read, a sentence each.
     """
 
     path: Path
@@ -39,6 +43,7 @@ class RegionSource(ABC):
     is_picture: bool
     metadata: Metadata = field(default_factory=Metadata)
     record: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, region: Region) -> Array:
@@ -55,3 +60,12 @@ class RegionSource(ABC):
 
         Reading all samples of a file of terabytes for a hash would cost more than the work.
         """
+
+
+def fingerprint_of_file(path: Path, *described: object) -> str:
+    """Hash what a file says of itself, with its size and its time."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
+    return hashlib.sha256(repr((*described, found.st_size, found.st_mtime_ns)).encode()).hexdigest()
