@@ -103,6 +103,16 @@ CODECS: Registry[Any] = Registry(
 """File formats, for images and tensors."""
 
 
+REGION_FORMATS: Registry[Any] = Registry(
+    "format that is read by parts",
+    {
+        "tiff": "deconv_cli.io.regions.tiff_regions:TIFF_REGIONS",
+        "npy": "deconv_cli.io.regions.npy_regions:NPY_REGIONS",
+    },
+)
+"""Formats of large arrays, under the names of their codecs."""
+
+
 def method_names() -> tuple[str, ...]:
     """List what a method may be called: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""
     return ("auto", *SOLVERS, "richardson-lucy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ class WriteRequest:
     def same_channels(self) -> bool:
         """True where the result has as many channels as the source."""
         return self.n_channels == self.layout.n_channels
+
+    def layout_of_result(self, n_channels: int, size: Sequence[int]) -> Layout:
+        """Give the layout of a result of so many channels and of this size in space, in the order of the source."""
+        return self.layout.with_channels(n_channels).resized_space(size)
 
 
 class Codec(ABC):
@@ -195,6 +200,11 @@ class PictureCodec(Codec):
         if image.alpha == "associated":
             lost.append("premultiplied alpha (it is now read as unassociated)")
         return kept, lost
+
+
+def not_carried(lost: list[str]) -> tuple[str, ...]:
+    """Say what of the metadata could not be carried over, if anything."""
+    return (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
 
 
 def from_images(layout: Layout, samples: Array) -> Array:

@@ -10,7 +10,7 @@ import torch
 
 from deconv_cli.errors import UntrustworthyResultError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Array, Codec, WriteRequest
+from deconv_cli.io.codec import Array, Codec, WriteRequest, not_carried
 from deconv_cli.io.formats import codec_of_suffix
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.output_path import check_output_path
@@ -51,7 +51,7 @@ def plan_output(
         check_output_path(beside, source.path, force=force, make_folder=make_folder)
     request = WriteRequest(
         path=path,
-        dtype=_choose_dtype(path, source, codec, output_dtype),
+        dtype=choose_dtype(path, source.dtype, codec, output_dtype),
         n_channels=n_channels,
         layout=source._layout,
         source_format=source._codec.name,
@@ -92,10 +92,9 @@ class OutputPlan:
         alpha_kind = None if alpha is None else source._alpha_kind
         image = replace(arranged, metadata=source._metadata, alpha=alpha_kind, notes=())
         metadata, lost = self._codec.carry(request, image)
-        not_carried = (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
         return PreparedOutput(
             path=self.path,
-            notes=(*notes, *alpha_notes, *arranged.notes, *not_carried),
+            notes=(*notes, *alpha_notes, *arranged.notes, *not_carried(lost)),
             _codec=self._codec,
             _image=replace(image, metadata=metadata),
             _make_folder=self._make_folder,
@@ -123,8 +122,9 @@ class OutputPlan:
         return converted, ("the alpha channel was copied unchanged",)
 
 
-def _choose_dtype(path: Path, source: ImageFile, codec: Codec, output_dtype: OutputDType | None) -> str:
-    default = source.dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
+def choose_dtype(path: Path, source_dtype: str, codec: Codec, output_dtype: OutputDType | None) -> str:
+    """Choose the sample type of a file; refuse by `UsageError` one that the format cannot hold."""
+    default = source_dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
     chosen = str(output_dtype or default)
     if chosen not in codec.dtypes:
         raise UsageError(

@@ -32,9 +32,15 @@ _SHORT = (
 _MAX_CHARACTERS = 16 * 2**20
 
 
-def complete_record(record: dict[str, Any], shape: tuple[int, ...], dtype: str, samples_sha256: str) -> dict[str, Any]:
-    """Add shape, sample type and hash of the samples of the written file to a record, where it lacks them."""
-    described = {"shape": list(shape), "dtype": dtype, "samples_sha256": samples_sha256}
+def complete_record(
+    record: dict[str, Any], shape: tuple[int, ...], dtype: str, samples_sha256: str | None
+) -> dict[str, Any]:
+    """Add shape, sample type and hash of the samples of the written file to a record, where it lacks them.
+
+    A record inside of a large file has no hash, which would take another reading of all its samples.
+    """
+    described = {"shape": list(shape), "dtype": dtype}
+    described |= {"samples_sha256": samples_sha256} if samples_sha256 else {}
     return {**record, "output": {**described, **record.get("output", {})}}
 
 

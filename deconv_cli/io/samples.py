@@ -16,10 +16,11 @@ Samples: TypeAlias = npt.NDArray[np.generic] | torch.Tensor
 
 _WIDER = {"uint16": "int32", "uint32": "int64"}
 
-_UNDERSTOOD = {
+UNDERSTOOD = {
     *("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"),
     *("float16", "bfloat16", "float32", "float64"),
 }
+"""NumPy names of the sample types that are worked on."""
 
 
 def dtype_name(samples: Samples) -> str:
@@ -38,7 +39,7 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
         MalformedInputError: complex, quantized, sparse or otherwise not real numbers, or of size zero.
     """
     name = dtype_name(samples)
-    if name not in _UNDERSTOOD:
+    if name not in UNDERSTOOD:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {name}; convert it first.")
     if 0 in samples.shape:
         raise MalformedInputError(f"'{path}' holds no samples: its shape is {tuple(samples.shape)}.")

@@ -11,7 +11,7 @@ from typing import Any
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
-from deconv_cli.io.layout import letters_of_tensor
+from deconv_cli.io.layout import Layout, letters_of_tensor
 from deconv_cli.io.samples import Samples
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import StoredImage
@@ -62,14 +62,20 @@ class TensorCodec(Codec):
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
         """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
-        before = request.layout
-        if not request.from_picture:
-            layout = before.with_channels(samples.shape[1]).resized_space(samples.shape[2:])
-            return StoredImage(from_images(layout, samples), layout.axes)
-        n_axes = before.dimensions + (2 if samples.shape[0] > 1 else 1 if samples.shape[1] > 1 else 0)
-        axes = letters_of_tensor(n_axes, before.dimensions) or ""
-        notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
-        return StoredImage(samples.reshape(samples.shape[samples.ndim - n_axes :]), axes, notes=notes)
+        layout, notes = order_axes(request, request.layout_of_result(samples.shape[1], samples.shape[2:]))
+        return StoredImage(from_images(layout, samples), layout.axes, notes=notes)
+
+
+def order_axes(request: WriteRequest, layout: Layout) -> tuple[Layout, tuple[str, ...]]:
+    """Order the axes of a result as a tensor has them; gives what is to be said of it too."""
+    if not request.from_picture:
+        return layout, ()
+    sizes = (layout.n_batch, layout.n_channels, *(layout.sizes[layout.axes.index(letter)] for letter in layout.space))
+    n_axes = layout.dimensions + (2 if layout.n_batch > 1 else 1 if layout.n_channels > 1 else 0)
+    axes = letters_of_tensor(n_axes, layout.dimensions) or ""
+    before = request.layout
+    notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
+    return Layout(axes, sizes[-n_axes:], layout.dimensions), notes
 
 
 def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError
+from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import read_image, records
-from deconv_cli.io.regions import npy_regions
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions import partial_file
 from deconv_cli.io.regions.npy_regions import NpySource, NpyTarget
+from deconv_cli.io.regions.opening import open_regions, plan_regions
 
 REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
 
@@ -74,7 +76,7 @@ def test_what_is_left_of_another_array_is_made_anew(tmp_path):
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(npy_regions.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
     with pytest.raises(FileAccessError, match="has room for 100"):
         target_in(tmp_path).create()
     assert not [*tmp_path.iterdir()]
@@ -83,3 +85,20 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
 def test_a_target_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(FileAccessError, match="cannot be written"):
         target_in(tmp_path / "missing").create()
+
+
+def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_file):
+    source = open_regions(imagej_file)
+    layout = Layout(source.axes, source.shape, 3)
+    target = plan_regions(tmp_path / "out.npy", source, layout, n_channels=2, size=(3, 16, 20))
+    assert (target.axes, target.shape) == ("BCZYX", (2, 2, 3, 16, 20))
+    assert "ImageJ Info" in target.notes[-1]
+    target.create()
+    target.finish({})
+    assert read_image(tmp_path / "out.npy").shape == target.shape
+    found = open_regions(tmp_path / "out.npy", axes="tczyx")
+    assert (found.axes, found.shape) == ("TCZYX", target.shape)
+    with pytest.raises(UsageError, match="name 2 axes"):
+        open_regions(tmp_path / "out.npy", axes="YX")
+    with pytest.raises(UsageError, match="has no choice to make"):
+        open_regions(tmp_path / "out.npy", tensor="image")

@@ -9,6 +9,7 @@ import numpy as np
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images, signals_refusal
+from deconv_cli.io.layout import Layout
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -52,19 +53,12 @@ class Tiff(Codec):
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
         """Keep the axes of the source that are longer than one, with the plane at the end."""
-        from deconv_cli.io.codecs import tiff_imagej, tiff_ome
-
-        layout = request.layout.with_channels(samples.shape[1]).resized_space(samples.shape[2:])
-        layout = layout.squeezed(keep="YX" if alpha is None else "YXS").planes_last()
-        if request.flavor == "imagej" and not is_ome_name(request.path):
-            layout = layout.ordered(tiff_imagej.AXES)
+        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
+        layout, axes, notes = order_axes(request, layout, keep="YX" if alpha is None else "YXS")
         array = from_images(layout, samples)
         if alpha is not None:
             array = np.concatenate([array, from_images(layout.resized(S=1), alpha)], axis=layout.axes.index("S"))
-        is_free = not is_ome_name(request.path) and not request.flavor
-        axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
-        new = [letter for letter in axes if letter not in request.layout.axes + "C"]
-        return StoredImage(array, axes, notes=tuple(f"a batch axis was named {letter}" for letter in new))
+        return StoredImage(array, axes, notes=notes)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Say why the alpha channel cannot be written; None if it can."""
@@ -87,6 +81,23 @@ class Tiff(Codec):
 
 
 TIFF = Tiff()
+
+
+def order_axes(request: WriteRequest, layout: Layout, keep: str = "YX") -> tuple[Layout, str, tuple[str, ...]]:
+    """Order the axes of a result as TIFF has them, those of length one left out but for `keep`.
+
+    Returns:
+        The layout, the letters that its axes get, and what is to be said of these.
+    """
+    from deconv_cli.io.codecs import tiff_imagej, tiff_ome
+
+    layout = layout.squeezed(keep=keep).planes_last()
+    if request.flavor == "imagej" and not is_ome_name(request.path):
+        layout = layout.ordered(tiff_imagej.AXES)
+    is_free = not is_ome_name(request.path) and not request.flavor
+    axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
+    new = [letter for letter in axes if letter not in request.layout.axes + "C"]
+    return layout, axes, tuple(f"a batch axis was named {letter}" for letter in new)
 
 
 def is_ome_name(path: Path) -> bool:

@@ -26,7 +26,7 @@ KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
 _JPEG = (6, 7, 34892, 33007)
 """Compressions whose segments leave their tables to the page."""
 BIG_TIFF_BYTES = 3_900_000_000
-_UNCOMPRESSED = 1
+_UNCOMPRESSED, _DESCRIPTION = 1, 270
 _FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
 """So many strips or tiles may be as small as they like; of more, each must hold so many bytes on average."""
 
@@ -108,20 +108,29 @@ def read_samples(series: Any) -> Array:  # noqa: ANN401
 
 def write_array(path: Path, array: Array, kind: str, options: dict[str, Any]) -> None:
     """Write an array of the kind `imagej`, `ome` or `shaped`, with further arguments of `tifffile.imwrite`."""
-    chosen: dict[str, Any] = {"kind": kind}
-    if not KIND_IS_AN_ARGUMENT:
-        chosen = {"imagej": kind == "imagej", "ome": kind == "ome", "shaped": kind == "shaped"}
-        chosen = {name: value for name, value in chosen.items() if value or name == "ome"}
     is_big = kind != "imagej" and array.nbytes > BIG_TIFF_BYTES
-    tifffile.imwrite(path, array, bigtiff=is_big, software="deconv", **chosen, **options)
+    tifffile.imwrite(path, array, bigtiff=is_big, software="deconv", **_of_kind(kind), **options)
+
+
+def write_empty(path: Path, shape: tuple[int, ...], dtype: str, kind: str, options: dict[str, Any]) -> None:
+    """Write an uncompressed BigTIFF without its samples, for which there is room in the file then."""
+    tifffile.imwrite(path, None, shape=shape, dtype=dtype, bigtiff=True, software="deconv", **_of_kind(kind), **options)
 
 
 def rewrite_description(path: Path, change: Callable[[str], str]) -> None:
-    """Change the description of the first page; a file whose description stays is left alone."""
-    before = tifffile.tiffcomment(path)
-    after = change(before)
-    if after != before:
-        tifffile.tiffcomment(path, after.encode())
+    """Change the descriptions of the first page, of which a plain file may have two; what stays is left alone."""
+    with tifffile.TiffFile(path, mode="r+") as opened:
+        tags = opened.pages.first.tags
+        for tag in filter(None, (tags.get(_DESCRIPTION, index=place) for place in range(2))):
+            before = str(tag.value)
+            if (after := change(before)) != before:
+                tag.overwrite(after.encode())
+
+
+def _of_kind(kind: str) -> dict[str, Any]:
+    if KIND_IS_AN_ARGUMENT:
+        return {"kind": kind}
+    return {"ome": kind == "ome"} | ({kind: True} if kind != "ome" else {})
 
 
 class _Raising(logging.Handler):

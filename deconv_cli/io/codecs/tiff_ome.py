@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
@@ -127,6 +128,13 @@ def with_instruments(xml: str, metadata: Metadata) -> str:
         before, found, after = xml.partition(place)
         xml = before + metadata.native.get(name, "") + found + after
     return xml
+
+
+def with_record(xml: str, record: dict[str, Any]) -> str:
+    """Exchange the record in a description; it stands where `fields_to_write` put it."""
+    start, end = f'<M K="{records.KEYWORD}">', "</M>"
+    before, _, after = xml.partition(start)
+    return f"{before}{start}{escape(records.encode_record(record))}{end}{after.partition(end)[2]}"
 
 
 def _as_text(elements: list[ElementTree.Element]) -> str:

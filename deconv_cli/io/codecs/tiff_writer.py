@@ -11,7 +11,7 @@ import numpy as np
 
 from deconv_cli.io import exif, records
 from deconv_cli.io.codecs import tiff_imagej, tiff_ome
-from deconv_cli.io.codecs.tiff_library import rewrite_description, write_array
+from deconv_cli.io.codecs.tiff_library import rewrite_description, write_array, write_empty
 from deconv_cli.io.codecs.tiff_reader import CHANNEL_NAMES, DESCRIPTION, PLANE_DISTANCE, WHITE_IS_ZERO
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
@@ -64,6 +64,38 @@ def carry(metadata: Metadata, n_bits: int) -> tuple[Metadata, list[str]]:
 
 def write_tiff(path: Path, image: StoredImage) -> None:
     """Write a file of the kind `image.metadata.flavor`, with its record."""
+    flavor = image.metadata.flavor
+    # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow.
+    options = _options(image) | {"compression": None if flavor == "imagej" else "zlib"}
+    write_array(path, np.ascontiguousarray(image.samples), flavor or "shaped", options)
+    _add_instruments(path, image.metadata)
+
+
+def write_empty_tiff(path: Path, image: StoredImage, tile: tuple[int, int]) -> None:
+    """Write the headers of an uncompressed plain or OME file in tiles, and make it as long as it will be."""
+    write_empty(path, image.shape, image.dtype, image.metadata.flavor or "shaped", _options(image) | {"tile": tile})
+    _add_instruments(path, image.metadata)
+
+
+def write_record(path: Path, metadata: Metadata, record: dict[str, Any]) -> None:
+    """Put the record of a run into a plain or OME file, in the place of the one that it has."""
+    with_record = tiff_ome.with_record if metadata.flavor == "ome" else _with_record
+    rewrite_description(path, lambda text: with_record(text, record))
+
+
+def _with_record(text: str, record: dict[str, Any]) -> str:
+    """Exchange the record in a description in JSON; any other text stays."""
+    fields = records.decode_record(text)
+    return text if fields is None else records.encode_record(fields | {records.KEYWORD: record})
+
+
+def _add_instruments(path: Path, metadata: Metadata) -> None:
+    if metadata.flavor == "ome":
+        rewrite_description(path, lambda xml: tiff_ome.with_instruments(xml, metadata))
+
+
+def _options(image: StoredImage) -> dict[str, Any]:
+    """Give the arguments of the library by which it writes all but the samples."""
     metadata = image.metadata
     record = image.record or {}
     options: dict[str, Any] = {}
@@ -74,18 +106,13 @@ def write_tiff(path: Path, image: StoredImage) -> None:
     else:
         fields = _plain_fields(metadata) | {records.KEYWORD: record}
         options["description"] = metadata.native.get(DESCRIPTION, "").encode() or None
-    options |= {
+    return options | {
         **_sample_options(image),
         **_resolution_options(metadata),
         "metadata": {"axes": image.axes, **fields},
         "iccprofile": metadata.icc_profile,
         "extratags": [(code, _ASCII, 0, text.encode(), True) for code, text in exif.read_texts(metadata.exif).items()],
-        # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow.
-        "compression": None if metadata.flavor == "imagej" else "zlib",
     }
-    write_array(path, np.ascontiguousarray(image.samples), metadata.flavor or "shaped", options)
-    if metadata.flavor == "ome":
-        rewrite_description(path, lambda xml: tiff_ome.with_instruments(xml, metadata))
 
 
 def _plain_fields(metadata: Metadata) -> dict[str, Any]:

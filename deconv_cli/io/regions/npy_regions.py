@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from deconv_cli.errors import DeconvError, FileAccessError
+from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import write_line_beside
-from deconv_cli.io.codec import Array
-from deconv_cli.io.codecs.npy import read_layout
-from deconv_cli.io.regions.region_source import Region, RegionSource
+from deconv_cli.io.codec import Array, WriteRequest, not_carried
+from deconv_cli.io.codecs.npy import NPY, read_layout
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.partial_file import allocate, check_room, partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.region_format import RegionFormat
+from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
 from deconv_cli.io.regions.region_target import RegionTarget
-from deconv_cli.io.sources import reason_of, refusing_damage
+from deconv_cli.io.sources import refusing_damage
+from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
+from deconv_cli.io.tensors import order_axes
 
 NAME = "NumPy .npy"
 _PIECE = 2**24
@@ -76,40 +76,25 @@ class NpySource(RegionSource):
 
     def fingerprint(self) -> str:
         """Hash what the header says, with size and time of the file."""
-        try:
-            found = self.path.stat()
-        except OSError as error:
-            raise FileAccessError(f"'{self.path}' cannot be read: {reason_of(error)}.") from error
-        told = (self.shape, self.stored_type, self.order, self.start, found.st_size, found.st_mtime_ns)
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return fingerprint_of_file(self.path, self.shape, self.stored_type, self.order, self.start)
 
 
 @dataclass(frozen=True, eq=False)
 class NpyTarget(RegionTarget):
     """A `.npy` file in the making: one of its final size and a hidden name, which every writer maps into memory."""
 
-    @property
-    def partial(self) -> Path:
-        """The file that is written before all is there."""
-        return self.path.with_name(f".{self.path.name}.partial")
-
     def create(self) -> None:
         """Make the file, with all the room it will need."""
         n_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
-        with _refusing_to_write(self.path):
+        with refusing_to_write(self.path):
             if self._is_there():
                 return
-            room = shutil.disk_usage(self.path.parent).free
-            if room < n_bytes:
-                raise FileAccessError(
-                    f"'{self.path}' takes {n_bytes} bytes, but its disk has room for {room}; free some, or choose "
-                    "another disk."
-                )
-            with self.partial.open("wb") as stream:
+            check_room(self.path, n_bytes)
+            with partial_path(self.path).open("wb") as stream:
                 header = {"descr": np.dtype(self.dtype).newbyteorder("<").str, "fortran_order": False}
                 np.lib.format.write_array_header_1_0(stream, header | {"shape": self.shape})
                 stream.flush()
-                _allocate(stream.fileno(), stream.tell() + n_bytes)
+                allocate(stream.fileno(), stream.tell() + n_bytes)
 
     def _is_there(self) -> bool:
         """Tell whether an earlier run made the whole file; one that ended while it did left a shorter one."""
@@ -119,33 +104,31 @@ class NpyTarget(RegionTarget):
         return False
 
     def _open(self, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
-        mapped: np.memmap[Any, Any] = np.lib.format.open_memmap(self.partial, mode)
+        mapped: np.memmap[Any, Any] = np.lib.format.open_memmap(partial_path(self.path), mode)
         return mapped
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part."""
-        with _refusing_to_write(self.path):
+        with refusing_to_write(self.path):
             mapped = self._open("r+")
             mapped[region] = samples
             mapped.flush()
 
     def finish(self, record: dict[str, Any]) -> None:
         """Hash the samples, write the record beside, and give the file its name."""
-        with _refusing_to_write(self.path):
+        with refusing_to_write(self.path):
             digest = self._digest()
         complete = records.complete_record(record, self.shape, self.dtype, digest)
         write_line_beside(records.beside(self.path), records.encode_record(complete), self._put_in_place)
 
     def _put_in_place(self) -> None:
-        with _refusing_to_write(self.path):
-            with self.partial.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            self.partial.replace(self.path)
+        with refusing_to_write(self.path):
+            put_in_place(self.path)
 
     def _digest(self) -> str:
         """Hash all samples, a piece at a time; the same as `records.samples_digest` of the whole."""
         found = hashlib.sha256()
-        with self.partial.open("rb") as stream:
+        with partial_path(self.path).open("rb") as stream:
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
             while piece := stream.read(_PIECE):
@@ -154,23 +137,33 @@ class NpyTarget(RegionTarget):
 
     def discard(self) -> None:
         """Remove the hidden file."""
-        with _refusing_to_write(self.path):
-            self.partial.unlink(missing_ok=True)
+        with refusing_to_write(self.path):
+            partial_path(self.path).unlink(missing_ok=True)
 
 
-def _allocate(descriptor: int, n_bytes: int) -> None:
-    """Give a file its final size, reserved on the disk where the system can: a map of a full disk ends a process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    else:
-        os.ftruncate(descriptor, n_bytes)
+class NpyRegions(RegionFormat):
+    """Arrays without a name, of any size."""
+
+    def open(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open the only array that there is."""
+        if member is not None:
+            raise UsageError(
+                f"'{path}' holds a single tensor without a name, so tensor=\"{member}\" has no choice to make."
+            )
+        return NpySource.open(path)
+
+    def plan(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> RegionTarget:
+        """Order the axes as those of any tensor; parts may end anywhere."""
+        layout, notes = order_axes(request, layout)
+        _, lost = NPY.carry(request, StoredImage(zeros_of(layout.sizes, request.dtype), layout.axes, metadata))
+        return NpyTarget(
+            path=request.path,
+            shape=layout.sizes,
+            dtype=request.dtype,
+            axes=layout.axes,
+            unit=tuple(1 for _ in layout.sizes),
+            notes=(*notes, *not_carried(lost)),
+        )
 
 
-@contextmanager
-def _refusing_to_write(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DeconvError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
+NPY_REGIONS = NpyRegions()

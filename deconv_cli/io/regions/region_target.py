@@ -24,6 +24,7 @@ class RegionTarget(ABC):
         dtype: NumPy name of the sample type.
         axes: a letter for each axis.
         unit: samples along each axis that are written together, or not at all: the chunk or shard of the format.
+        notes: what could not be carried over from the source, and what became of its axes.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class RegionTarget(ABC):
     dtype: str
     axes: str
     unit: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def create(self) -> None:

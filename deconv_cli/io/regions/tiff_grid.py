@@ -62,7 +62,9 @@ class TiffGrid:
         """
         page = series.keyframe
         n_outer = len(series.shape) - len(page.shape)
-        letters = "".join(letter for letter, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or letter in "YX")
+        letters = "".join(
+            letter for letter, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or letter in "YX"
+        )
         if n_outer < 0 or tuple(series.shape[n_outer:]) != tuple(page.shape) or page.axes != letters:
             raise MalformedInputError(
                 f"'{path}' should hold planes one after the other, but holds {series.axes} {tuple(series.shape)} as "

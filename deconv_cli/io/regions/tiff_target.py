@@ -1,0 +1,109 @@
+"""TIFF files written a part at a time: uncompressed tiles, each at a place that is known beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.errors import InputRefusedError
+from deconv_cli.io import limits, records
+from deconv_cli.io.codec import Array
+from deconv_cli.io.codecs.tiff import TIFF
+from deconv_cli.io.regions.overlap import overlap
+from deconv_cli.io.regions.partial_file import allocate, check_room, partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.region_source import Region
+from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.tiff_grid import TiffGrid
+from deconv_cli.io.sources import refusing_damage
+from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
+
+TILE = 512
+"""Rows and columns of a tile; of smaller planes as many as they have, in steps of the 16 that TIFF asks for."""
+
+
+@dataclass(frozen=True, eq=False)
+class TiffTarget(RegionTarget):
+    """A plain or OME file in the making: BigTIFF of its final size, which any process writes whole tiles into."""
+
+    metadata: Metadata = field(default_factory=Metadata)
+
+    def create(self) -> None:
+        """Write the headers, and make room for all tiles."""
+        from deconv_cli.io.codecs.tiff_writer import write_empty_tiff
+
+        partial = partial_path(self.path)
+        with refusing_to_write(self.path):
+            if self._is_there():
+                return
+            check_room(self.path, limits.array_bytes(self.shape, np.dtype(self.dtype).itemsize))
+            image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})
+            write_empty_tiff(partial, image, self.tile)
+            with partial.open("rb+") as stream:
+                allocate(stream.fileno(), partial.stat().st_size)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of a tile."""
+        rows, columns = (tile_side(self.shape[self.axes.index(letter)]) for letter in "YX")
+        return rows, columns
+
+    def _is_there(self) -> bool:
+        """Tell whether an earlier run made the whole file; one that ended while it did left a shorter one."""
+        with contextlib.suppress(OSError, InputRefusedError):
+            image, _ = self._headers()
+            return (image.shape, image.dtype, image.axes) == (self.shape, self.dtype, self.axes)
+        return False
+
+    def _headers(self) -> tuple[StoredImage, TiffGrid]:
+        partial = partial_path(self.path)
+        with refusing_damage(partial, f"a {TIFF.name} file"):
+            found = partial.stat()
+            return _headers(partial, found.st_ino, found.st_size)
+
+    def write(self, region: Region, samples: Array) -> None:
+        """Write a part, tile by tile."""
+        _, grid = self._headers()
+        outer, inner = grid.in_planes(region)
+        parts = samples.astype(self.dtype, copy=False).reshape([part.stop - part.start for part in (*outer, *inner)])
+        with refusing_to_write(self.path), partial_path(self.path).open("rb+") as stream:
+            for segment in grid.touched(region):
+                tile = np.zeros([part.stop - part.start for part in segment.box], self.dtype)
+                here, there = overlap(inner, segment.box)
+                tile[there] = parts[tuple(i - part.start for i, part in zip(segment.plane, outer, strict=True))][here]
+                stream.seek(int(grid.offsets[grid.number(segment.plane), segment.index]))
+                stream.write(tile.tobytes())
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Add the record, and give the file its name."""
+        from deconv_cli.io.codecs.tiff_writer import write_record
+
+        complete = TIFF.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
+        with refusing_to_write(self.path):
+            write_record(partial_path(self.path), self.metadata, complete)
+            put_in_place(self.path)
+
+    def discard(self) -> None:
+        """Remove the hidden file."""
+        with refusing_to_write(self.path):
+            partial_path(self.path).unlink(missing_ok=True)
+
+
+def tile_side(length: int) -> int:
+    """Give the side of the tiles of a plane of this length."""
+    return min(TILE, -(-length // 16) * 16)
+
+
+@functools.lru_cache(maxsize=4)
+def _headers(partial: Path, inode: int, n_bytes: int) -> tuple[StoredImage, TiffGrid]:
+    """Read what a file in the making says of itself, again where it is another one by now."""
+    from deconv_cli.io.codecs.tiff_library import choose_series, opened_tiff
+    from deconv_cli.io.codecs.tiff_reader import describe_series
+
+    with opened_tiff(partial, by_parts=True) as (opened, ome):
+        index, chosen = choose_series(partial, opened, None, by_parts=True)
+        return describe_series(partial, opened, ome, index, chosen), TiffGrid.of(partial, chosen)

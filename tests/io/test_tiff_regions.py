@@ -1,0 +1,282 @@
+"""TIFF by parts: what is read is what tifffile reads as a whole, and what is written in parts is one whole file."""
+
+import itertools
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+import tifffile
+
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.io import read_image
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.opening import open_regions, plan_regions
+from deconv_cli.io.regions.overlap import shape_of
+
+STACK = np.random.default_rng(4).random((3, 2, 70, 90)).astype("float32")
+PLANE = STACK[0, 0]
+COLORS = (255 * STACK[0, 0, :, :, None] * [1, 0.5, 0.2]).astype("uint8")
+TZYX = {"photometric": "minisblack", "metadata": {"axes": "TZYX"}}
+
+FILES = {
+    "tiles": (PLANE, {"tile": (16, 32)}),
+    "tiles with a predictor": (PLANE, {"tile": (32, 16), "compression": "zlib", "predictor": True}),
+    "strips": (PLANE, {"rowsperstrip": 7}),
+    "strips in LZW": (PLANE, {"rowsperstrip": 7, "compression": "lzw"}),
+    "colors in JPEG tiles": (COLORS, {"tile": (32, 32), "compression": "jpeg", "photometric": "rgb"}),
+    "colors in JPEG strips": (COLORS, {"rowsperstrip": 16, "compression": "jpeg", "photometric": "rgb"}),
+    "colors apart": (
+        np.ascontiguousarray(np.moveaxis(COLORS, -1, 0)),
+        {"tile": (32, 32), "compression": "zlib", "photometric": "rgb", "planarconfig": "separate"},
+    ),
+    "high byte first": (STACK, {"byteorder": ">", **TZYX}),
+    "tiles, high byte first": (STACK, {"byteorder": ">", "tile": (32, 16), "compression": "zlib", **TZYX}),
+    "ImageJ": ((1000 * STACK).astype("uint16"), {"imagej": True, "metadata": {"axes": "TZYX"}}),
+    "OME": (STACK, {"ome": True, "tile": (32, 32), "compression": "zlib", **TZYX}),
+    "pages": (STACK[0], {"photometric": "minisblack", "metadata": None}),
+    "tiles with depth": (STACK.reshape(6, 70, 90).repeat(4, 0), {"tile": (16, 16, 32), "volumetric": True, **TZYX}),
+    "bits": (PLANE > 0.5, {"photometric": "minisblack"}),
+}
+
+
+def some_regions(shape, n, seed=0):
+    """The whole, one sample, and others."""
+    rng = np.random.default_rng(seed)
+    yield tuple(slice(0, size) for size in shape)
+    yield tuple(slice(size - 1, size) for size in shape)
+    for _ in range(n):
+        starts = [int(rng.integers(0, size)) for size in shape]
+        yield tuple(slice(a, int(rng.integers(a + 1, size + 1))) for a, size in zip(starts, shape, strict=True))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_part_is_what_the_whole_file_has_there(tmp_path, kind):
+    samples, options = FILES[kind]
+    options = {**options, "metadata": None} if options.get("volumetric") else options
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options)
+    whole = tifffile.imread(tmp_path / "a.tif")
+    source = pickle.loads(pickle.dumps(open_regions(tmp_path / "a.tif")))
+    assert source.shape == whole.shape
+    assert source.dtype == whole.dtype.name
+    assert len(source.chunk) == whole.ndim
+    for region in some_regions(source.shape, 6):
+        part = source.read(region)
+        assert part.dtype.isnative
+        np.testing.assert_array_equal(part, whole[region])
+
+
+def test_of_a_pyramid_the_full_resolution_is_taken(tmp_path):
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as writer:
+        options = {"tile": (32, 32), "photometric": "rgb", "compression": "jpeg"}
+        writer.write(COLORS, subifds=2, **options)
+        writer.write(COLORS[::2, ::2], subfiletype=1, **options)
+        writer.write(COLORS[::4, ::4], subfiletype=1, **options)
+    source = open_regions(path)
+    assert source.shape == COLORS.shape
+    assert "full resolution alone" in source.notes[0]
+    np.testing.assert_array_equal(source.read(tuple(slice(0, n) for n in source.shape)), tifffile.imread(path))
+
+
+def test_one_of_several_series_is_chosen_by_its_number(tmp_path):
+    path = tmp_path / "positions.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for position in range(3):
+            writer.write(STACK[position], photometric="minisblack", metadata={"axes": "ZYX"}, tile=(32, 32))
+    for position in range(3):
+        source = open_regions(path, series=position)
+        np.testing.assert_array_equal(source.read((slice(0, 2), slice(5, 40), slice(60, 90))), STACK[position][:, 5:40, 60:])
+    with pytest.raises(MalformedInputError, match="holds 3 series"):
+        open_regions(path)
+    with pytest.raises(UsageError, match="series 0 to 2"):
+        open_regions(path, series=3)
+
+
+def test_reading_a_part_takes_no_more_memory_than_the_part_and_a_tile(tmp_path):
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, np.ones((4096, 4096), "uint8"), tile=(256, 256), compression="zlib")
+    source = open_regions(path)
+    tracemalloc.start()
+    part = source.read((slice(1000, 1300), slice(2000, 2300)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert part.all()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("kind", ["strips", "tiles with a predictor", "OME", "ImageJ"])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, kind):
+    samples, options = FILES[kind]
+    whole, path = tmp_path / "whole.tif", tmp_path / "cut.tif"
+    tifffile.imwrite(whole, samples, **options)
+    content = whole.read_bytes()
+    for share in (0.3, 0.9, 0.999):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(MalformedInputError):
+            open_regions(path)
+
+
+@pytest.mark.parametrize("kind", ["strips", "tiles with a predictor"])
+def test_a_file_that_is_cut_short_after_it_was_opened_gives_no_samples(tmp_path, kind):
+    samples, options = FILES[kind]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, samples, **options)
+    source = open_regions(path)
+    before = source.fingerprint()
+    path.write_bytes(path.read_bytes()[:-900])
+    assert source.fingerprint() != before
+    with pytest.raises(MalformedInputError):
+        source.read((slice(0, 70), slice(0, 90)))
+
+
+def test_what_needs_more_than_its_samples_is_not_read_by_parts(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.dstack([COLORS, COLORS[..., 0]]), photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(MalformedInputError, match="alpha channel"):
+        open_regions(path)
+    tifffile.imwrite(path, COLORS[..., 0], photometric="palette", colormap=np.zeros((3, 256), "uint16"))
+    with pytest.raises(MalformedInputError, match="palette"):
+        open_regions(path)
+    tifffile.imwrite(path, PLANE, extratags=[(274, 3, 1, 6, True)])
+    with pytest.raises(MalformedInputError, match="orientation 6"):
+        open_regions(path)
+    tifffile.imwrite(path, PLANE + 1j, photometric="minisblack")
+    with pytest.raises(MalformedInputError, match="complex64"):
+        open_regions(path)
+
+
+def test_other_formats_are_refused_by_those_that_would_do(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(COLORS).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match=r"PNG file.*TIFF \(\.tif\).*NumPy \.npy"):
+        open_regions(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", PLANE)
+    source = open_regions(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match=r"PNG files are written as a whole.*TIFF \(\.tif\)"):
+        plan_regions(
+            tmp_path / "b.png", source, Layout("YX", source.shape), n_channels=1, size=(70, 90), output_dtype="uint8"
+        )
+
+
+def units(target):
+    """The regions that writers share out, in an order of no account."""
+    steps = [
+        [slice(a, min(a + unit, size)) for a in range(0, size, unit)]
+        for unit, size in zip(target.unit, target.shape, strict=True)
+    ]
+    found = list(itertools.product(*steps))
+    np.random.default_rng(1).shuffle(found)
+    return [tuple(region) for region in found]
+
+
+def planned(source, path, dimensions=2, **options):
+    layout = Layout(source.axes, source.shape, dimensions)
+    size = [source.shape[source.axes.index(letter)] for letter in layout.space]
+    return plan_regions(path, source, layout, n_channels=layout.n_channels, size=size, **options)
+
+
+def write_all(target, samples):
+    for region in units(target):
+        pickle.loads(pickle.dumps(target)).write(region, samples[region])
+
+
+SOURCES = {
+    "plain": (np.pad(PLANE, ((0, 700), (0, 20))), {}),
+    "colors": (COLORS, {"photometric": "rgb", "iccprofile": b"profile" * 20}),
+    "colors apart": FILES["colors apart"],
+    "ome": (STACK, {"ome": True, **TZYX}),
+    "imagej": FILES["ImageJ"],
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_parts_become_one_file(tmp_path, kind):
+    samples, options = SOURCES[kind]
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options)
+    source = open_regions(tmp_path / "a.tif")
+    path = tmp_path / "out.tif"
+    target = planned(source, path, output_dtype=samples.dtype.name)
+    target.create()
+    write_all(target, samples)
+    assert not path.exists()
+    target.finish({"command": "invert", "note": 'less < & "quoted" é'})
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    np.testing.assert_array_equal(tifffile.imread(path), samples)
+    written = read_image(path)
+    assert written.axes == target.axes
+    assert written.record["note"] == 'less < & "quoted" é'
+    assert written.record["output"] == {"shape": list(samples.shape), "dtype": samples.dtype.name}
+    with tifffile.TiffFile(path) as opened:
+        assert opened.is_bigtiff
+        assert opened.pages[0].is_tiled
+        assert opened.is_ome == (kind == "ome")
+        assert opened.pages[0].iccprofile == options.get("iccprofile")
+
+
+def test_ome_metadata_come_along(tmp_path, ome_file):
+    source = open_regions(ome_file)
+    target = planned(source, tmp_path / "out.ome.tif")
+    target.create()
+    target.finish({"command": "invert"})
+    before, after = read_image(ome_file), read_image(tmp_path / "out.ome.tif")
+    assert after._metadata.channel_names == ("DAPI", "GFP", "RFP")
+    assert after._metadata == before._metadata
+    assert after.spacing == before.spacing
+    assert target.notes == ()
+
+
+def test_the_distances_of_imagej_come_along_into_a_plain_file(tmp_path, imagej_file):
+    source = open_regions(imagej_file)
+    target = planned(source, tmp_path / "out.tif", dimensions=3)
+    target.create()
+    target.finish({})
+    written = read_image(tmp_path / "out.tif").spanned_by(3)
+    np.testing.assert_allclose(written.spacing, read_image(imagej_file).spanned_by(3).spacing, rtol=1e-6)
+    assert "ImageJ finterval" in target.notes[-1]
+
+
+def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", PLANE)
+    source = open_regions(tmp_path / "a.tif")
+    target = planned(source, tmp_path / "out.tif")
+    target.create()
+    write_all(target, PLANE)
+    target.create()
+    hidden = next(tmp_path.glob(".*.partial"))
+    # A run that ended while it made the file.
+    np.testing.assert_array_equal(tifffile.imread(hidden), PLANE)
+    other = plan_regions(
+        tmp_path / "out.tif", source, Layout("YX", source.shape), n_channels=1, size=(60, 90), output_dtype="float32"
+    )
+    other.create()
+    assert tifffile.imread(hidden).shape == (60, 90)
+    hidden.write_bytes(hidden.read_bytes()[:-40])
+    other.create()
+    assert not tifffile.imread(hidden).any()
+    other.discard()
+    other.discard()
+    assert not hidden.exists()
+
+
+def test_a_finished_run_can_be_finished_again(tmp_path, monkeypatch):
+    """As when a run is killed between its record and its name."""
+    from deconv_cli.io.regions import tiff_target
+
+    tifffile.imwrite(tmp_path / "a.tif", STACK, ome=True, **TZYX)
+    target = planned(open_regions(tmp_path / "a.tif"), tmp_path / "out.tif")
+    target.create()
+    write_all(target, STACK)
+    with monkeypatch.context() as patched:
+        patched.setattr(tiff_target, "put_in_place", lambda path: None)
+        target.finish({"command": "first", "long": "x" * 2000})
+    assert not (tmp_path / "out.tif").exists()
+    target.create()
+    target.finish({"command": "second"})
+    assert read_image(tmp_path / "out.tif").record["command"] == "second"
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), STACK)
+
+
+def test_an_axis_of_parts_has_the_shape_of_the_region():
+    assert shape_of((slice(2, 5), slice(0, 1))) == (3, 1)
