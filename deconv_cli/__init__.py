@@ -29,7 +29,7 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.gradients.rules import GRADIENT_RULES
-from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, SOLVERS, TAPS
+from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, REGION_FORMATS, SOLVERS, TAPS
 from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
@@ -74,6 +74,7 @@ __all__ = [
     "KERNEL_SOURCES",
     "PENALTIES",
     "PRIORS",
+    "REGION_FORMATS",
     "SOLVERS",
     "TAPS",
     "BeadPsf",

@@ -86,7 +86,9 @@ def test_one_of_several_series_is_chosen_by_its_number(tmp_path):
             writer.write(STACK[position], photometric="minisblack", metadata={"axes": "ZYX"}, tile=(32, 32))
     for position in range(3):
         source = open_regions(path, series=position)
-        np.testing.assert_array_equal(source.read((slice(0, 2), slice(5, 40), slice(60, 90))), STACK[position][:, 5:40, 60:])
+        np.testing.assert_array_equal(
+            source.read((slice(0, 2), slice(5, 40), slice(60, 90))), STACK[position][:, 5:40, 60:]
+        )
     with pytest.raises(MalformedInputError, match="holds 3 series"):
         open_regions(path)
     with pytest.raises(UsageError, match="series 0 to 2"):
