@@ -59,7 +59,7 @@ def check_grad(
         ),
     ] = None,
     step: Annotated[
-        int, typer.Option("--step", metavar="N", help="With --run: which loss.backward() to check.", min=1)
+        int, typer.Option("--step", metavar="N", help="With --run: from which loss.backward() on to check.", min=1)
     ] = 1,
     expect: Annotated[
         list[str] | None,

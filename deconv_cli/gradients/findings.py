@@ -67,6 +67,8 @@ class Verdict(StrEnum):
     """Gradients are added to those of the step before, which nothing cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
     """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
+    FAILS = "FAILS"
+    """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"
     """The gradient arrives, but was not compared with finite differences."""
 

@@ -91,6 +91,7 @@ TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
         "step-without-effect": f"{_HERE}.optimizer_holds:find_step_without_effect",
         "accumulated": f"{_HERE}.accumulated:find_accumulated",
         "gradient-lost": f"{_HERE}.gradient_lost:find_gradient_lost",
+        "failing-script": f"{_HERE}.failing_script:find_failing_script",
     },
 )
 """What is found for a script that trains, of the optimizer: all that any rule finds."""

@@ -6,6 +6,10 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _WHY = "gradients of the step before are still there and the new ones are added: steps go on in old directions."
+_OF_ANOTHER_LOSS = (
+    "gradients that another loss gave these weights, for the step of another optimizer, are still there, and those of "
+    "this loss are added: the step goes half of its way for the other loss."
+)
 
 
 def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
@@ -14,6 +18,11 @@ def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
     if stale:
         suggestion = "call optimizer.zero_grad() once for each step, before backward"
         return [Finding(Verdict.ACCUMULATED, (Cause("optimizer.step()", stale[0].location, _WHY, suggestion),))]
+    mixed = [step for step in evidence.events.steps if step.is_mixed]
+    if mixed:
+        suggestion = f"call zero_grad() of this {mixed[0].name} right before the backward of its own loss"
+        cause = Cause("optimizer.step()", mixed[0].location, _OF_ANOTHER_LOSS, suggestion)
+        return [Finding(Verdict.ACCUMULATED, (cause,))]
     location = evidence.events.accumulated_by_hand
     if location is None:
         return []

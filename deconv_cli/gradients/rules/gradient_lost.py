@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.training.training_events import OptimizerStep
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _NOTHING = 1e-6
 
 
 def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
-    """Find what happens to gradients between backward and the step."""
-    step = evidence.first_step
-    if step is None:
+    """Find what happens to gradients between backward and the first step of each optimizer."""
+    if not evidence.first_steps:
         return [_skipped(evidence.events.n_skipped)] if evidence.events.n_skipped > 1 else []
+    found = [cause for step in evidence.first_steps if (cause := _lost_before(step)) is not None]
+    return [Finding(Verdict.GRADIENT_LOST, unique_causes(found))] if found else []
+
+
+def _lost_before(step: OptimizerStep) -> Cause | None:
     if step.norm_after_backward and not step.norm_at_step:
         location = step.cleared_at or step.location
         why = "the gradients are cleared between backward() and step(), so that the step has nothing to go by."
-        suggestion = "call zero_grad() before backward(), or after step()"
-        return [Finding(Verdict.GRADIENT_LOST, (Cause("zero_grad()", location, why, suggestion),))]
+        return Cause("zero_grad()", location, why, "call zero_grad() before backward(), or after step()")
     clipping = step.clipping
     if clipping is not None and clipping.limit < _NOTHING * clipping.norm_before:
         why = f"gradients of norm {clipping.norm_before:.3g} are clipped to {clipping.limit:.3g}: next to nothing."
         suggestion = "clip at a norm that usual gradients stay below, such as 1.0"
-        return [Finding(Verdict.GRADIENT_LOST, (Cause("clipping", clipping.location, why, suggestion),))]
-    return []
+        return Cause("clipping", clipping.location, why, suggestion)
+    return None
 
 
 def _skipped(n_skipped: int) -> Finding:

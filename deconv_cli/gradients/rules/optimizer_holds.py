@@ -5,6 +5,7 @@ from __future__ import annotations
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.rules.gradient_lost import find_gradient_lost
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.training.training_events import OptimizerStep
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _FEW = 4
@@ -15,12 +16,11 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
     events, given = evidence.events, evidence.with_gradient
     if not events.held or not given:
         return []
-    held = frozenset().union(*events.held)
+    held = frozenset().union(*events.held.values())
     missing = [name for name, weight in given.items() if id(weight) not in held]
     if not missing:
         return []
-    step = evidence.first_step
-    location = step.location if step is not None else CodeLocation()
+    location = evidence.first_steps[0].location if evidence.first_steps else CodeLocation()
     if len(missing) == len(given):
         why = "no optimizer holds any weight that gets a gradient: it was made of the parameters of another object."
         suggestion = "make the optimizer of parameters() of this model, after the last line that replaces the model"
@@ -33,23 +33,33 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
 
 def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
     """Find that steps leave the weights as they are, or are never taken."""
-    events, step = evidence.events, evidence.first_step
-    if step is None:
-        is_missing = events.held and not events.moved_by_hand and not events.n_skipped and evidence.with_gradient
-        return [_never(evidence)] if is_missing and events.n_backward > 1 else []
-    if not step.n_given or step.n_changed or find_gradient_lost(evidence):
-        return []
+    causes = [_without_effect(step) for step in evidence.first_steps if step.n_given and not step.n_changed]
+    causes = causes if not find_gradient_lost(evidence) else []
+    return [Finding(Verdict.OPTIMIZER, (cause,)) for cause in [*causes, *_never(evidence)]]
+
+
+def _without_effect(step: OptimizerStep) -> Cause:
     why = f"{step.name}.step() leaves all {step.n_given} weights with a gradient as they are"
     if step.learning_rate == 0:
         why, suggestion = f"{why}: its learning rate is 0.", "give the optimizer a learning rate above 0"
     else:
         why = f"{why}: the change is below what their precision can hold."
         suggestion = "keep the weights in float32 and use torch.autocast for bfloat16, or raise the learning rate"
-    return [Finding(Verdict.OPTIMIZER, (Cause("optimizer.step()", step.location, why, suggestion),))]
+    return Cause("optimizer.step()", step.location, why, suggestion)
 
 
-def _never(evidence: TrainingEvidence) -> Finding:
-    n_passes = evidence.events.n_backward
-    why = f"there is an optimizer, but no step of it in {n_passes} backward passes, and no weight changed."
-    suggestion = "call optimizer.step() after loss.backward()"
-    return Finding(Verdict.OPTIMIZER, (Cause("no optimizer.step()", CodeLocation(), why, suggestion),))
+def _never(evidence: TrainingEvidence) -> list[Cause]:
+    """Find weights with a gradient whose optimizer takes no step though all others, if there are any, took two."""
+    events = evidence.events
+    stepping = {step.optimizer for step in events.steps}
+    is_waiting = events.moved_by_hand or events.n_skipped or events.n_backward < 2
+    if is_waiting or events.failure is not None:
+        return []
+    moved = frozenset().union(*(held for key, held in events.held.items() if key in stepping))
+    held = frozenset().union(*events.held.values()) - moved
+    names = [name for name, weight in evidence.with_gradient.items() if id(weight) in held]
+    if not names:
+        return []
+    shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    why = f"an optimizer holds {shown}, but takes no step in {events.n_backward} backward passes."
+    return [Cause("no optimizer.step()", CodeLocation(), why, "call optimizer.step() after loss.backward()")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from deconv_cli.gradients.training.training_events import (
 
 
 class OptimizerWatch:
-    """Gathers `events` from the backward pass that is checked on."""
+    """Gathers `events` from the first backward pass that is checked on."""
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
@@ -33,24 +34,35 @@ class OptimizerWatch:
         self._cleared_at: CodeLocation | None = None
         self._clipping: Clipping | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
+        self._passed_over: dict[int, torch.optim.Optimizer] = {}
+        self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
 
-    def start(self, weights: list[torch.Tensor]) -> None:
-        """Begin, at the pass that is checked, with the weights that are."""
-        self._weights = weights
-        self._first = [fingerprint(weight) for weight in weights]
-        self._count_optimizers()
+    def watch(self, weights: list[torch.Tensor]) -> None:
+        """Begin, or go on, with the weights of a pass that is checked."""
+        known = {id(weight) for weight in self._weights}
+        new = [weight for weight in weights if id(weight) not in known]
+        self._weights += new
+        self._first += [fingerprint(weight) for weight in new]
+        own = {id(weight) for weight in self._weights}
+        for optimizer in living_optimizers():
+            if any(id(weight) in own for weight in weights_of(optimizer)):
+                self._known[id(optimizer)] = optimizer
+        self._note_held()
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether some optimizer has taken two steps, or weights were changed by hand and used again."""
-        taken = [step.optimizer for step in self.events.steps]
-        return len(taken) > len(set(taken)) or (self.events.moved_by_hand and self.events.n_backward > 2)
+        """Whether each optimizer has taken two steps, or weights were changed by hand and used again."""
+        taken = Counter(step.optimizer for step in self.events.steps)
+        have_stepped = bool(taken) and all(taken[key] > 1 for key in self._known)
+        return have_stepped or (self.events.moved_by_hand and self.events.n_backward > 2)
 
     def before_backward(self, location: CodeLocation) -> None:
         """Look whether gradients that were used already are still there."""
         self.events.n_backward += 1
-        self._used = {key: found for key, found in self._used.items() if gradient_norm(weights_of(found))}
+        self._used = _with_gradients(self._used)
+        self._passed_over = _with_gradients(self._passed_over)
+        self._mixed = set(self._passed_over)
         if not self.events.steps and any(fingerprint(w) != p for w, p in zip(self._weights, self._first, strict=True)):
             self.events.moved_by_hand = True
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
@@ -90,18 +102,17 @@ class OptimizerWatch:
                 cleared_at=self._cleared_at,
                 clipping=self._clipping,
                 is_fresh=id(optimizer) not in self._used,
+                is_mixed=id(optimizer) in self._mixed,
             )
         )
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
-        self._count_optimizers()
+        self._note_held()
+        self._passed_over |= _with_gradients(self._known)
+        self._passed_over.pop(id(optimizer), None)
 
-    def _count_optimizers(self) -> None:
-        """Count the optimizers that have taken a step, and those that hold any of the weights."""
-        own = {id(weight) for weight in self._weights}
-        for optimizer in living_optimizers():
-            if any(id(weight) in own for weight in weights_of(optimizer)):
-                self._known[id(optimizer)] = optimizer
-        self.events.held = [frozenset(id(w) for w in weights_of(optimizer)) for optimizer in self._known.values()]
+    def _note_held(self) -> None:
+        """Note what is held by the optimizers that have taken a step, and by those that hold any of the weights."""
+        self.events.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
 
     def watched_clearing(self, clear: Callable[..., None]) -> Callable[..., None]:
         """Note where gradients are cleared."""
@@ -132,6 +143,11 @@ class OptimizerWatch:
             return result
 
         return watched
+
+
+def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:
+    """Keep the optimizers whose weights have gradients now."""
+    return {key: found for key, found in optimizers.items() if gradient_norm(weights_of(found))}
 
 
 def _here() -> CodeLocation:

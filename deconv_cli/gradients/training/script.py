@@ -11,8 +11,9 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tracing.code_location import location_of_error
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
 from deconv_cli.gradients.training.notebook import run_notebook
+from deconv_cli.gradients.training.training_events import Failure
 from deconv_cli.gradients.training.training_report import report_training
 from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
 
@@ -25,20 +26,23 @@ def check_script(
     budget: float = DEFAULT_BUDGET,
     on_progress: Callable[[str], None] = lambda _sentence: None,
 ) -> GradientReport:
-    """Run a training script, check its backward pass of a number, and look at what its optimizers do.
+    """Run a training script, check its backward passes from one of a number on, and look at what its optimizers do.
 
     Args:
         path: of the script, or of a notebook, which is run as `__main__` in its own folder's import path.
         arguments: what it finds in `sys.argv` after its name.
-        step: which backward pass is checked, counted from 1.
-        budget: seconds for finite differences.
+        step: which backward pass is the first to be checked, counted from 1.
+        budget: seconds for finite differences of the first pass.
         on_progress: called with a sentence on what is being done.
 
     Raises:
         UsageError: the script fails before that pass, or never comes to it.
     """
     watch = TrainingWatch(
-        lambda subject: check_subject(subject, budget=budget, on_progress=on_progress), step=step, is_ending=True
+        lambda subject, seconds: check_subject(subject, budget=seconds, on_progress=on_progress),
+        step=step,
+        budget=budget,
+        is_ending=True,
     )
     kept_arguments, kept_path = sys.argv, list(sys.path)
     on_progress("running the script")
@@ -49,8 +53,11 @@ def check_script(
     except (EnoughSeenError, SystemExit):
         pass
     except Exception as error:
-        if watch.report is None:
+        if not watch.passes:
             raise _failing(path, error) from error
+        watch.events.failure = Failure(
+            location_of_error(error) or CodeLocation(), type(error).__name__, first_line(error)
+        )
     finally:
         sys.argv, sys.path[:] = kept_arguments, kept_path
     return report_training(watch)

@@ -31,7 +31,8 @@ class OptimizerStep:
         norm_after_backward, norm_at_step: of the gradients of these weights.
         n_given: how many of them had a gradient other than zero, `n_changed` how many of those the step changed.
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
-        is_fresh: its gradients were cleared since the step before, or there was none.
+        is_fresh: its gradients were cleared since its step before, or there was none.
+        is_mixed: a later backward pass added to gradients that were there when another optimizer took its step.
     """
 
     optimizer: int
@@ -46,28 +47,40 @@ class OptimizerStep:
     cleared_at: CodeLocation | None
     clipping: Clipping | None
     is_fresh: bool
+    is_mixed: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that ends a script after a pass of it was checked."""
+
+    location: CodeLocation
+    kind: str
+    message: str
 
 
 @dataclass
 class TrainingEvents:
-    """What happened from the backward pass that was checked on.
+    """What happened from the first backward pass that was checked on.
 
     Attributes:
-        held: ids of the weights that each optimizer holds.
+        held: ids of the weights that each optimizer holds, by the id of the optimizer.
         n_backward: backward passes, the checked one among them.
         n_skipped: steps that a gradient scaler left out.
         reached: ids of the weights to which any backward pass gave a gradient.
         moved_by_hand: weights changed without a step of an optimizer that was seen.
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
+        failure: what ended the script, None where it went on.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
-    held: list[frozenset[int]] = field(default_factory=list)
+    held: dict[int, frozenset[int]] = field(default_factory=dict)
     n_backward: int = 0
     n_skipped: int = 0
     reached: set[int] = field(default_factory=set)
     moved_by_hand: bool = False
     accumulated_by_hand: CodeLocation | None = None
+    failure: Failure | None = None
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

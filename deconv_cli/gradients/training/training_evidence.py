@@ -16,8 +16,8 @@ class TrainingEvidence:
     """All that was seen.
 
     Attributes:
-        report: what was found for the pass itself.
-        weights: the trainable ones of the pass, by name.
+        report: what was found for the passes themselves.
+        weights: the trainable ones of the passes, by name.
         events: what happened afterwards.
     """
 
@@ -27,11 +27,14 @@ class TrainingEvidence:
 
     @property
     def with_gradient(self) -> dict[str, torch.Tensor]:
-        """The weights to which the pass gives a gradient other than zero."""
+        """The weights to which a pass gives a gradient other than zero."""
         given = {finding.name for finding in self.report.parameters if finding.gradient_norm}
         return {name: weight for name, weight in self.weights.items() if name in given}
 
     @property
-    def first_step(self) -> OptimizerStep | None:
-        """The first step after the pass."""
-        return self.events.steps[0] if self.events.steps else None
+    def first_steps(self) -> list[OptimizerStep]:
+        """The first step of each optimizer."""
+        first: dict[int, OptimizerStep] = {}
+        for step in self.events.steps:
+            first.setdefault(step.optimizer, step)
+        return list(first.values())

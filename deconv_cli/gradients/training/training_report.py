@@ -1,42 +1,136 @@
-"""The report of a script that was watched: of the pass that was checked, and of the optimizers after it."""
+"""The report of a script that was watched: of the passes that were checked, and of the optimizers after them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
+
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.findings import Cause, ParameterFinding, Verdict
+from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding, Verdict, grouped
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
-from deconv_cli.gradients.training.training_watch import TrainingWatch
+from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
 
 _WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
+_COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
 
 
 def report_training(watch: TrainingWatch) -> GradientReport:
-    """Join what was found of the pass and of the optimizers.
+    """Join what was found of the passes and of the optimizers.
 
     Raises:
         UsageError: the pass that was to be checked never came.
     """
-    if watch.report is None or watch.subject is None:
-        raise UsageError(
-            f"there were {watch.n_backward} calls of backward(), so none was checked; the code should train, by "
-            "loss.backward(), within what is watched, or an earlier pass be chosen."
+    if not watch.passes:
+        raise UsageError(_nothing_to_check(watch.n_backward))
+    report, weights = _joined(watch.passes)
+    evidence = TrainingEvidence(report, weights, watch.events)
+    parameters = tuple(_of_another_loss(finding, evidence) for finding in report.parameters)
+    return replace(
+        report,
+        parameters=parameters,
+        general=(*report.general, *find_in_training(evidence)),
+        not_checked=(*report.not_checked, *watch.unchecked),
+    )
+
+
+def _nothing_to_check(n_backward: int) -> str:
+    if not n_backward:
+        return (
+            "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward(), "
+            "within what is watched."
         )
-    evidence = TrainingEvidence(watch.report, watch.subject.trainable, watch.events)
-    parameters = tuple(_of_another_loss(finding, evidence) for finding in watch.report.parameters)
-    return replace(watch.report, parameters=parameters, general=(*watch.report.general, *find_in_training(evidence)))
+    calls = "was only 1 call" if n_backward == 1 else f"were only {n_backward} calls"
+    return f"there {calls} of backward(), so none was checked; choose an earlier one by its number."
+
+
+def _joined(passes: Sequence[CheckedPass]) -> tuple[GradientReport, dict[str, torch.Tensor]]:
+    """Join the reports of several passes: each weight has the finding of the loss that it is trained by.
+
+    Returns:
+        One report, and the trainable weights; names are those of the last pass that knows a weight.
+    """
+    if len(passes) == 1:
+        return passes[0].report, dict(passes[0].subject.trainable)
+    names = {id(weight): name for checked in passes for name, weight in checked.subject.parameters.items()}
+    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]] = {}
+    for checked in passes:
+        for finding in checked.report.parameters:
+            key = id(checked.subject.parameters[finding.name])
+            found.setdefault(key, []).append((replace(finding, name=names[key]), checked))
+    chosen = {key: min(several, key=lambda one: _rank(one[0])) for key, several in found.items()}
+    reports = [checked.report for checked in passes]
+    general = {(f.verdict, *(str(c.location) for c in f.causes)): f for report in reports for f in report.general}
+    lines = ", ".join(str(checked.location) for checked in passes)
+    joined = replace(
+        reports[0],
+        parameters=tuple(finding for finding, _ in chosen.values()),
+        general=(*general.values(), *_cut_off_on_purpose(found, chosen)),
+        recurrent=tuple(series for report in reports for series in report.recurrent),
+        notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
+        not_checked=_all(report.not_checked for report in reports),
+        n_evaluations=sum(report.n_evaluations for report in reports),
+        time_s=sum(report.time_s for report in reports),
+    )
+    trainable = [weight for checked in passes for weight in checked.subject.trainable.values()]
+    return joined, {names[id(weight)]: weight for weight in trainable}
+
+
+def _rank(finding: ParameterFinding) -> int:
+    """Order what several losses say of one weight: what spoils its training, then the loss that trains it."""
+    if finding.is_fault:
+        if finding.verdict in (*_WITHOUT_GRADIENT, Verdict.ZERO):
+            return 5
+        return 2 if finding.verdict in _COMPARED else 0
+    if finding.is_undecided:
+        return 3
+    return 1 if finding.gradient_norm else 4
+
+
+def _cut_off_on_purpose(
+    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]],
+    chosen: dict[int, tuple[ParameterFinding, CheckedPass]],
+) -> list[Finding]:
+    """Note the lines that cut weights off from one loss which another loss trains."""
+    cut: dict[tuple[CodeLocation, CodeLocation], list[ParameterFinding]] = {}
+    for key, several in found.items():
+        best, by = chosen[key]
+        for finding, checked in several if best.verdict != Verdict.DETACHED else ():
+            if finding.verdict == Verdict.DETACHED:
+                cut.setdefault((checked.location, by.location), []).append(finding)
+    return [
+        _on_purpose(fault.causes[0], fault.parameters, *locations)
+        for locations, findings in cut.items()
+        for fault in grouped(findings)
+        if fault.causes
+    ]
+
+
+def _on_purpose(cause: Cause, names: tuple[str, ...], cutting: CodeLocation, training: CodeLocation) -> Finding:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    why = f"the loss at {cutting} gives no gradient to {names[0]}{others}, which the loss at {training} trains."
+    suggestion = "nothing, if that is meant, as for the output of a generator in the loss of a discriminator"
+    return Finding(Verdict.PARTLY_DETACHED, (replace(cause, why=why, suggestion=suggestion),))
+
+
+def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Keep each sentence once."""
+    return tuple(dict.fromkeys(sentence for several in sentences for sentence in several))
 
 
 def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
-    """Excuse a weight that another pass gives a gradient, or that the optimizer of this loss does not hold."""
+    """Excuse a weight that another pass gives a gradient, or whose own optimizer was not seen to take a step."""
     if finding.verdict not in _WITHOUT_GRADIENT:
         return finding
-    key, events, step = id(evidence.weights[finding.name]), evidence.events, evidence.first_step
-    is_held_elsewhere = any(key in held for held in events.held) and step is not None and key not in step.held
+    key, events = id(evidence.weights[finding.name]), evidence.events
+    stepping = {step.optimizer for step in evidence.first_steps}
+    is_held_elsewhere = bool(stepping) and any(
+        key in held and optimizer not in stepping for optimizer, held in events.held.items()
+    )
     if key not in events.reached and not is_held_elsewhere:
         return finding
     why = "another backward pass gives this weight its gradient, or another optimizer holds it."

@@ -1,9 +1,10 @@
-"""Watches code that trains: takes over at a backward pass, checks it, then looks at what the optimizers do."""
+"""Watches code that trains: takes over at its backward passes, checks them, and looks at what the optimizers do."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -22,14 +23,30 @@ from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
 from deconv_cli.gradients.training.training_events import TrainingEvents, living_optimizers, weights_of
-from deconv_cli.gradients.training.weight_names import name_weights
+from deconv_cli.gradients.training.weight_names import name_weights, own_frames
 
-Check = Callable[[Subject], GradientReport]
+Check = Callable[[Subject, float], GradientReport]
+"""Checks a recorded pass in so many seconds of finite differences."""
 
-_MAX_BACKWARD = 12
-"""Backward passes after the checked one in which two steps of an optimizer are waited for."""
+_MAX_PASSES = 4
+"""Lines whose backward pass is checked, as those of the networks that are trained against each other."""
+
+_LATER_SHARE = 0.25
+"""Part of the time for finite differences that every pass after the first one gets."""
+
+_MAX_BACKWARD = 20
+"""Backward passes after the checked one in which two steps of each optimizer are waited for."""
 
 _SAME_LOSS = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedPass:
+    """A backward pass that was checked, and the line that calls it."""
+
+    location: CodeLocation
+    subject: Subject
+    report: GradientReport
 
 
 class EnoughSeenError(BaseException):
@@ -39,22 +56,27 @@ class EnoughSeenError(BaseException):
 class TrainingWatch:
     """Records what code does until its backward pass of a number, checks that, and watches what follows.
 
+    Of later passes, those that other lines of the code call are checked too: a loss of another network, as a rule.
+
     Args:
-        check: what checks the recorded pass.
-        step: which backward pass is checked, counted from 1.
+        check: what checks a recorded pass.
+        step: which backward pass is checked first, counted from 1.
+        budget: seconds for finite differences of the first pass.
         is_ending: end the code by an `EnoughSeenError` when there is nothing more to see.
 
     Attributes:
-        report: what was found, None before the pass came.
-        subject: the recorded pass.
+        passes: what was checked.
+        unchecked: sentences on passes that could not be.
         n_backward: how many backward passes there were.
     """
 
-    def __init__(self, check: Check, *, step: int = 1, is_ending: bool = False) -> None:
-        self.report: GradientReport | None = None
-        self.subject: Subject | None = None
+    def __init__(self, check: Check, *, step: int, budget: float, is_ending: bool = False) -> None:
+        self.passes: list[CheckedPass] = []
+        self.unchecked: list[str] = []
         self.n_backward = 0
+        self._lines: set[tuple[str | None, int | None]] = set()
         self._check = check
+        self._budget = budget
         self._step = step
         self._is_ending = is_ending
         self._tape = Tape()
@@ -132,32 +154,42 @@ class TrainingWatch:
             self._before_backward(tensors, grad_tensors)
             with self._not_recording():
                 backward(tensors, grad_tensors, *args, **keywords)
-                if self.subject is not None:
+                if self.passes:
                     self._optimizers.after_backward()
 
         return watched
 
     def _before_backward(self, tensors: Any, weights: Any) -> None:  # noqa: ANN401  torch's own signature
         self.n_backward += 1
-        if self.report is None and self.n_backward == self._step:
-            self._take_over(_as_loss(tensors, weights))
-        if self.report is not None:
+        location = _calling_line()
+        line = location.file, location.line
+        if self.n_backward == self._step or (self.passes and line not in self._lines):
+            self._lines.add(line)
+            if len(self.passes) < _MAX_PASSES:
+                self._take_over(_as_loss(tensors, weights), location)
+        if self.passes:
             with self._not_recording():
                 self._optimizers.before_backward(_here())
             self._end_if_seen()
         self._tape.forget()
 
-    def _take_over(self, loss: torch.Tensor) -> None:
+    def _take_over(self, loss: torch.Tensor, location: CodeLocation) -> None:
+        """Check a pass; where a later one cannot be, that is noted.
+
+        Raises:
+            UsageError: it is the first one.
+        """
         with self._not_recording(), torch.enable_grad():
-            self.subject = self._make_subject(loss)
-            again, here = self.subject.value(), float(loss.detach())
-            if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
-                raise UsageError(
-                    f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
-                    "something in it is not done by functions of torch, so check the model itself and not the script."
-                )
-            self._optimizers.start(list(self.subject.trainable.values()))
-            self.report = self._check(self.subject)
+            try:
+                subject = self._make_subject(loss)
+                report = self._check(subject, self._budget * (_LATER_SHARE if self.passes else 1.0))
+            except UsageError as error:
+                if not self.passes:
+                    raise
+                self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
+                return
+            self._optimizers.watch(list(subject.trainable.values()))
+            self.passes.append(CheckedPass(location, subject, report))
 
     def _make_subject(self, loss: torch.Tensor) -> Subject:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
@@ -168,6 +200,12 @@ class TrainingWatch:
             raise UsageError(
                 "no module ran and no weight was read before this backward pass, so there is nothing to check; choose "
                 "a later one by its number."
+            )
+        again, here = subject.value(), float(loss.detach())
+        if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
+            raise UsageError(
+                f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
+                "something in it is not done by functions of torch, so check the model itself and not the script."
             )
         return subject
 
@@ -182,7 +220,7 @@ class TrainingWatch:
 
     def _end_if_seen(self) -> None:
         is_over = self.events.n_backward > _MAX_BACKWARD or self._optimizers.has_seen_enough
-        if self._is_ending and self.report is not None and is_over:
+        if self._is_ending and self.passes and is_over:
             raise EnoughSeenError
 
 
@@ -197,6 +235,12 @@ def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch
         for tensor, weight in zip(several, given, strict=True)
     ]
     return torch.stack(terms).sum()
+
+
+def _calling_line() -> CodeLocation:
+    """Find the line of the user's own code, and not of a library that trains for it."""
+    frame = next(own_frames(), None)
+    return _here() if frame is None else CodeLocation(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def _here() -> CodeLocation:

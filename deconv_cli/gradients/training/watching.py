@@ -29,7 +29,8 @@ class WatchedTraining:
 def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[WatchedTraining]:
     """Check the gradients of the training that runs inside of the block, and what its optimizers do with them.
 
-    The pass is checked when `loss.backward()` is called; the code goes on afterwards as if nothing had been::
+    Passes are checked when `loss.backward()` is called, the first of each line that calls it; the code goes on
+    afterwards as if nothing had been::
 
         with deconv_cli.watch_gradients() as watched:
             loss = criterion(model(x), y)
@@ -38,14 +39,14 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
         print(watched.report)
 
     Args:
-        step: which backward pass is checked, counted from 1.
-        budget: seconds for finite differences.
+        step: which backward pass is the first to be checked, counted from 1.
+        budget: seconds for finite differences of the first pass.
 
     Raises:
         UsageError: the pass never comes, or cannot be run again.
     """
     watched = WatchedTraining()
-    watch = TrainingWatch(lambda subject: check_subject(subject, budget=budget), step=step)
+    watch = TrainingWatch(lambda subject, seconds: check_subject(subject, budget=seconds), step=step, budget=budget)
     with watch:
         yield watched
     watched.report = report_training(watch)

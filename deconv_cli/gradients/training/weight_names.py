@@ -41,7 +41,7 @@ def name_weights(
     return named, weights
 
 
-def _frames() -> Iterator[FrameType]:
+def own_frames() -> Iterator[FrameType]:
     """List the frames of the user's own code, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -54,7 +54,7 @@ def _frames() -> Iterator[FrameType]:
 def _names_in_callers() -> dict[int, str]:
     """Name what variables hold, and the attributes of `self`, by id."""
     names: dict[int, str] = {}
-    for frame in _frames():
+    for frame in own_frames():
         for name, value in (*frame.f_locals.items(), *frame.f_globals.items()):
             names.setdefault(id(value), name)
             for attribute, held in getattr(value, "__dict__", {}).items() if name == "self" else ():
@@ -64,7 +64,7 @@ def _names_in_callers() -> dict[int, str]:
 
 def _weights_in_callers() -> Iterator[torch.Tensor]:
     """List the weights that are variables of their own, as in training written by hand."""
-    for frame in _frames():
+    for frame in own_frames():
         for value in (*frame.f_locals.values(), *frame.f_globals.values()):
             for held in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(held, torch.Tensor) and held.is_leaf and held.requires_grad:
