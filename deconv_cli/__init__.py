@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
-    from deconv_cli.kernels.sources.kernel_source import make_kernel
+    from deconv_cli.kernels.sources.formula import make_kernel
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, LinearOperator
@@ -181,7 +181,7 @@ _HOMES = {
     "TapReconstruction": "deconv_cli.workflows.custom_taps",
     "forward_taps": "deconv_cli.workflows.custom_taps",
     "invert_taps": "deconv_cli.workflows.custom_taps",
-    "make_kernel": "deconv_cli.kernels.sources.kernel_source",
+    "make_kernel": "deconv_cli.kernels.sources.formula",
     "solve": "deconv_cli.solvers.solve",
     "pseudo_inverse": "deconv_cli.workflows.library",
     "ModelLayer": "deconv_cli.saved_layers",

@@ -66,6 +66,7 @@ KERNEL_SOURCES: Registry[Any] = Registry(
         "disk": "deconv_cli.kernels.sources.disk:DISK",
         "box": "deconv_cli.kernels.sources.box:BOX",
         "motion": "deconv_cli.kernels.sources.motion:MOTION",
+        "path": "deconv_cli.kernels.sources.path:PATH",
         "polygon": "deconv_cli.kernels.sources.polygon:POLYGON",
         "airy": "deconv_cli.kernels.sources.airy:AIRY",
         "moffat": "deconv_cli.kernels.sources.moffat:MOFFAT",

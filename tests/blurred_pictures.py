@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
 
 SAMPLES = Path(__file__).parent.parent / "sample_images"

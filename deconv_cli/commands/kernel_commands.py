@@ -8,10 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deconv_cli.commands.console import print_document, print_note, print_table, print_warning
+from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.kernel_output import LightOption, OutputFile, check_kernel_output, without_paths, write_kernel
-from deconv_cli.commands.option_groups import KERNEL_OPTION, ForceOption, JsonOption, KernelOptions, QuietOption
+from deconv_cli.commands.kernel_output import (
+    LightOption,
+    OutputFile,
+    check_kernel_output,
+    print_kernel,
+    without_paths,
+    write_kernel,
+)
+from deconv_cli.commands.option_groups import (
+    KERNEL_OPTION,
+    ForceOption,
+    JsonOption,
+    KernelOptions,
+    QuietOption,
+    ShowOption,
+)
 from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light
@@ -71,6 +85,7 @@ def estimate(
     ] = None,
     light: LightOption = None,
     force: ForceOption = False,
+    show: ShowOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -120,17 +135,15 @@ def estimate(
         ]
     is_written = output is not None and (found.found or free)
     record["output"] = str(output) if is_written else None
+    taps = form.taps if free else found.taps()
     if output is not None and is_written:
-        write_kernel(output, form.taps if free else found.taps(), without_paths(record))
+        write_kernel(output, taps, without_paths(record))
     if not quiet:
         print_table(str(photo), rows)
         rival = close_rival(found)
         if rival is not None:
             print_note(f"{rival} explains the picture about as well; compare both restorations")
-    if as_json:
-        print_document(record)
-    else:
-        typer.echo(str(output) if is_written else found.text)
+    print_kernel(taps, record, output if is_written else found.text, show=show, as_json=as_json)
     unwritten = [path for path, done in ((output, is_written), (map_file, is_mapped)) if path is not None and not done]
     if unwritten:
         if not quiet:
@@ -155,6 +168,7 @@ def align(
     output: OutputFile = None,
     light: LightOption = None,
     force: ForceOption = False,
+    show: ShowOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -198,10 +212,7 @@ def align(
         print_table(str(photo), [*rows, ("light", chosen.reason)])
         for note in loaded.notes:
             print_note(note)
-    if as_json:
-        print_document(record)
-    else:
-        typer.echo(sentence if output is None else str(output))
+    print_kernel(found.taps, record, output or sentence, show=show, as_json=as_json)
 
 
 def light_of(image: ImageFile, light: Light | None) -> ChosenLight:

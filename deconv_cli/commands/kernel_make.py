@@ -8,8 +8,16 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands.console import print_table
-from deconv_cli.commands.kernel_output import OutputFile, check_kernel_output, print_kernel, without_paths, write_kernel
+from deconv_cli.commands.kernel_output import (
+    OutputFile,
+    check_kernel_output,
+    parse_numbers,
+    print_kernel,
+    without_paths,
+    write_kernel,
+)
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
+from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
 
 EXAMPLE = "Example: deconv kernel make 'disk:4*motion:9@30' -o blur.npy --show"
@@ -21,26 +29,43 @@ def make(
         typer.Argument(
             metavar="WORDS",
             help=f"A formula ({', '.join(KERNEL_SOURCES)}) with its numbers, as disk:5.2, or a product of several, one "
-            "blur after another, as 'disk:4*motion:9@30'.",
+            "blur after another, as 'disk:4*motion:9@30'. A factor shift:DOWN@RIGHT moves it by parts of a pixel, and "
+            "is followed by its transform rather than integrated over pixels. Lengths are in pixels, or in nm, um or "
+            "mm, as disk:0.6um.",
             show_default=False,
         ),
     ],
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing",
+            metavar="[DZ,]DY,DX",
+            help="Distance of samples along each axis in µm, for lengths that have a unit.",
+            show_default=False,
+        ),
+    ] = None,
     output: OutputFile = None,
     force: ForceOption = False,
     show: ShowOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a kernel by a formula: centered, of sum 1, each tap the integral over its pixel."""
-    from deconv_cli.kernels.sources.kernel_source import make_kernel
+    """Make a kernel by a formula: of sum 1, each tap the integral over its pixel."""
+    from deconv_cli.kernels.sources.formula import has_units, make_kernel
 
     if output is not None:
         check_kernel_output(output, Path.cwd(), force=force)
-    taps = make_kernel(words)
+    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    if steps is None and has_units(words):
+        raise UsageError("lengths in nm, um or mm need the distances of the samples, as --spacing 0.2,0.1,0.1 in µm.")
+    if steps is not None and not has_units(words):
+        raise UsageError("--spacing is for lengths in nm, um or mm, of which there are none; leave it out.")
+    taps = make_kernel(words, spacing=steps)
     record = {
         "schema": 1,
         "command": "kernel make",
         "kernel": words,
+        "spacing": None if steps is None else list(steps),
         "shape": list(taps.shape),
         "sum": float(taps.sum()),
         "largest": float(taps.max()),

@@ -123,14 +123,14 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
 
 
-def print_kernel(taps: Tensor, record: dict[str, Any], output: Path | None, *, show: bool, as_json: bool) -> None:
-    """Draw a kernel where that is wanted, and print the answer: its record, or the file that it was written to."""
+def print_kernel(taps: Tensor, record: dict[str, Any], answer: Path | str | None, *, show: bool, as_json: bool) -> None:
+    """Draw a kernel where that is wanted, and print its record, or the answer: the file that it was written to."""
     if show:
         _show_taps(taps)
     if as_json:
         print_document(record)
-    elif output is not None:
-        typer.echo(str(output))
+    elif answer is not None:
+        typer.echo(str(answer))
 
 
 def _show_taps(taps: Tensor) -> None:

@@ -84,7 +84,12 @@ def load_kernels(
         UsageError: no such file or formula, or an option on files for a formula.
         ShapeError: one of several kernels has channels itself.
     """
-    loaded = [load_kernel(path, options, dimensions) for path in paths]
+    from deconv_cli.kernels.sources.formula import has_units
+
+    spacing = None
+    if read_image is not None and any(is_formula(path) and has_units(str(path)) for path in paths):
+        spacing = _spacing_of(read_image())
+    loaded = [load_kernel(path, options, dimensions, spacing) for path in paths]
     if read_image is not None and any(one.is_ambiguous for one in loaded):
         named = read_image().named_dimensions
         if named in (1, 3):
@@ -138,13 +143,21 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
     )
 
 
-def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = None) -> LoadedKernel:
+def _spacing_of(image: ImageFile) -> tuple[float, ...] | None:
+    """Give the distances of the samples of an image along all of its axes of space, in µm."""
+    return image.spanned_by(image.named_dimensions or image.dimensions).spacing
+
+
+def load_kernel(
+    path: Path, options: KernelOptions, dimensions: int | None = None, spacing: tuple[float, ...] | None = None
+) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
 
     Args:
         path: the file, or the formula; a colon behind a file is followed by the name of a layer.
         options: how to read it.
         dimensions: axes of space of the images, where that is known.
+        spacing: distances of their samples in µm, for the lengths of a formula that have a unit.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -165,7 +178,7 @@ def load_kernel(path: Path, options: KernelOptions, dimensions: int | None = Non
             raise UsageError(f"'{path}' names the layer '{layer}' already; leave --layer out.")
         return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
-        return _make_kernel(str(path), options, dimensions)
+        return _make_kernel(str(path), options, dimensions, spacing)
     read = read_kernel(
         path,
         layer=options.layer,
@@ -226,20 +239,23 @@ def is_formula(path: Path) -> bool:
     return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
 
-def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> LoadedKernel:
+def _make_kernel(
+    text: str, options: KernelOptions, dimensions: int | None, spacing: tuple[float, ...] | None
+) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
-    from deconv_cli.kernels.sources.kernel_source import make_kernel
+    from deconv_cli.kernels.sources.formula import make_kernel
     from deconv_cli.report.run import KernelInput
 
     given = [name for name, value in options.as_options().items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
-    taps = make_kernel(text)
+    taps = make_kernel(text, spacing=spacing)
     if dimensions is not None and dimensions < taps.ndim:
         raise UsageError(f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; take another.")
     kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    return LoadedKernel(source, taps, None, (), {"--kernel": text})
+    known = None if spacing is None or len(spacing) < taps.ndim else spacing[-taps.ndim :]
+    return LoadedKernel(source, taps, None, (), {"--kernel": text}, spacing=known)
 
 
 def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:

@@ -117,10 +117,12 @@ def describe_optics(
     if values["numerical_aperture"] == [None] or not values["emission"]:
         missing = "numerical aperture" if values["numerical_aperture"] == [None] else "wavelength of the emission"
         word = "na" if values["numerical_aperture"] == [None] else "emission"
+        known = "is not known" if image is None else "is not known from the file"
         raise UsageError(
-            f"the {missing} is not known from the file; add the word {word} with its value to the description of the "
-            "microscope, wavelengths in nm and one for each channel, joined by a plus."
+            f"the {missing} {known}; add the word {word} with its value to the description of the microscope, "
+            "wavelengths in nm and one for each channel, joined by a plus."
         )
+    _refuse_gaps("emission", values["emission"])
     values["mode"] = list(typed.get("mode", found.modes))
     if not values["mode"]:
         values["mode"] = ["widefield"]
@@ -132,6 +134,8 @@ def describe_optics(
         assumed.append(f"refractive index {index:g} of the immersion, usual for this numerical aperture")
     if found.excitations and "excitation" not in typed:
         values["excitation"] = list(found.excitations)
+        if any(mode in ("confocal", "two-photon") for mode in values["mode"]):
+            _refuse_gaps("excitation", values["excitation"])
     values |= {name: list(texts) for name, texts in typed.items() if name not in values}
     if "sample_index" not in values:
         assumed.append("a sample of the same refractive index as the immersion")
@@ -140,6 +144,17 @@ def describe_optics(
     microscopes = [_of_channel(values, c, n_channels) for c in range(n_channels)]
     made = tuple(Microscope(**settings) for settings in microscopes)  # type: ignore[arg-type]
     return DescribedOptics(made, tuple(f"assumed: {sentence}" for sentence in assumed))
+
+
+def _refuse_gaps(word: str, wavelengths: list[object]) -> None:
+    """Refuse channels whose wavelength the file does not say, as those of transmitted light."""
+    missing = [str(c) for c, wavelength in enumerate(wavelengths, start=1) if wavelength is None]
+    if missing:
+        known = "+".join("NM" if wavelength is None else f"{wavelength:g}" for wavelength in wavelengths)
+        raise UsageError(
+            f"the file does not say the {word} of channel {' and '.join(missing)}; give that of all behind the word "
+            f"{word}, as {known}, or leave a channel out of the file if no such light formed it."
+        )
 
 
 def _value(name: str, text: str) -> object:

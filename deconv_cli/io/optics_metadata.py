@@ -25,7 +25,7 @@ NANOMETERS = {"nm": 1.0, "µm": 1000.0, "pm": 1e-3, "Å": 0.1, "mm": 1e6}
 
 @dataclass(frozen=True)
 class OpticsMetadata:
-    """What was found; `None`, or an empty tuple, for what the file does not say.
+    """What was found; `None`, or an empty tuple, for what the file does not say, of a single channel too.
 
     Attributes:
         numerical_aperture: of the objective.
@@ -37,8 +37,8 @@ class OpticsMetadata:
 
     numerical_aperture: float | None = None
     immersion_index: float | None = None
-    emissions: tuple[float, ...] = ()
-    excitations: tuple[float, ...] = ()
+    emissions: tuple[float | None, ...] = ()
+    excitations: tuple[float | None, ...] = ()
     modes: tuple[str, ...] = ()
 
 
@@ -81,16 +81,19 @@ def _elements(xml: str, name: str) -> list[ElementTree.Element]:
         return []
 
 
-def _wavelengths(fields: dict[str, object], kind: str) -> tuple[float, ...]:
+def _wavelengths(fields: dict[str, object], kind: str) -> tuple[float | None, ...]:
+    """Read the wavelength of each channel in nm; empty where none is known."""
     given = fields.get(f"OME channel {kind}Wavelength")
     units = fields.get(f"OME channel {kind}WavelengthUnit")
     texts = list(given) if isinstance(given, list | tuple) else []
-    words = list(units) if isinstance(units, list | tuple) else ["nm"] * len(texts)
-    found = [_positive(text) for text in texts]
-    factors = [NANOMETERS.get(str(word)) for word in words]
-    if len(factors) != len(found) or None in found or None in factors:
+    words = list(units) if isinstance(units, list | tuple) else [None] * len(texts)
+    numbers = [_positive(text) for text in texts]
+    factors = [NANOMETERS.get(str(word or "nm")) for word in words]
+    if len(factors) != len(numbers):
         return ()
-    return tuple((value or 0.0) * (factor or 0.0) for value, factor in zip(found, factors, strict=True))
+    pairs = zip(numbers, factors, strict=True)
+    found = tuple(None if number is None or factor is None else number * factor for number, factor in pairs)
+    return found if any(found) else ()
 
 
 def _positive(text: object) -> float | None:

@@ -21,7 +21,7 @@ from deconv_cli.kernels.blind.estimate import (
 from deconv_cli.kernels.blind.polar_spectrum import side_for
 from deconv_cli.kernels.kernel import stack_kernels
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.blind import BlurredPicture
 

@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 
 
 @pytest.mark.parametrize("words", ["disk:2.2", "gaussian:1*motion:5@30", "gaussian3d:1@1.5"])
@@ -21,6 +22,26 @@ def test_refusals(refuses, tmp_path):
     refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="is written disk:RADIUS")
     refuses("kernel", "make", "blob:3", code=ExitCode.USAGE, says="must be one of")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
+
+
+def test_lengths_in_units(deconv, refuses, tmp_path):
+    deconv("kernel", "make", "gaussian:0.3um*shift:0.2@0", "--spacing", "0.2,0.2", "-o", tmp_path / "k.npy", "-q")
+    expected = make_kernel("gaussian:1.5*shift:0.2@0").float().numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "k.npy"), expected, atol=1e-7)
+    refuses("kernel", "make", "gaussian:0.3um", code=ExitCode.USAGE, says="as --spacing 0.2")
+    refuses("kernel", "make", "gaussian:2", "--spacing", "1,1", code=ExitCode.USAGE, says="leave it out")
+
+
+def test_a_kernel_takes_its_units_from_the_picture(deconv, refuses, tmp_path):
+    samples = np.random.default_rng(0).random((1, 16, 17)).astype(np.float32)
+    metadata = {"axes": "ZYX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 0.5}
+    tifffile.imwrite(tmp_path / "s.ome.tif", np.repeat(samples, 4, 0), ome=True, metadata=metadata)
+    for words, target in (("gaussian3d:0.5um@200nm", "a.tif"), ("gaussian3d:1@1", "b.tif")):
+        deconv("forward", tmp_path / "s.ome.tif", "-k", words, "-o", tmp_path / target, "-q")
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tif"), tifffile.imread(tmp_path / "b.tif"), atol=1e-6)
+    np.save(tmp_path / "x.npy", samples)
+    refuses("forward", tmp_path / "x.npy", "-k", "gaussian:1um", "-o", tmp_path / "y.npy", code=ExitCode.USAGE,
+            says="how far apart the samples are is not known")  # fmt: skip
 
 
 def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 
 SPACING = {"PhysicalSizeZ": 0.5, "PhysicalSizeY": 0.2, "PhysicalSizeX": 0.2}
 SIZE = (6, 10, 12)

@@ -13,7 +13,7 @@ from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum, interpolated
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import FREQUENCIES, WHITE, NoiseModel
 
 SIZE = 160

@@ -7,7 +7,7 @@ from blurred_pictures import CURVE, blurred_picture, sharp_picture
 import deconv_cli
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.alignment import ORIENTATIONS, scaled
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 
 TAPS = make_kernel("motion:13@30")
 TAPS = TAPS * torch.linspace(0.3, 1, TAPS.shape[1], dtype=TAPS.dtype)

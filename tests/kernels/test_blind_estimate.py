@@ -7,7 +7,7 @@ from blurred_pictures import CURVE, blurred_picture, sharp_picture
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.blind.polar_spectrum import measure_spectrum, polar_grid
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 
 
 def numbers(estimate):

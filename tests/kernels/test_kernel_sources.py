@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.kernel_source import MAX_REACH, KernelSource, make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.kernels.sources.kernel_source import MAX_REACH, KernelSource
 from deconv_cli.kernels.sources.subpixels import integrate_over_pixels
 from deconv_cli.parts import KERNEL_SOURCES
 
@@ -211,3 +212,30 @@ def test_a_gaussian_of_three_axes_is_one_along_each(depth, sigma):
     assert torch.allclose(taps, deep[:, None, None] * flat, atol=1e-14)
     with pytest.raises(UsageError, match="DEPTH must be positive"):
         make_kernel("gaussian3d:-1@2")
+
+
+@pytest.mark.parametrize(
+    ("text", "spacing", "same"),
+    [
+        ("disk:0.6um", (0.2, 0.2), "disk:3"),
+        ("gaussian3d:1µm@300nm", (0.5, 0.2, 0.2), "gaussian3d:2@1.5"),
+        ("motion:0.002mm@30", (0.5, 0.2, 0.2), "motion:10@30"),
+    ],
+)
+def test_lengths_in_units_are_counted_in_samples(text, spacing, same):
+    torch.testing.assert_close(make_kernel(text, spacing=spacing), make_kernel(same), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "spacing", "says"),
+    [
+        ("disk:0.6um", None, "how far apart the samples are is not known"),
+        ("gaussian3d:1um@2", (0.2, 0.2), "not known"),
+        ("disk:0.6um", (0.2, 0.3), "pixels should be squares"),
+        ("motion:9@30um", (0.2, 0.2), "ANGLE is no length"),
+        ("disk:3in", (0.2, 0.2), "is written disk:RADIUS"),
+    ],
+)
+def test_units_that_say_nothing_are_refused(text, spacing, says):
+    with pytest.raises(UsageError, match=says):
+        make_kernel(text, spacing=spacing)

@@ -5,7 +5,7 @@ import tifffile
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.models.kernel_files import read_kernel
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws
 

@@ -7,7 +7,7 @@ import torch
 
 import deconv_cli
 from deconv_cli.diagnostics.clipped_samples import find_clipped
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry

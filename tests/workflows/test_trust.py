@@ -13,7 +13,7 @@ from torch.nn import functional
 import deconv_cli
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.io import read_image
-from deconv_cli.kernels.sources.kernel_source import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.solvers.solution import Status
 from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, DoubtReason, measure_clipping
 

@@ -83,7 +83,7 @@ def read_fields(
     )
     texts |= {name: None if pixels is None else pixels.get(name) for name in _PLAIN_FIELDS}
     fields = dict.fromkeys(name for channel in channels for name in channel if name not in _WRITTEN_ANEW)
-    of_channels = {name: [channel[name] for channel in channels if name in channel] for name in fields}
+    of_channels = {name: [channel.get(name) for channel in channels] for name in fields}
     names = tuple(channel["Name"] for channel in channels if "Name" in channel)
     resolution = None if pixels is None else _resolution(pixels)
     inside = {element for kept in _CARRIED for parent in root.iter(kept) for element in parent.iter()}
@@ -96,9 +96,7 @@ def read_fields(
         resolution=resolution or metadata.resolution,
         channel_names=names if len(names) == len(channels) else (),
         native=metadata.native | {PREFIX + name: text for name, text in texts.items() if text},
-        native_of_channels={
-            _CHANNEL_PREFIX + name: values for name, values in of_channels.items() if len(values) == len(channels)
-        },
+        native_of_channels={_CHANNEL_PREFIX + name: values for name, values in of_channels.items()},
         flavor="ome",
         unsupported=(*metadata.unsupported, *unsupported),
     )
@@ -110,10 +108,13 @@ def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
     fields: dict[str, Any] = size_fields(metadata.resolution)
     own = {name: value for name, value in metadata.native.items() if name not in (_INSTRUMENTS, _OF_THE_IMAGE)}
     fields |= {name.removeprefix(PREFIX): value for name, value in own.items() if name.startswith(PREFIX)}
-    channel: dict[str, Any] = {"Name": list(metadata.channel_names)} if metadata.channel_names else {}
-    channel |= {name.removeprefix(_CHANNEL_PREFIX): values for name, values in metadata.native_of_channels.items()}
-    if channel:
-        fields["Channel"] = channel
+    columns: dict[str, Any] = {"Name": list(metadata.channel_names)} if metadata.channel_names else {}
+    columns |= {name.removeprefix(_CHANNEL_PREFIX): values for name, values in metadata.native_of_channels.items()}
+    if columns:  # what is not known of a channel is not written of it
+        rows = zip(*columns.values(), strict=True)
+        fields["Channel"] = [
+            {name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows
+        ]
     return fields | {"MapAnnotation": {"Namespace": _NAMESPACE, records.KEYWORD: record}}
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, polar_grid
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric, make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric
 from deconv_cli.parts import KERNEL_SOURCES
 
 NO_BLUR = "none"

@@ -48,5 +48,8 @@ def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:
 
 
 AIRY = KernelSource(
-    ("RADIUS",), airy_kernel, BlurFamily(lambda _, best: _starts(best), lambda _: (0.15,), log_penalty=14.0)
+    ("RADIUS",),
+    airy_kernel,
+    BlurFamily(lambda _, best: _starts(best), lambda _: (0.15,), log_penalty=14.0),
+    along=(-1,),
 )

@@ -25,4 +25,4 @@ def box_kernel(size: float) -> torch.Tensor:
     return unit_sum(torch.outer(covered, covered))
 
 
-BOX = KernelSource(("SIZE",), box_kernel)
+BOX = KernelSource(("SIZE",), box_kernel, along=(-1,))

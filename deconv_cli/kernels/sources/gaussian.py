@@ -53,4 +53,5 @@ GAUSSIAN = KernelSource(
     ("SIGMA",),
     gaussian_kernel,
     BlurFamily(lambda reach, _: [(s,) for s in geometric(0.5, reach / 3, 1.12)], lambda _: (0.12,), log_penalty=0.0),
+    along=(-1,),
 )

@@ -25,4 +25,4 @@ def gaussian3d_kernel(depth: float, sigma: float) -> torch.Tensor:
     return unit_sum(torch.einsum("i,j,k->ijk", gaussian_line(depth, "DEPTH"), plane, plane))
 
 
-GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel)
+GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel, along=(-3, -1))

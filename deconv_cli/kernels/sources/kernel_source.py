@@ -1,17 +1,15 @@
-"""What a kernel source is, and how one is called: `name:NUMBER@NUMBER`."""
+"""What a kernel source is: a formula with its numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.axes import crop
-from deconv_cli.operators.correlation import ValidCorrelation
-from deconv_cli.parts import KERNEL_SOURCES
 
 MAX_REACH = 1024
 """Pixels from the center of a kernel to its edge."""
@@ -48,71 +46,16 @@ class KernelSource:
         parameters: what its numbers are called, in their order, for instance `("LENGTH", "ANGLE")`.
         make: takes these numbers, and gives taps, float64, of shape `(kH, kW)`, or `(kD, kH, kW)` for stacks.
         family: how its numbers are found from a blurred picture; `None` if they are not.
+        along: for each number the axis whose samples it counts, −1 for rows and columns, −3 for planes, and `None` for
+            an angle or a ratio; empty where that is not said: its numbers then have no units and it is not shifted.
+        read: makes what `make` takes of what was written for the only parameter, which is then no number.
     """
 
     parameters: tuple[str, ...]
     make: Callable[..., torch.Tensor]
     family: BlurFamily | None = None
-
-
-def make_kernel(text: str) -> torch.Tensor:
-    """Make a kernel from the name of a source and its numbers, for instance `disk:5.2` or `motion:15@30`.
-
-    Blurs that follow one another are a product: `disk:4*motion:9@30` is out of focus and moved.
-
-    Returns:
-        Taps of shape `(kH, kW)`, or `(kD, kH, kW)` of `gaussian3d`, float64. Those of the sources that come with this
-        package are centered, of odd size, and of sum 1.
-
-    Raises:
-        UsageError: no such source, a number too many or too few, or one that the source cannot take.
-    """
-    taps, *others = (_make_factor(factor.strip()) for factor in text.split("*"))
-    for other in others:
-        taps = _convolved(taps, other)
-    return taps
-
-
-def _make_factor(text: str) -> torch.Tensor:
-    name, _, rest = text.partition(":")
-    source = KERNEL_SOURCES[KERNEL_SOURCES.check(name[:40])]
-    written = rest.split("@") if rest else []
-    try:
-        numbers = [float(number) for number in written]
-    except ValueError:
-        numbers = []
-    if len(numbers) != len(source.parameters) or not all(map(math.isfinite, numbers)):
-        usage = f"{name}:{'@'.join(source.parameters)}"
-        raise UsageError(f"a kernel of this kind is written {usage} with a number for each, but is '{text[:60]}'.")
-    return source.make(*numbers)
-
-
-def _convolved(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Convolve two kernels of shape `(*k)`; the result is larger by the second, less one tap along each axis.
-
-    Raises:
-        UsageError: they have another number of axes, or together reach too far.
-    """
-    if first.ndim != second.ndim:
-        raise UsageError(
-            f"the factors of a kernel should have the same number of axes, but have {first.ndim} and {second.ndim}."
-        )
-    size = tuple(a + b - 1 for a, b in zip(first.shape, second.shape, strict=True))
-    if max(size) > 2 * MAX_REACH + 1:
-        raise UsageError(
-            f"a product of kernels may reach at most {MAX_REACH} pixels from its center; take smaller ones."
-        )
-    correlation = ValidCorrelation(
-        second.flip(tuple(range(second.ndim)))[None, None], _wide(size, second), use_fft=False
-    )
-    wide = first.new_zeros(1, *_wide(size, second))
-    start = tuple(n - 1 for n in second.shape)
-    crop(wide[0], start, tuple(first.shape)).copy_(first)
-    return correlation.forward(wide)[0]
-
-
-def _wide(size: tuple[int, ...], kernel: torch.Tensor) -> tuple[int, ...]:
-    return tuple(n + k - 1 for n, k in zip(size, kernel.shape, strict=True))
+    along: tuple[int | None, ...] = ()
+    read: Callable[[str], Any] | None = None
 
 
 def pixels_reached(half_width: float, name: str) -> int:

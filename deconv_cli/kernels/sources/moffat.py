@@ -53,4 +53,5 @@ MOFFAT = KernelSource(
     ("FWHM", "BETA"),
     moffat_kernel,
     BlurFamily(lambda _, best: _starts(best), lambda _: (0.15, 0.3), log_penalty=14.0),
+    along=(-1, None),
 )

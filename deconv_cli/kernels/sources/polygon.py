@@ -72,4 +72,5 @@ POLYGON = KernelSource(
         log_penalty=10.0,
         period=lambda n: _period(n[0]),
     ),
+    along=(None, -1, None),
 )
