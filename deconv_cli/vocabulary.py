@@ -17,8 +17,8 @@ from deconv_cli.errors import UsageError
 Size: TypeAlias = tuple[int, ...]
 """One whole number for each axis of space: height and width of an image, or their counterparts of a kernel."""
 
-PaddingLike: TypeAlias = "str | int | tuple[int, ...] | list[int]"
-"""`same`, `valid`, `full`, one whole number, or one for each axis of space."""
+PaddingLike: TypeAlias = "str | int | tuple[int | tuple[int, int], ...] | list[int]"
+"""`same`, `valid`, `full`, one whole number, or for each axis of space one, or those before and after."""
 
 
 class InputKind(StrEnum):
@@ -168,37 +168,46 @@ PADDING_WORDS = ("same", "valid", "full")
 
 
 def parse_padding(text: str) -> PaddingLike:
-    """Read `same`, `valid`, `full`, `N` or `NH,NW` as typed at the prompt.
+    """Read `same`, `valid`, `full`, `N`, `NH,NW` or `BEFORE:AFTER,BEFORE:AFTER` as typed at the prompt.
 
     Raises:
         UsageError: it is none of these.
     """
     parts = text.split(",")
-    if all(re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII) for part in parts):
-        numbers = tuple(int(part) for part in parts)
-        return numbers[0] if len(numbers) == 1 else numbers
+    if all(re.fullmatch(r"\s*\d{1,9}(:\d{1,9})?\s*", part, re.ASCII) for part in parts):
+        sides = [tuple(int(n) for n in part.split(":")) for part in parts]
+        numbers = tuple(side[0] if len(side) == 1 else side for side in sides)
+        return numbers[0] if numbers == sides[0] else numbers  # type: ignore[return-value]
     return check_padding(text)
 
 
 def check_padding(padding: object) -> PaddingLike:
-    """Give a padding back if it is one; a list becomes a tuple.
+    """Give a padding back if it is one; lists become tuples.
 
     Raises:
         UsageError: it is none.
     """
-    numbers = padding if isinstance(padding, tuple | list) else (padding,)
-    is_words = isinstance(padding, str) and padding in PADDING_WORDS
-    if is_words or (numbers and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)):
-        return tuple(padding) if isinstance(padding, list) else padding  # type: ignore[return-value]
+    if isinstance(padding, str) and padding in PADDING_WORDS:
+        return padding
+    numbers = tuple(padding) if isinstance(padding, tuple | list) else (padding,)
+    sides = tuple(tuple(n) if isinstance(n, tuple | list) else n for n in numbers)
+    if sides and all(_is_pad(n) or (isinstance(n, tuple) and len(n) == 2 and all(map(_is_pad, n))) for n in sides):
+        return sides if isinstance(padding, tuple | list) else padding  # type: ignore[return-value]
     shown = shortened(str(padding)) if isinstance(padding, str) else padding
     raise UsageError(
         f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each axis, but is {shown!r}."
     )
 
 
+def _is_pad(n: object) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and n >= 0
+
+
 def format_padding(padding: PaddingLike) -> str:
     """Write a padding as it would be typed at the prompt."""
-    return ",".join(str(n) for n in padding) if isinstance(padding, tuple | list) else str(padding)
+    if not isinstance(padding, tuple | list):
+        return str(padding)
+    return ",".join(":".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in padding)
 
 
 def parse_per_axis(text: str, name: str) -> int | tuple[int, ...]:

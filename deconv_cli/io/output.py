@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deconv_cli.errors import UntrustworthyResultError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array, Codec, WriteRequest, not_carried
 from deconv_cli.io.formats import codec_of_suffix
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.output_path import check_output_path
 from deconv_cli.io.prepared import PreparedOutput
+from deconv_cli.io.sample_conversion import convert_samples
 from deconv_cli.vocabulary import OutputDType
 
 
@@ -86,15 +87,15 @@ class OutputPlan:
         """
         self._check_shape(values)
         source, request = self._source, self._request
-        samples, notes = _to_dtype(values.detach(), self.dtype)
+        converted = convert_samples(values.detach(), self.dtype)
         alpha, alpha_notes = self._alpha()
-        arranged = self._codec.arrange(request, samples, alpha)
+        arranged = self._codec.arrange(request, converted.samples, alpha)
         alpha_kind = None if alpha is None else source._alpha_kind
         image = replace(arranged, metadata=source._metadata, alpha=alpha_kind, notes=())
         metadata, lost = self._codec.carry(request, image)
         return PreparedOutput(
             path=self.path,
-            notes=(*notes, *alpha_notes, *arranged.notes, *not_carried(lost)),
+            notes=(*converted.notes, *alpha_notes, *arranged.notes, *not_carried(lost)),
             _codec=self._codec,
             _image=replace(image, metadata=metadata),
             _make_folder=self._make_folder,
@@ -132,38 +133,3 @@ def choose_dtype(path: Path, source_dtype: str, codec: Codec, output_dtype: Outp
             f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
         )
     return chosen
-
-
-def _to_dtype(values: torch.Tensor, dtype: str) -> tuple[Array, tuple[str, ...]]:
-    """Convert a floating result of any shape on the CPU to the sample type of a file; gives what was done to it too.
-
-    Whole numbers are rounded half to even; what lies outside the range of the type becomes its nearest end.
-
-    Raises:
-        UntrustworthyResultError: some values are NaN or Inf.
-    """
-    n_bad = int((~torch.isfinite(values)).sum())
-    if n_bad:
-        raise UntrustworthyResultError(
-            f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
-            "is too ill-conditioned with these settings, try a larger lam."
-        )
-    source = str(values.dtype).removeprefix("torch.")
-    target = np.dtype(dtype)
-    if np.issubdtype(target, np.integer):
-        lowest, highest = (float(end) for end in (np.iinfo(target).min, np.iinfo(target).max))
-        return _saturated(values.round(), lowest, highest, target, f"rounded to {dtype}")
-    if torch.finfo(getattr(torch, dtype)).bits >= torch.finfo(values.dtype).bits:
-        return values.numpy().astype(target, copy=False), ()
-    end = float(np.finfo(target).max)
-    return _saturated(values, -end, end, target, f"rounded from {source} to {dtype}")
-
-
-def _saturated(
-    values: torch.Tensor, lowest: float, highest: float, target: np.dtype[np.generic], done: str
-) -> tuple[Array, tuple[str, ...]]:
-    n_clipped = int(((values < lowest) | (values > highest)).sum())
-    percent = 100 * n_clipped / values.numel()
-    clipped = f"{n_clipped} samples ({percent:.3g} %) clipped to {lowest:g} to {highest:g}"
-    samples = values.clamp(lowest, highest).numpy().astype(target)
-    return samples, (f"{done}, {clipped if n_clipped else 'no sample clipped'}",)

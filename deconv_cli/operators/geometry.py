@@ -9,7 +9,7 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size
+from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_padding
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
     `same` adds `k - 1` pixels, the odd one at the end, as `torch.nn.functional.conv2d(padding="same")` does.
 
     Args:
-        padding: `same`, `valid`, `full`, a whole number, one for each axis, or the pads themselves.
+        padding: `same`, `valid`, `full`, a whole number, one or a pair (before, after) for each axis, or the pads.
         kernel_size: taps along each axis.
 
     Raises:
@@ -56,17 +56,14 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
         return Pads((0,) * len(reach), (0,) * len(reach))
     if padding == "full":
         return Pads(reach, reach)
-    numbers = (padding,) * len(reach) if isinstance(padding, int) else padding
-    if (
-        not isinstance(numbers, (tuple, list))
-        or len(numbers) != len(reach)
-        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
-    ):
+    sides = (padding,) * len(reach) if isinstance(padding, int) else check_padding(padding)
+    if not isinstance(sides, tuple) or len(sides) != len(reach):
         raise UsageError(
             f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each of the {len(reach)} axes, "
             f"but is {padding!r}."
         )
-    return Pads(tuple(numbers), tuple(numbers))
+    pairs = [side if isinstance(side, tuple) else (side, side) for side in sides]
+    return Pads(tuple(before for before, _ in pairs), tuple(after for _, after in pairs))
 
 
 @dataclass(frozen=True)

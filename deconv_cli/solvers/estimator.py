@@ -41,6 +41,7 @@ class Estimator(ABC):
         geometry: the sizes.
         operator: A, under its true boundary; its taps do not change with the caller's.
         choice: the method, and why it was taken.
+        cost: what it takes.
         tolerance: the certificate at which an iteration stops.
         rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
         lam: λ of the penalty λσ²max‖Lx‖²; `None` where there is no such penalty.
@@ -51,6 +52,7 @@ class Estimator(ABC):
     """
 
     choice: Choice
+    cost: Cost
     tolerance: float
     rcond: float | None = None
     lam: float | None = None

@@ -89,7 +89,7 @@ class NonnegativeEstimator(Estimator):
         self.inverse = inverse
         self.kernel, self.settings, self.geometry = inverse.kernel, inverse.settings, inverse.geometry
         self.operator, self.tolerance = inverse.operator, inverse.tolerance
-        self.choice = inverse.choice
+        self.choice, self.cost = inverse.choice, inverse.cost
         self.lam, self.penalty = inverse.lam, inverse.penalty
         self.problem = inverse.problem
 

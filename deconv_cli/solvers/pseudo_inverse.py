@@ -59,8 +59,8 @@ class PseudoInverse(Estimator):
         else:
             choose_method(problem, precomputed.choice.method)
             self.choice = precomputed.choice
-        self._cost = find_solver(self.choice.method).cost(problem)
-        self.check_memory(self._cost)
+        self.cost = find_solver(self.choice.method).cost(problem)
+        self.check_memory(self.cost)
         if precomputed is None and settings.lam > 0:
             problem = replace(problem, known_sigma_max=self.spectrum.sigma_max)
         check_weight(problem)
@@ -69,7 +69,7 @@ class PseudoInverse(Estimator):
         rule = StoppingRule(self.tolerance, settings.max_iterations)
         if precomputed is None:
             self._inverse, self.choice = build_inverse(problem, rule, self.choice)
-            self._cost = find_solver(self.choice.method).cost(problem)
+            self.cost = find_solver(self.choice.method).cost(problem)
         else:
             self._inverse = restore_inverse(problem, rule, self.choice.method, precomputed.factors)
         self.rcond = self._inverse.rcond
@@ -138,7 +138,7 @@ class PseudoInverse(Estimator):
     def _checked(self, y: Tensor) -> Tensor:
         arranged = self.arrange(y)
         check_finite(y)
-        self.check_memory(self._cost, self.n_images(arranged))
+        self.check_memory(self.cost, self.n_images(arranged))
         return arranged
 
     def _solve(self, arranged: Tensor, progress: Progress | None) -> Solution:

@@ -133,8 +133,8 @@ class RichardsonLucyEstimator(Estimator):
         self.choice = Choice("richardson-lucy", f"{GIVEN}; stopped by {how}{origin and f', {origin}'}")
         n_numbers = math.prod(self.geometry.extended_size) * max(kernel.taps.shape[:2])
         cost = Cost.of_transforms(TikhonovProblem(self.operator, 0.0), 0.0)
-        self._cost = replace(cost, n_bytes_per_image=N_IMAGES * kernel.taps.itemsize * n_numbers)
-        self.check_memory(self._cost)
+        self.cost = replace(cost, n_bytes_per_image=N_IMAGES * kernel.taps.itemsize * n_numbers)
+        self.check_memory(self.cost)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
@@ -143,7 +143,7 @@ class RichardsonLucyEstimator(Estimator):
             UsageError: data below zero.
         """
         arranged = self.data_of(y)
-        self.check_memory(self._cost, self.n_images(arranged))
+        self.check_memory(self.cost, self.n_images(arranged))
         data = _counts(arranged)
         unit = common_unit(data)
         data = data / unit

@@ -112,8 +112,8 @@ class TotalVariationEstimator(Estimator):
         self.choice = Choice(method, reason)
         cost = find_solver(method).cost(problem)
         extra = N_EXTRA_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
-        self._cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
-        self.check_memory(self._cost)
+        self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
+        self.check_memory(self.cost)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
@@ -122,7 +122,7 @@ class TotalVariationEstimator(Estimator):
             UsageError: the weight has to follow from the noise, and there is none.
         """
         data = self.data_of(y)
-        self.check_memory(self._cost, self.n_images(data))
+        self.check_memory(self.cost, self.n_images(data))
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
             _check_noise(data, self.noise)

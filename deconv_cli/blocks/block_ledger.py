@@ -1,0 +1,99 @@
+"""What is done of a run over blocks, on disk: a run that is killed goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deconv_cli.blocks.block_plan import BlockPlan
+from deconv_cli.blocks.block_task import BlockResult
+from deconv_cli.errors import FileAccessError
+from deconv_cli.io.sources import reason_of
+
+
+@dataclass(frozen=True)
+class BlockLedger:
+    """A folder beside the result: the plan, and one file of lines for each process that writes blocks.
+
+    A line is added after the samples of its block are in the file, by one call, so that a process that ends in between
+    leaves a block that is done again, and at worst half a line, which is none.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, target: Path) -> BlockLedger:
+        """Give the ledger of a result."""
+        return cls(target.with_name(f".{target.name}.blocks"))
+
+    def read_plan(self) -> BlockPlan | None:
+        """Read the plan that an earlier run made; `None` without one."""
+        try:
+            return BlockPlan.of_record(json.loads((self.folder / "plan.json").read_text(encoding="ascii")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_plan(self, plan: BlockPlan) -> BlockPlan:
+        """Begin a ledger with a plan; where another process was first, its plan is given.
+
+        Raises:
+            FileAccessError: the folder cannot be written.
+        """
+        with self._refusing():
+            self.folder.mkdir(exist_ok=True)
+            own = self.folder / f"plan-{_process()}.json"
+            own.write_text(json.dumps(plan.as_record()), encoding="ascii")
+            with contextlib.suppress(FileExistsError):
+                os.link(own, self.folder / "plan.json")
+            own.unlink()
+        return self.read_plan() or plan
+
+    def add(self, result: BlockResult) -> None:
+        """Note that a block is written.
+
+        Raises:
+            FileAccessError: the folder cannot be written.
+        """
+        line = json.dumps(result.as_record()) + "\n"
+        with self._refusing():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            descriptor = os.open(self.folder / f"done-{_process()}.jsonl", flags, 0o666)
+            try:
+                os.write(descriptor, line.encode("ascii"))
+            finally:
+                os.close(descriptor)
+
+    def results(self) -> dict[int, BlockResult]:
+        """List the blocks that are done, by their numbers."""
+        found = {}
+        for path in sorted(self.folder.glob("done-*.jsonl")):
+            for line in path.read_text(encoding="ascii").splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    result = BlockResult(**json.loads(line))
+                    found[result.number] = result
+        return found
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FileAccessError(f"'{self.folder}' cannot be written: {reason_of(error)}.") from error
+
+
+def _process() -> str:
+    """Name this process among those of all machines."""
+    return f"{socket.gethostname()}-{os.getpid()}"

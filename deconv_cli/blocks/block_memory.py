@@ -1,0 +1,73 @@
+"""How large a block can be within the memory that it may take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.parts import PRIORS
+from deconv_cli.regularizers import spaced_penalty
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.choice import choose_method, find_solver
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solver import Cost
+from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.arithmetic import pick_dtype
+
+N_COPIES = 6
+"""Arrays of the size of the data that reading, measuring and writing hold beside a solver."""
+SHARE = 0.85
+"""Of what may be taken, the part that is planned with: estimates of memory are no more exact than that."""
+
+
+def arithmetic_dtype(problem: BlockProblem) -> torch.dtype:
+    """Give the precision that blocks are restored in."""
+    stored = torch.float64 if problem.source.dtype == "float64" else torch.float32
+    return pick_dtype(problem.settings.dtype, torch.empty(0, dtype=stored), torch.device("cpu"))
+
+
+def block_bytes(problem: BlockProblem, data_size: Size, n_batch: int = 1) -> int:
+    """Estimate the peak of memory of restoring a part of the data.
+
+    Args:
+        problem: what is restored.
+        data_size: samples along each axis of space.
+        n_batch: images that are restored at once.
+    """
+    dtype = arithmetic_dtype(problem)
+    kernel = Kernel.of_any(problem.kernel, dtype, dimensions=problem.layout.dimensions)
+    n_channels = max(problem.layout.n_channels, problem.n_channels)
+    copies = N_COPIES * dtype.itemsize * n_batch * n_channels * math.prod(data_size)
+    if problem.resolution.is_per_channel or problem.resolution.lams:
+        one = kernel.of_channel(0) if kernel.is_per_channel else kernel
+        cost = _cost(one, data_size, problem.resolution.settings)
+        return copies + n_channels * cost.n_bytes(0) + cost.n_bytes(n_batch) - cost.n_bytes(0)
+    n_images = n_batch * (problem.layout.n_channels if kernel.shared else 1)
+    return copies + _cost(kernel, data_size, problem.resolution.settings).n_bytes(n_images)
+
+
+def _cost(kernel: Kernel, data_size: Size, settings: ResolvedSettings) -> Cost:
+    """Estimate what the solver takes that will run, for a block that is cut on all sides."""
+    geometry = Geometry.of_output(data_size, kernel.size, "valid")
+    if settings.has_lambda:
+        operator = kernel.detached().convolution(geometry, "unknown")
+        penalty = spaced_penalty(settings.penalty, settings.spacing)
+        problem = TikhonovProblem(operator, settings.lam, None, penalty, settings.rcond)
+        return find_solver(choose_method(problem, settings.method, settings.max_memory).method).cost(problem)
+    cut = replace(settings, padding="valid", boundary="unknown", max_memory=2**62)
+    estimator: Estimator = PRIORS[settings.objective].build(kernel, geometry.image_size, cut, 1.0)
+    return estimator.cost
+
+
+def largest_samples(problem: BlockProblem, budget: int, n_batch: int = 1) -> int:
+    """Find how many samples of data fit a budget, for a part that is as near to a cube as the frame lets it be."""
+    size = problem.data_size
+    probe = tuple(min(n, 2 ** (18 // len(size))) for n in size)
+    per_sample = block_bytes(problem, probe, n_batch) / math.prod(probe)
+    return int(SHARE * budget / per_sample)

@@ -1,0 +1,63 @@
+"""The plan of a run over blocks: all that was decided before it, so that every process decides the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deconv_cli.blocks.fixed_choices import FixedChoices
+from deconv_cli.blocks.halo_depth import HaloChoice
+from deconv_cli.vocabulary import Size
+
+MIN_CHECKS = 2
+CHECK_SHARE = 1 / 64
+"""Of the blocks that meet others, the part whose seams are checked, and how many are at least."""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What was decided.
+
+    Attributes:
+        fingerprint: SHA-256 of the input, the kernel and the settings that it was made for.
+        core: samples of a block along each axis of the result.
+        halo: what surrounds a block, and what it leaves at the seams.
+        choices: what holds for all blocks alike.
+        n_threads: for the arithmetic of one block.
+        block_bytes: memory that a block takes at most, as estimated.
+    """
+
+    fingerprint: str
+    core: Size
+    halo: HaloChoice
+    choices: FixedChoices
+    n_threads: int
+    block_bytes: int
+
+    def as_record(self) -> dict[str, Any]:
+        """Give the plan as JSON can hold it."""
+        return {
+            "fingerprint": self.fingerprint,
+            "core": list(self.core),
+            "halo": self.halo.as_record(),
+            "choices": self.choices.as_record(),
+            "n_threads": self.n_threads,
+            "block_bytes": self.block_bytes,
+        }
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> BlockPlan:
+        """Read what `as_record` gave."""
+        return cls(
+            record["fingerprint"],
+            tuple(record["core"]),
+            HaloChoice.of_record(record["halo"]),
+            FixedChoices.of_record(record["choices"]),
+            record["n_threads"],
+            record["block_bytes"],
+        )
+
+    def is_checked(self, number: int, n_blocks: int) -> bool:
+        """Tell whether the seams of a block are checked: as many as `CHECK_SHARE`, spread over all."""
+        n_checks = min(n_blocks, max(MIN_CHECKS, round(CHECK_SHARE * n_blocks)))
+        return (number * n_checks) // n_blocks != ((number + 1) * n_checks) // n_blocks

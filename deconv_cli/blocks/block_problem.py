@@ -1,0 +1,123 @@
+"""What all blocks of one picture share, and how any part of it is restored by the one pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deconv_cli.blocks.axis_cut import AxisCut, Interval
+from deconv_cli.io.codec import Array
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.geometry import resolve_padding
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolution import Resolution
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProblem:
+    """A large picture, a kernel, and how it is undone; can be sent to other processes.
+
+    Attributes:
+        source: the picture.
+        layout: its axes, of which those of space are the kernel's.
+        kernel: the taps as `deconv_cli.invert` takes them.
+        settings: what was chosen.
+        resolution: the same with nothing left open.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+    """
+
+    source: RegionSource
+    layout: Layout
+    kernel: Tensor
+    settings: ReconstructionSettings
+    resolution: Resolution
+    bias: Tensor | None = None
+
+    @property
+    def canonical(self) -> Kernel:
+        """The kernel in canonical form."""
+        return Kernel.of_any(self.kernel, dimensions=self.layout.dimensions)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the estimate."""
+        n_data = self.layout.n_channels
+        return n_data if self.resolution.is_per_channel else self.canonical.n_inputs(n_data)
+
+    @property
+    def data_size(self) -> Size:
+        """Samples of one image along the axes of space."""
+        return tuple(self.layout.sizes[self.layout.axes.index(letter)] for letter in self.layout.space)
+
+    @property
+    def cuts(self) -> tuple[AxisCut, ...]:
+        """How each axis of space is cut."""
+        settings, size = self.resolution.settings, self.canonical.size
+        pads = resolve_padding(settings.padding, size)
+        wraps = BOUNDARIES[settings.boundary].is_periodic
+        axes = zip(self.data_size, size, pads.before, pads.after, strict=True)
+        return tuple(AxisCut(n, k, (before, after), wraps) for n, k, before, after in axes)
+
+    @property
+    def image_size(self) -> Size:
+        """Pixels of the whole estimate along the axes of space."""
+        return tuple(cut.n_image for cut in self.cuts)
+
+    def read(self, batch: Sequence[slice], data: Sequence[Interval]) -> Tensor:
+        """Read a part of the data, shape `(B, C_out, *size)`.
+
+        Args:
+            batch: for each axis that is neither space nor channels.
+            data: for each axis of space.
+
+        Raises:
+            MalformedInputError: the file is damaged there, or holds NaN or Inf.
+        """
+        runs = [cut.runs(interval) for cut, interval in zip(self.cuts, data, strict=True)]
+        stored = as_real_tensor(self.source.path, self._read(batch, runs))
+        check_finite(self.source.path, stored, "image")
+        return replace(self.layout, sizes=tuple(stored.shape)).to_images(stored)
+
+    def _read(self, batch: Sequence[slice], runs: Sequence[Sequence[slice]]) -> Array:
+        """Read runs along each axis of space, and put them side by side."""
+        for axis, several in enumerate(runs):
+            if len(several) > 1:
+                parts = [self._read(batch, [*runs[:axis], [one], *runs[axis + 1 :]]) for one in several]
+                joined: Array = np.concatenate(parts, axis=self.layout.axes.index(self.layout.space[axis]))
+                return joined
+        region = [slice(0, n) for n in self.layout.sizes]
+        for place, part in zip(self.layout.batch_axes, batch, strict=True):
+            region[place] = part
+        for letter, (run,) in zip(self.layout.space, runs, strict=True):
+            region[self.layout.axes.index(letter)] = run
+        return self.source.read(tuple(region))
+
+    def restore(self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline) -> Reconstruction:
+        """Restore a part of the data, as `read` gives it; the image is that of `AxisCut.image_of`."""
+        pads = tuple(cut.pads_of(interval) for cut, interval in zip(self.cuts, data, strict=True))
+        settings = replace(self.resolution.settings, padding=pads, input_size=None)
+        if not any(sum(sides) for sides in pads):
+            settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
+        return pipeline.reconstruct(values, replace(self.resolution, settings=settings))
+
+    def pipeline(self) -> Pipeline:
+        """Make a pipeline, which keeps the inverse of the last part for the next one of the same size."""
+        own = replace(self.settings, dimensions=self.layout.dimensions)
+        return Pipeline(self.kernel, own, bias=self.bias)
+
+
+def limit_threads(n_threads: int) -> None:
+    """Take so many threads for the arithmetic: other numbers of them round sums in another order."""
+    if torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)

@@ -1,0 +1,160 @@
+"""The work on one block: read it with its halo, restore, crop, and write whole units of the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_grid import Block, BlockGrid
+from deconv_cli.blocks.block_plan import BlockPlan
+from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
+from deconv_cli.io.codec import from_images
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.sample_conversion import convert_samples
+from deconv_cli.operators.axes import space_axes
+from deconv_cli.workflows.pipeline import Pipeline
+
+N_SEAM = 8
+"""Pixels on one side of a seam that are compared with an estimate that knows both sides."""
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What is known of a block that is written.
+
+    Attributes:
+        number: which one.
+        n_samples: data samples that it was restored from.
+        squared_residual: ‖y − Ax̂‖² over them.
+        squared_data: ‖y‖².
+        n_iterations: of the solver.
+        certificate: of the solution.
+        is_solved: whether the solver reached what was asked for.
+        n_clipped: samples that the type of the result could not hold.
+        lowest: value of the estimate.
+        highest: value of the estimate.
+        seam: the largest difference beside a seam from an estimate that knows both sides; `None` if not looked at.
+        seconds: that it took.
+    """
+
+    number: int
+    n_samples: int
+    squared_residual: float
+    squared_data: float
+    n_iterations: int
+    certificate: float
+    is_solved: bool
+    n_clipped: int
+    lowest: float
+    highest: float
+    seam: float | None
+    seconds: float
+
+    def as_record(self) -> dict[str, Any]:
+        """Give the numbers as JSON can hold them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTask:
+    """Restores and writes any block of a picture: `task(number)`; can be sent to other processes, and be repeated.
+
+    Attributes:
+        problem: what is restored, with nothing left open.
+        plan: what was decided.
+        target: the result in the making.
+    """
+
+    problem: BlockProblem
+    plan: BlockPlan
+    target: RegionTarget
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Axes and sizes of the result."""
+        return Layout(self.target.axes, self.target.shape, self.problem.layout.dimensions)
+
+    @cached_property
+    def grid(self) -> BlockGrid:
+        """All blocks."""
+        return BlockGrid(self.layout, self.problem.cuts, self.plan.core, self.plan.halo.halo)
+
+    def __call__(self, number: int) -> BlockResult:
+        """Do the work.
+
+        Raises:
+            MalformedInputError: the file is damaged there, or holds NaN or Inf.
+            FileAccessError: the result cannot be written.
+            UntrustworthyResultError: the estimate holds NaN or Inf.
+        """
+        started = time.perf_counter()
+        limit_threads(self.plan.n_threads)
+        block, pipeline = self.grid.block(number), _pipeline_of(self)
+        values = self.problem.read(block.batch, block.data)
+        result = self.problem.restore(values, block.data, pipeline)
+        core = self._core(result.image, block.data, block.core)
+        converted = convert_samples(core, self.target.dtype)
+        sizes = tuple(part.stop - part.start for part in block.region)
+        self.target.write(block.region, from_images(replace(self.layout, sizes=sizes), converted.samples))
+        residual = result.residual
+        data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
+        lowest, highest = (float(end) for end in core.aminmax())
+        return BlockResult(
+            number=number,
+            n_samples=values.numel(),
+            squared_residual=residual.absolute**2,
+            squared_data=data**2,
+            n_iterations=result.solution.n_iterations,
+            certificate=result.solution.certificate,
+            is_solved=result.solution.status.is_success,
+            n_clipped=converted.n_clipped,
+            lowest=lowest,
+            highest=highest,
+            seam=self._seam(block, core, pipeline),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _core(self, image: Tensor, data: Sequence[Interval], core: Sequence[Interval]) -> Tensor:
+        """Cut image pixels out of what was restored from a part of the data."""
+        axes = space_axes(len(core))
+        for axis, cut, read, (start, stop) in zip(axes, self.problem.cuts, data, core, strict=True):
+            image = image.narrow(axis, start - cut.image_of(read)[0], stop - start)
+        return image.contiguous()
+
+    def _seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
+        """Compare a strip beside a seam with the estimate of a block of the same size that has the seam in its middle.
+
+        Looked at is the seam towards the next block, along the last axis that has one.
+        """
+        axes = [a for a, (c, n) in enumerate(zip(block.core, self.problem.image_size, strict=True)) if c[1] < n]
+        if not axes or not self.plan.is_checked(block.number, self.grid.n_blocks):
+            return None
+        axis = axes[-1]
+        length, end = block.core[axis][1] - block.core[axis][0], block.core[axis][1]
+        around = (max(end - length // 2, 0), min(end - length // 2 + length, self.problem.image_size[axis]))
+        moved = self.problem.cuts[axis].data_around(around, self.plan.halo.halo[axis])
+        data = (*block.data[:axis], moved, *block.data[axis + 1 :])
+        strip = (max(end - N_SEAM, block.core[axis][0]), end)
+        image = self.problem.restore(self.problem.read(block.batch, data), data, pipeline).image
+        seen = self._core(image, data, (*block.core[:axis], strip, *block.core[axis + 1 :]))
+        own = core.narrow(axis - len(block.core), strip[0] - block.core[axis][0], strip[1] - strip[0])
+        return float((own - seen).abs().max())
+
+
+_PIPELINES: dict[str, Pipeline] = {}
+"""The pipeline of this process, by the fingerprint of its plan: it keeps the inverse of the last block."""
+
+
+def _pipeline_of(task: BlockTask) -> Pipeline:
+    key = task.plan.fingerprint
+    if key not in _PIPELINES:
+        _PIPELINES.clear()
+        _PIPELINES[key] = task.problem.pipeline()
+    return _PIPELINES[key]

@@ -1,0 +1,114 @@
+"""What is chosen once for a whole picture, from pieces that are spread over it: else every block would choose anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, cube_sides
+from deconv_cli.noise_model import NoiseModel
+from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolution import Resolution
+
+N_PIECES = 5
+"""Pieces that are restored to choose from: those with the most contrast of the places that are looked at."""
+
+
+@dataclass(frozen=True)
+class FixedChoices:
+    """What holds for all blocks alike.
+
+    Attributes:
+        lams: λ, or that of each channel; empty where the objective has none.
+        weight: of a prior; `None` where there is none.
+        noise: a model, or one for each channel; empty where none was looked for.
+    """
+
+    lams: tuple[float, ...] = ()
+    weight: float | None = None
+    noise: tuple[NoiseModel, ...] = ()
+
+    def as_record(self) -> dict[str, Any]:
+        """Give the choices as JSON can hold them."""
+        return {
+            "lambda": list(self.lams),
+            "weight": self.weight,
+            "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
+        }
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> FixedChoices:
+        """Read what `as_record` gave."""
+        noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
+        return cls(tuple(record["lambda"]), record["weight"], noise)
+
+    def apply(self, resolution: Resolution) -> Resolution:
+        """Settle what a resolution left open."""
+        settings, reasons = resolution.settings, resolution.reasons
+        if self.noise:
+            settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
+        if self.weight is not None:
+            settings = replace(settings, weight=self.weight, noise_sigma=None)
+        if resolution.chooses_lambda:
+            reasons = replace(reasons, lam=f"the median of what {N_PIECES} pieces of the picture ask for")
+        if len(self.lams) == 1:
+            settings = replace(settings, lam=self.lams[0])
+        lams = self.lams if len(self.lams) > 1 else ()
+        return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False, lams=lams)
+
+
+def fix_choices(problem: BlockProblem, windows: Sequence[SampleWindow]) -> FixedChoices:
+    """Restore some pieces as if each were a picture of its own, and take the median of what they choose.
+
+    Each piece counts by its contrast, as it would in a criterion that sums over the whole picture; empty background
+    has no say in how much detail is kept.
+    """
+    size = problem.data_size
+    sides = cube_sides(size, MAX_SAMPLES)
+    chosen, pipeline = windows[:N_PIECES], problem.pipeline()
+    found: list[Reconstruction] = []
+    for window in chosen:
+        data = window.data(sides, size)
+        found.append(problem.restore(problem.read(window.batch, data), data, pipeline))
+    shares = [max(window.contrast, 1e-300) for window in chosen]
+    return FixedChoices(_lams(found, shares), _weight(found, shares), _noise(found, shares))
+
+
+def _parts(result: Reconstruction) -> tuple[Reconstruction, ...]:
+    return result.channels or (result,)
+
+
+def _lams(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[float, ...]:
+    if not found[0].settings.has_lambda:
+        return ()
+    by_channel = zip(*([part.settings.lam for part in _parts(result)] for result in found), strict=True)
+    return tuple(weighted_median(lams, shares) for lams in by_channel)
+
+
+def _weight(found: Sequence[Reconstruction], shares: Sequence[float]) -> float | None:
+    weights = [result.solution.weight for result in found]
+    known = [weight for weight in weights if weight is not None]
+    return weighted_median(known, shares) if len(known) == len(weights) else None
+
+
+def _noise(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[NoiseModel, ...]:
+    by_channel = zip(*(result.noise for result in found), strict=True)
+    chosen = []
+    for models in by_channel:
+        sigma = weighted_median([model.sigma or 0.0 for model in models], shares)
+        chosen.append(min(models, key=lambda model: abs((model.sigma or 0.0) - sigma)))
+    return tuple(chosen)
+
+
+def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
+    """Give the value up to which half of all shares lie."""
+    half, total = math.fsum(shares) / 2, 0.0
+    pairs = sorted(zip(values, shares, strict=True))
+    for value, share in pairs:
+        total += share
+        if total >= half:
+            return value
+    return pairs[-1][0]

@@ -1,0 +1,253 @@
+"""From a file into a file, block by block: the twin of `deconv invert` for pictures that memory does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from torch import Tensor
+
+from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.block_plan import BlockPlan
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.block_task import BlockResult, BlockTask
+from deconv_cli.blocks.plan_blocks import BlockOptions, fingerprint_of, plan_blocks, settle, with_memory
+from deconv_cli.blocks.run_blocks import BlockSummary, run_blocks
+from deconv_cli.errors import UsageError
+from deconv_cli.io.layout import Layout, letters_of_tensor
+from deconv_cli.io.regions.opening import open_regions, plan_regions
+from deconv_cli.io.regions.region_curve import tone_curve_of_region
+from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.schedulers.scheduler import Scheduler
+from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import InputKind, OutputDType
+from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.resolution import RecordedConvolution
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, what blocks take where nobody says how much."""
+
+
+@dataclass(frozen=True)
+class LargeFileOptions:
+    """How a large file is read and written.
+
+    Attributes:
+        axes: letters of the stored axes, in place of what the file says.
+        output_dtype: sample type of the result; `None` for float32.
+        force: whether an existing result may be replaced.
+        resume: whether to go on where an earlier run ended.
+    """
+
+    axes: str | None = None
+    output_dtype: OutputDType | None = None
+    force: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class BlockReconstruction:
+    """What came of a picture that was restored block by block.
+
+    Attributes:
+        path: the result.
+        plan: what was decided before the first block.
+        problem: what was restored, with nothing left open.
+        summary: what came of all blocks; `None` where some are left for other processes.
+    """
+
+    path: Path
+    plan: BlockPlan
+    problem: BlockProblem
+    summary: BlockSummary | None
+
+    @property
+    def seam(self) -> float | None:
+        """The largest difference that was measured beside a seam, as a part of the range of the samples."""
+        measured = None if self.summary is None else self.summary.seam
+        return None if measured is None or self.plan.halo.range == 0 else measured / self.plan.halo.range
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the result is not to be trusted as it is, a sentence each."""
+        found = []
+        if self.summary is not None and self.summary.n_unsolved:
+            found.append(
+                f"in {self.summary.n_unsolved} of {self.summary.n_blocks} blocks the solver did not reach what was "
+                f"asked for; the largest certificate is {self.summary.certificate:.2g}"
+            )
+        if self.seam is not None and self.seam > self.plan.halo.predicted:
+            found.append(
+                f"beside a seam the result differs by {self.seam:.2g} of the range from one without that seam, more "
+                f"than the {self.plan.halo.predicted:.2g} that was predicted"
+            )
+        return tuple(found)
+
+
+def invert_blocks(
+    source: str | Path,
+    kernel: Tensor,
+    target: str | Path,
+    *,
+    settings: ReconstructionSettings | None = None,
+    files: LargeFileOptions | None = None,
+    blocks: BlockOptions | None = None,
+    scheduler: Scheduler | None = None,
+    progress: Callable[[int, int, BlockResult | None], None] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> BlockReconstruction:
+    """Restore a picture or a stack from a file into a file, whatever its size.
+
+    Args:
+        source: the file; TIFF, .npy and what else is read by parts.
+        kernel: the taps that blurred it, as for `deconv_cli.invert`.
+        target: the result; its suffix decides the format.
+        settings: how to undo the blur; or give its fields one by one.
+        files: how the files are read and written.
+        blocks: how the picture is cut; by default within half of the memory that is free.
+        scheduler: who works on the blocks; by default this process, one after another.
+        progress: is called with the number of blocks that are done and of all, and what is known of the last one.
+        options: fields of `ReconstructionSettings`; those left open are as for a picture where the file is one.
+
+    Raises:
+        UsageError: settings that contradict one another, or an estimate that depends on data too far away for blocks.
+        TooLargeError: the smallest block does not fit the memory.
+        InputRefusedError: the file is damaged, or holds NaN or Inf.
+        FileAccessError: a file cannot be read or written.
+    """
+    if settings is not None and options:
+        raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+    files = files or LargeFileOptions()
+    opened = open_regions(Path(source), axes=files.axes)
+    if settings is None:
+        kind = InputKind.PICTURE if opened.is_picture else InputKind.TENSOR
+        settings = ReconstructionSettings.of(**{"defaults": kind} | options)
+    problem = lay_out_problem(opened, kernel, settings)
+    planned = plan_target(problem, Path(target), files)
+    run = BlockRun.prepare(problem, planned, blocks or BlockOptions(default_memory()), resume=files.resume)
+    return run.finish(scheduler or SerialScheduler(), {"command": "invert"}, progress)
+
+
+def default_memory() -> int:
+    """Give the bytes that blocks take where nobody says how much."""
+    return int(MEMORY_SHARE * psutil.virtual_memory().available)
+
+
+def lay_out_problem(
+    source: RegionSource,
+    kernel: Tensor,
+    settings: ReconstructionSettings,
+    *,
+    bias: Tensor | None = None,
+    recorded: RecordedConvolution | None = None,
+) -> BlockProblem:
+    """Resolve the settings for a large picture; nothing of it is read.
+
+    Raises:
+        UsageError: axes that do not fit, settings that contradict one another, or a kernel that blocks cannot take.
+    """
+    if not isinstance(kernel, Tensor):
+        raise UsageError(
+            "blocks are restored with a kernel that is the same everywhere, but this one varies over the frame; "
+            "restore a picture that fits the memory, or give the kernel of one place."
+        )
+    canonical = Kernel.of_any(kernel, dimensions=settings.dimensions)
+    axes = source.axes or letters_of_tensor(len(source.shape), canonical.n_axes)
+    if axes is None:
+        raise UsageError(
+            f"'{source.path}' of shape {source.shape} does not say what its axes are; name them, for instance "
+            'axes="TZCYX".'
+        )
+    layout = Layout(axes, source.shape, canonical.n_axes)
+    settings = replace(settings, dimensions=canonical.n_axes)
+    curve = tone_curve_of_region(source, layout.n_channels)
+    resolution = Pipeline(kernel, settings, bias=bias).resolve(recorded, curve, source.dtype)
+    _check_settings(resolution.settings)
+    return BlockProblem(source, layout, kernel, settings, resolution, bias)
+
+
+def _check_settings(settings: ReconstructionSettings) -> None:
+    """Refuse by `UsageError` what is no matter of blocks."""
+    if not settings.layer.is_plain:
+        raise UsageError(
+            "blocks are made of plain convolutions, but this layer has a stride, a dilation or groups, or is "
+            "transposed; restore a tensor that fits the memory."
+        )
+    if settings.predict:
+        raise UsageError("the error is not predicted block by block; leave predict out.")
+    if settings.rcond is not None:
+        raise UsageError("rcond truncates on the torus of the whole image, which blocks do not have; use lam instead.")
+
+
+def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> RegionTarget:
+    """Decide where the result goes and as what; nothing is written yet."""
+    return plan_regions(
+        path,
+        problem.source,
+        problem.layout,
+        n_channels=problem.n_channels,
+        size=problem.image_size,
+        output_dtype=files.output_dtype,
+        force=files.force,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRun:
+    """A run that is planned: nothing of the result is written yet.
+
+    Attributes:
+        task: restores and writes any block.
+        ledger: what is done.
+        is_resumed: whether it goes on where an earlier run ended.
+    """
+
+    task: BlockTask
+    ledger: BlockLedger
+    is_resumed: bool = False
+
+    @classmethod
+    def prepare(
+        cls, problem: BlockProblem, target: RegionTarget, options: BlockOptions, *, resume: bool = False
+    ) -> BlockRun:
+        """Plan a run, or take the plan of an earlier one for the same input, kernel and settings.
+
+        Raises:
+            UsageError: the estimate depends on data too far away, or there is an earlier run of another kind.
+            TooLargeError: the smallest block does not fit the memory.
+        """
+        ledger = BlockLedger.of(target.path)
+        known = ledger.read_plan() if resume else None
+        if known is None:
+            plan, settled = plan_blocks(problem, target, options)
+            return cls(BlockTask(settled, plan, target), ledger)
+        if known.fingerprint != fingerprint_of(problem, target, options):
+            raise UsageError(
+                f"'{target.path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
+                "repeat the options of that run, or begin anew without resume."
+            )
+        settled = settle(with_memory(problem, options.max_memory), known.choices)
+        return cls(BlockTask(settled, known, target), ledger, is_resumed=True)
+
+    def finish(
+        self,
+        scheduler: Scheduler,
+        record: dict[str, Any],
+        progress: Callable[[int, int, BlockResult | None], None] | None = None,
+    ) -> BlockReconstruction:
+        """Restore what is not done yet, and put the result in its place once all is there."""
+        if not self.is_resumed:
+            self.ledger.remove()
+            self.task.target.discard()
+        self.ledger.write_plan(self.task.plan)
+        summary = run_blocks(self.task, self.ledger, scheduler, progress)
+        if summary is not None:
+            self.task.target.finish(record)
+            self.ledger.remove()
+        return BlockReconstruction(self.task.target.path, self.task.plan, self.task.problem, summary)

@@ -1,0 +1,120 @@
+"""A run over blocks: what is still to be done is handed to a scheduler, and noted when it is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.block_task import BlockResult, BlockTask
+from deconv_cli.schedulers.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class BlockSummary:
+    """What came of all blocks together.
+
+    Attributes:
+        n_blocks: how many there are.
+        n_redone: those that this run restored; the others were done before.
+        residual: ‖y − Ax̂‖ / ‖y‖, over the data of all blocks.
+        residual_rms: root mean square of y − Ax̂.
+        n_iterations: of the solver, the most in any block.
+        certificate: the largest of any block.
+        n_unsolved: blocks in which the solver did not reach what was asked for.
+        n_clipped: samples that the type of the result could not hold.
+        lowest: value of the estimate.
+        highest: value of the estimate.
+        seam: the largest difference beside a seam that was measured; `None` where none was.
+        n_seams: seams that were measured.
+        seconds: that all blocks took together.
+    """
+
+    n_blocks: int
+    n_redone: int
+    residual: float
+    residual_rms: float
+    n_iterations: int
+    certificate: float
+    n_unsolved: int
+    n_clipped: int
+    lowest: float
+    highest: float
+    seam: float | None
+    n_seams: int
+    seconds: float
+
+    @classmethod
+    def of(cls, results: Sequence[BlockResult], n_redone: int) -> BlockSummary:
+        """Pool blocks."""
+        squared = math.fsum(result.squared_residual for result in results)
+        data = math.fsum(result.squared_data for result in results)
+        seams = [result.seam for result in results if result.seam is not None]
+        return cls(
+            n_blocks=len(results),
+            n_redone=n_redone,
+            residual=math.sqrt(squared / data) if data > 0 else 0.0,
+            residual_rms=math.sqrt(squared / sum(result.n_samples for result in results)),
+            n_iterations=max(result.n_iterations for result in results),
+            certificate=max(result.certificate for result in results),
+            n_unsolved=sum(not result.is_solved for result in results),
+            n_clipped=sum(result.n_clipped for result in results),
+            lowest=min(result.lowest for result in results),
+            highest=max(result.highest for result in results),
+            seam=max(seams, default=None),
+            n_seams=len(seams),
+            seconds=math.fsum(result.seconds for result in results),
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """Give the numbers as JSON can hold them."""
+        return dict(vars(self))
+
+
+def run_blocks(
+    task: BlockTask,
+    ledger: BlockLedger,
+    scheduler: Scheduler,
+    progress: Callable[[int, int, BlockResult | None], None] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> BlockSummary | None:
+    """Restore all blocks that are not done yet.
+
+    Args:
+        task: restores and writes one.
+        ledger: what is done.
+        scheduler: who does it.
+        progress: is called with the number of blocks that are done and of all, and what is known of the last one.
+        numbers: the blocks that this run is for; `None` for all.
+
+    Returns:
+        What came of them; `None` where blocks are left that this run is not for.
+
+    Raises:
+        DeconvError: a block failed; those that are done are noted.
+    """
+    task.target.create()
+    done = ledger.results()
+    wanted = task.grid.order() if numbers is None else list(numbers)
+    waiting = [number for number in wanted if number not in done]
+    if progress is not None:
+        progress(len(wanted) - len(waiting), len(wanted), None)
+    n_done = len(wanted) - len(waiting)
+    failures = []
+    for finished in scheduler.run(task, waiting):
+        if finished.error is not None:
+            failures.append(finished.error)
+            break
+        assert finished.result is not None
+        ledger.add(finished.result)
+        n_done += 1
+        if progress is not None:
+            progress(n_done, len(wanted), finished.result)
+    if failures:
+        raise failures[0]
+    results = ledger.results()
+    if len(results) < task.grid.n_blocks:
+        return None
+    return BlockSummary.of([results[number] for number in sorted(results)], len(waiting))

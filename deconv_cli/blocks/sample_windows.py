@@ -1,0 +1,85 @@
+"""Pieces that are spread over a large picture, to choose from what is chosen once for all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.vocabulary import Size
+
+N_CANDIDATES = 9
+"""Places that are looked at."""
+MAX_SAMPLES = 2**18
+"""Samples of a piece that choices are made from."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleWindow:
+    """One piece.
+
+    Attributes:
+        batch: of each axis that is neither space nor channels.
+        center: the data sample in its middle, along each axis of space.
+        lowest: sample of the piece.
+        highest: sample of the piece.
+        contrast: mean square of the samples less their mean.
+    """
+
+    batch: tuple[slice, ...]
+    center: Size
+    lowest: float
+    highest: float
+    contrast: float
+
+    def data(self, sides: Sequence[int], data_size: Size) -> tuple[Interval, ...]:
+        """Lay out a piece of given sides around the center, moved into the frame where it would reach beyond."""
+        found = []
+        for center, side, n in zip(self.center, sides, data_size, strict=True):
+            start = max(0, min(center - side // 2, n - side))
+            found.append((start, min(start + side, n)))
+        return tuple(found)
+
+
+def cube_sides(size: Size, n_samples: int) -> Size:
+    """Give the sides of the piece of a frame that is as near to a cube as it can be, of so many samples at most."""
+    sides, left = dict.fromkeys(range(len(size)), 1), float(n_samples)
+    for i, axis in enumerate(sorted(sides, key=lambda axis: size[axis])):
+        sides[axis] = max(1, min(size[axis], int(left ** (1 / (len(size) - i)))))
+        left /= sides[axis]
+    return tuple(sides[axis] for axis in range(len(size)))
+
+
+def find_windows(problem: BlockProblem) -> list[SampleWindow]:
+    """Look at places that are spread over the picture; gives them by contrast, the largest first."""
+    size = problem.data_size
+    sides = cube_sides(size, MAX_SAMPLES // max(problem.layout.n_channels, 1))
+    found = []
+    for number in range(N_CANDIDATES):
+        batch, center = _place(problem, number)
+        window = SampleWindow(batch, center, 0.0, 0.0, 0.0)
+        values = problem.read(batch, window.data(sides, size)).double()
+        lowest, highest = (float(end) for end in values.aminmax())
+        found.append(SampleWindow(batch, center, lowest, highest, _contrast(values)))
+    return sorted(found, key=lambda window: -window.contrast)
+
+
+def _contrast(values: Tensor) -> float:
+    return float((values - values.mean()).square().mean())
+
+
+def _place(problem: BlockProblem, number: int) -> tuple[tuple[slice, ...], Size]:
+    """Give one of the places: a low-discrepancy sequence in all axes, so that no two lie in one row or one page."""
+    # Roberts, The unreasonable effectiveness of quasirandom sequences, 2018: powers of the root of x^(d+1) = x + 1.
+    lengths = [*(problem.layout.sizes[i] for i in problem.layout.batch_axes), *problem.data_size]
+    root = 2.0
+    for _ in range(40):
+        root = (1 + root) ** (1 / (len(lengths) + 1))
+    shares = [math.modf(0.5 + number * root ** -(axis + 1))[0] for axis in range(len(lengths))]
+    places = [min(int(share * n), n - 1) for share, n in zip(shares, lengths, strict=True)]
+    n_batch = len(problem.layout.batch_axes)
+    return tuple(slice(at, at + 1) for at in places[:n_batch]), tuple(places[n_batch:])

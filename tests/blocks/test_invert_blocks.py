@@ -1,0 +1,136 @@
+"""A picture that is restored block by block is the picture that is restored as a whole, up to the predicted seam."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, invert_blocks, lay_out_problem, plan_target
+from deconv_cli.blocks.plan_blocks import BlockOptions
+from deconv_cli.errors import UsageError
+from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.settings import ReconstructionSettings
+
+OPTIONS = {"defaults": "picture", "lam": 0.01}
+BLOCKS = BlockOptions(10**8, (64, 64))
+
+
+def scene(*size, seed=3):
+    """Rectangles of any brightness, as sharp as pixels allow."""
+    draw = torch.Generator().manual_seed(seed)
+    picture = torch.full(size, 100.0)
+    for _ in range(60):
+        corner = [int(torch.randint(n, (1,), generator=draw)) for n in size]
+        sides = [int(torch.randint(4, 4 + n // 4, (1,), generator=draw)) for n in size]
+        picture[tuple(slice(at, at + side) for at, side in zip(corner, sides, strict=True))] = float(
+            torch.randint(256, (1,), generator=draw)
+        )
+    return picture
+
+
+def blurred(folder, picture, kernel, boundary):
+    """Write what became of a picture; nothing is assumed outside where that is unknown."""
+    made_with = "reflect" if boundary == "unknown" else boundary
+    y = deconv_cli.forward(picture, kernel, boundary=made_with)
+    y = y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    np.save(folder / "in.npy", y.numpy())
+    return y
+
+
+def difference(found, whole, data):
+    return np.abs(found - whole.image.numpy()).max() / float(data.max() - data.min())
+
+
+EXHAUSTIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zero", "replicate", "circular")]
+
+
+@pytest.mark.parametrize("boundary", ["unknown", *EXHAUSTIVE])
+def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, boundary):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
+    found = invert_blocks(
+        tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, boundary=boundary, **OPTIONS
+    )
+    whole = deconv_cli.invert(y, kernel, boundary=boundary, **OPTIONS)
+    assert found.summary is not None
+    assert found.summary.n_blocks == 9
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
+    assert found.seam is not None
+    assert found.seam <= found.plan.halo.predicted
+    assert not found.doubts
+
+
+@pytest.mark.exhaustive
+def test_a_cut_edge_without_a_halo_is_seen(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    run = planned(tmp_path, kernel)
+    plan = pickle.loads(pickle.dumps(run.task.plan))
+    object.__setattr__(plan.halo, "halo", (1, 1))
+    object.__setattr__(run.task, "plan", plan)
+    found = run.finish(SerialScheduler(), {})
+    whole = deconv_cli.invert(y, kernel, **OPTIONS)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) > found.plan.halo.predicted
+    assert found.doubts
+
+
+def planned(folder, kernel, *, resume=False, **options):
+    problem = lay_out_problem(open_regions(folder / "in.npy"), kernel, ReconstructionSettings.of(**OPTIONS | options))
+    target = plan_target(problem, folder / "out.npy", LargeFileOptions())
+    return BlockRun.prepare(problem, target, BLOCKS, resume=resume)
+
+
+@pytest.mark.exhaustive
+def test_the_task_can_be_sent_away_and_repeated(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    run = planned(tmp_path, kernel)
+    first = run.finish(SerialScheduler(), {})
+    written = np.load(tmp_path / "out.npy")
+    (tmp_path / "out.npy").unlink()
+    task = pickle.loads(pickle.dumps(run.task))
+    task.target.create()
+    for number in [*range(task.grid.n_blocks), 0]:
+        task(number)
+    task.target.finish({})
+    assert first.summary is not None
+    assert np.array_equal(np.load(tmp_path / "out.npy"), written)
+
+
+def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+
+    class EndsAfter(SerialScheduler):
+        def run(self, task, numbers):
+            for count, finished in enumerate(super().run(task, numbers), start=1):
+                yield finished
+                if count == 3:
+                    raise KeyboardInterrupt
+
+    run = planned(tmp_path, kernel)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(EndsAfter(), {})
+    assert not (tmp_path / "out.npy").exists()
+    with pytest.raises(UsageError, match="another input"):
+        planned(tmp_path, kernel, resume=True, boundary="zero")
+    again = planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), {})
+    assert again.summary is not None
+    assert again.summary.n_redone == again.summary.n_blocks - 3
+    resumed = np.load(tmp_path / "out.npy")
+    (tmp_path / "out.npy").unlink()
+    planned(tmp_path, kernel).finish(SerialScheduler(), {})
+    assert np.array_equal(np.load(tmp_path / "out.npy"), resumed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy", "out.npy.json"]
+
+
+@pytest.mark.exhaustive
+def test_what_reaches_too_far_for_blocks_is_refused(tmp_path):
+    kernel = deconv_cli.make_kernel("disk:4")
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    with pytest.raises(UsageError, match="larger lam"):
+        invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, defaults="picture", lam=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
