@@ -19,8 +19,22 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def run_lines(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *first: str) -> None:
+    """Run the commands of a page, in order, in a folder that holds the samples."""
+    shutil.copytree(ROOT / "sample_images", folder / "sample_images")
+    monkeypatch.chdir(folder)
+    lines = [line[2:] for block in blocks("console", page) for line in block.splitlines() if line.startswith("$ ")]
+    assert lines
+    for line in (*first, *lines):
+        program, *arguments = shlex.split(line)
+        assert program == "deconv"
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == ExitCode.SUCCESS, f"{line}\n{result.stderr}"
+        assert result.stdout.strip()
 
 
 def first_command() -> str:
@@ -50,17 +64,7 @@ def test_the_picture_at_the_top_is_what_the_first_command_writes(tmp_path, monke
 
 
 def test_every_deconv_line_runs(tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
-    monkeypatch.chdir(tmp_path)
-    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
-    lines.insert(0, first_command())
-    assert len(lines) >= 7
-    for line in lines:
-        program, *arguments = shlex.split(line)
-        assert program == "deconv"
-        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        assert result.exit_code == ExitCode.SUCCESS, f"{line}\n{result.stderr}"
-        assert result.stdout.strip()
+    run_lines(README, tmp_path, monkeypatch, first_command())
 
 
 def test_python_lines_run(tmp_path, monkeypatch):
@@ -81,6 +85,25 @@ def test_every_boundary_is_in_the_table(word):
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_every_exit_code_is_in_the_table(code):
     assert f"| {int(code)} |" in README
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_is_named_and_leads_somewhere(page):
+    assert f"](docs/{page.name})" in README
+    for path in (page, ROOT / "README.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```console" in page.read_text("utf-8")], ids=lambda p: p.stem
+)
+def test_every_deconv_line_of_a_page_runs(page, tmp_path, monkeypatch):
+    run_lines(page.read_text(encoding="utf-8"), tmp_path, monkeypatch)
 
 
 def test_examples_of_the_help_run(tmp_path, monkeypatch):

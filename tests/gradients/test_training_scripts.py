@@ -15,7 +15,7 @@ import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.training.script import check_script
 
-README = FIXTURES.parents[1] / "README.md"
+PAGE = FIXTURES.parents[1] / "docs" / "gradients.md"
 SCRIPTS = FIXTURES / "scripts"
 QUICK = ("by_hand", "policy", "mixed_precision", "adversarial")
 HEALTHY = [
@@ -231,8 +231,8 @@ def test_a_script_that_does_not_come_to_training(text, words, tmp_path):
 
 
 class TestWatching:
-    def test_the_lines_of_the_readme(self, capsys):
-        (code,) = re.findall(r"^```py\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    def test_the_lines_of_the_page(self, capsys):
+        (code,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         model = nn.Linear(4, 2)
         names = {"deconv_cli": deconv_cli, "model": model, "criterion": nn.MSELoss()}
         names |= {"x": torch.ones(3, 4), "y": torch.ones(3, 2)}
