@@ -1,214 +1,201 @@
-"""One file or many: which file goes where, and how a run over many ends."""
+"""One file or many: how a run over them goes, and how it ends."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.option_groups import PrintOptions
+from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
+from deconv_cli.commands.manifest import Manifest, is_up_to_date
+from deconv_cli.commands.option_groups import FileOptions, PrintOptions
+from deconv_cli.commands.overlapped import one_by_one, overlapped
+from deconv_cli.commands.piece_progress import PieceProgress
+from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.errors import DeconvError
+
+if TYPE_CHECKING:
+    from deconv_cli.io import ImageFile
+
+N_NAMED = 20
+"""So many inputs that failed are named at the end; a manifest has them all."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One input and the place of its output.
-
-    Attributes:
-        source: the input file.
-        target: the output file.
-        make_folder: the target lies in an output folder, which is made where it is missing.
-        label: which of many it is.
-    """
-
-    source: Path
-    target: Path
-    make_folder: bool = False
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one job.
-
-    Attributes:
-        record: the report.
-        print_summary: prints it as a table for people.
-        doubts: why the result is not to be trusted, a sentence each; empty where it is.
-    """
-
-    record: dict[str, Any]
-    print_summary: Callable[[], None]
-    doubts: tuple[str, ...] = ()
-
-    @property
-    def is_trusted(self) -> bool:
-        """Whether nothing speaks against the result."""
-        return not self.doubts
-
-
-def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]:
-    """Decide where each input's output goes.
+class Batch:
+    """A run of one command over its inputs.
 
     Args:
-        inputs: files and folders; a folder stands for every readable file below it.
-        output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
-            each output stands beside its input, in the same format. What is only read becomes PNG.
-        ending: added to the name of an output that stands beside its input.
+        command: its name.
+        files: how to read inputs and write outputs.
+        printed: what is printed.
+        options: what to do about files that were done before.
+        invocation: the command as it was typed, whose settings a manifest takes down.
 
     Raises:
-        UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
-        FileAccessError: the file system does not take a name.
+        UsageError: there is a manifest already.
+        DeconvError: the manifest cannot be read or written.
     """
-    try:
-        return _jobs(inputs, output, ending)
-    except OSError as error:
-        raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
 
+    def __init__(
+        self,
+        command: str,
+        files: FileOptions,
+        printed: PrintOptions,
+        options: BatchOptions,
+        invocation: typer.Context,
+    ) -> None:
+        self._command, self._printed, self._options = command, printed, options
+        self._manifest = options.open_manifest(invocation, force=files.force)
+        self._records: list[dict[str, Any]] = []
+        self._failures: list[Done] = []
+        self._skipped: list[Path] = []
+        self._notes: set[str] = set()
+        self._n_done = self._n_doubted = 0
 
-def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
-    from deconv_cli.io.formats import codec_named
+    def run(self, jobs: list[Job], work: Work) -> None:
+        """Do the work for every job; a failure among several is set aside, and the others go on.
 
-    entries = [entry for path in inputs for entry in _expand(path)]
-    is_single_file = len(inputs) == 1 and not inputs[0].is_dir()
-    if output is None:
-        jobs = [Job(source, _beside(source, ending)) for source, _ in entries]
-    elif is_single_file and not (Path(output).is_dir() or output.endswith(("/", os.sep))):
-        jobs = [Job(entries[0][0], Path(output))]
-    else:
-        is_file_name = codec_named(Path(output)) is not None and not Path(output).is_dir()
-        if Path(output).is_file() or (is_file_name and not output.endswith(("/", os.sep))):
-            raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
-        jobs = [Job(source, Path(output) / _writable(relative), make_folder=True) for source, relative in entries]
-    _check_collisions([job.target for job in jobs])
-    if len(jobs) == 1:
-        return jobs
-    return [replace(job, label=f"file {n} of {len(jobs)}") for n, job in enumerate(jobs, start=1)]
-
-
-def refuse_to_replace(kernels: list[Path], targets: list[Path]) -> None:
-    """Refuse, even under --force, outputs that would be written over the kernels or the factor of the run.
-
-    Raises:
-        UsageError: one would.
-    """
-    for target in targets:
-        if any(_is_same_file(target, kernel) for kernel in kernels):
-            raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
-
-
-def _is_same_file(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False
-
-
-def _check_collisions(targets: list[Path]) -> None:
-    """Refuse outputs that would be written over one another."""
-    for path, count in Counter(targets).items():
-        if count > 1:
-            raise UsageError(f"several inputs would be written to '{path}'; give the folders one at a time.")
-
-
-def run(command: str, jobs: list[Job], process: Callable[[Job], Outcome], printed: PrintOptions) -> None:
-    """Process every job; a failure among several is reported, and the others go on.
-
-    Raises:
-        DeconvError: the only job failed.
-        typer.Exit: some job failed, or gave a result that is not to be trusted.
-    """
-    if len(jobs) == 1:
-        record, is_trusted = _announce(process(jobs[0]), printed)
-        if printed.as_json:
-            print_document(record)
-        if not is_trusted:
-            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
-        return
-    records: list[dict[str, Any]] = []
-    failures: list[tuple[Job, DeconvError]] = []
-    are_trusted = True
-    for job in jobs:
+        Raises:
+            DeconvError: the only job failed, or what all share cannot be prepared.
+            typer.Exit: some job failed, or gave a result that is not to be trusted.
+        """
+        started = time.monotonic()
+        existing = [job for job in jobs if self._options.skip_existing and job.target.exists()]
+        self._skipped = [job.source for job in existing]
+        left_out = {job.number for job in existing}
         try:
-            record, is_trusted = _announce(process(job), printed)
-        except DeconvError as error:
-            failures.append((job, error))
-            print_error(f"{job.source}: {with_options(str(error))}")
+            self._work_off([job for job in jobs if job.number not in left_out], work)
+        finally:
+            if self._manifest is not None:
+                self._manifest.close()
+        self._end(jobs, time.monotonic() - started)
+
+    def _work_off(self, jobs: list[Job], work: Work) -> None:
+        if not jobs:
+            return
+        read, process = partial(self._read, work), work.open()
+        if self._manifest is not None:
+            jobs = [replace(job, replaces=self._options.resume and self._manifest.knows(job)) for job in jobs]
+            process = partial(_begun, self._manifest, process)
+        if len(jobs) == 1:
+            with self._progress_of(jobs[0]).shown() as progress:
+                (done,) = one_by_one(jobs, read, process, lambda _: progress)
+            self._count(done, is_only=jobs[0].n_jobs == 1)
+            return
+        pieces = PieceProgress(len(jobs), is_silent=self._printed.quiet)
+        in_turn = one_by_one if work.is_alone else overlapped
+        with pieces.shown():
+            for done in in_turn(jobs, read, process, partial(self._progress_of, pieces=pieces)):
+                with pieces.paused():
+                    self._count(done)
+                pieces.advance()
+
+    def _progress_of(self, job: Job, pieces: PieceProgress | None = None) -> WorkProgress:
+        show = None if pieces is None else pieces.tell
+        return WorkProgress(job.label, verbose=self._printed.verbose, is_silent=self._printed.quiet, show=show)
+
+    def _read(self, work: Work, job: Job) -> ImageFile | None:
+        """Read an input, unless what the manifest says of it is still true."""
+        line = self._manifest.line_of(job) if self._options.resume and self._manifest is not None else None
+        return None if line is not None and is_up_to_date(line, job) else work.read(job.source)
+
+    def _count(self, done: Done, *, is_only: bool = False) -> None:
+        """Take down how a job ended, and say so; an error of the only one is that of the run."""
+        if done.outcome is None and done.error is None:
+            self._skipped.append(done.job.source)
+            return
+        if self._manifest is not None:
+            self._manifest.end(done)
+        if done.outcome is not None:
+            self._announce(done.job, done.outcome, is_only=is_only)
+        elif is_only and done.error is not None:
+            raise done.error
         else:
-            records.append(record)
-            are_trusted = are_trusted and is_trusted
-    if printed.as_json:
-        print_document(
-            {
-                "schema": 1,
-                "command": command,
-                "results": records,
-                "failed": [{"path": str(job.source), "error": with_options(str(error))} for job, error in failures],
-            }
-        )
-    if not printed.quiet and failures:
-        print_note(f"{len(records)} of {len(jobs)} inputs were done, {len(failures)} failed.")
-    if failures and not records:
-        raise typer.Exit(exit_code_for(failures[0][1]))
-    if failures or not are_trusted:
-        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+            self._set_aside(done)
+
+    def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
+        """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
+        printed = self._printed
+        if not printed.quiet and (is_only or printed.verbose):
+            outcome.print_summary()
+        else:
+            of_which = "" if is_only else f"{job.source}: "
+            for doubt in outcome.doubts:
+                print_warning(of_which + with_options(doubt))
+            self._print_notes(job, outcome)
+        if printed.show:
+            outcome.show()
+        if printed.as_json:
+            self._records.append(outcome.record)
+        else:
+            typer.echo(outcome.record["output"]["path"])
+        self._n_done += 1
+        self._n_doubted += not outcome.is_trusted
+
+    def _print_notes(self, job: Job, outcome: Outcome) -> None:
+        """Print each note once, with the first input that it is true of."""
+        new = [note for note in outcome.record["notes"] if note not in self._notes]
+        self._notes.update(new)
+        if not self._printed.quiet:
+            for note in new:
+                print_note(f"{job.source}: {with_options(note)}")
+
+    def _set_aside(self, done: Done) -> None:
+        error = done.error
+        if error is not None and not isinstance(error, DeconvError):
+            traceback.print_exception(error)
+        print_error(f"{done.job.source}: {_sentence(error)}")
+        self._failures.append(replace(done, error=error and error.with_traceback(None)))
+
+    def _end(self, jobs: list[Job], seconds: float) -> None:
+        """Print the document, sum up, and leave with the exit code."""
+        if self._printed.as_json:
+            is_single = len(jobs) == 1 and not self._skipped
+            print_document(self._records[0] if is_single else self._document())
+        if not self._printed.quiet and len(jobs) > 1:
+            for sentence in self._summary(len(jobs), seconds):
+                print_note(sentence)
+        if self._failures and not self._n_done and not self._skipped:
+            error = self._failures[0].error
+            raise typer.Exit(exit_code_for(error) if isinstance(error, DeconvError) else ExitCode.FAILURE)
+        if self._failures or self._n_doubted:
+            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "command": self._command,
+            "results": self._records,
+            "failed": [{"path": str(done.job.source), "error": _sentence(done.error)} for done in self._failures],
+            "skipped": [str(path) for path in self._skipped],
+        }
+
+    def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
+        counts = {"doubted": self._n_doubted, "failed": len(self._failures), "left out": len(self._skipped)}
+        told = "".join(f", {n} {what}" for what, n in counts.items() if n)
+        yield f"{self._n_done} of {n_jobs} inputs were done{told}, in {spoken_time(seconds)}."
+        if self._failures:
+            names = [str(done.job.source) for done in self._failures]
+            more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+            yield f"failed: {', '.join(names[:N_NAMED])}{more}"
 
 
-def _announce(outcome: Outcome, printed: PrintOptions) -> tuple[dict[str, Any], bool]:
-    """Print what became of a job; gives its record and whether to trust it, so that the images can be dropped."""
-    if not printed.quiet:
-        outcome.print_summary()
-    else:
-        for doubt in outcome.doubts:
-            print_warning(with_options(doubt))
-    if not printed.as_json:
-        typer.echo(outcome.record["output"]["path"])
-    return outcome.record, outcome.is_trusted
+def _begun(manifest: Manifest, process: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
+    finish = process(job, source, progress)
+    manifest.begin(job)  # from here on its output may be there
+    return finish
 
 
-def _expand(path: Path) -> list[tuple[Path, Path]]:
-    """List the files that an argument stands for, each with its place in the output folder."""
-    if not path.exists():
-        raise UsageError(f"the input '{path}' does not exist; check the path.")
-    if not path.is_dir():
-        return [(path, Path(path.name))]
-    from deconv_cli.io.formats import codec_named
-
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file()
-        and codec_named(file) is not None
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    if not files:
-        raise UsageError(f"the folder '{path}' holds no picture or tensor that can be read.")
-    return [(file, file.relative_to(path)) for file in files]
-
-
-def _beside(source: Path, ending: str) -> Path:
-    """Name an output after its input, in the same format; TIFF where the name says none."""
-    from deconv_cli.io.formats import codec_named
-
-    lower = source.name.lower()
-    for double in (".ome.tif", ".ome.tiff"):
-        if lower.endswith(double):
-            return source.with_name(source.name[: -len(double)] + ending + double)
-    suffix = ".tif" if codec_named(source) is None else source.suffix
-    return _writable(source.with_name(source.stem + ending + suffix))
-
-
-def _writable(path: Path) -> Path:
-    """Exchange the suffix of a format that is only read."""
-    from deconv_cli.io.formats import codec_named
-
-    codec = codec_named(path)
-    return path.with_suffix(".png") if codec is not None and codec.is_read_only else path
+def _sentence(error: Exception | None) -> str:
+    """Give an error in one sentence; one that nobody foresaw, with its name."""
+    return with_options(str(error)) if isinstance(error, DeconvError) else f"unexpected {type(error).__name__}: {error}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.context import Context
+from deconv_cli.commands.job import Finish, Job, Source
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
@@ -65,25 +65,22 @@ class BlindRestoration:
         self._extra = extra
         self._printed = printed
 
-    def restore(self, job: Job) -> Outcome:
+    def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Find the kernel of one picture, and restore it.
 
         Raises:
             UntrustworthyResultError: the picture is not blurred, as far as can be told.
         """
-        printed = self._printed
-        with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-            progress.begin("finding the kernel")
-            image = self._files.read(job.source)
-            light = self._settings.get("light")
-            found = estimate_kernel_of(image, light_of(image, None if light == "auto" else light))
+        progress.begin("finding the kernel")
+        light = self._settings.get("light")
+        found = estimate_kernel_of(source.image, light_of(source.image, None if light == "auto" else light))
         if not found.found:
             raise UntrustworthyResultError(
                 f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "
                 "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel."
             )
         context = Context("invert", _loaded(found), self._files, self._device)
-        return Restoration(context, self._settings, self._extra, printed).restore(job, image)
+        return Restoration(context, self._settings, self._extra, self._printed).restore(job, source, progress)
 
 
 def _loaded(found: KernelEstimate) -> LoadedKernel:

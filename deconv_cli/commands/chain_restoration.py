@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deconv_cli.commands.batch import Job, Outcome
-from deconv_cli.commands.context import LoadedInput, command_line, describe_output, environment_of
+from deconv_cli.commands.context import LoadedInput, command_line, describe_output, environment_of, load
+from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.model_options import MODEL_FILES, ModelOptions, open_module
 from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
+from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from deconv_cli.report.chain_record import ChainRun, ModelInput
+    from deconv_cli.io import OutputPlan
+    from deconv_cli.report.chain_record import ModelInput
+    from deconv_cli.workflows.chain import ChainInversion
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 """Black and white of the pictures that networks are shown."""
@@ -153,15 +155,13 @@ class ChainRestoration:
             self._layers, self._model, notes = load_chain(chain)
         self._notes = (*notes, *describe_warnings(caught))
 
-    def restore(self, job: Job) -> Outcome:
-        """Read, restore and write one file, and draw it where it is wanted."""
+    def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Restore one input; what it gives writes the result, and describes it."""
         from deconv_cli.io import plan_output
-        from deconv_cli.report.chain_record import ChainRun, describe_chain_run
         from deconv_cli.workflows.chain import chain_input_shape, invert_chain
 
-        printed, started = self._printed, time.perf_counter()
-        image = self._files.read(job.source)
-        loaded = LoadedInput(image, image.values.to(self._device), started)
+        image = source.image
+        loaded = load(source, image, self._device)
         shape = chain_input_shape(loaded.values, self._layers, self._settings.input_size)
         shows = self._shows(job, loaded)
         plan = plan_output(
@@ -169,16 +169,28 @@ class ChainRestoration:
             image,
             n_channels=shape[0],
             output_dtype=OutputDType.UINT8 if shows else self._files.output_dtype,
-            force=self._files.force,
+            force=self._files.force or job.replaces,
             same_size=False,
             make_folder=job.make_folder,
         )
-        with (
-            running_user_code(is_silent=True) as (_, caught),
-            WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress,
-        ):
+        with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring")
             result = invert_chain(loaded.values, self._layers, settings=self._settings, progress=progress)
+        return partial(self._finish, job, loaded, plan, result, describe_warnings(caught), shows=shows)
+
+    def _finish(
+        self,
+        job: Job,
+        loaded: LoadedInput,
+        plan: OutputPlan,
+        result: ChainInversion,
+        warnings: list[str],
+        *,
+        shows: bool,
+    ) -> Outcome:
+        """Write what came of one input, and describe it."""
+        from deconv_cli.report.chain_record import ChainRun, describe_chain_run
+
         values, shown = as_picture(result.image.cpu()) if shows else (result.image.cpu(), ())
         prepared = plan.prepare(values)
         run = ChainRun(
@@ -186,23 +198,17 @@ class ChainRestoration:
             model=self._model,
             output=describe_output(job.target, prepared),
             inversion=result,
-            notes=(*self._notes, *image.notes, *result.notes, *describe_warnings(caught), *shown, *prepared.notes),
-            environment=environment_of(self._device, result.image.dtype, started),
+            notes=(*self._notes, *loaded.image.notes, *result.notes, *warnings, *shown, *prepared.notes),
+            environment=environment_of(self._device, result.image.dtype, loaded.started),
             rerun=command_line("invert", job.source, self._again(job, prepared.dtype, shows=shows)),
         )
         record = describe_chain_run(run)
         prepared.write(record)
-        if printed.show:
-            from deconv_cli.commands.terminal_picture import show_picture
-
-            show_picture(result.image, is_color=True)
-        return self._outcome(run, record)
-
-    def _outcome(self, run: ChainRun, record: dict[str, Any]) -> Outcome:
         return Outcome(
             record,
             partial(print_chain_summary, run, verbose=self._printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in run.inversion.doubts),
+            doubts=tuple(doubt.sentence for doubt in result.doubts),
+            show=partial(show_picture, result.image, is_color=True),
         )
 
     def _shows(self, job: Job, loaded: LoadedInput) -> bool:

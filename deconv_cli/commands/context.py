@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deconv_cli.commands.batch import Job
+    from deconv_cli.commands.job import Job, Source
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import Environment, InputFile, OutputFile
 
@@ -32,7 +32,7 @@ class LoadedInput:
     Attributes:
         image: the file.
         values: its samples on the device of the arithmetic, shape `(B, C, *size)` with the axes that the kernel spans.
-        started: when reading began, in seconds of the performance counter.
+        started: when work on it began, in seconds of the performance counter, the time of reading counted.
     """
 
     image: ImageFile
@@ -56,13 +56,9 @@ class Context:
     files: FileOptions
     device: torch.device
 
-    def read(self, job: Job, image: ImageFile | None = None) -> LoadedInput:
-        """Read the input of a job, or take it as it was read before, with the axes that the kernel spans."""
-        started = time.perf_counter()
-        if image is None:
-            image = self.files.read(job.source)
-        image = image.spanned_by(self.loaded.kernel.n_axes)
-        return LoadedInput(image, image.values.to(self.device), started)
+    def load(self, source: Source) -> LoadedInput:
+        """Take an input, with the axes that the kernel spans, to where the arithmetic is."""
+        return load(source, source.image.spanned_by(self.loaded.kernel.n_axes), self.device)
 
     def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
         """Tell whether image and output have the same size."""
@@ -82,7 +78,7 @@ class Context:
             loaded.image,
             n_channels=n_channels,
             output_dtype=self.files.output_dtype,
-            force=self.files.force,
+            force=self.files.force or job.replaces,
             same_size=same_size,
             make_folder=job.make_folder,
         )
@@ -114,6 +110,17 @@ class Context:
             "--force": True,
         }
         return command_line(self.command, job.source, values)
+
+
+def load(source: Source, image: ImageFile, device: torch.device) -> LoadedInput:
+    """Take an input to where the arithmetic is.
+
+    Args:
+        source: the input as it was read.
+        image: the same, as its axes were arranged.
+        device: where the arithmetic is.
+    """
+    return LoadedInput(image, image.values.to(device), time.perf_counter() - source.seconds)
 
 
 def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from deconv_cli.commands.batch import Job, Outcome, lay_out, refuse_to_replace, run
-from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
-from deconv_cli.commands.chain_restoration import ChainRestoration, LayersOption, read_chain
-from deconv_cli.commands.context import Context, pick
-from deconv_cli.commands.loaded_kernel import load_factor, load_kernels
-from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.batch import Batch
+from deconv_cli.commands.batch_layout import lay_out, refuse_to_replace
+from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.chain_restoration import LayersOption, read_chain
+from deconv_cli.commands.invert_work import InvertWork
 from deconv_cli.commands.model_options import ModelOptions
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
@@ -24,9 +23,8 @@ from deconv_cli.commands.option_groups import (
     PrintOptions,
 )
 from deconv_cli.commands.outputs import ExtraOutputs
-from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
-from deconv_cli.commands.tap_restoration import StartOption, TapOption, TapRestoration, refuse_beside_tap
+from deconv_cli.commands.tap_restoration import StartOption, TapOption, refuse_beside_tap
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import DeviceChoice
@@ -38,12 +36,14 @@ LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "pre
 
 
 def invert(
+    invocation: typer.Context,
     inputs: InputsArgument,
     settings: Annotated[SettingValues, tuple(SETTINGS_OPTIONS)],
     kernel_options: KernelOptions,
     files: FileOptions,
     printed: PrintOptions,
     model_options: ModelOptions,
+    many: BatchOptions,
     kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
@@ -116,37 +116,14 @@ def invert(
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
+    many.check(force=files.force)
     jobs = lay_out(inputs, output, ending="_restored")
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
-    where = pick(device)
-    if chain is not None:
-        run("invert", jobs, ChainRestoration(chain, files, where, settings, printed).restore, printed)
-        return
-    if tap is None and kernel is not None and is_estimate(kernel, kernel_options):
-        run("invert", jobs, BlindRestoration(files, where, wanted, extra, printed).restore, printed)
-        return
-    if tap is None and kernel is not None and is_microscope(kernel, kernel_options):
-
-        def restore(job: Job) -> Outcome:
-            image = files.read(job.source)
-            loaded = load_microscope(str(kernel[0]), image, settings.get("dimensions"))
-            own = wanted | {"dimensions": loaded.kernel.n_axes}
-            return Restoration(Context("invert", loaded, files, where), own, extra, printed).restore(job, image)
-
-        run("invert", jobs, restore, printed)
-        return
-    if factor is not None:
-        loaded = load_factor(factor, where, settings.get("max_memory"))
-    else:
-        loaded = load_kernels(
-            kernel or [], kernel_options, settings.get("dimensions"), lambda: files.read(jobs[0].source)
-        )
-    context = Context("invert", loaded, files, where)
-    if tap is not None:
-        run("invert", jobs, TapRestoration(context, tap, wanted, start, printed).restore, printed)
-    else:
-        run("invert", jobs, Restoration(context, wanted, extra, printed).restore, printed)
+    work = InvertWork(
+        kernel or [], kernel_options, factor, wanted, files, extra, printed, chain, tap, start, device, jobs[0].source
+    )
+    Batch("invert", files, printed, many, invocation).run(jobs, work)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:

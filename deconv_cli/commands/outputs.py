@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.batch import Job
+from deconv_cli.commands.job import Job
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import OutputDType
 

@@ -27,6 +27,7 @@ class WorkProgress(ProgressListener):
         label: stands before every line, as `file 2 of 7`.
         verbose: a line for every step and iteration instead of a moving one.
         is_silent: show nothing at all.
+        show: takes the line where something else has the terminal already; `shown` is of no use then.
         clock: seconds.
     """
 
@@ -36,11 +37,13 @@ class WorkProgress(ProgressListener):
         *,
         verbose: bool = False,
         is_silent: bool = False,
+        show: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._label = f"{label}: " if label else ""
         self._verbose = verbose
         self._is_silent = is_silent
+        self._show = show
         self._clock = clock
         self._status: Status | None = None
         self._goal: float | None = None
@@ -105,6 +108,8 @@ class WorkProgress(ProgressListener):
             return
         if self._verbose:
             typer.echo(self._label + line, err=True)
+        elif self._show is not None:
+            self._show(line)
         elif self._status is not None:
             self._status.update(self._label + line)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.context import SAME_SPACING, Context, LoadedInput, describe_output, environment_of
+from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
-from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.outputs import ExtraOutputs, PlannedOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
+from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES
@@ -20,14 +22,16 @@ from deconv_cli.settings import DEFAULTS, ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_padding
 
 if TYPE_CHECKING:
-    from deconv_cli.io import ImageFile, PreparedOutput
-    from deconv_cli.report.record import Record
+    from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import InvertRun
     from deconv_cli.workflows.diagnose import Diagnosis
     from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
     from deconv_cli.workflows.resolution import RecordedConvolution, Resolution
+
+N_ALIGNED = 3
+"""The kernel is held against so many inputs, the first of a run: looking takes longer than to restore a picture."""
 
 
 class Restoration:
@@ -47,47 +51,12 @@ class Restoration:
         self._printed = printed
         self._pipelines: dict[InputKind, Pipeline] = {}
 
-    def restore(self, job: Job, image: ImageFile | None = None) -> Outcome:
-        """Read, restore and write one file, and draw it where it is wanted.
-
-        Args:
-            job: which one.
-            image: the input, if it was read before.
-        """
-        printed = self._printed
-        with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-            loaded, run, record = self._restore(job, image, progress)
-        if printed.show:
-            from deconv_cli.commands.terminal_picture import show_picture
-
-            n_axes = run.kernel.kernel.n_axes
-            show_picture(run.reconstruction.image, n_axes=n_axes, is_color=loaded.image.is_picture)
-        return Outcome(
-            record,
-            partial(print_invert_summary, run, verbose=printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
-        )
-
-    def _restore(
-        self, job: Job, image: ImageFile | None, progress: WorkProgress
-    ) -> tuple[LoadedInput, InvertRun, Record]:
-        """Do all but draw; gives what was read, the run, and its record."""
-        from deconv_cli.report.run_record import describe_run
-
+    def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Reconstruct one input; what it gives writes the result, and describes it."""
         context = self._context
-        loaded = context.read(job, image)
+        loaded = context.load(source)
         pipeline = self._pipeline(loaded.image)
-        recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
-        if recorded is not None and recorded.tap is not None:
-            raise UsageError(
-                f"deconv forward made '{loaded.image.path}' with --tap {recorded.tap}, which is no product; give --tap "
-                f"{recorded.tap}, or --tap product if that is meant."
-            )
-        recorded = recorded or context.loaded.recorded
-        resolution = pipeline.resolve(recorded, loaded.image.tone_curve, loaded.image.dtype)
-        resolution = replace(resolution, notes=(*resolution.notes, *notes))
-        if "spacing" not in self._settings and context.loaded.inverse is None:
-            resolution = with_spacing(resolution, loaded.image)
+        resolution = self._resolve(pipeline, loaded.image)
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
             n_channels = context.loaded.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
@@ -103,14 +72,46 @@ class Restoration:
             diagnosis = pipeline.diagnose(result, loaded.values)
             views = pipeline.vary_lambda(result, loaded.values, loaded.image.dtype)
         progress.begin("writing")
+        examined = partial(self._describe, job, loaded, diagnosis=diagnosis, views=views)
+        return partial(self._finish, loaded, plan, planned, result, examined)
+
+    def _resolve(self, pipeline: Pipeline, image: ImageFile) -> Resolution:
+        """Fill in what was left open, from what the file says of itself."""
+        loaded = self._context.loaded
+        recorded, notes = recorded_convolution(image, loaded.source.sha256)
+        if recorded is not None and recorded.tap is not None:
+            raise UsageError(
+                f"deconv forward made '{image.path}' with --tap {recorded.tap}, which is no product; give --tap "
+                f"{recorded.tap}, or --tap product if that is meant."
+            )
+        resolution = pipeline.resolve(recorded or loaded.recorded, image.tone_curve, image.dtype)
+        resolution = replace(resolution, notes=(*resolution.notes, *notes))
+        if "spacing" not in self._settings and loaded.inverse is None:
+            resolution = with_spacing(resolution, image)
+        return resolution
+
+    def _finish(
+        self,
+        loaded: LoadedInput,
+        plan: OutputPlan,
+        planned: PlannedOutputs,
+        result: Reconstruction,
+        examined: Callable[[PreparedOutput, Reconstruction], InvertRun],
+    ) -> Outcome:
+        """Write what came of one input, and describe it."""
+        from deconv_cli.report.run_record import describe_run
+
         prepared = plan.prepare(result.image.cpu())
-        result = _measured(result, loaded, prepared)
-        run = self._describe(job, loaded, prepared, result, diagnosis)
-        run = replace(run, lambda_views=views)
+        run = examined(prepared, _measured(result, loaded, prepared))
         record = describe_run(run)
         prepared.write(record)
         planned.write(run, record, loaded.values.to(result.image.dtype))
-        return loaded, run, record
+        return Outcome(
+            record,
+            partial(print_invert_summary, run, verbose=self._printed.verbose),
+            doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
+            show=partial(show_picture, result.image, n_axes=run.kernel.kernel.n_axes, is_color=loaded.image.is_picture),
+        )
 
     def _describe(
         self,
@@ -118,22 +119,26 @@ class Restoration:
         loaded: LoadedInput,
         prepared: PreparedOutput,
         result: Reconstruction,
+        *,
         diagnosis: Diagnosis | None,
+        views: tuple[LambdaView, ...],
     ) -> InvertRun:
         from deconv_cli.report.run import InvertRun
 
         context = self._context
+        doubts = _doubt_alignment(context, loaded, result) if job.number <= N_ALIGNED else ()
         return InvertRun(
             command=context.command,
             source=loaded.describe(job.source),
             kernel=context.loaded.source,
             output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared, *result.notes, *_doubt_alignment(context, loaded, result)),
+            notes=context.notes(loaded, prepared, *result.notes, *doubts),
             environment=environment_of(context.device, result.image.dtype, loaded.started),
             rerun=context.rerun(job, prepared, self._options(result)),
             reconstruction=result,
             diagnosis=diagnosis,
             factor=context.loaded.factor,
+            lambda_views=views,
         )
 
     def _options(self, result: Reconstruction) -> OptionValues:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deconv_cli.commands.batch import Job, Outcome
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import Context, describe_output, environment_of
+from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of
+from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.loaded_kernel import LoadedKernel
-from deconv_cli.commands.option_groups import OptionValues, PrintOptions
+from deconv_cli.commands.option_groups import OptionValues
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_tap_summary
+from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import TAPS
@@ -27,6 +28,7 @@ from deconv_cli.vocabulary import InputKind, Light, PaddingLike
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deconv_cli.io import OutputPlan
     from deconv_cli.operators.taps import Tap
     from deconv_cli.workflows.custom_taps import TapReconstruction
 
@@ -131,27 +133,21 @@ class TapRestoration:
         tap: the tap as it was typed.
         settings: those that were typed.
         start: where the iteration starts.
-        printed: what is printed.
     """
 
-    def __init__(
-        self, context: Context, tap: str, settings: SettingValues, start: float | None, printed: PrintOptions
-    ) -> None:
+    def __init__(self, context: Context, tap: str, settings: SettingValues, start: float | None) -> None:
         self._context = context
         self._text = tap
         self._settings = settings
         self._start = start
-        self._printed = printed
 
-    def restore(self, job: Job) -> Outcome:
-        """Read, restore and write one file, and draw it where it is wanted."""
-        from deconv_cli.report.run import TapRun
-        from deconv_cli.report.run_record import describe_run
+    def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Restore one input; what it gives writes the result, and describes it."""
         from deconv_cli.workflows.arithmetic import check_single_kernel
         from deconv_cli.workflows.custom_taps import invert_taps
 
-        context, printed = self._context, self._printed
-        loaded = context.read(job)
+        context = self._context
+        loaded = context.load(source)
         recorded, notes = recorded_convolution(loaded.image, context.loaded.source.sha256)
         if recorded is not None and Path(str(recorded.tap)).name != Path(self._text).name:  # a file keeps no folders
             meant = "plain products" if recorded.tap is None else f"--tap {recorded.tap}"
@@ -162,10 +158,7 @@ class TapRestoration:
         padding = settings.padding or (recorded.padding if recorded is not None else "same")
         n_channels = context.loaded.kernel.n_inputs(loaded.values.shape[1])
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
-        with (
-            running_user_code(is_silent=True) as (_, caught),
-            WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress,
-        ):
+        with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring", goal=settings.tolerance, limit=settings.max_iterations)
             result = invert_taps(
                 loaded.values,
@@ -177,13 +170,23 @@ class TapRestoration:
                 recorded=recorded,
                 progress=progress,
             )
+        return partial(self._finish, job, loaded, plan, result, (*notes, *describe_warnings(caught)))
+
+    def _finish(
+        self, job: Job, loaded: LoadedInput, plan: OutputPlan, result: TapReconstruction, notes: tuple[str, ...]
+    ) -> Outcome:
+        """Write what came of one input, and describe it."""
+        from deconv_cli.report.run import TapRun
+        from deconv_cli.report.run_record import describe_run
+
+        context = self._context
         prepared = plan.prepare(result.image.cpu())
         run = TapRun(
             command=context.command,
             source=loaded.describe(job.source),
             kernel=context.loaded.source,
             output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared, *notes, *describe_warnings(caught)),
+            notes=context.notes(loaded, prepared, *notes),
             environment=environment_of(context.device, result.image.dtype, loaded.started),
             rerun=context.rerun(job, prepared, self._options(result)),
             tap=self._text,
@@ -192,12 +195,12 @@ class TapRestoration:
         )
         record = describe_run(run)
         prepared.write(record)
-        if printed.show:
-            from deconv_cli.commands.terminal_picture import show_picture
-
-            show_picture(result.image, is_color=loaded.image.is_picture)
-        doubts = tuple(doubt.sentence for doubt in result.doubts)
-        return Outcome(record, partial(print_tap_summary, run), doubts=doubts)
+        return Outcome(
+            record,
+            partial(print_tap_summary, run),
+            doubts=tuple(doubt.sentence for doubt in result.doubts),
+            show=partial(show_picture, result.image, is_color=loaded.image.is_picture),
+        )
 
     def _options(self, result: TapReconstruction) -> OptionValues:
         """Give the options that make the same estimate again."""

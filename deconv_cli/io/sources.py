@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
+from deconv_cli.io.thread_warnings import warnings_here
 
 
 def open_source(path: Path) -> tuple[bytes, str]:
@@ -68,8 +68,7 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
         MalformedInputError: any other failure of the codec.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings_here("error"):
             yield
     except DeconvError:
         raise

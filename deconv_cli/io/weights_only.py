@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputErr
 from deconv_cli.io import limits
 from deconv_cli.io.allocation_limit import AllocationLimit
 from deconv_cli.io.sources import refusing_damage
+from deconv_cli.io.thread_warnings import warnings_here
 from deconv_cli.vocabulary import format_memory
 
 _MAX_DEPTH = 32
@@ -42,9 +42,8 @@ def load_weights_only(
         TooLargeError: the file, or what it makes, is larger than half of the memory.
     """
     limits.check_budget(path, path.stat().st_size)
-    with refusing_damage(path, "a file of torch.save"), warnings.catch_warnings(), AllocationLimit(str(path)):
-        # torch warns of its own older ways of writing, and turns to another reader where a suffix suggests one.
-        warnings.simplefilter("ignore")
+    # torch warns of its own older ways of writing, and turns to another reader where a suffix suggests one.
+    with refusing_damage(path, "a file of torch.save"), warnings_here("ignore"), AllocationLimit(str(path)):
         try:
             with (
                 path.open("rb") as stream,
@@ -59,8 +58,7 @@ def load_weights_only(
 
 def globals_in(path: Path) -> list[str]:
     """List the classes and functions that a pickle names beyond tensors; none of them is run."""
-    with contextlib.suppress(Exception), warnings.catch_warnings(), path.open("rb") as stream:
-        warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception), warnings_here("ignore"), path.open("rb") as stream:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
     return []
 

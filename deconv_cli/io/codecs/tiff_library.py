@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
         InputRefusedError: damaged, cut short, or, unless it is read by parts, larger than the memory allows.
     """
     check_directories(path)
-    with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
+    with _READING, _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
         ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
         # tifffile makes lists as long as the descriptions say.
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
@@ -133,14 +134,24 @@ def _of_kind(kind: str) -> dict[str, Any]:
     return {"ome": kind == "ome"} | ({kind: True} if kind != "ome" else {})
 
 
+_READING = threading.RLock()
+"""Held while a file is open: what is done with tifffile's log is done for all threads."""
+
+
 class _Raising(logging.Handler):
-    """Stops tifffile at its first log record of damage: it would go on with fewer pages, or for minutes."""
+    """Stops tifffile at its first log record of damage: it would go on with fewer pages, or for minutes.
+
+    Only the thread that reads is stopped: another may be writing.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.first = ""
+        self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.thread != self._thread:
+            return
         self.first = self.first or record.getMessage()
         raise ValueError(self.first)
 

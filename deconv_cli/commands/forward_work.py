@@ -1,0 +1,244 @@
+"""What `deconv forward` does to each of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick
+from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.settings_options import LAYER_SETTINGS, layer_options
+from deconv_cli.commands.summary import print_forward_summary
+from deconv_cli.commands.tap_restoration import apply_tap
+from deconv_cli.commands.terminal_picture import show_picture
+from deconv_cli.errors import UsageError
+from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, PaddingLike, format_padding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.io import ImageFile, OutputPlan
+    from deconv_cli.workflows.light import ChosenLight
+    from deconv_cli.workflows.noise import Noise
+
+
+@dataclass(frozen=True)
+class TypedConvolution:
+    """What was typed of a convolution; `None` for what was left open.
+
+    Attributes:
+        boundary: what lies outside.
+        padding: how far the kernel reaches outside.
+        light: in what it acts.
+        given: the precision of the arithmetic, and the options of a layer.
+        tap: for products.
+    """
+
+    boundary: str | None
+    padding: PaddingLike | None
+    light: str
+    given: ReconstructionSettings
+    tap: str | None
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """What is applied: boundary, padding, layer, in what it acts, the arithmetic's precision, a tap for products."""
+
+    boundary: str
+    padding: PaddingLike
+    light: str
+    given: ReconstructionSettings
+    tap: str | None
+    layer: LayerOptions = PLAIN
+
+    @classmethod
+    def of(cls, typed: TypedConvolution, kernel: LoadedKernel) -> _Convolution:
+        """Take what was typed, else what the model file says, else the defaults.
+
+        Raises:
+            UsageError: the options of a layer with a custom tap.
+        """
+        known, tap = kernel.recorded, typed.tap
+        layer = typed.given.layer_over(PLAIN if known is None else known.layer)
+        if tap is not None and not layer.is_plain:
+            raise UsageError(f"--tap slides by single pixels, but the layer is one with {layer.describe()}.")
+        boundary, padding = typed.boundary, typed.padding
+        if boundary is None:
+            boundary = "zero" if known is None else known.boundary
+        if padding is None:
+            padding = "same" if known is None else known.padding
+        return cls(boundary, padding, typed.light, typed.given, tap, layer)
+
+    @property
+    def dtype(self) -> ArithmeticDType | None:
+        """The precision of the arithmetic, where it was typed."""
+        return self.given.dtype
+
+    def apply(self, samples: Tensor, kernel: LoadedKernel) -> Tensor:
+        """Apply a kernel to samples `(B, C, *size)`, or custom taps with its weights."""
+        from deconv_cli.workflows.apply_kernel import forward as apply_kernel
+
+        if self.tap is not None:
+            return apply_tap(self.tap, samples, kernel, self.padding, self.boundary, self.dtype)
+        return apply_kernel(
+            samples,
+            kernel.taps,
+            dimensions=kernel.kernel.n_axes,
+            padding=self.padding,
+            **asdict(self.layer),
+            boundary=self.boundary,
+            bias=kernel.bias,
+            dtype=self.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class AddedNoise:
+    """What is added: the noise as it was given, `None` for none, and its seed."""
+
+    text: str | None
+    model: Noise | None
+    seed: int
+
+    @classmethod
+    def parse(cls, text: str | None, seed: int | None) -> AddedNoise:
+        """Read what was typed.
+
+        Raises:
+            UsageError: a seed without noise, or no noise that is known.
+        """
+        from deconv_cli.workflows.noise import Noise
+
+        if text is None and seed is not None:
+            raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
+        return cls(text, None if text is None else Noise.parse(text), seed or 0)
+
+
+@dataclass(frozen=True)
+class ForwardWork(Work):
+    """The options of `deconv forward`.
+
+    Attributes:
+        kernels: files, formulas, or what else `--kernel` takes.
+        kernel_options: how to read them.
+        convolution: what was typed of it.
+        added: the noise.
+        files: how to read and write.
+        device: where to compute.
+        first: the first input, whose axes tell what some kernels are.
+    """
+
+    kernels: list[Path]
+    kernel_options: KernelOptions
+    convolution: TypedConvolution
+    added: AddedNoise
+    files: FileOptions
+    device: DeviceChoice
+    first: Path
+
+    @property
+    def is_alone(self) -> bool:  # type: ignore[override]
+        """Whether code from outside runs, which may print and warn."""
+        return self.convolution.tap is not None or is_microscope(self.kernels, self.kernel_options)
+
+    def read(self, path: Path) -> ImageFile:
+        """Read an input."""
+        return self.files.read(path)
+
+    def open(self) -> Process:
+        """Read the kernel."""
+        dimensions = self.convolution.given.dimensions
+        if is_microscope(self.kernels, self.kernel_options):
+            return self._apply_optics
+        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first))
+        return partial(self._apply, loaded)
+
+    def _apply_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Apply the kernels of the optics that an input names."""
+        loaded = load_microscope(str(self.kernels[0]), source.image, self.convolution.given.dimensions)
+        return self._apply(loaded, job, source, progress)
+
+    def _apply(self, kernel: LoadedKernel, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Convolve one input; what it gives writes the result, and describes it."""
+        from deconv_cli.workflows.light import choose_light
+
+        progress.begin("convolving")
+        context = Context("forward", kernel, self.files, pick(self.device))
+        convolution = _Convolution.of(self.convolution, kernel)
+        loaded = context.load(source)
+        chosen = choose_light(convolution.light, loaded.image.tone_curve)
+        layer = convolution.layer
+        n_channels = kernel.kernel.with_layer(layer).n_outputs(loaded.values.shape[1])
+        same_size = context.keeps_size(convolution.padding, layer)
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
+        result = convolution.apply(chosen.to_light(loaded.values, convolution.dtype), kernel)
+        if self.added.model is not None:
+            result = self.added.model.add(result, self.added.seed)
+        made = _Made(context, convolution, self.added, chosen, loaded, chosen.to_stored(result))
+        return partial(made.finish, job, plan)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """One input convolved: by what, in which light, with which noise."""
+
+    context: Context
+    convolution: _Convolution
+    added: AddedNoise
+    light: ChosenLight
+    loaded: LoadedInput
+    result: Tensor
+
+    def finish(self, job: Job, plan: OutputPlan) -> Outcome:
+        """Write the result, and describe it."""
+        from deconv_cli.report.run import ForwardRun
+        from deconv_cli.report.run_record import describe_run
+
+        context, loaded, result, convolution = self.context, self.loaded, self.result, self.convolution
+        prepared = plan.prepare(result.cpu())
+        kernel = context.loaded
+        done = ForwardRun(
+            command=context.command,
+            source=loaded.describe(job.source),
+            kernel=kernel.source,
+            output=describe_output(job.target, prepared),
+            notes=context.notes(loaded, prepared),
+            environment=environment_of(context.device, result.dtype, loaded.started),
+            rerun=context.rerun(job, prepared, self._options()),
+            padding=convolution.padding,
+            boundary=convolution.boundary,
+            input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),
+            layer=convolution.layer,
+            light=self.light,
+            noise=self.added.text,
+            seed=None if self.added.text is None else self.added.seed,
+            tap=convolution.tap,
+        )
+        record = describe_run(done)
+        prepared.write(record)
+        show = partial(show_picture, result, n_axes=kernel.kernel.n_axes, is_color=loaded.image.is_picture)
+        return Outcome(record, partial(print_forward_summary, done), (), show)
+
+    def _options(self) -> OptionValues:
+        """Give the options that make the same again."""
+        convolution, added = self.convolution, self.added
+        typed = [name for name in LAYER_SETTINGS if getattr(convolution.given, name) is not None]
+        return {
+            "--padding": format_padding(convolution.padding),
+            "--boundary": convolution.boundary,
+            **layer_options(convolution.layer, typed),
+            "--light": self.light.light,
+            "--noise": added.text,
+            "--seed": None if added.text is None else added.seed,
+            "--tap": convolution.tap,
+            "--dtype": str(self.result.dtype).removeprefix("torch."),
+        }

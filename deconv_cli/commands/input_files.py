@@ -1,0 +1,96 @@
+"""The files that an argument stands for: a file, those of a folder, or those that a pattern matches."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deconv_cli.errors import UsageError
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One file that an argument stands for.
+
+    Attributes:
+        path: the file.
+        place: where its output lies in an output folder.
+        is_named: the argument is this very file; else it was found in a folder or by a pattern.
+    """
+
+    path: Path
+    place: Path
+    is_named: bool = False
+
+
+def expand(argument: Path) -> list[FoundFile]:
+    """List the files that an argument stands for, numbers in their names counted: `frame_9` before `frame_10`.
+
+    Args:
+        argument: a file; a folder, for every readable file below it; or, where nothing has that name, a pattern with
+            `*`, `?`, `[...]` or `**`, which the shell did not expand. Hidden files are left out.
+
+    Raises:
+        UsageError: nothing is there, or nothing that can be read.
+    """
+    if argument.is_dir():
+        found = _below(argument, argument)
+        if not found:
+            raise UsageError(f"the folder '{argument}' holds no picture or tensor that can be read.")
+        return found
+    if argument.exists():
+        return [FoundFile(argument, Path(argument.name), is_named=True)]
+    if is_pattern(argument):
+        return _matching(argument)
+    raise UsageError(f"the input '{argument}' does not exist; check the path.")
+
+
+def is_pattern(argument: Path) -> bool:
+    """Tell whether an argument is a pattern, and no file that happens to have such a name."""
+    return glob.has_magic(str(argument)) and not argument.exists()
+
+
+def natural_order(path: Path) -> tuple[tuple[str | int, ...], ...]:
+    """Give a key that sorts names as a person would, the numbers in them by their size."""
+    return tuple(
+        tuple(int(piece) if piece.isdecimal() else piece.casefold() for piece in _DIGITS.split(part))
+        for part in path.parts
+    )
+
+
+def _matching(pattern: Path) -> list[FoundFile]:
+    """List what a pattern matches, with the tree from its first part that is no plain name."""
+    plain = [not glob.has_magic(part) for part in pattern.parts]
+    base = Path(*pattern.parts[: plain.index(False)])
+    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  that of Path gives hidden files too
+    matches = sorted(map(Path, names), key=natural_order)
+    found: dict[Path, FoundFile] = {}
+    for match in matches:
+        for file in _below(match, base) if match.is_dir() else _readable([match], base):
+            found.setdefault(file.path, file)
+    if not found:
+        raise UsageError(
+            f"no picture or tensor that can be read matches '{pattern}'; check the pattern and the folder."
+        )
+    return list(found.values())
+
+
+def _below(folder: Path, base: Path) -> list[FoundFile]:
+    """List the readable files of a folder and of those in it."""
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return _readable(sorted(files, key=natural_order), base)
+
+
+def _readable(paths: list[Path], base: Path) -> list[FoundFile]:
+    from deconv_cli.io.formats import codec_named
+
+    return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]

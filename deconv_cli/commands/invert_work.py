@@ -1,0 +1,99 @@
+"""What `deconv invert` does to each of its inputs: by one of five ways, as the kernel was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
+from deconv_cli.commands.chain_restoration import Chain, ChainRestoration
+from deconv_cli.commands.context import Context, pick
+from deconv_cli.commands.job import Finish, Job, Process, Source, Work
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_factor, load_kernels
+from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
+from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.restoration import Restoration
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.tap_restoration import TapRestoration
+from deconv_cli.vocabulary import DeviceChoice
+
+if TYPE_CHECKING:
+    import torch
+
+    from deconv_cli.io import ImageFile
+
+
+@dataclass(frozen=True)
+class InvertWork(Work):
+    """The options of `deconv invert`.
+
+    Attributes:
+        kernels: files, formulas, or what else `--kernel` takes; none with a factor.
+        kernel_options: how to read them.
+        factor: the file of an inverse.
+        settings: those that were typed.
+        files: how to read and write.
+        extra: what is written besides the estimate.
+        printed: what is printed.
+        chain: layers of a model.
+        tap: what was typed for a custom tap, and
+        start: where its iteration starts.
+        device: where to compute.
+        first: the first input, whose axes tell what some kernels are.
+    """
+
+    kernels: list[Path]
+    kernel_options: KernelOptions
+    factor: Path | None
+    settings: SettingValues
+    files: FileOptions
+    extra: ExtraOutputs
+    printed: PrintOptions
+    chain: Chain | None
+    tap: str | None
+    start: float | None
+    device: DeviceChoice
+    first: Path
+
+    @property
+    def is_alone(self) -> bool:  # type: ignore[override]
+        """Whether code from outside runs, which may print and warn."""
+        return self.chain is not None or self.tap is not None or self._is_microscope
+
+    @property
+    def _is_microscope(self) -> bool:
+        return self.tap is None and is_microscope(self.kernels, self.kernel_options)
+
+    def read(self, path: Path) -> ImageFile:
+        """Read an input."""
+        return self.files.read(path)
+
+    def open(self) -> Process:
+        """Choose the way, and read the kernel, the model or the factor."""
+        where = pick(self.device)
+        if self.chain is not None:
+            return ChainRestoration(self.chain, self.files, where, self.settings, self.printed).restore
+        if self.tap is None and is_estimate(self.kernels, self.kernel_options):
+            return BlindRestoration(self.files, where, self.settings, self.extra, self.printed).restore
+        if self._is_microscope:
+            return self._restore_by_optics
+        context = Context("invert", self._load(where), self.files, where)
+        if self.tap is not None:
+            return TapRestoration(context, self.tap, self.settings, self.start).restore
+        return Restoration(context, self.settings, self.extra, self.printed).restore
+
+    def _load(self, where: torch.device) -> LoadedKernel:
+        if self.factor is not None:
+            return load_factor(self.factor, where, self.settings.get("max_memory"))
+        dimensions = self.settings.get("dimensions")
+        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first))
+
+    def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Restore an input with the kernels of the optics that it names."""
+        loaded = load_microscope(str(self.kernels[0]), source.image, self.settings.get("dimensions"))
+        context = Context("invert", loaded, self.files, pick(self.device))
+        own = self.settings | {"dimensions": loaded.kernel.n_axes}
+        return Restoration(context, own, self.extra, self.printed).restore(job, source, progress)

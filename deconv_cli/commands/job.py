@@ -1,0 +1,118 @@
+"""One of many files: what is read, what is made of it, and what came of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from deconv_cli.commands.progress import WorkProgress
+    from deconv_cli.io import ImageFile
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and the place of its output.
+
+    Attributes:
+        source: the input file.
+        target: the output file.
+        make_folder: the target lies in an output folder, which is made where it is missing.
+        number: which of many it is, from 1.
+        n_jobs: how many there are.
+        replaces: an output that is there may be replaced, whatever `--force` says, since a run before wrote it.
+    """
+
+    source: Path
+    target: Path
+    make_folder: bool = False
+    number: int = 1
+    n_jobs: int = 1
+    replaces: bool = False
+
+    @property
+    def label(self) -> str:
+        """Which of many it is, in words; empty for the only one."""
+        return "" if self.n_jobs == 1 else f"file {self.number} of {self.n_jobs}"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An input as it was read, and how many seconds that took."""
+
+    image: ImageFile
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job.
+
+    Attributes:
+        record: the report.
+        print_summary: prints it as a table for people.
+        doubts: why the result is not to be trusted, a sentence each; empty where it is.
+        show: draws the result in the terminal.
+    """
+
+    record: dict[str, Any]
+    print_summary: Callable[[], None]
+    doubts: tuple[str, ...]
+    show: Callable[[], None]
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nothing speaks against the result."""
+        return not self.doubts
+
+
+Read: TypeAlias = "Callable[[Job], ImageFile | None]"
+"""Reads the input of a job; `None` where there is nothing to do."""
+
+Finish: TypeAlias = Callable[[], Outcome]
+"""Writes a result, and describes it."""
+
+Process: TypeAlias = "Callable[[Job, Source, WorkProgress], Finish]"
+"""Does the arithmetic for one input; what it gives writes the result, maybe in another thread."""
+
+
+class Work(ABC):
+    """What a command does to each of its inputs, as it was typed: small, and can be sent to another process.
+
+    Attributes:
+        is_alone: it changes what all threads share, such as where print goes, so that nothing may go on beside it.
+    """
+
+    is_alone: bool = False
+
+    @abstractmethod
+    def read(self, path: Path) -> ImageFile:
+        """Read an input."""
+
+    @abstractmethod
+    def open(self) -> Process:
+        """Prepare what all inputs share, such as the kernel.
+
+        Raises:
+            DeconvError: the kernel, the model or the factor cannot be had.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """How one job ended: with an outcome, with an error, or without either where there was nothing to do.
+
+    Attributes:
+        job: which one.
+        seconds: spent on reading, arithmetic and writing; not on waiting.
+        outcome: what came of it.
+        error: why nothing did.
+    """
+
+    job: Job
+    seconds: float = 0.0
+    outcome: Outcome | None = None
+    error: Exception | None = None

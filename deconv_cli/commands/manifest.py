@@ -1,0 +1,140 @@
+"""What was done to which file, a line of JSON each: for people, for programs, and for a run that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deconv_cli.commands.job import Done, Job
+from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, UsageError
+
+Line = dict[str, Any]
+
+BEGUN, DONE, DOUBTED, FAILED = "begun", "done", "doubted", "failed"
+"""What a line says of a file; one that was begun and no more may have been written or not."""
+
+
+class Manifest:
+    """Takes down how each file ended as soon as it has ended, so that a run that is killed can be resumed.
+
+    When it is closed there is one line for each file, the latest.
+
+    Args:
+        path: the file, one JSON object a line.
+        settings: what was chosen, as JSON; see `settings_of`.
+        resume: go on where the file ends; else it is made anew.
+        force: whether an existing file may be replaced.
+
+    Raises:
+        UsageError: the file exists already, without `resume` or `force`.
+        MalformedInputError: the file to resume is no manifest.
+        FileAccessError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path, settings: Line, *, resume: bool, force: bool) -> None:
+        self.path, self._settings = path, settings
+        if path.exists() and not (resume or force):
+            raise UsageError(
+                f"the manifest '{path}' exists already; go on where it ends with resume=True, or choose another name."
+            )
+        self._lines = _read(path) if resume and path.exists() else {}
+        try:
+            # Without what was cut off in the middle of a line.
+            self._rewrite()
+            self._stream = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise FileAccessError(f"the manifest '{path}' cannot be written: {error.strerror}.") from error
+
+    def knows(self, job: Job) -> bool:
+        """Tell whether a run before wrote the output of a job, or was about to."""
+        return str(job.target) in self._lines
+
+    def line_of(self, job: Job) -> Line | None:
+        """Give the line of a job that ended well with these settings, to be compared with the files; else `None`."""
+        line = self._lines.get(str(job.target))
+        is_same = line is not None and (line["input"], line.get("settings")) == (str(job.source), self._settings)
+        return line if line is not None and is_same and line["status"] in (DONE, DOUBTED) else None
+
+    def begin(self, job: Job) -> None:
+        """Take down that an output is about to be written."""
+        self._add(job, {"status": BEGUN})
+
+    def end(self, done: Done) -> None:
+        """Take down how a job ended."""
+        line: Line = {"status": FAILED, "error": with_options(str(done.error))}
+        if done.outcome is None:
+            line["input_sha256"] = _fingerprint(done.job.source)
+        else:
+            record, doubts = done.outcome.record, [with_options(doubt) for doubt in done.outcome.doubts]
+            line = {
+                "status": DOUBTED if doubts else DONE,
+                "input_sha256": record["inputs"][0]["sha256"],
+                "output_sha256": _fingerprint(done.job.target),
+                "samples_sha256": record["output"]["samples_sha256"],
+                "doubts": doubts,
+                "rerun": record["rerun"],
+            }
+        self._add(done.job, line | {"seconds": round(done.seconds, 4), "settings": self._settings})
+
+    def close(self) -> None:
+        """Leave one line for each file."""
+        self._stream.close()
+        self._rewrite()
+
+    def _add(self, job: Job, line: Line) -> None:
+        line = {"input": str(job.source), "output": str(job.target)} | line
+        self._lines[str(job.target)] = line
+        self._stream.write(_encoded(line))
+        self._stream.flush()
+
+    def _rewrite(self) -> None:
+        from deconv_cli.io.atomic import write_atomically
+
+        text = "".join(map(_encoded, self._lines.values()))
+        write_atomically(self.path, lambda path: _write(path, text), lambda _: None)
+
+
+def is_up_to_date(line: Line, job: Job) -> bool:
+    """Compare the files of a job with what a manifest says of them: by all their bytes."""
+    wanted = (line["input_sha256"], line["output_sha256"])
+    return None not in wanted and (_fingerprint(job.source), _fingerprint(job.target)) == wanted
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Compute the SHA-256 of a file; `None` where none can be read."""
+    from deconv_cli.io import fingerprint
+
+    try:
+        return fingerprint(path)
+    except DeconvError:
+        return None
+
+
+def _encoded(line: Line) -> str:
+    # In ASCII, since a file name may hold bytes that are no UTF-8.
+    return json.dumps(line) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="ascii")
+
+
+def _read(path: Path) -> dict[str, Line]:
+    """Read the latest line for each output; a last line that was cut off is left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileAccessError(f"the manifest '{path}' cannot be read.") from error
+    lines: dict[str, Line] = {}
+    for number, encoded in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            line = json.loads(encoded)
+            lines[line["output"]] = {"input": line["input"], "status": line["status"], **line}
+        except (ValueError, TypeError, KeyError) as error:
+            raise MalformedInputError(
+                f"line {number} of '{path}' should be a JSON object with input, output and status, as deconv writes "
+                "them, but is not; choose another file for the manifest."
+            ) from error
+    return lines
