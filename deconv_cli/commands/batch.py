@@ -77,7 +77,7 @@ class Batch:
             self._work_off([job for job in jobs if job.number not in left_out], work)
         finally:
             if self._manifest is not None:
-                self._manifest.close()
+                self._manifest.close(jobs)
         self._end(jobs, time.monotonic() - started)
 
     def _work_off(self, jobs: list[Job], work: Work) -> None:

@@ -37,8 +37,11 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
 def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
     from deconv_cli.io.formats import codec_named
 
-    found = {file.path: file for path in reversed(inputs) for file in reversed(expand(path))}
-    files = list(reversed(found.values()))
+    found: dict[Path, FoundFile] = {}
+    for file in (file for path in inputs for file in expand(path)):
+        if file.is_named or file.path not in found:
+            found[file.path] = file
+    files = list(found.values())
     is_single_file = len(inputs) == 1 and not inputs[0].is_dir() and not is_pattern(inputs[0])
     if output is None:
         made = {_beside(file.path, ending) for file in files}

@@ -78,9 +78,11 @@ class Manifest:
             }
         self._add(done.job, line | {"seconds": round(done.seconds, 4), "settings": self._settings})
 
-    def close(self) -> None:
-        """Leave one line for each file."""
+    def close(self, jobs: list[Job]) -> None:
+        """Leave one line for each file, in the order of the jobs; lines of other files stay."""
         self._stream.close()
+        own = {str(job.target): self._lines.pop(str(job.target)) for job in jobs if self.knows(job)}
+        self._lines |= own
         self._rewrite()
 
     def _add(self, job: Job, line: Line) -> None:

@@ -20,7 +20,7 @@ LARGE_FILE_BYTES = 64 * 2**20
 """Files from this size on are done by themselves, so that several of them are never in memory at once."""
 
 ProgressOf: TypeAlias = "Callable[[Job], WorkProgress]"
-_Reading: TypeAlias = "tuple[Job, Future[Source | None]]"
+_Reading: TypeAlias = "tuple[Job, Callable[[], Source | None]]"
 
 
 def one_by_one(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf) -> Iterator[Done]:
@@ -48,7 +48,7 @@ def overlapped(jobs: list[Job], read: Read, process: Process, progress_of: Progr
         for job, reading in _read_ahead(jobs, read, reader):
             if _is_large(job):
                 yield from _drained(behind, 0)
-            finish = _processed(job, reading.result, process, progress_of)
+            finish = _processed(job, reading, process, progress_of)
             if callable(finish):
                 behind.append(writer.submit(finish))
             else:
@@ -62,13 +62,17 @@ def overlapped(jobs: list[Job], read: Read, process: Process, progress_of: Progr
 
 
 def _read_ahead(jobs: list[Job], read: Read, reader: ThreadPoolExecutor) -> Iterator[_Reading]:
-    """Give each job with what is being read for it, while a few more are being read."""
+    """Give each job with what reads it, or waits until it is read; a few are being read already, but no large one."""
     waiting, reading = deque(jobs), deque[_Reading]()
     while waiting or reading:
-        while waiting and (not reading or (len(reading) <= N_AHEAD and not _is_large(waiting[0]))):
+        while waiting and len(reading) <= N_AHEAD and not _is_large(waiting[0]):
             job = waiting.popleft()
-            reading.append((job, reader.submit(_timed_read, read, job)))
-        yield reading.popleft()
+            reading.append((job, reader.submit(_timed_read, read, job).result))
+        if reading:
+            yield reading.popleft()
+        else:
+            job = waiting.popleft()
+            yield job, partial(_timed_read, read, job)
 
 
 def _drained(behind: deque[Future[Done]], n_left: int) -> Iterator[Done]:

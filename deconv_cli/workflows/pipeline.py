@@ -2,7 +2,7 @@
 
     resolve → undo the tone curve → choose λ → build → solve → measure → predict → do the tone curve again
 
-A pipeline keeps the inverse that it built last, so that data of one size under one border cost its factors once.
+A pipeline keeps the inverses that it built last: data of the same sizes under one border cost their factors once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
+from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
@@ -69,7 +70,7 @@ class Pipeline:
         inverse: one that was built before, and takes the place of the settings that made it.
 
     Attributes:
-        inverse: the linear inverse that was built last; `None` before the first, and where the estimate is not linear.
+        inverse: the linear inverse that was applied last; `None` before the first, and where estimates are not linear.
 
     Raises:
         ShapeError: the kernel has other axes than such kernels have.
@@ -89,7 +90,7 @@ class Pipeline:
         self._bias = bias
         self._given = inverse
         self.inverse = inverse
-        self._inverse_settings: ResolvedSettings | None = None
+        self._built = BuiltInverses()
         self._channels: list[Pipeline] = []
 
     @property
@@ -216,7 +217,7 @@ class Pipeline:
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
-        estimator = self._estimator(kernel, image_size, settings, data)
+        estimator = self._estimator(kernel, image_size, settings, data, is_of_these_data=choice is not None)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
         result = self._solve(estimator, data, resolution, choice, step, listener)
         if not settings.predict or not isinstance(estimator, PseudoInverse):
@@ -252,7 +253,9 @@ class Pipeline:
             y, image = self._in_light(y, result.tone_curve, n_axes), result.tone_curve.to_light(result.image, n_axes)
             result = replace(result, image=image, tone_curve=None)
         if result.channels:
-            one_by_one = zip(self._channels, result.channels, y.split(1, dim=-n_axes - 1), strict=True)
+            one_by_one = zip(
+                self._channels[: len(result.channels)], result.channels, y.split(1, dim=-n_axes - 1), strict=True
+            )
             return join_diagnoses([pipeline._diagnose(part, data) for pipeline, part, data in one_by_one], n_axes)
         assert self.inverse is not None
         data = y.to(result.image.dtype)
@@ -287,14 +290,16 @@ class Pipeline:
         self._check_channels(y, kernel, resolution, truth)
         axis, settings = kernel.channel_axis, resolution.settings
         n_channels = y.shape[axis]
-        if len(self._channels) != n_channels:
-            biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
-            own = replace(self._settings, dimensions=kernel.n_axes)
-            self._channels = [Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(n_channels)]
+        # Kept where a picture in gray comes between those in colors.
+        biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
+        own = replace(self._settings, dimensions=kernel.n_axes)
+        self._channels += [
+            Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(len(self._channels), n_channels)
+        ]
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
         parts = []
-        for c, pipeline in enumerate(self._channels):
+        for c, pipeline in enumerate(self._channels[:n_channels]):
             lam = resolution.lams[c] if resolution.lams else settings.lam
             noise = settings.noise[c % len(settings.noise)] if isinstance(settings.noise, tuple) else settings.noise
             alone = replace(
@@ -369,19 +374,22 @@ class Pipeline:
             least_sigma=least_sigma,
         )
 
-    def _estimator(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor) -> Estimator:
-        """Build what estimates the images, or take the last inverse if it is the same."""
+    def _estimator(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor, *, is_of_these_data: bool
+    ) -> Estimator:
+        """Build what estimates the images, or take an inverse that was built before; none where λ is of these data."""
         if self._given is not None:
             return self._given
         if not settings.is_linear:
             self.inverse = None
             return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
         settings = replace(settings, noise=None)  # an inverse is the same for all noise
-        if self.inverse is not None and self._fits(self.inverse, kernel, image_size, settings):
-            return self.inverse
-        self.inverse = None  # the old one's memory first
-        self.inverse = PseudoInverse(kernel, image_size, settings)
-        self._inverse_settings = settings
+        self.inverse = None  # where it is not kept, its memory first
+        if is_of_these_data:
+            self.inverse = PseudoInverse(kernel, image_size, settings)
+        else:
+            key = (image_size, settings, kernel.taps.dtype, kernel.taps.device)
+            self.inverse = self._built.find(key, lambda: PseudoInverse(kernel, image_size, settings))
         return self.inverse
 
     def _clipped(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> Tensor | None:
@@ -397,11 +405,6 @@ class Pipeline:
             return None
         found = find_clipped(data, resolution.ceiling, estimator.kernel.n_axes)
         return None if found is None else estimator.arrange(found.to(data.dtype)) > 0
-
-    def _fits(self, inverse: PseudoInverse, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> bool:
-        is_same = inverse.geometry.image_size == image_size and self._inverse_settings == settings
-        taps, own = kernel.taps, inverse.kernel.taps
-        return is_same and (own.dtype, own.device) == (taps.dtype, taps.device)
 
     def _solve(
         self,

@@ -1,0 +1,48 @@
+"""The inverses that a pipeline built last, one for each size and each settings, as far as the memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from deconv_cli.errors import TooLargeError
+from deconv_cli.solvers.memory import free_memory
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+
+MAX_INVERSES = 8
+MEMORY_SHARE = 0.125
+"""The inverses that are kept take no more than this part of the memory that may be used."""
+
+
+class BuiltInverses:
+    """Keeps inverses by what makes them what they are; the one that was not used for longest goes first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, PseudoInverse] = OrderedDict()
+
+    def find(self, key: Hashable, build: Callable[[], PseudoInverse]) -> PseudoInverse:
+        """Give the inverse of a key, built if it is not there."""
+        found = self._kept.pop(key, None)
+        if found is None:
+            self._shrink(MAX_INVERSES - 1)
+            try:
+                found = build()
+            except TooLargeError:
+                if not self._kept:
+                    raise
+                self._kept.clear()
+                found = build()
+        self._kept[key] = found
+        allowed = found.settings.max_memory
+        self._shrink(
+            MAX_INVERSES, MEMORY_SHARE * (free_memory(found.kernel.taps.device) if allowed is None else allowed)
+        )
+        return found
+
+    def _shrink(self, n_left: int, n_bytes: float = math.inf) -> None:
+        """Let go of inverses until no more are left, and no larger, but for the last one."""
+        sizes = [kept.n_bytes_built for kept in self._kept.values()]
+        while len(sizes) > n_left or (len(sizes) > 1 and sum(sizes) > n_bytes):
+            self._kept.popitem(last=False)
+            sizes.pop(0)

@@ -1,0 +1,186 @@
+"""Runs over many files that are taken down, resumed, and that leave out what is there."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import fingerprint, read_image
+from deconv_cli.io.records import samples_digest
+
+
+@pytest.fixture
+def frames(gray, tmp_path):
+    """Three small tensors, of which the second is damaged; their folder."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in (1, 2, 10):
+        np.save(folder / f"{number}.npy", np.random.default_rng(number).random((12, 10), dtype=np.float32))
+    whole = (folder / "2.npy").read_bytes()
+    (folder / "2.npy").write_bytes(whole[:-9])
+    return folder
+
+
+@pytest.fixture
+def run(deconv, frames, gentle, tmp_path):
+    """Restore the frames into a folder with a manifest; gives the run and the lines."""
+
+    def restore(*more, expect=ExitCode.UNTRUSTWORTHY, lam="1e-3"):
+        words = ["-k", gentle, "-o", tmp_path / "out", "--lambda", lam, "--manifest", tmp_path / "run.jsonl", "--json"]
+        done = deconv("invert", frames, *words, *more, expect=expect)
+        lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+        return done.report, lines
+
+    return restore
+
+
+def mend(frames):
+    shutil.copy(frames / "1.npy", frames / "2.npy")
+
+
+def test_each_file_has_a_line(run, frames, gentle, tmp_path):
+    report, lines = run()
+    assert [line["input"] for line in lines] == [str(frames / f"{number}.npy") for number in (1, 2, 10)]
+    assert [line["status"] for line in lines] == ["done", "failed", "done"]
+    (failure,) = report["failed"]
+    assert lines[1]["error"] == failure["error"]
+    for line, record in zip([lines[0], lines[2]], report["results"], strict=True):
+        output = tmp_path / "out" / record["output"]["path"].rpartition("/")[2]
+        assert line["output"] == record["output"]["path"] == str(output)
+        assert line["input_sha256"] == fingerprint(frames / output.name)
+        assert line["output_sha256"] == fingerprint(output)
+        assert line["samples_sha256"] == samples_digest(np.load(output))
+        assert line["rerun"] == record["rerun"]
+        assert line["seconds"] > 0
+        assert line["settings"]["lam"] == "1e-3"
+        assert line["settings"]["files"] == {str(gentle): fingerprint(gentle)}
+    assert lines[1]["input_sha256"] == fingerprint(frames / "2.npy")
+
+
+def test_a_run_that_is_resumed_does_what_failed_is_missing_or_has_changed(run, frames, tmp_path):
+    _, first = run()
+    assert (run("--resume")[1])[1]["status"] == "failed"
+    mend(frames)
+    report, lines = run("--resume", expect=ExitCode.SUCCESS)
+    assert [record["inputs"][0]["path"] for record in report["results"]] == [str(frames / "2.npy")]
+    assert report["skipped"] == [str(frames / "1.npy"), str(frames / "10.npy")]
+    assert (lines[0], lines[2]) == (first[0], first[2])
+    assert lines[1]["status"] == "done"
+
+    (tmp_path / "out" / "1.npy").unlink()
+    (tmp_path / "out" / "2.npy").write_bytes(b"something else")
+    report, again = run("--resume", expect=ExitCode.SUCCESS)
+    assert report["skipped"] == [str(frames / "10.npy")]
+    same = ("output_sha256", "samples_sha256")
+    assert [[line[name] for name in same] for line in again] == [[line[name] for name in same] for line in lines]
+
+    shutil.copy(frames / "1.npy", frames / "10.npy")
+    report, _ = run("--resume", expect=ExitCode.SUCCESS)
+    assert report["skipped"] == [str(frames / "1.npy"), str(frames / "2.npy")]
+    report, lines = run("--resume", expect=ExitCode.SUCCESS, lam="1e-2")
+    assert len(report["results"]) == 3
+    assert {line["settings"]["lam"] for line in lines} == {"1e-2"}
+
+
+def test_another_kernel_of_the_same_name_is_another_setting(run, frames, gentle):
+    mend(frames)
+    run(expect=ExitCode.SUCCESS)
+    assert run("--resume", expect=ExitCode.SUCCESS)[0]["results"] == []
+    np.save(gentle, np.load(gentle)[::-1])
+    assert len(run("--resume", expect=ExitCode.SUCCESS)[0]["results"]) == 3
+
+
+def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
+    mend(frames)
+    _, lines = run(expect=ExitCode.SUCCESS)
+    # The second was written, but not taken down; the third was taken down in part.
+    begun = [{"input": line["input"], "output": line["output"], "status": "begun"} for line in lines]
+    kept = [json.dumps(line) for line in (lines[0], begun[1], begun[2], lines[2])]
+    kept[-1] = kept[-1][:50]
+    (tmp_path / "run.jsonl").write_text("\n".join(kept))
+    (tmp_path / "out" / "10.npy").unlink()
+    report, again = run("--resume", expect=ExitCode.SUCCESS)
+    assert report["skipped"] == [str(frames / "1.npy")]
+    assert [line["output_sha256"] for line in again] == [line["output_sha256"] for line in lines]
+
+
+def test_an_output_of_somebody_else_is_not_replaced(run, frames, tmp_path):
+    mend(frames)
+    (tmp_path / "out").mkdir()
+    np.save(tmp_path / "out" / "2.npy", np.zeros(3))
+    report, lines = run("--resume")
+    assert [failure["path"] for failure in report["failed"]] == [str(frames / "2.npy")]
+    assert "exists already" in lines[1]["error"]
+    assert run("--resume", "--force", expect=ExitCode.SUCCESS)[0]["failed"] == []
+
+
+def test_a_manifest_that_is_there_is_kept(run, frames, refuses, gentle, tmp_path):
+    run()
+    words = ["invert", frames, "-k", gentle, "-o", tmp_path / "other", "--manifest", tmp_path / "run.jsonl"]
+    refuses(*words, code=ExitCode.USAGE, says=["exists already", "--resume"])
+    (tmp_path / "run.jsonl").write_text("no manifest\n")
+    refuses(*words, "--resume", code=ExitCode.INPUT_REFUSED, says="line 1 of")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--resume"], "--manifest"),
+        (["--skip-existing", "--force"], "--skip-existing"),
+        (["--skip-existing", "--resume", "--manifest", "m.jsonl"], "--skip-existing"),
+    ],
+)
+def test_options_that_contradict_one_another(refuses, frames, gentle, tmp_path, more, says):
+    refuses("forward", frames, "-k", gentle, "-o", tmp_path / "out", *more, code=ExitCode.USAGE, says=says)
+
+
+def test_a_single_file_has_a_line_too(deconv, frames, gentle, tmp_path):
+    words = ["-k", gentle, "-o", tmp_path / "x.npy", "--manifest", tmp_path / "one.jsonl"]
+    deconv("forward", frames / "1.npy", *words)
+    bad = ["-k", gentle, "-o", tmp_path / "y.npy", "--manifest", tmp_path / "one.jsonl", "--resume"]
+    deconv("forward", frames / "2.npy", *bad, expect=ExitCode.INPUT_REFUSED)
+    lines = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["done", "failed"]
+
+
+def test_what_exists_is_skipped_whatever_it_holds(deconv, frames, gentle, tmp_path):
+    mend(frames)
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--skip-existing", "--json"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "1.npy").write_text("anything")
+    done = deconv(*words)
+    assert done.report["skipped"] == [str(frames / "1.npy")]
+    assert "2 of 3 inputs were done, 1 left out" in done.stderr
+    assert (tmp_path / "out" / "1.npy").read_text() == "anything"
+    assert deconv(*words).report["results"] == []
+
+
+def test_many_files_print_no_table_each_note_once_and_the_failures_again(deconv, frames, gentle, tmp_path):
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out.d"]
+    done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert done.stdout.splitlines() == [str(tmp_path / "out.d" / name) for name in ("1.npy", "10.npy")]
+    assert "boundary" not in done.stderr
+    assert f"failed: {frames / '2.npy'}" in done.stderr
+    assert "boundary" in deconv(*words, "--force", "--verbose", expect=ExitCode.UNTRUSTWORTHY).stderr
+
+
+def test_an_error_that_nobody_foresaw_costs_one_file_and_keeps_its_traceback(
+    deconv, frames, gentle, tmp_path, monkeypatch
+):
+    mend(frames)
+    from deconv_cli.workflows.pipeline import Pipeline
+
+    reconstruct = Pipeline.reconstruct
+
+    def fails_once(self, y, *rest, **options):
+        if bool((y == read_image(frames / "10.npy").values).all()):
+            raise ZeroDivisionError("by what")
+        return reconstruct(self, y, *rest, **options)
+
+    monkeypatch.setattr(Pipeline, "reconstruct", fails_once)
+    words = ["invert", frames, "-k", gentle, "-o", tmp_path / "out", "--json"]
+    done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert [failure["error"] for failure in done.report["failed"]] == ["unexpected ZeroDivisionError: by what"]
+    assert "fails_once" in done.stderr

@@ -1,0 +1,87 @@
+"""The files that folders and patterns stand for, in which order, and where their outputs go."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deconv_cli.commands.batch_layout import lay_out
+from deconv_cli.commands.input_files import expand
+from deconv_cli.errors import UsageError
+
+
+@pytest.fixture
+def scans(tmp_path, monkeypatch):
+    """A tree of empty files, and the working folder."""
+    for name in ("scans/frame_10.tif", "scans/frame_9.tif", "scans/Frame_1.tif", "scans/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("day2/a/x.tif", "day10/a/x.tif", "day10/.cache/y.tif", "day10/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listed(argument):
+    return [(file.path.as_posix(), file.place.as_posix()) for file in expand(Path(argument))]
+
+
+def test_numbers_in_names_are_counted(scans):
+    names = ["scans/Frame_1.tif", "scans/frame_9.tif", "scans/frame_10.tif"]
+    assert [path for path, _ in listed("scans")] == names
+    assert [path for path, _ in listed("scans/*.tif")] == names
+    assert [path for path, _ in listed("scans/frame_?.tif")] == ["scans/frame_9.tif"]
+
+
+def test_a_pattern_keeps_the_tree_from_its_first_part_that_is_none(scans):
+    expected = [("day2/a/x.tif", "day2/a/x.tif"), ("day10/b.png", "day10/b.png"), ("day10/a/x.tif", "day10/a/x.tif")]
+    assert sorted(listed("day*")) == sorted(listed("day*/**")) == sorted(expected)
+    assert listed("day*/*/*.tif") == [expected[0], expected[2]]
+    assert listed(scans / "day10" / "*" / "x.tif") == [((scans / "day10/a/x.tif").as_posix(), "a/x.tif")]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(scans):
+    Path("frame_[1].tif").touch()
+    assert listed("frame_[1].tif") == [("frame_[1].tif", "frame_[1].tif")]
+
+
+@pytest.mark.parametrize("argument", ["scans/*.txt", "nothing/*.tif", "scans/x.tif"])
+def test_what_matches_nothing_is_refused(scans, argument):
+    with pytest.raises(UsageError, match=r"no picture|does not exist"):
+        expand(Path(argument))
+
+
+def jobs(inputs, output):
+    laid = lay_out([Path(name) for name in inputs], output, ending="_restored")
+    return [(job.source.as_posix(), job.target.as_posix()) for job in laid]
+
+
+def test_what_an_earlier_run_wrote_is_no_input(scans):
+    first = jobs(["scans"], "scans/out")
+    for _, target in first:
+        Path(target).parent.mkdir(exist_ok=True)
+        Path(target).touch()
+    assert jobs(["scans"], "scans/out") == first
+    beside = jobs(["day2"], None)
+    for _, target in beside:
+        Path(target).touch()
+    assert jobs(["day2"], None) == beside == [("day2/a/x.tif", "day2/a/x_restored.tif")]
+    named = jobs(["day2/a/x_restored.tif"], None)
+    assert named == [("day2/a/x_restored.tif", "day2/a/x_restored_restored.tif")]
+
+
+def test_a_file_that_is_found_twice_is_one_input(scans):
+    assert jobs(["scans", "scans/frame_9.tif"], "out") == jobs(["scans"], "out")
+
+
+def test_a_pattern_goes_into_a_folder_even_where_it_matches_one_file(scans):
+    assert jobs(["scans/*_9.tif"], "out") == [("scans/frame_9.tif", "out/frame_9.tif")]
+    with pytest.raises(UsageError, match="names a file"):
+        jobs(["scans/*_9.tif"], "out.tif")
+
+
+def test_each_job_knows_which_of_many_it_is(scans):
+    laid = lay_out([Path("scans")], "out" + os.sep, ending="")
+    assert [job.label for job in laid] == ["file 1 of 3", "file 2 of 3", "file 3 of 3"]
+    assert lay_out([Path("scans/frame_9.tif")], None, ending="_x")[0].label == ""

@@ -1,0 +1,84 @@
+"""What one thread does with its warnings is none of the others' business."""
+
+import threading
+import warnings
+
+import pytest
+
+from deconv_cli.io.thread_warnings import warnings_here
+
+
+def in_a_thread(call):
+    """Call something in a thread of its own; gives what it raised."""
+    raised = []
+
+    def caught():
+        try:
+            call()
+        except Warning as warning:
+            raised.append(warning)
+
+    thread = threading.Thread(target=caught)
+    thread.start()
+    thread.join(10)
+    return raised
+
+
+def warn():
+    warnings.warn("damaged", UserWarning, stacklevel=1)
+
+
+def test_warnings_are_errors_in_this_thread_alone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warn()
+        with warnings_here("error"):
+            with pytest.raises(UserWarning, match="damaged"):
+                warn()
+            assert in_a_thread(warn) == []
+        warn()
+
+
+def test_warnings_are_ignored_in_this_thread_alone():
+    with warnings_here("ignore"):  # in tests they are errors
+        warn()
+        assert len(in_a_thread(warn)) == 1
+        with warnings_here("error"), pytest.raises(UserWarning):
+            warn()
+        warn()
+    with pytest.raises(UserWarning):
+        warn()
+
+
+def test_a_warning_that_was_shown_before_is_an_error_all_the_same():
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("default")
+        warn()
+        with warnings_here("error"), pytest.raises(UserWarning):
+            warn()
+
+
+def test_threads_that_leave_in_another_order_than_they_came_leave_nothing_behind():
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        with warnings_here("error"):
+            first_in.set()
+            second_in.wait(10)
+        first_out.set()
+
+    def second():
+        first_in.wait(10)
+        with warnings_here("error"):
+            second_in.set()
+            first_out.wait(10)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        threads = [threading.Thread(target=call) for call in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        warn()
+        assert in_a_thread(warn) == []
