@@ -75,11 +75,6 @@ class PseudoInverse(Estimator):
         self.rcond = self._inverse.rcond
 
     @property
-    def n_bytes_built(self) -> int:
-        """Bytes that it holds at most."""
-        return self._cost.n_bytes_built
-
-    @property
     def state(self) -> InverseState:
         """All that makes this inverse what it is, as plain tensors and plain words."""
         precomputed = Precomputed(self.choice, self.problem.sigma_max, Factors(self._inverse.factors()))

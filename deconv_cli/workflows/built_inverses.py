@@ -42,7 +42,7 @@ class BuiltInverses:
 
     def _shrink(self, n_left: int, n_bytes: float = math.inf) -> None:
         """Let go of inverses until no more are left, and no larger, but for the last one."""
-        sizes = [kept.n_bytes_built for kept in self._kept.values()]
+        sizes = [kept.cost.n_bytes_built for kept in self._kept.values()]
         while len(sizes) > n_left or (len(sizes) > 1 and sum(sizes) > n_bytes):
             self._kept.popitem(last=False)
             sizes.pop(0)

@@ -79,7 +79,7 @@ def test_the_one_that_was_not_used_for_longest_goes_first(monkeypatch):
 
 
 def test_no_more_is_kept_than_the_memory_allows():
-    kept, allowed = BuiltInverses(), 20 * inverse_of(30).n_bytes_built
+    kept, allowed = BuiltInverses(), 20 * inverse_of(30).cost.n_bytes_built
     for size in (30, 31, 32, 33):
         kept.find(size, lambda size=size: inverse_of(size, allowed))
     assert list(kept._kept) == [32, 33]
