@@ -80,7 +80,7 @@ def microscope(
     n_axes = len(chosen.spacing)
     psf = microscope_psf(chosen, None if size is None else parse_numbers(size, "--size", (n_axes,), int))
     image_size = None if read is None else tuple(read.values.shape[2:])
-    notes = [*optics.assumed, *sampling_notes(chosen, tuple(psf.shape), image_size)]
+    notes = [*optics.assumed, *sampling_notes([chosen], [tuple(psf.shape)], image_size)]
     record: dict[str, Any] = {
         "schema": 1,
         "command": "kernel microscope",

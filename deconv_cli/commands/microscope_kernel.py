@@ -201,15 +201,10 @@ def load_microscope(text: str, image: ImageFile, dimensions: int | None = None) 
     made = [microscope_psf(microscope, size) for microscope, size in zip(optics.microscopes, sizes, strict=True)]
     taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)
     taps = taps.flip(tuple(range(-n_axes, 0)))
-    notes = [
-        f"channel {c + 1}: {note}" if len(made) > 1 else note
-        for c, (microscope, size) in enumerate(zip(optics.microscopes, sizes, strict=True))
-        for note in sampling_notes(microscope, size, image_size)
-    ]
     kernel = Kernel.of_any(taps, dimensions=n_axes)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     again = {"--kernel": text, "--dimensions": n_axes}
-    shown = _shown(optics.microscopes)
+    shown, notes = _shown(optics.microscopes), sampling_notes(optics.microscopes, sizes, image_size)
     return LoadedKernel(
         source, taps, None, (shown, *optics.assumed, *notes), again, spacing=optics.microscopes[0].spacing
     )

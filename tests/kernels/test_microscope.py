@@ -89,11 +89,12 @@ def test_a_camera_integrates_over_its_pixels():
 
 
 def test_sampling_that_is_too_coarse_and_stacks_that_are_too_short_are_told():
-    assert sampling_notes(WATER, (9, 9, 9), (20, 50, 50)) == ()
-    notes = sampling_notes(replace(WATER, spacing=(0.6, 0.2, 0.2)), (41, 9, 9), (20, 50, 50))
+    assert sampling_notes([WATER], [(9, 9, 9)], (20, 50, 50)) == ()
+    coarse = replace(WATER, spacing=(0.6, 0.2, 0.2))
+    notes = sampling_notes([coarse, replace(coarse, emission=700)], [(41, 9, 9), (31, 9, 9)], (20, 50, 50))
     assert len(notes) == 3
     assert "planes of 0.6 µm are coarser" in notes[0]
-    assert "pixels of 0.2 µm are coarser" in notes[1]
+    assert "pixels of 0.2 µm are coarser than the 0.118, 0.159 µm" in notes[1]
     assert "41 planes is longer than the stack of 20" in notes[2]
     assert WATER.finest[1] == pytest.approx(0.52 / (4 * 1.1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -212,20 +213,30 @@ def _on_camera(objective: Objective, side: int, pixel: float, n_planes: int, pla
     return blurred[:, fine // 2 :: fine, fine // 2 :: fine]
 
 
-def sampling_notes(microscope: Microscope, size: Size, image_size: Size | None = None) -> tuple[str, ...]:
-    """Say where samples are coarser than Nyquist's, and where the point-spread function is longer than the stack."""
+def sampling_notes(
+    microscopes: Sequence[Microscope], sizes: Sequence[Size], image_size: Size | None = None
+) -> tuple[str, ...]:
+    """Say where samples are coarser than Nyquist's, and where the point-spread function is longer than the stack.
+
+    Args:
+        microscopes: that of each channel, all with the same distances of samples.
+        sizes: of their point-spread functions.
+        image_size: of what they are to restore.
+    """
     notes = []
-    names = ("planes", "rows", "columns")[-len(microscope.spacing) :]
-    for name, step, finest in zip(names, microscope.spacing, microscope.finest, strict=True):
-        if step > 1.001 * finest and name != "columns":
-            what = "pixels" if name == "rows" else name
+    spacing = microscopes[0].spacing
+    for axis, name in list(enumerate(("planes", "pixels", "pixels")[-len(spacing) :]))[:-1]:
+        finest = [microscope.finest[axis] for microscope in microscopes]
+        missed = [f"{resolved:.3g}" for resolved in finest if spacing[axis] > 1.001 * resolved]
+        if missed:
             notes.append(
-                f"{what} of {step:g} µm are coarser than the {finest:.3g} µm that the optics resolve: finer detail is "
-                "folded into what is seen, and is not restored"
+                f"{name} of {spacing[axis]:g} µm are coarser than the {', '.join(missed)} µm that the optics resolve: "
+                "finer detail is folded into what is seen, and is not restored"
             )
-    if image_size is not None and len(size) == 3 and size[0] > image_size[0]:
+    longest = max(size[0] for size in sizes)
+    if image_size is not None and len(spacing) == 3 and longest > image_size[0]:
         notes.append(
-            f"the point-spread function of {size[0]} planes is longer than the stack of {image_size[0]}: light of what "
+            f"the point-spread function of {longest} planes is longer than the stack of {image_size[0]}: light of what "
             "lies above and below the stack is in it"
         )
     return tuple(notes)
