@@ -99,6 +99,7 @@ CODECS: Registry[Any] = Registry(
         "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS",
         "npy": "deconv_cli.io.codecs.npy:NPY",
         "npz": "deconv_cli.io.codecs.npz:NPZ",
+        "zarr": "deconv_cli.io.codecs.zarr_folder:ZARR",
     },
 )
 """File formats, for images and tensors."""
@@ -108,6 +109,7 @@ REGION_FORMATS: Registry[Any] = Registry(
     "format that is read by parts",
     {
         "tiff": "deconv_cli.io.regions.tiff_regions:TIFF_REGIONS",
+        "zarr": "deconv_cli.io.regions.zarr_regions:ZARR_REGIONS",
         "npy": "deconv_cli.io.regions.npy_regions:NPY_REGIONS",
     },
 )

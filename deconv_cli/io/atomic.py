@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
+from deconv_cli.io.folders import address_of, remove
 from deconv_cli.io.sources import reason_of
 
 
@@ -21,20 +22,22 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
     """
+    if address_of(path):
+        _write_at_address(path, write, check)
+        return
     # A link keeps pointing where it did: its target is replaced, in the target's own folder.
     final = path.resolve() if path.is_symlink() else path
     temporary = final.with_name(f".{secrets.token_hex(4)}.partial{final.suffix}")
     try:
         _checked(path, temporary, write, check)
-        temporary.replace(final)
-        _sync_folder(final.parent)
+        put_in_place(temporary, final)
     except DeconvError:
         raise
     except Exception as error:
         raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
 def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
@@ -55,8 +58,51 @@ def _write_line(path: Path, line: str) -> None:
 
 def _checked(path: Path, temporary: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
     write(temporary)
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    synchronize(temporary)
+    _check(path, temporary, check)
+
+
+def put_in_place(written: Path, final: Path) -> None:
+    """Give what was written its name, in the place of what had it."""
+    if not written.is_dir():
+        written.replace(final)
+    else:
+        # A folder takes the place of none that holds something, so that one goes away first.
+        old = final.with_name(f".{secrets.token_hex(4)}.replaced")
+        if final.exists():
+            final.rename(old)
+        try:
+            written.rename(final)
+        except OSError:
+            if old.exists():
+                old.rename(final)
+            raise
+        remove(old)
+    _sync_folder(final.parent)
+
+
+def synchronize(written: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk."""
+    for file in written.rglob("*") if written.is_dir() else [written]:
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+def _write_at_address(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
+    """Write where nothing can be renamed: what is not whole yet lacks its description, and is removed on failure."""
+    try:
+        write(path)
+        _check(path, path, check)
+    except BaseException as error:
+        with contextlib.suppress(DeconvError):
+            remove(path)
+        if isinstance(error, DeconvError) or not isinstance(error, Exception):
+            raise
+        raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
+
+
+def _check(path: Path, temporary: Path, check: Callable[[Path], None]) -> None:
     try:
         check(temporary)
     except FileAccessError:

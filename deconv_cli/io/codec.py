@@ -39,7 +39,9 @@ class WriteRequest:
     """Name of that image's format."""
     from_picture: bool
     flavor: str
-    """`imagej` or `ome` where that image is a TIFF file of this kind."""
+    """`Metadata.flavor` of that image."""
+    n_levels: int = 1
+    """How many resolutions are to be stored, each half the one before."""
 
     @property
     def same_channels(self) -> bool:
@@ -68,6 +70,10 @@ class Codec(ABC):
     """True for files that a viewer shows, False for files of named tensors."""
     dtypes: tuple[str, ...] = tuple(OutputDType)
     """Sample types that can be written."""
+    has_levels: bool = False
+    """True where a file can hold the same image at several resolutions, of which the smaller ones are computed."""
+    is_folder: bool = False
+    """True where one of its files is a folder to the system."""
     is_lossless: bool = True
     """True where samples are read back exactly as they were written."""
     record_inside: bool = False

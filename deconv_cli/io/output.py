@@ -28,6 +28,7 @@ def plan_output(
     force: bool,
     same_size: bool,
     make_folder: bool = False,
+    n_levels: int = 1,
 ) -> OutputPlan:
     """Decide where a result goes and as what.
 
@@ -39,6 +40,7 @@ def plan_output(
         force: whether an existing file may be replaced.
         same_size: whether the result has the size of the source.
         make_folder: whether a missing folder is made when the file is written.
+        n_levels: how many resolutions are stored, each half the one before.
 
     Raises:
         UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.
@@ -46,10 +48,11 @@ def plan_output(
     """
     path = Path(path)
     codec = codec_of_suffix(path)
-    check_output_path(path, source.path, force=force, make_folder=make_folder)
+    check_output_path(path, source.path, force=force, make_folder=make_folder, is_folder=codec.is_folder)
     beside = records.beside(path)
     if not codec.record_inside:
         check_output_path(beside, source.path, force=force, make_folder=make_folder)
+    check_levels(path, codec, n_levels)
     request = WriteRequest(
         path=path,
         dtype=choose_dtype(path, source.dtype, codec, output_dtype),
@@ -58,9 +61,18 @@ def plan_output(
         source_format=source._codec.name,
         from_picture=source.is_picture,
         flavor=source._metadata.flavor,
+        n_levels=n_levels,
     )
     codec.check(request)
     return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
+
+
+def check_levels(path: Path, codec: Codec, n_levels: int) -> None:
+    """Refuse by `UsageError` several resolutions in a format that holds one."""
+    if n_levels < 1 or (n_levels > 1 and not codec.has_levels):
+        raise UsageError(
+            f"'{path}' should hold {n_levels} resolutions, but {codec.name} holds one; choose a name with .ome.zarr."
+        )
 
 
 @dataclass(frozen=True, eq=False)

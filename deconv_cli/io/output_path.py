@@ -6,25 +6,32 @@ import os
 from pathlib import Path
 
 from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.io.folders import address_of, mark_of
 from deconv_cli.io.sources import reason_of
 
 
-def check_output_path(path: Path, source: Path, *, force: bool, make_folder: bool = False) -> None:
+def check_output_path(
+    path: Path, source: Path, *, force: bool, make_folder: bool = False, is_folder: bool = False
+) -> None:
     """Refuse a path where no file can be, or where one is that may not be replaced.
 
     With `make_folder` a missing folder is made when the file is written. `source` is what the output is made from.
+    Where `is_folder`, files of the format are folders themselves.
 
     Raises:
         UsageError: no such folder, or an existing file without `force`.
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
+    if address_of(path):
+        _check_address(path, is_folder=is_folder)
+        return
     try:
         folder = path.parent
         if make_folder:
             folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not folder.is_dir():
             raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
-        if path.is_dir():
+        if path.is_dir() and not (is_folder and mark_of(path)):
             raise UsageError(f"output '{path}' should be a file, but is a folder.")
         if path.exists() and not force:
             is_input = path.samefile(source) if source.exists() else False
@@ -34,3 +41,11 @@ def check_output_path(path: Path, source: Path, *, force: bool, make_folder: boo
         raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
     if not os.access(folder, os.W_OK):
         raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")
+
+
+def _check_address(path: Path, *, is_folder: bool) -> None:
+    address = address_of(path)
+    if not is_folder:
+        raise UsageError(f"output '{address}' is an address, where only Zarr is written; choose a name with .zarr.")
+    if mark_of(path):
+        raise UsageError(f"output '{address}' exists already, and nothing is replaced there; choose another name.")

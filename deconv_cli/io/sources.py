@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
+from deconv_cli.io.folders import address_of, folder_digest, mark_of
 from deconv_cli.io.thread_warnings import warnings_here
+
+FOLDER = b"folder: "
+"""In the place of the first bytes of a folder that is one file; the name of the file that says so comes behind it."""
 
 
 def open_source(path: Path) -> tuple[bytes, str]:
@@ -17,8 +21,10 @@ def open_source(path: Path) -> tuple[bytes, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits."""
+    """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits; of a folder, of all files in it."""
     try:
+        if address_of(path) or path.is_dir():
+            return folder_digest(path)
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
@@ -26,14 +32,18 @@ def fingerprint(path: Path) -> str:
 
 
 def read_head(path: Path) -> bytes:
-    """Read the first 32 bytes of an input file, fewer if it is shorter.
+    """Read the first 32 bytes of an input file, fewer if it is shorter; for a folder that is one file see `FOLDER`.
 
     Raises:
-        UsageError: no such file, or a folder.
+        UsageError: no such file, or an ordinary folder.
         FileAccessError: the file cannot be opened or read.
         MalformedInputError: the file is empty.
     """
     try:
+        if address_of(path):
+            return _head_of_address(path)
+        if path.is_dir() and (mark := mark_of(path)):
+            return FOLDER + mark.encode()
         if path.is_dir():
             raise UsageError(f"'{path}' should be a file, but is a folder; name a file in it.")
         if not path.exists():
@@ -47,6 +57,16 @@ def read_head(path: Path) -> bytes:
     if not head:
         raise MalformedInputError(f"'{path}' is empty; copy or export it again.")
     return head
+
+
+def _head_of_address(path: Path) -> bytes:
+    mark = mark_of(path)
+    if mark is None:
+        raise UsageError(
+            f"'{address_of(path)}' holds no Zarr, which is all that is read from an address; check it, or copy the "
+            "file here."
+        )
+    return FOLDER + mark.encode()
 
 
 def reason_of(error: BaseException) -> str:

@@ -57,9 +57,16 @@ class Metadata:
     native_of_channels: dict[str, Any] = field(default_factory=dict)
     """Likewise, but true only as long as the channels are the same."""
     flavor: str = ""
-    """`imagej` or `ome` for TIFF files of these kinds."""
+    """`imagej` or `ome` for TIFF files of these kinds, `ome-zarr` for such a Zarr."""
     unsupported: tuple[str, ...] = ()
     """Names of what was found but is never carried over."""
+
+
+def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
+    """Say so where a file holds the same image at smaller resolutions too."""
+    if not n_smaller:
+        return ()
+    return (f"the file is a pyramid; its full resolution alone was read, its {n_smaller} smaller levels were dropped",)
 
 
 def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> npt.NDArray[np.generic]:
@@ -84,6 +91,8 @@ class StoredImage:
     """EXIF orientation, 1 to 8."""
     notes: tuple[str, ...] = ()
     """What was done to the samples, a sentence each."""
+    n_levels: int = 1
+    """How many resolutions are to be written, each half the one before."""
     jpeg_table: tuple[int, ...] | None = None
     """Of a JPEG, the 64 divisors of its luma's coefficients, row by row from the lowest frequency."""
 

@@ -1,12 +1,12 @@
 """TIFF by parts: what is read is what tifffile reads as a whole, and what is written in parts is one whole file."""
 
-import itertools
 import pickle
 import tracemalloc
 
 import numpy as np
 import pytest
 import tifffile
+from region_cases import planned, some_regions, write_all
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
@@ -38,16 +38,6 @@ FILES = {
     "tiles with depth": (STACK.reshape(6, 70, 90).repeat(4, 0), {"tile": (16, 16, 32), "volumetric": True, **TZYX}),
     "bits": (PLANE > 0.5, {"photometric": "minisblack"}),
 }
-
-
-def some_regions(shape, n, seed=0):
-    """The whole, one sample, and others."""
-    rng = np.random.default_rng(seed)
-    yield tuple(slice(0, size) for size in shape)
-    yield tuple(slice(size - 1, size) for size in shape)
-    for _ in range(n):
-        starts = [int(rng.integers(0, size)) for size in shape]
-        yield tuple(slice(a, int(rng.integers(a + 1, size + 1))) for a, size in zip(starts, shape, strict=True))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -160,28 +150,6 @@ def test_other_formats_are_refused_by_those_that_would_do(tmp_path):
         plan_regions(
             tmp_path / "b.png", source, Layout("YX", source.shape), n_channels=1, size=(70, 90), output_dtype="uint8"
         )
-
-
-def units(target):
-    """The regions that writers share out, in an order of no account."""
-    steps = [
-        [slice(a, min(a + unit, size)) for a in range(0, size, unit)]
-        for unit, size in zip(target.unit, target.shape, strict=True)
-    ]
-    found = list(itertools.product(*steps))
-    np.random.default_rng(1).shuffle(found)
-    return [tuple(region) for region in found]
-
-
-def planned(source, path, dimensions=2, **options):
-    layout = Layout(source.axes, source.shape, dimensions)
-    size = [source.shape[source.axes.index(letter)] for letter in layout.space]
-    return plan_regions(path, source, layout, n_channels=layout.n_channels, size=size, **options)
-
-
-def write_all(target, samples):
-    for region in units(target):
-        pickle.loads(pickle.dumps(target)).write(region, samples[region])
 
 
 SOURCES = {

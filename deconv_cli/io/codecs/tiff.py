@@ -94,7 +94,7 @@ def order_axes(request: WriteRequest, layout: Layout, keep: str = "YX") -> tuple
     layout = layout.squeezed(keep=keep).planes_last()
     if request.flavor == "imagej" and not is_ome_name(request.path):
         layout = layout.ordered(tiff_imagej.AXES)
-    is_free = not is_ome_name(request.path) and not request.flavor
+    is_free = not is_ome_name(request.path) and request.flavor not in ("ome", "imagej")
     axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
     new = [letter for letter in axes if letter not in request.layout.axes + "C"]
     return layout, axes, tuple(f"a batch axis was named {letter}" for letter in new)

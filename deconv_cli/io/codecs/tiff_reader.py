@@ -15,7 +15,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import exif, records
 from deconv_cli.io.codecs import tiff_imagej, tiff_ome
 from deconv_cli.io.codecs.tiff_library import choose_series, opened_tiff, read_samples
-from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage, zeros_of
+from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage, pyramid_notes, zeros_of
 
 DESCRIPTION, WHITE_IS_ZERO = "TIFF description", "white-is-zero display"
 """Names among `Metadata.native`."""
@@ -80,7 +80,7 @@ def describe_series(path: Path, opened: Any, ome: Element | None, index: int, ch
         record=record if isinstance(record, dict) else None,
         alpha=_alpha(page) if "S" in chosen.axes else None,
         orientation=_orientation(page),
-        notes=_pyramid_notes(chosen),
+        notes=pyramid_notes(len(chosen.levels) - 1),
     )
 
 
@@ -138,13 +138,6 @@ def _alpha(page: Any) -> str | None:  # noqa: ANN401
     extra = page.tags.valueof(_EXTRA_SAMPLES)
     kinds = extra if isinstance(extra, tuple) else (extra,)
     return {1: "associated", 2: "unassociated"}.get(kinds[0]) if len(kinds) == 1 else None
-
-
-def _pyramid_notes(series: Any) -> tuple[str, ...]:  # noqa: ANN401
-    n_smaller = len(series.levels) - 1
-    if not n_smaller:
-        return ()
-    return (f"the file is a pyramid; its full resolution alone was read, its {n_smaller} smaller levels were dropped",)
 
 
 def _check_size(path: Path, shape: tuple[int, ...], n_described: int) -> None:

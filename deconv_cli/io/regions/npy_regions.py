@@ -22,7 +22,7 @@ from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
+from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import order_axes
 
 NAME = "NumPy .npy"
@@ -152,10 +152,10 @@ class NpyRegions(RegionFormat):
             )
         return NpySource.open(path)
 
-    def plan(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> RegionTarget:
+    def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
         """Order the axes as those of any tensor; parts may end anywhere."""
         layout, notes = order_axes(request, layout)
-        _, lost = NPY.carry(request, StoredImage(zeros_of(layout.sizes, request.dtype), layout.axes, metadata))
+        _, lost = NPY.carry(request, StoredImage(zeros_of(layout.sizes, request.dtype), layout.axes, source.metadata))
         return NpyTarget(
             path=request.path,
             shape=layout.sizes,

@@ -11,7 +11,7 @@ from deconv_cli.io.codec import Codec, WriteRequest
 from deconv_cli.io.formats import codec_of_content, codec_of_suffix
 from deconv_cli.io.image import choose_member
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.output import choose_dtype
+from deconv_cli.io.output import check_levels, choose_dtype
 from deconv_cli.io.output_path import check_output_path
 from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import RegionSource
@@ -64,6 +64,7 @@ def plan_regions(
     size: Sequence[int],
     output_dtype: OutputDType | None = None,
     force: bool = False,
+    n_levels: int = 1,
 ) -> RegionTarget:
     """Decide where a result that is written by parts goes, and as what; nothing is written yet.
 
@@ -75,6 +76,7 @@ def plan_regions(
         size: of the result in space, as the axes of `layout.space` have it.
         output_dtype: its sample type; None for float32.
         force: whether an existing file may be replaced.
+        n_levels: how many resolutions are stored, each half the one before.
 
     Raises:
         UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.
@@ -87,7 +89,8 @@ def plan_regions(
             f"'{path}' cannot be written by parts, since {codec.name} files are written as a whole; choose a name for "
             f"{_listed(codec for codec, part in _formats() if not part.is_read_only)}."
         )
-    check_output_path(path, source.path, force=force)
+    check_output_path(path, source.path, force=force, is_folder=codec.is_folder)
+    check_levels(path, codec, n_levels)
     request = WriteRequest(
         path=path,
         dtype=choose_dtype(path, source.dtype, codec, output_dtype),
@@ -96,9 +99,10 @@ def plan_regions(
         source_format=source.format_name,
         from_picture=source.is_picture,
         flavor=source.metadata.flavor,
+        n_levels=n_levels,
     )
     codec.check(request)
-    return found.plan(request, request.layout_of_result(n_channels, size), source.metadata)
+    return found.plan(request, request.layout_of_result(n_channels, size), source)
 
 
 def _formats() -> Iterator[tuple[Codec, RegionFormat]]:

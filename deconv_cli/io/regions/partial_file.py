@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
+from deconv_cli.io import atomic
 from deconv_cli.io.sources import reason_of
 
 
@@ -36,10 +37,8 @@ def allocate(descriptor: int, n_bytes: int) -> None:
 
 def put_in_place(path: Path) -> None:
     """Give what was written its name, once the disk has it."""
-    partial = partial_path(path)
-    with partial.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    atomic.synchronize(partial_path(path))
+    atomic.put_in_place(partial_path(path), path)
 
 
 @contextmanager

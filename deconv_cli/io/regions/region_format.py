@@ -9,7 +9,6 @@ from deconv_cli.io.codec import WriteRequest
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
-from deconv_cli.io.stored_image import Metadata
 
 
 class RegionFormat(ABC):
@@ -29,12 +28,12 @@ class RegionFormat(ABC):
         """True where files are read by parts and never written so."""
         return type(self).plan is RegionFormat.plan
 
-    def plan(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> RegionTarget:
+    def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
         """Decide how a result is stored; nothing is written yet.
 
         Args:
             request: what is to be written.
             layout: axes and sizes of the result, in the order of its source.
-            metadata: of the source.
+            source: what it is computed from, whose metadata it keeps.
         """
         raise NotImplementedError

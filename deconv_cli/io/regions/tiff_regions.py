@@ -13,7 +13,7 @@ from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.tiff_source import open_tiff
 from deconv_cli.io.regions.tiff_target import TiffTarget, tile_side
-from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
+from deconv_cli.io.stored_image import StoredImage, zeros_of
 
 
 class TiffRegions(RegionFormat):
@@ -26,12 +26,12 @@ class TiffRegions(RegionFormat):
         """Open a series."""
         return open_tiff(path, None if member is None else int(member))
 
-    def plan(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> RegionTarget:
+    def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
         """Decide on the axes, the tiles and the metadata."""
         flavor = "ome" if request.flavor == "ome" else ""
         request = replace(request, flavor=flavor)
         layout, axes, notes = order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, replace(metadata, flavor=flavor))
+        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, replace(source.metadata, flavor=flavor))
         kept, lost = TIFF.carry(request, image)
         lengths = zip(axes, layout.sizes, strict=True)
         is_together = axes.endswith("S")

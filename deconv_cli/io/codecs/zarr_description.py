@@ -1,0 +1,177 @@
+"""What a Zarr says of itself, version 2 or 3, before any sample is read and without the package zarr."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.io import limits, records
+from deconv_cli.io.codecs import zarr_ome
+from deconv_cli.io.folders import read_member
+from deconv_cli.io.stored_image import Metadata, pyramid_notes
+
+_MAX_BYTES = 64 * 2**20
+"""Of a description."""
+_LAYOUT = "bioformats2raw.layout"
+"""Says that a group holds several images, called 0, 1, ..."""
+_MAX_SERIES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrDescription:
+    """The array that is meant, and what is said of it.
+
+    Attributes:
+        member: its path in the folder.
+        shape: of the whole.
+        dtype: NumPy name of the sample type.
+        axes: a letter for each axis; empty where none are named.
+        chunk: samples that are compressed together.
+        shard: samples that lie in one file; `None` where each chunk has its own.
+        metadata: what else is said.
+        record: what an earlier run wrote into it.
+        notes: what is to be known of how it is read.
+    """
+
+    member: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...] | None
+    metadata: Metadata
+    record: dict[str, Any] | None
+    notes: tuple[str, ...]
+
+
+def describe_zarr(path: Path, series: int | None) -> ZarrDescription:
+    """Read the descriptions in a folder, as far as they lead to the one image, or array, that is meant.
+
+    Raises:
+        UsageError: no image of this number.
+        MalformedInputError: damaged, several images and no number, or a group without an image.
+        UnsafeInputError: decoding it would open a pickle.
+    """
+    node, attributes = _node(path, "")
+    record = attributes.get(records.KEYWORD)
+    record = record if isinstance(record, dict) else None
+    if node is not None:
+        if series not in (None, 0):
+            raise UsageError(f"'{path}' holds a single array, but series={series} was chosen.")
+        return _described(path, "", node, _named_axes(node, attributes), Metadata(), record, ())
+    member, ome, multiscale = _choose_image(path, attributes, series)
+    dataset = str(multiscale["datasets"][0]["path"])
+    place = PurePosixPath(member) / dataset
+    if place.is_absolute() or ".." in place.parts:
+        raise MalformedInputError(f"'{path}' should hold its samples, but looks for them outside, in '{place}'.")
+    array, _ = _node(path, str(place))
+    if array is None:
+        raise MalformedInputError(f"'{path}' describes an array '{place}', but holds none; it is not whole.")
+    axes = zarr_ome.read_axes(multiscale)
+    metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
+    notes = pyramid_notes(len(multiscale["datasets"]) - 1)
+    return _described(path, str(place), array, axes, metadata, record, notes)
+
+
+def _choose_image(path: Path, attributes: dict[str, Any], series: int | None) -> tuple[str, dict[str, Any], Any]:
+    """Find the images of a group; gives the path of one, what its group says, and what is said of its resolutions."""
+    ome = attributes.get("ome", attributes)
+    if "plate" in ome or "well" in ome:
+        raise MalformedInputError(f"'{path}' is a plate of many images; name one of them, such as {path.name}/A/1/0.")
+    groups = [("", ome)]
+    if _LAYOUT in ome or _LAYOUT in attributes:
+        groups = [(str(n), found) for n in range(_MAX_SERIES) if (found := _ome_of(path, str(n)))]
+    images = [(member, found, one) for member, found in groups for one in found.get("multiscales", ())]
+    if not images:
+        raise MalformedInputError(
+            f"'{path}' should be an array or an OME-Zarr image, but is a group of others; name one of its members."
+        )
+    if series is not None and not 0 <= series < len(images):
+        raise UsageError(f"'{path}' holds series 0 to {len(images) - 1}, but series={series} was chosen.")
+    if series is None and len(images) > 1:
+        raise MalformedInputError(f"'{path}' holds {len(images)} images; choose one with series=N.")
+    return images[series or 0]
+
+
+def _ome_of(path: Path, member: str) -> dict[str, Any]:
+    """Give what a group says of its image; nothing where there is none."""
+    try:
+        _, attributes = _node(path, member)
+    except MalformedInputError:
+        return {}
+    found: dict[str, Any] = attributes.get("ome", attributes)
+    return found if "multiscales" in found else {}
+
+
+def _node(path: Path, member: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Read the description of a member, `None` for a group, and its attributes."""
+    place = path / member
+    third = _document(place, "zarr.json")
+    if third is not None:
+        is_array = third.get("node_type") == "array"
+        return third if is_array else None, dict(third.get("attributes") or {})
+    array = _document(place, ".zarray")
+    if array is None and _document(place, ".zgroup") is None:
+        raise MalformedInputError(f"'{path}' describes a member '{member}', but holds none; it is not whole.")
+    return array, _document(place, ".zattrs") or {}
+
+
+def _document(place: Path, name: str) -> dict[str, Any] | None:
+    content = read_member(place / name)
+    if content is None:
+        return None
+    found = json.loads(content) if len(content) <= _MAX_BYTES else None
+    if not isinstance(found, dict):
+        raise MalformedInputError(f"'{place}' has a description {name} that is none; it is damaged.")
+    return found
+
+
+def _described(
+    path: Path,
+    member: str,
+    array: dict[str, Any],
+    axes: str,
+    metadata: Metadata,
+    record: dict[str, Any] | None,
+    notes: tuple[str, ...],
+) -> ZarrDescription:
+    shape = tuple(int(size) for size in array["shape"])
+    kind = array["data_type"] if "data_type" in array else array["dtype"]
+    if not isinstance(kind, str) or kind.lstrip("<>|=").startswith("O"):
+        raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {str(kind)[:80]}.")
+    # A filter of this name runs whatever code a chunk brings along.
+    if "pickle" in json.dumps(array.get("codecs", array.get("filters"))).lower():
+        raise UnsafeInputError(f"'{path}' should hold numbers, but holds Python objects, which are not opened.")
+    if axes and len(axes) != len(shape):
+        raise MalformedInputError(f"'{path}' names {len(axes)} axes of an array of shape {shape}.")
+    chunk, shard = _chunks(array)
+    dtype = "bfloat16" if kind == "bfloat16" else np.dtype(kind).newbyteorder("=").name
+    limits.check_budget(path, limits.array_bytes(chunk, max(np.dtype(kind).itemsize, 1)))
+    return ZarrDescription(member, shape, dtype, axes, chunk, shard, metadata, record, notes)
+
+
+def _chunks(array: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Give what is compressed together, and what lies in one file where that is more."""
+    if "chunks" in array:
+        return tuple(int(n) for n in array["chunks"]), None
+    grid = array["chunk_grid"]
+    if grid["name"] != "regular":
+        raise ValueError(f"a grid of the kind {grid['name']}")
+    outer = tuple(int(n) for n in grid["configuration"]["chunk_shape"])
+    sharding = next((codec for codec in array["codecs"] if codec.get("name") == "sharding_indexed"), None)
+    if sharding is None:
+        return outer, None
+    return tuple(int(n) for n in sharding["configuration"]["chunk_shape"]), outer
+
+
+def _named_axes(array: dict[str, Any], attributes: dict[str, Any]) -> str:
+    """Take the names of axes for letters where all of them are letters."""
+    names = array.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or ()
+    letters = "".join(str(name).upper() for name in names)
+    are_letters = len(letters) == len(names) == len(set(letters)) == len(array["shape"]) and letters.isalpha()
+    return letters if are_letters and {"Y", "X"} & set(letters) else ""

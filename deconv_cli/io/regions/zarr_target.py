@@ -1,0 +1,86 @@
+"""Zarr and OME-Zarr written a part at a time: chunks first, and last of all what makes an array of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deconv_cli.io import records
+from deconv_cli.io.codec import Array
+from deconv_cli.io.codecs.zarr_folder import ZARR, channel_windows, write_descriptions
+from deconv_cli.io.codecs.zarr_library import ArraySpec, open_described
+from deconv_cli.io.codecs.zarr_pyramid import build_levels
+from deconv_cli.io.folders import address_of, read_member, remove, write_member
+from deconv_cli.io.regions.partial_file import partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.region_source import Region
+from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
+
+_PLAN = "plan.json"
+"""Says what the chunks in a folder are to become, until they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrTarget(RegionTarget):
+    """Chunks of a Zarr in the making.
+
+    On a disk they lie in a folder of a hidden name. At an address, where nothing can be renamed, they lie where they
+    will be, without the descriptions that would make them an array.
+    """
+
+    specs: tuple[ArraySpec, ...] = ()
+    """The array at each resolution."""
+    documents: tuple[tuple[str, str], ...] = ()
+    """The descriptions of the arrays, by their names."""
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def folder(self) -> Path:
+        """Where the chunks are."""
+        return self.path if address_of(self.path) else partial_path(self.path)
+
+    def create(self) -> None:
+        """Say what will be there; chunks of an earlier run stay where they were to become the same."""
+        plan = json.dumps(self.documents).encode()
+        with refusing_to_write(self.path):
+            if read_member(self.folder / _PLAN) != plan:
+                remove(self.folder)
+                write_member(self.folder / _PLAN, plan)
+
+    def write(self, region: Region, samples: Array) -> None:
+        """Write whole chunks or shards."""
+        with refusing_to_write(self.path):
+            self._open(0)[region] = samples
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Compute the smaller resolutions, and describe it all."""
+        complete = ZARR.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
+        image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
+        with refusing_to_write(self.path):
+            build_levels(self._open, len(self.specs), self.axes)
+            write_descriptions(self.folder, dict(self.documents), self.specs, image, self._windows())
+            remove(self.folder / _PLAN)
+            if self.folder != self.path:
+                put_in_place(self.path)
+
+    def discard(self) -> None:
+        """Remove the chunks."""
+        with refusing_to_write(self.path):
+            remove(self.folder)
+
+    def _open(self, level: int) -> Any:  # noqa: ANN401 (a zarr.Array)
+        return open_described(self.folder, dict(self.documents), self.specs[level].member)
+
+    def _windows(self) -> list[tuple[float, float]]:
+        """Look at one unit in the middle of each channel, for viewers; an image of terabytes is not read again."""
+        if not self.specs[0].member:
+            return []
+        middle = tuple(slice(n // 2 // u * u, n // 2 // u * u + u) for n, u in zip(self.shape, self.unit, strict=True))
+        place = self.axes.find("C")
+        regions = [
+            tuple(slice(channel, channel + 1) if i == place else part for i, part in enumerate(middle))
+            for channel in range(self.shape[place] if place >= 0 else 1)
+        ]
+        return channel_windows([self._open(0)[region] for region in regions], self.axes)

@@ -1,0 +1,271 @@
+"""OME-Zarr: what the package ome-zarr wrote is read, and what is written is valid by the package ome-zarr-models."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from region_cases import planned, units, write_all
+
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.io import read_image
+from deconv_cli.io.codecs.zarr_pyramid import halve
+from deconv_cli.io.folders import address_of
+from deconv_cli.io.regions.opening import open_regions
+
+zarr = pytest.importorskip("zarr")
+SAMPLES = Path(__file__).parents[1] / "fixtures" / "ome_zarr"
+IMAGE = np.arange(2 * 3 * 20 * 26, dtype="uint16").reshape(2, 3, 20, 26) ** 2 % 1009
+SPACING = (0.5, 0.25, 0.125)
+
+
+def check_valid(path):
+    """Let the independent package read an image and all of its arrays."""
+    models = pytest.importorskip("ome_zarr_models.v05.image")
+    described = models.Image.from_zarr(zarr.open_group(address_of(path) or path, mode="r"))
+    if described.ome_attributes.omero:
+        from ome_zarr_models.v05.omero import Omero
+
+        return Omero.model_validate(described.ome_attributes.omero).channels
+    return []
+
+
+@pytest.fixture(params=["v04", "v05"])
+def sample(request):
+    return SAMPLES / f"{request.param}.ome.zarr"
+
+
+def test_an_image_of_another_program_is_read_as_a_whole_and_by_parts(sample):
+    image = read_image(sample).spanned_by(3)
+    assert (image.axes, image.dtype) == ("CZYX", "uint16")
+    assert image.spacing == SPACING
+    assert image._metadata.channel_names == ("DAPI", "GFP")
+    assert image._metadata.native == {"OME-Zarr name": "pollen"}
+    assert "1 smaller levels" in image.notes[0]
+    np.testing.assert_array_equal(image.values[0].numpy(), IMAGE)
+    source = open_regions(sample)
+    assert (source.shape, source.axes, source.chunk) == (IMAGE.shape, "CZYX", (1, 2, 20, 26))
+    assert source.metadata == image._metadata
+    np.testing.assert_array_equal(
+        source.read((slice(1, 2), slice(0, 3), slice(4, 9), slice(7, 26))), IMAGE[1:, :, 4:9, 7:]
+    )
+    with pytest.raises(UsageError, match="series 0 to 0"):
+        open_regions(sample, series=1)
+    assert open_regions(sample / "s1").shape == (2, 3, 10, 13)
+
+
+def test_an_image_comes_back_whole_with_all_that_was_said_of_it(sample, tmp_path, rewrite):
+    prepared, written = rewrite(sample, tmp_path / "out.zarr", output_dtype="uint16", n_levels=2)
+    before = read_image(sample)
+    assert prepared.notes == ("rounded to uint16, no sample clipped",)
+    assert written._metadata.resolution == before._metadata.resolution
+    assert written._metadata.channel_names == before._metadata.channel_names
+    assert written._metadata.native == before._metadata.native
+    assert written.record["command"] == "invert"
+    np.testing.assert_array_equal(written.values, before.values)
+    check_valid(tmp_path / "out.zarr")
+    # The other program rounds its mean down.
+    ours, theirs = (np.asarray(zarr.open_array(path)[...]) for path in (tmp_path / "out.zarr" / "1", sample / "s1"))
+    assert ours.shape == theirs.shape == (2, 3, 10, 13)
+    transformations = written_multiscale(tmp_path / "out.zarr")["datasets"][1]["coordinateTransformations"]
+    assert (
+        transformations
+        == json.loads((SAMPLES / "v05.ome.zarr" / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0][
+            "datasets"
+        ][1]["coordinateTransformations"]
+    )
+    np.testing.assert_array_equal(ours, np.rint(IMAGE.reshape(2, 3, 10, 2, 13, 2).mean(axis=(3, 5))).astype("uint16"))
+
+
+def written_multiscale(path):
+    return json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+
+
+def test_parts_become_an_image_with_its_pyramid(sample, tmp_path):
+    path = tmp_path / "out.ome.zarr"
+    target = planned(open_regions(sample), path, dimensions=3, output_dtype="float32", n_levels=3)
+    assert (target.axes, target.shape, target.unit) == ("CZYX", IMAGE.shape, (1, 2, 20, 26))
+    target.create()
+    write_all(target, IMAGE.astype("float32"))
+    target.finish({"command": "invert"})
+    windows = [(channel.window.start, channel.window.end) for channel in check_valid(path)]
+    assert windows == [(channel[2:].min(), channel[2:].max()) for channel in IMAGE]
+    levels = [zarr.open_array(path / str(level), mode="r") for level in range(3)]
+    assert [level.shape[2:] for level in levels] == [(20, 26), (10, 13), (5, 7)]
+    for larger, smaller in itertools.pairwise(levels):
+        np.testing.assert_array_equal(smaller[...], halve(larger[...], "CZYX"))
+    assert levels[1].metadata.dimension_names == ("c", "z", "y", "x")
+    image = read_image(path).spanned_by(3)
+    assert image.spacing == SPACING
+    assert image.record["output"]["shape"] == list(IMAGE.shape)
+
+
+def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatch):
+    from deconv_cli.io.regions import zarr_target
+
+    path = tmp_path / "out.ome.zarr"
+    target = planned(open_regions(sample), path, n_levels=2)
+    target.create()
+    write_all(target, IMAGE.astype("float32"))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr_target, "write_descriptions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            target.finish({})
+    assert not path.exists()
+    target.create()
+    target.finish({})
+    np.testing.assert_array_equal(read_image(path).values, read_image(sample).values)
+    check_valid(path)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 7), (1, 3), (1, 1)])
+def test_a_level_is_the_mean_of_two_by_two(size):
+    samples = np.random.default_rng(0).random((2, *size))
+    rows = [slice(a, a + 2) for a in range(0, size[0], 2)]
+    columns = [slice(a, a + 2) for a in range(0, size[1], 2)]
+    expected = [[[plane[r, c].mean() for c in columns] for r in rows] for plane in samples]
+    np.testing.assert_allclose(halve(samples, "ZYX"), expected, rtol=1e-14)
+    np.testing.assert_allclose(halve(np.moveaxis(samples, 0, -1), "YXC"), np.moveaxis(expected, 0, -1), rtol=1e-14)
+
+
+def test_an_address_holds_an_image_too(sample, tmp_path):
+    path = Path(f"memory://{tmp_path}/out.ome.zarr")
+    target = planned(open_regions(sample), path, n_levels=2)
+    target.create()
+    write_all(target, IMAGE.astype("float32"))
+    with pytest.raises(UsageError, match="holds no Zarr"):
+        open_regions(path)
+    target.finish({})
+    check_valid(path)
+    np.testing.assert_array_equal(read_image(path).values, read_image(sample).values)
+
+
+def test_a_microscope_file_keeps_distances_and_names(tmp_path, ome_file, rewrite):
+    prepared, written = rewrite(ome_file, tmp_path / "out.ome.zarr")
+    before = read_image(ome_file)
+    assert (written.axes, written.shape) == (before.axes, before.shape)
+    assert written.spacing == before.spacing
+    assert written._metadata.channel_names == ("DAPI", "GFP", "RFP")
+    assert "OME TimeIncrement" in prepared.notes[-1]
+    np.testing.assert_array_equal(written.values, before.values)
+    check_valid(tmp_path / "out.ome.zarr")
+    _, back = rewrite(tmp_path / "out.ome.zarr", tmp_path / "back.ome.tif")
+    assert back.spacing == before.spacing
+    assert back._metadata.channel_names == ("DAPI", "GFP", "RFP")
+
+
+def test_colors_become_channels_and_pages_times(tmp_path, rewrite, rng):
+    tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 255, (20, 30, 3), "uint8"), photometric="rgb")
+    _, written = rewrite(tmp_path / "a.tif", tmp_path / "a.zarr")
+    assert (written.axes, written.shape) == ("CYX", (3, 20, 30))
+    np.testing.assert_array_equal(written.values, read_image(tmp_path / "a.tif").values)
+    check_valid(tmp_path / "a.zarr")
+    tifffile.imwrite(tmp_path / "b.tif", rng.random((4, 20, 30)), photometric="minisblack", metadata=None)
+    prepared, written = rewrite(tmp_path / "b.tif", tmp_path / "b.zarr")
+    assert written.axes == "TYX"
+    assert "a batch axis was named T" in prepared.notes
+    check_valid(tmp_path / "b.zarr")
+
+
+def test_a_tensor_becomes_a_bare_array_unless_the_name_asks_for_an_image(tmp_path, rewrite, rng):
+    np.save(tmp_path / "a.npy", rng.random((2, 3, 16, 20)))
+    _, written = rewrite(tmp_path / "a.npy", tmp_path / "a.zarr", output_dtype="float64")
+    assert zarr.open(tmp_path / "a.zarr", mode="r").metadata.dimension_names == ("b", "c", "y", "x")
+    assert written.axes == "BCYX"
+    np.testing.assert_array_equal(written.values, read_image(tmp_path / "a.npy").values)
+    _, written = rewrite(tmp_path / "a.npy", tmp_path / "a.ome.zarr")
+    assert written.axes == "TCYX"
+    check_valid(tmp_path / "a.ome.zarr")
+    with pytest.raises(UsageError, match=r"choose \.ome\.zarr"):
+        rewrite(tmp_path / "a.npy", tmp_path / "b.zarr", n_levels=2)
+    with pytest.raises(UsageError, match="holds one"):
+        rewrite(tmp_path / "a.npy", tmp_path / "b.npy", n_levels=2)
+
+
+def test_time_steps_and_units_come_along(tmp_path, rewrite):
+    path = tmp_path / "a.ome.zarr"
+    axes = [
+        {"name": "t", "type": "time", "unit": "second"},
+        {"name": "y", "type": "space", "unit": "nanometer"},
+        {"name": "x", "type": "space", "unit": "micrometer"},
+    ]
+    one = {"type": "scale", "scale": [2.0, 250.0, 0.5]}
+    moved = {"type": "translation", "translation": [0.0, 100.0, 3.0]}
+    multiscale = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [one, moved]}]}
+    multiscale["coordinateTransformations"] = [{"type": "scale", "scale": [0.5, 1.0, 1.0]}]
+    group = zarr.create_group(store=path, attributes={"ome": {"version": "0.5", "multiscales": [multiscale]}})
+    group.create_array(name="0", shape=(3, 8, 9), dtype="uint8", dimension_names=["t", "y", "x"])[...] = 1
+    _, written = rewrite(path, tmp_path / "out.ome.zarr")
+    assert written.spacing == (0.25, 0.5)
+    found = written_multiscale(tmp_path / "out.ome.zarr")
+    assert found["axes"] == [axes[0], {**axes[1], "unit": "micrometer"}, axes[2]]
+    assert found["datasets"][0]["coordinateTransformations"][0]["scale"] == [1.0, 0.25, 0.5]
+    check_valid(tmp_path / "out.ome.zarr")
+
+
+def test_several_images_in_one_folder_are_series(tmp_path):
+    path = tmp_path / "slides.zarr"
+    zarr.create_group(store=path, attributes={"ome": {"version": "0.5", "bioformats2raw.layout": 3}})
+    for n in range(2):
+        multiscale = {
+            "axes": [{"name": name, "type": "space"} for name in "yx"],
+            "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}],
+        }
+        group = zarr.create_group(
+            store=path, path=str(n), attributes={"ome": {"version": "0.5", "multiscales": [multiscale]}}
+        )
+        group.create_array(name="0", shape=(6 + n, 7), dtype="uint8")[...] = n + 1
+    assert open_regions(path, series=1).shape == (7, 7)
+    assert (read_image(path, series=1).values == 2).all()
+    with pytest.raises(MalformedInputError, match="holds 2 images; choose one"):
+        read_image(path)
+    with pytest.raises(UsageError, match="series 0 to 1"):
+        read_image(path, series=2)
+
+
+def test_what_is_no_image_is_told(tmp_path, sample):
+    path = tmp_path / "a.zarr"
+    for attributes, told in (
+        ({}, "is a group of others"),
+        ({"ome": {"plate": {}}}, "is a plate of many images"),
+        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "../../x"}]}]}}, "looks for them outside"),
+        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "0"}]}]}}, "it is not whole"),
+        ({"ome": {"multiscales": [{"axes": ["y", "x"], "datasets": []}]}}, "cannot be read as a Zarr"),
+    ):
+        zarr.create_group(store=path, attributes=attributes, overwrite=True)
+        with pytest.raises(MalformedInputError, match=told):
+            open_regions(path)
+
+
+def test_damaged_fields_never_hide_the_samples(tmp_path, sample):
+    """Random changes of the description are refused, or leave the samples as they are."""
+    import shutil
+
+    rng = np.random.default_rng(5)
+    shutil.copytree(SAMPLES / "v05.ome.zarr", tmp_path / "a.zarr")
+    whole = (tmp_path / "a.zarr" / "zarr.json").read_bytes()
+    for _ in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 3):
+            content[place] = int(rng.integers(32, 127))
+        (tmp_path / "a.zarr" / "zarr.json").write_bytes(content)
+        try:
+            found = open_regions(tmp_path / "a.zarr")
+        except (MalformedInputError, UsageError):
+            continue
+        assert found.shape in {IMAGE.shape, (2, 3, 10, 13)}
+
+
+def test_units_are_whole_chunks(sample, tmp_path):
+    target = planned(open_regions(sample), tmp_path / "out.ome.zarr", dimensions=3)
+    assert all(
+        part.start % unit == 0 and (part.stop - part.start == unit or part.stop == size)
+        for region in units(target)
+        for part, unit, size in zip(region, target.unit, target.shape, strict=True)
+    )

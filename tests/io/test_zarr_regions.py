@@ -1,0 +1,224 @@
+"""Zarr by parts: as the package zarr itself reads and writes it, and never half-written under the name of a result."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from region_cases import planned, some_regions, units, write_all
+
+from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.io import read_image
+from deconv_cli.io.folders import address_of
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.opening import open_regions, plan_regions
+
+zarr = pytest.importorskip("zarr")
+STACK = np.random.default_rng(4).random((2, 5, 70, 90)).astype("float32")
+
+
+@pytest.fixture(params=["disk", "file://", "memory://"])
+def place(request, tmp_path):
+    """A folder by a path, and by addresses."""
+    if request.param == "disk":
+        return tmp_path
+    return Path(f"{request.param}{tmp_path}")
+
+
+KINDS = {
+    "version 2, high byte first": {"zarr_format": 2, "dtype": ">u2", "chunks": (1, 2, 32, 32)},
+    "version 2, columns first": {"zarr_format": 2, "dtype": "float64", "chunks": (1, 2, 32, 32), "order": "F"},
+    "version 3": {"dtype": "float32", "chunks": (1, 2, 32, 32), "dimension_names": ["c", "z", "y", "x"]},
+    "shards": {"dtype": "int16", "chunks": (1, 2, 16, 16), "shards": (1, 4, 64, 32)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_part_is_what_the_array_has_there(tmp_path, kind):
+    path = tmp_path / "a.zarr"
+    array = zarr.create_array(store=path, shape=STACK.shape, **KINDS[kind])
+    array[...] = whole = (1000 * STACK).astype(KINDS[kind]["dtype"])
+    source = open_regions(path)
+    assert source.shape == STACK.shape
+    assert source.dtype == whole.dtype.newbyteorder("=").name
+    assert source.chunk == KINDS[kind]["chunks"]
+    assert source.axes == ("CZYX" if "dimension_names" in KINDS[kind] else "")
+    for region in some_regions(source.shape, 4):
+        part = source.read(region)
+        assert part.dtype.isnative
+        np.testing.assert_array_equal(part, whole[region])
+    before = source.fingerprint()
+    assert open_regions(path).fingerprint() == before
+    array[0, 0, 0, 0] = 7
+    assert source.fingerprint() != before
+
+
+def test_parts_become_one_array_which_is_none_before(place):
+    source = made(place / "in.zarr", STACK, chunks=(1, 2, 32, 32), shards=(1, 4, 64, 64))
+    path = place / "out.zarr"
+    target = planned(source, path)
+    assert target.unit == (1, 4, 64, 64)
+    target.create()
+    write_all(target, STACK)
+    with pytest.raises(UsageError):
+        read_image(path)
+    for name in ("out.zarr", ".out.zarr.partial"):
+        with pytest.raises(FileNotFoundError):
+            zarr.open(address_of(place / name) or str(place / name), mode="r")
+    target.finish({"command": "invert"})
+    image = read_image(path)
+    assert image.record["command"] == "invert"
+    assert image.record["output"]["shape"] == list(STACK.shape)
+    np.testing.assert_array_equal(image.spanned_by(3).values.numpy()[0], STACK)
+    stored = zarr.open_array(address_of(path) or path, mode="r")
+    assert (stored.chunks, stored.shards) == ((1, 2, 32, 32), (1, 4, 64, 64))
+    assert sorted(stored.metadata.dimension_names) == ["c", "x", "y", "z"]
+
+
+def made(path, samples, **options):
+    options = {"dimension_names": ["c", "z", "y", "x"][-samples.ndim :], **options}
+    address = address_of(path)
+    extra = {"storage_options": {"auto_mkdir": True}} if address and address.startswith("file") else {}
+    zarr.create_array(store=address or path, shape=samples.shape, dtype=samples.dtype, **options, **extra)[...] = (
+        samples
+    )
+    return open_regions(path)
+
+
+def test_chunks_of_an_earlier_run_stay_unless_they_were_to_become_something_else(place):
+    source = made(place / "in.zarr", STACK[0], chunks=(2, 32, 32))
+    target = planned(source, place / "out.zarr")
+    target.create()
+    half = units(target)[:5]
+    for region in half:
+        target.write(region, STACK[0][region])
+    target.create()
+    for region in units(target)[5:]:
+        target.write(region, STACK[0][region])
+    target.finish({})
+    np.testing.assert_array_equal(read_image(place / "out.zarr").values.numpy().reshape(STACK[0].shape), STACK[0])
+    other = plan_regions(
+        place / "two.zarr", source, Layout("ZYX", source.shape), n_channels=1, size=(70, 90), output_dtype="float64"
+    )
+    planned(source, place / "two.zarr").create()
+    planned(source, place / "two.zarr").write(half[0], STACK[0][half[0]])
+    other.create()
+    other.finish({})
+    assert not read_image(place / "two.zarr").values.any()
+    target.discard()
+
+
+def test_what_is_written_at_an_address_can_be_given_up(place):
+    source = made(place / "in.zarr", STACK[0], chunks=(2, 32, 32))
+    target = planned(source, place / "out.zarr")
+    target.create()
+    target.write(units(target)[0], STACK[0][units(target)[0]])
+    target.discard()
+    target.discard()
+    target.create()
+    write_all(target, STACK[0] + 1)
+    target.finish({})
+    assert (read_image(place / "out.zarr").values >= 1).all()
+
+
+def test_a_result_is_replaced_on_a_disk_only_and_only_if_it_is_one(tmp_path):
+    source = made(tmp_path / "in.zarr", STACK[0], chunks=(2, 32, 32))
+    made(tmp_path / "out.zarr", STACK[0] * 0)
+    with pytest.raises(UsageError, match="exists already"):
+        planned(source, tmp_path / "out.zarr")
+    target = planned(source, tmp_path / "out.zarr", force=True)
+    target.create()
+    write_all(target, STACK[0])
+    assert not read_image(tmp_path / "out.zarr").values.any()
+    target.finish({})
+    np.testing.assert_array_equal(read_image(tmp_path / "out.zarr").values.numpy().reshape(STACK[0].shape), STACK[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.zarr", "out.zarr"]
+    (tmp_path / "letters.zarr").mkdir()
+    (tmp_path / "letters.zarr" / "dear.txt").touch()
+    with pytest.raises(UsageError, match="should be a file, but is a folder"):
+        planned(source, tmp_path / "letters.zarr", force=True)
+    remote = Path(f"memory://{tmp_path}/out.zarr")
+    made(remote, STACK[0])
+    with pytest.raises(UsageError, match="nothing is replaced there"):
+        planned(source, remote, force=True)
+    with pytest.raises(UsageError, match="only Zarr is written"):
+        planned(source, remote.with_suffix(".tif"))
+
+
+def test_damage_is_told_in_one_sentence(tmp_path):
+    path = tmp_path / "a.zarr"
+    target = planned(made(tmp_path / "in.zarr", STACK[0], chunks=(5, 70, 90)), path)
+    target.create()
+    write_all(target, STACK[0])
+    target.finish({})
+    with pytest.raises(UsageError, match="should be a file, but is a folder"):
+        open_regions(tmp_path)
+    with pytest.raises(UsageError, match="series=3 was chosen"):
+        open_regions(path, series=3)
+    chunk = path / "c" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(MalformedInputError, match="cannot be read as a Zarr"):
+        open_regions(path).read((slice(0, 5), slice(0, 70), slice(0, 90)))
+    description = json.loads((path / "zarr.json").read_text())
+    for change in ({"shape": [5, 70]}, {"data_type": "complex64"}, {"codecs": []}, {"shape": "x"}):
+        (path / "zarr.json").write_text(json.dumps(description | change))
+        with pytest.raises(MalformedInputError):
+            open_regions(path)
+    for text in ("", "[]", "{", '{"node_type": "group"}'):
+        (path / "zarr.json").write_text(text)
+        with pytest.raises(MalformedInputError):
+            open_regions(path)
+
+
+def test_a_filter_that_opens_pickles_is_refused_before_a_chunk_is_read(tmp_path):
+    path = tmp_path / "a.zarr"
+    zarr.create_array(store=path, shape=(4, 4), dtype="float32", chunks=(4, 4), zarr_format=2)
+    description = json.loads((path / ".zarray").read_text())
+    for change in ({"filters": [{"id": "pickle"}]}, {"dtype": "|O", "filters": [{"id": "pickle", "protocol": 5}]}):
+        (path / ".zarray").write_text(json.dumps(description | change))
+        with pytest.raises((UnsafeInputError, MalformedInputError)):
+            open_regions(path)
+
+
+def test_an_array_that_promises_more_than_the_memory_is_read_by_parts_alone(tmp_path):
+    path = tmp_path / "large.zarr"
+    zarr.create_array(store=path, shape=(2**20, 2**20, 4), dtype="float32", chunks=(256, 256, 4))
+    source = open_regions(path, axes="yxc")
+    assert source.read((slice(2**20 - 3, 2**20), slice(0, 2), slice(0, 4))).shape == (3, 2, 4)
+    from deconv_cli.errors import TooLargeError
+
+    with pytest.raises(TooLargeError):
+        read_image(path)
+    zarr.create_array(store=tmp_path / "lie.zarr", shape=(2**20, 2**20), dtype="float32", chunks=(2**20, 2**20))
+    with pytest.raises(TooLargeError):
+        open_regions(tmp_path / "lie.zarr")
+
+
+def test_an_address_that_does_not_answer_or_is_none_is_told(tmp_path):
+    with pytest.raises(UsageError, match="holds no Zarr"):
+        open_regions(Path("memory://nowhere/at/all.zarr"))
+    with pytest.raises(UsageError, match="no address that is understood"):
+        open_regions(Path("nonsense://a/b.zarr"))
+    with pytest.raises(UsageError, match="aiohttp"):
+        open_regions(Path("http://127.0.0.1:9/a.zarr"))
+
+
+def test_an_address_that_refuses_is_told(monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refuse(self, path):
+        raise RuntimeError("403: forbidden")
+
+    monkeypatch.setattr(MemoryFileSystem, "isfile", refuse)
+    with pytest.raises(FileAccessError, match=r"'memory://a/b.zarr/zarr.json' does not answer: 403: forbidden\."):
+        open_regions(Path("memory://a/b.zarr"))
+
+
+def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+    made(tmp_path / "a.zarr", STACK[0])
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[zarr\]'"):
+        open_regions(tmp_path / "a.zarr")
