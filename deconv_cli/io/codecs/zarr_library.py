@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io.folders import address_of, options_of, reaching
+from deconv_cli.io.thread_warnings import warnings_here
 
 FORMAT_FILE = "zarr.json"
 """What describes an array or a group, in the folder of each."""
@@ -115,6 +115,5 @@ def _imported(path: Path) -> Iterator[Any]:
         raise UsageError(
             f"'{path}' is a Zarr, for which the package zarr is missing: pip install 'deconv-cli[zarr]'."
         ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings_here("ignore"):
         yield zarr

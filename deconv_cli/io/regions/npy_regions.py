@@ -17,7 +17,7 @@ from deconv_cli.io.atomic import write_line_beside
 from deconv_cli.io.codec import Array, WriteRequest, not_carried
 from deconv_cli.io.codecs.npy import NPY, read_layout
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.partial_file import allocate, check_room, partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.partial_file import make_partial, partial_path, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -87,17 +87,13 @@ class NpyTarget(RegionTarget):
         """Make the file, with all the room it will need."""
         n_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         with refusing_to_write(self.path):
-            if self._is_there():
-                return
-            check_room(self.path, n_bytes)
-            with partial_path(self.path).open("wb") as stream:
-                header = {"descr": np.dtype(self.dtype).newbyteorder("<").str, "fortran_order": False}
-                np.lib.format.write_array_header_1_0(stream, header | {"shape": self.shape})
-                stream.flush()
-                allocate(stream.fileno(), stream.tell() + n_bytes)
+            make_partial(self.path, n_bytes, self._is_there, self._make)
+
+    def _make(self, own: Path) -> None:
+        np.lib.format.open_memmap(own, "w+", np.dtype(self.dtype).newbyteorder("<"), self.shape)
 
     def _is_there(self) -> bool:
-        """Tell whether an earlier run made the whole file; one that ended while it did left a shorter one."""
+        """Tell whether the file in the making is the one that is meant."""
         with contextlib.suppress(OSError, ValueError):
             found = self._open("r")
             return found.shape == self.shape and found.dtype == np.dtype(self.dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,12 +29,37 @@ def check_room(path: Path, n_bytes: int) -> None:
         )
 
 
-def allocate(descriptor: int, n_bytes: int) -> None:
-    """Give a file its final size, reserved on the disk where the system can: a map of a full disk ends a process."""
+def make_partial(path: Path, n_bytes: int, is_right: Callable[[], bool], make: Callable[[Path], None]) -> None:
+    """Make the hidden file, unless an earlier run or another process made it.
+
+    Args:
+        path: where the result will be.
+        n_bytes: that it will take.
+        is_right: tells whether the hidden file that is there is what this run would make; else it is removed.
+        make: makes it, of its final size, under another name.
+
+    Raises:
+        FileAccessError: the disk has too little room.
+    """
+    partial = partial_path(path)
+    # A file of this name was whole from the start, so that one which is not right is of another run.
+    if partial.exists():
+        if is_right():
+            return
+        partial.unlink()
+    check_room(path, n_bytes)
+    own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
+    try:
+        make(own)
+        # Of several processes the first one wins: the others may have written into its file already.
+        with contextlib.suppress(FileExistsError):
+            os.link(own, partial)
+    finally:
+        own.unlink(missing_ok=True)
+    # A map of a file without room on the disk ends a process.
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    else:
-        os.ftruncate(descriptor, n_bytes)
+        with partial.open("rb+") as stream:
+            os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
 
 
 def put_in_place(path: Path) -> None:

@@ -15,7 +15,7 @@ from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.regions.overlap import overlap
-from deconv_cli.io.regions.partial_file import allocate, check_room, partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.partial_file import make_partial, partial_path, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.tiff_grid import TiffGrid
@@ -36,15 +36,10 @@ class TiffTarget(RegionTarget):
         """Write the headers, and make room for all tiles."""
         from deconv_cli.io.codecs.tiff_writer import write_empty_tiff
 
-        partial = partial_path(self.path)
+        n_bytes = limits.array_bytes(self.shape, np.dtype(self.dtype).itemsize)
+        image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})
         with refusing_to_write(self.path):
-            if self._is_there():
-                return
-            check_room(self.path, limits.array_bytes(self.shape, np.dtype(self.dtype).itemsize))
-            image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})
-            write_empty_tiff(partial, image, self.tile)
-            with partial.open("rb+") as stream:
-                allocate(stream.fileno(), partial.stat().st_size)
+            make_partial(self.path, n_bytes, self._is_there, lambda own: write_empty_tiff(own, image, self.tile))
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -53,7 +48,7 @@ class TiffTarget(RegionTarget):
         return rows, columns
 
     def _is_there(self) -> bool:
-        """Tell whether an earlier run made the whole file; one that ended while it did left a shorter one."""
+        """Tell whether the file in the making is the one that is meant."""
         with contextlib.suppress(OSError, InputRefusedError):
             image, _ = self._headers()
             return (image.shape, image.dtype, image.axes) == (self.shape, self.dtype, self.axes)

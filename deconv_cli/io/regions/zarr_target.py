@@ -10,9 +10,9 @@ from typing import Any
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.zarr_folder import ZARR, channel_windows, write_descriptions
-from deconv_cli.io.codecs.zarr_library import ArraySpec, open_described
+from deconv_cli.io.codecs.zarr_library import FORMAT_FILE, ArraySpec, open_described
 from deconv_cli.io.codecs.zarr_pyramid import build_levels
-from deconv_cli.io.folders import address_of, read_member, remove, write_member
+from deconv_cli.io.folders import address_of, is_member, read_member, remove, write_member
 from deconv_cli.io.regions.partial_file import partial_path, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -45,8 +45,11 @@ class ZarrTarget(RegionTarget):
         """Say what will be there; chunks of an earlier run stay where they were to become the same."""
         plan = json.dumps(self.documents).encode()
         with refusing_to_write(self.path):
-            if read_member(self.folder / _PLAN) != plan:
+            before = read_member(self.folder / _PLAN)
+            # Without a plan there is nothing yet, or something whole; what another process has begun has this plan.
+            if before not in (None, plan) or is_member(self.folder / FORMAT_FILE):
                 remove(self.folder)
+            if before != plan:
                 write_member(self.folder / _PLAN, plan)
 
     def write(self, region: Region, samples: Array) -> None:
