@@ -27,9 +27,20 @@ from deconv_cli.errors import (
     UnsafeInputError,
     UntrustworthyResultError,
     UsageError,
+    WorkerError,
 )
 from deconv_cli.gradients.rules import GRADIENT_RULES
-from deconv_cli.parts import BOUNDARIES, CODECS, KERNEL_SOURCES, PENALTIES, PRIORS, REGION_FORMATS, SOLVERS, TAPS
+from deconv_cli.parts import (
+    BOUNDARIES,
+    CODECS,
+    KERNEL_SOURCES,
+    PENALTIES,
+    PRIORS,
+    REGION_FORMATS,
+    SCHEDULERS,
+    SOLVERS,
+    TAPS,
+)
 from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
@@ -75,6 +86,7 @@ __all__ = [
     "PENALTIES",
     "PRIORS",
     "REGION_FORMATS",
+    "SCHEDULERS",
     "SOLVERS",
     "TAPS",
     "BeadPsf",
@@ -114,6 +126,7 @@ __all__ = [
     "UsageError",
     "VaryingConvolution",
     "Verdict",
+    "WorkerError",
     "__version__",
     "align_kernel",
     "check_gradients",

@@ -10,6 +10,7 @@
     │   ├── ShapeError              kernel and image do not fit each other
     │   ├── TooLargeError           larger than the memory, or than a header may honestly promise
     │   └── UnsafeInputError        opening it could run code
+    ├── WorkerError             a process or a cluster that shares the work is gone, or cannot do it
     └── UntrustworthyResultError   a result is there, but is not to be trusted as it is
 
 The message is the whole story: no caller adds to it, and the command line prints it as it stands.
@@ -46,6 +47,10 @@ class TooLargeError(InputRefusedError):
 
 class UnsafeInputError(InputRefusedError):
     """Opening an input could run code that it carries."""
+
+
+class WorkerError(DeconvError):
+    """A process or a cluster that shares the work is gone, or cannot do it."""
 
 
 class UntrustworthyResultError(DeconvError):

@@ -104,6 +104,16 @@ CODECS: Registry[Any] = Registry(
 )
 """File formats, for images and tensors."""
 
+SCHEDULERS: Registry[Any] = Registry(
+    "scheduler",
+    {
+        "serial": "deconv_cli.schedulers.serial:SerialScheduler",
+        "processes": "deconv_cli.schedulers.process_pool:ProcessPool",
+        "dask": "deconv_cli.schedulers.dask_cluster:DaskCluster",
+    },
+)
+"""Who does many independent pieces of work; the first that covers the settings."""
+
 
 REGION_FORMATS: Registry[Any] = Registry(
     "format that is read by parts",

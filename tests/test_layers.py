@@ -40,7 +40,7 @@ ALLOWED = {
     "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
-    "schedulers": {"allocator", "errors", "vocabulary"},
+    "schedulers": {"allocator", "errors", "vocabulary", "registry", "parts"},
     "blocks": BELOW_WORKFLOWS | {"workflows", "io", "schedulers"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},

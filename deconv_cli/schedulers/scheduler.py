@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from deconv_cli.errors import DeconvError, WorkerError
+from deconv_cli.schedulers.work_settings import WorkSettings
+
 Result = TypeVar("Result")
+
+RETRIES = 2
+"""How often a piece of work is tried again whose worker died, or that a file or the network failed."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,11 @@ class Finished(Generic[Result]):
     result: Result | None = None
     error: Exception | None = None
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether it failed by what another trial may do without, such as a file server that did not answer."""
+        return isinstance(self.error, OSError | WorkerError)
+
 
 class Scheduler(ABC):
     """Calls a task with one number after another; a context manager that ends its workers.
@@ -35,14 +47,35 @@ class Scheduler(ABC):
 
     n_workers: int
     """Tasks that run at once."""
+    n_sharing: int = 1
+    """Workers that share the memory of this machine."""
     address: str | None = None
     """Where a person can watch the workers."""
+
+    @classmethod
+    @abstractmethod
+    def covers(cls, settings: WorkSettings) -> bool:
+        """Tell whether these settings ask for this scheduler."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, settings: WorkSettings) -> Self:
+        """Start it as the settings say.
+
+        Raises:
+            UsageError: the settings contradict what is there, or a package is missing.
+            WorkerError: there is no cluster where the settings say.
+        """
 
     @abstractmethod
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Give each piece of work as it is done; few more than there are workers are under way at any time.
 
-        An error that a task raises is given with its number, and the others go on.
+        An error that a task raises is given with its number, and the others go on. Errors of files and of the network
+        come after `RETRIES` further trials.
+
+        Raises:
+            WorkerError: there is nobody left to do the work.
         """
 
     def close(self) -> None:  # noqa: B027
@@ -55,3 +88,13 @@ class Scheduler(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
+    """Call a task once, and give what came of it."""
+    try:
+        return Finished(number, task(number))
+    except Exception as error:  # noqa: BLE001  the caller decides what a failure means
+        if not isinstance(error, DeconvError):
+            error.add_note(traceback.format_exc())  # errors that are sent lose theirs
+        return Finished(number, error=error)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Self
 
-from deconv_cli.schedulers.scheduler import Finished, Result, Scheduler
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt
+from deconv_cli.schedulers.work_settings import WorkSettings
 
 
 class SerialScheduler(Scheduler):
@@ -12,12 +14,21 @@ class SerialScheduler(Scheduler):
 
     n_workers = 1
 
+    @classmethod
+    def covers(cls, settings: WorkSettings) -> bool:
+        """Cover settings that ask for nobody else."""
+        return settings.cluster is None and settings.scheduler is None and settings.jobs in (None, 1)
+
+    @classmethod
+    def open(cls, settings: WorkSettings) -> Self:
+        """Start nothing."""
+        return cls()
+
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Call the task with one number after another."""
         for number in numbers:
-            try:
-                result = task(number)
-            except Exception as error:  # noqa: BLE001  the caller decides what a failure means
-                yield Finished(number, error=error)
-            else:
-                yield Finished(number, result)
+            for _ in range(1 + RETRIES):
+                finished = attempt(task, number)
+                if not finished.may_pass:
+                    break
+            yield finished

@@ -1,0 +1,194 @@
+"""Workers of Dask: a cluster that is running, or one of this machine that lasts as long as the run.
+
+One piece of work is one task of Dask. Its graph knows nothing of pictures, and never holds more than a few tasks for
+each worker. A worker does one piece at a time, with all of its threads.
+"""
+
+from __future__ import annotations
+
+import operator
+import pickle
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import islice
+from types import ModuleType
+from typing import Any, Self
+
+from deconv_cli.errors import FileAccessError, UsageError, WorkerError
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt
+from deconv_cli.schedulers.shares import check_gpus, take_share, threads_per_worker
+from deconv_cli.schedulers.work_settings import WorkSettings
+
+SECONDS_TO_CONNECT = 30
+"""How long a scheduler may take to answer."""
+UNDER_WAY = 2
+"""Pieces that each worker is given at once, so that none waits for the network."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
+
+
+class DaskCluster(Scheduler):
+    """Works on the workers of a scheduler of Dask.
+
+    Args:
+        client: connected to it.
+        cluster: ended with this scheduler, where it was started for it.
+    """
+
+    def __init__(self, client: Any, cluster: Any = None) -> None:  # noqa: ANN401  distributed is optional
+        self._client, self._cluster = client, cluster
+        self.n_workers = max(1, len(client.nthreads()))
+        self.n_sharing = 1 if cluster is None else self.n_workers
+        self._n_threads = None if cluster is None else threads_per_worker(self.n_workers)
+        self.address = client.dashboard_link if cluster is None or find_spec("bokeh") else None
+
+    @classmethod
+    def covers(cls, settings: WorkSettings) -> bool:
+        """Cover clusters that are running, and those of this machine."""
+        return settings.scheduler is not None or (settings.cluster or "").partition(":")[0] == "local"
+
+    @classmethod
+    def open(cls, settings: WorkSettings) -> Self:
+        """Connect to a cluster, or start one."""
+        try:
+            import distributed
+        except ModuleNotFoundError as error:
+            raise UsageError("clusters need the package distributed; pip install 'deconv-cli[cluster]'.") from error
+        if settings.scheduler is not None:
+            return cls(_connect(distributed, settings.scheduler))
+        found = re.fullmatch(r"local:([1-9]\d{0,3})", settings.cluster or "", re.ASCII)
+        if found is None:
+            raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
+        n_workers = int(found[1])
+        check_gpus(n_workers, settings.device)
+        cluster = distributed.LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        )
+        return cls(distributed.Client(cluster, set_as_default=False), cluster)
+
+    def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
+        """Submit few more pieces than there are workers, and another one for each that is done."""
+        from distributed import as_completed
+
+        piece = self._send(Piece(task, self._n_threads))
+        left = iter(numbers)
+        under_way: dict[Any, int] = {}
+        done = as_completed(loop=self._client.loop)
+        try:
+            while True:
+                n_wanted = UNDER_WAY * max(1, len(self._client.nthreads())) - len(under_way)
+                for number in islice(left, max(0, n_wanted)):
+                    future = self._client.submit(operator.call, piece, number, pure=False, retries=RETRIES)
+                    under_way[future] = number
+                    done.add(future)
+                if not under_way:
+                    return
+                future = next(done)
+                yield _finished(future, under_way.pop(future))
+        finally:
+            self._client.cancel(list(under_way))
+
+    def close(self) -> None:
+        """Leave the cluster, or end it where it was started for this."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _send(self, piece: Piece) -> Any:  # noqa: ANN401  a future
+        """Send what all pieces share once; a worker that comes later has it from the scheduler.
+
+        The graph names functions of the standard library alone, so that the scheduler, which reads it, needs nothing
+        of this package, and of the arrays within it sees bytes.
+        """
+        return self._client.submit(pickle.loads, pickle.dumps(piece), pure=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One call of a task on a worker.
+
+    Attributes:
+        task: of the run.
+        n_threads: of a worker of this machine, which also has a GPU by its number; else those that the worker has.
+        versions: of the packages where the run was started.
+    """
+
+    task: Callable[[int], Any]
+    n_threads: int | None
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+    def __call__(self, number: int) -> Finished[Any]:
+        """Do one piece.
+
+        Raises:
+            OSError: a file or the network failed; Dask tries again.
+        """
+        from distributed import get_worker
+
+        if self.versions != _versions():
+            here, there = (", ".join(f"{name} {n}" for name, n in v.items()) for v in (_versions(), self.versions))
+            error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
+            return Finished(number, error=error)
+        worker = get_worker()
+        is_of_this_machine = self.n_threads is not None
+        with _ONE_AT_A_TIME:
+            take_share(self.n_threads or worker.state.nthreads, int(worker.name) if is_of_this_machine else None)
+            finished = attempt(self.task, number)
+        if finished.may_pass:
+            assert finished.error is not None
+            raise finished.error
+        return finished
+
+
+def _versions() -> dict[str, str]:
+    """Give the versions that decide what a piece gives; builds of torch for other devices are alike."""
+    return {"deconv": version("deconv-cli"), "torch": version("torch").partition("+")[0]}
+
+
+def _connect(distributed: ModuleType, address: str) -> Any:  # noqa: ANN401  a client
+    """Connect to a scheduler by its address, or by the file that it wrote that to."""
+    at = {"address": address} if "://" in address else {"scheduler_file": address}
+    try:
+        with warnings.catch_warnings():
+            # A worker whose versions matter refuses its pieces.
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+            return distributed.Client(**at, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise WorkerError(
+            f"no scheduler of Dask answers at '{address}': {error}; start one with 'dask scheduler', and give the "
+            "address that it prints, or its scheduler file."
+        ) from error
+
+
+def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
+    """Give what a worker sent, or why none could.
+
+    Raises:
+        WorkerError: the scheduler is gone.
+    """
+    if future.status == "finished":
+        finished: Finished[Any] = future.result()
+        return finished
+    if future.status != "error":
+        raise WorkerError("the scheduler of the cluster ended before the work was done; go on with another one.")
+    error = future.exception()
+    if isinstance(error, FileAccessError):
+        error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
+    elif isinstance(error, ModuleNotFoundError):
+        error = WorkerError(f"a worker of the cluster has {error.msg.lower()}; install deconv-cli there too.")
+    elif type(error).__name__ == "KilledWorker":
+        error = WorkerError(
+            f"piece {number} of the work ended every worker that did it; the system does that where memory is short: "
+            "start workers with more of it, or give a smaller max_memory."
+        )
+    return Finished(number, error=error)
