@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt
-from deconv_cli.schedulers.shares import check_gpus, take_share, threads_per_worker
+from deconv_cli.schedulers.machine_share import MachineShare
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt_away
 from deconv_cli.schedulers.work_settings import WorkSettings
 
 SECONDS_TO_CONNECT = 30
@@ -38,14 +40,14 @@ class DaskCluster(Scheduler):
 
     Args:
         client: connected to it.
-        cluster: ended with this scheduler, where it was started for it.
+        cluster: ended with this scheduler, where it was started for it on this machine, and
+        share: what each of its workers takes.
     """
 
-    def __init__(self, client: Any, cluster: Any = None) -> None:  # noqa: ANN401  distributed is optional
-        self._client, self._cluster = client, cluster
+    def __init__(self, client: Any, cluster: Any = None, share: MachineShare | None = None) -> None:  # noqa: ANN401
+        self._client, self._cluster, self._share = client, cluster, share
         self.n_workers = max(1, len(client.nthreads()))
         self.n_sharing = 1 if cluster is None else self.n_workers
-        self._n_threads = None if cluster is None else threads_per_worker(self.n_workers)
         self.address = client.dashboard_link if cluster is None or find_spec("bokeh") else None
 
     @classmethod
@@ -66,7 +68,7 @@ class DaskCluster(Scheduler):
         if found is None:
             raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
         n_workers = int(found[1])
-        check_gpus(n_workers, settings.device)
+        share = MachineShare.of(n_workers, settings.device)
         cluster = distributed.LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -74,13 +76,13 @@ class DaskCluster(Scheduler):
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
         )
-        return cls(distributed.Client(cluster, set_as_default=False), cluster)
+        return cls(distributed.Client(cluster, set_as_default=False), cluster, share)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Submit few more pieces than there are workers, and another one for each that is done."""
         from distributed import as_completed
 
-        piece = self._send(Piece(task, self._n_threads))
+        piece = self._send(Piece(task, self._share))
         left = iter(numbers)
         under_way: dict[Any, int] = {}
         done = as_completed(loop=self._client.loop)
@@ -119,12 +121,12 @@ class Piece:
 
     Attributes:
         task: of the run.
-        n_threads: of a worker of this machine, which also has a GPU by its number; else those that the worker has.
+        share: what a worker takes of this machine; on others it takes all of its threads, and its first GPU.
         versions: of the packages where the run was started.
     """
 
     task: Callable[[int], Any]
-    n_threads: int | None
+    share: MachineShare | None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
 
     def __call__(self, number: int) -> Finished[Any]:
@@ -140,10 +142,13 @@ class Piece:
             error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
             return Finished(number, error=error)
         worker = get_worker()
-        is_of_this_machine = self.n_threads is not None
         with _ONE_AT_A_TIME:
-            take_share(self.n_threads or worker.state.nthreads, int(worker.name) if is_of_this_machine else None)
-            finished = attempt(self.task, number)
+            if self.share is None:
+                MachineShare(worker.state.nthreads).take(0)
+            else:
+                keep_freed_memory()
+                self.share.take(int(worker.name))
+            finished = attempt_away(self.task, number)
         if finished.may_pass:
             assert finished.error is not None
             raise finished.error
@@ -159,6 +164,8 @@ def _connect(distributed: ModuleType, address: str) -> Any:  # noqa: ANN401  a c
     """Connect to a scheduler by its address, or by the file that it wrote that to."""
     at = {"address": address} if "://" in address else {"scheduler_file": address}
     try:
+        if "scheduler_file" in at:
+            Path(address).stat()  # Dask would wait for it
         with warnings.catch_warnings():
             # A worker whose versions matter refuses its pieces.
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
@@ -185,7 +192,7 @@ def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
     if isinstance(error, FileAccessError):
         error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
     elif isinstance(error, ModuleNotFoundError):
-        error = WorkerError(f"a worker of the cluster has {error.msg.lower()}; install deconv-cli there too.")
+        error = WorkerError(f"a worker of the cluster has {error.msg.lower()}; install deconv-cli there as it is here.")
     elif type(error).__name__ == "KilledWorker":
         error = WorkerError(
             f"piece {number} of the work ended every worker that did it; the system does that where memory is short: "

@@ -38,7 +38,7 @@ class JobShare:
         return cls(int(found[1]), int(found[2]))
 
     def of(self, numbers: Sequence[int]) -> Sequence[int]:
-        """Give the numbers of this job: neighbors, which read the same parts of a file, and as many as any other job."""
+        """Give the numbers of this job: neighbors, which read the same parts of a file, as many as every other job."""
         first, end = ((job * len(numbers)) // self.n_jobs for job in (self.job - 1, self.job))
         return numbers[first:end]
 

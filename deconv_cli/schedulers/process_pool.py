@@ -16,9 +16,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import WorkerError
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt
-from deconv_cli.schedulers.shares import check_gpus, take_share, threads_per_worker
+from deconv_cli.schedulers.machine_share import MachineShare
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt_away
 from deconv_cli.schedulers.work_settings import WorkSettings
 
 SECONDS_TO_END = 5.0
@@ -33,11 +34,15 @@ class ProcessPool(Scheduler):
 
     Args:
         n_workers: how many processes.
+        device: type of the device of the arithmetic.
+
+    Raises:
+        UsageError: there are not as many GPUs.
     """
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, n_workers: int, device: str = "cpu") -> None:
         self.n_workers = self.n_sharing = n_workers
-        self._n_threads = threads_per_worker(n_workers)
+        self._share = MachineShare.of(n_workers, device)
         self._places = list(range(n_workers))
         self._idle: list[_Worker] = []
 
@@ -50,8 +55,7 @@ class ProcessPool(Scheduler):
     def open(cls, settings: WorkSettings) -> Self:
         """Make a pool of so many jobs."""
         assert settings.jobs is not None
-        check_gpus(settings.jobs, settings.device)
-        return cls(settings.jobs)
+        return cls(settings.jobs, settings.device)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Give each process one number at a time."""
@@ -94,7 +98,7 @@ class ProcessPool(Scheduler):
 
     def _free_worker(self) -> _Worker:
         """Take a process that has nothing to do, or start one."""
-        return self._idle.pop() if self._idle else _Worker(heapq.heappop(self._places), self._n_threads)
+        return self._idle.pop() if self._idle else _Worker(heapq.heappop(self._places), self._share)
 
     def _ended(self, busy: dict[Connection, _Worker]) -> Iterator[Finished[Any]]:
         """Wait for pieces under way that are done, or whose process died."""
@@ -122,11 +126,11 @@ class _Worker:
         is_lost: whether it died.
     """
 
-    def __init__(self, place: int, n_threads: int) -> None:
+    def __init__(self, place: int, share: MachineShare) -> None:
         context = multiprocessing.get_context("spawn")
         self.place = place
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, n_threads, place), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, share, place), daemon=True)
         self.process.start()
         theirs.close()
         self.is_lost = False
@@ -151,7 +155,8 @@ class _Worker:
             WorkerError: it gave up by itself, as it does where it cannot start.
         """
         try:
-            return pickle.loads(self.pipe.recv_bytes())  # noqa: S301  from a process of ours
+            finished: Finished[Any] = self.pipe.recv()
+            return finished
         except (EOFError, OSError):
             self.is_lost = True
         self.process.join(SECONDS_TO_END)
@@ -177,27 +182,17 @@ class _Worker:
         self.process.close()
 
 
-def _serve(pipe: Connection, n_threads: int, place: int) -> None:
+def _serve(pipe: Connection, share: MachineShare, place: int) -> None:
     """Do one piece after another, until the pipe is closed; runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     with suppress(EOFError, ConnectionError):
         pickled = pipe.recv_bytes()  # before torch is loaded, which takes long: the sender waits
-        take_share(n_threads, place)
+        keep_freed_memory()
+        share.take(place)
         task = pickle.loads(pickled)  # noqa: S301  from the process that started this one
         while True:
-            message = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            message = pipe.recv()
             if isinstance(message, int):
-                pipe.send_bytes(_pickled(attempt(task, message)))
+                pipe.send(attempt_away(task, message))
             else:
                 task = message
-
-
-def _pickled(finished: Finished[Any]) -> bytes:
-    """Pickle what came of a piece; of an error that cannot be sent, what it says."""
-    try:
-        pickled = pickle.dumps(finished)
-        pickle.loads(pickled)  # noqa: S301  an exception with arguments of its own may fail here
-    except Exception as error:  # noqa: BLE001  whatever the caller's class raises
-        cause = finished.error or error
-        return pickle.dumps(Finished(finished.number, error=RuntimeError(f"{type(cause).__name__}: {cause}")))
-    return pickled

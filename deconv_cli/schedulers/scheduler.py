@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -95,6 +96,18 @@ def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
     try:
         return Finished(number, task(number))
     except Exception as error:  # noqa: BLE001  the caller decides what a failure means
-        if not isinstance(error, DeconvError):
-            error.add_note(traceback.format_exc())  # errors that are sent lose theirs
         return Finished(number, error=error)
+
+
+def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]:
+    """Call a task once, where what came of it has to be sent to whoever waits for it."""
+    finished = attempt(task, number)
+    error = finished.error
+    if error is not None and not isinstance(error, DeconvError):
+        error.add_note("".join(traceback.format_exception(error)))  # which is not sent
+    try:
+        pickle.loads(pickle.dumps(finished))  # noqa: S301  an exception with arguments of its own may fail here
+    except Exception as failure:  # noqa: BLE001  whatever the classes of the task raise
+        cause = failure if error is None else error
+        return Finished(number, error=RuntimeError(f"{type(cause).__name__}: {cause}"))
+    return finished

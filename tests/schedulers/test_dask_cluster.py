@@ -1,0 +1,118 @@
+"""Workers of Dask: real processes, of a cluster of this machine and of one that is running."""
+
+import json
+import sys
+from itertools import count
+
+import pytest
+from piece_tasks import DieAt, Fail, WriteUnit, check_failures, sleep_from_two
+
+from deconv_cli.errors import UsageError, WorkerError
+from deconv_cli.schedulers import dask_cluster
+from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
+from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.work_settings import WorkSettings
+
+pytest.importorskip("distributed")
+
+N_PIECES = 9
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with DaskCluster.open(WorkSettings(cluster="local:2")) as cluster:
+        yield cluster
+
+
+def a_file(folder):
+    path = folder / "samples"
+    path.touch()
+    return path
+
+
+def test_the_same_bytes_as_one_process_though_a_worker_is_killed(cluster, tmp_path_factory):
+    serial, killed = (a_file(tmp_path_factory.mktemp("dask")) for _ in range(2))
+    list(SerialScheduler().run(WriteUnit(serial), range(N_PIECES)))
+    found = list(cluster.run(DieAt(WriteUnit(killed), {4: 1}), range(N_PIECES)))
+    assert sorted((one.number, one.result, one.error) for one in found) == [(n, 10 * n, None) for n in range(N_PIECES)]
+    assert killed.read_bytes() == serial.read_bytes()
+    assert killed.with_name("4-0").exists()
+    assert cluster.n_workers == cluster.n_sharing == 2
+
+
+def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(cluster, tmp_path):
+    check_failures({one.number: one for one in cluster.run(Fail(tmp_path), range(5))})
+    assert [len((tmp_path / str(n)).read_text()) for n in range(4)] == [1, 1, 3, 3]
+    (one,) = cluster.run(Fail(tmp_path), [3])
+    assert str(one.error).endswith("cannot be read; all workers have to see the files by the same paths.")
+
+
+def test_few_pieces_are_under_way(cluster):
+    given = count()
+    run = cluster.run(abs, given)
+    assert next(run).error is None
+    assert next(given) <= 1 + UNDER_WAY * cluster.n_workers
+    run.close()
+    assert [one.result for one in cluster.run(abs, [-3])] == [3]
+
+
+def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_path):
+    address = cluster._client.scheduler.address
+    by_file = tmp_path / "scheduler.json"
+    by_file.write_text(json.dumps({"address": address}))
+    cluster._client.wait_for_workers(2, timeout=30)  # a test may have killed one
+    for given in (address, str(by_file)):
+        with DaskCluster.open(WorkSettings(scheduler=given)) as found:
+            assert found.address.startswith("http://127.0.0.1:")
+            assert (found.n_workers, found.n_sharing) == (2, 1)
+            assert [one.result for one in found.run(abs, [-5])] == [5]
+    assert [one.result for one in cluster.run(abs, [-6])] == [6]
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere://127.0.0.1:9", "missing.json"])
+def test_where_no_scheduler_answers_a_sentence_says_so(address, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dask_cluster, "SECONDS_TO_CONNECT", 0.5)
+    with pytest.raises(WorkerError, match=f"no scheduler of Dask answers at '{address}'.*'dask scheduler'"):
+        DaskCluster.open(WorkSettings(scheduler=address))
+
+
+def test_a_worker_of_other_versions_refuses(cluster, monkeypatch):
+    here = dask_cluster._versions()
+    monkeypatch.setattr(dask_cluster, "_versions", lambda: here | {"deconv": "9.9"})
+    (one,) = cluster.run(abs, [1])
+    assert isinstance(one.error, UsageError)
+    assert f"has deconv {here['deconv']}," in str(one.error)
+    assert "started with deconv 9.9" in str(one.error)
+
+
+def test_a_worker_without_the_package_is_named_as_the_cause(cluster, monkeypatch, tmp_path):
+    (tmp_path / "only_here.py").write_text("def task(number): return number")
+    monkeypatch.syspath_prepend(tmp_path)
+    from only_here import task
+
+    (one,) = cluster.run(task, [1])
+    assert isinstance(one.error, WorkerError)
+    assert "no module named 'only_here'; install deconv-cli there" in str(one.error)
+
+
+def test_without_distributed_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[cluster\]'"):
+        DaskCluster.open(WorkSettings(cluster="local:2"))
+
+
+@pytest.mark.parametrize("words", ["local", "local:", "local:0", "local:two", "local:-1", "local:1.5"])
+def test_a_cluster_of_no_number_is_refused(words):
+    with pytest.raises(UsageError, match=f"local:N with N processes of this machine, but is '{words}'"):
+        DaskCluster.open(WorkSettings(cluster=words))
+
+
+@pytest.mark.exhaustive  # Dask takes its time to give a scheduler up
+def test_a_scheduler_that_ends_is_not_waited_for():
+    with DaskCluster.open(WorkSettings(cluster="local:1")) as cluster:
+        run = cluster.run(sleep_from_two, range(4))
+        assert [next(run).number, next(run).number] == [0, 1]
+        cluster._cluster.close()
+        with pytest.raises(WorkerError, match="the scheduler of the cluster ended before the work was done"):
+            list(run)

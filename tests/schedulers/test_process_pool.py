@@ -1,0 +1,130 @@
+"""Several processes of this machine, some of which die."""
+
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from piece_tasks import DieAt, Fail, WriteUnit, check_failures, describe_worker, divide, exit_at_seven
+
+from deconv_cli.errors import UsageError, WorkerError
+from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.serial import SerialScheduler
+
+N_PIECES = 9
+
+
+def a_file(folder):
+    path = folder / "samples"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ProcessPool(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    path = a_file(tmp_path_factory.mktemp("serial"))
+    found = list(SerialScheduler().run(WriteUnit(path), range(N_PIECES)))
+    assert [(one.number, one.result, one.error) for one in found] == [(n, 10 * n, None) for n in range(N_PIECES)]
+    return path.read_bytes()
+
+
+def test_the_same_bytes_though_processes_are_killed(pool, expected, tmp_path):
+    path = a_file(tmp_path)
+    found = list(pool.run(DieAt(WriteUnit(path), {0: 2, 5: 1}), range(N_PIECES)))
+    assert sorted((one.number, one.result) for one in found) == [(n, 10 * n) for n in range(N_PIECES)]
+    assert path.read_bytes() == expected
+    assert sorted(marker.name for marker in tmp_path.glob("?-?")) == ["0-0", "0-1", "5-0"]
+
+
+def test_a_piece_that_ends_every_process_costs_only_itself(pool, tmp_path):
+    path = a_file(tmp_path)
+    found = {one.number: one for one in pool.run(DieAt(WriteUnit(path), {1: 9}), range(3))}
+    assert (found[0].result, found[2].result) == (0, 20)
+    assert isinstance(found[1].error, WorkerError)
+    assert "piece 1 was ended by signal 9, 3 times" in str(found[1].error)
+    assert len(list(tmp_path.glob("1-?"))) == 3
+
+
+@pytest.mark.parametrize("scheduler", ["pool", "serial"])
+def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(scheduler, pool, tmp_path):
+    chosen = pool if scheduler == "pool" else SerialScheduler()
+    check_failures({one.number: one for one in chosen.run(Fail(tmp_path), range(5))})
+    assert [len((tmp_path / str(n)).read_text()) for n in range(5)] == [1, 1, 3, 3, 1]
+
+
+def test_a_bug_in_a_task_tells_where_it_is(pool):
+    (one,) = pool.run(divide, [0])
+    assert isinstance(one.error, ZeroDivisionError)
+    assert "in divide" in "".join(one.error.__notes__)
+
+
+def test_few_pieces_are_under_way_and_those_that_nobody_waits_for_are_dropped(pool):
+    given = count()
+    run = pool.run(abs, given)
+    assert next(run).number in (0, 1)
+    assert next(given) <= 1 + 2 * pool.n_workers
+    run.close()
+    assert [one.result for one in pool.run(abs, [3])] == [3]
+
+
+def test_a_process_that_gives_up_ends_the_run():
+    with ProcessPool(2) as pool, pytest.raises(WorkerError, match="ended with exit code 7"):
+        list(pool.run(exit_at_seven, [7]))
+
+
+@pytest.mark.exhaustive  # torch is loaded by three processes
+def test_the_threads_of_all_processes_are_those_of_torch(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with ProcessPool(3) as pool:
+        assert {one.result[:2] for one in pool.run(describe_worker, range(3))} == {("2", 2)}
+
+
+def test_each_process_has_a_gpu_to_itself(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ProcessPool(2, "cuda").n_workers == 2
+    with pytest.raises(UsageError, match="there are 3 processes and 2 GPUs"):
+        ProcessPool(3, "cuda")
+
+
+INTERRUPTED = """
+import time
+from deconv_cli.schedulers.process_pool import ProcessPool
+
+def sleep(number):
+    print(number, flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        with ProcessPool(2) as pool:
+            list(pool.run(sleep, range(5)))
+    except KeyboardInterrupt:
+        print("ended")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is a signal to a group of processes")
+def test_an_interrupted_run_ends_all_of_its_processes_in_silence(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, str(script)]
+    started = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={"PYTHONPATH": root, "PATH": ""},
+    ) as run:  # fmt: skip
+        assert {run.stdout.readline(), run.stdout.readline()} == {"0\n", "1\n"}
+        subprocess.os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        assert run.communicate(timeout=50) == ("ended\n", "")
+    assert time.monotonic() - started < 55

@@ -1,0 +1,72 @@
+"""Who does the work, by what was said of it."""
+
+import pytest
+
+import deconv_cli
+from deconv_cli.errors import UsageError
+from deconv_cli.schedulers.job_array import JobShare
+from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.start_scheduler import start_scheduler
+from deconv_cli.schedulers.work_settings import WorkSettings
+
+
+def test_this_process_works_alone_unless_told_otherwise():
+    assert type(start_scheduler(WorkSettings())) is SerialScheduler
+    assert type(start_scheduler(WorkSettings(jobs=1))) is SerialScheduler
+    pool = start_scheduler(WorkSettings(jobs=3))
+    assert type(pool) is ProcessPool
+    assert pool.n_workers == 3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"jobs": 2, "cluster": "local:2"}, {"jobs": 1, "scheduler": "a"}, {"cluster": "local:2", "scheduler": "a"}],
+)
+def test_two_that_would_do_the_work_are_refused(given):
+    with pytest.raises(UsageError, match=" and ".join(f"{name}={value}" for name, value in given.items())):
+        WorkSettings(**given)
+
+
+def test_what_no_scheduler_covers_is_refused():
+    with pytest.raises(UsageError, match="jobs must be a positive whole number"):
+        WorkSettings(jobs=0)
+    with pytest.raises(UsageError, match="but is 'slurm:4'"):
+        start_scheduler(WorkSettings(cluster="slurm:4"))
+
+
+def test_a_scheduler_of_the_callers_is_taken():
+    class Backwards(SerialScheduler):
+        """Works from the last number to the first."""
+
+        @classmethod
+        def covers(cls, settings):
+            return settings.cluster == "backwards"
+
+        def run(self, task, numbers):
+            return super().run(task, reversed(numbers))
+
+    deconv_cli.SCHEDULERS.register("backwards", Backwards)
+    try:
+        with start_scheduler(WorkSettings(cluster="backwards")) as scheduler:
+            assert [one.result for one in scheduler.run(abs, range(3))] == [2, 1, 0]
+    finally:
+        deconv_cli.SCHEDULERS.unregister("backwards")
+
+
+@pytest.mark.parametrize(("n_pieces", "n_jobs"), [(0, 1), (1, 3), (10, 3), (12, 4), (5, 5)])
+def test_the_jobs_of_an_array_do_each_piece_once(n_pieces, n_jobs):
+    shares = [JobShare(job, n_jobs).of(range(n_pieces)) for job in range(1, n_jobs + 1)]
+    assert [number for share in shares for number in share] == list(range(n_pieces))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_share_of_a_job_is_read_and_written():
+    assert JobShare.parse(" 3/16") == JobShare(3, 16)
+    assert str(JobShare(3, 16)) == "3/16"
+
+
+@pytest.mark.parametrize("text", ["", "3", "0/4", "5/4", "1/0", "a/4", "1/4/4", "-1/4", "1.0/4"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(UsageError, match="number the jobs of an array from 1"):
+        JobShare.parse(text)
