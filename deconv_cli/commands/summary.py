@@ -241,7 +241,9 @@ def _noise(result: Reconstruction) -> str | None:
         if not all(model.is_white for model in result.noise):
             return f"σ {sigma}, estimated with its spectrum"
         is_rounding = all(one.sigma == ROUNDING_NOISE for one in choices)
-        source = "that of rounding to whole numbers" if is_rounding else "estimated where the kernel passes least"
+        is_of_layer = not result.settings.layer.is_plain
+        estimated = "the likeliest" if is_of_layer else "estimated where the kernel passes least"
+        source = "that of rounding to whole numbers" if is_rounding else estimated
         return f"σ {sigma}, {source}"
     is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
     return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")

@@ -58,7 +58,9 @@ class ErrorPredictor:
     ) -> None:
         self.inverse, self.seed = inverse, seed
         like, size = inverse.kernel.taps, inverse.geometry.image_size
-        self.n_probes = _enough_probes(size, n_images * like.shape[1]) if n_probes is None else n_probes
+        self.n_probes = (
+            _enough_probes(size, n_images * inverse.operator.input_shape[0]) if n_probes is None else n_probes
+        )
         self._bands = EdgeBands(size, max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), like.device)
         self._noise: tuple[Tensor, Tensor] | None = None
 

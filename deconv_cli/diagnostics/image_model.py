@@ -57,6 +57,21 @@ class ImageModel:
     sigma: float
     noise: NoiseModel = WHITE
 
+    @classmethod
+    def isotropic(cls, exponent: float, channels: Tensor, size: Size) -> ImageModel:
+        """Make a model without noise that is the same in all directions, its pixels varying by one on average.
+
+        Args:
+            exponent: p in 1 / θᵖ.
+            channels: G.
+            size: of the images whose pixels vary so.
+        """
+        coefficients = channels.new_zeros(_basis((2,) * len(size), channels).shape[1])
+        coefficients[-1] = -exponent
+        power = cls(coefficients, channels, 0.0).power(size)
+        coefficients[0] = -math.log(synchronize.as_number(power.mean()))
+        return cls(coefficients, channels, 0.0)
+
     @property
     def exponent(self) -> float:
         """How fast the amplitude falls with frequency, on average: p in 1 / θᵖ, at a radian a pixel."""
@@ -98,7 +113,7 @@ def fit_image_model(
         least_sigma: an estimate is taken to be at least this, as that of rounding.
     """
     kernel = continuation.kernel
-    channels = _common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
+    channels = common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
     model = fit_to_power(continuation.continued(y, lam), channels, lam, sigma)
     model = replace(model, noise=continuation.noise or model.noise)
     return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
@@ -222,7 +237,7 @@ def _expectations(n_coefficients: int, n_axes: int, like: Tensor) -> tuple[Tenso
     return center, spread
 
 
-def _common_factor(estimate: Tensor, n_channels: int, n_axes: int) -> Tensor:
+def common_factor(estimate: Tensor, n_channels: int, n_axes: int) -> Tensor:
     """Find G with GGᵀ the covariance of the gradients of the channels, of trace C_in."""
     images = to_float64(estimate)
     if n_channels == 1:

@@ -1,4 +1,4 @@
-"""Rules that choose λ from the data, each in closed form from power by frequency (`spectral_data.py`).
+"""Rules that choose λ from the data, each in closed form from power by gain (`power_by_gain.py`).
 
 * gcv: generalized cross-validation, n·RSS / (n − EDF)² (Golub, Heath and Wahba, "Generalized cross-validation as a
   method for choosing a good ridge parameter", Technometrics 21, 1979), made robust by the factor γ + (1 − γ)·Σf²/n
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import LambdaRule
@@ -63,26 +64,33 @@ class LambdaCurve:
         return not self.lams[0] * 1.001 < self.chosen < self.lams[-1] / 1.001
 
 
-def choose_by_rule(rule: LambdaRule, data: SpectralData, sigma: float) -> LambdaCurve:
+def choose_by_rule(rule: LambdaRule, data: SpectralData | PowerByGain, sigma: float) -> LambdaCurve:
     """Choose λ by one rule.
 
     Args:
-        rule: which.
-        data: power by frequency.
+        rule: which; `whiteness` looks at frequencies, and so at `SpectralData` alone.
+        data: power by frequency, or by gain.
         sigma: standard deviation of the noise, in the units of the samples; only `upre` and `discrepancy` use it.
     """
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
+    by_gain = data.by_gain if isinstance(data, SpectralData) else data
     if rule is LambdaRule.LCURVE:
-        return _sharpest_bend(data, lams)
-    criterion = _CRITERIA[rule]
+        return _sharpest_bend(by_gain, lams)
     # Where data were continued by the model there is no noise, and the residual is all but zero.
-    sigma = sigma * data.observed_share**0.5
-    values = synchronize.as_numbers(torch.stack([criterion(data, lam, sigma) for lam in lams]))
+    sigma = sigma * by_gain.observed_share**0.5
+
+    def criterion(lam: float) -> Tensor:
+        if rule is LambdaRule.WHITENESS:
+            assert isinstance(data, SpectralData)
+            return _whiteness(data, lam)
+        return _CRITERIA[rule](by_gain, lam, sigma)
+
+    values = synchronize.as_numbers(torch.stack([criterion(lam) for lam in lams]))
     best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
     chosen = lams[best]
     if 0 < best < n - 1:
-        chosen = _golden(lambda lam: synchronize.as_number(criterion(data, lam, sigma)), lams[best - 1], lams[best + 1])
+        chosen = _golden(lambda lam: synchronize.as_number(criterion(lam)), lams[best - 1], lams[best + 1])
     return LambdaCurve(rule, tuple(lams), tuple(values), chosen)
 
 
@@ -103,60 +111,69 @@ def _golden(value: Callable[[float], float], low: float, high: float) -> float:
     return math.exp((a + b) / 2)
 
 
-def _left(data: SpectralData, lam: float) -> Tensor:
-    """1 − f, the part of each component that stays in the residual, shape `(F, m)`."""
-    return lam / (data.ratio + lam)
+def _left(ratio: Tensor, lam: float) -> Tensor:
+    """1 − f, the part of each component that stays in the residual."""
+    return lam / (ratio + lam)
 
 
-def _passed(data: SpectralData, lam: float) -> Tensor:
-    """f, the part that the estimate explains, shape `(F, m)`: 1 where the penalty is zero."""
-    return 1 - _left(data, lam)
+def _passed(ratio: Tensor, lam: float) -> Tensor:
+    """f, the part that the estimate explains: 1 where the penalty is zero."""
+    return 1 - _left(ratio, lam)
 
 
-def residual_square_sum(data: SpectralData, lam: float) -> Tensor:
+def residual_square_sum(data: PowerByGain, lam: float) -> Tensor:
     """Compute RSS, for all images of the batch together, in squared units of the samples."""
-    return (data.multiplicity * ((_left(data, lam).square() * data.power).sum(dim=-1) + data.outside)).sum()
+    return (_left(data.ratio, lam).square() * data.power).sum() + data.outside
 
 
-def effective_parameters(data: SpectralData, lam: float) -> Tensor:
+def effective_parameters(data: PowerByGain, lam: float) -> Tensor:
     """Compute EDF, for all images of the batch together."""
-    return data.n_images * (data.multiplicity[:, None] * _passed(data, lam)).sum()
+    return (data.count * _passed(data.count_ratio, lam)).sum()
 
 
-def _gcv(data: SpectralData, lam: float, _sigma: float) -> Tensor:
+def _gcv(data: PowerByGain, lam: float, _sigma: float) -> Tensor:
     n = data.n_data
     plain = n * residual_square_sum(data, lam) / (n - effective_parameters(data, lam)).square()
-    squares = data.n_images * (data.multiplicity[:, None] * _passed(data, lam).square()).sum()
+    squares = (data.count * _passed(data.count_ratio, lam).square()).sum()
     return plain * (ROBUSTNESS + (1 - ROBUSTNESS) * squares / n)
 
 
-def _ml(data: SpectralData, lam: float, _sigma: float) -> Tensor:
+def _ml(data: PowerByGain, lam: float, _sigma: float) -> Tensor:
     """Minus the logarithm of the likelihood of the data, per number, with the likeliest noise."""
     # The components that the penalty leaves free have an improper prior, and say nothing of λ.
+    is_penalized = torch.isfinite(data.count_ratio)
+    n = data.n_data - synchronize.as_number((data.count * ~is_penalized).sum())
+    explained = torch.where(is_penalized, 1 + data.count_ratio / lam, 1.0)
+    return 0.5 * (likeliest_noise(data, lam).square().log() + (data.count * explained.log()).sum() / n)
+
+
+def likeliest_noise(data: PowerByGain, lam: float) -> Tensor:
+    """Compute the standard deviation of the noise that makes the data likeliest for images of the prior exp(−λ‖Lx‖²).
+
+    It is in the units of the samples.
+    """
     is_penalized = torch.isfinite(data.ratio)
-    weight = data.multiplicity[:, None] * is_penalized
-    n = data.n_data - data.n_images * synchronize.as_number((data.multiplicity[:, None] * ~is_penalized).sum())
-    explained = torch.where(is_penalized, 1 + data.ratio / lam, 1.0)
-    quadratic = (weight * data.power / explained).sum() + (data.multiplicity * data.outside).sum()
-    return 0.5 * torch.log(quadratic / n) + 0.5 * data.n_images * (weight * explained.log()).sum() / n
+    n = data.n_data - synchronize.as_number((data.count * ~torch.isfinite(data.count_ratio)).sum())
+    quadratic = torch.where(is_penalized, data.power / (1 + data.ratio / lam), 0.0).sum() + data.outside
+    return (quadratic / n).sqrt()
 
 
-def _upre(data: SpectralData, lam: float, sigma: float) -> Tensor:
+def _upre(data: PowerByGain, lam: float, sigma: float) -> Tensor:
     return (residual_square_sum(data, lam) + 2 * sigma**2 * effective_parameters(data, lam)) / data.n_data
 
 
-def _discrepancy(data: SpectralData, lam: float, sigma: float) -> Tensor:
+def _discrepancy(data: PowerByGain, lam: float, sigma: float) -> Tensor:
     ratio = residual_square_sum(data, lam) / (data.n_data * max(sigma, 1e-300) ** 2)
     return ratio.clamp_min(1e-300).log().abs()
 
 
-def _whiteness(data: SpectralData, lam: float, _sigma: float) -> Tensor:
-    by_frequency = (_left(data, lam).square() * data.power).sum(dim=-1) + data.outside
+def _whiteness(data: SpectralData, lam: float) -> Tensor:
+    by_frequency = (_left(data.ratio, lam).square() * data.power).sum(dim=-1) + data.outside
     total = (data.multiplicity * by_frequency).sum()
     return (data.multiplicity * by_frequency.square()).sum() * data.multiplicity.sum() / total.square()
 
 
-def _sharpest_bend(data: SpectralData, lams: list[float]) -> LambdaCurve:
+def _sharpest_bend(data: PowerByGain, lams: list[float]) -> LambdaCurve:
     """Find the corner by the curvature of the curve, from differences on the grid of log λ."""
     across = torch.stack([residual_square_sum(data, lam) for lam in lams]).log()
     down = torch.stack([_penalty(data, lam) for lam in lams]).log()
@@ -171,16 +188,15 @@ def _sharpest_bend(data: SpectralData, lams: list[float]) -> LambdaCurve:
     return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
 
 
-def _penalty(data: SpectralData, lam: float) -> Tensor:
+def _penalty(data: PowerByGain, lam: float) -> Tensor:
     """Compute ‖Lx‖², up to a constant factor."""
     ratio = torch.where(torch.isfinite(data.ratio), data.ratio, 0.0)
-    return (data.multiplicity[:, None] * ratio / (ratio + lam).square() * data.power).sum()
+    return (ratio / (ratio + lam).square() * data.power).sum()
 
 
-_CRITERIA: dict[LambdaRule, Callable[[SpectralData, float, float], Tensor]] = {
+_CRITERIA: dict[LambdaRule, Callable[[PowerByGain, float, float], Tensor]] = {
     LambdaRule.GCV: _gcv,
     LambdaRule.ML: _ml,
     LambdaRule.UPRE: _upre,
     LambdaRule.DISCREPANCY: _discrepancy,
-    LambdaRule.WHITENESS: _whiteness,
 }

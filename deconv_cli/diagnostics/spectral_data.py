@@ -10,11 +10,13 @@ and the noise of what is left is white. The estimate, and so f, is the same as e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.noise_spectrum import interpolated
+from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -90,3 +92,18 @@ class SpectralData:
     def n_data(self) -> float:
         """Real numbers in the data."""
         return synchronize.as_number(self.multiplicity.sum()) * self.modes.u.shape[-2] * self.n_images
+
+    @cached_property
+    def by_gain(self) -> PowerByGain:
+        """The same without the frequencies."""
+        multiplicity = self.multiplicity[:, None].expand_as(self.power)
+        ratio = self.ratio.expand_as(self.power).flatten()
+        return PowerByGain(
+            ratio=ratio,
+            power=(multiplicity * self.power).flatten(),
+            outside=(self.multiplicity * self.outside).sum(),
+            count_ratio=ratio,
+            count=self.n_images * multiplicity.flatten(),
+            n_data=self.n_data,
+            observed_share=self.observed_share,
+        )

@@ -42,7 +42,7 @@ def _of_the_solution(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
 
 
 def _of_the_kernel(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
-    conditioning, picard, width = diagnosis.conditioning, diagnosis.picard, diagnosis.resolution.widest
+    conditioning, picard = diagnosis.conditioning, diagnosis.picard
     condition = result.spectrum.condition
     return [
         (
@@ -72,12 +72,16 @@ def _of_the_kernel(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
             f"{_percent(diagnosis.null_share_of_estimate)} of the estimate",
             "energy that the kernel removes altogether",
         ),
-        (
-            "Resolution",
-            "none" if width is None else f"{width:.2f} pixels",
-            "how wide a single bright pixel comes back, at half of its height",
-        ),
+        *_of_the_resolution(diagnosis),
     ]
+
+
+def _of_the_resolution(diagnosis: Diagnosis) -> list[Row]:
+    if diagnosis.resolution is None:
+        return []
+    width = diagnosis.resolution.widest
+    size = "none" if width is None else f"{width:.2f} pixels"
+    return [("Resolution", size, "how wide a single bright pixel comes back, at half of its height")]
 
 
 def _of_the_residual(diagnosis: Diagnosis) -> list[Row]:

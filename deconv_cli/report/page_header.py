@@ -48,18 +48,21 @@ def _warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
 
 
 def _trust(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
-    finding, width = diagnosis.tests.finding, diagnosis.resolution.widest
+    finding = diagnosis.tests.finding
     sentences = [] if result.is_trusted else ["Nowhere as it is: see the warnings."]
     sentences += [] if finding.is_warning else [finding.sentence]
-    if width is None:
-        sentences.append("The resolution is not limited evenly: some channel hardly comes through.")
-    elif width < 1.05:
-        sentences.append("Single pixels are resolved.")
-    else:
-        sentences.append(f"Detail finer than about {width:.1f} pixels is not resolved.")
+    sentences += [] if diagnosis.resolution is None else [_resolved(diagnosis.resolution.widest)]
     if result.predicted_error is not None:
         sentences += _expected_error(result, result.predicted_error)
     return [*sentences, _edges(result, diagnosis)]
+
+
+def _resolved(width: float | None) -> str:
+    if width is None:
+        return "The resolution is not limited evenly: some channel hardly comes through."
+    if width < 1.05:
+        return "Single pixels are resolved."
+    return f"Detail finer than about {width:.1f} pixels is not resolved."
 
 
 def _expected_error(result: Reconstruction, predicted: PredictedError) -> list[str]:

@@ -159,6 +159,7 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
     """Describe what was found out about a reconstruction besides."""
     conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
     whiteness = tests.whiteness
+    resolution = diagnosis.resolution
     return {
         "channel": diagnosis.channel,
         "residual_finding": tests.finding.value,
@@ -187,5 +188,5 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
         "noise_floor": picard.noise_floor,
         "recoverable": picard.n_recoverable,
         "components": picard.n_modes,
-        "resolution_pixels": [list(widths) for widths in diagnosis.resolution.widths],
+        "resolution_pixels": None if resolution is None else [list(widths) for widths in resolution.widths],
     }

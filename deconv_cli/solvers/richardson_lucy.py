@@ -131,7 +131,9 @@ class RichardsonLucyEstimator(Estimator):
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; stopped by {how}{origin and f', {origin}'}")
-        n_numbers = math.prod(self.geometry.extended_size) * max(kernel.taps.shape[:2])
+        n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
+        n_places = max(math.prod(self.geometry.extended_size), math.prod(self.geometry.output_size))
+        n_numbers = n_places * max(n_inputs, n_outputs)
         cost = Cost.of_transforms(TikhonovProblem(self.operator, 0.0), 0.0)
         self.cost = replace(cost, n_bytes_per_image=N_IMAGES * kernel.taps.itemsize * n_numbers)
         self.check_memory(self.cost)

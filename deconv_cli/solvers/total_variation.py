@@ -16,6 +16,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.admm import Admm, AdmmRun
@@ -42,7 +43,7 @@ MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse.
 N_EXTRA_IMAGES = 14
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
-INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying")
+INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying", "layered")
 
 
 class TotalVariation(Prior):
@@ -97,8 +98,8 @@ class TotalVariationEstimator(Estimator):
         weight: float | None,
         noise: float | None = None,
     ) -> None:
-        _check(kernel, settings, weight, noise)
         super().__init__(kernel, image_size, settings)
+        _check(self.operator, settings, weight, noise)
         self.weight, self.noise = weight, noise
         self._gradient = spaced_penalty("gradient", settings.spacing)
         default = 1e-6 if kernel.taps.dtype == torch.float64 else 1e-4
@@ -184,9 +185,9 @@ class TotalVariationEstimator(Estimator):
         return weight, False
 
 
-def _check(kernel: Kernel, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
+def _check(operator: Convolution, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
     """Refuse what cannot be solved."""
-    n_outputs, n_inputs = kernel.taps.shape[:2]
+    n_outputs, n_inputs = operator.output_shape[0], operator.input_shape[0]
     if settings.method != "auto":
         raise UsageError(f"prior tv picks its own solver, but method {settings.method} was given; leave it out.")
     if not is_determined(1.0, "gradient", n_outputs, n_inputs):

@@ -19,6 +19,7 @@ from deconv_cli.diagnostics.conditioning import (
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.picard import Picard, measure_picard
+from deconv_cli.diagnostics.plain_view import plain_view
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
 from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
@@ -40,7 +41,7 @@ class Diagnosis:
             around it, they are faded out towards the edges first.
         null_share_of_estimate: which part of that of the estimate the kernel does not let through.
         picard: the data against the singular values.
-        resolution: what becomes of a single bright pixel.
+        resolution: what becomes of a single bright pixel; `None` where pixels are phases of different gains.
         tests: what the residual points to.
         gain_map: largest and smallest singular value over all frequencies, shape `(2, *image_size)`.
         channel: where channels were restored one by one, the one that all but the residual is of: the first whose
@@ -52,7 +53,7 @@ class Diagnosis:
     null_share_of_data: float
     null_share_of_estimate: float
     picard: Picard
-    resolution: Resolution
+    resolution: Resolution | None
     tests: ResidualTests
     gain_map: Tensor
     channel: int | None = None
@@ -69,7 +70,8 @@ def diagnose(
     """Examine what `reconstruct` gave.
 
     Singular values are those of the kernel on a torus, whatever the border; at photographs' sizes, or for many
-    channels, a part of the frequencies stands for all.
+    channels, a part of the frequencies stands for all. Of a layer they are those of one group, with its phases as
+    channels (see `plain_view`).
 
     Args:
         inverse: the one that was applied.
@@ -78,27 +80,35 @@ def diagnose(
         bias: what was subtracted from each output channel first, shape `(C_out,)`.
         noise: standard deviation of the noise in the data, where it is known.
     """
-    taps, problem, n_axes = inverse.problem.operator.kernel, inverse.problem, inverse.kernel.n_axes
+    problem, n_axes = inverse.problem, inverse.kernel.n_axes
     data = inverse.arrange(subtract_bias(y, bias, n_axes).detach())
     residual = data - problem.operator.forward(result.solution.value.detach())
-    estimate = inverse.kernel.split(result.image.detach())
-    image_size, data_size = inverse.geometry.image_size, inverse.geometry.output_size
+    view = plain_view(problem.operator, data, inverse.kernel.split(result.image.detach()), residual)
+    image_size, data_size = (tuple(images.shape[-n_axes:]) for images in (view.estimate, view.data))
     as_filter = _as_filter(inverse)
     is_periodic = problem.operator.boundary.is_periodic and image_size == data_size
     fade = _as_it_is if is_periodic else partial(apply_hann_window, n_axes=n_axes)
-    modes = torus_modes(taps, image_size)
-    of_data = modes if data_size == image_size else torus_modes(taps, data_size)
+    modes = torus_modes(view.taps, image_size)
+    of_data = modes if data_size == image_size else torus_modes(view.taps, data_size)
     conditioning = measure_conditioning(modes, as_filter)
     return Diagnosis(
         residual=inverse.kernel.join(residual),
         conditioning=conditioning,
-        null_share_of_data=null_share_of_outputs(of_data, fade(data), conditioning.threshold),
-        null_share_of_estimate=null_share_of_inputs(modes, fade(estimate), conditioning.threshold),
-        picard=measure_picard(of_data, data, is_periodic=is_periodic),
-        resolution=measure_resolution(taps, image_size, as_filter),
+        null_share_of_data=null_share_of_outputs(of_data, fade(view.data), conditioning.threshold),
+        null_share_of_estimate=null_share_of_inputs(modes, fade(view.estimate), conditioning.threshold),
+        picard=measure_picard(of_data, view.data, is_periodic=is_periodic),
+        resolution=None if view.has_phases else measure_resolution(view.taps, image_size, as_filter),
         tests=result.residual_tests
-        or check_residual_of(inverse, residual, data, noise=NoiseModel(noise, is_sigma_given=noise is not None)),
-        gain_map=gain_map(taps, image_size),
+        or check_residual(
+            view.residual,
+            view.data,
+            of_data,
+            as_filter,
+            kernel_size=tuple(view.taps.shape[2:]),
+            noise=NoiseModel(noise, is_sigma_given=noise is not None),
+            is_boundary_free=problem.operator.boundary.is_unknown,
+        ),
+        gain_map=gain_map(view.taps, image_size),
     )
 
 

@@ -1,34 +1,62 @@
-"""What a layer with a stride, a dilation or groups asks of a pipeline: refusals, and what its outputs leave open."""
+"""What a layer with a stride, a dilation or groups asks of a pipeline: refusals, its λ, what its outputs leave open."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.probed_lambda import choose_lambda_by_probing
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.vocabulary import LambdaRule
 
 
 def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
-    """Refuse what is known of plain convolutions alone.
+    """Refuse what takes a torus of all pixels to be found from the data.
 
     Raises:
-        UsageError: another prior than the quadratic one, or λ, the noise or the error are to be found from the data.
+        UsageError: λ is to be chosen by whiteness, or under a penalty on differences, or the kind of the noise is to be
+            found.
     """
+    chooses = settings.lam == "auto" or settings.lambda_rule is not None
     asked = None
-    if not settings.is_linear:
-        asked = f"prior {settings.objective} is"
-    elif settings.lam == "auto" or settings.lambda_rule is not None:
-        asked = "λ is chosen from the data"
+    if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
+        asked = "λ is chosen by rule whiteness"
+    elif chooses and settings.penalty not in (None, "identity"):
+        asked = f"λ is chosen from the data under penalty {settings.penalty}"
     elif settings.noise == "auto":
         asked = "the kind of the noise is found"
-    elif settings.predict:
-        asked = "the error is predicted, and compared with a truth,"
     if asked is not None:
         raise UsageError(
             f"{asked} for plain convolutions alone, but this layer is one with {layer.describe()}; leave that out, or "
             "give a number for λ."
         )
+
+
+def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
+    """Choose λ from the data of a layer.
+
+    Args:
+        kernel: canonical kernel with the options of the layer.
+        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
+        settings: what was resolved.
+        least_sigma: an estimate of the noise is taken to be at least this.
+    """
+    outputs = kernel.split(y, are_outputs=True)
+    geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
+    operator = kernel.detached().convolution(geometry, settings.boundary)
+    return choose_lambda_by_probing(
+        operator,
+        outputs,
+        operator.spectrum.sigma_max,
+        rule=settings.lambda_rule or LambdaRule.GCV,
+        sigma=settings.noise_sigma,
+        least_sigma=least_sigma,
+    )
 
 
 def describe_unseen(operator: LayerConvolution, lam: float) -> tuple[str, ...]:

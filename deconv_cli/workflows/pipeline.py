@@ -45,7 +45,7 @@ from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
-from deconv_cli.workflows.layer_settings import describe_unseen
+from deconv_cli.workflows.layer_settings import choose_lambda_of_layer, describe_unseen
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
@@ -358,6 +358,9 @@ class Pipeline:
                 kernel, data, settings, lambda piece, single, s: self._choose_lambda(piece, single, s, least_sigma)
             )
         detached = data.detach()
+        unbiased = subtract_bias(detached, self._bias, kernel.n_axes).detach()
+        if not kernel.layer.is_plain:
+            return choose_lambda_of_layer(kernel, unbiased, settings, least_sigma)
         continuation = Continuation(
             replace(kernel, taps=kernel.taps.detach()),
             tuple(data.shape[-kernel.n_axes :]),
@@ -368,7 +371,7 @@ class Pipeline:
         )
         return choose_lambda(
             continuation,
-            subtract_bias(detached, self._bias, kernel.n_axes).detach(),
+            unbiased,
             rule=settings.lambda_rule or LambdaRule.GCV,
             sigma=settings.noise_sigma,
             least_sigma=least_sigma,

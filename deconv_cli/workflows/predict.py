@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor, contrast_of
-from deconv_cli.diagnostics.image_model import fit_image_model
+from deconv_cli.diagnostics.image_model import ImageModel, fit_image_model
 from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
+from deconv_cli.diagnostics.probed_image_model import fit_probed_image_model
 from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -42,43 +46,57 @@ def predict_for(
     """
     data = subtract_bias(y, bias, inverse.kernel.n_axes).detach()
     assert result.settings.has_lambda
-    assert result.penalty is not None
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
     outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, result.image.detach())
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     periodic = _periodic_estimate(inverse, data)
     others = None if periodic is None else _one_by_one(kernel, periodic)
     predictor = ErrorPredictor(inverse, n_images=len(outputs), seed=result.settings.seed or 0)
-    continuation = Continuation(
-        kernel,
-        inverse.geometry.output_size,
-        boundary=result.boundary,
-        penalty=spaced_penalty(result.penalty, result.settings.spacing),
-        max_memory=inverse.settings.max_memory,
-        noise=result.settings.noise if isinstance(result.settings.noise, NoiseModel) else None,
-    )
+    fit = _fit_of(inverse, result)
+    # Of two sizes of images and channels, what has more numbers has as much energy in more of them.
+    gain = result.spectrum.sigma_max * (estimates[0].numel() / outputs[0].numel()) ** 0.5
     parts, units = [], []
     # What one image is like, and its noise, need not be so of another.
     for i, (output, estimate) in enumerate(zip(outputs, estimates, strict=True)):
         unit = common_unit(output)
-        model = fit_image_model(
-            continuation,
+        model = fit(
             output / unit,
             estimate / unit,
-            lam=result.settings.lam,
             sigma=None if sigma is None else sigma / unit,
             least_sigma=least_sigma / unit,
         )
         found = predictor.predict(
             estimate / unit,
             model,
-            contrast=contrast_of(output / unit, result.spectrum.sigma_max),
+            contrast=contrast_of(output / unit, gain),
             periodic=None if others is None else others[i] / unit,
             truth=None if known is None else known[i] / unit,
         )
         parts.append(found)
         units.append(unit)
-    return pool_errors(parts, units, tuple(result.image.shape))
+    pooled = pool_errors(parts, units, tuple(result.image.shape))
+    operator = inverse.operator
+    if not isinstance(operator, LayerConvolution):
+        return pooled
+    # Of pixels that no output depends on there is nothing to be trusted.
+    return replace(pooled, trusted=pooled.trusted & operator.crop_to_frame(operator.touched()))
+
+
+def _fit_of(inverse: PseudoInverse, result: Reconstruction) -> Callable[..., ImageModel]:
+    """Give what fits a model to the data of one image: by frequency where there are such, else by probing."""
+    settings = result.settings
+    if inverse.operator.is_layer:
+        return partial(fit_probed_image_model, inverse.operator, seed=settings.seed or 0)
+    assert result.penalty is not None
+    continuation = Continuation(
+        inverse.kernel,
+        inverse.geometry.output_size,
+        boundary=result.boundary,
+        penalty=spaced_penalty(result.penalty, settings.spacing),
+        max_memory=inverse.settings.max_memory,
+        noise=settings.noise if isinstance(settings.noise, NoiseModel) else None,
+    )
+    return partial(fit_image_model, continuation, lam=settings.lam)
 
 
 def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) -> Tensor:
@@ -90,6 +108,8 @@ def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) ->
 def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
     """Restore as if the picture repeated itself; `None` where it cannot, does not fit the memory, or was done."""
     geometry, settings = inverse.geometry, inverse.settings
+    if inverse.operator.is_layer:
+        return None
     if as_rule(settings.boundary).is_periodic or geometry.output_size != geometry.image_size:
         return None
     circular = replace(settings, boundary="circular", method="auto")

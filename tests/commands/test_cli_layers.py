@@ -119,3 +119,28 @@ def test_the_table_counts_the_channels_of_the_layer(layer, says):
     _, _, _, folder = layer
     words = ["forward", folder / "x.npy", "-k", folder / "module.pt", "-o", folder / "y.npy"]
     assert f"{says} channels" in " ".join(CliRunner().invoke(app, list(map(str, words))).stderr.split())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("layer", ["strided"], indirect=True)
+def test_lambda_error_and_page_of_a_layer(layer):
+    _, module, x, folder = layer
+    y = module(x).detach()
+    np.save(folder / "y.npy", (y + 0.02 * torch.randn(y.shape, dtype=y.dtype)).numpy())
+    outputs = [
+        "--error-map",
+        folder / "error.npy",
+        "--trust-mask",
+        folder / "trust.npy",
+        "--report",
+        folder / "page.html",
+    ]
+    words = ["invert", folder / "y.npy", "-k", folder / "module.pt", "--lambda=auto", "-o", folder / "restored.npy"]
+    found = run(*words, "--truth", folder / "x.npy", *outputs)
+    assert found["lambda_choice"]["rule"] == "gcv"
+    expected = found["predicted_error"]
+    assert expected["actual_root_mean_square"] == pytest.approx(expected["root_mean_square"], rel=0.5)
+    assert np.load(folder / "error.npy").shape == tuple(x.shape)
+    page = (folder / "page.html").read_text()
+    assert "Noise gain" in page
+    assert "how wide a single bright pixel" not in page  # of phases with gains of their own there is no such width

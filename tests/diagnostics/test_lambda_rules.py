@@ -61,8 +61,10 @@ class TestAgainstMatrices:
         residual = dense.columns - influence @ dense.columns
         n_images = dense.y.shape[0]
         assert dense.data.n_data == dense.y.numel()
-        assert float(residual_square_sum(dense.data, lam)) == pytest.approx(float(residual.square().sum()), rel=1e-9)
-        assert float(effective_parameters(dense.data, lam)) == pytest.approx(
+        assert float(residual_square_sum(dense.data.by_gain, lam)) == pytest.approx(
+            float(residual.square().sum()), rel=1e-9
+        )
+        assert float(effective_parameters(dense.data.by_gain, lam)) == pytest.approx(
             n_images * float(influence.trace()), rel=1e-9
         )
 

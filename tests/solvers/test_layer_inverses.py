@@ -133,7 +133,8 @@ def test_the_report_says_what_no_output_depends_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lam": "auto"}, {"lambda_rule": "gcv"}, {"prior": "tv"}, {"predict": True}, {"noise": "auto"}]
+    "options",
+    [{"lambda_rule": "whiteness"}, {"lam": "auto", "penalty": "gradient"}, {"lam": 1e-3, "noise": "auto"}],
 )
 def test_what_is_for_plain_convolutions_alone_is_refused(options: dict) -> None:
     with pytest.raises(deconv_cli.UsageError, match="for plain convolutions alone, but this layer is one"):

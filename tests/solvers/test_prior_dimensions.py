@@ -143,3 +143,44 @@ def test_richardson_lucy_finds_light_beyond_the_first_plane():
     assert float(unknown.image.max()) < 3
     reflected = deconv_cli.invert(y, kernel, boundary="symmetric", **settings)
     assert (unknown.image - truth).norm() < 0.1 * (reflected.image - truth).norm()
+
+
+LAYERS = {
+    "strided": ((5, 1, 3, 3), {"stride": 2}),
+    "grouped": ((4, 1, 2, 2), {"groups": 2, "dilation": 2}),
+    "transposed": ((1, 2, 3, 3), {"transposed": True, "stride": 2}),
+}
+
+
+def layer_of(name: str, **more: object) -> tuple[Kernel, ResolvedSettings]:
+    shape, options = LAYERS[name]
+    return Kernel(random(shape, seed=3).abs(), False), ResolvedSettings(padding=1, **options, **more)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_priors_of_layers_reach_their_minima(name: str) -> None:
+    size = (5, 4)
+    kernel, settings = layer_of(name, lam=1e-2, tolerance=1e-9)
+    nonnegative = NonnegativeEstimator(PseudoInverse(kernel, size, settings))
+    y, A = random(nonnegative.operator.output_shape, seed=5), nonnegative.operator.as_matrix()
+    H = A.T @ A + nonnegative.problem.weight * torch.eye(A.shape[1], dtype=A.dtype)
+    expected = projected_gradient(H, A.T @ y.flatten())
+    found = nonnegative.solve(y).value.flatten()
+    assert 0.1 < float((found == 0).double().mean()) < 0.95
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+    kernel, settings = layer_of(name, prior="tv", tolerance=1e-6, max_iterations=20_000)
+    flat = TotalVariationEstimator(kernel, size, settings, weight=0.05)
+    shape = flat.operator.input_shape
+    D = torch.stack([difference(shape, axis, periodic=False) for axis in range(2)])
+    expected = chambolle_pock(A, D.flatten(0, 1), y.flatten(), 0.05, 2)
+    solution = flat.solve(y)
+    assert solution.certificate <= 1e-5
+    torch.testing.assert_close(solution.value.flatten(), expected, rtol=0, atol=2e-3)
+
+    kernel, settings = layer_of(name, tolerance=1e-6, max_iterations=20_000)
+    lucy = RichardsonLucyEstimator(kernel, size, settings, gain=1e-12)
+    counts = lucy.operator.forward(1 + random(lucy.operator.input_shape).abs())
+    estimate = lucy.solve(counts).value
+    slope = lucy.operator.adjoint(1 - counts / lucy.operator.forward(estimate).clamp_min(1e-30))
+    assert float((estimate * slope).abs().max()) <= 1e-3 * float(counts.max())

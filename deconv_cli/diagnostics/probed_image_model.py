@@ -1,0 +1,108 @@
+"""A statistical model of an image and its noise, fitted to the data of any linear operator.
+
+As in `image_model.py` the power of the image falls with a power of frequency, the same in all directions, and its
+channels have one covariance. Under a layer with a stride several frequencies of the image meet in one of the data, so
+nothing is fitted by frequency: the images are A·G·P^½ applied to white ones, and the likelihood of the data under that
+operator, for each of a few powers, is computed by probing (`golub_kahan.py`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.golub_kahan import ProbedPower
+from deconv_cli.diagnostics.image_model import ImageModel, common_factor
+from deconv_cli.diagnostics.lambda_rules import choose_by_rule, likeliest_noise
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.vocabulary import LambdaRule, Size
+
+EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+"""How fast amplitudes may fall with frequency: not at all, as those of white images, or as 1 / θ², for instance."""
+MIN_STEPS, MAX_STEPS = 48, 128
+"""Of the bidiagonalization, by the size of the image. With fewer steps noise that is far below the image is taken to be
+larger than it is, and amplitudes to fall less."""
+STEPPED = 2**24
+"""So many numbers are gone through in all steps, where the least number of them does not take more."""
+
+
+class RandomImages(LinearOperator):
+    """Turn white images on a torus into images of a model, cut to a size.
+
+    Args:
+        model: its coefficients and channels are taken.
+        shape: of the images, `(C, *size)`.
+        like: has the dtype of the arithmetic.
+    """
+
+    def __init__(self, model: ImageModel, shape: tuple[int, ...], like: Tensor) -> None:
+        self._size: Size = shape[1:]
+        self._torus = tuple(next_fast_size(n + n // 4) for n in self._size)
+        self._filter = model.power(self._torus).sqrt().to(like.dtype)
+        self._channels = model.channels.to(like.dtype)
+        self.input_shape, self.output_shape = (shape[0], *self._torus), shape
+        self.dtype, self.device = like.dtype, like.device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter and mix `x` of shape `(*batch, C, *torus)`, and cut a frame out."""
+        mixed = torch.einsum("ij,...jn->...in", self._channels, x.flatten(-len(self._torus))).unflatten(-1, self._torus)
+        return crop(self._filtered(mixed), (0,) * len(self._size), self._size)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose to `y` of shape `(*batch, C, *size)`."""
+        whole = y.new_zeros(*y.shape[: -len(self._size)], *self._torus)
+        crop(whole, (0,) * len(self._size), self._size).copy_(y)
+        flat = self._filtered(whole).flatten(-len(self._torus))
+        return torch.einsum("ji,...jn->...in", self._channels, flat).unflatten(-1, self._torus)
+
+    def _filtered(self, images: Tensor) -> Tensor:
+        axes = space_axes(len(self._torus))
+        return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * self._filter, s=self._torus, dim=axes)
+
+
+def fit_probed_image_model(
+    operator: Convolution,
+    y: Tensor,
+    estimate: Tensor,
+    *,
+    sigma: float | None = None,
+    least_sigma: float = 0.0,
+    seed: int = 0,
+) -> ImageModel:
+    """Fit the model to the data of one image.
+
+    Args:
+        operator: A.
+        y: shape `(C_out, *output_size)`, without the bias.
+        estimate: what was restored from them, shape `(C_in, *size)`: shows the mean of the image, and how much its
+            channels have in common.
+        sigma: standard deviation of the noise in the units of the samples; by default the likeliest.
+        least_sigma: an estimate is taken to be at least this, as that of rounding.
+        seed: of what is drawn to probe the operator.
+    """
+    n_axes = estimate.ndim - 1
+    channels = common_factor(estimate, len(estimate), n_axes)
+    mean = estimate.mean(dim=space_axes(n_axes), keepdim=True)
+    data = y - operator.forward(mean.expand(operator.input_shape))
+    # The scale of the gain is that of images whose pixels vary by one.
+    scale = operator.spectrum.sigma_max
+    n_steps = max(MIN_STEPS, min(MAX_STEPS, STEPPED // math.prod(operator.output_shape)))
+    fits = []
+    for exponent in EXPONENTS:
+        model = ImageModel.isotropic(exponent, channels, operator.input_shape[1:])
+        probed = ProbedPower(operator @ RandomImages(model, operator.input_shape, y), data, scale, seed=seed)
+        probed.extend(n_steps)
+        power = probed.by_gain()
+        curve = choose_by_rule(LambdaRule.ML, power, 0.0)
+        noise = synchronize.as_number(likeliest_noise(power, curve.chosen))
+        fits.append((min(curve.values), noise, noise / (scale * curve.chosen**0.5), model))
+    _, noise, spread, model = min(fits, key=lambda fit: fit[0])
+    coefficients = model.coefficients.clone()
+    coefficients[0] += 2 * math.log(max(spread, 1e-30))
+    return ImageModel(coefficients, channels, max(noise, least_sigma) if sigma is None else sigma)
