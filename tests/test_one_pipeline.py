@@ -79,7 +79,7 @@ REFUSED = [
     {"transposed": True, "boundary": "reflect"},
     {"output_padding": 1},
     {"input_size": (7, 7)},
-    {"stride": 2, "lam": "auto"},
+    {"stride": 2, "lam": "auto", "penalty": "gradient"},
     {"boundary": "sideways"},
     {"boundary": "reflect", "padding": 30},
     {"light": "bright"},

@@ -33,7 +33,7 @@ class SlabSolver(Solver):
         """Cover what lacks outputs alone, or zeros alone (padding `full`): not in two dimensions, where bands do.
 
         For λ = 0 there must be as many outputs as pixels at least, or as many pixels as outputs. Penalties on first
-        differences are covered where outputs alone are missing, those on higher ones are not.
+        and second differences are covered where outputs alone are missing, those on higher ones are not.
         """
         operator = problem.operator
         layout = TorusLayout.plan(operator.geometry, operator.boundary)
@@ -47,9 +47,10 @@ class SlabSolver(Solver):
                 f"{operator.boundary.name} ties pixels to others, or to zero where outputs are missing"
             )
         orders = [sum(term.orders) for term in find_penalty(problem.penalty).terms(problem.n_dims - 1)]
-        if problem.lam > 0 and max(orders) > (0 if layout.n_tied > 0 else 1):
+        if problem.lam > 0 and max(orders) > (0 if layout.n_tied > 0 else 2):
             return (
-                f"takes penalty identity, and gradient where no pixels are tied, but the penalty is {problem.penalty}"
+                "takes penalty identity, and gradient and laplacian where no pixels are tied, but the penalty is "
+                f"{problem.penalty}"
             )
         if problem.lam == 0 and not problem.has_full_rank_by_shape:
             return "needs λ > 0 here, since neither do the outputs determine the image, nor has it room for all of them"

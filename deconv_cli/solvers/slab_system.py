@@ -202,13 +202,17 @@ class SlabSystem:
         return result
 
     def _close_slabs(self) -> list[list[tuple[int, ClosedSlab]]]:
-        """Invert the system on each slab of each kind of unknowns, as long as there is room for matrices."""
+        """Invert the system on each slab of each kind of unknowns; what room there is for matrices, they share.
+
+        A single slab without matrices costs more iterations than all of them together save with more.
+        """
         slabs, n_left = [], most_numbers(self._torus)
+        n_slabs = sum(len(box.axes) for box in self._unknowns.boxes)
         for kind, box in enumerate(self._unknowns.boxes):
             symbol, of_kind = self._completion.symbol_of(kind), []
             for axis in box.axes:
-                slab = ClosedSlab(symbol, self._torus, axis, self._torus[axis] - box.box[axis], n_left)
-                n_left -= slab.n_numbers
+                slab = ClosedSlab(symbol, self._torus, axis, self._torus[axis] - box.box[axis], n_left // n_slabs)
+                n_left, n_slabs = n_left - slab.n_numbers, n_slabs - 1
                 of_kind.append((axis, slab))
             slabs.append(of_kind)
         return slabs
