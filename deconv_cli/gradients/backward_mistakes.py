@@ -1,15 +1,16 @@
-"""Which mistake a hand-written backward makes: told apart by what it gives for other incoming gradients and batches."""
+"""Which mistake a hand-written backward makes: told apart by what it gives for other incoming gradients and sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
-Tensors = Sequence[torch.Tensor]
-Gradients = Sequence[torch.Tensor | None]
+from deconv_cli.gradients.function_trial import FunctionTrial
+from deconv_cli.gradients.gradient_error import compare_input
+
+_AXES = (0, 1, 2)
+"""Axes along which samples or time steps may lie."""
 
 
 class Mistake(Enum):
@@ -18,6 +19,19 @@ class Mistake(Enum):
     WRITES_TO_SAVED = (
         "{function} writes to the tensors that it reads, so that a second call, and all that reads them, go wrong.",
         "work on a copy: tensor = tensor.clone()",
+    )
+    WRITES_TO_INCOMING = (
+        "{function} writes to the incoming gradient, which other operations may read after it.",
+        "work on a copy: grad = grad.clone()",
+    )
+    NOT_MARKED_DIRTY = (
+        "forward writes to {name} without ctx.mark_dirty: autograd does not know of it, and whatever read {name} "
+        "before gets a wrong gradient.",
+        "call ctx.mark_dirty on it and return it, or write to a copy",
+    )
+    NOT_TWICE = (
+        "the second derivative by way of {name} is wrong, and {function} raises no error where it is taken.",
+        "compute with torch functions of saved tensors, or put @once_differentiable on backward",
     )
     IGNORES_INCOMING = (
         "the gradient for {name} does not depend on the incoming gradient, as if this were the last step of all.",
@@ -34,6 +48,10 @@ class Mistake(Enum):
         "return the gradients in the order of the arguments of forward",
     )
     TRANSPOSED = ("the gradient for {name} is transposed.", "transpose the gradient for {name}")
+    SHIFTED = (
+        "the gradient for {name} is shifted by one along axis {n}.",
+        "look at the indices of the loop in {function}: step t wants what forward read at step t",
+    )
     MEAN_FOR_SUM = (
         "the gradient for {name} is the mean over {n} samples, where the chain rule wants their sum.",
         "sum over the samples; the loss holds the factor of its mean already",
@@ -42,46 +60,35 @@ class Mistake(Enum):
         "the gradient for {name} misses the factor of a mean over {n} numbers that forward takes.",
         "divide the gradient for {name} by that number",
     )
+    LEAVES_OUT_SAMPLES = (
+        "the gradient for {name} is right for one sample along axis {n} and wrong from two on.",
+        "sum over all samples: what is shared by them gets the sum of their gradients",
+    )
+    LOST_BETWEEN_STEPS = (
+        "the gradient for {name} is right for one time step along axis {n} and wrong from two on: what a step hands on "
+        "to the next one is lost or changed on its way back.",
+        "add to the incoming gradient of step t what step t + 1 gives for the state that it got (dh, dc)",
+    )
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A hand-written Function as it was called.
-
-    Attributes:
-        differentiate: gives the gradients for incoming gradients, on fresh copies of the inputs; also whether the
-            inputs were written to.
-        tensors: the inputs that are differentiated by.
-        weights: the incoming gradients.
-        given, expected: the gradients that backward gives, and that autograd of the same forward gives.
-    """
-
-    differentiate: Callable[[Tensors], tuple[Gradients, bool]]
-    tensors: Tensors
-    weights: Tensors
-    given: Gradients
-    expected: Gradients | None
-
-
-def find_mistake(trial: Trial, index: int) -> tuple[Mistake, int] | None:
-    """Tell which mistake makes the gradient of one input wrong, with the number of samples where that matters."""
+def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
+    """Tell which mistake makes the gradient of one input wrong, with a number: of samples, or of an axis."""
     hand = trial.given[index]
     if hand is None:
         return None
-    doubled, has_written = trial.differentiate([2 * weight for weight in trial.weights])
-    if has_written:
-        return Mistake.WRITES_TO_SAVED, 0
-    twice = doubled[index]
+    twice = trial.gradients([2 * weight for weight in trial.weights])[index]
     if twice is not None and not _same(twice, 2 * hand):
-        negated = trial.differentiate([-weight for weight in trial.weights])[0][index]
+        negated = trial.gradients([-weight for weight in trial.weights])[index]
         is_ignored = negated is not None and _same(negated, hand)
         return (Mistake.IGNORES_INCOMING if is_ignored else Mistake.NOT_LINEAR), 0
-    expected = trial.expected[index] if trial.expected is not None else None
-    return None if expected is None else _compare(trial, hand, expected, index)
+    return _compare(trial, hand, index) or _by_sizes(trial, index) or _by_factor(trial, hand, index)
 
 
-def _compare(trial: Trial, hand: torch.Tensor, expected: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
+def _compare(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
     """Compare a gradient with the right one, and with the right ones of other inputs."""
+    expected = trial.expected[index] if trial.expected is not None else None
+    if expected is None:
+        return None
     if _same(hand, -expected):
         return Mistake.OTHER_SIGN, 0
     others = [other for n, other in enumerate(trial.expected or ()) if n != index and other is not None]
@@ -89,9 +96,45 @@ def _compare(trial: Trial, hand: torch.Tensor, expected: torch.Tensor, index: in
         return Mistake.SWAPPED, 0
     if hand.ndim >= 2 and hand.shape[-1] == hand.shape[-2] and _same(hand, expected.transpose(-1, -2)):
         return Mistake.TRANSPOSED, 0
-    for n in sorted({size for tensor in (*trial.tensors, *trial.weights) for size in (*tensor.shape, tensor.numel())}):
-        if n > 1 and _same(hand * n, expected):
+    shifted = (axis for axis in range(hand.ndim) if hand.shape[axis] > 2 and _is_shifted(hand, expected, axis))
+    axis = next(shifted, None)
+    return None if axis is None else (Mistake.SHIFTED, axis)
+
+
+def _is_shifted(hand: torch.Tensor, expected: torch.Tensor, axis: int) -> bool:
+    n = hand.shape[axis] - 1
+    later, sooner = hand.narrow(axis, 1, n), hand.narrow(axis, 0, n)
+    return _same(later, expected.narrow(axis, 0, n)) or _same(sooner, expected.narrow(axis, 1, n))
+
+
+def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
+    """Try one slice along an axis, and two: where one is right and two are not, the slices are not put together."""
+    for axis in _AXES:
+        one, two = trial.narrowed(axis, 1), trial.narrowed(axis, 2)
+        if one is None or two is None or one.given[index] is None or compare_input(one, index) is not None:
+            continue
+        error = compare_input(two, index)
+        if error is None:
+            continue
+        ratio, n = error.comparison.ratio, max(tensor.shape[axis] for tensor in _along(trial, axis))
+        if ratio is not None and error.is_one_factor and abs(ratio - 0.5) < 1e-3:
             return Mistake.MEAN_FOR_SUM, n
+        if ratio is not None and error.is_one_factor and abs(ratio - 2) < 1e-3:
+            return Mistake.SUM_FOR_MEAN, n
+        return (Mistake.LEAVES_OUT_SAMPLES if trial.is_of_samples(axis) else Mistake.LOST_BETWEEN_STEPS), axis
+    return None
+
+
+def _along(trial: FunctionTrial, axis: int) -> list[torch.Tensor]:
+    return [leaf for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > axis]
+
+
+def _by_factor(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
+    """Look for a number of elements that forward takes a mean over."""
+    expected = trial.expected[index] if trial.expected is not None else None
+    tensors = [*trial.tensors.values(), *trial.weights]
+    sizes = sorted({size for tensor in tensors for size in (*tensor.shape, tensor.numel())})
+    for n in sizes if expected is not None else ():
         if n > 1 and _same(hand, expected * n):
             return Mistake.SUM_FOR_MEAN, n
     return None

@@ -13,7 +13,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
 from deconv_cli.gradients.fix_trial import find_failing_fixes
-from deconv_cli.gradients.handwritten import WrongInput, check_functions
+from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
 from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.parameter_writes import find_overwritten
 from deconv_cli.gradients.plain_containers import describe_plain_containers
@@ -53,13 +53,12 @@ def gather_evidence(
     origins = () if is_finite else tuple(trace_forward(subject, find_origins=True).log.origins)
     started = time.monotonic()
     is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
-    wrong_inputs: tuple[WrongInput, ...] = ()
-    unchecked: list[str] = []
+    functions = CheckedFunctions()
     if is_checkable and backward is not None and forward.log.calls:
         on_progress("checking hand-written backwards")
-        wrong_inputs, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
+        functions = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
     names = _usable_gradients(backward) if is_finite else frozenset()
-    blamed = {name for item in wrong_inputs for name in item.parameters}
+    blamed = {name for item in functions.wrong.values() for name in item.parameters}
     left = budget - (time.monotonic() - started)
     plan = ComparisonPlan(names, names - blamed if second_order else frozenset(), left, on_progress)
     with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
@@ -68,6 +67,7 @@ def gather_evidence(
     writes = forward.log.parameter_writes
     notes = [*describe_plain_containers(subject.model), *describe_randomness(repetition, subject.seed)]
     notes += [_NARROWED] if is_narrowed else []
+    notes += functions.notes
     return Evidence(
         model=subject.model,
         parameters=subject.parameters,
@@ -84,11 +84,11 @@ def gather_evidence(
         failing_fixes=find_failing_fixes(subject, forward),
         reached_by_others=find_reached_by_others(subject, backward),
         double=double,
-        wrong_inputs=wrong_inputs,
+        wrong_inputs=tuple(functions.wrong.values()),
         batch=batch or BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
         budget=budget,
         notes=(*notes, *(double.notes if double is not None else ())),
-        not_checked=(*unchecked, *(double.not_checked if double is not None else ())),
+        not_checked=(*functions.unchecked, *(double.not_checked if double is not None else ())),
     )
 
 

@@ -18,6 +18,12 @@ MISTAKES = {
     "Swapped": "belongs to another input",
     "Transposed": "is transposed",
     "WritesIntoSaved": "writes to the tensors that it reads",
+    "WritesIntoIncoming": "writes to the incoming gradient",
+    "FirstSampleOnly": "right for one sample along axis 0",
+    "LostBetweenSteps": "right for one time step along axis 1",
+    "ShiftedSteps": "shifted by one along axis 1",
+    "not_marked_dirty": "without ctx.mark_dirty",
+    "differentiated_twice": "second derivative by way of 'a' is wrong",
     "NothingForWeight": "returns None",
 }
 QUICK = {"no_grad", "branch_not_taken", "both_factors_zero", "loss_in_numpy", "softmax_twice", "drawn_with_a_gradient"}
@@ -53,6 +59,7 @@ def test_a_sound_model_is_not_accused(name):
     assert "NOT CHECKED" not in verdicts(found).values()
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_of_a_backward_are_told_apart(name):
     (fault,) = check(catalogue.BROKEN[name]()).faults()
@@ -88,3 +95,10 @@ def test_the_safe_branch_that_is_suggested_trains():
     assert torch.equal(middle(h), cured(h))
     found = check(catalogue.Case(catalogue.Middle(cured), catalogue.x(5, 4)))
     assert set(verdicts(found).values()) == {"OK"}
+
+
+def test_a_second_derivative_that_nobody_takes_is_a_note():
+    found = check(catalogue.SOUND["differentiated_once"]())
+    (note,) = found.notes
+    assert "Cubed.backward" in note
+    assert "@once_differentiable" in note

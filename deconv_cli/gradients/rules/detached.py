@@ -12,7 +12,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.reruns import uses_outside
 from deconv_cli.gradients.rules.wrong import describe_difference
-from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
 from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, OUTSIDE_USES
 
@@ -82,10 +82,9 @@ def _causes(evidence: Evidence, detachments: Iterable[Detachment]) -> tuple[Caus
 
 def _returning_none(operation: Operation, evidence: Evidence) -> Cause:
     """Explain a backward that gives nothing for an input, on its own line where it is the user's."""
-    functions = {call.function.__name__: call.function for call in evidence.forward.log.calls}
     name = operation.bare_name.removesuffix(".apply")
-    written = location_of_backward(functions[name]) if name in functions else operation.location
-    location = written if written.file else operation.location
+    missing = (item.location for item in evidence.wrong_inputs if item.is_missing and item.function == name)
+    location = next(missing, operation.location)
     why = f"the backward of {name} returns None for an input that has a gradient."
     return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.code_location import CodeLocation, library_class_around
 
 
 def find_frozen(evidence: Evidence, name: str) -> Finding | None:
@@ -16,6 +16,11 @@ def find_unused(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter without a gradient that no operation of forward reads."""
     if evidence.gradient(name) is not None or evidence.forward.log.used & evidence.forward.bit(name):
         return None
+    keeper = library_class_around(evidence.model, evidence.parameters[name])
+    if keeper:
+        why = f"{keeper}, of an installed library, keeps this parameter, and this way of calling it does not read it."
+        suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
+        return Finding(Verdict.NOT_REACHED, (Cause("not used here", evidence.module_of(name), why, suggestion),))
     why = "no operation of forward reads this parameter."
     suggestion = "use it in forward, or remove it, or pass find_unused_parameters=True to DistributedDataParallel"
     return Finding(Verdict.UNUSED, (Cause("never used", evidence.module_of(name), why, suggestion),))

@@ -1,8 +1,8 @@
 """VANISHING, EXPLODING: ‖gradient‖ / ‖weight‖ is a million times smaller or larger than in the layer next to the loss.
 
 Never compared with a fixed number: a small loss has small gradients everywhere and is no fault. A weight with sound
-ones behind it lies on a branch of its own, as queries and keys of attention do, whose gradients may well be smaller;
-there the limit is the square.
+ones behind or beside it lies on a branch of its own, as queries, keys and relative positions of attention do, whose
+gradients may well be smaller; there the limit is the square.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def find_exploding(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _farther(evidence: Evidence, name: str) -> list[Layer]:
-    """List the layers that are farther from the loss than a weight."""
+    """List the other layers that are at least as far from the loss as a weight."""
     distances = {layer.name: layer.distance for layer in evidence.layers}
-    return [layer for layer in evidence.layers if name in distances and layer.distance > distances[name]]
+    others = (layer for layer in evidence.layers if layer.name != name)
+    return [layer for layer in others if name in distances and layer.distance >= distances[name]]
 
 
 def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:

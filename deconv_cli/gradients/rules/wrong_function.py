@@ -5,7 +5,8 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences.directional import Comparison, describe_factor, is_one_factor
-from deconv_cli.gradients.handwritten import GradientError, WrongInput
+from deconv_cli.gradients.gradient_error import GradientError
+from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.rules.wrong import describe_difference
 
 
@@ -28,18 +29,20 @@ def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
 
 def _cause(item: WrongInput) -> Cause:
     operation, error = f"{item.function}.backward", item.error
-    found = error.comparison
     what = f"the gradient for '{item.name}'"
     if item.is_missing:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
         suggestion = f"return {what}"
     elif item.mistake is not None:
-        names = {"function": operation, "name": f"'{item.name}'", "n": item.n_samples}
+        names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
         why, suggestion = (text.format(**names) for text in item.mistake.value)
+    elif error is None:
+        raise LookupError(f"nothing is wrong with {operation}")
     elif error.is_step:
         why = f"{operation} gives a surrogate: the forward is a step, and its true derivative is zero."
         suggestion = "if a surrogate gradient is meant, accept this finding"
     else:
+        found = error.comparison
         why = (
             f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong{_describe_rows(error)}; at "
             f"{list(found.element or ())} backward gives {found.autograd:.6g}, {error.reference} gives "

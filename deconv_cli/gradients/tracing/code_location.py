@@ -84,6 +84,16 @@ def is_installed(file: str) -> bool:
     return file.startswith(_TORCH) or any(folder in file for folder in _INSTALLED)
 
 
+def library_class_around(model: nn.Module, parameter: nn.Parameter) -> str:
+    """Name the class that keeps a parameter, layers of torch aside, where an installed library has written it."""
+    around = {id(child): module for module in model.modules() for child in module._modules.values()}
+    owner = next((m for m in model.modules() if any(own is parameter for own in m._parameters.values())), None)
+    while owner is not None and type(owner).__module__.startswith("torch."):
+        owner = around.get(id(owner))
+    file = "" if owner is None else getattr(sys.modules.get(type(owner).__module__), "__file__", None) or ""
+    return type(owner).__name__ if is_installed(file) and not file.startswith(_PACKAGE) else ""
+
+
 def location_of_function(function: object) -> CodeLocation | None:
     """Find where a function written in Python begins; None for any other callable."""
     code = getattr(function, "__code__", None)

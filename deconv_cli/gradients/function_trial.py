@@ -1,0 +1,158 @@
+"""A hand-written Function by itself, called anew as often as needed: its outputs, and its gradients by two ways."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx
+from torch.utils import _pytree as pytree
+
+from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tracing.forward_trace import FunctionCall
+
+Gradients = Sequence[torch.Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionTrial:
+    """A Function and what it was called with; every call works on copies.
+
+    Attributes:
+        leaves: the arguments, flattened by `spec`.
+        tensors: the inputs that it is differentiated by, by their position among the leaves.
+    """
+
+    function: type[torch.autograd.Function]
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+    tensors: dict[int, torch.Tensor]
+
+    @classmethod
+    def of(cls, call: FunctionCall) -> FunctionTrial:
+        """Take a call that was seen; an input that needs no gradient may be given none, and often is."""
+        leaves, spec = pytree.tree_flatten(call.arguments)
+        positions = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        needed = [n for n, is_needed in zip(positions, call.needs, strict=True) if is_needed]
+        moved = [n for n in needed if leaves[n].is_floating_point()]
+        return cls(call.function, leaves, spec, _moving(leaves, moved))
+
+    def _with(self, changed: dict[int, torch.Tensor]) -> FunctionTrial:
+        """Change some of the leaves."""
+        leaves = [changed.get(k, leaf) for k, leaf in enumerate(self.leaves)]
+        return FunctionTrial(self.function, leaves, self.spec, _moving(leaves, self.tensors))
+
+    def arguments(self) -> Any:  # noqa: ANN401  the Function's own arguments
+        """Copy the arguments; those that are differentiated by are no leaves, so that forward may write to them."""
+        copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
+        for n, tensor in self.tensors.items():
+            copies[n] = tensor.clone()
+        return pytree.tree_unflatten(copies, self.spec)
+
+    def outputs(self) -> list[torch.Tensor]:
+        """Call the Function."""
+        return real(self.function.apply(*self.arguments()))
+
+    @cached_property
+    def weights(self) -> list[torch.Tensor]:
+        """Incoming gradients: random, the same each time."""
+        with torch.no_grad():
+            outputs = self.outputs()
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(output.shape, generator=generator, dtype=output.dtype) for output in outputs]
+
+    def value(self) -> float:
+        """Weigh the outputs and add up."""
+        with torch.no_grad():
+            return sum(float((o.double() * w).sum()) for o, w in zip(self.outputs(), self.weights, strict=True))
+
+    def gradients(self, weights: Sequence[torch.Tensor] | None = None) -> Gradients:
+        """Differentiate by the hand-written backward, for incoming gradients."""
+        return differentiate(self.outputs(), list(self.tensors.values()), weights or self.weights)
+
+    @cached_property
+    def given(self) -> Gradients:
+        """What the hand-written backward gives for each of the tensors."""
+        return self.gradients()
+
+    @cached_property
+    def expected(self) -> Gradients | None:
+        """What autograd of the pieces of forward gives; None where it cannot follow them."""
+        with contextlib.suppress(Exception), torch.enable_grad():
+            outputs = self.pieces()
+            if any(output.requires_grad for output in outputs):
+                return differentiate(outputs, list(self.tensors.values()), self.weights)
+        return None
+
+    def pieces(self) -> list[torch.Tensor]:
+        """Run forward without its Function, so that autograd sees the pieces."""
+        has_setup = self.function.setup_context is not torch.autograd.Function.setup_context
+        context = () if has_setup else (_Context(),)
+        return real(self.function.forward(*context, *self.arguments()))
+
+    def narrowed(self, axis: int, n: int) -> FunctionTrial | None:
+        """Keep the first slices along an axis of the inputs that share it; None where the Function takes no such."""
+        for axes in self._sharing(axis):
+            trial = self._with({k: self.leaves[k].narrow(own, 0, n) for k, own in axes.items()})
+            with contextlib.suppress(Exception):
+                pairs = zip(trial.given, trial.tensors.values(), strict=True)
+                if trial.weights and all(given is None or given.shape == own.shape for given, own in pairs):
+                    return trial
+        return None
+
+    def is_of_samples(self, axis: int) -> bool:
+        """Return whether each slice of the outputs depends on its own slice of the inputs, and on no step before it."""
+        for axes in self._sharing(axis):
+            flipped = self._with({k: self.leaves[k].flip(own) for k, own in axes.items()})
+            with contextlib.suppress(Exception), torch.no_grad():
+                pairs = zip(self.outputs(), flipped.outputs(), strict=True)
+                return all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
+        return False
+
+    def _sharing(self, axis: int) -> Iterator[dict[int, int]]:
+        """List which inputs may share an axis, each with its own number: one alone, those like it, all of that size."""
+        sizes = {k: leaf.shape for k, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)}
+        for k, shape in sizes.items():
+            if len(shape) <= axis or shape[axis] < 2:
+                continue
+            yield {k: axis}
+            like = {j: axis for j, other in sizes.items() if len(other) > axis and other[axis] == shape[axis]}
+            yield like
+            yield {j: 0 for j, other in sizes.items() if other and other[0] == shape[axis]} | like
+
+
+class _Context(FunctionCtx):
+    """The context of a forward that autograd itself differentiates."""
+
+    def __init__(self) -> None:
+        self.needs_input_grad = (True,) * 64
+
+    def _nothing(self, *_given: object) -> None:
+        """Nothing needs saving, marking or setting."""
+
+    save_for_backward = mark_non_differentiable = mark_dirty = _nothing
+    set_materialize_grads = _nothing  # type: ignore[assignment]
+
+
+def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tensor]:
+    return {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in positions}
+
+
+def real(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401  whatever a Function gives
+    """List the floating-point tensors among outputs."""
+    return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+
+
+def differentiate(
+    outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], **options: bool
+) -> Gradients:
+    """Differentiate the weighted sum of those outputs that have a graph."""
+    pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    found: Gradients = torch.autograd.grad(
+        [output for output, _ in pairs], tensors, [weight for _, weight in pairs], allow_unused=True, **options
+    )
+    return found
