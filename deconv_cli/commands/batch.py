@@ -70,7 +70,9 @@ class Batch:
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
         started = time.monotonic()
-        existing = [job for job in jobs if self._options.skip_existing and job.target.exists()]
+        from deconv_cli.io.folders import is_there
+
+        existing = [job for job in jobs if self._options.skip_existing and is_there(job.target)]
         self._skipped = [job.source for job in existing]
         left_out = {job.number for job in existing}
         try:

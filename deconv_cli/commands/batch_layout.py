@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from deconv_cli.commands.input_files import FoundFile, expand, is_pattern
+from deconv_cli.commands.input_files import FoundFile, expand
 from deconv_cli.commands.job import Job
 from deconv_cli.errors import FileAccessError, UsageError
 
@@ -35,6 +35,7 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
 
 
 def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
+    from deconv_cli.io.folders import is_one_file
     from deconv_cli.io.formats import codec_named
 
     found: dict[Path, FoundFile] = {}
@@ -42,14 +43,14 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
         if file.is_named or file.path not in found:
             found[file.path] = file
     files = list(found.values())
-    is_single_file = len(inputs) == 1 and not inputs[0].is_dir() and not is_pattern(inputs[0])
+    is_single_file = len(inputs) == 1 and files[0].is_named
     if output is None:
         made = {_beside(file.path, ending) for file in files}
         return [Job(file.path, _beside(file.path, ending)) for file in files if file.is_named or file.path not in made]
-    is_folder = Path(output).is_dir() or output.endswith(("/", os.sep))
+    is_folder = output.endswith(("/", os.sep)) or (Path(output).is_dir() and not is_one_file(Path(output)))
     if is_single_file and not is_folder:
         return [Job(files[0].path, Path(output))]
-    if Path(output).is_file() or (codec_named(Path(output)) is not None and not is_folder):
+    if is_one_file(Path(output)) or (codec_named(Path(output)) is not None and not is_folder):
         raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
     folder = Path(output)
     return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in _outside(files, folder)]
@@ -92,7 +93,7 @@ def _beside(source: Path, ending: str) -> Path:
     from deconv_cli.io.formats import codec_named
 
     lower = source.name.lower()
-    for double in (".ome.tif", ".ome.tiff"):
+    for double in (".ome.tif", ".ome.tiff", ".ome.zarr"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
     suffix = ".tif" if codec_named(source) is None else source.suffix

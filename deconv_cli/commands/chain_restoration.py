@@ -172,6 +172,7 @@ class ChainRestoration:
             force=self._files.force or job.replaces,
             same_size=False,
             make_folder=job.make_folder,
+            n_levels=self._files.pyramid,
         )
         with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring")

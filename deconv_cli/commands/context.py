@@ -41,10 +41,13 @@ class LoadedInput:
 
     def describe(self, path: Path) -> InputFile:
         """Describe the file."""
+        from deconv_cli.io.folders import spelled
         from deconv_cli.report.run import InputFile
 
         image = self.image
-        return InputFile(str(path), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing)
+        return InputFile(
+            spelled(path), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ class Context:
             force=self.files.force or job.replaces,
             same_size=same_size,
             make_folder=job.make_folder,
+            n_levels=self.files.pyramid,
         )
 
     def notes(self, loaded: LoadedInput, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
@@ -100,13 +104,15 @@ class Context:
             prepared: what is written.
             options: those that are particular to the command.
         """
+        from deconv_cli.io.folders import spelled
+
         values: OptionValues = {
             **self.loaded.options,
             **self.files.as_options(),
             **options,
             "--device": self.device.type,
             "--output-dtype": prepared.dtype,
-            "--output": job.target,
+            "--output": spelled(job.target),
             "--force": True,
         }
         return command_line(self.command, job.source, values)
@@ -138,9 +144,10 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
 
 def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
     """Describe what is written."""
+    from deconv_cli.io.folders import spelled
     from deconv_cli.report.run import OutputFile
 
-    return OutputFile(str(path), tuple(prepared.shape), prepared.dtype, prepared.samples_sha256)
+    return OutputFile(spelled(path), tuple(prepared.shape), prepared.dtype, prepared.samples_sha256)
 
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:
@@ -161,7 +168,11 @@ def command_line(command: str, source: Path | None, values: OptionValues) -> str
         # One word, so that a value that begins with a dash is not taken for an option.
         for one in value if isinstance(value, list) else [value]:
             words.append(option if one is True else f"{option}={one}")
-    return shlex.join(words if source is None else [*words, "--", str(source)])
+    if source is None:
+        return shlex.join(words)
+    from deconv_cli.io.folders import spelled
+
+    return shlex.join([*words, "--", spelled(source)])
 
 
 def pick(device: DeviceChoice) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +33,23 @@ def expand(argument: Path) -> list[FoundFile]:
     """List the files that an argument stands for, numbers in their names counted: `frame_9` before `frame_10`.
 
     Args:
-        argument: a file; a folder, for every readable file below it; or, where nothing has that name, a pattern with
-            `*`, `?`, `[...]` or `**`, which the shell did not expand. Hidden files are left out.
+        argument: a file, an address, or a folder that is one file as a Zarr is; any other folder, for every readable
+            file below it; or, where nothing has that name, a pattern with `*`, `?`, `[...]` or `**`, which the shell
+            did not expand. Hidden files are left out.
 
     Raises:
         UsageError: nothing is there, or nothing that can be read.
     """
+    from deconv_cli.io.folders import is_one_file
+
+    if is_one_file(argument):
+        return [FoundFile(argument, Path(argument.name), is_named=True)]
     if argument.is_dir():
         found = _below(argument, argument)
         if not found:
             raise UsageError(f"the folder '{argument}' holds no picture or tensor that can be read.")
         return found
-    if argument.exists():
+    if argument.exists():  # no ordinary file, as reading it will say
         return [FoundFile(argument, Path(argument.name), is_named=True)]
     if is_pattern(argument):
         return _matching(argument)
@@ -71,7 +77,7 @@ def _matching(pattern: Path) -> list[FoundFile]:
     matches = sorted(map(Path, names), key=natural_order)
     found: dict[Path, FoundFile] = {}
     for match in matches:
-        for file in _below(match, base) if match.is_dir() else _readable([match], base):
+        for file in _readable(_files_of(match), base):
             found.setdefault(file.path, file)
     if not found:
         raise UsageError(
@@ -82,15 +88,23 @@ def _matching(pattern: Path) -> list[FoundFile]:
 
 def _below(folder: Path, base: Path) -> list[FoundFile]:
     """List the readable files of a folder and of those in it."""
-    files = (
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    return _readable(sorted(files, key=natural_order), base)
+    return _readable(sorted(_files_of(folder), key=natural_order), base)
 
 
-def _readable(paths: list[Path], base: Path) -> list[FoundFile]:
+def _files_of(path: Path) -> Iterator[Path]:
+    """Go through all files below a folder but the hidden ones; a folder that is one file is not entered."""
+    from deconv_cli.io.folders import is_one_file
+
+    if is_one_file(path):
+        yield path
+    for root, folders, files in os.walk(path):
+        shown = [Path(root, name) for name in (*folders, *files) if not name.startswith(".")]
+        whole = [one for one in shown if is_one_file(one)]
+        folders[:] = [one.name for one in shown if one.name in folders and one not in whole]
+        yield from whole
+
+
+def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
     from deconv_cli.io.formats import codec_named
 
     return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]

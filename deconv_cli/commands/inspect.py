@@ -72,7 +72,7 @@ def inspect(
     ] = None,
     series: Annotated[
         int | None,
-        typer.Option("--series", metavar="N", help="Which image series of a TIFF that holds several.", min=0),
+        typer.Option("--series", metavar="N", help="Which image series of a TIFF or OME-Zarr.", min=0),
     ] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,

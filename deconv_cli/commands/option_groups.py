@@ -137,7 +137,7 @@ class FileOptions:
         typer.Option(
             "--series",
             metavar="N",
-            help="Which image series of a TIFF that holds several.",
+            help="Which image series of a TIFF or OME-Zarr that holds several.",
             min=0,
             rich_help_panel=FILES,
         ),
@@ -152,6 +152,16 @@ class FileOptions:
             rich_help_panel=FILES,
         ),
     ] = None
+    pyramid: Annotated[
+        int,
+        typer.Option(
+            "--pyramid",
+            metavar="N",
+            help="Store N resolutions in an OME-Zarr, each the mean of 2×2 pixels of the one before.",
+            min=1,
+            rich_help_panel=FILES,
+        ),
+    ] = 1
     force: ForceOption = False
 
     def read(self, path: Path) -> ImageFile:
@@ -161,8 +171,9 @@ class FileOptions:
         return read_image(path, axes=self.axes, tensor=self.tensor, series=self.series)
 
     def as_options(self) -> dict[str, object]:
-        """Give the options of reading that would be typed again."""
-        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series}
+        """Give the options of reading, and of resolutions to be written, that would be typed again."""
+        pyramid = self.pyramid if self.pyramid > 1 else None
+        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series, "--pyramid": pyramid}
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ class PrintOptions:
 
 InputsArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="INPUT...", help="Pictures, tensors, or folders of them.", show_default=False),
+    typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.", show_default=False),
 ]
 
 

@@ -40,6 +40,21 @@ def mark_of(path: Path) -> str | None:
     return next((mark for mark in MARKS if is_member(path / mark)), None)
 
 
+def is_one_file(path: Path) -> bool:
+    """Return whether a path is that of a file to its users: an ordinary one, a folder that is one, or an address."""
+    return address_of(path) is not None or path.is_file() or (path.is_dir() and mark_of(path) is not None)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is anything at a path."""
+    return path.exists() if address_of(path) is None else mark_of(path) is not None
+
+
+def spelled(path: Path) -> str:
+    """Write a path as it was typed: an address with both of its slashes."""
+    return address_of(path) or str(path)
+
+
 def is_member(path: Path) -> bool:
     """Return whether a file is there, at an address too."""
     if address_of(path) is None:

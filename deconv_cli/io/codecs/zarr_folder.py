@@ -54,6 +54,7 @@ class Zarr(Codec):
     def check(self, request: WriteRequest) -> None:
         """Refuse what OME-Zarr has no axes for, where the name asks for it, and several resolutions of what is none."""
         if is_ome(request):
+            _check_levels(request)
             return
         if is_ome_name(request.path):
             raise UsageError(
@@ -155,6 +156,19 @@ def channel_windows(parts: list[Array], axes: str) -> list[tuple[float, float]]:
     lows = np.concatenate([part.reshape(len(part), -1).min(axis=1) for part in by_channel])
     highs = np.concatenate([part.reshape(len(part), -1).max(axis=1) for part in by_channel])
     return [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+
+
+def _check_levels(request: WriteRequest) -> None:
+    """Refuse by `UsageError` more resolutions than there are down to a single pixel."""
+    longest = max(
+        size for letter, size in zip(request.layout.axes, request.layout.sizes, strict=True) if letter in "YX"
+    )
+    n_most = 1 + (longest - 1).bit_length()
+    if request.n_levels > n_most:
+        raise UsageError(
+            f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a side has "
+            f"{n_most}."
+        )
 
 
 def _renamed(axes: str) -> str:

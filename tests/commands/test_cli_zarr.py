@@ -1,0 +1,95 @@
+"""Zarr at the prompt: a folder that is one file is read, written, replaced and found in trees like any other."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.input_files import expand
+from deconv_cli.io import read_image
+
+zarr = pytest.importorskip("zarr")
+SAMPLES = Path(__file__).parents[1] / "fixtures" / "ome_zarr"
+BLUR = ("--kernel", "gaussian:0.6", "--boundary", "reflect")
+
+
+@pytest.fixture(params=["v04", "v05"])
+def sample(request, tmp_path):
+    """A copy of what another program wrote."""
+    path = tmp_path / "in" / "pollen.ome.zarr"
+    shutil.copytree(SAMPLES / f"{request.param}.ome.zarr", path)
+    return path
+
+
+def test_an_image_is_inspected(deconv, sample):
+    found = deconv("inspect", sample, "--json").report["files"][0]
+    assert (found["format"], found["entries"][0]["axes"], found["entries"][0]["shape"]) == (
+        "Zarr",
+        "CZYX",
+        [2, 3, 20, 26],
+    )
+    assert found["metadata"]["channel_names"] == ["DAPI", "GFP"]
+    assert len(found["sha256"]) == 64
+    assert deconv("inspect", sample, "--json").report["files"][0]["sha256"] == found["sha256"]
+
+
+def test_an_image_is_blurred_and_restored_as_an_image(deconv, sample, tmp_path):
+    blurred, restored = tmp_path / "blurred.ome.zarr", tmp_path / "restored.ome.zarr"
+    report = deconv("forward", sample, *BLUR, "-o", blurred, "--pyramid", 2, "--json").report
+    assert "--pyramid=2" in report["rerun"]
+    assert (blurred / "1").is_dir()
+    done = deconv("invert", blurred, "--kernel", "gaussian:0.6", "--lambda", "1e-8", "-o", restored)
+    assert "recorded in the file by deconv forward" in done.stderr
+    assert done.stdout == f"{restored}\n"
+    np.testing.assert_allclose(read_image(restored).values, read_image(sample).values, atol=1)
+    assert read_image(restored)._metadata.channel_names == ("DAPI", "GFP")
+    assert not (restored / "1").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blurred.ome.zarr", "in", "restored.ome.zarr"]
+
+
+def test_a_result_is_replaced_as_a_whole(deconv, refuses, sample, tmp_path):
+    out = tmp_path / "out.ome.zarr"
+    deconv("forward", sample, *BLUR, "-o", out, "--pyramid", 3)
+    refuses("forward", sample, *BLUR, "-o", out, code=ExitCode.USAGE, says=("exists already", "--force"))
+    deconv("forward", sample, *BLUR, "-o", out, "--force")
+    assert sorted(path.name for path in out.iterdir()) == ["0", "zarr.json"]
+    deconv("forward", sample, *BLUR, "-o", out, "--skip-existing")
+    refuses("forward", sample, *BLUR, "-o", tmp_path / "out.tif", "--pyramid", 2, code=ExitCode.USAGE, says="holds one")
+    refuses("forward", sample, *BLUR, "-o", tmp_path / "a.zarr", "--pyramid", 9, code=ExitCode.USAGE, says="has 6")
+
+
+def test_without_a_name_the_result_stands_beside_its_input(deconv, sample):
+    deconv("forward", sample, *BLUR)
+    assert (sample.parent / "pollen_forward.ome.zarr" / "zarr.json").is_file()
+
+
+def test_in_a_tree_it_is_one_file_among_others(deconv, sample, tmp_path):
+    folder = tmp_path / "in"
+    np.save(folder / "a.npy", np.ones((8, 9), "float32"))
+    (folder / "loop").symlink_to(folder)
+    assert sorted(file.place.as_posix() for file in expand(folder)) == ["a.npy", "pollen.ome.zarr"]
+    assert [file.path for file in expand(folder / "*.zarr")] == [sample]
+    deconv("forward", folder, *BLUR, "-o", tmp_path / "out", "-q")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy", "a.npy.json", "pollen.ome.zarr"]
+    assert read_image(tmp_path / "out" / "pollen.ome.zarr").shape == (2, 3, 20, 26)
+
+
+def test_it_is_found_at_addresses(deconv, sample, tmp_path):
+    address = f"memory://{tmp_path.as_posix().lstrip('/')}/out.ome.zarr"
+    done = deconv("forward", sample, *BLUR, "-o", address, "--json")
+    assert done.report["output"]["path"] == address
+    again = deconv(
+        "invert", address, "--kernel", "gaussian:0.6", "--lambda", "1e-3", "-o", tmp_path / "a.tif", "--json"
+    )
+    assert again.report["inputs"][0]["path"] == address
+    assert again.report["rerun"].endswith(f"-- {address}")
+    done = deconv("forward", sample, *BLUR, "-o", address, "--force", expect=ExitCode.USAGE)
+    assert "nothing is replaced there" in done.errors[0]
+
+
+def test_damage_is_one_sentence(refuses, sample):
+    chunk = next(path for path in (sample / "s0").rglob("*") if path.is_file() and path.name.isdecimal())
+    chunk.write_bytes(b"not what was written")
+    refuses("inspect", sample, code=ExitCode.INPUT_REFUSED, says="cannot be read as a Zarr")
