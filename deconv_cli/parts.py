@@ -120,6 +120,7 @@ REGION_FORMATS: Registry[Any] = Registry(
     {
         "tiff": "deconv_cli.io.regions.tiff_regions:TIFF_REGIONS",
         "zarr": "deconv_cli.io.regions.zarr_regions:ZARR_REGIONS",
+        "safetensors": "deconv_cli.io.regions.safetensors_regions:SAFETENSORS_REGIONS",
         "npy": "deconv_cli.io.regions.npy_regions:NPY_REGIONS",
     },
 )

@@ -58,7 +58,7 @@ class TensorCodec(Codec):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read one tensor."""
         opened = self.list_tensors(path)
-        return StoredImage(opened.read(_chosen(opened, member)), record=opened.record)
+        return StoredImage(opened.read(choose_tensor(opened, member)), record=opened.record)
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
         """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
@@ -104,7 +104,13 @@ def describe_tensors(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
-def _chosen(opened: TensorFile, name: str | int | None) -> str:
+def choose_tensor(opened: TensorFile, name: str | int | None) -> str:
+    """Give the name of a tensor if the file has it, or of the only one.
+
+    Raises:
+        UsageError: none has that name.
+        MalformedInputError: there is none, or there are several and no name.
+    """
     if isinstance(name, str):
         return opened.find(name)
     if not opened.shapes:

@@ -30,6 +30,10 @@ class Safetensors(TensorCodec):
     def list_tensors(self, path: Path) -> TensorFile:
         """Read the header. The tensors are copied, since the file may be replaced while they are in use."""
         limits.check_budget(path, path.stat().st_size)
+        return self.list_header(path)
+
+    def list_header(self, path: Path) -> TensorFile:
+        """List the tensors of a file that may be larger than the memory."""
         with opened_safetensors(path) as opened:
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
