@@ -10,8 +10,9 @@ from deconv_cli.settings import ReconstructionSettings, option_name
 _SETTINGS = {
     "lambda": "--lambda",
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
+    **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range")},
 }
-"""Settings, which begin a sentence about themselves."""
+"""Settings, and options on workers, which begin a sentence about themselves."""
 
 _ARGUMENTS = {
     "lam": "--lambda",

@@ -1,0 +1,72 @@
+"""Options on who does the work, for files and for blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from deconv_cli.schedulers.scheduler import Scheduler
+
+WORKERS = "Workers"
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """Processes of this machine, or a cluster."""
+
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            help="Work in N processes, which share the cores of this machine, its GPUs, and --max-memory. Default: in "
+            "this process alone.",
+            show_default=False,
+            min=1,
+            rich_help_panel=WORKERS,
+        ),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="local:N",
+            help="Work in N processes of this machine that Dask looks after, for as long as the run lasts.",
+            show_default=False,
+            rich_help_panel=WORKERS,
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="ADDRESS|FILE",
+            help="Work on a cluster of Dask that is running, by the address of its scheduler, as tcp://host:8786, or "
+            "by the scheduler's file. --max-memory is for each of its workers.",
+            show_default=False,
+            rich_help_panel=WORKERS,
+        ),
+    ] = None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether anybody but this process is asked for."""
+        return self != WorkOptions()
+
+    def start(self, device: str) -> Scheduler:
+        """Start the workers.
+
+        Args:
+            device: type of the device of the arithmetic.
+
+        Raises:
+            UsageError: options that contradict one another or what is there, or a package is missing.
+            WorkerError: there is no cluster at the address.
+        """
+        from deconv_cli.schedulers.start_scheduler import start_scheduler
+        from deconv_cli.schedulers.work_settings import WorkSettings
+
+        return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, device))
