@@ -94,8 +94,8 @@ def factor(
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
     from deconv_cli.workflows.layer_settings import describe_unseen
-    from deconv_cli.workflows.pipeline import assess_well_posedness
     from deconv_cli.workflows.resolution import resolve
+    from deconv_cli.workflows.solved import assess_well_posedness
 
     check_state_path(output, kernel, force=force)
     started = time.perf_counter()

@@ -52,7 +52,7 @@ class Restoration:
         self._pipelines: dict[InputKind, Pipeline] = {}
 
     def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Reconstruct one input; what it gives writes the result, and describes it."""
+        """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
         context = self._context
         loaded = context.load(source)
         pipeline = self._pipeline(loaded.image)
@@ -63,17 +63,18 @@ class Restoration:
         same_size = context.keeps_size(resolution.settings.padding, resolution.settings.layer)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
-        result = pipeline.reconstruct(loaded.values, resolution, truth=planned.truth, progress=progress)
+        measure = pipeline.begin(loaded.values, resolution, truth=planned.truth, progress=progress)
         diagnosis: Diagnosis | None = None
         views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
+            result = measure()
             progress.begin("examining the result")
             # A page asks for a prediction, which is refused of estimates that are not linear.
             diagnosis = pipeline.diagnose(result, loaded.values)
             views = pipeline.vary_lambda(result, loaded.values, loaded.image.dtype)
-        progress.begin("writing")
+            measure = partial(_as_it_is, result)
         examined = partial(self._describe, job, loaded, diagnosis=diagnosis, views=views)
-        return partial(self._finish, loaded, plan, planned, result, examined)
+        return partial(self._finish, loaded, plan, planned, measure, examined)
 
     def _resolve(self, pipeline: Pipeline, image: ImageFile) -> Resolution:
         """Fill in what was left open, from what the file says of itself."""
@@ -95,12 +96,13 @@ class Restoration:
         loaded: LoadedInput,
         plan: OutputPlan,
         planned: PlannedOutputs,
-        result: Reconstruction,
+        measure: Callable[[], Reconstruction],
         examined: Callable[[PreparedOutput, Reconstruction], InvertRun],
     ) -> Outcome:
         """Write what came of one input, and describe it."""
         from deconv_cli.report.run_record import describe_run
 
+        result = measure()
         prepared = plan.prepare(result.image.cpu())
         run = examined(prepared, _measured(result, loaded, prepared))
         record = describe_run(run)
@@ -184,6 +186,10 @@ class Restoration:
                 settings = replace(settings, dimensions=loaded.kernel.n_axes)
             self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
         return self._pipelines[kind]
+
+
+def _as_it_is(result: Reconstruction) -> Reconstruction:
+    return result
 
 
 def with_spacing(resolution: Resolution, image: ImageFile) -> Resolution:

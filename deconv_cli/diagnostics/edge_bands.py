@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,9 @@ class EdgeBands:
         self.distance = distance
         self.index = distance.clamp_max(self.depth - 1)
 
+    @cached_property
     def count(self) -> Tensor:
-        """Count the pixels of each band, shape `(depth,)`."""
+        """How many pixels each band has, shape `(depth,)`."""
         return torch.zeros(self.depth, dtype=torch.int64, device=self.index.device).index_add(
             0, self.index.flatten(), torch.ones_like(self.index).flatten()
         )
@@ -50,4 +53,4 @@ class EdgeBands:
         dtype = accumulation_dtype(values)
         by_pixel = values.reshape(-1, *self.index.shape).mean(dim=0, dtype=dtype).flatten()
         total = by_pixel.new_zeros(self.depth).index_add(0, self.index.flatten(), by_pixel)
-        return total / self.count()
+        return total / self.count

@@ -153,7 +153,7 @@ class ErrorPredictor:
 
     def _error_bands(self, squares: dict[str, Tensor]) -> tuple[ErrorBand, ...]:
         """Pool squares, of the shape of the picture or of all its channels, over bands."""
-        n_pixels = synchronize.as_numbers(self._bands.count())
+        n_pixels = synchronize.as_numbers(self._bands.count)
         rms = {name: synchronize.as_numbers(self._bands.mean(values).sqrt()) for name, values in squares.items()}
         return tuple(
             ErrorBand(distance=k, n_pixels=round(n), **{name: found[k] for name, found in rms.items()})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import apply_hann_window
-from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.mode_bands import ModeBands
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.residual import border_profile
@@ -37,7 +37,6 @@ SUSPICIOUS = 0.25
 TAKEN_UP = 0.4
 # Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
-N_BANDS = 24
 N_BINS = 61
 
 
@@ -82,8 +81,7 @@ class ResidualTests:
 def check_residual(
     residual: Tensor,
     data: Tensor,
-    modes: TorusModes,
-    inverse: InverseFilter,
+    bands: ModeBands,
     *,
     kernel_size: Size,
     noise: NoiseModel = WHITE,
@@ -99,20 +97,19 @@ def check_residual(
     Args:
         residual: y − Ax̂, shape `(*batch, C_out, *space)`.
         data: y, less the bias if there is one; of the same shape.
-        modes: of the kernel on the torus of the data.
-        inverse: what made the estimate, as a filter.
+        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
         kernel_size: taps along each axis of space.
         noise: what kind of noise the data have, and how large it is, where that is known.
         least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
-    n_axes = len(kernel_size)
+    n_axes, modes, inverse = len(kernel_size), bands.modes, bands.inverse
     level = estimate_noise_of_blurred(data, n_axes) if noise.sigma is None else noise.sigma
     by_mode = noise_by_mode(noise, modes)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)
-    implausible = _implausible_share(residual, data, modes, inverse, (level or 0.0) ** 2 * by_mode)
+    implausible = _implausible_share(residual, data, bands, (level or 0.0) ** 2 * by_mode)
     spread = _rms(data - data.mean(dim=space_axes(n_axes), keepdim=True))
     least = NOTABLE * spread if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
@@ -164,26 +161,23 @@ def _margins(residual: Tensor, kernel_size: Size) -> Size:
     return tuple(min(max(k, 2), n // 4) for k, n in zip(kernel_size, size, strict=True))
 
 
-def _implausible_share(
-    residual: Tensor, data: Tensor, modes: TorusModes, inverse: InverseFilter, noise: Tensor
-) -> float:
+def _implausible_share(residual: Tensor, data: Tensor, bands: ModeBands, noise: Tensor) -> float:
     """Compute which part of what the residual holds beyond noise no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
     """
-    n_axes, noise = len(modes.torus), noise.flatten()
+    modes, noise = bands.modes, noise.flatten()
+    n_axes = len(modes.torus)
     left, whole = (
         apply_hann_window(images.reshape(-1, *images.shape[-n_axes - 1 :]), n_axes) for images in (residual, data)
     )
-    kept = inverse.passed(modes).flatten()
-    sigma, weights = modes.sigma.flatten(), modes.weights[..., None].expand_as(modes.sigma).flatten()
     of_residual, of_data = (
         torch.view_as_real(modes.of_outputs(images)).square().sum(-1).mean(0).flatten() for images in (left, whole)
     )
-    decided = kept >= kept.quantile(0.98).clamp_max(0.5)
+    least = torch.finfo(bands.sigma.dtype).tiny
     reference = synchronize.as_number(
-        (of_data / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny))[synchronize.places(decided)].median()
+        (of_data[bands.decided] / bands.sigma[bands.decided].square().clamp_min(least)).median()
     )
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
@@ -195,16 +189,11 @@ def _implausible_share(
             - n_perpendicular * synchronize.as_number(noise.sum()) / modes.sigma.shape[-1]
         )
         excess = implausible = max(beyond, 0.0)
-    for piece in sigma.argsort().tensor_split(min(N_BANDS, len(sigma))):
-        share = weights[piece] / weights[piece].sum()
-        lost = (1 - kept[piece]).square()
-        surplus = synchronize.as_number((share * (of_residual[piece] - noise[piece] * lost)).sum())
-        if surplus <= 0:
-            continue
-        signal = synchronize.as_number((share * lost * sigma[piece].square()).sum())
-        amount = surplus * len(piece)
-        excess += amount
-        implausible += amount if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0
+    surpluses = bands.mean(of_residual - noise * bands.lost)
+    for surplus, signal, count in zip(surpluses, bands.signal, bands.counts, strict=True):
+        if surplus > 0:
+            excess += surplus * count
+            implausible += surplus * count if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0
     return implausible / excess if excess > 0 else 0.0
 
 

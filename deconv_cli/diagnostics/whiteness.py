@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
-from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.circulant import next_fast_size, to_float64
 
 # Lags up to here along either axis.
 MAX_LAG = 5
@@ -80,7 +80,7 @@ def measure_whiteness(residual: Tensor, n_axes: int = 2) -> Whiteness:
 
 def _lagged_products(planes: Tensor, lag: int) -> Tensor:
     """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
-    size = [n + lag for n in planes.shape[1:]]
+    size = [next_fast_size(n + lag) for n in planes.shape[1:]]
     axes = space_axes(len(size))
     power = torch.view_as_real(torch.fft.rfftn(planes, s=size, dim=axes)).square().sum(dim=(0, -1))
     products = torch.fft.irfftn(power.to(planes.dtype.to_complex()), s=size, dim=axes)

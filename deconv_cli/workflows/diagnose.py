@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from deconv_cli.diagnostics.conditioning import (
 )
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.mode_bands import ModeBands
 from deconv_cli.diagnostics.picard import Picard, measure_picard
 from deconv_cli.diagnostics.plain_view import plain_view
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
@@ -28,6 +30,8 @@ from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.reconstruction import Reconstruction
+
+_BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +106,7 @@ def diagnose(
         or check_residual(
             view.residual,
             view.data,
-            of_data,
-            as_filter,
+            ModeBands(of_data, as_filter),
             kernel_size=tuple(view.taps.shape[2:]),
             noise=NoiseModel(noise, is_sigma_given=noise is not None),
             is_boundary_free=problem.operator.boundary.is_unknown,
@@ -142,13 +145,21 @@ def check_residual_of(
     return check_residual(
         residual,
         data,
-        torus_modes(inverse.problem.operator.kernel, inverse.geometry.output_size),
-        _as_filter(inverse),
+        _bands_of(inverse),
         kernel_size=inverse.kernel.size,
         noise=noise,
         least_noise=least_noise,
         is_boundary_free=inverse.problem.operator.boundary.is_unknown,
     )
+
+
+def _bands_of(inverse: PseudoInverse) -> ModeBands:
+    """Give the modes of the kernel on the torus of the data; once for each inverse, however often it is applied."""
+    found = _BANDS.get(inverse)
+    if found is None:
+        modes = torus_modes(inverse.problem.operator.kernel, inverse.geometry.output_size)
+        found = _BANDS[inverse] = ModeBands(modes, _as_filter(inverse))
+    return found
 
 
 def _as_filter(inverse: PseudoInverse) -> InverseFilter:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,14 +18,10 @@ from torch import Tensor
 from deconv_cli.diagnostics.clipped_samples import find_clipped
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
-from deconv_cli.diagnostics.residual import border_profile, summarize_residual
-from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.sample_range import limits_of, white_of
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
@@ -40,23 +35,25 @@ from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.channels import join_channels
-from deconv_cli.workflows.diagnose import Diagnosis, check_residual_of, diagnose, join_diagnoses
+from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
-from deconv_cli.workflows.layer_settings import choose_lambda_of_layer, describe_unseen
+from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
-from deconv_cli.workflows.trust import measure_clipping, measure_scale
+from deconv_cli.workflows.solved import Solved, model_of
+from deconv_cli.workflows.trust import measure_clipping
 
 Steps = tuple[float, ...]
 """Distance of neighboring values that a sample can have, one for all channels or for each."""
 
-_ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
+Measure = Callable[[], Reconstruction]
+"""Looks at an estimate, and gives it with what was found."""
 
 
 class Pipeline:
@@ -142,6 +139,20 @@ class Pipeline:
             TooLargeError: the inverse does not fit the memory.
             MalformedInputError: data or kernels that are not finite.
         """
+        return self.begin(y, resolution, truth=truth, progress=progress)()
+
+    def begin(
+        self,
+        y: Tensor,
+        resolution: Resolution | None = None,
+        *,
+        truth: Tensor | None = None,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Measure:
+        """Do the part of `reconstruct` that estimates the images; what this gives measures them.
+
+        The pipeline may be given other data before the estimate is measured, and another thread may measure it.
+        """
         listener = as_listener(progress)
         resolution = self.resolve() if resolution is None else resolution
         check_image(y, "the output to invert")
@@ -149,9 +160,10 @@ class Pipeline:
             check_image(truth, "the truth")
         planes = self._planes(y)
         if planes is None:
-            return self._reconstruct_samples(y, resolution, truth, listener)
+            return self._begin_samples(y, resolution, truth, listener)
         known = None if truth is None else planes.split(truth)
-        return join_planes(planes, self._reconstruct_samples(planes.split(y), resolution, known, listener))
+        measure = self._begin_samples(planes.split(y), resolution, known, listener)
+        return lambda: join_planes(planes, measure())
 
     @cached_property
     def _canonical(self) -> Kernel:
@@ -168,10 +180,10 @@ class Pipeline:
         """Tell how data are taken apart that have more axes than the kernel spans."""
         return Planes.of(y, self._canonical, self._settings.dimensions)
 
-    def _reconstruct_samples(
+    def _begin_samples(
         self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
-    ) -> Reconstruction:
-        """Do what `reconstruct` does, for data whose axes are those of the kernel."""
+    ) -> Measure:
+        """Do what `begin` does, for data whose axes are those of the kernel."""
         kernel = self._as_layer(resolution.settings)
         n_axes, axis, curve = kernel.n_axes, kernel.channel_axis, resolution.tone_curve
         steps = _steps(y, resolution, n_axes)
@@ -181,13 +193,18 @@ class Pipeline:
         light = y if curve is None else self._in_light(y, curve, n_axes)
         true_light = truth if truth is None or curve is None else self._in_light(truth, curve, n_axes)
         resolution = replace(resolution, ceiling=_ceiling(y, curve, resolution.sample_type, n_axes))
-        result = self._reconstruct(light, resolution, steps, true_light, listener)
-        limits = limits_of(y, resolution.sample_type) if result.settings.defaults is InputKind.PICTURE else None
-        if limits is not None:
-            result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
-        return (
-            result if curve is None else replace(result, image=curve.to_stored(result.image, n_axes), tone_curve=curve)
-        )
+        measure = self._begin(light, resolution, steps, true_light, listener)
+
+        def finish() -> Reconstruction:
+            result = measure()
+            limits = limits_of(y, resolution.sample_type) if result.settings.defaults is InputKind.PICTURE else None
+            if limits is not None:
+                result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
+            if curve is None:
+                return result
+            return replace(result, image=curve.to_stored(result.image, n_axes), tone_curve=curve)
+
+        return finish
 
     def _in_light(self, stored: Tensor, curve: ToneCurve, n_axes: int) -> Tensor:
         """Undo the tone curve, in the precision of the arithmetic."""
@@ -195,12 +212,12 @@ class Pipeline:
             return curve.to_light(stored.to(self._given.kernel.taps), n_axes)
         return curve.to_light(stored.to(pick_dtype(self._settings.dtype, stored, stored.device)), n_axes)
 
-    def _reconstruct(
+    def _begin(
         self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
-    ) -> Reconstruction:
-        """Do what `reconstruct` does, in the light or the samples that the convolution acts in."""
+    ) -> Measure:
+        """Do what `begin` does, in the light or the samples that the convolution acts in."""
         if self._is_one_by_one(y, resolution):
-            return self._reconstruct_channels(y, resolution, steps, truth, listener)
+            return self._begin_channels(y, resolution, steps, truth, listener)
         data, kernel, image_size = self._arranged(y, resolution.settings)
         step = math.hypot(*steps) / math.sqrt(len(steps))
         least_noise = step * ROUNDING_NOISE  # what rounding leaves
@@ -209,7 +226,8 @@ class Pipeline:
             _check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
         if resolution.settings.noise in (None, "white"):  # full samples are measurements then
             resolution = replace(resolution, ceiling=None)
-        resolution = self._with_noise(resolution, data, kernel)
+        if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
+            resolution = self._with_noise(resolution, data, kernel)  # else it is for the tests of the residual alone
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
@@ -219,19 +237,18 @@ class Pipeline:
         listener.begin("building the inverse")
         estimator = self._estimator(kernel, image_size, settings, data, is_of_these_data=choice is not None)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
-        result = self._solve(estimator, data, resolution, choice, step, listener)
-        if not settings.predict or not isinstance(estimator, PseudoInverse):
-            return result
-        listener.begin("predicting the error")
-        predicted = predict_for(
-            estimator,
-            result,
-            data,
-            bias=self._bias,
-            least_sigma=least_noise,
-            truth=truth,
-        )
-        return replace(result, predicted_error=predicted)
+        solved = self._solve(estimator, data, resolution, choice, step, listener)
+
+        def finish() -> Reconstruction:
+            listener.begin("measuring the residual")
+            result = solved.measure()
+            if not settings.predict or not isinstance(estimator, PseudoInverse):
+                return result
+            listener.begin("predicting the error")
+            predicted = predict_for(estimator, result, data, bias=self._bias, least_sigma=least_noise, truth=truth)
+            return replace(result, predicted_error=predicted)
+
+        return finish
 
     def diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
         """Examine what `reconstruct` gave last, which was linear in the data.
@@ -278,9 +295,9 @@ class Pipeline:
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
-    def _reconstruct_channels(
+    def _begin_channels(
         self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
-    ) -> Reconstruction:
+    ) -> Measure:
         """Restore one channel after another; their inverses are kept at once, and share the memory."""
         kernel = self._as_layer(resolution.settings)
         kernels = [self._kernel]
@@ -306,8 +323,8 @@ class Pipeline:
                 resolution, settings=replace(settings, lam=lam, noise=noise), lams=(), is_per_channel=False, notes=()
             )
             known = None if truth is None else truth.narrow(axis, c, 1)
-            parts.append(pipeline._reconstruct(y.narrow(axis, c, 1), alone, (steps[c % len(steps)],), known, listener))
-        return join_channels(parts, resolution, kernel.n_axes)
+            parts.append(pipeline._begin(y.narrow(axis, c, 1), alone, (steps[c % len(steps)],), known, listener))
+        return lambda: join_channels([measure() for measure in parts], resolution, kernel.n_axes)
 
     def _check_channels(self, y: Tensor, kernel: Kernel, resolution: Resolution, truth: Tensor | None) -> None:
         """Refuse a kernel, λ, bias or truth that is not there for each channel."""
@@ -367,7 +384,7 @@ class Pipeline:
             boundary=settings.boundary,
             penalty=spaced_penalty(settings.penalty, settings.spacing),
             max_memory=settings.max_memory,
-            noise=_model(settings),
+            noise=model_of(settings),
         )
         return choose_lambda(
             continuation,
@@ -417,12 +434,10 @@ class Pipeline:
         choice: LambdaChoice | None,
         step: float,
         listener: ProgressListener,
-    ) -> Reconstruction:
-        """Apply an estimator, and measure what it leaves over."""
+    ) -> Solved:
+        """Apply an estimator."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
-        well_posedness = _assess(estimator)
-        operator, kernel = estimator.operator, estimator.kernel
-        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+        unbiased = subtract_bias(data, self._bias, estimator.kernel.n_axes)
         is_clipped, tolerance = self._clipped(estimator, data, resolution), estimator.tolerance
         if is_clipped is None or not isinstance(estimator, PseudoInverse):
             solution = estimator.solve(unbiased, listener)
@@ -431,41 +446,7 @@ class Pipeline:
             tolerance = given or DEFAULT_TOLERANCE
             rule = StoppingRule(tolerance, resolution.settings.max_iterations)
             solution = solve_clipped(estimator.problem, estimator.arrange(unbiased), is_clipped, rule, listener)
-            share = f"{100 * synchronize.as_number(is_clipped.double().mean()):.2g} %"
-            note = f"{share} of the samples are full, and were taken for no more than 'at least this bright'"
-            resolution = replace(resolution, notes=(*resolution.notes, note))
-        detached = unbiased.detach()  # the numbers of the report need no graph
-        arranged = estimator.arrange(detached)
-        unexplained = arranged - operator.forward(solution.value.detach())
-        if is_clipped is not None:
-            unexplained = torch.where(is_clipped, unexplained.clamp_min(0), unexplained)
-        residual = kernel.join(unexplained)
-        image, settings = estimator.frame(solution.value), resolution.settings
-        is_picture, tests = settings.defaults is InputKind.PICTURE, None
-        is_looked_at = (is_picture or settings.predict) and kernel.field is None and not operator.is_layer
-        if isinstance(operator, LayerConvolution):
-            resolution = replace(resolution, notes=(*resolution.notes, *describe_unseen(operator, settings.lam)))
-        if isinstance(estimator, PseudoInverse) and is_looked_at:
-            least = max(step, 0.0 if choice is None else choice.sigma)
-            tests = check_residual_of(estimator, unexplained, arranged, noise=_model(settings), least_noise=least)
-        weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
-        return Reconstruction(
-            image=image,
-            solution=solution,
-            settings=settings,
-            reasons=resolution.reasons,
-            choice=estimator.choice,
-            rcond=estimator.rcond,
-            tolerance=tolerance,
-            residual=summarize_residual(residual, detached, kernel.n_axes),
-            border=border_profile(residual, kernel.size),
-            spectrum=estimator.spectrum,
-            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
-            well_posedness=well_posedness,
-            lambda_choice=choice,
-            residual_tests=tests,
-            notes=resolution.notes,
-        )
+        return Solved(estimator, unbiased, resolution, solution, tolerance, choice, step, is_clipped)
 
 
 def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:
@@ -481,12 +462,6 @@ def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
     settings = replace(resolution.settings, lam=choice.lam)
     reasons = replace(resolution.reasons, lam=choice.reason)
     return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
-
-
-def _model(settings: ReconstructionSettings) -> NoiseModel:
-    """Give the kind of noise that was found."""
-    assert isinstance(settings.noise, NoiseModel)
-    return settings.noise
 
 
 def _steps(y: Tensor, resolution: Resolution, n_axes: int) -> Steps:
@@ -518,27 +493,3 @@ def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
             f"the truth should have the shape of the estimate, {_by(image_size)} pixels or {expected} in all, but has "
             f"{_by(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; crop it to the same frame."
         )
-
-
-def _assess(estimator: Estimator) -> WellPosedness | None:
-    """Assess the quadratic problem behind an estimate, if there is one."""
-    inverse = getattr(estimator, "inverse", estimator)
-    if not isinstance(inverse, PseudoInverse) or inverse.kernel.field is not None or inverse.operator.is_layer:
-        return None
-    return assess_well_posedness(inverse)
-
-
-def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
-    """Assess the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
-    found = _ASSESSED.get(inverse)
-    if found is None:
-        problem = inverse.problem
-        found = _ASSESSED[inverse] = assess(
-            problem.operator.kernel,
-            inverse.geometry,
-            problem.operator.boundary,
-            lam=problem.lam,
-            penalty=problem.penalty,
-            spectrum=inverse.spectrum,
-        )
-    return found

@@ -104,7 +104,7 @@ def test_bands_by_distance_from_the_edge(size):
     assert torch.equal(bands.distance, distance)
     for k in range(bands.depth):
         chosen = distance == k if k < bands.depth - 1 else distance >= k
-        assert int(bands.count()[k]) == int(chosen.sum())
+        assert int(bands.count[k]) == int(chosen.sum())
         assert float(bands.mean(values)[k]) == pytest.approx(float(values[..., chosen].mean()))
 
 

@@ -144,11 +144,12 @@ def test_a_kernel_that_does_not_fit_is_told_before_its_bias():
 
 def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeypatch):
     from deconv_cli.settings import ReconstructionSettings
-    from deconv_cli.workflows import pipeline as workflow
+    from deconv_cli.workflows import solved
+    from deconv_cli.workflows.pipeline import Pipeline
 
     judged = []
-    judge = workflow.assess
-    monkeypatch.setattr(workflow, "assess", lambda *args, **settings: judged.append(args) or judge(*args, **settings))
+    judge = solved.assess
+    monkeypatch.setattr(solved, "assess", lambda *args, **settings: judged.append(args) or judge(*args, **settings))
     kernel = torch.zeros(3, 3, dtype=torch.float64)
     kernel[2, 1], kernel[1, 1] = 1.0, 0.3
     inverse = deconv_cli.pseudo_inverse(kernel, input_size=(20, 18), lam=1e-4)
@@ -156,7 +157,7 @@ def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeyp
     inverse(y)
     assert not judged
     for _ in range(2):
-        pipeline = workflow.Pipeline(kernel, ReconstructionSettings(), inverse=inverse)
+        pipeline = Pipeline(kernel, ReconstructionSettings(), inverse=inverse)
         found = pipeline.reconstruct(y).well_posedness
     assert len(judged) == 1
     assert found.n_lost_modes == 18

@@ -1,0 +1,139 @@
+"""An estimate that has not been looked at yet, and what there is to be said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.residual import border_profile, summarize_residual
+from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
+from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.layer_convolution import LayerConvolution
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.vocabulary import InputKind
+from deconv_cli.workflows.diagnose import check_residual_of
+from deconv_cli.workflows.find_noise import find_noise
+from deconv_cli.workflows.layer_settings import describe_unseen
+from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolution import Resolution
+from deconv_cli.workflows.trust import measure_scale
+
+_ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What an estimator gave for some data.
+
+    Attributes:
+        estimator: what was applied.
+        data: what it was applied to, without the bias, in the precision of the arithmetic.
+        resolution: how.
+        solution: what it gave.
+        tolerance: of the certificate.
+        choice: how λ was chosen from the data.
+        step: distance of neighboring values that a sample of the data can have; 0 where it can have any.
+        is_clipped: which samples were taken for bounds, arranged as the operators want them.
+    """
+
+    estimator: Estimator
+    data: Tensor
+    resolution: Resolution
+    solution: Solution
+    tolerance: float
+    choice: LambdaChoice | None
+    step: float
+    is_clipped: Tensor | None
+
+    def measure(self) -> Reconstruction:
+        """Measure what the estimate leaves unexplained, and test it against the noise."""
+        estimator, solution, settings = self.estimator, self.solution, self.resolution.settings
+        operator, kernel = estimator.operator, estimator.kernel
+        detached = self.data.detach()  # the numbers of the report need no graph
+        if settings.noise == "auto":
+            settings = replace(settings, noise=find_noise(detached, kernel, settings))
+        arranged = estimator.arrange(detached)
+        unexplained = arranged - operator.forward(solution.value.detach())
+        if self.is_clipped is not None:
+            unexplained = torch.where(self.is_clipped, unexplained.clamp_min(0), unexplained)
+        residual = kernel.join(unexplained)
+        weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
+        return Reconstruction(
+            image=estimator.frame(solution.value),
+            solution=solution,
+            settings=settings,
+            reasons=self.resolution.reasons,
+            choice=estimator.choice,
+            rcond=estimator.rcond,
+            tolerance=self.tolerance,
+            residual=summarize_residual(residual, detached, kernel.n_axes),
+            border=border_profile(residual, kernel.size),
+            spectrum=estimator.spectrum,
+            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
+            well_posedness=_assess(estimator),
+            lambda_choice=self.choice,
+            residual_tests=self._test(unexplained, arranged, settings),
+            notes=(*self.resolution.notes, *self._notes()),
+        )
+
+    def _test(self, unexplained: Tensor, arranged: Tensor, settings: ReconstructionSettings) -> ResidualTests | None:
+        """Test the residual of a linear estimate from data that may hold more than the kernel made."""
+        estimator = self.estimator
+        is_picture = settings.defaults is InputKind.PICTURE
+        is_looked_at = is_picture or settings.predict
+        if not isinstance(estimator, PseudoInverse) or not is_looked_at:
+            return None
+        if estimator.kernel.field is not None or estimator.operator.is_layer:
+            return None
+        least = max(self.step, 0.0 if self.choice is None else self.choice.sigma)
+        return check_residual_of(estimator, unexplained, arranged, noise=model_of(settings), least_noise=least)
+
+    def _notes(self) -> tuple[str, ...]:
+        """Tell which samples were taken for bounds, and what a layer does not see."""
+        notes: tuple[str, ...] = ()
+        if self.is_clipped is not None:
+            share = f"{100 * synchronize.as_number(self.is_clipped.double().mean()):.2g} %"
+            notes += (f"{share} of the samples are full, and were taken for no more than 'at least this bright'",)
+        operator = self.estimator.operator
+        if isinstance(operator, LayerConvolution):
+            notes += tuple(describe_unseen(operator, self.resolution.settings.lam))
+        return notes
+
+
+def model_of(settings: ReconstructionSettings) -> NoiseModel:
+    """Give the kind of noise that was found."""
+    assert isinstance(settings.noise, NoiseModel)
+    return settings.noise
+
+
+def _assess(estimator: Estimator) -> WellPosedness | None:
+    """Assess the quadratic problem behind an estimate, if there is one."""
+    inverse = getattr(estimator, "inverse", estimator)
+    if not isinstance(inverse, PseudoInverse) or inverse.kernel.field is not None or inverse.operator.is_layer:
+        return None
+    return assess_well_posedness(inverse)
+
+
+def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
+    """Assess the problem that an inverse solves; once for each inverse, however many outputs it is applied to."""
+    found = _ASSESSED.get(inverse)
+    if found is None:
+        problem = inverse.problem
+        found = _ASSESSED[inverse] = assess(
+            problem.operator.kernel,
+            inverse.geometry,
+            problem.operator.boundary,
+            lam=problem.lam,
+            penalty=problem.penalty,
+            spectrum=inverse.spectrum,
+        )
+    return found
