@@ -11,25 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
 from deconv_cli.kernels.fit.pair_equations import Misfit, Pair, PairEquations, gather, misfit
 from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
-from deconv_cli.operators.axes import crop, format_size
-from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.axes import crop
+from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.memory import free_memory
-from deconv_cli.vocabulary import Size, check_name, format_memory
-from deconv_cli.workflows.arithmetic import check_image
+from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.image_pairs import arrange_taps, check_memory, checked_size, group_pairs
 
-CHANNELS = ("shared", "each", "mix")
-"""One kernel for all channels, one for each, or one that mixes them."""
 ALL_BUT = 1e-3
 """A residual that is no larger a part of held-out data is none."""
 RIM, ROUNDING = 2.0, 1e-12
 """Outermost taps of this many error bars, in the root mean square, are no noise; squares below this share are zero."""
-N_MATRICES = 8
-"""Square matrices of all taps that a fit holds at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,29 +108,19 @@ def fit_kernel(
         TooLargeError: the normal equations do not fit the memory.
         MalformedInputError: images that are not finite.
     """
-    check_name(CHANNELS, channels, "channels")
-    size, rule = _checked_size(size), as_rule(boundary)
+    size, rule = checked_size(size), as_rule(boundary)
     if unit_sum and channels == "mix":
         raise UsageError("unit_sum is for kernels that do not mix channels; leave it out, or fit one for each channel.")
     if lam is not None and not (math.isfinite(lam) and lam > 0):
         raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
-    groups = _grouped(pairs, size, channels, rule)
-    if not any(bool(pair.wide.any()) for group in groups for pair in group):
-        raise MalformedInputError("the sharp images are zero everywhere, so that they tell nothing of a kernel.")
+    groups = group_pairs(pairs, size, channels, rule)
     options = FitOptions(penalty, lam, nonnegative, unit_sum)
     found = [_fit(group, size, options) for group in groups]
-    shape = (groups[0][0].y.shape[0], groups[0][0].wide.shape[0], *size)
-
-    def arranged(columns: list[Tensor]) -> Tensor:
-        """Bring `(N, C_out)` of every group into the order of torch."""
-        taps = torch.stack([column.T.reshape(shape) for column in columns])
-        return taps[0] if channels == "mix" else taps[:, 0, 0] if channels == "each" else taps[0, 0, 0]
-
     held, held_rest = sum(each.held for each in found), sum(each.held_rest for each in found)
     squares = [sum(float(pair.y.square().sum()) for pair in group) for group in groups]
     return KernelFit(
-        taps=arranged([each.taps for each in found]),
-        errors=arranged([each.errors for each in found]),
+        taps=arrange_taps([each.taps for each in found], size, channels),
+        errors=arrange_taps([each.errors for each in found], size, channels),
         lam=tuple(each.ridge.lam for each in found),
         sigma=tuple(each.ridge.sigma for each in found),
         residual=math.sqrt(sum(each.rest for each in found) / max(sum(squares), 1e-300)),
@@ -143,55 +128,6 @@ def fit_kernel(
         n_data=sum(pair.y.numel() for group in groups for pair in group),
         n_effective=sum(each.ridge.n_effective for each in found),
     )
-
-
-def _checked_size(size: object) -> Size:
-    if not isinstance(size, tuple | list) or not 1 <= len(size) <= 3:
-        raise UsageError(f"size must hold one number of taps for each of one to three axes, but is {size!r}.")
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
-        raise UsageError(f"size must hold positive whole numbers of taps, but is {size!r}.")
-    return tuple(size)
-
-
-def _grouped(
-    pairs: Sequence[tuple[Tensor, Tensor]], size: Size, channels: str, boundary: BoundaryRule
-) -> list[list[Pair]]:
-    """Lay out what each kernel is fitted to: all images, or those of one channel."""
-    images = [one for sharp, blurred in pairs for one in _one_by_one(sharp, blurred, len(size))]
-    if not images:
-        raise UsageError("a kernel is fitted to pairs of a sharp and a blurred image, but there are none.")
-    if channels == "mix":
-        return [[Pair.of(sharp, blurred, size, boundary) for sharp, blurred in images]]
-    for sharp, blurred in images:
-        if len(sharp) != len(blurred) or len(sharp) != len(images[0][0]):
-            raise ShapeError(
-                f"sharp and blurred images should have as many channels, but have {len(sharp)} and {len(blurred)}; "
-                'channels="mix" fits a kernel between different ones.'
-            )
-    by_channel = [
-        [Pair.of(sharp[c : c + 1], blurred[c : c + 1], size, boundary) for sharp, blurred in images]
-        for c in range(len(images[0][0]))
-    ]
-    return by_channel if channels == "each" else [[pair for group in by_channel for pair in group]]
-
-
-def _one_by_one(sharp: Tensor, blurred: Tensor, n_axes: int) -> list[tuple[Tensor, Tensor]]:
-    """Split a pair of batches into pairs of images `(C, *size)`."""
-    for image, role in ((sharp, "the sharp image"), (blurred, "the blurred image")):
-        check_image(image, role)
-        if image.ndim not in (n_axes + 1, n_axes + 2):
-            raise ShapeError(
-                f"{role} should have its channels, and perhaps a batch, ahead of {n_axes} axes of space, but is of "
-                f"shape {tuple(image.shape)}."
-            )
-    if sharp.ndim != blurred.ndim or (sharp.ndim == n_axes + 2 and len(sharp) != len(blurred)):
-        raise ShapeError(
-            f"sharp and blurred images should come in equal numbers, but are of shapes {tuple(sharp.shape)} and "
-            f"{tuple(blurred.shape)}."
-        )
-    if sharp.ndim == n_axes + 1:
-        return [(sharp.detach().cpu(), blurred.detach().cpu())]
-    return list(zip(sharp.detach().cpu(), blurred.detach().cpu(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -209,7 +145,7 @@ class _Found:
 def _fit(pairs: list[Pair], size: Size, options: FitOptions) -> _Found:
     """Fit one kernel, and another one to the rows that are not held out."""
     n_inputs = pairs[0].wide.shape[0]
-    _check_memory(n_inputs * math.prod(size), size)
+    check_memory(n_inputs * math.prod(size), size)
     penalty = penalty_gram(options.penalty, size, n_inputs)
     everything, kept = gather(pairs, size)
     ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), options)
@@ -252,12 +188,3 @@ def penalty_gram(penalty: str, size: Size, n_inputs: int) -> Tensor:
     crop(basis[:, 0], (2,) * len(size), size).copy_(torch.eye(n_taps, dtype=torch.float64).reshape(n_taps, *size))
     rows = operator.forward(basis).flatten(1)
     return torch.block_diag(*[rows @ rows.T] * n_inputs)
-
-
-def _check_memory(n_taps: int, size: Size) -> None:
-    needed, available = 8 * N_MATRICES * n_taps**2, free_memory(torch.device("cpu"))
-    if needed > available:
-        raise TooLargeError(
-            f"a fit of {n_taps} taps on {format_size(size)} takes about {format_memory(needed)}, more than the "
-            f"{format_memory(available)} that are free; use a smaller size, or fit each channel by itself."
-        )
