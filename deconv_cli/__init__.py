@@ -20,6 +20,7 @@ from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import (
     DeconvError,
     FileAccessError,
+    GradientFaultError,
     InputRefusedError,
     MalformedInputError,
     ShapeError,
@@ -34,6 +35,7 @@ from deconv_cli.parts import (
     BOUNDARIES,
     CODECS,
     KERNEL_SOURCES,
+    LOSSES,
     PENALTIES,
     PRIORS,
     REGION_FORMATS,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.saved_layers import ModelLayer, list_layers, load_layer, save_layer
+    from deconv_cli.saved_learning import load_learning_state, save_learning_state
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
@@ -73,6 +76,9 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.chain import ChainInversion, invert_chain
     from deconv_cli.workflows.custom_taps import TapReconstruction, forward_taps, invert_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
+    from deconv_cli.workflows.inverse_filters import InverseFilters, learn_inverse_filters, simulate_pairs
+    from deconv_cli.workflows.learn_kernel import KernelLearning, learn_kernel
+    from deconv_cli.workflows.learning_settings import LearningSettings
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -83,6 +89,7 @@ __all__ = [
     "CODECS",
     "GRADIENT_RULES",
     "KERNEL_SOURCES",
+    "LOSSES",
     "PENALTIES",
     "PRIORS",
     "REGION_FORMATS",
@@ -97,13 +104,17 @@ __all__ = [
     "FileAccessError",
     "Finding",
     "Gradient",
+    "GradientFaultError",
     "GradientReport",
     "Identity",
     "InputRefusedError",
+    "InverseFilters",
     "Kernel",
     "KernelField",
     "KernelFit",
+    "KernelLearning",
     "Laplacian",
+    "LearningSettings",
     "LinearOperator",
     "Linearization",
     "MalformedInputError",
@@ -139,9 +150,12 @@ __all__ = [
     "invert_chain",
     "invert_taps",
     "keep_freed_memory",
+    "learn_inverse_filters",
+    "learn_kernel",
     "list_layers",
     "load_kernel_field",
     "load_layer",
+    "load_learning_state",
     "load_pseudo_inverse",
     "make_kernel",
     "map_blur",
@@ -150,7 +164,9 @@ __all__ = [
     "psf_from_beads",
     "save_kernel_field",
     "save_layer",
+    "save_learning_state",
     "save_pseudo_inverse",
+    "simulate_pairs",
     "solve",
     "watch_gradients",
 ]
@@ -185,6 +201,14 @@ _HOMES = {
     "map_blur": "deconv_cli.workflows.blur_map",
     "KernelFit": "deconv_cli.workflows.fit_kernel",
     "fit_kernel": "deconv_cli.workflows.fit_kernel",
+    "InverseFilters": "deconv_cli.workflows.inverse_filters",
+    "learn_inverse_filters": "deconv_cli.workflows.inverse_filters",
+    "simulate_pairs": "deconv_cli.workflows.inverse_filters",
+    "KernelLearning": "deconv_cli.workflows.learn_kernel",
+    "learn_kernel": "deconv_cli.workflows.learn_kernel",
+    "LearningSettings": "deconv_cli.workflows.learning_settings",
+    "load_learning_state": "deconv_cli.saved_learning",
+    "save_learning_state": "deconv_cli.saved_learning",
     "forward": "deconv_cli.workflows.apply_kernel",
     "Reconstruction": "deconv_cli.workflows.reconstruction",
     "ToneCurve": "deconv_cli.tone_curve",

@@ -85,6 +85,17 @@ TAPS: Registry[Any] = Registry(
 )
 """What a tap makes of a pixel and a weight, in the place of their product."""
 
+LOSSES: Registry[Any] = Registry(
+    "loss",
+    {
+        "squared": "deconv_cli.kernels.learning.loss_functions:squared",
+        "l1": "deconv_cli.kernels.learning.loss_functions:l1",
+        "huber": "deconv_cli.kernels.learning.loss_functions:huber",
+        "poisson": "deconv_cli.kernels.learning.loss_functions:poisson",
+    },
+)
+"""What a learned kernel makes small."""
+
 CODECS: Registry[Any] = Registry(
     "file format",
     {

@@ -45,6 +45,7 @@ ALLOWED = {
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},
     "saved_layers": BELOW_OPERATORS | {"io", "models"},
+    "saved_learning": BELOW_OPERATORS | {"io"},
     "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
     "commands": BELOW_WORKFLOWS
     | {
@@ -54,12 +55,13 @@ ALLOWED = {
         "saved_inverses",
         "saved_fields",
         "saved_layers",
+        "saved_learning",
         "report",
         "io",
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses", "saved_fields", "saved_layers"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}

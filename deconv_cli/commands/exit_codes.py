@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum, unique
 
-from deconv_cli.errors import DeconvError, InputRefusedError, UntrustworthyResultError, UsageError
+from deconv_cli.errors import DeconvError, GradientFaultError, InputRefusedError, UntrustworthyResultError, UsageError
 
 
 @unique
@@ -27,6 +27,8 @@ def exit_code_for(error: DeconvError) -> ExitCode:
         return ExitCode.USAGE
     if isinstance(error, InputRefusedError):
         return ExitCode.INPUT_REFUSED
+    if isinstance(error, GradientFaultError):
+        return ExitCode.FAULT_FOUND
     if isinstance(error, UntrustworthyResultError):
         return ExitCode.UNTRUSTWORTHY
     return ExitCode.FAILURE

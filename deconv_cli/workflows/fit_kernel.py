@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import UsageError
 from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
 from deconv_cli.kernels.fit.pair_equations import Misfit, Pair, PairEquations, gather, misfit
 from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
@@ -20,6 +19,7 @@ from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.image_pairs import arrange_taps, check_memory, checked_size, group_pairs
+from deconv_cli.workflows.learning_settings import check_constraints
 
 ALL_BUT = 1e-3
 """A residual that is no larger a part of held-out data is none."""
@@ -109,10 +109,7 @@ def fit_kernel(
         MalformedInputError: images that are not finite.
     """
     size, rule = checked_size(size), as_rule(boundary)
-    if unit_sum and channels == "mix":
-        raise UsageError("unit_sum is for kernels that do not mix channels; leave it out, or fit one for each channel.")
-    if lam is not None and not (math.isfinite(lam) and lam > 0):
-        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
+    check_constraints(channels, lam, unit_sum=unit_sum)
     groups = group_pairs(pairs, size, channels, rule)
     options = FitOptions(penalty, lam, nonnegative, unit_sum)
     found = [_fit(group, size, options) for group in groups]

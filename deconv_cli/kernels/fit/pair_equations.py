@@ -71,12 +71,23 @@ class Pair:
             y = crop(y, before, Geometry.of_image(sizes[0], size, "valid").output_size)
         return cls(wide, y)
 
+    @property
+    def stripe_height(self) -> int:
+        """Rows of outputs that are held out together, or are not."""
+        return max(1, self.y.shape[1] // N_STRIPES)
+
+    def stripes(self, size: Size) -> Iterator[tuple[Pair, bool]]:
+        """Cut the pair into stripes of rows, the last of which may be lower, each with whether it can be held out."""
+        for number, start in enumerate(range(0, self.y.shape[1], self.stripe_height)):
+            stop = min(start + self.stripe_height, self.y.shape[1])
+            part = Pair(self.wide[:, start : stop + size[0] - 1], self.y[:, start:stop])
+            yield part, number % HELD_OUT == HELD_OUT - 1
+
     def pieces(self, size: Size) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Go through the rows: pieces of X `(n, C_in·prod(k))`, of y `(n, C_out)`, and which rows can be held out."""
         n_rows = self.y.shape[1]
         per_row = 8 * self.wide.shape[0] * math.prod(size) * math.prod(self.y.shape[2:])
         step = max(1, CHUNK_BYTES // max(per_row, 1))
-        stripe = max(1, n_rows // N_STRIPES)
         for start in range(0, n_rows, step):
             stop = min(start + step, n_rows)
             windows = self.wide[:, start : stop + size[0] - 1]
@@ -85,7 +96,7 @@ class Pair:
             # (C_in, *out, *k) to (*out, C_in, *k)
             rows = windows.movedim(0, len(size)).flatten(0, len(size) - 1).flatten(1)
             outputs = self.y[:, start:stop].flatten(1).T
-            is_held = (torch.arange(start, stop) // stripe) % HELD_OUT == HELD_OUT - 1
+            is_held = (torch.arange(start, stop) // self.stripe_height) % HELD_OUT == HELD_OUT - 1
             yield rows, outputs, is_held.repeat_interleave(len(outputs) // (stop - start))
 
 

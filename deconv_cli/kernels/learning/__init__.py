@@ -1,0 +1,1 @@
+"""Kernels learned by gradient descent."""

@@ -1,0 +1,122 @@
+"""Taps in coordinates in which the squared error is as steep one way as any other, so that descent is fast.
+
+Pictures have little power in fine detail, so that the error is thousands of times flatter along some kernels than along
+others. With the Cholesky factor R of XᵀX/n + μLᵀL the coordinates Rk have none of this: a step of gradient descent for
+the squared error is one of Newton's method (Nocedal and Wright, Numerical Optimization, 2006, section 3.3), and for
+other losses nearly so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deconv_cli.kernels.fit.constrained import solve_constrained
+from deconv_cli.vocabulary import Size
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What holds of all taps of a kernel: none is negative, and they add up to `total`, if it is given."""
+
+    nonnegative: bool
+    total: float | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return not self.nonnegative and self.total is None
+
+
+class LearnedKernel(nn.Module):
+    """Kernels of G groups of channels as a module with one parameter, `coordinates`, shape `(G, N, C_out)`.
+
+    Args:
+        metric: XᵀX/n + μLᵀL of each group, positive definite, shape `(G, N, N)` with N = C_in·prod(k).
+        penalty: μLᵀL, of the same shape.
+        n_outputs: C_out of each group.
+        size: of the kernel.
+        constraint: what holds of the taps.
+    """
+
+    def __init__(self, metric: Tensor, penalty: Tensor, n_outputs: int, size: Size, constraint: Constraint) -> None:
+        super().__init__()
+        self.size = size
+        self.n_inputs = metric.shape[-1] // math.prod(size)
+        self.constraint = constraint
+        self.register_buffer("metric", metric)
+        self.register_buffer("penalty", penalty)
+        self.register_buffer("factor", torch.linalg.cholesky(metric, upper=True))
+        self.coordinates = nn.Parameter(self.coordinates_of(self._impulse(n_outputs)))
+        self.project_()
+
+    def columns(self) -> Tensor:
+        """Give the taps, shape `(G, N, C_out)`."""
+        return self.columns_of(self.coordinates)
+
+    def columns_of(self, coordinates: Tensor) -> Tensor:
+        """Give the taps that have these coordinates."""
+        return torch.linalg.solve_triangular(cast(Tensor, self.factor), coordinates, upper=True)
+
+    def coordinates_of(self, columns: Tensor) -> Tensor:
+        """Give the coordinates of taps `(G, N, C_out)`."""
+        return cast(Tensor, self.factor) @ columns
+
+    def forward(self, wide: Tensor) -> Tensor:
+        """Convolve images that bring their border along.
+
+        Args:
+            wide: shape `(B, G·C_in, *(size + k − 1))`.
+
+        Returns:
+            Shape `(B, G·C_out, *size)`.
+        """
+        return convolve(wide, self.columns(), self.size)
+
+    def roughness(self) -> Tensor:
+        """Give ½ Σ kᵀμLᵀLk."""
+        columns = self.columns()
+        return 0.5 * (columns * (cast(Tensor, self.penalty) @ columns)).sum()
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Move the taps to the nearest that obey the constraint, in the distance of the coordinates."""
+        if not self.constraint.is_empty:
+            self.coordinates.copy_(self.nearest(self.coordinates))
+
+    def nearest(self, coordinates: Tensor) -> Tensor:
+        """Give the nearest coordinates that obey the constraint."""
+        if self.constraint.is_empty:
+            return coordinates
+        metric, factor = cast(Tensor, self.metric), cast(Tensor, self.factor)
+        right, how = factor.mT @ coordinates, self.constraint
+        found = [
+            [solve_constrained(h, column, nonnegative=how.nonnegative, total=how.total) for column in columns]
+            for h, columns in zip(metric, right.mT, strict=True)
+        ]
+        return self.coordinates_of(torch.stack([torch.stack(columns, 1) for columns in found]))
+
+    def _impulse(self, n_outputs: int) -> Tensor:
+        """Give kernels that leave images as they are, shape `(G, N, C_out)`."""
+        metric = cast(Tensor, self.metric)
+        n_taps = math.prod(self.size)
+        middle = 0  # where the middle tap stands, all axes laid in a row
+        for n in self.size:
+            middle = middle * n + (n - 1) // 2
+        columns = metric.new_zeros(len(metric), self.n_inputs * n_taps, n_outputs)
+        for output in range(n_outputs):
+            columns[:, output % self.n_inputs * n_taps + middle, output] = 1.0
+        return columns
+
+
+def convolve(wide: Tensor, columns: Tensor, size: Size) -> Tensor:
+    """Convolve images that bring their border along, as `LearnedKernel` does, by taps `(G, N, C_out)`."""
+    weight = columns.mT.reshape(len(columns) * columns.shape[-1], -1, *size)
+    return _CONVOLUTIONS[len(size)](wide, weight, groups=len(columns))

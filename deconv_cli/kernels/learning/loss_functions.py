@@ -1,0 +1,91 @@
+"""Losses of a prediction against data, sample by sample; those of the caller may give their mean."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from torch import Tensor
+
+from deconv_cli.errors import UsageError
+from deconv_cli.parts import LOSSES
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Of a prediction and the data, of one shape: a loss of that shape, or a number that is its mean."""
+
+FAINT = 0.1
+"""Counts below which the likelihood of counts is continued, since it ends at zero."""
+
+
+def squared(prediction: Tensor, target: Tensor) -> Tensor:
+    """Give (p − t)², the loss of white Gaussian noise."""
+    return (prediction - target).square()
+
+
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Give |p − t|, whose minimum hardly heeds samples that are far off."""
+    return (prediction - target).abs()
+
+
+def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    """Give ½(p − t)² up to a distance of `delta` in units of the samples, and go on straight beyond.
+
+    Source: Huber, Robust estimation of a location parameter, Annals of Mathematical Statistics 35, 1964.
+    """
+    distance = (prediction - target).abs()
+    near = distance.clamp_max(delta)
+    return near * (distance - near / 2)
+
+
+def poisson(prediction: Tensor, target: Tensor) -> Tensor:
+    """Give p − t + t·log(t/p), how much less likely counts t are under the mean p than under t itself.
+
+    Below a tenth of a count it goes on as a parabola, so that it is finite for predictions that are not positive.
+    """
+    counts = target.clamp_min(0)
+    mean = prediction.clamp_min(FAINT)
+    missing = (FAINT - prediction).clamp_min(0) / FAINT
+    exact = mean - counts + counts.xlogy(counts) - counts * mean.log()
+    return exact + missing * (counts - FAINT) + (counts + 1) * missing.square() / 2
+
+
+def find_loss(words: str | Loss) -> Loss:
+    """Give the loss of a name, with its number behind a colon (`huber:2.5`), or the function itself.
+
+    Raises:
+        UsageError: no such loss, or a number that it does not take.
+    """
+    if not isinstance(words, str):
+        return words
+    name, colon, text = words.partition(":")
+    loss: Loss = LOSSES[name]
+    if not colon:
+        return loss
+    names = list(inspect.signature(loss).parameters)[2:]
+    if len(names) != 1:
+        raise UsageError(f"loss {name} takes no number, but is '{words}'; write {name}.")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"loss {name} takes a positive number, its {names[0]}, but is '{words}'; write {name}:1.")
+    return partial(loss, **{names[0]: number})
+
+
+def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Average a loss over the samples.
+
+    Raises:
+        UsageError: it gives something else than one number, or one for each sample.
+    """
+    values = loss(prediction, target)
+    if not isinstance(values, Tensor) or values.shape not in (prediction.shape, ()):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise UsageError(
+            "a loss should take a prediction and data, and give a tensor of their shape "
+            f"{tuple(prediction.shape)}, or a single number, but gives {found}."
+        )
+    return values.mean()

@@ -1,0 +1,93 @@
+"""How a kernel is learned: every choice, once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.learning.learned_kernel import Constraint
+from deconv_cli.kernels.learning.loss_functions import Loss
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How a kernel is learned.
+
+    Attributes:
+        loss: a name of `LOSSES`, with its number behind a colon (`huber:2.5`), or a function of a prediction and the
+            data, two tensors of one shape, that gives a loss of that shape, or the mean of it.
+        channels: learn one kernel for all channels, one for each, or a layer that mixes them.
+        boundary: what lies outside the first images; `unknown` uses the outputs that do not depend on it.
+        penalty: what is kept small of the taps.
+        lam: its weight, in units of the largest eigenvalue of XᵀX beside LᵀL, for a loss that bends like half the
+            square; `None` takes the likeliest under Gaussian noise.
+        nonnegative: no tap is below zero.
+        unit_sum: the taps add up to one; for kernels that do not mix channels.
+        max_epochs: passes over the data, at most.
+        patience: passes that bring nothing where outputs are held out, after which the descent ends.
+        seed: of the order of the data.
+
+    Raises:
+        UsageError: values that cannot be.
+    """
+
+    loss: str | Loss = "squared"
+    channels: Literal["shared", "each", "mix"] = "shared"
+    boundary: str = "unknown"
+    penalty: str = "gradient"
+    lam: float | None = None
+    nonnegative: bool = False
+    unit_sum: bool = False
+    max_epochs: int = 100
+    patience: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_constraints(self.channels, self.lam, unit_sum=self.unit_sum)
+        for name in ("max_epochs", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a positive whole number, but is {value!r}.")
+
+    @classmethod
+    def of(cls, **choices: Any) -> LearningSettings:  # noqa: ANN401
+        """Make settings of fields by name.
+
+        Raises:
+            UsageError: there is no such field.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in choices:
+            if name not in known:
+                raise UsageError(f"learning has no setting '{name}'; there are {', '.join(known)}.")
+        return cls(**choices)
+
+    @property
+    def constraint(self) -> Constraint:
+        """What holds of the taps."""
+        return Constraint(self.nonnegative, 1.0 if self.unit_sum else None)
+
+    @property
+    def loss_name(self) -> str:
+        """The loss in words."""
+        return self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+
+    def describe(self) -> dict[str, Any]:
+        """Give all choices as JSON holds them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"loss": self.loss_name}
+
+
+def check_constraints(channels: str, lam: float | None, *, unit_sum: bool) -> None:
+    """Refuse what cannot be asked of taps.
+
+    Raises:
+        UsageError: a weight that is not positive, or a sum of taps that mix channels.
+    """
+    if unit_sum and channels == "mix":
+        raise UsageError(
+            "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
+        )
+    if lam is not None and not (math.isfinite(lam) and lam > 0):
+        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
