@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.learning.descent import CurvePoint, Descent
-from deconv_cli.kernels.learning.refinement import Refinement
+from deconv_cli.kernels.learning.kernel_refinement import Refinement
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.image_pairs import arrange_taps
 from deconv_cli.workflows.learning_problem import LearningProblem
