@@ -104,9 +104,31 @@ def test_chunks_of_an_earlier_run_stay_unless_they_were_to_become_something_else
     planned(source, place / "two.zarr").create()
     planned(source, place / "two.zarr").write(half[0], STACK[0][half[0]])
     other.create()
+    with pytest.raises(FileAccessError, match="should have 27 files of samples, but 27 are missing"):
+        other.finish({})
+    write_all(other, STACK[0].astype("float64") * 0)
     other.finish({})
     assert not read_image(place / "two.zarr").values.any()
+    assert read_image(place / "two.zarr").notes == read_image(place / "out.zarr").notes
     target.discard()
+
+
+def test_what_is_missing_in_a_copy_is_told(tmp_path):
+    made(tmp_path / "a.zarr", STACK[0], chunks=(2, 32, 32), shards=(4, 64, 64))
+    assert open_regions(tmp_path / "a.zarr").notes == ()
+    (tmp_path / "a.zarr" / "c" / "0" / "1" / "1").unlink()
+    assert "1 of 8 files of samples are missing" in open_regions(tmp_path / "a.zarr").notes[0]
+    assert "1 of 8 files of samples are missing" in read_image(tmp_path / "a.zarr").notes[0]
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.zarr"])
+def test_parts_of_units_are_refused(tmp_path, name):
+    target = planned(made(tmp_path / "in.zarr", STACK[0, 0], chunks=(32, 32)), tmp_path / name)
+    target.create()
+    target.write((slice(0, 70), slice(0, 90)), STACK[0, 0])
+    for region in ((slice(0, 16), slice(0, 32)), (slice(16, 32), slice(0, 32)), (slice(0, 70), slice(8, 90))):
+        with pytest.raises(ValueError, match="cover whole units"):
+            target.write(region, STACK[0, 0][region])
 
 
 def test_what_is_written_at_an_address_can_be_given_up(place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.folders import read_member
+from deconv_cli.io.folders import address_of, list_members, read_member
 from deconv_cli.io.stored_image import Metadata, pyramid_notes
 
 _MAX_BYTES = 64 * 2**20
@@ -20,6 +21,8 @@ _MAX_BYTES = 64 * 2**20
 _LAYOUT = "bioformats2raw.layout"
 """Says that a group holds several images, called 0, 1, ..."""
 _MAX_SERIES = 4096
+_DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
+"""Files of an array that hold no samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,21 @@ def describe_zarr(path: Path, series: int | None) -> ZarrDescription:
     metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
     notes = pyramid_notes(len(multiscale["datasets"]) - 1)
     return _described(path, str(place), array, axes, metadata, record, notes)
+
+
+def count_missing(folder: Path, shape: tuple[int, ...], unit: tuple[int, ...]) -> tuple[int, int]:
+    """Count the files of samples that the folder of an array lacks, and those that it should have."""
+    n_files = math.prod(-(-size // step) for size, step in zip(shape, unit, strict=True))
+    n_found = sum(PurePosixPath(name).name not in _DESCRIPTIONS for name, *_ in list_members(folder))
+    return max(n_files - n_found, 0), n_files
+
+
+def _missing_notes(path: Path, shape: tuple[int, ...], unit: tuple[int, ...]) -> tuple[str, ...]:
+    """Say so where a Zarr on the disk has fewer files of samples than it may have; it may be sparse, or half a copy."""
+    n_missing, n_files = (0, 0) if address_of(path) else count_missing(path, shape, unit)
+    if not n_missing:
+        return ()
+    return (f"{n_missing} of {n_files} files of samples are missing; their samples are the fill value of the array",)
 
 
 def _choose_image(path: Path, attributes: dict[str, Any], series: int | None) -> tuple[str, dict[str, Any], Any]:
@@ -152,6 +170,7 @@ def _described(
     chunk, shard = _chunks(array)
     dtype = "bfloat16" if kind == "bfloat16" else np.dtype(kind).newbyteorder("=").name
     limits.check_budget(path, limits.array_bytes(chunk, max(np.dtype(kind).itemsize, 1)))
+    notes += _missing_notes(path / member, shape, shard or chunk)
     return ZarrDescription(member, shape, dtype, axes, chunk, shard, metadata, record, notes)
 
 

@@ -52,7 +52,10 @@ def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  
     with _imported(path) as zarr:
         described = zarr.open_array(store=_memory(zarr, documents), path=member, mode="r")
         place = zarr.storage.StorePath(_store(zarr, path, read_only=False), member)
-        return zarr.Array(zarr.AsyncArray(metadata=described.metadata, store_path=place))
+        # Chunks of zeros are written too, so that none that is missing is one that was forgotten.
+        return zarr.Array(
+            zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
+        )
 
 
 def describe_arrays(path: Path, specs: Sequence[ArraySpec], attributes: dict[str, Any]) -> dict[str, str]:

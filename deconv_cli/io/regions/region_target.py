@@ -50,6 +50,16 @@ class RegionTarget(ABC):
             FileAccessError: it cannot be written.
         """
 
+    def check_units(self, region: Region) -> None:
+        """Hold a writer to whole units: two that share one would overwrite each other's samples without an error.
+
+        Raises:
+            ValueError: the part begins or ends within a unit; a bug of the caller.
+        """
+        axes = zip(region, self.unit, self.shape, strict=True)
+        if any(part.start % unit or (part.stop % unit and part.stop != size) for part, unit, size in axes):
+            raise ValueError(f"parts of '{self.path}' cover whole units of {self.unit}, but {region} does not")
+
     @abstractmethod
     def finish(self, record: dict[str, Any]) -> None:
         """Put the whole result at `path`, with the record of the run; all parts are there.

@@ -62,6 +62,7 @@ class TiffTarget(RegionTarget):
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part, tile by tile."""
+        self.check_units(region)
         _, grid = self._headers()
         outer, inner = grid.in_planes(region)
         parts = samples.astype(self.dtype, copy=False).reshape([part.stop - part.start for part in (*outer, *inner)])

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array
+from deconv_cli.io.codecs.zarr_description import count_missing
 from deconv_cli.io.codecs.zarr_folder import ZARR, channel_windows, write_descriptions
 from deconv_cli.io.codecs.zarr_library import FORMAT_FILE, ArraySpec, open_described
 from deconv_cli.io.codecs.zarr_pyramid import build_levels
@@ -54,6 +56,7 @@ class ZarrTarget(RegionTarget):
 
     def write(self, region: Region, samples: Array) -> None:
         """Write whole chunks or shards."""
+        self.check_units(region)
         with refusing_to_write(self.path):
             self._open(0)[region] = samples
 
@@ -62,6 +65,7 @@ class ZarrTarget(RegionTarget):
         complete = ZARR.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
         with refusing_to_write(self.path):
+            self._check_complete()
             build_levels(self._open, len(self.specs), self.axes)
             write_descriptions(self.folder, dict(self.documents), self.specs, image, self._windows())
             remove(self.folder / _PLAN)
@@ -72,6 +76,19 @@ class ZarrTarget(RegionTarget):
         """Remove the chunks."""
         with refusing_to_write(self.path):
             remove(self.folder)
+
+    def _check_complete(self) -> None:
+        """Refuse to call whole what lacks chunks, which would be read as zeros.
+
+        Raises:
+            FileAccessError: some are missing.
+        """
+        n_missing, n_files = count_missing(self.folder / self.specs[0].member, self.shape, self.unit)
+        if n_missing:
+            raise FileAccessError(
+                f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
+                f"'{self.folder}'; run again to write them."
+            )
 
     def _open(self, level: int) -> Any:  # noqa: ANN401 (a zarr.Array)
         return open_described(self.folder, dict(self.documents), self.specs[level].member)
