@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.batch_task import done_by
 from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
@@ -22,7 +24,8 @@ from deconv_cli.commands.overlapped import one_by_one, overlapped
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.errors import DeconvError
+from deconv_cli.commands.work_options import WorkOptions
+from deconv_cli.errors import DeconvError, UsageError
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
@@ -39,6 +42,7 @@ class Batch:
         files: how to read inputs and write outputs.
         printed: what is printed.
         options: what to do about files that were done before.
+        workers: who does the work of many.
         invocation: the command as it was typed, whose settings a manifest takes down.
 
     Raises:
@@ -52,11 +56,17 @@ class Batch:
         files: FileOptions,
         printed: PrintOptions,
         options: BatchOptions,
+        workers: WorkOptions,
         invocation: typer.Context,
     ) -> None:
-        self._command, self._printed, self._options = command, printed, options
+        self._command, self._printed, self._options, self._workers = command, printed, options, workers
+        if workers.are_given and (printed.show or printed.verbose):
+            raise UsageError(
+                f"{'--show' if printed.show else '--verbose'} tells what this process does, but others do the work; "
+                "leave it out, or leave out --jobs, --cluster and --scheduler."
+            )
         self._manifest = options.open_manifest(invocation, force=files.force)
-        self._records: list[dict[str, Any]] = []
+        self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[Done] = []
         self._skipped: list[Path] = []
         self._notes: set[str] = set()
@@ -96,11 +106,40 @@ class Batch:
             return
         pieces = PieceProgress(len(jobs), is_silent=self._printed.quiet)
         in_turn = one_by_one if work.is_alone else overlapped
-        with pieces.shown():
-            for done in in_turn(jobs, read, process, partial(self._progress_of, pieces=pieces)):
+        with contextlib.ExitStack() as open_, pieces.shown():
+            if self._workers.are_given:
+                all_done = self._done_by_workers(open_, work, jobs)
+            else:
+                all_done = in_turn(jobs, read, process, partial(self._progress_of, pieces=pieces))
+            for done in all_done:
                 with pieces.paused():
                     self._count(done)
                 pieces.advance()
+
+    def _done_by_workers(self, open_: contextlib.ExitStack, work: Work, jobs: list[Job]) -> Iterator[Done]:
+        """Start the workers, and let them do what there is to do."""
+        scheduler = open_.enter_context(self._workers.start(work.device_type))
+        if scheduler.address is not None and not self._printed.quiet:
+            print_note(f"the workers can be watched at {scheduler.address}")
+        todo = []
+        for job in jobs:
+            if self._is_unchanged(job):
+                yield Done(job)
+            else:
+                todo.append(job)
+        yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), todo, self._begun(todo))
+
+    def _begun(self, jobs: list[Job]) -> Iterator[Job]:
+        """Take down each job as it is about to be done."""
+        for job in jobs:
+            if self._manifest is not None:
+                self._manifest.begin(job)
+            yield job
+
+    def _is_unchanged(self, job: Job) -> bool:
+        """Whether what the manifest says of a job is still true."""
+        line = self._manifest.line_of(job) if self._options.resume and self._manifest is not None else None
+        return line is not None and is_up_to_date(line, job)
 
     def _progress_of(self, job: Job, pieces: PieceProgress | None = None) -> WorkProgress:
         show = None if pieces is None else pieces.tell
@@ -108,8 +147,7 @@ class Batch:
 
     def _read(self, work: Work, job: Job) -> ImageFile | None:
         """Read an input, unless what the manifest says of it is still true."""
-        line = self._manifest.line_of(job) if self._options.resume and self._manifest is not None else None
-        return None if line is not None and is_up_to_date(line, job) else work.read(job.source)
+        return None if self._is_unchanged(job) else work.read(job.source)
 
     def _count(self, done: Done, *, is_only: bool = False) -> None:
         """Take down how a job ended, and say so; an error of the only one is that of the run."""
@@ -138,7 +176,7 @@ class Batch:
         if printed.show:
             outcome.show()
         if printed.as_json:
-            self._records.append(outcome.record)
+            self._records[job.number] = outcome.record
         else:
             typer.echo(outcome.record["output"]["path"])
         self._n_done += 1
@@ -161,9 +199,10 @@ class Batch:
 
     def _end(self, jobs: list[Job], seconds: float) -> None:
         """Print the document, sum up, and leave with the exit code."""
+        self._failures.sort(key=lambda done: done.job.number)
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
-            print_document(self._records[0] if is_single else self._document())
+            print_document(self._records[jobs[0].number] if is_single else self._document())
         if not self._printed.quiet and len(jobs) > 1:
             for sentence in self._summary(len(jobs), seconds):
                 print_note(sentence)
@@ -177,7 +216,7 @@ class Batch:
         return {
             "schema": 1,
             "command": self._command,
-            "results": self._records,
+            "results": [self._records[number] for number in sorted(self._records)],
             "failed": [{"path": str(done.job.source), "error": _sentence(done.error)} for done in self._failures],
             "skipped": [str(path) for path in self._skipped],
         }

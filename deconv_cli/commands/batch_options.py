@@ -16,7 +16,7 @@ from deconv_cli.errors import UsageError
 MANY_FILES = "Many files"
 _NOT_SETTINGS = {
     *("inputs", "output", "force", "report", "show", "as_json", "quiet", "verbose"),
-    *("skip_existing", "manifest", "resume"),
+    *("skip_existing", "manifest", "resume", "jobs", "cluster", "scheduler"),
 }
 """Parameters that change nothing in what is computed for a file."""
 

@@ -22,6 +22,7 @@ from deconv_cli.commands.option_groups import (
 )
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues
 from deconv_cli.commands.tap_restoration import TapOption, stored_light
+from deconv_cli.commands.work_options import WorkOptions
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, check_name, parse_padding
@@ -44,6 +45,7 @@ def forward(
     files: FileOptions,
     printed: PrintOptions,
     many: BatchOptions,
+    workers: WorkOptions,
     output: OutputOption = None,
     boundary: Annotated[
         str | None,
@@ -96,4 +98,4 @@ def forward(
     many.check(force=files.force)
     jobs = lay_out(inputs, output, ending="_forward")
     work = ForwardWork(kernel, kernel_options, convolution, added, files, device, jobs[0].source)
-    Batch("forward", files, printed, many, invocation).run(jobs, work)
+    Batch("forward", files, printed, many, workers, invocation).run(jobs, work)

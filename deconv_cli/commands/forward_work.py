@@ -154,6 +154,11 @@ class ForwardWork(Work):
         """Read an input."""
         return self.files.read(path)
 
+    @property
+    def device_type(self) -> str:
+        """Where the arithmetic is."""
+        return pick(self.device).type
+
     def open(self) -> Process:
         """Read the kernel."""
         dimensions = self.convolution.given.dimensions

@@ -25,6 +25,7 @@ from deconv_cli.commands.option_groups import (
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.tap_restoration import StartOption, TapOption, refuse_beside_tap
+from deconv_cli.commands.work_options import WorkOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import DeviceChoice
@@ -44,6 +45,7 @@ def invert(
     printed: PrintOptions,
     model_options: ModelOptions,
     many: BatchOptions,
+    workers: WorkOptions,
     kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
@@ -123,7 +125,7 @@ def invert(
     work = InvertWork(
         kernel or [], kernel_options, factor, wanted, files, extra, printed, chain, tap, start, device, jobs[0].source
     )
-    Batch("invert", files, printed, many, invocation).run(jobs, work)
+    Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,16 @@ class InvertWork(Work):
     def read(self, path: Path) -> ImageFile:
         """Read an input."""
         return self.files.read(path)
+
+    @property
+    def device_type(self) -> str:
+        """Where the arithmetic is."""
+        return pick(self.device).type
+
+    def shared_by(self, n_workers: int) -> Work:
+        """Give each worker its part of the memory, where that was given."""
+        memory = self.settings.get("max_memory")
+        return self if memory is None else replace(self, settings=self.settings | {"max_memory": memory // n_workers})
 
     def open(self) -> Process:
         """Choose the way, and read the kernel, the model or the factor."""

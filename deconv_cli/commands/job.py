@@ -92,6 +92,16 @@ class Work(ABC):
     def read(self, path: Path) -> ImageFile:
         """Read an input."""
 
+    @property
+    @abstractmethod
+    def device_type(self) -> str:
+        """Where the arithmetic is: `cpu`, `cuda`, ..."""
+
+    def shared_by(self, n_workers: int) -> Work:
+        """Give the same for workers that share the memory that may be used."""
+        del n_workers
+        return self
+
     @abstractmethod
     def open(self) -> Process:
         """Prepare what all inputs share, such as the kernel.

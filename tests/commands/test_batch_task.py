@@ -1,0 +1,112 @@
+"""Jobs that other processes do: what is sent there and back, and what a process that dies costs."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deconv_cli.commands.batch_task import BatchTask, done_by
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.job import Job, Outcome, Work
+from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
+from deconv_cli.schedulers.serial import SerialScheduler
+
+
+@dataclass(frozen=True)
+class Numbering(Work):
+    """Reads the number in a file; a file that holds something else is refused, and some kill whoever reads them."""
+
+    device_type = "cpu"
+
+    def read(self, path):
+        text = path.read_text()
+        if text == "deadly":
+            raise WorkerError("the process died")
+        if not text.isdecimal():
+            raise MalformedInputError(f"'{path}' holds no number.")
+        return int(text)
+
+    def open(self):
+        opened = Path("opened")
+        opened.write_text((opened.read_text() if opened.exists() else "") + "x")
+        return lambda job, source, progress: (
+            lambda: Outcome({"number": source.image}, lambda: source, ("doubt",), lambda: source)
+        )
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, text in enumerate(["1", "2", "bad", "deadly", "5"], start=1):
+        Path(f"{number}.txt").write_text(text)
+    return [Job(Path(f"{number}.txt"), Path("out"), number=number, n_jobs=5) for number in range(1, 6)]
+
+
+def test_each_process_prepares_once_and_sends_no_image(jobs):
+    task = BatchTask(Numbering(), jobs)
+    sent = pickle.loads(pickle.dumps(task))
+    done = [pickle.loads(pickle.dumps(sent(number))) for number in (1, 2, 5)]
+    assert Path("opened").read_text() == "x"
+    assert [(one.job.number, one.outcome.record, one.outcome.doubts) for one in done] == [
+        (number, {"number": number}, ("doubt",)) for number in (1, 2, 5)
+    ]
+    assert done[0].outcome.print_summary() is None  # which was bound to the image
+    assert pickle.loads(pickle.dumps(sent))._process is None
+
+
+def test_a_process_that_was_started_elsewhere_finds_the_files(jobs, tmp_path, monkeypatch):
+    task = BatchTask(Numbering(), jobs)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert task(2).outcome.record == {"number": 2}
+    assert Path.cwd() == tmp_path / "elsewhere"
+
+
+def test_what_fails_and_what_kills_cost_one_file_each(jobs):
+    begun = []
+    done = list(done_by(SerialScheduler(), Numbering(), jobs, (begun.append(job.number) or job for job in jobs)))
+    assert begun == [one.job.number for one in done] == [1, 2, 3, 4, 5]
+    assert [type(one.error) for one in done] == [type(None), type(None), MalformedInputError, WorkerError, type(None)]
+    assert all(isinstance(one.error, DeconvError | None) for one in done)
+
+
+@pytest.fixture
+def frames(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(1, 5):
+        np.save(folder / f"{number}.npy", np.full((9, 8), number, dtype=np.float32))
+    return folder
+
+
+@pytest.mark.parametrize("option", ["--verbose", "--show"])
+def test_what_only_this_process_could_tell_is_refused(refuses, frames, gentle, tmp_path, option):
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--jobs", "2", option]
+    refuses(*words, code=ExitCode.USAGE, says=[option, "--jobs"])
+
+
+@pytest.mark.exhaustive  # processes load torch
+@pytest.mark.parametrize("workers", [["--jobs", "2"], ["--cluster", "local:2"]])
+def test_processes_give_the_same_bytes_and_one_that_dies_costs_one_file(deconv, frames, gentle, tmp_path, workers):
+    (frames / "3.npy").write_bytes((frames / "3.npy").read_bytes()[:-7])
+    (tmp_path / "deadly.py").write_text(
+        "import os, signal\n"
+        "def times(x, w):\n"
+        "    if float(x.max()) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return x * w\n"
+    )
+    words = ["forward", frames, "-k", gentle, "--tap", f"{tmp_path / 'deadly.py'}:times", "--json"]
+    manifest = ["--manifest", tmp_path / "run.jsonl"]
+    done = deconv(*words, "-o", tmp_path / "out", *manifest, *workers, expect=ExitCode.UNTRUSTWORTHY)
+    assert [failure["path"] for failure in done.report["failed"]] == [str(frames / f"{n}.npy") for n in (2, 3)]
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["done", "failed", "failed", "done"]
+    (frames / "2.npy").unlink()
+    (frames / "3.npy").unlink()
+    deconv(*words, "-o", tmp_path / "alone")
+    for name in ("1.npy", "4.npy"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
