@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 N_NAMED = 20
 """So many inputs that failed are named at the end; a manifest has them all."""
+
+_NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 class Batch:
@@ -183,12 +186,12 @@ class Batch:
         self._n_doubted += not outcome.is_trusted
 
     def _print_notes(self, job: Job, outcome: Outcome) -> None:
-        """Print each note once, with the first input that it is true of."""
-        new = [note for note in outcome.record["notes"] if note not in self._notes]
-        self._notes.update(new)
-        if not self._printed.quiet:
-            for note in new:
+        """Print notes that differ in their numbers alone once, with the first input that they are true of."""
+        for note in outcome.record["notes"]:
+            kind = _NUMBER.sub("", note)
+            if kind not in self._notes and not self._printed.quiet:
                 print_note(f"{job.source}: {with_options(note)}")
+            self._notes.add(kind)
 
     def _set_aside(self, done: Done) -> None:
         error = done.error

@@ -74,6 +74,7 @@ class Manifest:
                 "output_sha256": _fingerprint(done.job.target),
                 "samples_sha256": record["output"]["samples_sha256"],
                 "doubts": doubts,
+                "notes": [with_options(note) for note in record["notes"]],
                 "rerun": record["rerun"],
             }
         self._add(done.job, line | {"seconds": round(done.seconds, 4), "settings": self._settings})

@@ -166,6 +166,17 @@ def test_many_files_print_no_table_each_note_once_and_the_failures_again(deconv,
     assert "boundary" in deconv(*words, "--force", "--verbose", expect=ExitCode.UNTRUSTWORTHY).stderr
 
 
+def test_notes_that_differ_in_numbers_alone_are_printed_once(deconv, frames, gentle, tmp_path):
+    mend(frames)
+    for number in (1, 2, 10):
+        np.save(frames / f"{number}.npy", (300 + 100 * number) * np.load(frames / f"{number}.npy"))
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--output-dtype", "uint8"]
+    done = deconv(*words, "--manifest", tmp_path / "run.jsonl")
+    assert done.stderr.count("rounded to uint8") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert len({note for line in lines for note in line["notes"]}) == 3
+
+
 def test_an_error_that_nobody_foresaw_costs_one_file_and_keeps_its_traceback(
     deconv, frames, gentle, tmp_path, monkeypatch
 ):
