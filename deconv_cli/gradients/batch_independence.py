@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +36,15 @@ def try_batch(subject: Subject) -> BatchIndependence:
     axis = subject.batch_axis
     if axis is None:
         return BatchIndependence(None)
-    doubt = _doubt_about_axis(subject, axis)
-    if doubt:
-        return BatchIndependence(axis, doubt=doubt)
-    with subject.evaluating(), torch.set_grad_enabled(_needs_graph(subject)):
-        before = trace_forward(subject)
+    sizes = {t.shape[axis] if t.ndim > axis else 0 for t in tensors_in((subject.arguments, subject.keywords))}
+    if len(sizes) != 1 or min(sizes) < 2:
+        return BatchIndependence(axis, doubt=f"the inputs do not share an axis {axis} of two samples or more")
+    with subject.evaluating(), _without_graph_if_possible(subject) as before:
+        if not any(t.ndim > axis and t.shape[axis] in sizes for t in tensors_in(before.output)):
+            return BatchIndependence(axis, doubt=f"the output has no axis {axis} with as many samples as the inputs")
+        doubt = _doubt_about_time(subject, axis)
+        if doubt:
+            return BatchIndependence(axis, doubt=doubt)
         with subject.changed_inputs(lambda leaf: _with_other_sample(leaf, axis), target_too=False):
             after = trace_forward(subject)
         if not _has_changed(before.output, after.output, axis, sample=0):
@@ -52,29 +58,25 @@ def try_batch(subject: Subject) -> BatchIndependence:
     return BatchIndependence(axis, is_mixed=True, mixer=_mixer(before, after, axis))
 
 
-def _doubt_about_axis(subject: Subject, axis: int) -> str | None:
-    tensors = tensors_in((subject.arguments, subject.keywords))
-    sizes = {tensor.shape[axis] if tensor.ndim > axis else 0 for tensor in tensors}
-    if len(sizes) != 1 or min(sizes) < 2:
-        return f"the inputs do not share an axis {axis} of two samples or more"
-    outputs = [t for t in tensors_in(subject.output()) if t.ndim > axis and t.shape[axis] in sizes]
-    if not outputs:
-        return f"the output has no axis {axis} with as many samples as the inputs"
+@contextlib.contextmanager
+def _without_graph_if_possible(subject: Subject) -> Iterator[ForwardTrace]:
+    """Run forward without a graph, and whatever follows, unless it asks for gradients itself, as a model of forces."""
+    try:
+        with torch.no_grad():
+            found = trace_forward(subject)
+    except RuntimeError:
+        yield trace_forward(subject)
+    else:
+        with torch.no_grad():
+            yield found
+
+
+def _doubt_about_time(subject: Subject, axis: int) -> str | None:
     for name, module in subject.model.named_modules() if axis == 0 and not subject.is_axis_given else ():
         time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
         if time_first and not _is_inner(name, subject.model):
             return f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples (batch_axis)"
     return None
-
-
-def _needs_graph(subject: Subject) -> bool:
-    """Return whether forward asks for gradients itself, as a model of forces does."""
-    try:
-        with torch.no_grad():
-            subject.output()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _is_inner(name: str, model: nn.Module) -> bool:

@@ -87,8 +87,10 @@ def _compare(
     subject: Subject, plan: ComparisonPlan, dtype: str, deadline: float, notes: tuple[str, ...]
 ) -> DoubleEvidence | None:
     forward = trace_forward(subject)
-    backward = trace_backward(forward.loss, subject.trainable, keep_graph=True) if forward.reached else None
-    if backward is None or backward.error is not None:
+    if not forward.reached:
+        return None
+    backward = trace_backward(forward.loss, subject.trainable, keep_graph=True, only_readers=True)
+    if backward.error is not None:
         return None
     if forward.log.casts and dtype == "float64":
         notes = (f"a cast to a narrow type at {forward.log.casts[0]} makes finite differences less sharp",)
@@ -96,7 +98,8 @@ def _compare(
     epsilon = _SINGLE if is_narrow else _DOUBLE
     series, not_checked = _through_time(subject, forward, backward)
     with subject.holding_detached() if _detaches_on_purpose(forward) else contextlib.nullcontext():
-        function = ScalarFunction(subject.evaluator(), epsilon, deadline)
+        evaluate, value = subject.evaluator(float(forward.loss.detach()))
+        function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, tensors = _sort(subject, plan.names, backward, function)
         results = compare_tensors(
             function,

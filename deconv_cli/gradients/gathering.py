@@ -29,6 +29,9 @@ from deconv_cli.gradients.tracing.interception import trace_forward
 _SLOW_SHARE = 40
 """Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
 
+_N_REPEATED = 2
+"""Passes by which it is found out whether the loss is the same again."""
+
 _FEW = 2
 
 _FUNCTIONS_SHARE = 0.4
@@ -46,8 +49,10 @@ def gather_evidence(
     weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
     on_progress("watching forward and backward")
     forward = _first_forward(subject)
-    is_slow = bool(budget) and _time_of_a_pass(subject) > budget / _SLOW_SHARE
+    started = time.monotonic()
     repetition = repeat(subject, forward)
+    # Passes that are warm: the first one of a process also loads and compiles.
+    is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
     backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
     is_finite = bool(forward.loss.detach().isfinite())
     origins = () if is_finite else tuple(trace_forward(subject, find_origins=True).log.origins)
@@ -114,13 +119,6 @@ def _first_forward(subject: Subject) -> ForwardTrace:
         ) from error
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
     return forward
-
-
-def _time_of_a_pass(subject: Subject) -> float:
-    """Time a pass that is warm: the first one of a process also loads and compiles."""
-    started = time.monotonic()
-    subject.value()
-    return time.monotonic() - started
 
 
 def _usable_gradients(backward: BackwardTrace | None) -> frozenset[str]:

@@ -33,10 +33,14 @@ class Repetition:
 
 
 def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
-    """Compute the loss twice with one seed and once with another."""
+    """Compute the loss again with the same seed, and with another one."""
     # What is drawn around the model, such as the weights of the loss that is used where none is named, has no line.
     drawn = tuple(draw for draw in forward.log.random if draw.location.file or draw.location.module)
-    return Repetition(subject.value(), subject.value(), subject.value(subject.seed + 1), drawn)
+    first, second = float(forward.loss.detach()), subject.value()
+    if not _is_same(first, second):
+        # A pass that is watched may take another way through torch, and rounds otherwise then.
+        first, second = second, subject.value()
+    return Repetition(first, second, subject.value(subject.seed + 1), drawn)
 
 
 def describe_randomness(repetition: Repetition, seed: int) -> list[str]:

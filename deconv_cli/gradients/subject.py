@@ -196,22 +196,29 @@ class Subject:
             else:
                 yield True
 
-    def evaluator(self) -> Callable[[], float]:
+    def evaluator(self, value: float) -> tuple[Callable[[], float], float | None]:
         """Return what computes the loss without building graphs, unless the model needs them.
 
         Where values are held constant, the graph tells code under `no_grad` from other code.
+
+        Args:
+            value: the loss, as a watched run gave it.
+
+        Returns:
+            The function, and what it gives, where that is known.
         """
         if self._held is not None:
-            return self.value
+            return self.value, None
 
         def without_graph() -> float:
             with torch.no_grad():
                 return self.value()
 
         with contextlib.suppress(Exception):
-            if without_graph() == self.value():
-                return without_graph
-        return self.value
+            again = without_graph()
+            if again == value or again == self.value():
+                return without_graph, again
+        return self.value, None
 
     def _own_tensors(self) -> list[torch.Tensor]:
         found: dict[int, torch.Tensor] = {}

@@ -117,7 +117,7 @@ def _agreeing(estimate: Comparison, directions: Sequence[Direction]) -> dict[str
     """List the tensors whose gradient could not be wrong without the direction showing it."""
     results: dict[str, Comparison | None] = {}
     for direction in directions:
-        weight = float(direction.products.double().norm())
+        weight = direction.weight
         resolution = N_ERROR_BARS * estimate.error_bar / weight + TOLERANCE if weight else math.inf
         if resolution < MAX_RESOLUTION:
             results[direction.moved.name] = replace(estimate, resolution=resolution)
@@ -136,9 +136,21 @@ def _compare_tensor(function: ScalarFunction, moved: TensorGradient, generator: 
             element = find_wrong_element(function, direction, generator)
             if element is not None:
                 return element
+            if _are_corners(function, direction):
+                found = replace(found, outcome=Outcome.KINK)
         if function.is_over or attempt == 2:
             break
     return found if found.outcome is Outcome.KINK else replace(found, outcome=Outcome.UNSURE)
+
+
+def _are_corners(function: ScalarFunction, direction: Direction) -> bool:
+    """Return whether autograd lies between the slopes of two sides in each half, though not in their sum."""
+    n = direction.values.numel()
+    if function.is_over or n < 2:
+        return False
+    halves = [direction.part(0, n // 2), direction.part(n // 2, n)]
+    outcomes = {compare_along(function, [half]).outcome for half in halves}
+    return Outcome.KINK in outcomes and outcomes <= {Outcome.KINK, Outcome.AGREES}
 
 
 def find_wrong_element(function: ScalarFunction, direction: Direction, generator: torch.Generator) -> Comparison | None:
@@ -185,8 +197,7 @@ def _with_others(
 
 
 def _compare_element(function: ScalarFunction, moved: TensorGradient, index: int) -> Comparison:
-    direction = torch.full((1,), moved.scale, dtype=moved.tensor.dtype)
-    return compare_along(function, [Direction(moved, index, direction)])
+    return compare_along(function, [Direction(moved, index, torch.ones(1, dtype=moved.tensor.dtype), moved.scale)])
 
 
 def _is_wrong(estimate: Comparison) -> bool:

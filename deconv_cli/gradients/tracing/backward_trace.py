@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -28,13 +29,21 @@ class Magnitude:
         given = [values for values in given if values.numel()]
         if not given:
             return cls(None)
-        largest = max(float(gradient.abs().max()) for gradient in given)
-        return cls(largest, bool(torch.tensor(largest).isfinite()))
+        largest = max((_largest(values) for values in given), key=lambda one: (math.isnan(one), one))
+        return cls(largest, math.isfinite(largest))
 
     @property
     def is_zero(self) -> bool:
         """Zero everywhere, or not given."""
         return not self.largest
+
+
+def _largest(values: torch.Tensor) -> float:
+    """Find the largest magnitude, without a copy where there are no imaginary parts."""
+    if values.is_complex():
+        return float(values.abs().max())
+    low, high = map(float, values.aminmax())
+    return math.nan if math.isnan(low) else max(-low, high)
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
@@ -82,12 +91,21 @@ class BackwardTrace:
 
 
 def trace_backward(
-    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
+    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False, only_readers: bool = False
 ) -> BackwardTrace:
-    """Differentiate a scalar loss by the parameters that require a gradient, and watch every node."""
+    """Differentiate a scalar loss by the parameters that require a gradient, and watch every node.
+
+    With `only_readers` those nodes alone are watched that read a parameter, and only what arrives at them.
+    """
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result)
-    handles = [node.register_hook(_watching(node, result)) for node in nodes if not hasattr(node, "variable")]
+    watched = [node for node in nodes if not hasattr(node, "variable")]
+    if only_readers:
+        readers = {node for leaf in result.leaf_of.values() for node, _ in result.consumers.get(leaf, [])}
+        handles = [node.register_hook(_watching_arrival(node, result)) for node in readers]
+    else:
+        seen: dict[tuple[Node, int], _Memory] = {}
+        handles = [node.register_hook(_watching(node, result, seen)) for node in watched]
     wanted = list(parameters.values())
     try:
         with warnings.catch_warnings():
@@ -108,10 +126,36 @@ def trace_backward(
     return result
 
 
-def _watching(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
+_Memory = tuple[int, int]
+"""Where a gradient lies, and how often it was written to."""
+
+
+def _memory_of(gradient: torch.Tensor) -> _Memory:
+    is_plain = gradient.layout is torch.strided
+    return (gradient.data_ptr(), gradient._version) if is_plain else (id(gradient), -1)
+
+
+def _watching(node: Node, result: BackwardTrace, seen: dict[tuple[Node, int], _Memory]) -> Callable[[Any, Any], None]:
+    """Measure what arrives at a node and what leaves it; `seen` says where lies what was measured on leaving."""
+    consumers = result.consumers.get(node, [])
+
     def hook(leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
-        result.arriving[node] = Magnitude.of(arriving)
+        known = seen.get(consumers[0]) if len(consumers) == 1 else None
+        given = [gradient for gradient in arriving if gradient is not None]
+        if known is not None and len(given) == 1 and _memory_of(given[0]) == known:
+            consumer, index = consumers[0]
+            result.arriving[node] = result.leaving[consumer][index]
+        else:
+            result.arriving[node] = Magnitude.of(arriving)
         result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
+        seen.update({(node, n): _memory_of(gradient) for n, gradient in enumerate(leaving) if gradient is not None})
+
+    return hook
+
+
+def _watching_arrival(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
+    def hook(_leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
+        result.arriving[node] = Magnitude.of(arriving)
 
     return hook
 
