@@ -13,7 +13,17 @@ from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-REGISTRIES = ["BOUNDARIES", "PENALTIES", "SOLVERS", "PRIORS", "CODECS", "KERNEL_SOURCES", "TAPS", "GRADIENT_RULES"]
+REGISTRIES = [
+    "BOUNDARIES",
+    "PENALTIES",
+    "SOLVERS",
+    "PRIORS",
+    "CODECS",
+    "KERNEL_SOURCES",
+    "TAPS",
+    "LOSSES",
+    "GRADIENT_RULES",
+]
 
 
 def blocks():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deconv_cli.commands.console import print_document
+from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, shortened
 
@@ -35,6 +37,18 @@ LightOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What a command prints that gives a kernel, and whether it may overwrite files."""
+
+    force: ForceOption = False
+    show: ShowOption = False
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+
 MAX_TILES = 64
 """Kernels of a layer that are drawn."""
 

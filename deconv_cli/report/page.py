@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from pathlib import Path
 
 import torch
@@ -18,14 +16,13 @@ from deconv_cli.report.orthogonal_cuts import draw_cuts, plane_of
 from deconv_cli.report.page_header import write_header
 from deconv_cli.report.page_images import images_to_show
 from deconv_cli.report.page_pictures import draw_pictures
+from deconv_cli.report.page_template import page_template, read_source, source_hash
 from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
 from deconv_cli.report.run import InvertRun
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.signal_plots import signals_plot
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> str:
@@ -39,12 +36,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         data: y, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
         truth: the image that was to be found, of the shape of the estimate.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    script, sheet = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script, sheet = read_source("page.js"), read_source("page.css")
     result, diagnosis, record = run.reconstruction, run.diagnosis, describe_run(run)
     assert diagnosis is not None
     images, omission = images_to_show(run, diagnosis, data, truth)
@@ -56,7 +48,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     apart = [image for image in images if image.name not in compared] if n_axes == 2 else []
     pictures, side = draw_pictures(apart)
     longest = max(max(image.values.shape[-2:]) for image in planes)
-    return environment.get_template("page.html").render(
+    return page_template("page.html").render(
         title=Path(run.source.path).name,
         header=write_header(run, diagnosis),
         comparison=comparison,
@@ -77,14 +69,9 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         versions=record["versions"],
         script=script,
         sheet=sheet,
-        script_hash=_source_hash(script),
-        sheet_hash=_source_hash(sheet),
+        script_hash=source_hash(script),
+        sheet_hash=source_hash(sheet),
     )
-
-
-def _source_hash(source: str) -> str:
-    """Name a script or a style sheet to the browser, so that it runs no other one."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
 
 
 def _plots(result: Reconstruction, diagnosis: Diagnosis) -> list[Plot]:

@@ -115,12 +115,17 @@ def describe_environment(environment: Environment) -> Record:
     """Describe what a result was computed with."""
     return {
         **vars(environment),
-        "versions": {
-            "deconv": metadata.version("deconv-cli"),
-            "torch": torch.__version__,
-            "numpy": metadata.version("numpy"),
-            "python": platform.python_version(),
-        },
+        "versions": describe_versions(),
+    }
+
+
+def describe_versions() -> Record:
+    """Name the versions of what computed a result."""
+    return {
+        "deconv": metadata.version("deconv-cli"),
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
+        "python": platform.python_version(),
     }
 
 

@@ -1,0 +1,124 @@
+"""What was learned, as JSON, and as rows for a table and a page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from deconv_cli.operators.axes import format_size
+from deconv_cli.report.key_numbers import Row
+from deconv_cli.report.record import SCHEMA, Record, finite_or_none
+from deconv_cli.report.run_record import describe_versions
+from deconv_cli.workflows.inverse_filters import HeldOutQuality
+from deconv_cli.workflows.learn_kernel import KernelLearning
+from deconv_cli.workflows.learning_settings import LearningSettings
+
+
+@dataclass(frozen=True, eq=False)
+class LearningRun:
+    """A finished run of `deconv kernel learn`.
+
+    Attributes:
+        inputs: paths of the pictures.
+        settings: how it learned.
+        is_inverse: filters were learned that undo a blur.
+        kernel: what blurred the pictures, as it was typed; `None` where they came in pairs.
+        noise: what was added to them.
+        loss: as it was typed.
+        light: in what the blur acts.
+        learned: the kernel, or the filters.
+        quality: of filters, where outputs were held out.
+    """
+
+    inputs: tuple[str, ...]
+    settings: LearningSettings
+    is_inverse: bool
+    kernel: str | None
+    noise: str | None
+    loss: str
+    light: str
+    learned: KernelLearning
+    quality: HeldOutQuality | None
+
+    @property
+    def title(self) -> str:
+        """The last picture, as pairs end with the blurred one."""
+        return Path(self.inputs[-1]).name
+
+    def rows(self) -> list[Row]:
+        """Give the numbers that matter, each with what it means."""
+        found, curve = self.learned, self.learned.curve
+        taps = found.taps
+        rows: list[Row] = [
+            (
+                "taps",
+                f"{format_size(taps.shape)}, sum {float(taps.sum()):.6g}, largest {float(taps.max()):.4g}",
+                "filters that turn blurred into sharp"
+                if self.is_inverse
+                else "the kernel that turns sharp into blurred",
+            ),
+            (
+                "loss",
+                f"{self.loss}: {curve[-1].training:.4g}, from {curve[0].training:.4g}; {curve[-1].held_out:.4g} where "
+                "outputs were held out",
+                "the mean over what was learned from, and over every fifth stripe of outputs, which was not",
+            ),
+            ("ended", _ending(found), "the descent ends when what is held out is predicted no better"),
+            ("residual", _residual(found), "root of the squares that are left over, in parts of those of the data"),
+            ("λ", ", ".join(f"{value:.2g}" for value in found.lam), "weight of the penalty on the taps"),
+            ("light", self.light, "in what the blur acts"),
+        ]
+        if self.quality is not None:
+            rows.insert(3, ("held-out PSNR", _psnr(self.quality), "of the largest sharp sample, over the error"))
+        return rows
+
+
+def describe_learning(run: LearningRun) -> Record:
+    """Describe a run, but for the taps, which are written into a file."""
+    found, quality = run.learned, run.quality
+    return {
+        "schema": SCHEMA,
+        "command": "kernel learn",
+        "input": list(run.inputs),
+        "is_inverse": run.is_inverse,
+        "kernel": run.kernel,
+        "noise": run.noise,
+        "light": run.light,
+        **{name: value for name, value in run.settings.describe().items() if name != "lam"},
+        "loss": run.loss,
+        "lambda": list(found.lam),
+        "shape": list(found.taps.shape),
+        "sum": float(found.taps.sum()),
+        "samples": found.n_data,
+        "residual": found.residual,
+        "held_out_residual": finite_or_none(found.held_out),
+        "is_overfitted": found.is_overfitted,
+        "certificate": found.certificates[-1] if found.certificates else None,
+        "certificates": list(found.certificates),
+        "curve": [{"epoch": p.step, "training": p.training, "held_out": p.held_out} for p in found.curve],
+        "psnr": None
+        if quality is None
+        else {"learned": quality.learned, "blurred": quality.blurred, "tikhonov": quality.tikhonov},
+        "doubts": list(found.doubts),
+        "versions": describe_versions(),
+    }
+
+
+def _ending(found: KernelLearning) -> str:
+    epochs = f"after {len(found.curve) - 1} epochs"
+    if found.is_overfitted:
+        return f"{epochs}, with the kernel that predicted best what was held out, which came to be predicted worse"
+    rounds, distance = len(found.certificates) - 1, found.certificates[-1]
+    return f"{epochs} and {rounds} rounds over all data, {distance:.1g} from the minimum"
+
+
+def _residual(found: KernelLearning) -> str:
+    held_out = f", {100 * found.held_out:.3g} % where they were held out" if math.isfinite(found.held_out) else ""
+    return f"{100 * found.residual:.3g} % of the data{held_out}"
+
+
+def _psnr(quality: HeldOutQuality) -> str:
+    others = {"blurred": quality.blurred, "by Tikhonov's estimate": quality.tikhonov}
+    told = "".join(f", {value:.2f} dB {name}" for name, value in others.items() if value is not None)
+    return f"{quality.learned:.2f} dB{told}"

@@ -1,0 +1,33 @@
+"""Templates of pages, which escape all text, and the names by which a browser knows their own scripts and styles."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page_template(name: str) -> Template:
+    """Give a template of this package; a value that it lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def read_source(name: str) -> str:
+    """Read a script or a style sheet."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def source_hash(source: str) -> str:
+    """Name a script or a style sheet to the browser, so that it runs no other one."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
