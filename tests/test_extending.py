@@ -22,6 +22,7 @@ REGISTRIES = [
     "KERNEL_SOURCES",
     "TAPS",
     "LOSSES",
+    "LOSSES",
     "GRADIENT_RULES",
 ]
 
