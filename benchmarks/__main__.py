@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     blind,
     choice,
+    clusters,
     free_form,
     growth,
     jpeg,
@@ -42,6 +43,7 @@ QUESTIONS = {
     "layers": layers,
     "stack_border": stack_border,
     "stacks": stacks,
+    "clusters": clusters,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

@@ -6,6 +6,7 @@ each worker. A worker does one piece at a time, with all of its threads.
 
 from __future__ import annotations
 
+import functools
 import operator
 import pickle
 import re
@@ -46,8 +47,9 @@ class DaskCluster(Scheduler):
 
     def __init__(self, client: Any, cluster: Any = None, share: MachineShare | None = None) -> None:  # noqa: ANN401
         self._client, self._cluster, self._share = client, cluster, share
-        self.n_workers = max(1, len(client.nthreads()))
+        self.n_workers = len(client.nthreads())
         self.n_sharing = 1 if cluster is None else self.n_workers
+        self.n_threads = min(client.nthreads().values(), default=1) if share is None else share.n_threads
         self.address = client.dashboard_link if cluster is None or find_spec("bokeh") else None
 
     @classmethod
@@ -78,11 +80,20 @@ class DaskCluster(Scheduler):
         )
         return cls(distributed.Client(cluster, set_as_default=False), cluster, share)
 
+    def memory_of_piece(self, given: int | None, free: int) -> int:
+        """Give half of what Dask lets a worker elsewhere take, which ends those that come near it."""
+        if given is not None or self._share is not None:
+            return super().memory_of_piece(given, free)
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return min((int(worker["memory_limit"]) // 2 for worker in workers if worker["memory_limit"]), default=free)
+
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Submit few more pieces than there are workers, and another one for each that is done."""
         from distributed import as_completed
 
-        piece = self._send(Piece(task, self._share))
+        # Sent once; a worker that comes later has it from the scheduler. The graph names functions of the standard
+        # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
+        piece = self._client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), self._share)), pure=False)
         left = iter(numbers)
         under_way: dict[Any, int] = {}
         done = as_completed(loop=self._client.loop)
@@ -106,26 +117,18 @@ class DaskCluster(Scheduler):
         if self._cluster is not None:
             self._cluster.close()
 
-    def _send(self, piece: Piece) -> Any:  # noqa: ANN401  a future
-        """Send what all pieces share once; a worker that comes later has it from the scheduler.
-
-        The graph names functions of the standard library alone, so that the scheduler, which reads it, needs nothing
-        of this package, and of the arrays within it sees bytes.
-        """
-        return self._client.submit(pickle.loads, pickle.dumps(piece), pure=False)
-
 
 @dataclass(frozen=True)
 class Piece:
     """One call of a task on a worker.
 
     Attributes:
-        task: of the run.
+        task: of the run, pickled: workers send one another what they have, and what loads torch would hold them up.
         share: what a worker takes of this machine; on others it takes all of its threads, and its first GPU.
         versions: of the packages where the run was started.
     """
 
-    task: Callable[[int], Any]
+    task: bytes
     share: MachineShare | None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
 
@@ -148,11 +151,18 @@ class Piece:
             else:
                 keep_freed_memory()
                 self.share.take(int(worker.name))
-            finished = attempt_away(self.task, number)
+            finished = attempt_away(_loaded(self.task), number)
         if finished.may_pass:
             assert finished.error is not None
             raise finished.error
         return finished
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(task: bytes) -> Callable[[int], Any]:
+    """Load a task once, with what it keeps from piece to piece."""
+    loaded: Callable[[int], Any] = pickle.loads(task)  # noqa: S301  from the process that started the run
+    return loaded
 
 
 def _versions() -> dict[str, str]:

@@ -43,6 +43,7 @@ class ProcessPool(Scheduler):
     def __init__(self, n_workers: int, device: str = "cpu") -> None:
         self.n_workers = self.n_sharing = n_workers
         self._share = MachineShare.of(n_workers, device)
+        self.n_threads = self._share.n_threads
         self._places = list(range(n_workers))
         self._idle: list[_Worker] = []
 

@@ -47,7 +47,9 @@ class Scheduler(ABC):
     """
 
     n_workers: int
-    """Tasks that run at once."""
+    """Tasks that run at once; none where a cluster has yet to get workers."""
+    n_threads: int
+    """Threads that the arithmetic of each takes."""
     n_sharing: int = 1
     """Workers that share the memory of this machine."""
     address: str | None = None
@@ -67,6 +69,15 @@ class Scheduler(ABC):
             UsageError: the settings contradict what is there, or a package is missing.
             WorkerError: there is no cluster where the settings say.
         """
+
+    def memory_of_piece(self, given: int | None, free: int) -> int:
+        """Give the bytes that one piece may take.
+
+        Args:
+            given: what was said of all workers of this machine together, or of each one elsewhere.
+            free: what may be taken here where nothing was said.
+        """
+        return (free if given is None else given) // self.n_sharing
 
     @abstractmethod
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:

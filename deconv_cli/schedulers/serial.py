@@ -14,6 +14,11 @@ class SerialScheduler(Scheduler):
 
     n_workers = 1
 
+    def __init__(self) -> None:
+        import torch
+
+        self.n_threads = torch.get_num_threads()
+
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
         """Cover settings that ask for nobody else."""

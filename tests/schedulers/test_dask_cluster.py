@@ -38,6 +38,7 @@ def test_the_same_bytes_as_one_process_though_a_worker_is_killed(cluster, tmp_pa
     assert killed.read_bytes() == serial.read_bytes()
     assert killed.with_name("4-0").exists()
     assert cluster.n_workers == cluster.n_sharing == 2
+    assert [cluster.memory_of_piece(given, 80) for given in (64, None)] == [32, 40]
 
 
 def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(cluster, tmp_path):
@@ -56,7 +57,7 @@ def test_few_pieces_are_under_way(cluster):
     assert [one.result for one in cluster.run(abs, [-3])] == [3]
 
 
-def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_path):
+def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_path, monkeypatch):
     address = cluster._client.scheduler.address
     by_file = tmp_path / "scheduler.json"
     by_file.write_text(json.dumps({"address": address}))
@@ -64,7 +65,11 @@ def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_p
     for given in (address, str(by_file)):
         with DaskCluster.open(WorkSettings(scheduler=given)) as found:
             assert found.address.startswith("http://127.0.0.1:")
-            assert (found.n_workers, found.n_sharing) == (2, 1)
+            assert (found.n_workers, found.n_sharing, found.n_threads) == (2, 1, 1)
+            assert [found.memory_of_piece(given, 80) for given in (64, None)] == [64, 80]
+            workers = {"a": {"memory_limit": 30}, "b": {"memory_limit": 40}, "unlimited": {"memory_limit": 0}}
+            monkeypatch.setattr(found._client, "scheduler_info", lambda n_workers: {"workers": workers})
+            assert [found.memory_of_piece(given, 80) for given in (64, None)] == [64, 15]
             assert [one.result for one in found.run(abs, [-5])] == [5]
     assert [one.result for one in cluster.run(abs, [-6])] == [6]
 

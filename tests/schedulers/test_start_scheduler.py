@@ -17,6 +17,8 @@ def test_this_process_works_alone_unless_told_otherwise():
     pool = start_scheduler(WorkSettings(jobs=3))
     assert type(pool) is ProcessPool
     assert pool.n_workers == 3
+    assert [pool.memory_of_piece(given, 81) for given in (64, None)] == [21, 27]
+    assert SerialScheduler().memory_of_piece(64, 81) == 64
 
 
 @pytest.mark.parametrize(

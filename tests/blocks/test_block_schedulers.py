@@ -1,0 +1,116 @@
+"""Blocks have the same bytes whoever restores them, and though workers are killed."""
+
+import os
+import random
+import signal
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.block_task import BlockResult, BlockTask
+from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, lay_out_problem, plan_target
+from deconv_cli.blocks.plan_blocks import BlockOptions
+from deconv_cli.blocks.run_blocks import run_blocks
+from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.schedulers.dask_cluster import DaskCluster
+from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.settings import ReconstructionSettings
+
+SETTINGS = ReconstructionSettings(defaults="picture", lam=0.01)
+BLOCKS = BlockOptions(10**8, (48, 48))
+
+
+@dataclass(frozen=True)
+class KilledAt:
+    """Restores blocks; the process dies once at one of them: before it, amid writing it, or when it is written."""
+
+    task: BlockTask
+    marker: Path
+    number: int
+    moment: str
+
+    @property
+    def target(self):
+        return self.task.target
+
+    @property
+    def grid(self):
+        return self.task.grid
+
+    def __call__(self, number: int) -> BlockResult:
+        if number != self.number or self.marker.exists():
+            return self.task(number)
+        self.marker.touch()
+        if self.moment == "amid":
+            region = self.task.grid.block(number).region
+            half = (*region[:-1], slice(region[-1].start, (region[-1].start + region[-1].stop) // 2))
+            self.task.target.write(half, np.full([part.stop - part.start for part in half], 7, np.float32))
+        if self.moment == "after":
+            self.task(number)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A blurred and noisy picture in a file."""
+    path = tmp_path_factory.mktemp("picture") / "in.npy"
+    draw = torch.Generator().manual_seed(3)
+    scene = torch.rand(1, 12, 11, generator=draw).mul(255).repeat_interleave(12, 1).repeat_interleave(12, 2)
+    y = deconv_cli.forward(scene, deconv_cli.make_kernel("gaussian:1"), boundary="reflect")
+    np.save(path, (y + torch.randn(y.shape, generator=draw)).numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def task(picture):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    problem = lay_out_problem(open_regions(picture), kernel, SETTINGS)
+    target = plan_target(problem, picture.with_name("out.npy"), LargeFileOptions())
+    return BlockRun.prepare(problem, target, BLOCKS).task
+
+
+def restored(task, folder, scheduler, *, kill=None):
+    task = replace(task, target=replace(task.target, path=folder / "out.npy"))
+    ledger = BlockLedger.of(task.target.path)
+    ledger.write_plan(task.plan)
+    summary = run_blocks(task if kill is None else KilledAt(task, folder / "killed", *kill), ledger, scheduler)
+    assert summary.n_redone == summary.n_blocks == 9
+    assert (folder / "killed").exists() == (kill is not None)
+    task.target.finish({})
+    return task.target.path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(task, tmp_path_factory):
+    return restored(task, tmp_path_factory.mktemp("serial"), SerialScheduler())
+
+
+SCHEDULERS = {"pool": partial(ProcessPool, 2), "dask": partial(DaskCluster.open, WorkSettings(cluster="local:2"))}
+
+
+@pytest.fixture(scope="module", params=SCHEDULERS)
+def scheduler(request):
+    with SCHEDULERS[request.param]() as scheduler:
+        yield scheduler
+
+
+def test_processes_of_which_one_is_killed_give_the_same_bytes(task, expected, tmp_path):
+    with ProcessPool(2) as pool:
+        assert restored(task, tmp_path, pool, kill=(4, "amid")) == expected
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_killed_at_any_block_changes_nothing(scheduler, seed, task, expected, tmp_path):
+    draw = random.Random(seed)
+    kill = (draw.randrange(9), draw.choice(("before", "amid", "after")))
+    assert restored(task, tmp_path, scheduler, kill=kill) == expected
