@@ -82,6 +82,24 @@ class BlockLedger:
                     found[result.number] = result
         return found
 
+    def is_first_to_finish(self) -> bool:
+        """Tell whether no other process that runs has begun to put the result in its place.
+
+        Raises:
+            FileAccessError: the folder cannot be written.
+        """
+        with self._refusing():
+            try:
+                os.close(os.open(self.folder / "finishing", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except (FileExistsError, FileNotFoundError):  # it is being finished, or was
+                return False
+            return True
+
+    def forget_finishing(self) -> None:
+        """Let a run finish that was ended while it did."""
+        with self._refusing():
+            (self.folder / "finishing").unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -29,7 +29,7 @@ SHARE = 0.85
 def arithmetic_dtype(problem: BlockProblem) -> torch.dtype:
     """Give the precision that blocks are restored in."""
     stored = torch.float64 if problem.source.dtype == "float64" else torch.float32
-    return pick_dtype(problem.settings.dtype, torch.empty(0, dtype=stored), torch.device("cpu"))
+    return pick_dtype(problem.settings.dtype, torch.empty(0, dtype=stored), torch.device(problem.device))
 
 
 def block_bytes(problem: BlockProblem, data_size: Size, n_batch: int = 1) -> int:

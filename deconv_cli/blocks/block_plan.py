@@ -24,7 +24,9 @@ class BlockPlan:
         halo: what surrounds a block, and what it leaves at the seams.
         choices: what holds for all blocks alike.
         n_threads: for the arithmetic of one block.
-        block_bytes: memory that a block takes at most, as estimated.
+        max_memory: bytes that a block may take.
+        block_bytes: those that it takes at most, as estimated.
+        seconds_a_sample: that restoring took on the pieces that were looked at.
     """
 
     fingerprint: str
@@ -32,7 +34,9 @@ class BlockPlan:
     halo: HaloChoice
     choices: FixedChoices
     n_threads: int
+    max_memory: int
     block_bytes: int
+    seconds_a_sample: float
 
     def as_record(self) -> dict[str, Any]:
         """Give the plan as JSON can hold it."""
@@ -42,7 +46,9 @@ class BlockPlan:
             "halo": self.halo.as_record(),
             "choices": self.choices.as_record(),
             "n_threads": self.n_threads,
+            "max_memory": self.max_memory,
             "block_bytes": self.block_bytes,
+            "seconds_a_sample": self.seconds_a_sample,
         }
 
     @classmethod
@@ -54,7 +60,9 @@ class BlockPlan:
             HaloChoice.of_record(record["halo"]),
             FixedChoices.of_record(record["choices"]),
             record["n_threads"],
+            record["max_memory"],
             record["block_bytes"],
+            record["seconds_a_sample"],
         )
 
     def is_checked(self, number: int, n_blocks: int) -> bool:

@@ -35,6 +35,7 @@ class BlockProblem:
         settings: what was chosen.
         resolution: the same with nothing left open.
         bias: subtracted from each output channel first, shape `(C_out,)`.
+        device: where the arithmetic runs.
     """
 
     source: RegionSource
@@ -43,6 +44,7 @@ class BlockProblem:
     settings: ReconstructionSettings
     resolution: Resolution
     bias: Tensor | None = None
+    device: str = "cpu"
 
     @property
     def canonical(self) -> Kernel:
@@ -87,7 +89,7 @@ class BlockProblem:
         runs = [cut.runs(interval) for cut, interval in zip(self.cuts, data, strict=True)]
         stored = as_real_tensor(self.source.path, self._read(batch, runs))
         check_finite(self.source.path, stored, "image")
-        return replace(self.layout, sizes=tuple(stored.shape)).to_images(stored)
+        return replace(self.layout, sizes=tuple(stored.shape)).to_images(stored).to(self.device)
 
     def _read(self, batch: Sequence[slice], runs: Sequence[Sequence[slice]]) -> Array:
         """Read runs along each axis of space, and put them side by side."""

@@ -86,6 +86,19 @@ class BlockTask:
         """All blocks."""
         return BlockGrid(self.layout, self.problem.cuts, self.plan.core, self.plan.halo.halo)
 
+    def as_record(self) -> dict[str, Any]:
+        """Describe how the picture is cut, as JSON can hold it."""
+        halo, space = self.plan.halo, self.layout.space
+        return {
+            "blocks": self.grid.n_blocks,
+            "core": dict(zip(self.layout.axes, self.plan.core, strict=True)),
+            "halo": dict(zip(space, halo.halo, strict=True)),
+            "predicted_seam": halo.predicted,
+            "range": halo.range,
+            "block_bytes": self.plan.block_bytes,
+            "threads": self.plan.n_threads,
+        }
+
     def __call__(self, number: int) -> BlockResult:
         """Do the work.
 
@@ -100,7 +113,7 @@ class BlockTask:
         values = self.problem.read(block.batch, block.data)
         result = self.problem.restore(values, block.data, pipeline)
         core = self._core(result.image, block.data, block.core)
-        converted = convert_samples(core, self.target.dtype)
+        converted = convert_samples(core.cpu(), self.target.dtype)
         sizes = tuple(part.stop - part.start for part in block.region)
         self.target.write(block.region, from_images(replace(self.layout, sizes=sizes), converted.samples))
         residual = result.residual

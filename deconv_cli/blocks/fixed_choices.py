@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, cube_sides
+from deconv_cli.blocks.sample_windows import SampleWindow
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
@@ -24,11 +25,13 @@ class FixedChoices:
     Attributes:
         lams: λ, or that of each channel; empty where the objective has none.
         weight: of a prior; `None` where there is none.
+        iterations: of Richardson–Lucy; `None` for other objectives.
         noise: a model, or one for each channel; empty where none was looked for.
     """
 
     lams: tuple[float, ...] = ()
     weight: float | None = None
+    iterations: int | None = None
     noise: tuple[NoiseModel, ...] = ()
 
     def as_record(self) -> dict[str, Any]:
@@ -36,6 +39,7 @@ class FixedChoices:
         return {
             "lambda": list(self.lams),
             "weight": self.weight,
+            "iterations": self.iterations,
             "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
         }
 
@@ -43,7 +47,7 @@ class FixedChoices:
     def of_record(cls, record: dict[str, Any]) -> FixedChoices:
         """Read what `as_record` gave."""
         noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
-        return cls(tuple(record["lambda"]), record["weight"], noise)
+        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise)
 
     def apply(self, resolution: Resolution) -> Resolution:
         """Settle what a resolution left open."""
@@ -52,6 +56,8 @@ class FixedChoices:
             settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
         if self.weight is not None:
             settings = replace(settings, weight=self.weight, noise_sigma=None)
+        if self.iterations is not None:
+            settings = replace(settings, iterations=self.iterations, gain=None)
         if resolution.chooses_lambda:
             reasons = replace(reasons, lam=f"the median of what {N_PIECES} pieces of the picture ask for")
         if len(self.lams) == 1:
@@ -60,21 +66,25 @@ class FixedChoices:
         return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False, lams=lams)
 
 
-def fix_choices(problem: BlockProblem, windows: Sequence[SampleWindow]) -> FixedChoices:
+def fix_choices(problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size) -> FixedChoices:
     """Restore some pieces as if each were a picture of its own, and take the median of what they choose.
 
     Each piece counts by its contrast, as it would in a criterion that sums over the whole picture; empty background
     has no say in how much detail is kept.
+
+    Args:
+        problem: what is restored.
+        windows: places, those with the most contrast first.
+        sides: of the pieces, along each axis of space.
     """
     size = problem.data_size
-    sides = cube_sides(size, MAX_SAMPLES)
     chosen, pipeline = windows[:N_PIECES], problem.pipeline()
     found: list[Reconstruction] = []
     for window in chosen:
         data = window.data(sides, size)
         found.append(problem.restore(problem.read(window.batch, data), data, pipeline))
     shares = [max(window.contrast, 1e-300) for window in chosen]
-    return FixedChoices(_lams(found, shares), _weight(found, shares), _noise(found, shares))
+    return FixedChoices(_lams(found, shares), _weight(found, shares), _iterations(found, shares), _noise(found, shares))
 
 
 def _parts(result: Reconstruction) -> tuple[Reconstruction, ...]:
@@ -92,6 +102,12 @@ def _weight(found: Sequence[Reconstruction], shares: Sequence[float]) -> float |
     weights = [result.solution.weight for result in found]
     known = [weight for weight in weights if weight is not None]
     return weighted_median(known, shares) if len(known) == len(weights) else None
+
+
+def _iterations(found: Sequence[Reconstruction], shares: Sequence[float]) -> int | None:
+    steps = [result.solution.n_steps for result in found]
+    known = [max(n, 1) for n in steps if n is not None]
+    return int(weighted_median(known, shares)) if len(known) == len(steps) else None
 
 
 def _noise(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[NoiseModel, ...]:

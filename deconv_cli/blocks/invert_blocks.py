@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +14,23 @@ from torch import Tensor
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.block_task import BlockResult, BlockTask
+from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.plan_blocks import BlockOptions, fingerprint_of, plan_blocks, settle, with_memory
-from deconv_cli.blocks.run_blocks import BlockSummary, run_blocks
+from deconv_cli.blocks.run_blocks import BlockListener, BlockSummary, run_blocks
 from deconv_cli.errors import UsageError
-from deconv_cli.io.layout import Layout, letters_of_tensor
+from deconv_cli.io.image import ImageFile
+from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
-from deconv_cli.io.regions.region_curve import tone_curve_of_region
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import InputKind, OutputDType
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.vocabulary import InputKind, OutputDType, format_padding
+from deconv_cli.workflows.arithmetic import check_single_kernel
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.resolution import RecordedConvolution
 
@@ -56,22 +60,57 @@ class BlockReconstruction:
     """What came of a picture that was restored block by block.
 
     Attributes:
-        path: the result.
-        plan: what was decided before the first block.
-        problem: what was restored, with nothing left open.
+        task: what was done to each block, by which plan.
         summary: what came of all blocks; `None` where some are left for other processes.
     """
 
-    path: Path
-    plan: BlockPlan
-    problem: BlockProblem
+    task: BlockTask
     summary: BlockSummary | None
+
+    @property
+    def plan(self) -> BlockPlan:
+        """What was decided before the first block."""
+        return self.task.plan
+
+    @property
+    def settings(self) -> ResolvedSettings:
+        """What was solved, with nothing left open."""
+        return self.task.problem.resolution.settings
+
+    @property
+    def lam(self) -> float | tuple[float, ...] | None:
+        """λ, or that of each channel; `None` where there is no quadratic penalty."""
+        if not self.settings.has_lambda:
+            return None
+        return self.task.problem.resolution.lams or self.settings.lam
 
     @property
     def seam(self) -> float | None:
         """The largest difference that was measured beside a seam, as a part of the range of the samples."""
         measured = None if self.summary is None else self.summary.seam
         return None if measured is None or self.plan.halo.range == 0 else measured / self.plan.halo.range
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was done, as JSON can hold it; it goes with the result."""
+        settings, resolution, lam = self.settings, self.task.problem.resolution, self.lam
+        return {
+            "command": "invert",
+            "boundary": settings.boundary,
+            "padding": format_padding(settings.padding),
+            "light": str(settings.light),
+            "objective": settings.objective,
+            "lambda": list(lam) if isinstance(lam, tuple) else lam,
+            "lambda_reason": None if lam is None else resolution.reasons.lam,
+            "penalty": settings.penalty if settings.has_lambda else None,
+            "weight": self.plan.choices.weight,
+            "iterations": self.plan.choices.iterations,
+            "is_trusted": not self.doubts,
+            "doubts": list(self.doubts),
+            "plan": self.task.as_record(),
+            "blocks": self.summary and self.summary.as_record(),
+            "seam": {"predicted": self.plan.halo.predicted, "measured": self.seam},
+        }
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -99,7 +138,7 @@ def invert_blocks(
     files: LargeFileOptions | None = None,
     blocks: BlockOptions | None = None,
     scheduler: Scheduler | None = None,
-    progress: Callable[[int, int, BlockResult | None], None] | None = None,
+    progress: BlockListener | None = None,
     **options: Any,  # noqa: ANN401
 ) -> BlockReconstruction:
     """Restore a picture or a stack from a file into a file, whatever its size.
@@ -112,7 +151,7 @@ def invert_blocks(
         files: how the files are read and written.
         blocks: how the picture is cut; by default within half of the memory that is free.
         scheduler: who works on the blocks; by default this process, one after another.
-        progress: is called with the number of blocks that are done and of all, and what is known of the last one.
+        progress: is called with the number of blocks that are done and of all.
         options: fields of `ReconstructionSettings`; those left open are as for a picture where the file is one.
 
     Raises:
@@ -128,10 +167,12 @@ def invert_blocks(
     if settings is None:
         kind = InputKind.PICTURE if opened.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | options)
-    problem = lay_out_problem(opened, kernel, settings)
+    corner = read_corner(opened, are_axes_named=files.axes is not None)
+    corner = corner.spanned_by(Kernel.of_any(kernel, dimensions=settings.dimensions).n_axes)
+    problem = lay_out_problem(opened, corner, kernel, settings)
     planned = plan_target(problem, Path(target), files)
     run = BlockRun.prepare(problem, planned, blocks or BlockOptions(default_memory()), resume=files.resume)
-    return run.finish(scheduler or SerialScheduler(), {"command": "invert"}, progress)
+    return run.finish(scheduler or SerialScheduler(), lambda found: found.record, progress)
 
 
 def default_memory() -> int:
@@ -141,34 +182,31 @@ def default_memory() -> int:
 
 def lay_out_problem(
     source: RegionSource,
+    corner: ImageFile,
     kernel: Tensor,
     settings: ReconstructionSettings,
     *,
     bias: Tensor | None = None,
     recorded: RecordedConvolution | None = None,
 ) -> BlockProblem:
-    """Resolve the settings for a large picture; nothing of it is read.
+    """Resolve the settings for a large picture; nothing more of it is read.
+
+    Args:
+        source: the picture.
+        corner: a corner of it, whose axes of space are those of the kernel.
+        kernel: the taps that blurred it.
+        settings: how to undo the blur.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+        recorded: what the file says about the convolution that made it.
 
     Raises:
-        UsageError: axes that do not fit, settings that contradict one another, or a kernel that blocks cannot take.
+        UsageError: settings that contradict one another, or a kernel that blocks cannot take.
     """
-    if not isinstance(kernel, Tensor):
-        raise UsageError(
-            "blocks are restored with a kernel that is the same everywhere, but this one varies over the frame; "
-            "restore a picture that fits the memory, or give the kernel of one place."
-        )
-    canonical = Kernel.of_any(kernel, dimensions=settings.dimensions)
-    axes = source.axes or letters_of_tensor(len(source.shape), canonical.n_axes)
-    if axes is None:
-        raise UsageError(
-            f"'{source.path}' of shape {source.shape} does not say what its axes are; name them, for instance "
-            'axes="TZCYX".'
-        )
-    layout = Layout(axes, source.shape, canonical.n_axes)
-    settings = replace(settings, dimensions=canonical.n_axes)
-    curve = tone_curve_of_region(source, layout.n_channels)
-    resolution = Pipeline(kernel, settings, bias=bias).resolve(recorded, curve, source.dtype)
+    check_single_kernel(kernel)
+    settings = replace(settings, dimensions=corner.dimensions)
+    resolution = Pipeline(kernel, settings, bias=bias).resolve(recorded, corner.tone_curve, source.dtype)
     _check_settings(resolution.settings)
+    layout = Layout(corner.axes, source.shape, corner.dimensions)
     return BlockProblem(source, layout, kernel, settings, resolution, bias)
 
 
@@ -212,6 +250,13 @@ class BlockRun:
     ledger: BlockLedger
     is_resumed: bool = False
 
+    @property
+    def expected_seconds(self) -> float:
+        """How long all blocks will take, one after another."""
+        grid = self.task.grid
+        n_samples = math.prod(grid.largest_data) * self.task.problem.layout.n_channels
+        return self.task.plan.seconds_a_sample * n_samples * grid.n_blocks
+
     @classmethod
     def prepare(
         cls, problem: BlockProblem, target: RegionTarget, options: BlockOptions, *, resume: bool = False
@@ -232,22 +277,52 @@ class BlockRun:
                 f"'{target.path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
                 "repeat the options of that run, or begin anew without resume."
             )
-        settled = settle(with_memory(problem, options.max_memory), known.choices)
+        settled = settle(with_memory(problem, known.max_memory), known.choices)
         return cls(BlockTask(settled, known, target), ledger, is_resumed=True)
 
     def finish(
         self,
         scheduler: Scheduler,
-        record: dict[str, Any],
-        progress: Callable[[int, int, BlockResult | None], None] | None = None,
+        describe: Callable[[BlockReconstruction], dict[str, Any]],
+        progress: BlockListener | None = None,
+        share: JobShare | None = None,
     ) -> BlockReconstruction:
-        """Restore what is not done yet, and put the result in its place once all is there."""
-        if not self.is_resumed:
+        """Restore what is not done yet, and put the result in its place once all is there.
+
+        Args:
+            scheduler: who works on the blocks.
+            describe: gives the record that goes with the result.
+            progress: is called with the number of blocks that are done and of all.
+            share: which of several jobs this is; the last one to end puts the result in its place.
+        """
+        if not self.is_resumed and share is None:
             self.ledger.remove()
             self.task.target.discard()
-        self.ledger.write_plan(self.task.plan)
-        summary = run_blocks(self.task, self.ledger, scheduler, progress)
-        if summary is not None:
-            self.task.target.finish(record)
+        if share is None:
+            self.ledger.forget_finishing()
+        task = self._as_begun()
+        summary = run_blocks(task, self.ledger, scheduler, progress, self.numbers(share))
+        found = BlockReconstruction(task, summary)
+        if summary is not None and self.ledger.is_first_to_finish():
+            self.task.target.finish(describe(found))
             self.ledger.remove()
-        return BlockReconstruction(self.task.target.path, self.task.plan, self.task.problem, summary)
+        return found
+
+    def _as_begun(self) -> BlockTask:
+        """Take down the plan, or take that of another job which began at the same time.
+
+        Raises:
+            UsageError: that job has other settings.
+        """
+        plan = self.ledger.write_plan(self.task.plan)
+        if (plan.fingerprint, plan.choices) != (self.task.plan.fingerprint, self.task.plan.choices):
+            raise UsageError(
+                f"another run has begun with '{self.task.target.path}' meanwhile, with another input, kernel or "
+                "settings; choose another name."
+            )
+        return replace(self.task, plan=plan)
+
+    def numbers(self, share: JobShare | None = None) -> list[int]:
+        """List the blocks of this run, or those of one of several jobs."""
+        order = self.task.grid.order()
+        return order if share is None else list(share.of(order))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -15,7 +16,7 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.fixed_choices import FixedChoices, fix_choices
 from deconv_cli.blocks.halo_depth import choose_halo
-from deconv_cli.blocks.sample_windows import cube_sides, find_windows
+from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, cube_sides, find_windows
 from deconv_cli.errors import TooLargeError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -61,16 +62,36 @@ def plan_blocks(problem: BlockProblem, target: RegionTarget, options: BlockOptio
     n_batch = _batch_unit(layout, target.unit)
     max_samples = largest_samples(problem, options.max_memory, n_batch)
     problem = with_memory(problem, options.max_memory)
-    windows = find_windows(problem)
-    choices = fix_choices(problem, windows)
+    piece = cube_sides(problem.data_size, min(MAX_SAMPLES, max_samples))
+    windows = find_windows(problem, piece)
+    choices = fix_choices(problem, windows, piece)
     problem = settle(problem, choices)
     sides = _sides(problem, options, max_samples)
     is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
     halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples)
     core = core_of(layout, target.unit, _largest_core(problem, sides, halo.halo, options))
     n_bytes = _checked_bytes(problem, layout, core, halo.halo, options, n_batch)
-    plan = BlockPlan(fingerprint_of(problem, target, options), core, halo, choices, options.n_threads, n_bytes)
+    plan = BlockPlan(
+        fingerprint_of(problem, target, options),
+        core,
+        halo,
+        choices,
+        options.n_threads,
+        options.max_memory,
+        n_bytes,
+        time_restoring(problem, windows[0], piece),
+    )
     return plan, problem
+
+
+def time_restoring(problem: BlockProblem, window: SampleWindow, sides: Size) -> float:
+    """Measure the seconds that a sample takes, once the inverse is built."""
+    data = window.data(sides, problem.data_size)
+    values, pipeline = problem.read(window.batch, data), problem.pipeline()
+    problem.restore(values, data, pipeline)
+    started = time.perf_counter()
+    problem.restore(values, data, pipeline)
+    return (time.perf_counter() - started) / prod(values.shape)
 
 
 def with_memory(problem: BlockProblem, max_memory: int) -> BlockProblem:
@@ -94,7 +115,7 @@ def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOp
         "kernel": hashlib.sha256(problem.kernel.detach().double().numpy().tobytes()).hexdigest(),
         "settings": settings,
         "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],
-        "options": [options.max_memory, options.block_size, options.n_threads],
+        "block_size": options.block_size,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -11,6 +11,9 @@ from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.schedulers.scheduler import Scheduler
 
+BlockListener = Callable[[int, int], None]
+"""Is called with the number of blocks that are done and of all."""
+
 
 @dataclass(frozen=True)
 class BlockSummary:
@@ -77,8 +80,8 @@ def run_blocks(
     task: BlockTask,
     ledger: BlockLedger,
     scheduler: Scheduler,
-    progress: Callable[[int, int, BlockResult | None], None] | None = None,
-    numbers: Sequence[int] | None = None,
+    progress: BlockListener | None,
+    numbers: Sequence[int],
 ) -> BlockSummary | None:
     """Restore all blocks that are not done yet.
 
@@ -86,8 +89,8 @@ def run_blocks(
         task: restores and writes one.
         ledger: what is done.
         scheduler: who does it.
-        progress: is called with the number of blocks that are done and of all, and what is known of the last one.
-        numbers: the blocks that this run is for; `None` for all.
+        progress: is called with the number of blocks that are done and of all.
+        numbers: the blocks that this run is for.
 
     Returns:
         What came of them; `None` where blocks are left that this run is not for.
@@ -97,11 +100,10 @@ def run_blocks(
     """
     task.target.create()
     done = ledger.results()
-    wanted = task.grid.order() if numbers is None else list(numbers)
-    waiting = [number for number in wanted if number not in done]
+    waiting = [number for number in numbers if number not in done]
     if progress is not None:
-        progress(len(wanted) - len(waiting), len(wanted), None)
-    n_done = len(wanted) - len(waiting)
+        progress(len(numbers) - len(waiting), len(numbers))
+    n_done = len(numbers) - len(waiting)
     failures = []
     for finished in scheduler.run(task, waiting):
         if finished.error is not None:
@@ -111,7 +113,7 @@ def run_blocks(
         ledger.add(finished.result)
         n_done += 1
         if progress is not None:
-            progress(n_done, len(wanted), finished.result)
+            progress(n_done, len(numbers))
     if failures:
         raise failures[0]
     results = ledger.results()

@@ -15,7 +15,7 @@ from deconv_cli.vocabulary import Size
 N_CANDIDATES = 9
 """Places that are looked at."""
 MAX_SAMPLES = 2**18
-"""Samples of a piece that choices are made from."""
+"""Samples of a piece that choices are made from, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +54,14 @@ def cube_sides(size: Size, n_samples: int) -> Size:
     return tuple(sides[axis] for axis in range(len(size)))
 
 
-def find_windows(problem: BlockProblem) -> list[SampleWindow]:
-    """Look at places that are spread over the picture; gives them by contrast, the largest first."""
+def find_windows(problem: BlockProblem, sides: Size) -> list[SampleWindow]:
+    """Look at places that are spread over the picture; gives them by contrast, the largest first.
+
+    Args:
+        problem: what is restored.
+        sides: of the pieces, along each axis of space.
+    """
     size = problem.data_size
-    sides = cube_sides(size, MAX_SAMPLES // max(problem.layout.n_channels, 1))
     found = []
     for number in range(N_CANDIDATES):
         batch, center = _place(problem, number)

@@ -49,7 +49,8 @@ class BatchOptions:
         typer.Option(
             "--resume",
             help="Go on where the manifest ends: only inputs, outputs and settings that are missing or have changed "
-            "since, and what failed, are done again.",
+            "since, and what failed, are done again. Without a manifest: go on with a run over blocks that ended "
+            "early.",
             rich_help_panel=MANY_FILES,
         ),
     ] = False

@@ -10,8 +10,12 @@ import typer
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.batch_layout import lay_out, refuse_to_replace
 from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.blind_restoration import is_estimate
+from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, read_chain
+from deconv_cli.commands.context import pick
 from deconv_cli.commands.invert_work import InvertWork
+from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.model_options import ModelOptions
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
@@ -45,6 +49,7 @@ def invert(
     printed: PrintOptions,
     model_options: ModelOptions,
     many: BatchOptions,
+    large: LargeOptions,
     workers: WorkOptions,
     kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
@@ -118,10 +123,20 @@ def invert(
     wanted = settings | ({"predict": True} if extra.need_prediction else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
-    many.check(force=files.force)
+    is_single_kernel = (
+        chain is None and tap is None and factor is None and not is_estimate(kernel or [], kernel_options)
+    )
+    large.check(many, is_possible=is_single_kernel)
     jobs = lay_out(inputs, output, ending="_restored")
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
+    if is_single_kernel and len(jobs) == 1:
+        in_blocks = BlockRestoration(files, pick(device), settings, large, many, workers)
+        found = in_blocks.open(jobs[0], kernel or [], kernel_options)
+        if found is not None:
+            in_blocks.run(jobs[0], found, extra, printed)
+            return
+    many.check(force=files.force)
     work = InvertWork(
         kernel or [], kernel_options, factor, wanted, files, extra, printed, chain, tap, start, device, jobs[0].source
     )

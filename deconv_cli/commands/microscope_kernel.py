@@ -181,13 +181,16 @@ def _of_channel(values: dict[str, list[object]], channel: int, n_channels: int) 
     return {name: each[channel % len(each)] for name, each in values.items()}
 
 
-def load_microscope(text: str, image: ImageFile, dimensions: int | None = None) -> LoadedKernel:
+def load_microscope(
+    text: str, image: ImageFile, dimensions: int | None = None, whole: Size | None = None
+) -> LoadedKernel:
     """Compute the kernel of each channel of an image.
 
     Args:
         text: what was typed for the kernel.
         image: the file.
         dimensions: axes of space that the kernel spans, where that was given.
+        whole: samples along Z, Y and X, where `image` is but a corner of the file.
     """
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
     from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
@@ -196,7 +199,7 @@ def load_microscope(text: str, image: ImageFile, dimensions: int | None = None) 
     n_axes = dimensions or image.named_dimensions or image.dimensions
     spanned = image.spanned_by(n_axes)
     optics = describe_optics(spanned, read_words(text))
-    image_size = tuple(spanned.values.shape[2:])
+    image_size = tuple(spanned.values.shape[2:]) if whole is None else whole[-n_axes:]
     sizes = [_fitting(microscope.natural_size, image_size) for microscope in optics.microscopes]
     made = [microscope_psf(microscope, size) for microscope, size in zip(optics.microscopes, sizes, strict=True)]
     taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)

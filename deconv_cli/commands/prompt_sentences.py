@@ -22,6 +22,7 @@ _ARGUMENTS = {
     "allowed_globals": "--allow-global",
     "batch_axis": "--batch-axis",
     "batch_size": "--batch-size",
+    "block_size": "--block-size",
 }
 """Arguments that are no words of a sentence by themselves."""
 

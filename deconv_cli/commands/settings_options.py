@@ -269,6 +269,13 @@ SETTINGS_OPTIONS = dict(
             read=_number_or_auto("gain"),
         ),
         _setting(
+            "iterations",
+            int,
+            PRIOR,
+            "For method richardson-lucy: how many there are. Default: until the noise ends them.",
+            min=1,
+        ),
+        _setting(
             "method",
             str,
             SOLVER,

@@ -37,7 +37,7 @@ from deconv_cli.solvers.richardson_lucy_stopping import (
     StoppingCriterion,
     run_until,
 )
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
 
@@ -61,6 +61,8 @@ class RichardsonLucy(Prior):
     ) -> Estimator:
         """Build the estimator, for a gain or for samples that are held out."""
         noise = settings.noise
+        if settings.iterations is not None:
+            return RichardsonLucyEstimator(kernel, image_size, settings)
         if settings.gain is None and isinstance(noise, NoiseModel) and not noise.is_white:
             return RichardsonLucyEstimator(kernel, image_size, settings, sigma=noise.sigma)
         if settings.gain != "auto":
@@ -128,9 +130,11 @@ class RichardsonLucyEstimator(Estimator):
             )
         self.gain, self.sigma = gain, sigma
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
+        self.n_steps = settings.iterations
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
-        self.choice = Choice("richardson-lucy", f"{GIVEN}; stopped by {how}{origin and f', {origin}'}")
+        ended = f"{self.n_steps} iterations" if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
+        self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}")
         n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
         n_places = max(math.prod(self.geometry.extended_size), math.prod(self.geometry.output_size))
         n_numbers = n_places * max(n_inputs, n_outputs)
@@ -152,13 +156,21 @@ class RichardsonLucyEstimator(Estimator):
         # What channels of one image say about noise is taken together; the pages of a batch end each by themselves.
         is_batch = y.ndim > self.n_dims
         data = data if is_batch else data[None]
-        log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        criterion = self._stopping_criterion(data, unit, log)
-        steps = RichardsonLucySteps(self.operator, data)
+        if self.n_steps is None:
+            log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
+            criterion = self._stopping_criterion(data, unit, log)
+        else:
+            log = IterationLog(StoppingRule(0.0, self.n_steps), progress)
+            criterion = FixedIterations(torch.full((len(data),), self.n_steps, device=data.device))
+        n_looked = len(log.history)
+        steps = RichardsonLucySteps(self.operator, data, are_local=self.n_steps is not None)
         status = run_until(steps, criterion, log)
+        status = status if self.n_steps is None else Status.ALL_ITERATIONS
         value = unit * (steps.x if is_batch else steps.x[0])
         certificate = synchronize.as_number(steps.certificate().max())
-        return Solution(value, status, len(log.history), certificate, tuple(log.history), OBJECTIVE)
+        n_steps = len(log.history) - n_looked
+        history = tuple(log.history)
+        return Solution(value, status, len(history), certificate, history, OBJECTIVE, n_steps=n_steps)
 
     def _stopping_criterion(self, data: Tensor, unit: float, log: IterationLog) -> StoppingCriterion:
         """Decide how noise ends the iteration; where samples are held out, after the steps that predict them best."""

@@ -14,6 +14,9 @@ grow they are as good.
 
 Multiplied by the one number that gives the estimate the light of the data, it is the more likely: the factor alone
 keeps the light, what is added to it does not.
+
+Both that number and the decision whether momentum fails are taken over the whole image. Where parts of an image are to
+come to what the whole comes to, steps are local: neither is taken, and a pixel depends on what its kernel reaches.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class RichardsonLucySteps:
         operator: A.
         y: counts, shape `(B, *inner, C_out, *output_size)`.
         used: which samples are, shape `(C_out, *output_size)`; `None` for all.
+        are_local: nothing is decided over the whole image.
 
     Attributes:
         x: the estimate, shape `(B, *inner, C_in, *size)`.
@@ -51,8 +55,10 @@ class RichardsonLucySteps:
         is_moving: whether an image changed in the last step, shape `(B,)`.
     """
 
-    def __init__(self, operator: Convolution, y: Tensor, used: Tensor | None = None) -> None:
-        self.operator, self.y = operator, y
+    def __init__(
+        self, operator: Convolution, y: Tensor, used: Tensor | None = None, *, are_local: bool = False
+    ) -> None:
+        self.operator, self.y, self._are_local = operator, y, are_local
         self._n_axes = len(operator.input_shape) - 1
         self._axes = image_axes(self._n_axes)
         ones = torch.ones_like(y[:1]) if used is None else used.to(y.dtype).expand_as(y[:1])
@@ -80,12 +86,12 @@ class RichardsonLucySteps:
         ahead, self._factor = self._known_factor(), None
         self._multiply(ahead)
         blurred, reached = self._measure(ahead)
-        fails = going & ~(reached <= self.divergence)
+        fails = torch.zeros_like(going) if self._are_local else going & ~(reached <= self.divergence)
         if synchronize.holds_anywhere(fails):
             ahead = torch.where(self._spread(fails) > 0, self._plain, ahead)
             blurred, reached = self._measure(ahead)
         self._n_steps = torch.where(fails, 0, self._n_steps + 1)
-        self.is_moving = going & (reached <= self.divergence)
+        self.is_moving = going & (reached <= self.divergence) if not self._are_local else going
         if synchronize.holds_everywhere(self.is_moving):
             self.x, self.blurred, self.divergence = ahead, blurred, reached
             return
@@ -128,9 +134,9 @@ class RichardsonLucySteps:
             torch.maximum(ahead.add_(way), lowest, out=ahead)
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give x the light of the data, in place; return Ax and its divergence, shape `(B,)`."""
+        """Give x the light of the data, in place, but in local steps; return Ax and its divergence, shape `(B,)`."""
         blurred = self.operator.forward(x)
-        light = per_image(blurred * self._used)
+        light = self._light if self._are_local else per_image(blurred * self._used)
         scale = self._spread(torch.where(light > 0, self._light / light, 1))
         x.mul_(scale)
         floor = (scale * torch.finfo(x.dtype).eps * blurred.amax(dim=self._axes, keepdim=True)).clamp_min(SMALLEST)

@@ -17,6 +17,7 @@ class Status(StrEnum):
     CLOSED_FORM = "solved in closed form"
     CONVERGED = "converged to the tolerance"
     STOPPED_AT_NOISE = "stopped where a closer fit would have followed the noise"
+    ALL_ITERATIONS = "all iterations that were asked for were taken"
     INACCURATE = (
         "the tolerance was reached, but λ is so small that the estimate may be more than 1 % away from the solution; "
         "use dtype float64, a larger λ or a larger max_iterations"
@@ -46,7 +47,7 @@ class Status(StrEnum):
     @property
     def is_success(self) -> bool:
         """Whether the result solves the problem as it was set."""
-        return self in (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE)
+        return self in (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE, Status.ALL_ITERATIONS)
 
 
 QUADRATIC_OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖²"
@@ -65,6 +66,8 @@ class Solution:
         residual_norms: the certificate after every iteration, as the iteration itself computed it.
         objective: what `value` minimizes, in words.
         weight: of the prior, where there is one; given, or found from the noise.
+        n_steps: of an iteration that the noise ends, those that led to `value`, without the ones that looked for their
+            number; `None` for others.
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
             do. With other penalties it is an estimate, from the smallest Ritz value of the iteration. `None` where
@@ -79,6 +82,7 @@ class Solution:
     objective: str = QUADRATIC_OBJECTIVE
     weight: float | None = None
     distance_bound: float | None = None
+    n_steps: int | None = None
 
     def raise_for_status(self) -> Solution:
         """Return the solution itself, if it is to be trusted.

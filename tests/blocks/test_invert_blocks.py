@@ -11,6 +11,7 @@ from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, invert_b
 from deconv_cli.blocks.plan_blocks import BlockOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.settings import ReconstructionSettings
 
@@ -38,6 +39,10 @@ def blurred(folder, picture, kernel, boundary):
     y = y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     np.save(folder / "in.npy", y.numpy())
     return y
+
+
+def describe(found):
+    return found.record
 
 
 def difference(found, whole, data):
@@ -71,14 +76,16 @@ def test_a_cut_edge_without_a_halo_is_seen(tmp_path):
     plan = pickle.loads(pickle.dumps(run.task.plan))
     object.__setattr__(plan.halo, "halo", (1, 1))
     object.__setattr__(run.task, "plan", plan)
-    found = run.finish(SerialScheduler(), {})
+    found = run.finish(SerialScheduler(), describe)
     whole = deconv_cli.invert(y, kernel, **OPTIONS)
     assert difference(np.load(tmp_path / "out.npy"), whole, y) > found.plan.halo.predicted
     assert found.doubts
 
 
 def planned(folder, kernel, *, resume=False, **options):
-    problem = lay_out_problem(open_regions(folder / "in.npy"), kernel, ReconstructionSettings.of(**OPTIONS | options))
+    source = open_regions(folder / "in.npy")
+    corner = read_corner(source, are_axes_named=False)
+    problem = lay_out_problem(source, corner, kernel, ReconstructionSettings.of(**OPTIONS | options))
     target = plan_target(problem, folder / "out.npy", LargeFileOptions())
     return BlockRun.prepare(problem, target, BLOCKS, resume=resume)
 
@@ -88,7 +95,7 @@ def test_the_task_can_be_sent_away_and_repeated(tmp_path):
     kernel = deconv_cli.make_kernel("gaussian:1")
     blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
     run = planned(tmp_path, kernel)
-    first = run.finish(SerialScheduler(), {})
+    first = run.finish(SerialScheduler(), describe)
     written = np.load(tmp_path / "out.npy")
     (tmp_path / "out.npy").unlink()
     task = pickle.loads(pickle.dumps(run.task))
@@ -113,16 +120,16 @@ def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
 
     run = planned(tmp_path, kernel)
     with pytest.raises(KeyboardInterrupt):
-        run.finish(EndsAfter(), {})
+        run.finish(EndsAfter(), describe)
     assert not (tmp_path / "out.npy").exists()
     with pytest.raises(UsageError, match="another input"):
         planned(tmp_path, kernel, resume=True, boundary="zero")
-    again = planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), {})
+    again = planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), describe)
     assert again.summary is not None
     assert again.summary.n_redone == again.summary.n_blocks - 3
     resumed = np.load(tmp_path / "out.npy")
     (tmp_path / "out.npy").unlink()
-    planned(tmp_path, kernel).finish(SerialScheduler(), {})
+    planned(tmp_path, kernel).finish(SerialScheduler(), describe)
     assert np.array_equal(np.load(tmp_path / "out.npy"), resumed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy", "out.npy.json"]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deconv_cli.io.codec import Array
 from deconv_cli.io.regions.region_source import Region
@@ -33,6 +36,11 @@ class RegionTarget(ABC):
     axes: str
     unit: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all samples, before they are compressed."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @abstractmethod
     def create(self) -> None:

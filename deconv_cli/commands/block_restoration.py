@@ -1,0 +1,280 @@
+"""One file restored block by block: planned by its header, worked off by a scheduler, and told like any other."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
+from deconv_cli.commands.console import print_document, print_note
+from deconv_cli.commands.context import command_line
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.job import Job
+from deconv_cli.commands.large_options import LargeOptions
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
+from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.piece_progress import PieceProgress
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.restoration import recorded_convolution, with_spacing
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.work_options import WorkOptions
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.settings import ReconstructionSettings, as_typed
+from deconv_cli.vocabulary import InputKind, parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from deconv_cli.blocks.block_problem import BlockProblem
+    from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
+    from deconv_cli.blocks.plan_blocks import BlockOptions
+    from deconv_cli.io.image import ImageFile
+    from deconv_cli.io.regions.region_source import RegionSource
+    from deconv_cli.report.block_record import BlockInvertRun
+
+
+@dataclass(frozen=True, eq=False)
+class LargeInput:
+    """An input of which no more than a corner was read.
+
+    Attributes:
+        source: the file.
+        corner: the corner, with what the file says of itself.
+        loaded: the kernel.
+        problem: what is to be restored.
+        notes: what the user should know of the settings, a sentence each.
+    """
+
+    source: RegionSource
+    corner: ImageFile
+    loaded: LoadedKernel
+    problem: BlockProblem
+    notes: tuple[str, ...]
+
+
+class BlockRestoration:
+    """Restores one input that does not fit the memory, or that is to be cut anyway.
+
+    Args:
+        files: how it is read and written.
+        device: where the arithmetic runs.
+        settings: those that were typed.
+        large: how it is cut.
+        many: whether to go on where an earlier run ended.
+        workers: who does the work.
+    """
+
+    def __init__(
+        self,
+        files: FileOptions,
+        device: torch.device,
+        settings: SettingValues,
+        large: LargeOptions,
+        many: BatchOptions,
+        workers: WorkOptions,
+    ) -> None:
+        self._files, self._device, self._settings = files, device, settings
+        self._large, self._resumes = large, many.resume
+        self._is_wanted = large.are_given(many)
+        self._workers = workers
+
+    def open(self, job: Job, kernels: list[Path], options: KernelOptions) -> LargeInput | None:
+        """Read header and kernel of an input; `None` where it fits the memory, and nobody wants it cut.
+
+        Raises:
+            UsageError: blocks are asked for, of a file that is only read as a whole.
+        """
+        from deconv_cli.blocks.invert_blocks import default_memory
+        from deconv_cli.blocks.whole_fits import whole_fits
+        from deconv_cli.io.regions.opening import open_regions
+        from deconv_cli.io.regions.sample_image import read_corner
+
+        files = self._files
+        try:
+            source = open_regions(job.source, axes=files.axes, series=files.series, tensor=files.tensor)
+            corner = read_corner(source, are_axes_named=files.axes is not None)
+        except DeconvError:
+            if self._is_wanted:
+                raise
+            return None  # what is wrong is told by those that read the whole
+        budget = self._settings.get("max_memory") or default_memory()
+        if not self._is_wanted and is_small(source.shape, budget):
+            return None
+        found = self._lay_out(source, corner, kernels, options)
+        if not self._is_wanted and whole_fits(found.problem, budget):
+            return None
+        return found
+
+    def _lay_out(
+        self, source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions
+    ) -> LargeInput:
+        from deconv_cli.blocks.invert_blocks import lay_out_problem
+        from deconv_cli.workflows.arithmetic import check_single_kernel
+
+        if is_microscope(kernels, options):
+            whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
+            loaded = load_microscope(str(kernels[0]), corner, self._settings.get("dimensions"), whole)
+        else:
+            loaded = load_kernels(kernels, options, self._settings.get("dimensions"), lambda: corner)
+        corner = corner.spanned_by(loaded.kernel.n_axes)
+        kind = InputKind.PICTURE if source.is_picture else InputKind.TENSOR
+        settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
+        recorded, notes = recorded_convolution(corner, loaded.source.sha256)
+        problem = lay_out_problem(
+            source,
+            corner,
+            check_single_kernel(loaded.taps),
+            settings,
+            bias=loaded.bias,
+            recorded=recorded or loaded.recorded,
+        )
+        problem = replace(problem, device=self._device.type)
+        if "spacing" not in self._settings:
+            problem = replace(problem, resolution=with_spacing(problem.resolution, corner))
+        return LargeInput(source, corner, loaded, problem, notes)
+
+    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
+        """Plan, restore, write and tell.
+
+        Raises:
+            UsageError: something is asked for that needs the whole picture at once.
+            typer.Exit: the result is not to be trusted as it is.
+        """
+        from deconv_cli.report.block_record import describe_block_plan, describe_block_run
+        from deconv_cli.schedulers.job_array import JobShare
+
+        if extra.need_prediction:
+            raise UsageError(
+                f"--report, --truth, --error-map and --trust-mask look at a whole picture, but '{job.source}' is "
+                "restored in blocks; leave them out, or restore a part of it."
+            )
+        started = time.perf_counter()
+        with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
+            progress.begin("looking at pieces of the picture")
+            planned = self._plan(job, large)
+        describe = partial(self._describe, job, large, started)
+        if self._large.dry_run:
+            if not printed.quiet:
+                print_block_plan(planned, job.target)
+            if printed.as_json:
+                print_document(describe_block_plan(planned))
+            return
+        share = None if self._large.block_range is None else JobShare.parse(self._large.block_range)
+        numbers = planned.numbers(share)
+        pieces = PieceProgress(len(numbers), "blocks", is_silent=printed.quiet)
+        with self._workers.start(self._device.type) as scheduler, pieces.shown():
+            if scheduler.address is not None and not printed.quiet:
+                print_note(f"the workers can be watched at {scheduler.address}")
+            found = planned.finish(scheduler, lambda done: describe_block_run(describe(done)), _Advance(pieces), share)
+        if found.summary is None:
+            if not printed.quiet:
+                print_note(
+                    f"{len(numbers)} of {planned.task.grid.n_blocks} blocks are done; others are left for other jobs"
+                )
+            return
+        done = describe(found)
+        if not printed.quiet:
+            print_block_summary(done, verbose=printed.verbose)
+        if printed.as_json:
+            print_document(describe_block_run(done))
+        else:
+            typer.echo(str(job.target))
+        if found.doubts:
+            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+
+    def _plan(self, job: Job, large: LargeInput) -> BlockRun:
+        from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
+
+        files = LargeFileOptions(self._files.axes, self._files.output_dtype, self._files.force)
+        target = plan_target(large.problem, job.target, files)
+        return BlockRun.prepare(
+            large.problem,
+            target,
+            self._block_options(large),
+            resume=self._resumes or self._large.block_range is not None,
+        )
+
+    def _block_options(self, large: LargeInput) -> BlockOptions:
+        from deconv_cli.blocks.invert_blocks import default_memory
+        from deconv_cli.blocks.plan_blocks import BlockOptions
+
+        n_axes, size = large.corner.dimensions, None
+        if self._large.block_size is not None:
+            size = parse_size(self._large.block_size)
+            size = size * n_axes if len(size) == 1 else size
+            if len(size) != n_axes:
+                raise UsageError(
+                    f"--block-size must be a number of pixels, or one for each of {n_axes} axes of space, but is "
+                    f"'{self._large.block_size}'."
+                )
+        budget = self._settings.get("max_memory") or default_memory()
+        return BlockOptions(budget // (self._workers.jobs or 1), size)
+
+    def _describe(self, job: Job, large: LargeInput, started: float, found: BlockReconstruction) -> BlockInvertRun:
+        from deconv_cli.blocks.block_memory import arithmetic_dtype
+        from deconv_cli.commands.context import environment_of
+        from deconv_cli.report.block_record import BlockInvertRun
+
+        target = found.task.target
+        return BlockInvertRun(
+            kernel=large.loaded.source,
+            notes=(*large.loaded.notes, *large.problem.resolution.notes, *large.notes, *target.notes),
+            environment=environment_of(self._device, arithmetic_dtype(large.problem), started),
+            rerun=command_line("invert", job.source, self._options(large, found)),
+            reconstruction=found,
+        )
+
+    def _options(self, large: LargeInput, found: BlockReconstruction) -> OptionValues:
+        """Give the options that make the same samples again: with what was chosen, in place of what chose it."""
+        settings = replace(found.task.problem.settings, max_memory=None)
+        options = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
+        if found.lam is not None:
+            options["--lambda"] = as_typed("lam", found.lam)
+            options.pop("--noise-sigma", None)
+        if found.plan.choices.weight is not None:
+            options["--weight"] = repr(found.plan.choices.weight)
+        if found.plan.choices.iterations is not None:
+            options["--iterations"] = found.plan.choices.iterations
+            options.pop("--gain", None)
+        block = self._block_options(large)
+        return {
+            **large.loaded.options,
+            **self._files.as_options(),
+            **options,
+            "--boundary": found.settings.boundary,
+            "--max-memory": block.max_memory,
+            "--block-size": self._large.block_size,
+            "--device": self._device.type,
+            "--output-dtype": found.task.target.dtype,
+            "--output": found.task.target.path,
+            "--force": True,
+        }
+
+
+class _Advance:
+    """Tells how many blocks are done, those of an earlier run at once."""
+
+    def __init__(self, pieces: PieceProgress) -> None:
+        self._pieces, self._n_told = pieces, 0
+
+    def __call__(self, n_done: int, n_blocks: int) -> None:
+        del n_blocks
+        self._pieces.advance(n_done - self._n_told)
+        self._n_told = n_done
+
+
+def is_small(shape: tuple[int, ...], budget: int) -> bool:
+    """Tell at once of small inputs that they fit the memory."""
+    from math import prod
+
+    from deconv_cli.blocks.whole_fits import MAX_BYTES_A_SAMPLE
+
+    return MAX_BYTES_A_SAMPLE * prod(shape) <= budget

@@ -1,0 +1,94 @@
+"""A run over blocks as a table: what is planned, or what was done and how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.progress import spoken_time
+from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.vocabulary import format_lambda, format_memory
+
+if TYPE_CHECKING:
+    from deconv_cli.blocks.block_task import BlockTask
+    from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
+    from deconv_cli.report.block_record import BlockInvertRun
+
+
+def print_block_plan(run: BlockRun, target: Path) -> None:
+    """Print what would be done on stderr."""
+    task = run.task
+    rows = [
+        ("input", _input(task)),
+        *_plan_rows(task),
+        ("time", f"about {spoken_time(run.expected_seconds)}"),
+        ("output", f"{target}  {_by(task.target.shape)} {task.target.dtype}, {format_memory(task.target.n_bytes)}"),
+    ]
+    print_table("deconv invert --dry-run", rows)
+
+
+def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
+    """Print what was done on stderr: a table, warnings and notes."""
+    found, environment, target = run.reconstruction, run.environment, run.task.target
+    summary, settings, resolution = found.summary, found.settings, found.task.problem.resolution
+    assert summary is not None
+    seam = "not measured" if found.seam is None else f"{found.seam:.2g} of the range on {summary.n_seams} of them"
+    rows = [
+        ("input", _input(found.task)),
+        ("kernel", f"{run.kernel.path}  {_by(run.kernel.shape)} {run.kernel.convention}"),
+        ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
+        *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
+        (
+            ("λ", f"{format_lambda(found.lam)} × σ²max, penalty {settings.penalty}: {resolution.reasons.lam}")
+            if found.lam is not None
+            else ("minimized", _objective(found))
+        ),
+        *_plan_rows(found.task),
+        ("at the seams", seam),
+        ("residual", f"{summary.residual_rms:.3g} rms, {100 * summary.residual:.3g} % of the data"),
+    ]
+    if verbose:
+        rows += [
+            ("solver", f"{summary.n_iterations} iterations at most, certificate {summary.certificate:.2g}"),
+            ("values", f"{summary.lowest:.4g} to {summary.highest:.4g}"),
+            ("threads", f"{found.plan.n_threads} a block"),
+        ]
+    memory = format_memory(environment.peak_memory_bytes)
+    rows += [
+        ("output", f"{target.path}  {_by(target.shape)} {target.dtype}"),
+        ("cost", f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"),
+    ]
+    print_table("deconv invert", rows)
+    for doubt in found.doubts:
+        print_warning(with_options(doubt))
+    for note in run.notes:
+        print_note(with_options(note))
+
+
+def _objective(found: BlockReconstruction) -> str:
+    """Name what was minimized, with what was chosen for all blocks."""
+    choices = found.plan.choices
+    more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
+    more = more if choices.iterations is None else f", {choices.iterations} iterations"
+    return f"{found.settings.objective}{more}"
+
+
+def _input(task: BlockTask) -> str:
+    source = task.problem.source
+    return f"{source.path}  {_by(source.shape)} {task.problem.layout.axes} {source.dtype}"
+
+
+def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
+    """Say how the picture is cut."""
+    grid, halo = task.grid, task.plan.halo
+    core = [task.plan.core[grid.layout.axes.index(letter)] for letter in grid.layout.space]
+    return [
+        ("blocks", f"{grid.n_blocks} of {_by(tuple(core))}, with a halo of {_by(halo.halo)}"),
+        ("memory", f"about {format_memory(task.plan.block_bytes)} a block"),
+        ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
+    ]
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)

@@ -1,0 +1,78 @@
+"""Options on inputs that are larger than memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.errors import UsageError
+
+LARGE = "Large inputs"
+
+
+@dataclass(frozen=True)
+class LargeOptions:
+    """How an input is cut that does not fit the memory, or is to be cut anyway."""
+
+    block_size: Annotated[
+        str | None,
+        typer.Option(
+            "--block-size",
+            metavar="N|D,H,W",
+            help="Restore the input in blocks of so many pixels along each axis of space. Default: blocks as large as "
+            "--max-memory allows, where the whole does not fit it.",
+            show_default=False,
+            rich_help_panel=LARGE,
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print how the input would be cut, with memory, halo, the error to be expected at the seams and the "
+            "time, and write nothing.",
+            rich_help_panel=LARGE,
+        ),
+    ] = False
+
+    block_range: Annotated[
+        str | None,
+        typer.Option(
+            "--block-range",
+            metavar="i/N",
+            help="Restore the blocks of job i of N jobs, which may run at any time on any machine that sees the files; "
+            "the last one to end puts the result in its place.",
+            show_default=False,
+            rich_help_panel=LARGE,
+        ),
+    ] = None
+
+    def are_given(self, many: BatchOptions) -> bool:
+        """Whether blocks are asked for, whether or not the input fits the memory.
+
+        Args:
+            many: the options on many files, of which one goes on with a run over blocks too.
+        """
+        return self.is_cut_anyway or (many.resume and many.manifest is None)
+
+    @property
+    def is_cut_anyway(self) -> bool:
+        """Whether an option was typed that has no use without blocks."""
+        return self.block_size is not None or self.dry_run or self.block_range is not None
+
+    def check(self, many: BatchOptions, *, is_possible: bool) -> None:
+        """Refuse blocks of what is not restored by one kernel that was given.
+
+        Raises:
+            UsageError: they are asked for.
+        """
+        if self.is_cut_anyway and not is_possible:
+            raise UsageError(
+                "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
+                "not with --kernel estimate, --factor, --layers or --tap; leave them out."
+            )
+        if self.block_size is not None and many.manifest is not None:
+            raise UsageError("--manifest is for many files that fit the memory, not for blocks; leave it out.")

@@ -1,0 +1,74 @@
+"""A run over blocks, planned or finished, as one JSON document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deconv_cli.blocks.block_task import BlockTask
+from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
+from deconv_cli.report.record import SCHEMA, Record
+from deconv_cli.report.run import Run
+from deconv_cli.report.run_record import describe_environment, describe_kernel
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInvertRun(Run):
+    """A finished run of `deconv invert` over blocks."""
+
+    reconstruction: BlockReconstruction
+
+    @property
+    def task(self) -> BlockTask:
+        """What was done to each block: it knows the input and the output."""
+        return self.reconstruction.task
+
+
+def describe_block_run(run: BlockInvertRun) -> Record:
+    """Write a run as a JSON object; of a file of any size the samples have no hash."""
+    return {
+        "schema": SCHEMA,
+        "command": "invert",
+        "inputs": [_describe_source(run.task)],
+        "kernel": describe_kernel(run.kernel),
+        **run.reconstruction.record,
+        "output": _describe_target(run.task),
+        "notes": list(run.notes),
+        **describe_environment(run.environment),
+        "rerun": run.rerun,
+    }
+
+
+def describe_block_plan(run: BlockRun) -> Record:
+    """Write what would be done as a JSON object."""
+    lams = run.task.plan.choices.lams
+    return {
+        "schema": SCHEMA,
+        "command": "invert",
+        "dry_run": True,
+        "inputs": [_describe_source(run.task)],
+        "lambda": lams[0] if len(lams) == 1 else list(lams) or None,
+        "weight": run.task.plan.choices.weight,
+        "iterations": run.task.plan.choices.iterations,
+        "plan": run.task.as_record(),
+        "expected_time_s": run.expected_seconds,
+        "output": {**_describe_target(run.task), "bytes": run.task.target.n_bytes},
+    }
+
+
+def _describe_source(task: BlockTask) -> dict[str, Any]:
+    """Describe the input; all of its bytes were not read for a hash."""
+    source = task.problem.source
+    return {
+        "path": str(source.path),
+        "shape": list(source.shape),
+        "axes": task.problem.layout.axes,
+        "dtype": source.dtype,
+        "sha256": None,
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def _describe_target(task: BlockTask) -> dict[str, Any]:
+    target = task.target
+    return {"path": str(target.path), "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}
