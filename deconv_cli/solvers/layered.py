@@ -179,13 +179,15 @@ class LayeredInverse(Inverse):
         """Solve with λ = 0 for divided data, by the equations of one side."""
         layer = self._layer
         if side == "plain":
-            return self._iterate(NormalEquations(layer, data), None, progress, rule)
+            return self._iterate(NormalEquations(layer, data), None, progress, rule, bounds_distance=True)
         if side == "image":
-            found = self._iterate(NormalEquations(layer, data), self._torus.inputs, progress, rule)
+            found = self._iterate(
+                NormalEquations(layer, data), self._torus.inputs, progress, rule, bounds_distance=True
+            )
             return replace(found, value=self._touched * found.value)
         zero = layer.adjoint(torch.zeros_like(data))
         equations = NormalEquations(layer.H, zero, g=self._seeing * data)
-        found = self._iterate(equations, self._torus.outputs, progress, rule)
+        found = self._iterate(equations, self._torus.outputs, progress, rule, bounds_distance=True)
         return replace(found, value=layer.adjoint(found.value))
 
     def _invert_gram(self, right: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Solution:
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
             do. With other penalties it is an estimate, from the smallest Ritz value of the iteration. `None` where
-            nothing is known, as for λ = 0 under other boundaries than `circular`.
+            nothing is known, as for λ = 0 of plain convolutions under other boundaries than `circular`.
     """
 
     value: Tensor

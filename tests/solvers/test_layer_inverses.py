@@ -11,6 +11,7 @@ from layer_cases import N_CASES, N_QUICK, LayerCase, case_of
 from torch import Tensor, nn
 
 import deconv_cli
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.solvers.choice import build_inverse, choose_method, refusal_of
 from deconv_cli.solvers.inverse import Inverse
@@ -173,3 +174,17 @@ def test_layers_of_real_networks_are_applied_and_undone(name: str) -> None:
     estimate = inverse.frame(solution.value)
     assert float((deconv_cli.forward(estimate, kernel, **options) - y).norm()) < 1e-7 * float(y.norm())
     assert float(estimate.norm()) < (1 + 1e-7) * float(x.norm())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_gradient_that_says_nothing_of_small_singular_values_does_not_end_the_iteration(seed: int) -> None:
+    # Taps that are nearly the same for all outputs: a condition number of 2e4.
+    taps = random((5, 1, 3, 3), seed=seed) + 5 * random((5, 1, 1, 1), seed=seed + 50)
+    operator = LayerConvolution(taps, (10, 10), LayerOptions(stride=2), padding=1)
+    problem, y = TikhonovProblem(operator, 0.0), random(operator.output_shape, seed=99)
+    inverse, _ = build_inverse(problem, StoppingRule(1e-4, 2000), choose_method(problem, "layered"))
+    solution = inverse.solve(y)
+    expected = torch.linalg.pinv(operator.as_matrix()) @ y.flatten()
+    assert solution.distance_bound is not None
+    assert _error(solution.value[None], expected) <= max(solution.distance_bound, 1e-12)
+    assert _error(solution.value[None], expected) < 0.01 or not solution.status.is_success
