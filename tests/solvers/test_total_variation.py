@@ -207,7 +207,7 @@ def test_fewer_outputs_than_inputs_are_refused():
 def test_inner_iterations_that_end_early_are_no_warning(monkeypatch):
     """Warnings are errors in these tests; the certificate of the whole says what was reached."""
     monkeypatch.setattr(total_variation, "INNER_RULE", StoppingRule(tolerance=1e-12, max_iterations=1))
-    estimate = estimator(random((1, 1, 3, 3, 3), seed=3).abs(), "zero", size=(4, 5, 4), max_iterations=30)
+    estimate = estimator(random((1, 1, 3, 3, 3), seed=3).abs(), "zero", size=(4, 5, 4), max_iterations=8)
     assert estimate.choice.method == "iterative"
     solution = estimate.solve(random(estimate.operator.output_shape, seed=6))
     assert solution.status is Status.MAX_ITERATIONS
