@@ -70,12 +70,12 @@ def put_in_place(written: Path, final: Path) -> None:
         # A folder takes the place of none that holds something, so that one goes away first.
         old = final.with_name(f".{secrets.token_hex(4)}.replaced")
         if final.exists():
-            final.rename(old)
+            final.replace(old)
         try:
-            written.rename(final)
-        except OSError:
+            written.replace(final)
+        except BaseException:
             if old.exists():
-                old.rename(final)
+                old.replace(final)
             raise
         remove(old)
     _sync_folder(final.parent)

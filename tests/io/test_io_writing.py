@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from deconv_cli.errors import FileAccessError, UntrustworthyResultError, UsageEr
 from deconv_cli.io import ImageFile, atomic, prepared, read_image
 from deconv_cli.vocabulary import OutputDType
 
-ALL_SUFFIXES = [".tif", ".ome.tif", ".png", ".jpg", ".webp", ".pt", ".safetensors", ".npy", ".npz"]
+ALL_SUFFIXES = [
+    *(".tif", ".ome.tif", ".png", ".jpg", ".webp", ".pt", ".safetensors", ".npy", ".npz"),
+    pytest.param(".ome.zarr", marks=pytest.mark.skipif(find_spec("zarr") is None, reason="an extra")),
+]
 
 
 @pytest.fixture
@@ -138,7 +142,8 @@ def test_a_failure_leaves_the_old_file(tmp_path, source, planned, monkeypatch, s
     elif moment == "check":
         monkeypatch.setattr(prepared, "read_stored", fail)
     else:
-        monkeypatch.setattr("pathlib.Path.replace", fail)
+        # Not Path.replace, by which the package zarr writes chunks in threads of its own.
+        monkeypatch.setattr(atomic, "put_in_place", fail)
     expected = KeyboardInterrupt if failure is KeyboardInterrupt else FileAccessError
     with pytest.raises(expected):
         result.write({})
@@ -197,6 +202,28 @@ def test_a_link_goes_on_pointing_to_its_target(tmp_path, source, planned):
     assert (tmp_path / "link.png").is_symlink()
     assert bool((read_image(tmp_path / "real" / "r.png").values == 7).all())
     assert names_in(tmp_path / "real") == ["r.png"]
+
+
+def test_a_folder_whose_place_cannot_be_taken_leaves_the_old_one(tmp_path, monkeypatch):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace, calls = Path.replace, []
+
+    def second_fails(path, target):
+        calls.append(path.name)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(OSError, match="Input/output"):
+        atomic.put_in_place(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "old").exists()
+    assert names_in(tmp_path) == ["new", "old"]
+    atomic.put_in_place(tmp_path / "new", tmp_path / "old")
+    assert names_in(tmp_path) == ["old"]
+    assert names_in(tmp_path / "old") == ["new"]
 
 
 def test_too_large_for_webp(tmp_path, planned):

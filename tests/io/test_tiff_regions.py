@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from region_cases import planned, some_regions, write_all
 
-from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io import read_image
+from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
+from deconv_cli.io import limits, read_image
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
 from deconv_cli.io.regions.overlap import shape_of
@@ -95,6 +95,23 @@ def test_reading_a_part_takes_no_more_memory_than_the_part_and_a_tile(tmp_path):
     tracemalloc.stop()
     assert part.all()
     assert peak < 2**20
+
+
+def test_a_file_larger_than_the_memory_is_read_unless_one_strip_of_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    monkeypatch.setattr(limits, "memory_budget", lambda: 8000)
+    for options in (
+        {"tile": (16, 32), "compression": "zlib"},
+        {"rowsperstrip": 70},
+        {"rowsperstrip": 20, "compression": "lzw"},
+    ):
+        tifffile.imwrite(path, PLANE, **options)
+        with pytest.raises(TooLargeError):
+            read_image(path)
+        np.testing.assert_array_equal(open_regions(path).read((slice(3, 9), slice(1, 40))), PLANE[3:9, 1:40])
+    tifffile.imwrite(path, PLANE, rowsperstrip=70, compression="zlib")
+    with pytest.raises(TooLargeError):
+        open_regions(path)
 
 
 @pytest.mark.parametrize("kind", ["strips", "tiles with a predictor", "OME", "ImageJ"])

@@ -13,7 +13,14 @@ from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
 from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.codecs.zarr_description import describe_zarr
-from deconv_cli.io.codecs.zarr_library import ArraySpec, describe_arrays, open_described, open_stored, with_attributes
+from deconv_cli.io.codecs.zarr_library import (
+    ArraySpec,
+    describe_arrays,
+    each_unit,
+    open_described,
+    open_stored,
+    with_attributes,
+)
 from deconv_cli.io.codecs.zarr_pyramid import build_levels, half_shape
 from deconv_cli.io.folders import write_member
 from deconv_cli.io.layout import Layout
@@ -87,7 +94,9 @@ class Zarr(Codec):
         specs = plan_arrays(image)
         documents = describe_arrays(path, specs, {})
         samples = np.asarray(image.samples)
-        open_described(path, documents, specs[0].member)[...] = samples
+        array = open_described(path, documents, specs[0].member)
+        for region in each_unit(array):
+            array[region] = samples[region]
         build_levels(lambda level: open_described(path, documents, specs[level].member), len(specs), image.axes)
         write_descriptions(path, documents, specs, image, channel_windows([samples], image.axes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,15 @@ def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  
         return zarr.Array(
             zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
         )
+
+
+def each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a zarr.Array)
+    """Go through the regions of an array that lie in one file each.
+
+    Written one at a time, none is still on its way when another one fails.
+    """
+    axes = zip(array.shape, array.shards or array.chunks, strict=True)
+    return itertools.product(*([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in axes))
 
 
 def describe_arrays(path: Path, specs: Sequence[ArraySpec], attributes: dict[str, Any]) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from deconv_cli.io.codec import Array
+from deconv_cli.io.codecs.zarr_library import each_unit
 
 
 def half_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
@@ -26,10 +26,8 @@ def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> 
     """
     for level in range(1, n_levels):
         larger, smaller = open_level(level - 1), open_level(level)
-        unit = smaller.shards or smaller.chunks
-        for start in itertools.product(*(range(0, n, step) for n, step in zip(smaller.shape, unit, strict=True))):
-            stop = [min(a + step, n) for a, step, n in zip(start, unit, smaller.shape, strict=True)]
-            smaller[_region(start, stop)] = halve(larger[_doubled(start, stop, axes)], axes)
+        for region in each_unit(smaller):
+            smaller[region] = halve(larger[_doubled(region, axes)], axes)
 
 
 def halve(samples: Array, axes: str) -> Array:
@@ -48,11 +46,7 @@ def halve(samples: Array, axes: str) -> Array:
     return found
 
 
-def _region(start: tuple[int, ...], stop: list[int]) -> tuple[slice, ...]:
-    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-
-
-def _doubled(start: tuple[int, ...], stop: list[int], axes: str) -> tuple[slice, ...]:
+def _doubled(region: tuple[slice, ...], axes: str) -> tuple[slice, ...]:
     """Give the region of the larger resolution; where it ends beyond, it is cut."""
     factors = [2 if letter in "YX" else 1 for letter in axes]
-    return tuple(slice(a * factor, b * factor) for a, b, factor in zip(start, stop, factors, strict=True))
+    return tuple(slice(part.start * n, part.stop * n) for part, n in zip(region, factors, strict=True))
