@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    batches,
     blind,
     choice,
     clusters,
@@ -44,6 +45,7 @@ QUESTIONS = {
     "stack_border": stack_border,
     "stacks": stacks,
     "clusters": clusters,
+    "batches": batches,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    batches,
     clusters,
     free_form,
     growth,
@@ -29,7 +30,20 @@ from benchmarks import (
 from benchmarks.measuring import Case, Scale
 from benchmarks.printing import Target
 
-QUESTIONS = [textbook, peers, photograph, growth, jpeg, layers, light, free_form, stack_border, stacks, clusters]
+QUESTIONS = [
+    textbook,
+    peers,
+    photograph,
+    growth,
+    jpeg,
+    layers,
+    light,
+    free_form,
+    stack_border,
+    stacks,
+    batches,
+    clusters,
+]
 TINY: dict[str, object] = {"size": 8, "n_channels": 2}
 ROOT = Path(__file__).parents[1]
 PEAK = """
