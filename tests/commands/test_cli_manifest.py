@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from deconv_cli.commands import restoration
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.io import fingerprint, read_image
+from deconv_cli.io import PreparedOutput, fingerprint, read_image
 from deconv_cli.io.records import samples_digest
 
 
@@ -27,11 +28,11 @@ def frames(gray, tmp_path):
 def run(deconv, frames, gentle, tmp_path):
     """Restore the frames into a folder with a manifest; gives the run and the lines."""
 
-    def restore(*more, expect=ExitCode.UNTRUSTWORTHY, lam="1e-3"):
+    def restore(*more, expect=ExitCode.UNTRUSTWORTHY, lam="1e-3", prints=True):
         words = ["-k", gentle, "-o", tmp_path / "out", "--lambda", lam, "--manifest", tmp_path / "run.jsonl", "--json"]
         done = deconv("invert", frames, *words, *more, expect=expect)
         lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
-        return done.report, lines
+        return done.report if prints else None, lines
 
     return restore
 
@@ -106,6 +107,23 @@ def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     assert [line["output_sha256"] for line in again] == [line["output_sha256"] for line in lines]
 
 
+def test_a_run_that_is_interrupted_after_a_file_was_written_knows_it_for_its_own(run, frames, monkeypatch):
+    mend(frames)
+    write = PreparedOutput.write
+
+    def interrupted(self, record):
+        write(self, record)
+        if self.path.name == "2.npy":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreparedOutput, "write", interrupted)
+        run(expect=ExitCode.INTERRUPTED, prints=False)
+    report, lines = run("--resume", expect=ExitCode.SUCCESS)
+    assert report["skipped"] == [str(frames / "1.npy")]
+    assert [line["status"] for line in lines] == ["done"] * 3
+
+
 def test_an_output_of_somebody_else_is_not_replaced(run, frames, tmp_path):
     mend(frames)
     (tmp_path / "out").mkdir()
@@ -134,6 +152,17 @@ def test_a_manifest_that_is_there_is_kept(run, frames, refuses, gentle, tmp_path
 )
 def test_options_that_contradict_one_another(refuses, frames, gentle, tmp_path, more, says):
     refuses("forward", frames, "-k", gentle, "-o", tmp_path / "out", *more, code=ExitCode.USAGE, says=says)
+
+
+def test_the_kernel_is_held_against_the_first_pictures_alone(deconv, gray, gentle, tmp_path, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(restoration, "_doubt_alignment", lambda context, loaded, result: looked_at.append(1) or ())
+    (tmp_path / "many").mkdir()
+    for number in range(5):
+        shutil.copy(gray, tmp_path / "many" / f"{number}.png")
+    expected = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
+    deconv("invert", tmp_path / "many", "-k", gentle, "-o", tmp_path / "out", "--lambda", "1e-2", expect=expected)
+    assert len(looked_at) == restoration.N_ALIGNED == 3
 
 
 def test_a_single_file_has_a_line_too(deconv, frames, gentle, tmp_path):

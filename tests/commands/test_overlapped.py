@@ -1,6 +1,7 @@
 """Reading ahead and writing behind: what overlaps, how far, and whose an error is."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,7 @@ def test_few_are_in_memory_at_once():
     def process(job, source, progress):
         def finish():
             nonlocal n_written
+            time.sleep(0.002)  # slower than the rest
             with lock:
                 n_written += 1
             return outcome(job)
@@ -134,7 +136,13 @@ def test_what_was_computed_is_written_where_the_run_is_interrupted():
     def process(job, source, progress):
         if job.number == 3:
             raise KeyboardInterrupt
-        return lambda: written.append(job.number) or outcome(job)
+
+        def finish():
+            time.sleep(0.05)  # so that the second still waits
+            written.append(job.number)
+            return outcome(job)
+
+        return finish
 
     with pytest.raises(KeyboardInterrupt):
         list(run(overlapped, make_jobs(5), process=process))

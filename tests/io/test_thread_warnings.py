@@ -1,10 +1,14 @@
 """What one thread does with its warnings is none of the others' business."""
 
+import logging
 import threading
 import warnings
 
+import numpy as np
 import pytest
+import tifffile
 
+from deconv_cli.io.codecs.tiff_library import opened_tiff
 from deconv_cli.io.thread_warnings import warnings_here
 
 
@@ -15,8 +19,8 @@ def in_a_thread(call):
     def caught():
         try:
             call()
-        except Warning as warning:
-            raised.append(warning)
+        except (Warning, ValueError) as error:
+            raised.append(error)
 
     thread = threading.Thread(target=caught)
     thread.start()
@@ -82,3 +86,12 @@ def test_threads_that_leave_in_another_order_than_they_came_leave_nothing_behind
             thread.join(10)
         warn()
         assert in_a_thread(warn) == []
+
+
+def test_what_tifffile_logs_of_damage_stops_the_thread_that_reads_alone(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((4, 5), np.uint8))
+    log = logging.getLogger("tifffile")
+    with opened_tiff(tmp_path / "x.tif"):
+        assert in_a_thread(lambda: log.warning("another file")) == []
+    with pytest.raises(ValueError, match="this file"), opened_tiff(tmp_path / "x.tif"):
+        log.warning("this file")
