@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_table, print_warning
+from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     OutputFile,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "Example: deconv kernel fit sample_images/camera.png sample_images/camera_blurred.png --size 19,19 -o fitted.npy"
 )
+_CUT = "the outermost taps are no noise: the kernel goes on beyond them, so that the bars are too small; enlarge --size"
 
 
 def fit(
@@ -64,11 +66,13 @@ def fit(
     taps_size = parse_size(size)
     read = [options.read(pair, len(taps_size)) for pair in named]
     found = fit_kernel([(sharp, blurred) for (sharp, blurred), _ in read], taps_size, **options.choices())
-    is_cut = found.is_cut(len(taps_size))
+    doubts, is_cut = found.doubts(len(taps_size)), found.is_cut(len(taps_size))
+    cut = [_CUT] if is_cut else []
     record = {
         "schema": 1,
         "command": "kernel fit",
         "is_cut": is_cut,
+        "doubts": list(doubts),
         "input": [str(path) for pair in named for path in pair],
         "light": read[0][1],
         **{name: value for name, value in options.choices().items() if name != "lam"},
@@ -80,12 +84,11 @@ def fit(
             write_kernel(path, values, without_paths(record))
     if not answer.quiet:
         print_table(str(named[0][1]), _rows(found, read[0][1]))
-        if is_cut:
-            print_warning(
-                "the outermost taps are no noise: the kernel goes on beyond them, and the error bars are too small; "
-                "choose a larger --size"
-            )
+    for doubt in doubts or cut:
+        print_warning(doubt)
     print_kernel(found.taps, record, output, show=answer.show, as_json=answer.as_json)
+    if doubts:
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
 def _describe(found: KernelFit) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def _describe(found: KernelFit) -> dict[str, Any]:
         "noise_sigma": list(found.sigma),
         "residual": found.residual,
         "held_out_residual": found.held_out if math.isfinite(found.held_out) else None,
+        "held_out_unexplained": found.unexplained if math.isfinite(found.unexplained) else None,
         "samples": found.n_data,
         "effective_taps": found.n_effective,
         "error": {

@@ -25,6 +25,9 @@ ALL_BUT = 1e-3
 """A residual that is no larger a part of held-out data is none."""
 RIM, ROUNDING = 2.0, 1e-12
 """Outermost taps of this many error bars, in the root mean square, are no noise; squares below this share are zero."""
+CUT_SHORT, UNRELATED = 0.02, 0.5
+"""Residuals of held-out data from which on a kernel that is cut is no approximation, and shares of their variance from
+which on the images have little to do with one another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,7 @@ class KernelFit:
         residual: ‖y − Xk‖ / ‖y‖ over all outputs.
         held_out: the same over every fifth stripe of outputs, for a kernel that was fitted without them; NaN where
             there are too few.
+        unexplained: the share of the variance of held-out outputs that is left over; NaN likewise.
         n_data: outputs that were used.
         n_effective: taps that the data determine, out of all.
     """
@@ -50,6 +54,7 @@ class KernelFit:
     sigma: tuple[float, ...]
     residual: float
     held_out: float
+    unexplained: float
     n_data: int
     n_effective: float
 
@@ -67,6 +72,24 @@ class KernelFit:
         return float(taps.square().mean()) > RIM**2 * float(errors.square().mean()) + ROUNDING * float(
             self.taps.square().max()
         )
+
+    def doubts(self, n_axes: int) -> tuple[str, ...]:
+        """Say why the kernel, of so many axes, is not to be trusted, a sentence each; nothing where it is."""
+        if self.unexplained > UNRELATED:
+            share = f"{100 * min(self.unexplained, 1):.0f} %"
+            return (f"the kernel leaves {share} of what was held out over; are the pictures of one scene?",)
+        left = f"and leaves {100 * self.held_out:.2g} % of what was held out over"
+        if self.held_out > CUT_SHORT and self._sharpens(n_axes):
+            return (f"the kernel sharpens {left}; exchange the pictures if the first of a pair is the blurred one",)
+        if self.held_out > CUT_SHORT and self.is_cut(n_axes):
+            return (f"the kernel goes on beyond its outermost taps {left}; choose a larger size",)
+        return ()
+
+    def _sharpens(self, n_axes: int) -> bool:
+        """Tell whether all kernels keep the brightness, but take off as much as they give."""
+        taps = self.taps.flatten(-n_axes)
+        keeps = (taps.sum(-1) - 1).abs() < 0.1
+        return bool((keeps & (taps.clamp_max(0).sum(-1) < -1)).all())
 
 
 @dataclass(frozen=True)
@@ -122,6 +145,7 @@ def fit_kernel(
         sigma=tuple(each.ridge.sigma for each in found),
         residual=math.sqrt(sum(each.rest for each in found) / max(sum(squares), 1e-300)),
         held_out=math.sqrt(held_rest / held) if held > 0 else math.nan,
+        unexplained=held_rest / max(sum(each.spread for each in found), 1e-300) if held > 0 else math.nan,
         n_data=sum(pair.y.numel() for group in groups for pair in group),
         n_effective=sum(each.ridge.n_effective for each in found),
     )
@@ -129,7 +153,7 @@ def fit_kernel(
 
 @dataclass(frozen=True)
 class _Found:
-    """What one fit gives: taps and errors `(N, C_out)`, and squares of what is left over."""
+    """What one fit gives: taps, errors `(N, C_out)`, and squares: of what is left over, of data, of their spread."""
 
     taps: Tensor
     errors: Tensor
@@ -137,6 +161,7 @@ class _Found:
     rest: float
     held_rest: float
     held: float
+    spread: float
 
 
 def _fit(pairs: list[Pair], size: Size, options: FitOptions) -> _Found:
@@ -156,7 +181,15 @@ def _fit(pairs: list[Pair], size: Size, options: FitOptions) -> _Found:
         rest=misfit(pairs, size, taps).square,
         held_rest=misfit(pairs, size, without, held=True).square,
         held=everything.square - kept.square,
+        spread=_spread(pairs, size),
     )
+
+
+def _spread(pairs: list[Pair], size: Size) -> float:
+    """Sum the squares of held-out outputs less the mean of each pair's channels."""
+    stripes = [[part.y for part, is_held in pair.stripes(size) if is_held] for pair in pairs]
+    held = [torch.cat([part.flatten(1) for part in parts], 1) for parts in stripes if parts]
+    return sum(float((y - y.mean(1, keepdim=True)).square().sum()) for y in held)
 
 
 def _solved(

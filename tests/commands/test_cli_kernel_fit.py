@@ -33,10 +33,20 @@ def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_
 def test_pictures_are_fitted_in_light(deconv, samples_folder, tmp_path):
     """The sample was blurred in linear light by a kernel that is known, with noise and rounding."""
     sharp, blurred = samples_folder / "camera.png", samples_folder / "camera_blurred.png"
-    done = deconv("kernel", "fit", sharp, blurred, "--size", "9,9", "--nonnegative", "--unit-sum", "--json",
+    done = deconv("kernel", "fit", sharp, blurred, "--size", "15,15", "--nonnegative", "--unit-sum", "--json",
                   "-o", tmp_path / "k.safetensors")  # fmt: skip
     assert "in linear light" in done.report["light"]
     assert done.report["sum"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_kernel_that_explains_little_is_doubted_even_quietly(deconv, samples_folder, tmp_path):
+    sharp, blurred = samples_folder / "camera.png", samples_folder / "camera_blurred.png"
+    for first, second, says in ((sharp, blurred, "beyond its outermost taps"), (blurred, sharp, "sharpens")):
+        done = deconv("kernel", "fit", first, second, "--size", "7,7", "-q", "-o", tmp_path / f"{first.stem}.npy",
+                      expect=ExitCode.UNTRUSTWORTHY)  # fmt: skip
+        assert done.stderr.startswith("warning: the kernel ")
+        assert says in done.stderr
+        assert (tmp_path / f"{first.stem}.npy").exists()
 
 
 def test_a_stack(deconv, tmp_path):
@@ -52,6 +62,10 @@ def test_a_stack(deconv, tmp_path):
 def test_refusals(refuses, save, tmp_path):
     x = save("x", np.random.default_rng(0).random((1, 9, 9)))
     refuses("kernel", "fit", x, "--size", "3,3", code=ExitCode.USAGE, says="come in pairs")
+    said = refuses(
+        "kernel", "fit", x, x, "--size", "30,3", code=ExitCode.INPUT_REFUSED, says="does not fit into images"
+    )
+    assert "padding" not in said
     refuses("kernel", "fit", x, x, "--size", "3,a", code=ExitCode.USAGE, says="--size must be H,W")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",

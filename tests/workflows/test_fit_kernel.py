@@ -126,6 +126,17 @@ def test_a_support_that_is_too_small_is_told():
     assert not deconv_cli.fit_kernel([(x, clean)], (11, 11), boundary="reflect").is_cut(2)
 
 
+def test_a_hopeless_support_a_swapped_pair_and_pictures_of_two_scenes_are_doubted():
+    kernel, x = deconv_cli.make_kernel("disk:3"), photograph(size=60)
+    y = deconv_cli.forward(x, kernel, boundary="reflect") + random((1, 60, 60))
+    assert not deconv_cli.fit_kernel([(x, y)], (9, 9)).doubts(2)
+    for pair, size, says in (((x, y), (3, 3), "choose a larger size"), ((y, x), (9, 9), "exchange the pictures")):
+        (doubt,) = deconv_cli.fit_kernel([pair], size).doubts(2)
+        assert says in doubt
+    (doubt,) = deconv_cli.fit_kernel([(x, photograph("astronaut", 60)[:1])], (9, 9)).doubts(2)
+    assert "of one scene" in doubt
+
+
 @pytest.mark.parametrize("penalty", ["identity", "laplacian"])
 def test_other_penalties_and_a_given_weight(penalty):
     kernel, x = centered(deconv_cli.make_kernel("gaussian:1"), (5, 5)), photograph(size=40)

@@ -53,6 +53,13 @@ class Pair:
         """
         n_axes = len(size)
         sizes = tuple(sharp.shape[-n_axes:]), tuple(blurred.shape[-n_axes:])
+        is_larger = any(k > n for k, n in zip(size, sizes[0], strict=True))
+        if is_larger and (boundary.is_unknown or sizes[0] != sizes[1]):
+            raise ShapeError(
+                f"a kernel of {format_size(size)} does not fit into images of {format_size(sizes[0])}, within which "
+                "all its taps must lie where nothing is known of what is outside; use a smaller size, or say what lies "
+                "outside both images of one size."
+            )
         for padding in ("same", "valid", "full"):
             geometry = Geometry(sizes[0], size, Geometry.of_image(sizes[0], size, padding).pads)
             if geometry.output_size == sizes[1]:
