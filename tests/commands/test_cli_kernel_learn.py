@@ -63,8 +63,8 @@ def test_folders_are_matched_by_name_and_sharp_ones_are_blurred(deconv, samples_
     for name, corner in (("a.png", 40), ("b.png", 90)):
         picture.crop((corner, corner, corner + 48, corner + 44)).save(tmp_path / "sharp" / name)
     deconv("forward", tmp_path / "sharp", "-k", "gaussian:1", "-o", tmp_path / "blurred", "--noise", "gaussian:1")
-    fit = deconv("kernel", "fit", tmp_path / "sharp", tmp_path / "blurred", "--size", "5,5", "--json").report
-    done = deconv("kernel", "learn", tmp_path / "sharp", tmp_path / "blurred", "--size", "5,5", "--json").report
+    fit = deconv("kernel", "fit", tmp_path / "sharp", tmp_path / "blurred", "--size", "7,7", "--json").report
+    done = deconv("kernel", "learn", tmp_path / "sharp", tmp_path / "blurred", "--size", "7,7", "--json").report
     assert [Path(path).name for path in done["input"]] == ["a.png", "a.png", "b.png", "b.png"]
     assert done["residual"] == pytest.approx(fit["residual"], rel=1e-9)
     bank = deconv("kernel", "learn", tmp_path / "sharp", "--inverse", "-k", "gaussian:1", "--noise", "gaussian:1",
