@@ -36,6 +36,19 @@ def line_without_detachment(source: str) -> str | None:
     return None
 
 
+def line_with_keyword(source: str, function: str, keyword: str, *, value: bool) -> str | None:
+    """Write a line with a keyword of its one call of a function set to a value; None where that is not certain."""
+    with contextlib.suppress(SyntaxError, ValueError):
+        tree = ast.parse(source)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        wanted = [call for call in calls if ast.unparse(call.func).rpartition(".")[2] == function]
+        if len(tree.body) == 1 and len(wanted) == 1:
+            kept = [given for given in wanted[0].keywords if given.arg != keyword]
+            wanted[0].keywords = [*kept, ast.keyword(keyword, ast.Constant(value))]
+            return ast.unparse(tree.body[0])
+    return None
+
+
 class _Changer(ast.NodeTransformer):
     """Takes out what detaches, and counts it; a chain of several counts as one."""
 

@@ -46,7 +46,7 @@ class Evidence:
         overwritten: parameters that forward itself writes to.
         first_steps: gradients after the first optimizer steps, None where there was no reason to take any.
         reached_by_others: parameters without a gradient here that other data, or other random numbers, give one.
-        failing_fixes: lines where taking out what detaches was tried, and does not help.
+        failing_fixes: lines where what would be suggested was tried, and does not help.
         double: what was measured in double precision, None where it could not be.
         wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds given to finite differences.

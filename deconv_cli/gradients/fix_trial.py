@@ -11,35 +11,64 @@ from types import CodeType, FunctionType
 
 import torch
 
-from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_without_detachment
+from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_with_keyword, line_without_detachment
+from deconv_cli.gradients.in_place_writes import line_out_of_place, writes_at_fault
 from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace
 
 _MAX_LINES = 4
 _SAME = 1e-5
 
 
-def find_failing_fixes(subject: Subject, forward: ForwardTrace) -> frozenset[str]:
-    """List the lines where taking out what detaches changes the loss, or brings no gradient to what was cut off.
+def find_failing_fixes(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> frozenset[str]:
+    """List the lines where what would be suggested changes the loss, or brings no gradient to what had none.
 
     Lines that cannot be tried, such as those of recorded passes or of code without a file, are not listed.
     """
     if hasattr(subject.model, "running_location"):
         return frozenset()  # an exported program or a recorded pass runs none of the lines again
-    without = {name: forward.bit(name) for name in subject.trainable if not forward.reached & forward.bit(name)}
-    found = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
     failing: set[str] = set()
     tried: set[str] = set()
-    for cut in found:
-        names = [name for name, bit in without.items() if cut.lost & bit]
-        line = line_without_detachment(cut.location.code) if names and cut.location.file else None
-        if line is None or str(cut.location) in tried or len(tried) == _MAX_LINES:
+    for location, line, names in (*_of_detachments(subject, forward), *_of_writes(subject, forward, backward)):
+        if line is None or not location.file or str(location) in tried or len(tried) == _MAX_LINES:
             continue
-        tried.add(str(cut.location))
-        if _is_cured(subject, cut.location, line, names, float(forward.loss.detach())) is False:
-            failing.add(str(cut.location))
+        tried.add(str(location))
+        if _is_cured(subject, location, line, names, float(forward.loss.detach())) is False:
+            failing.add(str(location))
     return frozenset(failing)
+
+
+_Candidate = tuple[CodeLocation, str | None, list[str]]
+"""A line, what is suggested for it, and the parameters that are to get a gradient."""
+
+
+def _of_detachments(subject: Subject, forward: ForwardTrace) -> Iterator[_Candidate]:
+    without = {name: forward.bit(name) for name in subject.trainable if not forward.reached & forward.bit(name)}
+    for index in sorted(forward.flow.detachments):
+        cut = forward.log.detachments[index]
+        names = [name for name, bit in without.items() if cut.lost & bit]
+        if names:
+            yield cut.location, _suggested_line(cut), names
+
+
+def _suggested_line(cut: Detachment) -> str | None:
+    code = cut.location.code
+    if ".sample(" in code:
+        return code.replace(".sample(", ".rsample(")
+    if cut.name == "grad":
+        return line_with_keyword(code, "grad", "create_graph", value=True)
+    if cut.name == "CheckpointFunction.apply":
+        return line_with_keyword(code, "checkpoint", "use_reentrant", value=False)
+    return line_without_detachment(code)
+
+
+def _of_writes(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> Iterator[_Candidate]:
+    error = backward.error if backward is not None else None
+    for write in writes_at_fault(error, forward.log.writes) or ():
+        location = write.operation.location
+        yield location, line_out_of_place(location.code), list(subject.trainable)
 
 
 def _is_cured(subject: Subject, location: CodeLocation, line: str, names: list[str], loss: float) -> bool | None:

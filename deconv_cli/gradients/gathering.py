@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
+from deconv_cli.gradients.cure_trial import find_failing_cures
 from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import first_line
@@ -86,7 +87,7 @@ def gather_evidence(
         unregistered=find_unregistered(subject, forward.loss, forward.graph),
         overwritten=find_overwritten(subject, {name: writes[forward.bit(name)] for name in sorted(subject.written)}),
         first_steps=take_first_steps(subject) if is_checkable and is_uneven(subject, backward) else None,
-        failing_fixes=find_failing_fixes(subject, forward),
+        failing_fixes=find_failing_fixes(subject, forward, backward) | find_failing_cures(subject, forward, backward),
         reached_by_others=find_reached_by_others(subject, backward),
         double=double,
         wrong_inputs=tuple(functions.wrong.values()),

@@ -132,7 +132,8 @@ class TestCounts:
         (cause,) = causes(checked(nn.Linear(4, 2), 5, 4, loss=loss), "weight")
         assert cause.suggestion == (
             "torch.where((error < 0.2), 0.2 - error, 0.0).mean() if it counts what is wrong; "
-            "torch.where((error < 0.2), 0.0, error - 0.2).mean() if it counts what is right"
+            "torch.where((error < 0.2), 0.0, error - 0.2).mean() if it counts what is right; "
+            "the value of the loss changes"
         )
 
 

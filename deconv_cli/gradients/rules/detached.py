@@ -19,6 +19,9 @@ from deconv_cli.gradients.tracing.operations import COMPARISONS, INDEX_MAKERS, O
 _DELIBERATE = ("data", "Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _WRAPPERS = ("Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor")
 _NOT_ENOUGH = "write this line with torch functions that carry gradients; taking out what detaches was tried, and fails"
+_WITHOUT_RSAMPLE = (
+    "this draw has no .rsample(): weigh its log_prob with what it earns, or use F.gumbel_softmax for classes"
+)
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
@@ -74,10 +77,12 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
 def _causes(evidence: Evidence, detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
     """Explain operations that gradients do not leave, and write what to use instead, unless it was tried in vain."""
     causes = unique_causes(_cause(found) for found in detachments)
-    return tuple(
-        replace(cause, suggestion=_NOT_ENOUGH) if str(cause.location) in evidence.failing_fixes else cause
-        for cause in causes
-    )
+    return tuple(_tried(cause) if str(cause.location) in evidence.failing_fixes else cause for cause in causes)
+
+
+def _tried(cause: Cause) -> Cause:
+    """Take back a suggestion that was tried in vain."""
+    return replace(cause, suggestion=_WITHOUT_RSAMPLE if ".sample(" in cause.location.code else _NOT_ENOUGH)
 
 
 def _returning_none(operation: Operation, evidence: Evidence) -> Cause:
@@ -113,8 +118,8 @@ def _cause(found: Detachment) -> Cause:
         suggestion = "pass use_reentrant=False"
     elif name in COMPARISONS:
         why = f"{label} gives True or False, which does not change under small changes of its input: no gradient."
-        suggestion = write_piecewise_loss(found.location.code)
-    elif name in INDEX_MAKERS:
+        suggestion = f"{write_piecewise_loss(found.location.code)}; the value of the loss changes"
+    elif name in INDEX_MAKERS and not found.by_mode:
         why = f"{label} gives whole numbers, which do not change under small changes of its input: no gradient."
         suggestion = "use torch.softmax(x, dim) and a weighted sum" if name.startswith("arg") else _SMOOTH
     elif label.startswith("the cast to"):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
+from deconv_cli.gradients.in_place_writes import line_out_of_place, writes_at_fault
+from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
-_MESSAGE = re.compile(
-    r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"
-)
-"""What torch says of the tensor: its shape, the node that made it, and how often it was written."""
+_TO_A_COPY = "write to a copy: x = x.clone() before this line, or use torch.where"
 
 
 def find_in_place(evidence: Evidence, name: str) -> Finding | None:
@@ -28,32 +25,13 @@ def find_in_place_in_model(evidence: Evidence) -> list[Finding]:
 
 
 def _causes(evidence: Evidence) -> tuple[Cause, ...] | None:
-    """List the writes that fit what torch says of the tensor; None where it says nothing of the kind."""
-    found = _MESSAGE.search(str(evidence.backward_error)) if evidence.backward_error is not None else None
-    if found is None:
-        return None
-    shape = tuple(int(size) for size in found[1].split(",") if size.strip())
-    node, actual, expected = found[2], int(found[3]), int(found[4])
-    writes = evidence.forward.log.writes
-    fitting = [write for write in writes if write.shape == shape and expected < write.version <= actual]
-    exact = [write for write in fitting if node is None or write.node == node]
-    return unique_causes(
-        Cause(
-            write.operation.label,
-            write.operation.location,
-            f"{write.operation.label} overwrites a tensor of shape {shape} that backward still needs.",
-            _out_of_place(write.operation.location.code),
-        )
-        for write in exact or fitting or writes
-    )
+    writes = writes_at_fault(evidence.backward_error, evidence.forward.log.writes)
+    return None if writes is None else unique_causes(_cause(evidence, write) for write in writes)
 
 
-def _out_of_place(source: str) -> str:
-    """Write the line so that it makes a new tensor."""
-    augmented = re.fullmatch(r"([\w.\[\]]+)\s*([-+*/@])=\s*(.+)", source)
-    if augmented and "[" not in augmented[1]:
-        return f"{augmented[1]} = {augmented[1]} {augmented[2]} {augmented[3]}"
-    method = re.fullmatch(r"(?:([\w.]+)\s*=\s*)?([\w.]+)\.(\w+)_\((.*)\)", source)
-    if method:
-        return f"{method[1] or method[2]} = {method[2]}.{method[3]}({method[4]})"
-    return "write to a copy: x = x.clone() before this line, or use torch.where"
+def _cause(evidence: Evidence, write: InPlaceWrite) -> Cause:
+    label, location = write.operation.label, write.operation.location
+    why = f"{label} overwrites a tensor of shape {write.shape} that backward still needs."
+    is_failing = str(location) in evidence.failing_fixes
+    suggestion = _TO_A_COPY if is_failing else line_out_of_place(location.code) or _TO_A_COPY
+    return Cause(label, location, why, suggestion)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from deconv_cli.gradients.cures import SINGULAR, harmless_input
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
 
-_SUGGESTIONS = {
-    "sqrt": "torch.sqrt(x + 1e-12), or torch.where around the input and not around the result",
-    "norm": "torch.sqrt(x.square().sum() + 1e-12)",
-    "vector_norm": "torch.sqrt(x.square().sum() + 1e-12)",
-    "log": "torch.log(x.clamp_min(1e-12)), or F.log_softmax for the log of a softmax",
-    "div": "divide by (x + 1e-12), or select with torch.where before dividing",
-    "truediv": "divide by (x + 1e-12), or select with torch.where before dividing",
-    "pow": "add 1e-12 to the base",
-    "acos": "clamp the input to (-1 + 1e-7, 1 - 1e-7)",
-    "asin": "clamp the input to (-1 + 1e-7, 1 - 1e-7)",
-    "exp": "subtract the maximum first, as torch.logsumexp does",
-    "std": "torch.sqrt(x.var() + 1e-12)",
-}
+_KEEP_AWAY = "keep the input away from where this line is singular"
+_NOT_ENOUGH = f"{_KEEP_AWAY}; a small number added to it was tried, and does not help alone"
 
 _FROM_INPUTS = Cause(
     "NaN or infinity",
@@ -36,7 +26,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
         return None
     if not evidence.is_loss_finite:
         why = "the inputs of {} are finite, its output is not."
-        causes = unique_causes(_cause(origin, why) for origin in evidence.origins)
+        causes = unique_causes(_cause(evidence, origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_FROM_INPUTS,), f"the loss is {loss}")
     if evidence.magnitudes[name].is_finite or evidence.backward is None:
@@ -46,7 +36,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
         causes = unique_causes(_cause_in_branch(origin) for origin in origins)
         return Finding(Verdict.NON_FINITE, causes)
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
-    return Finding(Verdict.NON_FINITE, unique_causes(_cause(origin, why) for origin in origins))
+    return Finding(Verdict.NON_FINITE, unique_causes(_cause(evidence, origin, why) for origin in origins))
 
 
 def _cause_in_branch(operation: Operation) -> Cause:
@@ -56,12 +46,16 @@ def _cause_in_branch(operation: Operation) -> Cause:
         f"the slope of {bare} is infinite or beyond the range at inputs that torch.where may not even select; it "
         "multiplies that slope by zero, which gives NaN."
     )
-    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, 1.0))"
+    fill = harmless_input(bare)
+    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, {fill}))"
     return Cause(operation.label, operation.location, why, suggestion)
 
 
-def _cause(operation: Operation, why: str) -> Cause:
+def _cause(evidence: Evidence, operation: Operation, why: str) -> Cause:
     """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
     bare = operation.bare_name
-    suggestion = _SUGGESTIONS.get(bare.strip("_"), "keep the input away from where this line is singular")
+    cure = SINGULAR.get(bare.strip("_"))
+    suggestion = cure.text if cure is not None else _KEEP_AWAY
+    if str(operation.location) in evidence.failing_fixes:
+        suggestion = _NOT_ENOUGH
     return Cause(operation.label, operation.location, why.format(bare), suggestion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deconv_cli.gradients.cures import straight_through
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tensors_in import norm_of
@@ -10,6 +11,7 @@ from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.loss_calls import Misuse
 from deconv_cli.gradients.tracing.operations import STEPS
 
+_SMOOTH = "replace the step by a smooth function; a straight-through gradient was tried, and does not arrive either"
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
 _MAX_NODES = 200
@@ -27,7 +29,7 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
         return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
     single = {str(call.location) for call in evidence.forward.log.loss_calls if call.misuse is Misuse.ONE_CLASS}
-    causes = unique_causes(_of_one_class(op) if str(op.location) in single else _cause(op) for op in origins)
+    causes = unique_causes(_of_one_class(op) if str(op.location) in single else _cause(evidence, op) for op in origins)
     return Finding(Verdict.ZERO, causes, _describe_underflow(evidence, name))
 
 
@@ -43,8 +45,11 @@ def _describe_underflow(evidence: Evidence, name: str) -> str:
     return f"in float64 the gradient is not zero but of norm {norm:.2g}: it underflows" if norm else ""
 
 
-def _cause(operation: Operation) -> Cause:
-    return Cause(operation.label, operation.location, *_reason(operation.bare_name))
+def _cause(evidence: Evidence, operation: Operation) -> Cause:
+    why, suggestion = _reason(operation.bare_name)
+    if operation.bare_name in STEPS and str(operation.location) in evidence.failing_fixes:
+        suggestion = _SMOOTH
+    return Cause(operation.label, operation.location, why, suggestion)
 
 
 def _reason(bare: str) -> tuple[str, str]:
@@ -52,7 +57,7 @@ def _reason(bare: str) -> tuple[str, str]:
     if bare in STEPS:
         return (
             f"{bare} is constant between its steps, so its derivative is zero everywhere.",
-            f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()",
+            straight_through(bare).text,
         )
     if bare == "ThresholdBackward":
         return "the derivative of relu is a step, so the derivative of that is zero everywhere.", _SMOOTH_UNITS

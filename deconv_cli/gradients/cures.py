@@ -1,0 +1,84 @@
+"""What is written in the place of an operation that spoils a gradient: as text, and as a function that does it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_SMALL = 1e-12
+_INSIDE = 1 - 1e-7
+_LARGEST_EXPONENT = 80.0
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A suggestion, and what it does to the arguments of the operation."""
+
+    text: str
+    function: Callable[..., torch.Tensor]
+
+
+def _norm(x: torch.Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> torch.Tensor:  # noqa: ANN401
+    if p not in (2, 2.0, "fro", None):
+        raise ValueError("only the Euclidean norm is cured so")
+    return torch.sqrt(x.square().sum(dim=dim, keepdim=keepdim) + _SMALL)
+
+
+_NORM = Cure("torch.sqrt(x.square().sum() + 1e-12), with the dim of the norm", _norm)
+_QUOTIENT = Cure("divide by (x + 1e-12), or select with torch.where before dividing", lambda x, y: x / (y + _SMALL))
+
+SINGULAR: dict[str, Cure] = {
+    "sqrt": Cure(
+        "torch.sqrt(x + 1e-12), or torch.where around the input and not around the result",
+        lambda x: torch.sqrt(x + _SMALL),
+    ),
+    "norm": _NORM,
+    "vector_norm": _NORM,
+    "log": Cure(
+        "torch.log(x.clamp_min(1e-12)), or F.log_softmax for the log of a softmax",
+        lambda x: torch.log(x.clamp_min(_SMALL)),
+    ),
+    "div": _QUOTIENT,
+    "truediv": _QUOTIENT,
+    "pow": Cure("add 1e-12 to the base", lambda x, p: torch.pow(x + _SMALL, p)),
+    "acos": Cure("clamp the input to (-1 + 1e-7, 1 - 1e-7)", lambda x: torch.acos(x.clamp(-_INSIDE, _INSIDE))),
+    "asin": Cure("clamp the input to (-1 + 1e-7, 1 - 1e-7)", lambda x: torch.asin(x.clamp(-_INSIDE, _INSIDE))),
+    "exp": Cure(
+        "torch.exp(x.clamp_max(80.0)), or torch.logsumexp where a logarithm follows",
+        lambda x: torch.exp(x.clamp_max(_LARGEST_EXPONENT)),
+    ),
+    "std": Cure(
+        "torch.sqrt(x.var() + 1e-12), with the dim of std",
+        lambda x, *args, **keywords: torch.sqrt(x.var(*args, **keywords) + _SMALL),
+    ),
+}
+"""For operations with an infinite slope somewhere, by their bare names."""
+
+
+def straight_through(bare: str) -> Cure:
+    """Write a step so that its gradient passes as if it were not there; its value stays."""
+    step = getattr(torch, bare, None)
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        if step is None:
+            raise ValueError(f"torch has no {bare}")
+        return x + (step(x) - x).detach()
+
+    return Cure(f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()", through)
+
+
+def harmless_input(bare: str) -> float:
+    """Find an input at which a function of torch has a finite value and slope, for where it is not selected."""
+    function = getattr(torch, bare, torch.exp)
+    for candidate in (1.0, 0.0, 0.5):
+        with contextlib.suppress(Exception):
+            x = torch.tensor(candidate, requires_grad=True)
+            value = function(x)
+            (slope,) = torch.autograd.grad(value, x)
+            if bool(value.isfinite()) and bool(slope.isfinite()):
+                return candidate
+    return 1.0
