@@ -6,7 +6,7 @@ Nothing here imports torch: a model is a setting, and is read from a file at the
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deconv_cli.errors import UsageError
@@ -58,14 +58,12 @@ class NoiseModel:
     @property
     def sentence(self) -> str:
         """What was found, for a person."""
-        size = "" if self.sigma is None else f", σ {self.sigma:.3g}"
-        if self.is_white:
-            return f"white{size}"
-        coarse, fine = self.spectrum[1], self.spectrum[9]
-        if fine > coarse:
-            return f"colored{size}: {fine / coarse:.2g} times the power in fine detail, as sharpening leaves it"
-        kind = "as compression, smoothing or demosaicing leave it"
-        return f"colored{size}: {coarse / fine:.2g} times less power in fine detail than in coarse, {kind}"
+        return describe_noise([self])
+
+    @property
+    def steepness(self) -> float:
+        """How many times the power of coarse detail is that of fine detail; 1 for white noise."""
+        return 1.0 if self.is_white else self.spectrum[1] / self.spectrum[9]
 
     def as_record(self) -> dict[str, object]:
         """Give the numbers as JSON can hold them, with the sentence."""
@@ -86,3 +84,28 @@ class NoiseModel:
 
 WHITE = NoiseModel()
 """White noise of unknown size."""
+
+
+def describe_noise(models: Sequence[NoiseModel]) -> str:
+    """Say what kind of noise channels have, those of one kind together."""
+    kinds = {
+        "white": [model for model in models if model.is_white],
+        "less": [model for model in models if not model.is_white and model.steepness >= 1],
+        "more": [model for model in models if not model.is_white and model.steepness < 1],
+    }
+    return "; ".join(_describe_kind(kind, alike) for kind, alike in kinds.items() if alike)
+
+
+def _describe_kind(kind: str, models: Sequence[NoiseModel]) -> str:
+    sigmas = dict.fromkeys(f"{model.sigma:.3g}" for model in models if model.sigma is not None)
+    size = f", σ {', '.join(sigmas)}" if sigmas else ""
+    if kind == "white":
+        return f"white{size}"
+    ratios = sorted(model.steepness if kind == "less" else 1 / model.steepness for model in models)
+    times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
+    if kind == "more":
+        return f"colored{size}: {times} times the power in fine detail, as sharpening leaves it"
+    return (
+        f"colored{size}: {times} times less power in fine detail than in coarse, as compression, smoothing or "
+        "demosaicing leave it"
+    )

@@ -72,8 +72,8 @@ class BlindRestoration:
             UntrustworthyResultError: the picture is not blurred, as far as can be told.
         """
         progress.begin("finding the kernel")
-        light = self._settings.get("light")
-        found = estimate_kernel_of(source.image, light_of(source.image, None if light == "auto" else light))
+        light = light_of(source.image, self._settings.get("light") or "auto")
+        found = estimate_kernel_of(source.image, light)
         if not found.found:
             raise UntrustworthyResultError(
                 f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "

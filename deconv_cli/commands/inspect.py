@@ -146,7 +146,7 @@ class _Reader:
         from deconv_cli.report.inspection_record import describe_samples
         from deconv_cli.workflows.kernel_facts import inspect_samples
 
-        if self._taken_for is not None:
+        if self._taken_for is not None and not _is_field(found):  # whose tensors are no kernel each
             entry = as_kernel(entry) if self._taken_for is Kind.KERNEL else as_image(entry)
         facts = inspect_samples(entry.samples)
         kernel = refusal = None
@@ -247,14 +247,18 @@ def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
         return open_torch_file(path, read_head(path))[0]
 
 
+def _is_field(found: Inspected) -> bool:
+    """Tell whether a file holds a kernel that varies over the frame."""
+    from deconv_cli.models.kernel_field_files import FIELD_TENSORS
+
+    return {entry.name for entry in found.entries} == set(FIELD_TENSORS)
+
+
 def _field_notes(found: Inspected) -> list[str]:
     """Describe a kernel that varies over the frame in a sentence."""
-    from deconv_cli.models.kernel_field_files import FIELD_TENSORS
     from deconv_cli.saved_fields import load_kernel_field
 
-    if {entry.name for entry in found.entries} != set(FIELD_TENSORS):
-        return []
-    return [f"the file holds {load_kernel_field(found.path).describe()}"]
+    return [] if not _is_field(found) else [f"the file holds {load_kernel_field(found.path).describe()}"]
 
 
 def _made_by(record: dict[str, Any]) -> str | None:

@@ -28,7 +28,7 @@ from deconv_cli.commands.option_groups import (
 )
 from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Light
+from deconv_cli.vocabulary import Light, check_name
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
@@ -83,7 +83,7 @@ def estimate(
             show_default=False,
         ),
     ] = None,
-    light: LightOption = None,
+    light: LightOption = "auto",
     force: ForceOption = False,
     show: ShowOption = False,
     as_json: JsonOption = False,
@@ -166,7 +166,7 @@ def align(
         ),
     ] = None,
     output: OutputFile = None,
-    light: LightOption = None,
+    light: LightOption = "auto",
     force: ForceOption = False,
     show: ShowOption = False,
     as_json: JsonOption = False,
@@ -215,18 +215,19 @@ def align(
     print_kernel(found.taps, record, output or sentence, show=show, as_json=as_json)
 
 
-def light_of(image: ImageFile, light: Light | None) -> ChosenLight:
-    """Decide in what the blur of a picture acts.
+def light_of(image: ImageFile, light: str) -> ChosenLight:
+    """Decide in what the blur of a picture acts: `linear`, `stored`, or `auto` by what the file says.
 
     Raises:
-        UsageError: a file of tensors, or light is to be linear where no tone curve is known.
+        UsageError: another word, a file of tensors, or light is to be linear where no tone curve is known.
     """
     from deconv_cli.workflows.light import choose_light
 
     if not image.is_picture:
         raise UsageError(f"a blur is found in a picture, but '{image.path}' is a file of tensors; give its kernel.")
     recorded, _ = recorded_convolution(image, None)
-    return choose_light(light or "auto", image.tone_curve, None if recorded is None else recorded.light)
+    wanted = check_name(("auto", *Light), light, "light")
+    return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)
 
 
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:

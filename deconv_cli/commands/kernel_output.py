@@ -11,7 +11,7 @@ import typer
 from deconv_cli.commands.console import print_document
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Light, shortened
+from deconv_cli.vocabulary import shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +29,10 @@ OutputFile = Annotated[
     ),
 ]
 LightOption = Annotated[
-    Light | None,
+    str,
     typer.Option(
         "--light",
+        metavar="linear|stored|auto",
         help="In what the blur acts: linear light, or the samples as they are stored. Default: linear where the file "
         "says how its samples encode light.",
         show_default=False,

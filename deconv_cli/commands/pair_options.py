@@ -55,7 +55,7 @@ class PairOptions:
     ] = "auto"
     nonnegative: Annotated[bool, typer.Option("--nonnegative", help="No tap is below zero.")] = False
     unit_sum: Annotated[bool, typer.Option("--unit-sum", help="The taps of a kernel add up to one.")] = False
-    light: LightOption = None
+    light: LightOption = "auto"
 
     def choices(self) -> dict[str, Any]:
         """Give the arguments of the library."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.noise_model import describe_noise
 from deconv_cli.vocabulary import (
     ROUNDING_NOISE,
     LambdaRule,
@@ -68,8 +69,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     rows += [*_light_rows(run, result.reasons.light, result.tone_curve), *_lambda_rows(result)]
     if run.factor is not None:
         rows.insert(1, ("factor", run.factor.path))
-    if sentences := list(dict.fromkeys(model.sentence for model in result.noise if not model.is_white)):
-        rows.append(("noise", "; ".join(sentences)))
+    if colored := [model for model in result.noise if not model.is_white]:
+        rows.append(("noise", describe_noise(colored)))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
     if result.predicted_error is not None:
         rows += _error_rows(result, result.predicted_error)

@@ -2,9 +2,9 @@
 
 Images are drawn from the model that was fitted to the data (`image_model.py`), blurred by the operator under its real
 boundary, noised, and restored by the same inverse; the difference is the error. It has a part that the noise makes, and
-a part that the data do not determine: what the kernel took away, and near the edges what lies outside. Errors of the
-second kind are larger where the image has more detail, so they are spread in proportion to the detail of the estimate
-around each pixel.
+a part that the data do not determine: what the kernel and compression (`lost_signal.py`) took away, and near the edges
+what lies outside. Errors of the second kind are larger where the image has more detail, so they are spread in
+proportion to the detail of the estimate around each pixel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
 from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.lost_signal import draw_remaining_noise, is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.operators import synchronize
@@ -122,11 +123,11 @@ class ErrorPredictor:
             mean squared gradient that the noise leaves.
         """
         operator = self.inverse.problem.operator
-        images = self._drawn(estimate, model)
-        outputs = operator.forward(images)
-        if self._noise is None:
+        images, seen = self._drawn(estimate, model)
+        outputs = operator.forward(seen)
+        if self._noise is None or is_lossy(model):
             # Two batches in one cost little more than either.
-            noise = draw_noise(model.noise, outputs, self.seed + 1, estimate.ndim - 1)
+            noise = self._drawn_noise(outputs, model)
             from_noise, restored = self._restored(torch.cat([noise, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
             self._noise = self._bands.mean_square(error), _squared_gradient(error, estimate.ndim - 1).mean()
@@ -135,15 +136,23 @@ class ErrorPredictor:
         missing = self._bands.mean_square(operator.crop_to_frame(restored - images))
         return missing, *self._noise
 
-    def _drawn(self, estimate: Tensor, model: ImageModel) -> Tensor:
-        """Draw images of the size of the operator's inputs, around the mean of the estimate."""
+    def _drawn_noise(self, outputs: Tensor, model: ImageModel) -> Tensor:
+        """Draw noise with σ = 1 for the outputs of drawn images, without the part of it that those have lost."""
+        if is_lossy(model):
+            return draw_remaining_noise(model, self.inverse.kernel.taps, outputs, self.seed + 1)
+        return draw_noise(model.noise, outputs, self.seed + 1, outputs.ndim - 2)
+
+    def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:
+        """Draw images as large as the operator takes them, around the estimate's mean, and what data show of them."""
         operator = self.inverse.problem.operator
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cut out of a larger one.
         is_periodic = operator.boundary.is_periodic
         torus = tuple(size) if is_periodic else tuple(next_fast_size(n + n // 4) for n in size)
         images = model.draw(self.n_probes, torus, self.seed, self.inverse.kernel.taps.dtype)
-        return crop(images, (0,) * len(size), tuple(size)) + estimate.mean()
+        seen = without_lost(images, model, self.inverse.kernel.taps) if is_lossy(model) else images
+        cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
+        return cut, kept
 
     def _restored(self, outputs: Tensor) -> Tensor:
         """Apply the inverse to outputs `(B, C_out, *size)` of its operator, as many at once as cost little memory."""

@@ -2,8 +2,9 @@
 
 What is seen at a frequency θ has the power E P(θ) = S(θ)|K(θ)|² + N(θ). The scene's power S falls with a power of
 frequency and has a slow function of direction, as in `image_model.py`; log N is linear in |θ| between knots, and goes
-on at its level where the scene hides it. Compression, demosaicing and smoothing in cameras leave noise that is weaker
-at high frequencies than at low ones. Both are fitted by the largest quasi-likelihood of a periodogram that is averaged
+on along a power of |θ| where the scene hides it. Compression, demosaicing and smoothing in cameras leave noise that is
+weaker at high frequencies than at low ones: coefficients that were rounded to zero are noise of the power of the scene.
+Both are fitted by the largest quasi-likelihood of a periodogram that is averaged
 in polar bins (Whittle, "Estimation and information in stationary time series", Arkiv för Matematik 2, 1953;
 Wedderburn, "Quasi-likelihood functions, generalized linear models, and the Gauss-Newton method", Biometrika 61, 1974),
 by Fisher scoring.
@@ -37,14 +38,17 @@ _DEPENDENCE_BY_AXIS = 35 / 18
 _MISFIT = 1.0
 _SLOPE, _SLOPE_PER_AXIS = -1.2, -0.5
 _CONSTANT_SPREAD, _ANGULAR_SPREAD, _SLOPE_SPREAD = 1e3, 0.7, 0.3
-_STEP_SPREAD = (0.2, 0.2, 0.2, 0.2, *(0.5,) * 9)
+# How far log N departs from a power law from knot to knot, and the exponent of that law: of the noise of JPEG files it
+# was near 1.9 between 0.05 and 0.25 cycles a pixel, on six photographs, but what is too steep hides the scene.
+_STEP_SPREAD = (0.05, 0.05, 0.05, 0.05, *(0.5,) * 9)
+_EXPONENT, _EXPONENT_SPREAD = 1.5, 0.15
 _N_STEPS = 60
 _CONVERGED = 1e-4
 # White noise is given up where its misfit is larger by so much, and levels that the data show well differ by at least
-# this factor: of white noise in 108 pictures two reached the first, with factors up to 2.1; of JPEG files, where the
-# noise was not all but white, none was below 860 and 8.
-_EVIDENCE = 60.0
-_LEAST_RATIO = 2.5
+# this factor: of white noise in 210 pictures two reached the first, with a factor of 1.2, and five the second; of JPEG
+# files one lay at 50 and 8.6, the others that were looked at above 130 and 7.
+_EVIDENCE = 35.0
+_LEAST_RATIO = 3.0
 _SHOWN = slice(3, 11)
 # Noise is as large under any window; what leaks of a scene without noise to frequencies that the kernel hides is not.
 # Of σ under one window its square left 0.89 and more where there was noise, and 0.09 and less where there was none; of
@@ -65,12 +69,13 @@ class _Bins:
     n_axes: int
 
 
-def fit_noise_spectrum(y: Tensor, taps: Tensor) -> NoiseModel:
+def fit_noise_spectrum(y: Tensor, taps: Tensor, *, is_colored: bool = False) -> NoiseModel:
     """Find the noise in data that a kernel made of a scene.
 
     Args:
         y: shape `(n, C_out, *size)`.
         taps: shape `(C_out, C_in, *k)`.
+        is_colored: the noise is known not to be white, from elsewhere.
 
     Returns:
         The size and the spectrum of the noise; white noise of unknown size where that explains the data as well, or
@@ -80,18 +85,22 @@ def fit_noise_spectrum(y: Tensor, taps: Tensor) -> NoiseModel:
     if bins is None:
         return white
     knots, misfit = _fit(bins, bins.noise)
-    _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
     levels = synchronize.as_numbers(knots)
-    shown = levels[_SHOWN]
-    if misfit_of_flat - misfit < _EVIDENCE or max(shown) - min(shown) < math.log(_LEAST_RATIO):
-        return white
     mean = _mean_power(levels, y)
-    faded = _binned(y, taps, _SQUARED)
-    if faded is not None:
-        left = _mean_power(synchronize.as_numbers(_fit(faded, faded.noise)[0]), y)
-        if left < _LEAST_LEFT**2 * mean:
+    if not is_colored:
+        shown = levels[_SHOWN]
+        _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
+        if misfit_of_flat - misfit < _EVIDENCE or max(shown) - min(shown) < math.log(_LEAST_RATIO):
+            return white
+        faded = _binned(y, taps, _SQUARED)
+        if faded is not None and _mean_power(_levels(faded), y) < _LEAST_LEFT**2 * mean:
             return white
     return replace(white, sigma=math.sqrt(mean), spectrum=tuple(math.exp(level) / mean for level in levels))
+
+
+def _levels(bins: _Bins) -> list[float]:
+    """Fit scene and noise; give the logarithms of the noise at the knots."""
+    return synchronize.as_numbers(_fit(bins, bins.noise)[0])
 
 
 def _mean_power(levels: Sequence[float], y: Tensor) -> float:
@@ -207,22 +216,24 @@ def _fit(bins: _Bins, noise: Tensor) -> tuple[Tensor, float]:
     center[-1] = _SLOPE + _SLOPE_PER_AXIS * (bins.n_axes - 2)
     spread[0], spread[-1] = _CONSTANT_SPREAD, _SLOPE_SPREAD
     n_scene, n_noise = len(center), noise.shape[1]
-    differences = torch.eye(n_noise, dtype=like.dtype, device=like.device).diff(dim=0)
-    differences = differences / like.new_tensor(_STEP_SPREAD)[: n_noise - 1, None]
-    ridge = torch.block_diag(torch.diag(spread.square().reciprocal()), differences.T @ differences)
-    middle = torch.cat([center, like.new_zeros(n_noise)])
+    middle, precision = _expected_noise(n_noise, like)
+    ridge = torch.block_diag(torch.diag(spread.square().reciprocal()), precision)
+    middle = torch.cat([center, middle])
     lowest = bins.power.quantile(0.1).clamp_min(1e-30).log()
-    parameters = torch.cat([center, lowest.expand(n_noise)])
+    parameters = middle.clone()
+    parameters[n_scene : n_scene + n_noise] = lowest
+    # The exponent of the noise is in the prior alone.
+    unseen = noise.new_zeros(len(noise), len(middle) - n_scene - n_noise)
     shape = (bins.scene @ center).exp() * bins.gain
     weight = (bins.count * bins.gain).clamp_min(0)
     parameters[0] = ((bins.power * weight).sum() / (shape * weight).sum()).clamp_min(1e-30).log()
     for _ in range(_N_STEPS):
         signal = bins.gain * (bins.scene @ parameters[:n_scene]).clamp(-80, 80).exp()
-        level = (noise @ parameters[n_scene:]).clamp(-80, 80).exp()
+        level = (noise @ parameters[n_scene : n_scene + n_noise]).clamp(-80, 80).exp()
         expected = signal + level
         share = signal / expected
         weight = bins.count / (1 + bins.count * (_MISFIT * share).square())
-        slopes = torch.cat([share[:, None] * bins.scene, (1 - share)[:, None] * noise], dim=1)
+        slopes = torch.cat([share[:, None] * bins.scene, (1 - share)[:, None] * noise, unseen], dim=1)
         gradient = slopes.T @ (weight * (1 - bins.power / expected)) + ridge @ (parameters - middle)
         curvature = slopes.T @ (weight[:, None] * slopes) + ridge
         # Where there is no noise, or no scene, nothing curves along some parameter.
@@ -235,4 +246,16 @@ def _fit(bins: _Bins, noise: Tensor) -> tuple[Tensor, float]:
     ratio = bins.power / expected
     departure = parameters - middle
     misfit = (2 * weight * (ratio - 1 - ratio.clamp_min(1e-30).log())).sum() + departure @ ridge @ departure
-    return parameters[n_scene:], synchronize.as_number(misfit)
+    return parameters[n_scene : n_scene + n_noise], synchronize.as_number(misfit)
+
+
+def _expected_noise(n_noise: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Say what noise is before anything was seen: means and precision of its levels and, of many, its exponent."""
+    if n_noise == 1:
+        return like.new_zeros(1), like.new_zeros(1, 1)
+    knots = like.new_tensor(FREQUENCIES).log()
+    steps = torch.eye(n_noise, dtype=like.dtype, device=like.device).diff(dim=0)
+    departures = torch.cat([steps, knots.diff()[:, None]], dim=1) / like.new_tensor(_STEP_SPREAD)[:, None]
+    precision = departures.T @ departures
+    precision[-1, -1] += 1 / _EXPONENT_SPREAD**2
+    return torch.cat([-_EXPONENT * knots, like.new_tensor([_EXPONENT])]), precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -34,10 +35,38 @@ def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseMo
             )
         found = found[0]
     if found == "auto":
-        outputs = kernel.split(y.detach(), are_outputs=True)
-        outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
-        window = affordable_window(tuple(outputs.shape[2:]))
-        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
-        found = fit_noise_spectrum(crop(outputs, start, window), kernel.taps)
+        found = fit_noise_spectrum(_middle(y, kernel), kernel.taps)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
+
+
+def find_noise_of_channels(y: Tensor, kernels: Sequence[Kernel]) -> tuple[NoiseModel, ...]:
+    """Find what kind of noise each channel of a picture has: colored in all of them where it is so in one.
+
+    What compresses or smooths a picture does so to all channels, but the spectrum of one alone may not show it.
+
+    Args:
+        y: shape `(C, *size)` or `(B, C, *size)`, of the kernels' precision.
+        kernels: of one channel each, as many as channels or one for all.
+    """
+    axis = kernels[0].channel_axis
+    pieces = [
+        (_middle(y.narrow(axis, c, 1), kernels[c % len(kernels)]), kernels[c % len(kernels)].taps)
+        for c in range(y.shape[axis])
+    ]
+    found = [fit_noise_spectrum(*piece) for piece in pieces]
+    if all(model.is_white for model in found):
+        return tuple(found)
+    return tuple(
+        fit_noise_spectrum(*piece, is_colored=True) if model.is_white else model
+        for model, piece in zip(found, pieces, strict=True)
+    )
+
+
+def _middle(y: Tensor, kernel: Kernel) -> Tensor:
+    """Cut as much as is affordable out of the middle of data, arranged for the kernel: `(n, C_out, *window)`."""
+    outputs = kernel.split(y.detach(), are_outputs=True)
+    outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
+    window = affordable_window(tuple(outputs.shape[2:]))
+    start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
+    return crop(outputs, start, window)

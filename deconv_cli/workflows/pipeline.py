@@ -37,7 +37,7 @@ from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
-from deconv_cli.workflows.find_noise import find_noise
+from deconv_cli.workflows.find_noise import find_noise, find_noise_of_channels
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
 from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
@@ -315,10 +315,15 @@ class Pipeline:
         ]
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
+        noises = settings.noise
+        if noises == "auto":
+            dtype = pick_dtype(settings.dtype, y, y.device)
+            own_kernels = [as_any_kernel(taps, y.device, dtype, kernel.n_axes) for taps in kernels]
+            noises = find_noise_of_channels(y.to(dtype), own_kernels)
         parts = []
         for c, pipeline in enumerate(self._channels[:n_channels]):
             lam = resolution.lams[c] if resolution.lams else settings.lam
-            noise = settings.noise[c % len(settings.noise)] if isinstance(settings.noise, tuple) else settings.noise
+            noise = noises[c % len(noises)] if isinstance(noises, tuple) else noises
             alone = replace(
                 resolution, settings=replace(settings, lam=lam, noise=noise), lams=(), is_per_channel=False, notes=()
             )

@@ -186,5 +186,7 @@ def test_a_record_that_makes_no_sense_says_nothing_of_the_light(deconv, tmp_path
         for key, value in text.items():
             info.add_text(key, value)
         picture.save(tmp_path / "odd.png", pnginfo=info)
-    report = deconv("kernel", "estimate", tmp_path / "odd.png", "--json").report
+    report = deconv("kernel", "estimate", tmp_path / "odd.png", "--light", "auto", "--json").report
     assert report["light"].startswith("in linear light")
+    run = deconv("kernel", "estimate", tmp_path / "odd.png", "--light", "dim", expect=ExitCode.USAGE)
+    assert "--light must be one of auto, linear, stored" in run.stderr

@@ -38,8 +38,10 @@ def test_a_picture_is_blurred_and_restored(deconv, photograph, field, tmp_path, 
     assert "--method=varying" in report["rerun"]
 
 
-def test_inspect_describes_it_in_a_sentence(deconv, field):
-    run = deconv("inspect", field)
+@pytest.mark.parametrize("words", [[], ["--as", "kernel"]])
+def test_inspect_describes_it_in_a_sentence(deconv, field, words):
+    run = deconv("inspect", field, *words)
+    assert "σmax" not in run.stderr  # of its tensors one by one
     assert (
         "a kernel that varies over the frame: 1×3 kernels of 7×7 taps, at 0.5 of its height and 0.2, 0.5, 0.8"
         in run.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.noise_model import FREQUENCIES, WHITE, NoiseModel
+from deconv_cli.noise_model import FREQUENCIES, WHITE, NoiseModel, describe_noise
 
 SIZE = 160
 SMOOTHED = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 6) + 0.02 for f in FREQUENCIES))
@@ -48,11 +49,21 @@ def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
     y, taps = blurred(scene, KERNELS[name], SMOOTHED)
     found = fit_noise_spectrum(y[None], taps[None, None])
     true = interpolated(SMOOTHED.spectrum, (SIZE, SIZE), y, is_whole=True).mean().sqrt() * SMOOTHED.sigma
-    assert found.sigma == pytest.approx(float(true), rel=0.15)
+    assert found.sigma == pytest.approx(
+        float(true), rel=0.2
+    )  # what the scene hides is taken to rise, as it does in JPEG
     power = [found.sigma**2 * p for p in found.spectrum[3:11]]
     expected = [SMOOTHED.sigma**2 * p for p in SMOOTHED.spectrum[3:11]]
     assert power == pytest.approx(expected, rel=0.35)
     assert "less power in fine detail" in found.sentence
+
+
+def test_noise_goes_on_along_a_power_law_where_the_scene_hides_it(scene):
+    law = NoiseModel(2.0, tuple((0.35 / f) ** 1.5 for f in FREQUENCIES))
+    y, taps = blurred(scene, KERNELS["gaussian:1.8"], law)
+    found = fit_noise_spectrum(y[None], taps[None, None])
+    lowest = found.sigma**2 * found.spectrum[0] / (law.sigma**2 * law.spectrum[0])
+    assert 0.5 < lowest < 2
 
 
 @pytest.mark.parametrize("size", [64, 96])
@@ -110,6 +121,19 @@ def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
         choices[label] = choose_lambda(continuation, y).lam
     assert 0.5 < choices["known"] / choices["white"] < 4
     assert choices["unknown"] < 0.1 * choices["known"]
+
+
+def test_what_channels_have_in_common_is_said_once():
+    steeper = replace(
+        SMOOTHED, sigma=3.0, spectrum=tuple(p / f for p, f in zip(SMOOTHED.spectrum, FREQUENCIES, strict=True))
+    )
+    sentence = describe_noise([SMOOTHED, steeper, NoiseModel(1.5)])
+    assert sentence.startswith("white, σ 1.5; colored, σ 2, 3: ")
+    assert sentence.count("times less power") == 1
+    ratios = re.search(r": (\S+) to (\S+) times", sentence)
+    assert [float(r) for r in ratios.groups()] == pytest.approx([SMOOTHED.steepness, steeper.steepness], rel=0.05)
+    assert describe_noise([SMOOTHED]) == SMOOTHED.sentence
+    assert "sharpening" in describe_noise([replace(SMOOTHED, spectrum=SMOOTHED.spectrum[::-1])])
 
 
 def test_a_model_is_read_from_its_record():
