@@ -14,6 +14,7 @@ from pathlib import Path
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import FileAccessError
+from deconv_cli.io.folders import address_of
 from deconv_cli.io.sources import reason_of
 
 
@@ -32,8 +33,9 @@ class BlockLedger:
 
     @classmethod
     def of(cls, target: Path) -> BlockLedger:
-        """Give the ledger of a result."""
-        return cls(target.with_name(f".{target.name}.blocks"))
+        """Give the ledger of a result; of one at an address, where lines cannot be added, in the working folder."""
+        name = f".{target.name}.blocks"
+        return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
     def read_plan(self) -> BlockPlan | None:
         """Read the plan that an earlier run made; `None` without one."""

@@ -44,6 +44,9 @@ class LargeFileOptions:
 
     Attributes:
         axes: letters of the stored axes, in place of what the file says.
+        series: number of the image, where the file holds several.
+        tensor: name of the tensor, likewise.
+        n_levels: how many resolutions of the result are stored, each half the one before.
         output_dtype: sample type of the result; `None` for float32.
         force: whether an existing result may be replaced.
         resume: whether to go on where an earlier run ended.
@@ -53,6 +56,9 @@ class LargeFileOptions:
     output_dtype: OutputDType | None = None
     force: bool = False
     resume: bool = False
+    series: int | None = None
+    tensor: str | None = None
+    n_levels: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +169,7 @@ def invert_blocks(
     if settings is not None and options:
         raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
     files = files or LargeFileOptions()
-    opened = open_regions(Path(source), axes=files.axes)
+    opened = open_regions(Path(source), axes=files.axes, series=files.series, tensor=files.tensor)
     if settings is None:
         kind = InputKind.PICTURE if opened.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | options)
@@ -233,6 +239,7 @@ def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> R
         size=problem.image_size,
         output_dtype=files.output_dtype,
         force=files.force,
+        n_levels=files.n_levels,
     )
 
 

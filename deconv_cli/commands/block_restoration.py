@@ -148,6 +148,7 @@ class BlockRestoration:
             UsageError: something is asked for that needs the whole picture at once.
             typer.Exit: the result is not to be trusted as it is.
         """
+        from deconv_cli.io.folders import spelled
         from deconv_cli.report.block_record import describe_block_plan, describe_block_run
         from deconv_cli.schedulers.job_array import JobShare
 
@@ -186,14 +187,16 @@ class BlockRestoration:
         if printed.as_json:
             print_document(describe_block_run(done))
         else:
-            typer.echo(str(job.target))
+            typer.echo(spelled(job.target))
         if found.doubts:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
     def _plan(self, job: Job, large: LargeInput) -> BlockRun:
         from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
 
-        files = LargeFileOptions(self._files.axes, self._files.output_dtype, self._files.force)
+        files = LargeFileOptions(
+            output_dtype=self._files.output_dtype, force=self._files.force, n_levels=self._files.pyramid
+        )
         target = plan_target(large.problem, job.target, files)
         return BlockRun.prepare(
             large.problem,
@@ -226,7 +229,13 @@ class BlockRestoration:
         target = found.task.target
         return BlockInvertRun(
             kernel=large.loaded.source,
-            notes=(*large.loaded.notes, *large.problem.resolution.notes, *large.notes, *target.notes),
+            notes=(
+                *large.loaded.notes,
+                *large.source.notes,
+                *large.problem.resolution.notes,
+                *large.notes,
+                *target.notes,
+            ),
             environment=environment_of(self._device, arithmetic_dtype(large.problem), started),
             rerun=command_line("invert", job.source, self._options(large, found)),
             reconstruction=found,
@@ -254,7 +263,7 @@ class BlockRestoration:
             "--block-size": self._large.block_size,
             "--device": self._device.type,
             "--output-dtype": found.task.target.dtype,
-            "--output": found.task.target.path,
+            "--output": found.task.target.spelled_path,
             "--force": True,
         }
 

@@ -60,7 +60,7 @@ def _describe_source(task: BlockTask) -> dict[str, Any]:
     """Describe the input; all of its bytes were not read for a hash."""
     source = task.problem.source
     return {
-        "path": str(source.path),
+        "path": source.spelled_path,
         "shape": list(source.shape),
         "axes": task.problem.layout.axes,
         "dtype": source.dtype,
@@ -71,4 +71,4 @@ def _describe_source(task: BlockTask) -> dict[str, Any]:
 
 def _describe_target(task: BlockTask) -> dict[str, Any]:
     target = task.target
-    return {"path": str(target.path), "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}
+    return {"path": target.spelled_path, "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io.codec import Array
+from deconv_cli.io.folders import spelled
 from deconv_cli.io.sources import reason_of
 from deconv_cli.io.stored_image import Metadata
 
@@ -44,6 +45,11 @@ class RegionSource(ABC):
     metadata: Metadata = field(default_factory=Metadata)
     record: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def spelled_path(self) -> str:
+        """The path as it was typed: an address with both of its slashes."""
+        return spelled(self.path)
 
     @abstractmethod
     def read(self, region: Region) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deconv_cli.io.codec import Array
+from deconv_cli.io.folders import spelled
 from deconv_cli.io.regions.region_source import Region
 
 
@@ -41,6 +42,11 @@ class RegionTarget(ABC):
     def n_bytes(self) -> int:
         """Bytes of all samples, before they are compressed."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def spelled_path(self) -> str:
+        """The path as it was typed: an address with both of its slashes."""
+        return spelled(self.path)
 
     @abstractmethod
     def create(self) -> None:
