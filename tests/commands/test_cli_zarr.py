@@ -15,7 +15,7 @@ SAMPLES = Path(__file__).parents[1] / "fixtures" / "ome_zarr"
 BLUR = ("--kernel", "gaussian:0.6", "--boundary", "reflect")
 
 
-@pytest.fixture(params=["v04", "v05"])
+@pytest.fixture(params=["v05", pytest.param("v04", marks=pytest.mark.exhaustive)])
 def sample(request, tmp_path):
     """A copy of what another program wrote."""
     path = tmp_path / "in" / "pollen.ome.zarr"

@@ -30,11 +30,12 @@ def check_valid(path):
     return [] if shown is None else omero.Omero.model_validate(shown).channels
 
 
-@pytest.fixture(params=["v04", "v05"])
+@pytest.fixture(params=["v05", pytest.param("v04", marks=pytest.mark.exhaustive)])
 def sample(request):
     return SAMPLES / f"{request.param}.ome.zarr"
 
 
+@pytest.mark.parametrize("sample", [SAMPLES / "v04.ome.zarr", SAMPLES / "v05.ome.zarr"], ids=lambda path: path.name)
 def test_an_image_of_another_program_is_read_as_a_whole_and_by_parts(sample):
     image = read_image(sample).spanned_by(3)
     assert (image.axes, image.dtype) == ("CZYX", "uint16")

@@ -18,7 +18,7 @@ zarr = pytest.importorskip("zarr")
 STACK = np.random.default_rng(4).random((2, 5, 70, 90)).astype("float32")
 
 
-@pytest.fixture(params=["disk", "file://", "memory://"])
+@pytest.fixture(params=["disk", "memory://", pytest.param("file://", marks=pytest.mark.exhaustive)])
 def place(request, tmp_path):
     """A folder by a path, and by addresses."""
     if request.param == "disk":
