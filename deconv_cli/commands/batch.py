@@ -7,7 +7,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,15 @@ N_NAMED = 20
 """So many inputs that failed are named at the end; a manifest has them all."""
 
 _NUMBER = re.compile(r"\d[\d.e+-]*")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What is kept of a job that failed: which one, why, and the exit code of a run of which it is all."""
+
+    job: Job
+    sentence: str
+    code: ExitCode | None
 
 
 class Batch:
@@ -70,7 +79,7 @@ class Batch:
             )
         self._manifest = options.open_manifest(invocation, force=files.force)
         self._records: dict[int, dict[str, Any]] = {}
-        self._failures: list[Done] = []
+        self._failures: list[_Failure] = []
         self._skipped: list[Path] = []
         self._notes: set[str] = set()
         self._n_done = self._n_doubted = 0
@@ -161,10 +170,10 @@ class Batch:
             self._manifest.end(done)
         if done.outcome is not None:
             self._announce(done.job, done.outcome, is_only=is_only)
-        elif is_only and done.error is not None:
-            raise done.error
-        else:
-            self._set_aside(done)
+        elif done.error is not None:
+            if is_only:
+                raise done.error
+            self._set_aside(done.job, done.error)
 
     def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
         """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
@@ -193,16 +202,17 @@ class Batch:
                 print_note(f"{job.source}: {with_options(note)}")
             self._notes.add(kind)
 
-    def _set_aside(self, done: Done) -> None:
-        error = done.error
-        if error is not None and not isinstance(error, DeconvError):
+    def _set_aside(self, job: Job, error: Exception) -> None:
+        """Say what failed; of the error no more is kept than that, since it holds on to the images at hand."""
+        if not isinstance(error, DeconvError):
             traceback.print_exception(error)
-        print_error(f"{done.job.source}: {_sentence(error)}")
-        self._failures.append(replace(done, error=error and error.with_traceback(None)))
+        failure = _Failure(job, _sentence(error), exit_code_for(error) if isinstance(error, DeconvError) else None)
+        print_error(f"{job.source}: {failure.sentence}")
+        self._failures.append(failure)
 
     def _end(self, jobs: list[Job], seconds: float) -> None:
         """Print the document, sum up, and leave with the exit code."""
-        self._failures.sort(key=lambda done: done.job.number)
+        self._failures.sort(key=lambda failure: failure.job.number)
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
             print_document(self._records[jobs[0].number] if is_single else self._document())
@@ -210,8 +220,7 @@ class Batch:
             for sentence in self._summary(len(jobs), seconds):
                 print_note(sentence)
         if self._failures and not self._n_done and not self._skipped:
-            error = self._failures[0].error
-            raise typer.Exit(exit_code_for(error) if isinstance(error, DeconvError) else ExitCode.FAILURE)
+            raise typer.Exit(self._failures[0].code or ExitCode.FAILURE)
         if self._failures or self._n_doubted:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
@@ -220,7 +229,7 @@ class Batch:
             "schema": 1,
             "command": self._command,
             "results": [self._records[number] for number in sorted(self._records)],
-            "failed": [{"path": str(done.job.source), "error": _sentence(done.error)} for done in self._failures],
+            "failed": [{"path": str(failure.job.source), "error": failure.sentence} for failure in self._failures],
             "skipped": [str(path) for path in self._skipped],
         }
 
@@ -229,7 +238,7 @@ class Batch:
         told = "".join(f", {n} {what}" for what, n in counts.items() if n)
         yield f"{self._n_done} of {n_jobs} inputs were done{told}, in {spoken_time(seconds)}."
         if self._failures:
-            names = [str(done.job.source) for done in self._failures]
+            names = [str(failure.job.source) for failure in self._failures]
             more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
             yield f"failed: {', '.join(names[:N_NAMED])}{more}"
 
@@ -240,6 +249,6 @@ def _begun(manifest: Manifest, process: Process, job: Job, source: Source, progr
     return finish
 
 
-def _sentence(error: Exception | None) -> str:
+def _sentence(error: Exception) -> str:
     """Give an error in one sentence; one that nobody foresaw, with its name."""
     return with_options(str(error)) if isinstance(error, DeconvError) else f"unexpected {type(error).__name__}: {error}"

@@ -85,7 +85,10 @@ def _check_collisions(targets: list[Path]) -> None:
     """Refuse outputs that would be written over one another."""
     for path, count in Counter(targets).items():
         if count > 1:
-            raise UsageError(f"several inputs would be written to '{path}'; give the folders one at a time.")
+            raise UsageError(
+                f"several inputs would be written to '{path}'; give the folders one at a time, or by a pattern in "
+                "quotes, which keeps their tree."
+            )
 
 
 def _beside(source: Path, ending: str) -> Path:

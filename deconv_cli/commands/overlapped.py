@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,27 +34,30 @@ def one_by_one(jobs: list[Job], read: Read, process: Process, progress_of: Progr
 def overlapped(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf) -> Iterator[Done]:
     """Work on one job after another in this thread; the next are read and the last are written meanwhile.
 
+    Where writing falls behind, this thread writes too.
+
     Args:
         jobs: what to do.
         read: called in a thread of its own.
-        process: called in this thread; what it gives is called in a thread of its own.
+        process: called in this thread; what it gives is called in any.
         progress_of: makes what is told of a job's progress.
 
     Yields:
         How each job ended, in the order of the jobs. An error is that of the job in which it happened.
     """
-    reader, writer = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "write")
+    n_writers = max(1, min(N_BEHIND, (os.cpu_count() or 1) - 1))
+    reader, writer = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(n_writers, "write")
     behind: deque[Future[Done]] = deque()
     try:
         for job, reading in _read_ahead(jobs, read, reader):
             if _is_large(job):
                 yield from _drained(behind, 0)
             finish = _processed(job, reading, process, progress_of)
-            if callable(finish):
+            if callable(finish) and not _is_large(job) and sum(not one.done() for one in behind) < N_BEHIND:
                 behind.append(writer.submit(finish))
-            else:
+            else:  # this thread would have to wait for room, and can as well lend a hand
                 behind.append(Future())
-                behind[-1].set_result(finish)
+                behind[-1].set_result(finish() if callable(finish) else finish)
             yield from _drained(behind, 0 if _is_large(job) else N_BEHIND)
         yield from _drained(behind, 0)
     finally:

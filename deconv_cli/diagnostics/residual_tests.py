@@ -172,9 +172,7 @@ def _implausible_share(residual: Tensor, data: Tensor, bands: ModeBands, noise: 
     left, whole = (
         apply_hann_window(images.reshape(-1, *images.shape[-n_axes - 1 :]), n_axes) for images in (residual, data)
     )
-    of_residual, of_data = (
-        torch.view_as_real(modes.of_outputs(images)).square().sum(-1).mean(0).flatten() for images in (left, whole)
-    )
+    of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, whole))
     least = torch.finfo(bands.sigma.dtype).tiny
     reference = synchronize.as_number(
         (of_data[bands.decided] / bands.sigma[bands.decided].square().clamp_min(least)).median()

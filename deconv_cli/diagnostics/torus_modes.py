@@ -82,6 +82,16 @@ class TorusModes:
         lines = self._transformed(images).flatten(-len(self.torus))
         return self._on_grid(multiply_lines(self.vh.flatten(0, -3), lines))
 
+    def power_of_outputs(self, images: Tensor) -> Tensor:
+        """Compute |uᴴY|², as `of_outputs`, averaged over the batch, shape `(*F, m)`.
+
+        Args:
+            images: shape `(n, C_out, N1, N2, ...)`.
+        """
+        if self.u.shape[-2:] == (1, 1):  # u is a phase
+            return self.energy(images).mean(0)[..., None]
+        return torch.view_as_real(self.of_outputs(images)).square().sum(-1).mean(0)
+
     def energy(self, images: Tensor) -> Tensor:
         """Sum up |X(θ)|² over channels, shape `(*batch, *F)`."""
         return torch.view_as_real(self._transformed(images)).square().sum(dim=(-len(self.torus) - 2, -1))
