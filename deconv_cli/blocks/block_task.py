@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -161,13 +162,19 @@ class BlockTask:
         return float((own - seen).abs().max())
 
 
-_PIPELINES: dict[str, Pipeline] = {}
-"""The pipeline of this process, by the fingerprint of its plan: it keeps the inverse of the last block."""
+class _Pipelines(threading.local):
+    """The pipeline of a thread, by the fingerprint of its plan: it keeps the inverse of the last block."""
+
+    def __init__(self) -> None:
+        self.by_plan: dict[str, Pipeline] = {}
+
+
+_PIPELINES = _Pipelines()
 
 
 def _pipeline_of(task: BlockTask) -> Pipeline:
-    key = task.plan.fingerprint
-    if key not in _PIPELINES:
-        _PIPELINES.clear()
-        _PIPELINES[key] = task.problem.pipeline()
-    return _PIPELINES[key]
+    key, kept = task.plan.fingerprint, _PIPELINES.by_plan
+    if key not in kept:
+        kept.clear()
+        kept[key] = task.problem.pipeline()
+    return kept[key]

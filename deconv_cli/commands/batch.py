@@ -25,7 +25,7 @@ from deconv_cli.commands.overlapped import one_by_one, overlapped
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.commands.work_options import WorkOptions
+from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ class Batch:
     def _done_by_workers(self, open_: contextlib.ExitStack, work: Work, jobs: list[Job]) -> Iterator[Done]:
         """Start the workers, and let them do what there is to do."""
         scheduler = open_.enter_context(self._workers.start(work.device_type))
-        if scheduler.address is not None and not self._printed.quiet:
-            print_note(f"the workers can be watched at {scheduler.address}")
+        if not self._printed.quiet:
+            print_workers(scheduler)
         todo = []
         for job in jobs:
             if self._is_unchanged(job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import recorded_convolution, with_spacing
 from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.commands.work_options import WorkOptions
+from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, parse_size
@@ -35,10 +36,15 @@ if TYPE_CHECKING:
 
     from deconv_cli.blocks.block_problem import BlockProblem
     from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
-    from deconv_cli.blocks.plan_blocks import BlockOptions
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.regions.region_source import RegionSource
     from deconv_cli.report.block_record import BlockInvertRun
+    from deconv_cli.report.record import Record
+    from deconv_cli.schedulers.scheduler import Scheduler
+    from deconv_cli.vocabulary import Size
+
+LEAST_FOR_A_THREAD = 256 * 2**20
+"""Bytes below which the blocks of several threads would be small, and their halos large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,6 @@ class BlockRestoration:
         Raises:
             UsageError: blocks are asked for, of a file that is only read as a whole.
         """
-        from deconv_cli.blocks.invert_blocks import default_memory
         from deconv_cli.blocks.whole_fits import whole_fits
         from deconv_cli.io.regions.opening import open_regions
         from deconv_cli.io.regions.sample_image import read_corner
@@ -105,7 +110,7 @@ class BlockRestoration:
             if self._is_wanted:
                 raise
             return None  # what is wrong is told by those that read the whole
-        budget = self._settings.get("max_memory") or default_memory()
+        budget = self._budget()
         if not self._is_wanted and is_small(source.shape, budget):
             return None
         found = self._lay_out(source, corner, kernels, options)
@@ -150,36 +155,25 @@ class BlockRestoration:
         """
         from deconv_cli.io.folders import spelled
         from deconv_cli.report.block_record import describe_block_plan, describe_block_run
-        from deconv_cli.schedulers.job_array import JobShare
 
         if extra.need_prediction:
             raise UsageError(
                 f"--report, --truth, --error-map and --trust-mask look at a whole picture, but '{job.source}' is "
                 "restored in blocks; leave them out, or restore a part of it."
             )
-        started = time.perf_counter()
-        with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-            progress.begin("looking at pieces of the picture")
-            planned = self._plan(job, large)
-        describe = partial(self._describe, job, large, started)
-        if self._large.dry_run:
-            if not printed.quiet:
-                print_block_plan(planned, job.target)
-            if printed.as_json:
-                print_document(describe_block_plan(planned))
-            return
-        share = None if self._large.block_range is None else JobShare.parse(self._large.block_range)
-        numbers = planned.numbers(share)
-        pieces = PieceProgress(len(numbers), "blocks", is_silent=printed.quiet)
-        with self._workers.start(self._device.type) as scheduler, pieces.shown():
-            if scheduler.address is not None and not printed.quiet:
-                print_note(f"the workers can be watched at {scheduler.address}")
-            found = planned.finish(scheduler, lambda done: describe_block_run(describe(done)), _Advance(pieces), share)
+        describe = partial(self._describe, job, large, time.perf_counter())
+        with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
+            with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
+                progress.begin("looking at pieces of the picture")
+                planned = self._plan(job, large, scheduler)
+            if self._large.dry_run:
+                if not printed.quiet:
+                    print_block_plan(planned, job.target)
+                if printed.as_json:
+                    print_document(describe_block_plan(planned))
+                return
+            found = self._work_off(planned, scheduler, lambda done: describe_block_run(describe(done)), printed)
         if found.summary is None:
-            if not printed.quiet:
-                print_note(
-                    f"{len(numbers)} of {planned.task.grid.n_blocks} blocks are done; others are left for other jobs"
-                )
             return
         done = describe(found)
         if not printed.quiet:
@@ -191,35 +185,67 @@ class BlockRestoration:
         if found.doubts:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
-    def _plan(self, job: Job, large: LargeInput) -> BlockRun:
+    def _work_off(
+        self,
+        planned: BlockRun,
+        scheduler: Scheduler,
+        describe: Callable[[BlockReconstruction], Record],
+        printed: PrintOptions,
+    ) -> BlockReconstruction:
+        """Restore the blocks that this run is for, and say how far it is."""
+        from deconv_cli.schedulers.job_array import JobShare
+
+        share = None if self._large.block_range is None else JobShare.parse(self._large.block_range)
+        n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
+        if not printed.quiet:
+            print_workers(scheduler)
+        pieces = PieceProgress(n_blocks, "blocks", is_silent=printed.quiet)
+        with pieces.shown():
+            found = planned.finish(scheduler, describe, _Advance(pieces), share)
+        if found.summary is None and not printed.quiet:
+            print_note(f"{n_blocks} of {n_all} blocks are done; others are left for other jobs")
+        return found
+
+    def _n_threads(self) -> int:
+        """Give each core a block of its own, as far as the memory goes: the same sums whoever restores a block."""
+        import torch
+
+        if self._device.type != "cpu":
+            return 1
+        return max(1, min(torch.get_num_threads(), self._budget() // LEAST_FOR_A_THREAD))
+
+    def _budget(self) -> int:
+        from deconv_cli.blocks.invert_blocks import default_memory
+
+        return self._settings.get("max_memory") or default_memory()
+
+    def _plan(self, job: Job, large: LargeInput, scheduler: Scheduler) -> BlockRun:
         from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
+        from deconv_cli.blocks.plan_blocks import BlockOptions
 
         files = LargeFileOptions(
             output_dtype=self._files.output_dtype, force=self._files.force, n_levels=self._files.pyramid
         )
         target = plan_target(large.problem, job.target, files)
+        memory = scheduler.memory_of_piece(self._settings.get("max_memory"), self._budget())
         return BlockRun.prepare(
             large.problem,
             target,
-            self._block_options(large),
+            BlockOptions(memory, self._block_size(large)),
             resume=self._resumes or self._large.block_range is not None,
         )
 
-    def _block_options(self, large: LargeInput) -> BlockOptions:
-        from deconv_cli.blocks.invert_blocks import default_memory
-        from deconv_cli.blocks.plan_blocks import BlockOptions
-
-        n_axes, size = large.corner.dimensions, None
-        if self._large.block_size is not None:
-            size = parse_size(self._large.block_size)
-            size = size * n_axes if len(size) == 1 else size
-            if len(size) != n_axes:
-                raise UsageError(
-                    f"--block-size must be a number of pixels, or one for each of {n_axes} axes of space, but is "
-                    f"'{self._large.block_size}'."
-                )
-        budget = self._settings.get("max_memory") or default_memory()
-        return BlockOptions(budget // (self._workers.jobs or 1), size)
+    def _block_size(self, large: LargeInput) -> Size | None:
+        if self._large.block_size is None:
+            return None
+        n_axes, size = large.corner.dimensions, parse_size(self._large.block_size)
+        size = size * n_axes if len(size) == 1 else size
+        if len(size) != n_axes:
+            raise UsageError(
+                f"--block-size must be a number of pixels, or one for each of {n_axes} axes of space, but is "
+                f"'{self._large.block_size}'."
+            )
+        return size
 
     def _describe(self, job: Job, large: LargeInput, started: float, found: BlockReconstruction) -> BlockInvertRun:
         from deconv_cli.blocks.block_memory import arithmetic_dtype
@@ -253,13 +279,13 @@ class BlockRestoration:
         if found.plan.choices.iterations is not None:
             options["--iterations"] = found.plan.choices.iterations
             options.pop("--gain", None)
-        block = self._block_options(large)
         return {
             **large.loaded.options,
             **self._files.as_options(),
             **options,
             "--boundary": found.settings.boundary,
-            "--max-memory": block.max_memory,
+            "--max-memory": found.plan.max_memory,
+            "--jobs": 1,
             "--block-size": self._large.block_size,
             "--device": self._device.type,
             "--output-dtype": found.task.target.dtype,

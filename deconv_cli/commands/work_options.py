@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deconv_cli.commands.console import print_note
+
 if TYPE_CHECKING:
     from deconv_cli.schedulers.scheduler import Scheduler
 
@@ -56,11 +58,12 @@ class WorkOptions:
         """Whether anybody but this process is asked for."""
         return self != WorkOptions()
 
-    def start(self, device: str) -> Scheduler:
+    def start(self, device: str, *, threads: int | None = None) -> Scheduler:
         """Start the workers.
 
         Args:
             device: type of the device of the arithmetic.
+            threads: of this process that work by themselves, where nobody else is asked for.
 
         Raises:
             UsageError: options that contradict one another or what is there, or a package is missing.
@@ -69,4 +72,13 @@ class WorkOptions:
         from deconv_cli.schedulers.start_scheduler import start_scheduler
         from deconv_cli.schedulers.work_settings import WorkSettings
 
-        return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, device))
+        threads = None if self.are_given else threads
+        return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, threads, device))
+
+
+def print_workers(scheduler: Scheduler) -> None:
+    """Say where the workers can be watched, and that there are none yet."""
+    if scheduler.address is not None:
+        print_note(f"the workers can be watched at {scheduler.address}")
+    if not scheduler.n_workers:
+        print_note("the cluster has no workers yet; the work begins with the first one")

@@ -7,17 +7,20 @@ each worker. A worker does one piece at a time, with all of its threads.
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import pickle
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from queue import Empty, Queue
 from types import ModuleType
 from typing import Any, Self
 
@@ -29,8 +32,13 @@ from deconv_cli.schedulers.work_settings import WorkSettings
 
 SECONDS_TO_CONNECT = 30
 """How long a scheduler may take to answer."""
+SECONDS_TO_MISS = 5
+"""How long no piece may be done until it is looked whether there are workers."""
 UNDER_WAY = 2
 """Pieces that each worker is given at once, so that none waits for the network."""
+
+IGNORE_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What workers of this machine run first: Ctrl-C reaches them too, but it is the run that ends them."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
@@ -75,6 +83,8 @@ class DaskCluster(Scheduler):
             n_workers=n_workers,
             threads_per_worker=1,
             memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
+            silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are told otherwise
+            preload=[IGNORE_INTERRUPT],
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
         )
@@ -89,27 +99,34 @@ class DaskCluster(Scheduler):
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Submit few more pieces than there are workers, and another one for each that is done."""
-        from distributed import as_completed
-
         # Sent once; a worker that comes later has it from the scheduler. The graph names functions of the standard
         # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
         piece = self._client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), self._share)), pure=False)
         left = iter(numbers)
         under_way: dict[Any, int] = {}
-        done = as_completed(loop=self._client.loop)
+        done: Queue[Any] = Queue()
         try:
             while True:
                 n_wanted = UNDER_WAY * max(1, len(self._client.nthreads())) - len(under_way)
                 for number in islice(left, max(0, n_wanted)):
                     future = self._client.submit(operator.call, piece, number, pure=False, retries=RETRIES)
                     under_way[future] = number
-                    done.add(future)
+                    future.add_done_callback(done.put)
                 if not under_way:
                     return
-                future = next(done)
+                future = self._next(done)
                 yield _finished(future, under_way.pop(future))
         finally:
-            self._client.cancel(list(under_way))
+            if self._client.status == "running":
+                self._client.cancel(list(under_way))
+
+    def _next(self, done: Queue[Any]) -> Any:  # noqa: ANN401  a future
+        """Wait for a piece; start workers in the place of those that died as they started, which Dask does not."""
+        while True:
+            with suppress(Empty):
+                return done.get(timeout=SECONDS_TO_MISS)
+            if self._cluster is not None and len(self._client.nthreads()) < self.n_workers:
+                self._cluster.scale(self.n_workers)
 
     def close(self) -> None:
         """Leave the cluster, or end it where it was started for this."""

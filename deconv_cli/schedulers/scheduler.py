@@ -110,6 +110,15 @@ def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
         return Finished(number, error=error)
 
 
+def persist(task: Callable[[int], Result], number: int) -> Finished[Result]:
+    """Call a task, and again where that may help; gives what came of the last trial."""
+    for _ in range(1 + RETRIES):
+        finished = attempt(task, number)
+        if not finished.may_pass:
+            break
+    return finished
+
+
 def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]:
     """Call a task once, where what came of it has to be sent to whoever waits for it."""
     finished = attempt(task, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt
+from deconv_cli.schedulers.scheduler import Finished, Result, Scheduler, persist
 from deconv_cli.schedulers.work_settings import WorkSettings
 
 
@@ -22,7 +22,8 @@ class SerialScheduler(Scheduler):
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
         """Cover settings that ask for nobody else."""
-        return settings.cluster is None and settings.scheduler is None and settings.jobs in (None, 1)
+        nobody = settings.cluster is None and settings.scheduler is None
+        return nobody and settings.jobs in (None, 1) and settings.threads in (None, 1)
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
@@ -32,8 +33,4 @@ class SerialScheduler(Scheduler):
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Call the task with one number after another."""
         for number in numbers:
-            for _ in range(1 + RETRIES):
-                finished = attempt(task, number)
-                if not finished.may_pass:
-                    break
-            yield finished
+            yield persist(task, number)

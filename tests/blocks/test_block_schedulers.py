@@ -18,9 +18,11 @@ from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, lay_out_
 from deconv_cli.blocks.plan_blocks import BlockOptions
 from deconv_cli.blocks.run_blocks import run_blocks
 from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.dask_cluster import DaskCluster
 from deconv_cli.schedulers.process_pool import ProcessPool
 from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.thread_pool import ThreadPool
 from deconv_cli.schedulers.work_settings import WorkSettings
 from deconv_cli.settings import ReconstructionSettings
 
@@ -73,7 +75,8 @@ def picture(tmp_path_factory):
 @pytest.fixture(scope="module")
 def task(picture):
     kernel = deconv_cli.make_kernel("gaussian:1")
-    problem = lay_out_problem(open_regions(picture), kernel, SETTINGS)
+    source = open_regions(picture)
+    problem = lay_out_problem(source, read_corner(source, are_axes_named=False), kernel, SETTINGS)
     target = plan_target(problem, picture.with_name("out.npy"), LargeFileOptions())
     return BlockRun.prepare(problem, target, BLOCKS).task
 
@@ -82,7 +85,9 @@ def restored(task, folder, scheduler, *, kill=None):
     task = replace(task, target=replace(task.target, path=folder / "out.npy"))
     ledger = BlockLedger.of(task.target.path)
     ledger.write_plan(task.plan)
-    summary = run_blocks(task if kill is None else KilledAt(task, folder / "killed", *kill), ledger, scheduler)
+    summary = run_blocks(
+        task if kill is None else KilledAt(task, folder / "killed", *kill), ledger, scheduler, None, task.grid.order()
+    )
     assert summary.n_redone == summary.n_blocks == 9
     assert (folder / "killed").exists() == (kill is not None)
     task.target.finish({})
@@ -101,6 +106,10 @@ SCHEDULERS = {"pool": partial(ProcessPool, 2), "dask": partial(DaskCluster.open,
 def scheduler(request):
     with SCHEDULERS[request.param]() as scheduler:
         yield scheduler
+
+
+def test_threads_give_the_same_bytes(task, expected, tmp_path):
+    assert restored(task, tmp_path, ThreadPool(3)) == expected
 
 
 def test_processes_of_which_one_is_killed_give_the_same_bytes(task, expected, tmp_path):

@@ -16,6 +16,7 @@ from deconv_cli.schedulers.work_settings import WorkSettings
 pytest.importorskip("distributed")
 
 N_PIECES = 9
+WORKERS = {"a": {"memory_limit": 30}, "b": {"memory_limit": 40}, "unlimited": {"memory_limit": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,7 @@ def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_p
             assert found.address.startswith("http://127.0.0.1:")
             assert (found.n_workers, found.n_sharing, found.n_threads) == (2, 1, 1)
             assert [found.memory_of_piece(given, 80) for given in (64, None)] == [64, 80]
-            workers = {"a": {"memory_limit": 30}, "b": {"memory_limit": 40}, "unlimited": {"memory_limit": 0}}
-            monkeypatch.setattr(found._client, "scheduler_info", lambda n_workers: {"workers": workers})
+            monkeypatch.setattr(found._client, "scheduler_info", lambda n_workers: {"workers": WORKERS})
             assert [found.memory_of_piece(given, 80) for given in (64, None)] == [64, 15]
             assert [one.result for one in found.run(abs, [-5])] == [5]
     assert [one.result for one in cluster.run(abs, [-6])] == [6]
@@ -113,11 +113,19 @@ def test_a_cluster_of_no_number_is_refused(words):
         DaskCluster.open(WorkSettings(cluster=words))
 
 
+@pytest.mark.exhaustive  # Dask takes its time to give a worker up
+def test_workers_that_die_as_they_start_are_replaced(tmp_path):
+    path = a_file(tmp_path)
+    with DaskCluster.open(WorkSettings(cluster="local:1")) as cluster:
+        found = list(cluster.run(DieAt(WriteUnit(path), {0: 1, 2: 1}), range(4)))
+    assert sorted((one.number, one.error) for one in found) == [(n, None) for n in range(4)]
+
+
 @pytest.mark.exhaustive  # Dask takes its time to give a scheduler up
 def test_a_scheduler_that_ends_is_not_waited_for():
     with DaskCluster.open(WorkSettings(cluster="local:1")) as cluster:
         run = cluster.run(sleep_from_two, range(4))
-        assert [next(run).number, next(run).number] == [0, 1]
+        assert {next(run).number, next(run).number} == {0, 1}
         cluster._cluster.close()
         with pytest.raises(WorkerError, match="the scheduler of the cluster ended before the work was done"):
             list(run)

@@ -31,8 +31,9 @@ def test_two_that_would_do_the_work_are_refused(given):
 
 
 def test_what_no_scheduler_covers_is_refused():
-    with pytest.raises(UsageError, match="jobs must be a positive whole number"):
-        WorkSettings(jobs=0)
+    for name in ("jobs", "threads"):
+        with pytest.raises(UsageError, match=f"{name} must be a positive whole number"):
+            WorkSettings(**{name: 0})
     with pytest.raises(UsageError, match="but is 'slurm:4'"):
         start_scheduler(WorkSettings(cluster="slurm:4"))
 
