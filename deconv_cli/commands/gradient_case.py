@@ -109,8 +109,10 @@ def open_case(
     return case
 
 
-def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module) -> Batch:
+def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module, *, has_loss: bool = True) -> Batch:
     """Read rows of a data file in the precision of the model; without an end all that there is.
+
+    Without a loss, a target is given to forward where that takes it.
 
     Raises:
         InputRefusedError: the tensors do not agree on the number of samples, or hold none.
@@ -119,7 +121,8 @@ def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module)
 
     tensors = data.rows(start, stop) if start and stop is not None else data.samples(stop)
     dtype = _dtype_of(module)
-    return Batch.sort({n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, module)
+    converted = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    return Batch.sort(converted, module, has_loss=has_loss)
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
@@ -175,7 +178,8 @@ def _open_batch(
 
         data = open_data(options.data)
         n_rows = options.batch_size if batch_axis == 0 else None
-        return data, sorted_rows(data, 0, n_rows, module), "given", []
+        has_loss = options.loss != "projection"
+        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss), "given", []
     if options.input_shape:
         specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
         return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []

@@ -75,11 +75,14 @@ NAMED_LOSSES = {
 def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
     """Weigh every number of the output with a fixed random weight and add up: a loss that no output is lost from.
 
-    A model whose output is a single number gives its own loss.
+    A model whose output is a single number, or holds one under `loss` as those of transformers do, gives its own loss.
 
     Raises:
         UsageError: the output holds no real tensor.
     """
+    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if isinstance(own, torch.Tensor) and own.numel() == 1:
+        return own
     leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_in(output)]
     tensors = [t for t in leaves if t.is_floating_point()]
     if isinstance(output, torch.Tensor) and output.numel() == 1:

@@ -25,14 +25,18 @@ class Batch:
     target: torch.Tensor | None
 
     @classmethod
-    def sort(cls, tensors: dict[str, torch.Tensor], model: nn.Module) -> Batch:
+    def sort(cls, tensors: dict[str, torch.Tensor], model: nn.Module, *, has_loss: bool = True) -> Batch:
         """Sort named tensors: `target` goes to the loss, the others to forward, by name where its arguments agree.
+
+        Without a loss of its own, a target goes to forward too, where that has an argument of its name, as `labels`.
 
         Raises:
             UsageError: no input is left.
         """
-        target = next((tensors[name] for name in TARGET_NAMES if name in tensors), None)
-        inputs = {name: tensor for name, tensor in tensors.items() if name not in TARGET_NAMES}
+        taken = () if has_loss else tuple(inspect.signature(model.forward).parameters)
+        names = [name for name in TARGET_NAMES if name in tensors and name not in taken]
+        target = tensors[names[0]] if names else None
+        inputs = {name: tensor for name, tensor in tensors.items() if name not in names}
         if not inputs:
             raise UsageError("the data should hold an input for the model, but hold nothing besides the target.")
         if len(inputs) == 1:

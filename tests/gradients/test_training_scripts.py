@@ -189,6 +189,44 @@ def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     assert str(found).startswith("Training would not work")
 
 
+def test_samples_that_leak_into_one_another(tmp_path):
+    """The module is copied for the trial: what the script has is called no more often than it says."""
+    text = (HEAD + OPTIMIZER + LOOP + "assert model.n_calls == 3\n").replace(
+        "torch.tanh(self.body(x))", "self.mixed(x)"
+    )
+    mixed = "    n_calls = 0\n    def mixed(self, x):\n        self.n_calls += 1\n"
+    mixed += "        return torch.softmax(self.body(x), dim=0)\n"
+    found = run_text(text.replace("model = Net()", mixed + "model = Net()"), tmp_path)
+    (finding,) = [finding for finding in found.general if finding.is_fault]
+    assert finding.verdict == "BATCH-LEAK"
+    assert "torch.softmax(self.body(x), dim=0)" in finding.causes[0].location.source
+
+
+@pytest.mark.parametrize(
+    ("write", "is_lost"),
+    [
+        ("self.head.weight.data = torch.ones(2, 6)", True),
+        ("self.head.weight.data.fill_(1.0)", True),
+        ("self.head.weight.data.clamp_(-9, 9)", False),
+    ],
+)
+def test_a_weight_that_forward_writes_to(write, is_lost, tmp_path):
+    found = run_text(
+        (HEAD + OPTIMIZER + LOOP).replace("        return self.head", f"        {write}\n        return self.head"),
+        tmp_path,
+    )
+    faults = [finding for finding in found.general if finding.is_fault]
+    assert [finding.verdict for finding in faults] == (["OVERWRITTEN"] if is_lost else [])
+    assert all(write in finding.causes[0].location.source for finding in faults)
+
+
+def test_a_head_that_starts_at_zero(tmp_path):
+    found = run_text(HEAD + "nn.init.zeros_(model.head.weight)\n" + OPTIMIZER + LOOP, tmp_path)
+    names = verdicts(found)
+    assert (names["body.weight"], names["head.weight"]) == ("ZERO AT START", "OK")
+    assert not [finding for finding in found.general if finding.is_fault]
+
+
 LOSSES = {
     "item": ("loss = torch.tensor(nn.functional.mse_loss(model(x), y).item(), requires_grad=True)", "DETACHED"),
     "wrapped": (

@@ -9,8 +9,10 @@ import torch
 from gradient_cases import blamed_line, checked, load_fixture, verdicts
 from torch import nn
 
+import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients import gathering
+from deconv_cli.gradients.sample_batch import Batch
 
 healthy, unusual, wrong = (load_fixture(name) for name in ("healthy", "unusual", "wrong"))
 
@@ -212,3 +214,27 @@ def test_a_first_pass_that_loads_and_compiles_does_not_make_a_model_slow():
     found = checked(Biased(pause=0.3), 8, 3, budget=4.0)
     assert verdicts(found) == {"bias": "WRONG"}
     assert not any("slow" in note for note in found.notes)
+
+
+class OwnLoss(nn.Module):
+    """Takes labels and gives its loss beside the scores, as models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 5), nn.Linear(5, 9)
+
+    def forward(self, input_ids, labels=None):
+        scores = self.head(self.embedding(input_ids))
+        loss = None if labels is None else nn.functional.cross_entropy(scores.movedim(-1, 1), labels)
+        return {"loss": loss, "scores": scores}
+
+
+def test_a_model_that_takes_labels_and_gives_its_loss():
+    words = torch.randint(0, 9, (3, 4))
+    model = OwnLoss()
+    batch = Batch.sort({"input_ids": words, "labels": words}, model, has_loss=False)
+    assert (set(batch.keywords), batch.target) == ({"input_ids", "labels"}, None)
+    found = deconv_cli.check_gradients(model, **batch.keywords)
+    assert set(verdicts(found).values()) == {"OK"}
+    assert found.loss == pytest.approx(float(model(words, words)["loss"].detach()), rel=1e-5)
+    assert Batch.sort({"input_ids": words, "labels": words}, model).target is words

@@ -89,6 +89,7 @@ TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
     {
         "weights-not-held": f"{_HERE}.optimizer_holds:find_weights_not_held",
         "step-without-effect": f"{_HERE}.optimizer_holds:find_step_without_effect",
+        "overwritten-in-training": f"{_HERE}.overwritten:find_overwritten_in_training",
         "accumulated": f"{_HERE}.accumulated:find_accumulated",
         "gradient-lost": f"{_HERE}.gradient_lost:find_gradient_lost",
         "failing-script": f"{_HERE}.failing_script:find_failing_script",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 
 
 def find_batch_leak(evidence: Evidence) -> list[Finding]:
     """Find that samples are mixed, and the first operation that does it."""
-    batch = evidence.batch
+    return describe_leak(evidence.batch)
+
+
+def describe_leak(batch: BatchIndependence) -> list[Finding]:
+    """Describe samples that are mixed; nothing where they are not."""
     if not batch.is_mixed:
         return []
     axis = batch.axis

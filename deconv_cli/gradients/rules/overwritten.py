@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+
+_LOST = "forward sets this parameter to the same values whatever they were, so that an optimizer's step is lost."
+_SET_ONCE = "set it once in __init__; what is computed anew in each pass is no parameter but a local variable"
 
 
 def find_overwritten(evidence: Evidence, name: str) -> Finding | None:
@@ -12,9 +16,16 @@ def find_overwritten(evidence: Evidence, name: str) -> Finding | None:
     if found is None:
         return None
     if found.is_lost:
-        why = "forward sets this parameter to the same values whatever they were, so that an optimizer's step is lost."
-        suggestion = "set it once in __init__; what is computed anew in each pass is no parameter but a local variable"
+        why, suggestion = _LOST, _SET_ONCE
     else:
         why = "each pass of forward changes this parameter further, beside the optimizer."
         suggestion = "compute with a changed copy and leave the parameter as it is"
     return Finding(Verdict.OVERWRITTEN, (Cause("a write to a parameter", found.location, why, suggestion),))
+
+
+def find_overwritten_in_training(evidence: TrainingEvidence) -> list[Finding]:
+    """Find weights that were, in the next pass, what they had been before a step changed them; once for each line."""
+    names = {id(weight): name for name, weight in evidence.weights.items()}
+    lines = {location: names[key] for key, location in evidence.events.overwritten.items() if key in names}
+    causes = [Cause(f"a write to {name}", location, _LOST, _SET_ONCE) for location, name in lines.items()]
+    return [Finding(Verdict.OVERWRITTEN, (cause,)) for cause in causes]

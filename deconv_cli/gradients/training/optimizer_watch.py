@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class OptimizerWatch:
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
         self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
+        self._stepped: set[int] = set()
+        self._at_backward: dict[int, tuple[float, float]] = {}
 
     def watch(self, weights: list[torch.Tensor]) -> None:
         """Begin, or go on, with the weights of a pass that is checked."""
@@ -68,6 +70,15 @@ class OptimizerWatch:
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
                 self.events.accumulated_by_hand = location
 
+    def compare_written(self, written: Mapping[torch.Tensor, CodeLocation]) -> None:
+        """Look whether modules have set weights that they write to back to what they were before the last step."""
+        for weight, location in written.items():
+            now = fingerprint(weight)
+            if id(weight) in self._stepped and self._at_backward.get(id(weight)) == now:
+                self.events.overwritten[id(weight)] = location
+            self._at_backward[id(weight)] = now
+        self._stepped.clear()
+
     def after_backward(self) -> None:
         """Measure the gradients that backward gave."""
         weights = {id(w): w for w in self._weights}
@@ -87,6 +98,8 @@ class OptimizerWatch:
         if not self._weights:
             return
         weights = weights_of(optimizer)
+        changed = {id(w) for w in weights if id(w) in before and fingerprint(w) != before[id(w)]}
+        self._stepped |= changed
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         self.events.steps.append(
             OptimizerStep(
@@ -97,7 +110,7 @@ class OptimizerWatch:
                 norm_after_backward=math.sqrt(math.fsum(self._norms.get(id(weight), 0.0) ** 2 for weight in weights)),
                 norm_at_step=gradient_norm(weights),
                 n_given=len(before),
-                n_changed=sum(fingerprint(w) != before[id(w)] for w in weights if id(w) in before),
+                n_changed=len(changed),
                 learning_rate=max(rates, default=None),
                 cleared_at=self._cleared_at,
                 clipping=self._clipping,

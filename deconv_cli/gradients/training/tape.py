@@ -75,6 +75,7 @@ class Tape(TorchFunctionMode):
     Attributes:
         suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
         last_use: where each leaf was read last while gradients were on.
+        written_inside: where weights, or their `.data`, may have been written to while a module ran.
         numbers: recent operations at which a tensor became a plain number.
         first_values: copies of memory from before a recorded operation wrote to it, by the key of its storage.
     """
@@ -84,6 +85,7 @@ class Tape(TorchFunctionMode):
         self.suspended = 0
         self.modules: list[int] = []
         self.last_use = WeakIdKeyDictionary()
+        self.written_inside = WeakIdKeyDictionary()
         self.numbers: deque[Entry] = deque(maxlen=_MAX_NUMBERS)
         self.first_values: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
         self._known = WeakIdKeyDictionary()
@@ -117,6 +119,8 @@ class Tape(TorchFunctionMode):
         written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
         # Optimizers and initializers write to weights; the pass is run again with the weights as they are.
         is_of_weights = is_writing and (not torch.is_grad_enabled() or _is_weight(written))
+        if self.modules and (is_writing or name == "data") and _is_weight(tensors[0] if tensors else None):
+            self.written_inside[tensors[0]] = self._locator.here()
         if is_of_weights or not self._matters(name, function, tensors):
             return function(*args, **keywords)
         if isinstance(written, torch.Tensor):

@@ -71,6 +71,7 @@ class TrainingEvents:
         moved_by_hand: weights changed without a step of an optimizer that was seen.
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
         failure: what ended the script, None where it went on.
+        overwritten: where modules set weights back to what they were before a step changed them, by their ids.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -81,6 +82,7 @@ class TrainingEvents:
     moved_by_hand: bool = False
     accumulated_by_hand: CodeLocation | None = None
     failure: Failure | None = None
+    overwritten: dict[int, CodeLocation] = field(default_factory=dict)
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding, Verdict, grouped
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.rules import find_in_training
+from deconv_cli.gradients.rules.batch_leak import describe_leak
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
@@ -30,10 +31,11 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     report, weights = _joined(watch.passes)
     evidence = TrainingEvidence(report, weights, watch.events)
     parameters = tuple(_of_another_loss(finding, evidence) for finding in report.parameters)
+    leaks = {found.causes: found for checked in watch.passes for found in describe_leak(checked.batch)}
     return replace(
         report,
         parameters=parameters,
-        general=(*report.general, *find_in_training(evidence)),
+        general=(*report.general, *leaks.values(), *find_in_training(evidence)),
         not_checked=(*report.not_checked, *watch.unchecked),
     )
 

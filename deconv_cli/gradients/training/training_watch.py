@@ -15,10 +15,12 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.interception import replaced_apply
+from deconv_cli.gradients.training.called_module import try_batch_of
 from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
@@ -42,11 +44,12 @@ _SAME_LOSS = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class CheckedPass:
-    """A backward pass that was checked, and the line that calls it."""
+    """A backward pass that was checked, the line that calls it, and whether its module mixes samples."""
 
     location: CodeLocation
     subject: Subject
     report: GradientReport
+    batch: BatchIndependence
 
 
 class EnoughSeenError(BaseException):
@@ -82,6 +85,7 @@ class TrainingWatch:
         self._tape = Tape()
         self._stack = contextlib.ExitStack()
         self._called: dict[int, nn.Module] = {}
+        self._arguments: dict[int, Any] = {}
         self._optimizers = OptimizerWatch()
 
     @property
@@ -120,9 +124,10 @@ class TrainingWatch:
         self._stack.callback(setattr, owner, name, original)
         setattr(owner, name, watched(original))
 
-    def _enter_module(self, module: nn.Module, _arguments: object) -> None:
+    def _enter_module(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401  torch's own signature
         if not self._tape.suspended and not self._tape.modules:
             self._called[id(module)] = module
+            self._arguments[id(module)] = arguments
         self._tape.modules.append(id(module))
 
     def _leave_module(self, _module: nn.Module, _arguments: object, _output: object) -> None:
@@ -170,6 +175,7 @@ class TrainingWatch:
         if self.passes:
             with self._not_recording():
                 self._optimizers.before_backward(_here())
+                self._optimizers.compare_written(self._tape.written_inside)
             self._end_if_seen()
         self._tape.forget()
 
@@ -189,7 +195,8 @@ class TrainingWatch:
                 self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
             self._optimizers.watch(list(subject.trainable.values()))
-            self.passes.append(CheckedPass(location, subject, report))
+            batch = try_batch_of(list(subject.model.children()), self._arguments)
+            self.passes.append(CheckedPass(location, subject, report, batch))
 
     def _make_subject(self, loss: torch.Tensor) -> Subject:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
