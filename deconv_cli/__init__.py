@@ -47,6 +47,8 @@ from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.invert_blocks import BlockReconstruction, LargeFileOptions, invert_blocks
+    from deconv_cli.blocks.plan_blocks import BlockOptions
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, Verdict
     from deconv_cli.gradients.gradient_report import GradientReport
@@ -97,6 +99,8 @@ __all__ = [
     "SOLVERS",
     "TAPS",
     "BeadPsf",
+    "BlockOptions",
+    "BlockReconstruction",
     "Cause",
     "ChainInversion",
     "Convolution",
@@ -114,6 +118,7 @@ __all__ = [
     "KernelFit",
     "KernelLearning",
     "Laplacian",
+    "LargeFileOptions",
     "LearningSettings",
     "LinearOperator",
     "Linearization",
@@ -147,6 +152,7 @@ __all__ = [
     "forward",
     "forward_taps",
     "invert",
+    "invert_blocks",
     "invert_chain",
     "invert_taps",
     "keep_freed_memory",
@@ -172,6 +178,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BlockOptions": "deconv_cli.blocks.plan_blocks",
+    "BlockReconstruction": "deconv_cli.blocks.invert_blocks",
+    "LargeFileOptions": "deconv_cli.blocks.invert_blocks",
+    "invert_blocks": "deconv_cli.blocks.invert_blocks",
     "Cause": "deconv_cli.gradients.findings",
     "Finding": "deconv_cli.gradients.findings",
     "GradientReport": "deconv_cli.gradients.gradient_report",

@@ -61,7 +61,8 @@ ALLOWED = {
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
+    "deconv_cli": BELOW_WORKFLOWS
+    | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}

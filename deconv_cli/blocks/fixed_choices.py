@@ -78,13 +78,22 @@ def fix_choices(problem: BlockProblem, windows: Sequence[SampleWindow], sides: S
         sides: of the pieces, along each axis of space.
     """
     size = problem.data_size
-    chosen, pipeline = windows[:N_PIECES], problem.pipeline()
+    # Where all else is given, a single piece tells the kind of noise.
+    chosen, pipeline = windows[: N_PIECES if _is_open(problem.resolution) else 1], problem.pipeline()
     found: list[Reconstruction] = []
     for window in chosen:
         data = window.data(sides, size)
         found.append(problem.restore(problem.read(window.batch, data), data, pipeline))
     shares = [max(window.contrast, 1e-300) for window in chosen]
     return FixedChoices(_lams(found, shares), _weight(found, shares), _iterations(found, shares), _noise(found, shares))
+
+
+def _is_open(resolution: Resolution) -> bool:
+    """Tell whether λ, a weight or a number of iterations is to be chosen."""
+    settings = resolution.settings
+    if settings.has_lambda:
+        return resolution.chooses_lambda
+    return settings.iterations is None if settings.method == "richardson-lucy" else settings.weight in (None, "auto")
 
 
 def _parts(result: Reconstruction) -> tuple[Reconstruction, ...]:

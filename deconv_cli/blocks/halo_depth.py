@@ -31,6 +31,8 @@ N_FITTED = 3
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
+LAMBDA_STEP = 10
+"""The influence of a cut fades about three times as fast under a λ that is so many times as large."""
 N_MIDDLE = 16
 """Pixels in the middle of a piece, which are deeper than any halo."""
 
@@ -154,18 +156,34 @@ def choose_halo(
     while True:
         depth = _depth(problem, is_cut, n_reaches)
         if max(depth) <= looked_at or _n_samples(problem, depth) > max_samples:
-            raise UsageError(
-                f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they "
-                f"are cut it is still off by more than {tolerance:g} of the range; use a larger lam, or more memory."
-            )
-        influences = [measure_cut(problem, window, depth, pipeline) for window in fitted]
-        halo = smallest_halo(influences, depth, wanted)
+            raise _too_deep(problem, looked_at, tolerance)
+        # The first piece tells whether it is deep enough; the others are looked at but then.
+        influences: list[CutInfluence] = []
+        halo: Size | None = None
+        for window in fitted:
+            influences.append(measure_cut(problem, window, depth, pipeline))
+            halo = smallest_halo(influences, depth, wanted)
+            if halo is None:
+                break
         if halo is not None:
             judges = [measure_cut(problem, window, depth, pipeline) for window in others]
             halo = smallest_halo([*influences, *judges], depth, wanted, at_least=halo)
             if halo is not None:
                 return HaloChoice(halo, _worst(influences, halo), _worst(judges, halo), span)
         n_reaches, looked_at = 2 * n_reaches, max(depth)
+
+
+def _too_deep(problem: BlockProblem, looked_at: int, tolerance: float) -> UsageError:
+    """Say that blocks of this memory cannot be honest, and what would help."""
+    settings = problem.resolution.settings
+    less = "fewer iterations" if settings.iterations else "a larger weight"
+    if settings.has_lambda:
+        lam = max(problem.resolution.lams or (settings.lam,))
+        less = f"a larger lam, such as lam={LAMBDA_STEP * lam:.1g}"
+    return UsageError(
+        f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they are cut "
+        f"it is still off by more than {tolerance / SAFETY:.1g} of the range; use {less}, or more memory."
+    )
 
 
 def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Size:

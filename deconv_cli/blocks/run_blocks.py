@@ -80,8 +80,8 @@ def run_blocks(
     task: BlockTask,
     ledger: BlockLedger,
     scheduler: Scheduler,
-    progress: BlockListener | None,
-    numbers: Sequence[int],
+    progress: BlockListener | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> BlockSummary | None:
     """Restore all blocks that are not done yet.
 
@@ -90,7 +90,7 @@ def run_blocks(
         ledger: what is done.
         scheduler: who does it.
         progress: is called with the number of blocks that are done and of all.
-        numbers: the blocks that this run is for.
+        numbers: the blocks that this run is for; `None` for all.
 
     Returns:
         What came of them; `None` where blocks are left that this run is not for.
@@ -100,6 +100,7 @@ def run_blocks(
     """
     task.target.create()
     done = ledger.results()
+    numbers = task.grid.order() if numbers is None else numbers
     waiting = [number for number in numbers if number not in done]
     if progress is not None:
         progress(len(numbers) - len(waiting), len(numbers))

@@ -174,6 +174,8 @@ class BlockRestoration:
                 return
             found = self._work_off(planned, scheduler, lambda done: describe_block_run(describe(done)), printed)
         if found.summary is None:
+            if printed.as_json:
+                print_document(describe_block_plan(planned))
             return
         done = describe(found)
         if not printed.quiet:

@@ -1,0 +1,65 @@
+"""`deconv invert` in blocks: planned without writing, told like any run, gone on with, and refused where it must be."""
+
+import numpy as np
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.commands.exit_codes import ExitCode
+
+
+@pytest.fixture
+def large(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    picture = torch.nn.functional.interpolate(255 * torch.rand(1, 1, 10, 9, generator=draw), size=(80, 72))[0]
+    y = deconv_cli.forward(picture, deconv_cli.make_kernel("box:3"), boundary="reflect")
+    np.save(tmp_path / "large.npy", (y[0] + torch.randn(y[0].shape, generator=draw)).numpy())
+    return tmp_path / "large.npy"
+
+
+def words(large, *more):
+    target = large.with_name("out.npy")
+    settings = ["--defaults", "picture", "--lambda", "0.1", "--noise", "white", "--block-size", "40"]
+    return ["invert", large, "-k", "box:3", "-o", target, *settings, *more]
+
+
+def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
+    plan = deconv(*words(large, "--dry-run", "--json")).report
+    assert plan["plan"]["blocks"] == 4
+    assert plan["output"]["bytes"] == 80 * 72 * 4
+    assert [path.name for path in large.parent.iterdir()] == ["large.npy"]
+    report = deconv(*words(large, "--json")).report
+    assert report["plan"] == plan["plan"]
+    assert report["seam"]["measured"] <= report["seam"]["predicted"] <= 1e-3
+    data, kernel = torch.from_numpy(np.load(large))[None], deconv_cli.make_kernel("box:3")
+    whole = deconv_cli.invert(data, kernel, defaults="picture", lam=0.1, noise="white").image[0].numpy()
+    found = np.load(report["output"]["path"])
+    assert np.abs(found - whole).max() <= report["seam"]["predicted"] * float(data.max() - data.min())
+
+
+@pytest.mark.exhaustive
+def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
+    deconv(*words(large))
+    alone = np.load(large.with_name("out.npy"))
+    large.with_name("out.npy").unlink()
+    for job in ("2/2", "1/2"):
+        deconv(*words(large, "--block-range", job, "--quiet"))
+    assert np.array_equal(np.load(large.with_name("out.npy")), alone)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--report", "page.html"], "look at a whole picture"),
+        (["--block-size", "40,40,40"], "one for each of 2 axes"),
+        (["--block-range", "3/2"], "--block-range must be i/N"),
+    ],
+)
+def test_what_has_no_place_in_blocks_is_refused(deconv, large, more, sentence):
+    done = deconv(*words(large, *more), expect=ExitCode.USAGE)
+    assert sentence in " ".join(done.stderr.split())
+
+
+def test_a_file_that_is_read_as_a_whole_is_refused(deconv, gray, tmp_path):
+    done = deconv("invert", gray, "-k", "box:3", "-o", tmp_path / "x.tif", "--dry-run", expect=ExitCode.USAGE)
+    assert "is read as a whole" in " ".join(done.stderr.split())

@@ -1,0 +1,31 @@
+"""The commands and the code of docs/large.md run, in a folder that holds the samples."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import deconv_cli
+from deconv_cli.commands.app import app
+from deconv_cli.commands.exit_codes import ExitCode
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "large.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.exhaustive  # tests/commands/test_cli_blocks.py has a smaller picture
+def test_every_command_and_the_code_run(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "sample_images", tmp_path / "sample_images")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines():
+        done = CliRunner().invoke(app, shlex.split(line.removeprefix("$ deconv ")), catch_exceptions=False)
+        assert done.exit_code == ExitCode.SUCCESS, f"{line}\n{done.stderr}"
+        assert Path("restored_large.tif").exists() == (line == block.splitlines()[-1])
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    names = {"deconv_cli": deconv_cli, "kernel": deconv_cli.make_kernel("gaussian:1")}
+    exec(code, names)
+    assert not names["done"].doubts
