@@ -113,6 +113,23 @@ def test_chunks_of_an_earlier_run_stay_unless_they_were_to_become_something_else
     target.discard()
 
 
+def test_what_a_killed_process_left_counts_for_nothing_and_goes_away(tmp_path):
+    source = made(tmp_path / "in.zarr", STACK[0], chunks=(2, 32, 32))
+    target = planned(source, tmp_path / "out.zarr")
+    target.create()
+    write_all(target, STACK[0])
+    chunk = target.folder / "c" / "0" / "0" / "0"
+    half = chunk.rename(chunk.with_suffix(".0a1b.partial"))
+    with pytest.raises(FileAccessError, match="1 are missing"):
+        target.finish({})
+    target.write(units(target)[0], STACK[0][units(target)[0]])
+    target.write((slice(0, 2), slice(0, 32), slice(0, 32)), STACK[0, :2, :32, :32])
+    assert half.exists()
+    target.finish({})
+    assert not list((tmp_path / "out.zarr").rglob("*.partial"))
+    np.testing.assert_array_equal(read_image(tmp_path / "out.zarr").values.numpy().reshape(STACK[0].shape), STACK[0])
+
+
 def test_what_is_missing_in_a_copy_is_told(tmp_path):
     made(tmp_path / "a.zarr", STACK[0], chunks=(2, 32, 32), shards=(4, 64, 64))
     assert open_regions(tmp_path / "a.zarr").notes == ()

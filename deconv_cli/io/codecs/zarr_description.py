@@ -52,6 +52,10 @@ class ZarrDescription:
     notes: tuple[str, ...]
 
 
+HALF_WRITTEN = ".partial"
+"""How the package zarr ends the name of a chunk until all of it is there."""
+
+
 def describe_zarr(path: Path, series: int | None) -> ZarrDescription:
     """Read the descriptions in a folder, as far as they lead to the one image, or array, that is meant.
 
@@ -84,7 +88,8 @@ def describe_zarr(path: Path, series: int | None) -> ZarrDescription:
 def count_missing(folder: Path, shape: tuple[int, ...], unit: tuple[int, ...]) -> tuple[int, int]:
     """Count the files of samples that the folder of an array lacks, and those that it should have."""
     n_files = math.prod(-(-size // step) for size, step in zip(shape, unit, strict=True))
-    n_found = sum(PurePosixPath(name).name not in _DESCRIPTIONS for name, *_ in list_members(folder))
+    names = [name for name, *_ in list_members(folder) if not name.endswith(HALF_WRITTEN)]
+    n_found = sum(PurePosixPath(name).name not in _DESCRIPTIONS for name in names)
     return max(n_files - n_found, 0), n_files
 
 

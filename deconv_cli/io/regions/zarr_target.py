@@ -10,11 +10,11 @@ from typing import Any
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array
-from deconv_cli.io.codecs.zarr_description import count_missing
+from deconv_cli.io.codecs.zarr_description import HALF_WRITTEN, count_missing
 from deconv_cli.io.codecs.zarr_folder import ZARR, channel_windows, write_descriptions
 from deconv_cli.io.codecs.zarr_library import FORMAT_FILE, ArraySpec, open_described
 from deconv_cli.io.codecs.zarr_pyramid import build_levels
-from deconv_cli.io.folders import address_of, is_member, read_member, remove, write_member
+from deconv_cli.io.folders import address_of, is_member, list_members, read_member, remove, write_member
 from deconv_cli.io.regions.partial_file import partial_path, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -69,6 +69,8 @@ class ZarrTarget(RegionTarget):
             build_levels(self._open, len(self.specs), self.axes)
             write_descriptions(self.folder, dict(self.documents), self.specs, image, self._windows())
             remove(self.folder / _PLAN)
+            for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
+                remove(self.folder / name)
             if self.folder != self.path:
                 put_in_place(self.path)
 
