@@ -97,6 +97,7 @@ def _files_of(path: Path) -> Iterator[Path]:
 
     if is_one_file(path):
         yield path
+        return
     for root, folders, files in os.walk(path):
         shown = [Path(root, name) for name in (*folders, *files) if not name.startswith(".")]
         whole = [one for one in shown if is_one_file(one)]

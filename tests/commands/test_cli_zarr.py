@@ -68,6 +68,7 @@ def test_without_a_name_the_result_stands_beside_its_input(deconv, sample):
 def test_in_a_tree_it_is_one_file_among_others(deconv, sample, tmp_path):
     folder = tmp_path / "in"
     np.save(folder / "a.npy", np.ones((8, 9), "float32"))
+    np.save(sample / "of-another-program.npy", np.ones((8, 9), "float32"))
     (folder / "loop").symlink_to(folder)
     assert sorted(file.place.as_posix() for file in expand(folder)) == ["a.npy", "pollen.ome.zarr"]
     assert [file.path for file in expand(folder / "*.zarr")] == [sample]

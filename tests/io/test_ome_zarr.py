@@ -225,7 +225,7 @@ def test_time_steps_and_units_come_along(tmp_path, rewrite):
         {"name": "x", "type": "space", "unit": "micrometer"},
     ]
     one = {"type": "scale", "scale": [2.0, 250.0, 0.5]}
-    moved = {"type": "translation", "translation": [0.0, 100.0, 3.0]}
+    moved = {"type": "translation", "translation": [4.0, 100.0, 3.0]}
     multiscale = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [one, moved]}]}
     multiscale["coordinateTransformations"] = [{"type": "scale", "scale": [0.5, 1.0, 1.0]}]
     group = zarr.create_group(store=path, attributes={"ome": {"version": "0.5", "multiscales": [multiscale]}})
@@ -234,7 +234,9 @@ def test_time_steps_and_units_come_along(tmp_path, rewrite):
     assert written.spacing == (0.25, 0.5)
     found = written_multiscale(tmp_path / "out.ome.zarr")
     assert found["axes"] == [axes[0], {**axes[1], "unit": "micrometer"}, axes[2]]
-    assert found["datasets"][0]["coordinateTransformations"][0]["scale"] == [1.0, 0.25, 0.5]
+    scale, translation = found["datasets"][0]["coordinateTransformations"]
+    assert scale["scale"] == [1.0, 0.25, 0.5]
+    assert translation["translation"] == [2.0, 0.1, 3.0]
     check_valid(tmp_path / "out.ome.zarr")
 
 

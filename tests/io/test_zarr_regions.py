@@ -216,10 +216,12 @@ def test_a_filter_that_opens_pickles_is_refused_before_a_chunk_is_read(tmp_path)
     path = tmp_path / "a.zarr"
     zarr.create_array(store=path, shape=(4, 4), dtype="float32", chunks=(4, 4), zarr_format=2)
     description = json.loads((path / ".zarray").read_text())
-    for change in ({"filters": [{"id": "pickle"}]}, {"dtype": "|O", "filters": [{"id": "pickle", "protocol": 5}]}):
-        (path / ".zarray").write_text(json.dumps(description | change))
-        with pytest.raises((UnsafeInputError, MalformedInputError)):
-            open_regions(path)
+    (path / ".zarray").write_text(json.dumps(description | {"filters": [{"id": "pickle"}]}))
+    with pytest.raises(UnsafeInputError, match="Python objects, which are not opened"):
+        open_regions(path)
+    (path / ".zarray").write_text(json.dumps(description | {"dtype": "|O"}))
+    with pytest.raises(MalformedInputError, match=r"should hold real numbers, but its samples are \|O"):
+        open_regions(path)
 
 
 def test_an_array_that_promises_more_than_the_memory_is_read_by_parts_alone(tmp_path):

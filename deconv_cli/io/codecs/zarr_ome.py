@@ -48,10 +48,12 @@ def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) ->
     units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, multiscale["axes"], strict=True)}
     scale, translation = _transformation(multiscale, axes)
     resolution, unsupported = _resolution(scale, units)
+    if resolution and resolution.unit:
+        translation |= {a: translation[a] * float(_in_unit(units[a], resolution.unit)) for a in "ZYX" if a in axes}
     native: dict[str, Any] = {NAME: str(multiscale["name"])} if multiscale.get("name") else {}
     if "T" in scale and (scale["T"] != 1 or units["T"]):
         native[TIME] = {"scale": scale["T"], "unit": units["T"]}
-    if any(translation.values()):
+    if any(translation.values()) and not unsupported:
         native[TRANSLATION] = translation
     channels = omero.get("channels")
     labels = tuple(str(channel.get("label", "")) for channel in channels) if isinstance(channels, list) else ()
@@ -125,8 +127,13 @@ def _resolution(scale: dict[str, float], units: dict[str, str]) -> tuple[Resolut
     sizes = {}
     for letter in space:
         size = Fraction(str(scale[letter]))
-        sizes[letter] = size * METERS[_UNITS[units[letter]]] / METERS[unit] if unit else size
+        sizes[letter] = size * _in_unit(units[letter], unit) if unit else size
     return Resolution(1 / sizes["X"], 1 / sizes["Y"], unit, sizes.get("Z")), ()
+
+
+def _in_unit(name: str, unit: str) -> Fraction:
+    """Give the length of a unit of OME-Zarr in another one of a resolution."""
+    return METERS[_UNITS[name]] / METERS[unit]
 
 
 def _scale(axes: str, metadata: Metadata) -> dict[str, float]:
