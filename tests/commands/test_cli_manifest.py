@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -224,3 +227,29 @@ def test_an_error_that_nobody_foresaw_costs_one_file_and_keeps_its_traceback(
     done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
     assert [failure["error"] for failure in done.report["failed"]] == ["unexpected ZeroDivisionError: by what"]
     assert "fails_once" in done.stderr
+
+
+@pytest.mark.exhaustive  # a process of its own, which loads torch
+@pytest.mark.parametrize("n_lines", [1, 41])
+def test_a_run_that_is_killed_as_a_whole_redoes_what_was_under_way_alone(deconv, gentle, tmp_path, n_lines):
+    (tmp_path / "many").mkdir()
+    for number in range(40):
+        np.save(tmp_path / "many" / f"{number}.npy", np.random.default_rng(number).random((40, 36), dtype=np.float32))
+    words = ["invert", tmp_path / "many", "-k", gentle, "--lambda", "1e-3", "-o"]
+    manifest = ["--manifest", tmp_path / "run.jsonl"]
+    command = [sys.executable, "-m", "deconv_cli", *words, tmp_path / "out", *manifest]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while run.poll() is None and len(_lines(tmp_path / "run.jsonl")) < n_lines:
+            time.sleep(0.001)
+        run.kill()
+    ended = [line for line in _lines(tmp_path / "run.jsonl") if '"done"' in line]
+    report = deconv(*words, tmp_path / "out", *manifest, "--resume", "--json").report
+    assert len(report["skipped"]) >= len(ended)
+    assert len(report["results"]) + len(report["skipped"]) == 40
+    deconv(*words, tmp_path / "at_once")
+    for path in (tmp_path / "at_once").glob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def _lines(path):
+    return path.read_text().splitlines() if path.exists() else []
