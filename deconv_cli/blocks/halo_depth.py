@@ -150,6 +150,8 @@ def choose_halo(
         UsageError: the influence reaches further than any piece that may be looked at.
     """
     span = max(window.highest for window in windows) - min(window.lowest for window in windows)
+    if not any(is_cut):  # each image of a series fits
+        return HaloChoice((0,) * len(is_cut), 0.0, 0.0, span)
     fitted, others = windows[:N_FITTED], windows[N_FITTED : 2 * N_FITTED]
     wanted = tolerance * span / SAFETY
     n_reaches, pipeline, looked_at = FIRST_REACHES, problem.pipeline(), 0

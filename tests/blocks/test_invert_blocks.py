@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 import deconv_cli
@@ -141,3 +142,16 @@ def test_what_reaches_too_far_for_blocks_is_refused(tmp_path):
     with pytest.raises(UsageError, match="larger lam"):
         invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, defaults="picture", lam=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_the_images_of_a_series_that_fit_are_blocks_without_seams(tmp_path):
+    kernel, frames = deconv_cli.make_kernel("gaussian:1"), torch.stack([scene(40, 36, seed=n) for n in (3, 4, 5)])
+    tifffile.imwrite(tmp_path / "in.tif", frames.numpy(), imagej=True, metadata={"axes": "TYX"})
+    options = OPTIONS | {"lam": 1e-3, "boundary": "zero"}
+    found = invert_blocks(
+        tmp_path / "in.tif", kernel, tmp_path / "out.npy", blocks=BlockOptions(10**8, (40, 36)), **options
+    )
+    assert found.plan.halo.halo == (0, 0)
+    assert found.plan.halo.predicted == 0
+    whole = np.stack([deconv_cli.invert(frame[None], kernel, **options).image[0].numpy() for frame in frames])
+    assert np.abs(np.load(tmp_path / "out.npy")[:, 0] - whole).max() < 1e-4 * np.abs(whole).max()
