@@ -68,7 +68,7 @@ app.command("check-grad", epilog=check_grad.EXAMPLE, context_settings={"allow_ex
 app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
 
 kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_markup_mode="rich")
-kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(kernel_commands.estimate)
+kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(with_option_groups(kernel_commands.estimate))
 kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_groups(kernel_commands.align))
 kernels.command("make", epilog=kernel_make.EXAMPLE)(with_option_groups(kernel_make.make))
 kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_note, print_table
-from deconv_cli.commands.kernel_output import parse_numbers, print_kernel, without_paths, write_psf
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
+from deconv_cli.commands.kernel_output import AnswerOptions, parse_numbers, print_kernel, without_paths, write_psf
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ AXIS_NAMES = "ZYX"
 
 def from_beads(
     beads: Annotated[Path, typer.Argument(metavar="BEADS", help="A picture or a stack of beads.", show_default=False)],
+    printed: AnswerOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -71,10 +71,6 @@ def from_beads(
         str | None,
         typer.Option("--axes", metavar="LETTERS", help="Read the file's axes as these, for example ZYX or CZYX."),
     ] = None,
-    force: ForceOption = False,
-    show: ShowOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Average the beads that stand alone, aligned by parts of a sample, into a point-spread function."""
     from deconv_cli.io import read_image
@@ -82,7 +78,7 @@ def from_beads(
     from deconv_cli.workflows.bead_psf import psf_from_beads
 
     if output is not None:
-        check_output_path(output, beads, force=force)
+        check_output_path(output, beads, force=printed.force)
     image = read_image(beads, axes=axes)
     samples, known = _one_channel(image, channel)
     given = parse_numbers(spacing, "--spacing", (samples.ndim,), float) if spacing is not None else None
@@ -105,11 +101,11 @@ def from_beads(
     }
     if output is not None:
         write_psf(output, found.psf, without_paths(record), steps)
-    if not quiet:
+    if not printed.quiet:
         print_table(str(beads), _rows(found, steps))
         for note in image.notes:
             print_note(note)
-    print_kernel(found.psf, record, output, show=show, as_json=as_json)
+    print_kernel(found.psf, record, output, printed)
 
 
 def _one_channel(image: ImageFile, channel: int | None) -> tuple[Tensor, tuple[float, ...] | None]:

@@ -11,6 +11,7 @@ import typer
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.kernel_output import (
+    AnswerOptions,
     LightOption,
     OutputFile,
     check_kernel_output,
@@ -20,11 +21,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
-    ForceOption,
-    JsonOption,
     KernelOptions,
-    QuietOption,
-    ShowOption,
 )
 from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
@@ -44,6 +41,7 @@ ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png -
 
 def estimate(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.", show_default=False)],
+    printed: AnswerOptions,
     output: OutputFile = None,
     family: Annotated[
         list[str] | None,
@@ -84,10 +82,6 @@ def estimate(
         ),
     ] = None,
     light: LightOption = "auto",
-    force: ForceOption = False,
-    show: ShowOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Find which kernel blurred a picture, from the picture alone, and how sure that is."""
     from deconv_cli.io import read_image
@@ -98,9 +92,9 @@ def estimate(
     if size is not None and not free:
         raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
     if output is not None:
-        check_kernel_output(output, photo, force=force)
+        check_kernel_output(output, photo, force=printed.force)
     if map_file is not None:
-        _check_map(map_file, photo, force=force)
+        _check_map(map_file, photo, force=printed.force)
         if output is not None and map_file.resolve() == output.resolve():
             raise UsageError(f"--map and --output would both be written to '{map_file}'; give two names.")
     image = read_image(photo)
@@ -127,7 +121,7 @@ def estimate(
         mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"] = describe_map(mapped)
         if mapped.found:
-            save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=force)
+            save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=printed.force)
             is_mapped = True
         rows += [
             ("same everywhere" if i == 0 else "", row)
@@ -138,15 +132,15 @@ def estimate(
     taps = form.taps if free else found.taps()
     if output is not None and is_written:
         write_kernel(output, taps, without_paths(record))
-    if not quiet:
+    if not printed.quiet:
         print_table(str(photo), rows)
         rival = close_rival(found)
         if rival is not None:
             print_note(f"{rival} explains the picture about as well; compare both restorations")
-    print_kernel(taps, record, output if is_written else found.text, show=show, as_json=as_json)
+    print_kernel(taps, record, output if is_written else found.text, printed)
     unwritten = [path for path, done in ((output, is_written), (map_file, is_mapped)) if path is not None and not done]
     if unwritten:
-        if not quiet:
+        if not printed.quiet:
             print_warning(f"{describe_found(found)}; '{unwritten[0]}' was not written")
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
@@ -155,6 +149,7 @@ def align(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.", show_default=False)],
     kernel: Annotated[list[Path], KERNEL_OPTION],
     reading: KernelOptions,
+    printed: AnswerOptions,
     sharp: Annotated[
         Path | None,
         typer.Option(
@@ -167,10 +162,6 @@ def align(
     ] = None,
     output: OutputFile = None,
     light: LightOption = "auto",
-    force: ForceOption = False,
-    show: ShowOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it."""
     from deconv_cli.commands.loaded_kernel import load_kernels
@@ -179,7 +170,7 @@ def align(
     from deconv_cli.workflows.blind import align_kernel
 
     if output is not None:
-        check_kernel_output(output, photo, force=force)
+        check_kernel_output(output, photo, force=printed.force)
     image, loaded = read_image(photo), load_kernels(kernel, reading, 2)
     chosen = light_of(image, light)
     truth = None if sharp is None else read_image(sharp)
@@ -207,12 +198,12 @@ def align(
     if output is not None:
         write_kernel(output, found.taps, without_paths(record))
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
-    if not quiet:
+    if not printed.quiet:
         rows = [("kernel", sentence), ("against as given", f"{found.evidence:+.1f} in log-likelihood")]
         print_table(str(photo), [*rows, ("light", chosen.reason)])
         for note in loaded.notes:
             print_note(note)
-    print_kernel(found.taps, record, output or sentence, show=show, as_json=as_json)
+    print_kernel(found.taps, record, output or sentence, printed)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:

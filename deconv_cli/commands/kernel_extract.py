@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_document, print_note, print_table
-from deconv_cli.commands.kernel_output import print_kernel, without_paths
+from deconv_cli.commands.kernel_output import AnswerOptions, print_kernel, without_paths
 from deconv_cli.commands.model_options import ModelOptions, open_module
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ def extract(
         ),
     ],
     options: ModelOptions,
+    printed: AnswerOptions,
     layer: Annotated[
         str | None,
         typer.Option("--layer", metavar="NAME", help="Which layer. Without it the layers are listed."),
@@ -44,10 +44,6 @@ def extract(
             show_default=False,
         ),
     ] = None,
-    force: ForceOption = False,
-    show: ShowOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """List the convolutions of a model, or take one out of it; nothing that the file carries is run."""
     from deconv_cli.io.output_path import check_output_path
@@ -57,7 +53,7 @@ def extract(
     if output is not None:
         if output.suffix != ".safetensors":
             raise UsageError(f"a layer has a bias and a geometry, which .safetensors alone holds; not '{output}'.")
-        check_output_path(output, model_file, force=force)
+        check_output_path(output, model_file, force=printed.force)
     stored, module = open_module(model_file, options)
     layers = list_layers(stored, module)
     record: dict[str, Any] = {
@@ -68,17 +64,17 @@ def extract(
         "notes": list(stored.notes),
     }
     if layer is None and output is None and len(layers) > 1:
-        _list(model_file, layers, record, as_json=as_json)
+        _list(model_file, layers, record, as_json=printed.as_json)
         return
     found = find_layer(stored, layers, layer)
     record |= {"layer": found.describe(), "output": None if output is None else str(output)}
     if output is not None:
-        save_layer(found, output, record=without_paths(record), force=force)
-    if not quiet:
+        save_layer(found, output, record=without_paths(record), force=printed.force)
+    if not printed.quiet:
         print_table(str(model_file), [("layer", found.name), *_rows(found)])
         for note in _notes(stored, found):
             print_note(note)
-    print_kernel(found.weight, record, output, show=show, as_json=as_json)
+    print_kernel(found.weight, record, output, printed)
 
 
 def _list(path: Path, layers: list[ModelLayer], record: dict[str, Any], *, as_json: bool) -> None:

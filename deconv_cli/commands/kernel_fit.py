@@ -42,7 +42,7 @@ def fit(
     ],
     size: SizeOption,
     options: PairOptions,
-    answer: AnswerOptions,
+    printed: AnswerOptions,
     output: OutputFile = None,
     errors: Annotated[
         Path | None,
@@ -60,7 +60,7 @@ def fit(
     named = list_pairs(pairs)
     for path in (output, errors):
         if path is not None:
-            check_kernel_output(path, named[0][0], force=answer.force)
+            check_kernel_output(path, named[0][0], force=printed.force)
     if output is not None and errors is not None and output.resolve() == errors.resolve():
         raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
     taps_size = parse_size(size)
@@ -82,11 +82,11 @@ def fit(
     for path, values in ((output, found.taps), (errors, found.errors)):
         if path is not None:
             write_kernel(path, values, without_paths(record))
-    if not answer.quiet:
+    if not printed.quiet:
         print_table(str(named[0][1]), _rows(found, read[0][1]))
     for doubt in doubts or cut:
         print_warning(doubt)
-    print_kernel(found.taps, record, output, show=answer.show, as_json=answer.as_json)
+    print_kernel(found.taps, record, output, printed)
     if doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 

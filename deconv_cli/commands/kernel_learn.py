@@ -106,38 +106,39 @@ def learn(
     size: SizeOption,
     options: PairOptions,
     learning: LearnOptions,
-    answer: AnswerOptions,
+    printed: AnswerOptions,
     output: OutputFile = None,
 ) -> None:
     """Learn a kernel, or filters that undo one, by gradient descent, for a loss of your choice."""
     from deconv_cli.report.learning_record import describe_learning
 
-    _check_files(inputs[0], learning, output, answer)
+    _check_files(inputs[0], learning, output, printed)
     with (
         running_user_code(is_silent=True) as (_, caught),
-        WorkProgress(verbose=False, is_silent=answer.quiet).shown() as progress,
+        WorkProgress(verbose=False, is_silent=printed.quiet).shown() as progress,
     ):
         run = _learn(inputs, parse_size(size), options, learning, progress)
     record = describe_learning(run) | {"output": None if output is None else str(output)}
     if output is not None:
-        write_kernel(output, run.learned.taps, without_paths(record))
+        named = {name: record[name] and Path(record[name]).name for name in ("kernel", "loss")}  # without folders
+        write_kernel(output, run.learned.taps, without_paths(record) | named)
     if learning.report is not None:
         from deconv_cli.io.pages import write_page
         from deconv_cli.report.learning_page import render_learning
 
         write_page(learning.report, render_learning(run))
-    if not answer.quiet:
+    if not printed.quiet:
         print_table(run.title, [(name, value) for name, value, _ in run.rows()])
         for note in describe_warnings(caught):
             print_note(note)
     for doubt in run.learned.doubts:
         print_warning(doubt)
-    print_kernel(run.learned.taps, record, output, show=answer.show, as_json=answer.as_json)
+    print_kernel(run.learned.taps, record, output, printed)
     if run.learned.doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
-def _check_files(source: Path, learning: LearnOptions, output: Path | None, answer: AnswerOptions) -> None:
+def _check_files(source: Path, learning: LearnOptions, output: Path | None, printed: AnswerOptions) -> None:
     """Refuse options that do not go together, and files that could not be written."""
     from deconv_cli.io.output_path import check_output_path
     from deconv_cli.io.pages import check_page_path
@@ -147,9 +148,9 @@ def _check_files(source: Path, learning: LearnOptions, output: Path | None, answ
     if learning.noise is not None and learning.kernel is None:
         raise UsageError("--noise is added to pictures that --kernel blurs; name a kernel, or leave it out.")
     if output is not None:
-        check_kernel_output(output, source, force=answer.force)
+        check_kernel_output(output, source, force=printed.force)
     if learning.report is not None:
-        check_page_path(learning.report, source, force=answer.force)
+        check_page_path(learning.report, source, force=printed.force)
     if learning.checkpoint is not None:
         if learning.checkpoint.suffix != ".pt":
             raise UsageError(f"--checkpoint is a file of torch.save, but is '{learning.checkpoint}'; end it in .pt.")

@@ -9,6 +9,7 @@ import typer
 
 from deconv_cli.commands.console import print_table
 from deconv_cli.commands.kernel_output import (
+    AnswerOptions,
     OutputFile,
     check_kernel_output,
     parse_numbers,
@@ -16,7 +17,6 @@ from deconv_cli.commands.kernel_output import (
     without_paths,
     write_kernel,
 )
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
 
@@ -35,6 +35,7 @@ def make(
             show_default=False,
         ),
     ],
+    printed: AnswerOptions,
     spacing: Annotated[
         str | None,
         typer.Option(
@@ -45,16 +46,12 @@ def make(
         ),
     ] = None,
     output: OutputFile = None,
-    force: ForceOption = False,
-    show: ShowOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Make a kernel by a formula: of sum 1, each tap the integral over its pixel."""
     from deconv_cli.kernels.sources.formula import has_units, make_kernel
 
     if output is not None:
-        check_kernel_output(output, Path.cwd(), force=force)
+        check_kernel_output(output, Path.cwd(), force=printed.force)
     steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
     if steps is None and has_units(words):
         raise UsageError("lengths in nm, um or mm need the distances of the samples, as --spacing 0.2,0.1,0.1 in µm.")
@@ -73,7 +70,7 @@ def make(
     }
     if output is not None:
         write_kernel(output, taps, without_paths(record))
-    if not quiet:
+    if not printed.quiet:
         size = "×".join(map(str, taps.shape))
         print_table(words, [("taps", f"{size}, sum {float(taps.sum()):.6g}, largest {float(taps.max()):.4g}")])
-    print_kernel(taps, record, output, show=show, as_json=as_json)
+    print_kernel(taps, record, output, printed)

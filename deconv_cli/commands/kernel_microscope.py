@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_note, print_table
-from deconv_cli.commands.kernel_output import parse_numbers, print_kernel, without_paths, write_psf
+from deconv_cli.commands.kernel_output import AnswerOptions, parse_numbers, print_kernel, without_paths, write_psf
 from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ EXAMPLE = "Example: deconv kernel microscope na=1.4,emission=520 --spacing 0.2,0
 
 
 def microscope(
+    printed: AnswerOptions,
     words: Annotated[
         str,
         typer.Argument(
@@ -57,10 +57,6 @@ def microscope(
     channel: Annotated[
         int, typer.Option("--channel", metavar="N", min=0, help="Which channel of several, from 0.")
     ] = 0,
-    force: ForceOption = False,
-    show: ShowOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Compute a point-spread function from the optics; needs the extra microscope, the package psf-generator."""
     from deconv_cli.io import read_image
@@ -68,7 +64,7 @@ def microscope(
     from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
 
     if output is not None:
-        check_output_path(output, image or Path.cwd(), force=force)
+        check_output_path(output, image or Path.cwd(), force=printed.force)
     read = None if image is None else read_image(image)
     if read is not None:
         read = read.spanned_by(read.named_dimensions or read.dimensions)
@@ -92,11 +88,11 @@ def microscope(
     }
     if output is not None:
         write_psf(output, psf, without_paths(record), chosen.spacing)
-    if not quiet:
+    if not printed.quiet:
         print_table("microscope", _rows(chosen, tuple(psf.shape)))
         for note in notes:
             print_note(note)
-    print_kernel(psf, record, output, show=show, as_json=as_json)
+    print_kernel(psf, record, output, printed)
 
 
 def _rows(chosen: Microscope, shape: tuple[int, ...]) -> list[tuple[str, str]]:

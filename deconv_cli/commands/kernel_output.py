@@ -138,11 +138,11 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
 
 
-def print_kernel(taps: Tensor, record: dict[str, Any], answer: Path | str | None, *, show: bool, as_json: bool) -> None:
+def print_kernel(taps: Tensor, record: dict[str, Any], answer: Path | str | None, printed: AnswerOptions) -> None:
     """Draw a kernel where that is wanted, and print its record, or the answer: the file that it was written to."""
-    if show:
+    if printed.show:
         _show_taps(taps)
-    if as_json:
+    if printed.as_json:
         print_document(record)
     elif answer is not None:
         typer.echo(str(answer))

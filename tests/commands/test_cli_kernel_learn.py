@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bad_losses
@@ -12,6 +13,7 @@ from PIL import Image
 
 import deconv_cli
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
 
 
 @pytest.fixture
@@ -25,9 +27,10 @@ def pair(deconv, save, tmp_path):
 
 def test_a_pair_of_tensors_gives_the_kernel_and_a_page(deconv, pair, tmp_path):
     x, y, kernel = pair
-    done = deconv("kernel", "learn", x, y, "--size", "3,4", "--boundary", "zero", "-o", tmp_path / "k2.npy",
+    done = deconv("kernel", "learn", x, y, "--size", "3,4", "--boundary", "zero", "-o", tmp_path / "found.safetensors",
                   "--report", tmp_path / "page.html", "--json")  # fmt: skip
-    found = np.load(tmp_path / "k2.npy")
+    stored = SAFETENSORS.read(tmp_path / "found.safetensors")
+    found = np.asarray(stored.samples)
     assert np.abs(found - kernel).max() < 1e-6
     report = done.report
     assert report["certificate"] < 1e-6
@@ -35,6 +38,8 @@ def test_a_pair_of_tensors_gives_the_kernel_and_a_page(deconv, pair, tmp_path):
     library = deconv_cli.learn_kernel([tuple(torch.from_numpy(np.load(path)) for path in (x, y))], (3, 4),
                                       boundary="zero")  # fmt: skip
     assert np.array_equal(library.taps.float().numpy(), found)
+    assert stored.record["curve"] == report["curve"]
+    assert str(tmp_path) not in json.dumps(stored.record)
     assert [point.held_out for point in library.curve] == [point["held_out"] for point in report["curve"]]
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Learning curve" in page
