@@ -18,8 +18,7 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.image_pairs import arrange_taps, check_memory, checked_size, group_pairs
-from deconv_cli.workflows.learning_settings import check_constraints
+from deconv_cli.workflows.image_pairs import arrange_taps, check_constraints, check_memory, checked_size, group_pairs
 
 ALL_BUT = 1e-3
 """A residual that is no larger a part of held-out data is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,20 @@ def checked_size(size: object) -> Size:
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
         raise UsageError(f"size must hold positive whole numbers of taps, but is {size!r}.")
     return tuple(size)
+
+
+def check_constraints(channels: str, lam: float | None, *, unit_sum: bool) -> None:
+    """Refuse what cannot be asked of taps.
+
+    Raises:
+        UsageError: a weight that is not positive, or a sum of taps that mix channels.
+    """
+    if unit_sum and channels == "mix":
+        raise UsageError(
+            "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
+        )
+    if lam is not None and not (math.isfinite(lam) and lam > 0):
+        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
 
 
 def group_pairs(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.learning.learned_kernel import Constraint
 from deconv_cli.kernels.learning.loss_functions import Loss
+from deconv_cli.workflows.image_pairs import check_constraints
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,3 @@ class LearningSettings:
     def describe(self) -> dict[str, Any]:
         """Give all choices as JSON holds them."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"loss": self.loss_name}
-
-
-def check_constraints(channels: str, lam: float | None, *, unit_sum: bool) -> None:
-    """Refuse what cannot be asked of taps.
-
-    Raises:
-        UsageError: a weight that is not positive, or a sum of taps that mix channels.
-    """
-    if unit_sum and channels == "mix":
-        raise UsageError(
-            "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
-        )
-    if lam is not None and not (math.isfinite(lam) and lam > 0):
-        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
