@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     batches,
     blind,
+    blocks,
     choice,
     clusters,
     free_form,
@@ -46,6 +47,7 @@ QUESTIONS = {
     "learn": learn,
     "stack_border": stack_border,
     "stacks": stacks,
+    "blocks": blocks,
     "clusters": clusters,
     "batches": batches,
 }

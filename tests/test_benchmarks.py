@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     batches,
+    blocks,
     clusters,
     free_form,
     growth,
@@ -44,6 +45,7 @@ QUESTIONS = [
     stack_border,
     stacks,
     batches,
+    blocks,
     clusters,
 ]
 TINY: dict[str, object] = {"size": 8, "n_channels": 2}

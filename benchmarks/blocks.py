@@ -1,0 +1,135 @@
+"""Is a picture that was restored in blocks the picture that is restored as a whole, and is that of the usual tiles?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import deconv_cli
+from benchmarks import problems
+from benchmarks.measuring import Case, Figures, Scale, timed
+from benchmarks.printing import Report, Target, column, number, ratio, seconds, small, table, times
+from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.blocks.plan_blocks import BlockOptions
+
+KERNELS = ("gaussian:1.5", "motion:9@30")
+MEMORY = 2**30
+LIMIT = 1e-3
+"""Of the range of the samples: the largest difference that is planned for."""
+
+
+def cases(scale: Scale) -> list[Case]:
+    """List what is measured."""
+    sizes: dict[str, object] = {"size": scale.pick(4096, 96), "block": scale.pick(1024, 48)}
+    small_sizes: dict[str, object] = {"size": scale.pick(1024, 64), "block": scale.pick(512, 32)}
+    linear = [
+        Case(f"Tikhonov, {kernel}, λ = {lam:g}", blocks_and_whole, sizes | {"kernel": kernel, "options": {"lam": lam}})
+        for kernel in scale.pick(KERNELS, ("box:3",))
+        for lam in scale.pick((1e-2, 1e-1), (1e-1,))
+    ]
+    others = [
+        Case(
+            f"{name}, gaussian:1.5",
+            blocks_and_whole,
+            (small_sizes if name == "total variation" else sizes)
+            | {"kernel": scale.pick("gaussian:1.5", "box:3"), "options": options},
+        )
+        for name, options in OBJECTIVES.items()
+    ]
+    tiles = [
+        Case(f"tiles of scikit-image, {name}", peer_tiles, sizes | {"method": name}, peer="skimage")
+        for name in ("Wiener", "Richardson–Lucy")
+    ]
+    return [*linear, *others, *tiles]
+
+
+OBJECTIVES: dict[str, dict[str, object]] = {
+    "Richardson–Lucy": {"method": "richardson-lucy", "iterations": 30},
+    "total variation": {"prior": "tv", "weight": 1.0},
+}
+
+
+def blocks_and_whole(kernel: str, size: int, block: int, options: dict[str, Any]) -> Figures:
+    """Restore a noisy picture from file to file in blocks, and as a whole in memory, each in one thread."""
+    torch.set_num_threads(1)
+    taps = deconv_cli.make_kernel(kernel)
+    y = _blurred(taps, size)
+    with TemporaryDirectory() as place:
+        source, target = Path(place) / "in.npy", Path(place) / "out.npy"
+        np.save(source, y.numpy())
+        files, cut = LargeFileOptions(force=True), BlockOptions(MEMORY, (block, block))
+        found = invert_blocks(source, taps, target, files=files, blocks=cut, defaults="picture", **options)
+        assert found.summary is not None
+        blocks = np.load(target)
+    whole_s, whole = timed(lambda: deconv_cli.invert(y, taps, defaults="picture", **options))
+    return {
+        "difference": float(np.abs(blocks - whole.image.numpy()).max() / found.plan.halo.range),
+        "predicted": found.plan.halo.predicted,
+        "halo": max(found.plan.halo.halo),
+        "blocks_s": found.summary.seconds,
+        "whole_s": whole_s,
+    }
+
+
+def peer_tiles(method: str, size: int, block: int) -> Figures:
+    """Restore the same picture by another package as a whole, and in tiles that overlap by half the kernel."""
+    from skimage import restoration
+
+    taps = deconv_cli.make_kernel("gaussian:1.5")
+    psf, y = taps.numpy(), _blurred(taps, size)[0].numpy() / 255
+    restore = {
+        "Wiener": lambda part: restoration.wiener(part, psf, 1e-2, clip=False),
+        "Richardson–Lucy": lambda part: restoration.richardson_lucy(part, psf, num_iter=30, clip=False),
+    }[method]
+    depth, whole = psf.shape[0] // 2, restore(y)
+    padded, tiled = np.pad(y, depth, mode="reflect"), np.zeros_like(whole)
+    for row in range(0, size, block):
+        for column_ in range(0, size, block):
+            part = restore(padded[row : row + block + 2 * depth, column_ : column_ + block + 2 * depth])
+            tiled[row : row + block, column_ : column_ + block] = part[depth:-depth, depth:-depth][
+                : size - row, : size - column_
+            ]
+    inside = (
+        (slice(8 * depth, -8 * depth),) * 2 if size > 16 * depth else (slice(None),) * 2
+    )  # whose border differs too
+    return {"difference": float(np.abs(tiled - whole)[inside].max() / np.ptp(y)), "halo": depth}
+
+
+def _blurred(taps: Tensor, size: int) -> Tensor:
+    y = deconv_cli.forward(problems.photograph(size), taps, boundary="reflect")
+    return (y + torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).clamp_min(0)
+
+
+def report(outcomes: dict[str, Figures]) -> Report:
+    """Hold the figures against the targets, and lay them out."""
+    own = {name: figures for name, figures in outcomes.items() if not name.startswith("tiles")}
+    targets = [
+        target
+        for name, figures in own.items()
+        for target in (
+            Target(f"{name}: difference over the predicted", 1, _of_predicted(figures)),
+            Target(f"{name}: predicted difference, of the range", LIMIT, number(figures, "predicted")),
+        )
+    ]
+    columns = [
+        column("difference, of the range", "difference", small),
+        column("predicted", "predicted", small),
+        column("halo", "halo", lambda n: f"{n:.0f}"),
+        column("blocks", "blocks_s", seconds),
+        column("whole", "whole_s", seconds),
+        ("blocks over whole", lambda figures: times(ratio(number(figures, "blocks_s"), number(figures, "whole_s")))),
+    ]
+    title = (
+        "A noisy photograph of 4096² (1024² for the total variation) in blocks of 1024² (512²) against the same as a "
+        "whole, one thread each; below, tiles of the same size that overlap by half the kernel, as is usual."
+    )
+    return Report("Blocks against the whole", targets, [table(title, "what", outcomes, columns)])
+
+
+def _of_predicted(figures: Figures) -> float | None:
+    return ratio(number(figures, "difference"), number(figures, "predicted"))
