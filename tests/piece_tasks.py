@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,11 +89,36 @@ def check_failures(found: dict[int, Finished[int]]) -> None:
     assert "1 and 2" in str(found[4].error)
 
 
+@dataclass(frozen=True)
+class Noted:
+    """Does what another task does, and notes each time that it is begun."""
+
+    inner: Any
+    folder: Path
+
+    @property
+    def target(self) -> Any:
+        return self.inner.target
+
+    @property
+    def grid(self) -> Any:
+        return self.inner.grid
+
+    def __call__(self, number: int) -> Any:
+        with (self.folder / f"begun-{number}").open("a") as begun:
+            begun.write("x")
+        return self.inner(number)
+
+
 def describe_worker(number: int) -> tuple[str | None, int, int]:
     """Give the threads that libraries are told, those that torch takes, and the process."""
     import torch
 
     return os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads(), os.getpid()
+
+
+def folder_of(number: int) -> str:
+    return str(Path.cwd())
 
 
 def divide(number: int) -> float:

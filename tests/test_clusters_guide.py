@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tifffile
 from typer.testing import CliRunner
 
 from deconv_cli.commands.app import app
@@ -33,11 +32,12 @@ def lines(tmp_path, monkeypatch):
 def test_the_jobs_of_an_array_give_the_bytes_of_one_process(lines):
     blurring, in_processes, *in_jobs = lines
     assert run(blurring).exit_code == ExitCode.SUCCESS
+    assert "4 of 128×128" in run(f"{in_processes} --lambda 1e-2 --dry-run").stderr
     for line in in_jobs:
-        assert not Path("in_jobs.tif").exists()
+        assert not Path("in_jobs.npy").exists()
         assert run(f"{line} --lambda 1e-2").exit_code == ExitCode.SUCCESS  # to choose it takes most of the time
     assert run(in_processes.replace("--jobs 2", "--jobs 1 --lambda 1e-2")).exit_code == ExitCode.SUCCESS
-    assert tifffile.imread("in_jobs.tif").tobytes() == tifffile.imread("restored.tif").tobytes()
+    assert Path("in_jobs.npy").read_bytes() == Path("restored.npy").read_bytes()
 
 
 @pytest.mark.exhaustive  # processes and workers load torch
@@ -47,7 +47,7 @@ def test_so_do_processes_and_a_cluster_of_this_machine(lines):
     written = set()
     for workers in ("", "--jobs 1", "--jobs 2", "--cluster local:2"):
         assert run(in_processes.replace("--jobs 2", f"{workers} --force")).exit_code == ExitCode.SUCCESS
-        written.add(tifffile.imread("restored.tif").tobytes())
+        written.add(Path("restored.npy").read_bytes())
     assert len(written) == 1
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import logging
 import operator
+import os
 import pickle
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import chdir, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -143,11 +144,13 @@ class Piece:
         task: of the run, pickled: workers send one another what they have, and what loads torch would hold them up.
         share: what a worker takes of this machine; on others it takes all of its threads, and its first GPU.
         versions: of the packages where the run was started.
+        folder: in which it was started, from which paths are told.
     """
 
     task: bytes
     share: MachineShare | None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
+    folder: str = field(default_factory=os.getcwd)
 
     def __call__(self, number: int) -> Finished[Any]:
         """Do one piece.
@@ -162,7 +165,8 @@ class Piece:
             error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
             return Finished(number, error=error)
         worker = get_worker()
-        with _ONE_AT_A_TIME:
+        is_seen = Path(self.folder).is_dir()
+        with _ONE_AT_A_TIME, chdir(self.folder) if is_seen else nullcontext():
             if self.share is None:
                 MachineShare(worker.state.nthreads).take(0)
             else:
@@ -219,7 +223,7 @@ def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
     if isinstance(error, FileAccessError):
         error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
     elif isinstance(error, ModuleNotFoundError):
-        error = WorkerError(f"a worker of the cluster has {error.msg.lower()}; install deconv-cli there as it is here.")
+        error = WorkerError(f"a worker of the cluster says: {error}; install deconv-cli there as it is here.")
     elif type(error).__name__ == "KilledWorker":
         error = WorkerError(
             f"piece {number} of the work ended every worker that did it; the system does that where memory is short: "

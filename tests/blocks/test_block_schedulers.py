@@ -1,8 +1,12 @@
 """Blocks have the same bytes whoever restores them, and though workers are killed."""
 
 import os
+import pickle
 import random
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from piece_tasks import Noted
 
 import deconv_cli
 from deconv_cli.blocks.block_ledger import BlockLedger
@@ -19,7 +24,7 @@ from deconv_cli.blocks.plan_blocks import BlockOptions
 from deconv_cli.blocks.run_blocks import run_blocks
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
-from deconv_cli.schedulers.dask_cluster import DaskCluster
+from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
 from deconv_cli.schedulers.process_pool import ProcessPool
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.schedulers.thread_pool import ThreadPool
@@ -123,3 +128,42 @@ def test_a_worker_killed_at_any_block_changes_nothing(scheduler, seed, task, exp
     draw = random.Random(seed)
     kill = (draw.randrange(9), draw.choice(("before", "amid", "after")))
     assert restored(task, tmp_path, scheduler, kill=kill) == expected
+
+
+BEGINS = """
+import pickle, sys
+from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.run_blocks import run_blocks
+from deconv_cli.schedulers.start_scheduler import start_scheduler
+from deconv_cli.schedulers.work_settings import WorkSettings
+
+if __name__ == "__main__":
+    task, settings = pickle.loads(open(sys.argv[1], "rb").read())
+    with start_scheduler(WorkSettings(**settings)) as scheduler:
+        run_blocks(task, BlockLedger.of(task.target.path), scheduler, None, task.grid.order())
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform == "win32", reason="a group of processes is killed")
+@pytest.mark.parametrize("settings", [{"threads": 2}, {"jobs": 2}, {"cluster": "local:2"}], ids=str)
+def test_a_run_that_is_killed_as_a_whole_does_again_what_was_under_way(settings, task, expected, tmp_path):
+    task = replace(task, target=replace(task.target, path=tmp_path / "out.npy"))
+    ledger = BlockLedger.of(task.target.path)
+    ledger.write_plan(task.plan)
+    (tmp_path / "run.py").write_text(BEGINS)
+    (tmp_path / "task").write_bytes(pickle.dumps((Noted(task, tmp_path), settings)))
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "task")]
+    with subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": paths}) as run:
+        while len(ledger.results()) < 3 and run.poll() is None:
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGKILL)
+    n_done = len(ledger.results())
+    assert n_done < 9
+    assert run_blocks(Noted(task, tmp_path), ledger, SerialScheduler(), None, task.grid.order()).n_redone == 9 - n_done
+    n_begun = sum(len(path.read_text()) for path in tmp_path.glob("begun-*"))
+    assert 0 <= n_begun - 9 <= UNDER_WAY * 2  # workers
+    task.target.finish({})
+    assert task.target.path.read_bytes() == expected

@@ -5,7 +5,7 @@ import sys
 from itertools import count
 
 import pytest
-from piece_tasks import DieAt, Fail, WriteUnit, check_failures, sleep_from_two
+from piece_tasks import DieAt, Fail, WriteUnit, check_failures, folder_of, sleep_from_two
 
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers import dask_cluster
@@ -47,6 +47,12 @@ def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(c
     assert [len((tmp_path / str(n)).read_text()) for n in range(4)] == [1, 1, 3, 3]
     (one,) = cluster.run(Fail(tmp_path), [3])
     assert str(one.error).endswith("cannot be read; all workers have to see the files by the same paths.")
+
+
+def test_paths_are_told_from_the_folder_of_the_run(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [one.result for one in cluster.run(folder_of, [1])] == [str(tmp_path.resolve())]
+    assert [one.result for one in cluster.run(abs, [-1])] == [1]
 
 
 def test_few_pieces_are_under_way(cluster):
@@ -98,7 +104,7 @@ def test_a_worker_without_the_package_is_named_as_the_cause(cluster, monkeypatch
 
     (one,) = cluster.run(task, [1])
     assert isinstance(one.error, WorkerError)
-    assert "no module named 'only_here'; install deconv-cli there" in str(one.error)
+    assert "says: No module named 'only_here'; install deconv-cli there" in str(one.error)
 
 
 def test_without_distributed_the_extra_is_named(monkeypatch):
