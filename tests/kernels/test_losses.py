@@ -13,12 +13,12 @@ TARGET = torch.tensor([0.0, 0.3, 1.0, 5.0, 80.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", list(deconv_cli.LOSSES))
-def test_a_loss_is_zero_at_the_data_and_nowhere_less(name):
+def test_a_loss_is_zero_at_the_data_and_hardly_anywhere_less(name):
     loss = find_loss(name)
-    assert torch.equal(loss(TARGET, TARGET).clamp_min(1e-12), torch.full_like(TARGET, 1e-12)) or name == "poisson"
+    assert torch.allclose(loss(TARGET, TARGET), torch.zeros_like(TARGET), atol=1e-12)
     away = torch.linspace(-3, 90, 400, dtype=torch.float64)[:, None].expand(-1, 5)
     values = loss(away, TARGET.expand_as(away))
-    assert float(values.min()) >= 0
+    assert float(values.min()) > (-1e-12 if name != "poisson" else -(FAINT**2))
     nearest = (away - TARGET).abs().argmin(0)
     assert float((away[values.argmin(0), range(5)] - away[nearest, range(5)]).abs().max()) < 0.5
 

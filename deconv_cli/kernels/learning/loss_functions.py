@@ -42,13 +42,14 @@ def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 def poisson(prediction: Tensor, target: Tensor) -> Tensor:
     """Give p − t + t·log(t/p), how much less likely counts t are under the mean p than under t itself.
 
-    Below a tenth of a count it goes on as a parabola, so that it is finite for predictions that are not positive.
+    Below a tenth of a count the logarithm goes on as a parabola, and another one keeps predictions from falling far
+    below zero, so that the loss is finite everywhere.
     """
     counts = target.clamp_min(0)
-    mean = prediction.clamp_min(FAINT)
-    missing = (FAINT - prediction).clamp_min(0) / FAINT
-    exact = mean - counts + counts.xlogy(counts) - counts * mean.log()
-    return exact + missing * (counts - FAINT) + (counts + 1) * missing.square() / 2
+    short = (1 - prediction / FAINT).clamp_min(0)
+    logarithm = prediction.clamp_min(FAINT).log() - short - short.square() / 2
+    below = prediction.clamp_max(0) / FAINT
+    return prediction - counts + counts.xlogy(counts) - counts * logarithm + below.square() / 2
 
 
 def find_loss(words: str | Loss) -> Loss:
