@@ -143,6 +143,10 @@ def estimate(
         if not printed.quiet:
             print_warning(f"{describe_found(found)}; '{unwritten[0]}' was not written")
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+    if found.doubt is not None and not free:
+        if not quiet:
+            print_warning(found.doubt)
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
 def align(

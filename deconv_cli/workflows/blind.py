@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +12,10 @@ from torch import Tensor
 
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
-from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family
+from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
-from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, measure_spectrum
+from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, measure_spectrum
 from deconv_cli.operators import synchronize
 from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
@@ -25,6 +27,7 @@ _LUMA = (0.299, 0.587, 0.114)
 """Of stored values, as JPEG makes it (ITU-T T.871)."""
 _LEAST_FREE_SIZE, _ROOM = 15, 1.5
 """A kernel of free form gets so many taps a side at least, and so many times those of the family."""
+_PARTS_A_SIDE = 3
 _WINDOW = 2048
 _MUCH_LIKELIER = 20.0
 """Evidence at which a kernel that was given is doubted; right ones stayed below 10 on the photographs tried."""
@@ -99,6 +102,17 @@ class BlurredPicture:
         stored = measure_spectrum(self.luma[part], side=found.grid.side)
         return replace(found, reliance=jpeg_reliance(stored, self.jpeg_table))
 
+    def parts(self) -> Iterator[PolarSpectrum]:
+        """Measure the power spectra of a few parts of the picture, one after another; of none if it is small."""
+        rows, columns = (
+            [slice(i * n // _PARTS_A_SIDE, (i + 1) * n // _PARTS_A_SIDE) for i in range(_PARTS_A_SIDE)]
+            for n in self.luminance.shape
+        )
+        for part in itertools.product(rows, columns):
+            size = self.luminance[part].shape
+            if min(size) >= SIDES[-1] and math.prod(size) >= 2 * SIDES[-1] ** 2:
+                yield self.spectrum(*part)
+
 
 def _weighted(samples: Tensor, weights: tuple[float, float, float]) -> Tensor:
     if samples.shape[0] != len(weights):
@@ -116,7 +130,8 @@ def estimate_kernel(
     """Find which kernel blurred a picture, from the picture alone.
 
     The families are disks, polygons, Gaussians, straight motions and so on; the likelihood of the picture's power
-    spectrum decides between them, and tells how sure the numbers are. "No blur" is one of the answers.
+    spectrum decides between them, and tells how sure the numbers are. "No blur" is one of the answers. A blur that
+    a soft scene could be taken for is looked for again in parts of the picture: `doubt` says where they disagree.
 
     Args:
         image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`, at least 64 × 128 pixels.
@@ -130,7 +145,8 @@ def estimate_kernel(
         MalformedInputError: samples that are not finite.
         UsageError: a family that there is not.
     """
-    return estimate_family(BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table).spectrum(), families)
+    picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
+    return look_at_parts(estimate_family(picture.spectrum(), families), picture.parts())
 
 
 def estimate_free_kernel(

@@ -8,7 +8,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
+from deconv_cli.commands import kernel_commands
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
 
 
@@ -154,6 +156,17 @@ def test_a_flat_jpeg_is_refused_by_a_sentence_and_no_reason_to_doubt_a_kernel(de
     run = deconv("kernel", "estimate", tmp_path / "flat.jpg", expect=ExitCode.INPUT_REFUSED)
     assert "no detail" in run.stderr
     deconv("invert", tmp_path / "flat.jpg", "-k", "disk:3", "--lambda", "1e-2", "-o", tmp_path / "x.png")
+
+
+def test_a_blur_that_differs_between_parts_is_doubted(deconv, monkeypatch):
+    parts = tuple(Candidate("gaussian", (sigma,), 0.0) for sigma in (1.2, 1.4, 4.5))
+    whole = (Candidate("gaussian", (1.6,), 10.0), Candidate("none", (), 90.0))
+    found = KernelEstimate(True, "gaussian", (Parameter("SIGMA", 1.6, 0.2),), whole, 80.0, parts)
+    monkeypatch.setattr(kernel_commands, "estimate_kernel_of", lambda *_: found)
+    run = deconv("kernel", "estimate", SAMPLES / "camera.png", "--json", expect=ExitCode.UNTRUSTWORTHY)
+    assert run.report["parts"] == ["gaussian:1.2", "gaussian:1.4", "gaussian:4.5"]
+    assert run.report["doubt"] in run.stderr
+    assert "gaussian:1.2 in one part of the picture and gaussian:4.5 in another" in run.stderr
 
 
 def test_the_kernel_is_looked_for_in_the_light_that_was_recorded(deconv, tmp_path):

@@ -6,6 +6,7 @@ from blurred_pictures import CURVE, blurred_picture, sharp_picture
 
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.blind.estimate import look_at_parts
 from deconv_cli.kernels.blind.polar_spectrum import measure_spectrum, polar_grid
 from deconv_cli.kernels.sources.formula import make_kernel
 
@@ -40,6 +41,23 @@ def test_a_sharp_picture_is_not_accused(name):
     found = deconv_cli.estimate_kernel(sharp_picture(name), tone_curve=CURVE)
     assert (found.found, found.family, found.parameters, found.text) == (False, "none", (), "none")
     assert found.taps().tolist() == [[1.0]]
+
+
+def test_a_gaussian_that_differs_between_parts_is_doubted():
+    narrow, wide = (blurred_picture("camera", make_kernel(f"gaussian:{sigma}")) for sigma in (1.3, 4))
+    spectra = [measure_spectrum(CURVE.to_light(picture.double())[0]) for picture in (narrow, wide)]
+    found = deconv_cli.estimate_kernel(narrow, tone_curve=CURVE)
+    assert found.family == "gaussian"
+    doubted = look_at_parts(found, spectra[::-1])
+    assert [part.length for part in doubted.parts] == pytest.approx([1.3, 4], rel=0.2)
+    assert f"{doubted.parts[0].text} in one part" in doubted.doubt
+    assert look_at_parts(found, spectra[:1] * 2).doubt is None
+    assert look_at_parts(found, []).doubt is None
+
+
+def test_a_kernel_with_zeros_in_its_spectrum_is_not_looked_for_in_parts():
+    found = deconv_cli.estimate_kernel(blurred_picture("camera", make_kernel("disk:3.3")), tone_curve=CURVE)
+    assert look_at_parts(found, iter(lambda: pytest.fail("a part was looked at"), None)) is found
 
 
 def test_the_blades_of_a_diaphragm_are_counted():

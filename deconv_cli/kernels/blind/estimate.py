@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -28,8 +28,11 @@ _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
 _ERROR_SCALE = 2.0
 """Of the errors that the curvature gives, to hold the truth: what the model of the scene misses is in none."""
+_WITHOUT_ZEROS = ("gaussian", "moffat", "airy")
 _MOST_TIMES, _RATIO_OF_STARTS = 3.0, 1.1
 """How much larger or smaller than on the whole a kernel may be in a part of the picture."""
+_MUCH_WIDER = 2.0
+"""Of one part than of another: photographs under one Gaussian stayed below 1.8, close-ups lay at 2.5 and above."""
 _LENGTHS = ("RADIUS", "SIGMA", "LENGTH", "FWHM")
 """Parameters that grow with the size of a kernel."""
 
@@ -75,6 +78,12 @@ class Candidate:
         """The kernel as it is typed, such as `disk:5.6`."""
         return kernel_text(self.family, self.numbers)
 
+    @property
+    def length(self) -> float:
+        """Its size in pixels: the first of its numbers that grows with it."""
+        names = KERNEL_SOURCES[self.family].parameters
+        return next(n for name, n in zip(names, self.numbers, strict=True) if name in _LENGTHS)
+
 
 @dataclass(frozen=True, eq=False)
 class KernelEstimate:
@@ -86,6 +95,7 @@ class KernelEstimate:
         parameters: its numbers, each with its standard error.
         candidates: the best of each family, the likeliest first.
         evidence: logarithm of the likelihood of the best blur over that of no blur.
+        parts: the kernel in each part of the picture that shows a blur, the narrowest first, where that was looked at.
     """
 
     found: bool
@@ -93,6 +103,21 @@ class KernelEstimate:
     parameters: tuple[Parameter, ...]
     candidates: tuple[Candidate, ...]
     evidence: float
+    parts: tuple[Candidate, ...] = ()
+
+    @property
+    def doubt(self) -> str | None:
+        """A sentence on why not to rely on the kernel, without its full stop; `None` where nothing speaks for that."""
+        if not self.parts:
+            return None
+        narrowest, widest = self.parts[0], self.parts[-1]
+        if widest.length < _MUCH_WIDER * narrowest.length:
+            return None
+        return (
+            f"the blur is not the same everywhere: {narrowest.text} in one part of the picture and {widest.text} in "
+            "another; what is out of focus by itself looks blurred, so that the kernel may be far too wide for the "
+            f"rest, for which {narrowest.text} is the likelier one"
+        )
 
     @property
     def text(self) -> str:
@@ -177,6 +202,23 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
     if evidence < LEAST_EVIDENCE:
         return KernelEstimate(False, NO_BLUR, (), (none, near), evidence)
     return KernelEstimate(True, near.family, search.parameters(near), (near, none), evidence)
+
+
+def look_at_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
+    """Find a blur again in parts of its picture, where what is out of focus by itself could be taken for it.
+
+    A kernel whose spectrum has zeros leaves them in a picture, and no scene does; one without can be a soft scene.
+
+    Args:
+        found: what was found in all of the picture.
+        parts: spectra of its parts.
+    """
+    if not found.found or found.family not in _WITHOUT_ZEROS:
+        return found
+    whole = next(c for c in found.candidates if c.family == found.family)
+    near = [estimate_near(part, whole) for part in parts]
+    blurred = [part.candidates[0] for part in near if part.found]
+    return replace(found, parts=tuple(sorted(blurred, key=lambda c: c.length)))
 
 
 class _Search:
