@@ -144,7 +144,7 @@ def estimate(
             print_warning(f"{describe_found(found)}; '{unwritten[0]}' was not written")
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
     if found.doubt is not None and not free:
-        if not quiet:
+        if not printed.quiet:
             print_warning(found.doubt)
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
