@@ -308,7 +308,7 @@ class BlockRun:
         if share is None:
             self.ledger.forget_finishing()
         task = self._as_begun()
-        summary = run_blocks(task, self.ledger, scheduler, progress, self.numbers(share))
+        summary = run_blocks(task, self.ledger, scheduler, progress, replace(self, task=task).numbers(share))
         found = BlockReconstruction(task, summary)
         if summary is not None and self.ledger.is_first_to_finish():
             self.task.target.finish(describe(found))
@@ -322,12 +322,14 @@ class BlockRun:
             UsageError: that job has other settings.
         """
         plan = self.ledger.write_plan(self.task.plan)
-        if (plan.fingerprint, plan.choices) != (self.task.plan.fingerprint, self.task.plan.choices):
+        if plan.fingerprint != self.task.plan.fingerprint:
             raise UsageError(
                 f"another run has begun with '{self.task.target.path}' meanwhile, with another input, kernel or "
                 "settings; choose another name."
             )
-        return replace(self.task, plan=plan)
+        # Other machines round otherwise, and have other memory: what the first one chose holds for all.
+        problem = settle(with_memory(self.task.problem, plan.max_memory), plan.choices)
+        return BlockTask(problem, plan, self.task.target)
 
     def numbers(self, share: JobShare | None = None) -> list[int]:
         """List the blocks of this run, or those of one of several jobs."""

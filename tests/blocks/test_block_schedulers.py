@@ -25,6 +25,7 @@ from deconv_cli.blocks.run_blocks import run_blocks
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
+from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.process_pool import ProcessPool
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.schedulers.thread_pool import ThreadPool
@@ -128,6 +129,22 @@ def test_a_worker_killed_at_any_block_changes_nothing(scheduler, seed, task, exp
     draw = random.Random(seed)
     kill = (draw.randrange(9), draw.choice(("before", "amid", "after")))
     assert restored(task, tmp_path, scheduler, kill=kill) == expected
+
+
+def test_jobs_that_planned_at_the_same_time_follow_the_first_of_their_plans(task, expected, tmp_path):
+    first = replace(task, target=replace(task.target, path=tmp_path / "out.npy"))
+    chosen = replace(task.plan.choices, lams=(0.02,))  # as if another machine had more memory, and other noise
+    other = replace(first, plan=replace(task.plan, core=(1, 96, 96), max_memory=2 * 10**8, choices=chosen))
+    assert other.grid.n_blocks < first.grid.n_blocks
+    ledger = BlockLedger.of(first.target.path)
+    runs = [BlockRun(first, ledger), BlockRun(other, ledger)]
+    summaries = [
+        run.finish(SerialScheduler(), lambda found: {}, share=JobShare(job, 2)).summary
+        for job, run in enumerate(runs, 1)
+    ]
+    assert summaries[0] is None
+    assert summaries[1].n_blocks == 9
+    assert first.target.path.read_bytes() == expected
 
 
 BEGINS = """
