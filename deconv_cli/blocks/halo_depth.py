@@ -192,7 +192,7 @@ def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Siz
     """Give how far to look along each axis: a piece and its surroundings must fit into the frame."""
     axes = zip(problem.cuts, is_cut, strict=True)
     return tuple(
-        min(max(MIN_DEPTH, n_reaches * (cut.n_taps // 2)), (cut.n_data - N_MIDDLE) // 3) if is_one else 0
+        min(n_reaches * max(MIN_DEPTH // FIRST_REACHES, cut.n_taps // 2), (cut.n_data - N_MIDDLE) // 3) if is_one else 0
         for cut, is_one in axes
     )
 

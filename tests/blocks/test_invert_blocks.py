@@ -36,8 +36,8 @@ def scene(*size, seed=3):
 def blurred(folder, picture, kernel, boundary):
     """Write what became of a picture; nothing is assumed outside where that is unknown."""
     made_with = "reflect" if boundary == "unknown" else boundary
-    y = deconv_cli.forward(picture, kernel, boundary=made_with)
-    y = y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    y = deconv_cli.forward(picture, kernel, boundary=made_with, dimensions=picture.ndim - 1)
+    y = (y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).clamp_min(0)
     np.save(folder / "in.npy", y.numpy())
     return y
 
@@ -67,6 +67,30 @@ def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, boundary):
     assert found.seam is not None
     assert found.seam <= found.plan.halo.predicted
     assert not found.doubts
+
+
+@pytest.mark.exhaustive
+def test_local_steps_of_richardson_lucy_come_to_the_whole(tmp_path):
+    options = {"method": "richardson-lucy", "iterations": 20}
+    kernel = deconv_cli.make_kernel("box:3")
+    y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
+    found = invert_blocks(
+        tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, defaults="picture", **options
+    )
+    whole = deconv_cli.invert(y, kernel, defaults="picture", **options)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
+
+
+@pytest.mark.exhaustive
+def test_stacks_are_cut_along_the_axes_that_are_long(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian3d:0.7@0.7")
+    y = blurred(tmp_path, scene(12, 90, 80)[None], kernel, "unknown")
+    cut = BlockOptions(10**8, (12, 48, 48))
+    options = {"defaults": "picture", "lam": 0.1, "dimensions": 3}
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **options)
+    whole = deconv_cli.invert(y, kernel, **options)
+    assert found.plan.halo.halo[0] == 0
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
 
 
 @pytest.mark.exhaustive
