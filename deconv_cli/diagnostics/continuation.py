@@ -10,7 +10,8 @@ from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop, squared_gradient
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
@@ -91,8 +92,14 @@ class Continuation:
         estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
         estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
         data = self._blur.forward(close_smoothly(estimate, self.torus))
-        crop(data, (0,) * len(self.window), self.window).copy_(piece)
-        return self._transformed(data, math.prod(self.window) / math.prod(self.torus))
+        frame = crop(data, (0,) * len(self.window), self.window)
+        detail = [
+            synchronize.as_number(squared_gradient(of, len(self.window)).sum()) / math.prod(size)
+            for of, size in ((data, self.torus), (frame, self.window))
+        ]
+        frame.copy_(piece)
+        share = min(detail[0] / detail[1], 1.0) if detail[1] > 0 else 1.0
+        return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
 
     def _piece(self, y: Tensor) -> Tensor:
         """Cut the window out of the middle, channels arranged for the operators: shape `(n, C_out, *window)`."""
@@ -101,7 +108,7 @@ class Continuation:
         start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], self.window, strict=True))
         return crop(outputs, start, self.window)
 
-    def _transformed(self, data: Tensor, observed_share: float = 1.0) -> SpectralData:
+    def _transformed(self, data: Tensor, observed_share: float = 1.0, detailed_share: float = 1.0) -> SpectralData:
         return SpectralData.of(
             self.modes,
             data,
@@ -109,6 +116,7 @@ class Continuation:
             sigma_max=self.sigma_max,
             observed_share=observed_share,
             noise=self.noise,
+            detailed_share=detailed_share,
         )
 
     def _inverse(self, lam: float) -> PseudoInverse:

@@ -21,7 +21,7 @@ from deconv_cli.diagnostics.lost_signal import draw_remaining_noise, is_lossy, w
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.axes import crop, space_axes, squared_gradient
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
@@ -130,7 +130,7 @@ class ErrorPredictor:
             noise = self._drawn_noise(outputs, model)
             from_noise, restored = self._restored(torch.cat([noise, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
-            self._noise = self._bands.mean_square(error), _squared_gradient(error, estimate.ndim - 1).mean()
+            self._noise = self._bands.mean_square(error), squared_gradient(error, estimate.ndim - 1).mean()
         else:
             restored = self._restored(outputs)
         missing = self._bands.mean_square(operator.crop_to_frame(restored - images))
@@ -200,20 +200,11 @@ def _detail(estimate: Tensor, noise_detail: Tensor) -> Tensor:
     than the image does, the detail is unknown and is taken to be the same everywhere.
     """
     n_axes = estimate.ndim - 1
-    energy = _smoothed(_squared_gradient(estimate, n_axes), n_axes)
+    energy = _smoothed(squared_gradient(estimate, n_axes), n_axes)
     energy = (energy - noise_detail).clamp_min(0)
     floor = 0.25 * noise_detail + _LEAST_DETAIL * energy.mean() + 1e-30
     relative = energy + floor
     return relative / relative.mean()
-
-
-def _squared_gradient(images: Tensor, n_axes: int) -> Tensor:
-    """Add up the squared differences to the next pixel along each axis of space, of images `(*batch, C, *space)`."""
-    total = torch.zeros_like(images)
-    for axis in space_axes(n_axes):
-        last = images.select(axis, -1).unsqueeze(axis)
-        total = total + images.diff(dim=axis, append=last).square()
-    return total
 
 
 def _smoothed(images: Tensor, n_axes: int) -> Tensor:

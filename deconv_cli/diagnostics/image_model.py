@@ -133,6 +133,8 @@ def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float 
     coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
     weight = _TEMPER * components.weight * components.transition
     coefficients, noise = components.fit(weight, noise, coefficients)
+    # What was continued has less detail than the frame, which the power of the whole torus is too small for.
+    coefficients[0] -= math.log(data.detailed_share)
     return ImageModel(coefficients, channels, (noise / share) ** 0.5)
 
 

@@ -34,6 +34,7 @@ class SpectralData:
         outside: the power outside of the range of K, divided likewise, shape `(F,)`.
         n_images: images of the batch, so that `power / n_images` is that of one image.
         observed_share: the part of the torus that was observed, and so is noisy; the rest was continued.
+        detailed_share: the part of the torus that has as much detail as the frame: what was continued has less.
         noise: power of the noise relative to white noise of its size, shape `(F,)`; `None` for white noise.
     """
 
@@ -44,6 +45,7 @@ class SpectralData:
     n_images: int
     observed_share: float
     noise: Tensor | None = None
+    detailed_share: float = 1.0
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class SpectralData:
         sigma_max: float,
         observed_share: float = 1.0,
         noise: NoiseModel | None = None,
+        detailed_share: float = 1.0,
     ) -> SpectralData:
         """Transform data on a torus.
 
@@ -65,6 +68,7 @@ class SpectralData:
             sigma_max: the largest singular value that λ is measured by.
             observed_share: the part of the torus that was observed.
             noise: what kind of noise the data have; by default it is white.
+            detailed_share: the part of the torus that has as much detail as the frame.
         """
         images = y.reshape(-1, *y.shape[-len(modes.torus) - 1 :])
         power = torch.view_as_real(modes.of_outputs(images)).square().sum(dim=(0, -1)).flatten(0, -2)
@@ -73,9 +77,10 @@ class SpectralData:
             outside = (modes.energy(images).sum(dim=0).flatten() - power.sum(dim=-1)).clamp_min(0)
         ratio = (modes.sigma.square() / (sigma_max**2 * modes.squared_penalty(penalty))).flatten(0, -2)
         if noise is None or noise.is_white:
-            return cls(modes, ratio, power, outside, len(images), observed_share)
+            return cls(modes, ratio, power, outside, len(images), observed_share, detailed_share=detailed_share)
         share = interpolated(noise.spectrum, modes.torus, power).flatten()
-        return cls(modes, ratio, power / share[:, None], outside / share, len(images), observed_share, share)
+        power, outside = power / share[:, None], outside / share
+        return cls(modes, ratio, power, outside, len(images), observed_share, share, detailed_share)
 
     @property
     def gain(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from deconv_cli.vocabulary import Size
@@ -72,3 +73,12 @@ def unravel(number: int, size: Size) -> Size:
 def format_size(size: Size) -> str:
     """Write a size as text: `480×640`."""
     return "×".join(str(n) for n in size)
+
+
+def squared_gradient(images: Tensor, n_axes: int) -> Tensor:
+    """Add up the squared differences to the next pixel along each axis of space, of images `(*batch, C, *space)`."""
+    total = torch.zeros_like(images)
+    for axis in space_axes(n_axes):
+        last = images.select(axis, -1).unsqueeze(axis)
+        total = total + images.diff(dim=axis, append=last).square()
+    return total
