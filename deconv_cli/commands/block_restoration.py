@@ -129,7 +129,7 @@ class BlockRestoration:
             loaded = load_microscope(str(kernels[0]), corner, self._settings.get("dimensions"), whole)
         else:
             loaded = load_kernels(kernels, options, self._settings.get("dimensions"), lambda: corner)
-        corner = corner.spanned_by(loaded.kernel.n_axes)
+        corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
         kind = InputKind.PICTURE if source.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
         recorded, notes = recorded_convolution(corner, loaded.source.sha256)

@@ -61,7 +61,8 @@ class Context:
 
     def load(self, source: Source) -> LoadedInput:
         """Take an input, with the axes that the kernel spans, to where the arithmetic is."""
-        return load(source, source.image.spanned_by(self.loaded.kernel.n_axes), self.device)
+        image = source.image.spanned_by(self.loaded.kernel.n_axes, self.loaded.image_dimensions)
+        return load(source, image, self.device)
 
     def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
         """Tell whether image and output have the same size."""

@@ -65,6 +65,12 @@ class LoadedKernel:
         """The canonical kernel."""
         return self.source.kernel
 
+    @property
+    def image_dimensions(self) -> int | None:
+        """Axes of space of the images, where that was given."""
+        given = self.options.get("--dimensions")
+        return given if isinstance(given, int) else None
+
 
 def load_kernels(
     paths: list[Path],
@@ -251,11 +257,15 @@ def _make_kernel(
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
     taps = make_kernel(text, spacing=spacing)
     if dimensions is not None and dimensions < taps.ndim:
-        raise UsageError(f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; take another.")
+        raise UsageError(
+            f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; give a file of taps with "
+            f"{dimensions}, or leave --dimensions out."
+        )
     kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     known = None if spacing is None or len(spacing) < taps.ndim else spacing[-taps.ndim :]
-    return LoadedKernel(source, taps, None, (), {"--kernel": text}, spacing=known)
+    again: OptionValues = {"--kernel": text, "--dimensions": dimensions}
+    return LoadedKernel(source, taps, None, (), again, spacing=known)
 
 
 def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:

@@ -99,25 +99,27 @@ class ImageFile:
         """What only files of this format say, of the image and of its channels, by the names that notes use."""
         return self._metadata.native | self._metadata.native_of_channels
 
-    def spanned_by(self, dimensions: int) -> ImageFile:
+    def spanned_by(self, dimensions: int, n_space: int | None = None) -> ImageFile:
         """Arrange the samples for a kernel that spans another number of axes of space: shape (B, C, *space).
 
         Args:
             dimensions: 3 for stacks (Z, Y and X), 2 for pictures (Y and X), 1 for signals (X).
+            n_space: axes of space that the images have, where a kernel spans only the last of them; names the axes of a
+                tensor.
 
         Raises:
             UsageError: the image lacks one of these axes.
         """
-        if dimensions == self.dimensions:
+        if dimensions == self.dimensions and n_space in (None, dimensions):
             return self
-        axes, notes = self._axes_spanned_by(dimensions)
+        axes, notes = self._axes_spanned_by(dimensions, n_space or dimensions)
         layout = Layout(axes, self._layout.sizes, dimensions)
         values, alpha = layout.to_images(self._layout.from_images(self.values)), self._alpha
         if alpha is not None:
             alpha = layout.resized(S=1).to_images(self._layout.resized(S=1).from_images(alpha))
         return replace(self, values=values, axes=axes, _notes=(*self._notes, *notes), _layout=layout, _alpha=alpha)
 
-    def _axes_spanned_by(self, dimensions: int) -> tuple[str, tuple[str, ...]]:
+    def _axes_spanned_by(self, dimensions: int, n_space: int) -> tuple[str, tuple[str, ...]]:
         """Name the axes so that all of space is among them; gives a sentence too where something was guessed."""
         space, axes = SPACE[-dimensions:], self.axes
         if dimensions == 1 and self.is_picture:
@@ -126,7 +128,7 @@ class ImageFile:
                 "axes, for instance of shape (1, k) for a blur along the rows."
             )
         if not self.are_axes_named:
-            axes = letters_of_tensor(len(axes), dimensions) or ""
+            axes = letters_of_tensor(len(axes), n_space) or ""
         missing = [letter for letter in space if letter not in axes]
         pages = [letter for letter in axes if letter in _UNNAMED]
         if missing == ["Z"] and len(pages) == 1:
@@ -171,6 +173,8 @@ def read_image(
         FileAccessError: the file cannot be read.
         InputRefusedError: damaged, unsafe, too large, or not finite real numbers.
     """
+    if axes == "":
+        raise UsageError("axes must be a letter for each axis, for instance CYX, but there is none; leave it out.")
     path = Path(path)
     head, sha256 = open_source(path)
     codec = codec_of_content(path, head)

@@ -30,8 +30,10 @@ class Layout:
             raise UsageError(
                 f"axes '{self.axes}' name {len(self.axes)} axes, but the shape {self.sizes} has {len(self.sizes)}."
             )
+        if not self.axes.isalpha():
+            raise UsageError(f"axes '{self.axes}' must be letters, one for each axis, for instance CYX.")
         repeated = [letter for letter in f"{self.space}CS" if self.axes.count(letter) > 1]
-        if set(self.space) - set(self.axes) or repeated or not self.axes.isalpha():
+        if set(self.space) - set(self.axes) or repeated:
             named = " and ".join(filter(None, (", ".join(self.space[:-1]), self.space[-1])))
             raise UsageError(f"axes '{self.axes}' must name {named} once each, and C and S at most once.")
 

@@ -124,11 +124,17 @@ class Kernel:
                 f"a kernel that varies over the frame slides by single pixels, and takes no {layer.describe()}."
             )
         n_first = self.taps.shape[0]
-        if n_first % layer.groups or (self.is_per_channel and layer.groups > 1):
-            kind = "one kernel for each channel" if self.is_per_channel else f"{n_first} channels on its first axis"
+        if self.is_per_channel and layer.groups > 1:
+            n_axes = self.n_axes
             raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {kind}, which {layer.groups} groups do not divide; "
-                "give another number of groups, or the taps as torch stores them."
+                f"the kernel of shape {(n_first, *self.size)} was taken for one of {n_axes} axes for each of {n_first} "
+                f"channels, which has no groups; give taps as torch stores them, (C_out, C_in / groups, "
+                f"{name_taps(n_axes)}), or another number of dimensions."
+            )
+        if n_first % layer.groups:
+            raise ShapeError(
+                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which "
+                f"{layer.groups} groups do not divide; give another number of groups."
             )
         return replace(self, layer=layer)
 

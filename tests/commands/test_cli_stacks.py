@@ -1,5 +1,6 @@
 """Stacks and signals at the prompt: what goes in comes out in its own format, and wrong axes are one sentence."""
 
+import json
 import shlex
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     says = ["one for each of 3 channels", "--dimensions 3"]
     refused("forward", stack, "--kernel", kernel, says=says, code=ExitCode.INPUT_REFUSED)
     refused("forward", stack, "--kernel", kernel, "--axes", "ZYYX", says="axes 'ZYYX'")
+    refused("forward", stack, "--kernel", kernel, "--axes", "Z1X", says="axes 'Z1X' must be letters")
+    refused("forward", stack, "--kernel", kernel, "--axes", "", says="there is none")
+    says = "give a file of taps with 1, or leave --dimensions out"
+    refused("forward", stack, "--kernel", "gaussian:1", "--dimensions", "1", says=says)
+    layer = save("layer", np.ones((4, 2, 3, 3)))
+    says = "was taken for one of 3 axes for each of 4 channels, which has no groups"
+    words = ("--kernel", layer, "--groups", "2", "--dimensions", "3")
+    refused("forward", save("x", np.ones((4, *SIZE))), *words, says=says, code=ExitCode.INPUT_REFUSED)
     refused("factor", "--kernel", psf, "--size", "8,8", says="spans 3 axes, but the images have 2")
     refused("factor", "--kernel", plane, "--size", "8,8,8", says=["8×8", "D,H,W"])
 
@@ -165,6 +174,15 @@ def test_a_bare_tensor_is_a_stack_if_someone_says_so(tmp_path, deconv, rng, save
     source, kernel = save("stack", stack), save("k", taps)
     deconv("forward", source, "--kernel", kernel, "--boundary", "circular", *options, "-o", tmp_path / "o.npy")
     np.testing.assert_allclose(np.load(tmp_path / "o.npy"), blurred(stack, taps), rtol=1e-5)
+
+
+def test_a_bare_tensor_has_depth_for_a_kernel_of_planes_too(tmp_path, deconv, rng, save):
+    stacks = rng.random((2, *SIZE))
+    for kernel in (save("k", rng.random((3, 3))), "gaussian:1"):
+        words = ("--kernel", kernel, "--boundary", "circular", "--dimensions", "3")
+        run = deconv("forward", save("x", stacks), *words, "-o", tmp_path / "o.npy", "--force", "--json")
+        assert json.loads(run.stdout)["inputs"][0]["axes"] == "CZYX"
+        assert "--dimensions=3" in json.loads(run.stdout)["rerun"].split()
 
 
 def test_other_distances_of_taps_are_told(tmp_path, deconv, rng, taps):
