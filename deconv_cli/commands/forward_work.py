@@ -62,21 +62,15 @@ class _Convolution:
 
     @classmethod
     def of(cls, typed: TypedConvolution, kernel: LoadedKernel) -> _Convolution:
-        """Take what was typed, else what the model file says, else the defaults.
-
-        Raises:
-            UsageError: the options of a layer with a custom tap.
-        """
-        known, tap = kernel.recorded, typed.tap
+        """Take what was typed, else what the model file says, else the defaults."""
+        known = kernel.recorded
         layer = typed.given.layer_over(PLAIN if known is None else known.layer)
-        if tap is not None and not layer.is_plain:
-            raise UsageError(f"--tap slides by single pixels, but the layer is one with {layer.describe()}.")
         boundary, padding = typed.boundary, typed.padding
         if boundary is None:
             boundary = "zero" if known is None else known.boundary
         if padding is None:
             padding = "same" if known is None else known.padding
-        return cls(boundary, padding, typed.light, typed.given, tap, layer)
+        return cls(boundary, padding, typed.light, typed.given, typed.tap, layer)
 
     @property
     def dtype(self) -> ArithmeticDType | None:
@@ -88,7 +82,15 @@ class _Convolution:
         from deconv_cli.workflows.apply_kernel import forward as apply_kernel
 
         if self.tap is not None:
-            return apply_tap(self.tap, samples, kernel, self.padding, self.boundary, self.dtype)
+            return apply_tap(
+                self.tap,
+                samples,
+                kernel,
+                padding=self.padding,
+                boundary=self.boundary,
+                layer=self.layer,
+                dtype=self.dtype,
+            )
         return apply_kernel(
             samples,
             kernel.taps,

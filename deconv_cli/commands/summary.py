@@ -96,6 +96,7 @@ def print_tap_summary(run: TapRun) -> None:
         *_input_rows(run),
         ("tap", run.tap),
         ("boundary", f"{settings.boundary}: {result.reasons.boundary}"),
+        *_layer_rows(settings.layer),
         ("λ", f"{settings.lam:g} × σ²max, penalty {settings.penalty}: {result.reasons.lam}"),
         ("solver", f"Gauss–Newton, {_status(solution)} {steps}"),
         ("residual", residual),

@@ -16,11 +16,12 @@ from deconv_cli.commands.option_groups import OptionValues
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import recorded_convolution
-from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_tap_summary
 from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import TAPS
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import InputKind, Light, PaddingLike
@@ -84,12 +85,21 @@ def stored_light(light: str) -> str:
 
 
 def apply_tap(
-    tap: str, samples: Tensor, kernel: LoadedKernel, padding: PaddingLike, boundary: str, dtype: str | None
+    tap: str,
+    samples: Tensor,
+    kernel: LoadedKernel,
+    *,
+    padding: PaddingLike,
+    boundary: str,
+    layer: LayerOptions,
+    dtype: str | None,
 ) -> Tensor:
     """Apply a tap, as it was typed, with the weights of a kernel to samples `(B, C, H, W)`."""
     from deconv_cli.workflows.arithmetic import check_single_kernel
     from deconv_cli.workflows.custom_taps import forward_taps
+    from deconv_cli.workflows.tap_model import check_layer
 
+    check_layer(layer)
     with running_user_code(is_silent=True) as (_, caught):
         function = load_tap(tap)
         result = forward_taps(
@@ -98,6 +108,8 @@ def apply_tap(
             function,
             padding=padding,
             boundary=boundary,
+            stride=layer.stride,
+            dilation=layer.dilation,
             bias=kernel.bias,
             dtype=dtype,
         )
@@ -156,8 +168,9 @@ class TapRestoration:
         kind = InputKind.PICTURE if loaded.image.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
         padding = settings.padding or (recorded.padding if recorded is not None else "same")
+        layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
         n_channels = context.loaded.kernel.n_inputs(loaded.values.shape[1])
-        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding))
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding, layer))
         with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring", goal=settings.tolerance, limit=settings.max_iterations)
             result = invert_taps(
@@ -205,11 +218,13 @@ class TapRestoration:
     def _options(self, result: TapReconstruction) -> OptionValues:
         """Give the options that make the same estimate again."""
         kept = ["--boundary", "--padding", "--lambda", "--penalty", "--tolerance", "--max-iterations", "--max-memory"]
+        kept += ["--input-size"] if result.settings.input_size else []
         kept += ["--dimensions"] if "dimensions" in self._settings else []
         options = result.settings.as_options()
         typed: OptionValues = {name: options[name] for name in kept if name in options}
         return {
             **typed,
+            **layer_options(result.settings, self._settings),
             "--tap": self._text,
             "--start": self._start,
             "--dtype": str(result.image.dtype).removeprefix("torch."),

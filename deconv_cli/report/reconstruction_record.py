@@ -65,6 +65,7 @@ def describe_tap_reconstruction(result: TapReconstruction) -> Record:
         "boundary": settings.boundary,
         "boundary_reason": result.reasons.boundary,
         "padding": format_padding(settings.padding),
+        **({} if settings.layer.is_plain else {"layer_options": settings.layer.record()}),
         "lambda": settings.lam,
         "lambda_reason": result.reasons.lam,
         "penalty": settings.penalty,

@@ -13,6 +13,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.residual import ResidualSummary, summarize_residual
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
+from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.convolution import Convolution
@@ -48,6 +49,12 @@ TAKEN = (
     "defaults",
     "dimensions",
     "padding",
+    "stride",
+    "dilation",
+    "groups",
+    "transposed",
+    "output_padding",
+    "input_size",
     "boundary",
     "light",
     "lam",
@@ -110,6 +117,8 @@ def forward_taps(
     dimensions: int | None = None,
     padding: PaddingLike = "same",
     boundary: str = "zero",
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
     bias: Tensor | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Tensor:
@@ -122,6 +131,8 @@ def forward_taps(
         dimensions: as of `forward`.
         padding: as of `forward`.
         boundary: as of `forward`; pixels outside go through φ like all others.
+        stride: as of `forward`.
+        dilation: as of `forward`.
         bias: added to each output channel, shape `(C_out,)`.
         dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
 
@@ -139,7 +150,8 @@ def forward_taps(
     precision = pick_dtype(dtype, x, x.device)
     dimensions = check_dimensions(dimensions)
     weights = as_any_kernel(check_single_kernel(kernel), x.device, precision, dimensions)
-    model = TapModel(find_tap(tap), weights, padding, rule)
+    layer = LayerOptions(stride=stride, dilation=dilation)
+    model = TapModel(find_tap(tap), weights, padding, rule).with_layer(layer)
     planes = Planes.of(x, weights, dimensions)
 
     def apply(weights: Tensor, image: Tensor) -> Tensor:
@@ -209,6 +221,7 @@ def invert_taps(
         model = TapModel(find_tap(tap), weights, "same", as_rule("zero"))
         resolved, reasons = _resolved(settings, model, recorded)
         model = replace(model, padding=resolved.padding, boundary=as_rule(resolved.boundary))
+        model, input_size = model.with_layer(resolved.layer), input_size or resolved.input_size
     planes = Planes.of(y, model.kernel, resolved.dimensions)
     if planes is not None:
         y, start = planes.split(y), planes.split(start) if isinstance(start, Tensor) else start

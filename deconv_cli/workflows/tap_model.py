@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
@@ -30,6 +31,19 @@ def find_tap(tap: Tap | str | None) -> Tap:
     if not callable(found):
         raise UsageError(f"a tap must be one of {', '.join(TAPS)} or a function (pixel, weight), but is {found!r}.")
     return found
+
+
+def check_layer(layer: LayerOptions) -> None:
+    """Refuse layers that custom taps do not make up.
+
+    Raises:
+        UsageError: groups, or the transposed direction.
+    """
+    if layer.groups > 1 or layer.transposed:
+        raise UsageError(
+            f"custom taps take a stride and a dilation, but this layer is one with {layer.describe()}; leave "
+            f"{'groups' if layer.groups > 1 else 'transposed'} out."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +74,16 @@ class TapModel:
         weight = layer.weight.detach().to(device, dtype)
         kernel = Kernel(weight, shared=False)
         return cls(layer.phi, kernel, layer.padding, as_rule("zero"), layer.reduction, layer.stride, layer.dilation)
+
+    def with_layer(self, layer: LayerOptions) -> TapModel:
+        """Give the same model with the stride and the dilation of a layer.
+
+        Raises:
+            UsageError: groups, or the transposed direction.
+        """
+        check_layer(layer)
+        steps = layer.over_axes(self.kernel.n_axes)
+        return replace(self, stride=steps.stride, dilation=steps.dilation)
 
     def convolution(self, image_size: Size, weights: Tensor) -> TapConvolution:
         """Build the convolution of images of one size with weights `(C_out, C_in, *k)`."""
@@ -118,7 +142,7 @@ class TapModel:
                 kernel.check_channels(images)
             parts = []
             for c in range(kernel.taps.shape[0]):
-                alone = TapModel(self.tap, kernel.of_channel(c), self.padding, self.boundary)
+                alone = replace(self, kernel=kernel.of_channel(c))
                 one = [None if images is None else images.narrow(axis, c, 1) for images in (outputs, inputs)]
                 parts.append(alone.for_each_image(do, *one))
             return torch.cat(parts, axis)

@@ -112,3 +112,24 @@ def test_a_picture(deconv, gray, gentle, tmp_path, values, distance):
     assert done.report["boundary"] == "unknown"
     assert done.report["penalty"] == "gradient"
     assert distance(values(tmp_path / "taps.tif"), values(tmp_path / "plain.tif")) < 1e-3
+
+
+def test_a_stride_is_kept_in_the_file_and_undone(deconv, tmp_path, save, values):
+    random = np.random.default_rng(3)
+    x = save("x", 0.3 * random.random((1, 9, 8)))
+    weights = save("weights", random.uniform(-1, 1, (9, 1, 3, 3)))
+    words = ("--tap", "tan-sum", "--stride", "2", "--padding", "1", "--dtype", "float64", "--output-dtype", "float64")
+    deconv("forward", x, "-k", weights, *words, "-o", tmp_path / "y.npy")
+    there = deconv(
+        "invert", tmp_path / "y.npy", "-k", weights, "--tap", "tan-sum", "--lambda", "0", "--input-size", "9,8",
+        *words[-4:], "-o", tmp_path / "back.npy", "--json"
+    )  # fmt: skip
+    assert there.report["layer_options"] == {"stride": 2}
+    assert {"--stride=2", "--input-size=9,8"} <= set(there.report["rerun"].split())
+    assert float(np.abs(np.load(tmp_path / "back.npy") - np.load(x)).max()) < 1e-6
+
+
+def test_groups_are_refused(refuses, case):
+    x, weights, folder = case
+    words = ("-k", weights, "--tap", "tan-sum", "--groups", "3", "-o", folder / "y.npy")
+    refuses("forward", x, *words, code=ExitCode.USAGE, says="leave groups out")

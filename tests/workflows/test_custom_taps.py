@@ -8,6 +8,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli import MalformedInputError, ReceptiveFieldConv2d, ShapeError, TooLargeError, UsageError
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES
 
 KERNEL = random((3, 2, 3, 2))
@@ -173,3 +174,29 @@ def test_data_and_weights_may_belong_to_a_graph():
 def test_forward_is_differentiable():
     x = (0.1 * IMAGE[:, :4, :4]).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: deconv_cli.forward_taps(x, KERNEL, "tan-sum"), (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": (2, 1)}, {"stride": (1, 2), "dilation": (2, 1)}])
+def test_products_of_a_layer_are_its_convolution_and_its_inverse(options):
+    kernel = random((9, 2, 2, 3), seed=3)
+    y = deconv_cli.forward_taps(IMAGE, kernel, "product", padding=2, **options)
+    wanted = deconv_cli.forward(IMAGE, kernel, padding=2, **options)
+    assert float((y - wanted).abs().max()) < 1e-13
+    found = deconv_cli.invert_taps(
+        y, kernel, "product", padding=2, lam=0.0, tolerance=1e-12, input_size=(9, 8), **options
+    )
+    assert float((found.image - IMAGE).abs().max()) < 1e-8
+    assert found.settings.layer == LayerOptions(**options)
+
+
+def test_a_kernel_for_each_channel_is_strided_too():
+    kernel = random((2, 3, 3), seed=4)
+    y = deconv_cli.forward_taps(IMAGE, kernel, "product", stride=2)
+    one_by_one = [deconv_cli.forward(IMAGE[c : c + 1], kernel[c], stride=2) for c in range(2)]
+    assert float((y - torch.cat(one_by_one)).abs().max()) < 1e-13
+
+
+@pytest.mark.parametrize("options", [{"groups": 2}, {"transposed": True}])
+def test_layers_that_custom_taps_do_not_take(options):
+    with pytest.raises(UsageError, match=r"take a stride and a dilation, .* leave (groups|transposed) out"):
+        deconv_cli.invert_taps(IMAGE, random((2, 2, 3, 3)), "product", **options)
