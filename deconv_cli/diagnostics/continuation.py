@@ -11,7 +11,7 @@ from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, squared_gradient
+from deconv_cli.operators.axes import crop, space_axes, squared_gradient
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
@@ -93,12 +93,8 @@ class Continuation:
         estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
         data = self._blur.forward(close_smoothly(estimate, self.torus))
         frame = crop(data, (0,) * len(self.window), self.window)
-        detail = [
-            synchronize.as_number(squared_gradient(of, len(self.window)).sum()) / math.prod(size)
-            for of, size in ((data, self.torus), (frame, self.window))
-        ]
+        share = detailed_share(data, frame)
         frame.copy_(piece)
-        share = min(detail[0] / detail[1], 1.0) if detail[1] > 0 else 1.0
         return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
 
     def _piece(self, y: Tensor) -> Tensor:
@@ -136,6 +132,24 @@ class Continuation:
         )
         self._latest = (lam, PseudoInverse(self.kernel, geometry.image_size, settings))
         return self._latest[1]
+
+
+def detailed_share(whole: Tensor, frame: Tensor) -> float:
+    """Estimate which part of a torus is as the frame within it, between 0 and 1.
+
+    What was continued is smoother, the more so the finer the detail: the geometric mean of two shares, of the squares
+    of differences between neighbors and of those from the mean.
+
+    Args:
+        whole: shape `(n, C, *torus)`.
+        frame: a part of it, shape `(n, C, *size)`.
+    """
+    n_axes, means = whole.ndim - 2, []
+    level = frame.mean(dim=space_axes(n_axes), keepdim=True)
+    for of in (whole, frame):
+        detail = squared_gradient(of, n_axes).mean() * (of - level).square().mean()
+        means.append(synchronize.as_number(detail.sqrt()))
+    return min(means[0] / means[1], 1.0) if means[1] > 0 else 1.0
 
 
 def affordable_window(size: Size, side: int = MAX_SIDE) -> Size:

@@ -193,4 +193,4 @@ def test_the_power_of_a_small_stack_is_not_spread_over_what_it_is_continued_to()
     found = fit_image_model(continuation, y, result.image, lam=1e-3)
     size = (16, 32, 32)
     wave = (1, 4, 4)  # one that the kernel passes
-    assert 0.4 < float(found.power(size)[wave] / known.power(size)[wave]) < 2  # 0.2 where it is spread
+    assert 0.3 < float(found.power(size)[wave] / known.power(size)[wave]) < 2  # 0.2 where it is spread
