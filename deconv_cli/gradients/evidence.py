@@ -40,6 +40,7 @@ class Evidence:
     Attributes:
         backward: the backward pass in the model's own precision, None where the loss has no path to any parameter.
         origins: operations that made NaN or infinity of finite numbers, where the loss is not finite.
+        non_finite_sources: what is not finite before any operation, where the loss is not.
         responses: whether the loss changes with parameters that a derivative in it leaves out.
         moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
         unregistered: weights behind the loss that the model does not know.
@@ -58,6 +59,7 @@ class Evidence:
     forward: ForwardTrace
     backward: BackwardTrace | None
     origins: tuple[Operation, ...]
+    non_finite_sources: tuple[str, ...]
     repetition: Repetition
     responses: Mapping[str, Response]
     moved_from_outside: frozenset[str]

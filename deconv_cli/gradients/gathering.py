@@ -15,6 +15,7 @@ from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
 from deconv_cli.gradients.fix_trial import find_failing_fixes
 from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
+from deconv_cli.gradients.non_finite_sources import find_non_finite_sources
 from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.parameter_writes import find_overwritten
 from deconv_cli.gradients.plain_containers import describe_plain_containers
@@ -81,6 +82,7 @@ def gather_evidence(
         forward=forward,
         backward=backward,
         origins=origins,
+        non_finite_sources=() if is_finite else find_non_finite_sources(subject),
         repetition=repetition,
         responses=measure_responses(subject, forward, backward),
         moved_from_outside=find_moved_from_outside(subject, forward, backward),

@@ -240,7 +240,13 @@ class TestNotFinite:
         inputs[1, 2] = torch.nan
         found = checked(nn.Linear(4, 2), inputs=inputs, loss=lambda output: output.clamp(0, 1).mean())
         assert set(verdicts(found).values()) == {"NON-FINITE"}
-        assert "come in with the inputs" in causes(found, "bias")[0].why
+        assert "an input of shape (5, 4) held it before" in causes(found, "bias")[0].why
+
+    def test_nan_among_the_weights(self):
+        model = nn.BatchNorm1d(4).eval()
+        model.weight.data[1] = model.running_var[0] = torch.nan
+        why = causes(checked(model, 5, 4), "bias")[0].why
+        assert "the parameter 'weight' and the buffer 'running_var' held it before" in why
 
 
 class Complex(nn.Module):

@@ -11,14 +11,6 @@ from deconv_cli.gradients.tracing.forward_trace import Operation
 _KEEP_AWAY = "keep the input away from where this line is singular"
 _NOT_ENOUGH = f"{_KEEP_AWAY}; a small number added to it was tried, and does not help alone"
 
-_FROM_INPUTS = Cause(
-    "NaN or infinity",
-    CodeLocation(),
-    "no operation makes NaN or infinity of finite numbers, so they come in with the inputs, the target, the buffers or "
-    "the parameters.",
-    "find them with torch.isfinite, and replace them",
-)
-
 
 def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is not finite, or one of a loss that is not: a gradient may be zero there because of it."""
@@ -28,7 +20,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
         why = "the inputs of {} are finite, its output is not."
         causes = unique_causes(_cause(evidence, origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
-        return Finding(Verdict.NON_FINITE, causes or (_FROM_INPUTS,), f"the loss is {loss}")
+        return Finding(Verdict.NON_FINITE, causes or (_from_outside(evidence),), f"the loss is {loss}")
     if evidence.magnitudes[name].is_finite or evidence.backward is None:
         return None
     origins = evidence.origins_of(name, lambda magnitude: not magnitude.is_finite)
@@ -37,6 +29,13 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
         return Finding(Verdict.NON_FINITE, causes)
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
     return Finding(Verdict.NON_FINITE, unique_causes(_cause(evidence, origin, why) for origin in origins))
+
+
+def _from_outside(evidence: Evidence) -> Cause:
+    """Explain NaN or infinity that no operation makes."""
+    where = " and ".join(evidence.non_finite_sources) or "what the code keeps outside of the model's tensors"
+    why = f"no operation makes NaN or infinity of finite numbers: {where} held it before."
+    return Cause("NaN or infinity", CodeLocation(), why, "find it there with torch.isfinite, and replace it")
 
 
 def _cause_in_branch(operation: Operation) -> Cause:

@@ -42,10 +42,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
 
 def _nothing_to_check(n_backward: int) -> str:
     if not n_backward:
-        return (
-            "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward(), "
-            "within what is watched."
-        )
+        return "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
     calls = "was only 1 call" if n_backward == 1 else f"were only {n_backward} calls"
     return f"there {calls} of backward(), so none was checked; choose an earlier one by its number."
 
