@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import deconv_cli
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io.regions.opening import open_regions
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 REGISTRIES = [
@@ -19,6 +20,7 @@ REGISTRIES = [
     "SOLVERS",
     "PRIORS",
     "CODECS",
+    "REGION_FORMATS",
     "KERNEL_SOURCES",
     "TAPS",
     "LOSSES",
@@ -69,6 +71,8 @@ def test_the_parts_serve_at_the_prompt(added, tmp_path):
     blurred, restored = tmp_path / "blurred.pgm", tmp_path / "restored.npy"
     run("forward", tmp_path / "scene.pgm", "-k", "ring:2@1", "--boundary", "antisymmetric", "-o", blurred)
     assert blurred.read_bytes().startswith(b"P5\n36 40")
+    part = open_regions(tmp_path / "scene.pgm").read((slice(3, 9), slice(20, 36)))
+    np.testing.assert_array_equal(part, scene[3:9, 20:])
     words = ["invert", blurred, "-k", "ring:2@1", "-o", restored, "--json", "--force"]
     settings = ["--lambda", "1e-2", "--penalty", "third-differences", "--method", "plain"]
     report = json.loads(run(*words, *settings).stdout)
