@@ -55,6 +55,7 @@ ACCEPTED = [
     {"method": "richardson-lucy"},
     {"method": "richardson-lucy", "gain": 0.1},
     {"method": "richardson-lucy", "gain": "auto"},
+    {"method": "richardson-lucy", "iterations": 4},
     *({"method": name, "lam": 1e-2} for name in ("auto", "strip", "direct", "iterative")),
     {"method": "fft", "boundary": "circular", "lam": 1e-2},
     {"tolerance": 1e-3, "method": "iterative", "lam": 1e-3},
@@ -112,11 +113,11 @@ REFUSED = [
     {"weight": -1.0, "prior": "tv"},
     {"gain": 1.0},
     {"gain": -1.0, "method": "richardson-lucy"},
+    {"iterations": 4},
     {"method": "nonsense"},
     {"method": "fft", "lam": 1e-2},
     {"method": "strip", "lam": 0.0},
     {"tolerance": 2.0},
-    {"max_memory": 1000},
     {"dtype": "float16"},
     {"predict": True, "prior": "tv"},
     {"seed": 1},
@@ -163,7 +164,18 @@ def named(settings):
 def test_every_setting_is_tried_both_ways():
     names = {field.name for field in fields(ReconstructionSettings)}
     assert {name for settings in ACCEPTED for name in settings} == names
-    assert {name for settings in REFUSED for name in settings} >= names - {"max_iterations"}
+    # What does not fit the memory as a whole is restored in blocks at the prompt.
+    assert {name for settings in REFUSED for name in settings} >= names - {"max_iterations", "max_memory"}
+
+
+def test_little_memory_is_refused_both_ways(files):
+    folder, y, kernel = files
+    with pytest.raises(deconv_cli.TooLargeError, match="more than the 1000 bytes that max_memory allows"):
+        deconv_cli.invert(y, kernel, max_memory=1000)
+    done = run(folder, {"max_memory": 1000})
+    assert done.exit_code == ExitCode.INPUT_REFUSED
+    assert "even the smallest block" in done.stderr
+    assert "more than the 1000 bytes that --max-memory allows; use more memory." in done.stderr
 
 
 @pytest.mark.parametrize("settings", ACCEPTED, ids=named)

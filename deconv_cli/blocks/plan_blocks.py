@@ -60,6 +60,7 @@ def plan_blocks(problem: BlockProblem, target: RegionTarget, options: BlockOptio
     limit_threads(options.n_threads)
     layout = Layout(target.axes, target.shape, problem.layout.dimensions)
     n_batch = _batch_unit(layout, target.unit)
+    _check_least(problem, options, n_batch)
     max_samples = largest_samples(problem, options.max_memory, n_batch)
     problem = with_memory(problem, options.max_memory)
     piece = cube_sides(problem.data_size, min(MAX_SAMPLES, max_samples))
@@ -123,6 +124,17 @@ def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOp
 def _batch_unit(layout: Layout, unit: Size) -> int:
     """Count the images that are written together, and so restored at once."""
     return prod(min(unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
+
+
+def _check_least(problem: BlockProblem, options: BlockOptions, n_batch: int) -> None:
+    """Refuse by `TooLargeError` a memory that does not hold the smallest part in which a cut can be felt."""
+    taps = problem.canonical.size
+    least = block_bytes(problem, tuple(min(n, 2 * k) for n, k in zip(problem.data_size, taps, strict=True)), n_batch)
+    if SHARE * options.max_memory < least:
+        raise TooLargeError(
+            f"even the smallest block of '{problem.source.path}' takes {format_memory(round(least / SHARE))}, more "
+            f"than the {format_memory(options.max_memory)} that max_memory allows; use more memory."
+        )
 
 
 def _sides(problem: BlockProblem, options: BlockOptions, max_samples: int) -> Size:
