@@ -56,7 +56,8 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
         return Pads((0,) * len(reach), (0,) * len(reach))
     if padding == "full":
         return Pads(reach, reach)
-    sides = (padding,) * len(reach) if isinstance(padding, int) else check_padding(padding)
+    checked = check_padding(padding)
+    sides = (checked,) * len(reach) if isinstance(checked, int) else checked
     if not isinstance(sides, tuple) or len(sides) != len(reach):
         raise UsageError(
             f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each of the {len(reach)} axes, "

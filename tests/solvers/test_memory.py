@@ -60,7 +60,7 @@ print(estimate / (peak() - before))
 def test_estimates_are_near_what_is_taken(method, boundary, lam, shape, size):
     words = [sys.executable, "-c", MEASURE, method, boundary, str(lam), str(shape), str(size)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert 0.5 <= float(done.stdout) <= 2.0
+    assert 0.5 <= float(done.stdout) <= 2.2
 
 
 @pytest.mark.parametrize(
