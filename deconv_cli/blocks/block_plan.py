@@ -68,4 +68,5 @@ class BlockPlan:
     def is_checked(self, number: int, n_blocks: int) -> bool:
         """Tell whether the seams of a block are checked: as many as `CHECK_SHARE`, spread over all."""
         n_checks = min(n_blocks, max(MIN_CHECKS, round(CHECK_SHARE * n_blocks)))
-        return (number * n_checks) // n_blocks != ((number + 1) * n_checks) // n_blocks
+        # Never the last one, which has no seam towards a next one.
+        return any(number == (2 * k + 1) * (n_blocks - 1) // (2 * n_checks) for k in range(n_checks))

@@ -63,7 +63,8 @@ def plan_blocks(problem: BlockProblem, target: RegionTarget, options: BlockOptio
     _check_least(problem, options, n_batch)
     max_samples = largest_samples(problem, options.max_memory, n_batch)
     problem = with_memory(problem, options.max_memory)
-    piece = cube_sides(problem.data_size, min(MAX_SAMPLES, max_samples))
+    # Choosing λ wants more memory than restoring, and a solver for the whole of a piece more than for a part.
+    piece = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
     windows = find_windows(problem, piece)
     choices = fix_choices(problem, windows, piece)
     problem = settle(problem, choices)

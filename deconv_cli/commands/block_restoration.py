@@ -166,6 +166,8 @@ class BlockRestoration:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
                 progress.begin("looking at pieces of the picture")
                 planned = self._plan(job, large, scheduler)
+            if not printed.quiet:
+                self._note_size(planned, large)
             if self._large.dry_run:
                 if not printed.quiet:
                     print_block_plan(planned, job.target)
@@ -175,7 +177,7 @@ class BlockRestoration:
             found = self._work_off(planned, scheduler, lambda done: describe_block_run(describe(done)), printed)
         if found.summary is None:
             if printed.as_json:
-                print_document(describe_block_plan(planned))
+                print_document(describe_block_plan(planned, len(planned.ledger.results())))
             return
         done = describe(found)
         if not printed.quiet:
@@ -248,6 +250,19 @@ class BlockRestoration:
                 f"'{self._large.block_size}'."
             )
         return size
+
+    def _note_size(self, planned: BlockRun, large: LargeInput) -> None:
+        """Say so where blocks are not of the size that was asked for, since they are whole tiles or chunks."""
+        from deconv_cli.operators.axes import format_size
+
+        layout, wanted = planned.task.layout, self._block_size(large)
+        core = [planned.task.plan.core[layout.axes.index(letter)] for letter in layout.space]
+        largest = [min(n, side) for n, side in zip(planned.task.problem.image_size, wanted or core, strict=True)]
+        if any(side > n for side, n in zip(core, largest, strict=True)):
+            print_note(
+                f"blocks are of {format_size(tuple(core))} samples, since they are whole tiles or chunks of the "
+                "output; an output in .npy takes smaller ones"
+            )
 
     def _describe(self, job: Job, large: LargeInput, started: float, found: BlockReconstruction) -> BlockInvertRun:
         from deconv_cli.blocks.block_memory import arithmetic_dtype

@@ -13,6 +13,7 @@ from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.commands.blind_restoration import is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, read_chain
+from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import pick
 from deconv_cli.commands.invert_work import InvertWork
 from deconv_cli.commands.large_options import LargeOptions
@@ -136,6 +137,8 @@ def invert(
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)
             return
+    if len(jobs) == 1 and workers.are_given:
+        print_note("one file that is restored as a whole is the work of this process alone; workers are for blocks")
     many.check(force=files.force)
     work = InvertWork(
         kernel or [], kernel_options, factor, wanted, files, extra, printed, chain, tap, start, device, jobs[0].source

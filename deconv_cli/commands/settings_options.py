@@ -295,7 +295,8 @@ SETTINGS_OPTIONS = dict(
             "max_memory",
             str,
             SOLVER,
-            "Memory that the solution may take, such as 8GiB or 500MB. Default: what is free.",
+            "Memory that the solution may take, such as 8GiB or 500MB, beside about 400 MB of Python and torch. "
+            "Default: what is free, and half of it in blocks.",
             metavar="SIZE",
             read=parse_memory,
         ),

@@ -39,13 +39,14 @@ def describe_block_run(run: BlockInvertRun) -> Record:
     }
 
 
-def describe_block_plan(run: BlockRun) -> Record:
-    """Write what would be done as a JSON object."""
+def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
+    """Write what would be done as a JSON object; or of a share of it, of which so many blocks are done."""
     lams = run.task.plan.choices.lams
     return {
         "schema": SCHEMA,
         "command": "invert",
-        "dry_run": True,
+        "dry_run": n_done is None,
+        "n_done": n_done or 0,
         "inputs": [_describe_source(run.task)],
         "lambda": lams[0] if len(lams) == 1 else list(lams) or None,
         "weight": run.task.plan.choices.weight,

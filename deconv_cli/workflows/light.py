@@ -60,7 +60,7 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     elif curve is None:
         light, why = Light.STORED, "no tone curve is known of them, so they are taken to be linear in light"
     else:
-        light, why = Light.STORED, "a TIFF file without an ICC profile is taken to be linear in light"
+        light, why = Light.STORED, "a file of such samples without an ICC profile is taken to be linear in light"
     if light is Light.STORED:
         return ChosenLight(light, f"in the samples as they are stored: {why}", None)
     if curve is None:

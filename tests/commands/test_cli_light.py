@@ -217,7 +217,7 @@ def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, f
     with Image.open(plain.path) as picture:
         Image.fromarray(np.asarray(picture)).save(night.with_name("plain.tif"))
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3")
-    reason = "a TIFF file without an ICC profile is taken to be linear in light"
+    reason = "a file of such samples without an ICC profile is taken to be linear in light"
     assert report["light_reason"] == f"in the samples as they are stored: {reason}"
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3", "--light", "linear")
     assert report["light_reason"].endswith("undone from sRGB (the file names no other curve): given by the user")

@@ -54,7 +54,7 @@ ZARR_REGIONS = ZarrRegions()
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """Take over chunk and shard of a Zarr of the same axes, unless they are too large to be worked on one by one."""
-    if not isinstance(source, ZarrSource) or source.axes != axes:
+    if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
         return None, None
     n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize
     return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (None, None)
