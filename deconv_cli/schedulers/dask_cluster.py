@@ -43,6 +43,7 @@ IGNORE_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 _ONE_AT_A_TIME = threading.Lock()
 """Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
+SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; go on with another one."
 
 
 class DaskCluster(Scheduler):
@@ -108,7 +109,7 @@ class DaskCluster(Scheduler):
         done: Queue[Any] = Queue()
         try:
             while True:
-                n_wanted = UNDER_WAY * max(1, len(self._client.nthreads())) - len(under_way)
+                n_wanted = UNDER_WAY * max(1, self._n_present()) - len(under_way)
                 for number in islice(left, max(0, n_wanted)):
                     future = self._client.submit(operator.call, piece, number, pure=False, retries=RETRIES)
                     under_way[future] = number
@@ -121,12 +122,23 @@ class DaskCluster(Scheduler):
             if self._client.status == "running":
                 self._client.cancel(list(under_way))
 
+    def _n_present(self) -> int:
+        """Count the workers.
+
+        Raises:
+            WorkerError: the scheduler is gone.
+        """
+        try:
+            return len(self._client.nthreads())
+        except (AttributeError, OSError) as error:  # a client that was closed has no scheduler to ask
+            raise WorkerError(SCHEDULER_ENDED) from error
+
     def _next(self, done: Queue[Any]) -> Any:  # noqa: ANN401  a future
         """Wait for a piece; start workers in the place of those that died as they started, which Dask does not."""
         while True:
             with suppress(Empty):
                 return done.get(timeout=SECONDS_TO_MISS)
-            if self._cluster is not None and len(self._client.nthreads()) < self.n_workers:
+            if self._cluster is not None and self._n_present() < self.n_workers:
                 self._cluster.scale(self.n_workers)
 
     def close(self) -> None:
@@ -218,7 +230,7 @@ def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
         finished: Finished[Any] = future.result()
         return finished
     if future.status != "error":
-        raise WorkerError("the scheduler of the cluster ended before the work was done; go on with another one.")
+        raise WorkerError(SCHEDULER_ENDED)
     error = future.exception()
     if isinstance(error, FileAccessError):
         error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
