@@ -178,6 +178,31 @@ def run_text(text, tmp_path, **options):
     return check_script(path, **options)
 
 
+DETACHED_GENERATOR = """
+import torch
+from torch import nn
+G, D = nn.Linear(8, 16), nn.Linear(16, 1)
+og, od = (torch.optim.Adam(net.parameters(), 1e-3) for net in (G, D))
+bce = nn.BCEWithLogitsLoss()
+for step in range(5):
+    fake = G(torch.randn(32, 8))
+    od.zero_grad()
+    (bce(D(torch.randn(32, 16)), torch.ones(32, 1)) + bce(D({seen}), torch.zeros(32, 1))).backward()
+    od.step()
+    og.zero_grad()
+    bce(D(fake.detach()), torch.ones(32, 1)).backward()
+    og.step()
+"""
+
+
+@pytest.mark.parametrize("seen", ["fake", "fake.detach()", "G(torch.randn(32, 8))"])
+def test_a_generator_that_its_own_loss_does_not_reach(seen, tmp_path):
+    found = run_text(DETACHED_GENERATOR.format(seen=seen), tmp_path)
+    assert verdicts(found) == {"G.weight": "DETACHED", "G.bias": "DETACHED", "D.weight": "OK", "D.bias": "OK"}
+    (line,) = {finding.causes[0].location.line for finding in found.parameters if finding.is_fault}
+    assert line == 13
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     text, verdict, words = BROKEN[name]

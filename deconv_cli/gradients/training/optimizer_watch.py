@@ -39,6 +39,7 @@ class OptimizerWatch:
         self._known: dict[int, torch.optim.Optimizer] = {}
         self._stepped: set[int] = set()
         self._at_backward: dict[int, tuple[float, float]] = {}
+        self.last_backward = CodeLocation()
 
     def watch(self, weights: list[torch.Tensor]) -> None:
         """Begin, or go on, with the weights of a pass that is checked."""
@@ -91,6 +92,10 @@ class OptimizerWatch:
         """Keep how the weights are."""
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
+        if self._weights:
+            self.events.given |= {id(weight) for weight in given}
+            for weight in weights_of(optimizer):
+                self.events.backward_before.setdefault(id(weight), self.last_backward)
 
     def after_step(self, optimizer: torch.optim.Optimizer, location: CodeLocation) -> None:
         """Note a step."""

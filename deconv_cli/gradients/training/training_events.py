@@ -72,6 +72,8 @@ class TrainingEvents:
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
         failure: what ended the script, None where it went on.
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
+        given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
+        backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -83,6 +85,12 @@ class TrainingEvents:
     accumulated_by_hand: CodeLocation | None = None
     failure: Failure | None = None
     overwritten: dict[int, CodeLocation] = field(default_factory=dict)
+    given: set[int] = field(default_factory=set)
+    backward_before: dict[int, CodeLocation] = field(default_factory=dict)
+
+    def is_starved(self, key: int) -> bool:
+        """Tell whether a weight never had a gradient when an optimizer that holds it took a step."""
+        return key in self.backward_before and key not in self.given
 
 
 def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

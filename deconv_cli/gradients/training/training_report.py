@@ -13,6 +13,7 @@ from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.batch_leak import describe_leak
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.training.training_events import TrainingEvents
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
 
@@ -28,7 +29,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     """
     if not watch.passes:
         raise UsageError(_nothing_to_check(watch.n_backward))
-    report, weights = _joined(watch.passes)
+    report, weights = _joined(watch.passes, watch.events)
     evidence = TrainingEvidence(report, weights, watch.events)
     parameters = tuple(_of_another_loss(finding, evidence) for finding in report.parameters)
     leaks = {found.causes: found for checked in watch.passes for found in describe_leak(checked.batch)}
@@ -47,8 +48,10 @@ def _nothing_to_check(n_backward: int) -> str:
     return f"there {calls} of backward(), so none was checked; choose an earlier one by its number."
 
 
-def _joined(passes: Sequence[CheckedPass]) -> tuple[GradientReport, dict[str, torch.Tensor]]:
+def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[GradientReport, dict[str, torch.Tensor]]:
     """Join the reports of several passes: each weight has the finding of the loss that it is trained by.
+
+    That is the last one before the step of its optimizer, for a weight that never has a gradient at such a step.
 
     Returns:
         One report, and the trainable weights; names are those of the last pass that knows a weight.
@@ -61,7 +64,7 @@ def _joined(passes: Sequence[CheckedPass]) -> tuple[GradientReport, dict[str, to
         for finding in checked.report.parameters:
             key = id(checked.subject.parameters[finding.name])
             found.setdefault(key, []).append((replace(finding, name=names[key]), checked))
-    chosen = {key: min(several, key=lambda one: _rank(one[0])) for key, several in found.items()}
+    chosen = {key: _of_own_loss(several, key, events) for key, several in found.items()}
     reports = [checked.report for checked in passes]
     general = {(f.verdict, *(str(c.location) for c in f.causes)): f for report in reports for f in report.general}
     lines = ", ".join(str(checked.location) for checked in passes)
@@ -77,6 +80,14 @@ def _joined(passes: Sequence[CheckedPass]) -> tuple[GradientReport, dict[str, to
     )
     trainable = [weight for checked in passes for weight in checked.subject.trainable.values()]
     return joined, {names[id(weight)]: weight for weight in trainable}
+
+
+def _of_own_loss(
+    several: list[tuple[ParameterFinding, CheckedPass]], key: int, events: TrainingEvents
+) -> tuple[ParameterFinding, CheckedPass]:
+    """Choose what the loss says that trains a weight."""
+    own = [one for one in several if one[1].location == events.backward_before.get(key)]
+    return min(own if own and events.is_starved(key) else several, key=lambda one: _rank(one[0]))
 
 
 def _rank(finding: ParameterFinding) -> int:
@@ -126,6 +137,8 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
     if finding.verdict not in _WITHOUT_GRADIENT:
         return finding
     key, events = id(evidence.weights[finding.name]), evidence.events
+    if events.is_starved(key):
+        return finding
     stepping = {step.optimizer for step in evidence.first_steps}
     is_held_elsewhere = bool(stepping) and any(
         key in held and optimizer not in stepping for optimizer, held in events.held.items()

@@ -167,6 +167,7 @@ class TrainingWatch:
     def _before_backward(self, tensors: Any, weights: Any) -> None:  # noqa: ANN401  torch's own signature
         self.n_backward += 1
         location = _calling_line()
+        self._optimizers.last_backward = location
         line = location.file, location.line
         if self.n_backward == self._step or (self.passes and line not in self._lines):
             self._lines.add(line)
