@@ -282,7 +282,7 @@ class BlockRun:
         if known.fingerprint != fingerprint_of(problem, target, options):
             raise UsageError(
                 f"'{target.path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
-                "repeat the options of that run, or begin anew without resume."
+                f"repeat the options of that run, or remove the folder '{ledger.folder}' to begin anew."
             )
         settled = settle(with_memory(problem, known.max_memory), known.choices)
         return cls(BlockTask(settled, known, target), ledger, is_resumed=True)
