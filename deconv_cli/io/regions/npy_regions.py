@@ -1,10 +1,11 @@
-"""Large arrays in NumPy .npy files: a part is read, or written, through a map of the file into memory."""
+"""Large arrays in NumPy .npy files: a part is read, or written, row by row."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from deconv_cli.io.atomic import write_line_beside
 from deconv_cli.io.codec import Array, WriteRequest, not_carried
 from deconv_cli.io.codecs.npy import NPY, read_layout
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.contiguous_runs import contiguous_runs
+from deconv_cli.io.regions.overlap import shape_of
 from deconv_cli.io.regions.partial_file import make_partial, partial_path, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
@@ -32,7 +35,7 @@ _PIECE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class NpySource(RegionSource):
-    """An array of a `.npy` file; the map is closed after each part, so that it counts as memory no longer."""
+    """An array of a `.npy` file."""
 
     start: int = 0
     """Byte at which the samples begin."""
@@ -70,9 +73,22 @@ class NpySource(RegionSource):
     def read(self, region: Region) -> Array:
         """Read a part."""
         with refusing_damage(self.path, f"a {NAME} file"):
+            if self.order == "C" and self.shape:
+                return self._read_rows(region)
             mapped = np.memmap(self.path, self.stored_type, "r", self.start, self.shape, self.order)
             found: Array = np.array(mapped[region], dtype=np.dtype(self.dtype), order="C")
             return found
+
+    def _read_rows(self, region: Region) -> Array:
+        n_run, starts = contiguous_runs(self.shape, region)
+        found = np.empty(shape_of(region), self.stored_type)
+        rows = found.reshape(-1, n_run)
+        with self.path.open("rb", buffering=0) as stream:
+            for row, start in zip(rows, starts, strict=True):
+                stream.seek(self.start + start * found.itemsize)
+                if stream.readinto(row.view(np.uint8).data) != row.nbytes:
+                    raise ValueError("it ends before its last sample")
+        return found.astype(self.dtype, copy=False)
 
     def fingerprint(self) -> str:
         """Hash what the header says, with size and time of the file."""
@@ -81,7 +97,7 @@ class NpySource(RegionSource):
 
 @dataclass(frozen=True, eq=False)
 class NpyTarget(RegionTarget):
-    """A `.npy` file in the making: one of its final size and a hidden name, which every writer maps into memory."""
+    """A `.npy` file in the making: one of its final size and a hidden name, into which every writer writes its rows."""
 
     def create(self) -> None:
         """Make the file, with all the room it will need."""
@@ -105,10 +121,16 @@ class NpyTarget(RegionTarget):
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part."""
-        with refusing_to_write(self.path):
-            mapped = self._open("r+")
-            mapped[region] = samples
-            mapped.flush()
+        n_run, starts = contiguous_runs(self.shape, region)
+        rows = np.ascontiguousarray(samples, np.dtype(self.dtype).newbyteorder("<")).reshape(-1, n_run)
+        with refusing_to_write(self.path), partial_path(self.path).open("rb+", buffering=0) as stream:
+            np.lib.format.read_magic(stream)
+            np.lib.format.read_array_header_1_0(stream)
+            first = stream.tell()
+            for row, start in zip(rows, starts, strict=True):
+                stream.seek(first + start * rows.itemsize)
+                if stream.write(row.data) != row.nbytes:
+                    raise OSError("the disk is full")
 
     def finish(self, record: dict[str, Any]) -> None:
         """Hash the samples, write the record beside, and give the file its name."""
@@ -119,6 +141,8 @@ class NpyTarget(RegionTarget):
 
     def _put_in_place(self) -> None:
         with refusing_to_write(self.path):
+            with partial_path(self.path).open("rb+") as stream:
+                os.fsync(stream.fileno())
             put_in_place(self.path)
 
     def _digest(self) -> str:
