@@ -25,7 +25,7 @@ N_COPIES = 28
 
 Measured on blocks of 1756² float32 samples: the noise and the residual are looked at by transforms in double precision.
 """
-SHARE = 0.85
+SHARE = 0.7
 """Of what may be taken, the part that is planned with: estimates of memory are no more exact than that."""
 
 
