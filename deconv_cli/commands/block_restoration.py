@@ -98,7 +98,7 @@ class BlockRestoration:
         Raises:
             UsageError: blocks are asked for, of a file that is only read as a whole.
         """
-        from deconv_cli.blocks.whole_fits import whole_fits
+        from deconv_cli.blocks.whole_fits import is_small, whole_fits
         from deconv_cli.io.regions.opening import open_regions
         from deconv_cli.io.regions.sample_image import read_corner
 
@@ -321,12 +321,3 @@ class _Advance:
         del n_blocks
         self._pieces.advance(n_done - self._n_told)
         self._n_told = n_done
-
-
-def is_small(shape: tuple[int, ...], budget: int) -> bool:
-    """Tell at once of small inputs that they fit the memory."""
-    from math import prod
-
-    from deconv_cli.blocks.whole_fits import MAX_BYTES_A_SAMPLE
-
-    return MAX_BYTES_A_SAMPLE * prod(shape) <= budget

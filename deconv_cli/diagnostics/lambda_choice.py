@@ -15,6 +15,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve, choose_by_rule
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
+from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.vocabulary import LambdaRule, Size
 
@@ -89,6 +90,11 @@ class LambdaChoice:
         return None
 
 
+def cross_check(rule: LambdaRule, data: SpectralData | PowerByGain, noise: float) -> LambdaCurve:
+    """Choose λ by another rule, which the choice is held against."""
+    return choose_by_rule(LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV, data, noise)
+
+
 def choose_lambda(
     continuation: Continuation,
     y: Tensor,
@@ -133,7 +139,7 @@ def choose_lambda(
         sigma=noise,
         is_sigma_given=sigma is not None,
         curve=curve,
-        cross_check=choose_by_rule(LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV, data, noise),
+        cross_check=cross_check(rule, data, noise),
         n_rounds=n_rounds,
         is_converged=is_converged,
         window=continuation.window,

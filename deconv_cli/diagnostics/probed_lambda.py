@@ -11,7 +11,7 @@ import math
 from torch import Tensor
 
 from deconv_cli.diagnostics.golub_kahan import ProbedPower
-from deconv_cli.diagnostics.lambda_choice import CONVERGED, LambdaChoice
+from deconv_cli.diagnostics.lambda_choice import CONVERGED, LambdaChoice, cross_check
 from deconv_cli.diagnostics.lambda_rules import choose_by_rule, likeliest_noise
 from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.operators import synchronize
@@ -63,7 +63,7 @@ def choose_lambda_by_probing(
         sigma=noise,
         is_sigma_given=sigma is not None,
         curve=curve,
-        cross_check=choose_by_rule(LambdaRule.ML if rule is LambdaRule.GCV else LambdaRule.GCV, data, noise),
+        cross_check=cross_check(rule, data, noise),
         n_rounds=n_rounds,
         is_converged=is_converged,
         window=tuple(operator.output_shape[1:]),

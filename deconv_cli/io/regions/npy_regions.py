@@ -8,7 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -111,22 +111,16 @@ class NpyTarget(RegionTarget):
     def _is_there(self) -> bool:
         """Tell whether the file in the making is the one that is meant."""
         with contextlib.suppress(OSError, ValueError):
-            found = self._open("r")
+            found = np.lib.format.open_memmap(partial_path(self.path), "r")
             return found.shape == self.shape and found.dtype == np.dtype(self.dtype)
         return False
-
-    def _open(self, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
-        mapped: np.memmap[Any, Any] = np.lib.format.open_memmap(partial_path(self.path), mode)
-        return mapped
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part."""
         n_run, starts = contiguous_runs(self.shape, region)
         rows = np.ascontiguousarray(samples, np.dtype(self.dtype).newbyteorder("<")).reshape(-1, n_run)
         with refusing_to_write(self.path), partial_path(self.path).open("rb+", buffering=0) as stream:
-            np.lib.format.read_magic(stream)
-            np.lib.format.read_array_header_1_0(stream)
-            first = stream.tell()
+            first = _skip_header(stream)
             for row, start in zip(rows, starts, strict=True):
                 stream.seek(first + start * rows.itemsize)
                 if stream.write(row.data) != row.nbytes:
@@ -149,8 +143,7 @@ class NpyTarget(RegionTarget):
         """Hash all samples, a piece at a time; the same as `records.samples_digest` of the whole."""
         found = hashlib.sha256()
         with partial_path(self.path).open("rb") as stream:
-            np.lib.format.read_magic(stream)
-            np.lib.format.read_array_header_1_0(stream)
+            _skip_header(stream)
             while piece := stream.read(_PIECE):
                 found.update(piece)
         return found.hexdigest()
@@ -159,6 +152,13 @@ class NpyTarget(RegionTarget):
         """Remove the hidden file."""
         with refusing_to_write(self.path):
             partial_path(self.path).unlink(missing_ok=True)
+
+
+def _skip_header(stream: BinaryIO) -> int:
+    """Go to the first sample of a file that was made here; gives its place."""
+    np.lib.format.read_magic(stream)
+    np.lib.format.read_array_header_1_0(stream)
+    return stream.tell()
 
 
 class NpyRegions(RegionFormat):

@@ -36,7 +36,8 @@ def motion_kernel(length: float, angle: float) -> torch.Tensor:
     steps = (-math.sin(math.radians(angle)), math.cos(math.radians(angle)))
     reach = [pixels_reached(max(half * abs(step), 1e-9), "LENGTH") for step in steps]
     end = torch.tensor([half * step for step in steps], dtype=torch.float64)
-    taps = trace_line(torch.zeros_like(end), end, reach)
+    taps = torch.zeros(2 * reach[0] + 1, 2 * reach[1] + 1, dtype=torch.float64)
+    trace_line(taps, torch.zeros_like(end), end, half)
     # The other half of the line.
     return unit_sum(taps + taps.flip((0, 1)))
 

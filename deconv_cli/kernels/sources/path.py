@@ -40,8 +40,7 @@ def path_kernel(points: torch.Tensor) -> torch.Tensor:
     reach = [pixels_reached(max(float(along.abs().max()), 1e-9), "the path") for along in places.T]
     taps = torch.zeros([2 * n + 1 for n in reach], dtype=torch.float64)
     for start, end, duration in zip(places, places[1:], durations, strict=False):
-        length = math.dist(start.tolist(), end.tolist())
-        taps += trace_line(start, end, reach) * (duration / length if length else duration)
+        trace_line(taps, start, end, float(duration))
     return unit_sum(taps)
 
 
