@@ -117,6 +117,12 @@ def describe_worker(number: int) -> tuple[str | None, int, int]:
     return os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads(), os.getpid()
 
 
+def process_of(number: int) -> int:
+    """Take half a second, and give the process."""
+    time.sleep(0.5)
+    return os.getpid()
+
+
 def folder_of(number: int) -> str:
     return str(Path.cwd())
 

@@ -43,6 +43,8 @@ IGNORE_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 _ONE_AT_A_TIME = threading.Lock()
 """Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
+LOST = ("lost", "pending")
+"""What Dask calls pieces that it has done again."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; go on with another one."
 
 
@@ -117,6 +119,9 @@ class DaskCluster(Scheduler):
                 if not under_way:
                     return
                 future = self._next(done)
+                if future.status in LOST:  # it was done, but its worker died before the result came here
+                    future.add_done_callback(done.put)
+                    continue
                 yield _finished(future, under_way.pop(future))
         finally:
             if self._client.status == "running":

@@ -1,11 +1,14 @@
 """Workers of Dask: real processes, of a cluster of this machine and of one that is running."""
 
 import json
+import os
+import signal
 import sys
+import time
 from itertools import count
 
 import pytest
-from piece_tasks import DieAt, Fail, WriteUnit, check_failures, folder_of, sleep_from_two
+from piece_tasks import DieAt, Fail, WriteUnit, check_failures, folder_of, process_of, sleep_from_two
 
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers import dask_cluster
@@ -40,6 +43,15 @@ def test_the_same_bytes_as_one_process_though_a_worker_is_killed(cluster, tmp_pa
     assert killed.with_name("4-0").exists()
     assert cluster.n_workers == cluster.n_sharing == 2
     assert [cluster.memory_of_piece(given, 80) for given in (64, None)] == [32, 40]
+
+
+def test_results_that_are_lost_with_their_worker_are_made_again(cluster):
+    run = cluster.run(process_of, range(6))
+    first = next(run)
+    time.sleep(1.5)  # the next ones are done, and still where they were made
+    os.kill(first.result, signal.SIGKILL)
+    time.sleep(0.2)
+    assert sorted([first.number, *(one.number for one in run)]) == list(range(6))
 
 
 def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(cluster, tmp_path):
