@@ -12,7 +12,7 @@ import functools
 import sys
 
 # mallopt(3): the parameters, and values that keep all that is freed.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER = 2**31 - 1
 _TOP_PAD = 256 * 2**20
 
@@ -61,7 +61,8 @@ def keep_freed_memory() -> bool:
     library = _glibc()
     if library is None:
         return False
-    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD))
+    # One arena: those of further threads are pieces of 64 MB that are given back whenever one is empty.
+    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD), (_M_ARENA_MAX, 1))
     done = [library.mallopt(parameter, value) == 1 for parameter, value in wanted]
     return all(done)
 

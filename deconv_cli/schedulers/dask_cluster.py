@@ -25,7 +25,6 @@ from queue import Empty, Queue
 from types import ModuleType
 from typing import Any, Self
 
-from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
 from deconv_cli.schedulers.machine_share import MachineShare
 from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt_away
@@ -38,8 +37,14 @@ SECONDS_TO_MISS = 5
 UNDER_WAY = 2
 """Pieces that each worker is given at once, so that none waits for the network."""
 
-IGNORE_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-"""What workers of this machine run first: Ctrl-C reaches them too, but it is the run that ends them."""
+AT_START = """
+import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
+from deconv_cli.allocator import keep_freed_memory; keep_freed_memory()
+"""
+"""What workers of this machine run first.
+
+Ctrl-C reaches them too, but it is the run that ends them; and memory is kept only by threads that start afterwards.
+"""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
@@ -88,7 +93,7 @@ class DaskCluster(Scheduler):
             threads_per_worker=1,
             memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
             silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are told otherwise
-            preload=[IGNORE_INTERRUPT],
+            preload=[AT_START],
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
         )
@@ -187,7 +192,6 @@ class Piece:
             if self.share is None:
                 MachineShare(worker.state.nthreads).take(0)
             else:
-                keep_freed_memory()
                 self.share.take(int(worker.name))
             finished = attempt_away(_loaded(self.task), number)
         if finished.may_pass:
