@@ -47,8 +47,8 @@ from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.cut_blocks import BlockOptions
     from deconv_cli.blocks.invert_blocks import BlockReconstruction, LargeFileOptions, invert_blocks
-    from deconv_cli.blocks.plan_blocks import BlockOptions
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, Verdict
     from deconv_cli.gradients.gradient_report import GradientReport

@@ -9,10 +9,6 @@ from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.halo_depth import HaloChoice
 from deconv_cli.vocabulary import Size
 
-MIN_CHECKS = 2
-CHECK_SHARE = 1 / 64
-"""Of the blocks that meet others, the part whose seams are checked, and how many are at least."""
-
 
 @dataclass(frozen=True)
 class BlockPlan:
@@ -23,6 +19,7 @@ class BlockPlan:
         core: samples of a block along each axis of the result.
         halo: what surrounds a block, and what it leaves at the seams.
         choices: what holds for all blocks alike.
+        seams: blocks whose seams towards the next ones are measured.
         n_threads: for the arithmetic of one block.
         max_memory: bytes that a block may take.
         block_bytes: those that it takes at most, as estimated.
@@ -33,6 +30,7 @@ class BlockPlan:
     core: Size
     halo: HaloChoice
     choices: FixedChoices
+    seams: tuple[int, ...]
     n_threads: int
     max_memory: int
     block_bytes: int
@@ -45,6 +43,7 @@ class BlockPlan:
             "core": list(self.core),
             "halo": self.halo.as_record(),
             "choices": self.choices.as_record(),
+            "seams": list(self.seams),
             "n_threads": self.n_threads,
             "max_memory": self.max_memory,
             "block_bytes": self.block_bytes,
@@ -59,14 +58,9 @@ class BlockPlan:
             tuple(record["core"]),
             HaloChoice.of_record(record["halo"]),
             FixedChoices.of_record(record["choices"]),
+            tuple(record["seams"]),
             record["n_threads"],
             record["max_memory"],
             record["block_bytes"],
             record["seconds_a_sample"],
         )
-
-    def is_checked(self, number: int, n_blocks: int) -> bool:
-        """Tell whether the seams of a block are checked: as many as `CHECK_SHARE`, spread over all."""
-        n_checks = min(n_blocks, max(MIN_CHECKS, round(CHECK_SHARE * n_blocks)))
-        # Never the last one, which has no seam towards a next one.
-        return any(number == (2 * k + 1) * (n_blocks - 1) // (2 * n_checks) for k in range(n_checks))

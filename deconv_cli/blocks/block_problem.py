@@ -20,6 +20,7 @@ from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
@@ -105,13 +106,19 @@ class BlockProblem:
             region[self.layout.axes.index(letter)] = run
         return self.source.read(tuple(region))
 
-    def restore(self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline) -> Reconstruction:
+    def restore(
+        self,
+        values: Tensor,
+        data: Sequence[Interval],
+        pipeline: Pipeline,
+        progress: ProgressListener | None = None,
+    ) -> Reconstruction:
         """Restore a part of the data, as `read` gives it; the image is that of `AxisCut.image_of`."""
         pads = tuple(cut.pads_of(interval) for cut, interval in zip(self.cuts, data, strict=True))
         settings = replace(self.resolution.settings, padding=pads, input_size=None)
         if not any(sum(sides) for sides in pads):
             settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
-        return pipeline.reconstruct(values, replace(self.resolution, settings=settings))
+        return pipeline.reconstruct(values, replace(self.resolution, settings=settings), progress=progress)
 
     def pipeline(self) -> Pipeline:
         """Make a pipeline, which keeps the inverse of the last part for the next one of the same size."""

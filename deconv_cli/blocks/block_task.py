@@ -15,15 +15,13 @@ from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
+from deconv_cli.blocks.seam_places import corner_of
 from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sample_conversion import convert_samples
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.workflows.pipeline import Pipeline
-
-N_SEAM = 8
-"""Pixels on one side of a seam that are compared with an estimate that knows both sides."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class BlockResult:
         n_clipped: samples that the type of the result could not hold.
         lowest: value of the estimate.
         highest: value of the estimate.
-        seam: the largest difference beside a seam from an estimate that knows both sides; `None` if not looked at.
+        seam: the largest difference from a block that lies across the seams of this one; `None` if not looked at.
         seconds: that it took.
     """
 
@@ -143,23 +141,26 @@ class BlockTask:
         return image.contiguous()
 
     def _seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
-        """Compare a strip beside a seam with the estimate of a block of the same size that has the seam in its middle.
+        """Compare a block with one of the same size that lies across its seams, and has their corner in its middle.
 
-        Looked at is the seam towards the next block, along the last axis that has one.
+        Both are restored from their own data. What they have in common is compared: the quarter of this block, or in
+        three dimensions the eighth, towards that corner, where four blocks meet, or eight.
         """
-        axes = [a for a, (c, n) in enumerate(zip(block.core, self.problem.image_size, strict=True)) if c[1] < n]
-        if not axes or not self.plan.is_checked(block.number, self.grid.n_blocks):
+        if block.number not in self.plan.seams:
             return None
-        axis = axes[-1]
-        length, end = block.core[axis][1] - block.core[axis][0], block.core[axis][1]
-        around = (max(end - length // 2, 0), min(end - length // 2 + length, self.problem.image_size[axis]))
-        moved = self.problem.cuts[axis].data_around(around, self.plan.halo.halo[axis])
-        data = (*block.data[:axis], moved, *block.data[axis + 1 :])
-        strip = (max(end - N_SEAM, block.core[axis][0]), end)
+        data, shared = list(block.data), list(block.core)
+        for axis, corner in enumerate(corner_of(block, self.problem.image_size)):
+            if corner is not None:
+                start, end = block.core[axis]
+                middle = corner - (end - start) // 2
+                around = middle, min(middle + end - start, self.problem.image_size[axis])
+                data[axis] = self.problem.cuts[axis].data_around(around, self.plan.halo.halo[axis])
+                shared[axis] = middle, corner
         image = self.problem.restore(self.problem.read(block.batch, data), data, pipeline).image
-        seen = self._core(image, data, (*block.core[:axis], strip, *block.core[axis + 1 :]))
-        own = core.narrow(axis - len(block.core), strip[0] - block.core[axis][0], strip[1] - strip[0])
-        return float((own - seen).abs().max())
+        across = self._core(image, data, shared)
+        for axis, (start, end), (first, _) in zip(space_axes(len(shared)), shared, block.core, strict=True):
+            core = core.narrow(axis, start - first, end - start)
+        return float((core - across).abs().max())
 
 
 class _Pipelines(threading.local):

@@ -10,7 +10,8 @@ from typing import Any
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sample_windows import SampleWindow
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import ArithmeticDType, Size
+from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
@@ -27,12 +28,16 @@ class FixedChoices:
         weight: of a prior; `None` where there is none.
         iterations: of Richardson–Lucy; `None` for other objectives.
         noise: a model, or one for each channel; empty where none was looked for.
+        tolerance: to which an iteration is solved; `None` for the solver's own.
+        dtype: precision of the arithmetic that it needs; `None` for what the settings say.
     """
 
     lams: tuple[float, ...] = ()
     weight: float | None = None
     iterations: int | None = None
     noise: tuple[NoiseModel, ...] = ()
+    tolerance: float | None = None
+    dtype: ArithmeticDType | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Give the choices as JSON can hold them."""
@@ -41,17 +46,27 @@ class FixedChoices:
             "weight": self.weight,
             "iterations": self.iterations,
             "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
+            "tolerance": self.tolerance,
+            "dtype": self.dtype,
         }
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> FixedChoices:
         """Read what `as_record` gave."""
         noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
-        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise)
+        dtype = None if record["dtype"] is None else ArithmeticDType(record["dtype"])
+        lams = tuple(record["lambda"])
+        return cls(lams, record["weight"], record["iterations"], noise, record["tolerance"], dtype)
 
-    def apply(self, resolution: Resolution) -> Resolution:
-        """Settle what a resolution left open."""
+    def settle(self, problem: BlockProblem) -> BlockProblem:
+        """Settle what a problem left open."""
+        settings = problem.settings if self.dtype is None else replace(problem.settings, dtype=self.dtype)
+        return replace(problem, settings=settings, resolution=self._apply(problem.resolution))
+
+    def _apply(self, resolution: Resolution) -> Resolution:
         settings, reasons = resolution.settings, resolution.reasons
+        if self.tolerance is not None:
+            settings = replace(settings, tolerance=self.tolerance)
         if self.noise:
             settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
         if self.weight is not None:
@@ -66,7 +81,9 @@ class FixedChoices:
         return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False, lams=lams)
 
 
-def fix_choices(problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size) -> FixedChoices:
+def fix_choices(
+    problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size, progress: ProgressListener
+) -> FixedChoices:
     """Restore some pieces as if each were a picture of its own, and take the median of what they choose.
 
     Each piece counts by its contrast, as it would in a criterion that sums over the whole picture; empty background
@@ -76,14 +93,15 @@ def fix_choices(problem: BlockProblem, windows: Sequence[SampleWindow], sides: S
         problem: what is restored.
         windows: places, those with the most contrast first.
         sides: of the pieces, along each axis of space.
+        progress: is told which piece is restored.
     """
     size = problem.data_size
     # Where all else is given, a single piece tells the kind of noise.
     chosen, pipeline = windows[: N_PIECES if _is_open(problem.resolution) else 1], problem.pipeline()
     found: list[Reconstruction] = []
-    for window in chosen:
-        data = window.data(sides, size)
-        found.append(problem.restore(problem.read(window.batch, data), data, pipeline))
+    for number, window in enumerate(chosen, start=1):
+        data, step = window.data(sides, size), f"what holds for all blocks: piece {number} of {len(chosen)}"
+        found.append(problem.restore(problem.read(window.batch, data), data, pipeline, StepOf(step, progress)))
     shares = [max(window.contrast, 1e-300) for window in chosen]
     return FixedChoices(_lams(found, shares), _weight(found, shares), _iterations(found, shares), _noise(found, shares))
 

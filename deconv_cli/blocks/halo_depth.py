@@ -1,26 +1,18 @@
-"""How far the cut edge of a block reaches into its estimate, measured on pieces of the picture itself.
-
-A piece is restored twice: with generous surroundings, and cut. What differs, by the distance from the cut, is what a
-block's estimate will differ from that of the whole picture, whatever the objective: nothing is assumed about the decay.
-"""
+"""How wide a halo must be: the smallest that leaves no more at the seams than is allowed, on pieces of the picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, prod
+from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from deconv_cli.blocks.axis_cut import AxisCut, Interval
 from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut
 from deconv_cli.blocks.sample_windows import SampleWindow
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.axes import space_axes
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 
 SEAM_TOLERANCE = 1e-3
 """The largest difference from the whole picture that is planned for, as a part of the range of the samples."""
@@ -31,10 +23,10 @@ N_FITTED = 3
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
-LAMBDA_STEP = 10
-"""The influence of a cut fades about three times as fast under a λ that is so many times as large."""
-N_MIDDLE = 16
-"""Pixels in the middle of a piece, which are deeper than any halo."""
+
+
+class BlocksDisagreeError(UsageError):
+    """Blocks of this picture would differ from the whole by more than seams may; says why, but not what would help."""
 
 
 @dataclass(frozen=True)
@@ -69,64 +61,14 @@ class HaloChoice:
         return cls(tuple(record["halo"]), record["fitted"], record["judged"], record["range"])
 
 
-@dataclass(frozen=True, eq=False)
-class CutInfluence:
-    """What cutting one piece changed.
-
-    Attributes:
-        difference: the largest over all channels, shape `size`.
-        depths: distances from the cut along each axis, each of shape `(n,)`; infinite where nothing is cut.
-    """
-
-    difference: Tensor
-    depths: tuple[Tensor, ...]
-
-    def beyond(self, halo: Sequence[float]) -> float:
-        """Give the largest difference at pixels that are as deep as a halo along every axis."""
-        inside = self.difference
-        for axis, (depth, wanted) in enumerate(zip(self.depths, halo, strict=True)):
-            inside = inside.index_select(axis, torch.nonzero(depth >= wanted)[:, 0])
-        return float(inside.max()) if inside.numel() else 0.0
+def seam_limit(windows: Sequence[SampleWindow]) -> float:
+    """Give the largest difference from the whole picture that is allowed on pieces, in units of the samples."""
+    return SEAM_TOLERANCE * range_of(windows) / SAFETY
 
 
-def measure_cut(problem: BlockProblem, window: SampleWindow, depth: Size, pipeline: Pipeline) -> CutInfluence:
-    """Restore one piece with its surroundings and without.
-
-    Args:
-        problem: what is restored.
-        window: where.
-        depth: how far the cut is looked at along each axis; 0 for one that no block is cut along.
-        pipeline: restores.
-    """
-    size, cuts = problem.data_size, problem.cuts
-    inner_sides = [2 * d + N_MIDDLE if d else n for d, n in zip(depth, size, strict=True)]
-    outer = window.data([side + 2 * (d // 2) for side, d in zip(inner_sides, depth, strict=True)], size)
-    inner = tuple(_middle(o, side) for o, side in zip(outer, inner_sides, strict=True))
-    values = problem.read(window.batch, outer)
-    whole = problem.restore(values, outer, pipeline).image
-    axes = space_axes(len(size))
-    for axis, (i, o) in zip(axes, zip(inner, outer, strict=True), strict=True):
-        values = values.narrow(axis, i[0] - o[0], i[1] - i[0])
-    cut = problem.restore(values.contiguous(), inner, pipeline).image
-    for axis, c, i, o in zip(axes, cuts, inner, outer, strict=True):
-        first, last = c.image_of(i)
-        whole = whole.narrow(axis, first - c.image_of(o)[0], last - first)
-    difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0).cpu()
-    return CutInfluence(difference, tuple(_depths(c, i) for c, i in zip(cuts, inner, strict=True)))
-
-
-def _middle(outer: Interval, side: int) -> Interval:
-    start = outer[0] + (outer[1] - outer[0] - side) // 2
-    return start, start + side
-
-
-def _depths(cut: AxisCut, data: Interval) -> Tensor:
-    """Give the distance of image pixels from where data are cut, as a halo counts it."""
-    first, last = cut.image_of(data)
-    place = torch.arange(first, last, dtype=torch.float64) + cut.pads[0] - (cut.n_taps - 1) // 2
-    ahead = place - data[0] if cut.wraps or data[0] > 0 else torch.full_like(place, inf)
-    behind = data[1] - 1 - place if cut.wraps or data[1] < cut.n_data else torch.full_like(place, inf)
-    return torch.minimum(ahead, behind)
+def range_of(windows: Sequence[SampleWindow]) -> float:
+    """Give the range of the samples that were looked at."""
+    return max(window.highest for window in windows) - min(window.lowest for window in windows)
 
 
 def choose_halo(
@@ -135,7 +77,7 @@ def choose_halo(
     *,
     is_cut: Sequence[bool],
     max_samples: int,
-    tolerance: float = SEAM_TOLERANCE,
+    progress: ProgressListener,
 ) -> HaloChoice:
     """Find the smallest halo that keeps the blocks together.
 
@@ -144,48 +86,45 @@ def choose_halo(
         windows: pieces of the picture, those with the most contrast first.
         is_cut: whether blocks are cut along each axis of space.
         max_samples: data samples that a piece may have at most.
-        tolerance: the largest difference from the whole, as a part of the range of the samples.
+        progress: is told which piece is looked at, how deep.
 
     Raises:
-        UsageError: the influence reaches further than any piece that may be looked at.
+        BlocksDisagreeError: the influence reaches further than any piece that may be looked at.
     """
-    span = max(window.highest for window in windows) - min(window.lowest for window in windows)
     if not any(is_cut):  # each image of a series fits
-        return HaloChoice((0,) * len(is_cut), 0.0, 0.0, span)
-    fitted, others = windows[:N_FITTED], windows[N_FITTED : 2 * N_FITTED]
-    wanted = tolerance * span / SAFETY
-    n_reaches, pipeline, looked_at = FIRST_REACHES, problem.pipeline(), 0
+        return HaloChoice((0,) * len(is_cut), 0.0, 0.0, range_of(windows))
+    n_reaches, looked_at = FIRST_REACHES, 0
     while True:
         depth = _depth(problem, is_cut, n_reaches)
         if max(depth) <= looked_at or _n_samples(problem, depth) > max_samples:
-            raise _too_deep(problem, looked_at, tolerance)
-        # The first piece tells whether it is deep enough; the others are looked at but then.
-        influences: list[CutInfluence] = []
-        halo: Size | None = None
-        for window in fitted:
-            influences.append(measure_cut(problem, window, depth, pipeline))
-            halo = smallest_halo(influences, depth, wanted)
-            if halo is None:
-                break
-        if halo is not None:
-            judges = [measure_cut(problem, window, depth, pipeline) for window in others]
-            halo = smallest_halo([*influences, *judges], depth, wanted, at_least=halo)
-            if halo is not None:
-                return HaloChoice(halo, _worst(influences, halo), _worst(judges, halo), span)
+            raise BlocksDisagreeError(
+                f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they "
+                f"are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
+            )
+        found = _halo_within(problem, windows, depth, progress)
+        if found is not None:
+            return found
         n_reaches, looked_at = 2 * n_reaches, max(depth)
 
 
-def _too_deep(problem: BlockProblem, looked_at: int, tolerance: float) -> UsageError:
-    """Say that blocks of this memory cannot be honest, and what would help."""
-    settings = problem.resolution.settings
-    less = "fewer iterations" if settings.iterations else "a larger weight"
-    if settings.has_lambda:
-        lam = max(problem.resolution.lams or (settings.lam,))
-        less = f"a larger lam, such as lam={LAMBDA_STEP * lam:.1g}"
-    return UsageError(
-        f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they are cut "
-        f"it is still off by more than {tolerance / SAFETY:.1g} of the range; use {less}, or more memory."
-    )
+def _halo_within(
+    problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener
+) -> HaloChoice | None:
+    """Choose a halo on some pieces and judge it on others; `None` where it would have to be wider than `depth`."""
+    wanted, pipeline = seam_limit(windows), problem.pipeline()
+    halo: Size | None = None
+    influences: list[CutInfluence] = []
+    looked_at = windows[: 2 * N_FITTED]
+    for number, window in enumerate(looked_at, start=1):
+        step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
+        influences.append(measure_cut(problem, window, depth, pipeline, StepOf(step, progress)))
+        # The first piece tells whether this is deep enough; the others are looked at but then.
+        halo = smallest_halo(influences, depth, wanted, at_least=halo)
+        if halo is None:
+            return None
+    assert halo is not None
+    fitted, judged = influences[:N_FITTED], influences[N_FITTED:]
+    return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows))
 
 
 def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Size:

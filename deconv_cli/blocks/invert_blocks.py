@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_task import BlockTask
-from deconv_cli.blocks.plan_blocks import BlockOptions, fingerprint_of, plan_blocks, settle, with_memory
+from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.plan_blocks import fingerprint_of, plan_blocks, with_memory
 from deconv_cli.blocks.run_blocks import BlockListener, BlockSummary, run_blocks
 from deconv_cli.errors import UsageError
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
+from deconv_cli.io.regions.partial_file import partial_path
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.sample_image import read_corner
@@ -32,6 +35,7 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.vocabulary import InputKind, OutputDType, format_padding
 from deconv_cli.workflows.arithmetic import check_single_kernel
 from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.resolution import RecordedConvolution
 
 MEMORY_SHARE = 0.5
@@ -111,6 +115,7 @@ class BlockReconstruction:
             "penalty": settings.penalty if settings.has_lambda else None,
             "weight": self.plan.choices.weight,
             "iterations": self.plan.choices.iterations,
+            "tolerance": self.plan.choices.tolerance,
             "is_trusted": not self.doubts,
             "doubts": list(self.doubts),
             "plan": self.task.as_record(),
@@ -177,7 +182,8 @@ def invert_blocks(
     corner = corner.spanned_by(Kernel.of_any(kernel, dimensions=settings.dimensions).n_axes)
     problem = lay_out_problem(opened, corner, kernel, settings)
     planned = plan_target(problem, Path(target), files)
-    run = BlockRun.prepare(problem, planned, blocks or BlockOptions(default_memory()), resume=files.resume)
+    options_ = blocks or BlockOptions(default_memory())
+    run = BlockRun.prepare(problem, planned, options_, resume=files.resume, force=files.force)
     return run.finish(scheduler or SerialScheduler(), lambda found: found.record, progress)
 
 
@@ -251,40 +257,61 @@ class BlockRun:
         task: restores and writes any block.
         ledger: what is done.
         is_resumed: whether it goes on where an earlier run ended.
+        planning_s: seconds that planning took.
     """
 
     task: BlockTask
     ledger: BlockLedger
     is_resumed: bool = False
+    planning_s: float = 0.0
 
-    @property
-    def expected_seconds(self) -> float:
-        """How long all blocks will take, one after another."""
+    def expected_seconds(self, n_workers: int) -> float:
+        """Predict how long a run takes that so many workers share: planning, all blocks, and those across seams."""
         grid = self.task.grid
-        n_samples = math.prod(grid.largest_data) * self.task.problem.layout.n_channels
-        return self.task.plan.seconds_a_sample * n_samples * grid.n_blocks
+        block = grid.block(0)
+        n_samples = math.prod(grid.largest_data) * self.task.problem.layout.n_channels * block.n_batch
+        n_restored = grid.n_blocks + len(self.task.plan.seams)
+        return self.planning_s + self.task.plan.seconds_a_sample * n_samples * n_restored / max(n_workers, 1)
 
     @classmethod
     def prepare(
-        cls, problem: BlockProblem, target: RegionTarget, options: BlockOptions, *, resume: bool = False
+        cls,
+        problem: BlockProblem,
+        target: RegionTarget,
+        options: BlockOptions,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        progress: ProgressListener | None = None,
     ) -> BlockRun:
         """Plan a run, or take the plan of an earlier one for the same input, kernel and settings.
 
+        Args:
+            problem: what is restored.
+            target: the result.
+            options: how it is to be cut.
+            resume: whether to go on where an earlier run ended.
+            force: whether what an earlier run left may be removed.
+            progress: is told what is looked at.
+
         Raises:
-            UsageError: the estimate depends on data too far away, or there is an earlier run of another kind.
+            UsageError: blocks would differ from the whole by more than seams may, or there is an earlier run.
             TooLargeError: the smallest block does not fit the memory.
         """
+        started = time.perf_counter()
         ledger = BlockLedger.of(target.path)
+        if not resume and not force:
+            _refuse_to_forget(target, ledger)
         known = ledger.read_plan() if resume else None
         if known is None:
-            plan, settled = plan_blocks(problem, target, options)
-            return cls(BlockTask(settled, plan, target), ledger)
+            plan, settled = plan_blocks(problem, target, options, progress)
+            return cls(BlockTask(settled, plan, target), ledger, planning_s=time.perf_counter() - started)
         if known.fingerprint != fingerprint_of(problem, target, options):
             raise UsageError(
                 f"'{target.path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
                 f"repeat the options of that run, or remove the folder '{ledger.folder}' to begin anew."
             )
-        settled = settle(with_memory(problem, known.max_memory), known.choices)
+        settled = known.choices.settle(with_memory(problem, known.max_memory))
         return cls(BlockTask(settled, known, target), ledger, is_resumed=True)
 
     def finish(
@@ -325,13 +352,23 @@ class BlockRun:
         if plan.fingerprint != self.task.plan.fingerprint:
             raise UsageError(
                 f"another run has begun with '{self.task.target.path}' meanwhile, with another input, kernel or "
-                "settings; choose another name."
+                f"settings; choose another name, or end that run and remove the folder '{self.ledger.folder}'."
             )
         # Other machines round otherwise, and have other memory: what the first one chose holds for all.
-        problem = settle(with_memory(self.task.problem, plan.max_memory), plan.choices)
+        problem = plan.choices.settle(with_memory(self.task.problem, plan.max_memory))
         return BlockTask(problem, plan, self.task.target)
 
     def numbers(self, share: JobShare | None = None) -> list[int]:
         """List the blocks of this run, or those of one of several jobs."""
         order = self.task.grid.order()
         return order if share is None else list(share.of(order))
+
+
+def _refuse_to_forget(target: RegionTarget, ledger: BlockLedger) -> None:
+    """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
+    left = [f"'{path}'" for path in (ledger.folder, partial_path(target.path)) if path.exists()]
+    if left:
+        raise UsageError(
+            f"an earlier run for '{target.path}' ended early, or goes on still: it left {' and '.join(left)}; "
+            "resume=True goes on where it ended, force=True begins anew."
+        )

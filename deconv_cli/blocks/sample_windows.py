@@ -68,11 +68,12 @@ def find_windows(problem: BlockProblem, sides: Size) -> list[SampleWindow]:
         window = SampleWindow(batch, center, 0.0, 0.0, 0.0)
         values = problem.read(batch, window.data(sides, size)).double()
         lowest, highest = (float(end) for end in values.aminmax())
-        found.append(SampleWindow(batch, center, lowest, highest, _contrast(values)))
+        found.append(SampleWindow(batch, center, lowest, highest, contrast_of(values)))
     return sorted(found, key=lambda window: -window.contrast)
 
 
-def _contrast(values: Tensor) -> float:
+def contrast_of(values: Tensor) -> float:
+    """Give the mean square of samples less their mean."""
     return float((values - values.mean()).square().mean())
 
 

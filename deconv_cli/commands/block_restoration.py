@@ -164,15 +164,15 @@ class BlockRestoration:
         describe = partial(self._describe, job, large, time.perf_counter())
         with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                progress.begin("looking at pieces of the picture")
-                planned = self._plan(job, large, scheduler)
+                planned = self._plan(job, large, scheduler, progress)
             if not printed.quiet:
                 self._note_size(planned, large)
             if self._large.dry_run:
+                expected_s = planned.expected_seconds(scheduler.n_workers)
                 if not printed.quiet:
-                    print_block_plan(planned, job.target)
+                    print_block_plan(planned, job.target, expected_s)
                 if printed.as_json:
-                    print_document(describe_block_plan(planned))
+                    print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
                 return
             found = self._work_off(planned, scheduler, lambda done: describe_block_run(describe(done)), printed)
         if found.summary is None:
@@ -223,13 +223,12 @@ class BlockRestoration:
 
         return self._settings.get("max_memory") or default_memory()
 
-    def _plan(self, job: Job, large: LargeInput, scheduler: Scheduler) -> BlockRun:
+    def _plan(self, job: Job, large: LargeInput, scheduler: Scheduler, progress: WorkProgress) -> BlockRun:
+        from deconv_cli.blocks.cut_blocks import BlockOptions
         from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
-        from deconv_cli.blocks.plan_blocks import BlockOptions
 
-        files = LargeFileOptions(
-            output_dtype=self._files.output_dtype, force=self._files.force, n_levels=self._files.pyramid
-        )
+        replaces = self._files.force or self._large.dry_run  # which writes nothing
+        files = LargeFileOptions(output_dtype=self._files.output_dtype, force=replaces, n_levels=self._files.pyramid)
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self._settings.get("max_memory"), self._budget())
         return BlockRun.prepare(
@@ -237,6 +236,8 @@ class BlockRestoration:
             target,
             BlockOptions(memory, self._block_size(large)),
             resume=self._resumes or self._large.block_range is not None,
+            force=replaces,
+            progress=progress,
         )
 
     def _block_size(self, large: LargeInput) -> Size | None:
@@ -279,7 +280,7 @@ class BlockRestoration:
                 *large.notes,
                 *target.notes,
             ),
-            environment=environment_of(self._device, arithmetic_dtype(large.problem), started),
+            environment=environment_of(self._device, arithmetic_dtype(found.task.problem), started),
             rerun=command_line("invert", job.source, self._options(large, found)),
             reconstruction=found,
         )
@@ -296,6 +297,8 @@ class BlockRestoration:
         if found.plan.choices.iterations is not None:
             options["--iterations"] = found.plan.choices.iterations
             options.pop("--gain", None)
+        if found.plan.choices.tolerance is not None:
+            options["--tolerance"] = repr(found.plan.choices.tolerance)
         return {
             **large.loaded.options,
             **self._files.as_options(),

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from deconv_cli.report.block_record import BlockInvertRun
 
 
-def print_block_plan(run: BlockRun, target: Path) -> None:
-    """Print what would be done on stderr."""
+def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
+    """Print what would be done on stderr, and how many seconds it would take."""
+    from deconv_cli.io.folders import is_there
+
     task = run.task
     rows = [
         ("input", _input(task)),
         *_plan_rows(task),
-        ("time", f"about {spoken_time(run.expected_seconds)}"),
+        ("time", f"about {spoken_time(expected_s)}"),
         ("output", f"{target}  {_by(task.target.shape)} {task.target.dtype}, {format_memory(task.target.n_bytes)}"),
     ]
     print_table("deconv invert --dry-run", rows)
+    if is_there(target):
+        print_note(f"the output '{target}' exists already; a run has to be given --force to replace it")
 
 
 def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
@@ -71,6 +75,7 @@ def _objective(found: BlockReconstruction) -> str:
     choices = found.plan.choices
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
     more = more if choices.iterations is None else f", {choices.iterations} iterations"
+    more += "" if choices.tolerance is None else f", solved to {choices.tolerance:.0e}"
     return f"{found.settings.objective}{more}"
 
 

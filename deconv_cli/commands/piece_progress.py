@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deconv_cli.commands.progress import spoken_time
+from deconv_cli.commands.progress import LOG_INTERVAL_S, spoken_time
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-LOG_INTERVAL_S = 60.0
-"""Where there is no terminal, a line stands in the log so often."""
 _REMEMBERED = 64
 """Pieces from which the rate is computed: those of long ago may have been larger."""
 

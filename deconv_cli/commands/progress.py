@@ -16,12 +16,16 @@ from deconv_cli.workflows.progress_listener import ProgressListener
 if TYPE_CHECKING:
     from rich.status import Status
 
+LOG_INTERVAL_S = 60.0
+"""Where there is no terminal, a line stands in the log so often."""
 REMEMBERED = 12
 """Iterations from which the speed is shown: the first ones are faster than the rest."""
 
 
 class WorkProgress(ProgressListener):
-    """Shows on stderr which step is under way: a moving line on a terminal, or a line an iteration when verbose.
+    """Shows on stderr which step is under way.
+
+    A terminal has a moving line, a log one a minute; when verbose there is a line for each step and iteration.
 
     Args:
         label: stands before every line, as `file 2 of 7`.
@@ -46,6 +50,8 @@ class WorkProgress(ProgressListener):
         self._show = show
         self._clock = clock
         self._status: Status | None = None
+        self._last_line = clock()
+        self._step = ""
         self._goal: float | None = None
         self._most = 0
         self._seen: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
@@ -58,7 +64,7 @@ class WorkProgress(ProgressListener):
             goal: the certificate at which its iteration ends.
             limit: after how many iterations it ends at the latest.
         """
-        self._goal, self._most = goal, limit
+        self._step, self._goal, self._most = step, goal, limit
         self._seen.clear()
         self._tell(step)
 
@@ -108,10 +114,15 @@ class WorkProgress(ProgressListener):
             return
         if self._verbose:
             typer.echo(self._label + line, err=True)
-        elif self._show is not None:
+            return
+        line = line if line == self._step else f"{self._step}: {line}"
+        if self._show is not None:
             self._show(line)
         elif self._status is not None:
             self._status.update(self._label + line)
+        elif self._clock() - self._last_line >= LOG_INTERVAL_S:
+            self._last_line = self._clock()
+            typer.echo(self._label + line, err=True)
 
 
 def spoken_time(seconds: float) -> str:

@@ -52,7 +52,6 @@ def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
         "weight": run.task.plan.choices.weight,
         "iterations": run.task.plan.choices.iterations,
         "plan": run.task.as_record(),
-        "expected_time_s": run.expected_seconds,
         "output": {**_describe_target(run.task), "bytes": run.task.target.n_bytes},
     }
 

@@ -21,6 +21,26 @@ class ProgressListener:
         """Take note of an iteration."""
 
 
+class StepOf(ProgressListener):
+    """Says of each step what it is a part of.
+
+    Args:
+        whole: what that is.
+        listener: is told.
+    """
+
+    def __init__(self, whole: str, listener: ProgressListener) -> None:
+        self._whole, self._listener = whole, listener
+
+    def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
+        """Pass the step on, with what it is a part of."""
+        self._listener.begin(f"{self._whole}: {step}", goal=goal, limit=limit)
+
+    def __call__(self, iteration: int, certificate: float) -> None:
+        """Pass the iteration on."""
+        self._listener(iteration, certificate)
+
+
 class _Forwarding(ProgressListener):
     def __init__(self, call: Callable[[int, float], None]) -> None:
         self._call = call

@@ -8,8 +8,8 @@ import tifffile
 import torch
 
 import deconv_cli
+from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.plan_blocks import BlockOptions
 from deconv_cli.io import read_image
 
 zarr = pytest.importorskip("zarr")

@@ -1,6 +1,8 @@
 """A picture that is restored block by block is the picture that is restored as a whole, up to the predicted seam."""
 
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import tifffile
 import torch
 
 import deconv_cli
+from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, invert_blocks, lay_out_problem, plan_target
-from deconv_cli.blocks.plan_blocks import BlockOptions
 from deconv_cli.errors import UsageError
+from deconv_cli.io import read_image
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.serial import SerialScheduler
@@ -93,6 +96,28 @@ def test_stacks_are_cut_along_the_axes_that_are_long(tmp_path):
     assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
 
 
+def photograph(folder, size, kernel):
+    """Write a blurred and noisy photograph."""
+    sharp = read_image(Path(__file__).parents[2] / "sample_images" / "camera.png").values[0].repeat(1, 3, 3)
+    return blurred(folder, sharp[:, 100 : 100 + size, 100 : 100 + size], kernel, "unknown")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("weight", "size", "block"), [(1.0, 768, 256), (0.3, 768, 256)])
+def test_total_variation_in_blocks_is_that_of_the_whole(tmp_path, weight, size, block):
+    kernel = deconv_cli.make_kernel("gaussian:1.5")
+    options = {"defaults": "picture", "prior": "tv", "weight": weight}
+    y = photograph(tmp_path, size, kernel)
+    cut = BlockOptions(2**30, (block, block))
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **options)
+    choices = found.plan.choices
+    assert choices.tolerance < 1e-4  # a single precision does not come so near
+    whole = deconv_cli.invert(y, kernel, tolerance=choices.tolerance, dtype=choices.dtype, **options)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
+    assert found.seam <= found.plan.halo.predicted
+    assert not found.doubts
+
+
 @pytest.mark.exhaustive
 def test_a_cut_edge_without_a_halo_is_seen(tmp_path):
     kernel = deconv_cli.make_kernel("gaussian:1")
@@ -149,6 +174,8 @@ def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
     assert not (tmp_path / "out.npy").exists()
     with pytest.raises(UsageError, match="another input"):
         planned(tmp_path, kernel, resume=True, boundary="zero")
+    with pytest.raises(UsageError, match=r"it left '.*\.out\.npy\.blocks' and '.*\.out\.npy\.partial'"):
+        planned(tmp_path, kernel)
     again = planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), describe)
     assert again.summary is not None
     assert again.summary.n_redone == again.summary.n_blocks - 3
@@ -159,13 +186,27 @@ def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy", "out.npy.json"]
 
 
-@pytest.mark.exhaustive
-def test_what_reaches_too_far_for_blocks_is_refused(tmp_path):
-    kernel = deconv_cli.make_kernel("disk:4")
-    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
-    with pytest.raises(UsageError, match="larger lam"):
-        invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, defaults="picture", lam=1e-6)
+def test_the_advice_of_a_refusal_does(tmp_path):
+    kernel = deconv_cli.make_kernel("disk:3")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    paths = tmp_path / "in.npy", tmp_path / "out.npy"
+    with pytest.raises(UsageError, match="without block_size") as refused:
+        invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, defaults="picture", lam=1e-2)
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+    (lam,) = re.findall(r"use lam=(\S+),", str(refused.value))
+    found = invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, defaults="picture", lam=float(lam))
+    assert not found.doubts
+
+
+@pytest.mark.exhaustive
+def test_the_number_of_iterations_that_a_refusal_names_does(tmp_path):
+    kernel = deconv_cli.make_kernel("disk:3")
+    blurred(tmp_path, scene(120, 100)[None], kernel, "unknown")
+    paths, options = (tmp_path / "in.npy", tmp_path / "out.npy"), {"method": "richardson-lucy", "defaults": "picture"}
+    with pytest.raises(UsageError, match="without block_size") as refused:
+        invert_blocks(*paths[:1], kernel, paths[1], blocks=BLOCKS, iterations=400, **options)
+    (n_steps,) = re.findall(r"use iterations=(\d+),", str(refused.value))
+    assert not invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, iterations=int(n_steps), **options).doubts
 
 
 def test_the_images_of_a_series_that_fit_are_blocks_without_seams(tmp_path):

@@ -35,6 +35,8 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     whole = deconv_cli.invert(data, kernel, defaults="picture", lam=0.1, noise="white").image[0].numpy()
     found = np.load(report["output"]["path"])
     assert np.abs(found - whole).max() <= report["seam"]["predicted"] * float(data.max() - data.min())
+    again = deconv(*words(large, "--dry-run"))  # writes nothing, so that nothing is in its way
+    assert "has to be given --force" in " ".join(again.stderr.split())
 
 
 @pytest.mark.exhaustive

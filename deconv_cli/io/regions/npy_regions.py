@@ -20,7 +20,13 @@ from deconv_cli.io.codecs.npy import NPY, read_layout
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.contiguous_runs import contiguous_runs
 from deconv_cli.io.regions.overlap import shape_of
-from deconv_cli.io.regions.partial_file import make_partial, partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.partial_file import (
+    make_partial,
+    partial_path,
+    put_in_place,
+    refusing_to_write,
+    remove_partial,
+)
 from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -151,7 +157,7 @@ class NpyTarget(RegionTarget):
     def discard(self) -> None:
         """Remove the hidden file."""
         with refusing_to_write(self.path):
-            partial_path(self.path).unlink(missing_ok=True)
+            remove_partial(self.path)
 
 
 def _skip_header(stream: BinaryIO) -> int:

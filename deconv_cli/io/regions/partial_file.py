@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import shutil
@@ -60,6 +61,13 @@ def make_partial(path: Path, n_bytes: int, is_right: Callable[[], bool], make: C
     if hasattr(os, "posix_fallocate"):
         with partial.open("rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove the hidden file, and what a process that was killed while it made one left."""
+    hidden = partial_path(path)
+    for found in [hidden, *hidden.parent.glob(f"{glob.escape(hidden.name)}-*")]:
+        found.unlink(missing_ok=True)
 
 
 def put_in_place(path: Path) -> None:

@@ -15,7 +15,13 @@ from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.regions.overlap import overlap
-from deconv_cli.io.regions.partial_file import make_partial, partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.regions.partial_file import (
+    make_partial,
+    partial_path,
+    put_in_place,
+    refusing_to_write,
+    remove_partial,
+)
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.tiff_grid import TiffGrid
@@ -86,7 +92,7 @@ class TiffTarget(RegionTarget):
     def discard(self) -> None:
         """Remove the hidden file."""
         with refusing_to_write(self.path):
-            partial_path(self.path).unlink(missing_ok=True)
+            remove_partial(self.path)
 
 
 def tile_side(length: int) -> int:

@@ -1,0 +1,123 @@
+"""How a picture is cut: as few and as large blocks as the memory allows, with the halo that each one needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from deconv_cli.blocks.block_grid import BlockGrid, core_of
+from deconv_cli.blocks.block_memory import SHARE, block_bytes, largest_samples
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
+from deconv_cli.blocks.sample_windows import SampleWindow, cube_sides
+from deconv_cli.errors import TooLargeError
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.vocabulary import Size, format_memory
+from deconv_cli.workflows.progress_listener import ProgressListener
+
+MAX_SIDES = {1: 2**20, 2: 4096, 3: 512}
+"""Samples of a block and its halo along an axis, at most, by the axes of space: larger ones gain nothing."""
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How a picture is to be cut.
+
+    Attributes:
+        max_memory: bytes that a block may take.
+        block_size: image pixels of a block along each axis of space; `None` for what the memory holds.
+        n_threads: for the arithmetic of one block.
+    """
+
+    max_memory: int
+    block_size: Size | None = None
+    n_threads: int = 1
+
+
+@dataclass(frozen=True)
+class BlockCut:
+    """How a picture is cut.
+
+    Attributes:
+        grid: all blocks.
+        halo: what surrounds a block, and what it leaves at the seams.
+        n_bytes: that a block takes at most, as estimated.
+    """
+
+    grid: BlockGrid
+    halo: HaloChoice
+    n_bytes: int
+
+
+def cut_blocks(
+    problem: BlockProblem,
+    target: RegionTarget,
+    options: BlockOptions,
+    windows: Sequence[SampleWindow],
+    progress: ProgressListener,
+) -> BlockCut:
+    """Measure the halo, and lay out blocks that fit the memory with it.
+
+    Args:
+        problem: what is restored, with nothing left open.
+        target: the result, which tells what is written together.
+        options: how it is to be cut.
+        windows: pieces of the picture, those with the most contrast first.
+        progress: follows the measurement.
+
+    Raises:
+        BlocksDisagreeError: what the estimate depends on reaches further than a block can hold.
+        TooLargeError: the smallest block does not fit the memory.
+    """
+    layout = Layout(target.axes, target.shape, problem.layout.dimensions)
+    n_batch = batch_unit(layout, target.unit)
+    max_samples = largest_samples(problem, options.max_memory, n_batch)
+    sides = _sides(problem, options, max_samples)
+    is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
+    halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress)
+    core = core_of(layout, target.unit, _largest_core(problem, sides, halo.halo, options))
+    grid = BlockGrid(layout, problem.cuts, core, halo.halo)
+    return BlockCut(grid, halo, _checked_bytes(problem, grid, options, n_batch))
+
+
+def batch_unit(layout: Layout, unit: Size) -> int:
+    """Count the images that are written together, and so restored at once."""
+    return prod(min(unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
+
+
+def _sides(problem: BlockProblem, options: BlockOptions, max_samples: int) -> Size:
+    """Give the data samples of a block with its halo along each axis, at most; where it is all, nothing is cut."""
+    size = problem.data_size
+    if options.block_size is not None:
+        return tuple(min(n, side) for n, side in zip(size, options.block_size, strict=True))
+    largest = MAX_SIDES[len(size)]
+    return cube_sides(tuple(min(n, largest) for n in size), max_samples)
+
+
+def _largest_core(problem: BlockProblem, sides: Size, halo: Size, options: BlockOptions) -> Sequence[int]:
+    """Leave the halo away, and what is read for a fast FFT."""
+    if options.block_size is not None:
+        return options.block_size
+    core = []
+    for side, h, cut in zip(sides, halo, problem.cuts, strict=True):
+        reach = cut.n_taps - 1
+        fast = side
+        while fast > 1 and next_fast_size(fast + reach) > side + reach:
+            fast -= 1
+        core.append(cut.n_image if side >= cut.n_data else max(fast - 2 * h, 1))
+    return core
+
+
+def _checked_bytes(problem: BlockProblem, grid: BlockGrid, options: BlockOptions, n_batch: int) -> int:
+    """Estimate the memory of the largest block; refuse by `TooLargeError` what does not fit."""
+    n_bytes = block_bytes(problem, grid.largest_data, n_batch)
+    if SHARE * n_bytes > options.max_memory:
+        raise TooLargeError(
+            f"a block of {'×'.join(map(str, grid.core))} samples with a halo of {'×'.join(map(str, grid.halo))} takes "
+            f"about {format_memory(n_bytes)}, more than the {format_memory(options.max_memory)} that max_memory "
+            "allows; use more memory, smaller blocks, or a file of smaller tiles or chunks."
+        )
+    return n_bytes

@@ -1,0 +1,73 @@
+"""What would let blocks agree with the whole where they do not: a setting under which it was measured that they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from deconv_cli.blocks.block_memory import SHARE, block_bytes
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.fixed_choices import FixedChoices
+from deconv_cli.vocabulary import format_memory
+
+LAMBDAS = (*(float(f"{digit}e{power}") for power in range(-8, 0) for digit in (1, 3)), 1.0)
+ITERATIONS = (1000, 500, 300, 200, 100, 50, 30, 20, 10, 5, 3, 2, 1)
+"""What is tried, in steps that make a difference."""
+
+
+def advise(
+    problem: BlockProblem, choices: FixedChoices, options: BlockOptions, agree: Callable[[FixedChoices], bool]
+) -> str:
+    """Say which setting lets blocks agree, and what it takes to do without blocks.
+
+    Args:
+        problem: what is restored, with nothing left open.
+        choices: under which blocks do not agree.
+        options: how it is to be cut.
+        agree: tells whether blocks agree under other choices; takes long.
+    """
+    found = nearest(candidates(problem, choices), agree)
+    whole = f"restore it as a whole{_needs_of_whole(problem, options)}"
+    if found is None:
+        return whole
+    return f"use {_as_argument(found)}, under which blocks were measured to agree with the whole, or {whole}"
+
+
+def candidates(problem: BlockProblem, choices: FixedChoices) -> list[FixedChoices]:
+    """List choices under which a cut reaches less far, the nearest first."""
+    if choices.lams:
+        return [replace(choices, lams=(lam,)) for lam in LAMBDAS if lam > max(choices.lams)]
+    if choices.iterations is not None:
+        return [replace(choices, iterations=n) for n in ITERATIONS if n < choices.iterations]
+    return []
+
+
+def nearest(tried: Sequence[FixedChoices], agree: Callable[[FixedChoices], bool]) -> FixedChoices | None:
+    """Find the first of several choices under which blocks agree, by bisection; `None` where they do under none."""
+    best: FixedChoices | None = None
+    low, high = 0, len(tried)
+    while low < high:
+        middle = high - 1 if best is None else (low + high) // 2  # the last one decides whether there is any
+        if agree(tried[middle]):
+            best, high = tried[middle], middle
+        elif best is None:
+            return None
+        else:
+            low = middle + 1
+    return best
+
+
+def _as_argument(choices: FixedChoices) -> str:
+    if choices.lams:
+        return f"lam={choices.lams[0]:g}"
+    return f"iterations={choices.iterations}"
+
+
+def _needs_of_whole(problem: BlockProblem, options: BlockOptions) -> str:
+    """Say what has to change before a picture is restored as a whole."""
+    n_bytes = 1.01 * block_bytes(problem, problem.data_size, problem.layout.n_batch) / SHARE  # rounded when printed
+    needs = [] if options.block_size is None else ["without block_size"]
+    if n_bytes > options.max_memory:
+        needs.append(f"with a max_memory of {format_memory(n_bytes)}")
+    return ", " + " and ".join(needs) if needs else ""

@@ -1,0 +1,52 @@
+"""Which seams are measured during a run: those where the data vary most, since there a cut shows most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deconv_cli.blocks.block_grid import Block, BlockGrid
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.sample_windows import contrast_of
+
+MIN_SEAMS = 2
+SEAM_SHARE = 1 / 64
+"""Of all blocks, the part whose seams are measured, and how many are at least."""
+MAX_LOOKS = 256
+"""Blocks whose corners are looked at, at most."""
+MARGIN = 8
+"""Pixels beyond the halo that are looked at around a corner."""
+GOLDEN = 0.6180339887498949
+"""Its multiples, modulo one, are spread evenly, whatever the number of blocks in a row."""
+
+
+def corner_of(block: Block, image_size: Sequence[int]) -> tuple[int | None, ...]:
+    """Give the image pixel at which a block meets the next one along each axis of space; `None` at the frame."""
+    return tuple(stop if stop < n else None for (_, stop), n in zip(block.core, image_size, strict=True))
+
+
+def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
+    """Choose blocks whose seams towards the next ones are measured: those around whose corner the data vary most.
+
+    Args:
+        problem: what is restored.
+        grid: all blocks.
+    """
+    n_blocks = grid.n_blocks
+    looked_at = {int(GOLDEN * k % 1 * n_blocks) for k in range(MAX_LOOKS)} if n_blocks > MAX_LOOKS else range(n_blocks)
+    found: list[tuple[float, int]] = []
+    for number in looked_at:
+        block = grid.block(number)
+        corner = corner_of(block, problem.image_size)
+        if any(place is not None for place in corner):
+            found.append((_contrast_around(problem, grid, block, corner), number))
+    n_chosen = max(MIN_SEAMS, round(SEAM_SHARE * n_blocks))
+    return tuple(number for _, number in sorted(found, reverse=True)[:n_chosen])
+
+
+def _contrast_around(problem: BlockProblem, grid: BlockGrid, block: Block, corner: Sequence[int | None]) -> float:
+    """Measure how much the data vary as far as blocks reach beyond the place where they meet."""
+    data = [
+        read if place is None else cut.data_around((place, place), halo + MARGIN)
+        for cut, read, place, halo in zip(problem.cuts, block.data, corner, grid.halo, strict=True)
+    ]
+    return contrast_of(problem.read(block.batch, data).double())

@@ -1,0 +1,44 @@
+"""Seams are measured where the data vary most around the corner of four blocks, and the blocks are solved apart."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, lay_out_problem, plan_target
+from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.settings import ReconstructionSettings
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A plan for a flat picture of 4 × 4 blocks that is bright where four of them meet."""
+    y = 100 + torch.randn(1, 192, 192, generator=torch.Generator().manual_seed(0))
+    y[:, 92:100, 140:148] += 100
+    np.save(tmp_path / "in.npy", y.numpy())
+    source = open_regions(tmp_path / "in.npy")
+    settings = ReconstructionSettings(defaults="picture", lam=0.1)
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    problem = lay_out_problem(source, read_corner(source, are_axes_named=False), kernel, settings)
+    target = plan_target(problem, tmp_path / "out.npy", LargeFileOptions())
+    return BlockRun.prepare(problem, target, BlockOptions(10**8, (48, 48)))
+
+
+def test_the_corner_with_the_most_detail_is_measured(run):
+    assert run.task.grid.n_along == (1, 4, 4)
+    assert len(run.task.plan.seams) == 2
+    assert run.task.plan.seams[0] == 6  # its corner is at (96, 144)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_too_narrow_a_halo_leaves_is_measured_along_either_axis(run, axis):
+    plan = run.task.plan
+    run.task.target.create()
+    assert run.task(6).seam <= plan.halo.predicted * plan.halo.range
+    halo = tuple(1 if at == axis else n for at, n in enumerate(plan.halo.halo))
+    narrow = replace(run.task, plan=replace(plan, halo=replace(plan.halo, halo=halo)))
+    assert narrow(6).seam > plan.halo.predicted * plan.halo.range
