@@ -49,6 +49,7 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 if TYPE_CHECKING:
     from deconv_cli.blocks.cut_blocks import BlockOptions
     from deconv_cli.blocks.invert_blocks import BlockReconstruction, LargeFileOptions, invert_blocks
+    from deconv_cli.blocks.plan_extras import ExtraFiles
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, Verdict
     from deconv_cli.gradients.gradient_report import GradientReport
@@ -105,6 +106,7 @@ __all__ = [
     "ChainInversion",
     "Convolution",
     "DeconvError",
+    "ExtraFiles",
     "FileAccessError",
     "Finding",
     "Gradient",
@@ -180,6 +182,7 @@ __all__ = [
 _HOMES = {
     "BlockOptions": "deconv_cli.blocks.plan_blocks",
     "BlockReconstruction": "deconv_cli.blocks.invert_blocks",
+    "ExtraFiles": "deconv_cli.blocks.plan_extras",
     "LargeFileOptions": "deconv_cli.blocks.invert_blocks",
     "invert_blocks": "deconv_cli.blocks.invert_blocks",
     "Cause": "deconv_cli.gradients.findings",

@@ -97,8 +97,8 @@ class Noted:
     folder: Path
 
     @property
-    def target(self) -> Any:
-        return self.inner.target
+    def targets(self) -> Any:
+        return self.inner.targets
 
     @property
     def grid(self) -> Any:

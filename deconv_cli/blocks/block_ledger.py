@@ -79,8 +79,8 @@ class BlockLedger:
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
             for line in path.read_text(encoding="ascii").splitlines():
-                with contextlib.suppress(ValueError, TypeError):
-                    result = BlockResult(**json.loads(line))
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    result = BlockResult.of_record(json.loads(line))
                     found[result.number] = result
         return found
 
@@ -96,6 +96,15 @@ class BlockLedger:
             except (FileExistsError, FileNotFoundError):  # it is being finished, or was
                 return False
             return True
+
+    def is_finished(self, number: int) -> bool:
+        """Tell whether one of the files was put in its place by a run that ended before all were."""
+        return (self.folder / f"finished-{number}").exists()
+
+    def note_finished(self, number: int) -> None:
+        """Note that a file is in its place."""
+        with self._refusing():
+            (self.folder / f"finished-{number}").touch()
 
     def forget_finishing(self) -> None:
         """Let a run finish that was ended while it did."""

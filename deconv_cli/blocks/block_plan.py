@@ -7,6 +7,7 @@ from typing import Any
 
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.halo_depth import HaloChoice
+from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.vocabulary import Size
 
 
@@ -24,6 +25,7 @@ class BlockPlan:
         max_memory: bytes that a block may take.
         block_bytes: those that it takes at most, as estimated.
         seconds_a_sample: that restoring took on the pieces that were looked at.
+        error: what pieces tell of the error; `None` where it is not predicted.
     """
 
     fingerprint: str
@@ -35,6 +37,7 @@ class BlockPlan:
     max_memory: int
     block_bytes: int
     seconds_a_sample: float
+    error: ErrorSample | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Give the plan as JSON can hold it."""
@@ -48,6 +51,7 @@ class BlockPlan:
             "max_memory": self.max_memory,
             "block_bytes": self.block_bytes,
             "seconds_a_sample": self.seconds_a_sample,
+            "error": self.error and self.error.as_record(),
         }
 
     @classmethod
@@ -63,4 +67,5 @@ class BlockPlan:
             record["max_memory"],
             record["block_bytes"],
             record["seconds_a_sample"],
+            record["error"] and ErrorSample.of_record(record["error"]),
         )

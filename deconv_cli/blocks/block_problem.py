@@ -15,6 +15,7 @@ from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings
@@ -99,12 +100,7 @@ class BlockProblem:
                 parts = [self._read(batch, [*runs[:axis], [one], *runs[axis + 1 :]]) for one in several]
                 joined: Array = np.concatenate(parts, axis=self.layout.axes.index(self.layout.space[axis]))
                 return joined
-        region = [slice(0, n) for n in self.layout.sizes]
-        for place, part in zip(self.layout.batch_axes, batch, strict=True):
-            region[place] = part
-        for letter, (run,) in zip(self.layout.space, runs, strict=True):
-            region[self.layout.axes.index(letter)] = run
-        return self.source.read(tuple(region))
+        return self.source.read(self.layout.region(batch, [run for (run,) in runs]))
 
     def restore(
         self,
@@ -114,11 +110,35 @@ class BlockProblem:
         progress: ProgressListener | None = None,
     ) -> Reconstruction:
         """Restore a part of the data, as `read` gives it; the image is that of `AxisCut.image_of`."""
+        return pipeline.reconstruct(values, self.resolution_of(data), progress=progress)
+
+    def resolution_of(self, data: Sequence[Interval]) -> Resolution:
+        """Settle how a part of the data is restored."""
         pads = tuple(cut.pads_of(interval) for cut, interval in zip(self.cuts, data, strict=True))
         settings = replace(self.resolution.settings, padding=pads, input_size=None)
         if not any(sum(sides) for sides in pads):
             settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
-        return pipeline.reconstruct(values, replace(self.resolution, settings=settings), progress=progress)
+        return replace(self.resolution, settings=settings)
+
+    def examine(self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline, number: int = 0) -> Reconstruction:
+        """Restore a part of the data, and predict its error as if it had the frame of the whole.
+
+        Args:
+            values: as `read` gives them.
+            data: what they are.
+            pipeline: restores.
+            number: which part it is: other random numbers are drawn for each.
+        """
+        whole, alone = self.resolution.settings, self.resolution_of(data)
+        settings = replace(alone.settings, predict=True, seed=(whole.seed or 0) + 2 * number)
+        return pipeline.reconstruct(values, replace(alone, settings=settings, frame=(whole.boundary, whole.padding)))
+
+    def crop(self, image: Tensor, data: Sequence[Interval], core: Sequence[Interval]) -> Tensor:
+        """Cut image pixels out of what was restored from a part of the data."""
+        axes = space_axes(len(core))
+        for axis, cut, read, (start, stop) in zip(axes, self.cuts, data, core, strict=True):
+            image = image.narrow(axis, start - cut.image_of(read)[0], stop - start)
+        return image.contiguous()
 
     def pipeline(self) -> Pipeline:
         """Make a pipeline, which keeps the inverse of the last part for the next one of the same size."""

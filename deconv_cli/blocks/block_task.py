@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.seam_places import corner_of
+from deconv_cli.blocks.thumbnail import ThumbnailPart
 from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -41,6 +41,10 @@ class BlockResult:
         highest: value of the estimate.
         seam: the largest difference from a block that lies across the seams of this one; `None` if not looked at.
         seconds: that it took.
+        squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
+        squared_error: of the real one; `None` where no truth is known.
+        n_estimated: samples of the estimate.
+        thumbnails: its parts of small pictures of the whole.
     """
 
     number: int
@@ -55,10 +59,19 @@ class BlockResult:
     highest: float
     seam: float | None
     seconds: float
+    squared_predicted: float | None = None
+    squared_error: float | None = None
+    n_estimated: int = 0
+    thumbnails: tuple[ThumbnailPart, ...] = ()
 
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
         return asdict(self)
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> BlockResult:
+        """Read what `as_record` gave."""
+        return cls(**record | {"thumbnails": tuple(ThumbnailPart(**part) for part in record["thumbnails"])})
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +82,13 @@ class BlockTask:
         problem: what is restored, with nothing left open.
         plan: what was decided.
         target: the result in the making.
+        extras: what is asked for besides.
     """
 
     problem: BlockProblem
     plan: BlockPlan
     target: RegionTarget
+    extras: BlockExtras = NO_EXTRAS
 
     @cached_property
     def layout(self) -> Layout:
@@ -84,6 +99,21 @@ class BlockTask:
     def grid(self) -> BlockGrid:
         """All blocks."""
         return BlockGrid(self.layout, self.problem.cuts, self.plan.core, self.plan.halo.halo)
+
+    @property
+    def targets(self) -> tuple[RegionTarget, ...]:
+        """All files that are written, the result last."""
+        return (*self.extras.targets, self.target)
+
+    @property
+    def extra_work(self) -> ExtraWork:
+        """What is done to a block besides."""
+        return ExtraWork(self.problem, self.extras, self.plan.error)
+
+    def trust_nothing(self) -> None:
+        """Write the mask of a result that is doubted."""
+        for number in range(self.grid.n_blocks):
+            self.extra_work.write_mask(self.grid.block(number), None)
 
     def as_record(self) -> dict[str, Any]:
         """Describe how the picture is cut, as JSON can hold it."""
@@ -111,13 +141,14 @@ class BlockTask:
         block, pipeline = self.grid.block(number), _pipeline_of(self)
         values = self.problem.read(block.batch, block.data)
         result = self.problem.restore(values, block.data, pipeline)
-        core = self._core(result.image, block.data, block.core)
+        core = self.problem.crop(result.image, block.data, block.core)
         converted = convert_samples(core.cpu(), self.target.dtype)
         sizes = tuple(part.stop - part.start for part in block.region)
         self.target.write(block.region, from_images(replace(self.layout, sizes=sizes), converted.samples))
         residual = result.residual
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
         lowest, highest = (float(end) for end in core.aminmax())
+        extra = self.extra_work(block, values, result.image)
         return BlockResult(
             number=number,
             n_samples=values.numel(),
@@ -131,14 +162,11 @@ class BlockTask:
             highest=highest,
             seam=self._seam(block, core, pipeline),
             seconds=time.perf_counter() - started,
+            squared_predicted=extra.squared_predicted,
+            squared_error=extra.squared_error,
+            n_estimated=core.numel(),
+            thumbnails=extra.thumbnails,
         )
-
-    def _core(self, image: Tensor, data: Sequence[Interval], core: Sequence[Interval]) -> Tensor:
-        """Cut image pixels out of what was restored from a part of the data."""
-        axes = space_axes(len(core))
-        for axis, cut, read, (start, stop) in zip(axes, self.problem.cuts, data, core, strict=True):
-            image = image.narrow(axis, start - cut.image_of(read)[0], stop - start)
-        return image.contiguous()
 
     def _seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
         """Compare a block with one of the same size that lies across its seams, and has their corner in its middle.
@@ -157,7 +185,7 @@ class BlockTask:
                 data[axis] = self.problem.cuts[axis].data_around(around, self.plan.halo.halo[axis])
                 shared[axis] = middle, corner
         image = self.problem.restore(self.problem.read(block.batch, data), data, pipeline).image
-        across = self._core(image, data, shared)
+        across = self.problem.crop(image, data, shared)
         for axis, (start, end), (first, _) in zip(space_axes(len(shared)), shared, block.core, strict=True):
             core = core.narrow(axis, start - first, end - start)
         return float((core - across).abs().max())

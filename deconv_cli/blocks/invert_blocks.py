@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,23 @@ from typing import Any
 import psutil
 from torch import Tensor
 
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.plan_blocks import fingerprint_of, plan_blocks, with_memory
+from deconv_cli.blocks.plan_extras import (
+    NO_FILES,
+    ExtraFiles,
+    fingerprint_with,
+    plan_error,
+    plan_extras,
+    with_all_units,
+)
 from deconv_cli.blocks.run_blocks import BlockListener, BlockSummary, run_blocks
+from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.errors import UsageError
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
@@ -54,6 +64,7 @@ class LargeFileOptions:
         output_dtype: sample type of the result; `None` for float32.
         force: whether an existing result may be replaced.
         resume: whether to go on where an earlier run ended.
+        extra: what is asked for besides the result; all of it needs the prediction of the error.
     """
 
     axes: str | None = None
@@ -63,6 +74,7 @@ class LargeFileOptions:
     series: int | None = None
     tensor: str | None = None
     n_levels: int = 1
+    extra: ExtraFiles = NO_FILES
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +111,15 @@ class BlockReconstruction:
         """The largest difference that was measured beside a seam, as a part of the range of the samples."""
         measured = None if self.summary is None else self.summary.seam
         return None if measured is None or self.plan.halo.range == 0 else measured / self.plan.halo.range
+
+    @property
+    def expected_error(self) -> SampledError | None:
+        """The error to be expected of the whole; `None` where it was not asked for, or blocks are left."""
+        summary, sample = self.summary, self.plan.error
+        if sample is None or summary is None or summary.predicted_error is None:
+            return None
+        mean_square, real = summary.predicted_error**2, summary.real_error
+        return sample.of_whole(self.task.problem.image_size, mean_square, real, is_trusted=not self.doubts)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -180,10 +201,13 @@ def invert_blocks(
         settings = ReconstructionSettings.of(**{"defaults": kind} | options)
     corner = read_corner(opened, are_axes_named=files.axes is not None)
     corner = corner.spanned_by(Kernel.of_any(kernel, dimensions=settings.dimensions).n_axes)
+    if files.extra != NO_FILES:
+        settings = replace(settings, predict=True)
     problem = lay_out_problem(opened, corner, kernel, settings)
     planned = plan_target(problem, Path(target), files)
+    extras = plan_extras(problem, planned, files.extra, force=files.force)
     options_ = blocks or BlockOptions(default_memory())
-    run = BlockRun.prepare(problem, planned, options_, resume=files.resume, force=files.force)
+    run = BlockRun.prepare(problem, planned, options_, extras=extras, resume=files.resume, force=files.force)
     return run.finish(scheduler or SerialScheduler(), lambda found: found.record, progress)
 
 
@@ -218,6 +242,8 @@ def lay_out_problem(
     settings = replace(settings, dimensions=corner.dimensions)
     resolution = Pipeline(kernel, settings, bias=bias).resolve(recorded, corner.tone_curve, source.dtype)
     _check_settings(resolution.settings)
+    # Of pieces alone: what those tell is spread over all blocks.
+    resolution = replace(resolution, settings=replace(resolution.settings, predict=False))
     layout = Layout(corner.axes, source.shape, corner.dimensions)
     return BlockProblem(source, layout, kernel, settings, resolution, bias)
 
@@ -229,8 +255,6 @@ def _check_settings(settings: ReconstructionSettings) -> None:
             "blocks are made of plain convolutions, but this layer has a stride, a dilation or groups, or is "
             "transposed; restore a tensor that fits the memory."
         )
-    if settings.predict:
-        raise UsageError("the error is not predicted block by block; leave predict out.")
     if settings.rcond is not None:
         raise UsageError("rcond truncates on the torus of the whole image, which blocks do not have; use lam instead.")
 
@@ -280,6 +304,7 @@ class BlockRun:
         target: RegionTarget,
         options: BlockOptions,
         *,
+        extras: BlockExtras = NO_EXTRAS,
         resume: bool = False,
         force: bool = False,
         progress: ProgressListener | None = None,
@@ -290,6 +315,7 @@ class BlockRun:
             problem: what is restored.
             target: the result.
             options: how it is to be cut.
+            extras: what is asked for besides.
             resume: whether to go on where an earlier run ended.
             force: whether what an earlier run left may be removed.
             progress: is told what is looked at.
@@ -301,18 +327,22 @@ class BlockRun:
         started = time.perf_counter()
         ledger = BlockLedger.of(target.path)
         if not resume and not force:
-            _refuse_to_forget(target, ledger)
+            _refuse_to_forget((*extras.targets, target), ledger)
         known = ledger.read_plan() if resume else None
+        together = with_all_units(target, extras, problem.layout.dimensions)
+        fingerprint = fingerprint_with(fingerprint_of(problem, together, options), extras)
         if known is None:
-            plan, settled = plan_blocks(problem, target, options, progress)
-            return cls(BlockTask(settled, plan, target), ledger, planning_s=time.perf_counter() - started)
-        if known.fingerprint != fingerprint_of(problem, target, options):
+            plan, settled = plan_blocks(problem, together, options, progress)
+            plan = plan_error(replace(plan, fingerprint=fingerprint), settled, progress)
+            task = BlockTask(settled, plan, target, extras)
+            return cls(task, ledger, planning_s=time.perf_counter() - started)
+        if known.fingerprint != fingerprint:
             raise UsageError(
                 f"'{target.path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
                 f"repeat the options of that run, or remove the folder '{ledger.folder}' to begin anew."
             )
         settled = known.choices.settle(with_memory(problem, known.max_memory))
-        return cls(BlockTask(settled, known, target), ledger, is_resumed=True)
+        return cls(BlockTask(settled, known, target, extras), ledger, is_resumed=True)
 
     def finish(
         self,
@@ -331,16 +361,30 @@ class BlockRun:
         """
         if not self.is_resumed and share is None:
             self.ledger.remove()
-            self.task.target.discard()
+            for target in self.task.targets:
+                target.discard()
         if share is None:
             self.ledger.forget_finishing()
         task = self._as_begun()
         summary = run_blocks(task, self.ledger, scheduler, progress, replace(self, task=task).numbers(share))
         found = BlockReconstruction(task, summary)
         if summary is not None and self.ledger.is_first_to_finish():
-            self.task.target.finish(describe(found))
-            self.ledger.remove()
+            self._put_in_place(found, describe(found))
         return found
+
+    def _put_in_place(self, found: BlockReconstruction, record: dict[str, Any]) -> None:
+        """Give all files their names, those first that an earlier run did not come to."""
+        task = found.task
+        for number, target in enumerate(task.targets):
+            if self.ledger.is_finished(number):
+                continue
+            if target is task.extras.trust_mask and found.doubts:
+                task.trust_nothing()
+            # What the record says of the output is true of the estimate alone.
+            is_result = target is task.target
+            target.finish({name: value for name, value in record.items() if is_result or name != "output"})
+            self.ledger.note_finished(number)
+        self.ledger.remove()
 
     def _as_begun(self) -> BlockTask:
         """Take down the plan, or take that of another job which began at the same time.
@@ -356,7 +400,7 @@ class BlockRun:
             )
         # Other machines round otherwise, and have other memory: what the first one chose holds for all.
         problem = plan.choices.settle(with_memory(self.task.problem, plan.max_memory))
-        return BlockTask(problem, plan, self.task.target)
+        return BlockTask(problem, plan, self.task.target, self.task.extras)
 
     def numbers(self, share: JobShare | None = None) -> list[int]:
         """List the blocks of this run, or those of one of several jobs."""
@@ -364,11 +408,12 @@ class BlockRun:
         return order if share is None else list(share.of(order))
 
 
-def _refuse_to_forget(target: RegionTarget, ledger: BlockLedger) -> None:
+def _refuse_to_forget(targets: Sequence[RegionTarget], ledger: BlockLedger) -> None:
     """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
-    left = [f"'{path}'" for path in (ledger.folder, partial_path(target.path)) if path.exists()]
+    places = [ledger.folder, *(partial_path(target.path) for target in targets)]
+    left = [f"'{path}'" for path in places if path.exists()]
     if left:
         raise UsageError(
-            f"an earlier run for '{target.path}' ended early, or goes on still: it left {' and '.join(left)}; "
+            f"an earlier run for '{targets[-1].path}' ended early, or goes on still: it left {' and '.join(left)}; "
             "resume=True goes on where it ended, force=True begins anew."
         )

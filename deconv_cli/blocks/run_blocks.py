@@ -9,6 +9,7 @@ from typing import Any
 
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
+from deconv_cli.blocks.thumbnail import ThumbnailPart
 from deconv_cli.schedulers.scheduler import Scheduler
 
 BlockListener = Callable[[int, int], None]
@@ -33,6 +34,9 @@ class BlockSummary:
         seam: the largest difference beside a seam that was measured; `None` where none was.
         n_seams: seams that were measured.
         seconds: that all blocks took together.
+        predicted_error: root mean square of the error that is to be expected; `None` where it is not predicted.
+        real_error: the same of the real one; `None` where no truth is known.
+        thumbnails: parts of small pictures of the whole, where they were asked for.
     """
 
     n_blocks: int
@@ -48,6 +52,9 @@ class BlockSummary:
     seam: float | None
     n_seams: int
     seconds: float
+    predicted_error: float | None = None
+    real_error: float | None = None
+    thumbnails: tuple[ThumbnailPart, ...] = ()
 
     @classmethod
     def of(cls, results: Sequence[BlockResult], n_redone: int) -> BlockSummary:
@@ -69,11 +76,22 @@ class BlockSummary:
             seam=max(seams, default=None),
             n_seams=len(seams),
             seconds=math.fsum(result.seconds for result in results),
+            predicted_error=_root_mean_square(results, [result.squared_predicted for result in results]),
+            real_error=_root_mean_square(results, [result.squared_error for result in results]),
+            thumbnails=tuple(part for result in results for part in result.thumbnails),
         )
 
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "thumbnails"}
+
+
+def _root_mean_square(results: Sequence[BlockResult], squares: Sequence[float | None]) -> float | None:
+    """Pool sums of squares over the samples of the estimate."""
+    known = [square for square in squares if square is not None]
+    if len(known) < len(results):
+        return None
+    return math.sqrt(math.fsum(known) / sum(result.n_estimated for result in results))
 
 
 def run_blocks(
@@ -98,7 +116,9 @@ def run_blocks(
     Raises:
         DeconvError: a block failed; those that are done are noted.
     """
-    task.target.create()
+    for number, target in enumerate(task.targets):
+        if not ledger.is_finished(number):
+            target.create()
     done = ledger.results()
     numbers = task.grid.order() if numbers is None else numbers
     waiting = [number for number in numbers if number not in done]

@@ -150,21 +150,16 @@ class BlockRestoration:
         """Plan, restore, write and tell.
 
         Raises:
-            UsageError: something is asked for that needs the whole picture at once.
+            UsageError: something is asked for that is not written by parts, or the picture cannot be cut.
             typer.Exit: the result is not to be trusted as it is.
         """
         from deconv_cli.io.folders import spelled
         from deconv_cli.report.block_record import describe_block_plan, describe_block_run
 
-        if extra.need_prediction:
-            raise UsageError(
-                f"--report, --truth, --error-map and --trust-mask look at a whole picture, but '{job.source}' is "
-                "restored in blocks; leave them out, or restore a part of it."
-            )
-        describe = partial(self._describe, job, large, time.perf_counter())
+        describe = partial(self._describe, job, large, extra, time.perf_counter())
         with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                planned = self._plan(job, large, scheduler, progress)
+                planned = self._plan(job, large, extra, scheduler, progress)
             if not printed.quiet:
                 self._note_size(planned, large)
             if self._large.dry_run:
@@ -180,6 +175,8 @@ class BlockRestoration:
                 print_document(describe_block_plan(planned, len(planned.ledger.results())))
             return
         done = describe(found)
+        if extra.page is not None:
+            self._write_page(extra.page, done)
         if not printed.quiet:
             print_block_summary(done, verbose=printed.verbose)
         if printed.as_json:
@@ -188,6 +185,13 @@ class BlockRestoration:
             typer.echo(spelled(job.target))
         if found.doubts:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+
+    def _write_page(self, path: Path, run: BlockInvertRun) -> None:
+        from deconv_cli.blocks.examined_pieces import examine_pieces
+        from deconv_cli.io.pages import write_page
+        from deconv_cli.report.block_page import render_block_page
+
+        write_page(path, render_block_page(run, examine_pieces(run.task)))
 
     def _work_off(
         self,
@@ -223,18 +227,23 @@ class BlockRestoration:
 
         return self._settings.get("max_memory") or default_memory()
 
-    def _plan(self, job: Job, large: LargeInput, scheduler: Scheduler, progress: WorkProgress) -> BlockRun:
+    def _plan(
+        self, job: Job, large: LargeInput, extra: ExtraOutputs, scheduler: Scheduler, progress: WorkProgress
+    ) -> BlockRun:
         from deconv_cli.blocks.cut_blocks import BlockOptions
         from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
+        from deconv_cli.blocks.plan_extras import ExtraFiles, plan_extras
 
         replaces = self._files.force or self._large.dry_run  # which writes nothing
         files = LargeFileOptions(output_dtype=self._files.output_dtype, force=replaces, n_levels=self._files.pyramid)
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self._settings.get("max_memory"), self._budget())
+        asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.page is not None)
         return BlockRun.prepare(
             large.problem,
             target,
             BlockOptions(memory, self._block_size(large)),
+            extras=plan_extras(large.problem, target, asked, force=replaces),
             resume=self._resumes or self._large.block_range is not None,
             force=replaces,
             progress=progress,
@@ -265,7 +274,9 @@ class BlockRestoration:
                 "output; an output in .npy takes smaller ones"
             )
 
-    def _describe(self, job: Job, large: LargeInput, started: float, found: BlockReconstruction) -> BlockInvertRun:
+    def _describe(
+        self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction
+    ) -> BlockInvertRun:
         from deconv_cli.blocks.block_memory import arithmetic_dtype
         from deconv_cli.commands.context import environment_of
         from deconv_cli.report.block_record import BlockInvertRun
@@ -281,8 +292,9 @@ class BlockRestoration:
                 *target.notes,
             ),
             environment=environment_of(self._device, arithmetic_dtype(found.task.problem), started),
-            rerun=command_line("invert", job.source, self._options(large, found)),
+            rerun=command_line("invert", job.source, {**self._options(large, found), **extra.as_options()}),
             reconstruction=found,
+            spacing=large.corner.spacing,
         )
 
     def _options(self, large: LargeInput, found: BlockReconstruction) -> OptionValues:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.progress import spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.commands.summary import error_rows
 from deconv_cli.vocabulary import format_lambda, format_memory
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         *_plan_rows(found.task),
         ("at the seams", seam),
         ("residual", f"{summary.residual_rms:.3g} rms, {100 * summary.residual:.3g} % of the data"),
+        *_error_rows(found),
     ]
     if verbose:
         rows += [
@@ -68,6 +70,16 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         print_warning(with_options(doubt))
     for note in run.notes:
         print_note(with_options(note))
+
+
+def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+    """Say how large an error is to be expected, and what tells."""
+    expected = found.expected_error
+    if expected is None:
+        return []
+    is_light = found.task.problem.resolution.tone_curve is not None
+    first, *others = error_rows(expected, is_light=is_light, is_trusted=not found.doubts)
+    return [first, ("", f"by {expected.pieces}"), *others]
 
 
 def _objective(found: BlockReconstruction) -> str:

@@ -132,7 +132,7 @@ def invert(
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     if is_single_kernel and len(jobs) == 1:
-        in_blocks = BlockRestoration(files, pick(device), settings, large, many, workers)
+        in_blocks = BlockRestoration(files, pick(device), wanted, large, many, workers)
         found = in_blocks.open(jobs[0], kernel or [], kernel_options)
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)

@@ -20,7 +20,7 @@ from deconv_cli.vocabulary import (
 
 if TYPE_CHECKING:
     from deconv_cli.diagnostics.influence import InfluenceDepth
-    from deconv_cli.diagnostics.predicted_error import PredictedError
+    from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
     from deconv_cli.report.chain_record import ChainRun
     from deconv_cli.report.run import (
@@ -73,7 +73,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.append(("noise", describe_noise(colored)))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
     if result.predicted_error is not None:
-        rows += _error_rows(result, result.predicted_error)
+        is_light, is_trusted = result.tone_curve is not None, result.is_trusted
+        rows += error_rows(result.predicted_error, is_light=is_light, is_trusted=is_trusted)
     if verbose:
         rows += _details(result)
     rows += _output_rows(run.output, run.environment)
@@ -251,13 +252,12 @@ def _noise(result: Reconstruction) -> str | None:
     return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
-def _error_rows(result: Reconstruction, predicted: PredictedError) -> Rows:
-    unit = "" if result.tone_curve is None else " of light"
+def error_rows(predicted: ExpectedError, *, is_light: bool, is_trusted: bool) -> Rows:
+    """Say how large an error is to be expected, and where to trust the result."""
+    unit = " of light" if is_light else ""
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
-    to_trust = (
-        f"to be trusted {trusted} ({share:.0%} of the pixels)" if result.is_trusted else "not to be trusted: see below"
-    )
+    to_trust = f"to be trusted {trusted} ({share:.0%} of the pixels)" if is_trusted else "not to be trusted: see below"
     expected = f"{predicted.root_mean_square:.3g} rms{unit}; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -9,6 +10,22 @@ from torch import Tensor
 
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
+
+
+def edge_distance(size: Size, part: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Tensor:
+    """Count the pixels between each pixel of a part of a picture and the picture's nearest edge, 0 on the edge itself.
+
+    Args:
+        size: pixels of the whole along each axis.
+        part: where the part begins and ends along each axis.
+        device: where the pixels are.
+    """
+    distance = torch.full([stop - start for start, stop in part], max(size), device=device)
+    for axis, (length, (start, stop)) in enumerate(zip(size, part, strict=True)):
+        place = torch.arange(start, stop, device=device)
+        to_end = torch.minimum(place, length - 1 - place)
+        distance = torch.minimum(distance, to_end.reshape(-1, *[1] * (len(size) - axis - 1)))
+    return distance
 
 
 class EdgeBands:
@@ -27,13 +44,8 @@ class EdgeBands:
 
     def __init__(self, size: Size, depth: int, device: torch.device) -> None:
         self.depth = min(depth, (min(size) + 1) // 2)
-        distance = torch.full(size, max(size), device=device)
-        for axis, length in enumerate(size):
-            place = torch.arange(length, device=device)
-            to_end = torch.minimum(place, length - 1 - place)
-            distance = torch.minimum(distance, to_end.reshape(-1, *[1] * (len(size) - axis - 1)))
-        self.distance = distance
-        self.index = distance.clamp_max(self.depth - 1)
+        self.distance = edge_distance(size, [(0, length) for length in size], device)
+        self.index = self.distance.clamp_max(self.depth - 1)
 
     @cached_property
     def count(self) -> Tensor:

@@ -10,18 +10,19 @@ proportion to the detail of the estimate around each pixel.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
+from deconv_cli.diagnostics.error_profile import ErrorProfile
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lost_signal import draw_remaining_noise, is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, space_axes, squared_gradient
+from deconv_cli.operators.axes import crop, squared_gradient
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
@@ -32,16 +33,11 @@ fewer will do."""
 _MIN_PROBES = 2
 _MAX_PROBES_OF_SIGNALS = 256
 """Of a signal only two samples lie at each distance from the ends."""
-TRUSTED_EXCESS = 1.25
-"""A pixel is trusted where what lies outside adds at most this factor to the error of the interior."""
-
 _LEAST_CONTRAST = 0.01
 
 _MIN_DEPTH = 16
 _KERNEL_WIDTHS = 4
-_DETAIL_WIDTH = 6.0
 _MAX_PIXELS = 2**21
-_LEAST_DETAIL = 0.05
 
 
 class ErrorPredictor:
@@ -85,27 +81,16 @@ class ErrorPredictor:
         """
         bands = self._bands
         missing, unit_noise, unit_detail = self._probe(estimate, model)
-        noise, detail = model.sigma**2 * unit_noise, _detail(estimate, model.sigma**2 * unit_detail)
-        excess = missing - missing[-1]
-        # Inwards of where it first vanishes it is the scatter of the probes.
-        outside = torch.where((excess > 0).cumprod(0).bool(), excess, 0)
-        by_pixel = noise[bands.index] + missing[bands.index] * detail
-        squares = {
-            "predicted": by_pixel,
-            "noise": noise[bands.index],
-            "null_space": (missing - outside)[bands.index] * detail,
-            "outside_frame": outside[bands.index] * detail,
-            "estimate": estimate.square(),
-        }
+        noise, noise_detail = model.sigma**2 * unit_noise, synchronize.as_number(model.sigma**2 * unit_detail)
+        by_band = synchronize.as_numbers(noise), synchronize.as_numbers(missing)
+        profile = replace(ErrorProfile.of(*by_band, noise_detail, estimate), contrast=contrast)
+        squares = profile.squared_parts(estimate, bands.distance) | {"estimate": estimate.square()}
         for name, other in (("periodic", periodic), ("actual", truth)):
             if other is not None:
                 squares[name] = (estimate - other).square()
-        total = noise + missing
-        is_trusted = (total <= TRUSTED_EXCESS**2 * total[-1]) & (total <= contrast**2)
-        n_trusted = synchronize.as_index(is_trusted.flip(0).cumprod(0).sum())
-        depth = bands.depth - n_trusted if n_trusted else None
+        depth = profile.trusted_depth
         return PredictedError(
-            map=by_pixel.expand(estimate.shape).sqrt(),
+            map=squares["predicted"].expand(estimate.shape).sqrt(),
             bands=self._error_bands(squares),
             trusted=bands.distance >= (depth if depth is not None else max(bands.index.shape)),
             trusted_depth=depth,
@@ -113,6 +98,7 @@ class ErrorPredictor:
             exponent=model.exponent,
             n_probes=self.n_probes,
             seed=self.seed,
+            profiles=(profile,),
         )
 
     def _probe(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,31 +177,3 @@ def contrast_of(output: Tensor, sigma_max: float) -> float:
     spread = synchronize.as_number((output.flatten(1) - means).square().mean().sqrt())
     brightness = synchronize.as_number(output.square().mean().sqrt())
     return max(spread, _LEAST_CONTRAST * brightness) / max(sigma_max, 1e-30)
-
-
-def _detail(estimate: Tensor, noise_detail: Tensor) -> Tensor:
-    """Measure the detail around each pixel, relative to its mean, shape of the image.
-
-    The squared gradient under a Gaussian window, less what noise alone would make of it; where noise makes more of it
-    than the image does, the detail is unknown and is taken to be the same everywhere.
-    """
-    n_axes = estimate.ndim - 1
-    energy = _smoothed(squared_gradient(estimate, n_axes), n_axes)
-    energy = (energy - noise_detail).clamp_min(0)
-    floor = 0.25 * noise_detail + _LEAST_DETAIL * energy.mean() + 1e-30
-    relative = energy + floor
-    return relative / relative.mean()
-
-
-def _smoothed(images: Tensor, n_axes: int) -> Tensor:
-    """Average images `(C, *space)` under a Gaussian window, cut at the edges."""
-    reach = int(3 * _DETAIL_WIDTH)
-    steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
-    window = torch.exp(-0.5 * (steps / _DETAIL_WIDTH).square())[None, None]
-    for axis in space_axes(n_axes):
-        lines = images.movedim(axis, -1)
-        flat = lines.reshape(-1, 1, lines.shape[-1])
-        weight = functional.conv1d(torch.ones_like(flat[:1]), window, padding="same")
-        smooth = functional.conv1d(flat, window, padding="same") / weight
-        images = smooth.reshape(lines.shape).movedim(-1, axis)
-    return images

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.error_profile import ErrorProfile
 from deconv_cli.operators import synchronize
 
 
@@ -44,14 +45,11 @@ class ErrorBand:
 
 
 @dataclass(frozen=True, eq=False)
-class PredictedError:
-    """What the error is likely to be.
+class ExpectedError:
+    """How large the error of a whole picture is likely to be.
 
     Attributes:
-        map: root mean square error of each pixel, shape of the image, in units of the samples.
         bands: by distance from the edge.
-        trusted: pixels where the pixels outside the frame add little to the error, of the shape of one channel; none of
-            them, if the error is larger than the contrast of the image.
         trusted_depth: from this distance on every pixel is trusted; `None` where none is.
         sigma: standard deviation of the noise that was drawn, in units of the samples.
         exponent: how fast the amplitudes of the images that were drawn fall with frequency (see `ImageModel`).
@@ -59,9 +57,7 @@ class PredictedError:
         seed: of the random numbers.
     """
 
-    map: Tensor
     bands: tuple[ErrorBand, ...]
-    trusted: Tensor
     trusted_depth: int | None
     sigma: float
     exponent: float
@@ -78,6 +74,29 @@ class PredictedError:
         """The real error of the whole image, where the truth is known."""
         known = [band.actual for band in self.bands if band.actual is not None]
         return _over_bands(self.bands, known) if known else None
+
+    @property
+    def trusted_share(self) -> float:
+        """The part of the pixels that is trusted."""
+        depth = math.inf if self.trusted_depth is None else self.trusted_depth
+        n_trusted = sum(band.n_pixels for band in self.bands if band.distance >= depth)
+        return n_trusted / sum(band.n_pixels for band in self.bands)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedError(ExpectedError):
+    """What the error of every pixel is likely to be.
+
+    Attributes:
+        map: root mean square error of each pixel, shape of the image, in units of the samples.
+        trusted: pixels where the pixels outside the frame add little to the error, of the shape of one channel; none of
+            them, if the error is larger than the contrast of the image.
+        profiles: what was found by distance from the edge, one for each image that was restored by itself.
+    """
+
+    map: Tensor
+    trusted: Tensor
+    profiles: tuple[ErrorProfile, ...] = ()
 
     @property
     def trusted_share(self) -> float:
@@ -109,6 +128,9 @@ def pool_errors(parts: Sequence[PredictedError], units: Sequence[float], shape: 
         trusted_depth=None if None in depths else max(depth or 0 for depth in depths),
         sigma=_pooled([part.sigma for part in parts], units),
         exponent=sum(part.exponent for part in parts) / len(parts),
+        profiles=tuple(
+            profile.scaled(unit) for unit, part in zip(units, parts, strict=True) for profile in part.profiles
+        ),
     )
 
 

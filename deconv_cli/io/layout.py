@@ -78,6 +78,19 @@ class Layout:
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return ordered.permute(inverse).contiguous()
 
+    def region(self, batch: Sequence[slice], space: Sequence[slice]) -> tuple[slice, ...]:
+        """Give a part of each axis, all of those of channels.
+
+        Args:
+            batch: for each of `batch_axes`.
+            space: for each axis of space.
+        """
+        found = [slice(0, n) for n in self.sizes]
+        places = (*self.batch_axes, *(self.axes.index(letter) for letter in self.space))
+        for place, part in zip(places, (*batch, *space), strict=True):
+            found[place] = part
+        return tuple(found)
+
     def resized(self, **sizes: int) -> Layout:
         """Give the same axes, some of them with another size."""
         return replace(self, sizes=tuple(sizes.get(a, n) for a, n in zip(self.axes, self.sizes, strict=True)))

@@ -7,6 +7,8 @@ from typing import Any
 
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
+from deconv_cli.blocks.sampled_error import SampledError
+from deconv_cli.report.reconstruction_record import describe_predicted_error
 from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel
@@ -14,9 +16,13 @@ from deconv_cli.report.run_record import describe_environment, describe_kernel
 
 @dataclass(frozen=True, eq=False)
 class BlockInvertRun(Run):
-    """A finished run of `deconv invert` over blocks."""
+    """A finished run of `deconv invert` over blocks.
+
+    `spacing` holds the distances of neighboring samples along the axes of space, in micrometers, where they are known.
+    """
 
     reconstruction: BlockReconstruction
+    spacing: tuple[float, ...] | None = None
 
     @property
     def task(self) -> BlockTask:
@@ -32,6 +38,7 @@ def describe_block_run(run: BlockInvertRun) -> Record:
         "inputs": [_describe_source(run.task)],
         "kernel": describe_kernel(run.kernel),
         **run.reconstruction.record,
+        "predicted_error": _describe_error(run.reconstruction.expected_error),
         "output": _describe_target(run.task),
         "notes": list(run.notes),
         **describe_environment(run.environment),
@@ -54,6 +61,13 @@ def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
         "plan": run.task.as_record(),
         "output": {**_describe_target(run.task), "bytes": run.task.target.n_bytes},
     }
+
+
+def _describe_error(expected: SampledError | None) -> Record | None:
+    """Describe the error to be expected, and what it was found on."""
+    if expected is None:
+        return None
+    return {**describe_predicted_error(expected), "sampled_from": expected.pieces}
 
 
 def _describe_source(task: BlockTask) -> dict[str, Any]:

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from deconv_cli.report.comparison import draw_comparison, draw_views
+from deconv_cli.diagnostics.predicted_error import ExpectedError
+from deconv_cli.report.comparison import draw_views
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
 from deconv_cli.report.kernel_section import describe_kernel_section
-from deconv_cli.report.key_numbers import all_numbers, key_numbers
-from deconv_cli.report.orthogonal_cuts import draw_cuts, plane_of
-from deconv_cli.report.page_header import write_header
+from deconv_cli.report.key_numbers import Row, all_numbers, key_numbers
+from deconv_cli.report.page_header import PageHeader, write_header
 from deconv_cli.report.page_images import images_to_show
-from deconv_cli.report.page_pictures import draw_pictures
+from deconv_cli.report.page_pictures import PagePicture
 from deconv_cli.report.page_template import page_template, read_source, source_hash
+from deconv_cli.report.plan_section import PlanSection
 from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
-from deconv_cli.report.run import InvertRun
+from deconv_cli.report.record import Record
+from deconv_cli.report.run import InvertRun, Run
 from deconv_cli.report.run_record import describe_run
-from deconv_cli.report.signal_plots import signals_plot
+from deconv_cli.report.shown_images import ShownImages, show_images
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True, eq=False)
+class PageContents:
+    """What a page shows of a restoration, ready to be filled in.
+
+    Attributes:
+        title: name of the input.
+        header: the first lines.
+        shown: the images.
+        views: a detail under several λ, each with whether it is the one that was taken.
+        plots: what is drawn beside.
+        key_numbers: those that matter most.
+        numbers_of: what the key numbers and plots are of, where that is not all of the input.
+        spacing: distances of the samples along the axes of space, where they are known.
+        plan: how the input was cut; `None` where it was not.
+    """
+
+    title: str
+    header: PageHeader
+    shown: ShownImages
+    views: list[tuple[PagePicture, bool]]
+    plots: list[Plot]
+    key_numbers: list[Row]
+    spacing: tuple[float, ...] | None
+    numbers_of: str | None = None
+    plan: PlanSection | None = None
 
 
 def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> str:
@@ -36,33 +66,27 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         data: y, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
         truth: the image that was to be found, of the shape of the estimate.
     """
-    script, sheet = read_source("page.js"), read_source("page.css")
-    result, diagnosis, record = run.reconstruction, run.diagnosis, describe_run(run)
+    result, diagnosis, source = run.reconstruction, run.diagnosis, run.source
     assert diagnosis is not None
     images, omission = images_to_show(run, diagnosis, data, truth)
-    n_axes = run.kernel.kernel.n_axes
-    cuts = draw_cuts(images, run.source.spacing) if n_axes == 3 else None
-    planes = images if cuts is None else [plane_of(image, cuts.geometry.place[0]) for image in images]
-    comparison = draw_comparison(planes) if run.source.is_picture and n_axes > 1 else None
-    compared = ("Input", "Estimate") if comparison is not None and comparison.is_whole else ()
-    apart = [image for image in images if image.name not in compared] if n_axes == 2 else []
-    pictures, side = draw_pictures(apart)
-    longest = max(max(image.values.shape[-2:]) for image in planes)
-    return page_template("page.html").render(
-        title=Path(run.source.path).name,
+    contents = PageContents(
+        title=Path(source.path).name,
         header=write_header(run, diagnosis),
-        comparison=comparison,
-        kernel=describe_kernel_section(run.kernel, run.source.spacing),
+        shown=show_images(images, omission, source.spacing, run.kernel.kernel.n_axes, is_picture=source.is_picture),
         views=draw_views(run.lambda_views, images),
-        cuts=cuts,
-        pictures=pictures,
-        omission=omission,
-        is_smaller=bool(pictures) and longest > side,
-        longest=longest,
-        side=side,
-        signals=signals_plot(images) if n_axes == 1 else None,
-        plots=_plots(result, diagnosis),
+        plots=draw_plots(result, diagnosis, result.predicted_error),
         key_numbers=key_numbers(result, diagnosis),
+        spacing=source.spacing,
+    )
+    return fill_page(run, contents, describe_run(run))
+
+
+def fill_page(run: Run, contents: PageContents, record: Record) -> str:
+    """Write a page as HTML, with every number of a record."""
+    script, sheet = read_source("page.js"), read_source("page.css")
+    return page_template("page.html").render(
+        **vars(contents),
+        kernel=describe_kernel_section(run.kernel, contents.spacing),
         numbers=all_numbers(record),
         notes=run.notes,
         rerun=run.rerun,
@@ -74,8 +98,9 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     )
 
 
-def _plots(result: Reconstruction, diagnosis: Diagnosis) -> list[Plot]:
-    predicted, choice = result.predicted_error, result.lambda_choice
+def draw_plots(result: Reconstruction, diagnosis: Diagnosis, predicted: ExpectedError | None) -> list[Plot]:
+    """Draw the problem, the residual and the error to be expected."""
+    choice = result.lambda_choice
     gains = diagnosis.gain_map.cpu()
     plots = [
         None if choice is None else lambda_plot(choice),

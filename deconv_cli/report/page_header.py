@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
@@ -32,29 +32,43 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
     )
     if source.is_picture:
         done = f"{done} It was restored {result.reasons.light}."
-    return PageHeader(done, _chosen(result), " ".join(_trust(result, diagnosis)), tuple(_warnings(result, diagnosis)))
+    trust = describe_trust(result, diagnosis, result.predicted_error, is_trusted=result.is_trusted)
+    return PageHeader(done, describe_lambda(result), trust, tuple(list_warnings(result, diagnosis)))
 
 
-def _chosen(result: Reconstruction) -> str:
+def describe_lambda(result: Reconstruction) -> str:
+    """Say which λ was taken, and why."""
     if result.lam is None:
         return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
     return f"λ = {format_lambda(result.lam)} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
 
 
-def _warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
-    warnings = [_sentence(warning) for warning in result.warnings]
+def list_warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
+    """List what speaks against a result, a sentence each."""
+    warnings = [as_sentence(warning) for warning in result.warnings]
     finding = diagnosis.tests.finding
     return [*warnings, finding.sentence] if finding.is_warning and finding.sentence not in warnings else warnings
 
 
-def _trust(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
+def describe_trust(
+    result: Reconstruction, diagnosis: Diagnosis, predicted: ExpectedError | None, *, is_trusted: bool
+) -> str:
+    """Say where to trust a picture, and how far.
+
+    Args:
+        result: what was examined.
+        diagnosis: what was found.
+        predicted: the error to be expected of the whole picture; `None` where it was not predicted.
+        is_trusted: whether nothing speaks against it.
+    """
     finding = diagnosis.tests.finding
-    sentences = [] if result.is_trusted else ["Nowhere as it is: see the warnings."]
+    sentences = [] if is_trusted else ["Nowhere as it is: see the warnings."]
     sentences += [] if finding.is_warning else [finding.sentence]
     sentences += [] if diagnosis.resolution is None else [_resolved(diagnosis.resolution.widest)]
-    if result.predicted_error is not None:
-        sentences += _expected_error(result, result.predicted_error)
-    return [*sentences, _edges(result, diagnosis)]
+    if predicted is not None:
+        unit = "" if result.tone_curve is None else f" of {result.unit},"
+        sentences += _expected_error(predicted, unit, is_trusted=is_trusted)
+    return " ".join([*sentences, _edges(result, diagnosis, is_predicted=predicted is not None)])
 
 
 def _resolved(width: float | None) -> str:
@@ -65,12 +79,12 @@ def _resolved(width: float | None) -> str:
     return f"Detail finer than about {width:.1f} pixels is not resolved."
 
 
-def _expected_error(result: Reconstruction, predicted: PredictedError) -> list[str]:
+def _expected_error(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> list[str]:
     share, actual, depth = predicted.trusted_share, predicted.actual_root_mean_square, predicted.trusted_depth
     real = "" if actual is None else f"; the real one is {actual:.3g}"
-    size = f"{predicted.root_mean_square:.3g} rms" + ("" if result.tone_curve is None else f" of {result.unit},")
+    size = f"{predicted.root_mean_square:.3g} rms{unit}"
     expected = f"If kernel and boundary are right, an error of {size} is to be expected{real}."
-    if not result.is_trusted:
+    if not is_trusted:
         return [expected]
     if share == 0:
         return [expected, "No pixel is to be trusted: noise, or what lies outside the frame, outweighs the picture."]
@@ -83,12 +97,12 @@ def _expected_error(result: Reconstruction, predicted: PredictedError) -> list[s
     ]
 
 
-def _edges(result: Reconstruction, diagnosis: Diagnosis) -> str:
+def _edges(result: Reconstruction, diagnosis: Diagnosis, *, is_predicted: bool) -> str:
     if as_rule(result.boundary).is_periodic:
         return "There is no edge to distrust, if the image does go on around a torus."
     noise = f"noise comes back {diagnosis.conditioning.noise_gain:.3g} times as strong"
-    if result.predicted_error is not None:
-        return _sentence(noise)
+    if is_predicted:
+        return as_sentence(noise)
     influence = None if result.well_posedness is None else result.well_posedness.influence
     if influence is None or influence.tenth is None:
         return f"A mistake at the edge may reach through the whole picture; {noise}."
@@ -98,6 +112,6 @@ def _edges(result: Reconstruction, diagnosis: Diagnosis) -> str:
     )
 
 
-def _sentence(clause: str) -> str:
+def as_sentence(clause: str) -> str:
     """Begin with a capital, and end with a full stop."""
     return clause[:1].upper() + clause[1:] + ("" if clause.endswith((".", "!", "?")) else ".")

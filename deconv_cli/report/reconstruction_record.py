@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.operators.geometry import Pads
 from deconv_cli.report.record import Record, finite_or_none
@@ -114,8 +114,8 @@ def describe_lambda_choice(choice: LambdaChoice) -> Record:
     }
 
 
-def describe_predicted_error(predicted: PredictedError) -> Record:
-    """Describe the predicted error."""
+def describe_predicted_error(predicted: ExpectedError) -> Record:
+    """Describe the error to be expected."""
     return {
         "root_mean_square": predicted.root_mean_square,
         "actual_root_mean_square": predicted.actual_root_mean_square,

@@ -245,7 +245,8 @@ class Pipeline:
             if not settings.predict or not isinstance(estimator, PseudoInverse):
                 return result
             listener.begin("predicting the error")
-            predicted = predict_for(estimator, result, data, bias=self._bias, least_sigma=least_noise, truth=truth)
+            inverse = self._framed(estimator, data, resolution)
+            predicted = predict_for(inverse, result, data, bias=self._bias, least_sigma=least_noise, truth=truth)
             return replace(result, predicted_error=predicted)
 
         return finish
@@ -408,14 +409,27 @@ class Pipeline:
         if not settings.is_linear:
             self.inverse = None
             return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
-        settings = replace(settings, noise=None)  # an inverse is the same for all noise
         self.inverse = None  # where it is not kept, its memory first
         if is_of_these_data:
-            self.inverse = PseudoInverse(kernel, image_size, settings)
+            self.inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
         else:
-            key = (image_size, settings, kernel.taps.dtype, kernel.taps.device)
-            self.inverse = self._built.find(key, lambda: PseudoInverse(kernel, image_size, settings))
+            self.inverse = self._found(kernel, image_size, settings)
         return self.inverse
+
+    def _found(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
+        """Find an inverse among those that were built, or build it."""
+        settings = replace(settings, noise=None)  # an inverse is the same for all noise
+        key = (image_size, settings, kernel.taps.dtype, kernel.taps.device)
+        return self._built.find(key, lambda: PseudoInverse(kernel, image_size, settings))
+
+    def _framed(self, inverse: PseudoInverse, data: Tensor, resolution: Resolution) -> PseudoInverse:
+        """Give an inverse whose errors are those at the frame of the picture that the data are a part of."""
+        if resolution.frame is None:
+            return inverse
+        boundary, padding = resolution.frame
+        kernel, settings = inverse.kernel, replace(resolution.settings, boundary=boundary, padding=padding)
+        size = tuple(data.shape[-kernel.n_axes :])
+        return self._found(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
 
     def _clipped(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> Tensor | None:
         """Find samples that are bounds, arranged for the operators, where the estimate can heed them."""

@@ -16,7 +16,9 @@ from deconv_cli.diagnostics.probed_image_model import fit_probed_image_model
 from deconv_cli.errors import ShapeError, TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import common_unit
@@ -37,7 +39,8 @@ def predict_for(
     """Predict the error of a reconstruction, and hold it against the truth where there is one.
 
     Args:
-        inverse: what made it.
+        inverse: what made it; or, where the data are a part of a picture, one with the frame of that picture, whose
+            image may end before that of the reconstruction does.
         result: the reconstruction.
         y: the data, in the inverse's dtype.
         bias: of each output channel.
@@ -47,7 +50,8 @@ def predict_for(
     data = subtract_bias(y, bias, inverse.kernel.n_axes).detach()
     assert result.settings.has_lambda
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
-    outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, result.image.detach())
+    image = _within_frame(inverse, result)
+    outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, image)
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     periodic = _periodic_estimate(inverse, data)
     others = None if periodic is None else _one_by_one(kernel, periodic)
@@ -74,12 +78,22 @@ def predict_for(
         )
         parts.append(found)
         units.append(unit)
-    pooled = pool_errors(parts, units, tuple(result.image.shape))
+    pooled = pool_errors(parts, units, tuple(image.shape))
     operator = inverse.operator
     if not isinstance(operator, LayerConvolution):
         return pooled
     # Of pixels that no output depends on there is nothing to be trusted.
     return replace(pooled, trusted=pooled.trusted & operator.crop_to_frame(operator.touched()))
+
+
+def _within_frame(inverse: PseudoInverse, result: Reconstruction) -> Tensor:
+    """Cut an estimate to the image of an inverse of the same data."""
+    image, geometry = result.image.detach(), inverse.geometry
+    if inverse.operator.is_layer or tuple(image.shape[-len(geometry.image_size) :]) == geometry.image_size:
+        return image
+    before = resolve_padding(result.padding, inverse.kernel.size).before
+    start = tuple(whole - part for whole, part in zip(geometry.pads.before, before, strict=True))
+    return crop(image, start, geometry.image_size)
 
 
 def _fit_of(inverse: PseudoInverse, result: Reconstruction) -> Callable[..., ImageModel]:

@@ -64,6 +64,8 @@ class Resolution:
         sample_type: of the input's file, by the NumPy name; `None` where it is told from the tensor.
         ceiling: the value at which a sample is full and no more than a bound, in light where that is restored; `None`
             where there is none.
+        frame: boundary and padding of the picture that the data are a part of, where the error is predicted as it is in
+            that picture; `None` where the data are all of it.
     """
 
     settings: ResolvedSettings
@@ -75,6 +77,7 @@ class Resolution:
     notes: tuple[str, ...] = ()
     sample_type: str | None = None
     ceiling: float | None = None
+    frame: tuple[str, PaddingLike] | None = None
 
 
 def resolve(

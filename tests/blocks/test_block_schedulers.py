@@ -46,8 +46,8 @@ class KilledAt:
     moment: str
 
     @property
-    def target(self):
-        return self.task.target
+    def targets(self):
+        return self.task.targets
 
     @property
     def grid(self):

@@ -39,6 +39,34 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     assert "has to be given --force" in " ".join(again.stderr.split())
 
 
+def test_the_page_the_error_and_the_mask_come_from_blocks(deconv, large):
+    np.save(large.with_name("truth.npy"), np.load(large) + 1)
+    extra = [
+        word
+        for option, name in (("truth", "truth.npy"), ("error-map", "map.npy"), ("trust-mask", "mask.npy"))
+        for word in (f"--{option}", large.with_name(name))
+    ]
+    page = large.with_name("page.html")
+    done = deconv(*words(large, *extra, "--report", page, "--json"))
+    expected = done.report["predicted_error"]
+    assert expected["sampled_from"] == "1 piece of 80×72 samples, and the detail of all blocks"
+    map_, mask = np.load(large.with_name("map.npy")), np.load(large.with_name("mask.npy"))
+    assert np.sqrt(np.square(map_.astype(float)).mean()) == pytest.approx(expected["root_mean_square"], rel=1e-5)
+    assert (mask == 255).mean() == pytest.approx(expected["trusted_share"])
+    error = np.load(done.report["output"]["path"]) - np.load(large.with_name("truth.npy"))
+    assert np.sqrt(np.square(error).mean()) == pytest.approx(expected["actual_root_mean_square"], rel=1e-4)
+    told = " ".join(done.stderr.split())
+    assert "by 1 piece of 80×72 samples" in told
+    assert "--error-map=" in done.report["rerun"]
+    text = page.read_text(encoding="utf-8")
+    assert "was restored in 4 blocks from what the kernel box:3" in text
+    assert "The whole picture." in text
+    assert "Pixel by pixel: rows 1 to 80, columns 1 to 72." in text
+    assert text.count('class="comparison') == 2
+    for word in ("Seams, measured", "The plan", "Predicted error", "A detail under five λ"):
+        assert word in text
+
+
 @pytest.mark.exhaustive
 def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
     deconv(*words(large))
@@ -52,7 +80,7 @@ def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--report", "page.html"], "look at a whole picture"),
+        (["--trust-mask", "mask.png"], "cannot be written by parts"),
         (["--block-size", "40,40,40"], "one for each of 2 axes"),
         (["--block-range", "3/2"], "--block-range must be i/N"),
     ],

@@ -156,7 +156,7 @@ def full_contents():
         trusted[:7] = False
         bands = tuple(band(at) for at in range(10))
         reasons = replace(result.reasons, lam=choice().reason)
-        predicted = PredictedError(error, bands, trusted, 7, 0.1, 1.2, 8, 0)
+        predicted = PredictedError(bands, 7, 0.1, 1.2, 8, 0, error, trusted)
         whole = replace(result, lambda_choice=choice(), predicted_error=predicted, reasons=reasons)
         return Contents(run_of(whole, y, diagnose(inverse, result, y)), y, truth)
 

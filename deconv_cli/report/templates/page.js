@@ -71,13 +71,15 @@
     return zoom;
   };
 
-  const comparison = document.querySelector(".comparison");
+  // What is compared in part is no part of what the other pictures show.
+  const comparisons = [...document.querySelectorAll(".comparison")];
   const all = [...document.querySelectorAll(".view")];
-  const isApart = (view) => comparison && !comparison.matches(".whole") && comparison.contains(view);
-  const zooms = [all.filter(isApart), all.filter((view) => !isApart(view))].map(link);
+  const apart = comparisons.filter((comparison) => !comparison.matches(".whole"));
+  const groups = apart.map((comparison) => all.filter((view) => comparison.contains(view)));
+  const zooms = [...groups, all.filter((view) => !groups.flat().includes(view))].map(link);
 
   // Lays after under before, with a line between them that is dragged; without a script they stand side by side.
-  const join = () => {
+  const join = (comparison) => {
     const panes = comparison.querySelector(".panes"), cut = comparison.querySelector(".cut");
     const image = panes.querySelector("img");
     let isDragged = false;
@@ -101,7 +103,7 @@
     comparison.classList.add("joined");
     show();
   };
-  if (comparison) join();
+  comparisons.forEach(join);
 
   const factors = { in: 1.5, out: 1 / 1.5, reset: 1 / largest };
   for (const button of document.querySelectorAll("[data-zoom]")) {

@@ -1,0 +1,219 @@
+"""What is made of every block besides its estimate: the error to be expected, where to trust it, and thumbnails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_grid import Block
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.sampled_error import ErrorSample
+from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail, ThumbnailPart, choose_steps
+from deconv_cli.diagnostics.edge_bands import edge_distance
+from deconv_cli.diagnostics.error_profile import DETAIL_REACH
+from deconv_cli.errors import UsageError
+from deconv_cli.io.codec import from_images
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.operators.axes import crop
+
+TRUSTED = 255
+"""Sample of a mask where the estimate is to be trusted; 0 elsewhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrueImage:
+    """The image that was to be found, of the axes and sizes of the result.
+
+    Attributes:
+        source: its file.
+        layout: its axes.
+    """
+
+    source: RegionSource
+    layout: Layout
+
+    def check(self, result: Layout) -> TrueImage:
+        """Refuse by `UsageError` a truth of other axes or sizes than the result."""
+        if _shape(self.layout) != _shape(result):
+            raise UsageError(
+                f"the truth '{self.source.path}' of shape {self.source.shape} has axes {self.layout.axes}, but the "
+                f"result of shape {result.sizes} has {result.axes}; in blocks both have to have the same axes."
+            )
+        return self
+
+    def read(self, batch: Sequence[slice], core: Sequence[Interval]) -> Tensor:
+        """Read a part, shape `(B, C, *size)`."""
+        region = self.layout.region(batch, [slice(*interval) for interval in core])
+        stored = as_real_tensor(self.source.path, self.source.read(region))
+        check_finite(self.source.path, stored, "image")
+        return replace(self.layout, sizes=tuple(stored.shape)).to_images(stored)
+
+
+def _shape(layout: Layout) -> tuple[object, ...]:
+    along = [layout.sizes[layout.axes.index(letter)] for letter in layout.space]
+    return [layout.sizes[axis] for axis in layout.batch_axes], layout.n_channels, along
+
+
+@dataclass(frozen=True)
+class ExtraNumbers:
+    """What is known of a block besides.
+
+    Attributes:
+        squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
+        squared_error: of the real one; `None` where no truth is known.
+        thumbnails: its parts of them.
+    """
+
+    squared_predicted: float | None = None
+    squared_error: float | None = None
+    thumbnails: tuple[ThumbnailPart, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class BlockExtras:
+    """What is asked for besides the estimate.
+
+    Attributes:
+        error_map: file of the error to be expected, root mean square.
+        trust_mask: file that tells where to trust the estimate.
+        truth: what the estimate is compared with.
+        has_thumbnails: whether small pictures of the whole are made, for a page.
+    """
+
+    error_map: RegionTarget | None = None
+    trust_mask: RegionTarget | None = None
+    truth: TrueImage | None = None
+    has_thumbnails: bool = False
+
+    @property
+    def targets(self) -> tuple[RegionTarget, ...]:
+        """The files that are written."""
+        return tuple(target for target in (self.error_map, self.trust_mask) if target is not None)
+
+    def describe(self) -> list[object]:
+        """Name all of it, so that a run is gone on with only if it is the same."""
+        files = [[str(file.path), list(file.shape), file.axes, list(file.unit)] for file in self.targets]
+        asked_for = [self.error_map is not None, self.trust_mask is not None, self.has_thumbnails]
+        return [*files, *asked_for, self.truth and self.truth.source.fingerprint()]
+
+
+NO_EXTRAS = BlockExtras()
+
+
+@dataclass(frozen=True, eq=False)
+class ExtraWork:
+    """Does what is asked for to one block after another.
+
+    Attributes:
+        problem: what is restored.
+        extras: what is asked for.
+        error: what pieces tell of the error; `None` where it is not predicted.
+    """
+
+    problem: BlockProblem
+    extras: BlockExtras
+    error: ErrorSample | None
+
+    def __call__(self, block: Block, values: Tensor, image: Tensor) -> ExtraNumbers:
+        """Write and sum up what there is of a block.
+
+        Args:
+            block: which one.
+            values: its data, shape `(B, C_out, *data)`.
+            image: the estimate from them, shape `(B, C_in, *image)`.
+        """
+        curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
+        predicted = None
+        if self.error is not None:
+            predicted = self._squared_prediction(block, image if curve is None else curve.to_light(image, n_axes))
+            self._write(block, predicted)
+        core = self.problem.crop(image, block.data, block.core)
+        error = None
+        if self.extras.truth is not None:
+            truth = self.extras.truth.read(block.batch, block.core).to(core)
+            light = (core, truth) if curve is None else (curve.to_light(core, n_axes), curve.to_light(truth, n_axes))
+            error = float((light[0] - light[1]).double().square().sum())
+        return ExtraNumbers(
+            squared_predicted=None if predicted is None else float(predicted.double().sum()),
+            squared_error=error,
+            thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
+        )
+
+    def _squared_prediction(self, block: Block, image: Tensor) -> Tensor:
+        """Give the squared error to be expected of the pixels that a block writes."""
+        assert self.error is not None
+        reached, starts = [], []
+        for cut, data, (start, stop) in zip(self.problem.cuts, block.data, block.core, strict=True):
+            first, last = cut.image_of(data)
+            # Not around a torus: detail is that within the frame.
+            near = max(start - DETAIL_REACH, first, 0), min(stop + DETAIL_REACH, last, cut.n_image)
+            reached.append(near)
+            starts.append(start - near[0])
+        around = self.problem.crop(image, block.data, reached)
+        found = self.error.squared_error(around, reached, self.problem.image_size)
+        return crop(found, tuple(starts), tuple(stop - start for start, stop in block.core))
+
+    def _write(self, block: Block, predicted: Tensor) -> None:
+        if self.extras.error_map is not None:
+            _write_part(self.extras.error_map, block, predicted.sqrt().float())
+        if self.extras.trust_mask is not None:
+            assert self.error is not None
+            self.write_mask(block, self.error.trusted_depth)
+
+    def write_mask(self, block: Block, depth: int | None) -> None:
+        """Write where a block is to be trusted: from a distance from the frame on, or nowhere."""
+        assert self.extras.trust_mask is not None
+        distance = edge_distance(self.problem.image_size, block.core)
+        mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
+        whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
+        _write_part(self.extras.trust_mask, block, whole)
+
+    def _thumbnails(
+        self, block: Block, values: Tensor, core: Tensor, predicted: Tensor | None
+    ) -> tuple[ThumbnailPart, ...]:
+        """Average the first image of a series: its data, the estimate, and the error."""
+        if any(part.start for part in block.batch):
+            return ()
+        of_image, of_data = thumbnails_of(self.problem)
+        at = self._own_data(block)
+        own = tuple(slice(a - data[0], b - data[0]) for (a, b), data in zip(at, block.data, strict=True))
+        parts = [
+            of_data.part("input", values[0][(slice(0, N_CHANNELS), *own)], at),
+            of_image.part("estimate", core[0, :N_CHANNELS], block.core),
+        ]
+        if predicted is not None:
+            squared = of_image.part("squared error", predicted[0].mean(dim=0, keepdim=True), block.core)
+            parts.append(squared)
+        return tuple(part for part in parts if part is not None)
+
+    def _own_data(self, block: Block) -> list[Interval]:
+        """Give the data that lie under the pixels that a block writes."""
+        found = []
+        for cut, (start, stop), data in zip(self.problem.cuts, block.core, block.data, strict=True):
+            shift = cut.pads[0] - (cut.n_taps - 1) // 2
+            first = 0 if start == 0 else start + shift
+            last = cut.n_data if stop == cut.n_image else stop + shift
+            low, high = max(first, data[0], 0), min(last, data[1], cut.n_data)
+            found.append((low, max(low, high)))
+        return found
+
+
+def thumbnails_of(problem: BlockProblem) -> tuple[Thumbnail, Thumbnail]:
+    """Lay out the thumbnails of the image and of the data."""
+    steps = choose_steps(problem.image_size)
+    return Thumbnail(problem.image_size, steps), Thumbnail(problem.data_size, steps)
+
+
+def _write_part(target: RegionTarget, block: Block, images: Tensor) -> None:
+    """Write pixels of shape `(B, C, *core)`."""
+    layout = Layout(target.axes, target.shape, len(block.core))
+    region = layout.region(block.batch, [slice(*interval) for interval in block.core])
+    sizes = tuple(part.stop - part.start for part in region)
+    target.write(region, from_images(replace(layout, sizes=sizes), images.cpu().numpy()))

@@ -1,0 +1,160 @@
+"""The page of a picture that was restored in blocks: the whole as a thumbnail, and some pieces pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_extras import thumbnails_of
+from deconv_cli.blocks.examined_pieces import ExaminedPiece, ExaminedPieces
+from deconv_cli.blocks.thumbnail import N_CHANNELS
+from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.operators.axes import format_size
+from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.report.block_record import BlockInvertRun, describe_block_run
+from deconv_cli.report.comparison import Comparison, draw_comparison, draw_views
+from deconv_cli.report.key_numbers import key_numbers
+from deconv_cli.report.orthogonal_cuts import plane_of
+from deconv_cli.report.page import PageContents, draw_plots, fill_page
+from deconv_cli.report.page_header import PageHeader, as_sentence, describe_lambda, describe_trust, list_warnings
+from deconv_cli.report.page_images import images_to_show
+from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.report.plan_section import describe_plan_section
+from deconv_cli.report.run import InputFile, InvertRun, OutputFile
+from deconv_cli.report.shown_images import show_images
+from deconv_cli.vocabulary import InputKind
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+
+def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
+    """Write the page as HTML, as `render_page` does.
+
+    Args:
+        run: what was done, with thumbnails.
+        examined: pieces of the picture.
+    """
+    problem, first = run.task.problem, examined.pieces[0]
+    n_axes, whole = problem.layout.dimensions, problem.resolution.settings
+    result = replace(first.result, settings=replace(first.result.settings, boundary=whole.boundary))
+    images, omission = _thumbnails(run, examined)
+    steps = thumbnails_of(problem)[0].steps
+    spacing = run.spacing and tuple(step * distance for step, distance in zip(steps, run.spacing, strict=True))
+    shown = show_images(images, omission, spacing, n_axes, is_picture=True)  # of one kind, or on scales of their own
+    averaged = f", {format_size(steps)} pixels averaged into one" if max(steps) > 1 else ""
+    comparisons = [replace(comparison, caption=f"The whole picture{averaged}.") for comparison in shown.comparisons]
+    comparisons += [found for piece in examined.pieces if (found := _compare(run, examined, piece)) is not None]
+    piece_images, _ = images_to_show(_as_run(run, first.result), examined.diagnosis, first.values, None)
+    contents = PageContents(
+        title=Path(problem.source.path).name,
+        header=_write_header(run, result, examined),
+        shown=replace(shown, comparisons=tuple(comparisons)),
+        views=draw_views(examined.views, piece_images),
+        plots=draw_plots(first.result, examined.diagnosis, run.reconstruction.expected_error),
+        key_numbers=key_numbers(first.result, examined.diagnosis),
+        spacing=run.spacing,
+        numbers_of=f"Numbers and plots are of the first piece, {_place(first.data)}; those of the error of the whole.",
+        plan=describe_plan_section(run.reconstruction, [piece.data for piece in examined.pieces]),
+    )
+    return fill_page(run, contents, describe_block_run(run))
+
+
+def _write_header(run: BlockInvertRun, result: Reconstruction, examined: ExaminedPieces) -> PageHeader:
+    """Describe a run in a few plain sentences."""
+    found, source, kernel = run.reconstruction, run.task.problem.source, run.kernel
+    done = (
+        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored in {run.task.grid.n_blocks} blocks "
+        f"from what the kernel {kernel.path} ({format_size(kernel.shape)} taps) made of it; "
+        f"{as_rule(result.boundary).description}."
+    )
+    if source.is_picture:
+        done = f"{done} It was restored {result.reasons.light}."
+    trust = describe_trust(result, examined.diagnosis, found.expected_error, is_trusted=not found.doubts)
+    of_piece = [f"In the first piece that is shown: {line}" for line in list_warnings(result, examined.diagnosis)]
+    warnings = (*(as_sentence(doubt) for doubt in found.doubts), *of_piece)
+    return PageHeader(done, describe_lambda(result), trust, warnings)
+
+
+def _thumbnails(run: BlockInvertRun, examined: ExaminedPieces) -> tuple[list[ScaledImage], str | None]:
+    """Show the whole data and the whole estimate, each a few pixels large, and the error."""
+    found, summary = run.reconstruction, run.reconstruction.summary
+    assert summary is not None
+    of_image, of_data = thumbnails_of(run.task.problem)
+    data, estimate = of_data.assemble("input", summary.thumbnails), of_image.assemble("estimate", summary.thumbnails)
+    squared, expected = of_image.assemble("squared error", summary.thumbnails), found.expected_error
+    assert data is not None
+    assert estimate is not None
+    predicted = None
+    if squared is not None and expected is not None:
+        depth = expected.trusted_depth
+        trusted = of_image.distance >= (max(of_image.size) if depth is None else depth)
+        parts = {name: getattr(expected, name) for name in ("bands", "sigma", "exponent", "n_probes", "seed")}
+        predicted = PredictedError(**parts, trusted_depth=depth, map=squared.sqrt(), trusted=trusted)
+    result = _shown_as(examined.pieces[0].result, estimate, predicted)
+    images, _ = images_to_show(_as_run(run, result), examined.diagnosis, data, None)
+    return [image for image in images if image.name != "Residual"], _omission(run)
+
+
+def _omission(run: BlockInvertRun) -> str | None:
+    """Say which images and channels have no thumbnail."""
+    layout = run.task.layout
+    parts = [f"the first of {layout.n_batch} images"] if layout.n_batch > 1 else []
+    if layout.n_channels > N_CHANNELS:
+        parts.append(f"the first {N_CHANNELS} of {layout.n_channels} channels")
+    shown = [f"Shown: {', '.join(parts)}."] if parts else []
+    steps = thumbnails_of(run.task.problem)[0].steps
+    averaged = len(steps) == 3 and max(steps) > 1  # of pictures it stands beneath them
+    return " ".join([*shown, *([f"{format_size(steps)} samples were averaged into one."] if averaged else [])]) or None
+
+
+def _compare(run: BlockInvertRun, examined: ExaminedPieces, piece: ExaminedPiece) -> Comparison | None:
+    """Lay a piece of the estimate over that of the data; of a stack a plane in its middle."""
+    result = _shown_as(piece.result, piece.result.image, None)
+    images, _ = images_to_show(_as_run(run, result), examined.diagnosis, piece.values, None)
+    place = _place(piece.data)
+    if len(piece.data) == 3:
+        middle = piece.values.shape[-3] // 2
+        images = [plane_of(image, middle) for image in images]
+        place = f"plane {piece.data[0][0] + middle + 1} of {place}"
+    found = draw_comparison(images) if len(piece.data) > 1 else None
+    # What is seen of a piece is no part of what is seen of the others.
+    return found and replace(found, caption=f"Pixel by pixel: {place}.", is_whole=False)
+
+
+def _shown_as(result: Reconstruction, image: Tensor, predicted: PredictedError | None) -> Reconstruction:
+    """Give a reconstruction with another image, which is doubted only if all of the result is."""
+    return replace(result, image=image, predicted_error=predicted, residual_tests=None, clipping=None, channels=())
+
+
+def _as_run(run: BlockInvertRun, result: Reconstruction) -> InvertRun:
+    """Describe a part of the picture as if it were one."""
+    source, target = run.task.problem.source, run.task.target
+    return InvertRun(
+        kernel=run.kernel,
+        notes=run.notes,
+        environment=run.environment,
+        rerun=run.rerun,
+        command="invert",
+        source=InputFile(
+            source.spelled_path,
+            source.shape,
+            run.task.problem.layout.axes,
+            source.dtype,
+            source.fingerprint(),
+            run.task.problem.resolution.settings.defaults is InputKind.PICTURE,
+            run.spacing,
+        ),
+        output=OutputFile(target.spelled_path, target.shape, target.dtype, ""),
+        reconstruction=result,
+        diagnosis=None,
+        factor=None,
+    )
+
+
+def _place(data: Sequence[Interval]) -> str:
+    """Name a part of a picture by its rows and columns, counted from one."""
+    names = ("planes", "rows", "columns")[-len(data) :]
+    return ", ".join(f"{name} {start + 1} to {stop}" for name, (start, stop) in zip(names, data, strict=True))

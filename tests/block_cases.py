@@ -1,0 +1,50 @@
+"""Pictures in files, and runs over their blocks that are planned."""
+
+import numpy as np
+import torch
+
+import deconv_cli
+from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, lay_out_problem, plan_target
+from deconv_cli.blocks.plan_extras import NO_FILES, plan_extras
+from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.settings import ReconstructionSettings
+
+OPTIONS = {"defaults": "picture", "lam": 0.01}
+BLOCKS = BlockOptions(10**8, (64, 64))
+
+
+def scene(*size, seed=3):
+    """Rectangles of any brightness, as sharp as pixels allow."""
+    draw = torch.Generator().manual_seed(seed)
+    picture = torch.full(size, 100.0)
+    for _ in range(60):
+        corner = [int(torch.randint(n, (1,), generator=draw)) for n in size]
+        sides = [int(torch.randint(4, 4 + n // 4, (1,), generator=draw)) for n in size]
+        picture[tuple(slice(at, at + side) for at, side in zip(corner, sides, strict=True))] = float(
+            torch.randint(256, (1,), generator=draw)
+        )
+    return picture
+
+
+def blurred(folder, picture, kernel, boundary):
+    """Write what became of a picture; nothing is assumed outside where that is unknown."""
+    made_with = "reflect" if boundary == "unknown" else boundary
+    y = deconv_cli.forward(picture, kernel, boundary=made_with, dimensions=picture.ndim - 1)
+    y = (y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).clamp_min(0)
+    np.save(folder / "in.npy", y.numpy())
+    return y
+
+
+def describe(found):
+    return found.record
+
+
+def planned(folder, kernel, *, resume=False, extra=NO_FILES, **options):
+    source = open_regions(folder / "in.npy")
+    corner = read_corner(source, are_axes_named=False)
+    problem = lay_out_problem(source, corner, kernel, ReconstructionSettings.of(**OPTIONS | options))
+    target = plan_target(problem, folder / "out.npy", LargeFileOptions())
+    extras = plan_extras(problem, target, extra)
+    return BlockRun.prepare(problem, target, BLOCKS, extras=extras, resume=resume)

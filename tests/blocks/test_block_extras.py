@@ -1,0 +1,151 @@
+"""The error to be expected, the mask and the comparison with the truth are those of the whole picture."""
+
+import numpy as np
+import pytest
+import torch
+from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
+
+import deconv_cli
+from deconv_cli.blocks import plan_extras as planning
+from deconv_cli.blocks.examined_pieces import examine_pieces
+from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.blocks.plan_extras import ExtraFiles
+from deconv_cli.blocks.thumbnail import Thumbnail, choose_steps
+from deconv_cli.errors import UsageError
+from deconv_cli.io.regions.npy_regions import NpyTarget
+from deconv_cli.schedulers.serial import SerialScheduler
+
+KERNEL = "gaussian:1"
+
+
+def extra_files(folder, *, truth=True):
+    return ExtraFiles(folder / "truth.npy" if truth else None, folder / "map.npy", folder / "mask.npy", has_page=True)
+
+
+def in_blocks(folder, truth, **options):
+    np.save(folder / "truth.npy", truth.numpy())
+    files = LargeFileOptions(extra=extra_files(folder))
+    kernel = deconv_cli.make_kernel(KERNEL)
+    options = OPTIONS | options
+    return invert_blocks(folder / "in.npy", kernel, folder / "out.npy", files=files, blocks=BLOCKS, **options)
+
+
+@pytest.mark.parametrize(
+    "boundary", ["unknown", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zero", "circular"))]
+)
+def test_error_and_mask_are_those_of_the_whole(tmp_path, boundary):
+    truth, kernel = scene(150, 140)[None], deconv_cli.make_kernel(KERNEL)
+    y = blurred(tmp_path, truth, kernel, boundary)
+    found = in_blocks(tmp_path, truth, boundary=boundary)
+    whole = deconv_cli.invert(y, kernel, boundary=boundary, predict=True, truth=truth, **OPTIONS).predicted_error
+    assert np.array_equal(np.load(tmp_path / "mask.npy")[0] > 0, whole.trusted.numpy())
+    ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
+    # A piece is continued as a part of a scene, which a torus is not.
+    tolerance = 0.1 if boundary == "circular" else 0.01
+    assert np.abs(ratio - 1).max() < tolerance
+    expected = found.expected_error
+    assert expected.trusted_depth == whole.trusted_depth
+    assert expected.trusted_share == pytest.approx(whole.trusted_share, rel=1e-12)
+    assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=tolerance)
+    assert expected.actual_root_mean_square == pytest.approx(whole.actual_root_mean_square, rel=1e-4)
+    assert "1 piece of 150×140 samples" in expected.pieces
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("boundary", ["unknown", "reflect"])
+def test_pieces_tell_as_much_as_the_whole_of_another_size(tmp_path, monkeypatch, boundary):
+    monkeypatch.setattr(planning, "MAX_SAMPLES", 96**2)
+    truth, kernel = scene(420, 400)[None], deconv_cli.make_kernel(KERNEL)
+    y = blurred(tmp_path, truth, kernel, boundary)
+    expected = in_blocks(tmp_path, truth, boundary=boundary).expected_error
+    whole = deconv_cli.invert(y, kernel, boundary=boundary, predict=True, truth=truth, **OPTIONS).predicted_error
+    assert "5 pieces of 96×96 samples" in expected.pieces
+    assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=0.1)
+    assert abs(expected.trusted_depth - whole.trusted_depth) <= 2
+    ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
+    assert np.quantile(np.abs(np.log(ratio)), 0.95) < np.log(1.25)
+
+
+def test_thumbnails_are_averages_however_the_picture_is_cut():
+    picture = torch.rand(2, 37, 50, generator=torch.Generator().manual_seed(0))
+    thumbnail = Thumbnail((37, 50), (5, 5))
+    cuts = [[(0, 20), (20, 22), (22, 37)], [(0, 35), (35, 50)]]
+    parts = [
+        thumbnail.part("x", picture[:, slice(*rows), slice(*columns)], (rows, columns))
+        for rows in cuts[0]
+        for columns in cuts[1]
+    ]
+    found = thumbnail.assemble("x", [part for part in parts if part is not None])
+    assert found.shape == (2, 8, 10)
+    means = torch.nn.functional.avg_pool2d(picture, 5, ceil_mode=True)
+    same = [row for row in range(8) if row != 4]  # of the fifth row, three of five rows are another block's
+    torch.testing.assert_close(found[:, same], means[:, same])
+    torch.testing.assert_close(found[:, 4], picture[:, 20:22].unflatten(2, (10, 5)).mean(dim=(1, 3)))
+    assert choose_steps((1000, 32768, 20000)) == (21, 256, 256)
+
+
+def test_files_that_are_in_their_place_are_kept_by_a_run_that_goes_on(tmp_path, monkeypatch):
+    truth, kernel = scene(100, 90)[None], deconv_cli.make_kernel(KERNEL)
+    blurred(tmp_path, truth, kernel, "unknown")
+    in_blocks(tmp_path, truth)
+    names = ("out.npy", "map.npy", "mask.npy")
+    expected = {name: (tmp_path / name).read_bytes() for name in names}
+    for path in tmp_path.iterdir():
+        if path.name not in ("in.npy", "truth.npy"):
+            path.unlink()
+    finish = NpyTarget.finish
+
+    def ends_early(target, record):
+        if target.path.name == "mask.npy":
+            raise KeyboardInterrupt
+        finish(target, record)
+
+    monkeypatch.setattr(NpyTarget, "finish", ends_early)
+    with pytest.raises(KeyboardInterrupt):
+        in_blocks(tmp_path, truth)
+    assert (tmp_path / "map.npy").exists()
+    assert not (tmp_path / "out.npy").exists()
+    monkeypatch.undo()
+    files = LargeFileOptions(extra=extra_files(tmp_path), force=True, resume=True)
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", files=files, blocks=BLOCKS, **OPTIONS)
+    assert found.summary.n_redone == 0
+    assert {name: (tmp_path / name).read_bytes() for name in names} == expected
+    with pytest.raises(UsageError, match="exists"):
+        in_blocks(tmp_path, truth)
+
+
+@pytest.mark.exhaustive
+def test_what_is_doubted_is_trusted_nowhere(tmp_path):
+    truth, kernel = scene(150, 140)[None], deconv_cli.make_kernel(KERNEL)
+    blurred(tmp_path, truth, kernel, "unknown")
+    run = planned(tmp_path, kernel, extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"), predict=True)
+    object.__setattr__(run.task.plan.halo, "halo", (1, 1))
+    found = run.finish(SerialScheduler(), lambda done: done.record)
+    assert found.doubts
+    assert found.expected_error.trusted_share == 0
+    assert not np.load(tmp_path / "mask.npy").any()
+
+
+@pytest.mark.exhaustive
+def test_a_truth_of_another_shape_is_refused(tmp_path):
+    truth, kernel = scene(60, 50)[None], deconv_cli.make_kernel(KERNEL)
+    blurred(tmp_path, truth, kernel, "unknown")
+    with pytest.raises(UsageError, match="have to have the same axes"):
+        in_blocks(tmp_path, truth[:, 1:])
+
+
+@pytest.mark.exhaustive
+def test_pieces_are_parts_of_the_result(tmp_path, monkeypatch):
+    truth, kernel = scene(200, 180)[None], deconv_cli.make_kernel(KERNEL)
+    blurred(tmp_path, truth, kernel, "unknown")
+    monkeypatch.setattr(planning, "MAX_SAMPLES", 80**2)
+    found = in_blocks(tmp_path, truth)
+    examined = examine_pieces(found.task)
+    written, data = np.load(tmp_path / "out.npy"), np.load(tmp_path / "in.npy")
+    assert len(examined.pieces) == 2
+    for piece in examined.pieces:
+        part = (slice(None), *(slice(*interval) for interval in piece.data))
+        assert np.array_equal(piece.values[0], data[part])
+        inner = (slice(None), *[slice(24, -24)] * 2)
+        difference = np.abs(piece.result.image[0].numpy() - written[part])[inner]
+        assert difference.max() < 1e-3 * np.ptp(data)
