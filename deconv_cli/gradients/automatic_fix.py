@@ -12,6 +12,9 @@ STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
 
 _DETACHING = ("detach", "detach_", "data", "item", "tolist", "numpy")
 _NUMPY = ("np", "numpy", "onp")
+_WRAPPERS = ("tensor", "as_tensor", "from_numpy", "Variable", "Parameter")
+"""Functions that make a tensor anew of what they are given."""
+
 _SAME_IN_TORCH = ("mean", "sum", "abs", "exp", "log", "sqrt", "tanh", "sin", "cos", "square", "prod")
 """Functions of NumPy that torch has under the same name, for a single argument."""
 
@@ -34,6 +37,38 @@ def line_without_detachment(source: str) -> str | None:
             return None  # a piece of a longer statement
         return LEAVE_OUT if _does_nothing(body[0]) else ast.unparse(body[0])
     return None
+
+
+def line_without_wrapper(source: str) -> str | None:
+    """Write a line with what its one `Variable(...)`, `nn.Parameter(...)` or `torch.tensor(...)` wraps in its place."""
+    with contextlib.suppress(SyntaxError, ValueError):
+        tree = ast.parse(source)
+        wrappers = [node for node in ast.walk(tree) if _wraps(node)]
+        if len(tree.body) == 1 and len(wrappers) == 1:
+            body = _Unwrapper().visit(tree).body[0]
+            return LEAVE_OUT if _does_nothing(body) else ast.unparse(body)
+    return None
+
+
+class _Unwrapper(ast.NodeTransformer):
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Put what is wrapped in the place of a wrapper; a list of tensors is stacked."""
+        self.generic_visit(node)
+        return _unwrapped(node) if _wraps(node) else node
+
+
+def _wraps(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or not node.args:
+        return False
+    name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+    return name in _WRAPPERS
+
+
+def _unwrapped(node: ast.Call) -> ast.expr:
+    wrapped = node.args[0]
+    if not isinstance(wrapped, ast.List | ast.ListComp | ast.Tuple):
+        return wrapped
+    return ast.Call(ast.Attribute(ast.Name("torch", ast.Load()), "stack", ast.Load()), [wrapped], [])
 
 
 def line_with_keyword(source: str, function: str, keyword: str, *, value: bool) -> str | None:
@@ -64,7 +99,10 @@ class _Changer(ast.NodeTransformer):
         if isinstance(function, ast.Name) and function.id == "float" and len(node.args) == 1:
             self.n_changed += 1
             return self._stripped(node.args[0]) if _detaches(node.args[0]) else self.visit(node.args[0])
+        before = self.n_changed
         self.generic_visit(node)
+        if self.n_changed > before and _wraps(node):
+            return _unwrapped(node)  # it would make a new leaf of a tensor
         if (
             isinstance(function, ast.Attribute)
             and isinstance(function.value, ast.Name)

@@ -63,7 +63,7 @@ _FAULTS: tuple[tuple[IsGood, IsGood, Any], ...] = (
 
 def _origins(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> Iterator[_Candidate]:
     """List the operations at which gradients become zero, NaN or infinite."""
-    has_branch = any(made.name == "where" for made in forward.log.differentiable)
+    has_branch = "where" in forward.log.names
     if backward is None:
         return
     for name, gradient in backward.gradients.items():

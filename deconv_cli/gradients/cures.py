@@ -39,7 +39,7 @@ SINGULAR: dict[str, Cure] = {
     "norm": _NORM,
     "vector_norm": _NORM,
     "log": Cure(
-        "torch.log(x.clamp_min(1e-12)), or F.log_softmax for the log of a softmax",
+        "torch.log(x.clamp_min(1e-12)); of a softmax F.log_softmax, and of a sigmoid F.logsigmoid in the place of both",
         lambda x: torch.log(x.clamp_min(_SMALL)),
     ),
     "div": _QUOTIENT,
@@ -57,6 +57,26 @@ SINGULAR: dict[str, Cure] = {
     ),
 }
 """For operations with an infinite slope somewhere, by their bare names."""
+
+_NOTHING_CHOSEN = "leave it out where there is nothing to take the mean of, or divide the sum by max(count, 1)"
+_NOTHING_TARGETED = (
+    "see to it that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
+)
+_EQUAL_VALUES = (
+    "keep eigenvalues and singular values apart, as by a small diagonal of different numbers, or let the loss depend "
+    "on the values alone (eigvalsh, svdvals)"
+)
+ADVICE: dict[str, str] = {
+    "softmax": "leave at least one number of each row unmasked, or mask with a large negative number such as -1e9",
+    "scaled_dot_product_attention": "let each query see at least one key",
+    "mean": _NOTHING_CHOSEN,
+    "cross_entropy": _NOTHING_TARGETED,
+    "nll_loss": _NOTHING_TARGETED,
+    "std": "of a single number there is no deviation: take it over more of them, and keep it away from zero",
+    "eigh": _EQUAL_VALUES,
+    "svd": _EQUAL_VALUES,
+}
+"""For operations that give NaN or infinity for reasons that no change of the line itself mends, by bare names."""
 
 
 def straight_through(bare: str) -> Cure:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import DeconvError
+from deconv_cli.gradients.canceled_gradients import canceled_alike, is_constant
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
-from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
+from deconv_cli.gradients.finite_differences.scalar_function import ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import compare_tensors
-from deconv_cli.gradients.recurrence.time_series import TimeSeries, series_of_loops
+from deconv_cli.gradients.recurrence.time_series import TimeSeries, has_loops, series_of_loops
 from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
 from deconv_cli.gradients.second_order import compare_second_derivatives
 from deconv_cli.gradients.subject import Subject
@@ -26,8 +27,6 @@ from deconv_cli.gradients.tracing.operations import DETACHING_INSIDE
 
 _DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_CANCELED = 1e-10
-"""A gradient so many times smaller than what comes up to its parameter has canceled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ def _compare(
     forward = trace_forward(subject)
     if not forward.reached:
         return None
-    backward = trace_backward(forward.loss, subject.trainable, keep_graph=True, only_readers=True)
+    backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward), only_readers=True)
     if backward.error is not None:
         return None
     if forward.log.casts and dtype == "float64":
@@ -97,7 +96,9 @@ def _compare(
     is_narrow = dtype != "float64" or bool(forward.log.casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     series, not_checked = _through_time(subject, forward, backward)
-    with subject.holding_detached() if _detaches_on_purpose(forward) else contextlib.nullcontext():
+    forward.log.differentiable.clear()  # what large models compute takes much memory
+    is_holding = _detaches_on_purpose(forward)
+    with subject.holding_detached() if is_holding else contextlib.nullcontext():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, tensors = _sort(subject, plan.names, backward, function)
@@ -111,6 +112,9 @@ def _compare(
         second, unclear = compare_second_derivatives(
             subject, [name for name in agreeing if name in plan.second], epsilon, plan.budget / 2
         )
+    results |= canceled_alike(tensors, results, backward)
+    if is_holding:
+        results |= _agreeing_as_it_is(subject, forward, tensors, results, epsilon, deadline)
     return DoubleEvidence(
         dtype=dtype,
         forward=forward,
@@ -125,11 +129,30 @@ def _compare(
     )
 
 
+def _agreeing_as_it_is(
+    subject: Subject,
+    forward: ForwardTrace,
+    tensors: list[TensorGradient],
+    results: Mapping[str, Comparison | None],
+    epsilon: float,
+    deadline: float,
+) -> dict[str, Comparison | None]:
+    """Compare what differs with nothing held constant: a hook may give the gradient of what is detached.
+
+    So do models of a fixed point, which is found without a graph.
+    """
+    different = {name for name, found in results.items() if found is not None and found.outcome is Outcome.DIFFERS}
+    if not forward.log.hooks or not different:
+        return {}
+    function = ScalarFunction(subject.value, epsilon, deadline)
+    again = compare_tensors(function, [moved for moved in tensors if moved.name in different], seed=subject.seed)
+    return {name: found for name, found in again.items() if found is not None and found.outcome is Outcome.AGREES}
+
+
 def _detaches_on_purpose(forward: ForwardTrace) -> bool:
     detachments = (forward.log.detachments[index] for index in forward.flow.detachments)
-    return any(found.is_deliberate for found in detachments) or any(
-        made.name in DETACHING_INSIDE for made in forward.log.differentiable
-    )
+    is_hidden = forward.log.detaches_again or DETACHING_INSIDE & forward.log.names
+    return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
 
 def _through_time(
@@ -158,28 +181,11 @@ def _sort(
             parts = torch.view_as_real(parameter.data), torch.view_as_real(dense.resolve_conj())
             tensors += [TensorGradient(name, *parts)] if name in names else []
             continue
-        if _is_constant(parameter, dense, backward, function):
+        if is_constant(parameter, dense, backward, function):
             constants.add(name)
         elif name in names:
             tensors.append(TensorGradient(name, parameter, dense, _padding_rows(parameter, subject.model)))
     return frozenset(constants), tensors
-
-
-def _is_constant(
-    parameter: nn.Parameter, gradient: torch.Tensor, backward: BackwardTrace, function: ScalarFunction
-) -> bool:
-    """Return whether a bias cannot matter: gradients come up to it and cancel, and the loss does not move with it."""
-    readers = backward.readers_of(parameter)
-    magnitudes = [backward.arriving[node].largest or 0.0 for node, _ in readers if node in backward.arriving]
-    arriving = max(magnitudes, default=0.0)
-    if parameter.ndim > 1 or not arriving or float(gradient.abs().max()) > _CANCELED * arriving:
-        return False
-    if any("Mul" in type(node).__name__ for node, _ in readers):
-        return False
-    moved = TensorGradient("", parameter, gradient)
-    generator = torch.Generator().manual_seed(0)
-    values = [function.at([Direction.random(moved, generator)], step) for step in (0.1, 1.0)]
-    return all(abs(value - function.base) <= 1e-9 * abs(function.base) + 4 * function.noise for value in values)
 
 
 def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:

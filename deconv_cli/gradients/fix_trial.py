@@ -11,12 +11,18 @@ from types import CodeType, FunctionType
 
 import torch
 
-from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_with_keyword, line_without_detachment
+from deconv_cli.gradients.automatic_fix import (
+    LEAVE_OUT,
+    line_with_keyword,
+    line_without_detachment,
+    line_without_wrapper,
+)
 from deconv_cli.gradients.in_place_writes import line_out_of_place, writes_at_fault
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace
+from deconv_cli.gradients.tracing.operations import WRAPPING
 
 _MAX_LINES = 4
 _SAME = 1e-5
@@ -51,6 +57,11 @@ def _of_detachments(subject: Subject, forward: ForwardTrace) -> Iterator[_Candid
         names = [name for name, bit in without.items() if cut.lost & bit]
         if names:
             yield cut.location, _suggested_line(cut), names
+    for use in forward.log.outside_uses:
+        names = [name for name, bit in without.items() if use.lost & bit]
+        before = [forward.log.detachments[index] for index in use.before]
+        for cut in (before or [use]) if names else ():
+            yield cut.location, _suggested_line(cut), names
 
 
 def _suggested_line(cut: Detachment) -> str | None:
@@ -61,7 +72,7 @@ def _suggested_line(cut: Detachment) -> str | None:
         return line_with_keyword(code, "grad", "create_graph", value=True)
     if cut.name == "CheckpointFunction.apply":
         return line_with_keyword(code, "checkpoint", "use_reentrant", value=False)
-    return line_without_detachment(code)
+    return line_without_wrapper(code) if cut.name in WRAPPING else line_without_detachment(code)
 
 
 def _of_writes(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> Iterator[_Candidate]:

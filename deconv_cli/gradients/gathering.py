@@ -25,7 +25,7 @@ from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _SLOW_SHARE = 40
@@ -56,8 +56,9 @@ def gather_evidence(
     # Passes that are warm: the first one of a process also loads and compiles.
     is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
     backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
+    forward.log.differentiable.clear()  # what large models compute takes much memory
     is_finite = bool(forward.loss.detach().isfinite())
-    origins = () if is_finite else tuple(trace_forward(subject, find_origins=True).log.origins)
+    origins = () if is_finite else _origins(subject)
     started = time.monotonic()
     is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
     functions = CheckedFunctions()
@@ -122,6 +123,12 @@ def _first_forward(subject: Subject) -> ForwardTrace:
         ) from error
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
     return forward
+
+
+def _origins(subject: Subject) -> tuple[Operation, ...]:
+    """Find where NaN or infinity arises; where masks alone made infinity, NaN does so where these meet."""
+    log = trace_forward(subject, find_origins=True).log
+    return tuple(log.origins or log.nan_origins)
 
 
 def _usable_gradients(backward: BackwardTrace | None) -> frozenset[str]:

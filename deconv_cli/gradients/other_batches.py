@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,14 @@ import torch
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 
-_N_TRIES = 6
+_SIZES = (0.25, 4.0, 0.5, 2.0, 0.125, 8.0)
+"""By how much the same data are made smaller or larger where a model takes them in no other order."""
+
+_NOISE = 1e-7
+"""Gradients that are no larger, beside the loss, may be what rounding leaves of gradients that cancel."""
+
+_CHOOSING = ("Cat", "Gather", "Index", "MaskedSelect", "Select", "Slice", "Split", "Stack", "Unbind")
+"""Nodes at which a gradient is zero since other elements were chosen, and not since a unit is dead."""
 
 
 def find_reached_by_others(subject: Subject, backward: BackwardTrace | None) -> frozenset[str]:
@@ -27,7 +34,7 @@ def find_reached_by_others(subject: Subject, backward: BackwardTrace | None) -> 
     if not without or backward is None or backward.error is not None:
         return frozenset()
     found: set[str] = set()
-    for number, names in enumerate(_tries(subject, without)):
+    for number, names in enumerate(_tries(subject, backward, without)):
         found |= names
         if found >= without or (number >= 1 and not found):
             break
@@ -40,19 +47,40 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _tries(subject: Subject, names: set[str]) -> Iterator[set[str]]:
-    """Yield which of the parameters get a gradient, for one set of data after another."""
-    wanted = [subject.parameters[name] for name in sorted(names)]
-    for number in range(1, _N_TRIES + 1):
+def _tries(subject: Subject, backward: BackwardTrace, names: set[str]) -> Iterator[set[str]]:
+    """Yield which of the parameters get a gradient, for one set of data after another.
+
+    A model may refuse numbers in another order, as a detector refuses boxes that end before they begin: it gets them
+    smaller and larger. That may wake dead units too, so only what is not chosen by these data is looked at then.
+    """
+    chosen_among = {name for name in names if _is_not_chosen(subject, backward, name)}
+    for number, factor in enumerate(_SIZES, start=1):
         change = functools.partial(_in_other_order, generator=torch.Generator().manual_seed(number))
-        with subject.changed_inputs(change, target_too=False):
-            try:
-                loss = as_scalar(subject.run(subject.seed + number)[1])
-                gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-            except Exception:  # noqa: BLE001  a model may take no other data, which says nothing of its parameters
-                return
-        magnitudes = zip(sorted(names), [Magnitude.of([g]) for g in gradients], strict=True)
-        yield {name for name, magnitude in magnitudes if not magnitude.is_zero and magnitude.is_finite}
+        found = _reached(subject, change, names, number)
+        if found is None:
+            found = _reached(subject, functools.partial(_of_other_size, factor=factor), chosen_among, number)
+        if found is None:
+            return
+        yield found
+
+
+def _is_not_chosen(subject: Subject, backward: BackwardTrace, name: str) -> bool:
+    origins = backward.origins(subject.parameters[name], lambda magnitude: magnitude.is_zero)
+    return all(type(node).__name__.startswith(_CHOOSING) for node in origins)
+
+
+def _reached(subject: Subject, change: Callable[[Any], Any], names: set[str], number: int) -> set[str] | None:
+    """Find which parameters get a gradient from changed data; None where the model does not take these."""
+    wanted = [subject.parameters[name] for name in sorted(names)]
+    with subject.changed_inputs(change, target_too=False):
+        try:
+            loss = as_scalar(subject.run(subject.seed + number)[1])
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else []
+        except Exception:  # noqa: BLE001  a model may take no other data, which says nothing of its parameters
+            return None
+    magnitudes = zip(sorted(names), [Magnitude.of([g]) for g in gradients], strict=True)
+    noise = _NOISE * abs(float(loss.detach()))
+    return {name for name, found in magnitudes if found.is_finite and (found.largest or 0.0) > noise}
 
 
 def _in_other_order(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN401  tensors or anything else
@@ -63,3 +91,7 @@ def _in_other_order(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN4
         low, high = int(leaf.min()), int(leaf.max())
         return torch.randint(low, high + 1, leaf.shape, generator=generator).to(leaf)
     return leaf.reshape(-1)[torch.randperm(leaf.numel(), generator=generator)].reshape(leaf.shape)
+
+
+def _of_other_size(leaf: Any, factor: float) -> Any:  # noqa: ANN401  tensors or anything else
+    return leaf * factor if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf

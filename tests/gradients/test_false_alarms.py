@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from gradient_cases import blamed_line, causes, checked, load_fixture, verdicts
 from torch import nn
+
+import deconv_cli
+from deconv_cli.gradients.tracing.code_location import is_installed, is_user_code
 
 sound, detached = load_fixture("sound_practice"), load_fixture("detached")
 
@@ -70,7 +76,7 @@ def test_a_wrong_gradient_is_found_behind_a_detachment():
     class Net(sound.StraightThrough):
         def forward(self, x):
             h = self.body(x)
-            h.register_hook(lambda grad: 2 * grad)
+            h.register_hook(lambda grad: 3 * grad)
             return self.head(h + h.detach())
 
     assert verdicts(checked(Net(), 5, 6))["body.weight"] == "WRONG"
@@ -88,6 +94,42 @@ def test_an_expert_that_nothing_is_ever_sent_to_stays_unused():
     model.spare = nn.Linear(2, 2)
     found = verdicts(checked(model, 3, 6))
     assert (found["spare.weight"], found["spare.bias"]) == ("UNUSED", "UNUSED")
+
+
+def boxes_checked(model):
+    x, begin = (torch.randn(5, n, generator=torch.Generator().manual_seed(n)) for n in (6, 2))
+    boxes = torch.cat([begin, begin + 2], 1)
+    assert not torch.relu(model.side(x) - 4).any()
+    assert torch.relu(model.side(8 * x) - 4).any()  # so that larger data alone do not excuse a unit that is dead
+    return verdicts(deconv_cli.check_gradients(model, x, boxes, batch_axis=None))
+
+
+def test_heads_that_no_box_of_this_batch_reaches():
+    torch.manual_seed(0)
+    found = boxes_checked(sound.Detector())
+    assert {found[f"heads.{n}.weight"] for n in (0, 2)} == {"NOT REACHED"}
+    assert (found["heads.1.weight"], found["side.weight"]) == ("OK", "ZERO")
+
+
+def test_a_head_that_no_box_can_reach():
+    torch.manual_seed(0)
+    found = boxes_checked(sound.Detector(n_read=2))
+    assert (found["heads.0.weight"], found["heads.2.weight"]) == ("NOT REACHED", "ZERO")
+
+
+NETWORKS = load_fixture("architectures").NETWORKS
+QUICK = ("GraphConvolution", "ImagesAndTexts", "OneStepEquilibrium", "Capsules")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in NETWORKS]
+)
+def test_networks_of_many_kinds_are_not_accused(name):
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[name]()
+    found = deconv_cli.check_gradients(model, *inputs)
+    assert faultless(found), (found.faults(), found.general)
+    assert "NOT CHECKED" not in verdicts(found).values()
 
 
 class Switched(detached.Base):
@@ -115,3 +157,43 @@ def test_gradients_are_switched_on_where_they_were_switched_off(model, suggestio
     found = checked(model(), 5, 4)
     assert verdicts(found)["body.weight"] == "DETACHED"
     assert suggestion in causes(found, "body.weight")[0].suggestion
+
+
+LIBRARY = """import torch
+from torch import nn
+
+def rounded(h):
+    return h.round()
+
+class Rounded(nn.Module):
+    def forward(self, h):
+        return h.round()
+"""
+
+
+def test_a_library_beside_torch_is_not_taken_for_torch():
+    """A line that calls a function of a library is named itself; inside a module of a library it is that one's."""
+    file = f"{Path(torch.__file__).parent}vision/ops.py"
+    assert is_user_code(file)
+    assert is_installed(file)
+
+
+def test_lines_that_call_a_library(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "rounding.py").write_text(LIBRARY, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    library = importlib.import_module("rounding")
+
+    class Net(nn.Module):
+        def __init__(self, step):
+            super().__init__()
+            self.body, self.step = nn.Linear(6, 3), step
+
+        def forward(self, x):
+            return self.step(self.body(x))
+
+    (of_function,) = causes(checked(Net(library.rounded), 5, 6), "body.weight")
+    assert of_function.location.source == "return self.step(self.body(x))"
+    (of_module,) = causes(checked(Net(library.Rounded()), 5, 6), "body.weight")
+    assert (of_module.location.line, of_module.location.file) == (9, str(folder / "rounding.py"))

@@ -59,6 +59,11 @@ _Turns = list[tuple[int, TracedTensor]]
 """What one line gave in each turn of a loop, with its position among all tensors that carry a gradient."""
 
 
+def has_loops(forward: ForwardTrace) -> bool:
+    """Return whether any line hands on from turn to turn what it computes."""
+    return bool(_chains(forward))
+
+
 def series_of_loops(forward: ForwardTrace, backward: BackwardTrace) -> list[TimeSeries]:
     """Measure ‖∂loss/∂h_t‖ for every state h of a loop; the graph of the forward pass must still be there."""
     found = []

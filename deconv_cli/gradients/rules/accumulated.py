@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.rules.failing_script import DETACH_CARRIED
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _WHY = "gradients of the step before are still there and the new ones are added: steps go on in old directions."
 _OF_ANOTHER_LOSS = (
     "gradients that another loss gave these weights, for the step of another optimizer, are still there, and those of "
     "this loss are added: the step goes half of its way for the other loss."
+)
+_OF_OLD_TURNS = (
+    "its graph reaches back past the last step: gradients go through earlier turns of the loop, with the weights of "
+    "then, and each turn takes more time and memory."
 )
 
 
@@ -22,6 +27,9 @@ def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
     if mixed:
         suggestion = f"call zero_grad() of this {mixed[0].name} right before the backward of its own loss"
         cause = Cause("optimizer.step()", mixed[0].location, _OF_ANOTHER_LOSS, suggestion)
+        return [Finding(Verdict.ACCUMULATED, (cause,))]
+    if evidence.events.carried is not None and evidence.events.failure is None:
+        cause = Cause("backward()", evidence.events.carried, _OF_OLD_TURNS, DETACH_CARRIED)
         return [Finding(Verdict.ACCUMULATED, (cause,))]
     location = evidence.events.accumulated_by_hand
     if location is None:

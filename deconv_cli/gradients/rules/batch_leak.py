@@ -6,6 +6,10 @@ from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 
+_REDUCING = "let {label} act on the axes of one sample only, for instance dim=-1 instead of dim={axis}"
+_SHAPING = "leave axis {axis} as it is in {label}, as x.reshape(len(x), -1) does, and turn the axes of one sample only"
+_SHAPES = ("reshape", "view", "flatten", "unflatten", "t", "transpose", "permute", "movedim", "swapaxes", "T", "mT")
+
 
 def find_batch_leak(evidence: Evidence) -> list[Finding]:
     """Find that samples are mixed, and the first operation that does it."""
@@ -21,7 +25,8 @@ def describe_leak(batch: BatchIndependence) -> list[Finding]:
     if batch.mixer is not None:
         label = batch.mixer.label
         why = f"{label} mixes the samples along axis {axis}: each output then depends on the whole batch."
-        suggestion = f"let {label} act on the axes of one sample only, for instance dim=-1 instead of dim={axis}"
+        suggestion = _SHAPING if batch.mixer.bare_name in _SHAPES else _REDUCING
+        suggestion = suggestion.format(label=label, axis=axis)
         causes = (Cause(label, batch.mixer.location, why, suggestion),)
     detail = f"with sample 0 replaced, the outputs of other samples along axis {axis} change (in evaluation mode)"
     return [Finding(Verdict.BATCH_LEAK, causes, detail)]

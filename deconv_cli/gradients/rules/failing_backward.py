@@ -5,6 +5,7 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_error
+from deconv_cli.gradients.tracing.forward_trace import Operation
 
 
 def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
@@ -34,4 +35,14 @@ def _cause(evidence: Evidence, error: Exception) -> Cause:
         if f"hook '{hook.location.function}'" in message:
             suggestion = "return a gradient of the same shape from the hook"
             return Cause("a gradient hook", hook.location, why, suggestion)
+    graph = evidence.forward.graph
+    for node, label in graph.labels.items():
+        if type(node).__name__ == "NotImplemented":
+            return Cause(label, graph.location_of(node), why, _without_derivative(Operation(label, CodeLocation())))
     return Cause("backward", CodeLocation(), why, "look at the message of torch")
+
+
+def _without_derivative(operation: Operation) -> str:
+    if "floordiv" in operation.bare_name or operation.bare_name == "floor_divide":
+        return "for a straight-through gradient: x / d + (x // d - x / d).detach()"
+    return "replace it by an operation that torch can differentiate"

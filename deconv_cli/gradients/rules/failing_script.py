@@ -9,7 +9,17 @@ _TWICE = (
     "call backward() once on the sum of the losses, or detach what both go through in one of them: net(fake.detach())"
 )
 _WRITTEN = "run forward again after the step: what it computed before belongs to the weights of before"
-_REMEDIES = {"backward through the graph a second time": _TWICE, "modified by an inplace operation": _WRITTEN}
+DETACH_CARRIED = (
+    "detach what one turn of the loop hands on to the next, such as a state or a running sum: state = state.detach()"
+)
+_SWITCHED_OFF = (
+    "switch gradients on again, torch.set_grad_enabled(True), where they were off; or use with torch.no_grad():"
+)
+_REMEDIES = {
+    "backward through the graph a second time": _TWICE,
+    "modified by an inplace operation": _WRITTEN,
+    "does not require grad and does not have a grad_fn": _SWITCHED_OFF,
+}
 
 
 def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
@@ -18,6 +28,7 @@ def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
     if failure is None:
         return []
     why = f"the script ends here, in its training: {failure.kind}: {failure.message}."
-    remedies = (remedy for words, remedy in _REMEDIES.items() if words in failure.message)
-    cause = Cause("an error", failure.location, why, next(remedies, "mend this line"))
+    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in failure.message), "mend this line")
+    is_carried = evidence.events.carried is not None and remedy in (_TWICE, _WRITTEN)
+    cause = Cause("an error", failure.location, why, DETACH_CARRIED if is_carried else remedy)
     return [Finding(Verdict.FAILS, (cause,))]

@@ -32,6 +32,12 @@ def _explain(call: LossCall) -> tuple[str, str]:
             f"shapes {first} and {second} broadcast, so that every prediction is compared with every target.",
             "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
         )
+    if call.misuse is Misuse.OTHER_AXIS:
+        return (
+            f"{call.name} takes classes along axis 1 of {first}, but log_softmax was taken along another axis: the "
+            "probabilities of the classes of a sample do not add up to 1.",
+            "take log_softmax(..., dim=1), or give the scores themselves to F.cross_entropy",
+        )
     if call.misuse is Misuse.NOT_LOG:
         return (
             f"{call.name} wants logarithms of probabilities, which are never above zero, but gets something else.",

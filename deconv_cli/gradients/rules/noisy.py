@@ -33,8 +33,8 @@ def _cause(evidence: Evidence) -> Cause:
         suggestion = "torch.use_deterministic_algorithms(True)"
     elif not found.drawn:
         operation, location = "state that outlives a run", CodeLocation()
-        why = f"{differs}: the model keeps something of each run for the next."
-        suggestion = "give the state as an input of forward, and return it"
+        why = f"{differs}: the model keeps something of each run for the next, or draws random numbers elsewhere."
+        suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
     else:
         operation, location = found.drawn[0].label, found.drawn[0].location
         why = f"{differs}: random numbers are drawn that no seed reaches."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deconv_cli.gradients.cures import SINGULAR, harmless_input
+from deconv_cli.gradients.cures import ADVICE, SINGULAR, harmless_input
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -17,14 +17,14 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is None:
         return None
     if not evidence.is_loss_finite:
-        why = "the inputs of {} are finite, its output is not."
+        why = "NaN or infinity first arises in {}, from inputs without."
         causes = unique_causes(_cause(evidence, origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_from_outside(evidence),), f"the loss is {loss}")
     if evidence.magnitudes[name].is_finite or evidence.backward is None:
         return None
     origins = evidence.origins_of(name, lambda magnitude: not magnitude.is_finite)
-    if any(made.name == "where" for made in evidence.forward.log.differentiable):
+    if "where" in evidence.forward.log.names:
         causes = unique_causes(_cause_in_branch(origin) for origin in origins)
         return Finding(Verdict.NON_FINITE, causes)
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
@@ -54,7 +54,7 @@ def _cause(evidence: Evidence, operation: Operation, why: str) -> Cause:
     """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
     bare = operation.bare_name
     cure = SINGULAR.get(bare.strip("_"))
-    suggestion = cure.text if cure is not None else _KEEP_AWAY
+    suggestion = cure.text if cure is not None else ADVICE.get(bare.strip("_").removeprefix("linalg_"), _KEEP_AWAY)
     if str(operation.location) in evidence.failing_fixes:
-        suggestion = _NOT_ENOUGH
+        suggestion = ADVICE.get(bare, _NOT_ENOUGH)
     return Cause(operation.label, operation.location, why.format(bare), suggestion)

@@ -33,19 +33,29 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
 
 def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
     """Find that steps leave the weights as they are, or are never taken."""
-    causes = [_without_effect(step) for step in evidence.first_steps if step.n_given and not step.n_changed]
-    causes = causes if not find_gradient_lost(evidence) else []
+    lost = find_gradient_lost(evidence)
+    causes = [cause for step in evidence.first_steps if not lost and (cause := _idle(step, evidence)) is not None]
     return [Finding(Verdict.OPTIMIZER, (cause,)) for cause in [*causes, *_never(evidence)]]
 
 
-def _without_effect(step: OptimizerStep) -> Cause:
-    why = f"{step.name}.step() leaves all {step.n_given} weights with a gradient as they are"
-    if step.learning_rate == 0:
+def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Cause | None:
+    """Explain an optimizer none of whose steps changes anything; a rate that only begins at 0 is a usual warm-up."""
+    steps = [step for step in evidence.events.steps if step.optimizer == first.optimizer and step.n_given]
+    if not steps:
+        return None
+    last, changing = steps[-1], [step for step in steps if step.n_changed]
+    if changing and (last.n_changed or last.learning_rate != 0):
+        return None
+    if changing:
+        why = f"{last.name}.step() changes weights at first, and then no more: its learning rate is 0 from then on."
+        return Cause("optimizer.step()", last.location, why, "let the scheduler end above 0, or later")
+    why = f"{last.name}.step() leaves all {last.n_given} weights with a gradient as they are"
+    if last.learning_rate == 0:
         why, suggestion = f"{why}: its learning rate is 0.", "give the optimizer a learning rate above 0"
     else:
         why = f"{why}: the change is below what their precision can hold."
         suggestion = "keep the weights in float32 and use torch.autocast for bfloat16, or raise the learning rate"
-    return Cause("optimizer.step()", step.location, why, suggestion)
+    return Cause("optimizer.step()", last.location, why, suggestion)
 
 
 def _never(evidence: TrainingEvidence) -> list[Cause]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from deconv_cli.gradients.cures import straight_through
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tensors_in import norm_of
@@ -10,17 +9,11 @@ from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.loss_calls import Misuse
 from deconv_cli.gradients.tracing.operations import STEPS
+from deconv_cli.gradients.zero_reasons import SMOOTH_UNITS, reason_for_zero
 
 _SMOOTH = "replace the step by a smooth function; a straight-through gradient was tried, and does not arrive either"
-_SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
 _MAX_NODES = 200
-_LIMITED = ("clamp", "clip", "hardtanh", "clamp_max", "hardsigmoid")
-_SATURATING = ("softmax", "log_softmax", "cross_entropy", "sigmoid", "tanh", "erf")
-_PRODUCTS = (
-    *("mul", "__mul__", "rmul", "multiply", "linear", "matmul", "addmm", "bmm", "einsum"),
-    *("conv1d", "conv2d", "conv3d"),
-)
 
 
 def find_zero(evidence: Evidence, name: str) -> Finding | None:
@@ -46,50 +39,10 @@ def _describe_underflow(evidence: Evidence, name: str) -> str:
 
 
 def _cause(evidence: Evidence, operation: Operation) -> Cause:
-    why, suggestion = _reason(operation.bare_name)
+    why, suggestion = reason_for_zero(operation.bare_name)
     if operation.bare_name in STEPS and str(operation.location) in evidence.failing_fixes:
         suggestion = _SMOOTH
     return Cause(operation.label, operation.location, why, suggestion)
-
-
-def _reason(bare: str) -> tuple[str, str]:
-    """Give the reason why an operation makes a gradient zero, and what to do, by its bare name."""
-    if bare in STEPS:
-        return (
-            f"{bare} is constant between its steps, so its derivative is zero everywhere.",
-            straight_through(bare).text,
-        )
-    if bare == "ThresholdBackward":
-        return "the derivative of relu is a step, so the derivative of that is zero everywhere.", _SMOOTH_UNITS
-    if "relu" in bare or bare in ("threshold", "clamp_min"):
-        return (
-            f"every input of {bare} that this parameter reaches is negative: the units are dead for this data.",
-            "use F.leaky_relu, or start from smaller weights and a bias that is not negative",
-        )
-    if bare in _LIMITED:
-        return (
-            f"every input of {bare} lies outside of its limits, where it is constant.",
-            "widen the limits, or scale the input",
-        )
-    if bare in _SATURATING:
-        return (
-            f"{bare} is saturated: its inputs are so large that it no longer changes in this precision.",
-            f"scale the inputs of {bare} down, as by 1 / sqrt(width), or normalize them",
-        )
-    if bare in _PRODUCTS:
-        return (
-            f"the other factor of {bare} is zero everywhere, so that the gradient is multiplied by zero.",
-            "start one of the two factors from random values; the other one may stay at zero, but not both",
-        )
-    if bare.endswith(".apply"):
-        return (
-            f"the backward of {bare.removesuffix('.apply')} gives zero for this input.",
-            "return the gradient for this input from backward",
-        )
-    return (
-        f"a gradient enters {bare} and leaves it as zero.",
-        "look at the values that enter this line: it is constant around them",
-    )
 
 
 def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None:
@@ -106,7 +59,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
         why = "the derivative depends on this parameter, but a hand-written backward on the way gives plain values."
         suggestion = "write that backward with torch functions of saved tensors"
     elif response.is_moved:
-        verdict, suggestion = Verdict.ZERO, _SMOOTH_UNITS
+        verdict, suggestion = Verdict.ZERO, SMOOTH_UNITS
         why = "the loss holds only a derivative, and that changes with this parameter in steps: its slope is zero."
     else:
         verdict = Verdict.ZERO_BY_CONSTRUCTION

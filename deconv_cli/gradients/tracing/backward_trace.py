@@ -85,7 +85,7 @@ class BackwardTrace:
                     found.append(consumer)
         return found
 
-    def readers_of(self, parameter: nn.Parameter) -> list[tuple[Node, int]]:
+    def readers_of(self, parameter: torch.Tensor) -> list[tuple[Node, int]]:
         """List the nodes that read a parameter, with the index of the input."""
         return self.consumers.get(self.leaf_of.get(id(parameter)), [])
 

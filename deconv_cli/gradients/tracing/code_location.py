@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import linecache
+import os
 import re
 import sys
 import sysconfig
@@ -20,10 +21,11 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
-_TORCH = str(Path(torch.__file__).parent)
-_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+# With a separator at the end: torchvision lies beside torch, and is another library.
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_STANDARD_LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
 _INSTALLED = ("site-packages", "dist-packages")
-_PACKAGE = str(Path(__file__).parents[2])
+_PACKAGE = f"{Path(__file__).parents[2]}{os.sep}"
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)\n\s*([^\n]*)')
 
 
@@ -132,6 +134,7 @@ _GRADIENT_MODES = ("torch/autograd/grad_mode.py", "torch/utils/_contextlib.py", 
 """Files that only pass on a call of the user's, as `with torch.no_grad()` does."""
 
 _SUBJECT = str(Path(__file__).parents[1] / "subject.py")
+_CALL_OF_MODULE = nn.Module._call_impl.__code__
 
 
 class Locator:
@@ -186,17 +189,22 @@ class Locator:
         return self._stack[-1] if self._stack else ""
 
     def here(self) -> CodeLocation:
-        """Find the innermost line of the user's own code."""
+        """Find the innermost line of the user's own code; inside of a module of an installed library, of that one."""
         frame: FrameType | None = sys._getframe(1)
-        path = 0
+        path, inside = 0, None
         while frame is not None and not _calls_the_model(frame.f_code):
-            file = frame.f_code.co_filename
+            code, file = frame.f_code, frame.f_code.co_filename
             path = hash((path, frame.f_lasti))
-            if is_user_code(file):
-                return CodeLocation(file, frame.f_lineno, frame.f_code.co_name, self.module, call_path=path)
+            if inside is not None and code is _CALL_OF_MODULE:
+                break
+            if is_user_code(file) and (inside is None or not is_installed(file)):
+                found = CodeLocation(file, frame.f_lineno, code.co_name, self.module, call_path=path)
+                if not is_installed(file):
+                    return found
+                inside = found
             frame = frame.f_back
         exported: CodeLocation | None = getattr(self._model, "running_location", None)
-        return exported or CodeLocation(module=self.module)
+        return inside or exported or CodeLocation(module=self.module)
 
 
 def _calls_the_model(code: CodeType) -> bool:

@@ -27,7 +27,18 @@ from deconv_cli.gradients.tracing.forward_trace import (
     TensorHook,
     TracedTensor,
 )
-from deconv_cli.gradients.tracing.operations import LIKE_ANOTHER, ONE_FOR_EACH, OUTSIDE_USES, label_of, reads_values
+from deconv_cli.gradients.tracing.non_finite_origins import record_origin
+from deconv_cli.gradients.tracing.operations import (
+    DETACHING,
+    FILLING,
+    LIKE_ANOTHER,
+    ONE_FOR_EACH,
+    OUTSIDE_USES,
+    PAST_AUTOGRAD,
+    RANDOM,
+    label_of,
+    reads_values,
+)
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,13 +72,14 @@ class FlowTracker:
     Args:
         subject: what is run.
         find_origins: also look for the operations at which NaN or infinity arises.
+        keep_tensors: keep all that is computed in the log.
 
     Attributes:
         suspended: above zero inside a hand-written Function, whose operations are its own business.
         constructing: torch dispatches an operation that no Python function stands for.
     """
 
-    def __init__(self, subject: Subject, *, find_origins: bool) -> None:
+    def __init__(self, subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> None:
         self.names = tuple(subject.parameters)
         self.bits = {id(parameter): 1 << n for n, parameter in enumerate(subject.parameters.values())}
         self._bits_by_storage = {_storage_key(p): self.bits[id(p)] for p in subject.parameters.values()}
@@ -78,8 +90,10 @@ class FlowTracker:
         self.suspended = 0
         self.constructing = False
         self._find_origins = find_origins
+        self._keep_tensors = keep_tensors
         self._flows: dict[int, tuple[torch.Tensor, Flow]] = {}
         self._storages: dict[int, Flow] = {}
+        self._past_autograd: set[int] = set()
         self._read_inside = 0
         self._switch: CodeLocation | None = None
         self._is_library_switch = False
@@ -182,7 +196,10 @@ class FlowTracker:
             else:
                 self._conclude(step, outputs, is_derivative=is_derivative)
         self._record_writes(inputs, operation)
-        self._record_numbers(tensors, outputs, operation)
+        if self._find_origins and name not in FILLING:
+            record_origin(self.log, tensors, outputs, operation)
+        if name not in RANDOM and any(tensor.dtype is torch.float64 for tensor in tensors):
+            self.log.casts += [operation.location for output in outputs if output.dtype in _NARROW]
         return result
 
     def _before(self, function: Any, name: str, tensors: list[torch.Tensor]) -> _Inputs:  # noqa: ANN401  see observe
@@ -228,9 +245,9 @@ class FlowTracker:
 
     def _record_output(self, step: _Step, output: torch.Tensor, index: int) -> None:
         self._record_nodes(output, step.operation)
-        if id(output) in self.bits:
-            return
         remaining = self.graph.parameters_of(output)
+        if step.name in DETACHING and step.flow.detachments:
+            self.log.detaches_again = True
         carried = {known: lost & ~remaining for known, lost in step.flow.detachments.items()}
         flow = Flow(step.flow.sources, carried)
         lost = step.reachable & ~remaining
@@ -250,10 +267,19 @@ class FlowTracker:
                     by_library=self._is_library_switch if by_mode and self._switch else self.locator.runs_library(),
                 )
             )
+        if id(output) in self.bits:
+            if lost:  # another parameter is written to, as the average of one that is trained
+                self._storages.setdefault(_storage_key(output), Flow()).merge(flow)
+            return
         self._keep(output, flow)
-        self.log.tensors.append(TracedTensor(step.name, step.operation, output, index))
+        if step.name in PAST_AUTOGRAD:
+            self._past_autograd.add(id(output))
+        made = TracedTensor(step.name, step.operation, output, index)
+        if self._keep_tensors:
+            self.log.tensors.append(made)
         if output.grad_fn is not None:
-            self.log.differentiable.append(self.log.tensors[-1])
+            self.log.names.add(step.name)
+            self.log.differentiable.append(made)
 
     def _record_writes(self, inputs: _Inputs, operation: Operation) -> None:
         for tensor, version, maker in zip(inputs.tensors, inputs.versions, inputs.makers, strict=True):
@@ -261,18 +287,19 @@ class FlowTracker:
                 continue
             flow = self._storages.setdefault(_storage_key(tensor), Flow())
             flow.merge(inputs.flow)
+            flow.merge(self.flow_of(tensor))
+            if inputs.reachable and id(tensor) in self._past_autograd:
+                # What else has this memory gets the values and no history.
+                flow.detachments[len(self.log.detachments)] = inputs.reachable
+                lost, n = inputs.reachable, tensor.numel()
+                self.log.detachments.append(
+                    Detachment("data", label_of("data"), operation.location, lost, n_elements=n)
+                )
             self.count_write(tensor, operation.location)
             self.log.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
             self._record_nodes(tensor, operation)
             if id(tensor) not in self.bits:
                 self._keep(tensor, flow)
-
-    def _record_numbers(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation) -> None:
-        """Record where finite numbers become NaN or infinity, and where float64 becomes a narrower type."""
-        if self._find_origins and _are_finite(inputs) and not _are_finite(outputs):
-            self.log.origins.append(operation)
-        if any(tensor.dtype is torch.float64 for tensor in inputs):
-            self.log.casts += [operation.location for output in outputs if output.dtype in _NARROW]
 
     def _record_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
         self.graph.record_new_nodes(tensor, operation.label, operation.location, len(self.log.differentiable))
@@ -280,10 +307,6 @@ class FlowTracker:
     def _keep(self, tensor: torch.Tensor, flow: Flow) -> None:
         # The tensor is held, so that its id stays its own.
         self._flows[id(tensor)] = (tensor, flow)
-
-
-def _are_finite(tensors: list[torch.Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
 
 
 def _maker(tensor: torch.Tensor) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.loss_calls import LossCall
+from deconv_cli.gradients.tracing.operations import DETACHING
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Detachment:
     @property
     def is_deliberate(self) -> bool:
         """True for what is written to detach and for nothing else; finite differences hold it constant."""
-        return self.by_mode or self.name in ("detach", "detach_")
+        return self.by_mode or self.name in DETACHING
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,18 @@ class OperationLog:
     Attributes:
         used: parameters that some operation read, `last_use` where each was read last.
         detachments: operations that gradients do not leave.
+        detaches_again: something was detached on purpose that something else had cut off already, at least in part.
         outside_uses: those at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
         shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
             line: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
             in steps.
-        tensors: all tensors that were made, `differentiable` those that carry a gradient.
+        names: of the operations that gave a tensor with a gradient.
+        tensors: all tensors that were made, where they are kept; `differentiable` those that carry a gradient, until
+            they are let go of.
         random: operations that draw random numbers.
-        origins: operations whose output is not finite though their inputs are.
+        origins: operations whose output is not finite though their inputs are, masks left out.
+        nan_origins: operations that give NaN though their inputs, which may be infinite, hold none.
         casts: lines on which float64 became a narrower type.
         loss_calls: losses that are given something other than what they are for.
         parameter_writes: where parameters were written to, by their bits.
@@ -163,15 +168,18 @@ class OperationLog:
     used: int = 0
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
+    detaches_again: bool = False
     outside_uses: list[Detachment] = field(default_factory=list)
     writes: list[InPlaceWrite] = field(default_factory=list)
     calls: list[FunctionCall] = field(default_factory=list)
     hooks: list[TensorHook] = field(default_factory=list)
     shifted: dict[int, CodeLocation] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
     tensors: list[TracedTensor] = field(default_factory=list)
     differentiable: list[TracedTensor] = field(default_factory=list)
     random: list[Operation] = field(default_factory=list)
     origins: list[Operation] = field(default_factory=list)
+    nan_origins: list[Operation] = field(default_factory=list)
     casts: list[CodeLocation] = field(default_factory=list)
     loss_calls: list[LossCall] = field(default_factory=list)
     parameter_writes: dict[int, CodeLocation] = field(default_factory=dict)

@@ -22,9 +22,12 @@ from deconv_cli.gradients.tracing.loss_calls import WATCHED, LossCall, find_misu
 from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
 
 
-def trace_forward(subject: Subject, *, find_origins: bool = False) -> ForwardTrace:
-    """Run forward and loss once and watch; `find_origins` also looks for where NaN or infinity arises."""
-    tracker = FlowTracker(subject, find_origins=find_origins)
+def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> ForwardTrace:
+    """Run forward and loss once and watch.
+
+    `find_origins` also looks for where NaN or infinity arises, and `keep_tensors` keeps all that is computed.
+    """
+    tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
     with (
         tracker.locator.following(),
         _patched_apply(tracker),

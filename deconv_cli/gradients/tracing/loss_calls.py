@@ -18,6 +18,7 @@ class Misuse(StrEnum):
     NOT_LOG = "no log-probabilities"
     ONE_CLASS = "one class"
     BROADCAST = "broadcast"
+    OTHER_AXIS = "normalized along another axis"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Sel
 _MAX_VIEWS = 6
 _PROBABILITIES = ("SoftmaxBackward0", "SigmoidBackward0")
 _ROUNDING = 1e-4
+_HALF_ROUNDING = 2e-2
+"""The same for sums of numbers of 16 bits."""
 
 
 def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse | None:  # noqa: ANN401
@@ -63,7 +66,8 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.PROBABILITIES if is_given else None
     if _maker(given) in _PROBABILITIES or bool((given.detach() > _ROUNDING).any()):
         return Misuse.NOT_LOG
-    return None
+    is_normalized = name == "nll_loss" and _maker(given) == "LogSoftmaxBackward0"
+    return Misuse.OTHER_AXIS if is_normalized and not _sums_to_one(given.exp()) else None
 
 
 def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -91,4 +95,5 @@ def _sums_to_one(scores: torch.Tensor) -> bool:
     values, axis = scores.detach().double(), min(1, scores.ndim - 1)
     if values.shape[axis] < 2 or bool((values < 0).any()):
         return False
-    return bool(((values.sum(axis) - 1).abs() < _ROUNDING).all())
+    rounding = _ROUNDING if scores.element_size() > 2 else _HALF_ROUNDING
+    return bool(((values.sum(axis) - 1).abs() < rounding).all())

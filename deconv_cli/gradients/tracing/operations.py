@@ -6,27 +6,46 @@ import torch
 from torch.overrides import resolve_name
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """Split names at blanks."""
     return frozenset(text.split())
 
 
-COMPARISONS = _words(
+COMPARISONS = words(
     "gt lt ge le eq ne greater less greater_equal less_equal not_equal isclose isnan isinf isfinite logical_and "
     "logical_or logical_not logical_xor __gt__ __lt__ __ge__ __le__ __eq__ __ne__ __and__ __or__ __xor__ "
     "__invert__ bitwise_and bitwise_or bitwise_not bitwise_xor any all signbit equal"
 )
-INDEX_MAKERS = _words(
+INDEX_MAKERS = words(
     "argmax argmin argsort nonzero searchsorted bucketize one_hot histc bincount multinomial count_nonzero argwhere"
 )
-STEPS = _words("round floor ceil trunc sign sgn fix heaviside floor_divide __floordiv__ frac_")
-OUTSIDE_USES = _words(
+STEPS = words("round floor ceil trunc sign sgn fix heaviside floor_divide __floordiv__ frac_")
+OUTSIDE_USES = words(
     "item tolist numpy __float__ __int__ __bool__ __index__ __array__ __complex__ is_nonzero __contains__"
 )
-RANDOM = _words(
+RANDOM = words(
     "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ normal normal_ uniform_ "
     "exponential_ multinomial poisson dropout dropout_ feature_dropout alpha_dropout dropout1d dropout2d "
     "dropout3d feature_alpha_dropout random_ rrelu gumbel_softmax"
 )
+DETACHING = frozenset({"detach", "detach_"})
+"""Methods that are written to detach and for nothing else."""
+
+WRAPPING = frozenset({"Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor"})
+"""What makes a new leaf of the values of a tensor."""
+
+PAST_AUTOGRAD = frozenset({"data", "detach"})
+"""What gives the same memory without a history, so that writing to it is not seen by autograd."""
+
+FILLING = words("masked_fill masked_fill_ where fill_ index_fill index_fill_ __setitem__ full_like new_full")
+"""Operations that put constants in, infinity among them, as masks of attention do."""
+
+ALONG_EDGES = words(
+    "matmul rmatmul mm bmm addmm einsum spmm smm getitem index_select gather index_add index_add_ scatter scatter_ "
+    "scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_"
+)
+"""By which a network of a graph hands something from node to node, with bare names."""
+
 DETACHING_INSIDE = frozenset({"gumbel_softmax"})
 """Functions of torch that call `.detach()` themselves."""
 
@@ -34,15 +53,15 @@ ONE_FOR_EACH = frozenset({"broadcast_tensors", "meshgrid", "align_tensors"})
 """Functions that give a tensor for each of their inputs, made of that one alone."""
 
 LIKE_ANOTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
-_CASTS = _words("int long short byte char bool to type type_as __long__")
-_SHAPE_ONLY = _words(
+_CASTS = words("int long short byte char bool to type type_as __long__")
+_SHAPE_ONLY = words(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty "
     "new_full empty_strided new_empty_strided size dim numel stride storage_offset data_ptr is_contiguous "
     "is_floating_point is_complex is_same_size element_size nelement ndimension get_device is_pinned is_cuda "
     "__len__ __repr__ __format__ __hash__ __dir__ __setstate__ __reduce_ex__ __deepcopy__ untyped_storage "
     "storage register_hook requires_grad_ retain_grad backward share_memory_ _is_view is_inference is_set_to"
 )
-_ATTRIBUTES_THAT_READ = _words("data T mT H mH real imag")
+_ATTRIBUTES_THAT_READ = words("data T mT H mH real imag")
 
 
 def plain_name(function: object) -> str:

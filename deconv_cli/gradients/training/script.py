@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
 from deconv_cli.gradients.findings import first_line
@@ -48,7 +50,7 @@ def check_script(
     on_progress("running the script")
     try:
         sys.argv, sys.path[:] = [str(path), *arguments], [str(path.resolve().parent), *sys.path]
-        with watch:
+        with torch.enable_grad(), watch:  # a script may switch gradients off for good
             run_notebook(path) if path.suffix == ".ipynb" else runpy.run_path(str(path), run_name="__main__")
     except (EnoughSeenError, SystemExit):
         pass

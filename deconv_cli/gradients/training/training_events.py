@@ -70,6 +70,7 @@ class TrainingEvents:
         reached: ids of the weights to which any backward pass gave a gradient.
         moved_by_hand: weights changed without a step of an optimizer that was seen.
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
+        carried: the line of a backward pass whose graph reaches back past a step, None where there is none.
         failure: what ended the script, None where it went on.
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
         given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
@@ -83,6 +84,7 @@ class TrainingEvents:
     reached: set[int] = field(default_factory=set)
     moved_by_hand: bool = False
     accumulated_by_hand: CodeLocation | None = None
+    carried: CodeLocation | None = None
     failure: Failure | None = None
     overwritten: dict[int, CodeLocation] = field(default_factory=dict)
     given: set[int] = field(default_factory=set)

@@ -18,6 +18,7 @@ from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
 
 _WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
+_ON_PURPOSE = ("no_grad", ".detach()")
 _COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
 
 
@@ -133,19 +134,30 @@ def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
-    """Excuse a weight that another pass gives a gradient, or whose own optimizer was not seen to take a step."""
-    if finding.verdict not in _WITHOUT_GRADIENT:
+    """Excuse a weight that another pass gives a gradient, or that no optimizer seen to take a step is to train."""
+    if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO):
         return finding
     key, events = id(evidence.weights[finding.name]), evidence.events
     if events.is_starved(key):
         return finding
     stepping = {step.optimizer for step in evidence.first_steps}
-    is_held_elsewhere = bool(stepping) and any(
-        key in held and optimizer not in stepping for optimizer, held in events.held.items()
-    )
-    if key not in events.reached and not is_held_elsewhere:
+    holding = {optimizer for optimizer, held in events.held.items() if key in held}
+    if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
+        why = "another backward pass gives this weight its gradient, or another optimizer holds it."
+        suggestion = "nothing; check that pass by its number to be sure of it"
+        cause = Cause("another loss", CodeLocation(), why, suggestion)
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
+    if stepping and not holding and finding.verdict != Verdict.ZERO:
+        return _of_no_optimizer(finding)
+    return finding
+
+
+def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
+    """Excuse a weight that nothing trains, on two counts: a target network or a teacher, as a rule."""
+    is_detached = finding.verdict == Verdict.DETACHED
+    if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
         return finding
-    why = "another backward pass gives this weight its gradient, or another optimizer holds it."
-    suggestion = "nothing; check that pass by its number to be sure of it"
-    cause = Cause("another loss", CodeLocation(), why, suggestion)
-    return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
+    why = "no optimizer holds this weight, and gradients end here: it is not trained, as that of a target network."
+    suggestion = "nothing, if that is meant; requires_grad_(False) says so"
+    causes = tuple(replace(cause, why=why, suggestion=suggestion) for cause in finding.causes)
+    return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

@@ -21,6 +21,7 @@ from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.called_module import try_batch_of
+from deconv_cli.gradients.training.carried_graph import CarriedGraph
 from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
@@ -87,6 +88,7 @@ class TrainingWatch:
         self._called: dict[int, nn.Module] = {}
         self._arguments: dict[int, Any] = {}
         self._optimizers = OptimizerWatch()
+        self._carried = CarriedGraph()
 
     @property
     def events(self) -> TrainingEvents:
@@ -175,6 +177,8 @@ class TrainingWatch:
                 self._take_over(_as_loss(tensors, weights), location)
         if self.passes:
             with self._not_recording():
+                if self._carried.reaches_back(tensors, line, len(self.events.steps)):
+                    self.events.carried = self.events.carried or location
                 self._optimizers.before_backward(_here())
                 self._optimizers.compare_written(self._tape.written_inside)
             self._end_if_seen()
