@@ -81,9 +81,9 @@ def explain_detachment(found: Detachment) -> Cause:
 
 
 def _instead_of_comparing(code: str) -> str:
-    if any(words in code for words in ("mean(", "sum(", "len(", "for ")):
-        return f"{write_piecewise_loss(code)}; the value of the loss changes"
-    return _SMOOTH
+    in_loss = f"{write_piecewise_loss(code)}; the value of the loss changes"
+    is_loss = any(part in code for part in ("mean(", "sum(", "len(", "for ", "&"))
+    return in_loss if is_loss else f"{_SMOOTH}; in a loss {in_loss}"
 
 
 def _instead_of_index(name: str, code: str) -> str:

@@ -25,6 +25,9 @@ from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_without_detachmen
         "y = np.mean(x.detach().numpy())",
         "y = np.mean(x.detach().cpu().numpy()) + 1",
         "y = np.abs(x.data.numpy())",
+        "y = torch.from_numpy(np.tanh(x.detach().numpy()))",
+        "y = torch.tensor(x.sum().item(), requires_grad=True)",
+        "y = torch.as_tensor([v.item() for v in x])",
     ],
 )
 def test_what_is_written_runs_and_trains(source):
@@ -41,7 +44,6 @@ def test_what_is_written_runs_and_trains(source):
         "y = x.detach().numpy()",
         "y = x.cpu().numpy()",
         "y = np.median(x.detach().numpy())",
-        "y = torch.from_numpy(np.tanh(x.detach().numpy()))",
         "y = x.detach() + z.detach()",
         "y = x.detach()[0].item()",
         "for v in x.tolist():",

@@ -147,7 +147,7 @@ class TestDetached:
         (dying.DeadRelu, "body.weight", "dead", "ZERO", "dead"),
         (dying.SaturatedSoftmax, "body.weight", "softmax", "ZERO", "saturated"),
         (dying.SqrtAtZero, "scale", "sqrt", "NON-FINITE", "enters sqrt and leaves it as NaN or infinity"),
-        (dying.LogOfNegative, "scale", "log", "NON-FINITE", "inputs of log are finite"),
+        (dying.LogOfNegative, "scale", "log", "NON-FINITE", "first arises in log"),
         (dying.Unseeded, "body.weight", "unseeded", "NOISY", "no seed reaches"),
         (mixing.InPlace, "body.weight", "in_place", "IN-PLACE", "overwrites a tensor of shape (5, 5)"),
     ],
