@@ -251,7 +251,12 @@ def test_a_generator_that_its_own_loss_does_not_reach(seen, tmp_path):
     assert line == 13
 
 
-@pytest.mark.parametrize("name", BROKEN)
+SLOW = ("a part", "clipped", "a layer made anew", "weights split", "a sum that runs on", "switched off for good")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in SLOW else ()) for name in BROKEN]
+)
 def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     text, verdict, words = BROKEN[name]
     found = run_text(text, tmp_path)
