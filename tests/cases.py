@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -59,7 +60,10 @@ ALL_CASES = [Case(*values) for values in itertools.product(BOUNDARIES, PADDINGS,
 
 
 EACH = 5
-"""One of so many cases is quick, the others are exhaustive ones: each border still meets each padding and kernel."""
+"""One of so many cases is quick, the others are exhaustive ones: each border still meets each padding and kernel.
+
+No number of borders, penalties or precisions is a multiple of it, so that the quick ones have all of them.
+"""
 
 
 def named(cases: list[Case]) -> dict[str, object]:
@@ -69,6 +73,27 @@ def named(cases: list[Case]) -> dict[str, object]:
         for i, case in enumerate(cases)
     ]
     return {"argnames": "case", "argvalues": values}
+
+
+def products(**axes: Iterable[object] | dict[str, object]) -> dict[str, object]:
+    """Arguments for `pytest.mark.parametrize` over all combinations of values, of which one in `EACH` is quick.
+
+    Args:
+        axes: the values of each argument; in a dictionary by the names that are shown.
+    """
+    named_values = [
+        list(values.items()) if isinstance(values, dict) else [(str(value), value) for value in values]
+        for values in axes.values()
+    ]
+    combinations = [
+        pytest.param(
+            *(value for _, value in combination),
+            id="-".join(name for name, _ in combination),
+            marks=() if i % EACH == 0 else pytest.mark.exhaustive,
+        )
+        for i, combination in enumerate(itertools.product(*named_values))
+    ]
+    return {"argnames": list(axes), "argvalues": combinations}
 
 
 def random(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

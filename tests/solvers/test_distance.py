@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import random
+from cases import products, random
 
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.kernels.kernel import Kernel
@@ -43,9 +43,9 @@ def solved(taps, boundary, method, *, seed=2, **settings):
     return solution, float((x - expected).norm() / x.norm())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["box", "gauss", "channels"])
-@pytest.mark.parametrize("boundary", list(BOUNDARIES))
+@pytest.mark.parametrize(
+    **products(boundary=list(BOUNDARIES), name=["box", "gauss", "channels"], dtype=[torch.float32, torch.float64])
+)
 def test_the_bound_holds_for_the_identity(name, boundary, dtype):
     taps = KERNELS[name].to(dtype)
     methods = METHODS if boundary == "circular" else METHODS[1:]
@@ -56,8 +56,7 @@ def test_the_bound_holds_for_the_identity(name, boundary, dtype):
         assert not solution.status.is_success or solution.distance_bound <= 0.01 or method == "fft"
 
 
-@pytest.mark.parametrize("boundary", list(BOUNDARIES))
-@pytest.mark.parametrize("penalty", ["gradient", "laplacian"])
+@pytest.mark.parametrize(**products(penalty=["gradient", "laplacian"], boundary=list(BOUNDARIES)))
 def test_estimates_hold_for_other_penalties(penalty, boundary):
     """They are no bounds, but here they are: over kernels, methods and λ."""
     for name, method, lam in itertools.product(("gauss", "channels"), METHODS[1:], (1e-6, 1e-3)):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import Case, random
+from cases import Case, products, random
 
 import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
@@ -85,8 +85,7 @@ def test_the_cases_are_not_skipped():
     assert n_checked == {"fft": 4, "direct": 38, "strip": 33, "iterative": 50}
 
 
-@pytest.mark.parametrize("boundary", list(BOUNDARIES))
-@pytest.mark.parametrize("lam", [0.0, 0.03])
+@pytest.mark.parametrize(**products(lam=[0.0, 0.03], boundary=list(BOUNDARIES)))
 def test_normal_equations_are_solved_for_any_right_hand_side(boundary, lam):
     for shape, padding in itertools.product(KERNEL_SHAPES, ("same", "full")):
         for method in METHODS:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import random
+from cases import products, random
 from dense_minima import projected_gradient
 
 from deconv_cli.errors import UsageError
@@ -35,9 +35,9 @@ def dense_normal_equations(problem):
     return A, A.T @ A + problem.weight * L.T @ L
 
 
-@pytest.mark.parametrize("penalty", list(PENALTIES))
-@pytest.mark.parametrize("boundary", list(BOUNDARIES))
-@pytest.mark.parametrize("taps", [BLUR, MIXING], ids=["blur", "mixing"])
+@pytest.mark.parametrize(
+    **products(taps={"blur": BLUR, "mixing": MIXING}, boundary=list(BOUNDARIES), penalty=list(PENALTIES))
+)
 def test_it_is_the_minimum_under_every_border(taps, boundary, penalty):
     estimate = estimator(taps, boundary, penalty=penalty)
     y = stars(estimate)

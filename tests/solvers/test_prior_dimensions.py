@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import random
+from cases import products, random
 from dense_minima import chambolle_pock, projected_gradient
 
 import deconv_cli
@@ -49,8 +49,7 @@ def test_nonnegative_estimates_are_the_minimum(problem, boundary):
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("boundary", ["circular", "zero", "unknown"])
+@pytest.mark.parametrize(**products(boundary=["circular", "zero", "unknown"], problem=list(PROBLEMS)))
 def test_no_image_has_less_total_variation(problem, boundary):
     _, size, spacing = PROBLEMS[problem]
     more = {"tolerance": 1e-6, "max_iterations": 20_000, "spacing": spacing}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import random
+from cases import products, random
 from dense_minima import chambolle_pock
 
 from deconv_cli.errors import UsageError
@@ -60,8 +60,7 @@ def dense_minimum(estimate, y, weight):
     return chambolle_pock(operator.as_matrix(), D, y, weight, 2).reshape(operator.input_shape)
 
 
-@pytest.mark.parametrize("boundary", list(BOUNDARIES))
-@pytest.mark.parametrize("taps", [BLUR, MIXING], ids=["blur", "mixing"])
+@pytest.mark.parametrize(**products(taps={"blur": BLUR, "mixing": MIXING}, boundary=list(BOUNDARIES)))
 def test_it_is_the_minimum_under_every_border(taps, boundary):
     estimate = estimator(taps, boundary)
     _, y = blocks(estimate)
