@@ -72,6 +72,7 @@ KERNEL_SOURCES: Registry[Any] = Registry(
         "moffat": "deconv_cli.kernels.sources.moffat:MOFFAT",
         "disk-motion": "deconv_cli.kernels.sources.disk_motion:DISK_MOTION",
         "gaussian3d": "deconv_cli.kernels.sources.gaussian3d:GAUSSIAN3D",
+        "shift": "deconv_cli.kernels.sources.shift:SHIFT",
     },
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -55,10 +56,12 @@ class Registry(Generic[Part]):
         """Give a name back if a part has it.
 
         Raises:
-            UsageError: none has; the message lists those that there are.
+            UsageError: none has; the message lists those that there are, and names the one that comes near.
         """
         if not isinstance(name, str) or name not in self:
-            raise UsageError(f"{self.kind} must be one of {', '.join(self.names)}, but is '{name}'.")
+            meant = difflib.get_close_matches(str(name), self.names, n=1)
+            hint = f"; perhaps {meant[0]} was meant" if meant else ""
+            raise UsageError(f"{self.kind} must be one of {', '.join(self.names)}, but is '{name}'{hint}.")
         return str(name)
 
     def register(self, name: str, part: Part) -> Part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,6 +179,9 @@ class ForwardWork(Work):
         from deconv_cli.workflows.light import choose_light
 
         progress.begin("convolving")
+        if self.added.model is not None and self.convolution.tap is None:
+            taps, notes = self.added.model.kernel_for(kernel.taps, kernel.kernel.n_axes)
+            kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
         context = Context("forward", kernel, self.files, pick(self.device))
         convolution = _Convolution.of(self.convolution, kernel)
         loaded = context.load(source)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_note, print_table
-from deconv_cli.commands.kernel_output import AnswerOptions, parse_numbers, print_kernel, without_paths, write_psf
+from deconv_cli.commands.kernel_output import (
+    AnswerOptions,
+    check_psf_output,
+    parse_numbers,
+    print_kernel,
+    without_paths,
+    write_psf,
+)
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,11 +81,10 @@ def from_beads(
 ) -> None:
     """Average the beads that stand alone, aligned by parts of a sample, into a point-spread function."""
     from deconv_cli.io import read_image
-    from deconv_cli.io.output_path import check_output_path
     from deconv_cli.workflows.bead_psf import psf_from_beads
 
     if output is not None:
-        check_output_path(output, beads, force=printed.force)
+        check_psf_output(output, beads, force=printed.force)
     image = read_image(beads, axes=axes)
     samples, known = _one_channel(image, channel)
     given = parse_numbers(spacing, "--spacing", (samples.ndim,), float) if spacing is not None else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_table, print_warning
+from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
@@ -68,11 +68,13 @@ def fit(
     found = fit_kernel([(sharp, blurred) for (sharp, blurred), _ in read], taps_size, **options.choices())
     doubts, is_cut = found.doubts(len(taps_size)), found.is_cut(len(taps_size))
     cut = [_CUT] if is_cut else []
+    notes = () if doubts else found.notes(len(taps_size))
     record = {
         "schema": 1,
         "command": "kernel fit",
         "is_cut": is_cut,
         "doubts": list(doubts),
+        "notes": list(notes),
         "input": [str(path) for pair in named for path in pair],
         "light": read[0][1],
         **{name: value for name, value in options.choices().items() if name != "lam"},
@@ -86,6 +88,8 @@ def fit(
         print_table(str(named[0][1]), _rows(found, read[0][1]))
     for doubt in doubts or cut:
         print_warning(doubt)
+    for note in notes:
+        print_note(note)
     print_kernel(found.taps, record, output, printed)
     if doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)

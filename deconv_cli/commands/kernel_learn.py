@@ -133,6 +133,8 @@ def learn(
             print_note(note)
     for doubt in run.learned.doubts:
         print_warning(doubt)
+    for note in run.notes:
+        print_note(note)
     print_kernel(run.learned.taps, record, output, printed)
     if run.learned.doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)

@@ -29,9 +29,8 @@ def make(
         typer.Argument(
             metavar="WORDS",
             help=f"A formula ({', '.join(KERNEL_SOURCES)}) with its numbers, as disk:5.2, or a product of several, one "
-            "blur after another, as 'disk:4*motion:9@30'. A factor shift:DOWN@RIGHT moves it by parts of a pixel, and "
-            "is followed by its transform rather than integrated over pixels. Lengths are in pixels, or in nm, um or "
-            "mm, as disk:0.6um.",
+            "blur after another, as 'disk:4*motion:9@30'; a factor shift:DOWN@RIGHT moves by parts of a pixel. Lengths "
+            "are in pixels, or in nm, um or mm, as disk:0.6um.",
             show_default=False,
         ),
     ],
@@ -45,9 +44,13 @@ def make(
             show_default=False,
         ),
     ] = None,
+    signal: Annotated[
+        bool,
+        typer.Option("--signal", help="For signals of one axis: what lines across the last axis of the blur become."),
+    ] = False,
     output: OutputFile = None,
 ) -> None:
-    """Make a kernel by a formula: of sum 1, each tap the integral over its pixel."""
+    """Make a kernel by a formula: of sum 1, and with its transform up to half of Nyquist's frequency."""
     from deconv_cli.kernels.sources.formula import has_units, make_kernel
 
     if output is not None:
@@ -57,7 +60,7 @@ def make(
         raise UsageError("lengths in nm, um or mm need the distances of the samples, as --spacing 0.2,0.1,0.1 in µm.")
     if steps is not None and not has_units(words):
         raise UsageError("--spacing is for lengths in nm, um or mm, of which there are none; leave it out.")
-    taps = make_kernel(words, spacing=steps)
+    taps = make_kernel(words, spacing=steps, dimensions=1 if signal else None)
     record = {
         "schema": 1,
         "command": "kernel make",

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import print_note, print_table
-from deconv_cli.commands.kernel_output import AnswerOptions, parse_numbers, print_kernel, without_paths, write_psf
+from deconv_cli.commands.kernel_output import (
+    AnswerOptions,
+    check_psf_output,
+    parse_numbers,
+    print_kernel,
+    without_paths,
+    write_psf,
+)
 from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
 from deconv_cli.errors import UsageError
 
@@ -60,11 +67,10 @@ def microscope(
 ) -> None:
     """Compute a point-spread function from the optics; needs the extra microscope, the package psf-generator."""
     from deconv_cli.io import read_image
-    from deconv_cli.io.output_path import check_output_path
     from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
 
     if output is not None:
-        check_output_path(output, image or Path.cwd(), force=printed.force)
+        check_psf_output(output, image or Path.cwd(), force=printed.force)
     read = None if image is None else read_image(image)
     if read is not None:
         read = read.spanned_by(read.named_dimensions or read.dimensions)

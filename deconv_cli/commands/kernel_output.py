@@ -73,12 +73,19 @@ def parse_numbers(text: str, option: str, counts: tuple[int, ...], kind: type[An
 def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
     """Refuse what a kernel cannot be written to, before anything is computed."""
     from deconv_cli.io.formats import codec_named
-    from deconv_cli.io.output_path import check_output_path
     from deconv_cli.io.tensors import TensorCodec
 
     if not isinstance(codec_named(path), TensorCodec):
         raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
-    check_output_path(path, source, force=force)
+    check_psf_output(path, source, force=force)
+
+
+def check_psf_output(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse what a point-spread function cannot be written to."""
+    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.output import check_output_files
+
+    check_output_files(path, codec_of_suffix(path), source, force=force)
 
 
 def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
@@ -121,16 +128,21 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
 
 
 def _write(path: Path, stored: StoredImage) -> None:
-    """Write what is stored, and read it again before it takes the place of another file."""
-    from deconv_cli.io.atomic import write_atomically
+    """Write what is stored with its record, and read it again before it takes the place of another file."""
+    import numpy as np
+
+    from deconv_cli.io import records
     from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.prepared import write_with_record
 
     codec = codec_of_suffix(path)
 
     def check(temporary: Path) -> None:
         codec.read(temporary)
 
-    write_atomically(path, lambda temporary: codec.write(temporary, stored), check)
+    digest = records.samples_digest(np.asarray(stored.samples))
+    complete = records.complete_record(stored.record or {}, stored.shape, stored.dtype, digest)
+    write_with_record(path, codec, stored, complete, check)
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:

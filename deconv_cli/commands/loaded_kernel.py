@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ESTIMATE = Path("estimate")
 """What is typed for a kernel that is to be found in the picture."""
-_LIKE_A_FORMULA = re.compile(r"[a-z-]+:[0-9.@+-]+")
+_LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+([nuµμm]m)?(\*.*)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +255,7 @@ def _make_kernel(
     given = [name for name, value in options.as_options().items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
-    taps = make_kernel(text, spacing=spacing)
+    taps = make_kernel(text, spacing=spacing, dimensions=dimensions)
     if dimensions is not None and dimensions < taps.ndim:
         raise UsageError(
             f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; give a file of taps with "

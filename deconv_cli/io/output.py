@@ -48,10 +48,7 @@ def plan_output(
     """
     path = Path(path)
     codec = codec_of_suffix(path)
-    check_output_path(path, source.path, force=force, make_folder=make_folder, is_folder=codec.is_folder)
-    beside = records.beside(path)
-    if not codec.record_inside:
-        check_output_path(beside, source.path, force=force, make_folder=make_folder)
+    check_output_files(path, codec, source.path, force=force, make_folder=make_folder)
     check_levels(path, codec, n_levels)
     request = WriteRequest(
         path=path,
@@ -65,6 +62,13 @@ def plan_output(
     )
     codec.check(request)
     return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
+
+
+def check_output_files(path: Path, codec: Codec, source: Path, *, force: bool, make_folder: bool = False) -> None:
+    """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does."""
+    check_output_path(path, source, force=force, make_folder=make_folder, is_folder=codec.is_folder)
+    if not codec.record_inside:
+        check_output_path(records.beside(path), source, force=force, make_folder=make_folder)
 
 
 def check_levels(path: Path, codec: Codec, n_levels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,32 @@ from deconv_cli.io.codec import Codec
 from deconv_cli.io.image import read_stored
 from deconv_cli.io.sources import reason_of
 from deconv_cli.io.stored_image import StoredImage
+
+
+def write_with_record(
+    path: Path, codec: Codec, image: StoredImage, record: dict[str, Any], check: Callable[[Path], None]
+) -> None:
+    """Write a file that holds its record, or has it beside itself where the format takes none.
+
+    Args:
+        path: of the file.
+        codec: of its format.
+        image: what is stored, with the record that it holds.
+        record: what is written beside it, complete.
+        check: raises if the file that it is given is not what was meant.
+
+    Raises:
+        FileAccessError: disk full, no permission, or the file does not read back.
+    """
+    encoded = records.encode_record(record)
+
+    def write_samples() -> None:
+        write_atomically(path, lambda temporary: codec.write(temporary, image), check)
+
+    if codec.record_inside:
+        write_samples()
+    else:
+        write_line_beside(records.beside(path), encoded, write_samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +86,8 @@ class PreparedOutput:
         if self._make_folder:
             self._make_parents()
         complete = records.complete_record(record, self.shape, self.dtype, self.samples_sha256)
-        encoded = records.encode_record(complete)
         image = replace(self._image, record=self._codec.record_to_keep(complete))
-
-        def write_samples() -> None:
-            write_atomically(self.path, lambda temporary: self._codec.write(temporary, image), self._check)
-
-        if self._codec.record_inside:
-            write_samples()
-            return
-        write_line_beside(records.beside(self.path), encoded, write_samples)
+        write_with_record(self.path, self._codec, image, complete, self._check)
 
     def _make_parents(self) -> None:
         try:

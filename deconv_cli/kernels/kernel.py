@@ -184,6 +184,13 @@ class Kernel:
         """The taps, or those of all places of a field, shape `(n, m, *k)`."""
         return self.taps if self.field is None else self.field.taps
 
+    def with_all_taps(self, taps: Tensor) -> Kernel:
+        """Give the same kernel with other taps, of the shape of `all_taps`."""
+        if self.field is None:
+            return replace(self, taps=taps)
+        field = replace(self.field, taps=taps)
+        return replace(self, taps=field.middle[None, None], field=field)
+
     def convolution(self, geometry: Geometry, boundary: str | BoundaryRule) -> Convolution:
         """Build the convolution of images of one channel, or of as many as the kernel mixes."""
         if not self.layer.is_plain:

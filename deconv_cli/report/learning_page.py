@@ -63,7 +63,7 @@ def curve_plot(run: LearningRun) -> Plot:
 def _first_taps(run: LearningRun) -> ScaledImage:
     """Give the first kernel, of three axes its middle plane."""
     taps: Tensor = run.learned.taps
-    n_axes = taps.ndim - {"shared": 0, "each": 1, "mix": 2}[run.settings.channels]
+    n_axes = run.n_axes
     n_kernels = math.prod(taps.shape[: taps.ndim - n_axes])
     first = taps.flatten(0, -n_axes - 1)[0] if n_kernels > 1 or taps.ndim > n_axes else taps
     plane = first[first.shape[0] // 2] if n_axes == 3 else first
@@ -76,6 +76,7 @@ def _first_taps(run: LearningRun) -> ScaledImage:
 
 def _done(run: LearningRun) -> str:
     n, what = len(run.inputs), "filters that undo a blur" if run.is_inverse else "a kernel"
-    source = f"{n} sharp pictures, blurred by {run.kernel}" if run.kernel else f"{n // 2} pairs of pictures"
+    pairs = "one pair" if n == 2 else f"{n // 2} pairs"
+    source = f"{n} sharp pictures, blurred by {run.kernel}" if run.kernel else f"{pairs} of pictures"
     noise = f" with noise {run.noise}" if run.noise else ""
     return f"Learned from {source}{noise}: {what}, for the loss {run.loss}, {run.light}."

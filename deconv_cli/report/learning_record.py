@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
 from deconv_cli.operators.axes import format_size
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.record import SCHEMA, Record, finite_or_none
@@ -45,6 +46,19 @@ class LearningRun:
     def title(self) -> str:
         """The last picture, as pairs end with the blurred one."""
         return Path(self.inputs[-1]).name
+
+    @property
+    def n_axes(self) -> int:
+        """Axes of space."""
+        return self.learned.taps.ndim - {"shared": 0, "each": 1, "mix": 2}[self.settings.channels]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about a kernel that is not doubted, a sentence each without its full stop."""
+        if self.is_inverse or self.learned.doubts:
+            return ()
+        change = self.learned.taps - self.learned.held_out_taps
+        return describe_raised(raised_detail(self.learned.taps, change, self.n_axes))
 
     def rows(self) -> list[Row]:
         """Give the numbers that matter, each with what it means."""
@@ -101,6 +115,7 @@ def describe_learning(run: LearningRun) -> Record:
         if quality is None
         else {"learned": quality.learned, "blurred": quality.blurred, "tikhonov": quality.tikhonov},
         "doubts": list(found.doubts),
+        "notes": list(run.notes),
         "versions": describe_versions(),
     }
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.nonnegative_taps import LEAST_NEGATIVE, MOST_NEGATIVE, negative_share, without_negative_taps
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
@@ -90,7 +91,8 @@ class RichardsonLucyEstimator(Estimator):
     the divergence, and not small where the noise ended the iteration before.
 
     Args:
-        kernel: canonical kernel without negative taps; its dtype and device are those of the arithmetic.
+        kernel: canonical kernel; its dtype and device are those of the arithmetic. If it has small negative taps, the
+            nearest kernel without takes its place.
         image_size: size of the images that are wanted back.
         settings: padding, boundary, tolerance (by default 1e-5), iterations and memory.
         gain: units of the samples a count; `None` to hold samples out instead.
@@ -99,7 +101,7 @@ class RichardsonLucyEstimator(Estimator):
         origin: where the gain came from, or why there is none, for the report alone.
 
     Raises:
-        UsageError: a kernel with negative taps, or a gain that is not positive.
+        UsageError: a kernel with large negative taps, or a gain that is not positive.
         ShapeError: the kernel does not fit the size.
         TooLargeError: it does not fit the memory.
     """
@@ -114,11 +116,7 @@ class RichardsonLucyEstimator(Estimator):
         sigma: float | None = None,
         origin: str = "",
     ) -> None:
-        if synchronize.holds_anywhere(kernel.all_taps < 0):
-            raise UsageError(
-                "method richardson-lucy needs a kernel without negative taps, as those of light are, but the smallest "
-                f"tap is {synchronize.as_number(kernel.all_taps.min()):.3g}; use another method."
-            )
+        kernel, replaced = _of_light(kernel)
         if gain is not None and not 0 < gain < math.inf:
             raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")
         super().__init__(kernel, image_size, settings)
@@ -134,7 +132,7 @@ class RichardsonLucyEstimator(Estimator):
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
         ended = f"{self.n_steps} iterations" if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
-        self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}")
+        self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}{replaced}")
         n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
         n_places = max(math.prod(self.geometry.extended_size), math.prod(self.geometry.output_size))
         n_numbers = n_places * max(n_inputs, n_outputs)
@@ -183,6 +181,22 @@ class RichardsonLucyEstimator(Estimator):
         run_until(RichardsonLucySteps(self.operator, data, used), criterion, log, share=0.5)
         # An image whose samples were predicted the better the longer it went on has no noise to stop at.
         return FixedIterations(torch.where(criterion.best < len(log.history), criterion.best, math.inf))
+
+
+def _of_light(kernel: Kernel) -> tuple[Kernel, str]:
+    """Give a kernel without negative taps, and words that say so where they were more than rounding."""
+    share = negative_share(kernel.all_taps, kernel.n_axes)
+    if share > MOST_NEGATIVE:
+        raise UsageError(
+            "method richardson-lucy needs a kernel without negative taps, as those of light are, but the smallest "
+            f"tap is {synchronize.as_number(kernel.all_taps.min()):.3g}; use another method."
+        )
+    if share <= 0:
+        return kernel, ""
+    words = f"; by the nearest kernel without negative taps, which were {100 * share:.2g} % beside the others"
+    return kernel.with_all_taps(
+        without_negative_taps(kernel.all_taps, kernel.n_axes)
+    ), words if share > LEAST_NEGATIVE else ""
 
 
 def _counts(y: Tensor) -> Tensor:

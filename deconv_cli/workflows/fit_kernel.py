@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
 from deconv_cli.kernels.fit.pair_equations import Misfit, Pair, PairEquations, gather, misfit
+from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
 from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
@@ -83,6 +84,10 @@ class KernelFit:
         if self.held_out > CUT_SHORT and self.is_cut(n_axes):
             return (f"the kernel goes on beyond its outermost taps {left}; choose a larger size",)
         return ()
+
+    def notes(self, n_axes: int) -> tuple[str, ...]:
+        """Say what else is odd about the kernel, of so many axes, a sentence each without its full stop."""
+        return describe_raised(raised_detail(self.taps, self.errors, n_axes))
 
     def _sharpens(self, n_axes: int) -> bool:
         """Tell whether all kernels keep the brightness, but take off as much as they give."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UsageError
@@ -119,6 +120,8 @@ def simulate_pairs(
         DeconvError: what `forward` refuses, or noise of another kind.
     """
     model = None if noise is None else Noise.parse(noise)
+    if model is not None:
+        kernel, _ = model.kernel_for(kernel, as_any_kernel(kernel, kernel.device, torch.float64, n_axes).n_axes)
     pairs = []
     for number, image in enumerate(images):
         blurred = forward(image, kernel, padding="valid", dimensions=n_axes, dtype="float64")

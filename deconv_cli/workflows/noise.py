@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.kernels.nonnegative_taps import (
+    LEAST_NEGATIVE,
+    MOST_NEGATIVE,
+    negative_share,
+    without_negative_taps,
+)
+
+Taps = TypeVar("Taps", Tensor, KernelField, Tensor | KernelField)
 
 
 class NoiseKind(StrEnum):
@@ -46,6 +56,24 @@ class Noise:
         if not 0 < noise.level < float("inf"):
             raise UsageError(f"the level of the noise must be a positive number, but is {noise.level}.")
         return noise
+
+    def kernel_for(self, kernel: Taps, n_axes: int) -> tuple[Taps, tuple[str, ...]]:
+        """Give the kernel to blur by before the noise is added: what is counted takes one without negative taps.
+
+        Args:
+            kernel: taps `(*, *k)`, or those of a field.
+            n_axes: axes of space, `k`.
+
+        Returns:
+            The kernel, or the nearest one without negative taps where those are small, and a sentence that says so.
+        """
+        taps = kernel.taps if isinstance(kernel, KernelField) else kernel
+        share = negative_share(taps, n_axes) if self.kind is NoiseKind.POISSON else 0.0
+        if not LEAST_NEGATIVE < share <= MOST_NEGATIVE:
+            return kernel, ()
+        nearest = without_negative_taps(taps, n_axes)
+        note = f"counts were blurred by the nearest kernel without negative taps, {100 * share:.2g} % beside the others"
+        return (replace(kernel, taps=nearest) if isinstance(kernel, KernelField) else nearest), (note,)
 
     def add(self, image: Tensor, seed: int) -> Tensor:
         """Add the noise to an image of any shape.

@@ -1,4 +1,4 @@
-"""Shifted kernels, against the continuous transforms of their formulas."""
+"""Kernels of formulas, against the continuous transforms of what they describe."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import math
 import pytest
 import torch
 
+import deconv_cli
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
 from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.kernels.sources.kernel_source import KernelSource
+from deconv_cli.parts import KERNEL_SOURCES
 
-FREQUENCIES = torch.linspace(-0.25, 0.25, 17, dtype=torch.float64)
+FREQUENCIES = torch.linspace(-0.25, 0.25, 33, dtype=torch.float64)
 """Up to half of Nyquist's, in cycles a pixel."""
 Y, X = torch.meshgrid(FREQUENCIES, FREQUENCIES, indexing="ij")
+SHIFTS = [(0.0, 0.0), (0.3, -0.2), (0.5, 0.5), (-0.5, 7.45)]
 
 
 def gaussian(sigma):
@@ -28,68 +33,158 @@ def motion(length, angle):
     return torch.sinc(length * (X * math.cos(math.radians(angle)) - Y * math.sin(math.radians(angle))))
 
 
+def of_points(rows, columns, weights):
+    """Sum the waves of points."""
+    waves = [torch.exp(-2j * math.pi * FREQUENCIES[:, None] * places) for places in (rows, columns)]
+    return (waves[0] * weights) @ waves[1].T / weights.sum()
+
+
+def polygon(blades, radius, angle):
+    """Sum over the points of a fine grid that lie within."""
+    at = ((torch.arange(1500, dtype=torch.float64) + 0.5) / 750 - 1) * radius
+    inside = torch.ones(1500, 1500, dtype=torch.bool)
+    for i in range(blades):
+        normal = math.radians(angle) + math.pi / blades * (2 * i + 1)
+        inside &= at * math.cos(normal) - at[:, None] * math.sin(normal) <= radius * math.cos(math.pi / blades)
+    waves = torch.exp(-2j * math.pi * FREQUENCIES[:, None] * at)
+    return waves @ inside.to(waves.dtype) @ waves.T / inside.sum()
+
+
+def moffat(fwhm, beta):
+    """Integrate over circles, far out."""
+    alpha = fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1))
+    r = torch.arange(0, 400 * alpha, 0.02, dtype=torch.float64)
+    light = r * (1 + (r / alpha) ** 2) ** -beta
+    f = torch.linspace(0, 0.36, 200, dtype=torch.float64)
+    values = torch.stack([(light * torch.special.bessel_j0(2 * math.pi * one * r)).sum() for one in f]) / light.sum()
+    at = torch.hypot(Y, X) / f[1]
+    return torch.lerp(values[at.long()], values[at.long() + 1], at - at.floor())
+
+
 TRANSFORMS = {
-    "gaussian:0.5": gaussian(0.5),
-    "gaussian:1.8": gaussian(1.8),
-    "disk:1.3": disk(1.3),
-    "disk:5.2": disk(5.2),
-    "box:3.4": torch.sinc(3.4 * Y) * torch.sinc(3.4 * X),
-    "motion:9@30": motion(9, 30),
-    "motion:17@110": motion(17, 110),
-    "disk:2*motion:5@70": disk(2) * motion(5, 70),
+    "gaussian:0.3": lambda: gaussian(0.3),
+    "gaussian:1.8": lambda: gaussian(1.8),
+    "disk:0.4": lambda: disk(0.4),
+    "disk:1.3": lambda: disk(1.3),
+    "disk:5.2": lambda: disk(5.2),
+    "box:3": lambda: torch.sinc(3 * Y) * torch.sinc(3 * X),
+    "motion:9@30": lambda: motion(9, 30),
+    "motion:17@110": lambda: motion(17, 110),
+    "motion:9@0": lambda: motion(9, 0),
+    "disk:2*motion:5@70": lambda: disk(2) * motion(5, 70),
+    "disk-motion:2@5@70": lambda: disk(2) * motion(5, 70),
+    "polygon:5@4@10": lambda: polygon(5, 4, 10),
+    "polygon:6@1.3@0": lambda: polygon(6, 1.3, 0),
+    "moffat:3@3": lambda: moffat(3, 3),
+    "moffat:1.5@4.5": lambda: moffat(1.5, 4.5),
 }
 
 
-def transform_of(taps, down, right):
+def transform_of(taps, down=0.0, right=0.0):
     """Transform what a point becomes, moved back by the shift."""
-    psf = taps.flip((0, 1)).to(torch.complex128)
-    waves = [
-        torch.exp(-2j * math.pi * FREQUENCIES[:, None] * (torch.arange(n) - n // 2 - moved))
-        for n, moved in zip(psf.shape, (down, right), strict=True)
-    ]
-    return waves[0] @ psf @ waves[1].T
+    psf = taps.flip((0, 1))
+    rows, columns = (torch.arange(n) - n // 2 - moved for n, moved in zip(psf.shape, (down, right), strict=True))
+    waves = [torch.exp(-2j * math.pi * FREQUENCIES[:, None] * places) for places in (rows, columns)]
+    return waves[0] @ psf.to(waves[0].dtype) @ waves[1].T
 
 
-@pytest.mark.parametrize(("down", "right"), [(0.0, 0.0), (0.3, -0.2), (-0.5, 7.45)])
 @pytest.mark.parametrize("text", TRANSFORMS)
-def test_a_shifted_kernel_has_the_transform_of_its_formula(text, down, right):
-    taps = make_kernel(f"{text}*shift:{down}@{right}")
-    assert float((transform_of(taps, down, right) - TRANSFORMS[text]).abs().max()) < 1e-3
+def test_a_kernel_has_the_transform_of_its_formula_at_any_center(text):
+    wanted = TRANSFORMS[text]()
+    for down, right in SHIFTS:
+        taps = make_kernel(f"{text}*shift:{down}@{right}")
+        assert float((transform_of(taps, down, right) - wanted).abs().max()) < 1e-3
+        assert float(taps.sum()) == pytest.approx(1, abs=1e-12)
+        assert taps.dtype == torch.float64
+        assert all(size % 2 for size in taps.shape)
+    assert torch.equal(make_kernel(text), make_kernel(f"{text}*shift:0@0"))
+
+
+def test_a_path_has_the_transform_of_its_points_in_time(tmp_path):
+    t, x, y = torch.tensor([(0, 0.0, 0.0), (1, 2.3, 1.1), (3, 5.0, 0.4), (4, 5.0, 0.4), (5, 7.7, -3.9)]).double().T
+    path = tmp_path / "path.csv"
+    path.write_text("t,x,y\n" + "\n".join(f"{a},{b},{c}" for a, b, c in zip(t, x, y, strict=True)))
+    times = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 4000
+    line = (torch.bucketize(times, t.contiguous()) - 1).clamp(0, 3)
+    share = (times - t[line]) / (t[line + 1] - t[line])
+    columns, rows = (along[line] + share * along.diff()[line] for along in (x, y))
+    wanted = of_points(rows - rows.mean(), columns - columns.mean(), torch.ones_like(rows))
+    assert float((transform_of(make_kernel(f"path:{path}")) - wanted).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("radius", [3.0, 5.0])
+def test_an_airy_pattern_is_its_own_samples_beside_the_tails_that_are_cut(radius):
+    taps = make_kernel(f"airy:{radius}")
+    n = taps.shape[0] // 2
+    at = torch.arange(-n, n + 1, dtype=torch.float64)
+    v = (torch.hypot(at[:, None], at) * 3.8317059702 / radius).clamp_min(1e-9)
+    light = (2 * torch.special.bessel_j1(v) / v).square()
+    light *= math.pi * (3.8317059702 / (2 * math.pi * radius)) ** 2  # of sum 1 with all tails
+    assert float((taps - light).abs().max()) < 2e-3 * float(light.max())
+    # Less than half of what is cut of the light is missing from any frequency.
+    cut = 1 - float(light[torch.hypot(at[:, None], at) <= n].sum())
+    share = (torch.hypot(Y, X) * math.pi * radius / 3.8317059702).clamp(max=1)
+    wanted = 2 / math.pi * (share.acos() - share * (1 - share.square()).sqrt())
+    assert float((transform_of(taps) - wanted).abs().max()) < 0.6 * cut < 0.02
+
+
+def test_a_gaussian_of_three_axes_has_the_transform_of_one_along_each():
+    taps = make_kernel("gaussian3d:1.2@0.9*shift:0.25@0@-0.4").flip((0, 1, 2)).to(torch.complex128)
+    for axis, moved in enumerate((0.25, 0, -0.4)):
+        places = torch.arange(taps.shape[axis]) - taps.shape[axis] // 2 - moved
+        waves = torch.exp(-2j * math.pi * FREQUENCIES[:, None] * places)
+        along = waves @ taps.sum([other for other in range(3) if other != axis])
+        wanted = torch.exp(-2 * (math.pi * (0.9 if axis else 1.2) * FREQUENCIES).square())
+        assert float((along - wanted).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("text", ["gaussian:1.2", "disk:3", "motion:7@0", "gaussian3d:3@1.2"])
+def test_a_signal_is_blurred_as_lines_across_it_are(text):
+    taps, wide = make_kernel(text, dimensions=1), make_kernel(text)
+    assert taps.ndim == 1
+    line = wide.sum(tuple(range(wide.ndim - 1)))
+    reach = min(len(line), len(taps)) // 2
+    middle, other = len(line) // 2, len(taps) // 2
+    near = line[middle - reach : middle + reach + 1] - taps[other - reach : other + reach + 1]
+    assert float(near.abs().max()) < 1e-3
     assert float(taps.sum()) == pytest.approx(1, abs=1e-12)
 
 
-def test_integrals_over_pixels_have_not():
-    taps = make_kernel("disk:1.3")
-    pixel = torch.sinc(Y) * torch.sinc(X)
-    assert float((transform_of(taps, 0, 0) - TRANSFORMS["disk:1.3"] * pixel).abs().max()) > 0.02
-
-
 def test_the_picture_moves_down_and_to_the_right():
-    import deconv_cli
-
     point = torch.zeros(1, 21, 21, dtype=torch.float64)
     point[0, 8, 8] = 1
-    moved = deconv_cli.forward(point, make_kernel("gaussian:1*shift:2@1"), boundary="zero")
-    assert int(moved.argmax()) == 10 * 21 + 9
+    for text in ("gaussian:1*shift:2@1", "shift:2@1"):
+        moved = deconv_cli.forward(point, make_kernel(text), boundary="zero")
+        assert int(moved.argmax()) == 10 * 21 + 9
+    assert torch.allclose(moved, point.roll((2, 1), (1, 2)), atol=1e-12)
 
 
-def test_a_shift_of_a_stack():
-    taps = make_kernel("gaussian3d:1.2@0.9*shift:0.25@0@-0.4")
-    weights = taps.flip((0, 1, 2))
-    for axis, moved in enumerate((0.25, 0, -0.4)):
-        n = taps.shape[axis]
-        along = weights.sum([other for other in range(3) if other != axis])
-        assert float((along * (torch.arange(n) - n // 2)).sum()) == pytest.approx(moved, abs=1e-3)
+def test_large_kernels_are_computed_part_by_part():
+    n_points = []
+
+    def transform(fy, fx):
+        n_points.append(fy.numel() * fx.numel())
+        return torch.exp(-2 * (math.pi * 130) ** 2 * (fy.square() + fx.square()))
+
+    KERNEL_SOURCES.register("wide", KernelSource((), lambda: ContinuousKernel((520.0, 520.0), transform)))
+    try:
+        taps = make_kernel("wide")
+    finally:
+        KERNEL_SOURCES.unregister("wide")
+    assert max(n_points) <= 2**19 < sum(n_points)
+    at = torch.arange(len(taps)) - len(taps) // 2
+    wanted = torch.exp(-at.double().square() / (2 * 130.0**2)) / (130 * math.sqrt(2 * math.pi))
+    assert torch.allclose(taps, torch.outer(wanted, wanted), rtol=0, atol=1e-3 * float(taps.max()))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("shift:0.1@0.2", "moves nothing"),
-        ("disk:2*shift:0.1", "takes 2 numbers"),
+        ("disk:2*shift:0.1", "is written shift:DOWN@RIGHT"),
+        ("disk:2*shift:0.1@0@0", "same number of axes, but have 2 and 3"),
         ("disk:2*shift:a@b", "is written shift:DOWN@RIGHT"),
         ("disk:2*shift:0@99", "at most 64"),
-        ("disk:900*shift:0@0", "too large to be shifted"),
+        ("disk:1000*shift:0@60", "may reach at most"),
     ],
 )
 def test_what_is_no_shift_is_refused(text, says):

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
+from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.disk import disk_kernel
 from deconv_cli.vocabulary import Size, check_name
 
@@ -196,8 +197,8 @@ def _through_pinhole(seen: Tensor, microscope: Microscope, pixel: float) -> Tens
     radius = 0.5 * microscope.pinhole * airy_unit / pixel
     if radius < LEAST_PINHOLE:
         return seen
-    disk = disk_kernel(radius)
-    return functional.conv2d(seen[:, None], disk[None, None], padding=disk.shape[0] // 2)[:, 0]
+    disk = sample_kernel(disk_kernel(radius))
+    return functional.conv2d(seen[:, None], disk[None, None], padding=disk.shape[0] // 2)[:, 0].clamp_min(0)
 
 
 def _on_camera(objective: Objective, side: int, pixel: float, n_planes: int, plane: float) -> Tensor:

@@ -1,17 +1,18 @@
 """`airy:RADIUS`: the diffraction of a round aperture.
 
 Airy, "On the diffraction of an object-glass with circular aperture", Transactions of the Cambridge Philosophical
-Society 5, 1835.
+Society 5, 1835; its transform is that of Goodman, Introduction to Fourier optics, 1968, section 6.4.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers, pixels_reached, unit_sum
-from deconv_cli.kernels.sources.subpixels import integrate_over_pixels
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, check_length
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers
 
 _FIRST_ZERO = 3.8317059702075125
 """Of the Bessel function J₁."""
@@ -21,25 +22,23 @@ _SIGMA_OF_RADIUS = 0.34
 """Of the Gaussian that comes nearest: σ = 0.42 λN, where the first zero lies at 1.22 λN."""
 
 
-def airy_kernel(radius: float) -> torch.Tensor:
-    """Integrate (2 J₁(v) / v)² over each pixel, up to six times the first zero.
+def airy_kernel(radius: float) -> ContinuousKernel:
+    """Describe (2 J₁(v) / v)², up to six times the first zero.
 
     Args:
         radius: of the first dark ring, 1.22 λN, in pixels.
 
-    Returns:
-        Shape `(k, k)`, k odd, float64, sum 1.
-
     Raises:
         UsageError: not positive, or too large.
     """
-    n = pixels_reached(_N_RADII * radius, "RADIUS")
+    reach = check_length(_N_RADII * radius, "RADIUS")
+    finest = _FIRST_ZERO / (math.pi * radius)
 
-    def density(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        v = (torch.hypot(y, x) * (_FIRST_ZERO / radius)).clamp_min(1e-6)
-        return (2 * torch.special.bessel_j1(v) / v).square()
+    def profile(frequency: torch.Tensor) -> torch.Tensor:
+        share = (frequency / finest).clamp(max=1)
+        return 2 / math.pi * (share.acos() - share * (1 - share.square()).sqrt())
 
-    return unit_sum(integrate_over_pixels(density, n))
+    return ContinuousKernel.radial(reach, profile)
 
 
 def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:

@@ -1,9 +1,12 @@
-"""Sample a finely sampled kernel at pixels around any center, without aliasing.
+"""Sample a continuous kernel so that its transform is right up to half of Nyquist's frequency.
 
-The samples of a kernel whose transform is F have the transform Σ F(f + k) over whole numbers k. A low-pass filter in
-front of the sampling, a sinc in a window of Kaiser ("Nonrecursive digital filter design using the I0-sinh window
-function", IEEE International Symposium on Circuits and Systems, 1974), is 1 up to half of Nyquist's frequency and 0
-from where frequencies would be folded into that range. It has negative lobes, so that edges ring.
+A sharp and a blurred picture of a camera were both integrated over its pixels, so that what maps one to the other are
+samples of the kernel itself, and not its integrals over pixels, which would count the pixels twice. The samples of a
+kernel of transform F have the transform Σ F(f + k) over whole numbers k (Oppenheim and Schafer, Discrete-time signal
+processing, 1989, section 3.2). A low-pass filter in front of the sampling is 1 up to a frequency of 1/4 and 0 from 3/4,
+whence frequencies would be folded into that range; in between it falls about as the share that the folded frequency
+itself, and not its alias, has in the detail of a picture of power 1/f² that is seen through square pixels. It has
+negative lobes, so that edges ring.
 """
 
 from __future__ import annotations
@@ -11,37 +14,75 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
-FINENESS = 16
-"""Fine samples a pixel along each axis, at which pixels as fine as that bring in an error below 1e-3."""
-_HALF_WIDTH = 4.0
-_BETA = 6.0
-"""Of the window: the filter is within 4e-4 of 1 or 0 outside of its transition."""
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
+from deconv_cli.operators.axes import crop
+
+PASSED, STOPPED = 0.25, 0.75
+"""Cycles a sample up to which all is passed, and from where nothing is."""
+_MARGIN = 10
+"""Samples beside the reach of a kernel into which edges may ring."""
+_DROPPED = 2e-4
+"""What may change at any frequency that is passed, where samples are left out along one axis."""
+_MAX_POINTS = 2**19
+"""Frequencies at which a transform is computed at once."""
 
 
-def sample_band_limited(fine: torch.Tensor, n_times: int, center: tuple[float, ...]) -> torch.Tensor:
-    """Sample a kernel so that its transform is right to 1e-3 up to half of Nyquist's frequency.
+def sample_kernel(kernel: ContinuousKernel) -> Tensor:
+    """Sample a kernel, its transform right to 1e-3 up to half of Nyquist's frequency where no tail of it is cut.
 
-    Args:
-        fine: shape `(*k)`, odd, centered, sampled `n_times` a pixel.
-        n_times: fine samples a pixel along each axis.
-        center: where its center lies from the middle tap of the result, in pixels along each axis.
+    Tails that are cut are folded back into the kernel, so that no light is lost.
 
     Returns:
-        Shape `(*size)`, odd, float64, of sum 1.
+        What a point becomes, shape `(*size)`, odd, float64, of sum 1.
     """
-    taps = fine
-    for axis, moved in enumerate(center):
-        n_fine = fine.shape[axis] // 2
-        n = math.ceil(n_fine / n_times + _HALF_WIDTH + abs(moved))
-        places = torch.arange(-n, n + 1, dtype=torch.float64) - moved
-        at = torch.arange(-n_fine, n_fine + 1, dtype=torch.float64) / n_times
-        taps = torch.tensordot(_low_pass(places[:, None] - at), taps, dims=([1], [axis])).movedim(0, axis)
-    return taps / taps.sum()
+    sizes = [2 * math.ceil(reach + _MARGIN) + 1 for reach in kernel.reach]
+    waves = [torch.arange(-int(STOPPED * n), int(STOPPED * n) + 1) for n in sizes]
+    spectrum = torch.zeros(sizes, dtype=torch.complex128)
+    n_rows = max(_MAX_POINTS // math.prod(len(wave) for wave in waves[1:]), 1)
+    for rows in waves[0].split(n_rows):
+        part = _low_passed(kernel, [wave.double() / n for wave, n in zip([rows, *waves[1:]], sizes, strict=True)])
+        for axis in range(1, len(sizes)):
+            folded = part.new_zeros([*part.shape[:axis], sizes[axis], *part.shape[axis + 1 :]])
+            part = folded.index_add_(axis, waves[axis] % sizes[axis], part)
+        spectrum.index_add_(0, rows % sizes[0], part.to(spectrum.dtype))
+    psf = torch.fft.fftshift(torch.fft.ifftn(spectrum).real)
+    # What ends on the edge of a sample, but for rounding, does not touch the next one.
+    kept = [_needed(psf, axis, max(0, math.ceil(reach - 0.5 - 1e-9))) for axis, reach in enumerate(kernel.reach)]
+    psf = crop(psf, tuple(size // 2 - n for size, n in zip(sizes, kept, strict=True)), tuple(2 * n + 1 for n in kept))
+    return psf / psf.sum()
 
 
-def _low_pass(distance: torch.Tensor) -> torch.Tensor:
-    """Give the windowed sinc at distances in pixels."""
-    inside = (1 - (distance / _HALF_WIDTH).square()).clamp_min(0)
-    window = torch.special.i0(_BETA * inside.sqrt()) / torch.special.i0(torch.tensor(_BETA, dtype=torch.float64))
-    return torch.where(inside > 0, torch.sinc(distance) * window, 0.0)
+def _low_passed(kernel: ContinuousKernel, frequencies: list[Tensor]) -> Tensor:
+    """Give the transform of a kernel behind the filter."""
+    n_axes = len(frequencies)
+    spread = [f.reshape([-1 if own == axis else 1 for own in range(n_axes)]) for axis, f in enumerate(frequencies)]
+    return math.prod(map(_low_pass, spread), start=kernel.transform(*spread))
+
+
+def _low_pass(frequency: Tensor) -> Tensor:
+    """Give the integral of a Hann window from where all is passed to where nothing is."""
+    way = ((frequency.abs() - PASSED) / (STOPPED - PASSED)).clamp(0, 1)
+    return 1 - way + (2 * math.pi * way).sin() / (2 * math.pi)
+
+
+def _needed(psf: Tensor, axis: int, n_least: int) -> int:
+    """Count the samples beside the middle, at least `n_least`, beyond which nothing matters to frequencies passed."""
+    rows = psf.to(torch.complex128)
+    for other in set(range(psf.ndim)) - {axis}:
+        rows = torch.fft.fft(rows, dim=other).index_select(other, _passed(psf.shape[other]))
+    rows, middle = rows.movedim(axis, 0).reshape(psf.shape[axis], -1), psf.shape[axis] // 2
+    frequencies = torch.fft.fftfreq(len(rows), dtype=torch.float64)[_passed(len(rows))]
+    change = rows.new_zeros(len(frequencies), rows.shape[1])
+    for n in range(middle, n_least, -1):
+        wave = torch.exp(2j * math.pi * n * frequencies)
+        change += torch.outer(wave.conj(), rows[middle + n]) + torch.outer(wave, rows[middle - n])
+        if float(change.abs().max()) > _DROPPED:
+            return n
+    return n_least
+
+
+def _passed(size: int) -> Tensor:
+    """List the frequencies of a transform of so many samples that are passed."""
+    return (torch.fft.fftfreq(size).abs() <= PASSED).nonzero()[:, 0]

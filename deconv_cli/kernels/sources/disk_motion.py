@@ -4,33 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
 from deconv_cli.kernels.sources.disk import disk_kernel
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers, unit_sum
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers
 from deconv_cli.kernels.sources.motion import motion_kernel
 
 
-def disk_motion_kernel(radius: float, length: float, angle: float) -> torch.Tensor:
-    """Convolve a disk with a line.
+def disk_motion_kernel(radius: float, length: float, angle: float) -> ContinuousKernel:
+    """Describe a disk that follows a line.
 
     Args:
         radius: of the disk, in pixels.
         length: of the line, in pixels.
         angle: of the line, in degrees, counterclockwise from the horizontal as the picture is seen.
 
-    Returns:
-        Shape `(kH, kW)`, both odd, float64, sum 1.
-
     Raises:
         UsageError: radius or length are not positive, or too large.
     """
-    disk, line = disk_kernel(radius), motion_kernel(length, angle)
-    margins = [n - 1 for n in disk.shape]
-    padding = (margins[1], margins[1], margins[0], margins[0])
-    # Both are symmetric about their centers, so that convolution and correlation are one.
-    wide = torch.nn.functional.pad(line, padding)[None, None]
-    return unit_sum(torch.nn.functional.conv2d(wide, disk[None, None])[0, 0])
+    return disk_kernel(radius) * motion_kernel(length, angle)
 
 
 def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:

@@ -1,4 +1,4 @@
-"""`gaussian:SIGMA`: a Gaussian, integrated over each pixel."""
+"""`gaussian:SIGMA`: a Gaussian."""
 
 from __future__ import annotations
 
@@ -6,47 +6,41 @@ import math
 
 import torch
 
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, geometric, pixels_reached, unit_sum
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, check_length
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, geometric
 
 _N_SIGMAS = 5
 """Beyond lie 6e-7 of the weight, a rounding error of float32."""
 
 
-def gaussian_kernel(sigma: float) -> torch.Tensor:
-    """Integrate the density exp(−(x² + y²) / 2σ²) / 2πσ² over each pixel.
+def gaussian_kernel(sigma: float) -> ContinuousKernel:
+    """Describe the density exp(−(x² + y²) / 2σ²) / 2πσ².
 
     Args:
         sigma: standard deviation along each axis, in pixels.
 
-    Returns:
-        Shape `(k, k)`, k odd, float64, sum 1.
-
     Raises:
         UsageError: not positive, or too large.
     """
-    line = gaussian_line(sigma, "SIGMA")
-    return unit_sum(torch.outer(line, line))
+    return ContinuousKernel.radial(gaussian_reach(sigma, "SIGMA"), lambda f: gaussian_transform(sigma, f))
 
 
-def gaussian_line(sigma: float, name: str) -> torch.Tensor:
-    """Integrate the density exp(−x² / 2σ²) / √(2π)σ over each pixel of a line.
+def gaussian_reach(sigma: float, name: str) -> float:
+    """Give how far a Gaussian reaches along an axis, in samples.
 
     Args:
-        sigma: standard deviation, in pixels.
+        sigma: standard deviation, in samples.
         name: what it is called in the message.
-
-    Returns:
-        Shape `(k,)`, k odd, float64; the sum is 1 but for rounding and what lies beyond.
 
     Raises:
         UsageError: not positive, or too large.
     """
-    n = pixels_reached(_N_SIGMAS * sigma, name)
-    edges = (torch.arange(n + 1, dtype=torch.float64) + 0.5) / (sigma * math.sqrt(2))
-    # The weight beyond an edge rather than within it keeps its digits far from the center.
-    beyond = torch.special.erfc(edges) / 2
-    half = beyond[:-1] - beyond[1:]
-    return torch.cat([half.flip(0), 1 - 2 * beyond[:1], half])
+    return check_length(_N_SIGMAS * sigma, name)
+
+
+def gaussian_transform(sigma: float, frequency: torch.Tensor) -> torch.Tensor:
+    """Give the transform of a Gaussian along an axis, at frequencies in cycles a sample."""
+    return torch.exp(-2 * (math.pi * sigma * frequency).square())
 
 
 GAUSSIAN = KernelSource(

@@ -7,13 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from deconv_cli.errors import UsageError
-
-MAX_REACH = 1024
-"""Pixels from the center of a kernel to its edge."""
-
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
 
 Numbers = tuple[float, ...]
 """The numbers of a kernel source, in the order of its parameters."""
@@ -44,44 +38,21 @@ class KernelSource:
 
     Attributes:
         parameters: what its numbers are called, in their order, for instance `("LENGTH", "ANGLE")`.
-        make: takes these numbers, and gives taps, float64, of shape `(kH, kW)`, or `(kD, kH, kW)` for stacks.
+        make: takes these numbers, and describes what a point becomes, over rows and columns, or planes and those.
         family: how its numbers are found from a blurred picture; `None` if they are not.
         along: for each number the axis whose samples it counts, −1 for rows and columns, −3 for planes, and `None` for
-            an angle or a ratio; empty where that is not said: its numbers then have no units and it is not shifted.
+            an angle or a ratio; empty where that is not said: its numbers then have no units.
         read: makes what `make` takes of what was written for the only parameter, which is then no number.
     """
 
     parameters: tuple[str, ...]
-    make: Callable[..., torch.Tensor]
+    make: Callable[..., ContinuousKernel]
     family: BlurFamily | None = None
     along: tuple[int | None, ...] = ()
     read: Callable[[str], Any] | None = None
-
-
-def pixels_reached(half_width: float, name: str) -> int:
-    """Count the pixels beside the central one that a blur touches on each side.
-
-    Args:
-        half_width: how far it extends from the center of the central pixel, in pixels.
-        name: the parameter that says so, for the message.
-
-    Raises:
-        UsageError: not positive, or more than `MAX_REACH`.
-    """
-    if not 0 < half_width <= MAX_REACH:
-        raise UsageError(
-            f"{name} must be positive, and so small that the kernel reaches at most {MAX_REACH} pixels from its center."
-        )
-    # What ends on the edge of a pixel, but for rounding, does not touch the next one.
-    return max(0, math.ceil(half_width - 0.5 - 1e-9))
 
 
 def geometric(low: float, high: float, ratio: float) -> list[float]:
     """List numbers from `low` to `high`, each about `ratio` times the one before."""
     n = max(1, round(math.log(high / low) / math.log(ratio)))
     return [low * (high / low) ** (i / n) for i in range(n + 1)]
-
-
-def unit_sum(taps: torch.Tensor) -> torch.Tensor:
-    """Divide taps by their sum."""
-    return taps / taps.sum()

@@ -1,4 +1,4 @@
-"""`motion:LENGTH@ANGLE`: a uniform motion along a straight line, by the exact length of the line in each pixel."""
+"""`motion:LENGTH@ANGLE`: a uniform motion along a straight line."""
 
 from __future__ import annotations
 
@@ -6,40 +6,25 @@ import math
 
 import torch
 
-from deconv_cli.kernels.sources.kernel_source import (
-    BlurFamily,
-    KernelSource,
-    Numbers,
-    geometric,
-    pixels_reached,
-    unit_sum,
-)
-from deconv_cli.kernels.sources.traced_line import trace_line
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, check_length
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers, geometric
 
 
-def motion_kernel(length: float, angle: float) -> torch.Tensor:
-    """Measure a centered line in each pixel.
+def motion_kernel(length: float, angle: float) -> ContinuousKernel:
+    """Describe a centered line.
 
     Args:
         length: of the line, in pixels.
         angle: of the line, in degrees, counterclockwise from the horizontal as the picture is seen.
 
-    Returns:
-        Shape `(kH, kW)`, both odd, float64, sum 1.
-
     Raises:
         UsageError: the length is not positive, or too large.
     """
-    half = length / 2
-    pixels_reached(half, "LENGTH")
+    half = check_length(length / 2, "LENGTH")
     # Rows count downwards.
-    steps = (-math.sin(math.radians(angle)), math.cos(math.radians(angle)))
-    reach = [pixels_reached(max(half * abs(step), 1e-9), "LENGTH") for step in steps]
-    end = torch.tensor([half * step for step in steps], dtype=torch.float64)
-    taps = torch.zeros(2 * reach[0] + 1, 2 * reach[1] + 1, dtype=torch.float64)
-    trace_line(taps, torch.zeros_like(end), end, half)
-    # The other half of the line.
-    return unit_sum(taps + taps.flip((0, 1)))
+    down, right = -math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    reach = (abs(half * down), abs(half * right))
+    return ContinuousKernel(reach, lambda fy, fx: torch.sinc(length * (fy * down + fx * right)))
 
 
 def _starts(reach: float) -> list[Numbers]:

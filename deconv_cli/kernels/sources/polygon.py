@@ -8,43 +8,43 @@ from collections.abc import Mapping
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers, pixels_reached, unit_sum
-from deconv_cli.kernels.sources.subpixels import integrate_over_pixels
+from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, check_length
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, KernelSource, Numbers
 
 _MOST_BLADES = 12
-_SHARPNESS = 8.0
-"""Edges fade over an eighth of a pixel, so that the taps change smoothly with the numbers."""
+_NO_WAVE = 1e-16
+"""Square of a frequency that is zero but for rounding."""
 
 
-def polygon_kernel(blades: float, radius: float, angle: float) -> torch.Tensor:
-    """Cover each pixel with a centered regular polygon.
+def polygon_kernel(blades: float, radius: float, angle: float) -> ContinuousKernel:
+    """Describe a centered regular polygon, its transform as an integral along its sides by the divergence theorem.
 
     Args:
         blades: how many sides, a whole number from 3 to 12.
         radius: from the center to a corner, in pixels.
-        angle: of one corner, in degrees, counterclockwise from the horizontal as the picture is seen.
-
-    Returns:
-        Shape `(k, k)`, k odd, float64, sum 1.
+        angle: of one corner, in degrees, counterclockwise from the horizontal as a point of the picture is seen.
 
     Raises:
         UsageError: not so many blades; or the radius is not positive, or too large.
     """
     if blades != round(blades) or not 3 <= blades <= _MOST_BLADES:
         raise UsageError(f"BLADES must be a whole number from 3 to {_MOST_BLADES}, but is {blades:g}.")
-    n = pixels_reached(radius, "RADIUS")
-    sector = 2 * math.pi / blades
-    middles = torch.arange(round(blades), dtype=torch.float64) * sector + sector / 2 + math.radians(angle)
-    inner = radius * math.cos(sector / 2)
+    check_length(radius, "RADIUS")
+    half = math.pi / blades
+    inner, side = radius * math.cos(half), 2 * radius * math.sin(half)
+    area = blades * inner * side / 2
+    normals = [math.radians(angle) + half * (2 * i + 1) for i in range(round(blades))]
 
-    def covered(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        inside = torch.full_like(x, math.inf)
-        for middle in middles:
+    def transform(fy: torch.Tensor, fx: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(fy + fx, dtype=torch.complex128)
+        for normal in normals:
             # Rows count downwards.
-            inside = torch.minimum(inside, inner - x * middle.cos() + y * middle.sin())
-        return (0.5 + _SHARPNESS * inside).clamp(0, 1)
+            across, along = fx * math.cos(normal) - fy * math.sin(normal), fx * math.sin(normal) + fy * math.cos(normal)
+            total += torch.polar(across * torch.sinc(side * along), -2 * math.pi * inner * across)
+        squares = fx.square() + fy.square()
+        return torch.where(squares > _NO_WAVE, 1j * side / (2 * math.pi * area) * total / squares, 1.0)
 
-    return unit_sum(integrate_over_pixels(covered, n))
+    return ContinuousKernel((radius, radius), transform)
 
 
 def _starts(best: Mapping[str, Numbers]) -> list[Numbers]:
