@@ -25,7 +25,7 @@ _FLAT = 0.03
 
 def negative_share(taps: Tensor, n_axes: int) -> float:
     """Give the weight of the negative taps of kernels `(*, *k)` beside that of the others, where it is largest."""
-    axes = space_axes(n_axes)
+    axes, taps = space_axes(n_axes), taps.detach()
     shares = -taps.clamp_max(0).sum(axes) / taps.clamp_min(0).sum(axes).clamp_min(torch.finfo(taps.dtype).tiny)
     return synchronize.as_number(shares.max())
 

@@ -16,6 +16,7 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, l
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
 from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, measure_spectrum
+from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 from deconv_cli.operators import synchronize
 from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
@@ -27,6 +28,8 @@ _LUMA = (0.299, 0.587, 0.114)
 """Of stored values, as JPEG makes it (ITU-T T.871)."""
 _LEAST_FREE_SIZE, _ROOM = 15, 1.5
 """A kernel of free form gets so many taps a side at least, and so many times those of the family."""
+_TRACES = 0.01
+"""Of the largest row or column."""
 _PARTS_A_SIDE = 3
 _WINDOW = 2048
 _MUCH_LIKELIER = 20.0
@@ -171,12 +174,18 @@ def estimate_free_kernel(
     """
     picture = BlurredPicture.of(image, tone_curve=tone_curve)
     found = estimate_family(picture.spectrum()) if start is None else start
-    taps = found.taps()
+    taps = without_negative_taps(found.taps(), 2)
     if size is None:
         room = min(MAX_SIZE, min(picture.luminance.shape) // 4)
-        wanted = max(_LEAST_FREE_SIZE, round(_ROOM * max(taps.shape)))
+        wanted = max(_LEAST_FREE_SIZE, round(_ROOM * _extent(taps)))
         size = (min(wanted, room) - 1) // 2 * 2 + 1
     return free_form(picture.luminance, taps, size=size)
+
+
+def _extent(taps: Tensor) -> int:
+    """Count the rows or columns, whichever are more, that hold more than traces of a kernel."""
+    sums = (taps.sum(1), taps.sum(0))
+    return max(int((along > _TRACES * along.max()).sum()) for along in sums)
 
 
 def check_alignment(

@@ -86,7 +86,7 @@ class KernelFit:
         return ()
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
-        """Say what else is odd about the kernel, of so many axes, a sentence each without its full stop."""
+        """Say what is odd about a kernel, of so many axes, that nothing makes doubtful, a sentence each."""
         return describe_raised(raised_detail(self.taps, self.errors, n_axes))
 
     def _sharpens(self, n_axes: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -16,11 +18,16 @@ def test_a_formula_is_written(deconv, tmp_path, words):
     assert np.array_equal(np.load(tmp_path / "k.npy"), make_kernel(words).float().numpy())
     assert done.report["sum"] == pytest.approx(1.0)
     assert "draws on a terminal" in done.stderr
+    record = json.loads((tmp_path / "k.npy.json").read_text())
+    assert (record["command"], record["kernel"]) == ("kernel make", words)
+    assert record["output"]["samples_sha256"]
 
 
 def test_refusals(refuses, tmp_path):
     refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="is written disk:RADIUS")
-    refuses("kernel", "make", "blob:3", code=ExitCode.USAGE, says="must be one of")
+    refuses("kernel", "make", "gausian:3", code=ExitCode.USAGE, says="perhaps gaussian was meant")
+    (tmp_path / "k.npy.json").write_text("mine")
+    refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says="exists already")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
 
 
@@ -30,6 +37,17 @@ def test_lengths_in_units(deconv, refuses, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "k.npy"), expected, atol=1e-7)
     refuses("kernel", "make", "gaussian:0.3um", code=ExitCode.USAGE, says="as --spacing 0.2")
     refuses("kernel", "make", "gaussian:2", "--spacing", "1,1", code=ExitCode.USAGE, says="leave it out")
+
+
+def test_the_kernel_of_a_signal(deconv, tmp_path):
+    deconv("kernel", "make", "box:3", "--signal", "-o", tmp_path / "k.npy", "-q")
+    taps = make_kernel("box:3", dimensions=1)
+    assert np.array_equal(np.load(tmp_path / "k.npy"), taps.float().numpy())
+    signal = np.random.default_rng(0).random((1, 40))
+    np.save(tmp_path / "x.npy", signal)
+    deconv("forward", tmp_path / "x.npy", "-k", "box:3", "--dimensions", "1", "-o", tmp_path / "y.npy", "-q")
+    expected = np.convolve(np.pad(signal[0], len(taps) // 2), taps.numpy(), "valid")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy")[0], expected, atol=1e-6)
 
 
 def test_a_kernel_takes_its_units_from_the_picture(deconv, refuses, tmp_path):

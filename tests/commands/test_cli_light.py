@@ -92,7 +92,8 @@ def test_light_is_nearer_to_the_truth_than_stored_values(deconv, samples_folder,
     for light in ("linear", "stored"):
         words = ("invert", blurred, "-k", "disk:3", "-o", tmp_path / f"{light}.tif", "-q", "--light", light)
         deconv(*words, "--lambda", "1e-4", expect=TRUSTED_OR_NOT)
-        found[light] = float((read_image(tmp_path / f"{light}.tif").values - truth).square().mean().sqrt())
+        inner = (read_image(tmp_path / f"{light}.tif").values - truth)[..., 8:-8, 8:-8]
+        found[light] = float(inner.square().mean().sqrt())
     assert found["linear"] < 0.75 * found["stored"]
 
 
@@ -292,7 +293,7 @@ def test_what_is_recorded_elsewhere_decides_for_the_library():
 def test_the_estimate_is_differentiable_through_the_curve():
     generator = torch.Generator().manual_seed(0)
     y = (30 + 180 * torch.rand(1, 5, 6, generator=generator, dtype=torch.float64)).requires_grad_(True)
-    kernel = deconv_cli.make_kernel("gaussian:0.5").double()
+    kernel = torch.tensor([[1.0, 2, 1], [2, 8, 2], [1, 2, 1]], dtype=torch.float64) / 20
 
     def restore(data):
         settings = {"boundary": "circular", "light": "linear", "tone_curve": SRGB, "lam": 1e-2}

@@ -236,12 +236,12 @@ def test_inspect_tells_of_stacks_and_of_kernels_of_three_axes(tmp_path, deconv, 
 def test_formulas_work_plane_by_plane_or_on_the_stack(tmp_path, deconv, refuses, rng):
     stack = rng.random((12, 14, 14)).astype("float32")
     source = imagej(tmp_path / "s.tif", stack)
-    for formula, said in (("gaussian:0.3", "3×3"), ("gaussian3d:0.4@0.3", "5×3×3")):
+    for formula in ("gaussian:1", "gaussian3d:0.5@1"):
         run = deconv(
             "forward", source, "--kernel", formula, "--boundary", "circular", "-o", tmp_path / "o.tif", "--force"
         )
         taps = make_kernel(formula).numpy()
-        assert f"{said} correlation" in run.stderr
+        assert f"{'×'.join(map(str, taps.shape))} correlation" in run.stderr
         expected = blurred(stack, taps if taps.ndim == 3 else taps[None])
         np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=1e-5)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import deconv_cli
 from deconv_cli import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 
 
 def photograph(name="camera", size=100):
@@ -104,7 +105,7 @@ def test_signals_and_stacks(shape):
 
 
 def test_constraints_hold_and_help():
-    kernel, x = centered(deconv_cli.make_kernel("motion:5@20"), (9, 9)), photograph(size=60)
+    kernel, x = centered(without_negative_taps(deconv_cli.make_kernel("motion:5@20"), 2), (9, 9)), photograph(size=60)
     y = deconv_cli.forward(x, kernel, padding="valid")
     y = y + 0.1 * float(y.std()) * random(tuple(y.shape))
     free = deconv_cli.fit_kernel([(x, y)], (9, 9))
@@ -124,6 +125,16 @@ def test_a_support_that_is_too_small_is_told():
     assert not deconv_cli.fit_kernel([(x, y)], (9, 9), boundary="reflect").is_cut(2)
     clean = deconv_cli.forward(x, kernel, boundary="reflect")
     assert not deconv_cli.fit_kernel([(x, clean)], (11, 11), boundary="reflect").is_cut(2)
+
+
+@pytest.mark.parametrize(("formula", "sigma"), [("gaussian:0.8", 0.3), ("disk:3", 15.0)])
+def test_a_pair_in_the_wrong_order_is_told_at_any_noise(formula, sigma):
+    x = photograph(size=60)
+    y = deconv_cli.forward(x, deconv_cli.make_kernel(formula), boundary="reflect") + sigma * random(tuple(x.shape))
+    x = x + sigma * random(tuple(x.shape), seed=1)
+    assert deconv_cli.fit_kernel([(x, y)], (9, 9)).notes(2) == ()
+    swapped = deconv_cli.fit_kernel([(y, x)], (9, 9))
+    assert all("exchange the pictures" in found for found in swapped.doubts(2) or swapped.notes(2))
 
 
 def test_a_hopeless_support_a_swapped_pair_and_pictures_of_two_scenes_are_doubted():
