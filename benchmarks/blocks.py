@@ -66,9 +66,9 @@ def blocks_and_whole(kernel: str, size: int, block: int, options: dict[str, Any]
         found = invert_blocks(source, taps, target, files=files, blocks=cut, defaults="picture", **options)
         assert found.summary is not None
         blocks = np.load(target)
-    # Blocks of total variation are solved further than a whole, which would else differ by what it leaves undone.
-    solved: dict[str, Any] = {"tolerance": found.plan.choices.tolerance, "dtype": found.plan.choices.dtype}
-    whole_s, whole = timed(lambda: deconv_cli.invert(y, taps, defaults="picture", **options | solved))
+    # What was chosen once for all blocks is the whole's too.
+    same: dict[str, Any] = {"iterations": found.plan.choices.iterations, "rho": found.plan.choices.rho}
+    whole_s, whole = timed(lambda: deconv_cli.invert(y, taps, defaults="picture", **options | same))
     return {
         "difference": float(np.abs(blocks - whole.image.numpy()).max() / found.plan.halo.range),
         "predicted": found.plan.halo.predicted,

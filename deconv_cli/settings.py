@@ -115,7 +115,9 @@ class ReconstructionSettings:
         weight: of the total variation or of another prior, in units of the samples; `auto` or `None` takes it from the
             noise.
         gain: for Richardson–Lucy, units of the samples a count; `auto` estimates it, `None` holds samples out instead.
-        iterations: for Richardson–Lucy, how many there are, in place of a rule that ends them by the noise.
+        iterations: for Richardson–Lucy and the total variation, how many there are, in place of a rule that ends them.
+        rho: for the total variation, the ρ of its steps, which weighs the split differences; `None` adapts it to the
+            image.
         method: how to solve; `auto` takes what costs least.
         tolerance: the certificate at which an iteration stops; `None` takes the solver's own.
         max_iterations: iterations at most.
@@ -152,6 +154,7 @@ class ReconstructionSettings:
     weight: float | Auto | None = None
     gain: float | Auto | None = None
     iterations: int | None = None
+    rho: float | None = None
     method: str = "auto"
     tolerance: float | None = None
     max_iterations: int = MAX_ITERATIONS
@@ -271,6 +274,7 @@ class ReconstructionSettings:
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
         self._take("iterations", Integral, "a positive whole number", lambda v: v >= 1)
+        self._take("rho", Real, "a positive number", lambda v: v > 0)
         self._take("tolerance", Real, "a number between 0 and 1", lambda v: 0 < v < 1)
         self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
@@ -311,11 +315,13 @@ class ReconstructionSettings:
             )
         if self.gain is not None and objective != "richardson-lucy":
             raise UsageError('gain is of use to method="richardson-lucy" alone; use that method, or leave it out.')
-        if self.iterations is not None and (objective != "richardson-lucy" or self.gain is not None):
+        if self.iterations is not None and (objective not in ("richardson-lucy", "tv") or self.gain is not None):
             raise UsageError(
-                'iterations says how many there are of method="richardson-lucy", in place of gain; use that method, '
-                "without gain, or leave iterations out."
+                'iterations says how many there are of method="richardson-lucy", in place of gain, or of prior="tv"; '
+                "use one of them, without gain, or leave iterations out."
             )
+        if self.rho is not None and objective != "tv":
+            raise UsageError('rho is that of the iteration of prior="tv"; use that prior, or leave rho out.')
         if is_rl and (self.nonnegative or self.prior not in ("quadratic", "richardson-lucy")):
             what = "nonnegative=True, which its estimates are anyway," if self.nonnegative else f"prior={self.prior}"
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.blocks.sample_windows import SampleWindow, cube_sides
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.vocabulary import ArithmeticDType, Size
+from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
+SMALL = 2**14
+"""Samples of a piece from which nothing is chosen."""
 N_PIECES = 5
 """Pieces that are restored to choose from: those with the most contrast of the places that are looked at."""
 
@@ -26,18 +28,16 @@ class FixedChoices:
     Attributes:
         lams: λ, or that of each channel; empty where the objective has none.
         weight: of a prior; `None` where there is none.
-        iterations: of Richardson–Lucy; `None` for other objectives.
+        iterations: of Richardson–Lucy and the total variation; `None` for other objectives.
         noise: a model, or one for each channel; empty where none was looked for.
-        tolerance: to which an iteration is solved; `None` for the solver's own.
-        dtype: precision of the arithmetic that it needs; `None` for what the settings say.
+        rho: of the steps of the total variation; `None` for other objectives.
     """
 
     lams: tuple[float, ...] = ()
     weight: float | None = None
     iterations: int | None = None
     noise: tuple[NoiseModel, ...] = ()
-    tolerance: float | None = None
-    dtype: ArithmeticDType | None = None
+    rho: float | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Give the choices as JSON can hold them."""
@@ -46,27 +46,23 @@ class FixedChoices:
             "weight": self.weight,
             "iterations": self.iterations,
             "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
-            "tolerance": self.tolerance,
-            "dtype": self.dtype,
+            "rho": self.rho,
         }
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> FixedChoices:
         """Read what `as_record` gave."""
         noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
-        dtype = None if record["dtype"] is None else ArithmeticDType(record["dtype"])
-        lams = tuple(record["lambda"])
-        return cls(lams, record["weight"], record["iterations"], noise, record["tolerance"], dtype)
+        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, record["rho"])
 
     def settle(self, problem: BlockProblem) -> BlockProblem:
         """Settle what a problem left open."""
-        settings = problem.settings if self.dtype is None else replace(problem.settings, dtype=self.dtype)
-        return replace(problem, settings=settings, resolution=self._apply(problem.resolution))
+        return replace(problem, resolution=self._apply(problem.resolution))
 
     def _apply(self, resolution: Resolution) -> Resolution:
         settings, reasons = resolution.settings, resolution.reasons
-        if self.tolerance is not None:
-            settings = replace(settings, tolerance=self.tolerance)
+        if self.rho is not None:
+            settings = replace(settings, rho=self.rho)
         if self.noise:
             settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
         if self.weight is not None:
@@ -95,15 +91,23 @@ def fix_choices(
         sides: of the pieces, along each axis of space.
         progress: is told which piece is restored.
     """
-    size = problem.data_size
-    # Where all else is given, a single piece tells the kind of noise.
-    chosen, pipeline = windows[: N_PIECES if _is_open(problem.resolution) else 1], problem.pipeline()
+    size, is_open = problem.data_size, _is_open(problem.resolution)
+    # Where all else is given, a single piece tells the kind of noise, and a small one which solver there is.
+    chosen, pipeline = windows[: N_PIECES if is_open else 1], problem.pipeline()
+    if not is_open and not problem.resolution.settings.is_linear:
+        sides = cube_sides(sides, SMALL)
     found: list[Reconstruction] = []
     for number, window in enumerate(chosen, start=1):
         data, step = window.data(sides, size), f"what holds for all blocks: piece {number} of {len(chosen)}"
         found.append(problem.restore(problem.read(window.batch, data), data, pipeline, StepOf(step, progress)))
     shares = [max(window.contrast, 1e-300) for window in chosen]
-    return FixedChoices(_lams(found, shares), _weight(found, shares), _iterations(found, shares), _noise(found, shares))
+    return FixedChoices(
+        lams=_lams(found, shares),
+        weight=_weight(found, shares),
+        iterations=_iterations(found, shares),
+        noise=_noise(found, shares),
+        rho=found[0].solution.rho,
+    )
 
 
 def _is_open(resolution: Resolution) -> bool:

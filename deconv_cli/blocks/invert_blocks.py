@@ -136,7 +136,7 @@ class BlockReconstruction:
             "penalty": settings.penalty if settings.has_lambda else None,
             "weight": self.plan.choices.weight,
             "iterations": self.plan.choices.iterations,
-            "tolerance": self.plan.choices.tolerance,
+            "rho": self.plan.choices.rho,
             "is_trusted": not self.doubts,
             "doubts": list(self.doubts),
             "plan": self.task.as_record(),

@@ -13,6 +13,7 @@ from deconv_cli.vocabulary import format_memory
 
 LAMBDAS = (*(float(f"{digit}e{power}") for power in range(-8, 0) for digit in (1, 3)), 1.0)
 ITERATIONS = (1000, 500, 300, 200, 100, 50, 30, 20, 10, 5, 3, 2, 1)
+WEIGHT_STEP = 3.0
 """What is tried, in steps that make a difference."""
 
 
@@ -27,19 +28,23 @@ def advise(
         options: how it is to be cut.
         agree: tells whether blocks agree under other choices; takes long.
     """
-    found = nearest(candidates(problem, choices), agree)
+    found = next(filter(None, (nearest(tried, agree) for tried in directions(choices))), None)
     whole = f"restore it as a whole{_needs_of_whole(problem, options)}"
     if found is None:
         return whole
     return f"use {_as_argument(found)}, under which blocks were measured to agree with the whole, or {whole}"
 
 
-def candidates(problem: BlockProblem, choices: FixedChoices) -> list[FixedChoices]:
-    """List choices under which a cut reaches less far, the nearest first."""
+def directions(choices: FixedChoices) -> list[list[FixedChoices]]:
+    """List choices under which a cut may reach less far, the nearest first, and where it is not clear the other way."""
     if choices.lams:
-        return [replace(choices, lams=(lam,)) for lam in LAMBDAS if lam > max(choices.lams)]
+        return [[replace(choices, lams=(lam,)) for lam in LAMBDAS if lam > max(choices.lams)]]
+    if choices.weight is not None:
+        # A large one makes wide regions flat, each as one, and under a small one the inverse of the kernel rings on.
+        smaller, larger = ([choices.weight * WEIGHT_STEP ** (sign * n) for n in (1, 2, 3)] for sign in (-1, 1))
+        return [[replace(choices, weight=float(f"{w:.1g}")) for w in weights] for weights in (smaller, larger)]
     if choices.iterations is not None:
-        return [replace(choices, iterations=n) for n in ITERATIONS if n < choices.iterations]
+        return [[replace(choices, iterations=n) for n in ITERATIONS if n < choices.iterations]]
     return []
 
 
@@ -61,6 +66,8 @@ def nearest(tried: Sequence[FixedChoices], agree: Callable[[FixedChoices], bool]
 def _as_argument(choices: FixedChoices) -> str:
     if choices.lams:
         return f"lam={choices.lams[0]:g}"
+    if choices.weight is not None:
+        return f"weight={choices.weight:g}"
     return f"iterations={choices.iterations}"
 
 

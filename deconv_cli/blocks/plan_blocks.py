@@ -18,12 +18,15 @@ from deconv_cli.blocks.halo_depth import BlocksDisagreeError
 from deconv_cli.blocks.less_influence import advise
 from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, cube_sides, find_windows
 from deconv_cli.blocks.seam_places import choose_seams
-from deconv_cli.blocks.solver_tolerance import choose_tolerance
+from deconv_cli.blocks.solver_steps import choose_steps
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
+
+TIMED_SAMPLES = 2**15
+"""Samples of a piece on which an iteration is timed, at most."""
 
 
 def plan_blocks(
@@ -56,7 +59,7 @@ def plan_blocks(
     windows = find_windows(problem, piece)
 
     def lay_out(choices: FixedChoices, progress: ProgressListener) -> tuple[FixedChoices, BlockCut]:
-        choices = choose_tolerance(problem, choices, windows, progress)
+        choices = choose_steps(problem, choices, windows, progress)
         return choices, cut_blocks(choices.settle(problem), target, options, windows, progress)
 
     def agree(choices: FixedChoices) -> bool:
@@ -90,10 +93,12 @@ def plan_blocks(
 
 
 def time_restoring(problem: BlockProblem, window: SampleWindow, sides: Size) -> float:
-    """Measure the seconds that a sample takes, once the inverse is built."""
-    data = window.data(sides, problem.data_size)
+    """Measure the seconds that a sample takes: once the inverse is built, which iterations take long beside."""
+    is_linear = problem.resolution.settings.is_linear
+    data = window.data(sides if is_linear else cube_sides(sides, TIMED_SAMPLES), problem.data_size)
     values, pipeline = problem.read(window.batch, data), problem.pipeline()
-    problem.restore(values, data, pipeline)
+    if is_linear:
+        problem.restore(values, data, pipeline)
     started = time.perf_counter()
     problem.restore(values, data, pipeline)
     return (time.perf_counter() - started) / prod(values.shape)

@@ -309,8 +309,8 @@ class BlockRestoration:
         if found.plan.choices.iterations is not None:
             options["--iterations"] = found.plan.choices.iterations
             options.pop("--gain", None)
-        if found.plan.choices.tolerance is not None:
-            options["--tolerance"] = repr(found.plan.choices.tolerance)
+        if found.plan.choices.rho is not None:
+            options["--rho"] = repr(found.plan.choices.rho)
         return {
             **large.loaded.options,
             **self._files.as_options(),

@@ -272,8 +272,16 @@ SETTINGS_OPTIONS = dict(
             "iterations",
             int,
             PRIOR,
-            "For method richardson-lucy: how many there are. Default: until the noise ends them.",
+            "How many iterations there are of method richardson-lucy, or of prior tv. Default: until the noise or "
+            "--tolerance ends them.",
             min=1,
+        ),
+        _setting(
+            "rho",
+            float,
+            PRIOR,
+            "For prior tv: the ρ of its iteration. Default: adapted to the image; in blocks one that suits all.",
+            min=0.0,
         ),
         _setting(
             "method",

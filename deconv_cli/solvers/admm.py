@@ -51,10 +51,18 @@ class Admm:
         build: builds (AᴴA + ρ∇ᴴ∇)⁻¹ for a ρ.
         y: data, shape `(*batch, C_out, *output_size)`.
         sigma_max: the largest singular value of the kernel's symbol.
+        rho: the ρ of all steps; `None` adapts it to the image.
+
+    Attributes:
+        x: the estimate.
+        y: the data.
+        rho: the ρ of the last step.
     """
 
-    def __init__(self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float) -> None:
-        self._build = build
+    def __init__(
+        self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float, rho: float | None = None
+    ) -> None:
+        self._build, self._given_rho = build, rho
         start = build(START_LAMBDA * sigma_max**2)
         self._operator, self._gradient = start.problem.operator, start.problem.penalty_operator
         self._sigma_max = sigma_max
@@ -67,7 +75,7 @@ class Admm:
         self._z = self._gradient.forward(self.x)
         self._change = torch.zeros_like(self._z)
         self._p = torch.zeros_like(self._z)
-        self._rho = 0.0
+        self.rho = 0.0
         self._inverse: Inverse | None = None
 
     @property
@@ -89,12 +97,13 @@ class Admm:
         # Differences as small as rounding are no edges.
         self._p = weight * self._z / length.clamp_min(max(MIN_EDGE * size, SMALLEST))
         spread = max(synchronize.as_number(self._z.square().mean().sqrt()), MIN_EDGE * size)
-        self._set_rho(weight / spread if spread > 0 else self._sigma_max**2)
+        adapted = weight / spread if spread > 0 else self._sigma_max**2
+        self._set_rho(adapted if self._given_rho is None else self._given_rho)
 
     def step(self, weight: float) -> None:
         """Take one step."""
         assert self._inverse is not None
-        rho, gradient = self._rho, self._gradient
+        rho, gradient = self.rho, self._gradient
         pull = rho * (self._z - gradient.forward(self.x)) - self._p
         left = self._operator.adjoint(self._residual) + gradient.adjoint(pull)
         self.x = self.x + _solve_roughly(self._inverse, left)
@@ -106,14 +115,16 @@ class Admm:
         self._change, self._z = shrunk - self._z, shrunk
 
     def balance(self) -> None:
-        """Change ρ where one of the two relative residuals is much larger than the other."""
+        """Change ρ where one of the two relative residuals is much larger than the other, unless it was given."""
+        if self._given_rho is not None:
+            return
         edges = self._gradient.forward(self.x)
         split = _size(edges - self._z) / max(_size(edges), _size(self._z), TINY)
-        change = self._rho * _size(self._gradient.adjoint(self._change))
+        change = self.rho * _size(self._gradient.adjoint(self._change))
         change /= max(_size(self._gradient.adjoint(self._p)), TINY)
         factor = math.sqrt(split / change) if split > 0 and change > 0 else 1.0
         if not 1 / MIN_MISMATCH < factor < MIN_MISMATCH:
-            self._set_rho(self._rho * min(max(factor, 1 / MAX_MISMATCH), MAX_MISMATCH))
+            self._set_rho(self.rho * min(max(factor, 1 / MAX_MISMATCH), MAX_MISMATCH))
 
     def certificate(self, weight: float) -> Tensor:
         """Compute the larger of gap and stationarity (as in `TotalVariationEstimator`), shape `(*batch,)`."""
@@ -139,7 +150,7 @@ class Admm:
 
     def _set_rho(self, rho: float) -> None:
         self._inverse = None  # the old one's memory first
-        self._rho, self._inverse = rho, self._build(rho)
+        self.rho, self._inverse = rho, self._build(rho)
 
 
 @dataclass
@@ -153,6 +164,14 @@ class AdmmRun:
 
     admm: Admm
     log: IterationLog
+
+    def take(self, weight: float, n_steps: int) -> Status:
+        """Take so many steps, whatever certificate they lead to."""
+        self.admm.begin(weight)
+        for _ in range(n_steps):
+            self.admm.step(weight)
+            self.log.record(synchronize.as_number(self.admm.certificate(weight).max()))
+        return Status.ALL_ITERATIONS
 
     def run(self, weight: float, tolerance: float) -> Status:
         """Take steps until the certificate is reached, nothing is gained any more, or the steps are spent."""

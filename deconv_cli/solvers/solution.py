@@ -66,6 +66,7 @@ class Solution:
         residual_norms: the certificate after every iteration, as the iteration itself computed it.
         objective: what `value` minimizes, in words.
         weight: of the prior, where there is one; given, or found from the noise.
+        rho: the last ρ of an iteration by ADMM; `None` for others.
         n_steps: of an iteration that the noise ends, those that led to `value`, without the ones that looked for their
             number; `None` for others.
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
@@ -83,6 +84,7 @@ class Solution:
     weight: float | None = None
     distance_bound: float | None = None
     n_steps: int | None = None
+    rho: float | None = None
 
     def raise_for_status(self) -> Solution:
         """Return the solution itself, if it is to be trusted.

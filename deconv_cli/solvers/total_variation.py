@@ -79,6 +79,8 @@ class TotalVariationEstimator(Estimator):
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
         image_size: size of the images that are wanted back.
         settings: padding, boundary, tolerance (by default 1e-4 in float32, 1e-6 in float64), iterations and memory.
+            So many `iterations` at a `rho` decide nothing over the whole image: what a pixel becomes depends on data
+            near it alone.
         weight: w > 0, in the unit of the samples; `None` looks for the one under which ‖Ax − y‖² is what noise of the
             standard deviation `noise` makes (Morozov's discrepancy principle; one weight for a whole batch).
         noise: standard deviation of white noise in the data, in the unit of the samples; needed without a weight.
@@ -127,11 +129,11 @@ class TotalVariationEstimator(Estimator):
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
             _check_noise(data, self.noise)
-        admm = Admm(self.inverse, data / unit, self.spectrum.sigma_max)
+        admm = Admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
         run = AdmmRun(admm, log)
         weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
-        status = run.run(weight, self.tolerance) if explains_noise else Status.NOISE_NOT_REACHED
+        status = self._finish(run, weight) if explains_noise else Status.NOISE_NOT_REACHED
         certificate = synchronize.as_number(admm.certificate(weight).max())
         weight *= unit
         return Solution(
@@ -142,7 +144,13 @@ class TotalVariationEstimator(Estimator):
             tuple(log.history),
             f"½‖Ax − y‖² + {weight:.4g}·TV(x)",
             weight,
+            rho=admm.rho,
         )
+
+    def _finish(self, run: AdmmRun, weight: float) -> Status:
+        """Minimize as far as is asked for: up to a tolerance, or by so many steps."""
+        n_steps = self.settings.iterations
+        return run.run(weight, self.tolerance) if n_steps is None else run.take(weight, n_steps)
 
     def inverse(self, rho: float) -> Inverse:
         """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""

@@ -166,6 +166,19 @@ def test_progress_falls_to_the_certificate():
     assert seen[-1][1] == solution.certificate < 1e-3 * seen[0][1]
 
 
+def test_so_many_steps_at_one_rho_depend_on_data_nearby_alone():
+    options = {"prior": "tv", "size": (42, 42), "padding": "valid", "iterations": 20, "rho": 0.2}
+    whole = estimator(BLUR, **options)
+    y = blocks(whole)[1]
+    solution = whole.solve(y)
+    assert solution.status is Status.ALL_ITERATIONS
+    assert (solution.n_iterations, solution.rho) == (20, 0.2)
+    part = estimator(BLUR, **options | {"size": (36, 36)}).solve(y[..., 3:-3, 3:-3])
+    difference = (solution.value[..., 3:-3, 3:-3] - part.value).abs()
+    assert difference.max() > 0.1
+    assert difference[..., 15:-15, 15:-15].max() < 3e-4
+
+
 def test_spent_iterations_are_told():
     estimate = estimator(BLUR, max_iterations=3)
     assert estimate.solve(blocks(estimate)[1]).status is Status.MAX_ITERATIONS

@@ -1,0 +1,55 @@
+"""How many steps of the total variation blocks take, and at which ρ: the same in all, which none decides for itself.
+
+An iteration that ends at a tolerance ends elsewhere in each block, and blur leaves the objective so flat that pixels
+may then be off by more than seams may be. A step at a given ρ is local: after so many of them two blocks agree where
+they know the same data, however far the minimum is. So the steps are counted on pieces, as those of Richardson–Lucy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.fixed_choices import FixedChoices
+from deconv_cli.blocks.halo_depth import N_FITTED
+from deconv_cli.blocks.sample_windows import SampleWindow, cube_sides
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
+
+MAX_SAMPLES = 2**15
+"""Samples of a piece, at most: how fast an iteration is depends little on its size."""
+
+
+def choose_steps(
+    problem: BlockProblem, choices: FixedChoices, windows: Sequence[SampleWindow], progress: ProgressListener
+) -> FixedChoices:
+    """Choose ρ, and how many steps at it reach the tolerance on all of a few pieces; for other solvers nothing.
+
+    Args:
+        problem: what is restored, as it was laid out.
+        choices: what was chosen so far.
+        windows: pieces of the picture, those with the most contrast first.
+        progress: is told which piece is solved.
+    """
+    if choices.rho is None:
+        return choices
+    given = problem.settings
+
+    def solve_pieces(choices: FixedChoices, what: str) -> list[Solution]:
+        settled = choices.settle(problem)
+        sides, pipeline, found = cube_sides(problem.data_size, MAX_SAMPLES), settled.pipeline(), []
+        for number, window in enumerate(windows[:N_FITTED], start=1):
+            data = window.data(sides, problem.data_size)
+            step = StepOf(f"{what} of all blocks: piece {number}", progress)
+            found.append(settled.restore(settled.read(window.batch, data), data, pipeline, step).solution)
+        return found
+
+    if given.rho is None:
+        adapted = solve_pieces(replace(choices, rho=None, iterations=given.iterations), "ρ")
+        choices = replace(choices, rho=median(solution.rho for solution in adapted if solution.rho is not None))
+    if given.iterations is None:
+        solved = solve_pieces(replace(choices, iterations=None), "the steps")
+        choices = replace(choices, iterations=max(solution.n_iterations for solution in solved))
+    return choices
