@@ -50,17 +50,31 @@ LayersOption = Annotated[
 ]
 
 
+TimeLimitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        help="How long to look for an input of --layers at most: the best one until then is written.",
+        show_default=False,
+        rich_help_panel=MODEL_FILES,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Chain:
-    """Which layers of which model, as they were typed."""
+    """Which layers of which model, and how long to look for their input, as they were typed."""
 
     layers: str
     path: Path
     model: ModelOptions
+    time_limit: float | None
 
     def as_options(self) -> OptionValues:
         """Give the options that would be typed again."""
-        return {"--kernel": self.path, "--layers": self.layers, **_typed(self.model)}
+        options = {"--kernel": self.path, "--layers": self.layers, "--time-limit": self.time_limit}
+        return options | _typed(self.model)
 
 
 def _typed(model: ModelOptions) -> OptionValues:
@@ -72,6 +86,7 @@ def read_chain(
     model: ModelOptions,
     kernel: list[Path] | None,
     extra: ExtraOutputs,
+    time_limit: float | None,
     others: OptionValues,
 ) -> Chain | None:
     """Find out whether a chain is to be undone, and refuse what does not go with it, or is of no use without.
@@ -81,23 +96,25 @@ def read_chain(
         model: how to open the model.
         kernel: what `--kernel` names.
         extra: outputs besides the estimate.
+        time_limit: what `--time-limit` says.
         others: further options that do not go with a chain, with their values; `None` for those not given.
 
     Raises:
         UsageError: for the first that would be ignored.
     """
     if layers is None:
-        idle = [name for name, value in _typed(model).items() if value is not None]
+        options = {"--time-limit": time_limit, **_typed(model)}
+        idle = [name for name, value in options.items() if value is not None]
         if idle:
             raise UsageError(f"{idle[0]} is for --layers, which is missing; add it, or leave {idle[0]} out.")
         return None
     given = [name for name, value in others.items() if value is not None]
-    given += ["--report, --truth, --error-map or --trust-mask"] if extra.need_prediction else []
+    given += ["--truth, --error-map or --trust-mask"] if extra.is_prediction_kept else []
     if given:
         raise UsageError(f"--layers does not go with {given[0]}; leave one of the two out.")
     if kernel is None or len(kernel) != 1:
         raise UsageError("--layers wants one --kernel FILE, which holds the model or its weights.")
-    return Chain(layers, kernel[0], model)
+    return Chain(layers, kernel[0], model, time_limit)
 
 
 def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, tuple[str, ...]]:
@@ -139,6 +156,7 @@ class ChainRestoration:
         device: where to compute.
         settings: those that were typed.
         printed: what is printed.
+        page: the HTML file of a report; `None` for none.
     """
 
     def __init__(
@@ -148,8 +166,10 @@ class ChainRestoration:
         device: torch.device,
         settings: SettingValues,
         printed: PrintOptions,
+        page: Path | None,
     ) -> None:
         self._chain, self._files, self._device, self._printed = chain, files, device, printed
+        self._page = page
         self._settings = ReconstructionSettings.of(**settings)
         with running_user_code(is_silent=True) as (_, caught):
             self._layers, self._model, notes = load_chain(chain)
@@ -175,8 +195,14 @@ class ChainRestoration:
             n_levels=self._files.pyramid,
         )
         with running_user_code(is_silent=True) as (_, caught):
-            progress.begin("restoring")
-            result = invert_chain(loaded.values, self._layers, settings=self._settings, progress=progress)
+            progress.begin("restoring", limit=self._settings.max_iterations)
+            result = invert_chain(
+                loaded.values,
+                self._layers,
+                settings=self._settings,
+                time_limit=self._chain.time_limit,
+                progress=progress,
+            )
         return partial(self._finish, job, loaded, plan, result, describe_warnings(caught), shows=shows)
 
     def _finish(
@@ -205,6 +231,11 @@ class ChainRestoration:
         )
         record = describe_chain_run(run)
         prepared.write(record)
+        if self._page is not None:
+            from deconv_cli.io.pages import write_page
+            from deconv_cli.report.chain_page import render_chain
+
+            write_page(self._page, render_chain(run, loaded.values))
         return Outcome(
             record,
             partial(print_chain_summary, run, verbose=self._printed.verbose),

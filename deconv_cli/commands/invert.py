@@ -12,7 +12,7 @@ from deconv_cli.commands.batch_layout import lay_out, refuse_to_replace
 from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.commands.blind_restoration import is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
-from deconv_cli.commands.chain_restoration import LayersOption, read_chain
+from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import pick
 from deconv_cli.commands.invert_work import InvertWork
@@ -103,6 +103,7 @@ def invert(
         ),
     ] = None,
     layers: LayersOption = None,
+    time_limit: TimeLimitOption = None,
     tap: TapOption = None,
     start: StartOption = None,
     device: DeviceOption = DeviceChoice.AUTO,
@@ -120,8 +121,8 @@ def invert(
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
     refuse_beside_tap(tap, start, extra, factor)
     idle = {"--tap": tap, "--factor": factor, **kernel_options.as_options()}
-    chain = read_chain(layers, model_options, kernel, extra, idle)
-    wanted = settings | ({"predict": True} if extra.need_prediction else {})
+    chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
+    wanted = settings | ({"predict": True} if extra.need_prediction and chain is None else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
     is_single_kernel = (

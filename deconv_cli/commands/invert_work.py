@@ -85,7 +85,8 @@ class InvertWork(Work):
         """Choose the way, and read the kernel, the model or the factor."""
         where = pick(self.device)
         if self.chain is not None:
-            return ChainRestoration(self.chain, self.files, where, self.settings, self.printed).restore
+            chain = ChainRestoration(self.chain, self.files, where, self.settings, self.printed, self.extra.page)
+            return chain.restore
         if self.tap is None and is_estimate(self.kernels, self.kernel_options):
             return BlindRestoration(self.files, where, self.settings, self.extra, self.printed).restore
         if self._is_microscope:

@@ -10,7 +10,7 @@ from deconv_cli.settings import ReconstructionSettings, option_name
 _SETTINGS = {
     "lambda": "--lambda",
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
-    **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range")},
+    **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range", "time_limit")},
 }
 """Settings, and options on workers, which begin a sentence about themselves."""
 
@@ -20,6 +20,7 @@ _ARGUMENTS = {
     "output_dtype": "--output-dtype",
     "trusted_sha256": "--trust-file",
     "allowed_globals": "--allow-global",
+    "time_limit": "--time-limit",
     "batch_axis": "--batch-axis",
     "batch_size": "--batch-size",
     "block_size": "--block-size",

@@ -32,3 +32,7 @@ class Bounds:
     def shifted(self, by: Tensor) -> Bounds:
         """Add a tensor to both bounds."""
         return Bounds(self.lower + by, self.upper + by)
+
+    def to(self, dtype: torch.dtype) -> Bounds:
+        """Give the same in another precision."""
+        return Bounds(self.lower.to(dtype), self.upper.to(dtype))

@@ -1,11 +1,9 @@
 """Nonlinear least squares with bounds on the outputs: min ½‖F(x) − s‖² over x and over all s with l ≤ s ≤ u.
 
 Levenberg–Marquardt steps: the linearized problem, which is one of `bounded_least_squares.py`, is solved with a damping
-that follows how well the last step was predicted (Nocedal and Wright, Numerical Optimization, 2006, section 10.3). A
-network of ReLUs and max pooling has many local minima at its kinks. They are avoided, as far as may be, by starting
-with smooth stand-ins that become ever sharper (`smoothing.py`). Measured on random networks of two ReLU layers with
-stride and of ReLU, max pooling and residual blocks, the relative residual that is left is a fifth to a fourteenth of
-the one without.
+that follows how well the last step was predicted (Nocedal and Wright, Numerical Optimization, 2006, section 10.3).
+Functions with kinks are first descended under smooth stand-ins (`graduated_descent.py`); the steps then find the last
+digits, where that has come near the data.
 """
 
 from __future__ import annotations
@@ -18,20 +16,19 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds
+from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.linearization import Function, Linearization
-from deconv_cli.operators.smoothing import Smoothed
+from deconv_cli.operators.precision import InPrecision
 from deconv_cli.solvers.bounded_least_squares import solve_bounded
+from deconv_cli.solvers.graduated_descent import descend, has_kinks
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.solution import Solution, Status
 
 OBJECTIVE = "½‖F(x) − s‖² over x and over all s within the bounds of the outputs; a local minimum"
-SHARPNESSES = tuple(2.0**n for n in range(9))
-"""Of the stand-ins, one after the other; then come the true functions."""
-MAX_SMOOTH_STEPS = 15
-# A stand-in is left when a step lowers its objective by less than this part.
-SMOOTH_GAIN = 0.05
-# The true functions are left when so many steps together lower the residual by less than this part.
+# A relative residual after the descent from which on a solution is not near.
+NEAR = 1e-2
+# The iteration ends when so many steps together lower the residual by less than this part.
 PATIENCE = 8
 LEAST_GAIN = 0.02
 # How far a linearized problem is solved, and by how many iterations: it holds but nearby.
@@ -50,6 +47,7 @@ def solve_bounded_nonlinear(
     start: Tensor,
     rule: StoppingRule,
     *,
+    quick: Function | None = None,
     smooths: bool = True,
     progress: Progress | None = None,
 ) -> Solution:
@@ -63,40 +61,31 @@ def solve_bounded_nonlinear(
         bounds: of its outputs, without a batch axis.
         start: first estimate, shape `input_shape`.
         rule: when to stop: the tolerance is that of the residual, relative to the data, or of the certificate; the
-            iterations are those of the linearized problems under each sharpness.
+            iterations are passes of the descent and iterations of the linearized problems together.
+        quick: F in float32, for the descent and the linearized problems; residuals and certificate are those of F.
         smooths: whether to begin with smooth stand-ins; not where the start is near already.
-        progress: called after every step.
+        progress: called after every pass and step.
     """
-    log = IterationLog(rule, progress)
-    x = start
-    if smooths and _has_kinks(function, start):
-        for sharpness in SHARPNESSES:
-            x = _Steps(_smoothed(function, sharpness), bounds, log).run(x, MAX_SMOOTH_STEPS, SMOOTH_GAIN, 1)[0].x
-    point, status = _Steps(function, bounds, log).run(x, rule.max_iterations, LEAST_GAIN, PATIENCE)
-    certificate = point.certificate
-    return Solution(point.x, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
-
-
-def _has_kinks(function: Function, start: Tensor) -> bool:
-    with torch.no_grad(), Smoothed(1.0) as replaced:
-        function(start[None])
-    return replaced.n_replaced > 0
-
-
-def _smoothed(function: Function, sharpness: float) -> Function:
-    def smooth(x: Tensor) -> Tensor:
-        with Smoothed(sharpness):
-            return function(x)
-
-    return smooth
+    log, x = IterationLog(rule, progress), start
+    steps = _Steps(function, bounds, log, quick)
+    if smooths and has_kinks(function, start):
+        dtype = start.dtype if quick is None else torch.float32
+        x = descend(quick or function, bounds.to(dtype), start.to(dtype), log).to(start.dtype)
+        point = steps.at(x)
+        if point.residual > NEAR * point.scale:
+            status = Status.MAX_ITERATIONS if log.is_spent else Status.LOCAL_MINIMUM
+            return Solution(x, status, log.n_iterations, point.certificate, tuple(log.history), OBJECTIVE)
+    point, status = steps.run(x)
+    return Solution(point.x, status, log.n_iterations, point.certificate, tuple(log.history), OBJECTIVE)
 
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """An estimate x, the derivative there, the misfit s − F(x), its norm, that of s, and the certificate."""
+    """An estimate x, F(x), the derivative there, the misfit s − F(x), its norm, that of s, and the certificate."""
 
     x: Tensor
-    jacobian: Linearization
+    value: Tensor
+    derivative: LinearOperator
     misfit: Tensor
     residual: float
     scale: float
@@ -104,23 +93,22 @@ class _Point:
 
 
 class _Steps:
-    """Levenberg–Marquardt steps for one function."""
+    """Levenberg–Marquardt steps for one function, and for the same in float32 where it is linearized."""
 
-    def __init__(self, function: Function, bounds: Bounds, log: IterationLog) -> None:
-        self._function, self._bounds, self._log = function, bounds, log
+    def __init__(self, function: Function, bounds: Bounds, log: IterationLog, quick: Function | None) -> None:
+        self._function, self._bounds, self._log, self._quick = function, bounds, log, quick
         self._tolerance = log.rule.tolerance
-        self._most = log.n_iterations + log.rule.max_iterations
 
-    def run(self, x: Tensor, max_steps: int, least_gain: float, patience: int) -> tuple[_Point, Status]:
+    def run(self, x: Tensor) -> tuple[_Point, Status]:
         """Step until the residual or the certificate is small, little is gained, or the iterations are spent."""
-        point = self._at(x)
-        slope = norm(point.jacobian.adjoint(point.misfit), point.x.ndim)
+        point = self.at(x)
+        slope = norm(point.derivative.adjoint(point.misfit), point.x.ndim)
         damping = FIRST_DAMPING * (synchronize.as_number(slope) / (point.residual or 1.0)) ** 2
         residuals = [point.residual]
-        for _ in range(max_steps):
+        while True:
             if point.residual <= self._tolerance * point.scale or point.certificate <= self._tolerance:
                 return point, Status.CONVERGED
-            if self._log.n_iterations >= self._most or not math.isfinite(point.residual):
+            if self._log.is_spent or not math.isfinite(point.residual):
                 return point, Status.MAX_ITERATIONS
             if not 0 < damping <= MAX_DAMPING * FIRST_DAMPING:  # zero where the derivative sees nothing of the data
                 return point, Status.LOCAL_MINIMUM
@@ -128,25 +116,27 @@ class _Steps:
             residual = self._residual(point.x + step)
             agreement = self._agreement(point, step, residual)
             if agreement > 0:
-                point = self._at(point.x + step)
+                point = self.at(point.x + step)
                 residuals.append(point.residual)
                 self._log.record(point.residual / point.scale)
             damping *= RAISE if not agreement >= POOR else LOWER if agreement > GOOD else 1.0
-            if len(residuals) > patience and agreement >= POOR:
-                gained = 1 - residuals[-1] / residuals[-1 - patience]
-                if gained < least_gain:
+            if len(residuals) > PATIENCE and agreement >= POOR:
+                gained = 1 - residuals[-1] / residuals[-1 - PATIENCE]
+                if gained < LEAST_GAIN:
                     return point, Status.LOCAL_MINIMUM
-        return point, Status.MAX_ITERATIONS
 
-    def _at(self, x: Tensor) -> _Point:
+    def at(self, x: Tensor) -> _Point:
+        """Evaluate all that is needed at `x`."""
         jacobian = Linearization(self._function, x)
         target = self._bounds.nearest(jacobian.value)
         misfit = target - jacobian.value
         sizes = [norm(each, each.ndim) for each in (misfit, target, jacobian.adjoint(misfit), jacobian.adjoint(target))]
         residual, scale, gradient, pulled = (synchronize.as_number(size) for size in sizes)
-        return _Point(
-            x, jacobian, misfit, residual, scale or 1.0, gradient / pulled if pulled > 0 else float(residual > 0)
-        )
+        certificate = gradient / pulled if pulled > 0 else float(residual > 0)
+        derivative: LinearOperator = jacobian
+        if self._quick is not None:
+            derivative = InPrecision(Linearization(self._quick, x.float()), x.dtype)
+        return _Point(x, jacobian.value, derivative, misfit, residual, scale or 1.0, certificate)
 
     def _residual(self, x: Tensor) -> float:
         with torch.no_grad():
@@ -156,16 +146,15 @@ class _Steps:
 
     def _step(self, point: _Point, damping: float) -> Tensor:
         """Minimize ½‖F(x) + Jd − s‖² + ½·damping·‖d‖² over d and s."""
-        left = max(1, self._most - self._log.n_iterations)
-        rule = StoppingRule(STEP_ACCURACY, min(MAX_STEP_ITERATIONS, left))
-        near = self._bounds.shifted(-point.jacobian.value)
-        found = solve_bounded(point.jacobian, near, rule, weight=damping)
+        rule = self._log.rest(STEP_ACCURACY, MAX_STEP_ITERATIONS)
+        near = self._bounds.shifted(-point.value)
+        found = solve_bounded(point.derivative, near, rule, weight=damping)
         self._log.n_inner += found.n_iterations
         return found.value
 
     def _agreement(self, point: _Point, step: Tensor, residual: float) -> float:
         """Divide the decrease of the objective by the one that the linearized problem predicts."""
-        value = point.jacobian.value + point.jacobian.forward(step)
+        value = point.value + point.derivative.forward(step)
         misfit = self._bounds.nearest(value) - value
         predicted = point.residual**2 - synchronize.as_number(norm(misfit, misfit.ndim)) ** 2
         return (point.residual**2 - residual**2) / predicted if predicted > 0 else -1.0

@@ -127,9 +127,8 @@ class _Descent:
         penalty = Identity(A.input_shape) if self._weight > 0 else None
         g = -self._weight * point.x if self._weight > 0 else None
         accuracy = reach if self._is_linear else max(NEWTON_ACCURACY, reach)
-        left = max(1, self._rule.max_iterations - log.n_iterations)
         equations = NormalEquations(masked, point.misfit, penalty, self._weight, g=g)
-        found = iterate(equations, StoppingRule(accuracy, left))
+        found = iterate(equations, log.rest(accuracy))
         log.n_inner += found.n_iterations
         return found.value
 

@@ -149,11 +149,10 @@ def _linearized_step(
 ) -> Tensor:
     """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as far as it pays."""
     rest = min(LARGEST_REST, max(certificate, 0.5 * log.rule.tolerance / certificate))
-    inner_rule = StoppingRule(rest, max(1, log.rule.max_iterations - log.n_iterations))
     g = None if problem.penalty is None else -problem.penalty_gradient(point.x)
     equations = NormalEquations(jacobian, point.residual, problem.penalty, problem.weight, g=g)
     preconditioner = None if precondition is None else precondition(jacobian)
-    found = iterate(equations, inner_rule, preconditioner=preconditioner)
+    found = iterate(equations, log.rest(rest), preconditioner=preconditioner)
     log.n_inner += found.n_iterations
     if synchronize.holds_anywhere(found.value != 0):
         return found.value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,10 +24,17 @@ class StoppingRule:
     Attributes:
         tolerance: the certificate to reach.
         max_iterations: iterations at most, all rounds together.
+        deadline: no iteration begins after it, in seconds of `time.monotonic`.
     """
 
     tolerance: float
     max_iterations: int
+    deadline: float = math.inf
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the time has run out."""
+        return time.monotonic() >= self.deadline
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -56,8 +65,18 @@ class IterationLog:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the iterations have run out."""
-        return self.n_iterations >= self.rule.max_iterations
+        """Whether the iterations, or the time, have run out."""
+        return self.n_iterations >= self.rule.max_iterations or self.rule.is_overdue
+
+    def rest(self, accuracy: float, max_iterations: float = math.inf) -> StoppingRule:
+        """Give the rule of an iteration within a step: it may take what is left.
+
+        Args:
+            accuracy: the certificate to reach.
+            max_iterations: iterations at most, if fewer than that are left.
+        """
+        left = max(1, self.rule.max_iterations - self.n_iterations)
+        return StoppingRule(accuracy, int(min(left, max_iterations)), self.rule.deadline)
 
     def record(self, certificate: float) -> None:
         """Record an iteration."""

@@ -31,6 +31,9 @@ class Status(StrEnum):
         "use a λ above 0, or padding valid or full"
     )
     MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise max_iterations, λ or tolerance"
+    TIME_LIMIT = (
+        "the time ran out before the tolerance was reached, and this is the best estimate until then; raise time_limit"
+    )
     NO_DESCENT = (
         "no step along the linearization brings the estimate nearer to the data, as at a kink or a pole of the taps; "
         "start from another image, or use a larger λ"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -49,7 +51,8 @@ class ChainInversion:
         method: how it was undone; of several images the most laborious way.
         lam: λ of the penalty λσ²max‖Lx‖², with the largest singular value of the derivative at zero.
         penalty: the name of L.
-        relative_residual: ‖f(x̂) − y‖ / ‖y‖ through the chain itself, the largest of the batch.
+        residual: y − f(x̂) through the chain itself, of the shape of the data.
+        relative_residual: ‖f(x̂) − y‖ / ‖y‖, the largest of the batch.
         determined: how much of the input the data determine around the estimate, the least of the batch.
         amplification: how many times larger the estimate is than the data need, the largest of the batch.
         notes: what else to know, a sentence each.
@@ -61,6 +64,7 @@ class ChainInversion:
     method: ChainMethod
     lam: float
     penalty: str
+    residual: Tensor
     relative_residual: float
     determined: DeterminedShare
     amplification: float
@@ -94,6 +98,7 @@ def invert_chain(
     layers: Layers,
     *,
     settings: ReconstructionSettings | None = None,
+    time_limit: float | None = None,
     progress: Callable[[int, float], None] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> ChainInversion:
@@ -107,6 +112,7 @@ def invert_chain(
             or without. What is none of torch's affine layers or increasing activations may be any function that torch
             differentiates.
         settings: how to undo it; or give its fields one by one.
+        time_limit: seconds after which iterations end, with the best estimate until then; `None` for none.
         progress: is called after every step with the iterations so far and the certificate, or the relative residual.
         options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 0 if not given. `input_size` are the
             pixels of the input, or channels and pixels; by default the stride times the size of `y`, if that is
@@ -121,6 +127,8 @@ def invert_chain(
         raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
     settings = ReconstructionSettings.of(**options) if settings is None else settings
     lam = _checked(settings)
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"time_limit must be a positive number of seconds, but is {time_limit!r}.")
     check_image(y, "the output to invert")
     wide = torch.float32 if y.device.type == "mps" else torch.float64
     data = y.detach().to(pick_dtype(settings.dtype or wide, y, y.device))
@@ -130,19 +138,32 @@ def invert_chain(
     shape = input_shape_of(chain.parts, tuple(y.shape), settings.input_size)
     start = data.new_zeros(shape)
     batch = data.shape[: data.ndim - chain.output_of(start).ndim]
-    found = [chain.undo(image, start) for image in data.reshape(-1, *data.shape[len(batch) :])]
+    found = _one_by_one(chain, data.reshape(-1, *data.shape[len(batch) :]), start, time_limit)
+    images = [one.solution.value for one in found]
+    made = torch.stack([chain.output_of(image) for image in images])
     return ChainInversion(
-        image=torch.stack([one.solution.value for one in found]).reshape(*batch, *shape),
+        image=torch.stack(images).reshape(*batch, *shape),
         solution=_worst([one.solution for one in found]),
         layers=_describe(chain, found),
         method=max((one.method for one in found), key=list(ChainMethod).index),
         lam=lam,
         penalty=chain.penalty,
+        residual=data - made.reshape(data.shape),
         relative_residual=max(one.relative_residual for one in found),
         determined=min((one.determined for one in found), key=lambda one: one.share),
         amplification=max(one.amplification for one in found),
         notes=_notes(found),
     )
+
+
+def _one_by_one(chain: ChainInverse, images: Tensor, start: Tensor, time_limit: float | None) -> list[Undone]:
+    """Undo the chain for each image, with a share of the time for each; what one leaves the others have."""
+    found, end = [], math.inf if time_limit is None else time.monotonic() + time_limit
+    for n_done, image in enumerate(images):
+        now = time.monotonic()
+        deadline = now + (end - now) / (len(images) - n_done)
+        found.append(replace(chain, rule=replace(chain.rule, deadline=deadline)).undo(image, start))
+    return found
 
 
 def chain_input_shape(y: Tensor, layers: Layers, input_size: Size | None = None) -> Size:

@@ -2,29 +2,34 @@
 
 From the last layer backwards, activations turn what is known of their values into what is known of their inputs: a
 value, or a bound. If what is in front of them is affine, one convex problem is left, bounded least squares. Else the
-chain is first undone run by run, each affine run by itself, which is exact where each run determines its input; and if
-that does not meet the data, as a whole, by Levenberg–Marquardt steps.
+chain is first undone run by run, each affine run by itself, where each has enough known outputs to determine its
+input; and if that does not meet the data, as a whole: by a descent and Levenberg–Marquardt steps.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deconv_cli.diagnostics.determined_share import DeterminedShare, determined_share
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds
 from deconv_cli.operators.linearization import Function, Linearization
+from deconv_cli.operators.max_pooling import MaxPooling, PooledInputs
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bounded_gauss_newton import OBJECTIVE, solve_bounded_nonlinear
-from deconv_cli.solvers.bounded_least_squares import solve_bounded
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.bounded_least_squares import MAX_DENSE_ENTRIES, solve_bounded
+from deconv_cli.solvers.iteration_log import IterationLog, StoppingRule
 from deconv_cli.solvers.norms import relative
+from deconv_cli.solvers.pooled_least_squares import solve_pooled
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solve import largest_singular_value_of
 from deconv_cli.workflows.chain_parts import Part, PartKind, compose, pools_first
@@ -42,8 +47,9 @@ class ChainMethod(StrEnum):
 
     LEAST_SQUARES = "one affine operator, by least squares of least norm"
     BOUNDED = "one affine operator, by bounded least squares"
+    POOLED = "one affine operator in front of max pooling, by projections and bounded least squares"
     RUN_BY_RUN = "one affine run after the other, each by bounded least squares"
-    WHOLE = "as a whole, by Levenberg–Marquardt steps"
+    WHOLE = "as a whole, by quasi-Newton and Levenberg–Marquardt steps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,49 +115,79 @@ class ChainInverse:
         if all(part.kind is PartKind.AFFINE for part in peeled.parts):
             is_known = synchronize.holds_everywhere(peeled.bounds.known)
             method = ChainMethod.LEAST_SQUARES if is_known else ChainMethod.BOUNDED
-            problem = self._penalized(peeled, start)
-            return self._measure(y, self._solve_affine(*problem, start), method, peeled)
+            function, _, bounds = self._penalized(peeled, start)
+            return self._measure(y, self._solve_affine(function, bounds, start), method, peeled)
+        function, quick, bounds = self._penalized(peeled, start)
+        if peeled.is_pooled:
+            return self._measure(y, self._through_pooling(peeled, start, function, bounds), ChainMethod.POOLED, peeled)
         x, n_iterations, through = self._run_by_run(y, start)
         residual = self._relative_residual(x, y)
         if residual <= max(ROUNDING * self.eps, self.rule.tolerance) and self.lam == 0:
-            solution = Solution(x, Status.CONVERGED, n_iterations, self._gradient(x, y), objective=OBJECTIVE)
+            certificate = _certificate(compose(self.parts), Bounds.exactly(y), x)
+            solution = Solution(x, Status.CONVERGED, n_iterations, certificate, objective=OBJECTIVE)
             return self._measure(y, solution, ChainMethod.RUN_BY_RUN, through)
         is_near = residual <= NEAR
         found = solve_bounded_nonlinear(
-            *self._penalized(peeled, start),
+            function,
+            bounds,
             x if is_near else start,
             self.rule,
+            quick=quick,
             smooths=not is_near,
             progress=self.progress,
         )
         return self._measure(y, found, ChainMethod.WHOLE, peeled)
 
-    def _penalized(self, peeled: _Peeled, start: Tensor) -> tuple[Function, Bounds]:
-        """Give the function that is left, with √λ·σmax·Lx as further outputs that are known to be zero."""
-        function, bounds = compose(peeled.parts), peeled.bounds
+    def _penalized(self, peeled: _Peeled, start: Tensor) -> tuple[Function, Function, Bounds]:
+        """Give the function that is left, with √λ·σmax·Lx as further outputs that are known to be zero.
+
+        Returns:
+            The function, the same in float32, and the bounds of its outputs.
+        """
+        function, quick, bounds = compose(peeled.parts), _in_float32(peeled.parts), peeled.bounds
         if self.lam == 0:
-            return function, bounds
+            return function, quick, bounds
         L = find_penalty(self.penalty).operator(tuple(start.shape), periodic=False)
         factor = self.lam**0.5 * largest_singular_value_of(Linearization(function, start), start)
         zeros = start.new_zeros(math.prod(L.output_shape))
 
-        def penalized(x: Tensor) -> Tensor:
+        def penalized(function: Function, x: Tensor) -> Tensor:
             return torch.cat([function(x).flatten(1), factor * L.forward(x).flatten(1)], 1)
 
         lower, upper = (torch.cat([bound.flatten(), zeros]) for bound in (bounds.lower, bounds.upper))
-        return penalized, Bounds(lower, upper)
+        return partial(penalized, function), partial(penalized, quick), Bounds(lower, upper)
 
     def _solve_affine(self, function: Function, bounds: Bounds, start: Tensor) -> Solution:
         """Solve the convex problem that affine layers leave."""
         A = Linearization(function, start)
         return solve_bounded(A, bounds.shifted(-A.value), self.rule, progress=self.progress)
 
+    def _through_pooling(self, peeled: _Peeled, start: Tensor, whole: Function, bounds: Bounds) -> Solution:
+        """Undo affine layers and the max pooling behind them.
+
+        Args:
+            peeled: those layers, and the bounds of their output.
+            start: zeros of the shape of the image.
+            whole: the layers with the penalty as further outputs.
+            bounds: of those outputs.
+        """
+        front, pooling = replace(peeled, parts=peeled.parts[:-1]), peeled.parts[-1].module
+        function, quick, _ = self._penalized(front, start)
+        with torch.no_grad():
+            size = tuple(compose(front.parts)(start[None]).shape[2:])
+        log = IterationLog(self.rule, self.progress)
+        inputs = PooledInputs(cast(MaxPooling, pooling), peeled.bounds, size)
+        x = solve_pooled(function, quick, inputs, start, log)
+        status = Status.MAX_ITERATIONS if log.is_spent else Status.LOCAL_MINIMUM
+        return Solution(x, status, log.n_iterations, _certificate(whole, bounds, x), tuple(log.history), OBJECTIVE)
+
     def _run_by_run(self, y: Tensor, start: Tensor) -> tuple[Tensor, int, _Peeled]:
         """Undo each run of affine layers by itself, and the activations between them.
 
         Returns:
-            The estimate, or the start where a layer is neither affine nor an activation with an inverse; how many
-            iterations it took; and the bounds that all activations on the way turned into.
+            The estimate, or the start where a layer is neither affine nor an activation with an inverse, or where
+            fewer outputs of a run are known than it has inputs; how many iterations it took; and the bounds that all
+            activations on the way turned into.
         """
         through, n_iterations = _Peeled.of(pools_first(self.parts), Bounds.exactly(y), takes_all=True), 0
         while True:
@@ -163,6 +199,8 @@ class ChainInverse:
                 return start, n_iterations, through
             with torch.no_grad():
                 shaped = compose(head)(start[None])[0] if head else start
+            if synchronize.as_index(through.bounds.known.sum()) < shaped.numel():
+                return start, n_iterations, through
             found = self._solve_affine(compose(run), through.bounds, torch.zeros_like(shaped))
             n_iterations += found.n_iterations
             if not head:
@@ -176,21 +214,32 @@ class ChainInverse:
         residual = self._relative_residual(found.value, y)
         if residual <= ROUNDING * self.eps and not found.status.is_success:
             found = replace(found, status=Status.CONVERGED)
-        jacobian = Linearization(compose(self.parts), found.value)
-        determined = determined_share(jacobian, found.value)
-        left = Linearization(compose(peeled.parts), found.value)
-        size = largest_singular_value_of(left, found.value) * found.value.norm()
+        if found.status is Status.MAX_ITERATIONS and self.rule.is_overdue:
+            found = replace(found, status=Status.TIME_LIMIT)
+        x, whole = found.value, compose(self.parts)
+        if x.numel() * y.numel() > MAX_DENSE_ENTRIES:  # else a rank takes all digits
+            x, whole = x.float(), _in_float32(self.parts)
+        determined = determined_share(Linearization(whole, x), x)
+        left = Linearization(_in_float32(peeled.parts), found.value.float())
+        size = largest_singular_value_of(left, left.value) * found.value.norm()
         amplification = synchronize.as_number(relative(size, left.value.norm()))
         return Undone(found, method, residual, determined, amplification, peeled.bounds_of, peeled.n_impossible)
 
-    def _gradient(self, x: Tensor, y: Tensor) -> float:
-        """Compute the certificate ‖Jᵀ(y − f(x))‖ / ‖Jᵀy‖, J the derivative of the chain."""
-        jacobian = Linearization(compose(self.parts), x)
-        gradient = jacobian.adjoint(y - jacobian.value)
-        return synchronize.as_number(relative(gradient.norm(), jacobian.adjoint(y).norm()))
-
     def _relative_residual(self, x: Tensor, y: Tensor) -> float:
         return synchronize.as_number(relative((self.output_of(x) - y).norm(), y.norm()))
+
+
+def _certificate(function: Function, bounds: Bounds, x: Tensor) -> float:
+    """Compute ‖Jᵀ(s − f(x))‖ / ‖Jᵀs‖, J the derivative of the function and s what the bounds leave of f(x)."""
+    jacobian = Linearization(function, x)
+    target = bounds.nearest(jacobian.value)
+    gradient = jacobian.adjoint(target - jacobian.value)
+    return synchronize.as_number(relative(gradient.norm(), jacobian.adjoint(target).norm()))
+
+
+def _in_float32(parts: Sequence[Part]) -> nn.Sequential:
+    """Give the module that runs copies of parts in float32."""
+    return copy.deepcopy(compose(parts)).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +250,12 @@ class _Peeled:
     bounds: Bounds
     bounds_of: dict[Part, tuple[int, int]]
     n_impossible: int
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether affine layers and one max pooling are left."""
+        *front, last = (part.kind for part in self.parts)
+        return last is PartKind.MAX_POOLING and bool(front) and set(front) == {PartKind.AFFINE}
 
     @classmethod
     def of(cls, parts: Sequence[Part], bounds: Bounds, slack: float = 0.0, *, takes_all: bool = False) -> _Peeled:

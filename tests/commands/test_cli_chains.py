@@ -100,10 +100,16 @@ def test_the_size_of_the_input_may_be_given(deconv, values, distance, tmp_path):
 
 def test_a_picture_shows_the_estimate_and_says_how(deconv, activation, tmp_path):
     x, y = activation
-    done = deconv("invert", y, "-k", tmp_path / "net.pt", "--layers", "0..1", "-o", tmp_path / "x.png")
+    page = tmp_path / "x.html"
+    done = deconv(
+        "invert", y, "-k", tmp_path / "net.pt", "--layers", "0..1", "-o", tmp_path / "x.png", "--report", page
+    )
     assert "values from 0 to 1 are shown as 0 to 255" in done.stderr
     with Image.open(tmp_path / "x.png") as picture:
         assert np.abs(np.asarray(picture) - 255 * x[0].numpy()).max() <= 0.51
+    text = page.read_text()
+    assert all(words in text for words in ("What is left, by channel", "Of 16 channels", "values are bounds alone"))
+    assert text.count("data:image/png") == 2
 
 
 @pytest.mark.parametrize(
@@ -132,9 +138,11 @@ def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
     [
         (["--layers", "0..7"], "no layer '7'"),
         (["--model", "code.py:Net"], "--model is for --layers"),
+        (["--time-limit", "5"], "--time-limit is for --layers"),
+        (["--layers", "0..1", "--time-limit", "0"], "--time-limit must be a positive number"),
         (["--layers", "0..1", "--layer", "0"], "--layers does not go with --layer"),
         (["--layers", "0..1", "--tap", "tan-sum"], "--layers does not go with --tap"),
-        (["--layers", "0..1", "--truth", "y.safetensors"], "--layers does not go with --report, --truth"),
+        (["--layers", "0..1", "--truth", "y.safetensors"], "--layers does not go with --truth"),
         (["--layers", "0..1", "--boundary", "zero"], "boundary has no use for a chain"),
         (["--layers", "0..1", "--init", "{}"], "--init gives the arguments of --model"),
         (["--layers", "0..1", "--no-bias"], "--layers does not go with --no-bias"),
