@@ -40,6 +40,7 @@ class LambdaChoice:
         n_rounds: how often the true problem was solved.
         is_converged: whether λ no longer changed in the end.
         window: size of the piece of the data that was looked at.
+        is_sigma_modeled: whether it was found by a model of the image.
         n_places: of the frame where λ was chosen, this one being the median; 1 for a single kernel.
     """
 
@@ -53,15 +54,17 @@ class LambdaChoice:
     is_converged: bool
     window: Size
     n_places: int = 1
+    is_sigma_modeled: bool = False
 
     @property
     def reason(self) -> str:
         """A sentence on how λ was found."""
+        modeled = " (by a model of the image; give noise_sigma if it is known)" if self.is_sigma_modeled else ""
         words = {
             LambdaRule.GCV: "generalized cross-validation",
             LambdaRule.ML: "the largest marginal likelihood",
-            LambdaRule.DISCREPANCY: f"a residual as large as the noise, σ = {self.sigma:.3g}",
-            LambdaRule.UPRE: f"the least predicted risk for noise of σ = {self.sigma:.3g}",
+            LambdaRule.DISCREPANCY: f"a residual as large as the noise, σ = {self.sigma:.3g}{modeled}",
+            LambdaRule.UPRE: f"the least predicted risk for noise of σ = {self.sigma:.3g}{modeled}",
             LambdaRule.LCURVE: "the corner of the L-curve",
             LambdaRule.WHITENESS: "the whitest residual",
         }
@@ -79,7 +82,9 @@ class LambdaChoice:
                 f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}; "
                 "set lam to a number, or take another lambda_rule"
             )
-        if not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
+        # The discrepancy is far larger than the least risk, by nature and not by mistake.
+        are_alike = {self.rule, self.cross_check.rule} == {LambdaRule.UPRE, LambdaRule.DISCREPANCY}
+        if not are_alike and not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
             return (
                 f"two rules differ by a factor of {max(ratio, 1 / ratio):.0f}: {self.rule} takes λ = "
                 f"{self.curve.chosen:.2g} and {self.cross_check.rule} {self.cross_check.chosen:.2g}; the kernel or "

@@ -21,8 +21,13 @@ from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.vocabulary import LambdaRule, Size
 
+MEAN_RULE = StoppingRule(tolerance=1e-3, max_iterations=30)
+"""Of what finds the means of the channels."""
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 """How fast amplitudes may fall with frequency: not at all, as those of white images, or as 1 / θ², for instance."""
 MIN_STEPS, MAX_STEPS = 48, 128
@@ -66,6 +71,40 @@ class RandomImages(LinearOperator):
         return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * self._filter, s=self._torus, dim=axes)
 
 
+class ConstantImages(LinearOperator):
+    """Turn one number for each channel, shape `(C,)`, into an image that is constant.
+
+    Args:
+        shape: of the images, `(C, *size)`.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.input_shape, self.output_shape = shape[:1], shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Repeat the numbers `(*batch, C)` over all pixels."""
+        n_axes = len(self.output_shape) - 1
+        return x.reshape(*x.shape, *[1] * n_axes).expand(*x.shape, *self.output_shape[1:])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Add up the pixels of images `(*batch, C, *size)`."""
+        return y.sum(dim=space_axes(len(self.output_shape) - 1))
+
+
+def constant_part(operator: LinearOperator, y: Tensor) -> Tensor:
+    """Give what the constant image that comes nearest to the data makes of them, of the shape of `y`.
+
+    The mean of an estimate is none of the image where the outputs leave much open.
+
+    Args:
+        operator: A.
+        y: shape `(*batch, *output_shape)`.
+    """
+    constants = operator @ ConstantImages(operator.input_shape)
+    found = iterate(NormalEquations(constants, y), MEAN_RULE)
+    return constants.forward(found.value)
+
+
 def fit_probed_image_model(
     operator: Convolution,
     y: Tensor,
@@ -80,16 +119,13 @@ def fit_probed_image_model(
     Args:
         operator: A.
         y: shape `(C_out, *output_size)`, without the bias.
-        estimate: what was restored from them, shape `(C_in, *size)`: shows the mean of the image, and how much its
-            channels have in common.
+        estimate: what was restored from them, shape `(C_in, *size)`: shows how much its channels have in common.
         sigma: standard deviation of the noise in the units of the samples; by default the likeliest.
         least_sigma: an estimate is taken to be at least this, as that of rounding.
         seed: of what is drawn to probe the operator.
     """
-    n_axes = estimate.ndim - 1
-    channels = common_factor(estimate, len(estimate), n_axes)
-    mean = estimate.mean(dim=space_axes(n_axes), keepdim=True)
-    data = y - operator.forward(mean.expand(operator.input_shape))
+    channels = common_factor(estimate, len(estimate), estimate.ndim - 1)
+    data = y - constant_part(operator, y)
     # The scale of the gain is that of images whose pixels vary by one.
     scale = operator.spectrum.sigma_max
     n_steps = max(MIN_STEPS, min(MAX_STEPS, STEPPED // math.prod(operator.output_shape)))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.probed_image_model import fit_probed_image_model
 from deconv_cli.diagnostics.probed_lambda import choose_lambda_by_probing
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.layer_convolution import LayerConvolution
+from deconv_cli.operators.linear_operator import Identity
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.vocabulary import LambdaRule
+
+ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)
+"""Of an estimate that shows how much the channels have in common."""
 
 
 def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
@@ -49,14 +59,30 @@ def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings
     outputs = kernel.split(y, are_outputs=True)
     geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
     operator = kernel.detached().convolution(geometry, settings.boundary)
+    n_outputs, n_numbers = _counts(operator)
     return choose_lambda_by_probing(
         operator,
         outputs,
         operator.spectrum.sigma_max,
-        rule=settings.lambda_rule or LambdaRule.GCV,
+        rule=settings.lambda_rule,
         sigma=settings.noise_sigma,
+        modeled_sigma=partial(_modeled_sigma, operator, outputs) if n_outputs <= n_numbers else None,
         least_sigma=least_sigma,
     )
+
+
+def _modeled_sigma(operator: LayerConvolution, outputs: Tensor) -> float:
+    """Find the noise that makes the first image of a batch likeliest, as a model of images has it."""
+    y = outputs.reshape(-1, *operator.output_shape)[0]
+    weight = ROUGH_LAMBDA * operator.spectrum.sigma_max**2
+    equations = NormalEquations(operator, y, Identity(operator.input_shape), weight)
+    return fit_probed_image_model(operator, y, iterate(equations, ROUGH_RULE).value).sigma
+
+
+def _counts(operator: LayerConvolution) -> tuple[int, int]:
+    """Count the outputs, and the numbers of the image that they depend on."""
+    n_numbers = operator.input_shape[0] * synchronize.as_index(operator.touched().sum())
+    return operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum()), n_numbers
 
 
 def describe_unseen(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
@@ -75,8 +101,7 @@ def describe_unseen(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
             f"no output depends on {_percent(n_unseen / n_pixels)} of the pixels of the image, such as {where}: the "
             "data say nothing about them, and they are zero in the estimate"
         )
-    n_numbers = operator.input_shape[0] * synchronize.as_index(touched.sum())
-    n_outputs = operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum())
+    n_outputs, n_numbers = _counts(operator)
     if n_outputs < n_numbers:
         rest = "the penalty decides the rest" if lam > 0 else "the rest is that of the image of least norm"
         notes.append(
