@@ -20,7 +20,8 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.regularizers import Penalty
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
@@ -38,21 +39,34 @@ STEPPED = 2**24
 
 
 class RandomImages(LinearOperator):
-    """Turn white images on a torus into images of a model, cut to a size.
+    """Turn white images on a torus into images whose amplitude depends on frequency, cut to a size.
 
     Args:
-        model: its coefficients and channels are taken.
-        shape: of the images, `(C, *size)`.
-        like: has the dtype of the arithmetic.
+        amplitude: at the frequencies of `rfftn` on the torus, real.
+        channels: G with GGᵀ the covariance of the channels, shape `(C, C)`.
+        torus: its size.
+        size: of the images.
     """
 
-    def __init__(self, model: ImageModel, shape: tuple[int, ...], like: Tensor) -> None:
-        self._size: Size = shape[1:]
-        self._torus = tuple(next_fast_size(n + n // 4) for n in self._size)
-        self._filter = model.power(self._torus).sqrt().to(like.dtype)
-        self._channels = model.channels.to(like.dtype)
-        self.input_shape, self.output_shape = (shape[0], *self._torus), shape
-        self.dtype, self.device = like.dtype, like.device
+    def __init__(self, amplitude: Tensor, channels: Tensor, torus: Size, size: Size) -> None:
+        self._filter, self._channels, self._torus, self._size = amplitude, channels, torus, size
+        self.input_shape, self.output_shape = (len(channels), *torus), (len(channels), *size)
+        self.dtype, self.device = amplitude.dtype, amplitude.device
+
+    @classmethod
+    def of_model(cls, model: ImageModel, size: Size, like: Tensor) -> RandomImages:
+        """Give images of a model, by its coefficients and channels, in the dtype of `like`."""
+        torus = _larger(size)
+        return cls(model.power(torus).sqrt().to(like.dtype), model.channels.to(like.dtype), torus, size)
+
+    @classmethod
+    def of_penalty(cls, penalty: Penalty, shape: Shape, like: Tensor) -> RandomImages:
+        """Give images of shape `(C, *size)` that are the likelier the smaller ‖Lx‖² is, and of mean zero."""
+        torus = _larger(shape[1:])
+        symbol = penalty.symbol(torus, like.dtype, like.device)
+        is_seen = symbol > torch.finfo(like.dtype).eps * symbol.max()
+        amplitude = torch.where(is_seen, symbol, 1).rsqrt() * is_seen
+        return cls(amplitude, torch.eye(shape[0], dtype=like.dtype, device=like.device), torus, shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Filter and mix `x` of shape `(*batch, C, *torus)`, and cut a frame out."""
@@ -69,6 +83,11 @@ class RandomImages(LinearOperator):
     def _filtered(self, images: Tensor) -> Tensor:
         axes = space_axes(len(self._torus))
         return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * self._filter, s=self._torus, dim=axes)
+
+
+def _larger(size: Size) -> Size:
+    """Give the size of a torus that images are cut out of: at their edges they do not know one another."""
+    return tuple(next_fast_size(n + n // 4) for n in size)
 
 
 class ConstantImages(LinearOperator):
@@ -132,7 +151,9 @@ def fit_probed_image_model(
     fits = []
     for exponent in EXPONENTS:
         model = ImageModel.isotropic(exponent, channels, operator.input_shape[1:])
-        probed = ProbedPower(operator @ RandomImages(model, operator.input_shape, y), data, scale, seed=seed)
+        probed = ProbedPower(
+            operator @ RandomImages.of_model(model, operator.input_shape[1:], y), data, scale, seed=seed
+        )
         probed.extend(n_steps)
         power = probed.by_gain()
         curve = choose_by_rule(LambdaRule.ML, power, 0.0)

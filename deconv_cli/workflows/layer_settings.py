@@ -7,14 +7,15 @@ from functools import partial
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.probed_image_model import fit_probed_image_model
+from deconv_cli.diagnostics.probed_image_model import RandomImages, constant_part, fit_probed_image_model
 from deconv_cli.diagnostics.probed_lambda import choose_lambda_by_probing
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.operators.linear_operator import Identity
+from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import StoppingRule
@@ -29,15 +30,12 @@ def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOption
     """Refuse what takes a torus of all pixels to be found from the data.
 
     Raises:
-        UsageError: λ is to be chosen by whiteness, or under a penalty on differences, or the kind of the noise is to be
-            found.
+        UsageError: λ is to be chosen by whiteness, or the kind of the noise is to be found.
     """
     chooses = settings.lam == "auto" or settings.lambda_rule is not None
     asked = None
     if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
         asked = "λ is chosen by rule whiteness"
-    elif chooses and settings.penalty not in (None, "identity"):
-        asked = f"λ is chosen from the data under penalty {settings.penalty}"
     elif settings.noise == "auto":
         asked = "the kind of the noise is found"
     if asked is not None:
@@ -59,10 +57,17 @@ def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings
     outputs = kernel.split(y, are_outputs=True)
     geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
     operator = kernel.detached().convolution(geometry, settings.boundary)
+    penalty = spaced_penalty(settings.penalty, settings.spacing)
+    probed: LinearOperator = operator
+    data = outputs
+    if penalty.takes_differences:
+        # Of what the penalty leaves free, which are constants above all, the data say nothing about λ.
+        probed = operator @ RandomImages.of_penalty(penalty, operator.input_shape, outputs)
+        data = outputs - constant_part(operator, outputs)
     n_outputs, n_numbers = _counts(operator)
     return choose_lambda_by_probing(
-        operator,
-        outputs,
+        probed,
+        data,
         operator.spectrum.sigma_max,
         rule=settings.lambda_rule,
         sigma=settings.noise_sigma,

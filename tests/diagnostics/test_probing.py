@@ -86,7 +86,7 @@ def test_probes_count_the_singular_values() -> None:
 def test_random_images_and_their_transpose() -> None:
     channels = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
     model = ImageModel.isotropic(1.0, channels, (6, 5))
-    images = RandomImages(model, (2, 6, 5), channels)
+    images = RandomImages.of_model(model, (6, 5), channels)
     x, y = random((3, *images.input_shape), seed=1), random((3, 2, 6, 5), seed=2)
     assert float((images.forward(x) * y).sum()) == pytest.approx(float((x * images.adjoint(y)).sum()), rel=1e-12)
 
@@ -141,3 +141,35 @@ def test_pixels_that_no_output_depends_on_are_trusted_nowhere() -> None:
     assert predicted is not None
     assert not predicted.trusted[1::2].any()
     assert not predicted.trusted[:, 1::2].any()
+
+
+def squared_errors(y: torch.Tensor, kernel: torch.Tensor, x: torch.Tensor, **options: object) -> list[float]:
+    lams = [10.0**power for power in (-8, -6, -5, -4, -3, -2, -1)]
+    return [float((deconv_cli.invert(y, kernel, lam=lam, **options).image - x).square().sum()) for lam in lams]
+
+
+@pytest.mark.parametrize("penalty", ["identity", "gradient"])
+def test_lambda_of_a_layer_with_fewer_outputs_than_inputs_loses_little(penalty: str) -> None:
+    x, kernel = picture(16), random((3, 1, 3, 3), seed=12)
+    layer = {"stride": 2, "groups": 3, "padding": 1, "penalty": penalty}
+    y = deconv_cli.forward(x, kernel, stride=2, groups=3, padding=1)
+    y = y + 0.05 * random(tuple(y.shape), seed=13)
+    result = deconv_cli.invert(y, kernel, lam="auto", **layer)
+    best = min(squared_errors(y, kernel, x, **layer))
+    choice = result.lambda_choice
+    assert float((result.image - x).square().sum()) < 1.1 * best
+    assert choice is not None
+    assert choice.rule is LambdaRule.UPRE
+    assert choice.is_sigma_modeled
+    assert "by a model of the image" in choice.reason
+    assert choice.warning is None
+
+
+def test_cross_validation_is_doubted_where_it_takes_the_image_for_noise() -> None:
+    x, kernel = picture(16), random((3, 1, 3, 3), seed=12)
+    y = deconv_cli.forward(x, kernel, stride=2, groups=3, padding=1)
+    y = y + 0.05 * random(tuple(y.shape), seed=13)
+    choice = deconv_cli.invert(y, kernel, lambda_rule="gcv", stride=2, groups=3, padding=1).lambda_choice
+    assert choice is not None
+    assert choice.cross_check.rule is LambdaRule.UPRE
+    assert choice.warning is not None
