@@ -35,9 +35,9 @@ def choose_lambda_by_probing(
 ) -> LambdaChoice:
     """Choose λ in ‖Ax − y‖² + λσ²max‖x‖², with more and more steps, until it stands.
 
-    Where the outputs are no more than the inputs nothing but noise is left in no part of them, and power by gain alone
-    does not tell it from the image: of photographs behind such layers cross-validation and likelihood took a noise of
-    up to 900 times what it was. The noise is then that of a model of the image.
+    Where there are fewer outputs than inputs no part of them is noise alone, and power by gain does not tell it from
+    the image: of photographs behind such layers cross-validation and likelihood took a noise of up to 900 times what it
+    was. The noise is then that of a model of the image.
 
     Args:
         operator: A.
@@ -45,7 +45,7 @@ def choose_lambda_by_probing(
         sigma_max: the largest singular value that λ is measured by.
         rule: which rule, but for `whiteness`; by default `gcv`, or `upre` with a modeled σ.
         sigma: standard deviation of the noise in the units of the samples; by default the likeliest.
-        modeled_sigma: finds σ from a model of the image; for operators that have no more outputs than inputs.
+        modeled_sigma: finds σ from a model of the image; for operators that have fewer outputs than inputs.
         least_sigma: an estimate is taken to be at least this, as that of rounding.
     """
     probed, is_modeled = ProbedPower(operator, y, sigma_max), modeled_sigma is not None

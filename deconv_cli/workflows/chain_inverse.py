@@ -119,7 +119,10 @@ class ChainInverse:
             return self._measure(y, self._solve_affine(function, bounds, start), method, peeled)
         function, quick, bounds = self._penalized(peeled, start)
         if peeled.is_pooled:
-            return self._measure(y, self._through_pooling(peeled, start, function, bounds), ChainMethod.POOLED, peeled)
+            pooled = self._through_pooling(peeled, start, function, bounds)
+            if self.lam > 0:  # it has the largest pixels, but not the least penalty
+                pooled = self._descend(function, quick, bounds, pooled.value, is_near=True)
+            return self._measure(y, pooled, ChainMethod.POOLED, peeled)
         x, n_iterations, through = self._run_by_run(y, start)
         residual = self._relative_residual(x, y)
         if residual <= max(ROUNDING * self.eps, self.rule.tolerance) and self.lam == 0:
@@ -127,16 +130,16 @@ class ChainInverse:
             solution = Solution(x, Status.CONVERGED, n_iterations, certificate, objective=OBJECTIVE)
             return self._measure(y, solution, ChainMethod.RUN_BY_RUN, through)
         is_near = residual <= NEAR
-        found = solve_bounded_nonlinear(
-            function,
-            bounds,
-            x if is_near else start,
-            self.rule,
-            quick=quick,
-            smooths=not is_near,
-            progress=self.progress,
-        )
+        found = self._descend(function, quick, bounds, x if is_near else start, is_near=is_near)
         return self._measure(y, found, ChainMethod.WHOLE, peeled)
+
+    def _descend(
+        self, function: Function, quick: Function, bounds: Bounds, start: Tensor, *, is_near: bool
+    ) -> Solution:
+        """Undo what is left as a whole."""
+        return solve_bounded_nonlinear(
+            function, bounds, start, self.rule, quick=quick, smooths=not is_near, progress=self.progress
+        )
 
     def _penalized(self, peeled: _Peeled, start: Tensor) -> tuple[Function, Function, Bounds]:
         """Give the function that is left, with √λ·σmax·Lx as further outputs that are known to be zero.

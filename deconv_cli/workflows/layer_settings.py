@@ -57,6 +57,7 @@ def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings
     outputs = kernel.split(y, are_outputs=True)
     geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
     operator = kernel.detached().convolution(geometry, settings.boundary)
+    assert isinstance(operator, LayerConvolution)
     penalty = spaced_penalty(settings.penalty, settings.spacing)
     probed: LinearOperator = operator
     data = outputs
@@ -71,7 +72,7 @@ def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings
         operator.spectrum.sigma_max,
         rule=settings.lambda_rule,
         sigma=settings.noise_sigma,
-        modeled_sigma=partial(_modeled_sigma, operator, outputs) if n_outputs <= n_numbers else None,
+        modeled_sigma=partial(_modeled_sigma, operator, outputs) if n_outputs < n_numbers else None,
         least_sigma=least_sigma,
     )
 
