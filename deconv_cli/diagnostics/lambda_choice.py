@@ -77,7 +77,8 @@ class LambdaChoice:
     def warning(self) -> str | None:
         """A sentence on why to doubt it; `None` if there is no reason."""
         ratio = self.curve.chosen / self.cross_check.chosen
-        if self.curve.is_at_end:
+        # The least risk at the smallest λ is a finding: this noise needs none.
+        if self.curve.is_at_end and not (self.rule is LambdaRule.UPRE and self.lam < 1):
             return (
                 f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}; "
                 "set lam to a number, or take another lambda_rule"
