@@ -81,7 +81,6 @@ REFUSED = [
     {"transposed": True, "boundary": "reflect"},
     {"output_padding": 1},
     {"input_size": (7, 7)},
-    {"stride": 2, "lam": "auto", "penalty": "gradient"},
     {"boundary": "sideways"},
     {"boundary": "reflect", "padding": 30},
     {"light": "bright"},
