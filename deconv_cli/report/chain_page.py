@@ -66,8 +66,8 @@ def channels_plot(data: Tensor, residual: Tensor) -> Plot:
         legend(axes, theme)
 
     caption = (
-        "Each channel of the activation, and what is left of it when the layers are run on the input found. A channel "
-        "whose residual is as large as itself says nothing about that input."
+        "Each channel of the activation, and what is left of it when the layers are run on the input found. Where "
+        "both are as large, that input does not explain the channel."
     )
     largest = max(range(len(sizes["residual"])), key=lambda n: sizes["residual"][n])
     alt = f"Of {len(data)} channels number {largest} leaves most: {sizes['residual'][largest]:.3g}."
