@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -39,8 +40,9 @@ class Expectation:
 
     def meets(self, finding: Finding, name: str) -> bool:
         """Return whether a finding for a parameter, or for the model as a whole, is the one that is expected."""
-        lines = [str(cause.location) for cause in finding.causes if cause.location.file]
-        is_there = any(line == self.name or line.endswith(f"/{self.name}") for line in lines)
+        lines = [Path(str(cause.location)).resolve() for cause in finding.causes if cause.location.file]
+        wanted = Path(self.name)
+        is_there = any(line == wanted.resolve() or line.match(str(wanted)) for line in lines)
         return finding.verdict == self.verdict and (is_there or fnmatch.fnmatchcase(name, self.name))
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ def running_user_code(*, is_silent: bool) -> Iterator[tuple[Callable[[str], None
     console = Console(stderr=True)
     with (
         contextlib.redirect_stdout(sys.stderr),
+        _descriptor_to_stderr(),
         warnings.catch_warnings(record=True) as caught,
         contextlib.ExitStack() as shown,
     ):
@@ -35,6 +37,18 @@ def running_user_code(*, is_silent: bool) -> Iterator[tuple[Callable[[str], None
             yield lambda _sentence: None, caught
         else:
             yield shown.enter_context(console.status("starting")).update, caught
+
+
+@contextlib.contextmanager
+def _descriptor_to_stderr() -> Iterator[None]:
+    """Send to stderr what programs that the code starts print, and what it writes past Python."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def describe_warnings(caught: list[warnings.WarningMessage]) -> list[str]:

@@ -11,15 +11,22 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.operations import plain_name
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE: dict[object, object] = dict.fromkeys(_NARROW, torch.float64)
+_WIDE |= {torch.complex64: torch.complex128}
+_WIDE |= dict.fromkeys(("torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"), "torch.DoubleTensor")
+"""What a type that is asked for becomes, by itself or by the name that `type` takes."""
+
 _CASTS = ("float", "half", "bfloat16")
+_ALREADY_WIDE = {torch.float64, torch.complex128}
 _DRAWN_ANEW = ("rand", "randn", "rand_like", "randn_like")
 
 
 class LiftedCasts(TorchFunctionMode):
-    """Lifts the types that functions of torch are asked for."""
+    """Lifts the types that functions of torch are asked for, and constants of narrow types that meet wide tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run one function."""
@@ -31,6 +38,10 @@ class LiftedCasts(TorchFunctionMode):
         if name in _DRAWN_ANEW and _is_drawn_narrow(args, keywords):
             return func(*args, **{**keywords, "dtype": torch.float32}).to(torch.float64)
         args, keywords = pytree.tree_map(_lifted, (args, keywords))
+        is_writing = name.endswith("_") or "out" in keywords
+        types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
+        if not is_writing and types_given & {*_NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
+            args, keywords = pytree.tree_map(_widened, (args, keywords))
         return func(*args, **keywords)
 
 
@@ -42,4 +53,10 @@ def _is_drawn_narrow(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN4
 
 
 def _lifted(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes
-    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+    return _WIDE.get(value, value) if isinstance(value, torch.dtype | str) else value
+
+
+def _widened(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes
+    if not isinstance(value, torch.Tensor) or value.dtype not in _WIDE:
+        return value
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)

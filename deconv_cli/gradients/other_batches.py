@@ -12,8 +12,8 @@ import torch
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 
-_SIZES = (0.25, 4.0, 0.5, 2.0, 0.125, 8.0)
-"""By how much the same data are made smaller or larger where a model takes them in no other order."""
+_POWERS = (6.0, 1 / 6, 3.0, 1 / 3, 2.0, 1 / 2)
+"""How far the same data are moved apart or together, where a model takes them in no other order."""
 
 _NOISE = 1e-7
 """Gradients that are no larger, beside the loss, may be what rounding leaves of gradients that cancel."""
@@ -51,14 +51,14 @@ def _tries(subject: Subject, backward: BackwardTrace, names: set[str]) -> Iterat
     """Yield which of the parameters get a gradient, for one set of data after another.
 
     A model may refuse numbers in another order, as a detector refuses boxes that end before they begin: it gets them
-    smaller and larger. That may wake dead units too, so only what is not chosen by these data is looked at then.
+    moved apart and together. That may wake dead units too, so only what these data do not choose is looked at then.
     """
     chosen_among = {name for name in names if _is_not_chosen(subject, backward, name)}
-    for number, factor in enumerate(_SIZES, start=1):
+    for number, power in enumerate(_POWERS, start=1):
         change = functools.partial(_in_other_order, generator=torch.Generator().manual_seed(number))
         found = _reached(subject, change, names, number)
         if found is None:
-            found = _reached(subject, functools.partial(_of_other_size, factor=factor), chosen_among, number)
+            found = _reached(subject, functools.partial(_moved_apart, power=power), chosen_among, number)
         if found is None:
             return
         yield found
@@ -93,5 +93,11 @@ def _in_other_order(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN4
     return leaf.reshape(-1)[torch.randperm(leaf.numel(), generator=generator)].reshape(leaf.shape)
 
 
-def _of_other_size(leaf: Any, factor: float) -> Any:  # noqa: ANN401  tensors or anything else
-    return leaf * factor if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+def _moved_apart(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or anything else
+    """Move numbers towards the ends of their range, or with a power below 1 to its middle; their order stays."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or leaf.numel() < 2:
+        return leaf
+    low, high = leaf.aminmax()
+    share = (leaf - low) / (high - low).clamp_min(torch.finfo(leaf.dtype).tiny)
+    above, below = share**power, (1 - share) ** power
+    return low + (high - low) * above / (above + below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,8 +10,14 @@ from torch.utils import _pytree as pytree
 
 
 def tensors_in(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds tensors
-    """List the tensors in nested lists, tuples and dictionaries."""
-    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    """List the tensors in nested lists, tuples, dictionaries and dataclasses."""
+    tensors: list[torch.Tensor] = []
+    for leaf in pytree.tree_leaves(found):
+        if isinstance(leaf, torch.Tensor):
+            tensors.append(leaf)
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            tensors += tensors_in([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+    return tensors
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from gradient_cases import FIXTURES, blamed_line
 from safetensors.torch import save_file
 
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.user_code import running_user_code
 
 
 def code(fixture: str, name: str) -> str:
@@ -75,8 +78,21 @@ class TestExpectations:
 
     def test_a_line(self, deconv):
         words = ["check-grad", "--model", code("detached", "Detach"), "-q", "--expect"]
-        deconv(*words, f"DETACHED:detached.py:{blamed_line('detached', 'detach')}")
+        line = blamed_line("detached", "detach")
+        for path in ("detached.py", "fixtures/./detached.py", FIXTURES / "detached.py"):
+            deconv(*words, f"DETACHED:{path}:{line}")
         deconv(*words, "DETACHED:detached.py:1", expect=ExitCode.FAULT_FOUND)
+        deconv(*words, f"DETACHED:ached.py:{line}", expect=ExitCode.FAULT_FOUND)
+
+    def test_the_first_line_does_not_hide_what_is_expected(self, deconv):
+        done = deconv(*self.WORDS, "--expect", "UNUSED:spare.*", "--json")
+        assert done.report["summary"].startswith("Training can work but for what is expected")
+
+    def test_what_other_programs_print_goes_to_stderr(self, capfd):
+        with running_user_code(is_silent=True):
+            os.write(1, b"raw")
+        os.write(1, b"after")
+        assert capfd.readouterr() == ("after", "raw")
 
     def test_the_model_as_a_whole(self, deconv):
         deconv("check-grad", "--model", code("mixing", "Leak"), "--expect", "BATCH-LEAK:model", "-q")
@@ -204,12 +220,14 @@ class TestInputs:
 
     def test_a_model_without_a_graph_in_double(self, deconv, tmp_path):
         (tmp_path / "net.py").write_text(
-            "import numpy as np\nimport torch\nfrom torch import nn\n"
+            "import torch\nfrom torch import nn\n"
             "class Net(nn.Linear):\n"
             "    def __init__(self):\n"
             "        super().__init__(4, 2)\n"
             "    def forward(self, x):\n"
-            "        return super().forward(x) @ torch.from_numpy(np.ones((2, 2), np.float32))\n"
+            "        if x.dtype != torch.float32:\n"
+            "            raise RuntimeError('no kernel for it')\n"
+            "        return super().forward(x)\n"
         )
         report = deconv("check-grad", "--model", f"{tmp_path}/net.py:Net", "--json").report
         assert report["finite_difference_dtype"] == "float32"

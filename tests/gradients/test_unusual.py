@@ -65,6 +65,7 @@ CASES = {
     "half precision": (unusual.HalfPrecision, normal(4, 4)),
     "double": (lambda: nn.Linear(4, 2).double(), normal(4, 4, dtype=torch.float64)),
     "bfloat16": (lambda: nn.Linear(4, 2).bfloat16(), normal(4, 4).bfloat16()),
+    "a dataclass as output": (unusual.OfDataclass, normal(4, 4)),
     "encoder and decoder": (lambda: Pair(), normal(3, 5, 8)),
 }
 
@@ -94,6 +95,12 @@ def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
     assert all(bool((p.grad == 1).all()) for p in model.parameters())
     assert torch.equal(inputs, seen)
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("model", [unusual.NarrowConstants, unusual.ComplexWeights])
+def test_a_narrow_type_inside_is_lifted_to_float64(model):
+    found = checked(model(), 5, 4)
+    assert (set(verdicts(found).values()), found.dtype, found.notes) == ({"OK"}, "float64", ())
 
 
 def test_the_patches_of_torch_are_taken_off():
