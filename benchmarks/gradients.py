@@ -147,7 +147,7 @@ def gradcheck(fixture: Fixture, *, fast: bool) -> str:
 
 def gradcheck_of(case: Case, *, fast: bool) -> str:
     """Run it on a case."""
-    parameters = dict(case.model.named_parameters())
+    parameters = {name: p for name, p in case.model.named_parameters() if p.requires_grad}
 
     def function(*values: torch.Tensor) -> Any:  # noqa: ANN401
         replaced = dict(zip(parameters, values, strict=True))

@@ -13,7 +13,8 @@ DETACH_CARRIED = (
     "detach what one turn of the loop hands on to the next, such as a state or a running sum: state = state.detach()"
 )
 _SWITCHED_OFF = (
-    "switch gradients on again, torch.set_grad_enabled(True), where they were off; or use with torch.no_grad():"
+    "before forward runs, switch gradients on again, torch.set_grad_enabled(True), and let weights that are to be "
+    "trained require them, requires_grad_()"
 )
 _REMEDIES = {
     "backward through the graph a second time": _TWICE,
