@@ -66,7 +66,8 @@ class Penalty(ABC):
         Args:
             energies: 4 sin²(θ/2) for each axis, of shapes that broadcast.
         """
-        total = energies[0].new_zeros(torch.broadcast_shapes(*(energy.shape for energy in energies)))
+        # Not by torch.broadcast_shapes, which imports SymPy: a third of a second.
+        total = energies[0].new_zeros(torch.broadcast_tensors(*energies)[0].shape)
         for term in self.terms(len(energies)):
             *factors, last = [energy**order for energy, order in zip(energies, term.orders, strict=True)]
             if factors:

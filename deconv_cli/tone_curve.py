@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class ToneCurve:
         return cls(formula(stored)[None], white, name)
 
     @classmethod
+    @cache
     def srgb(cls, white: float) -> ToneCurve:
         """Make the curve of sRGB.
 

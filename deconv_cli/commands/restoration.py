@@ -207,19 +207,19 @@ def with_spacing(resolution: Resolution, image: ImageFile) -> Resolution:
 
 
 def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
-    """Measure what the range of the written samples, or of those that were read, does not hold of a picture."""
+    """Measure what the range of the written samples does not hold of a picture; that of those read is measured."""
     import numpy as np
 
     from deconv_cli.workflows.trust import measure_clipping
 
-    whole = [np.iinfo(name) for name in (prepared.dtype, loaded.image.dtype) if np.issubdtype(name, np.integer)]
-    if result.settings.defaults is not InputKind.PICTURE or not whole:
+    is_measured = prepared.dtype == loaded.image.dtype or not np.issubdtype(prepared.dtype, np.integer)
+    if result.settings.defaults is not InputKind.PICTURE or is_measured:
         return result
     image, data, curve = result.image, loaded.values, result.tone_curve
     if curve is not None:  # in the dark a little light too few is many stored values
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
-    clipping = measure_clipping(image, data, float(whole[0].min), float(whole[0].max))
-    return replace(result, clipping=clipping)
+    limits = np.iinfo(prepared.dtype)
+    return replace(result, clipping=measure_clipping(image, data, float(limits.min), float(limits.max)))
 
 
 def recorded_convolution(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.torus_modes import TorusModes, symbol_at
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
@@ -76,16 +77,18 @@ def null_share_of_outputs(modes: TorusModes, images: Tensor, threshold: float) -
         images: shape `(*batch, C_out, N1, N2, ...)`.
         threshold: singular values up to here count as zero.
     """
-    return _null_share(modes, modes.of_outputs(images), modes.energy(images), threshold)
+    spectrum = modes.transformed(images)
+    return _null_share(modes, modes.of_outputs(spectrum), modes.energy(spectrum), threshold)
 
 
 def null_share_of_inputs(modes: TorusModes, images: Tensor, threshold: float) -> float:
     """Compute which part of the energy of images `(*batch, C_in, N1, N2, ...)` lies in the kernel's null space."""
-    return _null_share(modes, modes.of_inputs(images), modes.energy(images), threshold)
+    spectrum = modes.transformed(images)
+    return _null_share(modes, modes.of_inputs(spectrum), modes.energy(spectrum), threshold)
 
 
 def _null_share(modes: TorusModes, coefficients: Tensor, energy: Tensor, threshold: float) -> float:
-    squares = torch.view_as_real(coefficients).square().sum(-1)
+    squares = squared_modulus(coefficients)
     passed = synchronize.as_number((modes.weights[..., None] * torch.where(modes.sigma > threshold, squares, 0)).sum())
     whole = synchronize.as_number((modes.weights * energy).sum())
     return max(1 - passed / whole, 0.0) if whole > 0 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -20,11 +21,10 @@ def edge_distance(size: Size, part: Sequence[tuple[int, int]], device: torch.dev
         part: where the part begins and ends along each axis.
         device: where the pixels are.
     """
-    distance = torch.full([stop - start for start, stop in part], max(size), device=device)
-    for axis, (length, (start, stop)) in enumerate(zip(size, part, strict=True)):
-        place = torch.arange(start, stop, device=device)
-        to_end = torch.minimum(place, length - 1 - place)
-        distance = torch.minimum(distance, to_end.reshape(-1, *[1] * (len(size) - axis - 1)))
+    places = [torch.arange(start, stop, device=device) for start, stop in part]
+    distance, *others = [torch.minimum(place, n - 1 - place) for place, n in zip(places, size, strict=True)]
+    for to_end in others:
+        distance = torch.minimum(distance[..., None], to_end)
     return distance
 
 
@@ -50,9 +50,10 @@ class EdgeBands:
     @cached_property
     def count(self) -> Tensor:
         """How many pixels each band has, shape `(depth,)`."""
-        return torch.zeros(self.depth, dtype=torch.int64, device=self.index.device).index_add(
-            0, self.index.flatten(), torch.ones_like(self.index).flatten()
-        )
+        size = self.index.shape
+        deeper = [math.prod(length - 2 * distance for length in size) for distance in range(self.depth)]
+        counts = [whole - rest for whole, rest in zip(deeper, [*deeper[1:], 0], strict=True)]
+        return torch.tensor(counts, device=self.index.device)
 
     def mean_square(self, values: Tensor) -> Tensor:
         """Average the squares of values `(*batch, *size)` likewise, whatever the size of the squares."""

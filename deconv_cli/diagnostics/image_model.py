@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.frequencies import directional_functions, frequency_grid
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
@@ -160,7 +161,7 @@ class _Components:
         gain = data.gain[kept]
         if channels.shape[0] > 1:
             vh = data.modes.vh.flatten(0, -3)[kept]
-            gain = gain * torch.view_as_real(vh @ channels.to(vh.dtype)).square().sum(dim=(-2, -1))
+            gain = gain * squared_modulus(vh @ channels.to(vh.dtype)).sum(dim=-1)
         left = lam / (data.ratio[kept] + lam)
         return cls(
             gain=gain.flatten(),

@@ -41,17 +41,16 @@ class InverseFilter:
         is_kept = sigma > self.threshold(modes) if self.weight == 0 else denominator > 0
         return torch.where(is_kept, sigma / torch.where(is_kept, denominator, 1), 0)
 
-    def noise_gain(self, modes: TorusModes, noise: Tensor | None = None) -> float:
-        """Compute how much stronger noise comes back: the root mean square of the estimate of unit noise.
-
-        Args:
-            modes: of the kernel.
-            noise: its power along each mode, shape `(*F, m)`; by default it is white.
-        """
-        squares = self.gain(modes).square() if noise is None else noise * self.gain(modes).square()
-        power = synchronize.as_number((modes.weights[..., None] * squares).sum())
-        return (power / (modes.vh.shape[-1] * math.prod(modes.torus))) ** 0.5
+    def noise_gain(self, modes: TorusModes) -> float:
+        """Compute how much stronger white noise comes back: the root mean square of the estimate of unit noise."""
+        return root_mean_square(modes, self.gain(modes).square())
 
     def passed(self, modes: TorusModes) -> Tensor:
         """Evaluate f = σ² / (σ² + μ|l|²), the part of each mode of the image that the estimate keeps, `(*F, m)`."""
         return self.gain(modes) * modes.sigma
+
+
+def root_mean_square(modes: TorusModes, power: Tensor) -> float:
+    """Compute the root mean square of the samples of an image that has such a power along each mode, `(*F, m)`."""
+    total = synchronize.as_number((modes.weights[..., None] * power).sum())
+    return (total / (modes.vh.shape[-1] * math.prod(modes.torus))) ** 0.5

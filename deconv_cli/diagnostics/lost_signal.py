@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.noise_spectrum import draw_noise, interpolated
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.operators.axes import half_spectrum, space_axes
@@ -38,7 +39,7 @@ def lost_share(model: ImageModel, taps: Tensor, torus: Size) -> Tensor:
     """
     numbers = tuple(torch.arange(n, device=taps.device) for n in half_spectrum(torus))
     symbol = symbol_at(to_float64(taps.detach()), torus, numbers)
-    seen = model.power(torus) * torch.view_as_real(symbol).square().sum(dim=(-2, -1)).mean(dim=-1)
+    seen = model.power(torus) * squared_modulus(symbol).sum(dim=-1).mean(dim=-1)
     noise = model.sigma**2 * interpolated(model.noise.spectrum, torus, seen)
     return (noise / seen.clamp_min(1e-30)).clamp_max(1.0)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.inverse_filter import InverseFilter, root_mean_square
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.operators import synchronize
 
@@ -76,6 +76,22 @@ class ModeBands:
     def decided(self) -> Tensor:
         """Numbers of the modes that the data decide, shape `(m,)`."""
         return synchronize.places(self._kept >= self._kept.quantile(1 - DECIDED_SHARE).clamp_max(DECIDED))
+
+    @cached_property
+    def _squared_gain(self) -> Tensor:
+        return self.inverse.gain(self.modes).square()
+
+    def noise_gain(self, noise: Tensor) -> float:
+        """Compute how much stronger noise comes back, of which the power along each mode is given: shape `(*F, m)`."""
+        return root_mean_square(self.modes, noise * self._squared_gain)
+
+    def strength(self, power: Tensor) -> float:
+        """Give the median power of an image along the modes that data of `power` decide, of shape `(n,)`."""
+        return synchronize.as_number((power[self.decided] / self._decided_gain).median())
+
+    @cached_property
+    def _decided_gain(self) -> Tensor:
+        return self.sigma[self.decided].square().clamp_min(torch.finfo(self.sigma.dtype).tiny)
 
     def mean(self, values: Tensor) -> list[float]:
         """Average values `(n,)` over each band."""

@@ -12,13 +12,14 @@ A fourth, for the predicted error, is fitted together with the power of the imag
 
 from __future__ import annotations
 
-import itertools
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
@@ -106,34 +107,44 @@ def estimate_noise_of_blurred(y: Tensor, n_axes: int = 2) -> float | None:
         them), or are hardly below the picture itself.
     """
     wide = to_float64(y)
-    axes = space_axes(n_axes)
-    sizes = torch.fft.rfftn(apply_hann_window(wide, n_axes), dim=axes, norm="ortho").abs().flatten(end_dim=-n_axes - 1)
-    n_cells = min(_N_CELLS[n_axes], int((sizes.numel() / _MIN_COEFFICIENTS[n_axes]) ** (1 / n_axes)))
+    spectrum = torch.fft.rfftn(apply_hann_window(wide, n_axes), dim=space_axes(n_axes), norm="ortho")
+    return noise_of_faded(spectrum, synchronize.as_number(wide.std()), n_axes)
+
+
+def noise_of_faded(spectrum: Tensor, spread: float, n_axes: int = 2) -> float | None:
+    """Do what `estimate_noise_of_blurred` does.
+
+    Args:
+        spectrum: unitary transform of the data under a Hann window, complex, shape `(*batch, C, *plane)`.
+        spread: standard deviation of the data.
+        n_axes: axes of space.
+    """
+    power = squared_modulus(spectrum).flatten(end_dim=-n_axes - 1)
+    n_cells = min(_N_CELLS[n_axes], int((power.numel() / _MIN_COEFFICIENTS[n_axes]) ** (1 / n_axes)))
     if n_cells < _N_CELLS[n_axes] // 2:
         return None
-    *rows, last = sizes.shape[1:]
-    groups = [_rows_by_frequency(length, n_cells, y.device) for length in rows]
-    places = torch.arange(last, device=y.device)
-    groups.append([places[last * k // n_cells : last * (k + 1) // n_cells] for k in range(n_cells)])
-    cells = [_cell(sizes, chosen) for chosen in itertools.product(*groups)]
-    medians = torch.stack([cell.median() for cell in cells if cell.numel()])
-    levels = [median / _RAYLEIGH_MEDIAN for median in sorted(synchronize.as_numbers(medians))]
+    medians = torch.stack([cell.median() for cell in _cells(power, n_cells) if cell.numel()])
+    levels = [math.sqrt(median) / _RAYLEIGH_MEDIAN for median in sorted(synchronize.as_numbers(medians))]
     lowest = [level for level in levels if level <= _AGREEMENT * levels[0]]
     noise = sum(lowest) / len(lowest)
-    is_the_picture = noise > _MAX_LEVEL * synchronize.as_number(wide.std())
+    is_the_picture = noise > _MAX_LEVEL * spread
     return None if noise <= 0 or len(lowest) < _MIN_PART * len(levels) or is_the_picture else noise
 
 
-def _cell(sizes: Tensor, chosen: tuple[Tensor, ...]) -> Tensor:
-    """Take the coefficients of a cell, numbered along each axis of frequencies, out of `sizes` of shape `(n, *F)`."""
-    for axis, numbers in zip(space_axes(len(chosen)), chosen, strict=True):
-        sizes = sizes.index_select(axis, numbers)
-    return sizes
+def _cells(power: Tensor, n_bands: int) -> list[Tensor]:
+    """Cut a half spectrum `(n, *plane)` into bands of like frequency along each axis."""
+    *rows, last = power.shape[1:]
+    cells = [power]
+    for axis, length in enumerate(rows, start=1):
+        order, counts = _rows_by_frequency(length, n_bands)
+        numbers = torch.tensor(order, device=power.device)
+        cells = [part for cell in cells for part in cell.index_select(axis, numbers).split(counts, axis)]
+    bounds = [last * band // n_bands for band in range(n_bands + 1)]
+    return [part for cell in cells for part in cell.tensor_split(bounds[1:-1], -1)]
 
 
-def _rows_by_frequency(height: int, n_bands: int, device: torch.device) -> list[Tensor]:
-    """Group the rows of a spectrum by the size of their frequency, low ones first."""
-    row = torch.arange(height, device=device)
-    frequency = torch.minimum(row, height - row)
-    band = (2 * frequency * n_bands // height).clamp_max(n_bands - 1)
-    return [synchronize.places(band == k) for k in range(n_bands)]
+@lru_cache(maxsize=64)
+def _rows_by_frequency(length: int, n_bands: int) -> tuple[list[int], list[int]]:
+    """Order the numbers of the frequencies along a whole axis by their band, low ones first; count each band's."""
+    bands = [min(2 * min(number, length - number) * n_bands // length, n_bands - 1) for number in range(length)]
+    return sorted(range(length), key=bands.__getitem__), [bands.count(band) for band in range(n_bands)]

@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.frequencies import directional_functions, frequency_grid
 from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.modulus import squared_modulus
+from deconv_cli.diagnostics.polar_bins import polar_bins
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators import synchronize
@@ -28,10 +29,6 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
 
-_N_RADIAL, _N_ANGULAR = 96, 12
-_N_LEVELS = 4
-"""Along each axis, the directions in space are told apart by so many sizes of that part of them."""
-_LOWEST = 0.015
 # Neighboring coefficients under a Hann window are not independent: a sum of n of them scatters like one of n / 3.8.
 _DEPENDENCE_BY_AXIS = 35 / 18
 # The scene of a picture departs from a power law by about its own size.
@@ -86,16 +83,23 @@ def fit_noise_spectrum(y: Tensor, taps: Tensor, *, is_colored: bool = False) -> 
         return white
     knots, misfit = _fit(bins, bins.noise)
     levels = synchronize.as_numbers(knots)
+    if not (is_colored or _show_color(levels, misfit, bins)):
+        return white
     mean = _mean_power(levels, y)
     if not is_colored:
-        shown = levels[_SHOWN]
-        _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
-        if misfit_of_flat - misfit < _EVIDENCE or max(shown) - min(shown) < math.log(_LEAST_RATIO):
-            return white
         faded = _binned(y, taps, _SQUARED)
         if faded is not None and _mean_power(_levels(faded), y) < _LEAST_LEFT**2 * mean:
             return white
     return replace(white, sigma=math.sqrt(mean), spectrum=tuple(math.exp(level) / mean for level in levels))
+
+
+def _show_color(levels: Sequence[float], misfit: float, bins: _Bins) -> bool:
+    """Tell whether levels of noise differ where the data show them well, and white noise explains the data worse."""
+    shown = levels[_SHOWN]
+    if max(shown) - min(shown) < math.log(_LEAST_RATIO):
+        return False
+    _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
+    return misfit_of_flat - misfit >= _EVIDENCE
 
 
 def _levels(bins: _Bins) -> list[float]:
@@ -127,8 +131,10 @@ def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_who
         frequencies = (torch.fft.rfftfreq if is_half else torch.fft.fftfreq)(length, device=like.device)
         squared = squared[..., None] + frequencies.to(like.dtype).square()
     logarithms = like.new_tensor([math.log(power) for power in spectrum])
-    powers: Tensor = (hat_functions(squared[0].sqrt()) @ logarithms).exp()
-    return powers
+    position = _position(squared[0].sqrt())
+    lower = position.long().clamp_max(len(spectrum) - 2)
+    rise = logarithms.diff()[lower]
+    return (logarithms[lower] + rise * (position - lower)).exp()
 
 
 def draw_noise(model: NoiseModel, like: Tensor, seed: int, n_axes: int = 2) -> Tensor:
@@ -152,48 +158,19 @@ def _binned(y: Tensor, taps: Tensor, fade: int = 1) -> _Bins | None:
     size: Size = tuple(y.shape[2:])
     n_axes, axes = len(size), space_axes(len(size))
     images = to_float64(y)
+    bins = polar_bins(size, images.dtype, images.device)
+    if len(bins.count) < 4 * len(FREQUENCIES):
+        return None
     images = images - images.mean(dim=axes, keepdim=True)
     transformed = torch.fft.rfftn(apply_hann_window(images, n_axes, power=fade), dim=axes, norm="ortho")
-    power = torch.view_as_real(transformed).square().sum(dim=-1).mean(dim=(0, 1))
+    power = squared_modulus(transformed).mean(dim=(0, 1))
     numbers = tuple(torch.arange(n, device=y.device) for n in power.shape)
     symbol = symbol_at(to_float64(taps.detach()), size, numbers)
-    gain = torch.view_as_real(symbol).square().sum(dim=(-2, -1)).mean(dim=-1)
-    waves = frequency_grid(size, power) / (2 * math.pi)
-    radius = torch.linalg.vector_norm(waves, dim=-1)
-    units = waves / torch.where(radius > 0, radius, 1)[..., None]
-    ring = (radius * (_N_RADIAL / (0.5 * math.sqrt(n_axes)))).long().clamp_max(_N_RADIAL - 1)
-    sector, n_sectors = _sectors(units)
-    index = (ring * n_sectors + sector).flatten()
-    last = waves[..., -1]
-    weight = torch.where((last == 0) | (last > 0.5 - 1e-9), 0.5, 1.0) * (radius >= _LOWEST)
-
-    def summed(values: Tensor) -> Tensor:
-        total = values.new_zeros(_N_RADIAL * n_sectors)
-        return total.scatter_add(0, index, (weight * values).flatten())
-
-    count = summed(torch.ones_like(power))
-    kept = synchronize.places(count > 0)
-    if len(kept) < 4 * len(FREQUENCIES):
-        return None
-    count = count[kept]
-    power, gain, radius, *directions = (
-        summed(values)[kept] / count for values in (power, gain, radius, *directional_functions(units)[1:])
-    )
-    scene = torch.stack([torch.ones_like(radius), *directions, 2 * (2 * math.pi * radius).log()], dim=-1)
-    count = count * (y.shape[0] * y.shape[1] / _DEPENDENCE_BY_AXIS**n_axes)
-    return _Bins(power, gain, count, scene, hat_functions(radius), n_axes)
-
-
-def _sectors(units: Tensor) -> tuple[Tensor, int]:
-    """Number the sectors of directions, of which opposite ones are the same; give how many there are too."""
-    if units.shape[-1] == 2:
-        angle = torch.atan2(units[..., 0], units[..., 1])
-        return ((angle / math.pi + 0.5) * _N_ANGULAR).long().clamp_max(_N_ANGULAR - 1), _N_ANGULAR
-    sector = torch.zeros_like(units[..., 0], dtype=torch.int64)
-    for part in units.unbind(-1)[:-1]:  # what is left has no sign
-        level = ((part + 1) * (_N_LEVELS / 2)).long().clamp_max(_N_LEVELS - 1)
-        sector = sector * _N_LEVELS + level
-    return sector, _N_LEVELS ** (units.shape[-1] - 1)
+    gain = squared_modulus(symbol).sum(dim=-1).mean(dim=-1)
+    radius = bins.radius
+    scene = torch.stack([torch.ones_like(radius), *bins.directions, 2 * (2 * math.pi * radius).log()], dim=-1)
+    count = bins.count * (y.shape[0] * y.shape[1] / _DEPENDENCE_BY_AXIS**n_axes)
+    return _Bins(bins.mean(power), bins.mean(gain), count, scene, hat_functions(radius), n_axes)
 
 
 def hat_functions(radius: Tensor) -> Tensor:
@@ -202,10 +179,13 @@ def hat_functions(radius: Tensor) -> Tensor:
     Args:
         radius: cycles a pixel, any shape; below the first and beyond the last knot the functions are constant.
     """
-    knots = torch.tensor(FREQUENCIES, dtype=radius.dtype, device=radius.device)
-    position = ((radius - FREQUENCIES[0]) / (FREQUENCIES[1] - FREQUENCIES[0])).clamp(0, len(FREQUENCIES) - 1)
-    at = torch.arange(len(knots), dtype=radius.dtype, device=radius.device)
-    return (1 - (position[..., None] - at).abs()).clamp_min(0)
+    at = torch.arange(len(FREQUENCIES), dtype=radius.dtype, device=radius.device)
+    return (1 - (_position(radius)[..., None] - at).abs()).clamp_min(0)
+
+
+def _position(radius: Tensor) -> Tensor:
+    """Give the number of the knot at each frequency, with a fraction in between."""
+    return ((radius - FREQUENCIES[0]) / (FREQUENCIES[1] - FREQUENCIES[0])).clamp(0, len(FREQUENCIES) - 1)
 
 
 def _fit(bins: _Bins, noise: Tensor) -> tuple[Tensor, float]:

@@ -56,7 +56,7 @@ def measure_picard(modes: TorusModes, data: Tensor, *, is_periodic: bool) -> Pic
     """
     n_axes = len(modes.torus)
     images = data.reshape(-1, *data.shape[-n_axes - 1 :])
-    coefficients = modes.of_outputs(images if is_periodic else apply_hann_window(images, n_axes))
+    coefficients = modes.of_outputs(modes.transformed(images if is_periodic else apply_hann_window(images, n_axes)))
     sigma = modes.sigma.flatten()
     weights = modes.weights[..., None].expand_as(modes.sigma).flatten()
     order = sigma.argsort(descending=True, stable=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +10,16 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.mode_bands import ModeBands
-from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+from deconv_cli.diagnostics.noise_level import noise_of_faded
 from deconv_cli.diagnostics.noise_spectrum import interpolated
-from deconv_cli.diagnostics.residual import border_profile
+from deconv_cli.diagnostics.residual import BorderBand, border_profile
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
@@ -84,6 +86,7 @@ def check_residual(
     bands: ModeBands,
     *,
     kernel_size: Size,
+    border: Sequence[BorderBand] | None = None,
     noise: NoiseModel = WHITE,
     least_noise: float = 0.0,
     is_boundary_free: bool = False,
@@ -99,17 +102,21 @@ def check_residual(
         data: y, less the bias if there is one; of the same shape.
         bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
         kernel_size: taps along each axis of space.
+        border: what `border_profile` gave of the residual, where it was asked before.
         noise: what kind of noise the data have, and how large it is, where that is known.
         least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
-    n_axes, modes, inverse = len(kernel_size), bands.modes, bands.inverse
-    level = estimate_noise_of_blurred(data, n_axes) if noise.sigma is None else noise.sigma
-    by_mode = noise_by_mode(noise, modes)
+    n_axes, modes = len(kernel_size), bands.modes
+    left, whole = (_faded(images, modes) for images in (residual, data))
+    level = noise.sigma
+    if level is None:
+        level = noise_of_faded(whole, synchronize.as_number(to_float64(data).std()), n_axes)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
-    edge_ratio = _edge_ratio(residual, kernel_size, interior_rms)
-    implausible = _implausible_share(residual, data, bands, (level or 0.0) ** 2 * by_mode)
+    edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)
+    by_mode = noise_by_mode(noise, modes)
+    implausible = _implausible_share(left, whole, bands, (level or 0.0) ** 2 * by_mode)
     spread = _rms(data - data.mean(dim=space_axes(n_axes), keepdim=True))
     least = NOTABLE * spread if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
@@ -122,7 +129,7 @@ def check_residual(
             finding = ResidualFinding.OVER_SMOOTHED
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
-    elif interior_rms < level and inverse.noise_gain(modes, by_mode) * level > max(VISIBLE * spread, AMPLIFIED * level):
+    elif interior_rms < level and bands.noise_gain(by_mode) * level > max(VISIBLE * spread, AMPLIFIED * level):
         finding = ResidualFinding.NOISE_FITTED
     elif interior_rms < TAKEN_UP * level:
         finding = ResidualFinding.INCONCLUSIVE
@@ -147,13 +154,13 @@ def _inside(residual: Tensor, kernel_size: Size) -> Tensor:
     return residual
 
 
-def _edge_ratio(residual: Tensor, kernel_size: Size, interior_rms: float) -> float:
+def _edge_ratio(residual: Tensor, kernel_size: Size, interior_rms: float, border: Sequence[BorderBand] | None) -> float:
     """Divide the largest rms at any one distance from the edge, up to a kernel's width, by that of the interior."""
     depth = max(_margins(residual, kernel_size))
     if depth == 0 or interior_rms == 0:
         return 1.0
-    bands = border_profile(residual, kernel_size)[:depth]
-    return max(band.residual_rms for band in bands) / interior_rms
+    bands = border or border_profile(residual, kernel_size)
+    return max(band.residual_rms for band in bands[:depth]) / interior_rms
 
 
 def _margins(residual: Tensor, kernel_size: Size) -> Size:
@@ -161,22 +168,28 @@ def _margins(residual: Tensor, kernel_size: Size) -> Size:
     return tuple(min(max(k, 2), n // 4) for k, n in zip(kernel_size, size, strict=True))
 
 
-def _implausible_share(residual: Tensor, data: Tensor, bands: ModeBands, noise: Tensor) -> float:
+def _faded(images: Tensor, modes: TorusModes) -> Tensor:
+    """Transform images `(*batch, C, *space)` that are faded out towards their edges; one axis of batch is left."""
+    n_axes = len(modes.torus)
+    images = images.reshape(-1, *images.shape[-n_axes - 1 :])
+    return modes.transformed(apply_hann_window(to_float64(images), n_axes))
+
+
+def _implausible_share(left: Tensor, whole: Tensor, bands: ModeBands, noise: Tensor) -> float:
     """Compute which part of what the residual holds beyond noise no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
+
+    Args:
+        left: what `_faded` gave of the residual.
+        whole: the same of the data.
+        bands: modes and filter.
+        noise: its power along each mode, shape `(*F, m)`.
     """
     modes, noise = bands.modes, noise.flatten()
-    n_axes = len(modes.torus)
-    left, whole = (
-        apply_hann_window(images.reshape(-1, *images.shape[-n_axes - 1 :]), n_axes) for images in (residual, data)
-    )
-    of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, whole))
-    least = torch.finfo(bands.sigma.dtype).tiny
-    reference = synchronize.as_number(
-        (of_data[bands.decided] / bands.sigma[bands.decided].square().clamp_min(least)).median()
-    )
+    of_residual, of_data = (modes.power_of_outputs(spectrum).flatten() for spectrum in (left, whole))
+    reference = bands.strength(of_data)
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
     if n_perpendicular > 0:

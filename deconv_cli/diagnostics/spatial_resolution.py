@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
@@ -49,7 +50,7 @@ def measure_resolution(taps: Tensor, image_size: Size, inverse: InverseFilter) -
     side = _side(taps)
     torus = tuple(min(n, side) for n in image_size)
     modes = torus_modes(taps, torus, is_bounded=False)
-    squares = torch.view_as_real(modes.vh).square().sum(-1)
+    squares = squared_modulus(modes.vh)
     transfer = (squares * inverse.passed(modes)[..., None]).sum(dim=-2).movedim(-1, 0)
     axes = space_axes(len(torus))
     response = torch.fft.irfftn(transfer.to(modes.vh.dtype), s=torus, dim=axes)

@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.diagnostics.torus_modes import TorusModes
@@ -71,10 +72,11 @@ class SpectralData:
             detailed_share: the part of the torus that has as much detail as the frame.
         """
         images = y.reshape(-1, *y.shape[-len(modes.torus) - 1 :])
-        power = torch.view_as_real(modes.of_outputs(images)).square().sum(dim=(0, -1)).flatten(0, -2)
+        spectrum = modes.transformed(images)
+        power = squared_modulus(modes.of_outputs(spectrum)).sum(dim=0).flatten(0, -2)
         outside = torch.zeros_like(power[:, 0])
         if modes.u.shape[-2] > power.shape[-1]:
-            outside = (modes.energy(images).sum(dim=0).flatten() - power.sum(dim=-1)).clamp_min(0)
+            outside = (modes.energy(spectrum).sum(dim=0).flatten() - power.sum(dim=-1)).clamp_min(0)
         ratio = (modes.sigma.square() / (sigma_max**2 * modes.squared_penalty(penalty))).flatten(0, -2)
         if noise is None or noise.is_white:
             return cls(modes, ratio, power, outside, len(images), observed_share, detailed_share=detailed_share)

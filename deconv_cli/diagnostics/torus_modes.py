@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import (
     channels_last,
@@ -65,45 +66,43 @@ class TorusModes:
         whole = find_penalty(penalty).symbol(self.torus, self.sigma.dtype, self.sigma.device)
         return self.sampled(whole)[..., None]
 
-    def of_outputs(self, images: Tensor) -> Tensor:
-        """Compute uᴴY of unitary transforms of outputs: white noise of unit variance gives mean squares of one.
+    def transformed(self, images: Tensor) -> Tensor:
+        """Compute unitary transforms of images `(*batch, C, N1, N2, ...)`, complex, at all frequencies of the torus."""
+        return torch.fft.rfftn(images.to(self.sigma.dtype), dim=space_axes(len(self.torus)), norm="ortho")
 
-        Args:
-            images: shape `(*batch, C_out, N1, N2, ...)`.
+    def of_outputs(self, spectrum: Tensor) -> Tensor:
+        """Compute uᴴY of what `transformed` gave of outputs: of white noise of unit variance its mean squares are one.
 
         Returns:
             Complex, shape `(*batch, *F, m)`.
         """
-        lines = self._transformed(images).flatten(-len(self.torus))
+        lines = self.sampled(spectrum).flatten(-len(self.torus))
         return self._on_grid(multiply_lines_adjoint(self.u.flatten(0, -3), lines))
 
-    def of_inputs(self, images: Tensor) -> Tensor:
-        """Compute vᴴX of unitary transforms of images `(*batch, C_in, N1, N2, ...)`, shape `(*batch, *F, m)`."""
-        lines = self._transformed(images).flatten(-len(self.torus))
+    def of_inputs(self, spectrum: Tensor) -> Tensor:
+        """Compute vᴴX of what `transformed` gave of images, complex, shape `(*batch, *F, m)`."""
+        lines = self.sampled(spectrum).flatten(-len(self.torus))
         return self._on_grid(multiply_lines(self.vh.flatten(0, -3), lines))
 
-    def power_of_outputs(self, images: Tensor) -> Tensor:
+    def power_of_outputs(self, spectrum: Tensor) -> Tensor:
         """Compute |uᴴY|², as `of_outputs`, averaged over the batch, shape `(*F, m)`.
 
         Args:
-            images: shape `(n, C_out, N1, N2, ...)`.
+            spectrum: what `transformed` gave of outputs with one axis of batch.
         """
         if self.u.shape[-2:] == (1, 1):  # u is a phase
-            return self.energy(images).mean(0)[..., None]
-        return torch.view_as_real(self.of_outputs(images)).square().sum(-1).mean(0)
+            return self.energy(spectrum).mean(0)[..., None]
+        return squared_modulus(self.of_outputs(spectrum)).mean(0)
 
-    def energy(self, images: Tensor) -> Tensor:
-        """Sum up |X(θ)|² over channels, shape `(*batch, *F)`."""
-        return torch.view_as_real(self._transformed(images)).square().sum(dim=(-len(self.torus) - 2, -1))
-
-    def _transformed(self, images: Tensor) -> Tensor:
-        axes = space_axes(len(self.torus))
-        return self.sampled(torch.fft.rfftn(images.to(self.sigma.dtype), dim=axes, norm="ortho"))
+    def energy(self, spectrum: Tensor) -> Tensor:
+        """Sum up |X(θ)|² over channels of what `transformed` gave, shape `(*batch, *F)`."""
+        return squared_modulus(self.sampled(spectrum)).sum(dim=-len(self.torus) - 1)
 
     def sampled(self, spectrum: Tensor) -> Tensor:
         """Take these frequencies out of those of `torch.fft.rfftn`, shape `(*, *plane)` to `(*, *F)`."""
         for axis, numbers in zip(space_axes(len(self.torus)), self.frequencies, strict=True):
-            spectrum = spectrum.index_select(axis, numbers)
+            if len(numbers) < spectrum.shape[axis]:
+                spectrum = spectrum.index_select(axis, numbers)
         return spectrum
 
     def _on_grid(self, lines: Tensor) -> Tensor:

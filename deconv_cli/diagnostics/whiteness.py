@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import next_fast_size, to_float64
@@ -82,7 +83,7 @@ def _lagged_products(planes: Tensor, lag: int) -> Tensor:
     """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
     size = [next_fast_size(n + lag) for n in planes.shape[1:]]
     axes = space_axes(len(size))
-    power = torch.view_as_real(torch.fft.rfftn(planes, s=size, dim=axes)).square().sum(dim=(0, -1))
+    power = squared_modulus(torch.fft.rfftn(planes, s=size, dim=axes)).sum(dim=0)
     products = torch.fft.irfftn(power.to(planes.dtype.to_complex()), s=size, dim=axes)
     # From lags 0, 1, ..., −1 to −lag, ..., lag.
     products = products.roll([lag] * len(size), axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 
 import torch
@@ -122,11 +123,17 @@ def describe_environment(environment: Environment) -> Record:
 def describe_versions() -> Record:
     """Name the versions of what computed a result."""
     return {
-        "deconv": metadata.version("deconv-cli"),
+        "deconv": _version_of("deconv-cli"),
         "torch": torch.__version__,
-        "numpy": metadata.version("numpy"),
+        "numpy": _version_of("numpy"),
         "python": platform.python_version(),
     }
+
+
+@cache
+def _version_of(package: str) -> str:
+    """Look a version up, which takes a millisecond."""
+    return metadata.version(package)
 
 
 def describe_factor_run(run: FactorRun) -> Record:

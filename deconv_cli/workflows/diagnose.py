@@ -22,6 +22,7 @@ from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.mode_bands import ModeBands
 from deconv_cli.diagnostics.picard import Picard, measure_picard
 from deconv_cli.diagnostics.plain_view import plain_view
+from deconv_cli.diagnostics.residual import BorderBand
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
 from deconv_cli.diagnostics.spatial_resolution import Resolution, measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
@@ -130,6 +131,7 @@ def check_residual_of(
     residual: Tensor,
     data: Tensor,
     *,
+    border: Sequence[BorderBand] | None = None,
     noise: NoiseModel = WHITE,
     least_noise: float = 0.0,
 ) -> ResidualTests:
@@ -139,6 +141,7 @@ def check_residual_of(
         inverse: the one that was applied.
         residual: y − Ax̂, as `inverse.arrange` arranges the data.
         data: y, less the bias if there is one; arranged likewise.
+        border: what `border_profile` gave of the residual, where it was asked before.
         noise: what kind of noise the data have, and how large it is, where that is known.
         least_noise: what is no larger than this accuses no kernel.
     """
@@ -147,6 +150,7 @@ def check_residual_of(
         data,
         _bands_of(inverse),
         kernel_size=inverse.kernel.size,
+        border=border,
         noise=noise,
         least_noise=least_noise,
         is_boundary_free=inverse.problem.operator.boundary.is_unknown,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.residual import border_profile, summarize_residual
+from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import NoiseModel
@@ -66,6 +66,7 @@ class Solved:
         if self.is_clipped is not None:
             unexplained = torch.where(self.is_clipped, unexplained.clamp_min(0), unexplained)
         residual = kernel.join(unexplained)
+        border = border_profile(residual, kernel.size)
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=estimator.frame(solution.value),
@@ -76,16 +77,18 @@ class Solved:
             rcond=estimator.rcond,
             tolerance=self.tolerance,
             residual=summarize_residual(residual, detached, kernel.n_axes),
-            border=border_profile(residual, kernel.size),
+            border=border,
             spectrum=estimator.spectrum,
             scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
             well_posedness=_assess(estimator),
             lambda_choice=self.choice,
-            residual_tests=self._test(unexplained, arranged, settings),
+            residual_tests=self._test(unexplained, arranged, settings, border),
             notes=(*self.resolution.notes, *self._notes()),
         )
 
-    def _test(self, unexplained: Tensor, arranged: Tensor, settings: ReconstructionSettings) -> ResidualTests | None:
+    def _test(
+        self, unexplained: Tensor, arranged: Tensor, settings: ReconstructionSettings, border: tuple[BorderBand, ...]
+    ) -> ResidualTests | None:
         """Test the residual of a linear estimate from data that may hold more than the kernel made."""
         estimator = self.estimator
         is_picture = settings.defaults is InputKind.PICTURE
@@ -95,7 +98,9 @@ class Solved:
         if estimator.kernel.field is not None or estimator.operator.is_layer:
             return None
         least = max(self.step, 0.0 if self.choice is None else self.choice.sigma)
-        return check_residual_of(estimator, unexplained, arranged, noise=model_of(settings), least_noise=least)
+        return check_residual_of(
+            estimator, unexplained, arranged, border=border, noise=model_of(settings), least_noise=least
+        )
 
     def _notes(self) -> tuple[str, ...]:
         """Tell which samples were taken for bounds, and what a layer does not see."""

@@ -519,6 +519,19 @@ def test_compression_goes_by_kind(tmp_path, imagej_file, rewrite):
     assert found == {"ij": "NONE", "plain": "ADOBE_DEFLATE"}
 
 
+def test_fractions_that_hardly_shrink_are_stored_as_they_are(tmp_path, planned, ome_file):
+    source, draw = read_image(ome_file), torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, 16, 20, generator=draw)
+    found = []
+    for values in (noise, (255 * noise).round()):
+        prepared = planned(tmp_path / "o.tif", source, n_channels=3, force=True).prepare(values)
+        prepared.write({})
+        with tifffile.TiffFile(tmp_path / "o.tif") as opened:
+            found.append(opened.pages[0].compression.name)
+            assert np.array_equal(opened.asarray().reshape(values.shape), values.numpy())
+    assert found == ["NONE", "ADOBE_DEFLATE"]
+
+
 def test_channel_names_go_with_their_channels(tmp_path, ome_file, planned):
     source = read_image(ome_file)
     prepared = planned(tmp_path / "o.ome.tif", source, n_channels=2).prepare(torch.ones(2, 2, 16, 20))

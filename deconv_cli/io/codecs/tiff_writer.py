@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deconv_cli.io import exif, records
+from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs import tiff_imagej, tiff_ome
 from deconv_cli.io.codecs.tiff_library import rewrite_description, write_array, write_empty
 from deconv_cli.io.codecs.tiff_reader import CHANNEL_NAMES, DESCRIPTION, PLANE_DISTANCE, WHITE_IS_ZERO
@@ -19,6 +21,8 @@ _EXTRA_SAMPLE = {"associated": 1, "unassociated": 2}
 _ASCII = 2
 _LEVEL_OF_FRACTIONS = 1
 """Of zlib: the usual level takes three fifths more time, and makes restored pictures a third of a percent smaller."""
+_N_TRIED_BYTES, _WORTH_WHILE = 16384, 0.8
+"""Fractions are compressed if this share, or less, is left: restored and blurred pictures lie between 0.85 and 0.94."""
 _TAG_UNITS = ("inch", "centimeter")
 """The units that a resolution in tags can have."""
 _MAX_RATIONAL = 2**32
@@ -68,13 +72,23 @@ def write_tiff(path: Path, image: StoredImage) -> None:
     """Write a file of the kind `image.metadata.flavor`, with its record."""
     flavor = image.metadata.flavor
     options = _options(image)
+    samples = np.ascontiguousarray(image.samples)
+    are_fractions = np.issubdtype(image.dtype, np.floating)
     # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow.
-    if flavor != "imagej":
+    if flavor != "imagej" and not (are_fractions and _are_noise(samples)):
         options["compression"] = "zlib"
-        if np.issubdtype(image.dtype, np.floating):  # the last digits of fractions are noise to any effort
+        if are_fractions:
             options["compressionargs"] = {"level": _LEVEL_OF_FRACTIONS}
-    write_array(path, np.ascontiguousarray(image.samples), flavor or "shaped", options)
+    write_array(path, samples, flavor or "shaped", options)
     _add_instruments(path, image.metadata)
+
+
+def _are_noise(samples: Array) -> bool:
+    """Tell by a piece of their middle whether samples hardly become smaller, as the last digits of fractions do not."""
+    encoded = samples.reshape(-1).view(np.uint8)
+    start = max(0, len(encoded) - _N_TRIED_BYTES) // 2 // samples.itemsize * samples.itemsize
+    piece = encoded[start : start + _N_TRIED_BYTES].tobytes()
+    return len(zlib.compress(piece, _LEVEL_OF_FRACTIONS)) > _WORTH_WHILE * len(piece)
 
 
 def write_empty_tiff(path: Path, image: StoredImage, tile: tuple[int, int]) -> None:
