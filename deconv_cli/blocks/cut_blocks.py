@@ -10,10 +10,11 @@ from deconv_cli.blocks.block_grid import BlockGrid, core_of
 from deconv_cli.blocks.block_memory import SHARE, block_bytes, largest_samples
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
-from deconv_cli.blocks.sample_windows import SampleWindow, cube_sides
+from deconv_cli.blocks.sample_windows import SampleWindow
 from deconv_cli.errors import TooLargeError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.progress_listener import ProgressListener

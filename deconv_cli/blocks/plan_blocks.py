@@ -16,12 +16,13 @@ from deconv_cli.blocks.cut_blocks import BlockCut, BlockOptions, batch_unit, cut
 from deconv_cli.blocks.fixed_choices import FixedChoices, fix_choices
 from deconv_cli.blocks.halo_depth import BlocksDisagreeError
 from deconv_cli.blocks.less_influence import advise
-from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, cube_sides, find_windows
+from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, find_windows
 from deconv_cli.blocks.seam_places import choose_seams
 from deconv_cli.blocks.solver_steps import choose_steps
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 

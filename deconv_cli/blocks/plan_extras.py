@@ -12,13 +12,14 @@ from deconv_cli.blocks.block_extras import BlockExtras, TrueImage
 from deconv_cli.blocks.block_memory import largest_samples
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.sample_windows import MAX_SAMPLES, cube_sides, find_windows
+from deconv_cli.blocks.sample_windows import MAX_SAMPLES, find_windows
 from deconv_cli.blocks.sampled_error import sample_error
 from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.vocabulary import OutputDType, Size
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 

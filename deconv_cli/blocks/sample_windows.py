@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.io.regions.spread_pieces import spread_place
 from deconv_cli.vocabulary import Size
 
 N_CANDIDATES = 9
@@ -45,15 +45,6 @@ class SampleWindow:
         return tuple(found)
 
 
-def cube_sides(size: Size, n_samples: int) -> Size:
-    """Give the sides of the piece of a frame that is as near to a cube as it can be, of so many samples at most."""
-    sides, left = dict.fromkeys(range(len(size)), 1), float(n_samples)
-    for i, axis in enumerate(sorted(sides, key=lambda axis: size[axis])):
-        sides[axis] = max(1, min(size[axis], int(left ** (1 / (len(size) - i)))))
-        left /= sides[axis]
-    return tuple(sides[axis] for axis in range(len(size)))
-
-
 def find_windows(problem: BlockProblem, sides: Size) -> list[SampleWindow]:
     """Look at places that are spread over the picture; gives them by contrast, the largest first.
 
@@ -78,13 +69,8 @@ def contrast_of(values: Tensor) -> float:
 
 
 def _place(problem: BlockProblem, number: int) -> tuple[tuple[slice, ...], Size]:
-    """Give one of the places: a low-discrepancy sequence in all axes, so that no two lie in one row or one page."""
-    # Roberts, The unreasonable effectiveness of quasirandom sequences, 2018: powers of the root of x^(d+1) = x + 1.
+    """Give one of the places, no two of which lie in one row or one page."""
     lengths = [*(problem.layout.sizes[i] for i in problem.layout.batch_axes), *problem.data_size]
-    root = 2.0
-    for _ in range(40):
-        root = (1 + root) ** (1 / (len(lengths) + 1))
-    shares = [math.modf(0.5 + number * root ** -(axis + 1))[0] for axis in range(len(lengths))]
-    places = [min(int(share * n), n - 1) for share, n in zip(shares, lengths, strict=True)]
+    places = spread_place(lengths, number)
     n_batch = len(problem.layout.batch_axes)
-    return tuple(slice(at, at + 1) for at in places[:n_batch]), tuple(places[n_batch:])
+    return tuple(slice(at, at + 1) for at in places[:n_batch]), places[n_batch:]

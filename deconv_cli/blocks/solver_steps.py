@@ -14,7 +14,8 @@ from statistics import median
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.halo_depth import N_FITTED
-from deconv_cli.blocks.sample_windows import SampleWindow, cube_sides
+from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 

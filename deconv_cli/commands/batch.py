@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -27,9 +27,6 @@ from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
-
-if TYPE_CHECKING:
-    from deconv_cli.io import ImageFile
 
 N_NAMED = 20
 """So many inputs that failed are named at the end; a manifest has them all."""
@@ -157,7 +154,7 @@ class Batch:
         show = None if pieces is None else pieces.tell
         return WorkProgress(job.label, verbose=self._printed.verbose, is_silent=self._printed.quiet, show=show)
 
-    def _read(self, work: Work, job: Job) -> ImageFile | None:
+    def _read(self, work: Work, job: Job) -> Source | None:
         """Read an input, unless what the manifest says of it is still true."""
         return None if self._is_unchanged(job) else work.read(job.source)
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
 from deconv_cli.commands.console import print_document, print_note
 from deconv_cli.commands.context import command_line
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.job import Job
+from deconv_cli.commands.job import Job, Outcome
+from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
@@ -34,7 +34,6 @@ from deconv_cli.vocabulary import InputKind, parse_size
 if TYPE_CHECKING:
     import torch
 
-    from deconv_cli.blocks.block_problem import BlockProblem
     from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.regions.region_source import RegionSource
@@ -47,25 +46,6 @@ LEAST_FOR_A_THREAD = 256 * 2**20
 """Bytes below which the blocks of several threads would be small, and their halos large."""
 
 
-@dataclass(frozen=True, eq=False)
-class LargeInput:
-    """An input of which no more than a corner was read.
-
-    Attributes:
-        source: the file.
-        corner: the corner, with what the file says of itself.
-        loaded: the kernel.
-        problem: what is to be restored.
-        notes: what the user should know of the settings, a sentence each.
-    """
-
-    source: RegionSource
-    corner: ImageFile
-    loaded: LoadedKernel
-    problem: BlockProblem
-    notes: tuple[str, ...]
-
-
 class BlockRestoration:
     """Restores one input that does not fit the memory, or that is to be cut anyway.
 
@@ -74,8 +54,9 @@ class BlockRestoration:
         device: where the arithmetic runs.
         settings: those that were typed.
         large: how it is cut.
-        many: whether to go on where an earlier run ended.
-        workers: who does the work.
+        resumes: a run that ended early is gone on with.
+        workers: who does the work; by default threads of this process.
+        n_sharing: processes that share the memory.
     """
 
     def __init__(
@@ -84,16 +65,23 @@ class BlockRestoration:
         device: torch.device,
         settings: SettingValues,
         large: LargeOptions,
-        many: BatchOptions,
-        workers: WorkOptions,
+        *,
+        resumes: bool,
+        workers: WorkOptions | None = None,
+        n_sharing: int = 1,
     ) -> None:
         self._files, self._device, self._settings = files, device, settings
-        self._large, self._resumes = large, many.resume
-        self._is_wanted = large.are_given(many)
-        self._workers = workers
+        self._large, self._resumes = large, resumes
+        self._workers, self._n_sharing = workers or WorkOptions(), n_sharing
 
-    def open(self, job: Job, kernels: list[Path], options: KernelOptions) -> LargeInput | None:
-        """Read header and kernel of an input; `None` where it fits the memory, and nobody wants it cut.
+    def fits_surely(self, shape: Size) -> bool:
+        """Tell at once of a small input, by its stored shape, that it fits the memory."""
+        from deconv_cli.blocks.whole_fits import is_small
+
+        return is_small(shape, self._budget())
+
+    def open(self, path: Path, kernels: list[Path], options: KernelOptions, *, is_wanted: bool) -> LargeInput | None:
+        """Read header and kernel of an input; `None` where it fits the memory or cannot be cut, unless that is wanted.
 
         Raises:
             UsageError: blocks are asked for, of a file that is only read as a whole.
@@ -104,17 +92,22 @@ class BlockRestoration:
 
         files = self._files
         try:
-            source = open_regions(job.source, axes=files.axes, series=files.series, tensor=files.tensor)
+            source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
             corner = read_corner(source, are_axes_named=files.axes is not None)
         except DeconvError:
-            if self._is_wanted:
+            if is_wanted:
                 raise
             return None  # what is wrong is told by those that read the whole
         budget = self._budget()
-        if not self._is_wanted and is_small(source.shape, budget):
+        if not is_wanted and is_small(source.shape, budget):
             return None
-        found = self._lay_out(source, corner, kernels, options)
-        if not self._is_wanted and whole_fits(found.problem, budget):
+        try:
+            found = self._lay_out(source, corner, kernels, options)
+        except UsageError:
+            if is_wanted:
+                raise
+            return None  # what blocks cannot take may fit as a whole
+        if not is_wanted and whole_fits(found.problem, budget):
             return None
         return found
 
@@ -186,6 +179,26 @@ class BlockRestoration:
         if found.doubts:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
+    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> Outcome:
+        """Plan, restore and write one of several inputs."""
+        from deconv_cli.io.output_path import make_parents
+        from deconv_cli.report.block_record import describe_block_run
+
+        describe = partial(self._describe, job, large, extra, time.perf_counter())
+        if job.make_folder:
+            make_parents(job.target)
+        with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
+            planned = self._plan(job, large, extra, scheduler, progress)
+            found = planned.finish(
+                scheduler,
+                lambda done: describe_block_run(describe(done)),
+                lambda n_done, n_blocks: progress.begin(f"{n_done} of {n_blocks} blocks"),
+            )
+        done = describe(found)
+        if extra.page is not None:
+            self._write_page(extra.page, done)
+        return Outcome(describe_block_run(done), partial(print_block_summary, done), found.doubts, _show_nothing)
+
     def _write_page(self, path: Path, run: BlockInvertRun) -> None:
         from deconv_cli.blocks.examined_pieces import examine_pieces
         from deconv_cli.io.pages import write_page
@@ -225,7 +238,7 @@ class BlockRestoration:
     def _budget(self) -> int:
         from deconv_cli.blocks.invert_blocks import default_memory
 
-        return self._settings.get("max_memory") or default_memory()
+        return self._settings.get("max_memory") or default_memory() // self._n_sharing
 
     def _plan(
         self, job: Job, large: LargeInput, extra: ExtraOutputs, scheduler: Scheduler, progress: WorkProgress
@@ -234,7 +247,7 @@ class BlockRestoration:
         from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
         from deconv_cli.blocks.plan_extras import ExtraFiles, plan_extras
 
-        replaces = self._files.force or self._large.dry_run  # which writes nothing
+        replaces = self._files.force or job.replaces or self._large.dry_run  # which writes nothing
         files = LargeFileOptions(output_dtype=self._files.output_dtype, force=replaces, n_levels=self._files.pyramid)
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self._settings.get("max_memory"), self._budget())
@@ -324,6 +337,10 @@ class BlockRestoration:
             "--output": found.task.target.spelled_path,
             "--force": True,
         }
+
+
+def _show_nothing() -> None:
+    """Draw nothing of a picture that is never in memory as a whole."""
 
 
 class _Advance:

@@ -36,7 +36,8 @@ def _entry_rows(entry: dict[str, Any], *, is_only: bool) -> list[tuple[str, str]
     rows = [(entry["kind"], f"{name}{shape}{letters} {entry['dtype']}")]
     if entry["minimum"] is not None:
         spread = "" if entry["mean"] is None else f", mean {entry['mean']:.4g} ± {entry['standard_deviation']:.4g}"
-        rows.append(("range" if is_only else "", f"{entry['minimum']:.6g} to {entry['maximum']:.6g}{spread}"))
+        title = "range of pieces" if entry["is_sampled"] else "range"
+        rows.append((title if is_only else "", f"{entry['minimum']:.6g} to {entry['maximum']:.6g}{spread}"))
     return rows if entry["kernel"] is None else rows + _kernel_rows(entry["kernel"])
 
 

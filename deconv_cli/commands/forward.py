@@ -77,7 +77,14 @@ def forward(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Seed of the noise. Default: 0.", min=0, max=MAX_SEED)
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Seed of the noise; each of several files has one of its own, made of this and its path. Default: 0.",
+            min=0,
+            max=MAX_SEED,
+        ),
     ] = None,
     tap: TapOption = None,
     device: DeviceOption = DeviceChoice.AUTO,

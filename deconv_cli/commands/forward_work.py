@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,12 @@ from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, PaddingLike, format_padding
+from deconv_cli.vocabulary import MAX_SEED, ArithmeticDType, DeviceChoice, PaddingLike, format_padding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.io import ImageFile, OutputPlan
+    from deconv_cli.io import OutputPlan
     from deconv_cli.workflows.light import ChosenLight
     from deconv_cli.workflows.noise import Noise
 
@@ -124,6 +125,13 @@ class AddedNoise:
             raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
         return cls(text, None if text is None else Noise.parse(text), seed or 0)
 
+    def of_file(self, job: Job) -> AddedNoise:
+        """Give each of several files noise of its own: its seed is made of the one given and the path of the input."""
+        if job.n_jobs == 1:
+            return self
+        digest = hashlib.sha256(f"{self.seed} {job.source.as_posix()}".encode(errors="surrogateescape")).digest()
+        return replace(self, seed=int.from_bytes(digest[:8]) % (MAX_SEED + 1))
+
 
 @dataclass(frozen=True)
 class ForwardWork(Work):
@@ -152,9 +160,9 @@ class ForwardWork(Work):
         """Whether code from outside runs, which may print and warn."""
         return self.convolution.tap is not None or is_microscope(self.kernels, self.kernel_options)
 
-    def read(self, path: Path) -> ImageFile:
+    def read(self, path: Path) -> Source:
         """Read an input."""
-        return self.files.read(path)
+        return Source(self.files.read(path))
 
     @property
     def device_type(self) -> str:
@@ -166,7 +174,7 @@ class ForwardWork(Work):
         dimensions = self.convolution.given.dimensions
         if is_microscope(self.kernels, self.kernel_options):
             return self._apply_optics
-        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first))
+        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.files.read(self.first))
         return partial(self._apply, loaded)
 
     def _apply_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
@@ -191,9 +199,10 @@ class ForwardWork(Work):
         same_size = context.keeps_size(convolution.padding, layer)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         result = convolution.apply(chosen.to_light(loaded.values, convolution.dtype), kernel)
-        if self.added.model is not None:
-            result = self.added.model.add(result, self.added.seed)
-        made = _Made(context, convolution, self.added, chosen, loaded, chosen.to_stored(result))
+        added = self.added.of_file(job)
+        if added.model is not None:
+            result = added.model.add(result, added.seed)
+        made = _Made(context, convolution, added, chosen, loaded, chosen.to_stored(result))
         return partial(made.finish, job, plan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -126,18 +127,25 @@ class _Reader:
     def describe(self, path: Path) -> dict[str, Any]:
         """Tell all of one file."""
         from deconv_cli.io.file_inspection import inspect_file
+        from deconv_cli.io.folders import spelled
 
         started = time.perf_counter()
-        found = inspect_file(path, tensor=self._tensor, series=self._series, open_file=_open_tensors_or_model)
+        found = inspect_file(
+            path,
+            tensor=self._tensor,
+            series=self._series,
+            open_file=_open_tensors_or_model,
+            is_whole=self._taken_for is Kind.KERNEL,
+        )
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
-            "path": str(path),
+            "path": spelled(path),
             "format": found.codec.name,
             "sha256": found.sha256,
             "entries": entries,
             "metadata": found.metadata,
             "made_by": None if found.record is None else _made_by(found.record),
-            "notes": [*found.notes, *_field_notes(found)],
+            "notes": [*found.notes, *_field_notes(found), *_sampling_notes(found)],
             "time_s": time.perf_counter() - started,
         }
 
@@ -164,9 +172,10 @@ class _Reader:
         return {
             "name": entry.name or None,
             "kind": "kernel" if entry.is_kernel else "image" if is_image else "tensor",
-            "shape": list(entry.samples.shape),
+            "shape": list(entry.shape),
             "axes": entry.axes,
             "dtype": entry.dtype,
+            "is_sampled": entry.whole is not None,
             **describe_samples(facts),
             "kernel": kernel,
             "kernel_refusal": refusal,
@@ -205,7 +214,7 @@ class _Reader:
         from deconv_cli.commands.terminal_picture import show_picture
 
         samples = entry.samples
-        if samples.ndim < 2 or 0 in samples.shape:
+        if samples.ndim < 2 or 0 in samples.shape or entry.whole is not None:
             return
         is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
         planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
@@ -252,6 +261,20 @@ def _is_field(found: Inspected) -> bool:
     from deconv_cli.models.kernel_field_files import FIELD_TENSORS
 
     return {entry.name for entry in found.entries} == set(FIELD_TENSORS)
+
+
+def _sampling_notes(found: Inspected) -> list[str]:
+    """Say of large arrays that only pieces of them were read."""
+    notes = []
+    for entry in found.entries:
+        if entry.whole is not None:
+            name = f"{entry.name}: " if entry.name else ""
+            notes.append(
+                f"{name}range, mean and what is not finite are those of {entry.samples.numel()} of "
+                f"{math.prod(entry.whole)} samples, in {len(entry.samples)} pieces spread over the array; nothing else "
+                "of it was read or drawn"
+            )
+    return notes
 
 
 def _field_notes(found: Inspected) -> list[str]:

@@ -128,13 +128,15 @@ def invert(
     is_single_kernel = (
         chain is None and tap is None and factor is None and not is_estimate(kernel or [], kernel_options)
     )
-    large.check(many, is_possible=is_single_kernel)
     jobs = lay_out(inputs, output, ending="_restored")
+    is_one = len(jobs) == 1 and many.manifest is None
+    large.check(is_possible=is_single_kernel, is_one=is_one)
     extra.check(jobs, force=files.force)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
-    if is_single_kernel and len(jobs) == 1:
-        in_blocks = BlockRestoration(files, pick(device), wanted, large, many, workers)
-        found = in_blocks.open(jobs[0], kernel or [], kernel_options)
+    if is_single_kernel and is_one:
+        in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
+        is_wanted = large.is_cut_anyway or many.resume
+        found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)
             return
@@ -142,7 +144,21 @@ def invert(
         print_note("one file that is restored as a whole is the work of this process alone; workers are for blocks")
     many.check(force=files.force)
     work = InvertWork(
-        kernel or [], kernel_options, factor, wanted, files, extra, printed, chain, tap, start, device, jobs[0].source
+        kernel or [],
+        kernel_options,
+        factor,
+        wanted,
+        files,
+        extra,
+        printed,
+        chain,
+        tap,
+        start,
+        device,
+        jobs[0].source,
+        large,
+        can_be_cut=is_single_kernel,
+        resumes=many.resume,
     )
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
+from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration
 from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.job import Finish, Job, Process, Source, Work
+from deconv_cli.commands.large_files import is_large
+from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
@@ -22,8 +26,6 @@ from deconv_cli.vocabulary import DeviceChoice
 
 if TYPE_CHECKING:
     import torch
-
-    from deconv_cli.io import ImageFile
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class InvertWork(Work):
         start: where its iteration starts.
         device: where to compute.
         first: the first input, whose axes tell what some kernels are.
+        large: how inputs are cut.
+        can_be_cut: whether inputs that do not fit the memory are restored in blocks.
+        resumes: whether a run over blocks that ended early is gone on with.
+        n_sharing: processes that share the memory.
     """
 
     kernels: list[Path]
@@ -57,6 +63,10 @@ class InvertWork(Work):
     start: float | None
     device: DeviceChoice
     first: Path
+    large: LargeOptions
+    can_be_cut: bool
+    resumes: bool
+    n_sharing: int = 1
 
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
@@ -67,9 +77,18 @@ class InvertWork(Work):
     def _is_microscope(self) -> bool:
         return self.tap is None and is_microscope(self.kernels, self.kernel_options)
 
-    def read(self, path: Path) -> ImageFile:
-        """Read an input."""
-        return self.files.read(path)
+    def read(self, path: Path) -> Source:
+        """Read an input; of one that is restored in blocks no more than a corner."""
+        if not self.can_be_cut:
+            return Source(self.files.read(path))
+        blocks = self._in_blocks()
+        is_wanted = self.large.block_size is not None
+        image = None if is_wanted or is_large(path) else self.files.read(path)
+        if image is None or not blocks.fits_surely(image.shape):
+            found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
+            if found is not None:
+                return Source(found.corner, found)
+        return Source(self.files.read(path) if image is None else image)
 
     @property
     def device_type(self) -> str:
@@ -77,12 +96,28 @@ class InvertWork(Work):
         return pick(self.device).type
 
     def shared_by(self, n_workers: int) -> Work:
-        """Give each worker its part of the memory, where that was given."""
+        """Give each worker its part of the memory."""
         memory = self.settings.get("max_memory")
-        return self if memory is None else replace(self, settings=self.settings | {"max_memory": memory // n_workers})
+        given = {} if memory is None else {"max_memory": memory // n_workers}
+        return replace(self, settings=self.settings | given, n_sharing=n_workers)
 
     def open(self) -> Process:
         """Choose the way, and read the kernel, the model or the factor."""
+        whole = self._open_whole()
+        return partial(self._by_size, whole) if self.can_be_cut else whole
+
+    def _by_size(self, whole: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Restore an input as a whole; or in blocks, all of it when it is its turn to be written."""
+        if source.large is None:
+            return whole(job, source, progress)
+        return partial(self._in_blocks().restore, job, source.large, self.extra, progress)
+
+    def _in_blocks(self) -> BlockRestoration:
+        return BlockRestoration(
+            self.files, pick(self.device), self.settings, self.large, resumes=self.resumes, n_sharing=self.n_sharing
+        )
+
+    def _open_whole(self) -> Process:
         where = pick(self.device)
         if self.chain is not None:
             chain = ChainRestoration(self.chain, self.files, where, self.settings, self.printed, self.extra.page)
@@ -100,7 +135,7 @@ class InvertWork(Work):
         if self.factor is not None:
             return load_factor(self.factor, where, self.settings.get("max_memory"))
         dimensions = self.settings.get("dimensions")
-        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first))
+        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image)
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore an input with the kernels of the optics that it names."""

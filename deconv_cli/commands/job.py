@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from deconv_cli.commands.large_files import LargeInput
     from deconv_cli.commands.progress import WorkProgress
     from deconv_cli.io import ImageFile
 
@@ -41,10 +42,17 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An input as it was read, and how many seconds that took."""
+    """An input as it was read.
+
+    Attributes:
+        image: the file; a corner of it where it is large.
+        large: what is known of one that is restored by parts, of which no more was read.
+        seconds: that reading took.
+    """
 
     image: ImageFile
-    seconds: float
+    large: LargeInput | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Outcome:
         return not self.doubts
 
 
-Read: TypeAlias = "Callable[[Job], ImageFile | None]"
+Read: TypeAlias = Callable[[Job], Source | None]
 """Reads the input of a job; `None` where there is nothing to do."""
 
 Finish: TypeAlias = Callable[[], Outcome]
@@ -89,7 +97,7 @@ class Work(ABC):
     is_alone: bool = False
 
     @abstractmethod
-    def read(self, path: Path) -> ImageFile:
+    def read(self, path: Path) -> Source:
         """Read an input."""
 
     @property

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.errors import UsageError
 
 LARGE = "Large inputs"
@@ -50,21 +49,13 @@ class LargeOptions:
         ),
     ] = None
 
-    def are_given(self, many: BatchOptions) -> bool:
-        """Whether blocks are asked for, whether or not the input fits the memory.
-
-        Args:
-            many: the options on many files, of which one goes on with a run over blocks too.
-        """
-        return self.is_cut_anyway or (many.resume and many.manifest is None)
-
     @property
     def is_cut_anyway(self) -> bool:
         """Whether an option was typed that has no use without blocks."""
         return self.block_size is not None or self.dry_run or self.block_range is not None
 
-    def check(self, many: BatchOptions, *, is_possible: bool) -> None:
-        """Refuse blocks of what is not restored by one kernel that was given.
+    def check(self, *, is_possible: bool, is_one: bool) -> None:
+        """Refuse blocks of what is not restored by one kernel that was given, and what belongs to a single input.
 
         Raises:
             UsageError: they are asked for.
@@ -74,5 +65,8 @@ class LargeOptions:
                 "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
                 "not with --kernel estimate, --factor, --layers or --tap; leave them out."
             )
-        if self.block_size is not None and many.manifest is not None:
-            raise UsageError("--manifest is for many files that fit the memory, not for blocks; leave it out.")
+        if not is_one and (self.dry_run or self.block_range is not None):
+            raise UsageError(
+                f"{'--dry-run' if self.dry_run else '--block-range'} belongs to one input without a manifest; give its "
+                "file alone."
+            )

@@ -70,9 +70,9 @@ class Manifest:
             record, doubts = done.outcome.record, [with_options(doubt) for doubt in done.outcome.doubts]
             line = {
                 "status": DOUBTED if doubts else DONE,
-                "input_sha256": record["inputs"][0]["sha256"],
+                "input_sha256": record["inputs"][0]["sha256"] or _fingerprint(done.job.source),
                 "output_sha256": _fingerprint(done.job.target),
-                "samples_sha256": record["output"]["samples_sha256"],
+                "samples_sha256": record["output"].get("samples_sha256"),
                 "doubts": doubts,
                 "notes": [with_options(note) for note in record["notes"]],
                 "rerun": record["rerun"],

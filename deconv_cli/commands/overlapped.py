@@ -7,19 +7,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from deconv_cli.commands.job import Done, Finish, Job, Process, Read, Source
+from deconv_cli.commands.large_files import is_large
+from deconv_cli.commands.shared_cores import SharedCores
 
 if TYPE_CHECKING:
     from deconv_cli.commands.progress import WorkProgress
 
 N_AHEAD, N_BEHIND = 2, 2
 """Inputs that are read, and results that wait to be written, besides the one that is worked on."""
-LARGE_FILE_BYTES = 64 * 2**20
-"""Files from this size on are done by themselves, so that several of them are never in memory at once."""
-
 ProgressOf: TypeAlias = "Callable[[Job], WorkProgress]"
 _Reading: TypeAlias = "tuple[Job, Callable[[], Source | None]]"
 
@@ -46,30 +46,35 @@ def overlapped(jobs: list[Job], read: Read, process: Process, progress_of: Progr
         How each job ended, in the order of the jobs. An error is that of the job in which it happened.
     """
     n_writers = max(1, min(N_BEHIND, (os.cpu_count() or 1) - 1))
-    reader, writer = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(n_writers, "write")
+    cores = SharedCores(n_writers)
+    reader = ThreadPoolExecutor(1, "read", SharedCores.take_one)
+    writer = ThreadPoolExecutor(n_writers, "write", SharedCores.take_one)
     behind: deque[Future[Done]] = deque()
     try:
         for job, reading in _read_ahead(jobs, read, reader):
-            if _is_large(job):
+            is_alone = is_large(job.source)
+            if is_alone:
                 yield from _drained(behind, 0)
-            finish = _processed(job, reading, process, progress_of)
-            if callable(finish) and not _is_large(job) and sum(not one.done() for one in behind) < N_BEHIND:
-                behind.append(writer.submit(finish))
+            with cores.shared():
+                finish = _processed(job, reading, process, progress_of)
+            if callable(finish) and not is_alone and sum(not one.done() for one in behind) < N_BEHIND:
+                behind.append(writer.submit(cores.timed, finish))
             else:  # this thread would have to wait for room, and can as well lend a hand
                 behind.append(Future())
                 behind[-1].set_result(finish() if callable(finish) else finish)
-            yield from _drained(behind, 0 if _is_large(job) else N_BEHIND)
+            yield from _drained(behind, 0 if is_alone else N_BEHIND)
         yield from _drained(behind, 0)
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown()  # what was computed is written, even if the run was interrupted
+        cores.give_back()
 
 
 def _read_ahead(jobs: list[Job], read: Read, reader: ThreadPoolExecutor) -> Iterator[_Reading]:
     """Give each job with what reads it, or waits until it is read; a few are being read already, but no large one."""
     waiting, reading = deque(jobs), deque[_Reading]()
     while waiting or reading:
-        while waiting and len(reading) <= N_AHEAD and not _is_large(waiting[0]):
+        while waiting and len(reading) <= N_AHEAD and not is_large(waiting[0].source):
             job = waiting.popleft()
             reading.append((job, reader.submit(_timed_read, read, job).result))
         if reading:
@@ -87,8 +92,8 @@ def _drained(behind: deque[Future[Done]], n_left: int) -> Iterator[Done]:
 
 def _timed_read(read: Read, job: Job) -> Source | None:
     started = time.perf_counter()
-    image = read(job)
-    return None if image is None else Source(image, time.perf_counter() - started)
+    source = read(job)
+    return None if source is None else replace(source, seconds=time.perf_counter() - started)
 
 
 def _processed(
@@ -114,10 +119,3 @@ def _finished(job: Job, finish: Finish, seconds: float) -> Done:
     except Exception as error:  # noqa: BLE001  as above
         return Done(job, seconds + time.perf_counter() - started, error=error)
     return Done(job, seconds + time.perf_counter() - started, outcome)
-
-
-def _is_large(job: Job) -> bool:
-    try:
-        return job.source.stat().st_size >= LARGE_FILE_BYTES
-    except OSError:
-        return False

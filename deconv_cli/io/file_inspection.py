@@ -12,19 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from deconv_cli.errors import DeconvError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.image import choose_member, read_stored
 from deconv_cli.io.layout import letters_of_tensor
+from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.regions.spread_pieces import read_spread
 from deconv_cli.io.samples import as_real_tensor, dtype_name
-from deconv_cli.io.sources import open_source
-from deconv_cli.io.stored_image import StoredImage
+from deconv_cli.io.sources import fingerprint, read_head
+from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
 
 MAX_TEXT = 200
 """Characters of a free text that are shown."""
 
+MAX_WHOLE_BYTES = 256 * 2**20
+"""Of the samples of an array that is read as a whole."""
+
+_MOST_BYTES_A_SAMPLE = 16
 _MAX_LISTED = 4
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 """Of XML, whose elements are not shown."""
@@ -34,7 +42,8 @@ _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 class Entry:
     """One array of a file: its name, empty for the only one, and its samples, converted as `as_real_tensor` does.
 
-    The letters of its axes are None where nothing says what they are; `is_kernel` says that it looks like taps.
+    The letters of its axes are None where nothing says what they are; `is_kernel` says that it looks like taps. Of a
+    large array `samples` are pieces of one size, and `whole` is its shape.
     """
 
     name: str
@@ -42,6 +51,12 @@ class Entry:
     dtype: str
     axes: str | None
     is_kernel: bool
+    whole: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return tuple(self.samples.shape) if self.whole is None else self.whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +65,8 @@ class Inspected:
 
     path: Path
     codec: Codec
-    sha256: str
+    sha256: str | None
+    """Of all bytes of the file; None where only pieces of it were read."""
     entries: tuple[Entry, ...]
     metadata: dict[str, Any]
     """What it says besides its samples, as JSON has it."""
@@ -65,8 +81,11 @@ def inspect_file(
     tensor: str | None = None,
     series: int | None = None,
     open_file: Callable[[Path, TensorCodec], TensorFile] = open_tensors,
+    is_whole: bool = False,
 ) -> Inspected:
     """Read all that a file holds: every tensor or only the one named, and of a TIFF file the series of this number.
+
+    Of an array of more than `MAX_WHOLE_BYTES` pieces are read, unless `is_whole`, where its format is read by parts.
 
     Raises:
         UsageError: no such file, tensor or series.
@@ -74,19 +93,50 @@ def inspect_file(
         InputRefusedError: damaged, unsafe, too large, or no real numbers.
     """
     path = Path(path)
-    head, sha256 = open_source(path)
-    codec = codec_of_content(path, head)
+    codec = codec_of_content(path, read_head(path))
     member = choose_member(path, codec, tensor, series)
     notes = suffix_note(path, codec)
     if isinstance(codec, TensorCodec):
         opened = open_file(path, codec)
         names = list(opened.shapes) if tensor is None else [opened.find(tensor, f"{tensor}.weight")]
-        entries = tuple(_entry(opened, name, is_only=len(opened.shapes) == 1) for name in names)
-        return Inspected(path, codec, sha256, entries, {}, opened.record, notes)
+        is_only = len(opened.shapes) == 1
+        entries = tuple(
+            (None if is_whole else _pieces_of(opened, name)) or _entry(opened, name, is_only=is_only) for name in names
+        )
+        are_whole = all(entry.whole is None for entry in entries)
+        return Inspected(path, codec, fingerprint(path) if are_whole else None, entries, {}, opened.record, notes)
+    source = None if is_whole else _large_source(path, series=series)
+    if source is not None:
+        about = StoredImage(zeros_of(source.shape, np.dtype(source.dtype)), source.axes, source.metadata)
+        entry = _pieces(source, source.axes)
+        return Inspected(path, codec, None, (entry,), _described(about), source.record, (*notes, *source.notes))
+    sha256 = fingerprint(path)
     stored = read_stored(path, codec, member)
     entry = Entry("", as_real_tensor(path, stored.samples), stored.dtype, stored.axes, is_kernel=False)
     record = stored.record if codec.record_inside else records.read_beside(path)
     return Inspected(path, codec, sha256, (entry,), _described(stored), record, (*notes, *stored.notes))
+
+
+def _large_source(path: Path, *, series: int | None = None, tensor: str | None = None) -> RegionSource | None:
+    """Open an array that is too large to be read as a whole and can be read by parts."""
+    try:
+        source = open_regions(path, series=series, tensor=tensor)
+    except DeconvError:
+        return None  # as reading the whole will say
+    return source if source.n_bytes > MAX_WHOLE_BYTES else None
+
+
+def _pieces(source: RegionSource, axes: str | None, name: str = "") -> Entry:
+    """Read pieces of a large array."""
+    return Entry(name, read_spread(source), source.dtype, axes, is_kernel=False, whole=source.shape)
+
+
+def _pieces_of(opened: TensorFile, name: str) -> Entry | None:
+    """Read pieces of a tensor where it is large; None where it is not."""
+    if math.prod(opened.shapes[name]) * _MOST_BYTES_A_SAMPLE <= MAX_WHOLE_BYTES:
+        return None
+    source = _large_source(opened.path, tensor=name or None)
+    return None if source is None else _pieces(source, letters_of_tensor(len(source.shape)), name)
 
 
 def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
@@ -109,7 +159,7 @@ def as_kernel(entry: Entry) -> Entry:
 
 def as_image(entry: Entry) -> Entry:
     """Take an array for an image, whatever it looks like."""
-    return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(entry.samples.ndim))
+    return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(len(entry.shape)))
 
 
 def _described(stored: StoredImage) -> dict[str, Any]:

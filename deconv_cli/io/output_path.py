@@ -43,6 +43,14 @@ def check_output_path(
         raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")
 
 
+def make_parents(path: Path) -> None:
+    """Make the folders around a file that are missing; raises `FileAccessError` where they cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileAccessError(f"the folder of '{path}' cannot be made: {reason_of(error)}.") from error
+
+
 def _check_address(path: Path, *, is_folder: bool) -> None:
     address = address_of(path)
     if not is_folder:

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import write_atomically, write_line_beside
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.image import read_stored
-from deconv_cli.io.sources import reason_of
+from deconv_cli.io.output_path import make_parents
 from deconv_cli.io.stored_image import StoredImage
 
 
@@ -84,16 +83,10 @@ class PreparedOutput:
             FileAccessError: disk full, no permission, or the file does not read back.
         """
         if self._make_folder:
-            self._make_parents()
+            make_parents(self.path)
         complete = records.complete_record(record, self.shape, self.dtype, self.samples_sha256)
         image = replace(self._image, record=self._codec.record_to_keep(complete))
         write_with_record(self.path, self._codec, image, complete, self._check)
-
-    def _make_parents(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileAccessError(f"the folder of '{self.path}' cannot be made: {reason_of(error)}.") from error
 
     def _check(self, temporary: Path) -> None:
         found = read_stored(temporary, self._codec)

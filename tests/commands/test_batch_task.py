@@ -10,7 +10,7 @@ import pytest
 
 from deconv_cli.commands.batch_task import BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.job import Job, Outcome, Work
+from deconv_cli.commands.job import Job, Outcome, Source, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
 from deconv_cli.schedulers.serial import SerialScheduler
 
@@ -27,7 +27,7 @@ class Numbering(Work):
             raise WorkerError("the process died")
         if not text.isdecimal():
             raise MalformedInputError(f"'{path}' holds no number.")
-        return int(text)
+        return Source(int(text))
 
     def open(self):
         opened = Path("opened")

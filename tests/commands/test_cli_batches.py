@@ -1,6 +1,7 @@
 """Many files at once, odd names, where outputs go, and what is printed on the way."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -321,3 +322,34 @@ class TestProcess:
         assert done.returncode == ExitCode.UNTRUSTWORTHY
         assert (tmp_path / "x.tif").exists()
         assert b"warning: the solver did not finish: the iterations ran out" in done.stderr
+
+
+def test_each_of_several_files_has_noise_of_its_own_which_its_rerun_draws_again(deconv, gray, gentle, tmp_path, values):
+    twins = tmp_path / "twins"
+    for name in ("a.png", "deep/a.png"):
+        (twins / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(gray, twins / name)
+    words = ["forward", "-k", gentle, "--noise", "gaussian:3", "--seed", "5", "--json", "-o"]
+    done = deconv(*words, tmp_path / "out/", twins)
+    noisy = [values(Path(record["output"]["path"])) for record in done.report["results"]]
+    assert (noisy[0] - noisy[1]).abs().max() > 3
+    for record, samples in zip(done.report["results"], noisy, strict=True):
+        deconv(*shlex.split(record["rerun"])[1:])
+        assert torch.equal(values(Path(record["output"]["path"])), samples)
+    assert deconv(*words, tmp_path / "alone.png", gray).report["seed"] == 5
+
+
+def test_an_input_that_does_not_fit_the_memory_is_restored_in_blocks_among_others(deconv, save, tmp_path):
+    rng = np.random.default_rng(0)
+    small, large = (save(name, rng.random(size, dtype=np.float32)) for name, size in SIZES.items())
+    words = ["-k", "box:3", "--lambda", "0.1", "--max-memory", "3MiB", "--defaults", "picture", "--json", "-o"]
+    manifest = ["--manifest", tmp_path / "m.jsonl"]
+    done = deconv("invert", small, large, *words, tmp_path / "out/", *manifest, expect=NO_BLURRED_DATA)
+    assert ["blocks" in record for record in done.report["results"]] == [False, True]
+    deconv("invert", large, *words, tmp_path / "alone.npy", expect=NO_BLURRED_DATA)
+    assert np.array_equal(np.load(tmp_path / "out" / large.name), np.load(tmp_path / "alone.npy"))
+    again = deconv("invert", small, large, *words, tmp_path / "out/", *manifest, "--resume")
+    assert len(again.report["skipped"]) == 2
+
+
+SIZES = {"small": (40, 36), "large": (200, 180)}

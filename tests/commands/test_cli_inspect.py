@@ -1,5 +1,8 @@
 """`deconv inspect`: every fact is computed again here."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tifffile
@@ -245,3 +248,50 @@ def test_a_whole_module_is_listed_with_what_its_layers_do(deconv, refuses, tmp_p
 
 class Hostile(torch.nn.Module):
     """A class that the reader does not know."""
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".safetensors", ".zarr"])
+def test_of_a_large_array_pieces_are_read(deconv, tmp_path, monkeypatch, suffix):
+    samples = np.arange(600 * 500, dtype=np.float32).reshape(600, 500)
+    path = tmp_path / f"x{suffix}"
+    writers = {
+        ".npy": lambda: np.save(path, samples),
+        ".tif": lambda: tifffile.imwrite(path, samples),
+        ".safetensors": lambda: save_file({"x": torch.from_numpy(samples)}, path),
+        ".zarr": lambda: pytest.importorskip("zarr").save_array(path, samples),
+    }
+    writers[suffix]()
+    whole = deconv("inspect", path, "--json").report["files"][0]
+    monkeypatch.setattr("deconv_cli.io.file_inspection.MAX_WHOLE_BYTES", 2**20)
+    monkeypatch.setattr("deconv_cli.io.regions.spread_pieces.MAX_SAMPLES", 64)
+    run = deconv("inspect", path, "--json")
+    file, entry = run.report["files"][0], entry_of(run)
+    assert (file["sha256"] is None, whole["sha256"] is None) == (True, False)
+    assert (entry["is_sampled"], whole["entries"][0]["is_sampled"]) == (True, False)
+    assert {name: entry[name] for name in ("kind", "shape", "axes", "dtype")} == {
+        name: whole["entries"][0][name] for name in ("kind", "shape", "axes", "dtype")
+    }
+    assert entry["samples"] == 64 * 64
+    assert entry["mean"] == pytest.approx(samples.mean(), rel=0.1)
+    assert samples.min() <= entry["minimum"] < entry["maximum"] <= samples.max()
+    assert "are those of 4096 of 300000 samples, in 64 pieces" in file["notes"][-1]
+    assert "range of pieces" in deconv("inspect", path, "--show").stdout
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".zarr"])
+def test_four_gigabytes_are_inspected_in_little_memory(tmp_path, suffix):
+    path, size = tmp_path / f"x{suffix}", (32768, 32768)
+    if suffix == ".npy":
+        np.lib.format.open_memmap(path, "w+", np.float32, size)
+    elif suffix == ".tif":
+        tifffile.memmap(path, shape=size, dtype=np.float32, bigtiff=True)
+    else:
+        pytest.importorskip("zarr").open_array(path, mode="w", shape=size, chunks=(512, 512), dtype="float32")
+    code = (
+        "import resource\nfrom deconv_cli.commands.app import app\n"
+        f"app(['inspect', {str(path)!r}], standalone_mode=False)\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert int(done.stdout.rpartition("peak")[2]) < 300 * 1024

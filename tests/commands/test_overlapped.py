@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deconv_cli.commands.job import Job, Outcome
+from deconv_cli.commands.job import Job, Outcome, Source
 from deconv_cli.commands.overlapped import N_AHEAD, N_BEHIND, one_by_one, overlapped
 from deconv_cli.errors import MalformedInputError
 
@@ -24,7 +24,7 @@ def outcome(job):
 
 
 def run(mode, jobs, read=lambda job: job.number, process=lambda job, source, progress: lambda: outcome(job)):
-    return mode(jobs, read, process, lambda job: None)
+    return mode(jobs, lambda job: None if (found := read(job)) is None else Source(found), process, lambda job: None)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,7 +108,7 @@ def test_few_are_in_memory_at_once():
 
 
 def test_a_large_file_is_alone_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("deconv_cli.commands.overlapped.LARGE_FILE_BYTES", 100)
+    monkeypatch.setattr("deconv_cli.commands.large_files.LARGE_FILE_BYTES", 100)
     jobs, in_memory = [], set()
     for number, size in enumerate([10, 10, 200, 10, 200, 200, 10], start=1):
         (tmp_path / f"{number}.tif").write_bytes(bytes(size))

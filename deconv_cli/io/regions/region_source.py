@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io.codec import Array
@@ -45,6 +48,11 @@ class RegionSource(ABC):
     metadata: Metadata = field(default_factory=Metadata)
     record: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all samples, in memory."""
+        return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
 
     @property
     def spelled_path(self) -> str:
