@@ -14,6 +14,7 @@ from deconv_cli.vocabulary import format_lambda, format_memory
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_task import BlockTask
     from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
+    from deconv_cli.io.regions.region_target import RegionTarget
     from deconv_cli.report.block_record import BlockInvertRun
 
 
@@ -26,11 +27,16 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
         ("input", _input(task)),
         *_plan_rows(task),
         ("time", f"about {spoken_time(expected_s)}"),
-        ("output", f"{target}  {_by(task.target.shape)} {task.target.dtype}, {format_memory(task.target.n_bytes)}"),
+        ("output", _output(task.target)),
+        *(("", _output(extra)) for extra in task.extras.targets),
     ]
     print_table("deconv invert --dry-run", rows)
     if is_there(target):
         print_note(f"the output '{target}' exists already; a run has to be given --force to replace it")
+
+
+def _output(target: RegionTarget) -> str:
+    return f"{target.spelled_path}  {_by(target.shape)} {target.dtype}, {format_memory(target.n_bytes)}"
 
 
 def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:

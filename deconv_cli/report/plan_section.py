@@ -49,7 +49,10 @@ def _numbers(found: BlockReconstruction) -> list[Row]:
     summary, halo, grid = found.summary, found.plan.halo, found.task.grid
     assert summary is not None
     core = tuple(grid.core[grid.layout.axes.index(letter)] for letter in grid.layout.space)
-    measured = "not measured" if found.seam is None else f"{found.seam:.2g} of the range"
+    measured = ("not measured", "as there are none, or no block lies across any")
+    if found.seam is not None:
+        where = f"the most at {summary.n_seams} places, by blocks that lie across the seams"
+        measured = f"{found.seam:.2g} of the range", where
     noise = describe_noise(found.plan.choices.noise)
     rows = [
         ("Blocks", f"{grid.n_blocks} of {format_size(core)}", "each restored by itself, with a halo around it"),
@@ -60,7 +63,7 @@ def _numbers(found: BlockReconstruction) -> list[Row]:
             f"{halo.predicted:.2g} of the range",
             "by which a block may differ from the whole at most, as pieces tell that were cut and not cut",
         ),
-        ("Seams, measured", measured, f"the most at {summary.n_seams} places, by blocks that lie across the seams"),
+        ("Seams, measured", *measured),
         ("Residual", f"{summary.residual_rms:.3g} rms", f"{100 * summary.residual:.3g} % of the data, over all blocks"),
     ]
     return [*rows, ("Noise", noise, "as the pieces have it")] if noise else rows

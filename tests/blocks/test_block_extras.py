@@ -34,21 +34,21 @@ def in_blocks(folder, truth, **options):
     "boundary", ["unknown", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zero", "circular"))]
 )
 def test_error_and_mask_are_those_of_the_whole(tmp_path, boundary):
-    truth, kernel = scene(150, 140)[None], deconv_cli.make_kernel(KERNEL)
+    truth, kernel = scene(100, 90)[None], deconv_cli.make_kernel(KERNEL)
     y = blurred(tmp_path, truth, kernel, boundary)
     found = in_blocks(tmp_path, truth, boundary=boundary)
     whole = deconv_cli.invert(y, kernel, boundary=boundary, predict=True, truth=truth, **OPTIONS).predicted_error
     assert np.array_equal(np.load(tmp_path / "mask.npy")[0] > 0, whole.trusted.numpy())
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
     # A piece is continued as a part of a scene, which a torus is not.
-    tolerance = 0.1 if boundary == "circular" else 0.01
+    tolerance = 0.15 if boundary == "circular" else 0.01
     assert np.abs(ratio - 1).max() < tolerance
     expected = found.expected_error
     assert expected.trusted_depth == whole.trusted_depth
     assert expected.trusted_share == pytest.approx(whole.trusted_share, rel=1e-12)
     assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=tolerance)
     assert expected.actual_root_mean_square == pytest.approx(whole.actual_root_mean_square, rel=1e-4)
-    assert "1 piece of 150×140 samples" in expected.pieces
+    assert "1 piece of 100×90 samples" in expected.pieces
 
 
 @pytest.mark.exhaustive
@@ -62,6 +62,8 @@ def test_pieces_tell_as_much_as_the_whole_of_another_size(tmp_path, monkeypatch,
     assert "5 pieces of 96×96 samples" in expected.pieces
     assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=0.1)
     assert abs(expected.trusted_depth - whole.trusted_depth) <= 2
+    # On the edge it is the frame of the whole that counts, not that of a piece that was cut out.
+    assert expected.bands[0].predicted == pytest.approx(whole.bands[0].predicted, rel=0.25)
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
     assert np.quantile(np.abs(np.log(ratio)), 0.95) < np.log(1.25)
 
@@ -84,6 +86,7 @@ def test_thumbnails_are_averages_however_the_picture_is_cut():
     assert choose_steps((1000, 32768, 20000)) == (21, 256, 256)
 
 
+@pytest.mark.exhaustive
 def test_files_that_are_in_their_place_are_kept_by_a_run_that_goes_on(tmp_path, monkeypatch):
     truth, kernel = scene(100, 90)[None], deconv_cli.make_kernel(KERNEL)
     blurred(tmp_path, truth, kernel, "unknown")

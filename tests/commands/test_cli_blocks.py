@@ -39,25 +39,32 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     assert "has to be given --force" in " ".join(again.stderr.split())
 
 
-def test_the_page_the_error_and_the_mask_come_from_blocks(deconv, large):
+def with_extras(large, *more):
+    """Ask for all that is made of blocks besides the estimate."""
     np.save(large.with_name("truth.npy"), np.load(large) + 1)
-    extra = [
-        word
-        for option, name in (("truth", "truth.npy"), ("error-map", "map.npy"), ("trust-mask", "mask.npy"))
-        for word in (f"--{option}", large.with_name(name))
-    ]
-    page = large.with_name("page.html")
-    done = deconv(*words(large, *extra, "--report", page, "--json"))
+    names = {"--truth": "truth.npy", "--error-map": "map.npy", "--trust-mask": "mask.npy"}
+    return words(large, *(word for option, name in names.items() for word in (option, large.with_name(name))), *more)
+
+
+def test_the_error_and_the_mask_come_from_blocks(deconv, large):
+    done = deconv(*with_extras(large, "--json"))
     expected = done.report["predicted_error"]
     assert expected["sampled_from"] == "1 piece of 80×72 samples, and the detail of all blocks"
-    map_, mask = np.load(large.with_name("map.npy")), np.load(large.with_name("mask.npy"))
-    assert np.sqrt(np.square(map_.astype(float)).mean()) == pytest.approx(expected["root_mean_square"], rel=1e-5)
+    error_map, mask = np.load(large.with_name("map.npy")), np.load(large.with_name("mask.npy"))
+    assert np.sqrt(np.square(error_map.astype(float)).mean()) == pytest.approx(expected["root_mean_square"], rel=1e-5)
     assert (mask == 255).mean() == pytest.approx(expected["trusted_share"])
     error = np.load(done.report["output"]["path"]) - np.load(large.with_name("truth.npy"))
     assert np.sqrt(np.square(error).mean()) == pytest.approx(expected["actual_root_mean_square"], rel=1e-4)
-    told = " ".join(done.stderr.split())
-    assert "by 1 piece of 80×72 samples" in told
+    assert "by 1 piece of 80×72 samples" in " ".join(done.stderr.split())
     assert "--error-map=" in done.report["rerun"]
+
+
+@pytest.mark.exhaustive  # tests/report has pages of pictures that are small
+def test_the_page_comes_from_blocks(deconv, large):
+    page = large.with_name("page.html")
+    planned = deconv(*with_extras(large, "--report", page, "--dry-run"))
+    assert "map.npy" in planned.stderr
+    deconv(*with_extras(large, "--report", page))
     text = page.read_text(encoding="utf-8")
     assert "was restored in 4 blocks from what the kernel box:3" in text
     assert "The whole picture." in text

@@ -16,12 +16,14 @@ from browser import needs_browser
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.report import page as page_module
 from deconv_cli.report.comparison import draw_comparison, draw_views
 from deconv_cli.report.drawing import DARK, LIGHT
 from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers
 from deconv_cli.report.page_pictures import draw_pictures
 from deconv_cli.report.run_record import describe_run
+from deconv_cli.report.shown_images import show_images
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.lambda_series import RATIOS, LambdaView, find_detail
@@ -371,6 +373,28 @@ def test_the_line_between_before_and_after_is_dragged(page, browse):
     assert browser.run("document.querySelector('.layer').style.transform") != "translate(-25%, -25%) scale(1.5)"
     browser.drag((box["x"] + box["width"] * 0.26, middle), (box["x"] + box["width"] * 0.9, middle))
     assert browser.run(cut) == "90"
+    assert browser.messages == []
+
+
+@needs_browser
+@pytest.mark.exhaustive
+def test_parts_that_are_compared_have_lines_and_views_of_their_own(full_contents, browse, monkeypatch):
+    def show_twice(*images, **options):
+        shown = show_images(*images, **options)
+        (comparison,) = shown.comparisons
+        return dataclasses.replace(shown, comparisons=(comparison, dataclasses.replace(comparison, is_whole=False)))
+
+    monkeypatch.setattr(page_module, "show_images", show_twice)
+    browser, _ = browse(full_contents().render())
+    plus = "new KeyboardEvent('keydown', {key: '+', bubbles: true})"
+    browser.run(f"document.querySelectorAll('.comparison')[1].querySelector('.view').dispatchEvent({plus})")
+    transforms = "[...document.querySelectorAll('.layer')].map((layer) => layer.style.transform)"
+    whole, part = "translate(0%, 0%) scale(1)", "translate(-25%, -25%) scale(1.5)"
+    first, second, third, fourth, *others = browser.run(transforms)
+    assert (first, second, third, fourth, *set(others)) == (whole, whole, part, part, whole)
+    browser.run("document.querySelectorAll('.cut')[1].focus()")
+    browser.press("ArrowRight")
+    assert browser.run("[...document.querySelectorAll('.cut')].map((cut) => cut.value)") == ["50", "51"]
     assert browser.messages == []
 
 
