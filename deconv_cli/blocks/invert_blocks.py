@@ -38,12 +38,13 @@ from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.vocabulary import InputKind, OutputDType, format_padding
-from deconv_cli.workflows.arithmetic import check_single_kernel
+from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.resolution import RecordedConvolution
@@ -219,7 +220,7 @@ def default_memory() -> int:
 def lay_out_problem(
     source: RegionSource,
     corner: ImageFile,
-    kernel: Tensor,
+    kernel: Tensor | KernelField,
     settings: ReconstructionSettings,
     *,
     bias: Tensor | None = None,
@@ -238,7 +239,12 @@ def lay_out_problem(
     Raises:
         UsageError: settings that contradict one another, or a kernel that blocks cannot take.
     """
-    check_single_kernel(kernel)
+    if isinstance(kernel, KernelField):
+        raise UsageError(
+            "a kernel that varies over the frame is not undone in blocks; restore a picture that fits the memory as a "
+            "whole, or a part of one with the kernel of its place, such as field.taps[0, 0]."
+        )
+    check_kernel(kernel)
     settings = replace(settings, dimensions=corner.dimensions)
     resolution = Pipeline(kernel, settings, bias=bias).resolve(recorded, corner.tone_curve, source.dtype)
     _check_settings(resolution.settings)

@@ -115,7 +115,6 @@ class BlockRestoration:
         self, source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions
     ) -> LargeInput:
         from deconv_cli.blocks.invert_blocks import lay_out_problem
-        from deconv_cli.workflows.arithmetic import check_single_kernel
 
         if is_microscope(kernels, options):
             whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
@@ -129,7 +128,7 @@ class BlockRestoration:
         problem = lay_out_problem(
             source,
             corner,
-            check_single_kernel(loaded.taps),
+            loaded.taps,
             settings,
             bias=loaded.bias,
             recorded=recorded or loaded.recorded,

@@ -97,6 +97,17 @@ def test_what_has_no_place_in_blocks_is_refused(deconv, large, more, sentence):
     assert sentence in " ".join(done.stderr.split())
 
 
+def test_what_blocks_cannot_take_is_restored_as_a_whole_where_that_fits(deconv, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    np.save(tmp_path / "y.npy", torch.rand(1, 60, 60, generator=draw).numpy())
+    np.save(tmp_path / "w.npy", torch.rand(1, 1, 2, 2, generator=draw).numpy())
+    layer = ["invert", tmp_path / "y.npy", "-k", tmp_path / "w.npy", "--stride", "2", "--padding", "valid"]
+    layer += ["-o", tmp_path / "x.npy", "--lambda", "0.1"]
+    deconv(*layer, "--max-memory", "3MiB", "--quiet")  # less than what is small at a glance
+    done = deconv(*layer, "--block-size", "16", "--force", expect=ExitCode.USAGE)
+    assert "blocks are made of plain convolutions" in " ".join(done.stderr.split())
+
+
 def test_a_file_that_is_read_as_a_whole_is_refused(deconv, gray, tmp_path):
     done = deconv("invert", gray, "-k", "box:3", "-o", tmp_path / "x.tif", "--dry-run", expect=ExitCode.USAGE)
     assert "is read as a whole" in " ".join(done.stderr.split())
