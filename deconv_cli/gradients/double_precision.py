@@ -13,9 +13,9 @@ from torch import nn
 from deconv_cli.errors import DeconvError
 from deconv_cli.gradients.canceled_gradients import canceled_alike, is_constant
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
-from deconv_cli.gradients.finite_differences.scalar_function import ScalarFunction, TensorGradient
-from deconv_cli.gradients.finite_differences.search import compare_tensors
+from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, compare_along
+from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
+from deconv_cli.gradients.finite_differences.search import MAX_RESOLUTION, compare_tensors
 from deconv_cli.gradients.recurrence.time_series import TimeSeries, has_loops, series_of_loops
 from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
 from deconv_cli.gradients.second_order import compare_second_derivatives
@@ -97,24 +97,25 @@ def _compare(
     epsilon = _SINGLE if is_narrow else _DOUBLE
     series, not_checked = _through_time(subject, forward, backward)
     forward.log.differentiable.clear()  # what large models compute takes much memory
-    is_holding = _detaches_on_purpose(forward)
-    with subject.holding_detached() if is_holding else contextlib.nullcontext():
+    holding = subject.holding_detached if _detaches_on_purpose(forward) else contextlib.nullcontext
+    with holding():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, tensors = _sort(subject, plan.names, backward, function)
-        results = compare_tensors(
+    settled = _agreeing_by_hooks(subject, forward, tensors, ScalarFunction(subject.value, epsilon, deadline))
+    with holding():
+        compared = compare_tensors(
             function,
-            tensors,
+            [moved for moved in tensors if moved.name not in settled],
             seed=subject.seed,
             on_progress=lambda done, of: plan.on_progress(f"finite differences: {done} of {of} parameters"),
         )
+        results = compared | settled
         agreeing = [name for name, found in results.items() if found is not None and found.outcome is Outcome.AGREES]
         second, unclear = compare_second_derivatives(
             subject, [name for name in agreeing if name in plan.second], epsilon, plan.budget / 2
         )
     results |= canceled_alike(tensors, results, backward)
-    if is_holding:
-        results |= _agreeing_as_it_is(subject, forward, tensors, results, epsilon, deadline)
     return DoubleEvidence(
         dtype=dtype,
         forward=forward,
@@ -129,24 +130,19 @@ def _compare(
     )
 
 
-def _agreeing_as_it_is(
-    subject: Subject,
-    forward: ForwardTrace,
-    tensors: list[TensorGradient],
-    results: Mapping[str, Comparison | None],
-    epsilon: float,
-    deadline: float,
+def _agreeing_by_hooks(
+    subject: Subject, forward: ForwardTrace, tensors: list[TensorGradient], function: ScalarFunction
 ) -> dict[str, Comparison | None]:
-    """Compare what differs with nothing held constant: a hook may give the gradient of what is detached.
+    """Compare with nothing held constant where a hook changes gradients: it may give that of what is detached.
 
     So do models of a fixed point, which is found without a graph.
     """
-    different = {name for name, found in results.items() if found is not None and found.outcome is Outcome.DIFFERS}
-    if not forward.log.hooks or not different:
+    if not _detaches_on_purpose(forward) or not any(hook.changes for hook in forward.log.hooks):
         return {}
-    function = ScalarFunction(subject.value, epsilon, deadline)
-    again = compare_tensors(function, [moved for moved in tensors if moved.name in different], seed=subject.seed)
-    return {name: found for name, found in again.items() if found is not None and found.outcome is Outcome.AGREES}
+    generator = torch.Generator().manual_seed(subject.seed)
+    compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
+    is_right = {n: c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION for n, c in compared.items()}
+    return {name: found for name, found in compared.items() if is_right[name]}
 
 
 def _detaches_on_purpose(forward: ForwardTrace) -> bool:
