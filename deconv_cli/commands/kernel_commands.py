@@ -28,6 +28,8 @@ from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, check_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
     from deconv_cli.workflows.blur_map import BlurMap
@@ -111,14 +113,16 @@ def estimate(
     if free:
         from deconv_cli.workflows.blind import estimate_free_kernel
 
-        form = estimate_free_kernel(image.values, start=found, size=size, tone_curve=chosen.curve)
+        form = estimate_free_kernel(_picture_of(image), start=found, size=size, tone_curve=chosen.curve)
         record["free"] = describe_free(form)
         rows.append(("free form", f"{form.taps.shape[0]}×{form.taps.shape[1]} taps"))
     if map_file is not None:
         from deconv_cli.saved_fields import save_kernel_field
         from deconv_cli.workflows.blur_map import map_blur
 
-        mapped = map_blur(image.values, tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
+        mapped = map_blur(
+            _picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found
+        )
         record["map"] = describe_map(mapped)
         if mapped.found:
             save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=printed.force)
@@ -180,8 +184,8 @@ def align(
     truth = None if sharp is None else read_image(sharp)
     found = align_kernel(
         check_single_kernel(loaded.taps),
-        image.values,
-        sharp=None if truth is None else truth.values,
+        _picture_of(image),
+        sharp=None if truth is None else _picture_of(truth),
         sharp_curve=None if truth is None or chosen.curve is None else truth.tone_curve,
         tone_curve=chosen.curve,
         jpeg_table=image.jpeg_table,
@@ -230,8 +234,22 @@ def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[
     from deconv_cli.workflows.blind import estimate_kernel
 
     return estimate_kernel(
-        image.values, tone_curve=light.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None
+        _picture_of(image), tone_curve=light.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None
     )
+
+
+def _picture_of(image: ImageFile) -> Tensor:
+    """Give the samples of a file's only picture, shape `(C, H, W)`.
+
+    Raises:
+        UsageError: the file holds several.
+    """
+    if len(image.values) > 1:
+        raise UsageError(
+            f"a blur is found in one picture, but '{image.path}' holds {len(image.values)} (axes {image.axes}); write "
+            "one of them to a file of its own."
+        )
+    return image.values[0]
 
 
 def _check_map(path: Path, source: Path, *, force: bool) -> None:

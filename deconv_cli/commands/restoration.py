@@ -268,10 +268,10 @@ def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstructi
         and source.estimate is None
         and context.loaded.inverse is None
     )
-    if not (image.is_picture and is_single) or image.record is not None:
+    if not (image.is_picture and is_single and len(image.values) == 1) or image.record is not None:
         return ()
     taps = source.kernel.taps[0, 0].cpu()
-    doubt = check_alignment(taps, image.values, tone_curve=result.tone_curve, jpeg_table=image.jpeg_table)
+    doubt = check_alignment(taps, image.values[0], tone_curve=result.tone_curve, jpeg_table=image.jpeg_table)
     if doubt is None:
         return ()
     changes = ", ".join(doubt.orientation_changes)

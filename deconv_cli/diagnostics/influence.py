@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.edge_waves import edge_angles, edge_waves, move_ahead
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.vocabulary import Size
 
-# Bounds on the work of one axis: frequencies of the other one, and blocks times the cost of solving with one.
-MAX_LINES = 8
+# Bounds on the work of one axis: frequencies along the edge, and blocks times the cost of solving with one.
+MAX_LINES = 8  # along each axis of the edge
 MIN_LINES = 4
 MAX_OPERATIONS = 3.5e7
 MAX_LENGTH = 1024
@@ -40,7 +41,7 @@ class InfluenceDepth:
 
 
 def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: PenaltyLike) -> InfluenceDepth | None:
-    """Measure the deeper of both axes on a torus, at a sample of the frequencies along the edge.
+    """Measure the deepest of all axes on a torus, at a sample of the frequencies along the edge.
 
     The response is (KᴴK + λσ²max|l|²)⁻¹Kᴴ, or the inverse of K itself. Depths were found within a factor of two of the
     real operator's, and mostly within a fifth, unless the boundary loses modes; where the pixels outside are unknown,
@@ -53,11 +54,9 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
         penalty: which L.
 
     Returns:
-        `None` if the channels are too many for the test, the symbol is singular, or the image has three axes.
+        `None` if the channels are too many for the test, or the symbol is singular.
     """
-    if len(image_size) > 2:
-        return None
-    wide = to_float64(taps) if len(image_size) == 2 else to_float64(taps)[..., None]
+    wide = to_float64(taps)
     tails = [_tail(wide, axis, image_size, weight, penalty) for axis in range(len(image_size))]
     depths: list[list[int | None]] = []
     for tail, length in zip(tails, image_size, strict=True):
@@ -72,17 +71,14 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
 
 def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: PenaltyLike) -> Tensor | None:
     """Compute the relative rms of the response at distances from d on, for d = 0, 1, ..."""
-    along = taps.transpose(-2, -1) if axis == 1 else taps
     n_outputs, n_inputs = taps.shape[:2]
     affordable = int(MAX_OPERATIONS / (n_outputs * n_inputs * min(n_outputs, n_inputs)))
     length = min(2 * image_size[axis], MAX_LENGTH, affordable // MIN_LINES)
     if length < min(MIN_LENGTH, 2 * image_size[axis]):
         return None
-    n_lines = min(MAX_LINES, affordable // length)
-    symbol, edge, inwards = _sampled_symbol(along, length, n_lines)
-    angles = (inwards, edge) if len(image_size) == 2 else (inwards,)
-    energies = [4 * (angle / 2).sin().square() for angle in angles]
-    squared_penalty = find_penalty(penalty).symbol_at(energies if axis == 0 else energies[::-1])
+    n_lines = min(MAX_LINES ** max(len(image_size) - 1, 1), affordable // length)
+    symbol, angles = _sampled_symbol(taps, axis, length, n_lines)
+    squared_penalty = find_penalty(penalty).symbol_at([4 * (angle / 2).sin().square() for angle in angles])
     with single_threaded(taps.device):
         response, info = _response(symbol, weight * squared_penalty)
     if synchronize.holds_anywhere(info) or not synchronize.holds_everywhere(response.isfinite()):
@@ -96,27 +92,24 @@ def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: Pen
     return (tail / tail[0]).sqrt()
 
 
-def _sampled_symbol(along: Tensor, length: int, n_lines: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sampled_symbol(taps: Tensor, axis: int, length: int, n_lines: int) -> tuple[Tensor, list[Tensor]]:
     """Evaluate the symbol half a step beside the torus's frequencies, where symmetric kernels have their zeros.
 
     Returns:
-        The symbol `(n_lines, length, C_out, C_in)`, and the angles along the edge, `(n_lines, 1)`, and away from it,
-        `(length,)`.
+        The symbol `(n_lines, length, C_out, C_in)`, and the angles along each axis: those along the edge,
+        `(n_lines, 1)`, and those away from it, `(length,)`.
     """
-    steps = torch.arange(n_lines, device=along.device) + 0.5
-    edge = (steps * (math.pi / n_lines)).to(along.dtype)
-    inwards = ((torch.arange(length, device=along.device) + 0.5) * (2 * math.pi / length)).to(along.dtype)
-    waves = [
-        torch.polar(torch.ones_like(phase), phase)
-        for phase in (
-            # From the middle tap, so that distances in the response are those between pixels.
-            inwards[:, None] * (torch.arange(along.shape[-2], device=along.device) - (along.shape[-2] - 1) // 2),
-            edge[:, None] * torch.arange(along.shape[-1], device=along.device),
-        )
-    ]
-    lines = torch.einsum("oijk,lk->ljoi", along.to(waves[0].dtype), waves[1])
-    symbol = torch.einsum("nj,ljoi->lnoi", waves[0], lines)
-    return symbol, edge[:, None], inwards
+    along, sizes = move_ahead(taps, axis), list(taps.shape[2:])
+    n_taps = sizes.pop(axis)
+    inwards = (torch.arange(length, dtype=taps.dtype, device=taps.device) + 0.5) * (2 * math.pi / length)
+    edge = edge_angles(n_lines, len(sizes), taps)
+    # From the middle tap, so that distances in the response are those between pixels.
+    phase = inwards[:, None] * (torch.arange(n_taps, device=taps.device) - (n_taps - 1) // 2)
+    waves = torch.polar(torch.ones_like(phase), phase)
+    lines = torch.einsum("oijk,lk->ljoi", along.to(waves.dtype), edge_waves(edge, tuple(sizes)))
+    angles = list(edge[..., None].unbind(1))
+    angles.insert(axis, inwards)
+    return torch.einsum("nj,ljoi->lnoi", waves, lines), angles
 
 
 def _response(symbol: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

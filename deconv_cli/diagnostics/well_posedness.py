@@ -29,7 +29,8 @@ MIN_ADVISED_LAMBDA = 1e-6
 DEEP = 0.25
 
 UNTESTED = "the boundary was not tested: the channels of the kernel depend on one another, or are too many"
-UNTESTED_IN_SPACE = "the boundary was not tested: what it loses is counted for signals and pictures, not for stacks"
+SIDES = (("ahead", "behind"), ("above", "below"), ("to the left", "to the right"))
+"""Of planes, rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class WellPosedness:
             do not; `None` if it was not tested, as below.
         n_lost_modes: how many of them are below `threshold` at this size; several times too many where a padding adds
             rows and takes columns.
-        windings: the least and the largest winding number of det K along each axis, over the frequencies of the other
-            one; `None` where the boundary made the test needless.
+        windings: the least and the largest winding number of det K along each axis, over the frequencies of the
+            others; `None` where the boundary made the test needless.
         n_frequencies: how many frequencies along the edges were looked at; 0 where none had to be.
         nearest_root: modulus of the root of det K nearest to the unit circle, turned inside: without λ the influence of
             the edge fades like its powers in the end. `None` where it was not looked for.
@@ -113,7 +114,7 @@ def assess(
         threshold=threshold,
         influence=influence,
         is_deep=_is_deep(influence, size),
-        reason=harmless or (UNTESTED if len(size) < 3 else UNTESTED_IN_SPACE),
+        reason=harmless or UNTESTED,
     )
     if harmless is not None:
         return finding
@@ -139,11 +140,8 @@ def assess(
 
 
 def _find_roots(taps: Tensor, size: Size) -> Roots | None:
-    """Find the roots along each axis; `None` where the test does not apply: it is made for signals and pictures."""
-    if len(size) == 1:
-        roots = [axis_roots(taps[..., None], 0, edge=1)]
-    else:
-        roots = [axis_roots(taps, axis, edge=size[1 - axis]) for axis in (0, 1)] if len(size) == 2 else []
+    """Find the roots along each axis; `None` where the test does not apply."""
+    roots = [axis_roots(taps, axis, edge=math.prod(size) // n) for axis, n in enumerate(size)]
     found = tuple(along for along in roots if along is not None)
     return found if len(found) == len(size) else None
 
@@ -207,11 +205,8 @@ def _advice(lam: float | None, lossless: Pads | None) -> tuple[str, ...]:
         "them at, but leaves the outermost pixels to the least norm"
     )
     if lossless is not None:
-        ends = (
-            (("above", "below"), ("to the left", "to the right"))
-            if len(lossless.before) == 2
-            else (("ahead", "behind"),)
-        )
+        n_axes = len(lossless.before)
+        ends = SIDES[-n_axes:] if n_axes > 1 else SIDES[:1]
         sides = zip(ends, lossless.before, lossless.after, strict=True)
         numbers = [f"{n} {word}" for words, *both in sides for n, word in zip(both, words, strict=True)]
         numbers[0] = numbers[0].replace(" ", " border pixels ", 1)

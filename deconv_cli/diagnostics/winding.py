@@ -1,6 +1,6 @@
 """The modes of an image that a boundary loses, from the roots of det K(z) along one axis.
 
-Along one axis, at one frequency θ of the other, a kernel is the matrix polynomial P(z) = Σ_j K_j(θ) z^j. An image that
+Along one axis, at one frequency θ of the others, a kernel is the matrix polynomial P(z) = Σ_j K_j(θ) z^j. An image that
 fades away from the edge as z^m, |z| < 1, comes through as zero if it also obeys the boundary rule, which is a condition
 for each of the p border pixels and C channels. #{|z| < 1} − C·p such modes are left at the start of the axis, and
 #{|z| > 1} − C·p′ at its end. For `same` these are the winding number of det K around zero and its negative; other
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.diagnostics.edge_waves import edge_angles, edge_waves, move_ahead
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.vocabulary import Size
 
@@ -113,11 +114,11 @@ class _Roots:
 
 @dataclass(frozen=True)
 class AxisRoots:
-    """The roots of a kernel's polynomial along one axis, over frequencies of the other one.
+    """The roots of a kernel's polynomial along one axis, over frequencies of the others.
 
     Attributes:
         groups: roots, by groups of channels that never meet.
-        n_lines: frequencies looked at, evenly between 0 and π.
+        n_lines: frequencies looked at.
     """
 
     groups: tuple[_Roots, ...]
@@ -150,7 +151,7 @@ class AxisRoots:
         Args:
             pads: border pixels before and after the image.
             length: pixels of the image along the axis.
-            edge: pixels along the edge, that is of the other axis.
+            edge: pixels along the edge, that is of the other axes.
         """
         return tuple(group.border_modes(pads, length, edge / self.n_lines) for group in self.groups)
 
@@ -171,16 +172,14 @@ def axis_roots(taps: Tensor, axis: int, edge: int) -> AxisRoots | None:
     """Find the roots of a kernel's polynomial along one axis, on the CPU and in double precision.
 
     Args:
-        taps: shape `(C_out, C_in, kH, kW)`.
-        axis: 0 for the rows, whose edges are top and bottom; 1 for the columns.
-        edge: pixels of the other axis; more frequencies than it has are not looked at, nor more than `MAX_LINES`.
+        taps: shape `(C_out, C_in, *k)`.
+        axis: of space; of a picture 0 for the rows, whose edges are top and bottom, 1 for the columns.
+        edge: pixels along the edge; more frequencies than it has are not looked at, nor more than `MAX_LINES`.
 
     Returns:
         `None` if the channels are too many for the test, or if they depend on one another.
     """
-    along = taps.detach().cpu().double()
-    if axis == 1:
-        along = along.transpose(-2, -1)
+    along = move_ahead(taps.detach().cpu().double(), axis)
     blocks = _separate_channels(along)
     orders = [(block.shape[-2] - 1) * min(block.shape[1:3]) for block in blocks]
     if max(orders) > MAX_ORDER:
@@ -190,16 +189,16 @@ def axis_roots(taps: Tensor, axis: int, edge: int) -> AxisRoots | None:
         for block, order in zip(blocks, orders, strict=True)
     )
     n_lines = max(min(MAX_LINES, -(-edge // 2), int(MAX_OPERATIONS / cost)), MIN_LINES)
-    # Between the frequencies where symmetric kernels have their zeros.
-    angle = math.pi * (torch.arange(n_lines, dtype=torch.float64) + 0.5) / n_lines
-    groups = [_group_roots(block, angle) for block in blocks]
+    sizes = tuple(n for other, n in enumerate(taps.shape[2:]) if other != axis)
+    waves = edge_waves(edge_angles(n_lines, len(sizes), along), sizes)
+    groups = [_group_roots(block, waves) for block in blocks]
     if any(group is None for group in groups):
         return None
     return AxisRoots(tuple(group for group in groups if group is not None), n_lines)
 
 
 def _separate_channels(taps: Tensor) -> list[Tensor]:
-    """Split a kernel by channels that never meet; like groups are stacked, `(n, C_out, C_in, kH, kW)`."""
+    """Split a kernel by channels that never meet; like groups are stacked, `(n, C_out, C_in, k, n_edge)`."""
     meets = taps.abs().amax((-2, -1)) > 0
     linked = (meets.double().T @ meets.double()) > 0
     for _ in range(max(taps.shape[1] - 1, 1).bit_length()):
@@ -215,8 +214,13 @@ def _separate_channels(taps: Tensor) -> list[Tensor]:
     return [torch.stack(blocks) for blocks in by_shape.values()]
 
 
-def _group_roots(blocks: Tensor, angle: Tensor) -> _Roots | None:
-    """Find the roots of like blocks `(n, C_out, C_in, kH, kW)` along the rows; `None` if they have no determinant."""
+def _group_roots(blocks: Tensor, waves: Tensor) -> _Roots | None:
+    """Find the roots of like blocks at each of the waves along an edge; `None` if they have no determinant.
+
+    Args:
+        blocks: shape `(n, C_out, C_in, k, n_edge)`.
+        waves: shape `(lines, n_edge)`.
+    """
     largest = blocks.abs().amax((0, 1, 2, 4))
     kept = (largest > NEGLIGIBLE_TAP * largest.max()).nonzero().flatten()
     first, last = int(kept[0]), int(kept[-1])
@@ -227,8 +231,6 @@ def _group_roots(blocks: Tensor, angle: Tensor) -> _Roots | None:
     trimmed = blocks[..., first : last + 1, :]
     if is_adjoint:
         trimmed, before, after = trimmed.transpose(1, 2).flip(-2, -1), after, before
-    phase = angle[:, None] * torch.arange(trimmed.shape[-1])
-    waves = torch.polar(torch.ones_like(phase), phase)
     coefficients = torch.einsum("boijk,lk->bljoi", trimmed.to(waves.dtype), waves).flatten(0, 1)
     moduli = _root_moduli(coefficients)
     if moduli is None:

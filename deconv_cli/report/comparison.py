@@ -52,8 +52,15 @@ def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
     return Comparison(left, right, caption, is_whole and is_exact)
 
 
-def draw_views(views: Sequence[LambdaView], images: Sequence[ScaledImage]) -> list[tuple[PagePicture, bool]]:
+def draw_views(
+    views: Sequence[LambdaView], images: Sequence[ScaledImage], n_axes: int = 2
+) -> list[tuple[PagePicture, bool]]:
     """Draw the detail under each λ on the scale of the estimate.
+
+    Args:
+        views: the details.
+        images: those of the page, the estimate among them.
+        n_axes: axes of space of these.
 
     Returns:
         The pictures, each with whether its λ is the one that was taken.
@@ -61,7 +68,7 @@ def draw_views(views: Sequence[LambdaView], images: Sequence[ScaledImage]) -> li
     if not views:
         return []
     estimate = next(image for image in images if image.name.startswith("Estimate"))
-    is_color = estimate.values.ndim == 3
+    is_color = estimate.values.ndim > n_axes
     shown = [
         ScaledImage(
             name=_times(view.ratio),

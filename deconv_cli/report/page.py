@@ -73,7 +73,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         title=Path(source.path).name,
         header=write_header(run, diagnosis),
         shown=show_images(images, omission, source.spacing, run.kernel.kernel.n_axes, is_picture=source.is_picture),
-        views=draw_views(run.lambda_views, images),
+        views=draw_views(run.lambda_views, images, run.kernel.kernel.n_axes),
         plots=draw_plots(result, diagnosis, result.predicted_error),
         key_numbers=key_numbers(result, diagnosis),
         spacing=source.spacing,

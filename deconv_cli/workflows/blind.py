@@ -30,6 +30,8 @@ _LEAST_FREE_SIZE, _ROOM = 15, 1.5
 """A kernel of free form gets so many taps a side at least, and so many times those of the family."""
 _TRACES = 0.01
 """Of the largest row or column."""
+_MAX_CHANNELS = 4
+"""Of a batch of one picture; with more it is likelier a stack, whose planes are no channels."""
 _PARTS_A_SIDE = 3
 _WINDOW = 2048
 _MUCH_LIKELIER = 20.0
@@ -59,7 +61,7 @@ class BlurredPicture:
         """Bring a picture into this form.
 
         Args:
-            image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`.
+            image: samples as stored, shape `(C, H, W)`, or `(1, C, H, W)` with at most four channels.
             tone_curve: how they encode light; without it they are taken to be proportional to it.
             jpeg_table: of a JPEG, shape `(8, 8)`.
 
@@ -68,12 +70,12 @@ class BlurredPicture:
             MalformedInputError: samples that are not finite.
         """
         check_tensor(image, "the picture")
-        if image.ndim == 4 and image.shape[0] == 1:
+        if image.ndim == 4 and image.shape[0] == 1 and image.shape[1] <= _MAX_CHANNELS:
             image = image[0]
         if image.ndim != 3:
             raise ShapeError(
                 f"a blur is found in one picture of shape (C, H, W), but the image has shape {tuple(image.shape)}; "
-                "give one of its pictures, or a plane with an axis of channels before it."
+                "give one picture of a batch, or one plane of a stack with an axis of channels before it."
             )
         stored = image.detach().cpu().float()
         if not synchronize.are_finite(stored):

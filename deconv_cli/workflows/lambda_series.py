@@ -1,4 +1,4 @@
-"""A detail of a picture restored under a weaker and a stronger λ than the one that was taken."""
+"""A detail of a picture, or of a plane of a stack, restored under weaker and stronger λ than the one that was taken."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.clipped_samples import find_clipped
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import squared_gradient
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, OBJECTIVE, solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
@@ -21,6 +23,8 @@ RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """λ over the one that was taken."""
 SIDE = 192
 """Of the detail, in pixels, at most."""
+SIDE_IN_SPACE = 96
+"""The same in a stack, where the planes around it have to be restored with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,15 @@ def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
     return slice(top, top + height), slice(left, left + width)
 
 
+def find_detail_in_space(image: Tensor) -> tuple[slice, ...]:
+    """Find where neighbors differ most, in a picture `(C, H, W)` or in one plane of a stack `(C, D, H, W)`."""
+    if image.ndim == 3:
+        return find_detail(image, SIDE, SIDE)
+    planes = squared_gradient(image.detach().float(), n_axes=2).mean(dim=(0, 2, 3))
+    plane = synchronize.as_index(planes.argmax())
+    return slice(plane, plane + 1), *find_detail(image[:, plane], SIDE_IN_SPACE, SIDE_IN_SPACE)
+
+
 def restore_at_lambdas(
     kernel: Kernel,
     result: Reconstruction,
@@ -72,37 +85,37 @@ def restore_at_lambdas(
     Args:
         kernel: as the result was made with it.
         result: what was reconstructed.
-        y: its data, shape `(C, H_y, W_y)` or `(B, C, H_y, W_y)`.
+        y: its data, shape `(C, *output_size)` or `(B, C, *output_size)`.
         bias: of each channel.
         ceiling: the largest value that a sample can have, in light where that is what is restored; `None` for any.
 
     Returns:
         One view for each of `RATIOS`; none where there is no λ to change, or where the kernel mixes channels, varies
-        over the frame, or spans other than two axes.
+        over the frame, or spans a single axis.
     """
-    settings = result.settings
-    if kernel.field is not None or kernel.n_axes != 2:
+    settings, n_axes = result.settings, kernel.n_axes
+    if kernel.field is not None or n_axes == 1:
         return ()
     lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)
     kernels = _kernels(kernel.taps.to(result.image), n_channels=len(lams))
     if not kernels or not settings.is_linear or not settings.has_lambda or min(lams) == 0:
         return ()
-    stored, curve = (y if y.ndim == 3 else y[0]).detach(), result.tone_curve
+    stored, curve = (y if y.ndim == n_axes + 1 else y[0]).detach(), result.tone_curve
     data = stored.to(result.image.dtype)
     data = data if curve is None else curve.to_light(data)
     heeds_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
-    is_clipped = find_clipped(data, ceiling, n_axes=2) if heeds_bounds and ceiling is not None else None
-    data = subtract_bias(data, bias, n_axes=2)
-    size = tuple(data.shape[-2:])
+    is_clipped = find_clipped(data, ceiling, n_axes) if heeds_bounds and ceiling is not None else None
+    data = subtract_bias(data, bias, n_axes)
+    size = tuple(data.shape[1:])
     # Farther away than two kernels little of what was cut off is left.
     parts = [
         _with_margin(part, 2 * n_taps, length)
-        for part, n_taps, length in zip(find_detail(stored, SIDE, SIDE), kernels[0].size, size, strict=True)
+        for part, n_taps, length in zip(find_detail_in_space(stored), kernels[0].size, size, strict=True)
     ]
-    (outer_rows, rows), (outer_columns, columns) = parts
-    cut = data[:, outer_rows, outer_columns]
-    is_whole = tuple(cut.shape[-2:]) == size and result.padding == "same"
-    is_clipped = None if is_clipped is None else is_clipped[:, outer_rows, outer_columns]
+    outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
+    cut = data[outer]
+    is_whole = tuple(cut.shape[1:]) == size and result.padding == "same"
+    is_clipped = None if is_clipped is None else is_clipped[outer]
     alike = ResolvedSettings(
         boundary=result.boundary if is_whole else "unknown",
         penalty=settings.penalty,
@@ -115,7 +128,8 @@ def restore_at_lambdas(
         weights = tuple(ratio * lam for lam in lams)
         image = _restore(kernels, weights, alike, cut, is_clipped)
         image = image if curve is None else curve.to_stored(image)
-        views.append(LambdaView(ratio, weights, image[:, rows, columns]))
+        detail = image[inner]
+        views.append(LambdaView(ratio, weights, detail if n_axes == 2 else detail[:, 0]))
     return tuple(views)
 
 
@@ -129,19 +143,19 @@ def _kernels(taps: Tensor, n_channels: int) -> list[Kernel]:
     """Give the kernel of all channels, or of each; none where it mixes them."""
     if n_channels == 1 and taps.shape[:2] != (1, 1):
         return []
-    planes = taps.detach().flatten(0, 1)
-    return [Kernel.from_tensor(planes[channel % len(planes)]) for channel in range(n_channels)]
+    shared, n_axes = taps.detach().flatten(0, 1), taps.ndim - 2
+    return [Kernel.from_tensor(shared[channel % len(shared)], dimensions=n_axes) for channel in range(n_channels)]
 
 
 def _restore(
     kernels: list[Kernel], lams: tuple[float, ...], settings: ResolvedSettings, data: Tensor, is_clipped: Tensor | None
 ) -> Tensor:
-    """Restore data of shape `(C, h, w)`, channel by channel where each has its kernel or λ."""
+    """Restore data of shape `(C, *size)`, channel by channel where each has its kernel or λ."""
     rule = StoppingRule(settings.tolerance or DEFAULT_TOLERANCE, settings.max_iterations)
     images = []
     for channels, kernel, lam in zip(torch.arange(len(data)).chunk(len(kernels)), kernels, lams, strict=True):
         part = data[channels]
-        inverse = PseudoInverse(kernel, tuple(data.shape[-2:]), replace(settings, lam=lam))
+        inverse = PseudoInverse(kernel, tuple(data.shape[1:]), replace(settings, lam=lam))
         if is_clipped is None:
             solution = inverse.solve(part)
         else:

@@ -139,6 +139,7 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
             "two names",
         ),
         (["kernel", "estimate", str(SAMPLES / "features.safetensors")], "file of tensors"),
+        (["kernel", "estimate", str(SAMPLES / "pollen.ome.tif")], "holds 24 (axes ZYX)"),
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "box"], "a family must be one of"),
         (
             ["kernel", "estimate", str(SAMPLES / "camera.png"), "-o", "k.png"],

@@ -1,5 +1,7 @@
 """Stacks and signals: which axes are space is told from the file, or from its letters, and comes back."""
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -57,6 +59,34 @@ def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, r
     times = {"OME TimeIncrement", "ImageJ finterval"} & set(image._metadata.native)
     assert times
     assert all(again._metadata.native[field] == image._metadata.native[field] for field in times)
+
+
+@pytest.mark.parametrize(
+    ("missing", "spacing", "taken"),
+    [
+        ("X", (0.5, 0.2, 0.2), "no PhysicalSizeX, so that pixels are taken to be square"),
+        ("Z", None, "no PhysicalSizeZ, so that stacks are taken to have equal distances along all axes"),
+        ("XY", None, "no PhysicalSizeX and PhysicalSizeY, so that stacks"),
+    ],
+)
+def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path, missing, spacing, taken):
+    ome(tmp_path / "in.ome.tif", np.ones((5, 6, 7), "float32"), "ZYX")
+    xml = tifffile.tiffcomment(tmp_path / "in.ome.tif")
+    for letter in missing:
+        xml = re.sub(f'PhysicalSize{letter}(Unit)?="[^"]*"', "", xml)
+    tifffile.tiffcomment(tmp_path / "in.ome.tif", xml.encode())
+    image = read_image(tmp_path / "in.ome.tif").spanned_by(3)
+    assert image.spacing == (spacing and pytest.approx(spacing))
+    assert taken in image.notes[0]
+    plan = plan_output(
+        tmp_path / "out.ome.tif", image, n_channels=1, output_dtype=None, force=False, same_size=True
+    )
+    prepared = plan.prepare(image.values)
+    prepared.write({})
+    written = tifffile.tiffcomment(tmp_path / "out.ome.tif")
+    told = {letter: f'PhysicalSize{letter}="{size}"' for letter, size in zip("ZYX", SPACING, strict=True)}
+    assert all(text in written for letter, text in told.items() if letter not in missing)
+    assert not any("PhysicalSize" in note for note in prepared.notes)
 
 
 @pytest.mark.parametrize(("name", "axes"), [("a.ome.tif", "TCZYX"), ("a.tif", "TZCYX")])

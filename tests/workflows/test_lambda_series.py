@@ -41,6 +41,18 @@ def test_each_view_is_the_restoration_with_its_lambda(bright, boundary, curve):
         assert (view.image - whole).abs().max() < 0.1
 
 
+def test_of_a_stack_it_is_a_plane():
+    sharp = torch.zeros(1, 9, 20, 18, dtype=torch.float64)
+    sharp[:, 5:, 8:12, 6:10] = 100
+    kernel = KERNEL.expand(3, 3, 3) / 3
+    blurred = forward(sharp, kernel, dimensions=3, boundary="reflect")
+    given = {"boundary": "reflect", "penalty": "gradient", "padding": "same", "dimensions": 3}
+    _, views = views_of(blurred, kernel, lam=1e-2, **given)
+    whole = invert(blurred, kernel, lam=0.1, **given).image
+    assert views[3].image.shape == (1, 20, 18)
+    assert min((views[3].image - plane).abs().max() for plane in whole.unbind(1)) < 0.1
+
+
 def test_each_channel_has_its_kernel_its_lambda_and_its_bias(bright):
     kernels = torch.stack([KERNEL, KERNEL.flip(0)])
     bias = torch.tensor([10.0, -20.0], dtype=torch.float64)

@@ -85,12 +85,18 @@ def read_fields(
     fields = dict.fromkeys(name for channel in channels for name in channel if name not in _WRITTEN_ANEW)
     of_channels = {name: [channel.get(name) for channel in channels] for name in fields}
     names = tuple(channel["Name"] for channel in channels if "Name" in channel)
-    resolution = None if pixels is None else _resolution(pixels)
+    sizes = _sizes(pixels)
+    resolution = _resolution(sizes)
+    if resolution is None and pixels is not None and sizes["Z"]:  # planes have a distance, whatever pixels have
+        texts |= {name: pixels.get(name) for name in ("PhysicalSizeZ", "PhysicalSizeZUnit")}
     inside = {element for kept in _CARRIED for parent in root.iter(kept) for element in parent.iter()}
     unknown = {element.tag for element in root.iter() if element not in inside} - _STRUCTURE - _ANNOTATION
     unsupported = [f"OME element {name}" for name in sorted(unknown)]
-    if pixels is not None and resolution is None and any(name.startswith("PhysicalSize") for name in pixels.attrib):
-        unsupported.append("OME PhysicalSize")
+    unsupported += [
+        f"OME PhysicalSize{letter}"
+        for letter, size in sizes.items()
+        if pixels is not None and size is None and f"PhysicalSize{letter}" in pixels.attrib
+    ]
     found = replace(
         metadata,
         resolution=resolution or metadata.resolution,
@@ -101,6 +107,22 @@ def read_fields(
         unsupported=(*metadata.unsupported, *unsupported),
     )
     return found, _record(root)
+
+
+def size_notes(root: ElementTree.Element, index: int) -> tuple[str, ...]:
+    """Say what is taken for the sizes of a pixel that one image does not tell, where it tells others."""
+    pixels = root.findall("Image")[index].find("Pixels")
+    sizes = _sizes(pixels)
+    wanted = "XY" if pixels is None or pixels.get("SizeZ", "1") == "1" else "XYZ"
+    missing = [letter for letter in wanted if sizes[letter] is None]
+    if not missing or not any(sizes.values()):
+        return ()
+    is_square = ("X" in missing) != ("Y" in missing)
+    taken = ["pixels are taken to be square"] if is_square else []
+    if _resolution(sizes) is None or "Z" in missing:
+        taken.append("stacks are taken to have equal distances along all axes")
+    names = " and ".join(f"PhysicalSize{letter}" for letter in missing)
+    return (f"the OME description has no {names}, so that {' and '.join(taken)}",)
 
 
 def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
@@ -159,10 +181,14 @@ def size_fields(resolution: Resolution | None) -> dict[str, Any]:
     }
 
 
-def _resolution(pixels: ElementTree.Element) -> Resolution | None:
-    """Read the size of a pixel; None unless X and Y have lengths that are understood."""
-    sizes = {letter: _size(pixels, letter) for letter in "XYZ"}
-    x, y = sizes["X"], sizes["Y"]
+def _sizes(pixels: ElementTree.Element | None) -> dict[str, Fraction | None]:
+    """Read the sizes of a pixel in micrometers; None for one that is missing or not understood."""
+    return {letter: None if pixels is None else _size(pixels, letter) for letter in "XYZ"}
+
+
+def _resolution(sizes: dict[str, Fraction | None]) -> Resolution | None:
+    """Take pixels of which one side is known to be square; None where neither is."""
+    x, y = sizes["X"] or sizes["Y"], sizes["Y"] or sizes["X"]
     return Resolution(1 / x, 1 / y, _UNIT, sizes["Z"]) if x and y else None
 
 

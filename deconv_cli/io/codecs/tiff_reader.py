@@ -66,11 +66,13 @@ def describe_series(path: Path, opened: Any, ome: Element | None, index: int, ch
         name = _NOT_ADDITIVE[photometric]
         raise MalformedInputError(f"'{path}' should be gray, RGB or channels, but is {name}; convert it first.")
     metadata, record = _tag_metadata(page, has_unit_elsewhere=bool(imagej)), shaped.get(records.KEYWORD)
+    notes = pyramid_notes(len(chosen.levels) - 1)
     if imagej:
         metadata, record = tiff_imagej.read_fields(imagej, metadata)
     elif ome is not None:
         metadata, record = tiff_ome.read_fields(path, ome, index, metadata)
         _check_size(path, chosen.shape, tiff_ome.n_samples_described(ome)[index])
+        notes += tiff_ome.size_notes(ome, index)
     else:
         metadata = _with_description(page.description, shaped, metadata)
     return StoredImage(
@@ -80,7 +82,7 @@ def describe_series(path: Path, opened: Any, ome: Element | None, index: int, ch
         record=record if isinstance(record, dict) else None,
         alpha=_alpha(page) if "S" in chosen.axes else None,
         orientation=_orientation(page),
-        notes=pyramid_notes(len(chosen.levels) - 1),
+        notes=notes,
     )
 
 
