@@ -219,8 +219,7 @@ def _package(**settings: object) -> Restore:
 
 def _richardson_lucy(counts: Tensor, psf: Tensor, n_iterations: int) -> Tensor:
     """Take so many steps, however well the counts are explained."""
-    never = 1e-9
-    return _package(method="richardson-lucy", gain=never, max_iterations=n_iterations)(counts, psf, 0)
+    return _package(method="richardson-lucy", iterations=n_iterations)(counts, psf, 0)
 
 
 def _skimage(counts: Tensor, psf: Tensor, n_iterations: int) -> Tensor:

@@ -120,9 +120,7 @@ def estimate(
         from deconv_cli.saved_fields import save_kernel_field
         from deconv_cli.workflows.blur_map import map_blur
 
-        mapped = map_blur(
-            _picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found
-        )
+        mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"] = describe_map(mapped)
         if mapped.found:
             save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=printed.force)

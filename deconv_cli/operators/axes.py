@@ -37,6 +37,12 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
     return x
 
 
+def planes_of(x: Tensor, part: slice, n_axes: int) -> Tensor:
+    """View a part of the first of `n_axes` axes of space of `x`."""
+    start, stop, _ = part.indices(x.shape[-n_axes])
+    return x.narrow(-n_axes, start, stop - start)
+
+
 def slabs(n_axes: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut arrays across their first axis of space, into views so small that one stays in the cache from pass to pass.
 

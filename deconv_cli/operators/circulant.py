@@ -7,13 +7,13 @@ there; a kernel of several channels is a small matrix, the symbol.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import crop, half_spectrum, slabs, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, planes_of, slabs, space_axes
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.torus_filter import TorusFilter
 from deconv_cli.vocabulary import Size
@@ -38,16 +38,19 @@ class FrequencyBlocks:
     Args:
         blocks: complex, shape `(*plane, C_out, C_in)`, where the plane is `(*torus[:-1], torus[-1] // 2 + 1)`; not
             copied where they lie in memory as `torus_symbol` lays them.
+        by_columns: entries along the first axis of the plane lie together in memory, as those of a spectrum do that
+            `TorusFilter` has transformed along it.
     """
 
-    def __init__(self, blocks: Tensor) -> None:
+    def __init__(self, blocks: Tensor, *, by_columns: bool = False) -> None:
         n_outputs, n_inputs = blocks.shape[-2:]
         self._plane = blocks.shape[:-2]
         # Of the two layouts only the one that is used is kept.
         self._planes: Tensor | None = None
         self._blocks: Tensor | None = None
         if n_outputs * n_inputs <= MAX_PAIRS_AS_PLANES:
-            self._planes = channels_first(blocks).contiguous()
+            planes = channels_first(blocks)
+            self._planes = planes.movedim(2, -1).contiguous().movedim(-1, 2) if by_columns else planes.contiguous()
         else:
             self._blocks = blocks.flatten(0, -3).contiguous()
 
@@ -102,7 +105,7 @@ class BlockCirculant(LinearOperator):
 
     def __init__(self, blocks: Tensor, torus: Size) -> None:
         n_outputs, n_inputs = blocks.shape[-2:]
-        self.blocks = FrequencyBlocks(blocks)
+        self.blocks = FrequencyBlocks(blocks, by_columns=len(torus) >= MIN_AXES_BY_PARTS)
         self.torus = torus
         self.input_shape = (n_inputs, *torus)
         self.output_shape = (n_outputs, *torus)
@@ -123,17 +126,32 @@ class BlockCirculant(LinearOperator):
         """Apply the transpose to `y` of shape `(*batch, C_out, *size)`, zero beyond its end."""
         return self._apply(y, size, adjoint=True)
 
+    def forward_parts(self, x: Tensor, size: Size | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Convolve `x`, and give the result some planes at a time; see `LinearOperator.forward_parts`."""
+        return self._apply_by_parts(x, self.torus if size is None else size, adjoint=False)
+
+    def adjoint_parts(self, y: Tensor, size: Size | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Apply the transpose in the same way."""
+        return self._apply_by_parts(y, self.torus if size is None else size, adjoint=True)
+
     def _apply(self, x: Tensor, size: Size | None, *, adjoint: bool) -> Tensor:
         size, axes = self.torus if size is None else size, space_axes(len(self.torus))
         if len(axes) >= MIN_AXES_BY_PARTS:
-            return self._apply_by_parts(x, size, adjoint=adjoint)
+            n_channels = (self.input_shape if adjoint else self.output_shape)[0]
+            result = x.new_empty(*x.shape[: -1 - len(axes)], n_channels, *size)
+            for planes, part in self._apply_by_parts(x, size, adjoint=adjoint):
+                planes_of(result, planes, len(axes)).copy_(part)
+            return result
         spectrum = self.blocks.multiply_once(torch.fft.rfftn(x, s=self.torus, dim=axes), adjoint=adjoint)
         return crop(torch.fft.irfftn(spectrum, s=self.torus, dim=axes), (0,) * len(size), size)
 
-    def _apply_by_parts(self, x: Tensor, size: Size, *, adjoint: bool) -> Tensor:
+    def _apply_by_parts(self, x: Tensor, size: Size, *, adjoint: bool) -> Iterator[tuple[slice, Tensor]]:
+        n_axes, n_channels = len(self.torus), (self.input_shape if adjoint else self.output_shape)[0]
+        if n_axes < MIN_AXES_BY_PARTS:
+            yield slice(None), self._apply(x, size, adjoint=adjoint)
+            return
         n_entries = self.input_shape[0] * self.output_shape[0]
         torus = TorusFilter(self.torus, x, cuts=self.blocks.are_planes, n_entries=n_entries)
-        n_axes, n_channels = len(self.torus), (self.input_shape if adjoint else self.output_shape)[0]
 
         def multiply(number: int, columns: Tensor) -> Tensor:
             part = torus.parts[number] if self.blocks.are_planes else None
@@ -141,8 +159,10 @@ class BlockCirculant(LinearOperator):
 
         batch = x.shape[: -1 - n_axes]
         spectrum = torus.transform_box(x.reshape(math.prod(batch), *x.shape[-1 - n_axes :]))
-        result = torus.crop(torus.filter(spectrum, multiply, n_channels), size)
-        return result.reshape(*batch, n_channels, *size)
+        result = torus.filter(spectrum, multiply, n_channels, size[0])
+        for field, planes in torus.fields(result, size[0]):
+            part = crop(field, (0,) * (n_axes - 1), size[1:])
+            yield planes, part.reshape(*batch, *part.shape[1:])
 
 
 def multiply_lines(blocks: Tensor, lines: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Protocol
 
@@ -96,6 +97,14 @@ class Convolution(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose to `y` of shape `(*batch, C_out, *output_size)`."""
         return self.extension.adjoint(self.correlation.adjoint(y))
+
+    def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Blur `x`, and give the outputs some planes at a time; see `LinearOperator.forward_parts`."""
+        return self.correlation.forward_parts(self.extension.forward(x))
+
+    def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Apply the transpose in the same way, where no border is to be folded back."""
+        return self.correlation.adjoint_parts(y) if self.boundary.is_unknown else super().adjoint_parts(y)
 
     @cached_property
     def spectrum(self) -> Spectrum:

@@ -59,6 +59,18 @@ class ValidCorrelation(LinearOperator):
             return self._circulant.adjoint(y, self.input_shape[1:])
         return _slide(y, self._transposed, tuple(k - 1 for k in self.kernel.shape[2:]))
 
+    def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Correlate `x`, some planes at a time; see `LinearOperator.forward_parts`."""
+        if self.use_fft:
+            return self._circulant.forward_parts(x, self.output_shape[1:])
+        return super().forward_parts(x)
+
+    def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Spread `y` in the same way."""
+        if self.use_fft:
+            return self._circulant.adjoint_parts(y, self.input_shape[1:])
+        return super().adjoint_parts(y)
+
 
 def prefers_fft(kernel: Tensor, size: Size) -> bool:
     """Decide whether the FFT is cheaper than the taps.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -152,6 +153,14 @@ class LayerConvolution(Convolution):
         if self.options.transposed:
             return self.correlation.forward(self.extension.forward(y))
         return self.extension.adjoint(self.correlation.adjoint(y))
+
+    def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Apply the layer, in one part."""
+        return LinearOperator.forward_parts(self, x)
+
+    def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Apply the transpose, in one part."""
+        return LinearOperator.adjoint_parts(self, y)
 
     def with_kernel(self, kernel: Tensor) -> LayerConvolution:
         """Give the same layer with other taps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 
 import torch
@@ -41,6 +41,18 @@ class LinearOperator(ABC):
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the conjugate transpose to `y` of shape `(*batch, *output_shape)`."""
+
+    def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Apply the operator to images, and give what comes out some planes at a time where it is computed so.
+
+        Yields:
+            Which part of the first axis of space, and what comes out there; one part with all of it by default.
+        """
+        yield slice(None), self.forward(x)
+
+    def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Apply the conjugate transpose in the same way."""
+        yield slice(None), self.adjoint(y)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the operator to `x` of shape `(*batch, *input_shape)`.

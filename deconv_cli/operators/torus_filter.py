@@ -17,7 +17,7 @@ from deconv_cli.operators.axes import crop, half_spectrum, space_axes
 from deconv_cli.vocabulary import Size
 
 # Numbers at a time on a processor, which has a cache, and on other devices, which want them many.
-MAX_NUMBERS_IN_CACHE = 2**18
+MAX_NUMBERS_IN_CACHE = 2**17
 MAX_NUMBERS_ELSEWHERE = 2**26
 
 Fill = Callable[[Tensor, slice], None]
@@ -56,14 +56,13 @@ class TorusFilter:
         Args:
             shape: images and channels, `(B, C)`.
             fill: the field.
-            n_planes: those beyond are zero, and are not filled; by default there are none.
+            n_planes: those beyond are zero; by default there are none.
 
         Returns:
-            Complex, shape `(B, C, N1, …, Nn // 2 + 1)`.
+            Complex, shape `(B, C, n_planes, …, Nn // 2 + 1)`.
         """
         n_planes = self.torus[0] if n_planes is None else n_planes
-        spectrum = self.like.new_empty(*shape, *self._half, dtype=self.like.dtype.to_complex())
-        spectrum[:, :, n_planes:] = 0
+        spectrum = self.like.new_empty(*shape, n_planes, *self._half[1:], dtype=self.like.dtype.to_complex())
         for planes in self._planes_up_to(n_planes):
             field = self.like.new_zeros(*shape, planes.stop - planes.start, *self.torus[1:])
             fill(field, planes)
@@ -75,28 +74,41 @@ class TorusFilter:
         n_planes, channels = box.shape[2], (len(box), box.shape[1])
         return self.transform(channels, lambda field, planes: write_box(box, field, planes), n_planes)
 
-    def filter(self, spectrum: Tensor, apply: Filter, n_channels: int | None = None) -> Tensor:
+    def filter(
+        self, spectrum: Tensor, apply: Filter, n_channels: int | None = None, n_planes: int | None = None
+    ) -> Tensor:
         """Filter what `transform` gave, part by part, and transform it back along the first axis.
 
         Args:
-            spectrum: it is overwritten.
+            spectrum: it may be overwritten.
             apply: gives spectra of `n_channels`.
             n_channels: by default as many as there are.
+            n_planes: how many are wanted, from the first one on; by default all.
+
+        Returns:
+            Complex, shape `(B, n_channels, n_planes, …)`, or with further planes that mean nothing.
         """
+        n_channels = spectrum.shape[1] if n_channels is None else n_channels
+        n_planes = self.torus[0] if n_planes is None else n_planes
         result = spectrum
-        if n_channels is not None and n_channels != spectrum.shape[1]:
-            result = spectrum.new_empty(len(spectrum), n_channels, *spectrum.shape[2:])
+        if n_channels != spectrum.shape[1] or n_planes > spectrum.shape[2]:
+            result = spectrum.new_empty(len(spectrum), n_channels, n_planes, *self._half[1:])
         for number, part in enumerate(self.parts):
-            columns = torch.fft.fft(spectrum[:, :, :, part], dim=2)
-            result[:, :, :, part] = torch.fft.ifft(apply(number, columns), dim=2)
+            columns = self._columns(spectrum, part)
+            wanted = torch.fft.ifft(apply(number, columns), dim=2)[:, :, :n_planes]
+            result[:, :, :n_planes, part] = wanted
         return result
+
+    def _columns(self, spectrum: Tensor, part: slice) -> Tensor:
+        """Transform a part of what `transform` gave along the first axis too."""
+        return torch.fft.fft(spectrum[:, :, :, part], n=self.torus[0], dim=2)
 
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:
         """Add up the squares of the field that a filter makes of what `transform` gave, shape `(B,)`."""
         total: Tensor | None = None
         last = self._half[-1] - 1
         for number, part in enumerate(self.parts):
-            values = torch.view_as_real(apply(number, torch.fft.fft(spectrum[:, :, :, part], dim=2))).square()
+            values = torch.view_as_real(apply(number, self._columns(spectrum, part))).square()
             # A half spectrum stands for the whole: what is mirrored counts twice.
             weights = values.new_full((self._half[-1],), 2.0)
             weights[0] = 1.0

@@ -10,6 +10,8 @@ from deconv_cli.solvers.norms import accumulation_dtype
 # Above this mean the expected deviance is 1 + 1/(6m) to three digits; below it is tabulated.
 MAX_TABULATED_MEAN = 30.0
 N_TABULATED = 400
+# No expected deviance is above this one, which is that of about 1.4 counts.
+MAX_EXPECTED_DEVIANCE = 1.2
 # Counts beyond this one have no weight for any tabulated mean.
 MAX_COUNT = 100
 # Steps of the lattice of held-out samples, along the channels, planes, rows and columns.

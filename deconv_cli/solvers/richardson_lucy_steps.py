@@ -21,11 +21,13 @@ come to what the whole comes to, steps are local: neither is taken, and a pixel 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import image_axes, slabs
+from deconv_cli.operators.axes import image_axes, planes_of, slabs
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.norms import accumulation_dtype, relative
 
@@ -61,35 +63,36 @@ class RichardsonLucySteps:
         self.operator, self.y, self._are_local = operator, y, are_local
         self._n_axes = len(operator.input_shape) - 1
         self._axes = image_axes(self._n_axes)
-        ones = torch.ones_like(y[:1]) if used is None else used.to(y.dtype).expand_as(y[:1])
         # Samples that are not used are taken for black, and predicted without consequence.
-        self._used, self._counts = ones, y if used is None else y * ones
-        sensitivity = operator.adjoint(ones)
+        self._used = (y.new_ones(()) if used is None else used.to(y.dtype)).expand_as(y[:1])
+        self._counts = y if used is None else y * self._used
+        sensitivity = operator.adjoint(self._used)
         is_reached = sensitivity > MIN_SENSITIVITY * sensitivity.amax(dim=self._axes, keepdim=True)
-        self._sensitivity = torch.where(is_reached, sensitivity, 1)
-        self._unreached = None if synchronize.holds_everywhere(is_reached) else ~is_reached
         # Flat, with as much light as the data have.
         light = self._counts.sum(dim=self._axes, keepdim=True)
         self._start = light / sensitivity.sum(dim=self._axes, keepdim=True)
+        self._unreached = None if synchronize.holds_everywhere(is_reached) else ~is_reached
+        self._sensitivity = torch.where(is_reached, sensitivity, SMALLEST)
         self._light = per_image(self._counts)
+        brightest = self._counts.amax(dim=self._axes, keepdim=True)
+        self._floor = (torch.finfo(y.dtype).eps * brightest).clamp_min(SMALLEST)
         self.x = self._start.expand(*y.shape[: self._axes[0]], *operator.input_shape).clone()
-        self.blurred, self.divergence = self._measure(self.x)
-        self._factor: Tensor | None = None
-        self._imbalance = torch.zeros_like(self._light)
         # Where the last step came to before its momentum, and the steps since momentum failed.
-        self._plain, self._n_steps = self.x.clone(), torch.zeros_like(self.divergence)
+        self._plain = self.x.clone()
+        self.blurred, self.divergence = self._measure(self.x, self._light_of(self.x))
+        self._n_steps = torch.zeros_like(self.divergence)
+        self._ahead: Tensor | None = None
+        self._light_ahead = self._imbalance = torch.zeros_like(self._light)
         self.is_moving = torch.ones_like(self.divergence, dtype=torch.bool)
 
     def step(self, going: Tensor) -> None:
         """Take one step for the images that `going`, shape `(B,)`, names."""
-        # The factor's place is the next estimate's.
-        ahead, self._factor = self._known_factor(), None
-        self._multiply(ahead)
-        blurred, reached = self._measure(ahead)
+        ahead, self._ahead = self._next(), None
+        blurred, reached = self._measure(ahead, self._light_ahead)
         fails = torch.zeros_like(going) if self._are_local else going & ~(reached <= self.divergence)
         if synchronize.holds_anywhere(fails):
             ahead = torch.where(self._spread(fails) > 0, self._plain, ahead)
-            blurred, reached = self._measure(ahead)
+            blurred, reached = self._measure(ahead, self._light_of(ahead))
         self._n_steps = torch.where(fails, 0, self._n_steps + 1)
         self.is_moving = going & (reached <= self.divergence) if not self._are_local else going
         if synchronize.holds_everywhere(self.is_moving):
@@ -102,50 +105,65 @@ class RichardsonLucySteps:
 
     def certificate(self) -> Tensor:
         """Compute Σ w·|Aᴴ1 − Aᴴ(y/Ax)| / Σy, shape `(B,)`; w as in `RichardsonLucyEstimator`."""
-        self._known_factor()
+        self._next()
         return relative(self._imbalance, self._light)
 
-    def _known_factor(self) -> Tensor:
-        """Compute what a step multiplies by, Aᴴ(y/Ax) / Aᴴ1, unless it is known; 1 where nothing reaches."""
-        if self._factor is not None:
-            return self._factor
-        factor = self.operator.adjoint(self._counts / self.blurred)
-        if self._unreached is not None:
-            factor.masked_fill_(self._unreached, 1)
-        self._imbalance = torch.zeros_like(self._light)
-        for part, x, sensitivity in slabs(self._n_axes, factor, self.x, self._sensitivity):
+    def _next(self) -> Tensor:
+        """Multiply x by its factor Aᴴ(y/Ax) / Aᴴ1, 1 where nothing reaches, and go on along the way of the last step.
+
+        All that the step and the certificate want to know of Aᴴ(y/Ax) is computed while a part of it is in the cache.
+        """
+        if self._ahead is not None:
+            return self._ahead
+        # From where the step before came to, by the whole way and a share that grows.
+        share = 1 + self._spread((1 - 2 / (self._n_steps + 4).sqrt()).clamp_min(0))
+        self._light_ahead, self._imbalance = torch.zeros_like(self._light), torch.zeros_like(self._light)
+        self._ahead = torch.empty_like(self.x)
+        parts = self.operator.adjoint_parts(self._counts / self.blurred)
+        arrays = [self._ahead, self.x, self._plain, self._sensitivity]
+        arrays += [] if self._unreached is None else [self._unreached]
+        for back, ahead, x, plain, sensitivity, *unreached in self._pieces(parts, *arrays):
             # The adjoint may leave rounding below zero.
-            force = part.clamp_min_(0) - sensitivity
-            part.div_(sensitivity)
+            back.clamp_min_(0)
+            if unreached:
+                back.masked_fill_(unreached[0], SMALLEST)
+            force = back - sensitivity
             # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
             growth = torch.maximum(x, self._start).mul_(force)
             self._imbalance += per_image(torch.maximum(growth, force.mul_(x).abs_(), out=growth))
-        self._factor = factor
-        return factor
+            likelier = back.div_(sensitivity).mul_(x)
+            torch.lerp(plain, likelier, share, out=ahead)
+            plain.copy_(likelier)
+            lowest = torch.add(MIN_LIGHT * self._start, likelier, alpha=MIN_LEFT)
+            torch.maximum(ahead, torch.minimum(likelier, lowest, out=lowest), out=ahead)
+            if not self._are_local:
+                self._light_ahead += per_image(ahead * sensitivity)
+        return self._ahead
 
-    def _multiply(self, factor: Tensor) -> None:
-        """Multiply x by its factor and go on along the way since the step before, all in the place of the factor."""
-        share = self._spread((1 - 2 / (self._n_steps + 4).sqrt()).clamp_min(0))
-        for ahead, x, plain in slabs(self._n_axes, factor, self.x, self._plain):
-            ahead.mul_(x)
-            lowest = torch.minimum(ahead, MIN_LEFT * ahead + MIN_LIGHT * self._start)
-            way = (ahead - plain).mul_(share)
-            plain.copy_(ahead)
-            torch.maximum(ahead.add_(way), lowest, out=ahead)
+    def _light_of(self, x: Tensor) -> Tensor:
+        """Add up what Ax has of light in the samples that are used, shape `(B,)`."""
+        return per_image(x * self._sensitivity)
 
-    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give x the light of the data, in place, but in local steps; return Ax and its divergence, shape `(B,)`."""
-        blurred = self.operator.forward(x)
-        light = self._light if self._are_local else per_image(blurred * self._used)
-        scale = self._spread(torch.where(light > 0, self._light / light, 1))
-        x.mul_(scale)
-        floor = (scale * torch.finfo(x.dtype).eps * blurred.amax(dim=self._axes, keepdim=True)).clamp_min(SMALLEST)
-        total = torch.zeros_like(light)
-        for y, mean, used in slabs(self._n_axes, self._counts, blurred, self._used):
-            torch.maximum(mean.mul_(scale), floor, out=mean)
-            ratio = (y / mean).clamp_min_(SMALLEST)
-            total += per_image(ratio.log_().mul_(y).sub_(y).addcmul_(mean, used))
+    def _measure(self, x: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
+        """Give x, of so much light, that of the data, in place, but in local steps.
+
+        Returns:
+            Ax, and its divergence, shape `(B,)`; in local steps 0, since nobody asks.
+        """
+        if not self._are_local:
+            x.mul_(self._spread(torch.where(light > 0, self._light / light, 1)))
+        blurred, total = torch.empty_like(self.y), torch.zeros_like(light)
+        for mean, out, y, used in self._pieces(self.operator.forward_parts(x), blurred, self._counts, self._used):
+            torch.maximum(mean, self._floor, out=out)
+            if not self._are_local:
+                ratio = torch.div(y, out, out=mean).clamp_min_(SMALLEST)
+                total += per_image(ratio.log_().mul_(y).sub_(y).addcmul_(out, used))
         return blurred, total
+
+    def _pieces(self, parts: Iterable[tuple[slice, Tensor]], *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut what an operator gives in parts, and arrays of its size of space, into views that stay in the cache."""
+        for place, part in parts:
+            yield from slabs(self._n_axes, part, *(planes_of(array, place, self._n_axes) for array in arrays))
 
     def _spread(self, numbers: Tensor) -> Tensor:
         """Shape numbers of images, shape `(B,)`, to multiply images by, in their dtype."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype
-from deconv_cli.solvers.poisson import divergence, expected_deviance
+from deconv_cli.solvers.poisson import MAX_EXPECTED_DEVIANCE, divergence, expected_deviance
 from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, per_image
 from deconv_cli.solvers.solution import Status
 
@@ -38,8 +38,11 @@ class Discrepancy(StoppingCriterion):
     def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
         """Compare the deviance with its expectation."""
         del n_steps
+        deviance, n_samples = 2 * steps.divergence / self.gain, steps.blurred[0].numel()
+        if not synchronize.holds_anywhere(deviance <= MAX_EXPECTED_DEVIANCE * n_samples):
+            return torch.zeros_like(steps.is_moving)
         mean = steps.blurred.to(accumulation_dtype(steps.blurred)) / self.gain
-        return 2 * steps.divergence / self.gain <= per_image(expected_deviance(mean))
+        return deviance <= per_image(expected_deviance(mean))
 
 
 @dataclass

@@ -78,9 +78,7 @@ def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path
     image = read_image(tmp_path / "in.ome.tif").spanned_by(3)
     assert image.spacing == (spacing and pytest.approx(spacing))
     assert taken in image.notes[0]
-    plan = plan_output(
-        tmp_path / "out.ome.tif", image, n_channels=1, output_dtype=None, force=False, same_size=True
-    )
+    plan = plan_output(tmp_path / "out.ome.tif", image, n_channels=1, output_dtype=None, force=False, same_size=True)
     prepared = plan.prepare(image.values)
     prepared.write({})
     written = tifffile.tiffcomment(tmp_path / "out.ome.tif")

@@ -14,7 +14,7 @@ from deconv_cli.operators.torus_filter import TorusFilter
 TORI = [(6, 7), (1, 8), (4, 5, 6), (5, 4, 3), (3, 2, 4, 5)]
 
 
-@pytest.fixture(params=[2**18, 24], ids=["whole", "cut"])
+@pytest.fixture(params=[2**17, 24], ids=["whole", "cut"])
 def parts(request, monkeypatch):
     """Work on all at once, or on a few numbers at a time."""
     monkeypatch.setattr(torus_filter, "MAX_NUMBERS_IN_CACHE", request.param)

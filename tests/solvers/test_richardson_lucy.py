@@ -10,6 +10,7 @@ import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.poisson import divergence, expected_deviance, held_out
@@ -98,11 +99,12 @@ def test_momentum_pays_and_a_step_takes_one_product_each_way():
     assert float(steps.divergence) < 0.2 * float(divergence(y, operator.forward(plain)).sum())
 
 
-class Counted:
+class Counted(LinearOperator):
     """Count the products with an operator."""
 
     def __init__(self, operator):
         self.operator, self.n_forward, self.n_adjoint = operator, 0, 0
+        self.input_shape, self.output_shape = operator.input_shape, operator.output_shape
 
     def forward(self, x):
         self.n_forward += 1
