@@ -38,6 +38,10 @@ MIN_SENSITIVITY = 1e-5
 MIN_LEFT = 0.5
 MIN_LIGHT = 1e-3
 SMALLEST = 1e-30
+# After n steps the share of the way that momentum adds is 1 − (1 + n/4)^−¾. With a root in the place of the power the
+# best estimates take a third more steps; of stars they have a hundredth less error, and of photographs as much.
+FIRST_STEPS = 4
+GROWTH = 0.75
 
 
 class RichardsonLucySteps:
@@ -116,7 +120,7 @@ class RichardsonLucySteps:
         if self._ahead is not None:
             return self._ahead
         # From where the step before came to, by the whole way and a share that grows.
-        share = 1 + self._spread((1 - 2 / (self._n_steps + 4).sqrt()).clamp_min(0))
+        share = 2 - self._spread((1 + self._n_steps / FIRST_STEPS) ** -GROWTH)
         self._light_ahead, self._imbalance = torch.zeros_like(self._light), torch.zeros_like(self._light)
         self._ahead = torch.empty_like(self.x)
         parts = self.operator.adjoint_parts(self._counts / self.blurred)
