@@ -152,7 +152,7 @@ from deconv_cli.schedulers.work_settings import WorkSettings
 if __name__ == "__main__":
     task, settings = pickle.loads(open(sys.argv[1], "rb").read())
     with start_scheduler(WorkSettings(**settings)) as scheduler:
-        run_blocks(task, BlockLedger.of(task.target.path), scheduler, None, task.grid.order())
+        run_blocks(task, BlockLedger.of(task.targets[-1].path), scheduler, None, task.grid.order())
 """
 
 
