@@ -90,7 +90,8 @@ class ErrorProfile:
         """
         band, detail = distance.clamp(0, len(self.noise) - 1), self.detail(estimate)
         noise, missing, outside = (
-            estimate.new_tensor(values)[band] for values in (self.noise, self.missing, self.outside)
+            torch.tensor(values, dtype=estimate.dtype, device=estimate.device)[band]
+            for values in (self.noise, self.missing, self.outside)
         )
         return {
             "predicted": noise + missing * detail,
