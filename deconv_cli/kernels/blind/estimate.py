@@ -12,7 +12,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, polar_grid
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
-from deconv_cli.kernels.sources.band_limited import sample_kernel
+from deconv_cli.kernels.sources.band_limited import sample_with_margin
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric
 from deconv_cli.parts import KERNEL_SOURCES
@@ -312,7 +312,7 @@ def _gain(side: int, family: str, numbers: Numbers) -> Tensor | None:
     if family == NO_BLUR:
         return torch.ones_like(grid.frequency)
     try:
-        taps = sample_kernel(KERNEL_SOURCES[family].make(*numbers))
+        taps = sample_with_margin(KERNEL_SOURCES[family].make(*numbers))
     except UsageError:  # numbers that the search may come to, but that no kernel has
         return None
     # Faint wings that reach beyond the pieces are cut.
@@ -338,4 +338,4 @@ def _vertex(left: float, middle: float, right: float) -> float:
 
 
 def _area(candidate: Candidate) -> float:
-    return 1 / float(sample_kernel(KERNEL_SOURCES[candidate.family].make(*candidate.numbers)).square().sum())
+    return 1 / float(sample_with_margin(KERNEL_SOURCES[candidate.family].make(*candidate.numbers)).square().sum())

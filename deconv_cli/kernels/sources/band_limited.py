@@ -32,10 +32,21 @@ _MAX_POINTS = 2**19
 def sample_kernel(kernel: ContinuousKernel) -> Tensor:
     """Sample a kernel, its transform right to 1e-3 up to half of Nyquist's frequency where no tail of it is cut.
 
-    Tails that are cut are folded back into the kernel, so that no light is lost.
-
     Returns:
         What a point becomes, shape `(*size)`, odd, float64, of sum 1.
+    """
+    psf = sample_with_margin(kernel)
+    # What ends on the edge of a sample, but for rounding, does not touch the next one.
+    kept = [_needed(psf, axis, max(0, math.ceil(reach - 0.5 - 1e-9))) for axis, reach in enumerate(kernel.reach)]
+    start = tuple(size // 2 - n for size, n in zip(psf.shape, kept, strict=True))
+    psf = crop(psf, start, tuple(2 * n + 1 for n in kept))
+    return psf / psf.sum()
+
+
+def sample_with_margin(kernel: ContinuousKernel) -> Tensor:
+    """Do the same, and leave all samples that hardly matter, which is faster.
+
+    Tails that are cut are folded back into the kernel, so that no light is lost.
     """
     sizes = [2 * math.ceil(reach + _MARGIN) + 1 for reach in kernel.reach]
     waves = [torch.arange(-int(STOPPED * n), int(STOPPED * n) + 1) for n in sizes]
@@ -47,11 +58,7 @@ def sample_kernel(kernel: ContinuousKernel) -> Tensor:
             folded = part.new_zeros([*part.shape[:axis], sizes[axis], *part.shape[axis + 1 :]])
             part = folded.index_add_(axis, waves[axis] % sizes[axis], part)
         spectrum.index_add_(0, rows % sizes[0], part.to(spectrum.dtype))
-    psf = torch.fft.fftshift(torch.fft.ifftn(spectrum).real)
-    # What ends on the edge of a sample, but for rounding, does not touch the next one.
-    kept = [_needed(psf, axis, max(0, math.ceil(reach - 0.5 - 1e-9))) for axis, reach in enumerate(kernel.reach)]
-    psf = crop(psf, tuple(size // 2 - n for size, n in zip(sizes, kept, strict=True)), tuple(2 * n + 1 for n in kept))
-    return psf / psf.sum()
+    return torch.fft.fftshift(torch.fft.ifftn(spectrum).real)
 
 
 def _low_passed(kernel: ContinuousKernel, frequencies: list[Tensor]) -> Tensor:
