@@ -7,6 +7,7 @@ import copy
 import bad_losses
 import pytest
 import torch
+from blurred_pictures import CURVE, sharp_picture
 from cases import random
 
 import deconv_cli
@@ -60,6 +61,19 @@ def test_descent_alone_is_near_what_is_fitted():
     assert relative(learned.held_out_taps, taps) < 1e-2
     assert learned.curve[0].held_out > 1e3 * learned.curve[-1].held_out
     assert relative(learned.taps, taps) < 1e-8
+
+
+@pytest.mark.parametrize("size", [60, pytest.param(120, marks=pytest.mark.exhaustive)])
+def test_counts_in_the_dark_for_which_the_first_steps_are_too_long(size):
+    """Without noise nothing is learned by heart, and the minimum is reached."""
+    scene = CURVE.to_light(sharp_picture("camera")[:, :size, :size].double())
+    side = 5 if size == 60 else 9
+    line = torch.exp(-(torch.arange(side).double() - side // 2).square() / 2)
+    taps = torch.outer(line, line) / line.sum().square()
+    blurred = deconv_cli.forward(scene, taps, padding="valid")
+    found = deconv_cli.learn_kernel([(scene, blurred)], (side, side), loss="poisson", unit_sum=True)
+    assert not found.is_overfitted
+    assert found.certificates[-1] < 1e-3
 
 
 def test_channels_and_several_pairs():

@@ -73,9 +73,12 @@ class Descent:
 
     @property
     def is_overfitted(self) -> bool:
-        """Whether what is held out is predicted worse than it was, and what was learned from is not."""
+        """Whether what is held out is predicted worse than it was, and what was learned from as well as ever."""
         best, last = min(self.curve, key=lambda point: point.held_out), self.curve[-1]
-        return last.held_out > self.best + RISE * self._unit() and last.training < best.training
+        lowest = min(point.training for point in self.curve)
+        # Where steps were too long for a loss, both rise, and nothing was learned by heart.
+        is_low = last.training - lowest <= RISE * (self.curve[0].training - lowest)
+        return last.held_out > self.best + RISE * self._unit() and last.training < best.training and is_low
 
     def run_epoch(self) -> CurvePoint:
         """Go once through the stripes, and look what it brought."""

@@ -19,6 +19,8 @@ from deconv_cli.kernels.learning.learned_kernel import LearnedKernel
 from deconv_cli.kernels.learning.objective import Objective, Stripe
 
 STEPS_A_ROUND, HISTORY = 10, 20
+LONGER = 4.0
+"""Times the length of the last projected steps are those that a round begins with, at most 1."""
 PATIENCE, NEARER = 4, 0.7
 """So many rounds should bring the minimum nearer by this factor."""
 
@@ -84,6 +86,8 @@ class Refinement:
     def _descend(self, value: float) -> float:
         """Take projected steps downhill from a point of this value."""
         group = self.optimizer.param_groups[0]
+        # Where the loss was steep before it need not be steep now.
+        group["lr"] = min(1.0, LONGER * group["lr"])
         for _ in range(STEPS_A_ROUND):
             before, gradient = self.model.coordinates.detach().clone(), self.model.coordinates.grad
             self.optimizer.step()
