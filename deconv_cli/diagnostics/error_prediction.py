@@ -18,7 +18,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.edge_bands import EdgeBands
 from deconv_cli.diagnostics.error_profile import ErrorProfile
 from deconv_cli.diagnostics.image_model import ImageModel
-from deconv_cli.diagnostics.lost_signal import draw_remaining_noise, is_lossy, without_lost
+from deconv_cli.diagnostics.lost_signal import is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.operators import synchronize
@@ -111,9 +111,9 @@ class ErrorPredictor:
         operator = self.inverse.problem.operator
         images, seen = self._drawn(estimate, model)
         outputs = operator.forward(seen)
-        if self._noise is None or is_lossy(model):
+        if self._noise is None:
             # Two batches in one cost little more than either.
-            noise = self._drawn_noise(outputs, model)
+            noise = draw_noise(model.noise, outputs, self.seed + 1, outputs.ndim - 2)
             from_noise, restored = self._restored(torch.cat([noise, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
             self._noise = self._bands.mean_square(error), squared_gradient(error, estimate.ndim - 1).mean()
@@ -121,12 +121,6 @@ class ErrorPredictor:
             restored = self._restored(outputs)
         missing = self._bands.mean_square(operator.crop_to_frame(restored - images))
         return missing, *self._noise
-
-    def _drawn_noise(self, outputs: Tensor, model: ImageModel) -> Tensor:
-        """Draw noise with σ = 1 for the outputs of drawn images, without the part of it that those have lost."""
-        if is_lossy(model):
-            return draw_remaining_noise(model, self.inverse.kernel.taps, outputs, self.seed + 1)
-        return draw_noise(model.noise, outputs, self.seed + 1, outputs.ndim - 2)
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:
         """Draw images as large as the operator takes them, around the estimate's mean, and what data show of them."""

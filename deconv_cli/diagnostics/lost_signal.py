@@ -1,10 +1,11 @@
-"""Noise of lossy compression is what was taken away from the image, and no light that was added to it.
+"""What lossy compression takes away of an image, beside the noise that it adds.
 
-A quantizer that answers with the means of its cells makes an error n that is not correlated with what it gives,
-y = b + n, and so is correlated with what it got: E[bn] = −E[n²] (Gersho and Gray, "Vector Quantization and Signal
-Compression", 1992, chapter 6). Noise of the power N in data of the power B is then n = −ρb + w, where ρ = N/B at most 1
-is lost of the data, and w, which knows nothing of them, has the power N(1 − ρ). Smoothing and demosaicing take away
-likewise.
+A uniform quantizer of the step q answers a Laplacian coefficient c of the power C by Q(c), of which the part that goes
+with c is A = E[c·Q(c)] / C = h·(1 + h·coth h) / (2·sinh h), with h² = q² / 2C: all of a strong coefficient, nothing of
+one that is far weaker than the step. (Coefficients of cosine transforms of images are Laplacian: Lam and Goodman, "A
+mathematical analysis of the DCT coefficient distributions for images", IEEE Transactions on Image Processing 9, 2000.)
+Strong coefficients are wrong by q²/12 on average; this is the level M of the noise where the scene is strong, so that
+h² = 6·M / C. Smoothing and demosaicing take weak detail away likewise.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.diagnostics.noise_spectrum import draw_noise, interpolated
+from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
+
+_LARGEST = 80.0
 
 
 def is_lossy(model: ImageModel) -> bool:
@@ -26,8 +29,8 @@ def is_lossy(model: ImageModel) -> bool:
     return not model.noise.is_white and model.channels.shape[0] == 1
 
 
-def lost_share(model: ImageModel, taps: Tensor, torus: Size) -> Tensor:
-    """Compute ρ, the part of the data's amplitude that is lost, at the frequencies of `rfftn` on a torus.
+def share_left(model: ImageModel, taps: Tensor, torus: Size) -> Tensor:
+    """Compute A, the part of the data's amplitude that compression left, at the frequencies of `rfftn` on a torus.
 
     Args:
         model: of one channel.
@@ -41,21 +44,17 @@ def lost_share(model: ImageModel, taps: Tensor, torus: Size) -> Tensor:
     symbol = symbol_at(to_float64(taps.detach()), torus, numbers)
     seen = model.power(torus) * squared_modulus(symbol).sum(dim=-1).mean(dim=-1)
     noise = model.sigma**2 * interpolated(model.noise.spectrum, torus, seen)
-    return (noise / seen.clamp_min(1e-30)).clamp_max(1.0)
+    return part_left(model.sigma**2 * model.noise.spectrum[0] / (seen + noise).clamp_min(1e-30))
+
+
+def part_left(ratio: Tensor) -> Tensor:
+    """Compute A of the mean squared error of strong coefficients, relative to the power of these, of any shape."""
+    h = (6 * ratio).sqrt().clamp(1e-3, _LARGEST)
+    return h * (1 + h / h.tanh()) / (2 * h.sinh())
 
 
 def without_lost(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
     """Give what compression left of images `(B, 1, *torus)`."""
-    return _scaled(images, 1 - lost_share(model, taps, tuple(images.shape[2:])))
-
-
-def draw_remaining_noise(model: ImageModel, taps: Tensor, like: Tensor, seed: int) -> Tensor:
-    """Draw w, relative to the σ of the model, as much as in `like` of shape `(B, C_out, *size)`."""
-    noise = draw_noise(model.noise, like, seed, like.ndim - 2)
-    return _scaled(noise, (1 - lost_share(model, taps, tuple(like.shape[2:]))).sqrt())
-
-
-def _scaled(images: Tensor, amplitudes: Tensor) -> Tensor:
     size = tuple(images.shape[2:])
-    axes = space_axes(len(size))
-    return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * amplitudes.to(images.dtype), s=size, dim=axes)
+    axes, left = space_axes(len(size)), share_left(model, taps, size).to(images.dtype)
+    return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * left, s=size, dim=axes)

@@ -27,9 +27,10 @@ _N_ROUNDS = 5
 _IMPOSSIBLE = 1e9
 _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
-_ERROR_SCALE = 2.0
-"""Of the errors that the curvature gives, to hold the truth: what the model of the scene misses is in none."""
 _WITHOUT_ZEROS = ("gaussian", "moffat", "airy")
+_ERROR_SCALE, _ERROR_SCALE_WITHOUT_ZEROS = 1.1, 2.2
+"""Of the errors that the curvature gives, to hold the truth in 68 % of the cases: what the model of the scene misses is
+in none, and is taken for a part of the kernel where its spectrum has no zeros. Of 16 photographs under 7 kernels."""
 _MOST_TIMES, _RATIO_OF_STARTS = 3.0, 1.1
 """How much larger or smaller than on the whole a kernel may be in a part of the picture."""
 _MUCH_WIDER = 2.0
@@ -168,17 +169,16 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
     found: dict[str, Candidate] = {}
-    for name in sorted(family_names(), key=lambda n: KERNEL_SOURCES[n].family.log_penalty):
+    # What starts from another family needs its best numbers.
+    for name in sorted(family_names(), key=lambda n: _family(n).log_penalty):
         candidate = search.coarse(name, {n: c.numbers for n, c in found.items()})
         if candidate is not None:
-            found[name] = candidate
-    pool = {name: candidate for name, candidate in found.items() if name in wanted}
+            best = min(c.misfit for c in [candidate, *found.values()])
+            found[name] = search.refine(candidate) if candidate.misfit < best + _TOO_FAR else candidate
+    pool = [candidate for name, candidate in found.items() if name in wanted]
     if not pool:
         return KernelEstimate(False, NO_BLUR, (), (none,), 0.0)
-    best = min(c.misfit for c in pool.values())
-    refined = {c.family: search.refine(c) for c in pool.values() if c.misfit < best + _TOO_FAR}
-    others = [c for n, c in pool.items() if n not in refined]
-    candidates = sorted([none, *refined.values(), *others], key=lambda c: c.misfit)
+    candidates = sorted([none, *pool], key=lambda c: c.misfit)
     top = next(c for c in candidates if c is not none)
     evidence = none.misfit - top.misfit
     if evidence < LEAST_EVIDENCE or _area(top) < _LEAST_AREA:
@@ -289,7 +289,8 @@ class _Search:
         eigenvalues, vectors = torch.linalg.eigh(hessian)
         variances = (vectors.square() / eigenvalues.clamp_min(1e-2)).sum(1)
         period = _family(candidate.family).period(candidate.numbers)
-        errors = {i: _ERROR_SCALE * h[i] * float(variances[a].sqrt()) for a, i in enumerate(axes)}
+        scale = _ERROR_SCALE_WITHOUT_ZEROS if candidate.family in _WITHOUT_ZEROS else _ERROR_SCALE
+        errors = {i: scale * h[i] * float(variances[a].sqrt()) for a, i in enumerate(axes)}
         return tuple(
             Parameter(
                 name,

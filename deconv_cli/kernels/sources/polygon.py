@@ -69,7 +69,7 @@ POLYGON = KernelSource(
     BlurFamily(
         lambda _, best: _starts(best),
         lambda n: (0.0, 0.06, 90 / n[0]),
-        log_penalty=10.0,
+        log_penalty=7.5,
         period=lambda n: _period(n[0]),
     ),
     along=(None, -1, None),
