@@ -60,8 +60,9 @@ class TotalVariation(Prior):
         """Build the estimator, for a weight or for the noise."""
         if settings.weight is not None and settings.weight != "auto":
             return TotalVariationEstimator(kernel, image_size, settings, weight=settings.weight)
-        noise = estimate if settings.noise_sigma is None else settings.noise_sigma
-        return TotalVariationEstimator(kernel, image_size, settings, weight=None, noise=noise)
+        is_known = settings.noise_sigma is not None
+        noise = settings.noise_sigma if is_known else estimate
+        return TotalVariationEstimator(kernel, image_size, settings, weight=None, noise=noise, is_noise_known=is_known)
 
 
 TOTAL_VARIATION = TotalVariation()
@@ -81,9 +82,12 @@ class TotalVariationEstimator(Estimator):
         settings: padding, boundary, tolerance (by default 1e-4 in float32, 1e-6 in float64), iterations and memory.
             So many `iterations` at a `rho` decide nothing over the whole image: what a pixel becomes depends on data
             near it alone.
-        weight: w > 0, in the unit of the samples; `None` looks for the one under which ‖Ax − y‖² is what noise of the
-            standard deviation `noise` makes (Morozov's discrepancy principle; one weight for a whole batch).
-        noise: standard deviation of white noise in the data, in the unit of the samples; needed without a weight.
+        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch. Where the noise is known it is
+            that under which ‖Ax − y‖² is what the noise makes (Morozov's discrepancy principle), which fails where
+            noise is taken for too small. Where it is an estimate, |∇x| is taken for exponential, of the mean it has in
+            the quadratic estimate that the iteration starts from: w is σ² over that.
+        noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.
+        is_noise_known: it was measured elsewhere, and is no estimate from these data.
 
     Raises:
         UsageError: a weight that is not positive, a method chosen by hand, or fewer outputs than inputs.
@@ -99,16 +103,20 @@ class TotalVariationEstimator(Estimator):
         *,
         weight: float | None,
         noise: float | None = None,
+        is_noise_known: bool = True,
     ) -> None:
         super().__init__(kernel, image_size, settings)
         _check(self.operator, settings, weight, noise)
-        self.weight, self.noise = weight, noise
+        self.weight, self.noise, self.is_noise_known = weight, noise, is_noise_known
         self._gradient = spaced_penalty("gradient", settings.spacing)
         default = 1e-6 if kernel.taps.dtype == torch.float64 else 1e-4
         self.tolerance = default if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
-            reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
+            what = (
+                "leaves noise of standard deviation {:.3g} unexplained" if is_noise_known else "is for noise of {:.3g}"
+            )
+            reason += f", and the weight {what.format(noise)}"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
         problem = TikhonovProblem(self.operator, 1.0, penalty=self._gradient)
         method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
@@ -166,14 +174,16 @@ class TotalVariationEstimator(Estimator):
         """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
 
         Returns:
-            The weight, and whether the residual is as large as the noise there.
+            The weight, and whether the residual is as large as the noise there, if that is known.
         """
         assert self.noise is not None
         admm = run.admm
         variance = (self.noise / unit) ** 2
-        expected = variance * admm.y.numel()
         start = admm.roughness
         weight = variance / max(start, variance**0.5)
+        if not self.is_noise_known:
+            return weight, True
+        expected = variance * admm.y.numel()
         below, above = -math.inf, math.inf
         previous: tuple[float, float] | None = None
         for _ in range(MAX_TRIALS):

@@ -24,10 +24,12 @@ BLUR /= BLUR.sum()
 MIXING = random((3, 2, 3, 2), seed=4)
 
 
-def estimator(taps, boundary="unknown", *, size=SIZE, weight=0.05, noise=None, **options):
+def estimator(taps, boundary="unknown", *, size=SIZE, weight=0.05, noise=None, is_noise_known=True, **options):
     options = {"tolerance": 1e-6, "max_iterations": 20_000} | options
     settings = ResolvedSettings(boundary=boundary, **options)
-    return TotalVariationEstimator(Kernel.from_tensor(taps), size, settings, weight=weight, noise=noise)
+    return TotalVariationEstimator(
+        Kernel.from_tensor(taps), size, settings, weight=weight, noise=noise, is_noise_known=is_noise_known
+    )
 
 
 def blocks(estimate, *, noise=0.05, batch=()):
@@ -100,6 +102,19 @@ def test_the_weight_follows_from_the_noise(boundary):
     again = estimator(BLUR, boundary, size=(20, 22), weight=solution.weight, tolerance=1e-4).solve(y)
     torch.testing.assert_close(again.value, solution.value, rtol=0, atol=2e-2)
     assert f"{solution.weight:.4g}·TV(x)" in solution.objective
+
+
+def test_noise_that_is_an_estimate_may_be_too_small():
+    """The weight is then that of exponential |∇x|, and not one that leaves so much: that would follow the noise."""
+    weights = {}
+    for noise in (0.025, 0.05):
+        options = {"weight": None, "noise": noise, "is_noise_known": False, "tolerance": 1e-3}
+        estimate = estimator(BLUR, size=(20, 22), **options)
+        _, y = blocks(estimate)
+        solution = estimate.solve(y)
+        assert solution.status is Status.CONVERGED
+        weights[noise] = solution.weight
+    assert weights[0.05] == pytest.approx(4 * weights[0.025])
 
 
 def test_noise_without_a_scene_gives_a_flat_image():
