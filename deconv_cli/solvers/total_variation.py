@@ -113,10 +113,10 @@ class TotalVariationEstimator(Estimator):
         self.tolerance = default if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
-            what = (
-                "leaves noise of standard deviation {:.3g} unexplained" if is_noise_known else "is for noise of {:.3g}"
+            size = f"noise of standard deviation {noise:.3g}"
+            reason += (
+                f", and the weight leaves {size} unexplained" if is_noise_known else f", and the weight is for {size}"
             )
-            reason += f", and the weight {what.format(noise)}"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
         problem = TikhonovProblem(self.operator, 1.0, penalty=self._gradient)
         method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
