@@ -127,14 +127,15 @@ def test_a_support_that_is_too_small_is_told():
     assert not deconv_cli.fit_kernel([(x, clean)], (11, 11), boundary="reflect").is_cut(2)
 
 
-@pytest.mark.parametrize(("formula", "sigma"), [("gaussian:0.8", 0.3), ("disk:3", 15.0)])
-def test_a_pair_in_the_wrong_order_is_told_at_any_noise(formula, sigma):
-    x = photograph(size=60)
-    y = deconv_cli.forward(x, deconv_cli.make_kernel(formula), boundary="reflect") + sigma * random(tuple(x.shape))
-    x = x + sigma * random(tuple(x.shape), seed=1)
+def test_a_pair_in_the_wrong_order_is_noted_where_little_is_left_over():
+    x = photograph("astronaut", 100)[:1]
+    y = deconv_cli.forward(x, deconv_cli.make_kernel("gaussian:0.7"), boundary="reflect")
+    x, y = (image + 0.5 * random(tuple(x.shape), seed=seed) for seed, image in enumerate((x, y)))
     assert deconv_cli.fit_kernel([(x, y)], (9, 9)).notes(2) == ()
     swapped = deconv_cli.fit_kernel([(y, x)], (9, 9))
-    assert all("exchange the pictures" in found for found in swapped.doubts(2) or swapped.notes(2))
+    assert swapped.doubts(2) == ()
+    (note,) = swapped.notes(2)
+    assert "exchange the pictures" in note
 
 
 def test_a_hopeless_support_a_swapped_pair_and_pictures_of_two_scenes_are_doubted():
