@@ -158,9 +158,9 @@ class BlockCirculant(LinearOperator):
             return self.blocks.multiply(columns, adjoint=adjoint, part=part)
 
         batch = x.shape[: -1 - n_axes]
-        spectrum = torus.transform_box(x.reshape(math.prod(batch), *x.shape[-1 - n_axes :]))
-        result = torus.filter(spectrum, multiply, n_channels, size[0])
-        for field, planes in torus.fields(result, size[0]):
+        box = x.reshape(math.prod(batch), *x.shape[-1 - n_axes :])
+        spectrum = torus.filter(torus.transform_box(box), multiply, n_channels, size[0])
+        for field, planes in torus.fields(spectrum, size[0]):
             part = crop(field, (0,) * (n_axes - 1), size[1:])
             yield planes, part.reshape(*batch, *part.shape[1:])
 

@@ -122,7 +122,7 @@ def test_slabs_share_the_room_for_matrices(monkeypatch):
     size, taps = (20, 20, 20), (9, 9, 9)
     enough = iterations(size, taps, lam=1e-4)
     monkeypatch.setattr(slab_system, "most_numbers", lambda torus: 20_000)
-    assert iterations(size, taps, lam=1e-4) <= 1.5 * enough
+    assert iterations(size, taps, lam=1e-4) <= 1.7 * enough
 
 
 def test_a_tiny_lambda_is_solved_in_double_precision():
