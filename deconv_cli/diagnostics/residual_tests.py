@@ -111,7 +111,7 @@ def check_residual(
     left, whole = (_faded(images, modes) for images in (residual, data))
     level = noise.sigma
     if level is None:
-        level = noise_of_faded(whole, synchronize.as_number(to_float64(data).std()), n_axes)
+        level = noise_of_faded(whole, synchronize.as_number(to_float64(data).std(correction=0)), n_axes)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)

@@ -9,13 +9,16 @@ from deconv_cli.errors import UntrustworthyResultError
 
 
 def tiled(kernels):
-    """Copies of a sharp picture side by side, each under a kernel of its own, shape (3, 244, 244·n), uint8."""
+    """A scene of copies of a picture side by side, each seen through a kernel of its own, (3, 244, 244·n), uint8."""
     light = CURVE.to_light(sharp_picture("astronaut").double())
-    blurred = [
-        torch.nn.functional.conv2d(light[:, None], deconv_cli.make_kernel(k)[None, None], padding="same")[:, 0]
+    scene = torch.cat([light[:, 6:-6, 6:-6]] * len(kernels), 2)
+    width = scene.shape[2] // len(kernels)
+    parts = [
+        torch.nn.functional.conv2d(scene[:, None], deconv_cli.make_kernel(k)[None, None], padding="same")[:, 0]
         for k in kernels
     ]
-    stored = CURVE.to_stored(torch.cat([b[:, 6:-6, 6:-6] for b in blurred], 2))
+    seen = torch.cat([part[..., i * width : (i + 1) * width] for i, part in enumerate(parts)], 2)
+    stored = CURVE.to_stored(seen)
     noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(0), dtype=stored.dtype)
     return stored.add(0.5 * noise).round().clamp(0, 255).to(torch.uint8)
 
