@@ -113,11 +113,16 @@ class DaskCluster(Scheduler):
         piece = self._client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), self._share)), pure=False)
         left = iter(numbers)
         under_way: dict[Any, int] = {}
+        suspects: list[int] = []  # on workers that died, perhaps of another piece: tried again, each by itself
+        are_by_themselves = False
         done: Queue[Any] = Queue()
         try:
             while True:
                 n_wanted = UNDER_WAY * max(1, self._n_present()) - len(under_way)
-                for number in islice(left, max(0, n_wanted)):
+                numbers_now = list(islice(left, max(0, n_wanted)))
+                if not under_way and not numbers_now and suspects:
+                    numbers_now, are_by_themselves = [suspects.pop()], True
+                for number in numbers_now:
                     future = self._client.submit(operator.call, piece, number, pure=False, retries=RETRIES)
                     under_way[future] = number
                     future.add_done_callback(done.put)
@@ -127,7 +132,11 @@ class DaskCluster(Scheduler):
                 if future.status in LOST:  # it was done, but its worker died before the result came here
                     future.add_done_callback(done.put)
                     continue
-                yield _finished(future, under_way.pop(future))
+                number = under_way.pop(future)
+                if _is_killed(future) and not are_by_themselves:
+                    suspects.append(number)
+                    continue
+                yield _finished(future, number)
         finally:
             if self._client.status == "running":
                 self._client.cancel(list(under_way))
@@ -229,6 +238,11 @@ def _connect(distributed: ModuleType, address: str) -> Any:  # noqa: ANN401  a c
         ) from error
 
 
+def _is_killed(future: Any) -> bool:  # noqa: ANN401
+    """Tell whether every worker died that had this piece."""
+    return future.status == "error" and type(future.exception()).__name__ == "KilledWorker"
+
+
 def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
     """Give what a worker sent, or why none could.
 
@@ -245,7 +259,7 @@ def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
         error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
     elif isinstance(error, ModuleNotFoundError):
         error = WorkerError(f"a worker of the cluster says: {error}; install deconv-cli there as it is here.")
-    elif type(error).__name__ == "KilledWorker":
+    elif _is_killed(future):
         error = WorkerError(
             f"piece {number} of the work ended every worker that did it; the system does that where memory is short: "
             "start workers with more of it, or give a smaller max_memory."
