@@ -97,9 +97,14 @@ def choose_halo(
     while True:
         depth = _depth(problem, is_cut, n_reaches)
         if max(depth) <= looked_at or _n_samples(problem, depth) > max_samples:
+            far = (
+                f"{looked_at} pixels from where they are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g}"
+            )
             raise BlocksDisagreeError(
-                f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they "
-                f"are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
+                f"the estimate depends on data further away than a block can hold: {far} of the range"
+                if looked_at
+                else f"the memory holds no piece from which it could be measured how far a cut reaches: {max(depth)} "
+                "pixels on either side are looked at first"
             )
         found = _halo_within(problem, windows, depth, progress)
         if found is not None:
@@ -118,7 +123,7 @@ def _halo_within(
     for number, window in enumerate(looked_at, start=1):
         step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
         influences.append(measure_cut(problem, window, depth, pipeline, StepOf(step, progress)))
-        # The first piece tells whether this is deep enough; the others are looked at but then.
+        # The first piece tells whether this is deep enough; the others are looked at only if it is.
         halo = smallest_halo(influences, depth, wanted, at_least=halo)
         if halo is None:
             return None

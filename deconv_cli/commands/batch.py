@@ -106,7 +106,7 @@ class Batch:
             return
         read, process = partial(self._read, work), work.open()
         if self._manifest is not None:
-            jobs = [replace(job, replaces=self._options.resume and self._manifest.knows(job)) for job in jobs]
+            jobs = [replace(job, replaces=self._options.resume and self._manifest.wrote(job)) for job in jobs]
             process = partial(_begun, self._manifest, process)
         if len(jobs) == 1:
             with self._progress_of(jobs[0]).shown() as progress:
@@ -139,9 +139,9 @@ class Batch:
         yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), todo, self._begun(todo))
 
     def _begun(self, jobs: list[Job]) -> Iterator[Job]:
-        """Take down each job as it is about to be done."""
+        """Take down each job as it is about to be done, but for those that a file is in the way of."""
         for job in jobs:
-            if self._manifest is not None:
+            if self._manifest is not None and (job.replaces or not job.target.exists()):
                 self._manifest.begin(job)
             yield job
 

@@ -92,7 +92,7 @@ def _objective(found: BlockReconstruction) -> str:
     """Name what was minimized, with what was chosen for all blocks."""
     choices = found.plan.choices
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
-    more = more if choices.iterations is None else f", {choices.iterations} iterations"
+    more += "" if choices.iterations is None else f", {choices.iterations} iterations"
     more += "" if choices.rho is None else f" at ρ {choices.rho:.3g}"
     return f"{found.settings.objective}{more}"
 

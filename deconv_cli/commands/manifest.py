@@ -47,9 +47,10 @@ class Manifest:
         except OSError as error:
             raise FileAccessError(f"the manifest '{path}' cannot be written: {error.strerror}.") from error
 
-    def knows(self, job: Job) -> bool:
+    def wrote(self, job: Job) -> bool:
         """Tell whether a run before wrote the output of a job, or was about to."""
-        return str(job.target) in self._lines
+        line = self._lines.get(str(job.target), {})
+        return line.get("status") == BEGUN or line.get("output_sha256") is not None
 
     def line_of(self, job: Job) -> Line | None:
         """Give the line of a job that ended well with these settings, to be compared with the files; else `None`."""
@@ -66,6 +67,8 @@ class Manifest:
         line: Line = {"status": FAILED, "error": with_options(str(done.error))}
         if done.outcome is None:
             line["input_sha256"] = _fingerprint(done.job.source)
+            if self.wrote(done.job):  # before
+                line["output_sha256"] = _fingerprint(done.job.target)
         else:
             record, doubts = done.outcome.record, [with_options(doubt) for doubt in done.outcome.doubts]
             line = {
@@ -82,7 +85,7 @@ class Manifest:
     def close(self, jobs: list[Job]) -> None:
         """Leave one line for each file, in the order of the jobs; lines of other files stay."""
         self._stream.close()
-        own = {str(job.target): self._lines.pop(str(job.target)) for job in jobs if self.knows(job)}
+        own = {str(job.target): self._lines.pop(str(job.target)) for job in jobs if str(job.target) in self._lines}
         self._lines |= own
         self._rewrite()
 

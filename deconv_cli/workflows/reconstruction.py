@@ -102,7 +102,9 @@ class Reconstruction:
             return tuple(found)
         found = doubt_solver(self.solution.status)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
-            found += doubt_layer(self.residual, self.scale, self.settings.noise_sigma or 0.0)
+            found += doubt_layer(
+                self.residual, self.scale, self.settings.noise_sigma or 0.0, penalty=self.settings.penalty
+            )
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
             found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)

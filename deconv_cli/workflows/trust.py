@@ -125,19 +125,24 @@ def doubt_solver(status: Status) -> list[Doubt]:
     return [] if status.is_success else [Doubt(DoubtReason.SOLVER, f"the solver did not finish: {status.value}")]
 
 
-def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float) -> list[Doubt]:
+def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float, *, penalty: str) -> list[Doubt]:
     """Doubt that a layer is what it was taken for.
 
     Args:
         residual: y − Ax̂ in numbers.
         scale: of the estimate.
         noise: standard deviation of the noise where it was given, in units of the samples; else 0.
+        penalty: what was penalized. One on differences fills in what no output depends on, which is larger than usual.
     """
     allowed = max(MAX_RELATIVE_RESIDUAL, MAX_SHRINKAGE * scale.shrinkage)
     if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
         part = f"{100 * residual.relative:.2g} % of the data"
         return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
-    is_large = scale.amplification > SUSPICIOUS_AMPLIFICATION and residual.relative > SUSPICIOUS_RESIDUAL
+    is_large = (
+        penalty == "identity"
+        and scale.amplification > SUSPICIOUS_AMPLIFICATION
+        and residual.relative > SUSPICIOUS_RESIDUAL
+    )
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
     found = f"the estimate is {scale.amplification:.3g} times larger than what this kernel usually turns into such data"

@@ -81,6 +81,18 @@ def test_a_plain_layer_is_trusted(noise, channels, lam):
     assert deconv_cli.invert(y, weight, lam=lam).is_trusted
 
 
+@pytest.mark.parametrize("penalty", ["identity", "gradient"])
+def test_an_estimate_is_large_where_differences_were_penalized(penalty):
+    kernel = random((3, 3, 3, 3), seed=2)
+    result = deconv_cli.invert(functional.conv2d(random((1, 3, 16, 16)), kernel), kernel, lam=1e-3, penalty=penalty)
+    result = replace(
+        result,
+        residual=replace(result.residual, relative=0.01),
+        scale=replace(result.scale, amplification=6.6),
+    )
+    assert (DoubtReason.AMPLIFICATION in reasons(result)) == (penalty == "identity")
+
+
 def test_noise_that_was_given_explains_a_residual():
     weight = random((8, 3, 3, 3), seed=2)
     y = functional.conv2d(random((1, 3, 32, 32)), weight, padding=1)
