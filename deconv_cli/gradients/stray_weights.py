@@ -50,6 +50,12 @@ def find_unregistered(subject: Subject, loss: torch.Tensor, graph: AutogradGraph
     return tuple(found.values())
 
 
+def ids_in_containers(model: nn.Module) -> set[int]:
+    """List by id what modules keep in plain containers and register nowhere."""
+    known = {id(parameter) for parameter in model.parameters()}
+    return {key for key, (_, kind) in _owners(model, known) if kind == "container"}
+
+
 def _leaves(start: Node, above: dict[Node, Node]) -> Iterator[tuple[torch.Tensor, Node]]:
     """List the leaves below a node, each with its reader; `above` is filled with one reader of every node."""
     seen, waiting = {start}, [start] if start is not None else []

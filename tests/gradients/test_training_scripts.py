@@ -268,6 +268,33 @@ def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     assert str(found).startswith("Training would not work")
 
 
+BY_HAND = """    with torch.no_grad():
+        for p in model.hidden[0].parameters():
+            p -= 0.1 * p.grad
+            p.grad = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "more", "is_lost"),
+    [
+        ("nn.Linear(6, 6)", "", True),
+        ("nn.Linear(6, 6)", BY_HAND, False),
+        ("torch.add, torch.ones(8, 6, requires_grad=True)", "", False),
+    ],
+)
+def test_a_module_in_a_plain_list(hidden, more, is_lost, tmp_path):
+    """It is lost where neither the optimizer nor the script moves it."""
+    text = HEAD.replace("6, 2)\n", f"6, 2)\n        self.hidden = [{hidden}]\n", 1) + OPTIMIZER + LOOP + more
+    found = run_text(
+        text.replace("torch.tanh(self.body(x))", "self.hidden[0](torch.tanh(self.body(x)), *self.hidden[1:])"), tmp_path
+    )
+    faults = [finding for finding in found.general if finding.is_fault]
+    assert [finding.verdict for finding in faults] == (["UNREGISTERED"] if is_lost else [])
+    assert all("nn.ModuleList" in finding.causes[0].suggestion for finding in faults)
+    assert not [note for note in found.notes if "plain" in note and not note.startswith("self.hidden of 'model'")]
+
+
 def test_samples_that_leak_into_one_another(tmp_path):
     """The module is copied for the trial: what the script has is called no more often than it says."""
     text = (HEAD + OPTIMIZER + LOOP + "assert model.n_calls == 3\n").replace(

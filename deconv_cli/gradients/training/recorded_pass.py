@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,18 +24,24 @@ class RecordedPass(nn.Module):
         parameters: weights that no module holds, by name.
         tape: where the pass was recorded.
         loss: the tensor that it ended with.
+        hidden: ids of what modules keep in plain containers.
 
     Attributes:
-        constants: what the pass read besides weights; forward takes them, so that they can be converted.
         running_location, running_in_library: where the operation that runs stands in the script.
         read_elsewhere: where weights were read last, by name, also past the loss.
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], parameters: dict[str, torch.Tensor], tape: Tape, loss: torch.Tensor
+        self,
+        modules: dict[str, nn.Module],
+        parameters: dict[str, torch.Tensor],
+        tape: Tape,
+        loss: torch.Tensor,
+        hidden: set[int],
     ) -> None:
         super().__init__()
         self._own = parameters
+        self._hidden = hidden
         for name, module in modules.items():
             self.add_module(name or "model", module)
         self._prefixes = {name or "model": f"{name}." if name else "" for name in modules}
@@ -44,13 +51,23 @@ class RecordedPass(nn.Module):
         found = tape.entry_of(loss)
         self._goal = None if found is None else found[0]
         self.entries = _ancestors([] if found is None else [found[1]], list(tape.numbers))
-        self._constants = {} if found is not None else {id(loss): loss}
         self._first_values = tape.first_values
-        self._collect_constants()
-        self.constants = tuple(self._constants.values())
+        # No dictionary, which would be taken for a container in which the script hides weights.
+        self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
         self.read_elsewhere = {
             name: tape.last_use[parameter] for name, parameter in self.named_parameters() if parameter in tape.last_use
         }
+
+    @property
+    def constants(self) -> tuple[torch.Tensor, ...]:
+        """What the pass read besides weights; forward takes them, so that they can be converted."""
+        return tuple(self._constants.values())
+
+    @property
+    def strays(self) -> list[nn.Parameter]:
+        """The hidden weights that the pass read and would train; no constants, so that a check finds them lost."""
+        leaves = {id(leaf): leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, nn.Parameter)}
+        return [leaf for key, leaf in leaves.items() if key in self._hidden and leaf.requires_grad]
 
     def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
         """List the weights that the script trains, under the names that they have there."""
@@ -78,14 +95,16 @@ class RecordedPass(nn.Module):
         self.running_location = None
         return made[self._goal] if self._goal is not None else next(iter(given.values()))
 
-    def _collect_constants(self) -> None:
-        known = {id(parameter) for _, parameter in self.named_parameters()}
+    def _find_constants(self) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        known = {id(weight) for weight in (*dict(self.named_parameters()).values(), *self.strays)}
         for entry in self.entries:
             for leaf in entry.leaves:
                 if isinstance(leaf, torch.Tensor) and id(leaf) not in known:
                     whole = self._first_values.get(storage_key(leaf))
                     constant = leaf if whole is None else whole[1]
-                    self._constants.setdefault(id(constant), constant)
+                    found.setdefault(id(constant), constant)
+        return found
 
     def _resolve(
         self,

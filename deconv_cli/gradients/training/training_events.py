@@ -75,6 +75,7 @@ class TrainingEvents:
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
         given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
+        strays: parameters that modules keep in plain containers, each with its fingerprint at a pass that was checked.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -89,6 +90,12 @@ class TrainingEvents:
     overwritten: dict[int, CodeLocation] = field(default_factory=dict)
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
+    strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
+
+    @property
+    def has_moved_strays(self) -> bool:
+        """Whether the code trains by hand what its optimizers are not given."""
+        return any(fingerprint(weight) != before for weight, before in self.strays)
 
     def is_starved(self, key: int) -> bool:
         """Tell whether a weight never had a gradient when an optimizer that holds it took a step."""

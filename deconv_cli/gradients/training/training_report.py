@@ -37,9 +37,13 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     return replace(
         report,
         parameters=parameters,
-        general=(*report.general, *leaks.values(), *find_in_training(evidence)),
+        general=(*_without_trained_strays(report.general, watch.events), *leaks.values(), *find_in_training(evidence)),
         not_checked=(*report.not_checked, *watch.unchecked),
     )
+
+
+def _without_trained_strays(findings: Iterable[Finding], events: TrainingEvents) -> list[Finding]:
+    return [found for found in findings if found.verdict != Verdict.UNREGISTERED or not events.has_moved_strays]
 
 
 def _nothing_to_check(n_backward: int) -> str:

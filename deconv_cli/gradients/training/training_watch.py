@@ -17,6 +17,7 @@ from torch.optim import optimizer as optimizer_hooks
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.stray_weights import ids_in_containers
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.interception import replaced_apply
@@ -25,7 +26,7 @@ from deconv_cli.gradients.training.carried_graph import CarriedGraph
 from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
-from deconv_cli.gradients.training.training_events import TrainingEvents, living_optimizers, weights_of
+from deconv_cli.gradients.training.training_events import TrainingEvents, fingerprint, living_optimizers, weights_of
 from deconv_cli.gradients.training.weight_names import name_weights, own_frames
 
 Check = Callable[[Subject, float], GradientReport]
@@ -206,7 +207,8 @@ class TrainingWatch:
     def _make_subject(self, loss: torch.Tensor) -> Subject:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
         modules, weights = name_weights(list(self._called.values()), loose, self._tape.last_use.__contains__)
-        recorded = RecordedPass(modules, weights, self._tape, loss)
+        recorded = RecordedPass(modules, weights, self._tape, loss, _hidden(modules, loose))
+        self.events.strays += [(weight, fingerprint(weight)) for weight in recorded.strays]
         subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
         if not subject.parameters:
             raise UsageError(
@@ -247,6 +249,16 @@ def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch
         for tensor, weight in zip(several, given, strict=True)
     ]
     return torch.stack(terms).sum()
+
+
+def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int]:
+    """List by id what modules keep in plain containers, where an optimizer is given the other weights of them.
+
+    Without one, the code may train all of them by hand.
+    """
+    given = set(map(id, loose))
+    optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
+    return {key for module in optimized for key in ids_in_containers(module)} - given
 
 
 def _calling_line() -> CodeLocation:
