@@ -25,6 +25,7 @@ class BlockPlan:
         max_memory: bytes that a block may take.
         block_bytes: those that it takes at most, as estimated.
         seconds_a_sample: that restoring took on the pieces that were looked at.
+        doubts: why pieces of the picture are doubted, a sentence each.
         error: what pieces tell of the error; `None` where it is not predicted.
     """
 
@@ -37,6 +38,7 @@ class BlockPlan:
     max_memory: int
     block_bytes: int
     seconds_a_sample: float
+    doubts: tuple[str, ...] = ()
     error: ErrorSample | None = None
 
     def as_record(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class BlockPlan:
             "max_memory": self.max_memory,
             "block_bytes": self.block_bytes,
             "seconds_a_sample": self.seconds_a_sample,
+            "doubts": list(self.doubts),
             "error": self.error and self.error.as_record(),
         }
 
@@ -67,5 +70,6 @@ class BlockPlan:
             record["max_memory"],
             record["block_bytes"],
             record["seconds_a_sample"],
+            tuple(record["doubts"]),
             record["error"] and ErrorSample.of_record(record["error"]),
         )

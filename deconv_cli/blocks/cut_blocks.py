@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from deconv_cli.blocks.block_grid import BlockGrid, core_of
@@ -11,6 +11,7 @@ from deconv_cli.blocks.block_memory import SHARE, block_bytes, largest_samples
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
 from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import TooLargeError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -79,6 +80,9 @@ def cut_blocks(
     sides = _sides(problem, options, max_samples)
     is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
     halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress)
+    if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
+        wider = tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(halo.halo, is_cut, strict=True))
+        halo = replace(halo, halo=wider)
     core = core_of(layout, target.unit, _largest_core(problem, sides, halo.halo, options))
     grid = BlockGrid(layout, problem.cuts, core, halo.halo)
     return BlockCut(grid, halo, _checked_bytes(problem, grid, options, n_batch))

@@ -10,7 +10,7 @@ from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_problem import limit_threads
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.plan_extras import error_sides
-from deconv_cli.blocks.sample_windows import find_windows
+from deconv_cli.blocks.sample_windows import distinct_windows, find_windows
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -58,12 +58,12 @@ def examine_pieces(task: BlockTask) -> ExaminedPieces:
     limit_threads(task.plan.n_threads)
     problem, pipeline = task.problem, task.problem.pipeline()
     sides = error_sides(problem, task.plan.max_memory)
-    windows = find_windows(problem, sides)
-    places = {(str(window.batch), window.data(sides, problem.data_size)): window for window in windows}
+    windows = distinct_windows(find_windows(problem, sides), sides, problem.data_size)
     found: list[ExaminedPiece] = []
     diagnosis: Diagnosis | None = None
     views: tuple[LambdaView, ...] = ()
-    for (_, data), window in [*places.items()][:N_SHOWN]:
+    for window in windows[:N_SHOWN]:
+        data = window.data(sides, problem.data_size)
         values = problem.read(window.batch, data)
         result = problem.restore(values, data, pipeline)
         if diagnosis is None:

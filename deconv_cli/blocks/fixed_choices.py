@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.blocks.piece_doubts import doubt_pieces
+from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.vocabulary import Size
@@ -80,7 +81,7 @@ class FixedChoices:
 
 def fix_choices(
     problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size, progress: ProgressListener
-) -> FixedChoices:
+) -> tuple[FixedChoices, tuple[str, ...]]:
     """Restore some pieces as if each were a picture of its own, and take the median of what they choose.
 
     Each piece counts by its contrast, as it would in a criterion that sums over the whole picture; empty background
@@ -91,24 +92,33 @@ def fix_choices(
         windows: places, those with the most contrast first.
         sides: of the pieces, along each axis of space.
         progress: is told which piece is restored.
+
+    Returns:
+        The choices, and why the pieces are doubted, as `doubt_pieces` says it.
     """
     size, is_open = problem.data_size, _is_open(problem.resolution)
-    # Where all else is given, a single piece tells the kind of noise, and a small one which solver there is.
-    chosen, pipeline = windows[: N_PIECES if is_open else 1], problem.pipeline()
-    if not is_open and not problem.resolution.settings.is_linear:
+    is_linear, pipeline = problem.resolution.settings.is_linear, problem.pipeline()
+    # Where nothing is chosen and no residual is tested, a single small piece tells which solver there is.
+    is_looked_at = is_open or is_linear
+    chosen = distinct_windows(windows, sides, size)[: N_PIECES if is_looked_at else 1]
+    if not is_looked_at:
         sides = cube_sides(sides, SMALL)
     found: list[Reconstruction] = []
     for number, window in enumerate(chosen, start=1):
         data, step = window.data(sides, size), f"what holds for all blocks: piece {number} of {len(chosen)}"
         found.append(problem.restore(problem.read(window.batch, data), data, pipeline, StepOf(step, progress)))
-    shares = [max(window.contrast, 1e-300) for window in chosen]
-    return FixedChoices(
+    doubts = doubt_pieces(found)
+    if not is_open:
+        found = found[:1]  # where all else is given, one tells the kind of noise
+    shares = [max(window.contrast, 1e-300) for window in chosen[: len(found)]]
+    choices = FixedChoices(
         lams=_lams(found, shares),
         weight=_weight(found, shares),
         iterations=_iterations(found, shares),
         noise=_noise(found, shares),
         rho=found[0].solution.rho,
     )
+    return choices, doubts
 
 
 def _is_open(resolution: Resolution) -> bool:

@@ -148,7 +148,7 @@ class BlockReconstruction:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why the result is not to be trusted as it is, a sentence each."""
-        found = []
+        found = list(self.plan.doubts)
         if self.summary is not None and self.summary.n_unsolved:
             found.append(
                 f"in {self.summary.n_unsolved} of {self.summary.n_blocks} blocks the solver did not reach what was "

@@ -70,7 +70,7 @@ def plan_blocks(
             return False
         return True
 
-    choices = fix_choices(problem, windows, piece, progress)
+    choices, doubts = fix_choices(problem, windows, piece, progress)
     try:
         choices, cut = lay_out(choices, progress)
     except BlocksDisagreeError as error:
@@ -89,6 +89,7 @@ def plan_blocks(
         options.max_memory,
         cut.n_bytes,
         time_restoring(settled, windows[0], piece),
+        doubts,
     )
     return plan, settled
 

@@ -14,7 +14,6 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sample_windows import MAX_SAMPLES, find_windows
 from deconv_cli.blocks.sampled_error import sample_error
-from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -109,7 +108,7 @@ def fingerprint_with(fingerprint: str, extras: BlockExtras) -> str:
 
 
 def plan_error(plan: BlockPlan, problem: BlockProblem, progress: ProgressListener | None = None) -> BlockPlan:
-    """Add what pieces tell of the error, where that is asked for, and the surroundings that detail is measured on.
+    """Add what pieces tell of the error, where that is asked for.
 
     Args:
         plan: of the blocks.
@@ -121,8 +120,7 @@ def plan_error(plan: BlockPlan, problem: BlockProblem, progress: ProgressListene
     as_listener(progress).begin("predicting the error of pieces of the picture")
     sides = error_sides(problem, plan.max_memory)
     error = sample_error(problem, find_windows(problem, sides), sides)
-    halo = tuple(max(h, DETAIL_REACH) if h else 0 for h in plan.halo.halo)
-    return replace(plan, halo=replace(plan.halo, halo=halo), error=error)
+    return replace(plan, error=error)
 
 
 def error_sides(problem: BlockProblem, max_memory: int) -> Size:

@@ -63,6 +63,12 @@ def find_windows(problem: BlockProblem, sides: Size) -> list[SampleWindow]:
     return sorted(found, key=lambda window: -window.contrast)
 
 
+def distinct_windows(windows: Sequence[SampleWindow], sides: Size, data_size: Size) -> list[SampleWindow]:
+    """Leave out pieces that are another one again, as several are in a picture that is hardly larger than a piece."""
+    places = {(str(window.batch), window.data(sides, data_size)): window for window in reversed(windows)}
+    return [window for window in windows if window in places.values()]
+
+
 def contrast_of(values: Tensor) -> float:
     """Give the mean square of samples less their mean."""
     return float((values - values.mean()).square().mean())

@@ -7,10 +7,12 @@ from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import plan_extras as planning
+from deconv_cli.blocks.block_memory import block_bytes
 from deconv_cli.blocks.examined_pieces import examine_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.blocks.thumbnail import Thumbnail, choose_steps
+from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import UsageError
 from deconv_cli.io.regions.npy_regions import NpyTarget
 from deconv_cli.schedulers.serial import SerialScheduler
@@ -66,6 +68,16 @@ def test_pieces_tell_as_much_as_the_whole_of_another_size(tmp_path, monkeypatch,
     assert expected.bands[0].predicted == pytest.approx(whole.bands[0].predicted, rel=0.25)
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
     assert np.quantile(np.abs(np.log(ratio)), 0.95) < np.log(1.25)
+
+
+def test_memory_is_that_of_the_halo_that_the_error_needs(tmp_path, monkeypatch):
+    kernel = deconv_cli.make_kernel(KERNEL)
+    blurred(tmp_path, scene(200, 180)[None], kernel, "unknown")
+    monkeypatch.setattr(planning, "MAX_SAMPLES", 40**2)
+    plain, predicting = (planned(tmp_path, kernel, predict=predict).task for predict in (False, True))
+    assert max(plain.plan.halo.halo) < DETAIL_REACH == min(predicting.plan.halo.halo)
+    for task in (plain, predicting):
+        assert task.plan.block_bytes == block_bytes(task.problem, task.grid.largest_data)
 
 
 def test_thumbnails_are_averages_however_the_picture_is_cut():

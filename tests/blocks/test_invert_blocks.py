@@ -11,8 +11,11 @@ import torch
 from block_cases import BLOCKS, OPTIONS, blurred, describe, planned, scene
 
 import deconv_cli
+from deconv_cli.blocks import plan_blocks
 from deconv_cli.blocks.cut_blocks import BlockOptions
-from deconv_cli.blocks.invert_blocks import invert_blocks
+from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.blocks.plan_extras import ExtraFiles
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.serial import SerialScheduler
@@ -84,6 +87,24 @@ def test_total_variation_in_blocks_is_that_of_the_whole(tmp_path, weight):
     assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
     assert found.seam <= found.plan.halo.predicted
     assert not found.doubts
+
+
+@pytest.mark.parametrize("assumed", ["motion:5@0", "motion:5@90"])
+def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assumed):
+    monkeypatch.setattr(plan_blocks, "MAX_SAMPLES", 128**2)
+    photograph(tmp_path, 192, deconv_cli.make_kernel("motion:5@0"))
+    files = LargeFileOptions(extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"))
+    kernel, blocks = deconv_cli.make_kernel(assumed), BlockOptions(10**8, (96, 96))
+    options = {"files": files, "blocks": blocks, "defaults": "picture", "lam": 0.03}
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", **options)
+    assert found.summary.n_blocks > 1
+    is_wrong = assumed != "motion:5@0"
+    assert np.load(tmp_path / "mask.npy").any() != is_wrong
+    assert found.record["is_trusted"] != is_wrong
+    if is_wrong:
+        (doubt,) = found.doubts
+        assert re.match(r"in [3-5] of 5 pieces of the picture that were tested: ", doubt)
+        assert doubt.endswith(ResidualFinding.WRONG_KERNEL.sentence)
 
 
 @pytest.mark.exhaustive
