@@ -83,9 +83,21 @@ def cut_blocks(
     if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
         wider = tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(halo.halo, is_cut, strict=True))
         halo = replace(halo, halo=wider)
-    core = core_of(layout, target.unit, _largest_core(problem, sides, halo.halo, options))
-    grid = BlockGrid(layout, problem.cuts, core, halo.halo)
+    largest = list(_largest_core(problem, sides, halo.halo, options))
+    grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo)
+    # A block is larger than wanted along an axis whose units are, and so has to be smaller along others.
+    while options.block_size is None and not _fits(problem, grid, options, n_batch):
+        axes = [layout.axes.index(letter) for letter in layout.space]
+        longest = max(range(len(axes)), key=lambda i: grid.core[axes[i]] / target.unit[axes[i]])
+        if grid.core[axes[longest]] <= target.unit[axes[longest]]:
+            break
+        largest[longest] = grid.core[axes[longest]] - target.unit[axes[longest]]
+        grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo)
     return BlockCut(grid, halo, _checked_bytes(problem, grid, options, n_batch))
+
+
+def _fits(problem: BlockProblem, grid: BlockGrid, options: BlockOptions, n_batch: int) -> bool:
+    return SHARE * block_bytes(problem, grid.largest_data, n_batch) <= options.max_memory
 
 
 def batch_unit(layout: Layout, unit: Size) -> int:
@@ -119,7 +131,7 @@ def _largest_core(problem: BlockProblem, sides: Size, halo: Size, options: Block
 def _checked_bytes(problem: BlockProblem, grid: BlockGrid, options: BlockOptions, n_batch: int) -> int:
     """Estimate the memory of the largest block; refuse by `TooLargeError` what does not fit."""
     n_bytes = block_bytes(problem, grid.largest_data, n_batch)
-    if SHARE * n_bytes > options.max_memory:
+    if not _fits(problem, grid, options, n_batch):
         raise TooLargeError(
             f"a block of {'×'.join(map(str, grid.core))} samples with a halo of {'×'.join(map(str, grid.halo))} takes "
             f"about {format_memory(n_bytes)}, more than the {format_memory(options.max_memory)} that max_memory "

@@ -111,3 +111,16 @@ def test_what_blocks_cannot_take_is_restored_as_a_whole_where_that_fits(deconv, 
 def test_a_file_that_is_read_as_a_whole_is_refused(deconv, gray, tmp_path):
     done = deconv("invert", gray, "-k", "box:3", "-o", tmp_path / "x.tif", "--dry-run", expect=ExitCode.USAGE)
     assert "is read as a whole" in " ".join(done.stderr.split())
+
+
+@pytest.mark.exhaustive  # pieces of a stack take seconds
+def test_blocks_are_shallow_where_chunks_are_wide(deconv, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    stack = np.random.default_rng(0).random((96, 128, 128), dtype=np.float32)
+    chunked = zarr.create_array(tmp_path / "in.zarr", shape=stack.shape, chunks=(4, 128, 128), dtype="float32")
+    chunked[:] = stack
+    np.save(tmp_path / "k.npy", np.full((3, 3, 3), 1 / 27, np.float32))
+    settings = ["--axes", "ZYX", "--lambda", "0.1", "--boundary", "zero", "--max-memory", "120MB", "--jobs", "1"]
+    words = [tmp_path / "in.zarr", "-k", tmp_path / "k.npy", "-o", tmp_path / "out.zarr", *settings]
+    plan = deconv("invert", *words, "--dry-run", "--json").report["plan"]
+    assert plan["blocks"] > 3  # three would be as near to a cube as chunks let them be, and take 265 MiB each
