@@ -333,6 +333,11 @@ def parse_memory(text: str) -> int:
     return n_bytes
 
 
+def format_size(size: Iterable[int]) -> str:
+    """Write a size as text: `480×640`."""
+    return "×".join(str(n) for n in size)
+
+
 def format_memory(n_bytes: float) -> str:
     """Write a number of bytes as text, for instance `3.6 GiB`."""
     size, unit = float(n_bytes), "bytes"

@@ -35,10 +35,14 @@ class AxisCut:
         """Image pixels."""
         return self.n_data + self.n_taps - 1 - sum(self.pads)
 
+    @property
+    def shift(self) -> int:
+        """What is added to the place of an image pixel to get that of the output pixel that lies on it."""
+        return self.pads[0] - (self.n_taps - 1) // 2
+
     def data_around(self, core: Interval, halo: int) -> Interval:
         """Give the data to restore image pixels from, with as many as `halo` around, and some more for a fast FFT."""
-        shift = self.pads[0] - (self.n_taps - 1) // 2
-        start, stop = core[0] - halo + shift, core[1] + halo + shift
+        start, stop = core[0] - halo + self.shift, core[1] + halo + self.shift
         if not self.wraps:
             start, stop = max(start, 0), min(stop, self.n_data)
         reach = self.n_taps - 1

@@ -197,9 +197,8 @@ class ExtraWork:
         """Give the data that lie under the pixels that a block writes."""
         found = []
         for cut, (start, stop), data in zip(self.problem.cuts, block.core, block.data, strict=True):
-            shift = cut.pads[0] - (cut.n_taps - 1) // 2
-            first = 0 if start == 0 else start + shift
-            last = cut.n_data if stop == cut.n_image else stop + shift
+            first = 0 if start == 0 else start + cut.shift
+            last = cut.n_data if stop == cut.n_image else stop + cut.shift
             low, high = max(first, data[0], 0), min(last, data[1], cut.n_data)
             found.append((low, max(low, high)))
         return found

@@ -17,7 +17,7 @@ from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.operators.circulant import next_fast_size
-from deconv_cli.vocabulary import Size, format_memory
+from deconv_cli.vocabulary import Size, format_memory, format_size
 from deconv_cli.workflows.progress_listener import ProgressListener
 
 MAX_SIDES = {1: 2**20, 2: 4096, 3: 512}
@@ -84,20 +84,25 @@ def cut_blocks(
         wider = tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(halo.halo, is_cut, strict=True))
         halo = replace(halo, halo=wider)
     largest = list(_largest_core(problem, sides, halo.halo, options))
-    grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo)
-    # A block is larger than wanted along an axis whose units are, and so has to be smaller along others.
-    while options.block_size is None and not _fits(problem, grid, options, n_batch):
-        axes = [layout.axes.index(letter) for letter in layout.space]
-        longest = max(range(len(axes)), key=lambda i: grid.core[axes[i]] / target.unit[axes[i]])
-        if grid.core[axes[longest]] <= target.unit[axes[longest]]:
-            break
-        largest[longest] = grid.core[axes[longest]] - target.unit[axes[longest]]
+    while True:
         grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo)
-    return BlockCut(grid, halo, _checked_bytes(problem, grid, options, n_batch))
+        n_bytes = block_bytes(problem, grid.largest_data, n_batch)
+        if SHARE * n_bytes <= options.max_memory:
+            return BlockCut(grid, halo, n_bytes)
+        # A block is larger than wanted along an axis whose units are, and so has to be smaller along others.
+        if options.block_size is not None or not _shorten(largest, grid, target.unit):
+            raise _too_large(grid, n_bytes, options)
 
 
-def _fits(problem: BlockProblem, grid: BlockGrid, options: BlockOptions, n_batch: int) -> bool:
-    return SHARE * block_bytes(problem, grid.largest_data, n_batch) <= options.max_memory
+def _shorten(largest: list[int], grid: BlockGrid, unit: Size) -> bool:
+    """Take a unit from the axis of space along which blocks have most; tell whether there is one to take."""
+    axes = [grid.layout.axes.index(letter) for letter in grid.layout.space]
+    longest = max(range(len(axes)), key=lambda i: grid.core[axes[i]] / unit[axes[i]])
+    left = grid.core[axes[longest]] - unit[axes[longest]]
+    if left <= 0:
+        return False
+    largest[longest] = left
+    return True
 
 
 def batch_unit(layout: Layout, unit: Size) -> int:
@@ -128,13 +133,10 @@ def _largest_core(problem: BlockProblem, sides: Size, halo: Size, options: Block
     return core
 
 
-def _checked_bytes(problem: BlockProblem, grid: BlockGrid, options: BlockOptions, n_batch: int) -> int:
-    """Estimate the memory of the largest block; refuse by `TooLargeError` what does not fit."""
-    n_bytes = block_bytes(problem, grid.largest_data, n_batch)
-    if not _fits(problem, grid, options, n_batch):
-        raise TooLargeError(
-            f"a block of {'×'.join(map(str, grid.core))} samples with a halo of {'×'.join(map(str, grid.halo))} takes "
-            f"about {format_memory(n_bytes)}, more than the {format_memory(options.max_memory)} that max_memory "
-            "allows; use more memory, smaller blocks, or a file of smaller tiles or chunks."
-        )
-    return n_bytes
+def _too_large(grid: BlockGrid, n_bytes: int, options: BlockOptions) -> TooLargeError:
+    """Say that the smallest blocks do not fit the memory."""
+    return TooLargeError(
+        f"a block of {format_size(grid.core)} samples with a halo of {format_size(grid.halo)} takes "
+        f"about {format_memory(n_bytes)}, more than the {format_memory(options.max_memory)} that max_memory "
+        "allows; use more memory, smaller blocks, or a file of smaller tiles or chunks."
+    )

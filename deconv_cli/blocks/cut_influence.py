@@ -82,7 +82,7 @@ def _middle(outer: Interval, side: int) -> Interval:
 def _depths(cut: AxisCut, data: Interval) -> Tensor:
     """Give the distance of image pixels from where data are cut, as a halo counts it."""
     first, last = cut.image_of(data)
-    place = torch.arange(first, last, dtype=torch.float64) + cut.pads[0] - (cut.n_taps - 1) // 2
+    place = torch.arange(first, last, dtype=torch.float64) + cut.shift
     ahead = place - data[0] if cut.wraps or data[0] > 0 else torch.full_like(place, inf)
     behind = data[1] - 1 - place if cut.wraps or data[1] < cut.n_data else torch.full_like(place, inf)
     return torch.minimum(ahead, behind)

@@ -78,6 +78,6 @@ def _under_data(task: BlockTask, image: Tensor, data: tuple[Interval, ...]) -> T
     """Cut the image pixels out that lie in the middle of what each datum is made of."""
     core = []
     for cut, (start, stop) in zip(task.problem.cuts, data, strict=True):
-        shift, (first, last) = (cut.n_taps - 1) // 2 - cut.pads[0], cut.image_of((start, stop))
-        core.append((max(start + shift, first), min(stop + shift, last)))
+        first, last = cut.image_of((start, stop))
+        core.append((max(start - cut.shift, first), min(stop - cut.shift, last)))
     return task.problem.crop(image, data, core).cpu()

@@ -14,11 +14,10 @@ from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import N_PIECES
 from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
-from deconv_cli.diagnostics.edge_bands import edge_distance
+from deconv_cli.diagnostics.edge_bands import band_counts, edge_distance
 from deconv_cli.diagnostics.error_profile import ErrorProfile, pool_profiles
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError, PredictedError, pool_errors
-from deconv_cli.operators.axes import format_size
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,7 @@ class ErrorSample:
             real: root mean square of the real error, where the truth is known.
             is_trusted: whether nothing speaks against the result.
         """
-        counts = _band_counts(size, len(self.bands))
+        counts = band_counts(size, len(self.bands))
         n_pixels = sum(counts)
 
         def mean(values: Sequence[float]) -> float:
@@ -172,9 +171,3 @@ def _scaled(band: ErrorBand, n_pixels: int, share: float) -> ErrorBand:
     null_space, outside = share * band.null_space, share * band.outside_frame
     predicted = math.hypot(band.noise, null_space, outside)
     return replace(band, n_pixels=n_pixels, predicted=predicted, null_space=null_space, outside_frame=outside)
-
-
-def _band_counts(size: Size, n_bands: int) -> list[int]:
-    """Count the pixels at each distance from the nearest edge; the last band has all that are deeper."""
-    within = [math.prod(max(n - 2 * depth, 0) for n in size) for depth in range(n_bands)]
-    return [n - deeper for n, deeper in zip(within, [*within[1:], 0], strict=True)]

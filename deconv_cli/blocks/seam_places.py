@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sample_windows import contrast_of
+from deconv_cli.diagnostics.edge_waves import GOLDEN_SECTION
 
 MIN_SEAMS = 2
 SEAM_SHARE = 1 / 64
@@ -15,8 +16,6 @@ MAX_LOOKS = 256
 """Blocks whose corners are looked at, at most."""
 MARGIN = 8
 """Pixels beyond the halo that are looked at around a corner."""
-GOLDEN = 0.6180339887498949
-"""Its multiples, modulo one, are spread evenly, whatever the number of blocks in a row."""
 
 
 def corner_of(block: Block, image_size: Sequence[int]) -> tuple[int | None, ...]:
@@ -32,7 +31,9 @@ def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
         grid: all blocks.
     """
     n_blocks = grid.n_blocks
-    looked_at = {int(GOLDEN * k % 1 * n_blocks) for k in range(MAX_LOOKS)} if n_blocks > MAX_LOOKS else range(n_blocks)
+    # Spread evenly, whatever the number of blocks in a row.
+    spread = (int(GOLDEN_SECTION * k % 1 * n_blocks) for k in range(MAX_LOOKS))
+    looked_at = set(spread) if n_blocks > MAX_LOOKS else range(n_blocks)
     found: list[tuple[float, int]] = []
     for number in looked_at:
         block = grid.block(number)

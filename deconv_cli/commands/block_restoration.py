@@ -275,7 +275,7 @@ class BlockRestoration:
 
     def _note_size(self, planned: BlockRun, large: LargeInput) -> None:
         """Say so where blocks are not of the size that was asked for, since they are whole tiles or chunks."""
-        from deconv_cli.operators.axes import format_size
+        from deconv_cli.vocabulary import format_size
 
         layout, wanted = planned.task.layout, self._block_size(large)
         core = [planned.task.plan.core[layout.axes.index(letter)] for letter in layout.space]

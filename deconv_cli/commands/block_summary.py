@@ -9,7 +9,7 @@ from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.progress import spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.summary import error_rows
-from deconv_cli.vocabulary import format_lambda, format_memory
+from deconv_cli.vocabulary import format_lambda, format_memory, format_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_task import BlockTask
@@ -36,7 +36,7 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
 
 
 def _output(target: RegionTarget) -> str:
-    return f"{target.spelled_path}  {_by(target.shape)} {target.dtype}, {format_memory(target.n_bytes)}"
+    return f"{target.spelled_path}  {format_size(target.shape)} {target.dtype}, {format_memory(target.n_bytes)}"
 
 
 def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
@@ -47,7 +47,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
     seam = "not measured" if found.seam is None else f"{found.seam:.2g} of the range on {summary.n_seams} of them"
     rows = [
         ("input", _input(found.task)),
-        ("kernel", f"{run.kernel.path}  {_by(run.kernel.shape)} {run.kernel.convention}"),
+        ("kernel", f"{run.kernel.path}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
         ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
         *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
         (
@@ -68,7 +68,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         ]
     memory = format_memory(environment.peak_memory_bytes)
     rows += [
-        ("output", f"{target.path}  {_by(target.shape)} {target.dtype}"),
+        ("output", f"{target.path}  {format_size(target.shape)} {target.dtype}"),
         ("cost", f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"),
     ]
     print_table("deconv invert", rows)
@@ -99,7 +99,7 @@ def _objective(found: BlockReconstruction) -> str:
 
 def _input(task: BlockTask) -> str:
     source = task.problem.source
-    return f"{source.path}  {_by(source.shape)} {task.problem.layout.axes} {source.dtype}"
+    return f"{source.path}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
 
 
 def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
@@ -107,11 +107,7 @@ def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
     grid, halo = task.grid, task.plan.halo
     core = [task.plan.core[grid.layout.axes.index(letter)] for letter in grid.layout.space]
     return [
-        ("blocks", f"{grid.n_blocks} of {_by(tuple(core))}, with a halo of {_by(halo.halo)}"),
+        ("blocks", f"{grid.n_blocks} of {format_size(tuple(core))}, with a halo of {format_size(halo.halo)}"),
         ("memory", f"about {format_memory(task.plan.block_bytes)} a block"),
         ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
     ]
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)

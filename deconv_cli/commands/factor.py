@@ -86,12 +86,12 @@ def factor(
 
     from deconv_cli.io import fingerprint
     from deconv_cli.io.saved_state import check_state_path
-    from deconv_cli.operators.axes import format_size
     from deconv_cli.operators.layer_convolution import LayerConvolution
     from deconv_cli.report.run import FactorRun
     from deconv_cli.report.run_record import describe_factor_run
     from deconv_cli.saved_inverses import KernelOrigin, SavedInverse, write_inverse
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
     from deconv_cli.workflows.layer_settings import describe_unseen
     from deconv_cli.workflows.resolution import resolve

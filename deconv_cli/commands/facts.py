@@ -6,6 +6,7 @@ from typing import Any
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.vocabulary import format_size
 
 MAX_ENTRIES = 40
 """Arrays of one file that are listed; `--json` tells of all."""
@@ -30,7 +31,7 @@ def print_facts(record: dict[str, Any]) -> None:
 
 
 def _entry_rows(entry: dict[str, Any], *, is_only: bool) -> list[tuple[str, str]]:
-    shape = "×".join(map(str, entry["shape"])) or "a single number"
+    shape = format_size(entry["shape"]) or "a single number"
     letters = "" if entry["axes"] is None else f" {entry['axes']}"
     name = "" if entry["name"] is None else f"{entry['name']}  "
     rows = [(entry["kind"], f"{name}{shape}{letters} {entry['dtype']}")]
@@ -46,7 +47,7 @@ def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
     condition = spectrum["condition"]
     offsets = zip(kernel["centroid_offset"], ("deep", "down", "across")[-len(kernel["size"]) :], strict=True)
     offset = ", ".join(f"{offset:+.2f} {direction}" for offset, direction in offsets)
-    size = "×".join(map(str, spectrum["image_size"]))
+    size = format_size(spectrum["image_size"])
     channels = kernel["channels"]
     total = f"sum {gain:.6g}" if channels is None else f"{channels[0]} → {channels[1]} channels"
     rows = [

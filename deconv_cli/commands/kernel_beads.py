@@ -18,6 +18,7 @@ from deconv_cli.commands.kernel_output import (
     write_psf,
 )
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import format_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,7 +169,7 @@ def _rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, st
         rows.append((f"FWHM {name}", f"{found.widths[i] * step:.4g}{scatter} {unit}"))
     return [
         *rows,
-        ("size", f"{'×'.join(map(str, found.psf.shape))} samples, sum 1"),
+        ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
         ("background", f"{found.background:.5g}, subtracted"),
         ("set to zero", f"{100 * found.negative:.2g} % of the light, which noise had left below zero"),
     ]

@@ -11,6 +11,7 @@ from deconv_cli.commands.console import print_document, print_note, print_table
 from deconv_cli.commands.kernel_output import AnswerOptions, print_kernel, without_paths
 from deconv_cli.commands.model_options import ModelOptions, open_module
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import format_size
 
 if TYPE_CHECKING:
     from deconv_cli.models.model_files import ModelFile
@@ -88,7 +89,7 @@ def _list(path: Path, layers: list[ModelLayer], record: dict[str, Any], *, as_js
 
 
 def _rows(layer: ModelLayer) -> list[tuple[str, str]]:
-    shape = "×".join(map(str, layer.weight.shape))
+    shape = format_size(layer.weight.shape)
     rows = [("kind", layer.kind or "weights alone"), ("taps", shape + ("" if layer.bias is None else ", with a bias"))]
     settings = [f"{name} {_typed(value)}" for name, value in layer.geometry.items() if _matters(name, value)]
     return rows + ([("geometry", ", ".join(settings))] if settings else [])

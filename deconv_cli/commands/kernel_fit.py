@@ -20,6 +20,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.pair_options import PairOptions, SizeOption, list_pairs, parse_size
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import format_size
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.fit_kernel import KernelFit
@@ -115,7 +116,7 @@ def _describe(found: KernelFit) -> dict[str, Any]:
 
 
 def _rows(found: KernelFit, light: str) -> list[tuple[str, str]]:
-    shape = "×".join(map(str, found.taps.shape))
+    shape = format_size(found.taps.shape)
     held_out = f", {100 * found.held_out:.3g} % where they were held out" if math.isfinite(found.held_out) else ""
     bars = f"± {float(found.errors.median()):.2g} in the median, {float(found.errors.max()):.2g} at most"
     return [

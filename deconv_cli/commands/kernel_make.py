@@ -19,6 +19,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.vocabulary import format_size
 
 EXAMPLE = "Example: deconv kernel make 'disk:4*motion:9@30' -o blur.npy --show"
 
@@ -74,6 +75,6 @@ def make(
     if output is not None:
         write_kernel(output, taps, without_paths(record))
     if not printed.quiet:
-        size = "×".join(map(str, taps.shape))
+        size = format_size(taps.shape)
         print_table(words, [("taps", f"{size}, sum {float(taps.sum()):.6g}, largest {float(taps.max()):.4g}")])
     print_kernel(taps, record, output, printed)

@@ -18,6 +18,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import format_size
 
 if TYPE_CHECKING:
     from deconv_cli.kernels.optics.microscope import Microscope
@@ -107,6 +108,6 @@ def _rows(chosen: Microscope, shape: tuple[int, ...]) -> list[tuple[str, str]]:
         ("objective", f"numerical aperture {chosen.numerical_aperture:g}, immersion {chosen.immersion_index:g}"),
         ("sample", f"{sample}, {chosen.depth:g} µm deep"),
         ("light", f"{chosen.mode}, emission {chosen.emission:g} nm"),
-        ("samples", f"{'×'.join(map(str, shape))} at {' × '.join(f'{step:g}' for step in chosen.spacing)} µm, sum 1"),
+        ("samples", f"{format_size(shape)} at {' × '.join(f'{step:g}' for step in chosen.spacing)} µm, sum 1"),
         ("Nyquist", f"{' × '.join(f'{step:.3g}' for step in chosen.finest)} µm"),
     ]

@@ -106,7 +106,7 @@ def load_kernels(
 
 def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
     """Say how a tensor was taken, and how else it can be."""
-    from deconv_cli.operators.axes import format_size
+    from deconv_cli.vocabulary import format_size
 
     n_axes, size = loaded.kernel.n_axes, format_size(loaded.source.shape)
     what = f"spans the axes {SPACE_NAMES[n_axes]} of the image"

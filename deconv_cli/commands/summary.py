@@ -15,6 +15,7 @@ from deconv_cli.vocabulary import (
     format_lambda,
     format_memory,
     format_padding,
+    format_size,
     format_spacing,
 )
 
@@ -122,7 +123,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
     layers = [(f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named]
     rows = [
-        ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}"),
+        ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}"),
         ("layers", f"{run.model.layers} of {run.model.path}"),
         *layers,
         ("method", result.method.value),
@@ -141,7 +142,10 @@ def print_factor_summary(run: FactorRun) -> None:
     n_bytes = sum(factor.nbytes for factor in run.factors.values())
     rows = [
         ("kernel", _kernel(run.kernel, settings.layer)),
-        ("images", f"{_by(inverse.geometry.image_size)}, from outputs of {_by(inverse.geometry.output_size)}"),
+        (
+            "images",
+            f"{format_size(inverse.geometry.image_size)}, from outputs of {format_size(inverse.geometry.output_size)}",
+        ),
         ("boundary", f"{settings.boundary}, padding {format_padding(settings.padding)}"),
         *_layer_rows(settings.layer),
         ("method", f"{inverse.choice.method}: {inverse.choice.reason}"),
@@ -166,7 +170,7 @@ def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: lis
 def _input_rows(run: ForwardRun | InvertRun | TapRun, layer: LayerOptions = PLAIN) -> Rows:
     source = run.source
     return [
-        ("input", f"{source.path}  {_by(source.shape)} {source.axes} {source.dtype}{_spacing(source)}"),
+        ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}{_spacing(source)}"),
         ("kernel", _kernel(run.kernel, layer)),
     ]
 
@@ -184,7 +188,7 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
     gain, field = source.kernel.dc_gain, source.kernel.field
     if field is not None:
         sums = [total for row in field.sums for total in row]
-        total = f"varies over {_by(field.grid)} places of the frame, sums {min(sums):.4g} to {max(sums):.4g}"
+        total = f"varies over {format_size(field.grid)} places of the frame, sums {min(sums):.4g} to {max(sums):.4g}"
     elif source.kernel.is_per_channel:
         total = f"one for each channel, sums {', '.join(f'{row[0]:.4g}' for row in gain)}"
     else:
@@ -192,11 +196,11 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
-    return f"{source.path}{layer}  {_by(source.shape)} {source.convention}, {total}{bias}"
+    return f"{source.path}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
 
 
 def _output_rows(output: OutputFile, environment: Environment) -> Rows:
-    return [("output", f"{output.path}  {_by(output.shape)} {output.dtype}"), ("cost", _cost(environment))]
+    return [("output", f"{output.path}  {format_size(output.shape)} {output.dtype}"), ("cost", _cost(environment))]
 
 
 def _cost(environment: Environment) -> str:
@@ -303,7 +307,3 @@ def _influence(influence: InfluenceDepth) -> str:
         return f"a mistake at the edge goes deep into the image: more than {deeper[0]} of it"
     sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
     return f"{sentence}; more than {deeper[0]} of it goes deeper still" if deeper else sentence
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)

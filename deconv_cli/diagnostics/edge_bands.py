@@ -28,6 +28,12 @@ def edge_distance(size: Size, part: Sequence[tuple[int, int]], device: torch.dev
     return distance
 
 
+def band_counts(size: Size, n_bands: int) -> list[int]:
+    """Count the pixels at each distance from the nearest edge; the last band has all that are deeper."""
+    within = [math.prod(max(n - 2 * depth, 0) for n in size) for depth in range(n_bands)]
+    return [n - deeper for n, deeper in zip(within, [*within[1:], 0], strict=True)]
+
+
 class EdgeBands:
     """Bands of pixels at the same distance from the nearest edge; the innermost one gathers everything deeper.
 
@@ -50,10 +56,7 @@ class EdgeBands:
     @cached_property
     def count(self) -> Tensor:
         """How many pixels each band has, shape `(depth,)`."""
-        size = self.index.shape
-        deeper = [math.prod(length - 2 * distance for length in size) for distance in range(self.depth)]
-        counts = [whole - rest for whole, rest in zip(deeper, [*deeper[1:], 0], strict=True)]
-        return torch.tensor(counts, device=self.index.device)
+        return torch.tensor(band_counts(self.index.shape, self.depth), device=self.index.device)
 
     def mean_square(self, values: Tensor) -> Tensor:
         """Average the squares of values `(*batch, *size)` likewise, whatever the size of the squares."""

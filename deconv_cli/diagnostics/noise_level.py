@@ -23,8 +23,9 @@ from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import format_size, space_axes
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
+from deconv_cli.vocabulary import format_size
 
 _WEAK_SHARE = 0.1
 """The part of all components that counts as weak."""

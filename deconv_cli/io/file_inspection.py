@@ -25,6 +25,7 @@ from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import fingerprint, read_head
 from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
+from deconv_cli.vocabulary import format_size
 
 MAX_TEXT = 200
 """Characters of a free text that are shown."""
@@ -188,7 +189,7 @@ def _short(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, np.ndarray):
-        return f"{'×'.join(map(str, value.shape))} {value.dtype}"
+        return f"{format_size(value.shape)} {value.dtype}"
     if isinstance(value, list | tuple) and value and not all(isinstance(member, int | float) for member in value):
         shown = [str(_short(member)) for member in value[:_MAX_LISTED]]
         return ", ".join(shown)[:MAX_TEXT] + (f" and {len(value) - len(shown)} more" if len(value) > len(shown) else "")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 
 MIN_SIDE = 7
 """Taps a side from which on the outermost ones can be told from the function itself."""
@@ -52,7 +52,7 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
     held = tuple(stop - start for start, stop in _extent(signal))
     if max(n / n_taps for n, n_taps in zip(held, size, strict=True)) <= FILLED:
         flaws.append(
-            f"the kernel has an empty margin: {_by(held)} of its {_by(size)} taps hold anything, and "
+            f"the kernel has an empty margin: {format_size(held)} of its {format_size(size)} taps hold anything, and "
             "the rest costs time and border; clean_kernel=True crops it"
         )
     distance = math.dist(_center(signal), _middle(size))
@@ -101,15 +101,11 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
     cleaned[_box(places, held)] = signal[_box(starts, held)]
     levels = ", ".join(f"{_background(channel)[0]:g}" for channel in channels)
     note = (
-        f"the kernel was cleaned: a background of {levels} was subtracted, its {_by(size)} taps were cropped "
-        f"to {_by(tuple(cleaned.shape[1:]))}, and its center was moved by "
+        f"the kernel was cleaned: a background of {levels} was subtracted, its {format_size(size)} taps were cropped "
+        f"to {format_size(tuple(cleaned.shape[1:]))}, and its center was moved by "
         f"{math.dist(center, _middle(size)):.1f} pixels"
     )
     return cleaned if taps.ndim > n_axes else cleaned[0], note
-
-
-def _by(size: Size) -> str:
-    return "×".join(map(str, size))
 
 
 def _box(start: Size, size: Size) -> tuple[EllipsisType | slice, ...]:

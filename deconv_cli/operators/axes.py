@@ -76,11 +76,6 @@ def unravel(number: int, size: Size) -> Size:
     return tuple(reversed(coordinates))
 
 
-def format_size(size: Size) -> str:
-    """Write a size as text: `480×640`."""
-    return "×".join(str(n) for n in size)
-
-
 def squared_gradient(images: Tensor, n_axes: int) -> Tensor:
     """Add up the squared differences to the next pixel along each axis of space, of images `(*batch, C, *space)`."""
     total = torch.zeros_like(images)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_padding
+from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_padding, format_size
 
 
 @dataclass(frozen=True)

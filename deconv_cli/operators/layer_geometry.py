@@ -7,10 +7,9 @@ from itertools import product
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, AxisOptions, LayerOptions
-from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.geometry import Geometry, Padding, resolve_padding
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 
 
 @dataclass(frozen=True)

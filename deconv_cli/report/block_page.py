@@ -13,7 +13,6 @@ from deconv_cli.blocks.block_extras import thumbnails_of
 from deconv_cli.blocks.examined_pieces import ExaminedPiece, ExaminedPieces
 from deconv_cli.blocks.thumbnail import N_CHANNELS
 from deconv_cli.diagnostics.predicted_error import PredictedError
-from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.block_record import BlockInvertRun, describe_block_run
 from deconv_cli.report.comparison import Comparison, draw_comparison, draw_views
@@ -26,7 +25,7 @@ from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.plan_section import describe_plan_section
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile
 from deconv_cli.report.shown_images import show_images
-from deconv_cli.vocabulary import InputKind
+from deconv_cli.vocabulary import InputKind, format_size
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
-from deconv_cli.operators.axes import format_size
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.record import SCHEMA, Record, finite_or_none
 from deconv_cli.report.run_record import describe_versions
+from deconv_cli.vocabulary import format_size
 from deconv_cli.workflows.inverse_filters import HeldOutQuality
 from deconv_cli.workflows.learn_kernel import KernelLearning
 from deconv_cli.workflows.learning_settings import LearningSettings

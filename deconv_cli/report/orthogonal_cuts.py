@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.operators.axes import crop, format_size, unravel
+from deconv_cli.operators.axes import crop, unravel
 from deconv_cli.report.drawing import data_uri
 from deconv_cli.report.page_pictures import ScaledImage, encode_hatching, encode_scale, encode_shades
-from deconv_cli.vocabulary import Size, format_spacing
+from deconv_cli.vocabulary import Size, format_size, format_spacing
 
 # Longest side of a plane in pixels: at most, and at least.
 MAX_SIDE = 320

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deconv_cli.diagnostics.predicted_error import ExpectedError
-from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
-from deconv_cli.vocabulary import format_lambda
+from deconv_cli.vocabulary import format_lambda, format_size
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 

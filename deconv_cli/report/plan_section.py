@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.invert_blocks import BlockReconstruction
 from deconv_cli.noise_model import describe_noise
-from deconv_cli.operators.axes import format_size
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
 from deconv_cli.report.key_numbers import Row
-from deconv_cli.vocabulary import format_memory
+from deconv_cli.vocabulary import format_memory, format_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

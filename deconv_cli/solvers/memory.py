@@ -7,10 +7,9 @@ import torch
 
 from deconv_cli.allocator import kept_bytes
 from deconv_cli.errors import TooLargeError
-from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers.solver import Cost
-from deconv_cli.vocabulary import format_memory
+from deconv_cli.vocabulary import format_memory, format_size
 
 
 def free_memory(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory
+from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_size
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_tensor, pick_dtype
 from deconv_cli.workflows.planes import Planes
 
@@ -122,7 +122,7 @@ def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:
     needed = channels.itemsize * n_images * n_pixels * sum(kernel.taps.shape[:2])
     available = free_memory(channels.device)
     if needed > available:
-        size = "×".join(map(str, geometry.extended_size))
+        size = format_size(geometry.extended_size)
         raise TooLargeError(
             f"with its border the image is {size} pixels, which takes about {format_memory(needed)}, more than the "
             f"{format_memory(available)} that are free; use a smaller padding or a smaller image."

@@ -21,7 +21,7 @@ from deconv_cli.kernels.beads.bead_finder import (
     take_census,
 )
 from deconv_cli.sample_range import white_of
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.arithmetic import check_image
 
 WIDTHS = 5.0
@@ -103,7 +103,7 @@ def psf_from_beads(
     census = take_census(samples, window, white)
     if not len(census.used):
         raise UntrustworthyResultError(
-            f"no bead is fit to be measured within {'×'.join(map(str, window))} samples: {describe_census(census)}; "
+            f"no bead is fit to be measured within {format_size(window)} samples: {describe_census(census)}; "
             "take a picture with single beads, or a smaller size."
         )
     backgrounds = local_backgrounds(samples, census, window)

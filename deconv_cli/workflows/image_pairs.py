@@ -10,10 +10,9 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.fit.pair_equations import Pair
-from deconv_cli.operators.axes import format_size
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.solvers.memory import free_memory
-from deconv_cli.vocabulary import Size, check_name, format_memory
+from deconv_cli.vocabulary import Size, check_name, format_memory, format_size
 from deconv_cli.workflows.arithmetic import check_image
 
 CHANNELS = ("shared", "each", "mix")

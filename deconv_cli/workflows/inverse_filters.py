@@ -12,9 +12,9 @@ from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators.axes import crop, format_size
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.apply_kernel import forward
 from deconv_cli.workflows.arithmetic import as_any_kernel
 from deconv_cli.workflows.image_pairs import group_pairs

@@ -30,7 +30,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
@@ -495,13 +495,10 @@ def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
     expected, size = inverse.geometry.output_size, inverse.geometry.image_size
     if tuple(data.shape[-len(expected) :]) != expected:
         raise ShapeError(
-            f"the factor takes outputs of {_by(expected)}, but the data are {_by(data.shape[-len(expected) :])}; use "
+            f"the factor takes outputs of {format_size(expected)}, but the data are "
+            f"{format_size(data.shape[-len(expected) :])}; use "
             f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
         )
-
-
-def _by(size: Size) -> str:
-    return "×".join(map(str, size))
 
 
 def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
@@ -509,6 +506,7 @@ def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
     expected = (*channels, *image_size)
     if tuple(truth.shape) != expected:
         raise ShapeError(
-            f"the truth should have the shape of the estimate, {_by(image_size)} pixels or {expected} in all, but has "
-            f"{_by(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; crop it to the same frame."
+            f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "
+            f"but has {format_size(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; "
+            "crop it to the same frame."
         )

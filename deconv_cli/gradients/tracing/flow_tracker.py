@@ -39,6 +39,7 @@ from deconv_cli.gradients.tracing.operations import (
     label_of,
     reads_values,
 )
+from deconv_cli.gradients.tracing.storage_key import storage_key
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -82,7 +83,7 @@ class FlowTracker:
     def __init__(self, subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> None:
         self.names = tuple(subject.parameters)
         self.bits = {id(parameter): 1 << n for n, parameter in enumerate(subject.parameters.values())}
-        self._bits_by_storage = {_storage_key(p): self.bits[id(p)] for p in subject.parameters.values()}
+        self._bits_by_storage = {storage_key(p): self.bits[id(p)] for p in subject.parameters.values()}
         self.locator = Locator(subject.model)
         self.log = OperationLog()
         self.graph = AutogradGraph(self.bits)
@@ -119,7 +120,7 @@ class FlowTracker:
             flow.merge(known[1])
         elif tensor.grad_fn is not None:
             flow.sources |= self.graph.parameters_of(tensor)
-        stored = self._storages.get(_storage_key(tensor))
+        stored = self._storages.get(storage_key(tensor))
         if stored is not None:
             flow.merge(stored)
         return flow
@@ -139,7 +140,7 @@ class FlowTracker:
 
     def count_write(self, tensor: torch.Tensor, location: CodeLocation) -> None:
         """Note that a tensor was written to, if it is a parameter or shares its memory."""
-        bit = self._bits_by_storage.get(_storage_key(tensor))
+        bit = self._bits_by_storage.get(storage_key(tensor))
         if bit is not None:
             self.log.parameter_writes.setdefault(bit, location)
 
@@ -269,7 +270,7 @@ class FlowTracker:
             )
         if id(output) in self.bits:
             if lost:  # another parameter is written to, as the average of one that is trained
-                self._storages.setdefault(_storage_key(output), Flow()).merge(flow)
+                self._storages.setdefault(storage_key(output), Flow()).merge(flow)
             return
         self._keep(output, flow)
         if step.name in PAST_AUTOGRAD:
@@ -285,7 +286,7 @@ class FlowTracker:
         for tensor, version, maker in zip(inputs.tensors, inputs.versions, inputs.makers, strict=True):
             if tensor.is_inference() or tensor._version == version:
                 continue
-            flow = self._storages.setdefault(_storage_key(tensor), Flow())
+            flow = self._storages.setdefault(storage_key(tensor), Flow())
             flow.merge(inputs.flow)
             flow.merge(self.flow_of(tensor))
             if inputs.reachable and id(tensor) in self._past_autograd:
@@ -311,10 +312,3 @@ class FlowTracker:
 
 def _maker(tensor: torch.Tensor) -> str | None:
     return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
-
-
-def _storage_key(tensor: torch.Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return -id(tensor)

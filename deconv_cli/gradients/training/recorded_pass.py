@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.tape import Entry, Slot, Tape, storage_key
+from deconv_cli.gradients.tracing.storage_key import storage_key
+from deconv_cli.gradients.training.tape import Entry, Slot, Tape
 
 
 class RecordedPass(nn.Module):

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import OUTSIDE_USES, plain_name, reads_values
+from deconv_cli.gradients.tracing.storage_key import storage_key
 
 _MAX_NUMBERS = 64
 _DEVICES = ("cpu", "cuda")
@@ -136,7 +137,7 @@ class Tape(TorchFunctionMode):
         """Find the operation that made a tensor; a scalar in the memory of a recorded one wraps it again."""
         known = self._known.get(tensor)
         if known is None:
-            alias = self._scalars.get(_key(tensor))
+            alias = self._scalars.get(storage_key(tensor))
             if alias is None or alias[0].expired():
                 return None
             original = alias[1]
@@ -155,7 +156,7 @@ class Tape(TorchFunctionMode):
     def _matters(self, name: str, function: Any, tensors: list[torch.Tensor]) -> bool:  # noqa: ANN401
         if not reads_values(function, name) and name not in ("register_hook", "requires_grad_"):
             return False
-        return any(t.requires_grad or t in self._known or _key(t) in self._writers for t in tensors)
+        return any(t.requires_grad or t in self._known or storage_key(t) in self._writers for t in tensors)
 
     def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
         location = self._locator.here()
@@ -173,7 +174,7 @@ class Tape(TorchFunctionMode):
         self._count += 1
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
-                known, writers = self._known.get(leaf), self._writers.get(_key(leaf))
+                known, writers = self._known.get(leaf), self._writers.get(storage_key(leaf))
                 entry.parents += [known.entry] if known is not None else []
                 entry.parents += writers[1] if writers is not None else []
                 if _is_weight(leaf) and torch.is_grad_enabled():
@@ -203,16 +204,16 @@ class Tape(TorchFunctionMode):
             if not any(leaf is written for leaf in leaves):
                 entry.outputs = []
             storage = StorageWeakRef(written.untyped_storage())
-            self._writers.setdefault(_key(written), (storage, []))[1].append(entry)
+            self._writers.setdefault(storage_key(written), (storage, []))[1].append(entry)
 
     def _remember(self, tensor: torch.Tensor, known: _Known) -> None:
         self._known[tensor] = known
         if tensor.numel() == 1:
             self._scalars = {key: found for key, found in self._scalars.items() if not found[0].expired()}
-            self._scalars[_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), known)
+            self._scalars[storage_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), known)
 
     def _keep_first_values(self, tensor: torch.Tensor) -> None:
-        key = _key(tensor)
+        key = storage_key(tensor)
         if tensor in self._known or key in self._writers or tensor.requires_grad:
             return
         values = tensor.detach()
@@ -233,18 +234,6 @@ class CallOfFunction:
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
         """Call it."""
         return self.function.apply(*arguments, **keywords)
-
-
-def storage_key(tensor: torch.Tensor) -> int:
-    """Return a key of the memory of a tensor, the same for its views."""
-    return _key(tensor)
-
-
-def _key(tensor: torch.Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return -id(tensor)
 
 
 def _is_weight(leaf: Any) -> bool:  # noqa: ANN401  any argument

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError
-from deconv_cli.operators.axes import crop, format_size
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 
 CHUNK_BYTES = 64 * 2**20
 N_STRIPES, HELD_OUT = 25, 5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deconv_cli.operators.axes import space_axes
+
 LEAST_RAISED = 1.1
 """Gain from which on a kernel is taken for one that sharpens; of pairs in the right order it stayed below 1."""
 _BARS = 3.0
@@ -21,7 +23,7 @@ def raised_detail(taps: Tensor, errors: Tensor, n_axes: int) -> float:
     Returns:
         The gain at the frequency that is raised the most; at most 1 for a blur, and 0 where no kernel is looked at.
     """
-    axes = tuple(range(-n_axes, 0))
+    axes = space_axes(n_axes)
     sums = taps.sum(axes).abs()
     gains = torch.fft.fftn(taps, s=[2 * n for n in taps.shape[-n_axes:]], dim=axes).abs().amax(axes)
     kept = (sums - 1).abs() < 0.2
