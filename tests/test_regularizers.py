@@ -112,6 +112,9 @@ def test_public_operators_take_the_differences_of_numpy(size):
     energy = sum((1 + (a != b)) * x.diff(dim=a).diff(dim=b).square().sum() for a, b in pairs)
     torch.testing.assert_close(curvature.square().sum(), energy)
     assert Laplacian((2, *size)).terms == second_differences(n_axes)
+    for operator in (Gradient((2, *size)), Laplacian((2, *size))):
+        matrix = operator.as_matrix()
+        torch.testing.assert_close(operator.apply_gram(x).flatten(), matrix.T @ matrix @ x.flatten())
 
 
 @pytest.mark.parametrize("operator", [Gradient, Laplacian])

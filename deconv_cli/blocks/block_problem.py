@@ -108,9 +108,21 @@ class BlockProblem:
         data: Sequence[Interval],
         pipeline: Pipeline,
         progress: ProgressListener | None = None,
+        *,
+        is_tested: bool = False,
     ) -> Reconstruction:
-        """Restore a part of the data, as `read` gives it; the image is that of `AxisCut.image_of`."""
-        return pipeline.reconstruct(values, self.resolution_of(data), progress=progress)
+        """Restore a part of the data, as `read` gives it; the image is that of `AxisCut.image_of`.
+
+        Args:
+            values: the data.
+            data: what they are.
+            pipeline: restores.
+            progress: follows it.
+            is_tested: whether the residual is tested too, which takes as long as restoring, and several times the
+                memory.
+        """
+        resolution = replace(self.resolution_of(data), is_tested=is_tested)
+        return pipeline.reconstruct(values, resolution, progress=progress)
 
     def resolution_of(self, data: Sequence[Interval]) -> Resolution:
         """Settle how a part of the data is restored."""

@@ -139,6 +139,12 @@ class BlockTask:
         started = time.perf_counter()
         limit_threads(self.plan.n_threads)
         block, pipeline = self.grid.block(number), _pipeline_of(self)
+        done, core = self._restore(block, pipeline)
+        seam = self._seam(block, core, pipeline)  # once what the block itself took is free again
+        return replace(done, seam=seam, seconds=time.perf_counter() - started)
+
+    def _restore(self, block: Block, pipeline: Pipeline) -> tuple[BlockResult, Tensor]:
+        """Restore and write a block; give what is known of it, and its estimate, shape `(B, C, *core)`."""
         values = self.problem.read(block.batch, block.data)
         result = self.problem.restore(values, block.data, pipeline)
         core = self.problem.crop(result.image, block.data, block.core)
@@ -149,8 +155,8 @@ class BlockTask:
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
         lowest, highest = (float(end) for end in core.aminmax())
         extra = self.extra_work(block, values, result.image)
-        return BlockResult(
-            number=number,
+        done = BlockResult(
+            number=block.number,
             n_samples=values.numel(),
             squared_residual=residual.absolute**2,
             squared_data=data**2,
@@ -160,13 +166,14 @@ class BlockTask:
             n_clipped=converted.n_clipped,
             lowest=lowest,
             highest=highest,
-            seam=self._seam(block, core, pipeline),
-            seconds=time.perf_counter() - started,
+            seam=None,
+            seconds=0.0,
             squared_predicted=extra.squared_predicted,
             squared_error=extra.squared_error,
             n_estimated=core.numel(),
             thumbnails=extra.thumbnails,
         )
+        return done, core
 
     def _seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
         """Compare a block with one of the same size that lies across its seams, and has their corner in its middle.

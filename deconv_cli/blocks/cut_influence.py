@@ -58,8 +58,8 @@ def measure_cut(
         progress: follows both restorations.
     """
     size, cuts = problem.data_size, problem.cuts
-    inner_sides = [2 * d + N_MIDDLE if d else n for d, n in zip(depth, size, strict=True)]
-    outer = window.data([side + 2 * (d // 2) for side, d in zip(inner_sides, depth, strict=True)], size)
+    inner_sides = _inner_sides(depth, size)
+    outer = window.data(outer_sides(depth, size), size)
     inner = tuple(_middle(o, side) for o, side in zip(outer, inner_sides, strict=True))
     values = problem.read(window.batch, outer)
     whole = problem.restore(values, outer, pipeline, progress).image
@@ -72,6 +72,15 @@ def measure_cut(
         whole = whole.narrow(axis, first - c.image_of(o)[0], last - first)
     difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0).cpu()
     return CutInfluence(difference, tuple(_depths(c, i) for c, i in zip(cuts, inner, strict=True)))
+
+
+def outer_sides(depth: Size, size: Size) -> Size:
+    """Give the sides of a piece with its surroundings: half as many again as the cut is looked at."""
+    return tuple(side + 2 * (d // 2) for side, d in zip(_inner_sides(depth, size), depth, strict=True))
+
+
+def _inner_sides(depth: Size, size: Size) -> Size:
+    return tuple(2 * d + N_MIDDLE if d else n for d, n in zip(depth, size, strict=True))
 
 
 def _middle(outer: Interval, side: int) -> Interval:

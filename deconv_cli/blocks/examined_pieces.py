@@ -65,7 +65,7 @@ def examine_pieces(task: BlockTask) -> ExaminedPieces:
     for window in windows[:N_SHOWN]:
         data = window.data(sides, problem.data_size)
         values = problem.read(window.batch, data)
-        result = problem.restore(values, data, pipeline)
+        result = problem.restore(values, data, pipeline, is_tested=True)
         if diagnosis is None:
             diagnosis = pipeline.diagnose(result, values)
             views = pipeline.vary_lambda(result, values, problem.source.dtype)

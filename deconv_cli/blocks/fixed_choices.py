@@ -96,7 +96,7 @@ def fix_choices(
     Returns:
         The choices, and why the pieces are doubted, as `doubt_pieces` says it.
     """
-    size, is_open = problem.data_size, _is_open(problem.resolution)
+    size, is_open, problem = problem.data_size, _is_open(problem.resolution), _with_one_step(problem)
     is_linear, pipeline = problem.resolution.settings.is_linear, problem.pipeline()
     # Where nothing is chosen and no residual is tested, a single small piece tells which solver there is.
     is_looked_at = is_open or is_linear
@@ -106,7 +106,8 @@ def fix_choices(
     found: list[Reconstruction] = []
     for number, window in enumerate(chosen, start=1):
         data, step = window.data(sides, size), f"what holds for all blocks: piece {number} of {len(chosen)}"
-        found.append(problem.restore(problem.read(window.batch, data), data, pipeline, StepOf(step, progress)))
+        values = problem.read(window.batch, data)
+        found.append(problem.restore(values, data, pipeline, StepOf(step, progress), is_tested=True))
     doubts = doubt_pieces(found)
     if not is_open:
         found = found[:1]  # where all else is given, one tells the kind of noise
@@ -119,6 +120,14 @@ def fix_choices(
         rho=found[0].solution.rho,
     )
     return choices, doubts
+
+
+def _with_one_step(problem: BlockProblem) -> BlockProblem:
+    """Let the total variation end at once: its weight is known by then, and `choose_steps` counts its steps."""
+    settings = problem.resolution.settings
+    if settings.objective != "tv":
+        return problem
+    return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, iterations=1)))
 
 
 def _is_open(resolution: Resolution) -> bool:

@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut
-from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
+from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
@@ -19,7 +19,7 @@ SEAM_TOLERANCE = 1e-3
 SAFETY = 5.0
 """A picture of many blocks has worse places than those that are looked at: so many times as bad, as is taken."""
 N_FITTED = 3
-"""Pieces that a halo is taken from; as many others judge it."""
+"""Pieces that a halo is taken from, at most; as many others judge it."""
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
@@ -96,7 +96,7 @@ def choose_halo(
     n_reaches, looked_at = FIRST_REACHES, 0
     while True:
         depth = _depth(problem, is_cut, n_reaches)
-        if max(depth) <= looked_at or _n_samples(problem, depth) > max_samples:
+        if max(depth) <= looked_at or prod(outer_sides(depth, problem.data_size)) > max_samples:
             far = (
                 f"{looked_at} pixels from where they are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g}"
             )
@@ -119,7 +119,9 @@ def _halo_within(
     wanted, pipeline = seam_limit(windows), problem.pipeline()
     halo: Size | None = None
     influences: list[CutInfluence] = []
-    looked_at = windows[: 2 * N_FITTED]
+    sides = outer_sides(depth, problem.data_size)
+    looked_at = distinct_windows(windows, sides, problem.data_size)[: _n_pieces(problem, sides)]
+    n_fitted = (len(looked_at) + 1) // 2
     for number, window in enumerate(looked_at, start=1):
         step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
         influences.append(measure_cut(problem, window, depth, pipeline, StepOf(step, progress)))
@@ -128,7 +130,7 @@ def _halo_within(
         if halo is None:
             return None
     assert halo is not None
-    fitted, judged = influences[:N_FITTED], influences[N_FITTED:]
+    fitted, judged = influences[:n_fitted], influences[n_fitted:]
     return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows))
 
 
@@ -141,9 +143,10 @@ def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Siz
     )
 
 
-def _n_samples(problem: BlockProblem, depth: Size) -> int:
-    sides = zip(depth, problem.data_size, strict=True)
-    return prod(3 * d + N_MIDDLE if d else n for d, n in sides)
+def _n_pieces(problem: BlockProblem, sides: Size) -> int:
+    """Count the pieces: so many that a small picture is restored about once, but one to choose on and one to judge."""
+    n_covering = prod(problem.data_size) * problem.layout.n_batch // prod(sides)
+    return max(2, min(2 * N_FITTED, n_covering))
 
 
 def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:

@@ -73,7 +73,8 @@ def _as_argument(choices: FixedChoices) -> str:
 
 def _needs_of_whole(problem: BlockProblem, options: BlockOptions) -> str:
     """Say what has to change before a picture is restored as a whole."""
-    n_bytes = 1.01 * block_bytes(problem, problem.data_size, problem.layout.n_batch) / SHARE  # rounded when printed
+    whole = block_bytes(problem, problem.data_size, problem.layout.n_batch, is_tested=True)
+    n_bytes = 1.01 * whole / SHARE  # rounded when printed
     needs = [] if options.block_size is None else ["without block_size"]
     if n_bytes > options.max_memory:
         needs.append(f"with a max_memory of {format_memory(n_bytes)}")

@@ -27,7 +27,8 @@ from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 
 TIMED_SAMPLES = 2**15
-"""Samples of a piece on which an iteration is timed, at most."""
+TIMED_STEPS = 20
+"""Samples of a piece on which an iteration is timed, and steps, at most."""
 
 
 def plan_blocks(
@@ -52,7 +53,7 @@ def plan_blocks(
     limit_threads(options.n_threads)
     n_batch = batch_unit(Layout(target.axes, target.shape, problem.layout.dimensions), target.unit)
     _check_least(problem, options, n_batch)
-    max_samples = largest_samples(problem, options.max_memory, n_batch)
+    max_samples = largest_samples(problem, options.max_memory, n_batch, is_tested=True)
     fingerprint, problem = fingerprint_of(problem, target, options), with_memory(problem, options.max_memory)
     # Choosing λ wants more memory than restoring, and a solver for the whole of a piece more than for a part.
     piece = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
@@ -96,14 +97,19 @@ def plan_blocks(
 
 def time_restoring(problem: BlockProblem, window: SampleWindow, sides: Size) -> float:
     """Measure the seconds that a sample takes: once the inverse is built, which iterations take long beside."""
-    is_linear = problem.resolution.settings.is_linear
+    settings = problem.resolution.settings
+    is_linear, n_steps = settings.is_linear, settings.iterations or 1
+    n_timed = min(n_steps, TIMED_STEPS)
+    if settings.iterations is not None:
+        fewer = replace(settings, iterations=n_timed)
+        problem = replace(problem, resolution=replace(problem.resolution, settings=fewer))
     data = window.data(sides if is_linear else cube_sides(sides, TIMED_SAMPLES), problem.data_size)
     values, pipeline = problem.read(window.batch, data), problem.pipeline()
     if is_linear:
         problem.restore(values, data, pipeline)
     started = time.perf_counter()
     problem.restore(values, data, pipeline)
-    return (time.perf_counter() - started) / prod(values.shape)
+    return (time.perf_counter() - started) / prod(values.shape) * n_steps / n_timed
 
 
 def with_memory(problem: BlockProblem, max_memory: int) -> BlockProblem:

@@ -126,5 +126,5 @@ def plan_error(plan: BlockPlan, problem: BlockProblem, progress: ProgressListene
 def error_sides(problem: BlockProblem, max_memory: int) -> Size:
     """Give the sides of the pieces that the error is found on, within so many bytes."""
     largest = MAX_SAMPLES if len(problem.data_size) > 1 else MAX_SAMPLES_OF_SIGNALS
-    affordable = largest_samples(problem, max_memory) // 2  # a prediction takes more than restoring
+    affordable = largest_samples(problem, max_memory, is_tested=True) // 2  # a prediction takes more than restoring
     return cube_sides(problem.data_size, max(min(largest, affordable), 1))

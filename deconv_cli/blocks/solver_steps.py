@@ -14,13 +14,15 @@ from statistics import median
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.halo_depth import N_FITTED
-from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 
 MAX_SAMPLES = 2**15
 """Samples of a piece, at most: how fast an iteration is depends little on its size."""
+RHO_STEPS = 80
+"""Steps after which ρ is taken as it is: it was adapted four times by then, and will hardly change any more."""
 
 
 def choose_steps(
@@ -38,19 +40,30 @@ def choose_steps(
         return choices
     given = problem.settings
 
-    def solve_pieces(choices: FixedChoices, what: str) -> list[Solution]:
-        settled = choices.settle(problem)
-        sides, pipeline, found = cube_sides(problem.data_size, MAX_SAMPLES), settled.pipeline(), []
-        for number, window in enumerate(windows[:N_FITTED], start=1):
-            data = window.data(sides, problem.data_size)
+    def solve_pieces(choices: FixedChoices, what: str, max_iterations: int | None = None) -> list[Solution]:
+        settled = _within(choices.settle(problem), max_iterations)
+        size, pipeline, found = problem.data_size, settled.pipeline(), []
+        sides = cube_sides(size, MAX_SAMPLES)
+        for number, window in enumerate(distinct_windows(windows, sides, size)[:N_FITTED], start=1):
+            data = window.data(sides, size)
             step = StepOf(f"{what} of all blocks: piece {number}", progress)
             found.append(settled.restore(settled.read(window.batch, data), data, pipeline, step).solution)
         return found
 
     if given.rho is None:
-        adapted = solve_pieces(replace(choices, rho=None, iterations=given.iterations), "ρ")
+        n_adapted = RHO_STEPS if given.iterations is None else 1  # a given number of steps adapts nothing
+        adapted = solve_pieces(replace(choices, rho=None), "ρ", n_adapted)
         choices = replace(choices, rho=median(solution.rho for solution in adapted if solution.rho is not None))
     if given.iterations is None:
         solved = solve_pieces(replace(choices, iterations=None), "the steps")
         choices = replace(choices, iterations=max(solution.n_iterations for solution in solved))
     return choices
+
+
+def _within(problem: BlockProblem, max_iterations: int | None) -> BlockProblem:
+    """Let iterations that end at a tolerance end after so many steps too."""
+    settings = problem.resolution.settings
+    if max_iterations is None:
+        return problem
+    settings = replace(settings, iterations=None, max_iterations=min(max_iterations, settings.max_iterations))
+    return replace(problem, resolution=replace(problem.resolution, settings=settings))

@@ -22,4 +22,4 @@ def whole_fits(problem: BlockProblem, budget: int) -> bool:
     if is_small(problem.source.shape, budget):
         return True
     n_batch = problem.layout.n_batch
-    return block_bytes(problem, problem.data_size, n_batch) <= SHARE * budget
+    return block_bytes(problem, problem.data_size, n_batch, is_tested=True) <= SHARE * budget

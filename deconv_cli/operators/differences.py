@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.operators.axes import crop, half_spectrum, space_axes
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
@@ -85,34 +85,54 @@ class Differences(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take differences of `x` of shape `(*batch, C, *size)`."""
-        return torch.stack([self._difference(x, term) for term in self.terms], dim=-len(self.output_shape))
+        fields = x.new_zeros(*x.shape[: x.ndim - len(self.input_shape)], *self.output_shape)
+        for number, term in enumerate(self.terms):
+            field = fields.select(-len(self.output_shape), number)
+            self._observed(field, term).copy_(self._difference(x, term))
+        return fields
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the transpose to `y` of shape `(*batch, n, C, *size)`."""
-        terms = zip(y.unbind(-len(self.output_shape)), self.terms, strict=True)
-        return torch.stack([self._transposed(field, term) for field, term in terms]).sum(0)
+        fields = y.unbind(-len(self.output_shape))
+        total = torch.zeros_like(fields[0])
+        for field, term in zip(fields, self.terms, strict=True):
+            self._add_transposed(self._observed(field, term), term, total)
+        return total
+
+    def apply_gram(self, x: Tensor) -> Tensor:
+        """Apply the transpose to the differences of `x`, of which no more than one kind is there at a time."""
+        total = torch.zeros_like(x)
+        for term in self.terms:
+            self._add_transposed(self._difference(x, term), term, total)
+        return total
+
+    def _observed(self, field: Tensor, term: Difference) -> Tensor:
+        """View the differences of pixels of the image alone; the others would reach across the edge, and are zero."""
+        size = self.input_shape[1:]
+        return field if self.periodic else crop(field, (0,) * len(size), term.observed(size))
 
     def _difference(self, x: Tensor, term: Difference) -> Tensor:
         for axis, order in zip(self._axes, term.orders, strict=True):
+            if not self.periodic:
+                x = x.diff(n=order, dim=axis)
+                continue
             for _ in range(order):
                 x = x.roll(-1, axis) - x
-        return self._without_crossings(term.factor * x, term)
+        return x if term.factor == 1.0 else term.factor * x
 
-    def _transposed(self, y: Tensor, term: Difference) -> Tensor:
-        y = self._without_crossings(term.factor * y, term)
-        for axis, order in zip(self._axes, term.orders, strict=True):
-            for _ in range(order):
-                y = y.roll(1, axis) - y
-        return y
-
-    def _without_crossings(self, field: Tensor, term: Difference) -> Tensor:
-        """Zero the differences that would take a pixel from beyond the edge."""
-        if self.periodic:
-            return field
-        size = self.input_shape[1:]
-        observed = term.observed(size)
-        gaps = [n for whole, part in zip(reversed(size), reversed(observed), strict=True) for n in (0, whole - part)]
-        return functional.pad(crop(field, (0,) * len(size), observed), gaps)
+    def _add_transposed(self, field: Tensor, term: Difference, total: Tensor) -> None:
+        """Add the transpose of a difference to what is there: the field at each pixel that it was taken from."""
+        if field.numel() == 0:  # the image is narrower than the difference
+            return
+        for places in itertools.product(*(range(order + 1) for order in term.orders)):
+            signed = [
+                (-1) ** (order - at) * math.comb(order, at) for order, at in zip(term.orders, places, strict=True)
+            ]
+            weight = term.factor * math.prod(signed)
+            if self.periodic:
+                total.add_(field.roll(places, self._axes), alpha=weight)
+            else:
+                crop(total, places, tuple(field.shape[-len(places) :])).add_(field, alpha=weight)
 
 
 class Gradient(Differences):

@@ -54,6 +54,10 @@ class LinearOperator(ABC):
         """Apply the conjugate transpose in the same way."""
         yield slice(None), self.adjoint(y)
 
+    def apply_gram(self, x: Tensor) -> Tensor:
+        """Apply AᴴA to `x` of shape `(*batch, *input_shape)`; some operators do so without storing all of Ax."""
+        return self.adjoint(self.forward(x))
+
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the operator to `x` of shape `(*batch, *input_shape)`.
 

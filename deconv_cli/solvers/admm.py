@@ -70,10 +70,9 @@ class Admm:
         self.y = y
         back = self._operator.adjoint(y)
         self._scale = norm(back, self._n_dims)
-        self.x = _solve_roughly(start, back)
-        self._residual = y - self._operator.forward(self.x)
-        self._z = self._gradient.forward(self.x)
-        self._change = torch.zeros_like(self._z)
+        self._set_estimate(_solve_roughly(start, back))
+        self._z = self._edges
+        self._change: Tensor | None = None
         self._p = torch.zeros_like(self._z)
         self.rho = 0.0
         self._inverse: Inverse | None = None
@@ -81,7 +80,7 @@ class Admm:
     @property
     def roughness(self) -> float:
         """The mean of |∇x|."""
-        return synchronize.as_number(self._lengths(self._gradient.forward(self.x)).mean())
+        return synchronize.as_number(self._lengths(self._edges).mean())
 
     @property
     def squared_residual(self) -> float:
@@ -103,22 +102,23 @@ class Admm:
     def step(self, weight: float) -> None:
         """Take one step."""
         assert self._inverse is not None
-        rho, gradient = self.rho, self._gradient
-        pull = rho * (self._z - gradient.forward(self.x)) - self._p
-        left = self._operator.adjoint(self._residual) + gradient.adjoint(pull)
-        self.x = self.x + _solve_roughly(self._inverse, left)
-        self._residual = self.y - self._operator.forward(self.x)
-        relaxed = RELAXATION * gradient.forward(self.x) + (1 - RELAXATION) * self._z
-        whole = self._p + rho * relaxed
+        rho = self.rho
+        pull = (self._z - self._edges).mul_(rho).sub_(self._p)
+        left = self._back + self._gradient.adjoint(pull)
+        del pull  # fields are the largest of all that is stored
+        self._set_estimate(self.x + _solve_roughly(self._inverse, left))
+        whole = torch.lerp(self._z, self._edges, RELAXATION).mul_(rho).add_(self._p)
         self._p = self._within(whole, weight)
-        shrunk = (whole - self._p) / rho
-        self._change, self._z = shrunk - self._z, shrunk
+        shrunk = whole.sub_(self._p).div_(rho)
+        if self._given_rho is None:
+            self._change = shrunk - self._z
+        self._z = shrunk
 
     def balance(self) -> None:
         """Change ρ where one of the two relative residuals is much larger than the other, unless it was given."""
-        if self._given_rho is not None:
+        if self._change is None:
             return
-        edges = self._gradient.forward(self.x)
+        edges = self._edges
         split = _size(edges - self._z) / max(_size(edges), _size(self._z), TINY)
         change = self.rho * _size(self._gradient.adjoint(self._change))
         change /= max(_size(self._gradient.adjoint(self._p)), TINY)
@@ -129,24 +129,35 @@ class Admm:
     def certificate(self, weight: float) -> Tensor:
         """Compute the larger of gap and stationarity (as in `TotalVariationEstimator`), shape `(*batch,)`."""
         wide = accumulation_dtype(self.x)
-        edges = self._gradient.forward(self.x)
-        n_dims = self._n_dims
+        edges, n_dims = self._edges, self._n_dims
         variation = weight * self._lengths(edges).sum(dim=image_axes(n_dims), dtype=wide)
         gap = variation - inner(self._p, edges, n_dims + 1)
         objective = 0.5 * norm(self._residual, n_dims).square() + variation
         objective = objective + VALUE_FLOOR * weight * self.x.abs().sum(dim=image_axes(n_dims - 1), dtype=wide)
         force = self._gradient.adjoint(self._p)
-        left = norm(force - self._operator.adjoint(self._residual), n_dims)
+        left = norm(force - self._back, n_dims)
         return torch.maximum(relative(gap, objective), relative(left, norm(force, n_dims) + FORCE_FLOOR * self._scale))
 
     def _lengths(self, field: Tensor) -> Tensor:
         """Compute the lengths of the vectors of a field `(*batch, n, C, *size)`, shape `(*batch, 1, C, *size)`."""
-        return torch.linalg.vector_norm(field, dim=-self._n_dims - 1, keepdim=True)
+        axis = -self._n_dims - 1
+        first, *others = field.unbind(axis)
+        squared = first.square()
+        for other in others:
+            squared.addcmul_(other, other)
+        return squared.sqrt_().unsqueeze(axis)
 
     def _within(self, vectors: Tensor, weight: float) -> Tensor:
         """Shorten the vectors of a field that are longer than the weight."""
         length = self._lengths(vectors)
         return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)
+
+    def _set_estimate(self, x: Tensor) -> None:
+        """Take an estimate, with what the next step and the certificate both need of it: y − Ax, Aᴴ of that, and ∇x."""
+        self.x = x
+        self._residual = self.y - self._operator.forward(x)
+        self._back = self._operator.adjoint(self._residual)
+        self._edges = self._gradient.forward(x)
 
     def _set_rho(self, rho: float) -> None:
         self._inverse = None  # the old one's memory first

@@ -227,4 +227,4 @@ class _Descent:
         """Apply AᴴA + μLᴴL."""
         operator, penalty = self.equations.operator, self.equations.penalty
         image = operator.adjoint(operator.forward(x))
-        return image if penalty is None else image + self.equations.weight * penalty.adjoint(penalty.forward(x))
+        return image if penalty is None else image + self.equations.weight * penalty.apply_gram(x)

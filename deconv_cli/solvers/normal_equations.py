@@ -110,7 +110,7 @@ class NormalEquations:
         gradient = self._with_g(self.operator.adjoint(residual))
         if self.penalty is None:
             return gradient
-        return torch.sub(gradient, self.penalty.adjoint(self.penalty.forward(x)), alpha=self.weight)
+        return torch.sub(gradient, self.penalty.apply_gram(x), alpha=self.weight)
 
     def curvature(self, direction: Tensor, image: Tensor) -> Tensor:
         """Compute ‖Ad‖² + μ‖Ld‖² from d and Ad, shape `(*batch,)`."""

@@ -111,7 +111,7 @@ class TikhonovProblem:
 
     def penalty_gram(self, x: Tensor) -> Tensor:
         """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, *size)`."""
-        return self.weight * self.penalty_operator.adjoint(self.penalty_operator.forward(x))
+        return self.weight * self.penalty_operator.apply_gram(x)
 
     @cached_property
     def least_constant_gain(self) -> float:

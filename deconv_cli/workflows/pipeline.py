@@ -197,7 +197,8 @@ class Pipeline:
 
         def finish() -> Reconstruction:
             result = measure()
-            limits = limits_of(y, resolution.sample_type) if result.settings.defaults is InputKind.PICTURE else None
+            is_looked_at = resolution.is_tested and result.settings.defaults is InputKind.PICTURE
+            limits = limits_of(y, resolution.sample_type) if is_looked_at else None
             if limits is not None:
                 result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
             if curve is None:

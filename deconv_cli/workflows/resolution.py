@@ -66,6 +66,8 @@ class Resolution:
             where there is none.
         frame: boundary and padding of the picture that the data are a part of, where the error is predicted as it is in
             that picture; `None` where the data are all of it.
+        is_tested: whether the residual is tested and the problem assessed; else no more than the size of the residual
+            is measured, as of a block of a large picture, which other pieces are looked at for.
     """
 
     settings: ResolvedSettings
@@ -78,6 +80,7 @@ class Resolution:
     sample_type: str | None = None
     ceiling: float | None = None
     frame: tuple[str, PaddingLike] | None = None
+    is_tested: bool = True
 
 
 def resolve(

@@ -55,18 +55,18 @@ class Solved:
     is_clipped: Tensor | None
 
     def measure(self) -> Reconstruction:
-        """Measure what the estimate leaves unexplained, and test it against the noise."""
+        """Measure what the estimate leaves unexplained, and test it against the noise where that is wanted."""
         estimator, solution, settings = self.estimator, self.solution, self.resolution.settings
-        operator, kernel = estimator.operator, estimator.kernel
+        operator, kernel, is_tested = estimator.operator, estimator.kernel, self.resolution.is_tested
         detached = self.data.detach()  # the numbers of the report need no graph
-        if settings.noise == "auto":
+        if settings.noise == "auto" and is_tested:
             settings = replace(settings, noise=find_noise(detached, kernel, settings))
         arranged = estimator.arrange(detached)
         unexplained = arranged - operator.forward(solution.value.detach())
         if self.is_clipped is not None:
             unexplained = torch.where(self.is_clipped, unexplained.clamp_min(0), unexplained)
         residual = kernel.join(unexplained)
-        border = border_profile(residual, kernel.size)
+        border = border_profile(residual, kernel.size) if is_tested else ()
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=estimator.frame(solution.value),
@@ -80,9 +80,9 @@ class Solved:
             border=border,
             spectrum=estimator.spectrum,
             scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
-            well_posedness=_assess(estimator),
+            well_posedness=_assess(estimator) if is_tested else None,
             lambda_choice=self.choice,
-            residual_tests=self._test(unexplained, arranged, settings, border),
+            residual_tests=self._test(unexplained, arranged, settings, border) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
         )
 

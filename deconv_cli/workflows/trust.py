@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.residual import ResidualSummary
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import to_float64
+from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.solution import Status
 
 MAX_RELATIVE_RESIDUAL = 0.05
@@ -96,7 +97,8 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float) -
         data: y, any shape.
         weight: λσ²max; 0 where there is no λ.
     """
-    ratio = (to_float64(estimate).square().sum() * gain / to_float64(data).square().sum()).sqrt().nan_to_num(0.0)
+    of_estimate, of_data = (torch.linalg.vector_norm(a, dtype=accumulation_dtype(a)) for a in (estimate, data))
+    ratio = (of_estimate * gain.sqrt() / of_data).nan_to_num(0.0)
     return Scale(synchronize.as_number(ratio), synchronize.as_number(weight / (gain + weight)))
 
 

@@ -12,29 +12,46 @@ from block_cases import BLOCKS, OPTIONS, blurred, describe, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import plan_blocks
+from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.fixed_choices import N_PIECES
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.workflows import solved
 
 
 def difference(found, whole, data):
     return np.abs(found - whole.image.numpy()).max() / float(data.max() - data.min())
 
 
+def count_calls(monkeypatch, owner, name):
+    """Note the positional arguments of every call of a function, which is done all the same."""
+    calls, function = [], getattr(owner, name)
+
+    def noting(*words, **options):
+        calls.append(words)
+        return function(*words, **options)
+
+    monkeypatch.setattr(owner, name, noting)
+    return calls
+
+
 EXHAUSTIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zero", "replicate", "circular")]
 
 
 @pytest.mark.parametrize("boundary", ["unknown", *EXHAUSTIVE])
-def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, boundary):
+def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, boundary):
+    n_tested = count_calls(monkeypatch, solved, "check_residual_of")
     kernel = deconv_cli.make_kernel("gaussian:1")
     y = blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
     found = invert_blocks(
         tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, boundary=boundary, **OPTIONS
     )
+    assert 0 < len(n_tested) <= N_PIECES  # pieces are, and no block again
     whole = deconv_cli.invert(y, kernel, boundary=boundary, **OPTIONS)
     assert found.summary is not None
     assert found.summary.n_blocks == 9
@@ -42,6 +59,14 @@ def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, boundary):
     assert found.seam is not None
     assert found.seam <= found.plan.halo.predicted
     assert not found.doubts
+
+
+def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatch):
+    kernel = deconv_cli.make_kernel("box:3")
+    y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
+    restored = count_calls(monkeypatch, BlockProblem, "restore")
+    planned(tmp_path, kernel)
+    assert sum(values.numel() for _, values, *_ in restored) <= 5 * y.numel()
 
 
 @pytest.mark.exhaustive
