@@ -1,15 +1,22 @@
 """The commands of docs/clusters.md run and give what the page says; its scripts name options that there are."""
 
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
@@ -49,6 +56,47 @@ def test_so_do_processes_and_a_cluster_of_this_machine(lines):
         assert run(in_processes.replace("--jobs 2", f"{workers} --lambda 1e-2 --force")).exit_code == ExitCode.SUCCESS
         written.add(Path("restored.npy").read_bytes())
     assert len(written) == 1
+
+
+def chunks_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).glob("0/c/*/*")}
+
+
+@pytest.mark.exhaustive  # processes load torch
+@pytest.mark.skipif(sys.platform == "win32", reason="the script is one of a shell")
+def test_the_script_of_an_array_ends_with_the_bytes_of_one_process_though_a_job_is_killed(lines):
+    zarr = pytest.importorskip("zarr")
+    picture = read_image(Path("sample_images/retina16.tif")).values[0, 0].numpy()
+    zarr.create_array("in.zarr", shape=picture.shape, chunks=(64, 64), dtype="float32")[:] = picture
+    for line in (
+        "deconv kernel make gaussian:1.5 -o psf.tif",
+        "deconv forward in.zarr --kernel psf.tif --boundary reflect --noise gaussian:30 -o slide.zarr",
+    ):
+        assert run(line).exit_code == ExitCode.SUCCESS
+    slide = zarr.open_array("slide.zarr")[:]
+    zarr.create_array("slide.ome.zarr", shape=slide.shape, chunks=(64, 64), dtype="float32")[:] = slide
+    scripts = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (script,) = [script for script in scripts if "#SBATCH" in script]
+    options = "--lambda 1e-2 --block-size 64"
+    Path("job.sh").write_text(script.replace("deconv invert", f"{sys.executable} -m deconv_cli invert {options}"))
+
+    def begun(job):
+        names = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_CPUS_PER_TASK": "1"}
+        return subprocess.Popen(["bash", "job.sh"], env=os.environ | names, start_new_session=True)
+
+    ledger = BlockLedger.of(Path("restored.ome.zarr"))
+    assert [begun(job).wait() for job in (1, 3)] == [0, 0]
+    with begun(2) as killed:
+        while len(ledger.results()) < 9:
+            time.sleep(1e-3)
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert begun(4).wait() == 0
+    assert not Path("restored.ome.zarr").exists()
+    assert [begun(job).wait() for job in (2, 3)] == [0, 0]  # the latter finds that all is done
+    alone = f"deconv invert slide.ome.zarr --kernel psf.tif -o alone.ome.zarr {options} --jobs 1"
+    assert run(alone).exit_code == ExitCode.SUCCESS
+    assert chunks_of("restored.ome.zarr") == chunks_of("alone.ome.zarr")
+    assert len(chunks_of("alone.ome.zarr")) == 16
 
 
 def test_every_option_of_the_scripts_is_one_of_the_command():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -97,23 +99,24 @@ class BlockLedger:
                 return False
             return True
 
-    def is_finished(self, number: int) -> bool:
-        """Tell whether one of the files was put in its place by a run that ended before all were."""
-        return (self.folder / f"finished-{number}").exists()
-
-    def note_finished(self, number: int) -> None:
-        """Note that a file is in its place."""
-        with self._refusing():
-            (self.folder / f"finished-{number}").touch()
-
     def forget_finishing(self) -> None:
         """Let a run finish that was ended while it did."""
         with self._refusing():
             (self.folder / "finishing").unlink(missing_ok=True)
 
+    def forget(self, fingerprint: str) -> None:
+        """Remove the folder if its plan has this fingerprint: another job may have begun anew already."""
+        plan = self.read_plan()
+        if plan is not None and plan.fingerprint == fingerprint:
+            self.remove()
+
     def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, at once for all who look for it."""
+        aside = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(4)}")
+        with contextlib.suppress(FileNotFoundError):
+            self.folder.rename(aside)
+        for removed in self.folder.parent.glob(f"{glob.escape(self.folder.name)}-*"):  # those of killed runs too
+            shutil.rmtree(removed, ignore_errors=True)
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -119,6 +119,7 @@ class BlockTask:
         """Describe how the picture is cut, as JSON can hold it."""
         halo, space = self.plan.halo, self.layout.space
         return {
+            "fingerprint": self.plan.fingerprint,
             "blocks": self.grid.n_blocks,
             "core": dict(zip(self.layout.axes, self.plan.core, strict=True)),
             "halo": dict(zip(space, halo.halo, strict=True)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.earlier_run import find_earlier, record_of
 from deconv_cli.blocks.plan_blocks import fingerprint_of, plan_blocks, with_memory
 from deconv_cli.blocks.plan_extras import (
     NO_FILES,
@@ -33,7 +34,6 @@ from deconv_cli.errors import UsageError
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
-from deconv_cli.io.regions.partial_file import partial_path
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.sample_image import read_corner
@@ -84,7 +84,7 @@ class BlockReconstruction:
 
     Attributes:
         task: what was done to each block, by which plan.
-        summary: what came of all blocks; `None` where some are left for other processes.
+        summary: what came of all blocks; `None` where some, or putting them in place, are left to other processes.
     """
 
     task: BlockTask
@@ -206,7 +206,7 @@ def invert_blocks(
         settings = replace(settings, predict=True)
     problem = lay_out_problem(opened, corner, kernel, settings)
     planned = plan_target(problem, Path(target), files)
-    extras = plan_extras(problem, planned, files.extra, force=files.force)
+    extras = plan_extras(problem, planned, files.extra, force=files.force, resume=files.resume)
     options_ = blocks or BlockOptions(default_memory())
     run = BlockRun.prepare(problem, planned, options_, extras=extras, resume=files.resume, force=files.force)
     return run.finish(scheduler or SerialScheduler(), lambda found: found.record, progress)
@@ -275,6 +275,7 @@ def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> R
         size=problem.image_size,
         output_dtype=files.output_dtype,
         force=files.force,
+        resume=files.resume,
         n_levels=files.n_levels,
     )
 
@@ -288,12 +289,14 @@ class BlockRun:
         ledger: what is done.
         is_resumed: whether it goes on where an earlier run ended.
         planning_s: seconds that planning took.
+        replaced: fingerprint of an earlier run with other settings, which is forgotten.
     """
 
     task: BlockTask
     ledger: BlockLedger
     is_resumed: bool = False
     planning_s: float = 0.0
+    replaced: str | None = None
 
     def expected_seconds(self, n_workers: int) -> float:
         """Predict how long a run takes that so many workers share: planning, all blocks, and those across seams."""
@@ -327,26 +330,21 @@ class BlockRun:
             progress: is told what is looked at.
 
         Raises:
+            BlocksCompleteError: there is nothing to go on with.
             UsageError: blocks would differ from the whole by more than seams may, or there is an earlier run.
             TooLargeError: the smallest block does not fit the memory.
         """
         started = time.perf_counter()
-        ledger = BlockLedger.of(target.path)
-        if not resume and not force:
-            _refuse_to_forget((*extras.targets, target), ledger)
-        known = ledger.read_plan() if resume else None
+        ledger, files = BlockLedger.of(target.path), (*extras.targets, target)
         together = with_all_units(target, extras, problem.layout.dimensions)
         fingerprint = fingerprint_with(fingerprint_of(problem, together, options), extras)
-        if known is None:
+        known = find_earlier(files, problem.source.path, ledger, fingerprint, resume=resume, force=force)
+        if known is None or known.fingerprint != fingerprint:
             plan, settled = plan_blocks(problem, together, options, progress)
             plan = plan_error(replace(plan, fingerprint=fingerprint), settled, progress)
             task = BlockTask(settled, plan, target, extras)
-            return cls(task, ledger, planning_s=time.perf_counter() - started)
-        if known.fingerprint != fingerprint:
-            raise UsageError(
-                f"'{target.path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
-                f"repeat the options of that run, or remove the folder '{ledger.folder}' to begin anew."
-            )
+            replaced = None if known is None else known.fingerprint
+            return cls(task, ledger, planning_s=time.perf_counter() - started, replaced=replaced)
         settled = known.choices.settle(with_memory(problem, known.max_memory))
         return cls(BlockTask(settled, known, target, extras), ledger, is_resumed=True)
 
@@ -356,6 +354,7 @@ class BlockRun:
         describe: Callable[[BlockReconstruction], dict[str, Any]],
         progress: BlockListener | None = None,
         share: JobShare | None = None,
+        conclude: Callable[[BlockReconstruction], None] = lambda _: None,
     ) -> BlockReconstruction:
         """Restore what is not done yet, and put the result in its place once all is there.
 
@@ -364,33 +363,38 @@ class BlockRun:
             describe: gives the record that goes with the result.
             progress: is called with the number of blocks that are done and of all.
             share: which of several jobs this is; the last one to end puts the result in its place.
+            conclude: is called when it is there, by a run that is gone on with too if that was ended before.
         """
         if not self.is_resumed and share is None:
             self.ledger.remove()
             for target in self.task.targets:
                 target.discard()
+        elif self.replaced is not None:
+            self.ledger.forget(self.replaced)
         if share is None:
             self.ledger.forget_finishing()
         task = self._as_begun()
         summary = run_blocks(task, self.ledger, scheduler, progress, replace(self, task=task).numbers(share))
         found = BlockReconstruction(task, summary)
-        if summary is not None and self.ledger.is_first_to_finish():
+        if summary is not None and not self.ledger.is_first_to_finish():
+            return BlockReconstruction(task, None)
+        if summary is not None:
             self._put_in_place(found, describe(found))
+            conclude(found)
+            self.ledger.remove()
         return found
 
     def _put_in_place(self, found: BlockReconstruction, record: dict[str, Any]) -> None:
-        """Give all files their names, those first that an earlier run did not come to."""
+        """Give all files their names that do not have them yet from a run which was ended meanwhile."""
         task = found.task
-        for number, target in enumerate(task.targets):
-            if self.ledger.is_finished(number):
+        for target in task.targets:
+            if not target.is_begun() and record_of(target, task.plan.fingerprint):
                 continue
             if target is task.extras.trust_mask and found.doubts:
                 task.trust_nothing()
             # What the record says of the output is true of the estimate alone.
             is_result = target is task.target
             target.finish({name: value for name, value in record.items() if is_result or name != "output"})
-            self.ledger.note_finished(number)
-        self.ledger.remove()
 
     def _as_begun(self) -> BlockTask:
         """Take down the plan, or take that of another job which began at the same time.
@@ -402,7 +406,7 @@ class BlockRun:
         if plan.fingerprint != self.task.plan.fingerprint:
             raise UsageError(
                 f"another run has begun with '{self.task.target.path}' meanwhile, with another input, kernel or "
-                f"settings; choose another name, or end that run and remove the folder '{self.ledger.folder}'."
+                f"settings; choose another name, or end that run and give force=True."
             )
         # Other machines round otherwise, and have other memory: what the first one chose holds for all.
         problem = plan.choices.settle(with_memory(self.task.problem, plan.max_memory))
@@ -412,14 +416,3 @@ class BlockRun:
         """List the blocks of this run, or those of one of several jobs."""
         order = self.task.grid.order()
         return order if share is None else list(share.of(order))
-
-
-def _refuse_to_forget(targets: Sequence[RegionTarget], ledger: BlockLedger) -> None:
-    """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
-    places = [ledger.folder, *(partial_path(target.path) for target in targets)]
-    left = [f"'{path}'" for path in places if path.exists()]
-    if left:
-        raise UsageError(
-            f"an earlier run for '{targets[-1].path}' ended early, or goes on still: it left {' and '.join(left)}; "
-            "resume=True goes on where it ended, force=True begins anew."
-        )

@@ -46,7 +46,9 @@ class ExtraFiles:
 NO_FILES = ExtraFiles()
 
 
-def plan_extras(problem: BlockProblem, target: RegionTarget, files: ExtraFiles, *, force: bool = False) -> BlockExtras:
+def plan_extras(
+    problem: BlockProblem, target: RegionTarget, files: ExtraFiles, *, force: bool = False, resume: bool = False
+) -> BlockExtras:
     """Decide where all of it goes; nothing is written yet.
 
     Args:
@@ -54,6 +56,7 @@ def plan_extras(problem: BlockProblem, target: RegionTarget, files: ExtraFiles, 
         target: the result.
         files: what is asked for.
         force: whether existing files may be replaced.
+        resume: existing files may be those of the run that is gone on with.
 
     Raises:
         UsageError: a file that exists, that cannot be written by parts, or a truth of another shape.
@@ -71,6 +74,7 @@ def plan_extras(problem: BlockProblem, target: RegionTarget, files: ExtraFiles, 
             size=problem.image_size,
             output_dtype=dtype,
             force=force,
+            resume=resume,
         )
 
     return BlockExtras(

@@ -10,6 +10,8 @@ from typing import Any
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.thumbnail import ThumbnailPart
+from deconv_cli.errors import FileAccessError
+from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.schedulers.scheduler import Scheduler
 
 BlockListener = Callable[[int, int], None]
@@ -114,14 +116,13 @@ def run_blocks(
         What came of them; `None` where blocks are left that this run is not for.
 
     Raises:
-        DeconvError: a block failed; those that are done are noted.
+        DeconvError: a block failed; those that are done are noted. Or what they were written into is gone.
     """
-    for number, target in enumerate(task.targets):
-        if not ledger.is_finished(number):
-            target.create()
     done = ledger.results()
     numbers = task.grid.order() if numbers is None else numbers
     waiting = [number for number in numbers if number not in done]
+    if waiting:
+        _make_room(task.targets, has_begun=bool(done))
     if progress is not None:
         progress(len(numbers) - len(waiting), len(numbers))
     n_done = len(numbers) - len(waiting)
@@ -141,3 +142,14 @@ def run_blocks(
     if len(results) < task.grid.n_blocks:
         return None
     return BlockSummary.of([results[number] for number in sorted(results)], len(waiting))
+
+
+def _make_room(targets: Sequence[RegionTarget], *, has_begun: bool) -> None:
+    """Make the files that blocks are written into; where blocks are done, these have to be there."""
+    for target in targets:
+        if has_begun and not target.is_begun():
+            raise FileAccessError(
+                f"the file that blocks of '{target.spelled_path}' were written into is gone, and they with it; "
+                "force=True begins anew."
+            )
+        target.create()

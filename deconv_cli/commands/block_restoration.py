@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from deconv_cli.commands.option_groups import FileOptions, KernelOptions, Option
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.restoration import recorded_convolution, with_spacing
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.work_options import WorkOptions, print_workers
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from deconv_cli.schedulers.scheduler import Scheduler
     from deconv_cli.vocabulary import Size
 
+_LAST_JOB = (
+    "the job that ends last puts the result in its place; where none is left to, run again with --resume and without "
+    "--block-range"
+)
 LEAST_FOR_A_THREAD = 256 * 2**20
 """Bytes below which the blocks of several threads would be small, and their halos large."""
 
@@ -139,19 +144,31 @@ class BlockRestoration:
         return LargeInput(source, corner, loaded, problem, notes)
 
     def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
-        """Plan, restore, write and tell.
+        """Plan, restore, write and tell; of what is complete already, tell that it is.
 
         Raises:
             UsageError: something is asked for that is not written by parts, or the picture cannot be cut.
             typer.Exit: the result is not to be trusted as it is.
         """
-        from deconv_cli.io.folders import spelled
+        from deconv_cli.blocks.earlier_run import BlocksCompleteError
+
+        try:
+            self._run(job, large, extra, printed)
+        except BlocksCompleteError as complete:
+            if not printed.quiet:
+                print_note(with_options(str(complete)))
+            _print_answer(complete.record, complete.record.get("doubts"), printed)
+
+    def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
+        from deconv_cli.io.pages import check_page_path
         from deconv_cli.report.block_record import describe_block_plan, describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
         with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                planned = self._plan(job, large, extra, scheduler, progress)
+                planned = self._plan(job, large, extra, scheduler, progress, resumes=self._goes_on)
+            if extra.page is not None:
+                check_page_path(extra.page, job.source, force=self._files.force or self._resumes)
             if not printed.quiet:
                 self._note_size(planned, large)
             if self._large.dry_run:
@@ -161,25 +178,19 @@ class BlockRestoration:
                 if printed.as_json:
                     print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
                 return
-            found = self._work_off(planned, scheduler, lambda done: describe_block_run(describe(done)), printed)
+            found = self._work_off(planned, scheduler, describe, extra.page, printed)
         if found.summary is None:
             if printed.as_json:
                 print_document(describe_block_plan(planned, len(planned.ledger.results())))
             return
         done = describe(found)
-        if extra.page is not None:
-            self._write_page(extra.page, done)
         if not printed.quiet:
             print_block_summary(done, verbose=printed.verbose)
-        if printed.as_json:
-            print_document(describe_block_run(done))
-        else:
-            typer.echo(spelled(job.target))
-        if found.doubts:
-            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+        _print_answer(describe_block_run(done), found.doubts, printed)
 
     def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> Outcome:
         """Plan, restore and write one of several inputs."""
+        from deconv_cli.blocks.earlier_run import BlocksCompleteError
         from deconv_cli.io.output_path import make_parents
         from deconv_cli.report.block_record import describe_block_run
 
@@ -187,18 +198,22 @@ class BlockRestoration:
         if job.make_folder:
             make_parents(job.target)
         with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
-            planned = self._plan(job, large, extra, scheduler, progress)
+            try:
+                planned = self._plan(job, large, extra, scheduler, progress, resumes=self._resumes)
+            except BlocksCompleteError:  # but its file was changed since, or the manifest would not have it done again
+                planned = self._plan(job, large, extra, scheduler, progress, resumes=False)
             found = planned.finish(
                 scheduler,
                 lambda done: describe_block_run(describe(done)),
                 lambda n_done, n_blocks: progress.begin(f"{n_done} of {n_blocks} blocks"),
+                conclude=lambda found: self._write_page(extra.page, describe(found)),
             )
         done = describe(found)
-        if extra.page is not None:
-            self._write_page(extra.page, done)
         return Outcome(describe_block_run(done), partial(print_block_summary, done), found.doubts, _show_nothing)
 
-    def _write_page(self, path: Path, run: BlockInvertRun) -> None:
+    def _write_page(self, path: Path | None, run: BlockInvertRun) -> None:
+        if path is None:
+            return
         from deconv_cli.blocks.examined_pieces import examine_pieces
         from deconv_cli.io.pages import write_page
         from deconv_cli.report.block_page import render_block_page
@@ -209,10 +224,12 @@ class BlockRestoration:
         self,
         planned: BlockRun,
         scheduler: Scheduler,
-        describe: Callable[[BlockReconstruction], Record],
+        describe: Callable[[BlockReconstruction], BlockInvertRun],
+        page: Path | None,
         printed: PrintOptions,
     ) -> BlockReconstruction:
         """Restore the blocks that this run is for, and say how far it is."""
+        from deconv_cli.report.block_record import describe_block_run
         from deconv_cli.schedulers.job_array import JobShare
 
         share = None if self._large.block_range is None else JobShare.parse(self._large.block_range)
@@ -221,10 +238,22 @@ class BlockRestoration:
             print_workers(scheduler)
         pieces = PieceProgress(n_blocks, "blocks", is_silent=printed.quiet)
         with pieces.shown():
-            found = planned.finish(scheduler, describe, _Advance(pieces), share)
+            found = planned.finish(
+                scheduler,
+                lambda done: describe_block_run(describe(done)),
+                _Advance(pieces),
+                share,
+                lambda done: self._write_page(page, describe(done)),
+            )
         if found.summary is None and not printed.quiet:
-            print_note(f"{n_blocks} of {n_all} blocks are done; others are left for other jobs")
+            n_done = len(planned.ledger.results())
+            print_note(f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; {_LAST_JOB}")
         return found
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether what an earlier run did is kept; a dry run tells of a run from the start."""
+        return (self._resumes or self._large.block_range is not None) and not self._large.dry_run
 
     def _n_threads(self) -> int:
         """Give each core a block of its own, as far as the memory goes: the same sums whoever restores a block."""
@@ -240,14 +269,23 @@ class BlockRestoration:
         return self._settings.get("max_memory") or default_memory() // self._n_sharing
 
     def _plan(
-        self, job: Job, large: LargeInput, extra: ExtraOutputs, scheduler: Scheduler, progress: WorkProgress
+        self,
+        job: Job,
+        large: LargeInput,
+        extra: ExtraOutputs,
+        scheduler: Scheduler,
+        progress: WorkProgress,
+        *,
+        resumes: bool,
     ) -> BlockRun:
         from deconv_cli.blocks.cut_blocks import BlockOptions
         from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
         from deconv_cli.blocks.plan_extras import ExtraFiles, plan_extras
 
         replaces = self._files.force or job.replaces or self._large.dry_run  # which writes nothing
-        files = LargeFileOptions(output_dtype=self._files.output_dtype, force=replaces, n_levels=self._files.pyramid)
+        files = LargeFileOptions(
+            output_dtype=self._files.output_dtype, force=replaces, resume=resumes, n_levels=self._files.pyramid
+        )
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self._settings.get("max_memory"), self._budget())
         asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.page is not None)
@@ -255,8 +293,8 @@ class BlockRestoration:
             large.problem,
             target,
             BlockOptions(memory, self._block_size(large)),
-            extras=plan_extras(large.problem, target, asked, force=replaces),
-            resume=self._resumes or self._large.block_range is not None,
+            extras=plan_extras(large.problem, target, asked, force=replaces, resume=resumes),
+            resume=resumes,
             force=replaces,
             progress=progress,
         )
@@ -338,17 +376,31 @@ class BlockRestoration:
         }
 
 
+def _print_answer(record: Record, doubts: Sequence[str] | None, printed: PrintOptions) -> None:
+    """Print what the command is asked for, and leave by `typer.Exit` where it is not to be trusted."""
+    if printed.as_json:
+        print_document(record)
+    else:
+        typer.echo(record["output"]["path"])
+    if doubts:
+        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+
+
 def _show_nothing() -> None:
     """Draw nothing of a picture that is never in memory as a whole."""
 
 
 class _Advance:
-    """Tells how many blocks are done, those of an earlier run at once."""
+    """Tells how many blocks are done: first those of an earlier run."""
 
     def __init__(self, pieces: PieceProgress) -> None:
-        self._pieces, self._n_told = pieces, 0
+        self._pieces = pieces
+        self._n_told: int | None = None
 
     def __call__(self, n_done: int, n_blocks: int) -> None:
         del n_blocks
-        self._pieces.advance(n_done - self._n_told)
+        if self._n_told is None:
+            self._pieces.begin_at(n_done)
+        else:
+            self._pieces.advance(n_done - self._n_told)
         self._n_told = n_done

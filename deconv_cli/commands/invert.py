@@ -131,7 +131,8 @@ def invert(
     jobs = lay_out(inputs, output, ending="_restored")
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
-    extra.check(jobs, force=files.force)
+    goes_on = is_one and (many.resume or large.block_range is not None)  # with pages of its own, as is seen in time
+    extra.check(jobs, force=files.force or goes_on)
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     if is_single_kernel and is_one:
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)

@@ -52,6 +52,13 @@ class PieceProgress:
         self._step = ""
         self._update()
 
+    def begin_at(self, n_done: int) -> None:
+        """Count pieces that an earlier run did, which say nothing of how fast this one is."""
+        self._n_done = n_done
+        self._ends.clear()
+        self._ends.append(self._clock())
+        self._update()
+
     def tell(self, step: str) -> None:
         """Say what is being done with the piece at hand; for a terminal."""
         self._step = step

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io.folders import address_of, remove
+from deconv_cli.io.hidden_names import PARTIAL, REPLACED, hidden_name, left_of
 from deconv_cli.io.sources import reason_of
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
     """Write into a temporary file of the same folder, check it, then put it in the place of `path`.
 
-    Before that last step the old file stays as it was, and the temporary one is removed in any case. `write` writes
-    the whole file under the name that it is given; `check` raises if that file is not what was meant.
+    Before that last step the old file stays as it was, and the temporary one is removed in any case; where the process
+    is killed, by the next one that writes this file. `write` writes the whole file under the name that it is given;
+    `check` raises if that file is not what was meant.
 
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
@@ -27,8 +28,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
         return
     # A link keeps pointing where it did: its target is replaced, in the target's own folder.
     final = path.resolve() if path.is_symlink() else path
-    temporary = final.with_name(f".{secrets.token_hex(4)}.partial{final.suffix}")
+    temporary = hidden_name(final, PARTIAL)
     try:
+        remove_left(final, PARTIAL)
         _checked(path, temporary, write, check)
         put_in_place(temporary, final)
     except DeconvError:
@@ -68,7 +70,7 @@ def put_in_place(written: Path, final: Path) -> None:
         written.replace(final)
     else:
         # A folder takes the place of none that holds something, so that one goes away first.
-        old = final.with_name(f".{secrets.token_hex(4)}.replaced")
+        old = hidden_name(final, REPLACED)
         if final.exists():
             final.replace(old)
         try:
@@ -78,7 +80,14 @@ def put_in_place(written: Path, final: Path) -> None:
                 old.replace(final)
             raise
         remove(old)
+        remove_left(final, REPLACED)
     _sync_folder(final.parent)
+
+
+def remove_left(final: Path, ending: str) -> None:
+    """Remove what runs that were killed left beside a file."""
+    for left in left_of(final, ending):
+        remove(left)
 
 
 def synchronize(written: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.codec import Codec
+from deconv_cli.io.hidden_names import is_in_parts
 from deconv_cli.parts import CODECS
 
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
@@ -44,8 +45,12 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
     """Find the codec for a file by its first 32 bytes; the suffix decides where several formats begin alike.
 
     Raises:
-        MalformedInputError: no known format starts like this, or a raw file of a camera.
+        MalformedInputError: no known format starts like this, a raw file of a camera, or a result in the making.
     """
+    if is_in_parts(path):
+        raise MalformedInputError(
+            f"'{path}' is a result in the making, of which parts are missing; go on with the run that began it."
+        )
     if path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
         raise MalformedInputError(
             f"'{path}' is a raw file of a camera, which is not developed here; develop it into a 16-bit TIFF first."

@@ -178,8 +178,6 @@ def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.finish(EndsAfter(), describe)
     assert not (tmp_path / "out.npy").exists()
-    with pytest.raises(UsageError, match="another input"):
-        planned(tmp_path, kernel, resume=True, boundary="zero")
     with pytest.raises(UsageError, match=r"it left '.*\.out\.npy\.blocks' and '.*\.out\.npy\.partial'"):
         planned(tmp_path, kernel)
     again = planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), describe)

@@ -6,6 +6,7 @@ import torch
 
 import deconv_cli
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.report import block_page
 
 
 @pytest.fixture
@@ -37,6 +38,11 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     assert np.abs(found - whole).max() <= report["seam"]["predicted"] * float(data.max() - data.min())
     again = deconv(*words(large, "--dry-run"))  # writes nothing, so that nothing is in its way
     assert "has to be given --force" in " ".join(again.stderr.split())
+    for going_on in (["--resume"], ["--block-range", "2/3"]):
+        told = deconv(*words(large, *going_on, "--json"))
+        assert "out.npy' is complete already" in " ".join(told.stderr.split())
+        assert told.report == report
+    assert sorted(path.name for path in large.parent.iterdir()) == ["large.npy", "out.npy", "out.npy.json"]
 
 
 def with_extras(large, *more):
@@ -60,11 +66,18 @@ def test_the_error_and_the_mask_come_from_blocks(deconv, large):
 
 
 @pytest.mark.exhaustive  # tests/report has pages of pictures that are small
-def test_the_page_comes_from_blocks(deconv, large):
+def test_the_page_comes_from_blocks(deconv, large, monkeypatch):
     page = large.with_name("page.html")
     planned = deconv(*with_extras(large, "--report", page, "--dry-run"))
     assert "map.npy" in planned.stderr
-    deconv(*with_extras(large, "--report", page))
+
+    def is_ended(run, pieces):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(block_page, "render_block_page", is_ended)
+        deconv(*with_extras(large, "--report", page), expect=ExitCode.INTERRUPTED)
+    deconv(*with_extras(large, "--report", page, "--resume"))
     text = page.read_text(encoding="utf-8")
     assert "was restored in 4 blocks from what the kernel box:3" in text
     assert "The whole picture." in text
@@ -81,6 +94,7 @@ def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
     large.with_name("out.npy").unlink()
     for job in ("2/2", "1/2"):
         deconv(*words(large, "--block-range", job, "--quiet"))
+    deconv(*words(large, "--block-range", "2/2", "--quiet"))  # again, as queues do with jobs that were ended
     assert np.array_equal(np.load(large.with_name("out.npy")), alone)
 
 

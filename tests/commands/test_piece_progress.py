@@ -44,6 +44,16 @@ def test_the_rate_is_that_of_the_last_pieces(clock):
     assert progress.line() == "210 of 1000 blocks, 1 blocks a second, about 13 min left"
 
 
+def test_pieces_of_an_earlier_run_say_nothing_of_the_rate(clock):
+    progress = PieceProgress(10, "blocks", clock=clock)
+    clock.now += 1e-3
+    progress.begin_at(5)
+    assert progress.line() == "5 of 10 blocks"
+    clock.now += 20.0
+    progress.advance()
+    assert progress.line() == "6 of 10 blocks, 3 blocks a minute, about 80 s left"
+
+
 def test_a_log_has_a_line_a_minute(clock, capsys):
     progress = PieceProgress(100, clock=clock)
     with progress.shown():

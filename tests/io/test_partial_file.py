@@ -6,9 +6,10 @@ import tifffile
 from region_cases import planned
 
 from deconv_cli.errors import FileAccessError
+from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.regions import partial_file
 from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.partial_file import make_partial, partial_path
+from deconv_cli.io.regions.partial_file import make_partial
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])

@@ -17,12 +17,12 @@ from deconv_cli.io import records
 from deconv_cli.io.atomic import write_line_beside
 from deconv_cli.io.codec import Array, WriteRequest, not_carried
 from deconv_cli.io.codecs.npy import NPY, read_layout
+from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.contiguous_runs import contiguous_runs
 from deconv_cli.io.regions.overlap import shape_of
 from deconv_cli.io.regions.partial_file import (
     make_partial,
-    partial_path,
     put_in_place,
     refusing_to_write,
     remove_partial,
@@ -110,6 +110,10 @@ class NpyTarget(RegionTarget):
         n_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         with refusing_to_write(self.path):
             make_partial(self.path, n_bytes, self._is_there, self._make)
+
+    def is_begun(self) -> bool:
+        """Look for the hidden file."""
+        return partial_path(self.path).exists()
 
     def _make(self, own: Path) -> None:
         np.lib.format.open_memmap(own, "w+", np.dtype(self.dtype).newbyteorder("<"), self.shape)

@@ -13,12 +13,8 @@ from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
+from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.sources import reason_of
-
-
-def partial_path(path: Path) -> Path:
-    """Name what is written before all is there; the same for every process, and for a later run."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def check_room(path: Path, n_bytes: int) -> None:
@@ -74,6 +70,7 @@ def put_in_place(path: Path) -> None:
     """Give what was written its name, once the disk has it."""
     atomic.synchronize(partial_path(path))
     atomic.put_in_place(partial_path(path), path)
+    remove_partial(path)
 
 
 @contextmanager

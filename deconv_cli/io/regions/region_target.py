@@ -57,6 +57,10 @@ class RegionTarget(ABC):
         """
 
     @abstractmethod
+    def is_begun(self) -> bool:
+        """Tell whether there is such room, and `finish` has not made a result of it yet."""
+
+    @abstractmethod
     def write(self, region: Region, samples: Array) -> None:
         """Write a part that covers whole units, or ends with the array; writing it again does no harm.
 

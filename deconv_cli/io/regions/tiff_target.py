@@ -14,10 +14,10 @@ from deconv_cli.errors import InputRefusedError
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
+from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.regions.overlap import overlap
 from deconv_cli.io.regions.partial_file import (
     make_partial,
-    partial_path,
     put_in_place,
     refusing_to_write,
     remove_partial,
@@ -46,6 +46,10 @@ class TiffTarget(RegionTarget):
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})
         with refusing_to_write(self.path):
             make_partial(self.path, n_bytes, self._is_there, lambda own: write_empty_tiff(own, image, self.tile))
+
+    def is_begun(self) -> bool:
+        """Look for the hidden file."""
+        return partial_path(self.path).exists()
 
     @property
     def tile(self) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from deconv_cli.io.codecs.zarr_folder import ZARR, channel_windows, write_descri
 from deconv_cli.io.codecs.zarr_library import FORMAT_FILE, ArraySpec, open_described
 from deconv_cli.io.codecs.zarr_pyramid import build_levels
 from deconv_cli.io.folders import address_of, is_member, list_members, read_member, remove, write_member
-from deconv_cli.io.regions.partial_file import partial_path, put_in_place, refusing_to_write
+from deconv_cli.io.hidden_names import partial_path
+from deconv_cli.io.regions.partial_file import put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
@@ -54,6 +55,11 @@ class ZarrTarget(RegionTarget):
             if before != plan:
                 write_member(self.folder / _PLAN, plan)
 
+    def is_begun(self) -> bool:
+        """Look for what the chunks are to become."""
+        with refusing_to_write(self.path):
+            return is_member(self.folder / _PLAN)
+
     def write(self, region: Region, samples: Array) -> None:
         """Write whole chunks or shards."""
         self.check_units(region)
@@ -68,11 +74,11 @@ class ZarrTarget(RegionTarget):
             self._check_complete()
             build_levels(self._open, len(self.specs), self.axes)
             write_descriptions(self.folder, dict(self.documents), self.specs, image, self._windows())
-            remove(self.folder / _PLAN)
             for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
                 remove(self.folder / name)
             if self.folder != self.path:
                 put_in_place(self.path)
+            remove(self.path / _PLAN)  # the last step: as long as it is there, a run that is gone on with does all this
 
     def discard(self) -> None:
         """Remove the chunks."""

@@ -1,0 +1,87 @@
+"""What earlier runs for the same result left: all of it, a part of it, or what belongs to other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.block_plan import BlockPlan
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.io.hidden_names import partial_path
+from deconv_cli.io.output_path import check_output_path
+from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions.region_target import RegionTarget
+
+
+class BlocksCompleteError(UsageError):
+    """There is nothing to go on with: an earlier run of the same input, kernel and settings came to its end.
+
+    Attributes:
+        record: of that run, as the result holds it; it names the result as this run does.
+    """
+
+    def __init__(self, target: RegionTarget, record: dict[str, Any]) -> None:
+        self.record = record | {"output": record["output"] | {"path": target.spelled_path}}
+        super().__init__(
+            f"'{target.spelled_path}' is complete already: an earlier run made it of this input, with this kernel and "
+            "these settings; remove it to have it made again."
+        )
+
+
+def find_earlier(
+    targets: Sequence[RegionTarget], source: Path, ledger: BlockLedger, fingerprint: str, *, resume: bool, force: bool
+) -> BlockPlan | None:
+    """Give the plan of the run that is gone on with, or of another one that `force` replaces; `None` without either.
+
+    Args:
+        targets: all files that are written, the result last.
+        source: the input.
+        ledger: of the result.
+        fingerprint: of all that decides what is written.
+        resume: whether to go on where an earlier run ended.
+        force: whether what other runs left may be removed, and other files replaced.
+
+    Raises:
+        BlocksCompleteError: all files are there, made by such a run.
+        UsageError: there is something that only `force` may remove.
+    """
+    if not resume:
+        if not force:
+            _refuse_to_forget(targets, ledger)
+        return None
+    known = ledger.read_plan()
+    if known is not None and known.fingerprint != fingerprint and not force:
+        raise UsageError(
+            f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
+            "repeat the options of that run, or give force=True to forget what it did and begin anew."
+        )
+    records = [record_of(target, fingerprint) for target in targets]
+    if known is None and records[-1] is not None and None not in records:
+        raise BlocksCompleteError(targets[-1], records[-1])
+    for target, record in zip(targets, records, strict=True):
+        if record is None:
+            check_output_path(target.path, source, force=force, is_folder=True)
+    return known
+
+
+def record_of(target: RegionTarget, fingerprint: str) -> dict[str, Any] | None:
+    """Give the record of a file that is in its place, if a run with this fingerprint made it; else `None`."""
+    try:
+        record = open_regions(target.path).record or {}
+    except DeconvError:
+        return None
+    plan = record.get("plan")
+    return record if isinstance(plan, dict) and plan.get("fingerprint") == fingerprint else None
+
+
+def _refuse_to_forget(targets: Sequence[RegionTarget], ledger: BlockLedger) -> None:
+    """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
+    places = [ledger.folder, *(partial_path(target.path) for target in targets)]
+    left = [f"'{path}'" for path in places if path.exists()]
+    if left:
+        raise UsageError(
+            f"an earlier run for '{targets[-1].path}' ended early, or goes on still: it left {' and '.join(left)}; "
+            "resume=True goes on where it ended, force=True begins anew."
+        )
