@@ -41,7 +41,7 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     for going_on in (["--resume"], ["--block-range", "2/3"]):
         told = deconv(*words(large, *going_on, "--json"))
         assert "out.npy' is complete already" in " ".join(told.stderr.split())
-        assert told.report == report
+        assert told.report["blocks"] == report["blocks"]
     assert sorted(path.name for path in large.parent.iterdir()) == ["large.npy", "out.npy", "out.npy.json"]
 
 
