@@ -46,5 +46,5 @@ def planned(folder, kernel, *, resume=False, force=False, extra=NO_FILES, **opti
     corner = read_corner(source, are_axes_named=False)
     problem = lay_out_problem(source, corner, kernel, ReconstructionSettings.of(**OPTIONS | options))
     target = plan_target(problem, folder / "out.npy", LargeFileOptions(force=force, resume=resume))
-    extras = plan_extras(problem, target, extra, force=force, resume=resume)
+    extras = plan_extras(problem, target, extra, force=None if resume else force)
     return BlockRun.prepare(problem, target, BLOCKS, extras=extras, resume=resume, force=force)

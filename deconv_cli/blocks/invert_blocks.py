@@ -206,7 +206,7 @@ def invert_blocks(
         settings = replace(settings, predict=True)
     problem = lay_out_problem(opened, corner, kernel, settings)
     planned = plan_target(problem, Path(target), files)
-    extras = plan_extras(problem, planned, files.extra, force=files.force, resume=files.resume)
+    extras = plan_extras(problem, planned, files.extra, force=None if files.resume else files.force)
     options_ = blocks or BlockOptions(default_memory())
     run = BlockRun.prepare(problem, planned, options_, extras=extras, resume=files.resume, force=files.force)
     return run.finish(scheduler or SerialScheduler(), lambda found: found.record, progress)
@@ -274,8 +274,7 @@ def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> R
         n_channels=problem.n_channels,
         size=problem.image_size,
         output_dtype=files.output_dtype,
-        force=files.force,
-        resume=files.resume,
+        force=None if files.resume else files.force,
         n_levels=files.n_levels,
     )
 

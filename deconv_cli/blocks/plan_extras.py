@@ -47,7 +47,7 @@ NO_FILES = ExtraFiles()
 
 
 def plan_extras(
-    problem: BlockProblem, target: RegionTarget, files: ExtraFiles, *, force: bool = False, resume: bool = False
+    problem: BlockProblem, target: RegionTarget, files: ExtraFiles, *, force: bool | None = False
 ) -> BlockExtras:
     """Decide where all of it goes; nothing is written yet.
 
@@ -55,8 +55,7 @@ def plan_extras(
         problem: what is restored.
         target: the result.
         files: what is asked for.
-        force: whether existing files may be replaced.
-        resume: existing files may be those of the run that is gone on with.
+        force: whether existing files may be replaced; `None` where the caller will find out what is there.
 
     Raises:
         UsageError: a file that exists, that cannot be written by parts, or a truth of another shape.
@@ -74,7 +73,6 @@ def plan_extras(
             size=problem.image_size,
             output_dtype=dtype,
             force=force,
-            resume=resume,
         )
 
     return BlockExtras(

@@ -293,7 +293,7 @@ class BlockRestoration:
             large.problem,
             target,
             BlockOptions(memory, self._block_size(large)),
-            extras=plan_extras(large.problem, target, asked, force=replaces, resume=resumes),
+            extras=plan_extras(large.problem, target, asked, force=None if resumes else replaces),
             resume=resumes,
             force=replaces,
             progress=progress,

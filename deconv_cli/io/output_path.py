@@ -11,20 +11,20 @@ from deconv_cli.io.sources import reason_of
 
 
 def check_output_path(
-    path: Path, source: Path, *, force: bool, resume: bool = False, make_folder: bool = False, is_folder: bool = False
+    path: Path, source: Path, *, force: bool | None, make_folder: bool = False, is_folder: bool = False
 ) -> None:
     """Refuse a path where no file can be, or where one is that may not be replaced.
 
-    With `resume` what is there may be of the run that is gone on with. With `make_folder` a missing folder is made when
-    the file is written. `source` is what the output is made from. Where `is_folder`, files of the format are
-    folders themselves.
+    Where `force` is `None` the caller will find out what is there. With `make_folder` a missing folder is made when the
+    file is written. `source` is what the output is made from. Where `is_folder`, files of the format are folders
+    themselves.
 
     Raises:
         UsageError: no such folder, or an existing file without `force`.
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
     if address_of(path):
-        _check_address(path, resume=resume, is_folder=is_folder)
+        _check_address(path, is_left_open=force is None, is_folder=is_folder)
         return
     try:
         folder = path.parent
@@ -34,7 +34,7 @@ def check_output_path(
             raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
         if path.is_dir() and not (is_folder and mark_of(path)):
             raise UsageError(f"output '{path}' should be a file, but is a folder.")
-        if path.exists() and not (force or resume):
+        if force is False and path.exists():
             is_input = path.samefile(source) if source.exists() else False
             what = "is the input itself" if is_input else "exists already"
             raise UsageError(f"output '{path}' {what}; choose another name, or force=True to replace it.")
@@ -52,9 +52,9 @@ def make_parents(path: Path) -> None:
         raise FileAccessError(f"the folder of '{path}' cannot be made: {reason_of(error)}.") from error
 
 
-def _check_address(path: Path, *, resume: bool, is_folder: bool) -> None:
+def _check_address(path: Path, *, is_left_open: bool, is_folder: bool) -> None:
     address = address_of(path)
     if not is_folder:
         raise UsageError(f"output '{address}' is an address, where only Zarr is written; choose a name with .zarr.")
-    if mark_of(path) and not resume:
+    if not is_left_open and mark_of(path):
         raise UsageError(f"output '{address}' exists already, and nothing is replaced there; choose another name.")

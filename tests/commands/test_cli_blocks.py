@@ -68,7 +68,8 @@ def test_the_error_and_the_mask_come_from_blocks(deconv, large):
 @pytest.mark.exhaustive  # tests/report has pages of pictures that are small
 def test_the_page_comes_from_blocks(deconv, large, monkeypatch):
     page = large.with_name("page.html")
-    planned = deconv(*with_extras(large, "--report", page, "--dry-run"))
+    line = with_extras(large, "--report", page)
+    planned = deconv(*line, "--dry-run")
     assert "map.npy" in planned.stderr
 
     def is_ended(run, pieces):
@@ -76,8 +77,8 @@ def test_the_page_comes_from_blocks(deconv, large, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(block_page, "render_block_page", is_ended)
-        deconv(*with_extras(large, "--report", page), expect=ExitCode.INTERRUPTED)
-    deconv(*with_extras(large, "--report", page, "--resume"))
+        deconv(*line, expect=ExitCode.INTERRUPTED)
+    deconv(*line, "--resume")
     text = page.read_text(encoding="utf-8")
     assert "was restored in 4 blocks from what the kernel box:3" in text
     assert "The whole picture." in text

@@ -63,8 +63,7 @@ def plan_regions(
     n_channels: int,
     size: Sequence[int],
     output_dtype: OutputDType | None = None,
-    force: bool = False,
-    resume: bool = False,
+    force: bool | None = False,
     n_levels: int = 1,
 ) -> RegionTarget:
     """Decide where a result that is written by parts goes, and as what; nothing is written yet.
@@ -76,8 +75,7 @@ def plan_regions(
         n_channels: channels of the result.
         size: of the result in space, as the axes of `layout.space` have it.
         output_dtype: its sample type; None for float32.
-        force: whether an existing file may be replaced.
-        resume: an existing file may be that of the run that is gone on with, as the caller finds out.
+        force: whether an existing file may be replaced; `None` where the caller will find out what is there.
         n_levels: how many resolutions are stored, each half the one before.
 
     Raises:
@@ -91,7 +89,7 @@ def plan_regions(
             f"'{path}' cannot be written by parts, since {codec.name} files are written as a whole; choose a name for "
             f"{_listed(codec for codec, part in _formats() if not part.is_read_only)}."
         )
-    check_output_path(path, source.path, force=force, resume=resume, is_folder=codec.is_folder)
+    check_output_path(path, source.path, force=force, is_folder=codec.is_folder)
     check_levels(path, codec, n_levels)
     request = WriteRequest(
         path=path,
