@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import check_name
 
 Part = TypeVar("Part")
 
@@ -58,11 +58,7 @@ class Registry(Generic[Part]):
         Raises:
             UsageError: none has; the message lists those that there are, and names the one that comes near.
         """
-        if not isinstance(name, str) or name not in self:
-            meant = difflib.get_close_matches(str(name), self.names, n=1)
-            hint = f"; perhaps {meant[0]} was meant" if meant else ""
-            raise UsageError(f"{self.kind} must be one of {', '.join(self.names)}, but is '{name}'{hint}.")
-        return str(name)
+        return check_name(self.names, name, self.kind)
 
     def register(self, name: str, part: Part) -> Part:
         """Add a part.

@@ -5,6 +5,7 @@ Nothing here imports torch, so that the command line can offer these words befor
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -105,20 +106,20 @@ def parse_word(words: type[Word], text: str, name: str) -> Word:
     Raises:
         UsageError: the word is not in the list.
     """
-    try:
-        return words(text)
-    except ValueError:
-        raise UsageError(f"{name} must be one of {', '.join(words)}, but is '{text}'.") from None
+    return words(check_name(words, text, name))
 
 
 def check_name(names: Iterable[str], text: object, kind: str) -> str:
     """Give a name back if it is one of a list.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not; the message names the list, and the name that comes near.
     """
+    names = tuple(names)
     if not isinstance(text, str) or text not in names:
-        raise UsageError(f"{kind} must be one of {', '.join(names)}, but is '{text}'.")
+        meant = difflib.get_close_matches(str(text), names, n=1)
+        hint = f"; perhaps {meant[0]} was meant" if meant else ""
+        raise UsageError(f"{kind} must be one of {', '.join(names)}, but is '{shortened(str(text))}'{hint}.")
     return str(text)
 
 
@@ -331,6 +332,11 @@ def parse_memory(text: str) -> int:
             f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{shortened(text)}'."
         )
     return n_bytes
+
+
+def counted(n: int | str, word: str) -> str:
+    """Write how many things there are, a number or its digits: `1 step`, `2 steps`."""
+    return f"{n} {word}" if str(n) == "1" else f"{n} {word}s"
 
 
 def format_size(size: Iterable[int]) -> str:

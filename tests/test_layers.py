@@ -24,7 +24,7 @@ ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
     "allocator": set(),
-    "registry": {"errors"},
+    "registry": {"errors", "vocabulary"},
     "parts": {"registry"},
     "noise_model": {"errors"},
     "layer_options": {"errors", "vocabulary"},

@@ -17,7 +17,7 @@ from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
 from deconv_cli.diagnostics.edge_bands import band_counts, edge_distance
 from deconv_cli.diagnostics.error_profile import ErrorProfile, pool_profiles
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError, PredictedError, pool_errors
-from deconv_cli.vocabulary import Size, format_size
+from deconv_cli.vocabulary import Size, counted, format_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class ErrorSample:
             exponent=self.exponent,
             n_probes=self.n_probes,
             seed=self.seed,
-            pieces=f"{self.n_pieces} {'piece' if self.n_pieces == 1 else 'pieces'} of {format_size(self.sides)} "
+            pieces=f"{counted(self.n_pieces, 'piece')} of {format_size(self.sides)} "
             "samples, and the detail of all blocks",
             real=real,
         )

@@ -27,6 +27,7 @@ from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.vocabulary import counted
 
 N_NAMED = 20
 """So many inputs that failed are named at the end; a manifest has them all."""
@@ -233,7 +234,8 @@ class Batch:
     def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), "left out": len(self._skipped)}
         told = "".join(f", {n} {what}" for what, n in counts.items() if n)
-        yield f"{self._n_done} of {n_jobs} inputs were done{told}, in {spoken_time(seconds)}."
+        were = "was" if self._n_done == 1 else "were"
+        yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{told}, in {spoken_time(seconds)}."
         if self._failures:
             names = [str(failure.job.source) for failure in self._failures]
             more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""

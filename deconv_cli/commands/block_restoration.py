@@ -30,7 +30,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind, parse_size
+from deconv_cli.vocabulary import InputKind, counted, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +205,7 @@ class BlockRestoration:
             found = planned.finish(
                 scheduler,
                 lambda done: describe_block_run(describe(done)),
-                lambda n_done, n_blocks: progress.begin(f"{n_done} of {n_blocks} blocks"),
+                lambda n_done, n_blocks: progress.begin(f"{n_done} of {counted(n_blocks, 'block')}"),
                 conclude=lambda found: self._write_page(extra.page, describe(found)),
             )
         done = describe(found)
@@ -236,7 +236,7 @@ class BlockRestoration:
         n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
         if not printed.quiet:
             print_workers(scheduler)
-        pieces = PieceProgress(n_blocks, "blocks", is_silent=printed.quiet)
+        pieces = PieceProgress(n_blocks, "block", is_silent=printed.quiet)
         with pieces.shown():
             found = planned.finish(
                 scheduler,

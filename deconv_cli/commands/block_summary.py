@@ -9,7 +9,7 @@ from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.progress import spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.summary import error_rows
-from deconv_cli.vocabulary import format_lambda, format_memory, format_size
+from deconv_cli.vocabulary import counted, format_lambda, format_memory, format_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_task import BlockTask
@@ -62,7 +62,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
     ]
     if verbose:
         rows += [
-            ("solver", f"{summary.n_iterations} iterations at most, certificate {summary.certificate:.2g}"),
+            ("solver", f"{counted(summary.n_iterations, 'iteration')} at most, certificate {summary.certificate:.2g}"),
             ("values", f"{summary.lowest:.4g} to {summary.highest:.4g}"),
             ("threads", f"{found.plan.n_threads} a block"),
         ]
@@ -92,7 +92,7 @@ def _objective(found: BlockReconstruction) -> str:
     """Name what was minimized, with what was chosen for all blocks."""
     choices = found.plan.choices
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
-    more += "" if choices.iterations is None else f", {choices.iterations} iterations"
+    more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
     more += "" if choices.rho is None else f" at ρ {choices.rho:.3g}"
     return f"{found.settings.objective}{more}"
 

@@ -148,7 +148,7 @@ def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
     from deconv_cli.io.folders import spelled
     from deconv_cli.report.run import OutputFile
 
-    return OutputFile(spelled(path), tuple(prepared.shape), prepared.dtype, prepared.samples_sha256)
+    return OutputFile(spelled(path), tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
 
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.findings import Finding
@@ -83,12 +84,12 @@ class Outcome:
         n_all = len(report.parameters) - n_frozen
         if n_faults or n_general:
             also = f" and {n_general} of the model as a whole" if n_general else ""
-            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {n_all} parameters{also}"
+            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, 'parameter')}{also}"
         elif n_undecided:
             code = ExitCode.UNTRUSTWORTHY
-            conclusion = f"no verdict on {n_undecided} of {n_all} parameters, no fault in the others"
+            conclusion = f"no verdict on {n_undecided} of {counted(n_all, 'parameter')}, no fault in the others"
         else:
-            code, conclusion = ExitCode.SUCCESS, f"healthy: {n_all} parameters"
+            code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, 'parameter')}"
         conclusion += f" ({len(expected)} expected)" if expected else ""
         conclusion += f", {n_frozen} more are frozen" if n_frozen else ""
         return cls(expected, [e for e in expectations if e not in met], code, conclusion)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deconv_cli.vocabulary import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -31,7 +33,7 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     parameters = record["parameters"]
     shown = parameters if verbose or len(parameters) <= _MANY else [p for p in parameters if _is_worth_a_row(p)][:_MANY]
     line(record["summary"], "bold")
-    line(f"{record['model']['name']}: {len(parameters)} parameters, {_describe_run(record)}")
+    line(f"{record['model']['name']}: {counted(len(parameters), 'parameter')}, {_describe_run(record)}")
     console.print(_table(shown))
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")

@@ -20,7 +20,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.pair_options import PairOptions, SizeOption, list_pairs, parse_size
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import format_size
+from deconv_cli.vocabulary import counted, format_size
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.fit_kernel import KernelFit
@@ -122,7 +122,7 @@ def _rows(found: KernelFit, light: str) -> list[tuple[str, str]]:
     return [
         ("taps", f"{shape}, sum {float(found.taps.sum()):.6g}, largest {float(found.taps.max()):.4g}"),
         ("error bars", bars),
-        ("determined", f"{found.n_effective:.0f} of {found.taps.numel()} taps, by {found.n_data} samples"),
+        ("determined", f"{found.n_effective:.0f} of {found.taps.numel()} taps, by {counted(found.n_data, 'sample')}"),
         ("noise", f"σ {', '.join(f'{value:.3g}' for value in found.sigma)}"),
         ("residual", f"{100 * found.residual:.3g} % of the data{held_out}"),
         ("λ", f"{', '.join(f'{value:.2g}' for value in found.lam)}: the likeliest"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import KernelOptions, OptionValues
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Convention, check_padding
@@ -92,9 +92,11 @@ def load_kernels(
     """
     from deconv_cli.kernels.sources.formula import has_units
 
-    spacing = None
-    if read_image is not None and any(is_formula(path) and has_units(str(path)) for path in paths):
+    spacing, formulas = None, [path for path in paths if is_formula(path)]
+    if read_image is not None and any(has_units(str(path)) for path in formulas):
         spacing = _spacing_of(read_image())
+    if read_image is not None and formulas and dimensions is None:
+        dimensions = _dimension_of_signals(read_image)
     loaded = [load_kernel(path, options, dimensions, spacing) for path in paths]
     if read_image is not None and any(one.is_ambiguous for one in loaded):
         named = read_image().named_dimensions
@@ -147,6 +149,14 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
         options={**loaded[0].options, "--kernel": paths, **options.as_options()},
         spacing=loaded[0].spacing,
     )
+
+
+def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
+    """Give 1 for signals, for which a formula is that of lines; `None` for all else."""
+    try:
+        return 1 if read_image().named_dimensions == 1 else None
+    except DeconvError:  # as restoring it will say
+        return None
 
 
 def _spacing_of(image: ImageFile) -> tuple[float, ...] | None:
@@ -239,9 +249,8 @@ def _as_options(value: object) -> object:
 
 
 def is_formula(path: Path) -> bool:
-    """Tell whether what was given for a kernel is a formula, maybe misspelt, and no file."""
-    name, colon, _ = str(path).partition(":")
-    is_meant = name in KERNEL_SOURCES if colon else False
+    """Tell whether what was given for a kernel is a formula, maybe misspelt or without its numbers, and no file."""
+    is_meant = str(path).partition(":")[0] in KERNEL_SOURCES
     return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
 

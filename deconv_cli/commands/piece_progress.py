@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands.progress import LOG_INTERVAL_S, spoken_time
+from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -25,7 +26,7 @@ class PieceProgress:
 
     Args:
         n_pieces: how many there are.
-        name: what they are, in the plural.
+        name: what one is.
         is_silent: show nothing at all.
         clock: seconds.
     """
@@ -33,7 +34,7 @@ class PieceProgress:
     def __init__(
         self,
         n_pieces: int,
-        name: str = "files",
+        name: str = "file",
         *,
         is_silent: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +67,7 @@ class PieceProgress:
 
     def line(self) -> str:
         """Say how many are done, how fast, and how long the rest will take."""
-        line = f"{self._n_done} of {self._n_pieces} {self._name}"
+        line = f"{self._n_done} of {counted(self._n_pieces, self._name)}"
         elapsed = self._ends[-1] - self._ends[0]
         if len(self._ends) < 2 or elapsed <= 0:
             return line
@@ -114,5 +115,5 @@ class PieceProgress:
 def _spoken_rate(per_second: float, name: str) -> str:
     for unit, seconds in (("second", 1), ("minute", 60)):
         if per_second * seconds >= 1:
-            return f"{per_second * seconds:.3g} {name} a {unit}"
-    return f"{per_second * 3600:.3g} {name} an hour"
+            return f"{counted(f'{per_second * seconds:.3g}', name)} a {unit}"
+    return f"{counted(f'{per_second * 3600:.3g}', name)} an hour"

@@ -12,6 +12,7 @@ from deconv_cli.noise_model import describe_noise
 from deconv_cli.vocabulary import (
     ROUNDING_NOISE,
     LambdaRule,
+    counted,
     format_lambda,
     format_memory,
     format_padding,
@@ -91,7 +92,7 @@ def _layer_rows(layer: LayerOptions) -> Rows:
 def print_tap_summary(run: TapRun) -> None:
     """Print what `deconv invert --tap` did on stderr: a table, warnings, and notes."""
     result, solution, settings = run.reconstruction, run.reconstruction.solution, run.reconstruction.settings
-    steps = f"after {solution.n_iterations} iterations, certificate {solution.certificate:.2g}"
+    steps = f"after {counted(solution.n_iterations, 'iteration')}, certificate {solution.certificate:.2g}"
     residual = f"{result.residual.root_mean_square:.3g} rms, {100 * result.residual.relative:.3g} % of the data"
     open_part = f"all but {100 * result.undetermined:.2g} % of the image, around the estimate"
     rows = [
@@ -119,7 +120,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     share = "all" if result.determined.share > 1 - 1e-6 else f"{100 * result.determined.share:.3g} %"
     how = "by the rank of the derivative" if result.determined.is_exact else "as conjugate gradients show it"
     n_steps = solution.n_iterations
-    steps = "" if n_steps == 0 else f" after {n_steps} {'iteration' if n_steps == 1 else 'iterations'}"
+    steps = "" if n_steps == 0 else f" after {counted(n_steps, 'iteration')}"
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
     layers = [(f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named]
     rows = [
@@ -217,7 +218,7 @@ def _lambda_rows(result: Reconstruction) -> Rows:
 def _solver(result: Reconstruction) -> str:
     solution, status = result.solution, _status(result.solution)
     n = solution.n_iterations
-    steps = "" if n == 0 else f" after {n} {'iteration' if n == 1 else 'iterations'}"
+    steps = "" if n == 0 else f" after {counted(n, 'iteration')}"
     certificate = f"certificate {solution.certificate:.2g}"
     bound = solution.distance_bound
     distance = "" if bound is None else f", within {100 * bound:.2g} % of the solution"
@@ -301,7 +302,7 @@ def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str
 
 def _influence(influence: InfluenceDepth) -> str:
     depths = {"10 %": influence.tenth, "1 %": influence.hundredth, "0.1 %": influence.thousandth}
-    faded = [f"{part} after {n} {'pixel' if n == 1 else 'pixels'}" for part, n in depths.items() if n is not None]
+    faded = [f"{part} after {counted(n, 'pixel')}" for part, n in depths.items() if n is not None]
     deeper = [part for part, n in depths.items() if n is None]
     if not faded:
         return f"a mistake at the edge goes deep into the image: more than {deeper[0]} of it"

@@ -17,7 +17,7 @@ from deconv_cli.diagnostics.lambda_rules import LambdaCurve, choose_by_rule
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
 from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.diagnostics.spectral_data import SpectralData
-from deconv_cli.vocabulary import LambdaRule, Size
+from deconv_cli.vocabulary import LambdaRule, Size, counted
 
 MAX_ROUNDS = 8
 CONVERGED = 0.05
@@ -68,7 +68,7 @@ class LambdaChoice:
             LambdaRule.LCURVE: "the corner of the L-curve",
             LambdaRule.WHITENESS: "the whitest residual",
         }
-        rounds = f" in {self.n_rounds} rounds" if self.n_rounds else ""
+        rounds = f" in {counted(self.n_rounds, 'round')}" if self.n_rounds else ""
         other = self.cross_check
         median = f", the median of {self.n_places} places" if self.n_places > 1 else ""
         return f"chosen by {words[self.rule]}{rounds}{median}; {other.rule} would take {other.chosen:.2g}"
@@ -92,7 +92,7 @@ class LambdaChoice:
                 "the noise may not be what they are taken for, so look at both"
             )
         if not self.is_converged:
-            return f"the choice of λ still changed after {self.n_rounds} rounds; try another lambda_rule"
+            return f"the choice of λ still changed after {counted(self.n_rounds, 'round')}; try another lambda_rule"
         return None
 
 

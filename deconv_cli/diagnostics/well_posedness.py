@@ -16,7 +16,7 @@ from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry, Pads
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.regularizers import PenaltyLike
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, counted
 
 # Without λ, modes whose singular values are below this fraction of the largest are called lost: they amplify noise more
 # than a thousand times.
@@ -185,7 +185,7 @@ def _reason(lost: LostModes, lam: float, *, is_square: bool) -> str:
         if is_square:
             return "the boundary loses nothing that the kernel lets through"
         return "the boundary loses nothing: with unequal numbers of channels no image along an edge escapes all outputs"
-    modes = f"about {lost.n_lost_modes} {'mode' if lost.n_lost_modes == 1 else 'modes'} along the edges"
+    modes = f"about {counted(lost.n_lost_modes, 'mode')} along the edges"
     if lam > 0:
         return f"{modes} come through under this boundary too weakly for the data to decide them; the penalty does"
     return (

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from deconv_cli.vocabulary import counted
+
 REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
@@ -38,7 +40,7 @@ def _describe(where: str, value: Any, n: int, word: str) -> str:  # noqa: ANN401
     kind, registered = ("dictionary", "Dict") if isinstance(value, dict) else (type(value).__name__, "List")
     known = "it is" if n == 1 else "they are"
     return (
-        f"{where} is a plain {kind} of {n} {word}{'' if n == 1 else 's'}, which the model does not know, so that "
+        f"{where} is a plain {kind} of {counted(n, word)}, which the model does not know, so that "
         f"{known} neither checked nor trained; use nn.{word.capitalize()}{registered}"
     )
 

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding, grouped
+from deconv_cli.vocabulary import counted
 
 _WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
 _UNCHECKED = ("NOISY", "NOT CHECKED")
@@ -23,11 +24,11 @@ def summarize(
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
     if not trainable or len(without) == len(trainable):
         return "Training would not work: no parameter gets a gradient."
-    sentences = []
+    sentences, of_trainable = [], f"of {counted(len(trainable), 'parameter')}"
     if without:
-        sentences.append(f"{len(without)} of {len(trainable)} parameters would not train")
+        sentences.append(f"{len(without)} {of_trainable} would not train")
     if others:
-        sentences.append(f"{len(others)} of {len(trainable)} parameters would train badly ({_verdicts(others)})")
+        sentences.append(f"{len(others)} {of_trainable} would train badly ({_verdicts(others)})")
     if of_all:
         sentences.append(f"of the model as a whole: {_verdicts(of_all)}")
     if sentences:

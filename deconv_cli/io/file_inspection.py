@@ -25,7 +25,7 @@ from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import fingerprint, read_head
 from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
-from deconv_cli.vocabulary import format_size
+from deconv_cli.vocabulary import counted, format_size
 
 MAX_TEXT = 200
 """Characters of a free text that are shown."""
@@ -187,7 +187,7 @@ def _short(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return value
     if isinstance(value, bytes):
-        return f"{len(value)} bytes"
+        return counted(len(value), "byte")
     if isinstance(value, np.ndarray):
         return f"{format_size(value.shape)} {value.dtype}"
     if isinstance(value, list | tuple) and value and not all(isinstance(member, int | float) for member in value):

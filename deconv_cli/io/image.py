@@ -45,7 +45,8 @@ class ImageFile:
     axes: str
     """The letters of `shape`."""
     are_axes_named: bool
-    """True where the file or the caller says what the axes are; False where that was told from their number."""
+    """True where the file, its record or the caller says what the axes are; False where that was told from their
+    number."""
     sha256: str
     """Of all bytes of the file."""
     record: dict[str, Any] | None
@@ -73,9 +74,12 @@ class ImageFile:
 
     @property
     def named_dimensions(self) -> int | None:
-        """How many axes of space the letters name, or pages without a name if there is one channel; else None."""
+        """How many axes of space the letters name, or pages without a name if there is one channel; else None.
+
+        An array of a single axis can be nothing but a signal.
+        """
         if not self.are_axes_named:
-            return None
+            return 1 if len(self.axes) == 1 else None
         pages = "ZIQ" if self._layout.n_channels == 1 else "Z"
         has_depth = any(n > 1 and a in pages for a, n in zip(self.axes, self._layout.sizes, strict=True))
         return 3 if has_depth and self.dimensions == 2 else self.dimensions
@@ -179,8 +183,13 @@ def read_image(
     head, sha256 = open_source(path)
     codec = codec_of_content(path, head)
     stored = read_stored(path, codec, choose_member(path, codec, tensor, series))
-    are_axes_named = bool(axes or stored.axes)
-    stored = replace(stored, axes=axes.upper() if axes else stored.axes or tensor_axes(path, len(stored.shape)))
+    record = (
+        records.matching_record(stored.record, stored.shape)
+        if codec.record_inside
+        else records.matching_record_beside(records.read_beside(path), stored)
+    )
+    named = axes.upper() if axes else stored.axes or records.recorded_axes(record)
+    stored = replace(stored, axes=named or tensor_axes(path, len(stored.shape)))
     try:
         layout = Layout(stored.axes, stored.shape, dimensions_of(stored.axes))
     except UsageError as error:
@@ -198,13 +207,9 @@ def read_image(
         shape=stored.shape,
         dtype=stored.dtype,
         axes=stored.axes,
-        are_axes_named=are_axes_named,
+        are_axes_named=bool(named),
         sha256=sha256,
-        record=(
-            records.matching_record(stored.record, stored.shape)
-            if codec.record_inside
-            else records.matching_record_beside(records.read_beside(path), stored)
-        ),
+        record=record,
         _notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
         _layout=layout.resized_space(turned.shape[2:]),
         _metadata=_upright_metadata(stored),

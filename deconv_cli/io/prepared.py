@@ -61,6 +61,11 @@ class PreparedOutput:
         return self._image.shape
 
     @property
+    def axes(self) -> str:
+        """The letters of the stored axes."""
+        return self._image.axes
+
+    @property
     def dtype(self) -> str:
         """NumPy name of the sample type."""
         return self._image.dtype

@@ -142,6 +142,12 @@ def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> di
     return record if recorded == list(shape) else None
 
 
+def recorded_axes(record: dict[str, Any] | None) -> str:
+    """Give the letters of the axes that a matching record names; empty where it names none."""
+    axes = record["output"].get("axes") if record else ""
+    return axes if isinstance(axes, str) else ""
+
+
 def matching_record_beside(record: dict[str, Any] | None, image: StoredImage) -> dict[str, Any] | None:
     """Keep a record from beside a file only if it describes these very samples: the file may be another by now."""
     kept = matching_record(record, image.shape)

@@ -9,6 +9,7 @@ import torch
 
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.io.codec import Array
+from deconv_cli.vocabulary import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,6 @@ def _saturated(
 ) -> ConvertedSamples:
     n_clipped = int(((values < lowest) | (values > highest)).sum())
     percent = 100 * n_clipped / values.numel()
-    clipped = f"{n_clipped} samples ({percent:.3g} %) clipped to {lowest:g} to {highest:g}"
+    clipped = f"{counted(n_clipped, 'sample')} ({percent:.3g} %) clipped to {lowest:g} to {highest:g}"
     samples = values.clamp(lowest, highest).numpy().astype(target)
     return ConvertedSamples(samples, n_clipped, (f"{done}, {clipped if n_clipped else 'no sample clipped'}",))

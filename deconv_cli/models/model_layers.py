@@ -14,6 +14,7 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.samples import check_finite
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.models.model_files import ModelFile
+from deconv_cli.vocabulary import counted
 
 GEOMETRY = ("stride", "padding", "dilation", "groups", "output_padding")
 KINDS = {f"{name}{n}d" for name in ("Conv", "ConvTranspose") for n in (1, 2, 3)}
@@ -84,7 +85,7 @@ def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) ->
     if len(chosen) != 1:
         listed = ", ".join(layer.name for layer in layers[:MAX_LISTED])
         more = f" and {len(layers) - MAX_LISTED} more" if len(layers) > MAX_LISTED else ""
-        what = f"no convolution named '{name}'" if name is not None else f"{len(layers)} convolutions"
+        what = f"no convolution named '{name}'" if name is not None else counted(len(layers), "convolution")
         raise UsageError(f"'{stored.path}' holds {what}; choose among {listed}{more} with layer=\"NAME\".")
     layer = chosen[0]
     check_finite(stored.path, layer.weight, "kernel")

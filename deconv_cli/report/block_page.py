@@ -25,7 +25,7 @@ from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.plan_section import describe_plan_section
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile
 from deconv_cli.report.shown_images import show_images
-from deconv_cli.vocabulary import InputKind, format_size
+from deconv_cli.vocabulary import InputKind, counted, format_size
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 
@@ -64,8 +64,9 @@ def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
 def _write_header(run: BlockInvertRun, result: Reconstruction, examined: ExaminedPieces) -> PageHeader:
     """Describe a run in a few plain sentences."""
     found, source, kernel = run.reconstruction, run.task.problem.source, run.kernel
+    blocks = counted(run.task.grid.n_blocks, "block")
     done = (
-        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored in {run.task.grid.n_blocks} blocks "
+        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored in {blocks} "
         f"from what the kernel {kernel.path} ({format_size(kernel.shape)} taps) made of it; "
         f"{as_rule(result.boundary).description}."
     )
@@ -146,7 +147,7 @@ def _as_run(run: BlockInvertRun, result: Reconstruction) -> InvertRun:
             run.task.problem.resolution.settings.defaults is InputKind.PICTURE,
             run.spacing,
         ),
-        output=OutputFile(target.spelled_path, target.shape, target.dtype, ""),
+        output=OutputFile(target.spelled_path, target.shape, target.axes, target.dtype, ""),
         reconstruction=result,
         diagnosis=None,
         factor=None,

@@ -14,6 +14,7 @@ from deconv_cli.report.key_numbers import Row, all_numbers
 from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
 from deconv_cli.report.page_template import page_template, read_source, source_hash
 from deconv_cli.report.signal_plots import signals_plot
+from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +102,7 @@ def _key_numbers(run: ChainRun) -> list[Row]:
     return [
         ("Residual", f"{100 * result.relative_residual:.3g} %", "of the data, through the layers themselves"),
         ("Determined", f"{100 * share.share:.3g} %", f"of the input's {share.n_dimensions} numbers, {how}"),
-        ("Solver", f"{solution.n_iterations} iterations", solution.status.value),
+        ("Solver", counted(solution.n_iterations, "iteration"), solution.status.value),
         ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 where nothing small helps"),
         ("Amplification", f"{result.amplification:.3g}", "how many times larger the estimate is than the data need"),
     ]

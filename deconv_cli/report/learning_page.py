@@ -11,6 +11,7 @@ from deconv_cli.report.learning_record import LearningRun, describe_learning
 from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
 from deconv_cli.report.page_template import page_template, read_source, source_hash
 from deconv_cli.report.signal_plots import taps_plot
+from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def curve_plot(run: LearningRun) -> Plot:
         "The loss after each pass over the data. Where the line of what is held out turns up again while the other "
         "goes on falling, noise is being learned."
     )
-    return draw_plot("Learning curve", caption, f"Over {len(curve) - 1} epochs: {'; '.join(parts)}.", draw)
+    return draw_plot("Learning curve", caption, f"Over {counted(len(curve) - 1, 'epoch')}: {'; '.join(parts)}.", draw)
 
 
 def _first_taps(run: LearningRun) -> ScaledImage:
@@ -76,7 +77,7 @@ def _first_taps(run: LearningRun) -> ScaledImage:
 
 def _done(run: LearningRun) -> str:
     n, what = len(run.inputs), "filters that undo a blur" if run.is_inverse else "a kernel"
-    pairs = "one pair" if n == 2 else f"{n // 2} pairs"
-    source = f"{n} sharp pictures, blurred by {run.kernel}" if run.kernel else f"{pairs} of pictures"
+    pairs = f"{counted(n // 2, 'pair')} of pictures"
+    source = f"{counted(n, 'sharp picture')}, blurred by {run.kernel}" if run.kernel else pairs
     noise = f" with noise {run.noise}" if run.noise else ""
     return f"Learned from {source}{noise}: {what}, for the loss {run.loss}, {run.light}."

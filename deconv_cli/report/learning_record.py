@@ -10,7 +10,7 @@ from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.record import SCHEMA, Record, finite_or_none
 from deconv_cli.report.run_record import describe_versions
-from deconv_cli.vocabulary import format_size
+from deconv_cli.vocabulary import counted, format_size
 from deconv_cli.workflows.inverse_filters import HeldOutQuality
 from deconv_cli.workflows.learn_kernel import KernelLearning
 from deconv_cli.workflows.learning_settings import LearningSettings
@@ -121,11 +121,11 @@ def describe_learning(run: LearningRun) -> Record:
 
 
 def _ending(found: KernelLearning) -> str:
-    epochs = f"after {len(found.curve) - 1} epochs"
+    epochs = f"after {counted(len(found.curve) - 1, 'epoch')}"
     if found.is_overfitted:
         return f"{epochs}, with the kernel that predicted best what was held out, which came to be predicted worse"
     rounds, distance = len(found.certificates) - 1, found.certificates[-1]
-    return f"{epochs} and {rounds} rounds over all data, {distance:.1g} from the minimum"
+    return f"{epochs} and {counted(rounds, 'round')} over all data, {distance:.1g} from the minimum"
 
 
 def _residual(found: KernelLearning) -> str:

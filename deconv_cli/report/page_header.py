@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
-from deconv_cli.vocabulary import format_lambda, format_size
+from deconv_cli.vocabulary import counted, format_lambda, format_size
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -91,7 +91,7 @@ def _expected_error(predicted: ExpectedError, unit: str, *, is_trusted: bool) ->
         return [expected, "What lies outside the frame adds little to it anywhere."]
     return [
         expected,
-        f"From {depth} {'pixel' if depth == 1 else 'pixels'} inwards, on {100 * share:.3g} % of the picture, what lies "
+        f"From {counted(depth, 'pixel')} inwards, on {100 * share:.3g} % of the picture, what lies "
         "outside the frame adds little to it; the rest is hatched.",
     ]
 

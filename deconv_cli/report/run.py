@@ -73,10 +73,11 @@ class FactorInput:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """An output as written: its path, shape and sample type, and the SHA-256 of its samples."""
+    """An output as written: its path, shape, axes and sample type, and the SHA-256 of its samples."""
 
     path: str
     shape: tuple[int, ...]
+    axes: str
     dtype: str
     samples_sha256: str
 

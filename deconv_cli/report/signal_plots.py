@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def taps_plot(taps: Tensor, caption: str) -> Plot:
         axes.axhline(0, color=theme.faint, linewidth=1)
         style(axes, theme, "tap", "weight")
 
-    return draw_plot("Kernel", caption, f"{len(taps)} taps, values from {_range(taps)}.", draw, (6.0, 2.4))
+    return draw_plot("Kernel", caption, f"{counted(len(taps), 'tap')}, values from {_range(taps)}.", draw, (6.0, 2.4))
 
 
 def _range(values: Tensor) -> str:

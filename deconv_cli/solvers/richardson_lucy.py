@@ -40,7 +40,7 @@ from deconv_cli.solvers.richardson_lucy_stopping import (
 )
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, counted
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
 DEFAULT_TOLERANCE = 1e-5
@@ -131,7 +131,7 @@ class RichardsonLucyEstimator(Estimator):
         self.n_steps = settings.iterations
         how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
-        ended = f"{self.n_steps} iterations" if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
+        ended = counted(self.n_steps, "iteration") if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}{replaced}")
         n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
         n_places = max(math.prod(self.geometry.extended_size), math.prod(self.geometry.output_size))

@@ -139,7 +139,12 @@ def test_how_to_get_a_kernel(refuses, gray, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "says"), [("gausian:2", "gaussian, disk, box"), ("estimate", "deconv kernel estimate")]
+    ("word", "says"),
+    [
+        ("gausian:2", "gaussian, disk, box"),
+        ("gaussian", "example gaussian:1.5"),
+        ("estimate", "deconv kernel estimate"),
+    ],
 )
 def test_a_word_that_is_no_kernel_here_says_what_to_give(refuses, gray, tmp_path, word, says):
     refuses("forward", gray, "-k", word, "-o", tmp_path / "y.tif", code=ExitCode.USAGE, says=says)

@@ -43,7 +43,7 @@ def test_a_pair_of_tensors_gives_the_kernel_and_a_page(deconv, pair, tmp_path):
     assert [point.held_out for point in library.curve] == [point["held_out"] for point in report["curve"]]
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Learning curve" in page
-    assert "Learned from one pair of pictures" in page
+    assert "Learned from 1 pair of pictures" in page
     assert page.count("<img") == 2
     assert "<script" not in page
 

@@ -50,6 +50,20 @@ def test_the_kernel_of_a_signal(deconv, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "y.npy")[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_signals_stay_signals(deconv, save, tmp_path, suffix):
+    """What `forward` says of the axes is read again, and an array of one axis is a signal by itself."""
+    blurred, back = tmp_path / f"y{suffix}", tmp_path / f"z{suffix}"
+    lines, line = save("x", np.random.default_rng(0).random((2, 40))), save("l", np.random.default_rng(1).random(40))
+    for source, words in ((lines, ["--dimensions", "1"]), (line, [])):
+        deconv("forward", source, "-k", "gaussian:1", "-o", blurred, "-q", "--force", *words)
+        done = deconv("invert", blurred, "-k", "gaussian:1", "-o", back, "--json", "--force").report
+        assert done["dimensions"] == 1
+        assert done["kernel"]["shape"] == [len(make_kernel("gaussian:1", dimensions=1))]
+        assert done["inputs"][0]["axes"] == done["output"]["axes"] == ("CX" if words else "X")
+        assert deconv("inspect", back, "--json").report["files"][0]["made_by"]
+
+
 def test_a_kernel_takes_its_units_from_the_picture(deconv, refuses, tmp_path):
     samples = np.random.default_rng(0).random((1, 16, 17)).astype(np.float32)
     metadata = {"axes": "ZYX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 0.5}

@@ -37,11 +37,11 @@ def test_rate_and_time_left(clock, seconds, line):
 
 
 def test_the_rate_is_that_of_the_last_pieces(clock):
-    progress = PieceProgress(1000, "blocks", clock=clock)
+    progress = PieceProgress(1000, "block", clock=clock)
     for seconds in [100.0] * 10 + [1.0] * 200:
         clock.now += seconds
         progress.advance()
-    assert progress.line() == "210 of 1000 blocks, 1 blocks a second, about 13 min left"
+    assert progress.line() == "210 of 1000 blocks, 1 block a second, about 13 min left"
 
 
 def test_pieces_of_an_earlier_run_say_nothing_of_the_rate(clock):

@@ -79,7 +79,7 @@ def run_of(result, y, diagnosis, path=HOSTILE, notes=(NOTE,)):
         command="invert",
         source=InputFile(path, tuple(y.shape), "CYX", "uint8", "0" * 64, is_picture=True),
         kernel=KernelInput(kernel, f"kernels/{HOSTILE}", Convention.CORRELATION, None, None, has_bias=False),
-        output=OutputFile("out.tif", tuple(result.image.shape), "float32", "0" * 64),
+        output=OutputFile("out.tif", tuple(result.image.shape), "CYX", "float32", "0" * 64),
         notes=tuple(notes),
         environment=Environment("cpu", "float32", 1, 0.5),
         rerun=f"deconv invert --kernel=k.npy --lambda=0.01 -- '{HOSTILE}'",

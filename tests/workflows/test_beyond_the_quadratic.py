@@ -119,6 +119,7 @@ def test_a_bias_is_subtracted_first():
         ({"method": "richardson-lucy", "prior": "tv"}, "takes no prior"),
         ({"method": "richardson-lucy", "nonnegative": True}, "its estimates are anyway"),
         ({"prior": "sparse"}, "prior must be one of quadratic, nonnegative, tv"),
+        ({"prior": "nonneg"}, "but is 'nonneg'; perhaps nonnegative was meant"),
     ],
 )
 def test_contradictions_are_refused(options, sentence):

@@ -16,6 +16,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.training_events import TrainingEvents
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
+from deconv_cli.vocabulary import counted
 
 _WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
 _ON_PURPOSE = ("no_grad", ".detach()")
@@ -49,7 +50,7 @@ def _without_trained_strays(findings: Iterable[Finding], events: TrainingEvents)
 def _nothing_to_check(n_backward: int) -> str:
     if not n_backward:
         return "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
-    calls = "was only 1 call" if n_backward == 1 else f"were only {n_backward} calls"
+    calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
     return f"there {calls} of backward(), so none was checked; choose an earlier one by its number."
 
 

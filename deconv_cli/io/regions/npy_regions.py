@@ -60,6 +60,7 @@ class NpySource(RegionSource):
         with refusing_damage(path, f"a {NAME} file"), path.open("rb") as stream:
             layout = read_layout(path, stream, path.stat().st_size)
         shape = layout.shape
+        record = records.matching_record(records.read_beside(path), shape)
         # What lies together in the file is read together: rows, or columns.
         chunk = tuple(n if i == (0 if layout.is_fortran else len(shape) - 1) else 1 for i, n in enumerate(shape))
         return NpySource(
@@ -67,10 +68,10 @@ class NpySource(RegionSource):
             format_name=NAME,
             shape=shape,
             dtype=layout.dtype.newbyteorder("=").name,
-            axes=axes,
+            axes=axes or records.recorded_axes(record),
             chunk=chunk,
             is_picture=False,
-            record=records.matching_record(records.read_beside(path), shape),
+            record=record,
             start=layout.start,
             stored_type=layout.dtype.str,
             order="F" if layout.is_fortran else "C",

@@ -43,15 +43,16 @@ class SafetensorsRegions(RegionFormat):
             shape = listed.shapes[name]
             with opened_safetensors(path) as opened:
                 dtype = dtype_name(opened.get_slice(name)[tuple(slice(0, 0) for _ in shape)])
+        record = records.matching_record(listed.record, shape)
         return SafetensorsSource(
             path=path,
             format_name=SAFETENSORS.name,
             shape=shape,
             dtype=dtype,
-            axes="",
+            axes=records.recorded_axes(record),
             chunk=tuple(size if i == len(shape) - 1 else 1 for i, size in enumerate(shape)),
             is_picture=SAFETENSORS.is_picture,
-            record=records.matching_record(listed.record, shape),
+            record=record,
             name=name,
         )
 

@@ -51,4 +51,5 @@ AIRY = KernelSource(
     airy_kernel,
     BlurFamily(lambda _, best: _starts(best), lambda _: (0.15,), log_penalty=14.0),
     along=(-1,),
+    example="3",
 )

@@ -21,4 +21,4 @@ def box_kernel(size: float) -> ContinuousKernel:
     return ContinuousKernel((half, half), lambda fy, fx: torch.sinc(size * fy) * torch.sinc(size * fx))
 
 
-BOX = KernelSource(("SIZE",), box_kernel, along=(-1,))
+BOX = KernelSource(("SIZE",), box_kernel, along=(-1,), example="3")

@@ -32,4 +32,5 @@ DISK = KernelSource(
     disk_kernel,
     BlurFamily(lambda reach, _: [(r,) for r in geometric(0.9, reach, 1.09)], lambda _: (0.09,), log_penalty=2.0),
     along=(-1,),
+    example="5.2",
 )

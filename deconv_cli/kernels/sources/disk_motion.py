@@ -35,4 +35,5 @@ DISK_MOTION = KernelSource(
     disk_motion_kernel,
     BlurFamily(lambda _, best: _starts(best), lambda n: (0.1, 0.15, 180 / max(n[1], 8)), log_penalty=20.0),
     along=(-1, -1, None),
+    example="4@9@30",
 )

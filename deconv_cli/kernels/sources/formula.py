@@ -12,6 +12,7 @@ from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, product
 from deconv_cli.kernels.sources.kernel_source import KernelSource
 from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.vocabulary import shortened
 
 MICROMETERS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1e3}
 """Length of each unit."""
@@ -52,13 +53,12 @@ def has_units(text: str) -> bool:
 def _read_factor(text: str, spacing: tuple[float, ...] | None) -> ContinuousKernel:
     name, _, rest = text.partition(":")
     source: KernelSource = KERNEL_SOURCES[KERNEL_SOURCES.check(name[:40])]
-    if source.read is not None:
+    if source.read is not None and rest:
         return source.make(source.read(rest))
     parts = [_NUMBER.fullmatch(part.strip()) for part in rest.split("@")] if rest else []
     numbers = _floats([part[1] for part in parts if part is not None])
     if len(numbers) != len(source.parameters) or not all(map(math.isfinite, numbers)):
-        usage = f"{name}:{'@'.join(source.parameters)}"
-        raise UsageError(f"a kernel of this kind is written {usage} with a number for each, but is '{text[:60]}'.")
+        raise UsageError(f"this kernel is written {source.usage(name)}, but is '{shortened(text)}'.")
     along = source.along or (None,) * len(numbers)
     units = [part[2] for part in parts if part is not None]
     samples = (

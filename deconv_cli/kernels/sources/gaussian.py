@@ -48,4 +48,5 @@ GAUSSIAN = KernelSource(
     gaussian_kernel,
     BlurFamily(lambda reach, _: [(s,) for s in geometric(0.5, reach / 3, 1.12)], lambda _: (0.12,), log_penalty=0.0),
     along=(-1,),
+    example="1.5",
 )

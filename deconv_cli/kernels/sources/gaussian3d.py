@@ -27,4 +27,4 @@ def gaussian3d_kernel(depth: float, sigma: float) -> ContinuousKernel:
     return ContinuousKernel((gaussian_reach(depth, "DEPTH"), side, side), transform)
 
 
-GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel, along=(-3, -1))
+GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel, along=(-3, -1), example="3@1.5")

@@ -43,6 +43,7 @@ class KernelSource:
         along: for each number the axis whose samples it counts, −1 for rows and columns, −3 for planes, and `None` for
             an angle or a ratio; empty where that is not said: its numbers then have no units.
         read: makes what `make` takes of what was written for the only parameter, which is then no number.
+        example: what is typed for it, behind its name and a colon.
     """
 
     parameters: tuple[str, ...]
@@ -50,6 +51,12 @@ class KernelSource:
     family: BlurFamily | None = None
     along: tuple[int | None, ...] = ()
     read: Callable[[str], Any] | None = None
+    example: str = ""
+
+    def usage(self, name: str) -> str:
+        """Say how a kernel of this kind is written, under the name that the source has."""
+        example = f", for example {name}:{self.example}" if self.example else ""
+        return f"{':'.join(filter(None, [name, '@'.join(self.parameters)]))}{example}"
 
 
 def geometric(low: float, high: float, ratio: float) -> list[float]:

@@ -76,4 +76,5 @@ MOFFAT = KernelSource(
     moffat_kernel,
     BlurFamily(lambda _, best: _starts(best), lambda _: (0.15, 0.3), log_penalty=14.0),
     along=(-1, None),
+    example="4@3",
 )

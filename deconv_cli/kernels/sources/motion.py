@@ -42,4 +42,5 @@ MOTION = KernelSource(
     motion_kernel,
     BlurFamily(lambda reach, _: _starts(reach), lambda n: (0.15, 180 / _n_angles(n[0])), log_penalty=15.0),
     along=(-1, None),
+    example="9@30",
 )

@@ -116,4 +116,4 @@ def _numbers(row: list[str]) -> list[float]:
         return []
 
 
-PATH = KernelSource(("FILE.csv",), path_kernel, read=read_path)
+PATH = KernelSource(("FILE.csv",), path_kernel, read=read_path, example="shake.csv")

@@ -73,4 +73,5 @@ POLYGON = KernelSource(
         period=lambda n: _period(n[0]),
     ),
     along=(None, -1, None),
+    example="6@5.2@10",
 )

@@ -47,4 +47,4 @@ def read_shift(text: str) -> Numbers:
     return numbers
 
 
-SHIFT = KernelSource(("DOWN@RIGHT",), shift_kernel, read=read_shift)
+SHIFT = KernelSource(("DOWN@RIGHT",), shift_kernel, read=read_shift, example="0.3@-0.2")
