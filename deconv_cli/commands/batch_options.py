@@ -38,8 +38,8 @@ class BatchOptions:
         typer.Option(
             "--manifest",
             metavar="FILE.jsonl",
-            help="Take down what was done to what, a line of JSON for each file, as soon as it is done: hashes, "
-            "settings, time, doubts and errors.",
+            help="Write a line of JSON for each file as soon as it is done: what was done, hashes, time, doubts and "
+            "errors.",
             show_default=False,
             rich_help_panel=MANY_FILES,
         ),
@@ -48,9 +48,8 @@ class BatchOptions:
         bool,
         typer.Option(
             "--resume",
-            help="Go on where the manifest ends: only inputs, outputs and settings that are missing or have changed "
-            "since, and what failed, are done again. Without a manifest: go on with a run over blocks that ended "
-            "early.",
+            help="Continue where the manifest ends: only what failed, is missing or has changed is done again. "
+            "Without a manifest: continue a run over blocks that ended early.",
             rich_help_panel=MANY_FILES,
         ),
     ] = False

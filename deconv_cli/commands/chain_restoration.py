@@ -55,7 +55,7 @@ TimeLimitOption = Annotated[
     typer.Option(
         "--time-limit",
         metavar="SECONDS",
-        help="How long to look for an input of --layers at most: the best one until then is written.",
+        help="Time to search for an input of --layers; then the best one so far is written.",
         show_default=False,
         rich_help_panel=MODEL_FILES,
     ),

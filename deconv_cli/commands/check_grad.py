@@ -88,7 +88,7 @@ def check_grad(
     ] = "auto",
     wrt: Annotated[
         Wrt,
-        typer.Option("--wrt", help="By what gradients are taken.", rich_help_panel=_PANEL),
+        typer.Option("--wrt", help="Check the gradients by these.", rich_help_panel=_PANEL),
     ] = Wrt.PARAMETERS,
     budget: Annotated[
         float,

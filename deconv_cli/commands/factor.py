@@ -43,7 +43,7 @@ TEXTS = {
     "boundary": f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: zero.",
     "padding": "How far the kernel reached outside. Default: same.",
     "lam": "Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse. Default: 1e-6.",
-    "penalty": f"What is kept small: {', '.join(PENALTIES)}. Default: identity.",
+    "penalty": f"What the penalty keeps small: {', '.join(PENALTIES)}. Default: identity.",
     "method": f"How to solve: auto, {', '.join(SOLVERS)}. Default: auto, what costs least.",
     "tolerance": "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
     "dtype": "Precision of the arithmetic: float32 or float64. Default: float64 for float64 kernels, else float32.",

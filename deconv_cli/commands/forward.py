@@ -28,9 +28,9 @@ from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, check_name, parse_padding
 
 TEXTS = {
-    "light": "In what the blur acts: linear, in light, for which sRGB, gamma or the embedded ICC profile is undone "
-    "first and done again last; or stored, in the samples as they are. Default: auto, linear for pictures but TIFF "
-    "without a profile, and stored for tensors."
+    "light": "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
+    "sRGB, and back; stored for the samples as they are. Default: auto, linear for pictures but TIFF without a "
+    "profile, and stored for tensors."
 }
 
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"

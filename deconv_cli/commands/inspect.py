@@ -78,7 +78,7 @@ def inspect(
     show: ShowOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
+    """Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []

@@ -58,7 +58,7 @@ def invert(
         typer.Option(
             "--factor",
             metavar="FILE",
-            help="What deconv factor wrote, in place of --kernel and of all that was settled then.",
+            help="A file of deconv factor, instead of --kernel and of the settings that the file holds.",
             show_default=False,
         ),
     ] = None,

@@ -60,7 +60,7 @@ def from_beads(
             "--bead-diameter",
             metavar="V",
             min=0,
-            help="Of the beads, in µm, or in samples where no spacing is known; what it adds is taken off.",
+            help="Diameter of the beads, in µm, or in samples where no spacing is known; their size is divided out.",
         ),
     ] = 0.0,
     spacing: Annotated[
@@ -80,7 +80,7 @@ def from_beads(
         typer.Option("--axes", metavar="LETTERS", help="Read the file's axes as these, for example ZYX or CZYX."),
     ] = None,
 ) -> None:
-    """Average the beads that stand alone, aligned by parts of a sample, into a point-spread function."""
+    """Measure a point-spread function on a picture of beads: average those that stand alone."""
     from deconv_cli.io import read_image
     from deconv_cli.workflows.bead_psf import psf_from_beads
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.blur_map import BlurMap
     from deconv_cli.workflows.light import ChosenLight
 
-HELP = "Get a kernel: from a picture or a model; or check one against a picture."
+HELP = "Make or measure a kernel, by a formula or from a layer, pictures, beads or optics; or check one."
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
@@ -85,7 +85,7 @@ def estimate(
     ] = None,
     light: LightOption = "auto",
 ) -> None:
-    """Find which kernel blurred a picture, from the picture alone, and how sure that is."""
+    """Find the kernel that blurred a picture, from the picture alone, with an error bar."""
     from deconv_cli.io import read_image
     from deconv_cli.report.kernel_record import describe_estimate, describe_found, describe_free, describe_map
 

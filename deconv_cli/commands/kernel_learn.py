@@ -61,7 +61,7 @@ class LearnOptions:
         typer.Option(
             "--loss",
             metavar="NAME|FILE.py:FUNCTION",
-            help=f"What is made small: {', '.join(LOSSES)} (huber:2.5 turns straight at 2.5, in units of the samples), "
+            help=f"What is minimized: {', '.join(LOSSES)} (huber:2.5 turns straight at 2.5, in units of the samples), "
             "or a function of a prediction and the data in your own file, whose code is run.",
         ),
     ] = "squared"
@@ -71,19 +71,22 @@ class LearnOptions:
     patience: Annotated[
         int,
         typer.Option(
-            "--patience", metavar="N", min=1, help="Passes that bring nothing on held-out data, before it ends."
+            "--patience", metavar="N", min=1, help="Passes without a gain on held-out data, after which it ends."
         ),
     ] = 4
     seed: Annotated[
         int,
-        typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="Of the order of the data, and of the noise."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=MAX_SEED, help="Seed of the order of the data, and of the noise."
+        ),
     ] = 0
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             "--checkpoint",
             metavar="FILE.pt",
-            help="Keep the state in this file after every pass, and go on from there, to the same bits, if it exists.",
+            help="Save the state in this file after every pass. If the file exists, continue from it, to the same "
+            "bits.",
             show_default=False,
         ),
     ] = None

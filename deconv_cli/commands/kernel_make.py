@@ -47,11 +47,14 @@ def make(
     ] = None,
     signal: Annotated[
         bool,
-        typer.Option("--signal", help="For signals of one axis: what lines across the last axis of the blur become."),
+        typer.Option(
+            "--signal",
+            help="Make the kernel of a signal, of one axis: what the blur makes of a line across its last axis.",
+        ),
     ] = False,
     output: OutputFile = None,
 ) -> None:
-    """Make a kernel by a formula: of sum 1, and with its transform up to half of Nyquist's frequency."""
+    """Make a kernel by a formula, of sum 1."""
     from deconv_cli.kernels.sources.formula import has_units, make_kernel
 
     if output is not None:

@@ -33,8 +33,8 @@ LightOption = Annotated[
     typer.Option(
         "--light",
         metavar="linear|stored|auto",
-        help="In what the blur acts: linear light, or the samples as they are stored. Default: linear where the file "
-        "says how its samples encode light.",
+        help="What the blur acts on: linear light, or the samples as they are stored. Default: linear light where the "
+        "file says how its samples encode it.",
         show_default=False,
     ),
 ]

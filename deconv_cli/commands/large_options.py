@@ -31,8 +31,8 @@ class LargeOptions:
         bool,
         typer.Option(
             "--dry-run",
-            help="Print how the input would be cut, with memory, halo, the error to be expected at the seams and the "
-            "time, and write nothing.",
+            help="Print how the input would be cut, with memory, halo, the expected error at the seams and the time; "
+            "write nothing.",
             rich_help_panel=LARGE,
         ),
     ] = False
@@ -42,8 +42,8 @@ class LargeOptions:
         typer.Option(
             "--block-range",
             metavar="i/N",
-            help="Restore the blocks of job i of N jobs, which may run at any time on any machine that sees the files; "
-            "the last one to end puts the result in its place.",
+            help="Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the "
+            "last one to end completes the result.",
             show_default=False,
             rich_help_panel=LARGE,
         ),

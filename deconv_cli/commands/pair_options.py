@@ -48,7 +48,7 @@ class PairOptions:
         ),
     ] = "unknown"
     penalty: Annotated[
-        str, typer.Option("--penalty", metavar="NAME", help=f"What is kept small: {', '.join(PENALTIES)}.")
+        str, typer.Option("--penalty", metavar="NAME", help=f"What the penalty keeps small: {', '.join(PENALTIES)}.")
     ] = "gradient"
     lam: Annotated[
         str, typer.Option("--lambda", metavar="auto|λ", help="Weight of the penalty; auto takes the likeliest.")

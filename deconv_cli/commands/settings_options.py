@@ -104,9 +104,9 @@ SETTINGS_OPTIONS = dict(
             "light",
             str,
             CONVOLUTION,
-            "In what the blur acts: linear, in light, for which sRGB, gamma or the embedded ICC profile is undone "
-            "first and done again last; or stored, in the samples as they are. Default: auto, what deconv forward "
-            "recorded in the file; else linear for pictures but TIFF without a profile, and stored for tensors.",
+            "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
+            "sRGB, and back; stored for the samples as they are. Default: auto, what deconv forward recorded in the "
+            "file; else linear for pictures but TIFF without a profile, and stored for tensors.",
             metavar="auto|linear|stored",
             autocompletion=lambda: ["auto", *Light],
         ),
@@ -122,16 +122,16 @@ SETTINGS_OPTIONS = dict(
             "dimensions",
             int,
             CONVOLUTION,
-            "Axes of space of the images, 1 to 3, where those of the kernel do not tell; a kernel of fewer axes works "
-            "on each plane by itself.",
+            "Axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. Default: what file and kernel "
+            "say. A kernel of fewer axes works on each plane by itself.",
             metavar="N",
         ),
         _setting(
             "stride",
             str,
             LAYER,
-            "Pixels from one output to the next, as in torch. Default: what the model file or deconv forward recorded, "
-            "else 1; so for the next four.",
+            "Pixels from one output to the next, as in torch. Default, here and for the next four: what the model "
+            "file or deconv forward recorded, else 1.",
             metavar="N|NH,NW",
             read=_per_axis("stride"),
         ),
@@ -170,7 +170,7 @@ SETTINGS_OPTIONS = dict(
             "defaults",
             str,
             CONVOLUTION,
-            "Take the defaults that suit a picture or a tensor. Default: by the format of the file.",
+            "Use the defaults of pictures, or those of tensors. Default: by the format of the file.",
             metavar="KIND",
             autocompletion=lambda: list(InputKind),
         ),
@@ -195,7 +195,8 @@ SETTINGS_OPTIONS = dict(
             "penalty",
             str,
             PENALTY,
-            f"What is kept small: {', '.join(PENALTIES)}. Default: gradient for pictures, identity for tensors.",
+            f"What the penalty keeps small: {', '.join(PENALTIES)}. Default: gradient for pictures, identity for "
+            "tensors.",
             metavar="NAME",
             autocompletion=lambda: list(PENALTIES),
         ),
@@ -221,9 +222,9 @@ SETTINGS_OPTIONS = dict(
             "noise",
             str,
             PENALTY,
-            "What kind of noise the data have: white, auto to find out how strong it is at which frequencies, or the "
-            "JSON of a run whose noise was the same. Full samples are then no more than 'at least this bright', but "
-            "measurements for white. Default: auto for pictures, white for tensors.",
+            "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. Full samples "
+            "then count as 'at least this bright', under white as measurements. Default: auto for pictures, white for "
+            "tensors.",
             metavar="white|auto|FILE",
             read=read_noise,
         ),
@@ -231,7 +232,7 @@ SETTINGS_OPTIONS = dict(
             "quantization",
             float,
             PENALTY,
-            "Distance of neighboring values that a stored sample can have; the noise is no smaller than its rounding. "
+            "Step between neighboring stored values; the noise is at least that of rounding to them. "
             "Default: 1 for files of whole numbers, else 0.",
             metavar="STEP",
         ),
@@ -246,7 +247,7 @@ SETTINGS_OPTIONS = dict(
             "prior",
             str,
             PRIOR,
-            f"What is likely of an image: {', '.join(prior_names())}. Default: quadratic, a small penalty; tv is for "
+            f"What the image is like: {', '.join(prior_names())}. Default: quadratic, a small penalty; tv is for "
             "flat regions with sharp edges.",
             metavar="NAME",
             autocompletion=lambda: list(prior_names()),
@@ -263,8 +264,8 @@ SETTINGS_OPTIONS = dict(
             "gain",
             str,
             PRIOR,
-            "For method richardson-lucy: units of the samples a count, to stop by the noise of counts; auto estimates "
-            "it from the data. Default: stop by samples that are held out.",
+            "For method richardson-lucy: units of the samples for one count of light, to stop at the noise of counts; "
+            "auto estimates it from the data. Default: stop by samples that are held out.",
             metavar="auto|V",
             read=_number_or_auto("gain"),
         ),
@@ -272,15 +273,15 @@ SETTINGS_OPTIONS = dict(
             "iterations",
             int,
             PRIOR,
-            "How many iterations there are of method richardson-lucy, or of prior tv. Default: until the noise or "
-            "--tolerance ends them.",
+            "Number of iterations of method richardson-lucy, or of prior tv. Default: until the noise or --tolerance "
+            "ends them.",
             min=1,
         ),
         _setting(
             "rho",
             float,
             PRIOR,
-            "For prior tv: the ρ of its iteration. Default: adapted to the image; in blocks one that suits all.",
+            "For prior tv: the ρ of its iteration. Default: adapted to the image; in blocks the same for all.",
             min=0.0,
         ),
         _setting(
@@ -322,7 +323,9 @@ SETTINGS_OPTIONS = dict(
             ERROR,
             "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report.",
         ),
-        _setting("seed", int, ERROR, "Seed of what the predicted error draws. Default: 0.", min=0, metavar="N"),
+        _setting(
+            "seed", int, ERROR, "Seed of the random images of the predicted error. Default: 0.", min=0, metavar="N"
+        ),
     ]
 )
 

@@ -38,7 +38,7 @@ TapOption = Annotated[
     typer.Option(
         "--tap",
         metavar="NAME|FILE.py:FUNCTION",
-        help=f"What each tap makes of a pixel and a weight, in the place of their product: {', '.join(TAPS)}, or a "
+        help=f"What a tap computes from a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a "
         "function of two tensors in your own file, whose code is run. Taps act on the samples as they are stored.",
         show_default=False,
         rich_help_panel="The convolution",

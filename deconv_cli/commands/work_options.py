@@ -36,7 +36,7 @@ class WorkOptions:
         typer.Option(
             "--cluster",
             metavar="local:N",
-            help="Work in N processes of this machine that Dask looks after, for as long as the run lasts.",
+            help="Work in N processes of this machine that Dask starts for this run.",
             show_default=False,
             rich_help_panel=WORKERS,
         ),
@@ -46,8 +46,8 @@ class WorkOptions:
         typer.Option(
             "--scheduler",
             metavar="ADDRESS|FILE",
-            help="Work on a cluster of Dask that is running, by the address of its scheduler, as tcp://host:8786, or "
-            "by the scheduler's file. --max-memory is for each of its workers.",
+            help="Work on a running Dask cluster: the address of its scheduler, such as tcp://host:8786, or the "
+            "scheduler's file. --max-memory is for each worker.",
             show_default=False,
             rich_help_panel=WORKERS,
         ),
