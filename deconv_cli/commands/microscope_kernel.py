@@ -113,7 +113,7 @@ def describe_optics(
     assumed: list[str] = []
     values: dict[str, list[object]] = {"spacing": [tuple(steps)]}
     values["numerical_aperture"] = list(typed.get("numerical_aperture", ())) or [found.numerical_aperture]
-    values["emission"] = list(typed.get("emission", found.emissions))
+    values["emission"] = list(typed.get("emission", ())) or _emissions(image, found.emissions, assumed)
     if values["numerical_aperture"] == [None] or not values["emission"]:
         missing = "numerical aperture" if values["numerical_aperture"] == [None] else "wavelength of the emission"
         word = "na" if values["numerical_aperture"] == [None] else "emission"
@@ -144,6 +144,35 @@ def describe_optics(
     microscopes = [_of_channel(values, c, n_channels) for c in range(n_channels)]
     made = tuple(Microscope(**settings) for settings in microscopes)  # type: ignore[arg-type]
     return DescribedOptics(made, tuple(f"assumed: {sentence}" for sentence in assumed))
+
+
+def _emissions(image: ImageFile | None, known: tuple[float | None, ...], assumed: list[str]) -> list[object]:
+    """List the emission of each channel; what the file does not give is that of the dye that a channel is named after.
+
+    Args:
+        image: the file.
+        known: emissions that it gives, empty for none.
+        assumed: what was assumed is added to these.
+
+    Returns:
+        None for a channel that is not known; empty where none is.
+    """
+    from deconv_cli.kernels.optics.dyes import emission_of_dye
+
+    names = () if image is None else image.channel_names
+    given = known or (None,) * len(names)
+    if len(names) != len(given):
+        return list(known)
+    pairs = list(zip(given, names, strict=True))
+    emissions = [emission_of_dye(name) if emission is None else emission for emission, name in pairs]
+    dyes = [
+        f"{found:g} nm ({name})"
+        for (emission, name), found in zip(pairs, emissions, strict=True)
+        if emission is None and found is not None
+    ]
+    if dyes:
+        assumed.append(f"emission {', '.join(dyes)}, the maxima of the dyes after which channels are named")
+    return list(emissions) if any(emissions) else []
 
 
 def _refuse_gaps(word: str, wavelengths: list[object]) -> None:

@@ -99,6 +99,11 @@ class ImageFile:
         return None if None in distances else tuple(float(d) for d in distances if d is not None)
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """What the file calls its channels; empty where it names none."""
+        return self._metadata.channel_names
+
+    @property
     def native_fields(self) -> dict[str, Any]:
         """What only files of this format say, of the image and of its channels, by the names that notes use."""
         return self._metadata.native | self._metadata.native_of_channels

@@ -96,6 +96,21 @@ def test_a_channel_of_transmitted_light_is_named(deconv, refuses, tmp_path):
     assert read_optics(read_image(tmp_path / "kept.ome.tif")).excitations == (659.0, 488.0, None)
 
 
+def test_channels_that_are_named_after_their_dyes(deconv, tmp_path):
+    """What programs write that keep no optics: distances and names."""
+    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
+    samples = np.random.default_rng(0).integers(100, 1000, (3, 20, 21)).astype(np.uint16)
+    metadata = {"axes": "CYX", "PhysicalSizeX": 0.12, "PhysicalSizeY": 0.12}
+    metadata["Channel"] = {"Name": ["AF647", "Alexa Fluor 488", "DAPI"]}
+    tifffile.imwrite(tmp_path / "cells.ome.tif", samples, photometric="minisblack", metadata=metadata, ome=True)
+    done = deconv(
+        "forward", tmp_path / "cells.ome.tif", "-k", "microscope:na=1.3", "-o", tmp_path / "y.ome.tif", "--json"
+    )
+    assert any("emission 668, 519, 461 nm" in note for note in done.report["notes"])
+    assumed = "assumed: emission 668 nm (AF647), 519 nm (Alexa Fluor 488), 461 nm (DAPI), the maxima of the dyes"
+    assert any(note.startswith(assumed) for note in done.report["notes"])
+
+
 def test_what_a_file_says_of_its_optics(stack):
     found = read_optics(read_image(stack))
     assert (found.numerical_aperture, found.immersion_index) == (1.1, 1.333)

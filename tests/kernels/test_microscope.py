@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
+from deconv_cli.kernels.optics.dyes import emission_of_dye
 from deconv_cli.kernels.optics.microscope import sampling_notes
 from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
 
@@ -149,3 +150,10 @@ def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
 def test_lengths_in_another_unit_are_refused(change, says):
     with pytest.raises(UsageError, match=says):
         replace(WATER, **change)
+
+
+@pytest.mark.parametrize(
+    ("name", "emission"), [("mCherry", 610), ("Hoechst 33342", 461), ("AF-568", 603), ("red", None)]
+)
+def test_emissions_of_dyes(name, emission):
+    assert emission_of_dye(name) == emission

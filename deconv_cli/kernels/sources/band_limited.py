@@ -16,8 +16,10 @@ import math
 import torch
 from torch import Tensor
 
-from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.sources.continuous_kernel import MAX_REACH, ContinuousKernel
 from deconv_cli.operators.axes import crop
+from deconv_cli.vocabulary import Size, format_size
 
 PASSED, STOPPED = 0.25, 0.75
 """Cycles a sample up to which all is passed, and from where nothing is."""
@@ -25,16 +27,64 @@ _MARGIN = 10
 """Samples beside the reach of a kernel into which edges may ring."""
 _DROPPED = 2e-4
 """What may change at any frequency that is passed, where samples are left out along one axis."""
+MAX_SIZE = 2 * (MAX_REACH + _MARGIN) + 1
+"""Samples along an axis."""
 _MAX_POINTS = 2**19
 """Frequencies at which a transform is computed at once."""
+_N_NEAR, _PER_WAVE, _N_FAR = 4, 4, 17
+"""The error of a transform is looked for at so many frequencies along an axis, and between the lowest waves."""
 
 
-def sample_kernel(kernel: ContinuousKernel) -> Tensor:
+def sample_kernel(kernel: ContinuousKernel, size: Size | None = None) -> Tensor:
     """Sample a kernel, its transform right to 1e-3 up to half of Nyquist's frequency where no tail of it is cut.
+
+    Args:
+        kernel: what is sampled.
+        size: samples along each axis, odd; `None` for those that matter. The more there are, the less of a tail is cut.
 
     Returns:
         What a point becomes, shape `(*size)`, odd, float64, of sum 1.
+
+    Raises:
+        UsageError: a size with which more than tails would be cut, or one that is too large.
     """
+    own = _sample_what_matters(kernel)
+    if size is None:
+        return own
+    if len(size) != own.ndim or not all(
+        n % 2 and least <= n <= MAX_SIZE for n, least in zip(size, own.shape, strict=True)
+    ):
+        raise UsageError(
+            f"the size of this kernel should be odd along each axis, at least {format_size(own.shape)} and at most "
+            f"{MAX_SIZE}, but is {format_size(size)}."
+        )
+    psf = sample_with_margin(kernel, size)
+    return psf / psf.sum()
+
+
+def transform_error(kernel: ContinuousKernel, psf: Tensor) -> float:
+    """Give by how much the transform of samples differs from that of their kernel at most, at frequencies passed.
+
+    Args:
+        kernel: what was sampled.
+        psf: its samples, as `sample_kernel` gives them.
+    """
+    # Cut tails matter at the lowest frequencies, between those of a transform of this size.
+    near = [torch.arange(1, _N_NEAR * _PER_WAVE, dtype=torch.float64) / (_PER_WAVE * n) for n in psf.shape]
+    far = torch.linspace(0, PASSED, _N_FAR, dtype=torch.float64)
+    along = [torch.cat([far, low[low < PASSED]]) for low in near]
+    # At the opposite frequency it is the complex conjugate.
+    frequencies = [along[0], *(torch.cat([f, -f]) for f in along[1:])]
+    found = psf.to(torch.complex128)
+    for axis, f in enumerate(frequencies):
+        at = torch.arange(psf.shape[axis]) - psf.shape[axis] // 2
+        waves = torch.exp(-2j * math.pi * f[:, None] * at)
+        found = torch.tensordot(found, waves, ([0], [1]))
+    return float((found - kernel.transform(*_spread(frequencies))).abs().max())
+
+
+def _sample_what_matters(kernel: ContinuousKernel) -> Tensor:
+    """Sample a kernel where its samples matter to the frequencies that are passed."""
     psf = sample_with_margin(kernel)
     # What ends on the edge of a sample, but for rounding, does not touch the next one.
     kept = [_needed(psf, axis, max(0, math.ceil(reach - 0.5 - 1e-9))) for axis, reach in enumerate(kernel.reach)]
@@ -43,12 +93,12 @@ def sample_kernel(kernel: ContinuousKernel) -> Tensor:
     return psf / psf.sum()
 
 
-def sample_with_margin(kernel: ContinuousKernel) -> Tensor:
+def sample_with_margin(kernel: ContinuousKernel, size: Size | None = None) -> Tensor:
     """Do the same, and leave all samples that hardly matter, which is faster.
 
     Tails that are cut are folded back into the kernel, so that no light is lost.
     """
-    sizes = [2 * math.ceil(reach + _MARGIN) + 1 for reach in kernel.reach]
+    sizes = size or tuple(2 * math.ceil(reach + _MARGIN) + 1 for reach in kernel.reach)
     waves = [torch.arange(-int(STOPPED * n), int(STOPPED * n) + 1) for n in sizes]
     spectrum = torch.zeros(sizes, dtype=torch.complex128)
     n_rows = max(_MAX_POINTS // math.prod(len(wave) for wave in waves[1:]), 1)
@@ -63,9 +113,14 @@ def sample_with_margin(kernel: ContinuousKernel) -> Tensor:
 
 def _low_passed(kernel: ContinuousKernel, frequencies: list[Tensor]) -> Tensor:
     """Give the transform of a kernel behind the filter."""
-    n_axes = len(frequencies)
-    spread = [f.reshape([-1 if own == axis else 1 for own in range(n_axes)]) for axis, f in enumerate(frequencies)]
+    spread = _spread(frequencies)
     return math.prod(map(_low_pass, spread), start=kernel.transform(*spread))
+
+
+def _spread(frequencies: list[Tensor]) -> list[Tensor]:
+    """Shape the frequencies along each axis to be broadcast against each other."""
+    n_axes = len(frequencies)
+    return [f.reshape([-1 if own == axis else 1 for own in range(n_axes)]) for axis, f in enumerate(frequencies)]
 
 
 def _low_pass(frequency: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, product
 from deconv_cli.kernels.sources.kernel_source import KernelSource
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import shortened
+from deconv_cli.vocabulary import Size, shortened
 
 MICROMETERS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1e3}
 """Length of each unit."""
@@ -21,7 +21,13 @@ _SAME = 0.01
 """Rows and columns are equally far apart up to this share."""
 
 
-def make_kernel(text: str, *, spacing: tuple[float, ...] | None = None, dimensions: int | None = None) -> torch.Tensor:
+def make_kernel(
+    text: str,
+    *,
+    spacing: tuple[float, ...] | None = None,
+    dimensions: int | None = None,
+    size: int | Size | None = None,
+) -> torch.Tensor:
     """Make a kernel from the name of a source and its numbers, for instance `disk:5.2` or `motion:15@30`.
 
     Blurs that follow one another are a product: `disk:4*motion:9@30` is out of focus and moved. A factor
@@ -32,17 +38,27 @@ def make_kernel(text: str, *, spacing: tuple[float, ...] | None = None, dimensio
         text: the words; lengths in samples, or in nm, um or mm, as in `disk:0.6um`.
         spacing: distances of the samples along each axis of space in µm, which lengths with a unit need.
         dimensions: 1 gives the kernel of signals of one axis, what lines across the last axis become.
+        size: samples along each axis, odd, or one number for all; for kernels with tails, of which more then remain.
 
     Returns:
         Taps of shape `(kH, kW)`, or `(kD, kH, kW)` of `gaussian3d`, or `(kW,)`, float64, of odd size and of sum 1.
 
     Raises:
-        UsageError: no such source, a number too many or too few, or one that the source cannot take.
+        UsageError: no such source, a number too many or too few, one that the source cannot take, or a size that is too
+            small or too large.
     """
-    kernel = product([_read_factor(factor.strip(), spacing) for factor in text.split("*")])
-    psf = sample_kernel(kernel.along_last() if dimensions == 1 else kernel)
+    kernel = read_formula(text, spacing, dimensions)
+    psf = sample_kernel(kernel, (size,) * len(kernel.reach) if isinstance(size, int) else size)
     # A cross-correlation meets what a point becomes turned by half a turn.
     return psf.flip(tuple(range(psf.ndim)))
+
+
+def read_formula(
+    text: str, spacing: tuple[float, ...] | None = None, dimensions: int | None = None
+) -> ContinuousKernel:
+    """Read what a formula describes, for the same arguments as `make_kernel`."""
+    kernel = product([_read_factor(factor.strip(), spacing) for factor in text.split("*")])
+    return kernel.along_last() if dimensions == 1 else kernel
 
 
 def has_units(text: str) -> bool:
