@@ -261,7 +261,7 @@ def error_rows(predicted: ExpectedError, *, is_light: bool, is_trusted: bool) ->
     """Say how large an error is to be expected, and where to trust the result."""
     unit = " of light" if is_light else ""
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
-    trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {depth} pixels inwards"
+    trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {counted(depth, 'pixel')} inwards"
     to_trust = f"to be trusted {trusted} ({share:.0%} of the pixels)" if is_trusted else "not to be trusted: see below"
     expected = f"{predicted.root_mean_square:.3g} rms{unit}; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
@@ -285,7 +285,7 @@ def _details(result: Reconstruction) -> Rows:
 
 def _inwards(name: str, rms: list[tuple[int, float]]) -> str:
     (_, edge), (depth, inside) = rms[0], rms[-1]
-    return f"{name} {edge:.3g} rms on the edge, {inside:.3g} from {depth} pixels inwards"
+    return f"{name} {edge:.3g} rms on the edge, {inside:.3g} from {counted(depth, 'pixel')} inwards"
 
 
 def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deconv_cli.errors import DeconvError
+from deconv_cli.errors import DeconvError, TooLargeError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
@@ -25,7 +25,7 @@ from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import fingerprint, read_head
 from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
-from deconv_cli.vocabulary import counted, format_size
+from deconv_cli.vocabulary import counted, format_memory, format_size
 
 MAX_TEXT = 200
 """Characters of a free text that are shown."""
@@ -86,7 +86,8 @@ def inspect_file(
 ) -> Inspected:
     """Read all that a file holds: every tensor or only the one named, and of a TIFF file the series of this number.
 
-    Of an array of more than `MAX_WHOLE_BYTES` pieces are read, unless `is_whole`, where its format is read by parts.
+    Of an array of more than `MAX_WHOLE_BYTES` pieces are read, where its format is read by parts. With `is_whole`, as
+    for kernels, it is refused before.
 
     Raises:
         UsageError: no such file, tensor or series.
@@ -102,11 +103,11 @@ def inspect_file(
         names = list(opened.shapes) if tensor is None else [opened.find(tensor, f"{tensor}.weight")]
         is_only = len(opened.shapes) == 1
         entries = tuple(
-            (None if is_whole else _pieces_of(opened, name)) or _entry(opened, name, is_only=is_only) for name in names
+            _pieces_of(opened, name, is_whole=is_whole) or _entry(opened, name, is_only=is_only) for name in names
         )
         are_whole = all(entry.whole is None for entry in entries)
         return Inspected(path, codec, fingerprint(path) if are_whole else None, entries, {}, opened.record, notes)
-    source = None if is_whole else _large_source(path, series=series)
+    source = _large_source(path, series=series, is_refused=is_whole)
     if source is not None:
         about = StoredImage(zeros_of(source.shape, np.dtype(source.dtype)), source.axes, source.metadata)
         entry = _pieces(source, source.axes)
@@ -118,13 +119,22 @@ def inspect_file(
     return Inspected(path, codec, sha256, (entry,), _described(stored), record, (*notes, *stored.notes))
 
 
-def _large_source(path: Path, *, series: int | None = None, tensor: str | None = None) -> RegionSource | None:
-    """Open an array that is too large to be read as a whole and can be read by parts."""
+def _large_source(
+    path: Path, *, series: int | None = None, tensor: str | None = None, is_refused: bool
+) -> RegionSource | None:
+    """Open an array that is too large to be read as a whole and can be read by parts, or refuse it."""
     try:
         source = open_regions(path, series=series, tensor=tensor)
     except DeconvError:
         return None  # as reading the whole will say
-    return source if source.n_bytes > MAX_WHOLE_BYTES else None
+    if source.n_bytes <= MAX_WHOLE_BYTES:
+        return None
+    if is_refused:
+        raise TooLargeError(
+            f"'{path}' of shape {source.shape} takes {format_memory(source.n_bytes)}, more than the "
+            f"{format_memory(MAX_WHOLE_BYTES)} of the largest kernel that is looked at; take it for an image."
+        )
+    return source
 
 
 def _pieces(source: RegionSource, axes: str | None, name: str = "") -> Entry:
@@ -132,11 +142,11 @@ def _pieces(source: RegionSource, axes: str | None, name: str = "") -> Entry:
     return Entry(name, read_spread(source), source.dtype, axes, is_kernel=False, whole=source.shape)
 
 
-def _pieces_of(opened: TensorFile, name: str) -> Entry | None:
+def _pieces_of(opened: TensorFile, name: str, *, is_whole: bool) -> Entry | None:
     """Read pieces of a tensor where it is large; None where it is not."""
     if math.prod(opened.shapes[name]) * _MOST_BYTES_A_SAMPLE <= MAX_WHOLE_BYTES:
         return None
-    source = _large_source(opened.path, tensor=name or None)
+    source = _large_source(opened.path, tensor=name or None, is_refused=is_whole)
     return None if source is None else _pieces(source, letters_of_tensor(len(source.shape)), name)
 
 

@@ -251,7 +251,7 @@ class Hostile(torch.nn.Module):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".tif", ".safetensors", ".zarr"])
-def test_of_a_large_array_pieces_are_read(deconv, tmp_path, monkeypatch, suffix):
+def test_of_a_large_array_pieces_are_read(deconv, refuses, tmp_path, monkeypatch, suffix):
     samples = np.arange(600 * 500, dtype=np.float32).reshape(600, 500)
     path = tmp_path / f"x{suffix}"
     writers = {
@@ -276,6 +276,7 @@ def test_of_a_large_array_pieces_are_read(deconv, tmp_path, monkeypatch, suffix)
     assert samples.min() <= entry["minimum"] < entry["maximum"] <= samples.max()
     assert "are those of 4096 of 300000 samples, in 64 pieces" in file["notes"][-1]
     assert "range of pieces" in deconv("inspect", path, "--show").stdout
+    refuses("inspect", path, "--as", "kernel", code=ExitCode.INPUT_REFUSED, says="more than the 1 MiB of the largest")
 
 
 @pytest.mark.exhaustive

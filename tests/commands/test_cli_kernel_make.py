@@ -31,6 +31,15 @@ def test_refusals(refuses, tmp_path):
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
 
 
+def test_a_kernel_with_tails_says_so_and_takes_a_size(deconv, tmp_path):
+    done = deconv("kernel", "make", "airy:1", "-o", tmp_path / "k.npy")
+    assert "a larger --size holds more of them" in done.stderr
+    done = deconv("kernel", "make", "airy:1", "--size", "201", "-o", tmp_path / "wide.npy", "--json")
+    assert np.load(tmp_path / "wide.npy").shape == (201, 201)
+    assert done.report["transform_error"] < 1e-3
+    assert "larger --size" not in done.stderr
+
+
 def test_lengths_in_units(deconv, refuses, tmp_path):
     deconv("kernel", "make", "gaussian:0.3um*shift:0.2@0", "--spacing", "0.2,0.2", "-o", tmp_path / "k.npy", "-q")
     expected = make_kernel("gaussian:1.5*shift:0.2@0").float().numpy()

@@ -9,8 +9,9 @@ import torch
 
 import deconv_cli
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.sources.band_limited import transform_error
 from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
-from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.kernels.sources.formula import make_kernel, read_formula
 from deconv_cli.kernels.sources.kernel_source import KernelSource
 from deconv_cli.parts import KERNEL_SOURCES
 
@@ -112,6 +113,11 @@ def test_a_path_has_the_transform_of_its_points_in_time(tmp_path):
     assert float((transform_of(make_kernel(f"path:{path}")) - wanted).abs().max()) < 1e-3
 
 
+def airy(radius):
+    share = (torch.hypot(Y, X) * math.pi * radius / 3.8317059702).clamp(max=1)
+    return 2 / math.pi * (share.acos() - share * (1 - share.square()).sqrt())
+
+
 @pytest.mark.parametrize("radius", [3.0, 5.0])
 def test_an_airy_pattern_is_its_own_samples_beside_the_tails_that_are_cut(radius):
     taps = make_kernel(f"airy:{radius}")
@@ -123,9 +129,32 @@ def test_an_airy_pattern_is_its_own_samples_beside_the_tails_that_are_cut(radius
     assert float((taps - light).abs().max()) < 2e-3 * float(light.max())
     # Less than half of what is cut of the light is missing from any frequency.
     cut = 1 - float(light[torch.hypot(at[:, None], at) <= n].sum())
-    share = (torch.hypot(Y, X) * math.pi * radius / 3.8317059702).clamp(max=1)
-    wanted = 2 / math.pi * (share.acos() - share * (1 - share.square()).sqrt())
-    assert float((transform_of(taps) - wanted).abs().max()) < 0.6 * cut < 0.02
+    assert float((transform_of(taps) - airy(radius)).abs().max()) < 0.6 * cut < 0.02
+
+
+def test_more_samples_hold_more_of_the_tails():
+    kernel, errors = read_formula("airy:1"), []
+    for size in (41, 81, 201):
+        taps = make_kernel("airy:1", size=size)
+        errors.append(transform_error(kernel, taps.flip((0, 1))))
+        assert taps.shape == (size, size)
+        assert float(taps.sum()) == pytest.approx(1, abs=1e-12)
+    assert errors[1] == pytest.approx(errors[0] * 41 / 81, rel=0.05)
+    assert errors[2] < 1e-3
+    assert float((transform_of(taps) - airy(1)).abs().max()) < 1e-3
+
+
+def test_the_error_of_a_transform_is_seen():
+    taps = make_kernel("disk:2*shift:0.1@0").flip((0, 1))
+    assert transform_error(read_formula("disk:2*shift:0.1@0"), taps) < 1e-3
+    wanted = float((transform_of(taps.flip((0, 1))) - disk(2)).abs().max())
+    assert transform_error(read_formula("disk:2"), taps) == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [10, 3, (41,), (41, 42), 9999])
+def test_sizes_that_cannot_be_are_refused(size):
+    with pytest.raises(UsageError, match=r"should be odd along each axis, at least 21×21 and at most 2069, but is"):
+        make_kernel("gaussian:2", size=size)
 
 
 def test_a_gaussian_of_three_axes_has_the_transform_of_one_along_each():
