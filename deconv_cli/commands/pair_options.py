@@ -108,7 +108,10 @@ def list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
         UsageError: an odd number of them, or a file without its partner.
     """
     if len(paths) % 2:
-        raise UsageError(f"sharp and blurred pictures come in pairs, but there are {len(paths)}; add the missing.")
+        raise UsageError(
+            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; "
+            f"add the missing one."
+        )
     return [pair for both in zip(paths[::2], paths[1::2], strict=True) for pair in _matched(*both)]
 
 
