@@ -282,4 +282,4 @@ def test_a_pyramid_says_what_is_left_of_it(tmp_path, rng):
             writer.write(stored[::step, ::step], subfiletype=1)
     (note,) = read_image(tmp_path / "p.ome.tif").notes
     assert "pyramid" in note
-    assert "2 smaller levels" in note
+    assert "smaller levels left out: 2" in note

@@ -42,7 +42,7 @@ def test_an_image_of_another_program_is_read_as_a_whole_and_by_parts(sample):
     assert image.spacing == SPACING
     assert image._metadata.channel_names == ("DAPI", "GFP")
     assert image._metadata.native == {"OME-Zarr name": "pollen"}
-    assert "1 smaller levels" in image.notes[0]
+    assert "smaller levels left out: 1" in image.notes[0]
     np.testing.assert_array_equal(image.values[0].numpy(), IMAGE)
     source = open_regions(sample)
     assert (source.shape, source.axes, source.chunk) == (IMAGE.shape, "CZYX", (1, 2, 20, 26))

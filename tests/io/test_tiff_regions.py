@@ -65,7 +65,7 @@ def test_of_a_pyramid_the_full_resolution_is_taken(tmp_path):
         writer.write(COLORS[::4, ::4], subfiletype=1, **options)
     source = open_regions(path)
     assert source.shape == COLORS.shape
-    assert "full resolution alone" in source.notes[0]
+    assert "full resolution was read" in source.notes[0]
     np.testing.assert_array_equal(source.read(tuple(slice(0, n) for n in source.shape)), tifffile.imread(path))
 
 
