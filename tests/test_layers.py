@@ -13,7 +13,7 @@ import deconv_cli
 PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
-    *("allocator", "errors", "vocabulary", "registry"),
+    *("allocator", "errors", "vocabulary", "registry", "thread_warnings"),
     *("parts", "noise_model", "layer_options", "settings"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
@@ -24,6 +24,7 @@ ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
     "allocator": set(),
+    "thread_warnings": set(),
     "registry": {"errors", "vocabulary"},
     "parts": {"registry"},
     "noise_model": {"errors"},
@@ -71,6 +72,7 @@ SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
 TORCH_FREE = {
     "allocator",
+    "thread_warnings",
     "errors",
     "vocabulary",
     "registry",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import psutil
 import torch
 
 from deconv_cli.blocks.block_problem import BlockProblem
@@ -29,6 +30,13 @@ SHARE = 0.9
 
 Of what was estimated for blocks of 1000² and 80 × 120², of all objectives, half to 0.86 was measured to be taken.
 """
+FREE_SHARE = 0.5
+"""Of the memory that is free, what blocks take where nobody says how much."""
+
+
+def default_memory() -> int:
+    """Give the bytes that blocks take where nobody says how much."""
+    return int(FREE_SHARE * psutil.virtual_memory().available)
 
 
 def arithmetic_dtype(problem: BlockProblem) -> torch.dtype:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras
 from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.block_memory import default_memory
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_task import BlockTask
@@ -48,9 +48,6 @@ from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.resolution import RecordedConvolution
-
-MEMORY_SHARE = 0.5
-"""Of the memory that is free, what blocks take where nobody says how much."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +207,6 @@ def invert_blocks(
     options_ = blocks or BlockOptions(default_memory())
     run = BlockRun.prepare(problem, planned, options_, extras=extras, resume=files.resume, force=files.force)
     return run.finish(scheduler or SerialScheduler(), lambda found: found.record, progress)
-
-
-def default_memory() -> int:
-    """Give the bytes that blocks take where nobody says how much."""
-    return int(MEMORY_SHARE * psutil.virtual_memory().available)
 
 
 def lay_out_problem(

@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.manifest import Manifest, is_up_to_date
 from deconv_cli.commands.option_groups import FileOptions, PrintOptions
-from deconv_cli.commands.overlapped import one_by_one, overlapped
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.commands.shared_cores import SharedCores
+from deconv_cli.commands.side_by_side import one_by_one, side_by_side
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.vocabulary import counted
@@ -115,13 +116,16 @@ class Batch:
             self._count(done, is_only=jobs[0].n_jobs == 1)
             return
         pieces = PieceProgress(len(jobs), is_silent=self._printed.quiet)
-        in_turn = one_by_one if work.is_alone else overlapped
         with contextlib.ExitStack() as open_, pieces.shown():
             if self._workers.are_given:
                 all_done = self._done_by_workers(open_, work, jobs)
+            elif work.is_alone or self._printed.show or self._printed.verbose:
+                all_done = one_by_one(jobs, read, process, partial(self._progress_of, pieces=pieces))
             else:
-                all_done = in_turn(jobs, read, process, partial(self._progress_of, pieces=pieces))
-            for done in all_done:
+                cores = SharedCores(len(jobs), work.memory(), work.device_type)
+                progress_of = partial(self._progress_of, pieces=pieces, ends=cores.is_closed)
+                all_done = side_by_side(jobs, read, process, progress_of, cores)
+            for done in open_.enter_context(contextlib.closing(all_done)):  # what goes on ends before the manifest does
                 with pieces.paused():
                     self._count(done)
                 pieces.advance()
@@ -151,9 +155,11 @@ class Batch:
         line = self._manifest.line_of(job) if self._options.resume and self._manifest is not None else None
         return line is not None and is_up_to_date(line, job)
 
-    def _progress_of(self, job: Job, pieces: PieceProgress | None = None) -> WorkProgress:
-        show = None if pieces is None else pieces.tell
-        return WorkProgress(job.label, verbose=self._printed.verbose, is_silent=self._printed.quiet, show=show)
+    def _progress_of(
+        self, job: Job, pieces: PieceProgress | None = None, ends: Callable[[], bool] | None = None
+    ) -> WorkProgress:
+        printed, show = self._printed, None if pieces is None else pieces.tell
+        return WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet, show=show, ends=ends)
 
     def _read(self, work: Work, job: Job) -> Source | None:
         """Read an input, unless what the manifest says of it is still true."""

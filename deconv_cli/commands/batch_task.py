@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deconv_cli.commands.job import Done, Job, Process, Work
-from deconv_cli.commands.overlapped import one_by_one
 from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.side_by_side import one_by_one, without_images
 from deconv_cli.schedulers.scheduler import Finished, Scheduler
 
 
@@ -42,8 +41,7 @@ class BatchTask:
             done = self._done(self._jobs[number])
         if done.error is not None:
             raise done.error
-        assert done.outcome is not None
-        return replace(done, outcome=replace(done.outcome, print_summary=_nothing, show=_nothing))
+        return without_images(done)
 
     def _done(self, job: Job) -> Done:
         if self._process is None:
@@ -72,7 +70,3 @@ def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[J
 
 def _done(finished: Finished[Done], job: Job) -> Done:
     return Done(job, error=finished.error) if finished.result is None else finished.result
-
-
-def _nothing() -> None:
-    """Print nothing: the images are where the work was done."""

@@ -264,7 +264,7 @@ class BlockRestoration:
         return max(1, min(torch.get_num_threads(), self._budget() // LEAST_FOR_A_THREAD))
 
     def _budget(self) -> int:
-        from deconv_cli.blocks.invert_blocks import default_memory
+        from deconv_cli.blocks.block_memory import default_memory
 
         return self._settings.get("max_memory") or default_memory() // self._n_sharing
 

@@ -95,6 +95,10 @@ class InvertWork(Work):
         """Where the arithmetic is."""
         return pick(self.device).type
 
+    def memory(self) -> int:
+        """Give the bytes that inputs which are worked on at once may take together, as was typed."""
+        return self.settings.get("max_memory") or super().memory()
+
     def shared_by(self, n_workers: int) -> Work:
         """Give each worker its part of the memory."""
         memory = self.settings.get("max_memory")

@@ -84,7 +84,7 @@ Finish: TypeAlias = Callable[[], Outcome]
 """Writes a result, and describes it."""
 
 Process: TypeAlias = "Callable[[Job, Source, WorkProgress], Finish]"
-"""Does the arithmetic for one input; what it gives writes the result, maybe in another thread."""
+"""Does the arithmetic for one input, maybe beside others in other threads; what it gives writes the result."""
 
 
 class Work(ABC):
@@ -104,6 +104,14 @@ class Work(ABC):
     @abstractmethod
     def device_type(self) -> str:
         """Where the arithmetic is: `cpu`, `cuda`, ..."""
+
+    def memory(self) -> int:
+        """Give the bytes that inputs which are worked on at once may take together: half of what is free."""
+        import torch
+
+        from deconv_cli.solvers.memory import free_memory
+
+        return free_memory(torch.device(self.device_type)) // 2
 
     def shared_by(self, n_workers: int) -> Work:
         """Give the same for workers that share the memory that may be used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Manifest:
     """
 
     def __init__(self, path: Path, settings: Line, *, resume: bool, force: bool) -> None:
-        self.path, self._settings = path, settings
+        self.path, self._settings, self._adding = path, settings, threading.Lock()
         if path.exists() and not (resume or force):
             raise UsageError(
                 f"the manifest '{path}' exists already; go on where it ends with resume=True, or choose another name."
@@ -91,9 +92,10 @@ class Manifest:
 
     def _add(self, job: Job, line: Line) -> None:
         line = {"input": str(job.source), "output": str(job.target)} | line
-        self._lines[str(job.target)] = line
-        self._stream.write(_encoded(line))
-        self._stream.flush()
+        with self._adding:  # jobs are begun in several threads
+            self._lines[str(job.target)] = line
+            self._stream.write(_encoded(line))
+            self._stream.flush()
 
     def _rewrite(self) -> None:
         from deconv_cli.io.atomic import write_atomically

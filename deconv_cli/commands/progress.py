@@ -32,6 +32,8 @@ class WorkProgress(ProgressListener):
         verbose: a line for every step and iteration instead of a moving one.
         is_silent: show nothing at all.
         show: takes the line where something else has the terminal already; `shown` is of no use then.
+        ends: tells at each step and iteration whether the work is to end, by a `KeyboardInterrupt`: in another thread
+            than the first there is none else.
         clock: seconds.
     """
 
@@ -42,12 +44,14 @@ class WorkProgress(ProgressListener):
         verbose: bool = False,
         is_silent: bool = False,
         show: Callable[[str], None] | None = None,
+        ends: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._label = f"{label}: " if label else ""
         self._verbose = verbose
         self._is_silent = is_silent
         self._show = show
+        self._ends = ends
         self._clock = clock
         self._status: Status | None = None
         self._last_line = clock()
@@ -110,6 +114,8 @@ class WorkProgress(ProgressListener):
         self._status = None
 
     def _tell(self, line: str) -> None:
+        if self._ends is not None and self._ends():
+            raise KeyboardInterrupt
         if self._is_silent:
             return
         if self._verbose:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -50,6 +51,7 @@ class Restoration:
         self._extra = extra
         self._printed = printed
         self._pipelines: dict[InputKind, Pipeline] = {}
+        self._making = threading.Lock()
 
     def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
@@ -178,14 +180,14 @@ class Restoration:
         """Give the pipeline of a picture or of a tensor."""
         from deconv_cli.workflows.pipeline import Pipeline
 
-        kind = InputKind.PICTURE if image.is_picture else InputKind.TENSOR
-        if kind not in self._pipelines:
-            loaded = self._context.loaded
-            settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
-            if loaded.inverse is None:
-                settings = replace(settings, dimensions=loaded.kernel.n_axes)
-            self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
-        return self._pipelines[kind]
+        kind, loaded = InputKind.PICTURE if image.is_picture else InputKind.TENSOR, self._context.loaded
+        with self._making:
+            if kind not in self._pipelines:
+                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
+                if loaded.inverse is None:
+                    settings = replace(settings, dimensions=loaded.kernel.n_axes)
+                self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
+            return self._pipelines[kind]
 
 
 def _as_it_is(result: Reconstruction) -> Reconstruction:

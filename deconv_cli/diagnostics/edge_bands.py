@@ -61,12 +61,14 @@ class EdgeBands:
     def mean_square(self, values: Tensor) -> Tensor:
         """Average the squares of values `(*batch, *size)` likewise, whatever the size of the squares."""
         images = values.reshape(-1, *self.index.shape)
-        by_pixel = torch.linalg.vector_norm(images, dim=0, dtype=accumulation_dtype(values)).square() / len(images)
-        return self.mean(by_pixel)
+        by_pixel = torch.linalg.vector_norm(images, dim=0, dtype=accumulation_dtype(values)).square_()
+        return self._sums(by_pixel) / (len(images) * self.count)
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values `(*batch, *size)` over each band and the batch, in double precision where it exists."""
         dtype = accumulation_dtype(values)
-        by_pixel = values.reshape(-1, *self.index.shape).mean(dim=0, dtype=dtype).flatten()
-        total = by_pixel.new_zeros(self.depth).index_add(0, self.index.flatten(), by_pixel)
-        return total / self.count
+        return self._sums(values.reshape(-1, *self.index.shape).mean(dim=0, dtype=dtype)) / self.count
+
+    def _sums(self, by_pixel: Tensor) -> Tensor:
+        """Add up values of shape `size` over each band."""
+        return by_pixel.new_zeros(self.depth).scatter_add(0, self.index.flatten(), by_pixel.flatten())

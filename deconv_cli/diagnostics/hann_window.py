@@ -18,9 +18,9 @@ def apply_hann_window(images: Tensor, n_axes: int = 2, power: int = 1) -> Tensor
         n_axes: how many axes of space there are.
         power: of the window; of a higher one less of a strong frequency leaks to distant weak ones.
     """
-    window = images.new_ones(1)
+    window = images.new_ones(())
     for length in images.shape[-n_axes:]:
         angle = (torch.arange(length, dtype=images.dtype, device=images.device) + 0.5) * (2 * math.pi / length)
-        window = window[..., None] * (1 - angle.cos())
-    window = window**power
-    return images * (window / window.square().mean().sqrt()).squeeze(0)
+        along = (1 - angle.cos()) ** power
+        window = window[..., None] * (along / along.square().mean().sqrt())
+    return images * window

@@ -98,4 +98,4 @@ class ModeBands:
         return synchronize.as_numbers(self._sums(self.share * values))
 
     def _sums(self, values: Tensor) -> Tensor:
-        return values.new_zeros(len(self.counts)).index_add(0, self.index, values)
+        return values.new_zeros(len(self.counts)).scatter_add(0, self.index, values)

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.diagnostics.polar_bins import polar_bins
+from deconv_cli.diagnostics.polar_bins import PolarBins, polar_bins
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
 
@@ -56,6 +56,36 @@ _LEAST_LEFT = 0.3
 
 
 @dataclass(frozen=True, eq=False)
+class SpectrumBasis:
+    """What a kernel and the size of the data decide of a fit: polar bins, and what is fitted in them.
+
+    Attributes:
+        bins: n of them.
+        gain: |K|² in each, shape `(n,)`.
+        scene: functions whose sum is the logarithm of the scene's power, shape `(n, m)`.
+        noise: the same for the noise, shape `(n, 14)`.
+        n_axes: of space.
+    """
+
+    bins: PolarBins
+    gain: Tensor
+    scene: Tensor
+    noise: Tensor
+    n_axes: int
+
+    @classmethod
+    def of(cls, taps: Tensor, size: Size) -> SpectrumBasis:
+        """Lay out the bins of a size, and average the gain of taps `(C_out, C_in, *k)` in them."""
+        wide = to_float64(taps.detach())
+        bins = polar_bins(size, wide.dtype, wide.device)
+        numbers = tuple(torch.arange(n, device=wide.device) for n in half_spectrum(size))
+        gain = squared_modulus(symbol_at(wide, size, numbers)).sum(dim=-1).mean(dim=-1)
+        radius = bins.radius
+        scene = torch.stack([torch.ones_like(radius), *bins.directions, 2 * (2 * math.pi * radius).log()], dim=-1)
+        return cls(bins, bins.mean(gain), scene, hat_functions(radius), len(size))
+
+
+@dataclass(frozen=True, eq=False)
 class _Bins:
     """A periodogram in polar bins, each of shape `(n,)`, the bases `(n, m)` and `(n, 14)`."""
 
@@ -67,19 +97,19 @@ class _Bins:
     n_axes: int
 
 
-def fit_noise_spectrum(y: Tensor, taps: Tensor, *, is_colored: bool = False) -> NoiseModel:
+def fit_noise_spectrum(y: Tensor, basis: SpectrumBasis, *, is_colored: bool = False) -> NoiseModel:
     """Find the noise in data that a kernel made of a scene.
 
     Args:
         y: shape `(n, C_out, *size)`.
-        taps: shape `(C_out, C_in, *k)`.
+        basis: of the kernel, for this size.
         is_colored: the noise is known not to be white, from elsewhere.
 
     Returns:
         The size and the spectrum of the noise; white noise of unknown size where that explains the data as well, or
         where what was found is but the scene's own light, spread by the window.
     """
-    bins, white = _binned(y, taps), NoiseModel(source="auto")
+    bins, white = _binned(y, basis), NoiseModel(source="auto")
     if bins is None:
         return white
     knots, misfit = _fit(bins, bins.noise)
@@ -88,7 +118,7 @@ def fit_noise_spectrum(y: Tensor, taps: Tensor, *, is_colored: bool = False) -> 
         return white
     mean = _mean_power(levels, y)
     if not is_colored:
-        faded = _binned(y, taps, _SQUARED)
+        faded = _binned(y, basis, _SQUARED)
         if faded is not None and _mean_power(_levels(faded), y) < _LEAST_LEFT**2 * mean:
             return white
     return replace(white, sigma=math.sqrt(mean), spectrum=tuple(math.exp(level) / mean for level in levels))
@@ -155,23 +185,16 @@ def draw_noise(model: NoiseModel, like: Tensor, seed: int, n_axes: int = 2) -> T
     return torch.fft.irfftn(torch.fft.rfftn(white, dim=axes) * power.sqrt(), s=size, dim=axes)
 
 
-def _binned(y: Tensor, taps: Tensor, fade: int = 1) -> _Bins | None:
-    size: Size = tuple(y.shape[2:])
-    n_axes, axes = len(size), space_axes(len(size))
-    images = to_float64(y)
-    bins = polar_bins(size, images.dtype, images.device)
+def _binned(y: Tensor, basis: SpectrumBasis, fade: int = 1) -> _Bins | None:
+    n_axes, bins = basis.n_axes, basis.bins
     if len(bins.count) < 4 * len(FREQUENCIES):
         return None
+    axes, images = space_axes(n_axes), to_float64(y)
     images = images - images.mean(dim=axes, keepdim=True)
     transformed = torch.fft.rfftn(apply_hann_window(images, n_axes, power=fade), dim=axes, norm="ortho")
     power = squared_modulus(transformed).mean(dim=(0, 1))
-    numbers = tuple(torch.arange(n, device=y.device) for n in power.shape)
-    symbol = symbol_at(to_float64(taps.detach()), size, numbers)
-    gain = squared_modulus(symbol).sum(dim=-1).mean(dim=-1)
-    radius = bins.radius
-    scene = torch.stack([torch.ones_like(radius), *bins.directions, 2 * (2 * math.pi * radius).log()], dim=-1)
     count = bins.count * (y.shape[0] * y.shape[1] / _DEPENDENCE_BY_AXIS**n_axes)
-    return _Bins(bins.mean(power), bins.mean(gain), count, scene, hat_functions(radius), n_axes)
+    return _Bins(bins.mean(power), basis.gain, count, basis.scene, basis.noise, n_axes)
 
 
 def hat_functions(radius: Tensor) -> Tensor:

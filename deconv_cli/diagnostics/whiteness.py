@@ -11,7 +11,8 @@ from torch import Tensor
 from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
-from deconv_cli.operators.circulant import next_fast_size, to_float64
+from deconv_cli.operators.circulant import next_fast_size, phases, to_float64
+from deconv_cli.solvers.norms import accumulation_dtype
 
 # Lags up to here along either axis.
 MAX_LAG = 5
@@ -52,14 +53,14 @@ def measure_whiteness(residual: Tensor, n_axes: int = 2) -> Whiteness:
     """
     size = residual.shape[-n_axes:]
     axes = space_axes(n_axes)
-    planes = to_float64(residual).reshape(-1, *size)
-    planes = planes - planes.mean(dim=axes, keepdim=True)
+    planes = residual.reshape(-1, *size)
+    planes = planes - planes.mean(dim=axes, keepdim=True, dtype=accumulation_dtype(planes)).to(planes.dtype)
     lag = max(min(MAX_LAG, (min(size) - 1) // 2), 0)
     sums = _lagged_products(planes, lag)
     power = sums.flatten()[sums.numel() // 2]
     if synchronize.as_number(power) == 0 or lag == 0:
         return Whiteness(torch.ones([2 * lag + 1] * n_axes), lag, 0.0, 0.0, 0, 1.0, 0.0)
-    n_pairs = planes.new_full((1,), len(planes))
+    n_pairs = sums.new_full((1,), len(planes))
     for length in size:
         n_pairs = n_pairs[..., None] * (length - torch.arange(-lag, lag + 1, device=planes.device).abs())
     # Each sum divided by the number of its terms: distant lags have fewer. Taking off the mean of a plane takes as much
@@ -80,16 +81,25 @@ def measure_whiteness(residual: Tensor, n_axes: int = 2) -> Whiteness:
 
 
 def _lagged_products(planes: Tensor, lag: int) -> Tensor:
-    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
+    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around.
+
+    The transform of the power at so few lags is a product of matrices, which is faster than an FFT.
+    """
     size = [next_fast_size(n + lag) for n in planes.shape[1:]]
-    axes = space_axes(len(size))
-    power = squared_modulus(torch.fft.rfftn(planes, s=size, dim=axes)).sum(dim=0)
-    products = torch.fft.irfftn(power.to(planes.dtype.to_complex()), s=size, dim=axes)
-    # From lags 0, 1, ..., −1 to −lag, ..., lag.
-    products = products.roll([lag] * len(size), axes)
-    for axis in axes:
-        products = products.narrow(axis, 0, 2 * lag + 1)
-    return products
+    spectrum = torch.fft.rfftn(planes, s=size, dim=space_axes(len(size)))
+    products = to_float64(squared_modulus(spectrum).sum(dim=0))
+    products[..., 1 : (size[-1] + 1) // 2] *= 2  # for the frequencies that mirror these
+    for length in size:
+        numbers = torch.arange(len(products), device=planes.device)
+        products = _contracted(products, phases(numbers, length, 2 * lag + 1, products.real, lag))
+    return products.real / math.prod(size)
+
+
+def _contracted(values: Tensor, waves: Tensor) -> Tensor:
+    """Contract the first axis of real or complex values `(N, *rest)` with complex waves `(N, m)`: `(*rest, m)`."""
+    if values.is_complex():
+        return torch.tensordot(values, waves, dims=([0], [0]))
+    return torch.view_as_complex(torch.tensordot(values, torch.view_as_real(waves), dims=([0], [0])))
 
 
 def _chi_square_tail(statistic: float, n: int) -> float:

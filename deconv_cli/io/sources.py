@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io.folders import address_of, folder_digest, mark_of
-from deconv_cli.io.thread_warnings import warnings_here
+from deconv_cli.thread_warnings import warnings_here
 
 FOLDER = b"folder: "
 """In the place of the first bytes of a folder that is one file; the name of the file that says so comes behind it."""

@@ -15,7 +15,7 @@ from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputErr
 from deconv_cli.io import limits
 from deconv_cli.io.allocation_limit import AllocationLimit
 from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.thread_warnings import warnings_here
+from deconv_cli.thread_warnings import warnings_here
 from deconv_cli.vocabulary import format_memory
 
 _MAX_DEPTH = 32

@@ -13,7 +13,6 @@ digits, and an inverse solved to a third of its right-hand side is good enough f
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
 from deconv_cli.solvers.solution import Status
+from deconv_cli.thread_warnings import warnings_here
 
 RELAXATION = 1.8
 # λ of the quadratic problem whose estimate the iteration starts from.
@@ -211,6 +211,5 @@ def _size(a: Tensor) -> float:
 
 def _solve_roughly(inverse: Inverse, g: Tensor) -> Tensor:
     """Compute H⁺g as far as the inverse gets: the certificate of the whole tells in the end whether that was enough."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with warnings_here("ignore"):
         return inverse.solve_normal(g)

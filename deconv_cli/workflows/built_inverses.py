@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -20,9 +21,14 @@ class BuiltInverses:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, PseudoInverse] = OrderedDict()
+        self._finding = threading.Lock()
 
     def find(self, key: Hashable, build: Callable[[], PseudoInverse]) -> PseudoInverse:
-        """Give the inverse of a key, built if it is not there."""
+        """Give the inverse of a key, built if it is not there: once, also where several threads ask for it."""
+        with self._finding:
+            return self._found(key, build)
+
+    def _found(self, key: Hashable, build: Callable[[], PseudoInverse]) -> PseudoInverse:
         found = self._kept.pop(key, None)
         if found is None:
             self._shrink(MAX_INVERSES - 1)
@@ -34,10 +40,10 @@ class BuiltInverses:
                 self._kept.clear()
                 found = build()
         self._kept[key] = found
-        allowed = found.settings.max_memory
-        self._shrink(
-            MAX_INVERSES, MEMORY_SHARE * (free_memory(found.kernel.taps.device) if allowed is None else allowed)
-        )
+        if len(self._kept) > 1:
+            allowed = found.settings.max_memory
+            allowed = free_memory(found.kernel.taps.device) if allowed is None else allowed
+            self._shrink(MAX_INVERSES, MEMORY_SHARE * allowed)
         return found
 
     def _shrink(self, n_left: int, n_bytes: float = math.inf) -> None:

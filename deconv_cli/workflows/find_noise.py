@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import affordable_window
-from deconv_cli.diagnostics.noise_spectrum import fit_noise_spectrum
+from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.axes import crop
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.estimator import Estimator
+
+_BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
 
 
-def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseModel:
+def find_noise(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, *, estimator: Estimator | None = None
+) -> NoiseModel:
     """Find what kind of noise data have.
 
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
         kernel: what made them.
         settings: what was resolved.
+        estimator: built for this kernel and this size; what follows from those is computed once for it.
 
     Raises:
         UsageError: there is a model for each channel of others than these.
@@ -35,7 +42,8 @@ def find_noise(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> NoiseMo
             )
         found = found[0]
     if found == "auto":
-        found = fit_noise_spectrum(_middle(y, kernel), kernel.taps)
+        piece = _middle(y, kernel)
+        found = fit_noise_spectrum(piece, _basis_of(piece, kernel, estimator))
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
 
@@ -50,17 +58,26 @@ def find_noise_of_channels(y: Tensor, kernels: Sequence[Kernel]) -> tuple[NoiseM
         kernels: of one channel each, as many as channels or one for all.
     """
     axis = kernels[0].channel_axis
-    pieces = [
-        (_middle(y.narrow(axis, c, 1), kernels[c % len(kernels)]), kernels[c % len(kernels)].taps)
-        for c in range(y.shape[axis])
-    ]
-    found = [fit_noise_spectrum(*piece) for piece in pieces]
+    pieces = [_middle(y.narrow(axis, c, 1), kernels[c % len(kernels)]) for c in range(y.shape[axis])]
+    bases = [_basis_of(pieces[0], kernel) for kernel in kernels]
+    cases = [(piece, bases[c % len(bases)]) for c, piece in enumerate(pieces)]
+    found = [fit_noise_spectrum(*case) for case in cases]
     if all(model.is_white for model in found):
         return tuple(found)
     return tuple(
-        fit_noise_spectrum(*piece, is_colored=True) if model.is_white else model
-        for model, piece in zip(found, pieces, strict=True)
+        fit_noise_spectrum(*case, is_colored=True) if model.is_white else model
+        for model, case in zip(found, cases, strict=True)
     )
+
+
+def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None) -> SpectrumBasis:
+    """Give what a kernel and the size of a piece `(n, C_out, *window)` decide of the fit, once for each estimator."""
+    found = None if estimator is None else _BASES.get(estimator)
+    if found is None:
+        found = SpectrumBasis.of(kernel.taps, tuple(piece.shape[2:]))
+        if estimator is not None:
+            _BASES[estimator] = found
+    return found
 
 
 def _middle(y: Tensor, kernel: Kernel) -> Tensor:

@@ -3,11 +3,13 @@
     resolve → undo the tone curve → choose λ → build → solve → measure → predict → do the tone curve again
 
 A pipeline keeps the inverses that it built last: data of the same sizes under one border cost their factors once.
+Several threads may reconstruct with one at the same time.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -89,6 +91,7 @@ class Pipeline:
         self.inverse = inverse
         self._built = BuiltInverses()
         self._channels: list[Pipeline] = []
+        self._adding = threading.Lock()
 
     @property
     def settings(self) -> ReconstructionSettings:
@@ -151,7 +154,7 @@ class Pipeline:
     ) -> Measure:
         """Do the part of `reconstruct` that estimates the images; what this gives measures them.
 
-        The pipeline may be given other data before the estimate is measured, and another thread may measure it.
+        The pipeline may be given other data before the estimate is measured.
         """
         listener = as_listener(progress)
         resolution = self.resolve() if resolution is None else resolution
@@ -312,9 +315,10 @@ class Pipeline:
         # Kept where a picture in gray comes between those in colors.
         biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
         own = replace(self._settings, dimensions=kernel.n_axes)
-        self._channels += [
-            Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(len(self._channels), n_channels)
-        ]
+        with self._adding:
+            self._channels += [
+                Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(len(self._channels), n_channels)
+            ]
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
         noises = settings.noise
@@ -407,15 +411,15 @@ class Pipeline:
         """Build what estimates the images, or take an inverse that was built before; none where λ is of these data."""
         if self._given is not None:
             return self._given
-        if not settings.is_linear:
-            self.inverse = None
-            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
         self.inverse = None  # where it is not kept, its memory first
+        if not settings.is_linear:
+            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
         if is_of_these_data:
-            self.inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
+            inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
         else:
-            self.inverse = self._found(kernel, image_size, settings)
-        return self.inverse
+            inverse = self._found(kernel, image_size, settings)
+        self.inverse = inverse
+        return inverse
 
     def _found(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
         """Find an inverse among those that were built, or build it."""

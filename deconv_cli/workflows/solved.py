@@ -60,7 +60,7 @@ class Solved:
         operator, kernel, is_tested = estimator.operator, estimator.kernel, self.resolution.is_tested
         detached = self.data.detach()  # the numbers of the report need no graph
         if settings.noise == "auto" and is_tested:
-            settings = replace(settings, noise=find_noise(detached, kernel, settings))
+            settings = replace(settings, noise=find_noise(detached, kernel, settings, estimator=estimator))
         arranged = estimator.arrange(detached)
         unexplained = arranged - operator.forward(solution.value.detach())
         if self.is_clipped is not None:

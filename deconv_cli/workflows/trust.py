@@ -113,6 +113,9 @@ def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float)
     """
     low, high = (synchronize.as_number(end) for end in data.aminmax())
     margin = OVERSHOOT * (high - low)
+    least, most = (synchronize.as_number(end) for end in image.aminmax())
+    if lowest - margin <= least and most <= highest + margin:
+        return Clipping(lowest, highest, 0.0)
     is_beyond = (image < lowest - margin) | (image > highest + margin)
     if data.shape != image.shape:
         return Clipping(lowest, highest, synchronize.as_index(is_beyond.sum()) / is_beyond.numel())

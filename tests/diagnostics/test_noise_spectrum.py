@@ -11,7 +11,7 @@ import torch
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
-from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum, interpolated
+from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum, interpolated
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -44,10 +44,14 @@ def blurred(scene, taps, model, seed=5):
     return (y + model.sigma * draw_noise(model, like(1, SIZE, SIZE), seed)[0])[None], taps
 
 
+def noise_of(y, taps):
+    return fit_noise_spectrum(y, SpectrumBasis.of(taps, tuple(y.shape[2:])))
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
     y, taps = blurred(scene, KERNELS[name], SMOOTHED)
-    found = fit_noise_spectrum(y[None], taps[None, None])
+    found = noise_of(y[None], taps[None, None])
     true = interpolated(SMOOTHED.spectrum, (SIZE, SIZE), y, is_whole=True).mean().sqrt() * SMOOTHED.sigma
     assert found.sigma == pytest.approx(float(true), rel=0.2)  # the scene hides a part
     power = [found.sigma**2 * p for p in found.spectrum[3:11]]
@@ -61,7 +65,7 @@ def test_noise_goes_on_at_its_level_where_the_scene_hides_it(scene, name):
     """Rounded coefficients err alike where they are strong, and by no more than themselves where they are weak."""
     rounded = NoiseModel(2.0, tuple(min(1.0, math.exp(-8 * (f - 0.22))) for f in FREQUENCIES))
     y, taps = blurred(scene, KERNELS[name], rounded)
-    found = fit_noise_spectrum(y[None], taps[None, None])
+    found = noise_of(y[None], taps[None, None])
     lowest = found.sigma**2 * found.spectrum[0] / (rounded.sigma**2 * rounded.spectrum[0])
     assert lowest == pytest.approx(1, abs=0.3)
 
@@ -70,25 +74,25 @@ def test_noise_goes_on_at_its_level_where_the_scene_hides_it(scene, name):
 def test_what_leaks_of_a_scene_without_noise_is_no_noise(scene, size):
     """A kernel that hides frequencies leaves less there than the window spreads to them."""
     y, taps = blurred(scene, KERNELS["gaussian:1.8"], NoiseModel(0.0))
-    assert fit_noise_spectrum(y[None, ..., :size, :size].float(), taps[None, None].float()).is_white
+    assert noise_of(y[None, ..., :size, :size].float(), taps[None, None].float()).is_white
 
 
 @pytest.mark.parametrize("sigma", [0.3, 5.0])
 @pytest.mark.parametrize("name", KERNELS)
 def test_white_noise_is_left_white(scene, name, sigma):
     y, taps = blurred(scene, KERNELS[name], NoiseModel(sigma))
-    assert fit_noise_spectrum(y[None], taps[None, None]) == WHITE
+    assert noise_of(y[None], taps[None, None]) == WHITE
 
 
 def test_pictures_that_are_too_small_to_tell_are_taken_for_white():
-    assert fit_noise_spectrum(torch.rand(1, 1, 5, 6), torch.ones(1, 1, 1, 1)) == WHITE
+    assert noise_of(torch.rand(1, 1, 5, 6), torch.ones(1, 1, 1, 1)) == WHITE
 
 
 @pytest.mark.parametrize("level", [0.0, 7.0])
 def test_pictures_without_noise_or_without_a_scene_have_an_answer(level):
-    assert fit_noise_spectrum(torch.full((1, 1, 64, 64), level), torch.ones(1, 1, 3, 3) / 9) == WHITE
+    assert noise_of(torch.full((1, 1, 64, 64), level), torch.ones(1, 1, 3, 3) / 9) == WHITE
     ramp = torch.arange(64.0).expand(1, 1, 64, 64) + level
-    assert fit_noise_spectrum(ramp, torch.ones(1, 1, 1, 1)).sigma is None
+    assert noise_of(ramp, torch.ones(1, 1, 1, 1)).sigma is None
 
 
 def test_noise_is_drawn_with_the_spectrum_of_its_model():

@@ -1,6 +1,8 @@
 """Total variation is held against a long run of another algorithm (Chambolle and Pock) on the dense matrices."""
 
 import math
+import threading
+import warnings
 
 import pytest
 import torch
@@ -239,3 +241,22 @@ def test_inner_iterations_that_end_early_are_no_warning(monkeypatch):
     solution = estimate.solve(random(estimate.operator.output_shape, seed=6))
     assert solution.status is Status.MAX_ITERATIONS
     assert 1e-6 < solution.certificate < math.inf
+
+
+def test_warnings_are_silent_in_the_thread_of_the_iteration_alone():
+    is_solving, is_heard = threading.Event(), threading.Event()
+
+    class Slow:
+        def solve_normal(self, g):
+            is_solving.set()
+            assert is_heard.wait(10)
+            warnings.warn("not converged", RuntimeWarning, stacklevel=1)
+            return g
+
+    solving = threading.Thread(target=admm._solve_roughly, args=(Slow(), torch.ones(1)))
+    solving.start()
+    assert is_solving.wait(10)
+    with pytest.raises(RuntimeWarning):
+        warnings.warn("another one", RuntimeWarning, stacklevel=1)
+    is_heard.set()
+    solving.join()

@@ -1,5 +1,7 @@
 """What is kept of the inverses that a pipeline builds, and what is built again."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -35,6 +37,16 @@ def test_sizes_that_take_turns_are_built_once(built):
     pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam=1e-3))
     restore(pipe, (12, 9), (8, 8), (12, 9), (8, 8), (12, 9))
     assert built == [(12, 9), (8, 8)]
+
+
+def test_threads_that_share_a_pipeline_build_once_and_get_their_own_images(built):
+    pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam=1e-3))
+    pictures = [torch.rand(channels, *size) for size in ((12, 9), (8, 8)) for channels in (1, 2, 1, 3)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(pipe.reconstruct, pictures))
+    assert sorted(built) == [(8, 8), (12, 9)]
+    for picture, result in zip(pictures, found, strict=True):
+        assert torch.equal(result.image, pipe.reconstruct(picture).image)
 
 
 def test_channels_with_their_own_kernels_are_built_once(built):

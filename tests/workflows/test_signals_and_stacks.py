@@ -13,7 +13,7 @@ from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.noise_level import estimate_noise, estimate_noise_of_blurred
-from deconv_cli.diagnostics.noise_spectrum import draw_noise, fit_noise_spectrum
+from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.workflows.pipeline import Pipeline
@@ -152,13 +152,13 @@ class TestNoise:
         noise = draw_noise(model, random((1, *size)), seed=1, n_axes=n)
         taps = gaussian(n, 1.5, 5)
         scene_seen = deconv_cli.forward(drawn(size, -0.7 - 0.5 * (n - 1)), taps, dimensions=n, boundary="circular")
-        found = fit_noise_spectrum((scene_seen + 2 * noise)[None], taps[None, None])
+        found = fit_noise_spectrum((scene_seen + 2 * noise)[None], SpectrumBasis.of(taps[None, None], size))
         ratios = [a * found.sigma**2 / (b * 4) for a, b in zip(found.spectrum[5:10], model.spectrum[5:10], strict=True)]
         assert all(0.5 < ratio < 2 for ratio in ratios)
 
     def test_white_noise_is_left_white(self, n, size):
         y = 100 + 3 * random((1, 1, *size))
-        assert fit_noise_spectrum(y, torch.ones((1, 1, *[1] * n), dtype=torch.float64)).is_white
+        assert fit_noise_spectrum(y, SpectrumBasis.of(torch.ones((1, 1, *[1] * n)), size)).is_white
 
     def test_the_gain_of_counts(self, n, size):
         light = torch.linspace(20, 400, math.prod(size), dtype=torch.float64).reshape(size)

@@ -40,7 +40,7 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
         InputRefusedError: damaged, cut short, or, unless it is read by parts, larger than the memory allows.
     """
     check_directories(path)
-    with _READING, _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
+    with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
         ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
         # tifffile makes lists as long as the descriptions say.
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
@@ -134,47 +134,80 @@ def _of_kind(kind: str) -> dict[str, Any]:
     return {"ome": kind == "ome"} | ({kind: True} if kind != "ome" else {})
 
 
-_READING = threading.RLock()
-"""Held while a file is open: what is done with tifffile's log is done for all threads."""
+_LOG = logging.getLogger("tifffile")
 
 
-class _Raising(logging.Handler):
-    """Stops tifffile at its first log record of damage: it would go on with fewer pages, or for minutes.
-
-    Only the thread that reads is stopped: another may be writing.
-    """
+class _Damage(threading.local):
+    """What tifffile logged of damage to each file that this thread is reading."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.first = ""
-        self._thread = threading.get_ident()
+        self.logged: list[list[str]] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread != self._thread:
-            return
-        self.first = self.first or record.getMessage()
-        raise ValueError(self.first)
+
+_DAMAGE = _Damage()
+
+
+def _stop(record: logging.LogRecord) -> bool:
+    """Stop tifffile at a log record of damage: it would go on with fewer pages, or for minutes.
+
+    Only a thread that reads is stopped: another may be writing.
+    """
+    if record.levelno >= logging.WARNING and _DAMAGE.logged:
+        _DAMAGE.logged[-1].append(record.getMessage())
+        raise ValueError(record.getMessage())
+    return not _HEARD.is_forced
+
+
+_LOG.addFilter(_stop)
+
+
+class _Heard:
+    """Lets tifffile log as long as any thread is inside, though the caller may have silenced its logger."""
+
+    def __init__(self) -> None:
+        self._entering, self._n_inside = threading.Lock(), 0
+        self._before: tuple[int, bool, int] | None = None
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the logger is silent but for those inside."""
+        return self._before is not None
+
+    def __enter__(self) -> None:
+        with self._entering:
+            self._n_inside += 1
+            if not _LOG.isEnabledFor(logging.WARNING):
+                self._before = self._before or (_LOG.level, _LOG.disabled, logging.root.manager.disable)
+                _LOG.disabled = False
+                _LOG.setLevel(logging.WARNING)
+                logging.disable(logging.NOTSET)
+
+    def __exit__(self, *_: object) -> None:
+        with self._entering:
+            self._n_inside -= 1
+            if self._before is not None and not self._n_inside:
+                level, _LOG.disabled, disabled_below = self._before
+                _LOG.setLevel(level)
+                logging.disable(disabled_below)
+                self._before = None
+
+
+_HEARD = _Heard()
 
 
 @contextmanager
 def _warnings_as_errors() -> Iterator[None]:
-    """Make tifffile's log records of damage errors, whatever the caller has set for its logger."""
-    logger = logging.getLogger("tifffile")
-    handler, before = _Raising(), (logger.propagate, logger.level, logger.disabled, logging.root.manager.disable)
-    logger.addHandler(handler)
-    logger.propagate, logger.disabled = False, False
-    logger.setLevel(logging.WARNING)
-    logging.disable(logging.NOTSET)
+    """Make tifffile's log records of damage errors, in this thread."""
+    logged: list[str] = []
+    _DAMAGE.logged.append(logged)
     try:
-        yield
+        with _HEARD:
+            yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate, level, logger.disabled, disabled_below = before
-        logger.setLevel(level)
-        logging.disable(disabled_below)
+        _DAMAGE.logged.pop()
     # tifffile may have caught the error itself.
-    if handler.first:
-        raise ValueError(handler.first)
+    if logged:
+        raise ValueError(logged[0])
 
 
 def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) -> None:  # noqa: ANN401

@@ -12,7 +12,7 @@ from typing import Any
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io.folders import address_of, options_of, reaching
-from deconv_cli.io.thread_warnings import warnings_here
+from deconv_cli.thread_warnings import warnings_here
 
 FORMAT_FILE = "zarr.json"
 """What describes an array or a group, in the folder of each."""

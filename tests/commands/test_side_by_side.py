@@ -1,0 +1,184 @@
+"""Jobs one by one and side by side: what is done at once, how much of it, and whose an error is."""
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deconv_cli.commands.job import Job, Outcome, Source
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.shared_cores import SharedCores
+from deconv_cli.commands.side_by_side import one_by_one, side_by_side
+from deconv_cli.errors import MalformedInputError
+
+MODES = [one_by_one, side_by_side]
+
+
+def make_jobs(n):
+    return [
+        Job(Path(f"{number}.tif"), Path(f"out/{number}.tif"), number=number, n_jobs=n) for number in range(1, n + 1)
+    ]
+
+
+def outcome(job):
+    return Outcome({"number": job.number}, lambda: None, (), lambda: None)
+
+
+def run(mode, jobs, read=lambda job: job, process=lambda job, source, progress: lambda: outcome(job), **shared):
+    """Read pictures of 100 samples, as far as the cores look at them."""
+    picture = SimpleNamespace(values=torch.empty(100, device="meta"))
+    if mode is side_by_side:
+        shared.setdefault("cores", SharedCores(len(jobs), 2**30))
+    progress_of = shared.pop("progress_of", lambda job: None)
+    return mode(jobs, lambda job: None if read(job) is None else Source(picture), process, progress_of, **shared)
+
+
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_job_ends_once_and_in_order(mode):
+    seen = []
+
+    def process(job, source, progress):
+        seen.append(job.number)
+        time.sleep(0.002 * (job.number % 3))  # so that some are done before earlier ones
+        return lambda: outcome(job)
+
+    done = list(run(mode, make_jobs(9), process=process))
+    assert [one.outcome.record["number"] for one in done] == sorted(seen) == list(range(1, 10))
+    assert all(one.seconds >= 0 for one in done)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stage", ["read", "process", "finish"])
+def test_an_error_is_that_of_its_job_and_the_others_go_on(mode, stage):
+    def fails(at, job):
+        if at == stage and job.number == 3:
+            raise MalformedInputError("damaged")
+        return job
+
+    def process(job, source, progress):
+        fails("process", job)
+        return lambda: outcome(fails("finish", job))
+
+    done = list(run(mode, make_jobs(6), lambda job: fails("read", job), process))
+    assert [one.job.number for one in done] == [1, 2, 3, 4, 5, 6]
+    assert [one.job.number for one in done if one.error is not None] == [3]
+    assert [one.job.number for one in done if one.outcome is not None] == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_needs_nothing_done_ends_without_outcome_and_error(mode):
+    done = list(run(mode, make_jobs(3), read=lambda job: None if job.number == 2 else job))
+    assert [(one.outcome is None, one.error is None) for one in done] == [(False, True), (True, True), (False, True)]
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_file_a_core_is_worked_on_at_once_and_one_more():
+    meeting = threading.Barrier(3, timeout=10)
+
+    def process(job, source, progress):
+        meeting.wait()
+        assert torch.get_num_threads() == 1
+        return lambda: outcome(job)
+
+    assert [one.error for one in run(side_by_side, make_jobs(6), process=process)] == [None] * 6
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize(("n_bytes", "at_most"), [(2**30, 3), (250 * 2**10, 1), (1, 1)])
+def test_as_many_are_at_hand_as_fit_the_memory(n_bytes, at_most):
+    """Of files of 100 samples, none of which a solver takes more than a kibibyte for."""
+    at_hand, most, threads = 0, 0, set()
+    lock = threading.Lock()
+
+    def process(job, source, progress):
+        nonlocal at_hand, most
+        with lock:
+            at_hand += 1
+            most = max(most, at_hand)
+        threads.add(torch.get_num_threads())
+
+        def finish():
+            nonlocal at_hand
+            time.sleep(0.002)
+            with lock:
+                at_hand -= 1
+            return outcome(job)
+
+        return finish
+
+    jobs = make_jobs(40)
+    assert len(list(run(side_by_side, jobs, process=process, cores=SharedCores(len(jobs), n_bytes)))) == 40
+    assert most == at_most
+    assert threads == ({1} if at_most == 3 else {2})
+
+
+def test_a_large_file_is_alone_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("deconv_cli.commands.large_files.LARGE_FILE_BYTES", 100)
+    jobs, in_memory = [], set()
+    for number, size in enumerate([10, 10, 200, 10, 200, 200, 10], start=1):
+        (tmp_path / f"{number}.tif").write_bytes(bytes(size))
+        jobs.append(Job(tmp_path / f"{number}.tif", tmp_path / f"{number}.out", number=number))
+    large = {job.number for job in jobs if job.source.stat().st_size > 100}
+
+    def read(job):
+        in_memory.add(job.number)
+        assert not in_memory & large or len(in_memory) == 1
+        return job
+
+    def process(job, source, progress):
+        def finish():
+            time.sleep(0.005)
+            in_memory.remove(job.number)
+            return outcome(job)
+
+        return finish
+
+    assert [one.error for one in run(side_by_side, jobs, read, process)] == [None] * 7
+
+
+def test_results_that_wait_hold_no_image():
+    done = list(run(side_by_side, make_jobs(2), process=lambda job, source, progress: lambda: outcome(job)))
+    assert done[0].outcome.print_summary is done[1].outcome.show
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_run_that_is_interrupted_writes_what_was_computed_and_ends_what_goes_on():
+    """When the first file is done, the second iterates for ever and the third is being written."""
+    begun, written, writes, iterates = [], [], threading.Event(), threading.Event()
+    cores = SharedCores(9, 2**30)
+
+    def process(job, source, progress):
+        begun.append(job.number)
+        while job.number != 1 and job.number != 3:
+            iterates.set()
+            progress(1, 1.0)
+
+        def finish():
+            writes.set()
+            time.sleep(0.02 * job.number)
+            written.append(job.number)
+            return outcome(job)
+
+        return finish
+
+    def progress_of(job):
+        return WorkProgress(is_silent=True, ends=cores.is_closed)
+
+    ends = run(side_by_side, make_jobs(9), process=process, cores=cores, progress_of=progress_of)
+    assert next(ends).job.number == 1
+    assert writes.wait(10)
+    assert iterates.wait(10)
+    ends.close()
+    assert written == [1, 3]
+    assert 9 not in begun
