@@ -25,7 +25,7 @@ from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress, spoken_time
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.shared_cores import SharedCores
-from deconv_cli.commands.side_by_side import one_by_one, side_by_side
+from deconv_cli.commands.side_by_side import AllDone, one_by_one, side_by_side
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.vocabulary import counted
@@ -130,7 +130,7 @@ class Batch:
                     self._count(done)
                 pieces.advance()
 
-    def _done_by_workers(self, open_: contextlib.ExitStack, work: Work, jobs: list[Job]) -> Iterator[Done]:
+    def _done_by_workers(self, open_: contextlib.ExitStack, work: Work, jobs: list[Job]) -> AllDone:
         """Start the workers, and let them do what there is to do."""
         scheduler = open_.enter_context(self._workers.start(work.device_type))
         if not self._printed.quiet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 N_WAITING = 4
 """Jobs for each thread that have been begun or are about to be, and results that wait for an earlier one."""
 ProgressOf: TypeAlias = "Callable[[Job], WorkProgress]"
+AllDone: TypeAlias = Generator[Done, None, None]
 _Lend: TypeAlias = "Callable[[Callable[[], Source | None]], AbstractContextManager[Source | None]]"
 
 
-def one_by_one(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf) -> Iterator[Done]:
+def one_by_one(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf) -> AllDone:
     """Read, work on and write each job before the next is read, all in this thread."""
     for job in jobs:
         yield _done(job, read, process, progress_of, lambda read: nullcontext(read()))
 
 
-def side_by_side(
-    jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf, cores: SharedCores
-) -> Iterator[Done]:
+def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf, cores: SharedCores) -> AllDone:
     """Read, work on and write several jobs at once, each in a thread; a large one by itself, in this thread.
 
     Interrupted, it begins nothing more, and waits for those that are under way: their progress tells them to end.
