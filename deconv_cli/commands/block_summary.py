@@ -68,7 +68,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         ]
     memory = format_memory(environment.peak_memory_bytes)
     rows += [
-        ("output", f"{target.path}  {format_size(target.shape)} {target.dtype}"),
+        ("output", f"{target.spelled_path}  {format_size(target.shape)} {target.dtype}"),
         ("cost", f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"),
     ]
     print_table("deconv invert", rows)
@@ -99,7 +99,7 @@ def _objective(found: BlockReconstruction) -> str:
 
 def _input(task: BlockTask) -> str:
     source = task.problem.source
-    return f"{source.path}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
+    return f"{source.spelled_path}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
 
 
 def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 64
 """Pieces from which the rate is computed: those of long ago may have been larger."""
+_FIRST = 8
+"""Once there are more pieces than this, the wait for the first one does not count: workers may have had to start."""
 
 
 class PieceProgress:
@@ -68,10 +70,13 @@ class PieceProgress:
     def line(self) -> str:
         """Say how many are done, how fast, and how long the rest will take."""
         line = f"{self._n_done} of {counted(self._n_pieces, self._name)}"
-        elapsed = self._ends[-1] - self._ends[0]
-        if len(self._ends) < 2 or elapsed <= 0:
+        n_pieces, start = len(self._ends) - 1, self._ends[0]
+        if n_pieces > _FIRST:
+            n_pieces, start = n_pieces - 1, self._ends[1]
+        elapsed = self._ends[-1] - start
+        if n_pieces < 1 or elapsed <= 0:
             return line
-        rate = (len(self._ends) - 1) / elapsed
+        rate = n_pieces / elapsed
         left = (self._n_pieces - self._n_done) / rate
         return f"{line}, {_spoken_rate(rate, self._name)}, about {spoken_time(left)} left"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
-from deconv_cli.io.folders import address_of, folder_digest, mark_of
+from deconv_cli.io.folders import MARKS, address_of, folder_digest, mark_of
 from deconv_cli.thread_warnings import warnings_here
 
 FOLDER = b"folder: "
@@ -45,7 +45,11 @@ def read_head(path: Path) -> bytes:
         if path.is_dir() and (mark := mark_of(path)):
             return FOLDER + mark.encode()
         if path.is_dir():
-            raise UsageError(f"'{path}' should be a file, but is a folder; name a file in it.")
+            marks = ", ".join(MARKS)
+            raise UsageError(
+                f"'{path}' should be a file, but is a folder, and no Zarr, which would hold one of {marks}; name a file "
+                "in it."
+            )
         if not path.exists():
             raise UsageError(f"'{path}' does not exist; check the name and the folder.")
         if not path.is_file():

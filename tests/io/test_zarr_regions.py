@@ -18,11 +18,33 @@ zarr = pytest.importorskip("zarr")
 STACK = np.random.default_rng(4).random((2, 5, 70, 90)).astype("float32")
 
 
-@pytest.fixture(params=["disk", "memory://", pytest.param("file://", marks=pytest.mark.exhaustive)])
+@pytest.fixture(scope="module")
+def bucket():
+    """A server that speaks as Amazon's does, on this machine."""
+    needed = "needs the packages s3fs and moto[server]"
+    s3fs = pytest.importorskip("s3fs", reason=needed)
+    server = pytest.importorskip("moto.server", reason=needed).ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+            patched.setenv(f"AWS_{name}", value)
+        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "bucket"
+    server.stop()
+
+
+AWAY = [pytest.param(scheme, marks=pytest.mark.exhaustive) for scheme in ("file://", "s3://")]
+
+
+@pytest.fixture(params=["disk", "memory://", *AWAY])
 def place(request, tmp_path):
     """A folder by a path, and by addresses."""
     if request.param == "disk":
         return tmp_path
+    if request.param == "s3://":
+        return Path(f"s3://{request.getfixturevalue('bucket')}/{tmp_path.name}")
     return Path(f"{request.param}{tmp_path}")
 
 

@@ -110,6 +110,8 @@ def _choose_image(path: Path, attributes: dict[str, Any], series: int | None) ->
     if _LAYOUT in ome or _LAYOUT in attributes:
         groups = [(str(n), found) for n in range(_MAX_SERIES) if (found := _ome_of(path, str(n)))]
     images = [(member, found, one) for member, found in groups for one in found.get("multiscales", ())]
+    if any(not one.get("datasets") for *_, one in images):
+        raise MalformedInputError(f"'{path}' describes an image, but names no array of its samples; it is not whole.")
     if not images:
         raise MalformedInputError(
             f"'{path}' should be an array or an OME-Zarr image, but is a group of others; name one of its members."

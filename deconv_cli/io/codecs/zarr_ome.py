@@ -1,6 +1,7 @@
 """The metadata of OME-Zarr: axes, distances, names of channels, resolutions.
 
 Source: Moore et al., OME-Zarr 0.5 (and 0.4, which says the same in another place), https://ngff.openmicroscopy.org/0.5/.
+Before 0.4 axes were names alone, and before 0.3 always the same five; distances were not told.
 """
 
 from __future__ import annotations
@@ -30,13 +31,9 @@ _COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FF0000", "0000FF", "FFFF00")
 
 
 def read_axes(multiscale: dict[str, Any]) -> str:
-    """Give a letter for each axis: its own name where that is a letter, else one by its type.
-
-    Raises:
-        KeyError: an axis without a name, as versions before 0.4 had them.
-    """
+    """Give a letter for each axis: its own name where that is a letter, else one by its type."""
     letters = ""
-    for axis in multiscale["axes"]:
+    for axis in _axes_of(multiscale):
         name, kind = str(axis["name"]).upper(), axis.get("type")
         letter = name if len(name) == 1 else {"time": "T", "channel": "C"}.get(kind, "Q")
         letters += next(free for free in letter + "QRUVW" if free not in letters)
@@ -45,7 +42,7 @@ def read_axes(multiscale: dict[str, Any]) -> str:
 
 def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) -> Metadata:
     """Gather what is said of an image; what is damaged or not understood is named among the unsupported."""
-    units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, multiscale["axes"], strict=True)}
+    units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, _axes_of(multiscale), strict=True)}
     scale, translation = _transformation(multiscale, axes)
     resolution, unsupported = _resolution(scale, units)
     if resolution and resolution.unit:
@@ -65,6 +62,11 @@ def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) ->
         flavor=FLAVOR,
         unsupported=unsupported,
     )
+
+
+def _axes_of(multiscale: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the descriptions of the axes, as any version has them."""
+    return [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", AXES.lower())]
 
 
 def group_attributes(
