@@ -47,8 +47,8 @@ def read_head(path: Path) -> bytes:
         if path.is_dir():
             marks = ", ".join(MARKS)
             raise UsageError(
-                f"'{path}' should be a file, but is a folder, and no Zarr, which would hold one of {marks}; name a file "
-                "in it."
+                f"'{path}' should be a file, but is a folder, and no Zarr, which would hold one of {marks}; name a "
+                "file in it."
             )
         if not path.exists():
             raise UsageError(f"'{path}' does not exist; check the name and the folder.")

@@ -45,7 +45,7 @@ def test_the_rate_is_that_of_the_last_pieces(clock):
 
 
 def test_the_wait_for_workers_does_not_count(clock):
-    progress = PieceProgress(1000, "blocks", clock=clock)
+    progress = PieceProgress(1000, "block", clock=clock)
     for seconds in [100.0] + [1.0] * 20:
         clock.now += seconds
         progress.advance()
@@ -53,7 +53,7 @@ def test_the_wait_for_workers_does_not_count(clock):
 
 
 def test_pieces_of_an_earlier_run_say_nothing_of_the_rate(clock):
-    progress = PieceProgress(10, "blocks", clock=clock)
+    progress = PieceProgress(10, "block", clock=clock)
     clock.now += 1e-3
     progress.begin_at(5)
     assert progress.line() == "5 of 10 blocks"

@@ -35,7 +35,7 @@ def read_axes(multiscale: dict[str, Any]) -> str:
     letters = ""
     for axis in _axes_of(multiscale):
         name, kind = str(axis["name"]).upper(), axis.get("type")
-        letter = name if len(name) == 1 else {"time": "T", "channel": "C"}.get(kind, "Q")
+        letter = name if len(name) == 1 else {"time": "T", "channel": "C"}.get(str(kind), "Q")
         letters += next(free for free in letter + "QRUVW" if free not in letters)
     return letters
 
