@@ -49,7 +49,7 @@ def test_the_wait_for_workers_does_not_count(clock):
     for seconds in [100.0] + [1.0] * 20:
         clock.now += seconds
         progress.advance()
-    assert progress.line() == "21 of 1000 blocks, 1 blocks a second, about 16 min left"
+    assert progress.line() == "21 of 1000 blocks, 1 block a second, about 16 min left"
 
 
 def test_pieces_of_an_earlier_run_say_nothing_of_the_rate(clock):
