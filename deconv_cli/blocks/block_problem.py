@@ -132,7 +132,9 @@ class BlockProblem:
             settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
         return replace(self.resolution, settings=settings)
 
-    def examine(self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline, number: int = 0) -> Reconstruction:
+    def examine(
+        self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline, number: int, n_pieces: int
+    ) -> Reconstruction:
         """Restore a part of the data, and predict its error as if it had the frame of the whole.
 
         Args:
@@ -140,10 +142,13 @@ class BlockProblem:
             data: what they are.
             pipeline: restores.
             number: which part it is: other random numbers are drawn for each.
+            n_pieces: parts that are looked at.
         """
         whole, alone = self.resolution.settings, self.resolution_of(data)
         settings = replace(alone.settings, predict=True, seed=(whole.seed or 0) + 2 * number)
-        return pipeline.reconstruct(values, replace(alone, settings=settings, frame=(whole.boundary, whole.padding)))
+        frame = whole.boundary, whole.padding
+        resolution = replace(alone, settings=settings, frame=frame, n_pieces=n_pieces)
+        return pipeline.reconstruct(values, resolution)
 
     def crop(self, image: Tensor, data: Sequence[Interval], core: Sequence[Interval]) -> Tensor:
         """Cut image pixels out of what was restored from a part of the data."""

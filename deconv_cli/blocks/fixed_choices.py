@@ -9,7 +9,7 @@ from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.piece_doubts import doubt_pieces
-from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
+from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.vocabulary import Size
@@ -100,7 +100,7 @@ def fix_choices(
     is_linear, pipeline = problem.resolution.settings.is_linear, problem.pipeline()
     # Where nothing is chosen and no residual is tested, a single small piece tells which solver there is.
     is_looked_at = is_open or is_linear
-    chosen = distinct_windows(windows, sides, size)[: N_PIECES if is_looked_at else 1]
+    chosen = covering_windows(problem, windows, sides, N_PIECES if is_looked_at else 1)
     if not is_looked_at:
         sides = cube_sides(sides, SMALL)
     found: list[Reconstruction] = []

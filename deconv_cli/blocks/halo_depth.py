@@ -9,7 +9,7 @@ from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
-from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
+from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
@@ -119,8 +119,7 @@ def _halo_within(
     wanted, pipeline = seam_limit(windows), problem.pipeline()
     halo: Size | None = None
     influences: list[CutInfluence] = []
-    sides = outer_sides(depth, problem.data_size)
-    looked_at = distinct_windows(windows, sides, problem.data_size)[: _n_pieces(problem, sides)]
+    looked_at = covering_windows(problem, windows, outer_sides(depth, problem.data_size), 2 * N_FITTED)
     n_fitted = (len(looked_at) + 1) // 2
     for number, window in enumerate(looked_at, start=1):
         step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
@@ -141,12 +140,6 @@ def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Siz
         min(n_reaches * max(MIN_DEPTH // FIRST_REACHES, cut.n_taps // 2), (cut.n_data - N_MIDDLE) // 3) if is_one else 0
         for cut, is_one in axes
     )
-
-
-def _n_pieces(problem: BlockProblem, sides: Size) -> int:
-    """Count the pieces: so many that a small picture is restored about once, but one to choose on and one to judge."""
-    n_covering = prod(problem.data_size) * problem.layout.n_batch // prod(sides)
-    return max(2, min(2 * N_FITTED, n_covering))
 
 
 def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,21 @@ def distinct_windows(windows: Sequence[SampleWindow], sides: Size, data_size: Si
     """Leave out pieces that are another one again, as several are in a picture that is hardly larger than a piece."""
     places = {(str(window.batch), window.data(sides, data_size)): window for window in reversed(windows)}
     return [window for window in windows if window in places.values()]
+
+
+def covering_windows(
+    problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size, n_most: int
+) -> list[SampleWindow]:
+    """Take the first windows, no more than restore a small picture about once; two, where there are, to compare them.
+
+    Args:
+        problem: what is restored.
+        windows: places, those with the most contrast first.
+        sides: of the pieces, along each axis of space.
+        n_most: how many are taken of a large picture.
+    """
+    n_covering = math.ceil(math.prod(problem.data_size) * problem.layout.n_batch / math.prod(sides))
+    return distinct_windows(windows, sides, problem.data_size)[: min(n_most, max(2, n_covering))]
 
 
 def contrast_of(values: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import N_PIECES
-from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
+from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.diagnostics.edge_bands import band_counts, edge_distance
 from deconv_cli.diagnostics.error_profile import ErrorProfile, pool_profiles
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError, PredictedError, pool_errors
@@ -147,9 +147,10 @@ def sample_error(problem: BlockProblem, windows: Sequence[SampleWindow], sides: 
         sides: of the pieces, along each axis of space.
     """
     pipeline, found = problem.pipeline(), list[PredictedError]()
-    for number, window in enumerate(distinct_windows(windows, sides, problem.data_size)[:N_PIECES]):
+    pieces = covering_windows(problem, windows, sides, N_PIECES)
+    for number, window in enumerate(pieces):
         data = window.data(sides, problem.data_size)
-        result = problem.examine(problem.read(window.batch, data), data, pipeline, number)
+        result = problem.examine(problem.read(window.batch, data), data, pipeline, number, len(pieces))
         assert result.predicted_error is not None
         found.append(result.predicted_error)
     pooled = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))

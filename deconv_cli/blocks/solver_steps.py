@@ -14,7 +14,7 @@ from statistics import median
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.halo_depth import N_FITTED
-from deconv_cli.blocks.sample_windows import SampleWindow, distinct_windows
+from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
@@ -44,7 +44,7 @@ def choose_steps(
         settled = _within(choices.settle(problem), max_iterations)
         size, pipeline, found = problem.data_size, settled.pipeline(), []
         sides = cube_sides(size, MAX_SAMPLES)
-        for number, window in enumerate(distinct_windows(windows, sides, size)[:N_FITTED], start=1):
+        for number, window in enumerate(covering_windows(problem, windows, sides, N_FITTED), start=1):
             data = window.data(sides, size)
             step = StepOf(f"{what} of all blocks: piece {number}", progress)
             found.append(settled.restore(settled.read(window.batch, data), data, pipeline, step).solution)

@@ -46,18 +46,24 @@ class ErrorPredictor:
     Args:
         inverse: what made the estimates.
         n_images: estimates whose errors are pooled in the end.
+        n_pieces: of one picture, whose errors are pooled too, each with a predictor of its own.
         n_probes: images to draw for each; by default as many as sizes and numbers ask for.
         seed: of the random numbers.
     """
 
     def __init__(
-        self, inverse: PseudoInverse, *, n_images: int = 1, n_probes: int | None = None, seed: int = 0
+        self,
+        inverse: PseudoInverse,
+        *,
+        n_images: int = 1,
+        n_pieces: int = 1,
+        n_probes: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.inverse, self.seed = inverse, seed
         like, size = inverse.kernel.taps, inverse.geometry.image_size
-        self.n_probes = (
-            _enough_probes(size, n_images * inverse.operator.input_shape[0]) if n_probes is None else n_probes
-        )
+        n_channels = n_images * inverse.operator.input_shape[0]
+        self.n_probes = _enough_probes(size, n_channels, n_pieces) if n_probes is None else n_probes
         self._bands = EdgeBands(size, max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), like.device)
         self._noise: tuple[Tensor, Tensor] | None = None
 
@@ -150,12 +156,12 @@ class ErrorPredictor:
         )
 
 
-def _enough_probes(size: Size, n_channels: int) -> int:
-    """Count the images to draw for as many samples along the edge as 256 × 256 pixels have."""
+def _enough_probes(size: Size, n_channels: int, n_pieces: int) -> int:
+    """Count the images to draw for each piece, for as many samples along all edges as 256 × 256 pixels have."""
     n_axes = len(size)
     along_edge = 2 * n_axes * math.prod(size) ** ((n_axes - 1) / n_axes)
-    enough = round(N_PROBES * 1024 / along_edge / max(n_channels / 3, 1))
-    return max(_MIN_PROBES, min(N_PROBES if n_axes > 1 else _MAX_PROBES_OF_SIGNALS, enough))
+    enough = round(N_PROBES * 1024 / along_edge / max(n_channels / 3, 1) / n_pieces)
+    return max(-(-_MIN_PROBES // n_pieces), min(N_PROBES if n_axes > 1 else _MAX_PROBES_OF_SIGNALS, enough))
 
 
 def contrast_of(output: Tensor, sigma_max: float) -> float:

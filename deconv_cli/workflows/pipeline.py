@@ -250,7 +250,15 @@ class Pipeline:
                 return result
             listener.begin("predicting the error")
             inverse = self._framed(estimator, data, resolution)
-            predicted = predict_for(inverse, result, data, bias=self._bias, least_sigma=least_noise, truth=truth)
+            predicted = predict_for(
+                inverse,
+                result,
+                data,
+                bias=self._bias,
+                least_sigma=least_noise,
+                truth=truth,
+                n_pieces=resolution.n_pieces,
+            )
             return replace(result, predicted_error=predicted)
 
         return finish

@@ -35,6 +35,7 @@ def predict_for(
     bias: Tensor | None = None,
     least_sigma: float = 0.0,
     truth: Tensor | None = None,
+    n_pieces: int = 1,
 ) -> PredictedError:
     """Predict the error of a reconstruction, and hold it against the truth where there is one.
 
@@ -46,6 +47,7 @@ def predict_for(
         bias: of each output channel.
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
         truth: of the shape of the estimate.
+        n_pieces: of one picture, whose errors are pooled: fewer images are drawn for each.
     """
     data = subtract_bias(y, bias, inverse.kernel.n_axes).detach()
     assert result.settings.has_lambda
@@ -55,7 +57,7 @@ def predict_for(
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
     periodic = _periodic_estimate(inverse, data)
     others = None if periodic is None else _one_by_one(kernel, periodic)
-    predictor = ErrorPredictor(inverse, n_images=len(outputs), seed=result.settings.seed or 0)
+    predictor = ErrorPredictor(inverse, n_images=len(outputs), n_pieces=n_pieces, seed=result.settings.seed or 0)
     fit = _fit_of(inverse, result)
     # Of two sizes of images and channels, what has more numbers has as much energy in more of them.
     gain = result.spectrum.sigma_max * (estimates[0].numel() / outputs[0].numel()) ** 0.5

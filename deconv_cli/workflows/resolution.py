@@ -66,6 +66,7 @@ class Resolution:
             where there is none.
         frame: boundary and padding of the picture that the data are a part of, where the error is predicted as it is in
             that picture; `None` where the data are all of it.
+        n_pieces: of that picture, whose predicted errors are pooled.
         is_tested: whether the residual is tested and the problem assessed; else no more than the size of the residual
             is measured, as of a block of a large picture, which other pieces are looked at for.
     """
@@ -80,6 +81,7 @@ class Resolution:
     sample_type: str | None = None
     ceiling: float | None = None
     frame: tuple[str, PaddingLike] | None = None
+    n_pieces: int = 1
     is_tested: bool = True
 
 
