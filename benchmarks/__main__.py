@@ -19,6 +19,7 @@ from benchmarks import (
     choice,
     clusters,
     free_form,
+    gradients,
     growth,
     jpeg,
     layers,
@@ -28,6 +29,7 @@ from benchmarks import (
     photograph,
     stack_border,
     stacks,
+    stock_models,
     textbook,
 )
 from benchmarks.measuring import Figures, Scale, measure
@@ -50,6 +52,8 @@ QUESTIONS = {
     "blocks": blocks,
     "clusters": clusters,
     "batches": batches,
+    "gradients": gradients,
+    "stock_models": stock_models,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

@@ -1,13 +1,9 @@
-"""What is said of networks with a planted fault: deconv, torch's gradcheck and anomaly mode, and torchtest2.
-
-Prints a Markdown table. Run with `python -m benchmarks.gradients`; torchtest2 is in the extra `bench`.
-"""
+"""What do deconv, torch's gradcheck and anomaly mode, and torchtest2 say of mistakes, and of models without one?"""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +15,9 @@ import torch
 from torch import nn
 
 import deconv_cli
+from benchmarks.measuring import Case as BenchmarkCase
+from benchmarks.measuring import Figures, Scale
+from benchmarks.printing import Report, Table, Target, number, ratio, table, word
 from deconv_cli.gradients.losses import projection, user_loss
 
 FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
@@ -257,54 +256,114 @@ def finds_fault(build: Callable[[], Any], lines: frozenset[int]) -> tuple[bool, 
     return bool(faults), not lines or any(cause.location.line in lines for f in faults for cause in f.causes)
 
 
-OTHERS: dict[str, Callable[[Case], bool]] = {
-    "gradcheck": lambda case: gradcheck_of(case, fast=False) != "passes",
-    "gradcheck, fast": lambda case: gradcheck_of(case, fast=True) != "passes",
-    "anomaly mode": lambda case: anomaly_of(case) != "silent",
-    "torchtest2": lambda case: "fails" in torchtest2_of(case) or "raises" in torchtest2_of(case),
+@dataclass(frozen=True)
+class Tool:
+    """A checker: what it says of a planted fault, and whether it objects to a case of the catalogue."""
+
+    describe: Callable[[Fixture], str]
+    objects: Callable[[Case], bool]
+    dtype: torch.dtype = torch.float32
+    peer: str | None = None
+
+
+DECONV = "deconv"
+OTHERS = {
+    "gradcheck": Tool(
+        lambda fixture: gradcheck(fixture, fast=False),
+        lambda case: gradcheck_of(case, fast=False) != "passes",
+        torch.float64,
+    ),
+    "gradcheck, fast": Tool(
+        lambda fixture: gradcheck(fixture, fast=True),
+        lambda case: gradcheck_of(case, fast=True) != "passes",
+        torch.float64,
+    ),
+    "anomaly mode": Tool(anomaly, lambda case: anomaly_of(case) != "silent"),
+    "torchtest2": Tool(
+        torchtest2,
+        lambda case: "fails" in torchtest2_of(case) or "raises" in torchtest2_of(case),
+        peer="torchtest2",
+    ),
 }
 
 
-def count_catalogue() -> None:
-    """Print how many mistakes of the catalogue each finds, and how many sound models it accuses."""
-    catalogue = load("catalogue")
-    source = (FIXTURES / "catalogue.py").read_text(encoding="utf-8").splitlines()
-    counts: Counter[tuple[str, str]] = Counter()
-    for kind, cases in (("found", catalogue.BROKEN), ("accused", sound_cases())):
-        for name, build in cases.items():
-            lines = frozenset(n for n, line in enumerate(source, start=1) if line.endswith(f"# {name}"))
-            is_found, is_on_line = finds_fault(build, lines)
-            counts["deconv", kind] += is_found
-            counts["deconv", "on the line"] += is_found and is_on_line and kind == "found"
-            for tool, says_so in OTHERS.items():
-                dtype = torch.float64 if "gradcheck" in tool else torch.float32
-                counts[tool, kind] += says_so(CatalogueCase.of(build, dtype))
-    print(f"\n| tool | found of {len(catalogue.BROKEN)} | on the line | accused of {len(sound_cases())} |")
-    print("|---|---|---|---|")
-    for tool in ("deconv", *OTHERS):
-        line = counts[tool, "on the line"] if tool == "deconv" else "none named"
-        print(f"| {tool} | {counts[tool, 'found']} | {line} | {counts[tool, 'accused']} |")
+def cases(scale: Scale) -> list[BenchmarkCase]:
+    """List what is measured."""
+    n = scale.pick(None, 2)
+    others = [BenchmarkCase(name, ask_other, {"name": name, "n": n}, tool.peer) for name, tool in OTHERS.items()]
+    return [BenchmarkCase(DECONV, ask_deconv, {"n": n}), *others]
 
 
-def main() -> None:
-    """Print the tables."""
+def ask_deconv(n: int | None) -> Figures:
+    """Check the planted faults, and the first `n` cases of each kind in the catalogue."""
     warnings.simplefilter("ignore")
-    print(f"torch {torch.__version__}; deconv {deconv_cli.__version__}\n")
-    print("| planted | deconv check-grad | gradcheck | gradcheck, fast | anomaly mode | torchtest2 | s |")
-    print("|---|---|---|---|---|---|---|")
-    for fixture in PLANTED:
-        started = time.perf_counter()
-        ours = deconv(fixture)
-        spent = time.perf_counter() - started
-        others = [
-            gradcheck(fixture, fast=False),
-            gradcheck(fixture, fast=True),
-            anomaly(fixture),
-            torchtest2(fixture),
-        ]
-        print(f"| {fixture.fault} | {ours} | {' | '.join(others)} | {spent:.1f} |")
-    count_catalogue()
+    source = (FIXTURES / "catalogue.py").read_text(encoding="utf-8").splitlines()
+    counts: Counter[str] = Counter()
+    wrongly: list[str] = []
+    broken, sound = _first_of(load("catalogue").BROKEN, n), _first_of(sound_cases(), n)
+    for name, build in broken.items():
+        lines = frozenset(k for k, line in enumerate(source, start=1) if line.endswith(f"# {name}"))
+        is_found, is_on_line = finds_fault(build, lines)
+        counts["found"] += is_found
+        counts["on_line"] += is_found and is_on_line
+        wrongly += [] if is_found and is_on_line else [name]
+    for name, build in sound.items():
+        is_accused = finds_fault(build, frozenset())[0]
+        counts["accused"] += is_accused
+        wrongly += [name] * is_accused
+    figures: Figures = {"n_broken": len(broken), "n_sound": len(sound), "not_as_meant": ", ".join(wrongly) or "-"}
+    return figures | {key: counts[key] for key in ("found", "on_line", "accused")} | _planted(deconv, n)
 
 
-if __name__ == "__main__":
-    main()
+def ask_other(name: str, n: int | None) -> Figures:
+    """Let another tool check the same; what it raises counts as found."""
+    warnings.simplefilter("ignore")
+    tool = OTHERS[name]
+    broken, sound = _first_of(load("catalogue").BROKEN, n), _first_of(sound_cases(), n)
+    figures: Figures = {"n_broken": len(broken), "n_sound": len(sound)}
+    for key, several in (("found", broken), ("accused", sound)):
+        figures[key] = sum(tool.objects(CatalogueCase.of(build, tool.dtype)) for build in several.values())
+    return figures | _planted(tool.describe, n)
+
+
+def _first_of(several: dict[str, Any], n: int | None) -> dict[str, Any]:
+    return dict(list(several.items())[:n])
+
+
+def _planted(describe: Callable[[Fixture], str], n: int | None) -> Figures:
+    return {fixture.fault: describe(fixture) for fixture in PLANTED[:n]}
+
+
+def report(outcomes: dict[str, Figures]) -> Report:
+    """Compare."""
+    ours = outcomes[DECONV]
+    targets = [
+        Target("mistakes found by deconv", 100 * 66 / 69, _percent(ours, "found", "n_broken"), True, " %"),
+        Target("mistakes found on their lines", 100 * 62 / 69, _percent(ours, "on_line", "n_broken"), True, " %"),
+        Target("sound models that deconv accuses", 100 / 60, _percent(ours, "accused", "n_sound"), False, " %"),
+    ]
+    counts = table(
+        "Mistakes of real training code, and sound models that resemble them. Whatever a tool raises counts as found.",
+        "tool",
+        outcomes,
+        [
+            ("found", lambda figures: _of(figures, "found", "n_broken")),
+            ("on the line", lambda figures: _of(figures, "on_line", "n_broken")),
+            ("sound models accused", lambda figures: _of(figures, "accused", "n_sound")),
+            word("not as it is meant", "not_as_meant"),
+        ],
+    )
+    rows = [
+        [fixture.fault, *(str(figures.get(fixture.fault, "–")) for figures in outcomes.values())] for fixture in PLANTED
+    ]
+    planted = Table("Small networks with one planted fault, or with none.", ["planted", *outcomes], rows)
+    return Report("Gradients", targets, [counts, planted])
+
+
+def _percent(figures: Figures, count: str, of: str) -> float | None:
+    share = ratio(number(figures, count), number(figures, of))
+    return None if share is None else 100 * share
+
+
+def _of(figures: Figures, count: str, of: str) -> str:
+    return f"{figures[count]} of {figures[of]}" if count in figures else "none named"

@@ -24,6 +24,9 @@ PACKAGES = (
     "scikit-image",
     "ci-deconvolve",
     "RedLionfish",
+    "torchtest2",
+    "torchvision",
+    "transformers",
 )
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
 

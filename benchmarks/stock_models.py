@@ -1,12 +1,7 @@
-"""Architectures of torchvision and transformers as they come: healthy, so that what is found wrong is a false alarm.
-
-Each is checked from its own initialization and after three training steps. Prints a Markdown table. Run with
-`python -m benchmarks.stock_models [NAME ...]`; both libraries are in the extra `bench`.
-"""
+"""Are stock architectures of torchvision and transformers, which are healthy, accused of wrong gradients?"""
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 import deconv_cli
+from benchmarks.measuring import Case, Figures, Scale
+from benchmarks.printing import Report, Target, column, count, number, seconds, table, word
+from deconv_cli.gradients.gradient_report import GradientReport
 
 N_STEPS = 3
 BUDGET_S = 120.0
@@ -135,7 +133,7 @@ WIDE |= {
     f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("attention_heads", 4), ("ffn_dim", 37))
 }
 
-MODELS: dict[str, Callable[[], Run]] = {
+VISION: dict[str, Callable[[], Run]] = {
     "alexnet": vision("alexnet"),
     "convnext_tiny": vision("convnext_tiny"),
     "deeplabv3_mobilenet": vision("deeplabv3_mobilenet_v3_large", weights_backbone=None),
@@ -160,6 +158,10 @@ MODELS: dict[str, Callable[[], Run]] = {
     "vit": vision("vit_b_16", 32, image_size=32),
     "fasterrcnn_mobilenet": detector("fasterrcnn_mobilenet_v3_large_320_fpn"),
     "ssdlite": detector("ssdlite320_mobilenet_v3_large"),
+}
+"""Networks of torchvision."""
+
+TRANSFORMERS: dict[str, Callable[[], Run]] = {
     "albert": text("Albert", "MaskedLM", **SMALL, embedding_size=16),
     "bart": text("Bart", "ConditionalGeneration", **WIDE),
     "bert": text("Bert", "MaskedLM"),
@@ -200,15 +202,46 @@ MODELS: dict[str, Callable[[], Run]] = {
     "swin_hf": image("Swin", image_size=32, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4),
     "vit_hf": image("ViT", image_size=32, patch_size=8, **LAYERS),
 }
+"""Models of transformers, some of them for images."""
+
+MODELS = VISION | TRANSFORMERS
+QUICK = ["squeezenet", "gpt2"]
 
 
-def accusations(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
-    """List what is called a fault, and what is left open."""
-    report = deconv_cli.check_gradients(model, budget=BUDGET_S, **inputs)
+def cases(scale: Scale) -> list[Case]:
+    """List what is measured."""
+    budget: dict[str, object] = {"budget": scale.pick(BUDGET_S, 5.0)}
+    return [Case(name, check, {"name": name} | budget, peer_of(name)) for name in scale.pick([*MODELS], QUICK)]
+
+
+def peer_of(name: str) -> str:
+    """Name the library of a model."""
+    return "torchvision" if name in VISION else "transformers"
+
+
+def check(name: str, budget: float) -> Figures:
+    """Check a model from its own initialization, and after a few training steps."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    started = time.process_time()
+    model, inputs = MODELS[name]()
+    at_start = deconv_cli.check_gradients(model, budget=budget, **inputs)
+    train(model, inputs)
+    afterwards = deconv_cli.check_gradients(model, budget=budget, **inputs)
+    accused = {"at_start": _accusations(at_start), "after": _accusations(afterwards)}
+    return {
+        **{when: "; ".join(found) or "-" for when, found in accused.items()},
+        "n_accusations": sum(len(found) for found in accused.values()),
+        "n_parameters": len(at_start.parameters),
+        "n_open": sum(found.is_undecided for report in (at_start, afterwards) for found in report.parameters),
+        "processor_s": time.process_time() - started,
+    }
+
+
+def _accusations(report: GradientReport) -> list[str]:
+    """List what is called a fault."""
     faults = [f"{len(fault.parameters)} {fault.verdict} ({fault.parameters[0]})" for fault in report.faults()]
-    faults += [f"{found.verdict}: {found.causes[0].location}" for found in report.general if found.is_fault]
-    n_open = sum(found.is_undecided for found in report.parameters)
-    return "; ".join([*faults, *([f"({n_open} open)"] if n_open else [])]) or "-"
+    return faults + [f"{found.verdict}: {found.causes[0].location}" for found in report.general if found.is_fault]
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
@@ -220,23 +253,23 @@ def train(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
         optimizer.step()
 
 
-def main() -> None:
-    """Print the table."""
-    warnings.simplefilter("ignore")
-    print(f"torch {torch.__version__}; deconv {deconv_cli.__version__}\n")
-    print(f"| model | at the start | after {N_STEPS} steps | processor s |\n|---|---|---|---|")
-    for name in sys.argv[1:] or MODELS:
-        torch.manual_seed(0)
-        started = time.process_time()
-        try:
-            model, inputs = MODELS[name]()
-            found = [accusations(model, inputs)]
-            train(model, inputs)
-            found.append(accusations(model, inputs))
-        except Exception as error:  # noqa: BLE001  a library of another version, which is no false alarm
-            found = [f"not run: {type(error).__name__}: {str(error)[:150]}".replace("\n", " "), ""]
-        print(f"| {name} | {' | '.join(found)} | {time.process_time() - started:.0f} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def report(outcomes: dict[str, Figures]) -> Report:
+    """Count."""
+    checked = [figures for figures in outcomes.values() if "failed" not in figures]
+    accused = sum(bool(number(figures, "n_accusations")) for figures in checked)
+    targets = [
+        Target("sound architectures accused", 100 / 60, 100 * accused / len(checked) if checked else None, unit=" %"),
+        Target("architectures checked", 30, len(checked) or None, is_floor=True),
+    ]
+    columns = [
+        word("at the start", "at_start"),
+        word(f"after {N_STEPS} steps", "after"),
+        column("parameters", "n_parameters", count),
+        column("left open, of both", "n_open", count),
+        column("processor", "processor_s", seconds),
+    ]
+    title = (
+        "Architectures of torchvision and transformers as they come, healthy, so that what is found wrong is a false "
+        f"alarm; {BUDGET_S:g} s for finite differences."
+    )
+    return Report("Stock architectures", targets, [table(title, "model", outcomes, columns)])

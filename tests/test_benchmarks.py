@@ -16,6 +16,7 @@ from benchmarks import (
     blocks,
     clusters,
     free_form,
+    gradients,
     growth,
     jpeg,
     layers,
@@ -27,6 +28,7 @@ from benchmarks import (
     problems,
     stack_border,
     stacks,
+    stock_models,
     textbook,
 )
 from benchmarks.measuring import Case, Scale
@@ -47,6 +49,8 @@ QUESTIONS = [
     batches,
     blocks,
     clusters,
+    gradients,
+    stock_models,
 ]
 TINY: dict[str, object] = {"size": 8, "n_channels": 2}
 ROOT = Path(__file__).parents[1]

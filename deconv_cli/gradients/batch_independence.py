@@ -45,7 +45,8 @@ def try_batch(subject: Subject) -> BatchIndependence:
     with subject.evaluating(), _without_graph_if_possible(subject) as before:
         if not any(t.ndim > axis and t.shape[axis] in sizes for t in tensors_in(before)):
             return BatchIndependence(axis, doubt=f"the output has no axis {axis} with as many samples as the inputs")
-        doubt = _doubt_about_time(subject, axis)
+        is_certain = subject.is_axis_given or _drops_the_next_axis(subject, before)
+        doubt = None if is_certain else _doubt_about_time(subject, axis)
         if doubt:
             return BatchIndependence(axis, doubt=doubt)
         with _other_sample(subject, axis):
@@ -53,7 +54,7 @@ def try_batch(subject: Subject) -> BatchIndependence:
         if change <= _TOLERANCE:
             return BatchIndependence(axis)
         mixer = _mixer(subject, axis)
-        doubt = _doubt_about_mixing(subject, before, mixer, change)
+        doubt = _doubt_about_mixing(subject, before, mixer, change, is_certain=is_certain)
     return BatchIndependence(axis, is_mixed=not doubt, mixer=None if doubt else mixer, doubt=doubt)
 
 
@@ -62,6 +63,8 @@ def _doubt_about_mixing(
     before: Any,  # noqa: ANN401  an output of the model
     mixer: Operation | None,
     change: float,
+    *,
+    is_certain: bool,
 ) -> str | None:
     """Write what else a change of other samples may mean; None where nothing speaks for it."""
     axis = subject.batch_axis or 0
@@ -70,7 +73,7 @@ def _doubt_about_mixing(
             f"the outputs of other samples change by {change:.1g} with one of them, and no operation mixes them: a "
             "condition on all of them, such as the end of an iteration, does"
         )
-    if subject.is_axis_given:
+    if is_certain:
         return None
     if _looks_like_time(subject, before, axis):
         return (
@@ -83,6 +86,16 @@ def _doubt_about_mixing(
             "taken without the others; name the axis of the samples (batch_axis)"
         )
     return None
+
+
+def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401  an output of the model
+    """Return whether axis 0 counts samples for certain: of the two that may, the output has this one alone."""
+    inputs = tensors_in((subject.arguments, subject.keywords))
+    if subject.batch_axis != 0 or any(tensor.ndim < 3 for tensor in inputs):
+        return False
+    first, second = inputs[0].shape[:2]
+    given = [*tensors_in(output), *tensors_in(subject.target)]
+    return 1 < second != first and all(first in t.shape[:1] and second not in t.shape for t in given)
 
 
 def _runs_on_half(subject: Subject, axis: int) -> bool:
@@ -110,7 +123,7 @@ def _without_graph_if_possible(subject: Subject) -> Iterator[Any]:
 
 
 def _doubt_about_time(subject: Subject, axis: int) -> str | None:
-    for name, module in subject.model.named_modules() if axis == 0 and not subject.is_axis_given else ():
+    for name, module in subject.model.named_modules() if axis == 0 else ():
         time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
         if time_first and not _is_inner(name, subject.model):
             return f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples (batch_axis)"

@@ -44,7 +44,7 @@ SINGULAR: dict[str, Cure] = {
     ),
     "div": _QUOTIENT,
     "truediv": _QUOTIENT,
-    "pow": Cure("add 1e-12 to the base", lambda x, p: torch.pow(x + _SMALL, p)),
+    "pow": Cure("keep the base above zero: x.clamp_min(0) + 1e-12", lambda x, p: torch.pow(x.clamp_min(0) + _SMALL, p)),
     "acos": Cure("clamp the input to (-1 + 1e-7, 1 - 1e-7)", lambda x: torch.acos(x.clamp(-_INSIDE, _INSIDE))),
     "asin": Cure("clamp the input to (-1 + 1e-7, 1 - 1e-7)", lambda x: torch.asin(x.clamp(-_INSIDE, _INSIDE))),
     "exp": Cure(
@@ -73,6 +73,9 @@ ADVICE: dict[str, str] = {
     "cross_entropy": _NOTHING_TARGETED,
     "nll_loss": _NOTHING_TARGETED,
     "std": "of a single number there is no deviation: take it over more of them, and keep it away from zero",
+    "ctc_loss": "give it inputs that are longer than the targets, with a blank between equal ones",
+    "kl_div": "pass log_target=True where the target holds logarithms, which are negative",
+    "logdet": "torch.linalg.slogdet(x).logabsdet, where the sign of the determinant does not matter",
     "eigh": _EQUAL_VALUES,
     "svd": _EQUAL_VALUES,
 }

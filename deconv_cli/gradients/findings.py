@@ -35,6 +35,10 @@ class Verdict(StrEnum):
     """Nothing in this batch uses it, as an expert that no sample is sent to; other data do; not a fault."""
     NON_FINITE = "NON-FINITE"
     """NaN or infinity, in the gradient or in the loss."""
+    SUBSTITUTED = "SUBSTITUTED"
+    """Code puts another gradient in the place of the derivative on purpose; not a fault."""
+    SYMMETRIC = "SYMMETRIC"
+    """The units of a layer are all the same, and so are their gradients: they stay the same for ever."""
     WRONG = "WRONG"
     """Autograd and finite differences disagree."""
     NONDIFFERENTIABLE = "NONDIFFERENTIABLE"
@@ -67,6 +71,8 @@ class Verdict(StrEnum):
     """Gradients are added to those of the step before, which nothing cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
     """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
+    CLIPPING = "CLIPPING"
+    """Gradients are to be limited, but none are that a step goes by, or to much less than the limit says."""
     FAILS = "FAILS"
     """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"
@@ -82,6 +88,7 @@ _NO_FAULT = _UNDECIDED | {
     Verdict.NOT_REACHED,
     Verdict.NONDIFFERENTIABLE,
     Verdict.PARTLY_DETACHED,
+    Verdict.SUBSTITUTED,
     Verdict.VANISHING_AT_START,
 }
 

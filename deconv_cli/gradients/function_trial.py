@@ -94,6 +94,12 @@ class FunctionTrial:
         context = () if has_setup else (_Context(),)
         return real(self.function.forward(*context, *self.arguments()))
 
+    def returns(self, index: int) -> bool:
+        """Return whether one of the tensors comes out of forward as it went in."""
+        own = list(self.tensors.values())[index]
+        with torch.no_grad():
+            return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
+
     def narrowed(self, axis: int, n: int) -> FunctionTrial | None:
         """Keep the first slices along an axis of the inputs that share it; None where the Function takes no such."""
         for axes in self._sharing(axis):

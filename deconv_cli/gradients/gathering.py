@@ -87,7 +87,7 @@ def gather_evidence(
         repetition=repetition,
         responses=measure_responses(subject, forward, backward),
         moved_from_outside=find_moved_from_outside(subject, forward, backward),
-        unregistered=find_unregistered(subject, forward.loss, forward.graph),
+        unregistered=find_unregistered(subject, forward),
         overwritten=find_overwritten(subject, {name: writes[forward.bit(name)] for name in sorted(subject.written)}),
         first_steps=take_first_steps(subject) if is_checkable and is_uneven(subject, backward) else None,
         failing_fixes=find_failing_fixes(subject, forward, backward) | find_failing_cures(subject, forward, backward),

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -32,6 +32,7 @@ class WrongInput:
         error: how the gradient is wrong; None where the mistake is another one.
         parameters: those behind this input.
         mistake: what is done wrong, where that can be told, with a number of samples or of an axis.
+        is_unchanged: forward returns this input as it is, so that the Function is there for its backward alone.
     """
 
     function: str
@@ -42,6 +43,13 @@ class WrongInput:
     parameters: frozenset[str]
     mistake: Mistake | None = None
     number: int = 0
+    is_unchanged: bool = False
+
+    @property
+    def is_on_purpose(self) -> bool:
+        """Whether the gradient is meant to be another one: a surrogate, or one that is reversed, scaled or limited."""
+        is_surrogate = self.error is not None and self.error.is_step
+        return not self.is_missing and (is_surrogate or self.is_unchanged)
 
 
 @dataclass(eq=False)
@@ -121,15 +129,16 @@ class _Describing:
         self._source = BackwardSource(call.function)
 
     def of_input(
-        self, index: int, error: GradientError | None, found: tuple[Mistake, int] | None, alike: list[int]
+        self, index: int, error: GradientError | None, mistaken: tuple[Mistake, int] | None, alike: list[int]
     ) -> WrongInput:
         """Describe an input; `alike` are all with the same mistake, which have a line in common."""
-        position, (mistake, number) = list(self._trial.tensors)[index], found or (None, 0)
+        position, (mistake, number) = list(self._trial.tensors)[index], mistaken or (None, 0)
         location = self._source.of_gradient([list(self._trial.tensors)[n] for n in alike])
         if mistake is Mistake.NOT_LINEAR:
             location = self._source.of_change() or location
         is_missing = error is not None and self._trial.given[index] is None
-        return self._item(position, location, error, mistake, number, is_missing=is_missing)
+        found = self._item(position, location, error, mistake, number, is_missing=is_missing)
+        return replace(found, is_unchanged=error is not None and self._trial.returns(index))
 
     def of_write(self, mistake: Mistake, position: int, errors: dict[int, GradientError]) -> WrongInput:
         """Describe a write, in forward where that writes to the input at a position."""

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.operations import plain_name
+from deconv_cli.gradients.wide_kernels import wide_kernel
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _WIDE: dict[object, object] = dict.fromkeys(_NARROW, torch.float64)
@@ -42,7 +43,7 @@ class LiftedCasts(TorchFunctionMode):
         types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
         if not is_writing and types_given & {*_NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
             args, keywords = pytree.tree_map(_widened, (args, keywords))
-        return func(*args, **keywords)
+        return (wide_kernel(name, args) or func)(*args, **keywords)
 
 
 def _is_drawn_narrow(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN401  torch's own signature

@@ -36,6 +36,10 @@ def summarize(
     unknown = [found for found in trainable if found.verdict in _UNCHECKED]
     if unknown:
         return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
+    substituted = [found for found in trainable if found.verdict == "SUBSTITUTED"]
+    if substituted:
+        share = f"{len(substituted)} of {len(trainable)}"
+        return f"Training can work: every gradient arrives, and is right but for {share} that the code substitutes."
     if len(rest) < len(trainable) or any(found.verdict in expected for found in general):
         return "Training can work but for what is expected; every other gradient arrives and is right."
     return "Training can work: every trainable parameter gets a gradient, and it is right."

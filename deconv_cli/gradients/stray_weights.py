@@ -14,6 +14,7 @@ from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,20 @@ class Unregistered:
     location: CodeLocation
 
 
-def find_unregistered(subject: Subject, loss: torch.Tensor, graph: AutogradGraph) -> tuple[Unregistered, ...]:
-    """List the leaves of the loss's graph that are neither parameters of the model or the loss, nor inputs."""
+def find_unregistered(subject: Subject, forward: ForwardTrace) -> tuple[Unregistered, ...]:
+    """List the leaves of the loss's graph that are neither parameters of the model or the loss, nor inputs.
+
+    What the model itself differentiates by counts as an input, as the points of a physics-informed network.
+    """
+    graph = forward.graph
     known = {id(parameter) for parameter in (*subject.parameters.values(), *_parameters_of(subject.loss))}
     known |= {id(weight) for module in subject.model.modules() for weight in module._parameters.values()}
     known |= {id(tensor) for tensor in tensors_in((subject.arguments, subject.keywords, subject.target))}
+    known |= {id(tensor) for tensor in forward.log.differentiated_by}
     owners = dict(_owners(subject.model, known))
     found: dict[str, Unregistered] = {}
     above: dict[Node, Node] = {}
-    for leaf, reader in _leaves(loss.grad_fn, above):
+    for leaf, reader in _leaves(forward.loss.grad_fn, above):
         if id(leaf) in known:
             continue
         owner, kind = owners.get(id(leaf), ("", "unknown"))
@@ -50,10 +56,10 @@ def find_unregistered(subject: Subject, loss: torch.Tensor, graph: AutogradGraph
     return tuple(found.values())
 
 
-def ids_in_containers(model: nn.Module) -> set[int]:
-    """List by id what modules keep in plain containers and register nowhere."""
+def ids_past_registration(model: nn.Module) -> set[int]:
+    """List by id what modules keep in containers, as plain tensors or made of a Parameter, and register nowhere."""
     known = {id(parameter) for parameter in model.parameters()}
-    return {key for key, (_, kind) in _owners(model, known) if kind == "container"}
+    return {key for key, _ in _owners(model, known)} - known
 
 
 def _leaves(start: Node, above: dict[Node, Node]) -> Iterator[tuple[torch.Tensor, Node]]:

@@ -60,6 +60,26 @@ _REASONS = (
         "the gradient is too small for the narrow type that {bare} converts to.",
         "scale the loss, as torch.amp.GradScaler does, or stay in float32 here",
     ),
+    _Reason(
+        words("bernoulli poisson"),
+        "{bare} draws whole numbers, through which no gradient passes.",
+        "for a straight-through gradient: p + (torch.{bare}(p) - p).detach()",
+    ),
+    _Reason(
+        words("normal"),
+        "{bare} draws numbers, and gives its mean and deviation no gradient.",
+        "mean + deviation * torch.randn_like(mean), or torch.distributions.Normal(...).rsample()",
+    ),
+    _Reason(
+        words("ctc_loss"),
+        "the targets of every sample are longer than its input, and zero_infinity hides that its loss is infinite.",
+        "give it inputs that are longer than the targets, with a blank between equal ones, or leave the samples out",
+    ),
+    _Reason(
+        words("scaled_dot_product_attention"),
+        "no query sees a key, or all scores are so large that attention no longer changes.",
+        "look at attn_mask: True lets a query see a key here, and hides it in nn.MultiheadAttention",
+    ),
     _Reason(words("dropout"), "dropout leaves everything out.", "give dropout a share below 1"),
     _Reason(
         words("mul __mul__ rmul multiply linear matmul addmm bmm einsum conv1d conv2d conv3d"),

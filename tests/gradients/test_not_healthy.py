@@ -84,9 +84,29 @@ def test_a_gradient_that_explodes_through_time():
     assert_blamed(finding, "recurrence", "of 20 steps")
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_units_that_stay_the_same(axis):
+    """All start with one number, in weights of either order."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shape = (4, 6) if axis else (6, 4)
+            self.w, self.head = nn.Parameter(torch.full(shape, 0.1)), nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x):
+            return (x @ (self.w if axis else self.w.T)).tanh() @ self.head.T
+
+    model = Net()
+    assert set(verdicts(checked(model, 5, 4)).values()) == {"OK"}
+    nn.init.ones_(model.head)
+    assert verdicts(checked(model, 5, 4))["w"] == "SYMMETRIC"
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
+        ("signs", "wants targets of -1 and 1"),
         ("probabilities", "turns its input into probabilities itself"),
         ("squashed", "turns its input into probabilities itself"),
         ("raw", "wants logarithms"),

@@ -169,6 +169,65 @@ BROKEN = {
         "GRADIENT LOST",
         "next to nothing",
     ),
+    "clipped too early": (
+        changed(
+            "    loss.backward", "    nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)\n    loss.backward"
+        ),
+        "CLIPPING",
+        "has a gradient then",
+    ),
+    "clipped too late": (
+        changed(
+            "    optimizer.step()\n", "    optimizer.step()\n    nn.utils.clip_grad_value_(model.parameters(), 0.1)\n"
+        ),
+        "CLIPPING",
+        "used these gradients already",
+    ),
+    "clipped by what was used up": (
+        changed(
+            "    optimizer.step",
+            "    nn.utils.clip_grad_norm_(weights, 1.0)\n    optimizer.step",
+            optimizer="weights = model.parameters()\noptimizer = torch.optim.SGD(weights, lr=0.1)\n",
+        ),
+        "CLIPPING",
+        "used up before",
+    ),
+    "clipped while scaled": (
+        changed("loss.backward()", "scaler.scale(loss).backward()")
+        .replace(
+            "    optimizer.step()\n",
+            "    nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n    scaler.step(optimizer)\n    scaler.update()\n",
+        )
+        .replace("for _", "scaler = torch.amp.GradScaler('cpu')\nfor _"),
+        "CLIPPING",
+        "still multiplied by the scale",
+    ),
+    "loaded in each turn": (
+        changed(
+            "    optimizer.zero_grad()\n", "    model.head.load_state_dict(start)\n    optimizer.zero_grad()\n"
+        ).replace("for _", "start = {k: v.clone() for k, v in model.head.state_dict().items()}\nfor _"),
+        "OVERWRITTEN",
+        "back at its old value",
+    ),
+    "replaced in each turn": (
+        changed("    optimizer.step()\n", "    optimizer.step()\n    model.head = nn.Linear(6, 2)\n"),
+        "OPTIMIZER",
+        "head.weight, head.bias came, or were set free",
+    ),
+    "a variable for the weight": (
+        changed(
+            "    optimizer.step()\n", "    for p in model.parameters():\n        p = p - 0.1 * p.grad\n", optimizer=""
+        ).replace("optimizer", "model"),
+        "OPTIMIZER",
+        "nothing changes the weights in 3 backward passes",
+    ),
+    "clipped for another model": (
+        changed(
+            "    optimizer.step", "    nn.utils.clip_grad_norm_(other.parameters(), 1.0)\n    optimizer.step"
+        ).replace("for _", "other = Net()\nfor _"),
+        "CLIPPING",
+        "has a gradient then",
+    ),
     "a layer made anew": (HEAD + OPTIMIZER + "model.head = nn.Linear(6, 2)\n" + LOOP, "OPTIMIZER", "holds head.weight"),
     "weights split": (
         HEAD + OPTIMIZER + "nn.utils.parametrizations.weight_norm(model.body)\n" + LOOP,
@@ -275,24 +334,51 @@ BY_HAND = """    with torch.no_grad():
 """
 
 
+MEMBERS = {
+    "a list": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", "nn.ModuleList"),
+    "a list, moved by hand": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", ""),
+    "a list of tensors": ("[torch.ones(6, requires_grad=True)]", "self.hidden[0] * h", "nn.ParameterList"),
+    "a tensor": ("torch.randn(6, 6, requires_grad=True)", "h @ self.hidden", "wrap it"),
+    "a tensor that the optimizer holds": ("torch.ones(6, requires_grad=True)", "self.hidden * h", ""),
+    "a tensor to differentiate by": (
+        "torch.ones(8, 6, requires_grad=True)",
+        "h + torch.autograd.grad((h.detach() * self.hidden.sin()).sum(), self.hidden, create_graph=True)[0]",
+        "",
+    ),
+    "a view": ("nn.Parameter(torch.ones(6)).view(1, 6)", "self.hidden * h", "keep the Parameter itself"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_weight_that_is_not_registered(name, tmp_path):
+    """It is lost where neither the optimizer nor the script moves it."""
+    made, read, remedy = MEMBERS[name]
+    optimizer = OPTIMIZER.replace("model.p", "[*model.p").replace(",", ", model.hidden],")
+    text = HEAD.replace("6, 2)\n", f"6, 2)\n        self.hidden = {made}\n", 1)
+    text = text.replace(
+        "        return self", f"        h = torch.tanh(self.body(x))\n        h = {read}\n        return self"
+    )
+    text = text.replace("self.head(torch.tanh(self.body(x)))", "self.head(h)")
+    text += (optimizer if "holds" in name else OPTIMIZER) + LOOP + BY_HAND * ("by hand" in name)
+    found = run_text(text, tmp_path)
+    faults = [finding for finding in found.general if finding.is_fault]
+    assert [finding.verdict for finding in faults] == ["UNREGISTERED"] * bool(remedy)
+    assert all(remedy in finding.causes[0].suggestion for finding in faults)
+    assert all((made if name == "a view" else read) in finding.causes[0].location.source for finding in faults)
+    assert not [note for note in found.notes if "plain" in note and not note.startswith("self.hidden of 'model'")]
+
+
 @pytest.mark.parametrize(
-    ("hidden", "more", "is_lost"),
+    "line",
     [
-        ("nn.Linear(6, 6)", "", True),
-        ("nn.Linear(6, 6)", BY_HAND, False),
-        ("torch.add, torch.ones(8, 6, requires_grad=True)", "", False),
+        "nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0); optimizer.step()",
+        "nn.utils.clip_grad_norm_(nn.Tanh().parameters(), 1.0); optimizer.step()",
+        "optimizer.step(); nn.utils.clip_grad_norm_(model.parameters(), float('inf'))",
     ],
 )
-def test_a_module_in_a_plain_list(hidden, more, is_lost, tmp_path):
-    """It is lost where neither the optimizer nor the script moves it."""
-    text = HEAD.replace("6, 2)\n", f"6, 2)\n        self.hidden = [{hidden}]\n", 1) + OPTIMIZER + LOOP + more
-    found = run_text(
-        text.replace("torch.tanh(self.body(x))", "self.hidden[0](torch.tanh(self.body(x)), *self.hidden[1:])"), tmp_path
-    )
-    faults = [finding for finding in found.general if finding.is_fault]
-    assert [finding.verdict for finding in faults] == (["UNREGISTERED"] if is_lost else [])
-    assert all("nn.ModuleList" in finding.causes[0].suggestion for finding in faults)
-    assert not [note for note in found.notes if "plain" in note and not note.startswith("self.hidden of 'model'")]
+def test_gradients_that_are_limited_or_measured(line, tmp_path):
+    found = run_text(changed("optimizer.step()", line), tmp_path)
+    assert not [finding for finding in found.general if finding.is_fault]
 
 
 def test_samples_that_leak_into_one_another(tmp_path):

@@ -161,9 +161,61 @@ def test_a_surrogate_gradient_is_called_one():
         def forward(self, x):
             return Sign.apply(super().forward(x))
 
-    (cause,) = checked(Net(4, 2), 5, 4).parameters[0].causes
-    assert "surrogate" in cause.why
-    assert "accept this finding" in cause.suggestion
+    found = checked(Net(4, 2), 5, 4)
+    assert set(verdicts(found).values()) == {"SUBSTITUTED"}
+    assert not any(finding.is_fault for finding in found.parameters)
+    assert "surrogate" in found.parameters[0].causes[0].why
+    assert "right but for 2 of 2 that the code substitutes" in str(found)
+
+
+@pytest.mark.parametrize("change", ["reverse", "scale", "limit"])
+def test_a_function_that_leaves_values_as_they_are_is_there_for_its_backward(change):
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return {"reverse": -grad, "scale": 0.1 * grad, "limit": grad.clamp(-0.01, 0.01)}[change]
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return Same.apply(super().forward(x)).tanh()
+
+    found = checked(Net(4, 2), 5, 4)
+    assert set(verdicts(found).values()) == {"SUBSTITUTED"}
+    assert "which is all that it is for" in found.parameters[0].causes[0].why
+
+
+def test_experts_with_a_kernel_that_has_no_float64():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(3, 4, 8)), nn.Linear(8, 2)
+
+        def forward(self, x):
+            ends = torch.tensor([2, 2, len(x)], dtype=torch.int32)
+            return self.head(nn.functional.grouped_mm(x, self.w, offs=ends).tanh())
+
+    found = checked(Experts(), 5, 4)
+    assert set(verdicts(found).values()) == {"OK"}
+    assert found.dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    ("hook", "verdict"),
+    [
+        (lambda grad: grad * torch.eye(4, dtype=grad.dtype)[:2], "SUBSTITUTED"),
+        (lambda grad: grad.clamp(-1e-3, 1e-3), "SUBSTITUTED"),
+        (lambda grad: 2 * grad, "WRONG"),
+        (lambda grad: -grad, "WRONG"),
+    ],
+)
+def test_a_hook_on_a_weight_may_take_away(hook, verdict):
+    model = nn.Linear(4, 2)
+    model.weight.register_hook(hook)
+    assert verdicts(checked(model, 5, 4)) == {"weight": verdict, "bias": "OK"}
 
 
 def test_an_input_that_needs_no_gradient_may_be_given_none():

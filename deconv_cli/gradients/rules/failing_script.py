@@ -16,6 +16,9 @@ _SWITCHED_OFF = (
     "before forward runs, switch gradients on again, torch.set_grad_enabled(True), and let weights that are to be "
     "trained require them, requires_grad_()"
 )
+_MADE_ONCE = (
+    "keep the Parameter itself in self: what __init__ computes of it belongs to the first backward pass and to no other"
+)
 _REMEDIES = {
     "backward through the graph a second time": _TWICE,
     "modified by an inplace operation": _WRITTEN,
@@ -30,6 +33,9 @@ def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
         return []
     why = f"the script ends here, in its training: {failure.kind}: {failure.message}."
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in failure.message), "mend this line")
+    is_made_once = any(found.verdict == Verdict.UNREGISTERED for found in evidence.report.general)
+    if is_made_once and remedy == _TWICE:
+        remedy = _MADE_ONCE
     is_carried = evidence.events.carried is not None and remedy in (_TWICE, _WRITTEN)
     cause = Cause("an error", failure.location, why, DETACH_CARRIED if is_carried else remedy)
     return [Finding(Verdict.FAILS, (cause,))]

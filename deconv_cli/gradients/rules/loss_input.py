@@ -32,6 +32,12 @@ def _explain(call: LossCall) -> tuple[str, str]:
             f"shapes {first} and {second} broadcast, so that every prediction is compared with every target.",
             "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
         )
+    if call.misuse is Misuse.NOT_SIGNS:
+        return (
+            f"{call.name} wants targets of -1 and 1, but gets 0 and 1: those of 0 count for nothing, or for something "
+            "else.",
+            "give it 2 * target - 1; the value of the loss changes",
+        )
     if call.misuse is Misuse.OTHER_AXIS:
         return (
             f"{call.name} takes classes along axis 1 of {first}, but log_softmax was taken along another axis: the "

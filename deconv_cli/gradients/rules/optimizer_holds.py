@@ -9,6 +9,7 @@ from deconv_cli.gradients.training.training_events import OptimizerStep
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _FEW = 4
+_FEW_PASSES = 2
 
 
 def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
@@ -25,10 +26,37 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
         why = "no optimizer holds any weight that gets a gradient: it was made of the parameters of another object."
         suggestion = "make the optimizer of parameters() of this model, after the last line that replaces the model"
     else:
-        shown = ", ".join(missing[:_FEW]) + (f" and {len(missing) - _FEW} more" if len(missing) > _FEW else "")
-        why = f"no optimizer holds {shown}, so that nothing ever changes them though they get gradients."
+        why = f"no optimizer holds {_some(missing)}, so that nothing ever changes them though they get gradients."
         suggestion = "give the optimizer these weights too, or freeze them with requires_grad_(False)"
     return [Finding(Verdict.OPTIMIZER, (Cause("optimizer.step()", location, why, suggestion),))]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+
+
+def find_late_weights(evidence: TrainingEvidence) -> list[Finding]:
+    """Find weights that came, or were set free, after the optimizer was made."""
+    if not evidence.events.late:
+        return []
+    location = evidence.first_steps[0].location if evidence.first_steps else CodeLocation()
+    shown = _some(list(evidence.events.late.values()))
+    why = f"{shown} came, or were set free, after the first pass, and no optimizer holds them: nothing changes them."
+    suggestion = "give them to the optimizer with add_param_group, or write new values to the weights that it holds"
+    return [Finding(Verdict.OPTIMIZER, (Cause("optimizer.step()", location, why, suggestion),))]
+
+
+def find_nothing_moved(evidence: TrainingEvidence) -> list[Finding]:
+    """Find that there is neither an optimizer nor a line that changes a weight."""
+    events = evidence.events
+    is_training = events.n_backward > _FEW_PASSES and events.failure is None and not events.differentiates_inputs
+    if events.held or events.steps or events.moved_by_hand or not is_training or not evidence.with_gradient:
+        return []
+    why = (
+        f"nothing changes the weights in {events.n_backward} backward passes: no optimizer holds them, no line writes."
+    )
+    suggestion = "call step() of an optimizer, or write to the weights: with torch.no_grad(): p -= rate * p.grad"
+    return [Finding(Verdict.OPTIMIZER, (Cause("no step", CodeLocation(), why, suggestion),))]
 
 
 def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _LOST = "forward sets this parameter to the same values whatever they were, so that an optimizer's step is lost."
@@ -27,5 +28,12 @@ def find_overwritten_in_training(evidence: TrainingEvidence) -> list[Finding]:
     """Find weights that were, in the next pass, what they had been before a step changed them; once for each line."""
     names = {id(weight): name for name, weight in evidence.weights.items()}
     lines = {location: names[key] for key, location in evidence.events.overwritten.items() if key in names}
-    causes = [Cause(f"a write to {name}", location, _LOST, _SET_ONCE) for location, name in lines.items()]
-    return [Finding(Verdict.OVERWRITTEN, (cause,)) for cause in causes]
+    return [Finding(Verdict.OVERWRITTEN, (_set_back(name, location),)) for location, name in lines.items()]
+
+
+def _set_back(name: str, location: CodeLocation) -> Cause:
+    if location.file:
+        return Cause(f"a write to {name}", location, _LOST, _SET_ONCE)
+    why = f"{name} is back at its old value in the next pass, so that an optimizer's step is lost."
+    suggestion = "load or set weights before the loop, and not in it"
+    return Cause(f"a write to {name}", location, why, suggestion)

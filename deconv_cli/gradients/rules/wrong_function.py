@@ -12,7 +12,7 @@ from deconv_cli.gradients.rules.wrong import describe_difference
 
 def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose gradient passes a wrong backward."""
-    wrong = evidence.wrong_inputs_before(name)
+    wrong = [item for item in evidence.wrong_inputs_before(name) if not item.is_on_purpose]
     if not wrong or evidence.gradient(name) is None:
         return None
     detail = describe_difference(evidence, name)
@@ -22,7 +22,7 @@ def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
 
 def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
     """Find wrong backwards that no parameter is behind, once for each line."""
-    known = {item.location for item in evidence.wrong_inputs if item.parameters}
+    known = {item.location for item in evidence.wrong_inputs if item.parameters or item.is_on_purpose}
     causes = {item.location: _cause(item) for item in reversed(evidence.wrong_inputs) if item.location not in known}
     return [Finding(Verdict.WRONG, (cause,), "no parameter is behind this input") for cause in causes.values()]
 
@@ -38,9 +38,6 @@ def _cause(item: WrongInput) -> Cause:
         why, suggestion = (text.format(**names) for text in item.mistake.value)
     elif error is None:
         raise LookupError(f"nothing is wrong with {operation}")
-    elif error.is_step:
-        why = f"{operation} gives a surrogate: the forward is a step, and its true derivative is zero."
-        suggestion = "if a surrogate gradient is meant, accept this finding"
     else:
         found = error.comparison
         why = (

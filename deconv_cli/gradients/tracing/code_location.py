@@ -174,14 +174,16 @@ class Locator:
                 handle.remove()
 
     def runs_library(self) -> bool:
-        """Return whether an installed library calls what runs now, and not the user's own code."""
+        """Return whether an installed library calls what runs now, or called it in a recorded pass, and not the user."""
+        if hasattr(self._model, "running_in_library"):
+            return bool(self._model.running_in_library)
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and not _calls_the_model(frame.f_code):
             file = frame.f_code.co_filename
             if not file.startswith(_PACKAGE) and not file.endswith(_GRADIENT_MODES):
                 return is_installed(file)
             frame = frame.f_back
-        return bool(getattr(self._model, "running_in_library", False))
+        return False
 
     @property
     def module(self) -> str:

@@ -76,7 +76,10 @@ def _look_at_arguments(
     arguments: Any,  # noqa: ANN401
     keywords: dict[str, Any],
 ) -> None:
-    """Note a loss that is misused, and a parameter whose `.data` is replaced."""
+    """Note a loss that is misused, what is differentiated by, and a parameter whose `.data` is replaced."""
+    if function is torch.autograd.grad:
+        by = keywords["inputs"] if "inputs" in keywords else arguments[1]
+        tracker.log.differentiated_by += [tensor for tensor in tensors_in(by) if tensor.is_leaf]
     if name in WATCHED:
         misuse = find_misuse(name, arguments, keywords)
         if misuse is not None:

@@ -19,6 +19,7 @@ class Misuse(StrEnum):
     ONE_CLASS = "one class"
     BROADCAST = "broadcast"
     OTHER_AXIS = "normalized along another axis"
+    NOT_SIGNS = "0 and 1 for -1 and 1"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ _OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
 _OF_LOGARITHMS = ("nll_loss", "kl_div")
 _OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
+_OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
+"""Losses whose targets are -1 and 1, and the place of the target among their arguments."""
+
 _SOFTMAX = ("softmax", "log_softmax")
-WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_SOFTMAX})
+WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_OF_SIGNS, *_SOFTMAX})
 """Functions whose arguments are looked at."""
 
 _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
@@ -53,6 +57,10 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else None)
         is_single = isinstance(axis, int) and arguments[0].ndim and arguments[0].shape[axis] == 1
         return Misuse.ONE_CLASS if is_single else None
+    if name in _OF_SIGNS:
+        place = _OF_SIGNS[name]
+        target = keywords.get("target", arguments[place] if len(arguments) > place else None)
+        return Misuse.NOT_SIGNS if isinstance(target, torch.Tensor) and _are_zeros_and_ones(target) else None
     tensors = [argument for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
     if len(tensors) < 2 or not tensors[0].numel() or not tensors[1].numel():
         return None
@@ -68,6 +76,10 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.NOT_LOG
     is_normalized = name == "nll_loss" and _maker(given) == "LogSoftmaxBackward0"
     return Misuse.OTHER_AXIS if is_normalized and not _sums_to_one(given.exp()) else None
+
+
+def _are_zeros_and_ones(target: torch.Tensor) -> bool:
+    return bool((target == 0).any()) and bool(((target == 0) | (target == 1)).all())
 
 
 def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:

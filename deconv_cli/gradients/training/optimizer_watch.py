@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (
-    Clipping,
     OptimizerStep,
     TrainingEvents,
     fingerprint,
@@ -27,12 +27,12 @@ class OptimizerWatch:
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
+        self.clipping = ClippingWatch(_here, self.events.idle_clippings)
         self._weights: list[torch.Tensor] = []
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
         self._cleared_at: CodeLocation | None = None
-        self._clipping: Clipping | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
         self._mixed: set[int] = set()
@@ -53,6 +53,15 @@ class OptimizerWatch:
                 self._known[id(optimizer)] = optimizer
         self._note_held()
 
+    def note_late(self, modules: Iterable[nn.Module], is_read: Callable[[torch.Tensor], bool]) -> None:
+        """Note weights that came, or were set free, after the pass that was checked, and that no optimizer holds."""
+        known = {id(weight) for weight in self._weights}
+        named = [pair for module in modules for pair in module.named_parameters()]
+        late = {id(w): name for name, w in named if w.requires_grad and id(w) not in known and is_read(w)}
+        if late.keys() - self.events.late.keys():
+            held = {id(weight) for optimizer in living_optimizers() for weight in weights_of(optimizer)}
+            self.events.late |= {key: name for key, name in late.items() if key not in held}
+
     @property
     def has_seen_enough(self) -> bool:
         """Whether each optimizer has taken two steps, or weights were changed by hand and used again."""
@@ -72,11 +81,11 @@ class OptimizerWatch:
                 self.events.accumulated_by_hand = location
 
     def compare_written(self, written: Mapping[torch.Tensor, CodeLocation]) -> None:
-        """Look whether modules have set weights that they write to back to what they were before the last step."""
-        for weight, location in written.items():
+        """Look whether weights are back at what they were before the last step; modules have `written` to some."""
+        for weight in {id(weight): weight for weight in (*self._weights, *written)}.values():
             now = fingerprint(weight)
             if id(weight) in self._stepped and self._at_backward.get(id(weight)) == now:
-                self.events.overwritten[id(weight)] = location
+                self.events.overwritten[id(weight)] = written.get(weight, CodeLocation())
             self._at_backward[id(weight)] = now
         self._stepped.clear()
 
@@ -86,7 +95,8 @@ class OptimizerWatch:
         weights |= {id(w): w for optimizer in self._known.values() for w in weights_of(optimizer)}
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
         self.events.reached |= {key for key, norm in self._norms.items() if norm}
-        self._cleared_at = self._clipping = None
+        self._cleared_at = None
+        self.clipping.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep how the weights are."""
@@ -118,11 +128,12 @@ class OptimizerWatch:
                 n_changed=len(changed),
                 learning_rate=max(rates, default=None),
                 cleared_at=self._cleared_at,
-                clipping=self._clipping,
+                clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
             )
         )
+        self.clipping.after_step(before)
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
         self._note_held()
         self._passed_over |= _with_gradients(self._known)
@@ -138,16 +149,6 @@ class OptimizerWatch:
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
             self._cleared_at = _here()
             clear(*args, **keywords)
-
-        return watched
-
-    def watched_clipping(self, clip: Callable[..., Any]) -> Callable[..., Any]:
-        """Note where gradients are clipped, and by how much."""
-
-        def watched(parameters: Any, limit: float, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-            self._clipping = Clipping(_here(), float(limit), gradient_norm(weights))
-            return clip(weights, limit, *args, **keywords)
 
         return watched
 

@@ -25,7 +25,7 @@ class RecordedPass(nn.Module):
         parameters: weights that no module holds, by name.
         tape: where the pass was recorded.
         loss: the tensor that it ended with.
-        hidden: ids of what modules keep in plain containers.
+        hidden: ids of what modules keep past registration.
 
     Attributes:
         running_location, running_in_library: where the operation that runs stands in the script.
@@ -65,9 +65,9 @@ class RecordedPass(nn.Module):
         return tuple(self._constants.values())
 
     @property
-    def strays(self) -> list[nn.Parameter]:
+    def strays(self) -> list[torch.Tensor]:
         """The hidden weights that the pass read and would train; no constants, so that a check finds them lost."""
-        leaves = {id(leaf): leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, nn.Parameter)}
+        leaves = {id(leaf): leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, torch.Tensor)}
         return [leaf for key, leaf in leaves.items() if key in self._hidden and leaf.requires_grad]
 
     def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
@@ -131,16 +131,15 @@ class RecordedPass(nn.Module):
     def _as_it_ran(self, entry: Entry) -> Iterator[None]:
         """Set gradients, precision and random numbers as they were."""
         own = replace(entry.location, module=self._module_names.get(entry.module, ""))
-        self.running_in_library = entry.is_library
         with contextlib.ExitStack() as stack:
             if entry.switch is not None:
-                self.running_location = entry.switch
+                self.running_location, self.running_in_library = entry.switch, entry.is_library_switch
                 stack.enter_context(torch.no_grad())
             if entry.autocast is not None:
                 stack.enter_context(torch.autocast(entry.autocast[0], dtype=entry.autocast[1]))
             if entry.generator is not None:
                 torch.set_rng_state(entry.generator)
-            self.running_location = own
+            self.running_location, self.running_in_library = own, entry.is_library
             yield
 
 

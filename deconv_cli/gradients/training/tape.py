@@ -45,6 +45,7 @@ class Entry:
         effects: entries without an output that belong to this one, such as hooks.
         module: id of the module that ran.
         switch: where gradients were switched off, None where they were on.
+        is_library_switch: an installed library did that.
         generator: state of the random numbers before it, where it draws any.
         autocast: device and type of automatic mixed precision.
     """
@@ -62,6 +63,7 @@ class Entry:
     parents: list[Entry] = field(default_factory=list)
     effects: list[Entry] = field(default_factory=list)
     generator: torch.Tensor | None = None
+    is_library_switch: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +97,13 @@ class Tape(TorchFunctionMode):
         self._count = 0
         self._locator = Locator(nn.Module())
         self._switch: CodeLocation | None = None
+        self._is_library_switch = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run one function."""
         keywords, name = kwargs or {}, plain_name(func)
         if name == "_set_grad_enabled":
+            self._is_library_switch = self._is_library_switch if self._switch else self._locator.runs_library()
             self._switch = None if args[0] else self._switch or self._locator.here()
         if self.suspended or name == "backward":
             return func(*args, **keywords)
@@ -170,6 +174,7 @@ class Tape(TorchFunctionMode):
             is_library=self._locator.runs_library(),
             switch=None if torch.is_grad_enabled() else self._switch or location,
             autocast=_autocast(),
+            is_library_switch=self._is_library_switch,
         )
         self._count += 1
         for leaf in leaves:

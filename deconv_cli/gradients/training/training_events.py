@@ -6,11 +6,21 @@ import gc
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+
+class IdleReason(StrEnum):
+    """Why a call limits nothing that a step goes by."""
+
+    NO_WEIGHTS = "no weights"
+    NO_GRADIENTS = "no gradients yet"
+    USED = "gradients that were used"
+    SCALED = "gradients that are scaled"
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,14 @@ class Clipping:
     location: CodeLocation
     limit: float
     norm_before: float
+
+
+@dataclass(frozen=True)
+class IdleClipping:
+    """A call that limits no gradient that a step goes by, or one that is `SCALED` to less than its limit says."""
+
+    location: CodeLocation
+    reason: IdleReason
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,10 @@ class TrainingEvents:
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
         given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
-        strays: parameters that modules keep in plain containers, each with its fingerprint at a pass that was checked.
+        strays: weights that modules keep past registration, each with its fingerprint at a pass that was checked.
+        late: names, by their ids, of weights that came after the first pass and that no optimizer holds.
+        differentiates_inputs: a loss is differentiated by more than weights, as for a picture of what matters.
+        idle_clippings: calls that limit no gradient that a step goes by, by their lines.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -91,6 +112,9 @@ class TrainingEvents:
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
     strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
+    late: dict[int, str] = field(default_factory=dict)
+    differentiates_inputs: bool = False
+    idle_clippings: dict[str, IdleClipping] = field(default_factory=dict)
 
     @property
     def has_moved_strays(self) -> bool:

@@ -17,7 +17,7 @@ from torch.optim import optimizer as optimizer_hooks
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.stray_weights import ids_in_containers
+from deconv_cli.gradients.stray_weights import ids_past_registration
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.interception import replaced_apply
@@ -101,9 +101,13 @@ class TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
         self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
         self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
+        clipping = self._optimizers.clipping
         self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
-        self._replace(nn.utils, "clip_grad_norm_", self._optimizers.watched_clipping)
-        self._replace(nn.utils, "clip_grad_value_", self._optimizers.watched_clipping)
+        self._replace(torch.amp.GradScaler, "scale", clipping.watched_scaling)
+        self._replace(torch.amp.GradScaler, "unscale_", clipping.watched_unscaling)
+        for owner in (nn.utils, nn.utils.clip_grad):
+            self._replace(owner, "clip_grad_norm_", clipping.watched)
+            self._replace(owner, "clip_grad_value_", clipping.watched)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
@@ -129,6 +133,7 @@ class TrainingWatch:
 
     def _enter_module(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401  torch's own signature
         if not self._tape.suspended and not self._tape.modules:
+            self._carried.begin()
             self._called[id(module)] = module
             self._arguments[id(module)] = arguments
         self._tape.modules.append(id(module))
@@ -176,6 +181,8 @@ class TrainingWatch:
             self._lines.add(line)
             if len(self.passes) < _MAX_PASSES:
                 self._take_over(_as_loss(tensors, weights), location)
+        elif self.passes:
+            self._optimizers.note_late(self._called.values(), self._tape.last_use.__contains__)
         if self.passes:
             with self._not_recording():
                 if self._carried.reaches_back(tensors, line, len(self.events.steps)):
@@ -201,6 +208,7 @@ class TrainingWatch:
                 self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
             self._optimizers.watch(list(subject.trainable.values()))
+            self.events.differentiates_inputs |= any(tensor.requires_grad for tensor in subject.arguments)
             batch = try_batch_of(list(subject.model.children()), self._arguments)
             self.passes.append(CheckedPass(location, subject, report, batch))
 
@@ -252,13 +260,13 @@ def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch
 
 
 def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int]:
-    """List by id what modules keep in plain containers, where an optimizer is given the other weights of them.
+    """List by id what modules keep past registration, where an optimizer is given the other weights of them.
 
     Without one, the code may train all of them by hand.
     """
     given = set(map(id, loose))
     optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
-    return {key for module in optimized for key in ids_in_containers(module)} - given
+    return {key for module in optimized for key in ids_past_registration(module)} - given
 
 
 def _calling_line() -> CodeLocation:
