@@ -133,6 +133,12 @@ class Evidence:
         graph = self.forward.graph
         return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
 
+    def canceling_before(self, name: str) -> list[Operation]:
+        """List the operations whose gradients cancel each other on the way to a parameter."""
+        nodes = self.backward.canceling(self.parameters[name]) if self.backward is not None else []
+        graph = self.forward.graph
+        return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
+
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient goes on to a parameter."""
         return [item for item in self.wrong_inputs if name in item.parameters]

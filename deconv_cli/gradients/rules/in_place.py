@@ -7,6 +7,9 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, u
 from deconv_cli.gradients.in_place_writes import line_out_of_place, writes_at_fault
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
+_NOT_IN_FORWARD = (
+    "write to weights before forward and not in it; what two layers share is one Parameter: b.weight = a.weight"
+)
 _TO_A_COPY = "write to a copy: x = x.clone() before this line, or use torch.where"
 
 
@@ -32,6 +35,10 @@ def _causes(evidence: Evidence) -> tuple[Cause, ...] | None:
 def _cause(evidence: Evidence, write: InPlaceWrite) -> Cause:
     label, location = write.operation.label, write.operation.location
     why = f"{label} overwrites a tensor of shape {write.shape} that backward still needs."
+    if not location.file:
+        return Cause(label, location, why, "make the layer with inplace=False")
+    if location in evidence.forward.log.parameter_writes.values():
+        return Cause(label, location, why, _NOT_IN_FORWARD)
     is_failing = str(location) in evidence.failing_fixes
     suggestion = _TO_A_COPY if is_failing else line_out_of_place(location.code) or _TO_A_COPY
     return Cause(label, location, why, suggestion)

@@ -23,7 +23,14 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
     single = {str(call.location) for call in evidence.forward.log.loss_calls if call.misuse is Misuse.ONE_CLASS}
     causes = unique_causes(_of_one_class(op) if str(op.location) in single else _cause(evidence, op) for op in origins)
+    causes = causes or unique_causes(map(_of_cancellation, evidence.canceling_before(name)))
     return Finding(Verdict.ZERO, causes, _describe_underflow(evidence, name))
+
+
+def _of_cancellation(operation: Operation) -> Cause:
+    why = f"gradients come by several ways through {operation.bare_name} and add up to zero: the loss stays the same."
+    suggestion = "hold one of the ways constant, as the old one in a ratio of new to old: torch.exp(new - old.detach())"
+    return Cause(operation.label, operation.location, why, suggestion)
 
 
 def _of_one_class(operation: Operation) -> Cause:

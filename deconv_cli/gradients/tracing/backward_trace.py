@@ -85,6 +85,21 @@ class BackwardTrace:
                     found.append(consumer)
         return found
 
+    def canceling(self, parameter: nn.Parameter) -> list[Node]:
+        """Find the nodes whose gradients, other than zero, add up to zero on the way to a parameter."""
+        found: list[Node] = []
+        waiting, seen = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else [], set()
+        while waiting:
+            for consumer, index in self.consumers.get(waiting.pop(), []):
+                if consumer not in self.leaving or (consumer, index) in seen:
+                    continue
+                seen.add((consumer, index))
+                if self.leaving[consumer][index].largest:
+                    found.append(consumer)
+                elif self.arriving[consumer].is_zero:
+                    waiting.append(consumer)
+        return found
+
     def readers_of(self, parameter: torch.Tensor) -> list[tuple[Node, int]]:
         """List the nodes that read a parameter, with the index of the input."""
         return self.consumers.get(self.leaf_of.get(id(parameter)), [])

@@ -174,7 +174,7 @@ class Locator:
                 handle.remove()
 
     def runs_library(self) -> bool:
-        """Return whether an installed library calls what runs now, or called it in a recorded pass, and not the user."""
+        """Return whether an installed library calls, or in a recorded pass called, what runs now, and not the user."""
         if hasattr(self._model, "running_in_library"):
             return bool(self._model.running_in_library)
         frame: FrameType | None = sys._getframe(1)
