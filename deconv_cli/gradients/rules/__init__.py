@@ -63,7 +63,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "vanishing-at-start": f"{_HERE}.at_start:find_vanishing_at_start",
         "vanishing": f"{_HERE}.vanishing:find_vanishing",
         "exploding": f"{_HERE}.vanishing:find_exploding",
-        "symmetric": f"{_HERE}.symmetric:find_symmetric",
+        "symmetric": f"{_HERE}.equal_units:find_symmetric",
         "nondifferentiable": f"{_HERE}.compared:find_nondifferentiable",
         "ok": f"{_HERE}.compared:find_ok",
         "not-checked": f"{_HERE}.compared:find_not_checked",
