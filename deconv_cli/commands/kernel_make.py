@@ -31,7 +31,7 @@ def make(
     words: Annotated[
         str,
         typer.Argument(
-            metavar="WORDS",
+            metavar="FORMULA",
             help=f"A formula ({', '.join(KERNEL_SOURCES)}) with its numbers, as disk:5.2, or a product of several, one "
             "blur after another, as 'disk:4*motion:9@30'; a factor shift:DOWN@RIGHT moves by parts of a pixel. Lengths "
             "are in pixels, or in nm, um or mm, as disk:0.6um.",
@@ -101,7 +101,7 @@ def make(
     if not printed.quiet:
         shape = format_size(taps.shape)
         taps_row = f"{shape}, sum {float(taps.sum()):.6g}, largest {float(taps.max()):.4g}"
-        error_row = f"off by {error:.1g} at most, up to half of Nyquist's frequency"
+        error_row = f"off by {error:.2g} at most, up to half of Nyquist's frequency"
         print_table(words, [("taps", taps_row), ("transform", error_row)])
         if error > ACCURATE:
             print_note("the kernel has tails that end at its edge; a larger --size holds more of them")
