@@ -329,3 +329,5 @@ class TestWhatIsShared:
         settings = ResolvedSettings(padding="same", boundary="circular", lam=1e-2, penalty="gradient")
         inverse = PseudoInverse(Kernel.from_tensor(taps), (256, 256), settings)
         assert ErrorPredictor(inverse, n_images=n_images).n_probes == n_probes
+        pieces = [ErrorPredictor(inverse, n_images=n_images, n_pieces=n).n_probes for n in (2, 100)]
+        assert pieces == [n_probes // 2, 1]  # of one picture, which share them
