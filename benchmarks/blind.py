@@ -81,7 +81,7 @@ def found_again(name: str, kernel: str, form: str) -> Figures:
     torch.set_num_threads(1)
     scene = load_scene(name)
     taps = _taps(kernel)
-    blurred = torch.nn.functional.conv2d(scene[:, None], taps[None, None])[:, 0]
+    blurred = deconv_cli.forward(scene, taps, padding="valid")
     noise = torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0), dtype=blurred.dtype)
     light = (blurred + NOISE * blurred.clamp_min(0).sqrt() * noise).clamp(0, 1)
     y, curve, table_of_jpeg = _stored(light, form)
@@ -98,7 +98,7 @@ def timed(megapixels: int) -> Figures:
     """Time the search in a large photograph, by mirroring one."""
     scene = load_scene("grace hopper")
     taps = _taps("disk:5.6")
-    blurred = torch.nn.functional.conv2d(scene[:, None], taps[None, None])[:, 0].clamp(0, 1)
+    blurred = deconv_cli.forward(scene, taps, padding="valid").clamp(0, 1)
     y, curve, table_of_jpeg = _stored(blurred, "JPEG 95")
     side = round((megapixels * 1e6) ** 0.5)
     rows, columns = (_mirrored(n, side) for n in y.shape[-2:])

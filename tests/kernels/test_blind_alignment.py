@@ -57,6 +57,15 @@ def test_a_kernel_off_its_center_is_moved_back():
     assert again.changes == ()
 
 
+@pytest.mark.parametrize("unevenness", [0, 0.01])
+def test_a_round_kernel_is_resized_and_not_turned(unevenness):
+    wrong = make_kernel("gaussian:3")
+    wrong = wrong * (1 + unevenness * torch.rand(wrong.shape, generator=torch.Generator().manual_seed(0)))
+    found = deconv_cli.align_kernel(wrong, blurred_picture("camera", make_kernel("gaussian:1.5")), tone_curve=CURVE)
+    assert found.orientation_changes == ("scaled by 0.5",)
+    assert found.evidence > 100
+
+
 def test_what_fits_is_left_alone():
     kernel = make_kernel("gaussian:1.8")
     found = deconv_cli.align_kernel(kernel, blurred_picture("camera", kernel), tone_curve=CURVE)

@@ -6,7 +6,7 @@ from blurred_pictures import CURVE, blurred_picture, sharp_picture
 
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.kernels.blind.estimate import look_at_parts
+from deconv_cli.kernels.blind.estimate import _Search, look_at_parts
 from deconv_cli.kernels.blind.polar_spectrum import measure_spectrum, polar_grid
 from deconv_cli.kernels.sources.formula import make_kernel
 
@@ -58,6 +58,28 @@ def test_a_gaussian_that_differs_between_parts_is_doubted():
 def test_a_kernel_with_zeros_in_its_spectrum_is_not_looked_for_in_parts():
     found = deconv_cli.estimate_kernel(blurred_picture("camera", make_kernel("disk:3.3")), tone_curve=CURVE)
     assert look_at_parts(found, iter(lambda: pytest.fail("a part was looked at"), None)) is found
+
+
+def test_lamps_do_not_outshine_a_dark_scene():
+    taps = make_kernel("motion:13@70")
+    light = 0.15 * CURVE.to_light(sharp_picture("camera").double())
+    lamps = torch.tensor([[40, 50], [70, 200], [120, 90], [150, 180], [200, 60], [230, 220]])
+    for row, column in lamps.tolist():
+        light[:, row : row + 4, column : column + 4] = 20 * 255
+    blurred = deconv_cli.forward(light, taps, padding="valid").clamp(0, 255)
+    noise = 0.3 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0), dtype=blurred.dtype)
+    seen = CURVE.to_stored(blurred).add(noise).round().clamp(0, 255).byte()
+    found = deconv_cli.estimate_kernel(seen, tone_curve=CURVE)
+    assert found.family == "motion"
+    assert numbers(found) == pytest.approx([13, 70], rel=0.04)
+
+
+def test_fits_that_ended_early_do_not_decide(monkeypatch):
+    search = _Search(measure_spectrum(torch.rand(64, 128, generator=torch.Generator().manual_seed(0))))
+    monkeypatch.setattr(
+        search, "misfits", lambda _, numbers, is_coarse=False: [abs(n - 3 + is_coarse) for (n,) in numbers]
+    )
+    assert search.best_of("disk", [(float(n),) for n in range(40)]).numbers == (3,)
 
 
 def test_the_blades_of_a_diaphragm_are_counted():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.polar_spectrum import PolarSpectrum, hann_window
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
+
+Choice = TypeVar("Choice", str, float)
 
 ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "as given": lambda taps: taps,
@@ -28,6 +31,8 @@ _N_SEEN_IN_POWER = 4
 SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.11, 1.25, 1.43, 1.67, 2.0)
 LEAST_EVIDENCE = 12.0
 """A mistake is named where the corrected kernel is so much likelier, in logarithms."""
+_ALIKE = 1e-6
+"""Of the largest tap: a kernel that changes so little when it is turned is symmetric."""
 _LEAST_SHIFT = 0.75
 """Pixels that the weight of a kernel may lie off its middle tap; of a kernel of even size half a pixel always does."""
 
@@ -77,7 +82,7 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
     """
     taps = taps.double()
     fitting = [s for s in SCALES if s * max(taps.shape) <= spectrum.grid.side]
-    choices = [(turn, scale) for turn in list(ORIENTATIONS)[:_N_SEEN_IN_POWER] for scale in fitting]
+    choices = [(turn, scale) for turn in _turns_seen_in_power(taps) for scale in fitting]
     if ("as given", 1.0) not in choices:
         raise ShapeError(
             f"a kernel of at most {spectrum.grid.side} × {spectrum.grid.side} taps can be compared with this picture, "
@@ -142,12 +147,30 @@ def scaled(taps: Tensor, scale: float) -> Tensor:
     return sampled * (taps.sum() / sampled.sum()) if float(sampled.sum()) else taps
 
 
+def _turns_seen_in_power(taps: Tensor) -> list[str]:
+    """List the orientations in which a kernel is another one, of those that powers tell apart."""
+    found: dict[str, Tensor] = {}
+    for name in list(ORIENTATIONS)[:_N_SEEN_IN_POWER]:
+        turned = ORIENTATIONS[name](taps)
+        alike = (other for other in found.values() if other.shape == turned.shape)
+        if not any(float((turned - other).abs().max()) < _ALIKE * float(taps.abs().max()) for other in alike):
+            found[name] = turned
+    return list(found)
+
+
 def _chosen(misfits: dict[tuple[str, float], float]) -> tuple[str, float, float]:
-    """Take the likeliest of the choices, but the one given where it is about as likely."""
-    given = misfits["as given", 1.0]
-    turn, scale = min(misfits, key=misfits.__getitem__)
-    evidence = given - misfits[turn, scale]
-    return (turn, scale, evidence) if evidence >= LEAST_EVIDENCE else ("as given", 1.0, 0.0)
+    """Turn a kernel, and scale it, only where that makes it clearly likelier."""
+    best: dict[str, float] = {}
+    for (turn, _), misfit in misfits.items():
+        best[turn] = min(misfit, best.get(turn, math.inf))
+    turn = _unless_as_likely("as given", best)
+    scale = _unless_as_likely(1.0, {s: misfit for (t, s), misfit in misfits.items() if t == turn})
+    return turn, scale, misfits["as given", 1.0] - misfits[turn, scale]
+
+
+def _unless_as_likely(given: Choice, misfits: Mapping[Choice, float]) -> Choice:
+    likeliest = min(misfits, key=misfits.__getitem__)
+    return given if misfits.get(given, math.inf) - misfits[likeliest] < LEAST_EVIDENCE else likeliest
 
 
 def _centered(taps: Tensor, turn: str, scale: float, evidence: float) -> Alignment:

@@ -24,6 +24,8 @@ _LEAST_AREA = 8.0
 """Pixels that a kernel covers, 1 / Σk²: lenses and resampling leave about as much in a sharp picture."""
 _LARGEST_REACH = 32.0
 _N_ROUNDS = 5
+_N_WHOLE_FITS = 12
+"""Kernels of a family whose fits to the end are compared."""
 _IMPOSSIBLE = 1e9
 _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
@@ -246,9 +248,14 @@ class _Search:
         return self.best_of(family, starts)
 
     def best_of(self, family: str, starts: Sequence[Numbers]) -> Candidate:
-        misfits = self.misfits(family, starts, is_coarse=True)
-        start = starts[min(range(len(starts)), key=misfits.__getitem__)]
-        return Candidate(family, start, self.misfits(family, [start])[0])
+        """Take the likeliest of many kernels; fits that ended early say which are worth another to the end."""
+        if len(starts) > _N_WHOLE_FITS:
+            coarse = self.misfits(family, starts, is_coarse=True)
+            order = sorted(range(len(starts)), key=coarse.__getitem__)
+            starts = [starts[i] for i in order[:_N_WHOLE_FITS]]
+        misfits = self.misfits(family, starts)
+        best = min(range(len(starts)), key=misfits.__getitem__)
+        return Candidate(family, starts[best], misfits[best])
 
     def refine(self, candidate: Candidate) -> Candidate:
         """Descend by parabolas along each number, with steps that halve."""

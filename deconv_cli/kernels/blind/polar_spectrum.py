@@ -7,7 +7,7 @@ Electroacoustics 15, 1967.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +25,13 @@ _CELLS_A_SIDE = 0.2
 """Rings, as a share of the side."""
 _MOST_PIECES = 600
 _CLIPPED_SHARE = 0.02
+"""Of a piece's pixels."""
+_LEAST_SHINE = 0.1
+"""Share of a piece's variance that clipped pixels make up where it is taken at night."""
+_RIM, _AROUND = 6, 32
+"""Pixels beside a clipped one that are left out with it, and from how far away what takes their place comes."""
+_FAR = 1e-3
+"""What all of a piece weighs beside its surroundings there, where these are clipped too."""
 _BATCH = 32
 
 
@@ -127,7 +134,7 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
     Args:
         light: proportional to light, shape `(H, W)`.
         clipped: where the picture is saturated, shape `(H, W)`; pieces that hold much of it are left out if others
-            remain, since a blur of light does not blur what was cut off.
+            remain, since a blur of light does not blur what was cut off. In the others lamps at night are filled in.
         side: of the pieces, in pixels.
 
     Raises:
@@ -144,11 +151,44 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
     window /= window.square().mean().sqrt()
     power = torch.zeros(side, side // 2 + 1, dtype=torch.float64)
     for start in range(0, len(corners), _BATCH):
-        pieces = torch.stack([light[y : y + side, x : x + side] for y, x in corners[start : start + _BATCH]]).double()
+        parts = [(slice(y, y + side), slice(x, x + side)) for y, x in corners[start : start + _BATCH]]
+        pieces = torch.stack([light[part] for part in parts]).double()
+        if clipped is not None:
+            pieces = _without_lamps(pieces, torch.stack([clipped[part] for part in parts]))
         means = (pieces * window).sum((1, 2), keepdim=True) / window.sum()
         power += torch.fft.rfft2((pieces - means) * window).abs().square().sum(0)
     averaged = grid.average(power / (len(corners) * side * side))
     return PolarSpectrum(grid, averaged, len(corners), torch.ones_like(averaged))
+
+
+def _without_lamps(pieces: Tensor, clipped: Tensor) -> Tensor:
+    """Put the mean of what lies around in the place of the few clipped pixels that outshine all else in a piece.
+
+    A lamp at night is most of a spectrum, and its outline is as sharp as if nothing had blurred it.
+
+    Args:
+        pieces: shape `(B, H, W)`.
+        clipped: of the same shape.
+    """
+    squares = (pieces - pieces.mean((1, 2), keepdim=True)).square()
+    shines = (squares * clipped).sum((1, 2)) > _LEAST_SHINE * squares.sum((1, 2))
+    is_dark = shines & (clipped.double().mean((1, 2)) <= _CLIPPED_SHARE)
+    if not bool(is_dark.any()):
+        return pieces
+    dark = pieces[is_dark]
+    near = _along_both_axes(torch.nn.functional.max_pool2d, clipped[is_dark].to(pieces), 2 * _RIM)
+    left_out = _along_both_axes(torch.nn.functional.avg_pool2d, near, _RIM)  # no step where it ends
+    kept = 1 - left_out
+    means = (dark * kept).sum((1, 2), keepdim=True) / kept.sum((1, 2), keepdim=True)
+    around, n_around = (_along_both_axes(torch.nn.functional.avg_pool2d, part, _AROUND) for part in (dark * kept, kept))
+    filling = (around + _FAR * means) / (n_around + _FAR)
+    return pieces.index_put((is_dark,), torch.lerp(dark, filling, left_out))
+
+
+def _along_both_axes(pool: Callable[..., Tensor], pieces: Tensor, reach: int) -> Tensor:
+    """Pool over squares of a reach around each pixel, one axis after the other."""
+    over_rows = pool(pieces, (2 * reach + 1, 1), 1, (reach, 0))
+    return pool(over_rows, (1, 2 * reach + 1), 1, (0, reach))
 
 
 def hann_window(size: Sequence[int]) -> Tensor:
