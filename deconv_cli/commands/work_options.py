@@ -25,7 +25,7 @@ class WorkOptions:
             "--jobs",
             metavar="N",
             help="Work in N processes, which share the cores of this machine, its GPUs, and --max-memory. Default: in "
-            "this process alone.",
+            "threads of this process.",
             show_default=False,
             min=1,
             rich_help_panel=WORKERS,
