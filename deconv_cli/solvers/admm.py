@@ -25,7 +25,6 @@ from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
 from deconv_cli.solvers.solution import Status
-from deconv_cli.thread_warnings import warnings_here
 
 RELAXATION = 1.8
 # λ of the quadratic problem whose estimate the iteration starts from.
@@ -64,13 +63,15 @@ class Admm:
     ) -> None:
         self._build, self._given_rho = build, rho
         start = build(START_LAMBDA * sigma_max**2)
-        self._operator, self._gradient = start.problem.operator, start.problem.penalty_operator
+        self._problem = start.problem
+        self._operator, self._gradient = self._problem.operator, self._problem.penalty_operator
         self._sigma_max = sigma_max
-        self._n_dims = start.problem.n_dims
+        self._n_dims = self._problem.n_dims
         self.y = y
         back = self._operator.adjoint(y)
         self._scale = norm(back, self._n_dims)
-        self._set_estimate(_solve_roughly(start, back))
+        x = start.approximate_normal(back)
+        self._set_estimate(x, y - self._operator.forward(x))
         self._z = self._edges
         self._change: Tensor | None = None
         self._p = torch.zeros_like(self._z)
@@ -89,7 +90,7 @@ class Admm:
 
     def begin(self, weight: float) -> None:
         """Prepare for a weight: p points along the edges, as long as it may be, and ρ shrinks only what is no edge."""
-        if self._inverse is not None:
+        if self.rho > 0:
             self._p = self._within(self._p, weight)
             return
         length, size = self._lengths(self._z), synchronize.as_number(self.x.square().mean().sqrt())
@@ -101,15 +102,10 @@ class Admm:
 
     def step(self, weight: float) -> None:
         """Take one step."""
-        assert self._inverse is not None
-        rho = self.rho
-        pull = (self._z - self._edges).mul_(rho).sub_(self._p)
-        left = self._back + self._gradient.adjoint(pull)
-        del pull  # fields are the largest of all that is stored
-        self._set_estimate(self.x + _solve_roughly(self._inverse, left))
-        whole = torch.lerp(self._z, self._edges, RELAXATION).mul_(rho).add_(self._p)
+        self._improve()
+        whole = torch.lerp(self._z, self._edges, RELAXATION).mul_(self.rho).add_(self._p)
         self._p = self._within(whole, weight)
-        shrunk = whole.sub_(self._p).div_(rho)
+        shrunk = whole.sub_(self._p).div_(self.rho)
         if self._given_rho is None:
             self._change = shrunk - self._z
         self._z = shrunk
@@ -152,11 +148,19 @@ class Admm:
         length = self._lengths(vectors)
         return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)
 
-    def _set_estimate(self, x: Tensor) -> None:
-        """Take an estimate, with what the next step and the certificate both need of it: y − Ax, Aᴴ of that, and ∇x."""
-        self.x = x
-        self._residual = self.y - self._operator.forward(x)
-        self._back = self._operator.adjoint(self._residual)
+    def _improve(self) -> None:
+        """Minimize over x, the other variables being what they are."""
+        assert self._inverse is not None
+        pull = (self._z - self._edges).mul_(self.rho).sub_(self._p)
+        left = self._back + self._gradient.adjoint(pull)
+        del pull  # fields are the largest of all that is stored
+        x = self.x + self._inverse.approximate_normal(left)
+        self._set_estimate(x, self.y - self._operator.forward(x))
+
+    def _set_estimate(self, x: Tensor, residual: Tensor) -> None:
+        """Take an estimate and y − Ax, with what the next step and the certificate both need: Aᴴ of that, and ∇x."""
+        self.x, self._residual = x, residual
+        self._back = self._operator.adjoint(residual)
         self._edges = self._gradient.forward(x)
 
     def _set_rho(self, rho: float) -> None:
@@ -207,9 +211,3 @@ class AdmmRun:
 
 def _size(a: Tensor) -> float:
     return synchronize.as_number(a.square().sum(dtype=accumulation_dtype(a))) ** 0.5
-
-
-def _solve_roughly(inverse: Inverse, g: Tensor) -> Tensor:
-    """Compute H⁺g as far as the inverse gets: the certificate of the whole tells in the end whether that was enough."""
-    with warnings_here("ignore"):
-        return inverse.solve_normal(g)

@@ -86,6 +86,13 @@ class BorderInverse(Inverse):
 
         return refine_equations(equations, None, self.rule, self._improve).warn_for_status().value
 
+    def approximate_normal(self, g: Tensor) -> Tensor:
+        """Compute about H⁺g by the system once, without looking at what is left over of the normal equations."""
+        equations = NormalEquations.of_gradient(self.problem, g)
+        if self.problem.weight == 0 or equations.needs_float64:
+            return super().approximate_normal(g)
+        return self._system.solve(None, g, GradientLog(self.rule, equations.norm(g)))
+
     def solve_transposed(self, g: Tensor) -> Tensor:
         """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by the system itself, read as outputs."""
         if self.problem.weight > 0:

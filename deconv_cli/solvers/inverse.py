@@ -10,6 +10,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.thread_warnings import warnings_here
 
 
 class Inverse(ABC):
@@ -57,6 +58,18 @@ class Inverse(ABC):
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance.
         """
+
+    def approximate_normal(self, g: Tensor) -> Tensor:
+        """Compute about H⁺g, for an outer iteration that looks at what is left over itself; by default `solve_normal`.
+
+        Args:
+            g: shape `(*batch, C_in, *size)`.
+
+        Returns:
+            Of the shape of `g`.
+        """
+        with warnings_here("ignore"):
+            return self.solve_normal(g)
 
     def factors(self) -> dict[str, Tensor]:
         """Return what was costly to compute, by name: empty where building is cheap.

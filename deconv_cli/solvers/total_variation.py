@@ -21,10 +21,12 @@ from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.admm import Admm, AdmmRun
 from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
+from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
+from deconv_cli.solvers.masked_admm import MaskedAdmm
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution, Status
@@ -40,8 +42,10 @@ MAX_TRIALS = 20
 FLATNESS = 1e-3
 # Noise must be so many times the rounding of the samples.
 MIN_NOISE = 10.0
-# Images with the channels of the input that the iteration keeps beside those of an inverse.
-N_EXTRA_IMAGES = 14
+# Images with the channels of the input that the iteration keeps beside those of an inverse: as such, and for each axis
+# of space.
+N_IMAGES, N_FIELDS = 4, 5
+N_IMAGES_ON_TORUS, N_FIELDS_ON_TORUS = 10, 8
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
 INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying", "layered")
 
@@ -121,8 +125,13 @@ class TotalVariationEstimator(Estimator):
         problem = TikhonovProblem(self.operator, 1.0, penalty=self._gradient)
         method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
         self.choice = Choice(method, reason)
+        layout = TorusLayout.plan(self.geometry, self.operator.boundary)
+        self._admm = MaskedAdmm if method == "slab" and layout.n_tied == 0 else Admm
         cost = find_solver(method).cost(problem)
-        extra = N_EXTRA_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
+        is_on_torus = self._admm is MaskedAdmm
+        n_images = N_IMAGES_ON_TORUS if is_on_torus else N_IMAGES
+        n_images += (N_FIELDS_ON_TORUS if is_on_torus else N_FIELDS) * len(image_size)
+        extra = n_images * kernel.taps.itemsize * math.prod(self.operator.input_shape)
         self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
         self.check_memory(self.cost)
 
@@ -137,7 +146,7 @@ class TotalVariationEstimator(Estimator):
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
             _check_noise(data, self.noise)
-        admm = Admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
+        admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
         run = AdmmRun(admm, log)
         weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
