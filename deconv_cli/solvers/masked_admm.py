@@ -22,8 +22,8 @@ from deconv_cli.solvers.admm import RELAXATION, Admm
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
 
-# How strongly u is held to Kx, where the data hold it with 1. Of a stack of brightness 1 0.1 took a fifth more steps with
-# noise of 0.02, and 0.3 half as many again with noise of 0.003.
+# How strongly u is held to Kx, where the data hold it with 1. Of a stack of brightness 1 it took a fifth more steps by
+# 0.1 with noise of 0.02, and half as many again by 0.3 with noise of 0.003.
 ETA = 0.2
 
 

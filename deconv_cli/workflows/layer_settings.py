@@ -12,6 +12,7 @@ from deconv_cli.diagnostics.probed_lambda import choose_lambda_by_probing
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import LayerOptions
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
@@ -30,18 +31,19 @@ def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOption
     """Refuse what takes a torus of all pixels to be found from the data.
 
     Raises:
-        UsageError: λ is to be chosen by whiteness, or the kind of the noise is to be found.
+        UsageError: λ is to be chosen by whiteness or under colored noise, or the kind of the noise is to be found.
     """
     chooses = settings.lam == "auto" or settings.lambda_rule is not None
     asked = None
     if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
-        asked = "λ is chosen by rule whiteness"
+        asked, instead = "λ is chosen by rule whiteness", "take another rule, or give a number for λ"
     elif settings.noise == "auto":
-        asked = "the kind of the noise is found"
+        asked, instead = "the kind of the noise is found", "take white noise"
+    elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
+        asked, instead = "λ is chosen under noise that is not white", "take white noise, or give a number for λ"
     if asked is not None:
         raise UsageError(
-            f"{asked} for plain convolutions alone, but this layer is one with {layer.describe()}; leave that out, or "
-            "give a number for λ."
+            f"{asked} for plain convolutions alone, but this layer is one with {layer.describe()}; {instead}."
         )
 
 

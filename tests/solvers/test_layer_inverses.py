@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import deconv_cli
 from deconv_cli.layer_options import LayerOptions
+from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.solvers.choice import build_inverse, choose_method, refusal_of
 from deconv_cli.solvers.inverse import Inverse
@@ -133,7 +134,12 @@ def test_the_report_says_what_no_output_depends_on() -> None:
     assert any("32 outputs determine at most 66.7 % of the 48 numbers" in note for note in wide.notes)
 
 
-@pytest.mark.parametrize("options", [{"lambda_rule": "whiteness"}, {"lam": 1e-3, "noise": "auto"}])
+COLORED = NoiseModel(sigma=0.1, spectrum=tuple(2.0**-i for i in range(len(FREQUENCIES))))
+
+
+@pytest.mark.parametrize(
+    "options", [{"lambda_rule": "whiteness"}, {"lam": 1e-3, "noise": "auto"}, {"lam": "auto", "noise": COLORED}]
+)
 def test_what_is_for_plain_convolutions_alone_is_refused(options: dict) -> None:
     with pytest.raises(deconv_cli.UsageError, match="for plain convolutions alone, but this layer is one"):
         deconv_cli.invert(random((2, 4, 4)), random((2, 1, 3, 3)), stride=2, **options)
