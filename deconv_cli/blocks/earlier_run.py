@@ -59,6 +59,7 @@ def find_earlier(
         )
     records = [record_of(target, fingerprint) for target in targets]
     if known is None and records[-1] is not None and None not in records:
+        ledger.remove()  # of which a run may have left a part that was ended as it removed it
         raise BlocksCompleteError(targets[-1], records[-1])
     for target, record in zip(targets, records, strict=True):
         if record is None:

@@ -1,11 +1,21 @@
 """A run that is gone on with knows what earlier ones left: a whole result, parts of it, or what is none of its own."""
 
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
 import pytest
 from block_cases import blurred, describe, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks.earlier_run import BlocksCompleteError
-from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.blocks.plan_extras import ExtraFiles
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.io import hidden_names, read_image
+from deconv_cli.io.folders import remove
 from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 
@@ -79,3 +89,70 @@ def test_blocks_whose_file_is_gone_are_none_and_a_run_that_is_ended_as_it_conclu
     assert len(concluded) == 1
     assert (folder / "out.npy").read_bytes() == written
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
+
+
+class Ended(BaseException):
+    """In the place of SIGKILL: once it was raised, nothing changes the disk any more, whatever cleans up."""
+
+
+@dataclass
+class EndsAt:
+    """Ends this process, as far as a folder is concerned, at one of the steps that change it."""
+
+    folder: Path | None = None
+    n_left: int = 0
+
+    def __call__(self, event, args):
+        if self.folder is None or not self._is_change(event, args):
+            return
+        self.n_left -= 1
+        if self.n_left < 0:
+            raise Ended
+
+    def _is_change(self, event, args):
+        if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return False
+        is_step = event in ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
+        return is_step and isinstance(args[0], str | Path) and self.folder in Path(args[0]).parents
+
+
+ENDS = EndsAt()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["out.npy", "out.tif", "out.ome.zarr"])
+def test_at_whatever_step_a_run_is_ended_the_next_one_comes_to_the_same(folder, name):
+    pytest.importorskip("zarr")
+    files = {"extra": ExtraFiles(error_map=folder / f"map_{name}", trust_mask=folder / f"mask_{name}"), "name": name}
+    outputs = [folder / name, folder / f"map_{name}", folder / f"mask_{name}"]
+    run = planned(folder, KERNEL, predict=True, **files)
+    run.finish(SerialScheduler(), describe)
+    expected, there = [content_of(path) for path in outputs], names_in(folder)
+    if EndsAt not in HOOKED:
+        HOOKED.add(EndsAt)
+        sys.addaudithook(ENDS)
+    for n_steps in count():
+        for path in outputs:
+            remove(path)
+            path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+        ENDS.folder, ENDS.n_left = folder, n_steps
+        try:
+            run.finish(SerialScheduler(), describe)
+            break
+        except (Ended, DeconvError):
+            assert ENDS.n_left < 0
+        finally:
+            ENDS.folder = None
+        hidden_names._left_in.cache_clear()  # as in another process
+        with contextlib.suppress(BlocksCompleteError):
+            planned(folder, KERNEL, predict=True, resume=True, **files).finish(SerialScheduler(), describe)
+        assert [content_of(path) for path in outputs] == expected, n_steps
+        assert names_in(folder) == there, n_steps
+    assert n_steps > 20
+
+
+HOOKED = set()
+
+
+def content_of(path):
+    return read_image(path).values.numpy().tobytes()

@@ -76,7 +76,7 @@ from deconv_cli.io import plan_output, read_image
 source, target = read_image(Path(sys.argv[1])), Path(sys.argv[2])
 for number in range(250):
     options = {"output_dtype": None, "force": True, "same_size": True, "n_channels": source.values.shape[1]}
-    plan_output(target, source, **options).prepare(torch.full_like(source.values, float(number))).write({})
+    plan_output(target, source, **options).prepare(torch.full(source.values.shape, float(number))).write({})
     print(number, flush=True)
 """
 
@@ -97,5 +97,5 @@ def test_a_killed_writer_leaves_a_whole_file_or_none_and_the_next_one_removes_th
     if target.exists():
         assert read_image(target).values.unique().numel() == 1
     source = read_image(tmp_path / "in.png")
-    planned(target, source, force=True).prepare(torch.ones_like(source.values)).write({})
+    planned(target, source, force=True).prepare(torch.ones(source.values.shape)).write({})
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

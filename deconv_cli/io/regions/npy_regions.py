@@ -142,7 +142,9 @@ class NpyTarget(RegionTarget):
         with refusing_to_write(self.path):
             digest = self._digest()
         complete = records.complete_record(record, self.shape, self.dtype, digest)
-        write_line_beside(records.beside(self.path), records.encode_record(complete), self._put_in_place)
+        # The record first: as long as the hidden file is there, a run that is gone on with does both again.
+        write_line_beside(records.beside(self.path), records.encode_record(complete), lambda: None)
+        self._put_in_place()
 
     def _put_in_place(self) -> None:
         with refusing_to_write(self.path):
