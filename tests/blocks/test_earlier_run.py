@@ -116,42 +116,40 @@ class EndsAt:
         return is_step and isinstance(args[0], str | Path) and self.folder in Path(args[0]).parents
 
 
-ENDS = EndsAt()
+@pytest.fixture(scope="module")
+def ends():
+    hook = EndsAt()
+    sys.addaudithook(hook)  # which cannot be taken away again, and is idle without a folder
+    return hook
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["out.npy", "out.tif", "out.ome.zarr"])
-def test_at_whatever_step_a_run_is_ended_the_next_one_comes_to_the_same(folder, name):
+def test_at_whatever_step_a_run_is_ended_the_next_one_comes_to_the_same(folder, ends, name):
     pytest.importorskip("zarr")
     files = {"extra": ExtraFiles(error_map=folder / f"map_{name}", trust_mask=folder / f"mask_{name}"), "name": name}
     outputs = [folder / name, folder / f"map_{name}", folder / f"mask_{name}"]
     run = planned(folder, KERNEL, predict=True, **files)
     run.finish(SerialScheduler(), describe)
     expected, there = [content_of(path) for path in outputs], names_in(folder)
-    if EndsAt not in HOOKED:
-        HOOKED.add(EndsAt)
-        sys.addaudithook(ENDS)
     for n_steps in count():
         for path in outputs:
             remove(path)
             path.with_name(f"{path.name}.json").unlink(missing_ok=True)
-        ENDS.folder, ENDS.n_left = folder, n_steps
+        ends.folder, ends.n_left = folder, n_steps
         try:
             run.finish(SerialScheduler(), describe)
             break
         except (Ended, DeconvError):
-            assert ENDS.n_left < 0
+            assert ends.n_left < 0
         finally:
-            ENDS.folder = None
+            ends.folder = None
         hidden_names._left_in.cache_clear()  # as in another process
         with contextlib.suppress(BlocksCompleteError):
             planned(folder, KERNEL, predict=True, resume=True, **files).finish(SerialScheduler(), describe)
         assert [content_of(path) for path in outputs] == expected, n_steps
         assert names_in(folder) == there, n_steps
     assert n_steps > 20
-
-
-HOOKED = set()
 
 
 def content_of(path):
