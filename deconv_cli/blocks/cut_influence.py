@@ -67,11 +67,16 @@ def measure_cut(
     for axis, (i, o) in zip(axes, zip(inner, outer, strict=True), strict=True):
         values = values.narrow(axis, i[0] - o[0], i[1] - i[0])
     cut = problem.restore(values.contiguous(), inner, pipeline, progress).image
+    depths = []
     for axis, c, i, o in zip(axes, cuts, inner, outer, strict=True):
-        first, last = c.image_of(i)
-        whole = whole.narrow(axis, first - c.image_of(o)[0], last - first)
+        inside, around = c.image_of(i), c.image_of(o)
+        # Data that are cut near the frame reach beyond it, where the whole has no image.
+        first, last = max(inside[0], around[0]), min(inside[1], around[1])
+        cut = cut.narrow(axis, first - inside[0], last - first)
+        whole = whole.narrow(axis, first - around[0], last - first)
+        depths.append(_depths(c, i, (first, last)))
     difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0).cpu()
-    return CutInfluence(difference, tuple(_depths(c, i) for c, i in zip(cuts, inner, strict=True)))
+    return CutInfluence(difference, tuple(depths))
 
 
 def outer_sides(depth: Size, size: Size) -> Size:
@@ -88,10 +93,9 @@ def _middle(outer: Interval, side: int) -> Interval:
     return start, start + side
 
 
-def _depths(cut: AxisCut, data: Interval) -> Tensor:
+def _depths(cut: AxisCut, data: Interval, image: Interval) -> Tensor:
     """Give the distance of image pixels from where data are cut, as a halo counts it."""
-    first, last = cut.image_of(data)
-    place = torch.arange(first, last, dtype=torch.float64) + cut.shift
+    place = torch.arange(*image, dtype=torch.float64) + cut.shift
     ahead = place - data[0] if cut.wraps or data[0] > 0 else torch.full_like(place, inf)
     behind = data[1] - 1 - place if cut.wraps or data[1] < cut.n_data else torch.full_like(place, inf)
     return torch.minimum(ahead, behind)

@@ -23,6 +23,8 @@ N_FITTED = 3
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
+LEAST_SAMPLES = N_MIDDLE + 3
+"""Along an axis that is cut, so that there is a depth to look at."""
 
 
 class BlocksDisagreeError(UsageError):
@@ -90,9 +92,16 @@ def choose_halo(
 
     Raises:
         BlocksDisagreeError: the influence reaches further than any piece that may be looked at.
+        UsageError: an axis that is cut has too few samples for any piece.
     """
     if not any(is_cut):  # each image of a series fits
         return HaloChoice((0,) * len(is_cut), 0.0, 0.0, range_of(windows))
+    shortest = min(cut.n_data for cut, is_one in zip(problem.cuts, is_cut, strict=True) if is_one)
+    if shortest < LEAST_SAMPLES:
+        raise UsageError(
+            f"an axis of {shortest} samples is too short to be cut into blocks: it takes {LEAST_SAMPLES} to measure "
+            "how far a cut reaches; give blocks that have the whole of it."
+        )
     n_reaches, looked_at = FIRST_REACHES, 0
     while True:
         depth = _depth(problem, is_cut, n_reaches)

@@ -224,3 +224,22 @@ def test_the_images_of_a_series_that_fit_are_blocks_without_seams(tmp_path):
     assert found.plan.halo.predicted == 0
     whole = np.stack([deconv_cli.invert(frame[None], kernel, **options).image[0].numpy() for frame in frames])
     assert np.abs(np.load(tmp_path / "out.npy")[:, 0] - whole).max() < 1e-4 * np.abs(whole).max()
+
+
+def test_pieces_may_reach_beyond_the_frame(tmp_path):
+    kernel = 0.02 * deconv_cli.make_kernel("box:15")  # whose half is more than what surrounds a piece here
+    kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] += 0.98
+    y = blurred(tmp_path, scene(48, 100)[None], kernel, "unknown")
+    options = OPTIONS | {"lam": 0.1}
+    found = invert_blocks(
+        tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(10**8, (24, 50)), **options
+    )
+    whole = deconv_cli.invert(y, kernel, **options)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
+
+
+def test_an_axis_that_is_too_short_to_be_cut(tmp_path):
+    kernel = deconv_cli.make_kernel("box:3")
+    blurred(tmp_path, scene(18, 100)[None], kernel, "unknown")
+    with pytest.raises(UsageError, match="18 samples is too short to be cut"):
+        invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(10**8, (9, 50)), **OPTIONS)
