@@ -50,6 +50,7 @@ def curve_plot(run: LearningRun) -> Plot:
             axes.plot(steps, values, "o-", color=color, markersize=4, linewidth=1.5, label=name)
         if all(value > 0 for values in lines.values() for value in values):
             axes.set_yscale("log")
+        axes.locator_params(axis="x", integer=True)
         style(axes, theme, "epoch", f"loss ({run.loss})")
         legend(axes, theme)
 
