@@ -31,7 +31,7 @@ N_ITERATIONS = 50
 NUMBERS = (5, 10, 15, 20, 30, 40, 50, 60, 80)
 OURS = "deconv, Richardson–Lucy"
 KNOWN = f"{OURS}, the surroundings photographed too"
-"""The frame is then the middle of a larger one, so that no border is left: no better one can come below its error."""
+"""The frame is then the middle of a larger one: what is wrong in its outer planes is not its border's."""
 MIN_FLOATS = 40.0
 """Stacks of the full size in single precision that must fit into memory before the large one is tried."""
 
