@@ -4,7 +4,9 @@ Photographs that come with scikit-learn, matplotlib and the npm packages of stdl
 light as parts of larger scenes, noised by 0.4 % of white times the root of the light, and stored in sRGB with 16 bits
 or as JPEG, in turn. A piece of those of one quality is restored with the kernel that was found and with the true one.
 The constants of the search were set on photographs of scikit-image, OpenCV and others; china, flower and
-grace hopper had been seen when the last of them were set, the nine of stdlib had not.
+grace hopper had been seen when the last of them were set, the nine of stdlib had not. Since then locomotion house cat
+has shown how many fits of a family are to be ended, and darkened versions of china, grace hopper, dust bowl home,
+nagasaki boats and french alpine landscape were tried while lamps at night were dealt with.
 """
 
 from __future__ import annotations
