@@ -168,6 +168,25 @@ def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_who
     return (logarithms[lower] + rise * (position - lower)).exp()
 
 
+def passed_sigma(model: NoiseModel, taps: Tensor, y: Tensor) -> float:
+    """Compute how large noise is at the frequencies that a kernel passes, each counted by |K|.
+
+    Args:
+        model: what kind of noise, and how large it is on average.
+        taps: shape `(C_out, C_in, *k)`.
+        y: the data, shape `(*batch, C, *size)`.
+    """
+    assert model.sigma is not None
+    if model.is_white:
+        return model.sigma
+    size: Size = tuple(y.shape[2 - taps.ndim :])
+    numbers = tuple(torch.arange(n, device=y.device) for n in size)
+    symbol = symbol_at(to_float64(taps.detach()), size, numbers)
+    gain = squared_modulus(symbol).sum(dim=-1).mean(dim=-1).sqrt()
+    power = interpolated(model.spectrum, size, gain, is_whole=True)
+    return model.sigma * math.sqrt(synchronize.as_number((power * gain).sum() / gain.sum()))
+
+
 def draw_noise(model: NoiseModel, like: Tensor, seed: int, n_axes: int = 2) -> Tensor:
     """Draw noise of the spectrum of a model with σ = 1, as much as in `like` of shape `(*batch, C, *size)`.
 

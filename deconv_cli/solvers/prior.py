@@ -14,8 +14,9 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.vocabulary import Size
 
-DataEstimate = Literal["noise", "gain"]
-"""What is estimated from the data: the standard deviation of the noise, or units of the samples a count."""
+DataEstimate = Literal["noise", "gain", "weight"]
+"""What is estimated from the data: the standard deviation of the noise, units of the samples a count, or the weight of
+the total variation."""
 
 
 class Prior(ABC):

@@ -54,19 +54,16 @@ class TotalVariation(Prior):
     """Images that are flat but for their edges."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
-        """Ask for the noise where the weight has to follow from it."""
+        """Ask for the weight, where neither it nor the noise that it would follow from is given."""
         is_open = settings.weight in (None, "auto") and settings.noise_sigma is None
-        return "noise" if is_open else None
+        return "weight" if is_open else None
 
     def build(
         self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
     ) -> Estimator:
         """Build the estimator, for a weight or for the noise."""
-        if settings.weight is not None and settings.weight != "auto":
-            return TotalVariationEstimator(kernel, image_size, settings, weight=settings.weight)
-        is_known = settings.noise_sigma is not None
-        noise = settings.noise_sigma if is_known else estimate
-        return TotalVariationEstimator(kernel, image_size, settings, weight=None, noise=noise, is_noise_known=is_known)
+        weight = estimate if settings.weight in (None, "auto") else float(settings.weight)
+        return TotalVariationEstimator(kernel, image_size, settings, weight=weight, noise=settings.noise_sigma)
 
 
 TOTAL_VARIATION = TotalVariation()
@@ -86,12 +83,9 @@ class TotalVariationEstimator(Estimator):
         settings: padding, boundary, tolerance (by default 1e-4 in float32, 1e-6 in float64), iterations and memory.
             So many `iterations` at a `rho` decide nothing over the whole image: what a pixel becomes depends on data
             near it alone.
-        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch. Where the noise is known it is
-            that under which ‖Ax − y‖² is what the noise makes (Morozov's discrepancy principle), which fails where
-            noise is taken for too small. Where it is an estimate, |∇x| is taken for exponential, of the mean it has in
-            the quadratic estimate that the iteration starts from: w is σ² over that.
+        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is what the
+            noise makes (Morozov's discrepancy principle), which fails where noise is taken for too small.
         noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.
-        is_noise_known: it was measured elsewhere, and is no estimate from these data.
 
     Raises:
         UsageError: a weight that is not positive, a method chosen by hand, or fewer outputs than inputs.
@@ -107,20 +101,16 @@ class TotalVariationEstimator(Estimator):
         *,
         weight: float | None,
         noise: float | None = None,
-        is_noise_known: bool = True,
     ) -> None:
         super().__init__(kernel, image_size, settings)
         _check(self.operator, settings, weight, noise)
-        self.weight, self.noise, self.is_noise_known = weight, noise, is_noise_known
+        self.weight, self.noise = weight, noise
         self._gradient = spaced_penalty("gradient", settings.spacing)
         default = 1e-6 if kernel.taps.dtype == torch.float64 else 1e-4
         self.tolerance = default if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
-            size = f"noise of standard deviation {noise:.3g}"
-            reason += (
-                f", and the weight leaves {size} unexplained" if is_noise_known else f", and the weight is for {size}"
-            )
+            reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
         problem = TikhonovProblem(self.operator, 1.0, penalty=self._gradient)
         method = next(name for name in INNER_METHODS if refusal_of(name, problem) is None)
@@ -145,7 +135,7 @@ class TotalVariationEstimator(Estimator):
         self.check_memory(self.cost, self.n_images(data))
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
-            _check_noise(data, self.noise)
+            check_noise(data, self.noise)
         admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
         run = AdmmRun(admm, log)
@@ -183,15 +173,13 @@ class TotalVariationEstimator(Estimator):
         """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
 
         Returns:
-            The weight, and whether the residual is as large as the noise there, if that is known.
+            The weight, and whether the residual is as large as the noise there.
         """
         assert self.noise is not None
         admm = run.admm
         variance = (self.noise / unit) ** 2
         start = admm.roughness
         weight = variance / max(start, variance**0.5)
-        if not self.is_noise_known:
-            return weight, True
         expected = variance * admm.y.numel()
         below, above = -math.inf, math.inf
         previous: tuple[float, float] | None = None
@@ -228,8 +216,12 @@ def _check(operator: Convolution, settings: ResolvedSettings, weight: float | No
         raise UsageError("prior tv needs a weight, or the noise to take it from; give one of them.")
 
 
-def _check_noise(data: Tensor, noise: float) -> None:
-    """Refuse to take a weight from noise that is no more than rounding."""
+def check_noise(data: Tensor, noise: float) -> None:
+    """Refuse to take a weight from noise that is no more than the rounding of data.
+
+    Raises:
+        UsageError: it is not.
+    """
     rounding = torch.finfo(data.dtype).eps * synchronize.as_number(data.square().mean().sqrt())
     if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from deconv_cli.diagnostics.gain import estimate_gain
@@ -15,9 +13,7 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.vocabulary import Size
-
-ESTIMATES: dict[DataEstimate, Callable[[Tensor, int], float | None]] = {"noise": estimate_noise, "gain": estimate_gain}
-"""What a prior may need to know of the data."""
+from deconv_cli.workflows.variation_weight import find_variation_weight
 
 
 def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor) -> Estimator:
@@ -35,7 +31,17 @@ def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings
         TooLargeError: it does not fit the memory.
     """
     prior: Prior = PRIORS[settings.objective]
-    needed = prior.needs(settings)
-    known = settings.noise.sigma if needed == "noise" and isinstance(settings.noise, NoiseModel) else None
-    estimate = known if known or needed is None else ESTIMATES[needed](y.detach(), kernel.n_axes)
-    return prior.build(kernel, image_size, settings, estimate)
+    return prior.build(kernel, image_size, settings, _estimate(prior.needs(settings), kernel, image_size, settings, y))
+
+
+def _estimate(
+    needed: DataEstimate | None, kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor
+) -> float | None:
+    """Estimate what a prior needs to know of the data."""
+    data = y.detach()
+    if needed == "weight":
+        return find_variation_weight(data, kernel, image_size, settings)
+    if needed == "gain":
+        return estimate_gain(data, kernel.n_axes)
+    known = settings.noise.sigma if isinstance(settings.noise, NoiseModel) else None
+    return None if needed is None else known or estimate_noise(data, kernel.n_axes)

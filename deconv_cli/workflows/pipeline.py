@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.clipped_samples import find_clipped
-from deconv_cli.diagnostics.continuation import Continuation
-from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
-from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.sample_range import limits_of, white_of
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
@@ -32,7 +30,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, LambdaRule, Size, format_size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
@@ -40,15 +38,14 @@ from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise, find_noise_of_channels
-from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
+from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
-from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
-from deconv_cli.workflows.solved import Solved, model_of
+from deconv_cli.workflows.solved import Solved
 from deconv_cli.workflows.trust import measure_clipping
 
 Steps = tuple[float, ...]
@@ -235,7 +232,8 @@ class Pipeline:
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
-            choice = self._choose_lambda(data, kernel, resolution.settings, least_noise)
+            unbiased = subtract_bias(data.detach(), self._bias, kernel.n_axes).detach()
+            choice = choose_lambda_of_data(unbiased, kernel, resolution.settings, least_noise)
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
@@ -385,33 +383,6 @@ class Pipeline:
         settings = resolution.settings
         found = find_noise(subtract_bias(data, self._bias, kernel.n_axes), kernel, settings)
         return replace(resolution, settings=replace(settings, noise=found))
-
-    def _choose_lambda(
-        self, data: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float
-    ) -> LambdaChoice:
-        if kernel.field is not None:
-            return choose_lambda_of_field(
-                kernel, data, settings, lambda piece, single, s: self._choose_lambda(piece, single, s, least_sigma)
-            )
-        detached = data.detach()
-        unbiased = subtract_bias(detached, self._bias, kernel.n_axes).detach()
-        if not kernel.layer.is_plain:
-            return choose_lambda_of_layer(kernel, unbiased, settings, least_sigma)
-        continuation = Continuation(
-            replace(kernel, taps=kernel.taps.detach()),
-            tuple(data.shape[-kernel.n_axes :]),
-            boundary=settings.boundary,
-            penalty=spaced_penalty(settings.penalty, settings.spacing),
-            max_memory=settings.max_memory,
-            noise=model_of(settings),
-        )
-        return choose_lambda(
-            continuation,
-            unbiased,
-            rule=settings.lambda_rule or LambdaRule.GCV,
-            sigma=settings.noise_sigma,
-            least_sigma=least_sigma,
-        )
 
     def _estimator(
         self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor, *, is_of_these_data: bool

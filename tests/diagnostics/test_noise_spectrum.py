@@ -11,7 +11,13 @@ import torch
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
-from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum, interpolated
+from deconv_cli.diagnostics.noise_spectrum import (
+    SpectrumBasis,
+    draw_noise,
+    fit_noise_spectrum,
+    interpolated,
+    passed_sigma,
+)
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -101,6 +107,15 @@ def test_noise_is_drawn_with_the_spectrum_of_its_model():
     expected = interpolated(SMOOTHED.spectrum, (48, 40), drawn)
     assert ((power / expected)[:, 1:-1].log().mean()).abs() < 0.05
     assert (power / expected).std() < 0.3
+
+
+def test_a_kernel_passes_more_of_smooth_noise():
+    taps, y = KERNELS["gaussian:1.8"][None, None], like(1, 48, 40)
+    gain = torch.fft.fft2(taps[0, 0], s=(48, 40)).abs()
+    power = interpolated(SMOOTHED.spectrum, (48, 40), y, is_whole=True)
+    expected = SMOOTHED.sigma * ((power * gain).sum() / gain.sum()).sqrt()
+    assert passed_sigma(SMOOTHED, taps, y) == pytest.approx(float(expected))
+    assert passed_sigma(NoiseModel(2.0), taps, y) == 2.0
 
 
 def test_a_spectrum_is_a_logarithm_that_is_linear_in_between():

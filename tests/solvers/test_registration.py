@@ -169,8 +169,8 @@ def test_a_prior_can_be_given_by_name(register):
 
 def test_priors_say_what_they_need_of_the_data():
     tv, rl, nonnegative = (PRIORS[name] for name in ("tv", "richardson-lucy", "nonnegative"))
-    assert tv.needs(ResolvedSettings(prior="tv")) == "noise"
-    assert tv.needs(ResolvedSettings(prior="tv", weight="auto")) == "noise"
+    assert tv.needs(ResolvedSettings(prior="tv")) == "weight"
+    assert tv.needs(ResolvedSettings(prior="tv", weight="auto")) == "weight"
     assert tv.needs(ResolvedSettings(prior="tv", weight=0.1)) is None
     assert tv.needs(ResolvedSettings(prior="tv", noise_sigma=0.1)) is None
     assert rl.needs(ResolvedSettings(method="richardson-lucy", gain="auto")) == "gain"

@@ -1,0 +1,44 @@
+"""λ chosen from data: by frequency where one kernel made them, by probing for layers, at several places for fields."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.regularizers import spaced_penalty
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.vocabulary import LambdaRule
+from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
+from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
+from deconv_cli.workflows.solved import model_of
+
+
+def choose_lambda_of_data(y: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
+    """Choose λ, by the rule of the settings.
+
+    Args:
+        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
+        kernel: what made them.
+        settings: what was resolved; their noise is a model of what the data have.
+        least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
+    """
+    if kernel.field is not None:
+        return choose_lambda_of_field(
+            kernel, y, settings, lambda piece, single, own: choose_lambda_of_data(piece, single, own, least_sigma)
+        )
+    if not kernel.layer.is_plain:
+        return choose_lambda_of_layer(kernel, y, settings, least_sigma)
+    continuation = Continuation(
+        replace(kernel, taps=kernel.taps.detach()),
+        tuple(y.shape[-kernel.n_axes :]),
+        boundary=settings.boundary,
+        penalty=spaced_penalty(settings.penalty, settings.spacing),
+        max_memory=settings.max_memory,
+        noise=model_of(settings),
+    )
+    rule = settings.lambda_rule or LambdaRule.GCV
+    return choose_lambda(continuation, y, rule=rule, sigma=settings.noise_sigma, least_sigma=least_sigma)

@@ -1,0 +1,50 @@
+"""The weight of the total variation from data alone: it follows the noise and the edges of the scene."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import random
+
+import deconv_cli
+from deconv_cli.errors import UsageError
+from deconv_cli.noise_model import NoiseModel
+
+SIZE = (40, 44)
+BLUR = deconv_cli.make_kernel("gaussian:1")
+
+
+def seen(noise):
+    """Flat regions behind a blur, with noise of a standard deviation."""
+    scene = torch.zeros(1, *SIZE, dtype=torch.float64)
+    scene[:, 8:30, 10:25], scene[:, 20:, 30:] = 5.0, -3.0
+    y = deconv_cli.forward(scene, BLUR, boundary="reflect")
+    return y + noise * random(tuple(y.shape), seed=6)
+
+
+def weight_of(y, **options):
+    given = {"boundary": "reflect", "prior": "tv", "tolerance": 1e-2} | options
+    return deconv_cli.invert(y, BLUR, **given).solution.weight
+
+
+def test_the_weight_is_in_the_unit_of_the_samples():
+    y = seen(0.2)
+    assert weight_of(10 * y) == pytest.approx(10 * weight_of(y), rel=1e-3)
+
+
+def test_the_weight_is_that_of_exponential_edges():
+    y = seen(0.2)
+    options = {"boundary": "reflect", "lam": "auto", "penalty": "gradient", "noise": NoiseModel(0.2)}
+    x = deconv_cli.invert(y, BLUR, **options).image
+    edges = torch.stack([x.diff(dim=axis, append=x.narrow(axis, -1, 1)) for axis in (1, 2)]).norm(dim=0)
+    assert weight_of(y, noise=NoiseModel(0.2)) == pytest.approx(0.2**2 / (float(edges.mean()) + 0.2), rel=0.02)
+
+
+def test_a_flat_scene_gets_the_weight_of_its_noise():
+    y = 0.2 * random((1, *SIZE), seed=3)
+    assert weight_of(y, noise=NoiseModel(0.2)) == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_weight_cannot_follow_from_no_noise():
+    with pytest.raises(UsageError, match="no noise was found"):
+        weight_of(torch.ones(1, *SIZE, dtype=torch.float64))
