@@ -221,6 +221,7 @@ def test_every_key_of_the_report_is_there(deconv, photograph, gentle, tmp_path):
     assert report["output"] == {
         "path": str(output),
         "shape": [40, 48, 3],
+        "axes": "YXS",
         "dtype": "float32",
         "samples_sha256": samples,
     }

@@ -79,7 +79,9 @@ def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tm
     np.testing.assert_allclose(first.spanned_by(3).values[0, 0], blurred(stack, taps), rtol=1e-5)
     done = deconv("invert", first.path, "--kernel", psf, "--lambda", "1e-9", "--noise", "white", "--json")
     again = read_image(tmp_path / done.report["output"]["path"])
-    assert (again.axes, again.shape) == (read_image(source).axes, SIZE)
+    # Of a bare array the record of `forward` is the first to say that its axes are those of a stack.
+    axes = "ZYX" if name == "s.npy" else read_image(source).axes
+    assert (again.axes, again.shape) == (axes, SIZE)
     np.testing.assert_allclose(again.spanned_by(3).values[0, 0], stack, atol=2e-2)
     if name.endswith(".tif"):
         stored = read_image(source)
