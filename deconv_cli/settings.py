@@ -97,7 +97,8 @@ class ReconstructionSettings:
             records, else light where a tone curve is known.
         lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel where the kernel does not mix them; `auto`
             chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
-        lambda_rule: how λ is chosen from the data; `None` takes `gcv`.
+        lambda_rule: how λ is chosen from the data; `None` takes `gcv`, and `whiteness` for light of samples of 8 bits
+            where that asks for more than ten times as large a λ.
         noise_sigma: standard deviation of the noise, in units of the samples, or of light on their scale; `None` or
             `auto` estimates it.
         noise: its kind: `white`, `auto` to find out from the data, a model of it, or a model for each channel where the

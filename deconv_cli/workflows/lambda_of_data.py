@@ -17,7 +17,9 @@ from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
 from deconv_cli.workflows.solved import model_of
 
 
-def choose_lambda_of_data(y: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
+def choose_lambda_of_data(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float, *, is_noise_even: bool = True
+) -> LambdaChoice:
     """Choose λ, by the rule of the settings.
 
     Args:
@@ -25,10 +27,16 @@ def choose_lambda_of_data(y: Tensor, kernel: Kernel, settings: ResolvedSettings,
         kernel: what made them.
         settings: what was resolved; their noise is a model of what the data have.
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
+        is_noise_even: it is taken to be as large in the dark as in the light.
     """
     if kernel.field is not None:
         return choose_lambda_of_field(
-            kernel, y, settings, lambda piece, single, own: choose_lambda_of_data(piece, single, own, least_sigma)
+            kernel,
+            y,
+            settings,
+            lambda piece, single, own: choose_lambda_of_data(
+                piece, single, own, least_sigma, is_noise_even=is_noise_even
+            ),
         )
     if not kernel.layer.is_plain:
         return choose_lambda_of_layer(kernel, y, settings, least_sigma)
@@ -40,5 +48,5 @@ def choose_lambda_of_data(y: Tensor, kernel: Kernel, settings: ResolvedSettings,
         max_memory=settings.max_memory,
         noise=model_of(settings),
     )
-    rule = settings.lambda_rule or LambdaRule.GCV
+    rule = settings.lambda_rule or (LambdaRule.GCV if is_noise_even else None)
     return choose_lambda(continuation, y, rule=rule, sigma=settings.noise_sigma, least_sigma=least_sigma)

@@ -48,6 +48,9 @@ from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, res
 from deconv_cli.workflows.solved import Solved
 from deconv_cli.workflows.trust import measure_clipping
 
+EIGHT_BITS = 255
+"""White of samples whose rounding and compression are no small part of the noise, and differ with the light."""
+
 Steps = tuple[float, ...]
 """Distance of neighboring values that a sample can have, one for all channels or for each."""
 
@@ -233,7 +236,8 @@ class Pipeline:
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
             unbiased = subtract_bias(data.detach(), self._bias, kernel.n_axes).detach()
-            choice = choose_lambda_of_data(unbiased, kernel, resolution.settings, least_noise)
+            is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
+            choice = choose_lambda_of_data(unbiased, kernel, resolution.settings, least_noise, is_noise_even=is_even)
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deconv_cli import invert
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import (
@@ -22,6 +23,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import FREQUENCIES, WHITE, NoiseModel, describe_noise
+from deconv_cli.tone_curve import ToneCurve
 
 SIZE = 160
 SMOOTHED = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 6) + 0.02 for f in FREQUENCIES))
@@ -140,6 +142,22 @@ def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
         choices[label] = choose_lambda(continuation, y).lam
     assert 0.5 < choices["known"] / choices["white"] < 4
     assert choices["unknown"] < 0.1 * choices["known"]
+
+
+@pytest.mark.parametrize(
+    ("white", "lambda_rule", "taken"), [(255, None, "whiteness"), (255, "gcv", "gcv"), (65535, None, "gcv")]
+)
+def test_where_cross_validation_fails_on_rounded_light_the_whitest_residual_decides(scene, white, lambda_rule, taken):
+    """The noise is smoothed, and taken for white; judged by the error of the blurred picture itself."""
+    smoothed = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 4) + 0.1 for f in FREQUENCIES))
+    y, taps = blurred(scene, KERNELS["gaussian:1.8"], smoothed)
+    y, middle = y[:, :112, :112], slice(len(taps) // 2, len(taps) // 2 + 112)
+    found = invert(
+        y, taps, defaults="picture", noise="white", tone_curve=ToneCurve.srgb(white), lambda_rule=lambda_rule
+    )
+    errors = [(image[0] - scene[middle, middle]).square().mean() for image in (found.image, y)]
+    assert found.lambda_choice.rule == taken
+    assert bool(errors[0] < errors[1]) == (taken == "whiteness")
 
 
 def test_what_channels_have_in_common_is_said_once():
