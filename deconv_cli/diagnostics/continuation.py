@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
@@ -19,6 +21,8 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.clipped import solve_clipped
+from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
 
@@ -27,6 +31,8 @@ _MAX_SIDE_OF_BLOCKS = 384
 _MAX_BLOCK_OPERATIONS = 3e8
 _TOLERANCE = 1e-4
 """Certificate of the estimates that continue the data: λ needs no more digits."""
+_RULE = StoppingRule(_TOLERANCE, max_iterations=200)
+"""When estimates with clipped samples end; at a tolerance of 1e-3 creases remain in what they predict."""
 _MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 
 
@@ -84,24 +90,75 @@ class Continuation:
         """
         return self._transformed(close_smoothly(self._piece(y), self.torus))
 
-    def continued(self, y: Tensor, lam: float) -> SpectralData:
-        """Solve with λ = `lam`, and continue the data `y` (see `initial`) by what the estimate predicts."""
+    def continued(self, y: Tensor, lam: float, is_clipped: Tensor | None = None) -> SpectralData:
+        """Solve with λ = `lam`, and continue the data by what the estimate predicts, clipped samples upward too.
+
+        Args:
+            y: as in `initial`.
+            lam: λ.
+            is_clipped: which samples are no more than lower bounds, of the shape of `y`; of periodic data none are.
+        """
         if self.is_periodic:
             return self.initial(y)
         piece = self._piece(y)
-        estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
-        estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
-        data = self._blur.forward(close_smoothly(estimate, self.torus))
+        data = self._predicted(piece, lam, is_clipped)
         frame = crop(data, (0,) * len(self.window), self.window)
         share = detailed_share(data, frame)
-        frame.copy_(piece)
-        return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
+        if is_clipped is None:
+            frame.copy_(piece)
+            return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
+        is_free = self._is_free(is_clipped, piece, frame)
+        # Much may be predicted here. It has no noise, so that λ would become smaller from round to round.
+        left = torch.where(is_free, 0, piece - frame).square().sum() / (~is_free).sum().clamp_min(1)
+        data += left.sqrt() * draw_noise(self.noise or NoiseModel(), data, 0, len(self.window))
+        frame.copy_(torch.where(is_free, frame, piece))
+        return self._transformed(data, detailed_share=share)
+
+    def fill(self, y: Tensor, lam: float, is_clipped: Tensor) -> tuple[Tensor, float]:
+        """Fill clipped samples of the window by what an estimate with λ = `lam` predicts, where that exceeds them.
+
+        Args:
+            y: as in `continued`, which is not periodic.
+            lam: λ.
+            is_clipped: as there.
+
+        Returns:
+            Data of the shape of `y`, and the part of the window's samples that are as they were.
+        """
+        piece = self._piece(y)
+        predicted = crop(self._predicted(piece, lam, is_clipped), (0,) * len(self.window), self.window)
+        is_free = self._is_free(is_clipped, piece, predicted)
+        filled = y.clone()
+        window = self._middle(filled)
+        window.copy_(torch.where(is_free, predicted, piece).reshape(window.shape))
+        return filled, 1 - synchronize.as_number(is_free.double().mean())
+
+    def _is_free(self, is_clipped: Tensor, piece: Tensor, predicted: Tensor) -> Tensor:
+        """Find the clipped samples of a piece that a prediction exceeds, so that they say nothing."""
+        return (self._piece(is_clipped.to(piece.dtype)) > 0) & (predicted > piece)
+
+    def _predicted(self, piece: Tensor, lam: float, is_clipped: Tensor | None) -> Tensor:
+        """Predict the data on the torus from an estimate."""
+        inverse, data = self._inverse(lam), self.kernel.join(piece)
+        if is_clipped is None:
+            estimate = inverse.solve(data).value
+        else:
+            bounds = self._piece(is_clipped.to(piece.dtype)).reshape(data.shape)
+            arranged, is_bound = inverse.arrange(data), inverse.arrange(bounds) > 0
+            estimate = solve_clipped(inverse.problem, arranged, is_bound, _RULE).value
+        estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
+        return self._blur.forward(close_smoothly(estimate, self.torus))
 
     def _piece(self, y: Tensor) -> Tensor:
         """Cut the window out of the middle, channels arranged for the operators: shape `(n, C_out, *window)`."""
         outputs = self.kernel.split(y, are_outputs=True)
         outputs = outputs.reshape(-1, *outputs.shape[-len(self.window) - 1 :])
-        start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], self.window, strict=True))
+        return self._middle(outputs)
+
+    def _middle(self, outputs: Tensor) -> Tensor:
+        """Cut the window out of the middle of samples whose last axes are those of space."""
+        size = outputs.shape[-len(self.window) :]
+        start = tuple((n - kept) // 2 for n, kept in zip(size, self.window, strict=True))
         return crop(outputs, start, self.window)
 
     def _transformed(self, data: Tensor, observed_share: float = 1.0, detailed_share: float = 1.0) -> SpectralData:

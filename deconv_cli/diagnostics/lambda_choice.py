@@ -104,6 +104,7 @@ def cross_check(rule: LambdaRule, data: SpectralData | PowerByGain, noise: float
 def choose_lambda(
     continuation: Continuation,
     y: Tensor,
+    is_clipped: Tensor | None = None,
     *,
     rule: LambdaRule | None = LambdaRule.GCV,
     sigma: float | None = None,
@@ -114,6 +115,7 @@ def choose_lambda(
     Args:
         continuation: built for the kernel and the size of the data.
         y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
+        is_clipped: which samples are no more than lower bounds, of the shape of `y`.
         rule: which rule; `None` for cross-validation, or the whitest residual where that asks for far more: noise that
             is not what it is taken for passes for a part of the picture, and leaves cross-validation a λ far too small
             (Altman, "Kernel smoothing of data with correlated errors", Journal of the American Statistical Association
@@ -136,7 +138,7 @@ def choose_lambda(
     n_rounds, is_converged = 0, continuation.is_periodic
     lam = choose_by_rule(LambdaRule.ML, data, 0.0).chosen
     while n_rounds < MAX_ROUNDS and not is_converged:
-        data = continuation.continued(y, lam)
+        data = continuation.continued(y, lam, is_clipped)
         n_rounds += 1
         found = choose_by_rule(rule, data, noise_of(data)).chosen
         if is_open and rule is LambdaRule.GCV:

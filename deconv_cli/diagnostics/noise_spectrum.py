@@ -97,13 +97,16 @@ class _Bins:
     n_axes: int
 
 
-def fit_noise_spectrum(y: Tensor, basis: SpectrumBasis, *, is_colored: bool = False) -> NoiseModel:
+def fit_noise_spectrum(
+    y: Tensor, basis: SpectrumBasis, *, is_colored: bool = False, observed_share: float = 1.0
+) -> NoiseModel:
     """Find the noise in data that a kernel made of a scene.
 
     Args:
         y: shape `(n, C_out, *size)`.
         basis: of the kernel, for this size.
         is_colored: the noise is known not to be white, from elsewhere.
+        observed_share: the part of the data that is noisy; the rest is predicted from an estimate.
 
     Returns:
         The size and the spectrum of the noise; white noise of unknown size where that explains the data as well, or
@@ -121,7 +124,9 @@ def fit_noise_spectrum(y: Tensor, basis: SpectrumBasis, *, is_colored: bool = Fa
         faded = _binned(y, basis, _SQUARED)
         if faded is not None and _mean_power(_levels(faded), y) < _LEAST_LEFT**2 * mean:
             return white
-    return replace(white, sigma=math.sqrt(mean), spectrum=tuple(math.exp(level) / mean for level in levels))
+    return replace(
+        white, sigma=math.sqrt(mean / observed_share), spectrum=tuple(math.exp(level) / mean for level in levels)
+    )
 
 
 def _show_color(levels: Sequence[float], misfit: float, bins: _Bins) -> bool:

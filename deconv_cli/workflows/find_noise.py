@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -21,7 +22,12 @@ _BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
 
 
 def find_noise(
-    y: Tensor, kernel: Kernel, settings: ResolvedSettings, *, estimator: Estimator | None = None
+    y: Tensor,
+    kernel: Kernel,
+    settings: ResolvedSettings,
+    *,
+    estimator: Estimator | None = None,
+    observed_share: float = 1.0,
 ) -> NoiseModel:
     """Find what kind of noise data have.
 
@@ -30,6 +36,7 @@ def find_noise(
         kernel: what made them.
         settings: what was resolved.
         estimator: built for this kernel and this size; what follows from those is computed once for it.
+        observed_share: the part of the data that is noisy; the rest is predicted from an estimate.
 
     Raises:
         UsageError: there is a model for each channel of others than these.
@@ -43,31 +50,36 @@ def find_noise(
         found = found[0]
     if found == "auto":
         piece = _middle(y, kernel)
-        found = fit_noise_spectrum(piece, _basis_of(piece, kernel, estimator))
+        basis = _basis_of(piece, kernel, estimator)
+        found = fit_noise_spectrum(piece, basis, observed_share=observed_share)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
 
 
-def find_noise_of_channels(y: Tensor, kernels: Sequence[Kernel]) -> tuple[NoiseModel, ...]:
+def find_noise_of_channels(
+    channels: Sequence[Tensor], kernels: Sequence[Kernel], observed_shares: Sequence[float] = (1.0,)
+) -> tuple[NoiseModel, ...]:
     """Find what kind of noise each channel of a picture has: colored in all of them where it is so in one.
 
     What compresses or smooths a picture does so to all channels, but the spectrum of one alone may not show it.
 
     Args:
-        y: shape `(C, *size)` or `(B, C, *size)`, of the kernels' precision.
+        channels: each of shape `(1, *size)` or `(B, 1, *size)`, of the kernels' precision.
         kernels: of one channel each, as many as channels or one for all.
+        observed_shares: the part of each channel that is noisy, or of all; the rest is predicted from an estimate.
     """
-    axis = kernels[0].channel_axis
-    pieces = [_middle(y.narrow(axis, c, 1), kernels[c % len(kernels)]) for c in range(y.shape[axis])]
+    pieces = [_middle(channel, kernels[c % len(kernels)]) for c, channel in enumerate(channels)]
     bases = [_basis_of(pieces[0], kernel) for kernel in kernels]
-    cases = [(piece, bases[c % len(bases)]) for c, piece in enumerate(pieces)]
-    found = [fit_noise_spectrum(*case) for case in cases]
+    fits = [
+        partial(
+            fit_noise_spectrum, piece, bases[c % len(bases)], observed_share=observed_shares[c % len(observed_shares)]
+        )
+        for c, piece in enumerate(pieces)
+    ]
+    found = [fit() for fit in fits]
     if all(model.is_white for model in found):
         return tuple(found)
-    return tuple(
-        fit_noise_spectrum(*case, is_colored=True) if model.is_white else model
-        for model, case in zip(found, cases, strict=True)
-    )
+    return tuple(fit(is_colored=True) if model.is_white else model for model, fit in zip(found, fits, strict=True))
 
 
 def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None) -> SpectrumBasis:

@@ -45,7 +45,8 @@ def choose_lambda_of_field(
     kernel: Kernel,
     data: Tensor,
     settings: ResolvedSettings,
-    choose: Callable[[Tensor, Kernel, ResolvedSettings], LambdaChoice],
+    choose: Callable[[Tensor, Kernel, ResolvedSettings, Tensor | None], LambdaChoice],
+    is_clipped: Tensor | None = None,
 ) -> LambdaChoice:
     """Choose λ at several places from the data around each, and take the median.
 
@@ -53,12 +54,13 @@ def choose_lambda_of_field(
         kernel: one that varies.
         data: shape `(C, H, W)` or `(B, C, H, W)`.
         settings: what was resolved.
-        choose: chooses λ for data of a single kernel.
+        choose: chooses λ for data of a single kernel, and those of their samples that are clipped.
+        is_clipped: which samples are no more than lower bounds, of the shape of the data.
     """
     field = kernel.field
     assert field is not None
     if field.grid == (1, 1):
-        return choose(data, replace(kernel, field=None), settings)
+        return choose(data, replace(kernel, field=None), settings, is_clipped)
     geometry = Geometry.of_output(tuple(data.shape[-2:]), kernel.size, settings.padding)
     largest = max(kernel_spectrum(taps[None, None], geometry.image_size).sigma_max for taps in field.taps.flatten(0, 1))
     # A piece shows part of a larger scene, whatever lies outside the whole.
@@ -68,7 +70,8 @@ def choose_lambda_of_field(
         for j in _spread(field.grid[1]):
             single = replace(kernel, taps=field.taps[i, j][None, None], field=None)
             start, size = _window(geometry, (i, j), (field.rows, field.columns))
-            found = choose(crop(data, start, size), single, settings)
+            bounds = None if is_clipped is None else crop(is_clipped, start, size)
+            found = choose(crop(data, start, size), single, settings, bounds)
             scale = kernel_spectrum(single.taps, size).sigma_max / largest
             choices.append(replace(found, lam=found.lam * scale**2))
     choices.sort(key=lambda choice: choice.lam)

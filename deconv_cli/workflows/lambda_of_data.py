@@ -18,7 +18,13 @@ from deconv_cli.workflows.solved import model_of
 
 
 def choose_lambda_of_data(
-    y: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float, *, is_noise_even: bool = True
+    y: Tensor,
+    kernel: Kernel,
+    settings: ResolvedSettings,
+    least_sigma: float,
+    is_clipped: Tensor | None = None,
+    *,
+    is_noise_even: bool = True,
 ) -> LambdaChoice:
     """Choose λ, by the rule of the settings.
 
@@ -27,6 +33,7 @@ def choose_lambda_of_data(
         kernel: what made them.
         settings: what was resolved; their noise is a model of what the data have.
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
+        is_clipped: which samples are no more than lower bounds, of the shape of `y`; a layer takes them for more.
         is_noise_even: it is taken to be as large in the dark as in the light.
     """
     if kernel.field is not None:
@@ -34,9 +41,10 @@ def choose_lambda_of_data(
             kernel,
             y,
             settings,
-            lambda piece, single, own: choose_lambda_of_data(
-                piece, single, own, least_sigma, is_noise_even=is_noise_even
+            lambda piece, single, own, bounds: choose_lambda_of_data(
+                piece, single, own, least_sigma, bounds, is_noise_even=is_noise_even
             ),
+            is_clipped,
         )
     if not kernel.layer.is_plain:
         return choose_lambda_of_layer(kernel, y, settings, least_sigma)
@@ -49,4 +57,4 @@ def choose_lambda_of_data(
         noise=model_of(settings),
     )
     rule = settings.lambda_rule or (LambdaRule.GCV if is_noise_even else None)
-    return choose_lambda(continuation, y, rule=rule, sigma=settings.noise_sigma, least_sigma=least_sigma)
+    return choose_lambda(continuation, y, is_clipped, rule=rule, sigma=settings.noise_sigma, least_sigma=least_sigma)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.channels import join_channels
+from deconv_cli.workflows.clipped_filling import fill_clipped
 from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise, find_noise_of_channels
@@ -230,20 +232,24 @@ class Pipeline:
             _check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
         if resolution.settings.noise in (None, "white"):  # full samples are measurements then
             resolution = replace(resolution, ceiling=None)
+        is_clipped = _find_bounds(data, kernel, resolution)
         if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
-            resolution = self._with_noise(resolution, data, kernel)  # else it is for the tests of the residual alone
+            # else it is for the tests of the residual alone
+            resolution = self._with_noise(resolution, data, kernel, is_clipped)
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
             unbiased = subtract_bias(data.detach(), self._bias, kernel.n_axes).detach()
             is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
-            choice = choose_lambda_of_data(unbiased, kernel, resolution.settings, least_noise, is_noise_even=is_even)
+            choice = choose_lambda_of_data(
+                unbiased, kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even
+            )
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
         estimator = self._estimator(kernel, image_size, settings, data, is_of_these_data=choice is not None)
         listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
-        solved = self._solve(estimator, data, resolution, choice, step, listener)
+        solved = self._solve(estimator, data, resolution, is_clipped, choice, step, listener)
 
         def finish() -> Reconstruction:
             listener.begin("measuring the residual")
@@ -335,7 +341,14 @@ class Pipeline:
         if noises == "auto":
             dtype = pick_dtype(settings.dtype, y, y.device)
             own_kernels = [as_any_kernel(taps, y.device, dtype, kernel.n_axes) for taps in kernels]
-            noises = find_noise_of_channels(y.to(dtype), own_kernels)
+            filled, shares = zip(
+                *(
+                    fill_clipped(channel, own, settings, _find_bounds(channel, own, resolution))
+                    for channel, own in zip(y.to(dtype).split(1, axis), cycle(own_kernels), strict=False)
+                ),
+                strict=True,
+            )
+            noises = find_noise_of_channels(filled, own_kernels, shares)
         parts = []
         for c, pipeline in enumerate(self._channels[:n_channels]):
             lam = resolution.lams[c] if resolution.lams else settings.lam
@@ -382,10 +395,14 @@ class Pipeline:
         geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
         return y.to(dtype), kernel, geometry.image_size
 
-    def _with_noise(self, resolution: Resolution, data: Tensor, kernel: Kernel) -> Resolution:
+    def _with_noise(
+        self, resolution: Resolution, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
+    ) -> Resolution:
         """Find out what kind of noise the data have, where the settings leave it open."""
         settings = resolution.settings
-        found = find_noise(subtract_bias(data, self._bias, kernel.n_axes), kernel, settings)
+        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+        filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
+        found = find_noise(filled, kernel, settings, observed_share=share)
         return replace(resolution, settings=replace(settings, noise=found))
 
     def _estimator(
@@ -419,25 +436,12 @@ class Pipeline:
         size = tuple(data.shape[-kernel.n_axes :])
         return self._found(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
 
-    def _clipped(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> Tensor | None:
-        """Find samples that are bounds, arranged for the operators, where the estimate can heed them."""
-        if (
-            estimator.operator.is_layer
-            or resolution.ceiling is None
-            or not isinstance(estimator, PseudoInverse)
-            or estimator.problem.lam == 0
-        ):
-            return None
-        if torch.is_grad_enabled() and (data.requires_grad or estimator.kernel.taps.requires_grad):
-            return None
-        found = find_clipped(data, resolution.ceiling, estimator.kernel.n_axes)
-        return None if found is None else estimator.arrange(found.to(data.dtype)) > 0
-
     def _solve(
         self,
         estimator: Estimator,
         data: Tensor,
         resolution: Resolution,
+        is_clipped: Tensor | None,
         choice: LambdaChoice | None,
         step: float,
         listener: ProgressListener,
@@ -445,10 +449,11 @@ class Pipeline:
         """Apply an estimator."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         unbiased = subtract_bias(data, self._bias, estimator.kernel.n_axes)
-        is_clipped, tolerance = self._clipped(estimator, data, resolution), estimator.tolerance
-        if is_clipped is None or not isinstance(estimator, PseudoInverse):
-            solution = estimator.solve(unbiased, listener)
+        tolerance = estimator.tolerance
+        if is_clipped is None or not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+            is_clipped, solution = None, estimator.solve(unbiased, listener)
         else:
+            is_clipped = estimator.arrange(is_clipped.to(data.dtype)) > 0
             given = resolution.settings.tolerance
             tolerance = given or DEFAULT_TOLERANCE
             rule = StoppingRule(tolerance, resolution.settings.max_iterations)
@@ -463,6 +468,15 @@ def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes
         return ceiling
     white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
     return synchronize.as_number(curve.to_light(white, n_axes).min())
+
+
+def _find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
+    """Find samples that are full, and so are bounds, where estimates heed them."""
+    if resolution.ceiling is None or not kernel.layer.is_plain or not resolution.settings.is_linear:
+        return None
+    if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
+        return None
+    return find_clipped(data, resolution.ceiling, kernel.n_axes)
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:

@@ -59,12 +59,16 @@ class Solved:
         estimator, solution, settings = self.estimator, self.solution, self.resolution.settings
         operator, kernel, is_tested = estimator.operator, estimator.kernel, self.resolution.is_tested
         detached = self.data.detach()  # the numbers of the report need no graph
-        if settings.noise == "auto" and is_tested:
-            settings = replace(settings, noise=find_noise(detached, kernel, settings, estimator=estimator))
         arranged = estimator.arrange(detached)
         unexplained = arranged - operator.forward(solution.value.detach())
+        filled, share = detached, 1.0
         if self.is_clipped is not None:
-            unexplained = torch.where(self.is_clipped, unexplained.clamp_min(0), unexplained)
+            exceeding = torch.where(self.is_clipped, unexplained.clamp_max(0), 0)
+            unexplained = unexplained - exceeding
+            filled, share = kernel.join(arranged - exceeding), synchronize.as_number((exceeding == 0).double().mean())
+        if settings.noise == "auto" and is_tested:
+            found = find_noise(filled, kernel, settings, estimator=estimator, observed_share=share)
+            settings = replace(settings, noise=found)
         residual = kernel.join(unexplained)
         border = border_profile(residual, kernel.size) if is_tested else ()
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0

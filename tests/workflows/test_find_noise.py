@@ -20,11 +20,11 @@ def channels(*kinds):
 
 
 def test_noise_that_is_colored_in_one_channel_is_so_in_all():
-    found = find_noise_of_channels(channels(SMOOTHED, NoiseModel(2.0)), [KERNEL])
+    found = find_noise_of_channels(channels(SMOOTHED, NoiseModel(2.0)).split(1), [KERNEL])
     assert [model.is_white for model in found] == [False, False]
     assert 0.7 < found[1].spectrum[3] / found[1].spectrum[10] < 1.4
 
 
 def test_white_noise_is_left_white_in_all_channels():
-    found = find_noise_of_channels(channels(NoiseModel(2.0), NoiseModel(1.0)), [KERNEL])
+    found = find_noise_of_channels(channels(NoiseModel(2.0), NoiseModel(1.0)).split(1), [KERNEL])
     assert found == (NoiseModel(), NoiseModel())
