@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,6 +94,7 @@ def _done(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend:
             started = time.perf_counter() - source.seconds
             outcome = process(job, source, progress_of(job))()
     except Exception as error:  # noqa: BLE001  the others go on, and whoever counts them decides what it means
+        traceback.clear_frames(error.__traceback__)  # of their images, while an earlier job is waited for
         return Done(job, time.perf_counter() - started, error=error)
     return Done(job, time.perf_counter() - started, outcome)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +154,19 @@ def test_results_that_wait_hold_no_image():
 
 
 @pytest.mark.usefixtures("two_cores")
+def test_an_error_that_waits_holds_no_image():
+    held = []
+
+    def process(job, source, progress):
+        image = torch.zeros(3)
+        held.append(weakref.ref(image))
+        raise MalformedInputError("none")
+
+    done = list(run(side_by_side, make_jobs(1), process=process))
+    assert str(done[0].error) == "none"
+    assert held[0]() is None
+
+
 def test_a_run_that_is_interrupted_writes_what_was_computed_and_ends_what_goes_on():
     """When the first file is done, the second iterates for ever and the third is being written."""
     begun, written, writes, iterates = [], [], threading.Event(), threading.Event()
@@ -165,7 +179,8 @@ def test_a_run_that_is_interrupted_writes_what_was_computed_and_ends_what_goes_o
             progress(1, 1.0)
 
         def finish():
-            writes.set()
+            if job.number == 3:
+                writes.set()
             time.sleep(0.02 * job.number)
             written.append(job.number)
             return outcome(job)
