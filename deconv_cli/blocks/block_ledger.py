@@ -40,11 +40,21 @@ class BlockLedger:
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
     def read_plan(self) -> BlockPlan | None:
-        """Read the plan that an earlier run made; `None` without one."""
+        """Read the plan that an earlier run made; `None` without one.
+
+        Raises:
+            FileAccessError: there is one, but it cannot be read, without which blocks that are done are of no use.
+        """
+        path = self.folder / "plan.json"
         try:
-            return BlockPlan.of_record(json.loads((self.folder / "plan.json").read_text(encoding="ascii")))
-        except (OSError, ValueError, KeyError, TypeError):
+            return BlockPlan.of_record(json.loads(path.read_text(encoding="ascii")))
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FileAccessError(
+                f"'{path}', the plan of an earlier run of which {len(self.results())} blocks are done, cannot be read: "
+                "it is damaged, of another version, or not permitted; force=True begins anew."
+            ) from error
 
     def write_plan(self, plan: BlockPlan) -> BlockPlan:
         """Begin a ledger with a plan; where another process was first, its plan is given.
@@ -104,10 +114,15 @@ class BlockLedger:
         with self._refusing():
             (self.folder / "finishing").unlink(missing_ok=True)
 
-    def forget(self, fingerprint: str) -> None:
-        """Remove the folder if its plan has this fingerprint: another job may have begun anew already."""
-        plan = self.read_plan()
-        if plan is not None and plan.fingerprint == fingerprint:
+    def forget(self, fingerprint: str | None) -> None:
+        """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun anew."""
+        has_blocks = bool(self.results())  # before the plan, which other jobs write first
+        try:
+            plan = self.read_plan()
+            is_meant = has_blocks if plan is None else plan.fingerprint == fingerprint
+        except FileAccessError:
+            is_meant = True
+        if is_meant:
             self.remove()
 
     def remove(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_plan import BlockPlan
-from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.output_path import check_output_path
 from deconv_cli.io.regions.opening import open_regions
@@ -46,12 +46,14 @@ def find_earlier(
     Raises:
         BlocksCompleteError: all files are there, made by such a run.
         UsageError: there is something that only `force` may remove.
+        FileAccessError: the plan of the earlier run cannot be read, and `force` is not given.
     """
     if not resume:
         if not force:
             _refuse_to_forget(targets, ledger)
         return None
-    known = ledger.read_plan()
+    unplanned = _left_of(targets, ledger) if ledger.results() else []  # before the plan, which other jobs write first
+    known = _read_plan(ledger, force=force)
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(
             f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
@@ -61,6 +63,11 @@ def find_earlier(
     if known is None and records[-1] is not None and None not in records:
         ledger.remove()  # of which a run may have left a part that was ended as it removed it
         raise BlocksCompleteError(targets[-1], records[-1])
+    if known is None and unplanned and not force:
+        raise UsageError(
+            f"an earlier run for '{targets[-1].path}' left {' and '.join(unplanned)}, but no plan, so it cannot be "
+            "gone on with; force=True begins anew."
+        )
     for target, record in zip(targets, records, strict=True):
         if record is None:
             check_output_path(target.path, source, force=force, is_folder=True)
@@ -77,11 +84,25 @@ def record_of(target: RegionTarget, fingerprint: str) -> dict[str, Any] | None:
     return record if isinstance(plan, dict) and plan.get("fingerprint") == fingerprint else None
 
 
+def _read_plan(ledger: BlockLedger, *, force: bool) -> BlockPlan | None:
+    """Read the plan of an earlier run; one that cannot be read is none where `force` allows it to be forgotten."""
+    try:
+        return ledger.read_plan()
+    except FileAccessError:
+        if force:
+            return None
+        raise
+
+
+def _left_of(targets: Sequence[RegionTarget], ledger: BlockLedger) -> list[str]:
+    """Name what an earlier run left, in quotes."""
+    places = [ledger.folder, *(partial_path(target.path) for target in targets)]
+    return [f"'{path}'" for path in places if path.exists()]
+
+
 def _refuse_to_forget(targets: Sequence[RegionTarget], ledger: BlockLedger) -> None:
     """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
-    places = [ledger.folder, *(partial_path(target.path) for target in targets)]
-    left = [f"'{path}'" for path in places if path.exists()]
-    if left:
+    if left := _left_of(targets, ledger):
         raise UsageError(
             f"an earlier run for '{targets[-1].path}' ended early, or goes on still: it left {' and '.join(left)}; "
             "resume=True goes on where it ended, force=True begins anew."

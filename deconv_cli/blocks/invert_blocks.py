@@ -360,7 +360,7 @@ class BlockRun:
             self.ledger.remove()
             for target in self.task.targets:
                 target.discard()
-        elif self.replaced is not None:
+        else:
             self.ledger.forget(self.replaced)
         if share is None:
             self.ledger.forget_finishing()

@@ -68,6 +68,26 @@ def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda plan: plan.write_text('{"fingerprint"')], ids=["gone", "torn"])
+def test_blocks_that_are_done_under_a_plan_that_is_gone_or_damaged_are_forgotten_by_force_alone(folder, damage):
+    ledger = begin(folder)
+    damage(ledger.folder / "plan.json")
+    n_done = len(ledger.results())
+    with pytest.raises(DeconvError, match=r"out\.npy.*force=True begins anew"):
+        planned(folder, KERNEL, resume=True)
+    assert len(ledger.results()) == n_done > 0
+    begin(folder, n_jobs=4, force=True)
+    assert len(ledger.results()) == 1
+    assert go_on(folder).summary.n_redone == 3
+    assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
+
+
+def test_what_is_left_of_a_plan_that_was_being_written_holds_no_run_up(folder):
+    (folder / ".out.npy.blocks").mkdir()
+    (folder / ".out.npy.blocks" / "plan-host-1.json").write_text("{")
+    assert go_on(folder).summary.n_redone == 4
+
+
 def test_blocks_whose_file_is_gone_are_none_and_a_run_that_is_ended_as_it_concludes_goes_on_there(folder):
     begin(folder)
     hidden, aside = folder / ".out.npy.partial", folder / "aside"
