@@ -13,10 +13,16 @@ import torch
 from PIL import Image
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io import read_image
+from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.atomic import write_atomically
 from deconv_cli.io.hidden_names import PARTIAL, hidden_name, left_of, partial_path
 from deconv_cli.io.regions.opening import open_regions
+
+
+def left_by_a_killed_process(final, ending=PARTIAL):
+    """Name what a process left that is no more."""
+    name = hidden_name(final, ending).name
+    return final.with_name(name.replace(f"-{os.getpid()}-", "-999999999-"))
 
 
 def write(path):
@@ -25,8 +31,8 @@ def write(path):
 
 @pytest.mark.parametrize("name", ["out.tif", "a[1] b.ome.tif", "no_suffix", "ü" * 120 + ".npy"])
 def test_the_next_run_of_a_file_removes_what_a_killed_one_left_of_it(tmp_path, name):
-    of_others = [hidden_name(tmp_path / other, PARTIAL) for other in (f"x{name}", f"{name}.json")]
-    for left in (hidden_name(tmp_path / name, PARTIAL), hidden_name(tmp_path / name, PARTIAL), *of_others):
+    of_others = [left_by_a_killed_process(tmp_path / other) for other in (f"x{name}", f"{name}.json")]
+    for left in (*(left_by_a_killed_process(tmp_path / name) for _ in range(2)), *of_others):
         left.write_text("half")
     write(tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {name, *(other.name for other in of_others)}
@@ -39,12 +45,24 @@ def test_so_it_does_with_a_folder_that_was_put_aside(tmp_path):
         (folder / "content").write_text("new")
 
     final = tmp_path / "out.zarr"
-    for left in (hidden_name(final, PARTIAL), tmp_path / ".out.zarr.01234567.replaced.zarr", final):
+    for left in (left_by_a_killed_process(final), left_by_a_killed_process(final, "replaced"), final):
         left.mkdir()
         (left / "content").write_text("old")
     write_atomically(final, make, lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
     assert (final / "content").read_text() == "new"
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    final = tmp_path / "out.tif"
+    of_parent = hidden_name(final, PARTIAL).name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    new, old = (hidden_name(final, PARTIAL).name.replace(hidden_names._host(), host) for host in ("0" * 8, "1" * 8))
+    for name in (of_parent, new, old):
+        (tmp_path / name).write_text("half")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(tmp_path / old, (two_days_ago, two_days_ago))
+    write(final)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.tif", of_parent, new}
 
 
 def test_what_is_being_written_now_is_hidden_and_not_left(tmp_path):
