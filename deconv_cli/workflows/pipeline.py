@@ -343,8 +343,8 @@ class Pipeline:
             own_kernels = [as_any_kernel(taps, y.device, dtype, kernel.n_axes) for taps in kernels]
             filled, shares = zip(
                 *(
-                    fill_clipped(channel, own, settings, _find_bounds(channel, own, resolution))
-                    for channel, own in zip(y.to(dtype).split(1, axis), cycle(own_kernels), strict=False)
+                    fill_clipped(channel, single, settings, _find_bounds(channel, single, resolution))
+                    for channel, single in zip(y.to(dtype).split(1, axis), cycle(own_kernels), strict=False)
                 ),
                 strict=True,
             )

@@ -56,16 +56,20 @@ def test_what_is_complete_is_told_by_its_record_and_left_alone(folder):
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
 
 
-def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
-    ledger = begin(folder, boundary="zero")
-    n_done = len(ledger.results())
-    with pytest.raises(UsageError, match=r"another input, kernel or settings.*give force=True to forget what it did"):
-        planned(folder, KERNEL, resume=True)
+def assert_that_force_alone_forgets(folder, ledger, n_done):
     assert len(ledger.results()) == n_done > 0
     begin(folder, n_jobs=4, force=True)
     assert len(ledger.results()) == 1
     assert go_on(folder).summary.n_redone == 3
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
+
+
+def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
+    ledger = begin(folder, boundary="zero")
+    n_done = len(ledger.results())
+    with pytest.raises(UsageError, match=r"another input, kernel or settings.*give force=True to forget what it did"):
+        planned(folder, KERNEL, resume=True)
+    assert_that_force_alone_forgets(folder, ledger, n_done)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda plan: plan.write_text('{"fingerprint"')], ids=["gone", "torn"])
@@ -75,11 +79,7 @@ def test_blocks_that_are_done_under_a_plan_that_is_gone_or_damaged_are_forgotten
     n_done = len(ledger.results())
     with pytest.raises(DeconvError, match=r"out\.npy.*force=True begins anew"):
         planned(folder, KERNEL, resume=True)
-    assert len(ledger.results()) == n_done > 0
-    begin(folder, n_jobs=4, force=True)
-    assert len(ledger.results()) == 1
-    assert go_on(folder).summary.n_redone == 3
-    assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
+    assert_that_force_alone_forgets(folder, ledger, n_done)
 
 
 def test_what_is_left_of_a_plan_that_was_being_written_holds_no_run_up(folder):

@@ -71,34 +71,43 @@ class BackwardTrace:
     def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
         """Find the nodes at which the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
         found: list[Node] = []
-        waiting, seen = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else [], set()
-        while waiting:
-            for consumer, index in self.consumers.get(waiting.pop(), []):
-                if consumer not in self.leaving or (consumer, index) in seen:
-                    continue
-                seen.add((consumer, index))
-                if not is_faulty(self.leaving[consumer][index]):
-                    continue
-                if is_faulty(self.arriving[consumer]):
-                    waiting.append(consumer)
-                elif consumer not in found:
-                    found.append(consumer)
+
+        def came_faulty(consumer: Node, index: int) -> bool:
+            if not is_faulty(self.leaving[consumer][index]):
+                return False
+            if is_faulty(self.arriving[consumer]):
+                return True
+            if consumer not in found:
+                found.append(consumer)
+            return False
+
+        self._go_back(parameter, came_faulty)
         return found
 
     def canceling(self, parameter: nn.Parameter) -> list[Node]:
         """Find the nodes whose gradients, other than zero, add up to zero on the way to a parameter."""
         found: list[Node] = []
-        waiting, seen = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else [], set()
+
+        def came_as_zero(consumer: Node, index: int) -> bool:
+            if self.leaving[consumer][index].largest:
+                found.append(consumer)
+                return False
+            return self.arriving[consumer].is_zero
+
+        self._go_back(parameter, came_as_zero)
+        return found
+
+    def _go_back(self, parameter: nn.Parameter, goes_on: Callable[[Node, int], bool]) -> None:
+        """Follow a gradient towards the loss, beyond each node and output of which `goes_on` is true, each once."""
+        waiting = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else []
+        seen: set[tuple[Node, int]] = set()
         while waiting:
             for consumer, index in self.consumers.get(waiting.pop(), []):
                 if consumer not in self.leaving or (consumer, index) in seen:
                     continue
                 seen.add((consumer, index))
-                if self.leaving[consumer][index].largest:
-                    found.append(consumer)
-                elif self.arriving[consumer].is_zero:
+                if goes_on(consumer, index):
                     waiting.append(consumer)
-        return found
 
     def readers_of(self, parameter: torch.Tensor) -> list[tuple[Node, int]]:
         """List the nodes that read a parameter, with the index of the input."""
