@@ -9,7 +9,7 @@ import deconv_cli
 from deconv_cli.errors import TooLargeError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows import built_inverses, pipeline
+from deconv_cli.workflows import built_inverses, inversion
 from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.pipeline import Pipeline
 
@@ -24,7 +24,7 @@ def built(monkeypatch):
             super().__init__(kernel, image_size, *rest)
             sizes.append(tuple(image_size))
 
-    monkeypatch.setattr(pipeline, "PseudoInverse", Counted)
+    monkeypatch.setattr(inversion, "PseudoInverse", Counted)
     return sizes
 
 
@@ -62,12 +62,12 @@ def test_what_is_of_one_image_is_not_kept(built):
     assert built == [(12, 9)] * 2
 
 
-def test_colors_between_grays_keep_the_pipelines_of_their_channels():
+def test_colors_between_grays_keep_the_inversions_of_their_channels():
     pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam="auto"))
     restore(pipe, (9, 9), channels=3)
-    colors = list(pipe._channels)
+    colors = list(pipe._one_by_one._inversions)
     restore(pipe, (9, 9), channels=2)
-    assert pipe._channels == colors
+    assert pipe._one_by_one._inversions == colors
     assert len(pipe.reconstruct(torch.rand(2, 9, 9)).channels) == 2
 
 

@@ -1,0 +1,252 @@
+"""Data inverted whose channels go together: choose λ → build → solve → measure → predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from deconv_cli.diagnostics.clipped_samples import find_clipped
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.errors import ShapeError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
+from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.vocabulary import ROUNDING_NOISE, Size, format_size
+from deconv_cli.workflows.apply_kernel import subtract_bias
+from deconv_cli.workflows.arithmetic import as_any_kernel, pick_dtype
+from deconv_cli.workflows.built_inverses import BuiltInverses
+from deconv_cli.workflows.clipped_filling import fill_clipped
+from deconv_cli.workflows.diagnose import Diagnosis, diagnose
+from deconv_cli.workflows.estimators import build_estimator
+from deconv_cli.workflows.find_noise import find_noise
+from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
+from deconv_cli.workflows.predict import predict_for
+from deconv_cli.workflows.progress_listener import ProgressListener
+from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolution import Resolution
+from deconv_cli.workflows.solved import Solved
+
+EIGHT_BITS = 255
+"""White of samples whose rounding and compression are no small part of the noise, and differ with the light."""
+
+Steps = tuple[float, ...]
+"""Distance of neighboring values that a sample can have, one for all channels or for each."""
+
+Measure = Callable[[], Reconstruction]
+"""Looks at an estimate, and gives it with what was found."""
+
+
+class Inversion:
+    """Inverts one batch of data after another, and keeps the inverses that it built last.
+
+    Args:
+        kernel: the taps of all channels that go together.
+        dimensions: axes of space of the data, where the kernel's do not tell.
+        bias: subtracted from each output channel first, shape `(C_out,)`.
+        inverse: one that was built before, and takes the place of the settings that made it.
+
+    Attributes:
+        inverse: the linear inverse that was applied last; `None` before the first, and where estimates are not linear.
+    """
+
+    def __init__(
+        self,
+        kernel: Tensor | KernelField,
+        dimensions: int | None,
+        *,
+        bias: Tensor | None = None,
+        inverse: PseudoInverse | None = None,
+    ) -> None:
+        self._kernel, self._dimensions, self._bias = kernel, dimensions, bias
+        self._given = self.inverse = inverse
+        self._built = BuiltInverses()
+
+    def begin(
+        self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
+    ) -> Measure:
+        """Estimate the images; what this gives measures them.
+
+        Args:
+            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, in what the convolution acts in.
+            resolution: how, for all channels alike.
+            steps: distance of neighboring values that a sample of each channel can have.
+            truth: the images themselves, as `y`.
+            listener: is told how far it is.
+        """
+        data, kernel, image_size = self._arranged(y, resolution.settings)
+        step = math.hypot(*steps) / math.sqrt(len(steps))
+        least_noise = step * ROUNDING_NOISE  # what rounding leaves
+        if truth is not None:
+            axis = kernel.channel_axis
+            check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
+        if resolution.settings.noise in (None, "white"):  # full samples are measurements then
+            resolution = replace(resolution, ceiling=None)
+        is_clipped = find_bounds(data, kernel, resolution)
+        if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
+            # else it is for the tests of the residual alone
+            resolution = self._with_noise(resolution, data, kernel, is_clipped)
+        choice = None
+        if resolution.chooses_lambda:
+            listener.begin("choosing λ")
+            unbiased = subtract_bias(data.detach(), self._bias, kernel.n_axes).detach()
+            is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
+            choice = choose_lambda_of_data(
+                unbiased, kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even
+            )
+            resolution = _with_choice(resolution, choice)
+        settings = resolution.settings
+        listener.begin("building the inverse")
+        estimator = self._estimator(kernel, image_size, settings, data, is_of_these_data=choice is not None)
+        listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
+        solved = self._solve(estimator, data, resolution, is_clipped, choice, step, listener)
+
+        def finish() -> Reconstruction:
+            listener.begin("measuring the residual")
+            result = solved.measure()
+            if not settings.predict or not isinstance(estimator, PseudoInverse):
+                return result
+            listener.begin("predicting the error")
+            inverse = self._framed(estimator, data, resolution)
+            predicted = predict_for(
+                inverse,
+                result,
+                data,
+                bias=self._bias,
+                least_sigma=least_noise,
+                truth=truth,
+                n_pieces=resolution.n_pieces,
+            )
+            return replace(result, predicted_error=predicted)
+
+        return finish
+
+    def diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
+        """Examine what was estimated last, which was linear in the data `y`."""
+        assert self.inverse is not None
+        data = y.to(result.image.dtype)
+        return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+
+    def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
+        """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
+        if self._given is not None:
+            taps = self._given.kernel.taps
+            data = y.to(taps.device, taps.dtype)
+            _check_size(data, self._given)
+            self._given.arrange(data)
+            return data, self._given.kernel, self._given.geometry.image_size
+        dtype = pick_dtype(settings.dtype, y, y.device)
+        kernel = as_any_kernel(self._kernel, y.device, dtype, self._dimensions).with_layer(settings.layer)
+        kernel.split(y, are_outputs=True)  # what does not fit is refused before anything is built
+        size = tuple(y.shape[-kernel.n_axes :])
+        geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
+        return y.to(dtype), kernel, geometry.image_size
+
+    def _with_noise(
+        self, resolution: Resolution, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
+    ) -> Resolution:
+        """Find out what kind of noise the data have, where the settings leave it open."""
+        settings = resolution.settings
+        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+        filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
+        found = find_noise(filled, kernel, settings, observed_share=share)
+        return replace(resolution, settings=replace(settings, noise=found))
+
+    def _estimator(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor, *, is_of_these_data: bool
+    ) -> Estimator:
+        """Build what estimates the images, or take an inverse that was built before; none where λ is of these data."""
+        if self._given is not None:
+            return self._given
+        self.inverse = None  # where it is not kept, its memory first
+        if not settings.is_linear:
+            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
+        if is_of_these_data:
+            inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
+        else:
+            inverse = self._found(kernel, image_size, settings)
+        self.inverse = inverse
+        return inverse
+
+    def _found(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> PseudoInverse:
+        """Find an inverse among those that were built, or build it."""
+        settings = replace(settings, noise=None)  # an inverse is the same for all noise
+        key = (image_size, settings, kernel.taps.dtype, kernel.taps.device)
+        return self._built.find(key, lambda: PseudoInverse(kernel, image_size, settings))
+
+    def _framed(self, inverse: PseudoInverse, data: Tensor, resolution: Resolution) -> PseudoInverse:
+        """Give an inverse whose errors are those at the frame of the picture that the data are a part of."""
+        if resolution.frame is None:
+            return inverse
+        boundary, padding = resolution.frame
+        kernel, settings = inverse.kernel, replace(resolution.settings, boundary=boundary, padding=padding)
+        size = tuple(data.shape[-kernel.n_axes :])
+        return self._found(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
+
+    def _solve(
+        self,
+        estimator: Estimator,
+        data: Tensor,
+        resolution: Resolution,
+        is_clipped: Tensor | None,
+        choice: LambdaChoice | None,
+        step: float,
+        listener: ProgressListener,
+    ) -> Solved:
+        """Apply an estimator."""
+        estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
+        unbiased = subtract_bias(data, self._bias, estimator.kernel.n_axes)
+        tolerance = estimator.tolerance
+        if is_clipped is None or not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+            is_clipped, solution = None, estimator.solve(unbiased, listener)
+        else:
+            is_clipped = estimator.arrange(is_clipped.to(data.dtype)) > 0
+            given = resolution.settings.tolerance
+            tolerance = given or DEFAULT_TOLERANCE
+            rule = StoppingRule(tolerance, resolution.settings.max_iterations)
+            solution = solve_clipped(estimator.problem, estimator.arrange(unbiased), is_clipped, rule, listener)
+        return Solved(estimator, unbiased, resolution, solution, tolerance, choice, step, is_clipped)
+
+
+def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
+    """Find samples that are full, and so are bounds, where estimates heed them."""
+    if resolution.ceiling is None or not kernel.layer.is_plain or not resolution.settings.is_linear:
+        return None
+    if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
+        return None
+    return find_clipped(data, resolution.ceiling, kernel.n_axes)
+
+
+def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:
+    settings = replace(resolution.settings, lam=choice.lam)
+    reasons = replace(resolution.reasons, lam=choice.reason)
+    return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
+
+
+def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
+    """Refuse data of another size than an inverse was built for."""
+    expected, size = inverse.geometry.output_size, inverse.geometry.image_size
+    if tuple(data.shape[-len(expected) :]) != expected:
+        raise ShapeError(
+            f"the factor takes outputs of {format_size(expected)}, but the data are "
+            f"{format_size(data.shape[-len(expected) :])}; use "
+            f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
+        )
+
+
+def check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
+    """Refuse a truth of another shape than the estimate: batch and channels, and the size of the image."""
+    expected = (*channels, *image_size)
+    if tuple(truth.shape) != expected:
+        raise ShapeError(
+            f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "
+            f"but has {format_size(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; "
+            "crop it to the same frame."
+        )
