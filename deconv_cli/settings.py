@@ -38,40 +38,6 @@ Auto = Literal["auto"]
 NoiseKindLike = Literal["white", "auto"]
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What fills in the settings that are left open, and why.
-
-    Attributes:
-        boundary: what lies outside the image.
-        boundary_reason: why.
-        lam: λ.
-        lambda_reason: why.
-        penalty: the operator L, where the kernel has at least as many outputs as inputs; else it is the identity.
-        noise: what kind of noise is expected.
-    """
-
-    boundary: str
-    boundary_reason: str
-    lam: float | Auto
-    lambda_reason: str
-    penalty: str
-    noise: NoiseKindLike
-
-
-DEFAULTS = {
-    # λ is small enough for data that carry float32's digits.
-    InputKind.TENSOR: Defaults(
-        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity", "white"
-    ),
-    # A penalty on the pixels themselves would pull what lies outside the frame to black, and show it as bright lines
-    # along the edges.
-    InputKind.PICTURE: Defaults(
-        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient", "auto"
-    ),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionSettings:
     """How a convolution is to be undone; `None` or `auto` where the input decides.
@@ -164,9 +130,7 @@ class ReconstructionSettings:
     predict: bool = False
     seed: int | None = None
 
-    _open: ClassVar[tuple[str, ...]] = ("auto",)
-    _required: ClassVar[tuple[str, ...]] = ("max_iterations",)
-    _takes_tuples: ClassVar[bool] = True
+    _is_resolved: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._check_words()
@@ -225,9 +189,10 @@ class ReconstructionSettings:
         object.__setattr__(self, name, value)
 
     def _check_words(self) -> None:
+        left_open = () if self._is_resolved else ("auto",)
         self._set("defaults", parse_word(InputKind, self.defaults, "defaults"))
-        self._set("light", check_name((*self._open, *Light), self.light, "light"))
-        if self.boundary not in self._open:
+        self._set("light", check_name((*left_open, *Light), self.light, "light"))
+        if self.boundary not in left_open:
             self._set("boundary", BOUNDARIES.check(self.boundary))
         if self.penalty is not None:
             self._set("penalty", PENALTIES.check(self.penalty))
@@ -259,7 +224,7 @@ class ReconstructionSettings:
 
     def _check_numbers(self) -> None:
         wanted = "auto, zero or a positive number"
-        if isinstance(self.lam, tuple) and self._takes_tuples and self.lam:
+        if isinstance(self.lam, tuple) and not self._is_resolved and self.lam:
             self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
         else:
             self._take("lam", Real, wanted, lambda v: v >= 0)
@@ -295,7 +260,7 @@ class ReconstructionSettings:
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
         value: Any = getattr(self, name)
-        if value is None and name not in self._required:
+        if value is None and name != "max_iterations" and not (name == "lam" and self._is_resolved):
             return
         if value == "auto" and "auto" in wanted and isinstance(value, str):
             return
@@ -423,9 +388,7 @@ class ResolvedSettings(ReconstructionSettings):
     lam: float = 0.0
     penalty: str = "identity"
 
-    _open: ClassVar[tuple[str, ...]] = ()
-    _required: ClassVar[tuple[str, ...]] = ("max_iterations", "lam")
-    _takes_tuples: ClassVar[bool] = False
+    _is_resolved: ClassVar[bool] = True
 
     def _check_choice_of_lambda(self) -> None:
         """Nothing to refuse: λ has been chosen."""

@@ -14,7 +14,7 @@ PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
     *("allocator", "errors", "vocabulary", "registry", "thread_warnings"),
-    *("parts", "noise_model", "layer_options", "settings"),
+    *("parts", "noise_model", "layer_options", "settings", "input_defaults"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve", "sample_range"}
@@ -29,6 +29,7 @@ ALLOWED = {
     "parts": {"registry"},
     "noise_model": {"errors"},
     "layer_options": {"errors", "vocabulary"},
+    "input_defaults": {"vocabulary", "settings"},
     "settings": {"errors", "vocabulary", "registry", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
@@ -80,6 +81,7 @@ TORCH_FREE = {
     "noise_model",
     "layer_options",
     "settings",
+    "input_defaults",
     "deconv_cli",
     "__main__",
 }

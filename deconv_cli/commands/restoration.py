@@ -17,9 +17,10 @@ from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.errors import UsageError
+from deconv_cli.input_defaults import DEFAULTS
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.settings import DEFAULTS, ReconstructionSettings, as_typed
+from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_padding
 
 if TYPE_CHECKING:

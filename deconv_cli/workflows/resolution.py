@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from deconv_cli.errors import UsageError
+from deconv_cli.input_defaults import DEFAULTS
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.settings import DEFAULTS, ReconstructionSettings, ResolvedSettings
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
