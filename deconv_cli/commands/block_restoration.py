@@ -18,26 +18,22 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
 from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.loaded_kernel import load_kernels
-from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.open_large import open_large
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.commands.restoration import recorded_convolution, with_spacing
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.work_options import WorkOptions, print_workers
-from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.settings import ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind, counted, parse_size
+from deconv_cli.errors import UsageError
+from deconv_cli.settings import as_typed
+from deconv_cli.vocabulary import counted, parse_size
 
 if TYPE_CHECKING:
     import torch
 
     from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
-    from deconv_cli.io.image import ImageFile
-    from deconv_cli.io.regions.region_source import RegionSource
     from deconv_cli.report.block_record import BlockInvertRun
     from deconv_cli.report.record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
@@ -91,57 +87,16 @@ class BlockRestoration:
         Raises:
             UsageError: blocks are asked for, of a file that is only read as a whole.
         """
-        from deconv_cli.blocks.whole_fits import is_small, whole_fits
-        from deconv_cli.io.regions.opening import open_regions
-        from deconv_cli.io.regions.sample_image import read_corner
-
-        files = self._files
-        try:
-            source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
-            corner = read_corner(source, are_axes_named=files.axes is not None)
-        except DeconvError:
-            if is_wanted:
-                raise
-            return None  # what is wrong is told by those that read the whole
-        budget = self._budget()
-        if not is_wanted and is_small(source.shape, budget):
-            return None
-        try:
-            found = self._lay_out(source, corner, kernels, options)
-        except UsageError:
-            if is_wanted:
-                raise
-            return None  # what blocks cannot take may fit as a whole
-        if not is_wanted and whole_fits(found.problem, budget):
-            return None
-        return found
-
-    def _lay_out(
-        self, source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions
-    ) -> LargeInput:
-        from deconv_cli.blocks.invert_blocks import lay_out_problem
-
-        if is_microscope(kernels, options):
-            whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
-            loaded = load_microscope(str(kernels[0]), corner, self._settings.get("dimensions"), whole)
-        else:
-            loaded = load_kernels(kernels, options, self._settings.get("dimensions"), lambda: corner)
-        corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
-        kind = InputKind.PICTURE if source.is_picture else InputKind.TENSOR
-        settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
-        recorded, notes = recorded_convolution(corner, loaded.source.sha256)
-        problem = lay_out_problem(
-            source,
-            corner,
-            loaded.taps,
-            settings,
-            bias=loaded.bias,
-            recorded=recorded or loaded.recorded,
+        return open_large(
+            path,
+            kernels,
+            options,
+            files=self._files,
+            settings=self._settings,
+            device=self._device.type,
+            budget=self._budget(),
+            is_wanted=is_wanted,
         )
-        problem = replace(problem, device=self._device.type)
-        if "spacing" not in self._settings:
-            problem = replace(problem, resolution=with_spacing(problem.resolution, corner))
-        return LargeInput(source, corner, loaded, problem, notes)
 
     def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
         """Plan, restore, write and tell; of what is complete already, tell that it is.

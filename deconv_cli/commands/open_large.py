@@ -1,0 +1,99 @@
+"""The header and the kernel of an input that may be restored block by block, read before its samples are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.large_files import LargeInput
+from deconv_cli.commands.loaded_kernel import load_kernels
+from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions
+from deconv_cli.commands.restoration import recorded_convolution, with_spacing
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.vocabulary import InputKind
+
+if TYPE_CHECKING:
+    from deconv_cli.io.image import ImageFile
+    from deconv_cli.io.regions.region_source import RegionSource
+
+
+def open_large(
+    path: Path,
+    kernels: list[Path],
+    options: KernelOptions,
+    *,
+    files: FileOptions,
+    settings: SettingValues,
+    device: str,
+    budget: int,
+    is_wanted: bool,
+) -> LargeInput | None:
+    """Read header and kernel of an input; `None` where it fits the memory or cannot be cut, unless that is wanted.
+
+    Args:
+        path: the input.
+        kernels: what `--kernel` was given.
+        options: how to read them.
+        files: how the input is read.
+        settings: those that were typed.
+        device: where the arithmetic runs.
+        budget: bytes that restoring it as a whole may take.
+        is_wanted: blocks are asked for.
+
+    Raises:
+        UsageError: blocks are asked for, of a file that is only read as a whole.
+    """
+    from deconv_cli.blocks.whole_fits import is_small, whole_fits
+    from deconv_cli.io.regions.opening import open_regions
+    from deconv_cli.io.regions.sample_image import read_corner
+
+    try:
+        source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
+        corner = read_corner(source, are_axes_named=files.axes is not None)
+    except DeconvError:
+        if is_wanted:
+            raise
+        return None  # what is wrong is told by those that read the whole
+    if not is_wanted and is_small(source.shape, budget):
+        return None
+    try:
+        found = _lay_out(source, corner, kernels, options, settings)
+        found = replace(found, problem=replace(found.problem, device=device))
+    except UsageError:
+        if is_wanted:
+            raise
+        return None  # what blocks cannot take may fit as a whole
+    if not is_wanted and whole_fits(found.problem, budget):
+        return None
+    return found
+
+
+def _lay_out(
+    source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions, given: SettingValues
+) -> LargeInput:
+    from deconv_cli.blocks.invert_blocks import lay_out_problem
+
+    if is_microscope(kernels, options):
+        whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
+        loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole)
+    else:
+        loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner)
+    corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
+    kind = InputKind.PICTURE if source.is_picture else InputKind.TENSOR
+    settings = ReconstructionSettings.of(**{"defaults": kind} | given)
+    recorded, notes = recorded_convolution(corner, loaded.source.sha256)
+    problem = lay_out_problem(
+        source,
+        corner,
+        loaded.taps,
+        settings,
+        bias=loaded.bias,
+        recorded=recorded or loaded.recorded,
+    )
+    if "spacing" not in given:
+        problem = replace(problem, resolution=with_spacing(problem.resolution, corner))
+    return LargeInput(source, corner, loaded, problem, notes)
