@@ -6,7 +6,7 @@ Nothing here imports torch. A layer relates two grids along each axis, `coarse[o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
@@ -86,10 +86,6 @@ class LayerOptions:
             "transposed" if value is True else f"{name.replace('_', ' ')} {_typed(value)}"
             for name, value in self.record().items()
         )
-
-    def of_one_group(self) -> LayerOptions:
-        """Give the options of each group of channels by itself."""
-        return replace(self, groups=1)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
-from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import format_size
 
 _WEAK_SHARE = 0.1
@@ -93,32 +91,20 @@ def estimate_noise_of_spectrum(data: SpectralData) -> float:
     return math.sqrt(synchronize.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))
 
 
-def estimate_noise_of_blurred(y: Tensor, n_axes: int = 2) -> float | None:
+def estimate_noise_of_blurred(spectrum: Tensor, spread: float, n_axes: int = 2) -> float | None:
     """Estimate the standard deviation of white noise in blurred data.
 
     A blur takes most of the fine detail away, and white noise fills every frequency alike. So the space of frequencies
     is cut into cells, each cell's level is estimated by its median, and the noise is where the lowest of them agree.
 
     Args:
-        y: shape `(*batch, C, *size)`.
+        spectrum: unitary transform of the data under a Hann window, complex, shape `(*batch, C, *half spectrum)`.
+        spread: standard deviation of the data.
         n_axes: axes of space.
 
     Returns:
         In the units of the samples, or `None` where the lowest cells differ (something else than white noise fills
         them), or are hardly below the picture itself.
-    """
-    wide = to_float64(y)
-    spectrum = torch.fft.rfftn(apply_hann_window(wide, n_axes), dim=space_axes(n_axes), norm="ortho")
-    return noise_of_faded(spectrum, synchronize.as_number(wide.std()), n_axes)
-
-
-def noise_of_faded(spectrum: Tensor, spread: float, n_axes: int = 2) -> float | None:
-    """Do what `estimate_noise_of_blurred` does.
-
-    Args:
-        spectrum: unitary transform of the data under a Hann window, complex, shape `(*batch, C, *plane)`.
-        spread: standard deviation of the data.
-        n_axes: axes of space.
     """
     power = squared_modulus(spectrum).flatten(end_dim=-n_axes - 1)
     n_cells = min(_N_CELLS[n_axes], int((power.numel() / _MIN_COEFFICIENTS[n_axes]) ** (1 / n_axes)))

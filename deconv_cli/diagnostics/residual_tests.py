@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.mode_bands import ModeBands
-from deconv_cli.diagnostics.noise_level import noise_of_faded
+from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.residual import BorderBand, border_profile
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
@@ -111,7 +111,7 @@ def check_residual(
     left, whole = (_faded(images, modes) for images in (residual, data))
     level = noise.sigma
     if level is None:
-        level = noise_of_faded(whole, synchronize.as_number(to_float64(data).std(correction=0)), n_axes)
+        level = estimate_noise_of_blurred(whole, synchronize.as_number(to_float64(data).std(correction=0)), n_axes)
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import random
 
+from deconv_cli.diagnostics.hann_window import apply_hann_window
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.whiteness import measure_whiteness
 
@@ -79,17 +80,28 @@ def scene(size=160):
     return torch.nn.functional.avg_pool2d(image[None, None], 9, stride=1)[0]
 
 
+def noise_of(y, n_axes=2):
+    spectrum = torch.fft.rfftn(apply_hann_window(y.double(), n_axes), dim=tuple(range(-n_axes, 0)), norm="ortho")
+    return estimate_noise_of_blurred(spectrum, float(y.double().std()), n_axes)
+
+
 @pytest.mark.parametrize("noise", [0.1, 2.0])
 def test_the_noise_of_a_blurred_picture_is_found(noise):
     image = scene()
-    assert estimate_noise_of_blurred(image + noise * random(image.shape, seed=9)) == pytest.approx(noise, rel=0.1)
+    assert noise_of(image + noise * random(image.shape, seed=9)) == pytest.approx(noise, rel=0.1)
+
+
+@pytest.mark.parametrize(("n_axes", "size"), [(1, (4000,)), (3, (20, 24, 22))])
+def test_the_noise_of_a_smooth_signal_and_stack_is_found(n_axes, size):
+    smooth = 30 * torch.ones(size, dtype=torch.float64).cumsum(0) / size[0]
+    assert noise_of((smooth + 2.5 * random(size))[None], n_axes) == pytest.approx(2.5, rel=0.15)
 
 
 def test_noise_that_cannot_be_told_from_the_picture_is_not_made_up():
-    assert estimate_noise_of_blurred(random((1, 64, 64))) is None
+    assert noise_of(random((1, 64, 64))) is None
     # A picture without noise: what is left at the highest frequencies is no more than the window lets through.
-    assert (estimate_noise_of_blurred(scene()) or 0) < 1e-4 * float(scene().std())
-    assert estimate_noise_of_blurred(torch.ones(1, 64, 64)) is None
+    assert (noise_of(scene()) or 0) < 1e-4 * float(scene().std())
+    assert noise_of(torch.ones(1, 64, 64)) is None
     # Too few samples to tell one frequency from another.
     steep = 100 * torch.arange(10.0, dtype=torch.float64).expand(1, 10, 10)
-    assert estimate_noise_of_blurred(steep + random((1, 10, 10))) is None
+    assert noise_of(steep + random((1, 10, 10))) is None

@@ -12,7 +12,7 @@ import deconv_cli
 from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.image_model import ImageModel
-from deconv_cli.diagnostics.noise_level import estimate_noise, estimate_noise_of_blurred
+from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.settings import ReconstructionSettings
@@ -143,7 +143,6 @@ class TestNoise:
         smooth = 30 * torch.ones(size, dtype=torch.float64).cumsum(0) / size[0]
         y = (smooth + 2.5 * random(size))[None]
         assert estimate_noise(y, n) == pytest.approx(2.5, rel=0.1)
-        assert estimate_noise_of_blurred(y, n) == pytest.approx(2.5, rel=0.15)
         with pytest.raises(deconv_cli.ShapeError, match="×".join("3" * n)):
             estimate_noise(y[..., :2], n)
 
