@@ -339,6 +339,12 @@ def counted(n: int | str, word: str) -> str:
     return f"{n} {word}" if str(n) == "1" else f"{n} {word}s"
 
 
+def format_percent(share: float) -> str:
+    """Write a part of one as percent, to two digits: `0.0042` is `0.42 %`."""
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"
+
+
 def format_size(size: Iterable[int]) -> str:
     """Write a size as text: `480×640`."""
     return "×".join(str(n) for n in size)

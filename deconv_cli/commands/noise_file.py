@@ -21,11 +21,13 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
         The models; the text itself where it names no file.
 
     Raises:
-        UsageError: the file says nothing of noise.
+        UsageError: the file does not exist, or says nothing of noise.
         FileAccessError: it cannot be read.
     """
     path = Path(text)
     if text in ("white", "auto") or not path.is_file():
+        if path.suffix:
+            raise UsageError(f"the file of noise '{text}' does not exist; check the name and the folder.")
         return text
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None

@@ -29,7 +29,7 @@ _ARGUMENTS = {
 
 _WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]*[^\s,;().])")
 _ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
-_FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= (?:must|is|has|draws|helps|chooses) )")
+_FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= (?:must|is|has|draws|helps|chooses|says|truncates|divides) )")
 _QUOTES = "\"'"
 
 

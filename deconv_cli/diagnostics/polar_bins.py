@@ -68,7 +68,8 @@ def polar_bins(torus: Size, dtype: torch.dtype, device: torch.device) -> PolarBi
 
 
 def _summed(index: Tensor, values: Tensor, n_bins: int) -> Tensor:
-    return values.new_zeros(n_bins).scatter_add(0, index, values)
+    # There are no bins where there is one pixel; what the index names then is nothing.
+    return values.new_zeros(max(n_bins, 1)).scatter_add(0, index, values)[:n_bins]
 
 
 def _sectors(units: Tensor) -> tuple[Tensor, int]:

@@ -13,6 +13,9 @@ from deconv_cli.parts import CODECS
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
 
+_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"))
+"""What stands behind the first four bytes of such photographs."""
+
 
 def all_codecs() -> Iterator[Codec]:
     """Go through all codecs, those of the caller last."""
@@ -45,7 +48,8 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
     """Find the codec for a file by its first 32 bytes; the suffix decides where several formats begin alike.
 
     Raises:
-        MalformedInputError: no known format starts like this, a raw file of a camera, or a result in the making.
+        MalformedInputError: no known format starts like this, a raw file of a camera, a HEIC photograph, or a result in
+            the making.
     """
     if is_in_parts(path):
         raise MalformedInputError(
@@ -57,6 +61,10 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
         )
     found = [codec for codec in all_codecs() if codec.recognizes(head)]
     if not found:
+        if head[4:12] in _HEIC:
+            raise MalformedInputError(
+                f"'{path}' is a HEIC photograph, as phones write them, which is not read here; export it as JPEG first."
+            )
         *names, last = (codec.name for codec in all_codecs())
         raise MalformedInputError(f"'{path}' is not one of the files understood here: {', '.join(names)} and {last}.")
     promised = codec_named(path)

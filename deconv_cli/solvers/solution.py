@@ -20,11 +20,11 @@ class Status(StrEnum):
     ALL_ITERATIONS = "all iterations that were asked for were taken"
     INACCURATE = (
         "the tolerance was reached, but λ is so small that the estimate may be more than 1 % away from the solution; "
-        "use dtype float64, a larger λ or a larger max_iterations"
+        'use dtype="float64", a larger λ or a larger max_iterations'
     )
     STAGNATED = (
         "the arithmetic's precision ran out before the tolerance was reached; "
-        "use dtype float64, a larger tolerance, or a λ nearer to 1"
+        'use dtype="float64", a larger tolerance, or a λ nearer to 1'
     )
     UNDETERMINED = (
         "the residual is as small as the tolerance, but the data leave parts of the image undetermined; "

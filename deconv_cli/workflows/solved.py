@@ -19,7 +19,7 @@ from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import InputKind
+from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.diagnose import check_residual_of
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.layer_settings import describe_unseen
@@ -110,7 +110,7 @@ class Solved:
         """Tell which samples were taken for bounds, and what a layer does not see."""
         notes: tuple[str, ...] = ()
         if self.is_clipped is not None:
-            share = f"{100 * synchronize.as_number(self.is_clipped.double().mean()):.2g} %"
+            share = format_percent(synchronize.as_number(self.is_clipped.double().mean()))
             notes += (f"{share} of the samples are full, and were taken for no more than 'at least this bright'",)
         operator = self.estimator.operator
         if isinstance(operator, LayerConvolution):

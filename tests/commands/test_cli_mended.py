@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
@@ -125,3 +126,28 @@ def test_a_mixing_kernel_with_fewer_outputs_gets_a_penalty_that_determines_the_i
     words = ["invert", gray, "-k", kernel, "-o", tmp_path / "x.tif"]
     assert deconv(*words, "--json").report["penalty"] == "identity"
     refuses(*words[:-1], tmp_path / "y.tif", "--penalty", "gradient", code=ExitCode.USAGE, says="undetermined")
+
+
+@pytest.mark.parametrize("color", [(), (3,)])
+def test_a_picture_of_one_pixel_is_restored(deconv, gentle, tmp_path, color):
+    Image.fromarray(np.full((1, 1, *color), 90, "uint8")).save(tmp_path / "dot.png")
+    deconv("invert", tmp_path / "dot.png", "-k", gentle, "-o", tmp_path / "x.tif", "--lambda", "1e-3")
+    assert read_image(tmp_path / "x.tif").shape == (1, 1, *color)
+
+
+def test_all_samples_full_is_written_without_an_exponent(deconv, gentle, tmp_path):
+    Image.fromarray(np.full((30, 32), 255, "uint8")).save(tmp_path / "white.png")
+    words = ["invert", tmp_path / "white.png", "-k", gentle, "-o", tmp_path / "x.tif", "--lambda", "1e-3", "--json"]
+    notes = deconv(*words).report["notes"]
+    assert "100 % of the samples are full, and were taken for no more than 'at least this bright'" in notes
+
+
+def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gentle, tmp_path):
+    Image.fromarray(np.full((2, 9), 90, "uint8")).save(tmp_path / "thin.png")
+    words = ["invert", tmp_path / "thin.png", "-k", gentle, "-o", tmp_path / "x.tif", "--prior", "tv"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["the noise is estimated", "3×3"])
+
+
+def test_a_file_of_noise_that_is_not_there_is_named(refuses, gray, gentle, tmp_path):
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--noise", tmp_path / "nosuch.json"]
+    refuses(*words, code=ExitCode.USAGE, says=["nosuch.json' does not exist"])

@@ -194,6 +194,11 @@ class TestFurtherPictures:
         with pytest.raises(MalformedInputError, match=r"raw file of a camera, .* 16-bit TIFF"):
             read_image(tmp_path / name)
 
+    def test_a_photograph_of_a_phone_is_named_as_such(self, tmp_path):
+        (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+        with pytest.raises(MalformedInputError, match=r"HEIC photograph.* JPEG"):
+            read_image(tmp_path / "a.HEIC")
+
     def test_a_mosaic_is_no_picture(self, tmp_path):
         tifffile.imwrite(tmp_path / "m.tif", np.zeros((16, 20), "uint16"), photometric="cfa", metadata=None)
         with pytest.raises(MalformedInputError, match="the mosaic of a camera"):
