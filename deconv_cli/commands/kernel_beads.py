@@ -18,7 +18,7 @@ from deconv_cli.commands.kernel_output import (
     write_psf,
 )
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import format_size
+from deconv_cli.vocabulary import format_percent, format_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +171,7 @@ def _rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, st
         *rows,
         ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
         ("background", f"{found.background:.5g}, subtracted"),
-        ("set to zero", f"{100 * found.negative:.2g} % of the light, which noise had left below zero"),
+        ("set to zero", f"{format_percent(found.negative)} of the light, which noise had left below zero"),
     ]
 
 

@@ -16,6 +16,7 @@ from deconv_cli.vocabulary import (
     format_lambda,
     format_memory,
     format_padding,
+    format_percent,
     format_size,
     format_spacing,
 )
@@ -94,7 +95,7 @@ def print_tap_summary(run: TapRun) -> None:
     result, solution, settings = run.reconstruction, run.reconstruction.solution, run.reconstruction.settings
     steps = f"after {counted(solution.n_iterations, 'iteration')}, certificate {solution.certificate:.2g}"
     residual = f"{result.residual.root_mean_square:.3g} rms, {100 * result.residual.relative:.3g} % of the data"
-    open_part = f"all but {100 * result.undetermined:.2g} % of the image, around the estimate"
+    open_part = f"all but {format_percent(result.undetermined)} of the image, around the estimate"
     rows = [
         *_input_rows(run),
         ("tap", run.tap),
@@ -221,7 +222,7 @@ def _solver(result: Reconstruction) -> str:
     steps = "" if n == 0 else f" after {counted(n, 'iteration')}"
     certificate = f"certificate {solution.certificate:.2g}"
     bound = solution.distance_bound
-    distance = "" if bound is None else f", within {100 * bound:.2g} % of the solution"
+    distance = "" if bound is None else f", within {format_percent(bound)} of the solution"
     return f"{result.choice.method}, {status}{steps}, {certificate}{distance}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deconv_cli.report.record import Record
+from deconv_cli.vocabulary import format_percent
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -102,7 +103,7 @@ def _probability(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share > 1e-9 else "0 %"
+    return format_percent(share) if share > 1e-9 else "0 %"
 
 
 def all_numbers(record: Record) -> list[tuple[str, str]]:

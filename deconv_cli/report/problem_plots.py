@@ -10,6 +10,7 @@ from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.picard import Picard
 from deconv_cli.report.centered_fields import CenteredField, FieldScale, draw_fields, n_panels
 from deconv_cli.report.drawing import UNIT, Plot, Theme, draw_plot, legend, style
+from deconv_cli.vocabulary import format_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,11 +69,11 @@ def picard_plot(picard: Picard) -> Plot:
         style(axes, theme, "modes, by falling singular value (%)", UNIT)
         legend(axes, theme)
 
-    recoverable = 100 * picard.n_recoverable / picard.n_modes
+    recoverable = format_percent(picard.n_recoverable / picard.n_modes)
     alt = (
         f"Singular values fall from {largest:.3g} to {picard.sigma[-1]:.3g}; the data fall from {strongest:.3g} to a "
         f"noise floor of {picard.noise_floor:.3g} {UNIT}; {picard.n_recoverable} of {picard.n_modes} components "
-        f"({recoverable:.2g} %) stand above it."
+        f"({recoverable}) stand above it."
     )
     caption = (
         "Where the data are above the noise floor they show the picture. Where they have sunk to it while σ goes on "

@@ -40,7 +40,7 @@ from deconv_cli.solvers.richardson_lucy_stopping import (
 )
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost
-from deconv_cli.vocabulary import Size, counted
+from deconv_cli.vocabulary import Size, counted, format_percent
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
 DEFAULT_TOLERANCE = 1e-5
@@ -193,7 +193,7 @@ def _of_light(kernel: Kernel) -> tuple[Kernel, str]:
         )
     if share <= 0:
         return kernel, ""
-    words = f"; by the nearest kernel without negative taps, which were {100 * share:.2g} % beside the others"
+    words = f"; by the nearest kernel without negative taps, which were {format_percent(share)} beside the others"
     return kernel.with_all_taps(
         without_negative_taps(kernel.all_taps, kernel.n_axes)
     ), words if share > LEAST_NEGATIVE else ""

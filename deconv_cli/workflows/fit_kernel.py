@@ -18,7 +18,7 @@ from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.image_pairs import arrange_taps, check_constraints, check_memory, checked_size, group_pairs
 
 ALL_BUT = 1e-3
@@ -78,7 +78,7 @@ class KernelFit:
         if self.unexplained > UNRELATED:
             share = f"{100 * min(self.unexplained, 1):.0f} %"
             return (f"the kernel leaves {share} of what was held out over; are the pictures of one scene?",)
-        left = f"and leaves {100 * self.held_out:.2g} % of what was held out over"
+        left = f"and leaves {format_percent(self.held_out)} of what was held out over"
         if self.held_out > CUT_SHORT and self._sharpens(n_axes):
             return (f"the kernel sharpens {left}; exchange the pictures if the first of a pair is the blurred one",)
         if self.held_out > CUT_SHORT and self.is_cut(n_axes):

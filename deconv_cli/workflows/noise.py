@@ -17,6 +17,7 @@ from deconv_cli.kernels.nonnegative_taps import (
     negative_share,
     without_negative_taps,
 )
+from deconv_cli.vocabulary import format_percent
 
 Taps = TypeVar("Taps", Tensor, KernelField, Tensor | KernelField)
 
@@ -72,7 +73,8 @@ class Noise:
         if not LEAST_NEGATIVE < share <= MOST_NEGATIVE:
             return kernel, ()
         nearest = without_negative_taps(taps, n_axes)
-        note = f"counts were blurred by the nearest kernel without negative taps, {100 * share:.2g} % beside the others"
+        part = f"{format_percent(share)} beside the others"
+        note = f"counts were blurred by the nearest kernel without negative taps, {part}"
         return (replace(kernel, taps=nearest) if isinstance(kernel, KernelField) else nearest), (note,)
 
     def add(self, image: Tensor, seed: int) -> Tensor:

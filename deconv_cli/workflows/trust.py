@@ -14,6 +14,7 @@ from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.solution import Status
+from deconv_cli.vocabulary import format_percent
 
 MAX_RELATIVE_RESIDUAL = 0.05
 """Residual of a tensor, in parts of the data, that no noise of a layer explains."""
@@ -141,7 +142,7 @@ def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float, *, penalt
     """
     allowed = max(MAX_RELATIVE_RESIDUAL, MAX_SHRINKAGE * scale.shrinkage)
     if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
-        part = f"{100 * residual.relative:.2g} % of the data"
+        part = f"{format_percent(residual.relative)} of the data"
         return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
     is_large = (
         penalty == "identity"
