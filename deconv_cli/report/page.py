@@ -76,9 +76,24 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         views=draw_views(run.lambda_views, images, run.kernel.kernel.n_axes),
         plots=draw_plots(result, diagnosis, result.predicted_error),
         key_numbers=key_numbers(result, diagnosis),
+        numbers_of=_of_channels(result, diagnosis),
         spacing=source.spacing,
     )
     return fill_page(run, contents, describe_run(run))
+
+
+def _of_channels(result: Reconstruction, diagnosis: Diagnosis) -> str | None:
+    """Say which channel numbers and plots are of, where channels were restored one by one."""
+    if diagnosis.channel is None:
+        return None
+    choices = [part.lambda_choice for part in result.channels]
+    chosen = "and "
+    if result.lambda_choice is not None:
+        chosen = f"the choice of λ is that of channel {choices.index(result.lambda_choice) + 1}, and "
+    return (
+        "Each channel was restored by itself: certificate, residual and predicted error are of all of them, "
+        f"{chosen}all else that of channel {diagnosis.channel + 1}."
+    )
 
 
 def fill_page(run: Run, contents: PageContents, record: Record) -> str:

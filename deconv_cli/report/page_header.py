@@ -46,7 +46,8 @@ def list_warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
     """List what speaks against a result, a sentence each."""
     warnings = [as_sentence(warning) for warning in result.warnings]
     finding = diagnosis.tests.finding
-    return [*warnings, finding.sentence] if finding.is_warning and finding.sentence not in warnings else warnings
+    is_new = finding.is_warning and not any(warning.endswith(finding.sentence) for warning in warnings)
+    return [*warnings, finding.sentence] if is_new else warnings
 
 
 def describe_trust(

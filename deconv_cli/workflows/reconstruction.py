@@ -121,8 +121,10 @@ class Reconstruction:
     def warnings(self) -> tuple[str, ...]:
         """What the user is warned of, a sentence each: the doubts, then what may have gone wrong."""
         found = [doubt.sentence for doubt in self.doubts]
-        if self.lambda_choice is not None and self.lambda_choice.warning is not None:
-            found.append(self.lambda_choice.warning)
+        for number, part in enumerate(self.channels or (self,), start=1):
+            warning = part.lambda_choice and part.lambda_choice.warning
+            if warning:
+                found.append(f"channel {number}: {warning}" if self.channels else warning)
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)
         return tuple(found)

@@ -183,6 +183,27 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
     assert "Both have one scale" in plain
 
 
+def test_numbers_of_one_channel_of_several_say_of_which(one_by_one):
+    text = Reader(one_by_one.render()).text
+    own = one_by_one.run.diagnosis.channel + 1
+    assert "Each channel was restored by itself: certificate, residual and predicted error are of all of them" in text
+    assert f"the choice of λ is that of channel 3, and all else that of channel {own}." in text
+    assert "Channel 3: two rules differ by a factor of 100" in text
+
+
+def test_what_a_residual_says_against_a_channel_is_said_once(one_by_one):
+    finding = ResidualFinding.WRONG_KERNEL
+    given = one_by_one.with_diagnosis(tests=dataclasses.replace(one_by_one.run.diagnosis.tests, finding=finding))
+    channels = [
+        dataclasses.replace(part, residual_tests=dataclasses.replace(part.residual_tests, finding=finding))
+        for part in given.run.reconstruction.channels
+    ]
+    warnings = given.with_result(channels=tuple(channels)).header().warnings
+    assert [warning for warning in warnings if warning.endswith(finding.sentence)] == [
+        f"Channel {number}: {finding.sentence}" for number in (1, 2, 3)
+    ]
+
+
 def test_nothing_of_matplotlib_is_left_changed(contents, monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # another library may have loaded it
     # Past the mapping's own way, which would load pyplot to settle the backend.
