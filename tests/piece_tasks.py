@@ -110,6 +110,17 @@ class Noted:
         return self.inner(number)
 
 
+@dataclass(frozen=True)
+class WriteOnce:
+    """Writes its process into a file that must not be there."""
+
+    folder: Path
+
+    def __call__(self, number: int) -> None:
+        with (self.folder / str(number)).open("x") as written:
+            written.write(str(os.getpid()))
+
+
 def describe_worker(number: int) -> tuple[str | None, int, int]:
     """Give the threads that libraries are told, those that torch takes, and the process."""
     import torch

@@ -50,9 +50,11 @@ def find_earlier(
     """
     if not resume:
         if not force:
-            _refuse_to_forget(targets, ledger)
+            refuse_to_forget([target.path for target in targets], ledger)
         return None
-    unplanned = _left_of(targets, ledger) if ledger.results() else []  # before the plan, which other jobs write first
+    unplanned = (
+        _left_of([target.path for target in targets], ledger) if ledger.results() else []
+    )  # before the plan, which other jobs write first
     known = _read_plan(ledger, force=force)
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(
@@ -94,16 +96,16 @@ def _read_plan(ledger: BlockLedger, *, force: bool) -> BlockPlan | None:
         raise
 
 
-def _left_of(targets: Sequence[RegionTarget], ledger: BlockLedger) -> list[str]:
+def _left_of(targets: Sequence[Path], ledger: BlockLedger) -> list[str]:
     """Name what an earlier run left, in quotes."""
-    places = [ledger.folder, *(partial_path(target.path) for target in targets)]
+    places = [ledger.folder, *map(partial_path, targets)]
     return [f"'{path}'" for path in places if path.exists()]
 
 
-def _refuse_to_forget(targets: Sequence[RegionTarget], ledger: BlockLedger) -> None:
+def refuse_to_forget(targets: Sequence[Path], ledger: BlockLedger) -> None:
     """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
     if left := _left_of(targets, ledger):
         raise UsageError(
-            f"an earlier run for '{targets[-1].path}' ended early, or goes on still: it left {' and '.join(left)}; "
+            f"an earlier run for '{targets[-1]}' ended early, or goes on still: it left {' and '.join(left)}; "
             "resume=True goes on where it ended, force=True begins anew."
         )

@@ -76,6 +76,7 @@ class Batch:
                 f"{'--show' if printed.show else '--verbose'} tells what this process does, but others do the work; "
                 "leave it out, or leave out --jobs, --cluster and --scheduler."
             )
+        self._replaces = files.force
         self._manifest = options.open_manifest(invocation, force=files.force)
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[_Failure] = []
@@ -141,12 +142,23 @@ class Batch:
                 yield Done(job)
             else:
                 todo.append(job)
-        yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), todo, self._begun(todo))
+        refused: list[Done] = []
+        yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), todo, self._begun(todo, work, refused))
+        yield from refused
 
-    def _begun(self, jobs: list[Job]) -> Iterator[Job]:
-        """Take down each job as it is about to be done, but for those that a file is in the way of."""
+    def _begun(self, jobs: list[Job], work: Work, refused: list[Done]) -> Iterator[Job]:
+        """Take down each job as it is about to be given to a worker, and set those aside that a file is in the way of.
+
+        Workers do not look for it: whoever does a job again finds what the one before wrote, who died.
+        """
         for job in jobs:
-            if self._manifest is not None and (job.replaces or not job.target.exists()):
+            try:
+                if not (self._replaces or job.replaces):
+                    work.refuse_existing(job)
+            except DeconvError as error:
+                refused.append(Done(job, error=error))
+                continue
+            if self._manifest is not None:
                 self._manifest.begin(job)
             yield job
 

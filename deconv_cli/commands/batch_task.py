@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,15 @@ def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[J
     Args:
         scheduler: has the workers.
         work: what to do.
-        jobs: to what.
+        jobs: to what. Outputs that are there are replaced: a worker that died may have written one.
         begun: those that there is something to do for; the next is taken when a worker is about to have it.
 
     Yields:
         How each job ended, in any order.
     """
     by_number = {job.number: job for job in jobs}
-    for finished in scheduler.run(BatchTask(work, jobs), (job.number for job in begun)):
+    task = BatchTask(work, (replace(job, replaces=True) for job in jobs))
+    for finished in scheduler.run(task, (job.number for job in begun)):
         yield _done(finished, by_number[finished.number])
 
 

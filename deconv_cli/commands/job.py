@@ -118,6 +118,18 @@ class Work(ABC):
         del n_workers
         return self
 
+    def refuse_existing(self, job: Job) -> None:
+        """Refuse a job whose output is there already, before it is given to a worker.
+
+        Raises:
+            DeconvError: it is, or cannot be written there.
+        """
+        from deconv_cli.io.formats import codec_of_suffix
+        from deconv_cli.io.output import check_output_files
+
+        codec = codec_of_suffix(job.target)
+        check_output_files(job.target, codec, job.source, force=False, make_folder=job.make_folder)
+
     @abstractmethod
     def open(self) -> Process:
         """Prepare what all inputs share, such as the kernel.

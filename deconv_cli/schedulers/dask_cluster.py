@@ -6,28 +6,26 @@ each worker. A worker does one piece at a time, with all of its threads.
 
 from __future__ import annotations
 
-import functools
 import logging
 import operator
-import os
 import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import chdir, nullcontext, suppress
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
+from deconv_cli.schedulers.dask_piece import Piece
 from deconv_cli.schedulers.machine_share import MachineShare
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt_away
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler
 from deconv_cli.schedulers.work_settings import WorkSettings
 
 SECONDS_TO_CONNECT = 30
@@ -46,8 +44,8 @@ from deconv_cli.allocator import keep_freed_memory; keep_freed_memory()
 Ctrl-C reaches them too, but it is the run that ends them; and memory is kept only by threads that start afterwards.
 """
 
-_ONE_AT_A_TIME = threading.Lock()
-"""Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
+SECONDS_TO_BE_LOST = 0.5
+"""How long a piece whose result was lost with its worker is not looked at again."""
 LOST = ("lost", "pending")
 """What Dask calls pieces that it has done again."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; go on with another one."
@@ -107,39 +105,39 @@ class DaskCluster(Scheduler):
         return min((int(worker["memory_limit"]) // 2 for worker in workers if worker["memory_limit"]), default=free)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Submit few more pieces than there are workers, and another one for each that is done."""
-        # Sent once; a worker that comes later has it from the scheduler. The graph names functions of the standard
-        # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
-        piece = self._client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), self._share)), pure=False)
-        left = iter(numbers)
-        under_way: dict[Any, int] = {}
-        suspects: list[int] = []  # on workers that died, perhaps of another piece: tried again, each by itself
-        are_by_themselves = False
-        done: Queue[Any] = Queue()
+        """Submit few more pieces than there are workers, and another one for each that is done.
+
+        Workers die of one piece, but every piece that they have is said to have ended them. So those are tried again
+        when all others are done, each by itself.
+        """
+        suspects: list[int] = []
+        with closing(self._side_by_side(task, numbers)) as together:
+            for finished in together:
+                if _is_killed(finished.error):
+                    suspects.append(finished.number)
+                else:
+                    yield _explained(finished)
+        for number in suspects:
+            with closing(self._side_by_side(task, [number])) as alone:
+                yield from map(_explained, alone)
+
+    def _side_by_side(
+        self, task: Callable[[int], Result], numbers: Iterable[int]
+    ) -> Generator[Finished[Result], None, None]:
+        """Give each piece as it is done, with the error as Dask gives it."""
+        left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._share)
         try:
             while True:
-                n_wanted = UNDER_WAY * max(1, self._n_present()) - len(under_way)
-                numbers_now = list(islice(left, max(0, n_wanted)))
-                if not under_way and not numbers_now and suspects:
-                    numbers_now, are_by_themselves = [suspects.pop()], True
-                for number in numbers_now:
-                    future = self._client.submit(operator.call, piece, number, pure=False, retries=RETRIES)
-                    under_way[future] = number
-                    future.add_done_callback(done.put)
-                if not under_way:
+                n_wanted = UNDER_WAY * max(1, self._n_present()) - pieces.n_under_way
+                for number in islice(left, max(0, n_wanted)):
+                    pieces.submit(number)
+                if not pieces.n_under_way:
                     return
-                future = self._next(done)
-                if future.status in LOST:  # it was done, but its worker died before the result came here
-                    future.add_done_callback(done.put)
-                    continue
-                number = under_way.pop(future)
-                if _is_killed(future) and not are_by_themselves:
-                    suspects.append(number)
-                    continue
-                yield _finished(future, number)
+                while (finished := pieces.next()) is None:
+                    self._replace_workers()
+                yield finished
         finally:
-            if self._client.status == "running":
-                self._client.cancel(list(under_way))
+            pieces.cancel()
 
     def _n_present(self) -> int:
         """Count the workers.
@@ -152,13 +150,10 @@ class DaskCluster(Scheduler):
         except (AttributeError, OSError) as error:  # a client that was closed has no scheduler to ask
             raise WorkerError(SCHEDULER_ENDED) from error
 
-    def _next(self, done: Queue[Any]) -> Any:  # noqa: ANN401  a future
-        """Wait for a piece; start workers in the place of those that died as they started, which Dask does not."""
-        while True:
-            with suppress(Empty):
-                return done.get(timeout=SECONDS_TO_MISS)
-            if self._cluster is not None and self._n_present() < self.n_workers:
-                self._cluster.scale(self.n_workers)
+    def _replace_workers(self) -> None:
+        """Start workers in the place of those that died as they started, which Dask does not."""
+        if self._cluster is not None and self._n_present() < self.n_workers:
+            self._cluster.scale(self.n_workers)
 
     def close(self) -> None:
         """Leave the cluster, or end it where it was started for this."""
@@ -167,58 +162,73 @@ class DaskCluster(Scheduler):
             self._cluster.close()
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One call of a task on a worker.
+class _Pieces(Generic[Result]):
+    """Pieces of one task that the workers of Dask have been given.
 
-    Attributes:
-        task: of the run, pickled: workers send one another what they have, and what loads torch would hold them up.
-        share: what a worker takes of this machine; on others it takes all of its threads, and its first GPU.
-        versions: of the packages where the run was started.
-        folder: in which it was started, from which paths are told.
+    Args:
+        client: of the cluster.
+        task: to be called with their numbers.
+        share: what a worker of this machine takes.
     """
 
-    task: bytes
-    share: MachineShare | None
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
-    folder: str = field(default_factory=os.getcwd)
+    def __init__(self, client: Any, task: Callable[[int], Result], share: MachineShare | None) -> None:  # noqa: ANN401
+        self._client = client
+        # Sent once; a worker that comes later has it from the scheduler. The graph names functions of the standard
+        # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
+        self._piece = client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), share)), pure=False)
+        self._under_way: dict[Any, int] = {}
+        self._done: Queue[Any] = Queue()
 
-    def __call__(self, number: int) -> Finished[Any]:
-        """Do one piece.
+    @property
+    def n_under_way(self) -> int:
+        """Pieces that were submitted and not given back."""
+        return len(self._under_way)
+
+    def submit(self, number: int) -> None:
+        """Give a piece to whichever worker has time for it."""
+        future = self._client.submit(operator.call, self._piece, number, pure=False, retries=RETRIES)
+        self._under_way[future] = number
+        future.add_done_callback(self._done.put)
+
+    def next(self) -> Finished[Result] | None:
+        """Wait some seconds for a piece that is done; `None` where none is.
 
         Raises:
-            OSError: a file or the network failed; Dask tries again.
+            WorkerError: the scheduler is gone.
         """
-        from distributed import get_worker
-
-        if self.versions != _versions():
-            here, there = (", ".join(f"{name} {n}" for name, n in v.items()) for v in (_versions(), self.versions))
-            error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
-            return Finished(number, error=error)
-        worker = get_worker()
-        is_seen = Path(self.folder).is_dir()
-        with _ONE_AT_A_TIME, chdir(self.folder) if is_seen else nullcontext():
-            if self.share is None:
-                MachineShare(worker.state.nthreads).take(0)
-            else:
-                self.share.take(int(worker.name))
-            finished = attempt_away(_loaded(self.task), number)
-        if finished.may_pass:
-            assert finished.error is not None
-            raise finished.error
+        try:
+            future = self._done.get(timeout=SECONDS_TO_MISS)
+        except Empty:
+            return None
+        finished = self._finished(future)
+        if finished is None:
+            threading.Timer(SECONDS_TO_BE_LOST, self._done.put, [future]).start()
+            return None
+        del self._under_way[future]
         return finished
 
+    def _finished(self, future: Any) -> Finished[Result] | None:  # noqa: ANN401
+        """Give what a worker sent, or why none could; `None` where it died before that came here: Dask does it anew."""
+        if future.status == "finished":
+            try:
+                finished: Finished[Result] = future.result(timeout=SECONDS_TO_MISS)
+            except TimeoutError:
+                return None
+            except Exception:
+                if future.status == "finished":
+                    raise
+            else:
+                return finished
+        if future.status in LOST:
+            return None
+        if future.status != "error":
+            raise WorkerError(SCHEDULER_ENDED)
+        return Finished(self._under_way[future], error=future.exception())
 
-@functools.lru_cache(maxsize=1)
-def _loaded(task: bytes) -> Callable[[int], Any]:
-    """Load a task once, with what it keeps from piece to piece."""
-    loaded: Callable[[int], Any] = pickle.loads(task)  # noqa: S301  from the process that started the run
-    return loaded
-
-
-def _versions() -> dict[str, str]:
-    """Give the versions that decide what a piece gives; builds of torch for other devices are alike."""
-    return {"deconv": version("deconv-cli"), "torch": version("torch").partition("+")[0]}
+    def cancel(self) -> None:
+        """Give up what is not done."""
+        if self._client.status == "running":
+            self._client.cancel(list(self._under_way))
 
 
 def _connect(distributed: ModuleType, address: str) -> Any:  # noqa: ANN401  a client
@@ -238,30 +248,21 @@ def _connect(distributed: ModuleType, address: str) -> Any:  # noqa: ANN401  a c
         ) from error
 
 
-def _is_killed(future: Any) -> bool:  # noqa: ANN401
-    """Tell whether every worker died that had this piece."""
-    return future.status == "error" and type(future.exception()).__name__ == "KilledWorker"
+def _is_killed(error: Exception | None) -> bool:
+    """Tell whether every worker died that had a piece."""
+    return type(error).__name__ == "KilledWorker"
 
 
-def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
-    """Give what a worker sent, or why none could.
-
-    Raises:
-        WorkerError: the scheduler is gone.
-    """
-    if future.status == "finished":
-        finished: Finished[Any] = future.result()
-        return finished
-    if future.status != "error":
-        raise WorkerError(SCHEDULER_ENDED)
-    error = future.exception()
+def _explained(finished: Finished[Result]) -> Finished[Result]:
+    """Say what an error of Dask means, and what helps."""
+    error = finished.error
     if isinstance(error, FileAccessError):
         error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
     elif isinstance(error, ModuleNotFoundError):
         error = WorkerError(f"a worker of the cluster says: {error}; install deconv-cli there as it is here.")
-    elif _is_killed(future):
+    elif _is_killed(error):
         error = WorkerError(
-            f"piece {number} of the work ended every worker that did it; the system does that where memory is short: "
-            "start workers with more of it, or give a smaller max_memory."
+            f"piece {finished.number} of the work ended every worker that did it; the system does that where memory is "
+            "short: start workers with more of it, or give a smaller max_memory."
         )
-    return Finished(number, error=error)
+    return replace(finished, error=error)

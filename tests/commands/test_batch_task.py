@@ -12,6 +12,7 @@ from deconv_cli.commands.batch_task import BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome, Source, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
+from deconv_cli.schedulers.scheduler import attempt
 from deconv_cli.schedulers.serial import SerialScheduler
 
 
@@ -80,6 +81,42 @@ def frames(tmp_path):
     for number in range(1, 5):
         np.save(folder / f"{number}.npy", np.full((9, 8), number, dtype=np.float32))
     return folder
+
+
+@pytest.fixture
+def each_twice(monkeypatch):
+    """Do each piece twice, as it is where the worker dies that has the result of the first time."""
+
+    def run(self, task, numbers):
+        for number in numbers:
+            attempt(task, number)
+            yield attempt(task, number)
+
+    monkeypatch.setattr(SerialScheduler, "run", run)
+
+
+@pytest.mark.usefixtures("each_twice")
+def test_a_job_that_is_done_again_finds_its_own_output_and_no_other(deconv, frames, gentle, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "2.npy").write_bytes(b"precious")
+    words = ["forward", frames, "-k", gentle, "-o", out, "--jobs", "1", "--manifest", tmp_path / "run.jsonl"]
+    done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert len(done.errors) == 1
+    assert f"output '{out / '2.npy'}' exists already" in done.errors[0]
+    deconv(*words, "--resume", expect=ExitCode.UNTRUSTWORTHY)
+    assert (out / "2.npy").read_bytes() == b"precious"
+    assert deconv(*words, "--force").errors == []
+
+
+@pytest.mark.usefixtures("each_twice")
+def test_a_worker_forgets_no_blocks_of_an_earlier_run_unasked(deconv, frames, gentle, tmp_path):
+    ledger = tmp_path / "out" / ".2.npy.blocks"
+    ledger.mkdir(parents=True)
+    words = ["invert", frames, "-k", gentle, "-o", tmp_path / "out", "--jobs", "1", "--block-size", "4"]
+    done = deconv(*words, expect=ExitCode.USAGE)  # the frames are too small to be cut
+    assert f"it left '{ledger}'" in done.errors[-1]
+    assert ledger.exists()
 
 
 @pytest.mark.parametrize("option", ["--verbose", "--show"])

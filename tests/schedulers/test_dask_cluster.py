@@ -8,10 +8,10 @@ import time
 from itertools import count
 
 import pytest
-from piece_tasks import DieAt, Fail, WriteUnit, check_failures, folder_of, process_of, sleep_from_two
+from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, check_failures, folder_of, process_of, sleep_from_two
 
 from deconv_cli.errors import UsageError, WorkerError
-from deconv_cli.schedulers import dask_cluster
+from deconv_cli.schedulers import dask_cluster, dask_piece
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.schedulers.work_settings import WorkSettings
@@ -52,6 +52,21 @@ def test_results_that_are_lost_with_their_worker_are_made_again(cluster):
     os.kill(first.result, signal.SIGKILL)
     time.sleep(0.2)
     assert sorted([first.number, *(one.number for one in run)]) == list(range(6))
+
+
+def test_a_piece_that_is_lost_as_it_is_fetched_and_fails_then_is_one_that_failed(cluster, tmp_path, monkeypatch):
+    from distributed import Future
+
+    fetch = Future.result
+
+    def fetch_late(self, **options):
+        monkeypatch.setattr(Future, "result", fetch)
+        os.kill(int((tmp_path / "0").read_text()), signal.SIGKILL)
+        time.sleep(0.3)
+        return fetch(self, **options)
+
+    monkeypatch.setattr(Future, "result", fetch_late)
+    assert [type(one.error) for one in cluster.run(WriteOnce(tmp_path), [0])] == [FileExistsError]
 
 
 def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(cluster, tmp_path):
@@ -101,8 +116,8 @@ def test_where_no_scheduler_answers_a_sentence_says_so(address, monkeypatch, tmp
 
 
 def test_a_worker_of_other_versions_refuses(cluster, monkeypatch):
-    here = dask_cluster._versions()
-    monkeypatch.setattr(dask_cluster, "_versions", lambda: here | {"deconv": "9.9"})
+    here = dask_piece._versions()
+    monkeypatch.setattr(dask_piece, "_versions", lambda: here | {"deconv": "9.9"})
     (one,) = cluster.run(abs, [1])
     assert isinstance(one.error, UsageError)
     assert f"has deconv {here['deconv']}," in str(one.error)
