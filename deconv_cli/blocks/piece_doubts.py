@@ -1,4 +1,4 @@
-"""Whether a picture that is restored in blocks is doubted for what the residuals of its pieces show."""
+"""Whether a picture that is restored in blocks is doubted for what its pieces show."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import DoubtReason
 
-OF_RESIDUALS = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS)
+OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA)
 """Reasons that hold for a picture where they hold for its pieces; solvers and samples are looked at in every block."""
 
 
 def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
-    """Doubt a picture where the residual of at least half of its pieces contradicts kernel or boundary.
+    """Doubt a picture where at least half of its pieces have no λ, or a residual that contradicts kernel or boundary.
 
     Args:
         found: pieces that were restored, those with the most contrast first.
@@ -20,7 +20,7 @@ def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
     Returns:
         The sentence of the first piece that is doubted, with how many are; empty where most are not.
     """
-    told = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_RESIDUALS] for piece in found]
+    told = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
     doubted = [sentences for sentences in told if sentences]
     if not doubted or 2 * len(doubted) < len(found):
         return ()

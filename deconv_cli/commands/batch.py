@@ -200,7 +200,10 @@ class Batch:
             of_which = "" if is_only else f"{job.source}: "
             for doubt in outcome.doubts:
                 print_warning(of_which + with_options(doubt))
-            self._print_notes(job, outcome)
+            for warning in outcome.warnings:
+                self._print_once(job, warning, print_warning)
+            for note in outcome.record["notes"]:
+                self._print_once(job, note, print_note)
         if printed.show:
             outcome.show()
         if printed.as_json:
@@ -210,13 +213,12 @@ class Batch:
         self._n_done += 1
         self._n_doubted += not outcome.is_trusted
 
-    def _print_notes(self, job: Job, outcome: Outcome) -> None:
-        """Print notes that differ in their numbers alone once, with the first input that they are true of."""
-        for note in outcome.record["notes"]:
-            kind = _NUMBER.sub("", note)
-            if kind not in self._notes and not self._printed.quiet:
-                print_note(f"{job.source}: {with_options(note)}")
-            self._notes.add(kind)
+    def _print_once(self, job: Job, sentence: str, show: Callable[[str], None]) -> None:
+        """Print sentences that differ in their numbers alone once, with the first input that they are true of."""
+        kind = _NUMBER.sub("", sentence)
+        if kind not in self._notes and not self._printed.quiet:
+            show(f"{job.source}: {with_options(sentence)}")
+        self._notes.add(kind)
 
     def _set_aside(self, job: Job, error: Exception) -> None:
         """Say what failed; of the error no more is kept than that, since it holds on to the images at hand."""

@@ -64,12 +64,14 @@ class Outcome:
         print_summary: prints it as a table for people.
         doubts: why the result is not to be trusted, a sentence each; empty where it is.
         show: draws the result in the terminal.
+        warnings: what may have gone wrong besides, a sentence each.
     """
 
     record: dict[str, Any]
     print_summary: Callable[[], None]
     doubts: tuple[str, ...]
     show: Callable[[], None]
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_trusted(self) -> bool:

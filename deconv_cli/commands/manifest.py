@@ -78,6 +78,7 @@ class Manifest:
                 "output_sha256": _fingerprint(done.job.target),
                 "samples_sha256": record["output"].get("samples_sha256"),
                 "doubts": doubts,
+                "warnings": [with_options(warning) for warning in done.outcome.warnings],
                 "notes": [with_options(note) for note in record["notes"]],
                 "rerun": record["rerun"],
             }

@@ -116,6 +116,7 @@ class Restoration:
             partial(print_invert_summary, run, verbose=self._printed.verbose),
             doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
             show=partial(show_picture, result.image, n_axes=run.kernel.kernel.n_axes, is_color=loaded.image.is_picture),
+            warnings=run.reconstruction.cautions,
         )
 
     def _describe(

@@ -74,15 +74,22 @@ class LambdaChoice:
         return f"chosen by {words[self.rule]}{rounds}{median}; {other.rule} would take {other.chosen:.2g}"
 
     @property
-    def warning(self) -> str | None:
-        """A sentence on why to doubt it; `None` if there is no reason."""
-        ratio = self.curve.chosen / self.cross_check.chosen
+    def failure(self) -> str | None:
+        """A sentence on why nothing was found; `None` if the rule has a minimum."""
         # The least risk at the smallest λ is a finding: this noise needs none.
-        if self.curve.is_at_end and not (self.rule is LambdaRule.UPRE and self.lam < 1):
-            return (
-                f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}; "
-                "set lam to a number, or take another lambda_rule"
-            )
+        if not self.curve.is_at_end or (self.rule is LambdaRule.UPRE and self.lam < 1):
+            return None
+        return (
+            f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}, so it "
+            "chose no λ; set lam to a number, or take another lambda_rule"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence on why to look at it; `None` if there is no reason."""
+        if self.failure is not None:
+            return self.failure
+        ratio = self.curve.chosen / self.cross_check.chosen
         # The discrepancy is far larger than the least risk, by nature and not by mistake.
         are_alike = {self.rule, self.cross_check.rule} == {LambdaRule.UPRE, LambdaRule.DISCREPANCY}
         if not are_alike and not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:

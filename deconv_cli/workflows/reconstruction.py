@@ -26,6 +26,7 @@ from deconv_cli.workflows.trust import (
     DoubtReason,
     Scale,
     doubt_clipping,
+    doubt_lambda,
     doubt_layer,
     doubt_residual,
     doubt_solver,
@@ -101,6 +102,8 @@ class Reconstruction:
                 found += doubt_clipping(self.clipping)
             return tuple(found)
         found = doubt_solver(self.solution.status)
+        if self.lambda_choice is not None:
+            found += doubt_lambda(self.lambda_choice, self.residual)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
             found += doubt_layer(
                 self.residual, self.scale, self.settings.noise_sigma or 0.0, penalty=self.settings.penalty
@@ -120,10 +123,15 @@ class Reconstruction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user is warned of, a sentence each: the doubts, then what may have gone wrong."""
-        found = [doubt.sentence for doubt in self.doubts]
+        return (*(doubt.sentence for doubt in self.doubts), *self.cautions)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What may have gone wrong, though the result is not doubted for it, a sentence each."""
+        found = []
         for number, part in enumerate(self.channels or (self,), start=1):
             warning = part.lambda_choice and part.lambda_choice.warning
-            if warning:
+            if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                 found.append(f"channel {number}: {warning}" if self.channels else warning)
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)

@@ -8,6 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import ResidualSummary
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
@@ -46,6 +47,7 @@ class DoubtReason(StrEnum):
     AMPLIFICATION = "amplification"
     RESIDUAL_TESTS = "residual tests"
     CLIPPING = "clipping"
+    LAMBDA = "lambda"
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,17 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
         return []
     found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
     return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably not that of the data")]
+
+
+def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
+    """Doubt a λ that a rule was to choose, but did not; the least one is right for data that it explains to rounding.
+
+    Args:
+        choice: how λ was chosen.
+        residual: y − Ax̂ in numbers.
+    """
+    is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
+    return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

@@ -3,6 +3,7 @@
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.fixed_choices import N_PIECES
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.blocks.piece_doubts import doubt_pieces
 from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.workflows import solved
+from deconv_cli.workflows.trust import Doubt, DoubtReason
 
 
 def difference(found, whole, data):
@@ -130,6 +133,14 @@ def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assum
         (doubt,) = found.doubts
         assert re.match(r"in [23] of 3 pieces of the picture that were tested: ", doubt)
         assert doubt.endswith(ResidualFinding.WRONG_KERNEL.sentence)
+
+
+def test_pieces_in_which_no_lambda_is_found_are_doubted():
+    without, other = ([Doubt(reason, "told")] for reason in (DoubtReason.LAMBDA, DoubtReason.CLIPPING))
+    pieces = [SimpleNamespace(doubts=doubts) for doubts in (without, without, other)]
+    assert doubt_pieces(pieces) == ("in 2 of 3 pieces of the picture that were tested: told",)
+    assert doubt_pieces(pieces[1:]) == ("in 1 of 2 pieces of the picture that were tested: told",)
+    assert doubt_pieces([*pieces[1:], pieces[-1]]) == ()
 
 
 @pytest.mark.exhaustive

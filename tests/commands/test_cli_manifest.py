@@ -211,6 +211,28 @@ def test_notes_that_differ_in_numbers_alone_are_printed_once(deconv, frames, gen
     assert len({note for line in lines for note in line["notes"]}) == 3
 
 
+def test_a_rule_that_found_no_lambda_is_doubted_and_a_caution_taken_down(deconv, gentle, tmp_path):
+    folder = tmp_path / "noisy"
+    folder.mkdir()
+    np.save(folder / "checks.npy", (np.indices((24, 24)).sum(0) % 2).astype(np.float32))
+    np.save(tmp_path / "sharp.npy", np.kron(np.eye(2), np.ones((12, 12))).astype(np.float32))
+    words = ["-k", "gaussian:1.5", "--boundary", "circular"]
+    deconv("forward", tmp_path / "sharp.npy", *words, "-o", folder / "step.npy")
+    words += ["--lambda", "auto", "--penalty", "gradient"]
+    alone = deconv("invert", folder / "checks.npy", *words, "-o", tmp_path / "a.npy", expect=ExitCode.UNTRUSTWORTHY)
+    many = ["-o", tmp_path / "out", "--manifest", tmp_path / "run.jsonl"]
+    done = deconv("invert", folder, *words, *many, expect=ExitCode.UNTRUSTWORTHY)
+    checks, step = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    doubt = "the rule gcv has no minimum between 1e-09 and 1000, so it chose no λ; set --lambda to a number"
+    assert alone.stderr.count(doubt) == 1
+    assert f"warning: {folder / 'checks.npy'}: {doubt}" in done.stderr
+    assert [doubt in told for told in checks["doubts"]] == [True]
+    assert [line["status"] for line in (checks, step)] == ["doubted", "done"]
+    assert checks["warnings"] == step["doubts"] == []
+    assert "no minimum" in step["warnings"][0]  # the least λ is right for data without noise
+    assert step["warnings"][0] in done.stderr
+
+
 def test_an_error_that_nobody_foresaw_costs_one_file_and_keeps_its_traceback(
     deconv, frames, gentle, tmp_path, monkeypatch
 ):
