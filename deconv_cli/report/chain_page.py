@@ -102,7 +102,7 @@ def _key_numbers(run: ChainRun) -> list[Row]:
     return [
         ("Residual", f"{100 * result.relative_residual:.3g} %", "of the data, through the layers themselves"),
         ("Determined", f"{100 * share.share:.3g} %", f"of the input's {share.n_dimensions} numbers, {how}"),
-        ("Solver", counted(solution.n_iterations, "iteration"), solution.status.value),
+        ("Solver", counted(solution.n_iterations, "iteration"), solution.ending),
         ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 where nothing small helps"),
         ("Amplification", f"{result.amplification:.3g}", "how many times larger the estimate is than the data need"),
     ]

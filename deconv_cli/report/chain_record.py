@@ -50,7 +50,7 @@ def describe_chain_run(run: ChainRun) -> Record:
             "method": result.method.name.lower(),
             "description": result.method.value,
             "status": solution.status.name.lower(),
-            "message": solution.status.value,
+            "message": solution.ending,
             "iterations": solution.n_iterations,
             "certificate": solution.certificate,
         },

@@ -46,7 +46,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),
-            "message": result.solution.status.value,
+            "message": result.solution.ending,
             "iterations": result.solution.n_iterations,
             "certificate": result.solution.certificate,
             "distance_bound": finite_or_none(result.solution.distance_bound),
@@ -76,7 +76,7 @@ def describe_tap_reconstruction(result: TapReconstruction) -> Record:
         "undetermined_share": result.undetermined,
         "solver": {
             "status": solution.status.name.lower(),
-            "message": solution.status.value,
+            "message": solution.ending,
             "iterations": solution.n_iterations,
             "certificate": solution.certificate,
         },

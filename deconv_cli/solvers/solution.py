@@ -53,6 +53,12 @@ class Status(StrEnum):
         return self in (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE, Status.ALL_ITERATIONS)
 
 
+_WITHOUT_LAMBDA = {
+    Status.STAGNATED: "use dtype float64 or a larger tolerance",
+    Status.MAX_ITERATIONS: "raise max_iterations or tolerance",
+}
+"""What helps where the objective has no λ."""
+
 QUADRATIC_OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖²"
 
 
@@ -89,6 +95,15 @@ class Solution:
     n_steps: int | None = None
     rho: float | None = None
 
+    @property
+    def ending(self) -> str:
+        """How the solve ended, and what helps, in a sentence: another λ or weight only where there is one."""
+        has_lambda = "λ" in self.objective or "μ" in self.objective
+        if has_lambda or self.status not in _WITHOUT_LAMBDA:
+            return self.status.value
+        another = "" if self.weight is None else ", or take another weight"
+        return f"{self.status.value.partition('; ')[0]}; {_WITHOUT_LAMBDA[self.status]}{another}"
+
     def raise_for_status(self) -> Solution:
         """Return the solution itself, if it is to be trusted.
 
@@ -96,7 +111,7 @@ class Solution:
             UntrustworthyResultError: the solver did not reach its tolerance.
         """
         if not self.status.is_success:
-            raise UntrustworthyResultError(f"{self.status} ({self._measures}).")
+            raise UntrustworthyResultError(f"{self.ending} ({self._measures}).")
         return self
 
     def warn_for_status(self, stacklevel: int = 2) -> Solution:
@@ -109,7 +124,7 @@ class Solution:
             RuntimeWarning: the solver did not reach its tolerance.
         """
         if not self.status.is_success:
-            warnings.warn(f"{self.status} ({self._measures})", RuntimeWarning, stacklevel=stacklevel + 1)
+            warnings.warn(f"{self.ending} ({self._measures})", RuntimeWarning, stacklevel=stacklevel + 1)
         return self
 
     @property

@@ -73,7 +73,7 @@ class ChainInversion:
     @property
     def doubts(self) -> tuple[Doubt, ...]:
         """Why not to trust the estimate as it is; empty where nothing speaks against it."""
-        found = doubt_solver(self.solution.status)
+        found = doubt_solver(self.solution)
         if self.relative_residual > MAX_RELATIVE_RESIDUAL and self.lam == 0:
             found.append(
                 Doubt(

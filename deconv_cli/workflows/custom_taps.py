@@ -97,7 +97,7 @@ class TapReconstruction:
     @property
     def doubts(self) -> tuple[Doubt, ...]:
         """Why not to trust the estimate as it is; empty where nothing speaks against it."""
-        found = doubt_solver(self.solution.status)
+        found = doubt_solver(self.solution)
         if self.settings.lam == 0 and not self.is_determined:
             part = f"{100 * self.undetermined:.2g} % of the image"
             found.append(

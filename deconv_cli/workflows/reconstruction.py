@@ -101,7 +101,7 @@ class Reconstruction:
             if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
                 found += doubt_clipping(self.clipping)
             return tuple(found)
-        found = doubt_solver(self.solution.status)
+        found = doubt_solver(self.solution)
         if self.lambda_choice is not None:
             found += doubt_lambda(self.lambda_choice, self.residual)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:

@@ -14,7 +14,7 @@ from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import format_percent
 
 MAX_RELATIVE_RESIDUAL = 0.05
@@ -128,9 +128,10 @@ def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float)
     return Clipping(lowest, highest, n_beyond / n_inside if n_inside else 0.0)
 
 
-def doubt_solver(status: Status) -> list[Doubt]:
+def doubt_solver(solution: Solution) -> list[Doubt]:
     """Doubt a solve that did not reach its tolerance."""
-    return [] if status.is_success else [Doubt(DoubtReason.SOLVER, f"the solver did not finish: {status.value}")]
+    told = f"the solver did not finish: {solution.ending}"
+    return [] if solution.status.is_success else [Doubt(DoubtReason.SOLVER, told)]
 
 
 def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float, *, penalty: str) -> list[Doubt]:

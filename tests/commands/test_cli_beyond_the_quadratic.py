@@ -82,9 +82,13 @@ def test_verbose_shows_the_certificate_falling_and_the_table_says_what_was_done(
 
 
 def test_spent_iterations_are_not_to_be_trusted(deconv, files):
-    for way in ("tv-weight", "nonnegative"):
+    helps = {
+        "tv-weight": "raise --max-iterations or tolerance, or take another weight",
+        "nonnegative": "raise --max-iterations, λ or tolerance",
+    }
+    for way, advice in helps.items():  # of λ only where there is one
         done = deconv(*files, *WAYS[way], "--max-iterations", "1", "-o", f"{way}.npy", expect=ExitCode.UNTRUSTWORTHY)
-        assert "the iterations ran out" in done.stderr
+        assert f"the iterations ran out before the tolerance was reached; {advice}\n" in done.stderr
 
 
 def test_a_folder_has_each_file_by_itself(deconv, files):
