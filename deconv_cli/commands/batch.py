@@ -234,8 +234,8 @@ class Batch:
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
             print_document(self._records[jobs[0].number] if is_single else self._document())
-        if not self._printed.quiet and len(jobs) > 1:
-            for sentence in self._summary(len(jobs), seconds):
+        if not self._printed.quiet:
+            for sentence in self._summary(len(jobs), seconds) if len(jobs) > 1 else self._left_out(jobs):
                 print_note(sentence)
         if self._failures and not self._n_done and not self._skipped:
             raise typer.Exit(self._failures[0].code or ExitCode.FAILURE)
@@ -250,6 +250,12 @@ class Batch:
             "failed": [{"path": str(failure.job.source), "error": failure.sentence} for failure in self._failures],
             "skipped": [str(path) for path in self._skipped],
         }
+
+    def _left_out(self, jobs: list[Job]) -> Iterator[str]:
+        """Say so where the only input was left out."""
+        if self._skipped:
+            why = "has not changed since it was written" if self._options.resume else "exists already"
+            yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}."
 
     def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), "left out": len(self._skipped)}

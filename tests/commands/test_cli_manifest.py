@@ -191,6 +191,17 @@ def test_what_exists_is_skipped_whatever_it_holds(deconv, frames, gentle, tmp_pa
     assert deconv(*words).report["results"] == []
 
 
+def test_one_input_that_is_left_out_is_told_in_one_line(deconv, gray, gentle, tmp_path):
+    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "a.png"]
+    manifest = ["--manifest", tmp_path / "run.jsonl", "--resume"]
+    deconv(*words, *manifest)
+    for more, why in ((manifest, "has not changed since it was written"), (["--skip-existing"], "exists already")):
+        told = f"note: {gray}: left out, since its output '{tmp_path / 'a.png'}' {why}.\n"
+        done = deconv(*words, *more)
+        assert (done.stdout, done.stderr) == ("", told)
+        assert deconv(*words, *more, "--quiet").stderr == ""
+
+
 def test_many_files_print_no_table_each_note_once_and_the_failures_again(deconv, frames, gentle, tmp_path):
     words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out.d"]
     done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
