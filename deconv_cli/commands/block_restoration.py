@@ -99,7 +99,7 @@ class BlockRestoration:
         )
 
     def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
-        """Plan, restore, write and tell; of what is complete already, tell that it is.
+        """Plan, restore, write and tell; of what is complete already, tell that it is, unless its page is missing.
 
         Raises:
             UsageError: something is asked for that is not written by parts, or the picture cannot be cut.
@@ -107,21 +107,26 @@ class BlockRestoration:
         """
         from deconv_cli.blocks.earlier_run import BlocksCompleteError
 
+        is_drawn_again = self._resumes and extra.page is not None and not extra.page.exists()
         try:
-            self._run(job, large, extra, printed)
+            self._run(job, large, extra, printed, goes_on=self._goes_on)
         except BlocksCompleteError as complete:
+            told = f"'{extra.page}' is missing, so all blocks are restored again to draw it"
             if not printed.quiet:
-                print_note(with_options(str(complete)))
-            _print_answer(complete.record, complete.record.get("doubts"), printed)
+                print_note(told if is_drawn_again else with_options(str(complete)))
+            if is_drawn_again:  # what is shown of the whole is made as blocks are restored
+                self._run(replace(job, replaces=True), large, extra, printed, goes_on=False)
+            else:
+                _print_answer(complete.record, complete.record.get("doubts"), printed)
 
-    def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
+    def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, goes_on: bool) -> None:
         from deconv_cli.io.pages import check_page_path
         from deconv_cli.report.block_record import describe_block_plan, describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
         with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=self._goes_on)
+                planned = self._plan(job, large, extra, scheduler, progress, resumes=goes_on)
             if extra.page is not None:
                 check_page_path(extra.page, job.source, force=self._files.force or self._resumes)
             if not printed.quiet:

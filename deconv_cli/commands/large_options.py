@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deconv_cli.errors import UsageError
+from deconv_cli.schedulers.job_array import JobShare
 
 LARGE = "Large inputs"
 
@@ -55,7 +56,7 @@ class LargeOptions:
         return self.block_size is not None or self.dry_run or self.block_range is not None
 
     def check(self, *, is_possible: bool, is_one: bool) -> None:
-        """Refuse blocks of what is not restored by one kernel that was given, and what belongs to a single input.
+        """Refuse blocks of what is not restored by a kernel that was given, what belongs to one input, or no share.
 
         Raises:
             UsageError: they are asked for.
@@ -65,6 +66,8 @@ class LargeOptions:
                 "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
                 "not with --kernel estimate, --factor, --layers or --tap; leave them out."
             )
+        if self.block_range is not None:
+            JobShare.parse(self.block_range)
         if not is_one and (self.dry_run or self.block_range is not None):
             raise UsageError(
                 f"{'--dry-run' if self.dry_run else '--block-range'} belongs to one input without a manifest; give its "

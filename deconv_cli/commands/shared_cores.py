@@ -63,6 +63,7 @@ class SharedCores:
             torch.set_num_threads(max(1, self._n_cores // n_at_once))
             yield source
         finally:
+            torch.set_num_threads(self._n_cores)  # of threads too that torch meets later
             with self._room:
                 self._n_free += n_places
                 self._room.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,12 +74,25 @@ def _head_of_address(path: Path) -> bytes:
     return FOLDER + mark.encode()
 
 
+_RAISED = re.compile(r"^.* raised \w+\((['\"])(.*)\1\)")
+_CAUSE = re.compile(r", due to \w+\(.*")
+_CLASS = re.compile(r"<class '([\w.]+)'>")
+_OBJECT = re.compile(r"<[A-Za-z_][\w.]*(?: [^<>]*)?>:?\s*")
+
+_SLIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
+"""What a codec stumbles into that takes what a damaged file says for granted; their messages are about its code."""
+
+
 def reason_of(error: BaseException) -> str:
-    """Give the first line of an error's message, without its final stop."""
+    """Give the first line of an error's message, without its final stop, and without objects as Python writes them."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".:")[:200] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = _RAISED.sub(r"\2", lines[0])
+    line = _OBJECT.sub("", _CAUSE.sub("", _CLASS.sub(r"\1", line)))
+    return line.strip().rstrip(".:")[:200] or type(error).__name__
 
 
 @contextmanager
@@ -99,7 +113,8 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
     except MemoryError as error:
         raise TooLargeError(f"'{path}' needs more memory than there is; crop or split it first.") from error
     except (Exception, RecursionError) as error:
+        reason = "its parts contradict one another" if isinstance(error, _SLIPS) else reason_of(error)
         raise MalformedInputError(
-            f"'{path}' cannot be read as {format_name} ({reason_of(error)}); it is damaged, cut short or of a "
+            f"'{path}' cannot be read as {format_name} ({reason}); it is damaged, cut short or of a "
             "kind not understood here."
         ) from error

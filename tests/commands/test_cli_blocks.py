@@ -24,6 +24,22 @@ def words(large, *more):
     return ["invert", large, "-k", "box:3", "-o", target, *settings, *more]
 
 
+@pytest.mark.exhaustive  # each of several runs is planned
+def test_a_page_or_a_mask_that_is_missing_is_made_again(deconv, large, monkeypatch):
+    monkeypatch.setattr(block_page, "render_block_page", lambda run, pieces: "<html>")
+    page, mask, out = (large.with_name(name) for name in ("page.html", "mask.npy", "out.npy"))
+    line = words(large, "--report", page, "--trust-mask", mask)
+    deconv(*line)
+    kept = [path.read_bytes() for path in (mask, out)]
+    for lost in (page, mask):
+        lost.unlink()
+        told = " ".join(deconv(*line, "--resume").stderr.split())
+        assert ("page.html' is missing, so all blocks are restored again" in told) == (lost == page)
+        assert page.exists()
+        assert [path.read_bytes() for path in (mask, out)] == kept
+    assert "is complete already" in " ".join(deconv(*line, "--resume").stderr.split())
+
+
 def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     plan = deconv(*words(large, "--dry-run", "--json")).report
     assert plan["plan"]["blocks"] == 4
@@ -42,6 +58,8 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
         told = deconv(*words(large, *going_on, "--json"))
         assert "out.npy' is complete already" in " ".join(told.stderr.split())
         assert told.report["blocks"] == report["blocks"]
+    told = deconv(*words(large, "--block-range", "3/2"), expect=ExitCode.USAGE)
+    assert "--block-range must be i/N" in told.stderr
     assert sorted(path.name for path in large.parent.iterdir()) == ["large.npy", "out.npy", "out.npy.json"]
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,13 @@ def test_a_file_a_core_is_worked_on_at_once_and_one_more():
         return lambda: outcome(job)
 
     assert [one.error for one in run(side_by_side, make_jobs(6), process=process)] == [None] * 6
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_threads_that_are_started_afterwards_have_all_cores():
+    assert len(list(run(side_by_side, make_jobs(4)))) == 4
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_cores")

@@ -31,6 +31,7 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.io import limits, read_image
+from deconv_cli.io.sources import reason_of, refusing_damage
 from deconv_cli.models.kernel_files import read_kernel
 
 
@@ -338,3 +339,29 @@ def test_checksums_are_compared(tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(MalformedInputError, match="checksum"):
         read_image(tmp_path / "a.png")
+
+
+REASONS = {
+    "<tifffile.TiffPage 0 @8> missing data offset tag": "missing data offset tag",
+    "<TiffTag.fromfile> raised TiffFileError('<tifffile.TiffTag 277 @94> invalid data type 8195')": (
+        "invalid data type 8195"
+    ),
+    "<tifffile.TiffTag 270 @70> coercing invalid ASCII to bytes, due to UnicodeDecodeError('charmap', b'\\xdf')": (
+        "coercing invalid ASCII to bytes"
+    ),
+    "cannot identify image file <_io.BytesIO object at 0x7f>": "cannot identify image file",
+    "unsupported <class 'numpy.str_'>.": "unsupported numpy.str_",
+    "2 < 3 and 4 > 3": "2 < 3 and 4 > 3",
+    "<tifffile.TiffPage 0 @8>": "ValueError",
+}
+
+
+@pytest.mark.parametrize("message", REASONS)
+def test_reasons_show_no_objects_as_python_writes_them(message):
+    assert reason_of(ValueError(message)) == REASONS[message]
+
+
+def test_what_a_codec_stumbles_into_is_told_as_what_it_is(tmp_path):
+    told = r"TIFF file \(its parts contradict one another\); it is damaged"
+    with pytest.raises(MalformedInputError, match=told), refusing_damage(tmp_path / "a.tif", "a TIFF file"):
+        raise AttributeError("'NoneType' object has no attribute 'itemsize'")
