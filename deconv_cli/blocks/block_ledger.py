@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io.folders import address_of
+from deconv_cli.io.hidden_names import process_name
 from deconv_cli.io.sources import reason_of
 
 
@@ -64,7 +64,7 @@ class BlockLedger:
         """
         with self._refusing():
             self.folder.mkdir(exist_ok=True)
-            own = self.folder / f"plan-{_process()}.json"
+            own = self.folder / f"plan-{process_name()}.json"
             own.write_text(json.dumps(plan.as_record()), encoding="ascii")
             with contextlib.suppress(FileExistsError):
                 os.link(own, self.folder / "plan.json")
@@ -80,7 +80,7 @@ class BlockLedger:
         line = json.dumps(result.as_record()) + "\n"
         with self._refusing():
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            descriptor = os.open(self.folder / f"done-{_process()}.jsonl", flags, 0o666)
+            descriptor = os.open(self.folder / f"done-{process_name()}.jsonl", flags, 0o666)
             try:
                 os.write(descriptor, line.encode("ascii"))
             finally:
@@ -139,8 +139,3 @@ class BlockLedger:
             yield
         except OSError as error:
             raise FileAccessError(f"'{self.folder}' cannot be written: {reason_of(error)}.") from error
-
-
-def _process() -> str:
-    """Name this process among those of all machines."""
-    return f"{socket.gethostname()}-{os.getpid()}"

@@ -61,7 +61,10 @@ class BatchOptions:
             UsageError: two of them do.
         """
         if self.resume and self.manifest is None:
-            raise UsageError("--resume goes on where a manifest ends; name it with --manifest FILE.jsonl.")
+            raise UsageError(
+                "--resume goes on where a manifest ends, or with one file that is restored in blocks; name the manifest "
+                "with --manifest FILE.jsonl, or leave --resume out."
+            )
         if self.skip_existing and (force or self.resume):
             other = "--force" if force else "--resume"
             raise UsageError(f"--skip-existing leaves outputs that exist, but {other} replaces them; use one of them.")

@@ -136,7 +136,7 @@ def invert(
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     if is_single_kernel and is_one:
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
-        is_wanted = large.is_cut_anyway or many.resume
+        is_wanted = large.is_cut_anyway or (many.resume and _is_read_by_parts(jobs[0].source))
         found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)
@@ -162,6 +162,12 @@ def invert(
         resumes=many.resume,
     )
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
+
+
+def _is_read_by_parts(path: Path) -> bool:
+    from deconv_cli.io.regions.opening import is_read_by_parts
+
+    return is_read_by_parts(path)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:

@@ -40,7 +40,12 @@ def is_in_parts(path: Path) -> bool:
 
 def hidden_name(final: Path, ending: str) -> Path:
     """Give a new hidden name beside a file that is written as a whole; it keeps the suffix."""
-    return final.with_name(f"{_beginning(final)}{_host()}-{os.getpid()}-{secrets.token_hex(4)}.{ending}{final.suffix}")
+    return final.with_name(f"{_beginning(final)}{process_name()}-{secrets.token_hex(4)}.{ending}{final.suffix}")
+
+
+def process_name() -> str:
+    """Name this process among those of all machines."""
+    return f"{_host()}-{os.getpid()}"
 
 
 def left_of(final: Path, ending: str) -> list[Path]:

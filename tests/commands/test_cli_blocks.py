@@ -146,6 +146,11 @@ def test_a_file_that_is_read_as_a_whole_is_refused(deconv, gray, tmp_path):
     assert "is read as a whole" in " ".join(done.stderr.split())
 
 
+def test_a_file_that_is_read_as_a_whole_is_not_gone_on_with(refuses, gray, tmp_path):
+    words = ["invert", gray, "-k", "box:3", "-o", tmp_path / "x.png", "--resume"]
+    refuses(*words, code=ExitCode.USAGE, says=["with one file that is restored in blocks", "--manifest FILE.jsonl"])
+
+
 @pytest.mark.exhaustive  # pieces of a stack take seconds
 def test_blocks_are_shallow_where_chunks_are_wide(deconv, tmp_path):
     zarr = pytest.importorskip("zarr")
