@@ -62,8 +62,8 @@ class BatchOptions:
         """
         if self.resume and self.manifest is None:
             raise UsageError(
-                "--resume goes on where a manifest ends, or with one file that is restored in blocks; name the manifest "
-                "with --manifest FILE.jsonl, or leave --resume out."
+                "--resume goes on where a manifest ends, or with one file that is restored in blocks; name the "
+                "manifest with --manifest FILE.jsonl, or leave --resume out."
             )
         if self.skip_existing and (force or self.resume):
             other = "--force" if force else "--resume"
