@@ -18,7 +18,7 @@ from deconv_cli.kernels.fit.pair_equations import Pair, gather, misfit
 from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
 from deconv_cli.kernels.learning.learned_kernel import LearnedKernel, convolve
 from deconv_cli.kernels.learning.loss_functions import Loss, find_loss, mean_loss, squared
-from deconv_cli.kernels.learning.objective import Objective, Stripe, cut_stripes, measure_slopes
+from deconv_cli.kernels.learning.objective import Objective, Slopes, Stripe, cut_stripes, measure_slopes
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.fit_kernel import penalty_gram
@@ -29,6 +29,8 @@ CHECK_BUDGET = 10.0
 """Seconds for finite differences."""
 N_CHANGES = 5
 """Steps toward the least squares that resemble the loss."""
+MAX_WEIGHT = 1e6
+"""Of an output, in that of the median; and its inverse is the least one."""
 LEAST_WEIGHT = 1e-13
 """λ of the coordinates, which have to exist for images that leave some taps open too."""
 
@@ -175,9 +177,10 @@ class LeastSquares:
 def _as_squared(
     groups: Sequence[Sequence[Pair]], columns: Tensor, loss: Loss, size: Size
 ) -> tuple[list[list[Pair]], float]:
-    """Replace data by those for which the square has the slope that the loss has for the true ones.
+    """Replace data by those for which the weighted square has the slope that the loss has for the true ones.
 
-    Source: Huber, Robust Statistics, 1981, section 7.8, on modified residuals.
+    Source: Huber, Robust Statistics, 1981, section 7.8, on modified residuals; the weights are those of McCullagh and
+    Nelder, Generalized Linear Models, 1989, section 2.5, as far as they depend on the prediction alone.
 
     Args:
         groups: the pairs of each kernel.
@@ -186,24 +189,46 @@ def _as_squared(
         size: of the kernels.
 
     Returns:
-        The pairs with other data, and the second derivative of the loss in the middle of the data.
+        The pairs with other data and weights, and the second derivative of the loss in the middle of the data.
     """
     predicted = [
         [convolve(pair.wide[None], taps[None], size)[0] for pair in group]
         for group, taps in zip(groups, columns, strict=True)
     ]
-    both = [
+    slopes = [
         [measure_slopes(loss, there, pair.y) for there, pair in zip(*each, strict=True)]
         for each in zip(predicted, groups, strict=True)
     ]
-    bend = float(torch.cat([(slope / distance).flatten() for group in both for slope, distance in group]).median())
+    every = [found for group in slopes for found in group]
+    middle = _median([found.bend.mean(0) for found in every])
+    bend = _median([found.steepness / _weights(found, middle) for found in every])
     if not 0 < bend < math.inf:
         raise UsageError(
             "a loss should grow with the distance of the prediction to the data, but this one does not near the least "
             "squares; give one that does."
         )
     changed = [
-        [replace(pair, y=there - slope / bend) for pair, there, (slope, _) in zip(*each, strict=True)]
-        for each in zip(groups, predicted, both, strict=True)
+        [
+            _reweighted(pair, there, found, bend, _weights(found, middle))
+            for pair, there, found in zip(*each, strict=True)
+        ]
+        for each in zip(groups, predicted, slopes, strict=True)
     ]
     return changed, bend
+
+
+def _median(parts: list[Tensor]) -> float:
+    return float(torch.cat([part.flatten() for part in parts]).median())
+
+
+def _weights(found: Slopes, middle: float) -> Tensor:
+    """Give the weights of outputs, shape `(*size)`, by how the loss bends there; 1 for the bend in the middle."""
+    return (found.bend.mean(0) / middle).nan_to_num(1.0).clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
+
+
+def _reweighted(pair: Pair, predicted: Tensor, found: Slopes, bend: float, weights: Tensor) -> Pair:
+    """Replace data by those for which the weighted square has the slope of the loss."""
+    step, distance = found.slope / (bend * weights), (predicted - pair.y).abs()
+    # Where a prediction is impossible the loss is far steeper than at the data, and the step would lead far beyond.
+    step = step.abs().minimum(distance.clamp_min(step.abs().median())).copysign(step)
+    return replace(pair, y=predicted - step, weights=weights)

@@ -76,6 +76,24 @@ def test_counts_in_the_dark_for_which_the_first_steps_are_too_long(size):
     assert found.certificates[-1] < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("flux", "choices"),
+    [(100, {}), pytest.param(3000, {"nonnegative": True, "unit_sum": True}, marks=pytest.mark.exhaustive)],
+)
+def test_counts_of_stars_on_black_count_by_their_noise(flux, choices):
+    """Least squares hear the brightest stars alone; where it is dark the likelihood bends a thousand times more."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(64 * 64, (80,), generator=generator)
+    light = flux * torch.rand(80, generator=generator, dtype=torch.float64) ** -0.7
+    spot, taps = deconv_cli.make_kernel("gaussian:0.7"), deconv_cli.make_kernel("gaussian:1.2")
+    scene = deconv_cli.forward(torch.zeros(64 * 64).double().index_add(0, places, light).reshape(1, 64, 64), spot)
+    counts = torch.poisson(deconv_cli.forward(scene, taps, padding="valid").clamp_min(0), generator=generator)
+    fit = deconv_cli.fit_kernel([(scene, counts)], tuple(taps.shape))
+    learned = deconv_cli.learn_kernel([(scene, counts)], tuple(taps.shape), loss="poisson", **choices)
+    assert not learned.doubts
+    assert relative(learned.taps, taps) < 0.6 * relative(fit.taps, taps)
+
+
 def test_channels_and_several_pairs():
     scene = pair(n_channels=2)[0]
     each = 0.2 * random((2, *SIZE))

@@ -32,10 +32,12 @@ class Pair:
     Attributes:
         wide: the sharp image with its border, shape `(C_in, *(output size + k − 1))`, float64.
         y: what the kernel made of it, shape `(C_out, *output size)`, float64.
+        weights: of the outputs in least squares, shape `(*output size)`; `None` where all are alike.
     """
 
     wide: Tensor
     y: Tensor
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
@@ -91,7 +93,10 @@ class Pair:
             yield part, number % HELD_OUT == HELD_OUT - 1
 
     def pieces(self, size: Size) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Go through the rows: pieces of X `(n, C_in·prod(k))`, of y `(n, C_out)`, and which rows can be held out."""
+        """Go through the rows: pieces of X `(n, C_in·prod(k))`, of y `(n, C_out)`, and which rows can be held out.
+
+        Both are multiplied by the roots of the weights, if there are any.
+        """
         n_rows = self.y.shape[1]
         per_row = 8 * self.wide.shape[0] * math.prod(size) * math.prod(self.y.shape[2:])
         step = max(1, CHUNK_BYTES // max(per_row, 1))
@@ -103,6 +108,9 @@ class Pair:
             # (C_in, *out, *k) to (*out, C_in, *k)
             rows = windows.movedim(0, len(size)).flatten(0, len(size) - 1).flatten(1)
             outputs = self.y[:, start:stop].flatten(1).T
+            if self.weights is not None:
+                roots = self.weights[start:stop].sqrt().reshape(-1, 1)
+                rows, outputs = rows * roots, outputs * roots
             is_held = (torch.arange(start, stop) // self.stripe_height) % HELD_OUT == HELD_OUT - 1
             yield rows, outputs, is_held.repeat_interleave(len(outputs) // (stop - start))
 

@@ -16,7 +16,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Of a prediction and the data, of one shape: a loss of that shape, or a number that is its mean."""
 
 FAINT = 0.1
-"""Counts below which the likelihood of counts is continued, since it ends at zero."""
+"""Counts that are added where the likelihood of counts is computed, which ends at zero."""
 
 
 def squared(prediction: Tensor, target: Tensor) -> Tensor:
@@ -40,16 +40,15 @@ def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 
 
 def poisson(prediction: Tensor, target: Tensor) -> Tensor:
-    """Give p − t + t·log(t/p), how much less likely counts t are under the mean p than under t itself.
+    """Give p − t + t·log(t/p) for means p and counts t with a tenth of a count added to both.
 
-    Below a tenth of a count the logarithm goes on as a parabola, and another one keeps predictions from falling far
-    below zero, so that the loss is finite everywhere.
+    That is how much less likely counts are under a mean than under themselves. Without the tenth a pixel without
+    counts would be all but determined, and its loss end at zero. Below zero the logarithm goes on as a parabola.
     """
-    counts = target.clamp_min(0)
-    short = (1 - prediction / FAINT).clamp_min(0)
-    logarithm = prediction.clamp_min(FAINT).log() - short - short.square() / 2
+    counts, means = target.clamp_min(0) + FAINT, prediction.clamp_min(0) + FAINT
     below = prediction.clamp_max(0) / FAINT
-    return prediction - counts + counts.xlogy(counts) - counts * logarithm + below.square() / 2
+    logarithm = means.log() + below - below.square() / 2
+    return prediction + FAINT - counts + counts * (counts.log() - logarithm)
 
 
 def find_loss(words: str | Loss) -> Loss:

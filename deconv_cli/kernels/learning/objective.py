@@ -14,7 +14,9 @@ from deconv_cli.kernels.learning.loss_functions import Loss, mean_loss
 from deconv_cli.vocabulary import Size
 
 NUDGE = 1e-3
-"""Share of the data by which predictions are moved to see how a loss bends where nothing is left over."""
+"""Share of the data by which predictions are moved to see how steep a loss is where nothing is left over."""
+STEP = 1e-6
+"""The same to see how it bends there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +71,41 @@ class Objective:
         return total + float(roughness.detach())
 
 
-def measure_slopes(loss: Loss, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure the slope of a loss by the prediction at every sample, and the distance to the data there.
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """A loss near its minimum, sample by sample.
 
-    The predictions are moved a little, at random but always alike, so that the distance is nowhere zero.
+    Attributes:
+        slope: by the prediction.
+        steepness: the slope in parts of the distance to the data, which is the second derivative of a parabola.
+        bend: the second derivative where prediction and data agree, but for a factor that is the same for all samples.
+    """
+
+    slope: Tensor
+    steepness: Tensor
+    bend: Tensor
+
+
+def measure_slopes(loss: Loss, prediction: Tensor, target: Tensor) -> Slopes:
+    """Measure how a loss slopes and bends at every sample.
 
     Args:
         loss: of a prediction and data.
         prediction: near the data, where the loss will be minimized.
         target: the data, of the same shape.
     """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
-    moved = (prediction.detach() + NUDGE * target.square().mean().sqrt() * noise).requires_grad_()
-    (slope,) = torch.autograd.grad(mean_loss(loss, moved, target) * target.numel(), moved)
-    return slope, (moved - target).detach()
+    size = target.square().mean().sqrt()
+    step = STEP * size
+    distance = prediction - target
+    distance = torch.where(distance.abs() < NUDGE * size, NUDGE * size, distance)
+    return Slopes(
+        _slope(loss, prediction, target),
+        _slope(loss, target + distance, target) / distance,
+        (_slope(loss, prediction + step, prediction) - _slope(loss, prediction - step, prediction)) / (2 * step),
+    )
+
+
+def _slope(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    prediction = prediction.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(mean_loss(loss, prediction, target) * target.numel(), prediction)
+    return slope
