@@ -61,8 +61,7 @@ def make(
             "--size",
             metavar="N|[D,]H,W",
             help="Taps along each axis, odd: more of them hold more of the tails of airy and moffat. Default: as many "
-            "as "
-            "matter, of tails a part.",
+            "as matter, of tails a part.",
             show_default=False,
         ),
     ] = None,
@@ -104,5 +103,8 @@ def make(
         error_row = f"off by {error:.2g} at most, up to half of Nyquist's frequency"
         print_table(words, [("taps", taps_row), ("transform", error_row)])
         if error > ACCURATE:
-            print_note("the kernel has tails that end at its edge; a larger --size holds more of them")
+            print_note(
+                f"tails that end at the edge of {shape} taps make the transform wrong by {error:.2g}; a larger --size "
+                "holds more of them"
+            )
     print_kernel(taps, record, output, printed)

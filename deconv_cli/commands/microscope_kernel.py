@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
+    from deconv_cli.io.optics_metadata import OpticsMetadata
     from deconv_cli.kernels.optics.microscope import Microscope
 
 NAME = "microscope"
@@ -113,20 +114,19 @@ def describe_optics(
     assumed: list[str] = []
     values: dict[str, list[object]] = {"spacing": [tuple(steps)]}
     values["numerical_aperture"] = list(typed.get("numerical_aperture", ())) or [found.numerical_aperture]
-    values["emission"] = list(typed.get("emission", ())) or _emissions(image, found.emissions, assumed)
+    values["emission"] = list(typed.get("emission", ())) or _emissions(image, found, assumed)
     if values["numerical_aperture"] == [None] or not values["emission"]:
         missing = "numerical aperture" if values["numerical_aperture"] == [None] else "wavelength of the emission"
         word = "na" if values["numerical_aperture"] == [None] else "emission"
         known = "is not known" if image is None else "is not known from the file"
+        if word == "na" and found.n_objectives > 1:
+            known += f", which lists {found.n_objectives} objectives and not which of them was used"
         raise UsageError(
             f"the {missing} {known}; add the word {word} with its value to the description of the microscope, "
             "wavelengths in nm and one for each channel, joined by a plus."
         )
     _refuse_gaps("emission", values["emission"])
-    values["mode"] = list(typed.get("mode", found.modes))
-    if not values["mode"]:
-        values["mode"] = ["widefield"]
-        assumed.append("mode widefield")
+    values["mode"] = list(typed.get("mode", ())) or _modes(found.modes, assumed)
     values["immersion_index"] = list(typed.get("immersion_index", ())) or [found.immersion_index]
     if values["immersion_index"] == [None]:
         index = _usual_immersion(float(str(values["numerical_aperture"][0])))
@@ -140,18 +140,41 @@ def describe_optics(
     if "sample_index" not in values:
         assumed.append("a sample of the same refractive index as the immersion")
     if "confocal" in values["mode"] and "pinhole" not in values:
-        assumed.append("a pinhole of one Airy unit")
+        why = ", since the file gives its diameter, but not its magnification" if found.has_pinholes else ""
+        assumed.append(f"a pinhole of one Airy unit{why}")
     microscopes = [_of_channel(values, c, n_channels) for c in range(n_channels)]
     made = tuple(Microscope(**settings) for settings in microscopes)  # type: ignore[arg-type]
     return DescribedOptics(made, tuple(f"assumed: {sentence}" for sentence in assumed))
 
 
-def _emissions(image: ImageFile | None, known: tuple[float | None, ...], assumed: list[str]) -> list[object]:
-    """List the emission of each channel; what the file does not give is that of the dye that a channel is named after.
+def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[object]:
+    """List the mode of each channel; `widefield` where the file does not say it, or none of which there is a model.
+
+    Args:
+        words: of each channel in OME's words, empty for none.
+        assumed: what was assumed is added to these.
+    """
+    from deconv_cli.io.optics_metadata import MODES
+
+    found = [MODES.get(word or "") for word in words] or [None]
+    if not any(words):
+        assumed.append("mode widefield")
+    elif None in found:
+        strange = [
+            f"{c} ({f'{word}, of which there is no model' if word else 'the file says none'})"
+            for c, (word, mode) in enumerate(zip(words, found, strict=True), start=1)
+            if mode is None
+        ]
+        assumed.append(f"mode widefield for channel {' and '.join(strange)}")
+    return [mode or "widefield" for mode in found]
+
+
+def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str]) -> list[object]:
+    """List the emission of each channel; what the file does not give is that of the dye that it names.
 
     Args:
         image: the file.
-        known: emissions that it gives, empty for none.
+        found: what it says of its optics.
         assumed: what was assumed is added to these.
 
     Returns:
@@ -160,19 +183,19 @@ def _emissions(image: ImageFile | None, known: tuple[float | None, ...], assumed
     from deconv_cli.kernels.optics.dyes import emission_of_dye
 
     names = () if image is None else image.channel_names
-    given = known or (None,) * len(names)
-    if len(names) != len(given):
-        return list(known)
-    pairs = list(zip(given, names, strict=True))
-    emissions = [emission_of_dye(name) if emission is None else emission for emission, name in pairs]
-    dyes = [
-        f"{found:g} nm ({name})"
-        for (emission, name), found in zip(pairs, emissions, strict=True)
-        if emission is None and found is not None
-    ]
-    if dyes:
-        assumed.append(f"emission {', '.join(dyes)}, the maxima of the dyes after which channels are named")
-    return list(emissions) if any(emissions) else []
+    n_channels = max(map(len, (names, found.dyes, found.emissions)))
+    given = found.emissions or (None,) * n_channels
+    dyes, channels = (each or (None,) * n_channels for each in (found.dyes, names))
+    emissions, taken = list[object](), list[str]()
+    for emission, dye, channel in zip(given, dyes, channels, strict=True):
+        known = {word: emission_of_dye(word) for word in (dye, channel) if word and emission is None}
+        word, length = next(((word, length) for word, length in known.items() if length), ("", emission))
+        emissions.append(length)
+        if word:
+            taken.append(f"{length:g} nm ({word})")
+    if taken:
+        assumed.append(f"emission {', '.join(taken)}, the maxima of the dyes after which channels are named")
+    return emissions if any(emissions) else []
 
 
 def _refuse_gaps(word: str, wavelengths: list[object]) -> None:

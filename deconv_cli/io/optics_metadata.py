@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 from deconv_cli.io.image import ImageFile
+from deconv_cli.io.stored_image import METERS
 
 INDICES = {"Oil": 1.515, "Water": 1.333, "WaterDipping": 1.333, "Air": 1.0, "Glycerol": 1.47}
 """Refractive indices of OME's words for an immersion."""
@@ -20,7 +21,6 @@ MODES = {
     "SPIM": "light-sheet",
 }
 """OME's words for how an image was taken, as far as there is a model of them."""
-NANOMETERS = {"nm": 1.0, "µm": 1000.0, "pm": 1e-3, "Å": 0.1, "mm": 1e6}
 
 
 @dataclass(frozen=True)
@@ -30,43 +30,47 @@ class OpticsMetadata:
     Attributes:
         numerical_aperture: of the objective.
         immersion_index: refractive index of the immersion.
+        n_objectives: that are listed; which one was used is not known of several, where there is no aperture.
         emissions: wavelength in nm that each channel shows.
         excitations: wavelength in nm that excites each channel.
-        modes: how each channel was taken.
+        modes: how each channel was taken, in OME's words.
+        dyes: what each channel shows, in anyone's words.
+        has_pinholes: the diameter of a pinhole is known, but not how large it is in the image.
     """
 
     numerical_aperture: float | None = None
     immersion_index: float | None = None
+    n_objectives: int = 0
     emissions: tuple[float | None, ...] = ()
     excitations: tuple[float | None, ...] = ()
-    modes: tuple[str, ...] = ()
+    modes: tuple[str | None, ...] = ()
+    dyes: tuple[str | None, ...] = ()
+    has_pinholes: bool = False
 
 
 def read_optics(image: ImageFile) -> OpticsMetadata:
     """Gather what a file says of its optics; fields that are not understood are as if they were not there."""
     fields = image.native_fields
-    objective = _objective(str(fields.get("OME Instrument", "")), settings := str(fields.get(_SETTINGS, "")))
-    index = None if objective is None else INDICES.get(objective.get("Immersion", ""))
+    settings = str(fields.get(_SETTINGS, ""))
+    objectives = [element.attrib for element in _elements(str(fields.get("OME Instrument", "")), "Objective")]
+    wanted = _attribute(settings, "ObjectiveSettings", "ID")
+    named = [found for found in objectives if found.get("ID") == wanted]
+    objective = named[0] if named else objectives[0] if len(objectives) == 1 else {}
+    media = (objective.get("Immersion"), _attribute(settings, "ObjectiveSettings", "Medium"))
     given = _attribute(settings, "ObjectiveSettings", "RefractiveIndex")
-    modes = tuple(MODES.get(str(word), "") for word in fields.get("OME channel AcquisitionMode", ()))
     return OpticsMetadata(
-        numerical_aperture=None if objective is None else _positive(objective.get("LensNA")),
-        immersion_index=_positive(given) or index,
+        numerical_aperture=_positive(objective.get("LensNA")),
+        immersion_index=_positive(given) or next((INDICES[str(medium)] for medium in media if medium in INDICES), None),
+        n_objectives=len(objectives),
         emissions=_wavelengths(fields, "Emission"),
         excitations=_wavelengths(fields, "Excitation"),
-        modes=modes if all(modes) else (),
+        modes=_of_channels(fields, "AcquisitionMode"),
+        dyes=_of_channels(fields, "Fluor"),
+        has_pinholes=any(_of_channels(fields, "PinholeSize")),
     )
 
 
 _SETTINGS = "OME ObjectiveSettings and other settings"
-
-
-def _objective(instruments: str, settings: str) -> dict[str, str] | None:
-    """Find the objective that the settings name, or the only one."""
-    found = [element.attrib for element in _elements(instruments, "Objective")]
-    wanted = _attribute(settings, "ObjectiveSettings", "ID")
-    named = [objective for objective in found if objective.get("ID") == wanted]
-    return dict(named[0]) if named else dict(found[0]) if len(found) == 1 else None
 
 
 def _attribute(xml: str, element: str, name: str) -> str | None:
@@ -81,18 +85,24 @@ def _elements(xml: str, name: str) -> list[ElementTree.Element]:
         return []
 
 
+def _of_channels(fields: dict[str, object], name: str) -> tuple[str | None, ...]:
+    """Give a field of each channel; empty where none has it."""
+    given = fields.get(f"OME channel {name}")
+    found = tuple(None if text is None else str(text) for text in given) if isinstance(given, list | tuple) else ()
+    return found if any(found) else ()
+
+
 def _wavelengths(fields: dict[str, object], kind: str) -> tuple[float | None, ...]:
     """Read the wavelength of each channel in nm; empty where none is known."""
-    given = fields.get(f"OME channel {kind}Wavelength")
-    units = fields.get(f"OME channel {kind}WavelengthUnit")
-    texts = list(given) if isinstance(given, list | tuple) else []
-    words = list(units) if isinstance(units, list | tuple) else [None] * len(texts)
-    numbers = [_positive(text) for text in texts]
-    factors = [NANOMETERS.get(str(word or "nm")) for word in words]
-    if len(factors) != len(numbers):
+    texts = _of_channels(fields, f"{kind}Wavelength")
+    units = _of_channels(fields, f"{kind}WavelengthUnit") or (None,) * len(texts)
+    if len(units) != len(texts):
         return ()
-    pairs = zip(numbers, factors, strict=True)
-    found = tuple(None if number is None or factor is None else number * factor for number, factor in pairs)
+    numbers = [_positive(text) for text in texts]
+    found = tuple(
+        float(number * (METERS[unit or "nm"] / METERS["nm"])) if number and (unit or "nm") in METERS else None
+        for number, unit in zip(numbers, units, strict=True)
+    )
     return found if any(found) else ()
 
 

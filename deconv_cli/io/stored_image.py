@@ -14,7 +14,10 @@ from deconv_cli.io.samples import Samples, dtype_name
 METERS = {
     **dict.fromkeys(("inch", "in"), Fraction(254, 10**4)),
     **dict.fromkeys(("centimeter", "cm"), Fraction(1, 100)),
-    **{"m": Fraction(1), "mm": Fraction(1, 10**3), "µm": Fraction(1, 10**6), "nm": Fraction(1, 10**9)},
+    **{"m": Fraction(1), "mm": Fraction(1, 10**3), "nm": Fraction(1, 10**9), "pm": Fraction(1, 10**12)},
+    # The sign for micro and the Greek letter, the letter and the sign for an angstrom.
+    **dict.fromkeys(("\u00b5m", "\u03bcm", "um"), Fraction(1, 10**6)),
+    **dict.fromkeys(("\u00c5", "\u212b"), Fraction(1, 10**10)),
 }
 """Length of each unit of a resolution, in the words of TIFF and OME."""
 

@@ -7,6 +7,8 @@ import pytest
 import tifffile
 
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.microscope_kernel import describe_optics
+from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.io.optics_metadata import read_optics
 
@@ -109,6 +111,73 @@ def test_channels_that_are_named_after_their_dyes(deconv, tmp_path):
     assert any("emission 668, 519, 461 nm" in note for note in done.report["notes"])
     assumed = "assumed: emission 668 nm (AF647), 519 nm (Alexa Fluor 488), 461 nm (DAPI), the maxima of the dyes"
     assert any(note.startswith(assumed) for note in done.report["notes"])
+
+
+def confocal(path, channels, instrument, settings='<ObjectiveSettings ID="Objective:2"/>'):
+    """Write a picture whose description has these elements, as programs of microscopes do; sizes are in nanometers."""
+    samples = np.zeros((len(channels), 20, 21), np.uint16)
+    listed = "".join(
+        f'<Channel ID="Channel:0:{number}" SamplesPerPixel="1" {fields}>{inside}</Channel>'
+        for number, (fields, inside) in enumerate(channels)
+    )
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Instrument ID="Instrument:0">{instrument}</Instrument><Image ID="Image:0">{settings}<Pixels '
+        'DimensionOrder="XYZCT" ID="Pixels:0" PhysicalSizeX="100" PhysicalSizeXUnit="nm" PhysicalSizeY="1000" '
+        f'PhysicalSizeYUnit="\u212b" SizeC="{len(channels)}" SizeT="1" SizeX="21" SizeY="20" SizeZ="1" Type="uint16">'
+        f'{listed}<TiffData IFD="0" PlaneCount="{len(channels)}"/></Pixels></Image></OME>'
+    )
+    tifffile.imwrite(path, samples, photometric="minisblack", metadata=None, description=xml.encode())
+    return read_image(path).spanned_by(2)
+
+
+SEVERAL = (
+    '<Laser ID="LightSource:1" Wavelength="640"/><Objective ID="Objective:1" LensNA="0.4" Immersion="Air"/>'
+    '<Objective ID="Objective:2" LensNA="1.3" Immersion="Other"/>'
+)
+
+
+def test_units_light_sources_and_fields_as_programs_write_them(tmp_path):
+    """Whole numbers without a unit, micrometers in two letters, angstroms in two signs, and lasers elsewhere."""
+    pinhole = 'AcquisitionMode="LaserScanningConfocalMicroscopy" PinholeSize="50" PinholeSizeUnit="µm"'
+    channels = [
+        (f'{pinhole} Name="Ch1" EmissionWavelength="520" ExcitationWavelength="488"', ""),
+        (f'{pinhole} Name="Ch2" EmissionWavelength="0.61" EmissionWavelengthUnit="\u03bcm"',
+         '<LightSourceSettings ID="LightSource:0" Wavelength="5610" WavelengthUnit="\u00c5"/>'),
+        (f'{pinhole} Name="AF647-T2"', '<LightSourceSettings ID="LightSource:1"/>'),
+        (f'{pinhole} Fluor="DAPI" Name="Ch1" ExcitationWavelength="0.405" ExcitationWavelengthUnit="µm"', ""),
+    ]  # fmt: skip
+    image = confocal(
+        tmp_path / "a.ome.tif", channels, SEVERAL, '<ObjectiveSettings ID="Objective:2" Medium="Glycerol"/>'
+    )
+    optics = describe_optics(image, {})
+    assert [m.emission for m in optics.microscopes] == pytest.approx([520, 610, 668, 461])
+    assert [m.excitation for m in optics.microscopes] == pytest.approx([488, 561, 640, 405])
+    assert {(m.numerical_aperture, m.immersion_index, m.mode) for m in optics.microscopes} == {(1.3, 1.47, "confocal")}
+    assert optics.microscopes[0].spacing == pytest.approx((0.1, 0.1))
+    assert optics.assumed == (
+        "assumed: emission 668 nm (AF647-T2), 461 nm (DAPI), the maxima of the dyes after which channels are named",
+        "assumed: a sample of the same refractive index as the immersion",
+        "assumed: a pinhole of one Airy unit, since the file gives its diameter, but not its magnification",
+    )
+
+
+def test_what_has_no_model_or_is_missing_is_named(tmp_path):
+    channels = [(f'EmissionWavelength="520" {mode}', "") for mode in ("", 'AcquisitionMode="TIRF"')]
+    image = confocal(tmp_path / "a.ome.tif", [*channels, ('EmissionWavelength="7" EmissionWavelengthUnit="inch"', "")],
+                     SEVERAL)  # fmt: skip
+    with pytest.raises(UsageError, match="wavelength of 100 to 3000 nm"):
+        describe_optics(image, {})
+    image = confocal(tmp_path / "b.ome.tif", channels, SEVERAL)
+    optics = describe_optics(image, {})
+    assert [m.immersion_index for m in optics.microscopes] == [1.515] * 2
+    assert optics.assumed[:2] == (
+        "assumed: mode widefield for channel 1 (the file says none) and 2 (TIRF, of which there is no model)",
+        "assumed: refractive index 1.515 of the immersion, usual for this numerical aperture",
+    )
+    image = confocal(tmp_path / "c.ome.tif", channels, SEVERAL, "")
+    with pytest.raises(UsageError, match="which lists 2 objectives and not which of them was used; add the word na"):
+        describe_optics(image, {})
 
 
 def test_what_a_file_says_of_its_optics(stack):

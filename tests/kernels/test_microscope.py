@@ -153,7 +153,11 @@ def test_lengths_in_another_unit_are_refused(change, says):
 
 
 @pytest.mark.parametrize(
-    ("name", "emission"), [("mCherry", 610), ("Hoechst 33342", 461), ("AF-568", 603), ("red", None)]
+    ("name", "emission"),
+    [
+        *(("mCherry", 610), ("Hoechst 33342", 461), ("AF-568", 603), ("red", None)),
+        *(("EGFP-T2", 507), ("Alexa Fluor 488 (confocal)", 519), ("DAPI + GFP", None), ("Ch1-T1", None)),
+    ],
 )
 def test_emissions_of_dyes(name, emission):
     assert emission_of_dye(name) == emission

@@ -33,6 +33,7 @@ _WRITTEN_ANEW = ("ID", "Name", "SamplesPerPixel")
 """Fields of a channel that tifffile writes itself, or that are metadata of any format."""
 
 _STRUCTURE = {"OME", "Image", "Pixels", "Channel", "TiffData", "UUID", "LightPath", "BinData", "Description"}
+_LIGHT = {"Wavelength": "ExcitationWavelength", "WavelengthUnit": "ExcitationWavelengthUnit"}
 _CARRIED = {"AcquisitionDate", "Instrument", *_SETTINGS}
 _ANNOTATION = {"StructuredAnnotations", "MapAnnotation", "Value", "M", "AnnotationRef"}
 _NAMESPACE = "deconv"
@@ -75,7 +76,7 @@ def read_fields(
     if index >= len(images):
         raise MalformedInputError(f"'{path}' describes {len(images)} OME images, fewer than it holds.")
     image, pixels = images[index], images[index].find("Pixels")
-    channels = [] if pixels is None else [channel.attrib for channel in pixels.findall("Channel")]
+    channels = [] if pixels is None else [_of_channel(channel, root) for channel in pixels.findall("Channel")]
     texts = {"Name": image.get("Name")} | {name: image.findtext(name) for name in ("Description", "AcquisitionDate")}
     texts[_INSTRUMENTS.removeprefix(PREFIX)] = _as_text(root.findall("Instrument"))
     texts[_OF_THE_IMAGE.removeprefix(PREFIX)] = _as_text(
@@ -107,6 +108,17 @@ def read_fields(
         unsupported=(*metadata.unsupported, *unsupported),
     )
     return found, _record(root)
+
+
+def _of_channel(channel: ElementTree.Element, root: ElementTree.Element) -> dict[str, str]:
+    """Give the fields of a channel; its excitation is that of its light source, where it says none itself."""
+    fields = channel.attrib
+    settings = channel.find("LightSourceSettings")
+    if settings is None or "ExcitationWavelength" in fields:
+        return fields
+    lasers = [laser for laser in root.iter("Laser") if laser.get("ID") == settings.get("ID")]
+    light = next((source for source in (settings, *lasers) if "Wavelength" in source.attrib), settings)
+    return fields | {own: light.attrib[name] for name, own in _LIGHT.items() if name in light.attrib}
 
 
 def size_notes(root: ElementTree.Element, index: int) -> tuple[str, ...]:
