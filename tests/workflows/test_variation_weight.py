@@ -7,8 +7,9 @@ import torch
 from cases import random
 
 import deconv_cli
+from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.errors import UsageError
-from deconv_cli.noise_model import NoiseModel
+from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 
 SIZE = (40, 44)
 BLUR = deconv_cli.make_kernel("gaussian:1")
@@ -38,6 +39,24 @@ def test_the_weight_is_that_of_exponential_edges():
     x = deconv_cli.invert(y, BLUR, **options).image
     edges = torch.stack([x.diff(dim=axis, append=x.narrow(axis, -1, 1)) for axis in (1, 2)]).norm(dim=0)
     assert weight_of(y, noise=NoiseModel(0.2)) == pytest.approx(0.2**2 / (float(edges.mean()) + 0.2), rel=0.02)
+
+
+def test_colored_noise_costs_little_against_the_best_weight():
+    """As compression or smoothing leaves it; taken for white, it is believed to be as small as its fine detail is."""
+    scene = torch.zeros(1, 64, 64, dtype=torch.float64)
+    scene[:, 12:48, 16:32], scene[:, 32:, 48:] = 5.0, -3.0
+    y = deconv_cli.forward(scene, BLUR, boundary="reflect")
+    smoothed = NoiseModel(0.6, tuple(2 / (1 + (f / 0.25) ** 6) + 0.02 for f in FREQUENCIES))
+    y = y + 0.6 * draw_noise(smoothed, y, seed=3)
+
+    def decibels(**options):
+        x = deconv_cli.invert(y, BLUR, boundary="reflect", prior="tv", tolerance=1e-2, **options).image
+        return 10 * float((x - scene).square().mean().log10())
+
+    best = min(decibels(weight=weight) for weight in (0.4, 0.6, 0.9))
+    assert decibels(noise=smoothed) < best + 0.3
+    assert decibels(noise="auto") < best + 1.2
+    assert decibels(noise="white") > best + 10
 
 
 def test_a_flat_scene_gets_the_weight_of_its_noise():
