@@ -8,9 +8,9 @@ from deconv_cli.solvers import richardson_lucy
 from deconv_cli.solvers.solution import QUADRATIC_OBJECTIVE, Solution, Status
 
 CASES = {
-    (QUADRATIC_OBJECTIVE, None): "use dtype float64, a larger tolerance, or a λ nearer to 1",
-    ("½‖Ax − y‖² + 0.1·TV(x)", 0.1): "use dtype float64 or a larger tolerance, or take another weight",
-    (richardson_lucy.OBJECTIVE, None): "use dtype float64 or a larger tolerance",
+    (QUADRATIC_OBJECTIVE, None): 'use dtype="float64", a larger tolerance, or a λ nearer to 1',
+    ("½‖Ax − y‖² + 0.1·TV(x)", 0.1): 'use dtype="float64" or a larger tolerance, or take another weight',
+    (richardson_lucy.OBJECTIVE, None): 'use dtype="float64" or a larger tolerance',
 }
 
 
