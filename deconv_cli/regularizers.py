@@ -43,12 +43,13 @@ class Penalty(ABC):
     def terms(self, n_axes: int) -> tuple[Difference, ...]:
         """List the differences that L takes of an image with `n_axes` axes of space."""
 
-    def operator(self, shape: Shape, *, periodic: bool) -> LinearOperator:
+    def operator(self, shape: Shape, *, periodic: bool | tuple[bool, ...]) -> LinearOperator:
         """Build L for images of `shape`, `(C, *size)`.
 
         Args:
             shape: of one image.
-            periodic: differences reach around the edge; else only those between pixels of the image are taken.
+            periodic: differences reach around the edge, along all axes of space or along each; else only those between
+                pixels of the image are taken.
         """
         return Differences(shape, self.terms(len(shape) - 1), periodic=periodic)
 
@@ -105,7 +106,7 @@ class IdentityPenalty(Penalty):
         """List the pixel itself."""
         return (Difference((0,) * n_axes),)
 
-    def operator(self, shape: Shape, *, periodic: bool) -> LinearOperator:
+    def operator(self, shape: Shape, *, periodic: bool | tuple[bool, ...]) -> LinearOperator:
         """Build the identity for images of `shape`, `(C, *size)`."""
         del periodic
         return Identity(shape)

@@ -375,6 +375,8 @@ class ResolvedSettings(ReconstructionSettings):
         light: in what the blur acts.
         lam: λ; 0 for the Moore–Penrose inverse.
         penalty: which L.
+        wraps: for each axis of space whether the image goes around a torus, whatever the boundary: a block that is cut
+            out of a larger picture does so along the axes that it is cut along; empty for no axis.
     """
 
     padding: PaddingLike = "same"
@@ -387,6 +389,7 @@ class ResolvedSettings(ReconstructionSettings):
     light: Light = Light.STORED
     lam: float = 0.0
     penalty: str = "identity"
+    wraps: tuple[bool, ...] = ()
 
     _is_resolved: ClassVar[bool] = True
 

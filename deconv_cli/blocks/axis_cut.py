@@ -58,6 +58,10 @@ class AxisCut:
             return 0, 0
         return self.pads[0] if data[0] == 0 else 0, self.pads[1] if data[1] == self.n_data else 0
 
+    def is_closed(self, data: Interval) -> bool:
+        """Tell whether a part of the data is cut at both ends, so that what lies outside matters to neither."""
+        return self.wraps or (data[0] > 0 and data[1] < self.n_data)
+
     def image_of(self, data: Interval) -> Interval:
         """Give the image pixels that are restored from a part of the data."""
         before, after = self.pads_of(data)

@@ -87,8 +87,8 @@ class BlockGrid:
 
     def _kind(self, number: int) -> tuple[object, ...]:
         block = self.block(number)
-        pads = [cut.pads_of(data) for cut, data in zip(self.cuts, block.data, strict=True)]
-        return block.n_batch, [stop - start for start, stop in block.data], pads, number
+        ends = [(cut.pads_of(data), cut.is_closed(data)) for cut, data in zip(self.cuts, block.data, strict=True)]
+        return block.n_batch, [stop - start for start, stop in block.data], ends, number
 
     @property
     def largest_data(self) -> Size:

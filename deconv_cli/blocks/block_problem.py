@@ -16,6 +16,7 @@ from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ReconstructionSettings
@@ -122,7 +123,27 @@ class BlockProblem:
                 memory.
         """
         resolution = replace(self.resolution_of(data), is_tested=is_tested)
+        if not is_tested:
+            values, resolution = self._closed(values, data, resolution)
         return pipeline.reconstruct(values, resolution, progress=progress)
+
+    def _closed(self, values: Tensor, data: Sequence[Interval], resolution: Resolution) -> tuple[Tensor, Resolution]:
+        """Let data go around a torus along axes that they are cut along at both ends.
+
+        Whatever is taken to lie there, its influence ends in the halo, and on a torus the estimate is in closed form.
+        The gap is filled smoothly, and is as wide as the kernel reaches: the image is as large as without.
+        """
+        settings = resolution.settings
+        wraps = tuple(cut.is_closed(interval) for cut, interval in zip(self.cuts, data, strict=True))
+        if not (any(wraps) and settings.is_linear and settings.method == "auto"):
+            return values, resolution
+        reach = [cut.n_taps - 1 if is_wrapped else 0 for cut, is_wrapped in zip(self.cuts, wraps, strict=True)]
+        torus = tuple(n + r for n, r in zip(values.shape[-len(reach) :], reach, strict=True))
+        closed = close_smoothly(values if values.is_floating_point() else values.double(), torus)
+        closed = closed if values.is_floating_point() else closed.round_().to(values.dtype)
+        ends = zip(self.cuts, data, reach, wraps, strict=True)
+        padding = tuple((0, r) if is_wrapped else cut.pads_of(interval) for cut, interval, r, is_wrapped in ends)
+        return closed, replace(resolution, settings=replace(settings, padding=padding, wraps=wraps))
 
     def resolution_of(self, data: Sequence[Interval]) -> Resolution:
         """Settle how a part of the data is restored."""

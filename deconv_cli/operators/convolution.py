@@ -11,11 +11,13 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.boundaries.circular import CIRCULAR
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.boundaries.wrapped import WrappedBoundary
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.extension import Extension
-from deconv_cli.operators.geometry import Geometry, Padding
+from deconv_cli.operators.geometry import Geometry, Padding, Pads
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.vocabulary import Size
@@ -75,13 +77,8 @@ class Convolution(LinearOperator):
         self.kernel, self.dtype, self.device = taps, taps.dtype, taps.device
         self.geometry = Geometry.of_image(tuple(image_size), tuple(taps.shape[2:]), padding)
         self.boundary = as_rule(boundary)
-        n_inputs = taps.shape[1]
         self.correlation: LinearOperator = ValidCorrelation(taps, self.geometry.extended_size)
-        self.extension: LinearOperator = (
-            Identity((n_inputs, *self.geometry.extended_size))
-            if self.boundary.is_unknown
-            else Extension(self.geometry, n_inputs, self.boundary)
-        )
+        self.extension = _extension(self.geometry, taps.shape[1], self.boundary)
         self.input_shape = self.extension.input_shape
         self.output_shape = self.correlation.output_shape
 
@@ -104,12 +101,18 @@ class Convolution(LinearOperator):
 
     def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Apply the transpose in the same way, where no border is to be folded back."""
-        return self.correlation.adjoint_parts(y) if self.boundary.is_unknown else super().adjoint_parts(y)
+        is_folded = not isinstance(self.extension, Identity)
+        return super().adjoint_parts(y) if is_folded else self.correlation.adjoint_parts(y)
 
     @cached_property
     def spectrum(self) -> Spectrum:
         """The extreme singular values of the kernel's symbol on the torus of the image."""
         return kernel_spectrum(self.kernel, self.geometry.image_size)
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Along which axes of space the image goes around a torus."""
+        return self.boundary.wraps(len(self.geometry.image_size))
 
     def with_kernel(self, kernel: Tensor) -> Convolution:
         """Give the same operator with other taps, of the shape of its own."""
@@ -133,7 +136,24 @@ class Convolution(LinearOperator):
         """Cut the frame out of an estimate; the estimate itself, unless the boundary is unknown."""
         if not self.boundary.is_unknown:
             return x
-        return crop(x, self.geometry.pads.before, self.geometry.image_size)
+        starts = zip(self.geometry.pads.before, self.wraps, strict=True)
+        return crop(x, tuple(0 if is_wrapped else n for n, is_wrapped in starts), self.geometry.image_size)
+
+
+def _extension(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> LinearOperator:
+    """Surround images by their border, but for pixels that are unknown, which they come with."""
+    if not isinstance(boundary, WrappedBoundary):
+        if boundary.is_unknown:
+            return Identity((n_inputs, *geometry.extended_size))
+        return Extension(geometry, n_inputs, boundary)
+    pads, wraps = geometry.pads, boundary.wraps(len(geometry.image_size))
+    around, ahead = (
+        Pads(*(tuple(n if w == wanted else 0 for n, w in zip(side, wraps, strict=True)) for side in sides))
+        for wanted, sides in ((True, (pads.before, pads.after)), (False, (pads.before, pads.after)))
+    )
+    ended = Geometry(geometry.image_size, geometry.kernel_size, ahead)
+    wrapped = Extension(Geometry(ended.extended_size, geometry.kernel_size, around), n_inputs, CIRCULAR)
+    return wrapped if boundary.is_unknown else wrapped @ Extension(ended, n_inputs, boundary.ends)
 
 
 def _check_size(image_size: Size) -> int:

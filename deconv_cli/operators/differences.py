@@ -28,9 +28,15 @@ class Difference:
     orders: tuple[int, ...]
     factor: float = 1.0
 
-    def observed(self, size: Size) -> Size:
-        """Return the size of the box in which it takes pixels of an image of `size` alone."""
-        return tuple(max(n - order, 0) for n, order in zip(size, self.orders, strict=True))
+    def observed(self, size: Size, wraps: tuple[bool, ...] = ()) -> Size:
+        """Return the size of the box in which it takes pixels of an image of `size` alone.
+
+        Args:
+            size: of the image.
+            wraps: along which axes it goes around a torus; by default along none.
+        """
+        axes = zip(size, self.orders, wraps or (False,) * len(size), strict=True)
+        return tuple(n if is_wrapped else max(n - order, 0) for n, order, is_wrapped in axes)
 
     def symbol(self, torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """Evaluate it at the frequencies of `torch.fft.rfftn`, as a product of what each axis contributes.
@@ -72,16 +78,18 @@ class Differences(LinearOperator):
     Args:
         shape: of one image, `(C, *size)`.
         terms: the n differences.
-        periodic: the last pixel's neighbor is the first; else only differences between pixels of the image are taken,
-            and the rest is zero.
+        periodic: the last pixel's neighbor is the first, for all axes of space or for each; else only differences
+            between pixels of the image are taken, and the rest is zero.
     """
 
-    def __init__(self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool) -> None:
+    def __init__(
+        self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool | tuple[bool, ...]
+    ) -> None:
         self.input_shape = tuple(shape)
         self.output_shape = (len(terms), *shape)
         self.terms = terms
-        self.periodic = periodic
         self._axes = space_axes(len(shape) - 1)
+        self._wraps = (periodic,) * len(self._axes) if isinstance(periodic, bool) else periodic
 
     def forward(self, x: Tensor) -> Tensor:
         """Take differences of `x` of shape `(*batch, C, *size)`."""
@@ -109,11 +117,11 @@ class Differences(LinearOperator):
     def _observed(self, field: Tensor, term: Difference) -> Tensor:
         """View the differences of pixels of the image alone; the others would reach across the edge, and are zero."""
         size = self.input_shape[1:]
-        return field if self.periodic else crop(field, (0,) * len(size), term.observed(size))
+        return crop(field, (0,) * len(size), term.observed(size, self._wraps))
 
     def _difference(self, x: Tensor, term: Difference) -> Tensor:
-        for axis, order in zip(self._axes, term.orders, strict=True):
-            if not self.periodic:
+        for axis, order, is_wrapped in zip(self._axes, term.orders, self._wraps, strict=True):
+            if not is_wrapped:
                 x = x.diff(n=order, dim=axis)
                 continue
             for _ in range(order):
@@ -129,10 +137,12 @@ class Differences(LinearOperator):
                 (-1) ** (order - at) * math.comb(order, at) for order, at in zip(term.orders, places, strict=True)
             ]
             weight = term.factor * math.prod(signed)
-            if self.periodic:
-                total.add_(field.roll(places, self._axes), alpha=weight)
-            else:
-                crop(total, places, tuple(field.shape[-len(places) :])).add_(field, alpha=weight)
+            around, ahead = (
+                tuple(at if w == wanted else 0 for at, w in zip(places, self._wraps, strict=True))
+                for wanted in (True, False)
+            )
+            moved = field.roll(around, self._axes) if any(around) else field
+            crop(total, ahead, tuple(field.shape[-len(places) :])).add_(moved, alpha=weight)
 
 
 class Gradient(Differences):

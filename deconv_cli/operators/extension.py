@@ -99,6 +99,8 @@ def close_smoothly(y: Tensor, torus: Size) -> Tensor:
     for axis, length in zip(space_axes(len(torus)), torus, strict=True):
         n = y.shape[axis]
         gap = length - n
+        if gap == 0:
+            continue
         step = torch.arange(gap, device=y.device)
         fade = (0.5 - 0.5 * torch.cos(torch.pi * (step + 0.5) / gap)).to(y.dtype).reshape(-1, *[1] * (-1 - axis))
         after_end = y.index_select(axis, (n - 1 - step).clamp_min(0))

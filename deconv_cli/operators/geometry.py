@@ -138,7 +138,7 @@ class Geometry:
             ShapeError: a mirrored or periodic border is wider than the image allows.
         """
         widths = tuple(max(sides) for sides in zip(self.pads.before, self.pads.after, strict=True))
-        limits = [boundary.reach(n) for n in self.image_size]
+        limits = [boundary.along(axis).reach(n) for axis, n in enumerate(self.image_size)]
         if all(limit is None or width <= limit for width, limit in zip(widths, limits, strict=True)):
             return
         others = [name for name in BOUNDARIES if BOUNDARIES[name].reach(1) is None]

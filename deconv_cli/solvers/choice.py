@@ -56,6 +56,8 @@ def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
         return "inverts a single kernel, but this one varies over the frame"
     if operator.is_layer and not solver.takes_layers:
         return "inverts plain convolutions, but this layer has a stride, a dilation or groups, or is transposed"
+    if operator.boundary.is_mixed and not solver.takes_mixed:
+        return "inverts images that end along all axes or along none, but this one goes around a torus along some"
     return solver.covers(problem)
 
 

@@ -148,6 +148,7 @@ class MissingDifferences(Completion):
         lam: λ > 0.
         dtype: the real dtype of the arithmetic.
         terms: the differences that are penalized.
+        is_missing: whether the torus has any of each that the image has not; the others need no values.
     """
 
     def __init__(
@@ -157,10 +158,11 @@ class MissingDifferences(Completion):
         lam: float,
         dtype: torch.dtype,
         terms: list[Difference],
+        is_missing: list[bool],
     ) -> None:
         super().__init__(symbol, torus, lam, dtype)
-        self.n_channels = symbol.n_outputs + len(terms) * symbol.n_inputs
-        self._sizes = [symbol.n_outputs, *[symbol.n_inputs] * len(terms)]
+        self._sizes = [symbol.n_outputs, *[symbol.n_inputs] * sum(is_missing)]
+        self.n_channels = sum(self._sizes)
         device = torus.like.device
         self._terms = []
         for term in terms:
@@ -171,7 +173,8 @@ class MissingDifferences(Completion):
         for number, part in enumerate(torus.parts):
             energy = torch.stack([self._difference(number, term).abs().square() for term in self._terms]).sum(0) / lam
             self._blocks.append(_inputs_block(channels_last(symbol.at(part)), lam, energy, dtype))
-        self._terms = [[factor.to(dtype.to_complex()) for factor in term] for term in self._terms]
+        missing = [term for term, is_one in zip(self._terms, is_missing, strict=True) if is_one]
+        self._terms = [[factor.to(dtype.to_complex()) for factor in term] for term in missing]
 
     def apply(self, number: int, unknowns: Tensor) -> Tensor:
         """Compute q − ANAᴴq."""

@@ -41,10 +41,19 @@ class TorusLayout:
     def plan(cls, geometry: Geometry, boundary: BoundaryRule) -> TorusLayout:
         """Find the torus of a convolution with a border."""
         image_size, before, after = geometry.image_size, geometry.pads.before, geometry.pads.after
+        wraps = boundary.wraps(len(before)) if boundary.is_mixed else (False,) * len(before)
         if boundary.is_unknown:
-            image_size, before, after = geometry.extended_size, (0,) * len(before), (0,) * len(after)
+            inside = zip(image_size, geometry.extended_size, wraps, strict=True)
+            image_size = tuple(n if is_wrapped else extended for n, extended, is_wrapped in inside)
+            before, after = (
+                tuple(n if is_wrapped else 0 for n, is_wrapped in zip(side, wraps, strict=True))
+                for side in (before, after)
+            )
         # Zeros on either side can be the same zeros; copies can not.
-        widths = [max(b, a) if boundary.is_zero else b + a for b, a in zip(before, after, strict=True)]
+        widths = [
+            0 if is_wrapped else max(b, a) if boundary.is_zero else b + a
+            for b, a, is_wrapped in zip(before, after, wraps, strict=True)
+        ]
         sizes = zip(image_size, widths, geometry.output_size, strict=True)
         torus = tuple(max(n + width, n_outputs) for n, width, n_outputs in sizes)
         return TorusLayout(torus, image_size, geometry.output_size, before)

@@ -14,6 +14,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundaries.wrapped import wrap
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
@@ -59,7 +60,7 @@ class Estimator(ABC):
     penalty: str | None = None
 
     def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
-        boundary = as_rule(settings.boundary)
+        boundary = wrap(as_rule(settings.boundary), settings.wraps)
         kernel = kernel.with_layer(settings.layer)
         self.kernel, self.settings = kernel, replace(settings, dimensions=kernel.n_axes)
         self.geometry = kernel.geometry(image_size, settings.padding)

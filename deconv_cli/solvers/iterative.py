@@ -51,6 +51,7 @@ class IterativeSolver(Solver):
     """Conjugate gradients, which cover every problem that has one solution."""
 
     takes_singular = True
+    takes_mixed = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover all that is determined."""
@@ -233,10 +234,15 @@ class TorusPreconditioner(RestoringPreconditioner):
         self.input_shape = self.output_shape = operator.input_shape
         self._operator = operator
         taps = operator.kernel
-        torus = _roomy_torus(operator.geometry.extended_size, operator.geometry.kernel_size)
+        geometry = operator.geometry
+        roomy = _roomy_torus(geometry.extended_size, geometry.kernel_size)
+        self._wraps = operator.wraps if operator.boundary.is_mixed else (False,) * len(roomy)
+        lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
+        torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
         # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
         wide = to_float64(taps)
-        symbol = torus_symbol(wide, torus)
+        origin = tuple(n if w else 0 for n, w in zip(geometry.pads.before, self._wraps, strict=True))
+        symbol = torus_symbol(wide, torus, origin)
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)
         narrow = taps.dtype.to_complex()
@@ -263,8 +269,8 @@ class TorusPreconditioner(RestoringPreconditioner):
         if not operator.boundary.is_zero:
             y = close_smoothly(y, torus)
         estimate = self._gram_inverse.forward(self._symbol.adjoint(y))
-        before = operator.geometry.pads.before
-        start = (0,) * len(before) if operator.boundary.is_unknown else before
+        sides = zip(operator.geometry.pads.before, self._wraps, strict=True)
+        start = tuple(0 if w or operator.boundary.is_unknown else before for before, w in sides)
         return crop(estimate, start, self.input_shape[1:])
 
 

@@ -107,7 +107,7 @@ class TikhonovProblem:
     def penalty_operator(self) -> LinearOperator:
         """L, on images of A's input shape."""
         penalty, operator = find_penalty(self.penalty), self.operator
-        return penalty.operator(operator.input_shape, periodic=operator.boundary.is_periodic)
+        return penalty.operator(operator.input_shape, periodic=operator.wraps)
 
     def penalty_gram(self, x: Tensor) -> Tensor:
         """Apply λσ²max·LᴴL to `x` of shape `(*batch, C_in, *size)`."""

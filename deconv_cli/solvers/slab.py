@@ -29,6 +29,8 @@ N_CALLS = 40
 class SlabSolver(Solver):
     """An iteration on what is missing outside the frame, in slabs."""
 
+    takes_mixed = True
+
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover what lacks outputs alone, or zeros alone (padding `full`): not in two dimensions, where bands do.
 
@@ -37,7 +39,7 @@ class SlabSolver(Solver):
         """
         operator = problem.operator
         layout = TorusLayout.plan(operator.geometry, operator.boundary)
-        if problem.n_dims == 3:
+        if problem.n_dims == 3 and not operator.boundary.is_mixed:
             return "is for one dimension and three, and method strip for two"
         if operator.boundary.is_periodic or (
             layout.n_tied > 0 and (layout.n_unobserved > 0 or not operator.boundary.is_zero)

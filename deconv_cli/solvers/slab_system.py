@@ -63,7 +63,9 @@ class SlabSystem:
         self._n_axes = len(layout.torus)
         # A line is a plane of one row.
         self._lead = (1,) if self._n_axes == 1 else ()
-        self._torus: Size = (*self._lead, *(next_fast_size(n) for n in layout.torus))
+        self._wraps = (*(False for _ in self._lead), *operator.wraps)
+        lengths = zip(layout.torus, operator.wraps, strict=True)
+        self._torus: Size = (*self._lead, *(n if is_wrapped else next_fast_size(n) for n, is_wrapped in lengths))
         self._input_shape, self._output_shape = operator.input_shape, operator.output_shape
         self._runs_on = not operator.boundary.is_zero
         self._sigma = problem.sigma_max if problem.lam > 0 else operator.spectrum.sigma_max
@@ -92,9 +94,10 @@ class SlabSystem:
         if problem.lam == 0 or not penalty.takes_differences:
             return MissingOutputs(symbol, self._filter, problem.lam, self._dtype), [outputs]
         terms = [replace(term, orders=(0,) * len(self._lead) + term.orders) for term in penalty.terms(self._n_axes)]
-        differences = [OutsideBox(symbol.n_inputs, term.observed(image_size), self._torus) for term in terms]
-        missing = MissingDifferences(symbol, self._filter, problem.lam, self._dtype, terms)
-        return missing, [outputs, *differences]
+        boxes = [OutsideBox(symbol.n_inputs, term.observed(image_size, self._wraps), self._torus) for term in terms]
+        is_missing = [box.n_unknowns > 0 for box in boxes]
+        missing = MissingDifferences(symbol, self._filter, problem.lam, self._dtype, terms, is_missing)
+        return missing, [outputs, *(box for box in boxes if box.n_unknowns > 0)]
 
     def solve(
         self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False

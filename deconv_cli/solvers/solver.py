@@ -114,6 +114,8 @@ class Solver(ABC):
         takes_plain: whether it inverts a single kernel that slides by single pixels.
         takes_varying: whether it inverts kernels that vary over the frame; the others are asked about single ones only.
         takes_layers: whether it inverts layers with a stride, a dilation or groups, and transposed ones.
+        takes_mixed: whether it inverts single kernels on images that go around a torus along some axes and end along
+            others.
     """
 
     memory_grows_with_border = False
@@ -121,11 +123,14 @@ class Solver(ABC):
     takes_plain = True
     takes_varying = False
     takes_layers = False
+    takes_mixed = False
 
     def takes(self, operator: Convolution) -> bool:
         """Return whether it is for operators of this kind at all."""
         if operator.is_layer:
             return self.takes_layers
+        if operator.boundary.is_mixed and not self.takes_mixed:
+            return False
         return self.takes_varying if operator.is_varying else self.takes_plain
 
     @abstractmethod

@@ -21,6 +21,7 @@ class BoundaryRule:
         is_zero: all pixels outside are zero.
         is_unknown: the pixels outside are unknowns of the problem, like those inside.
         is_periodic: the image repeats itself, so that it has no edge.
+        is_mixed: along some axes the image goes around a torus, and along others it does not; see `WrappedBoundary`.
     """
 
     name: str
@@ -28,6 +29,16 @@ class BoundaryRule:
     is_zero = False
     is_unknown = False
     is_periodic = False
+    is_mixed = False
+
+    def along(self, axis: int) -> BoundaryRule:
+        """Return the rule that holds along an axis of space, counted from the first."""
+        del axis
+        return self
+
+    def wraps(self, n_axes: int) -> tuple[bool, ...]:
+        """Tell along which of so many axes of space the image goes around a torus."""
+        return tuple(self.along(axis).is_periodic for axis in range(n_axes))
 
     @property
     def copies_pixels(self) -> bool:
