@@ -60,7 +60,10 @@ def measure_cut(
     size, cuts = problem.data_size, problem.cuts
     inner_sides = _inner_sides(depth, size)
     outer = window.data(outer_sides(depth, size), size)
-    inner = tuple(_middle(o, side) for o, side in zip(outer, inner_sides, strict=True))
+    inner = tuple(
+        _middle(o, side) if axis != window.frame_axis else _at_end(o, depth[axis], size[axis])
+        for axis, (o, side) in enumerate(zip(outer, inner_sides, strict=True))
+    )
     values = problem.read(window.batch, outer)
     whole = problem.restore(values, outer, pipeline, progress).image
     axes = space_axes(len(size))
@@ -91,6 +94,12 @@ def _inner_sides(depth: Size, size: Size) -> Size:
 def _middle(outer: Interval, side: int) -> Interval:
     start = outer[0] + (outer[1] - outer[0] - side) // 2
     return start, start + side
+
+
+def _at_end(outer: Interval, depth: int, n: int) -> Interval:
+    """Give a part that is cut at one end alone, and reaches up to the frame at the other."""
+    start, stop = outer
+    return (start, stop - depth // 2) if start == 0 else (start + depth // 2, n)
 
 
 def _depths(cut: AxisCut, data: Interval, image: Interval) -> Tensor:

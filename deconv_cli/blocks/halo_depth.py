@@ -130,6 +130,7 @@ def _halo_within(
     influences: list[CutInfluence] = []
     looked_at = covering_windows(problem, windows, outer_sides(depth, problem.data_size), 2 * N_FITTED)
     n_fitted = (len(looked_at) + 1) // 2
+    looked_at = [*looked_at[:n_fitted], *_at_frames(problem, looked_at[n_fitted:], depth)]
     for number, window in enumerate(looked_at, start=1):
         step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
         influences.append(measure_cut(problem, window, depth, pipeline, StepOf(step, progress)))
@@ -140,6 +141,17 @@ def _halo_within(
     assert halo is not None
     fitted, judged = influences[:n_fitted], influences[n_fitted:]
     return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows))
+
+
+def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
+    """Move pieces to the frame, along one axis after another that is cut: along an edge a cut is felt further away.
+
+    Pixels on the edge are known by few data, and under boundary `unknown` they hang together with those outside.
+    """
+    axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
+    if len(axes) < 2:  # the frame along an axis that is not cut is in every piece
+        return list(windows)
+    return [window.at_frame(axes[number % len(axes)], problem.data_size) for number, window in enumerate(windows)]
 
 
 def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Size:

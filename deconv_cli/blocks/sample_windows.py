@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class SampleWindow:
         lowest: sample of the piece.
         highest: sample of the piece.
         contrast: mean square of the samples less their mean.
+        frame_axis: the axis of space along which it lies at an end of the frame; `None` where it lies anywhere.
     """
 
     batch: tuple[slice, ...]
@@ -36,6 +37,13 @@ class SampleWindow:
     lowest: float
     highest: float
     contrast: float
+    frame_axis: int | None = None
+
+    def at_frame(self, axis: int, data_size: Size) -> SampleWindow:
+        """Move it along an axis to the end of the frame that is nearer."""
+        n = data_size[axis]
+        end = 0 if 2 * self.center[axis] < n else n - 1
+        return replace(self, center=(*self.center[:axis], end, *self.center[axis + 1 :]), frame_axis=axis)
 
     def data(self, sides: Sequence[int], data_size: Size) -> tuple[Interval, ...]:
         """Lay out a piece of given sides around the center, moved into the frame where it would reach beyond."""
