@@ -47,8 +47,9 @@ from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.cut_blocks import BlockOptions
-    from deconv_cli.blocks.invert_blocks import BlockReconstruction, LargeFileOptions, invert_blocks
+    from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
     from deconv_cli.blocks.plan_extras import ExtraFiles
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, Verdict
@@ -181,7 +182,7 @@ __all__ = [
 
 _HOMES = {
     "BlockOptions": "deconv_cli.blocks.plan_blocks",
-    "BlockReconstruction": "deconv_cli.blocks.invert_blocks",
+    "BlockReconstruction": "deconv_cli.blocks.block_reconstruction",
     "ExtraFiles": "deconv_cli.blocks.plan_extras",
     "LargeFileOptions": "deconv_cli.blocks.invert_blocks",
     "invert_blocks": "deconv_cli.blocks.invert_blocks",

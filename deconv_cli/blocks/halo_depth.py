@@ -20,6 +20,8 @@ SAFETY = 5.0
 """A picture of many blocks has worse places than those that are looked at: so many times as bad, as is taken."""
 N_FITTED = 3
 """Pieces that a halo is taken from, at most; as many others judge it."""
+N_AT_FRAME = 4
+"""Pieces that judge it at the frame, where blocks have seams along two axes."""
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
@@ -130,7 +132,7 @@ def _halo_within(
     influences: list[CutInfluence] = []
     looked_at = covering_windows(problem, windows, outer_sides(depth, problem.data_size), 2 * N_FITTED)
     n_fitted = (len(looked_at) + 1) // 2
-    looked_at = [*looked_at[:n_fitted], *_at_frames(problem, looked_at[n_fitted:], depth)]
+    looked_at = [*looked_at[:n_fitted], *_at_frames(problem, windows, depth)]
     for number, window in enumerate(looked_at, start=1):
         step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
         influences.append(measure_cut(problem, window, depth, pipeline, StepOf(step, progress)))
@@ -144,14 +146,19 @@ def _halo_within(
 
 
 def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
-    """Move pieces to the frame, along one axis after another that is cut: along an edge a cut is felt further away.
+    """Move pieces to the frame, to one end after another along axes that are cut: along an edge a cut is felt further.
 
     Pixels on the edge are known by few data, and under boundary `unknown` they hang together with those outside.
     """
     axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
     if len(axes) < 2:  # the frame along an axis that is not cut is in every piece
         return list(windows)
-    return [window.at_frame(axes[number % len(axes)], problem.data_size) for number, window in enumerate(windows)]
+    moved = []
+    for number in range(N_AT_FRAME):
+        axis, is_last = axes[number % len(axes)], (number + number // len(axes)) % 2
+        sample = problem.data_size[axis] - 1 if is_last else 0
+        moved.append(windows[number % len(windows)].at_frame(axis, sample))
+    return moved
 
 
 def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Size:

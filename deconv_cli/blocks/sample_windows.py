@@ -39,11 +39,9 @@ class SampleWindow:
     contrast: float
     frame_axis: int | None = None
 
-    def at_frame(self, axis: int, data_size: Size) -> SampleWindow:
-        """Move it along an axis to the end of the frame that is nearer."""
-        n = data_size[axis]
-        end = 0 if 2 * self.center[axis] < n else n - 1
-        return replace(self, center=(*self.center[:axis], end, *self.center[axis + 1 :]), frame_axis=axis)
+    def at_frame(self, axis: int, sample: int) -> SampleWindow:
+        """Move it along an axis to the first sample, or the last one."""
+        return replace(self, center=(*self.center[:axis], sample, *self.center[axis + 1 :]), frame_axis=axis)
 
     def data(self, sides: Sequence[int], data_size: Size) -> tuple[Interval, ...]:
         """Lay out a piece of given sides around the center, moved into the frame where it would reach beyond."""

@@ -33,7 +33,8 @@ from deconv_cli.vocabulary import counted, parse_size
 if TYPE_CHECKING:
     import torch
 
-    from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
+    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+    from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.report.block_record import BlockInvertRun
     from deconv_cli.report.record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
@@ -238,8 +239,9 @@ class BlockRestoration:
         *,
         resumes: bool,
     ) -> BlockRun:
+        from deconv_cli.blocks.block_run import BlockRun
         from deconv_cli.blocks.cut_blocks import BlockOptions
-        from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, plan_target
+        from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
         from deconv_cli.blocks.plan_extras import ExtraFiles, plan_extras
 
         replaces = self._files.force or job.replaces or self._large.dry_run  # which writes nothing

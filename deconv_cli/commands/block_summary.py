@@ -12,8 +12,9 @@ from deconv_cli.commands.summary import error_rows
 from deconv_cli.vocabulary import counted, format_lambda, format_memory, format_size
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+    from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.blocks.block_task import BlockTask
-    from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
     from deconv_cli.io.regions.region_target import RegionTarget
     from deconv_cli.report.block_record import BlockInvertRun
 

@@ -82,9 +82,7 @@ class Differences(LinearOperator):
             between pixels of the image are taken, and the rest is zero.
     """
 
-    def __init__(
-        self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool | tuple[bool, ...]
-    ) -> None:
+    def __init__(self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool | tuple[bool, ...]) -> None:
         self.input_shape = tuple(shape)
         self.output_shape = (len(terms), *shape)
         self.terms = terms

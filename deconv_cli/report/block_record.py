@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
-from deconv_cli.blocks.invert_blocks import BlockReconstruction, BlockRun
 from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.report.reconstruction_record import describe_predicted_error
 from deconv_cli.report.record import SCHEMA, Record

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deconv_cli.blocks.axis_cut import Interval
-from deconv_cli.blocks.invert_blocks import BlockReconstruction
+from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.noise_model import describe_noise
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
 from deconv_cli.report.key_numbers import Row

@@ -18,9 +18,10 @@ from piece_tasks import Noted
 
 import deconv_cli
 from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.cut_blocks import BlockOptions
-from deconv_cli.blocks.invert_blocks import BlockRun, LargeFileOptions, lay_out_problem, plan_target
+from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
 from deconv_cli.blocks.run_blocks import run_blocks
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
