@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from deconv_cli.blocks.block_memory import arithmetic_dtype
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.errors import UsageError
+from deconv_cli.solvers.iteration_log import default_tolerance
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 
@@ -22,6 +24,8 @@ N_FITTED = 3
 """Pieces that a halo is taken from, at most; as many others judge it."""
 N_AT_FRAME = 4
 """Pieces that judge it at the frame, where blocks have seams along two axes."""
+CLOSER = 0.1
+"""Of the tolerance of a linear solver, the part to which pieces are solved that are cut."""
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
@@ -127,6 +131,7 @@ def _halo_within(
     problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener
 ) -> HaloChoice | None:
     """Choose a halo on some pieces and judge it on others; `None` where it would have to be wider than `depth`."""
+    problem = _solved_closely(problem)
     wanted, pipeline = seam_limit(windows), problem.pipeline()
     halo: Size | None = None
     influences: list[CutInfluence] = []
@@ -143,6 +148,19 @@ def _halo_within(
     assert halo is not None
     fitted, judged = influences[:n_fitted], influences[n_fitted:]
     return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows))
+
+
+def _solved_closely(problem: BlockProblem) -> BlockProblem:
+    """Let linear estimates be solved further than blocks are.
+
+    Pixels on an edge, which few data determine, are off by more than seams where an iteration ends: that would look as
+    if a cut reached far.
+    """
+    settings = problem.resolution.settings
+    if not settings.is_linear:
+        return problem
+    tolerance = (settings.tolerance or default_tolerance(arithmetic_dtype(problem))) * CLOSER
+    return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, tolerance=tolerance)))
 
 
 def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
