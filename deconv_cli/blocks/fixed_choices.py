@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.map_pieces import map_pieces, workers_for
 from deconv_cli.blocks.piece_doubts import doubt_pieces
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
+from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
@@ -103,11 +104,13 @@ def fix_choices(
     chosen = covering_windows(problem, windows, sides, N_PIECES if is_looked_at else 1)
     if not is_looked_at:
         sides = cube_sides(sides, SMALL)
-    found: list[Reconstruction] = []
-    for number, window in enumerate(chosen, start=1):
-        data, step = window.data(sides, size), f"what holds for all blocks: piece {number} of {len(chosen)}"
-        values = problem.read(window.batch, data)
-        found.append(problem.restore(values, data, pipeline, StepOf(step, progress), is_tested=True))
+
+    def restore(window: SampleWindow, progress: ProgressListener) -> Reconstruction:
+        data = window.data(sides, size)
+        return problem.restore(problem.read(window.batch, data), data, pipeline, progress, is_tested=True)
+
+    n_workers = workers_for(problem, sides, is_tested=True)
+    found = map_pieces(restore, chosen, "what holds for all blocks", progress, n_workers)
     doubts = doubt_pieces(found)
     if not is_open:
         found = found[:1]  # where all else is given, one tells the kind of noise

@@ -10,11 +10,13 @@ from typing import Any
 from deconv_cli.blocks.block_memory import arithmetic_dtype
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
+from deconv_cli.blocks.map_pieces import map_pieces, workers_for
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.errors import UsageError
+from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.iteration_log import default_tolerance
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
+from deconv_cli.workflows.progress_listener import ProgressListener
 
 SEAM_TOLERANCE = 1e-3
 """The largest difference from the whole picture that is planned for, as a part of the range of the samples."""
@@ -133,44 +135,57 @@ def _halo_within(
     """Choose a halo on some pieces and judge it on others; `None` where it would have to be wider than `depth`."""
     problem = _solved_closely(problem)
     wanted, pipeline = seam_limit(windows), problem.pipeline()
-    halo: Size | None = None
-    influences: list[CutInfluence] = []
-    looked_at = covering_windows(problem, windows, outer_sides(depth, problem.data_size), 2 * N_FITTED)
+    sides = outer_sides(depth, problem.data_size)
+    looked_at = covering_windows(problem, windows, sides, 2 * N_FITTED)
     n_fitted = (len(looked_at) + 1) // 2
-    looked_at = [*looked_at[:n_fitted], *_at_frames(problem, windows, depth)]
-    for number, window in enumerate(looked_at, start=1):
-        step = f"how far a cut reaches, up to {max(depth)} pixels: piece {number} of {len(looked_at)}"
-        influences.append(measure_cut(problem, window, depth, pipeline, StepOf(step, progress)))
-        # The first piece tells whether this is deep enough; the others are looked at only if it is.
-        halo = smallest_halo(influences, depth, wanted, at_least=halo)
-        if halo is None:
-            return None
-    assert halo is not None
+    looked_at = [*looked_at[:n_fitted], *_at_frames(problem, looked_at[n_fitted:], windows, depth)]
+
+    def measure(window: SampleWindow, progress: ProgressListener) -> CutInfluence:
+        return measure_cut(problem, window, depth, pipeline, progress)
+
+    # The first piece tells whether this is deep enough; the others are looked at only if it is.
+    what = f"how far a cut reaches, up to {max(depth)} pixels"
+    influences = map_pieces(measure, looked_at[:1], f"{what}, at first", progress)
+    halo = smallest_halo(influences, depth, wanted)
+    if halo is None:
+        return None
+    influences += map_pieces(measure, looked_at[1:], what, progress, workers_for(problem, sides))
+    halo = smallest_halo(influences, depth, wanted, at_least=halo)
+    if halo is None:
+        return None
     fitted, judged = influences[:n_fitted], influences[n_fitted:]
     return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows))
 
 
 def _solved_closely(problem: BlockProblem) -> BlockProblem:
-    """Let linear estimates be solved further than blocks are.
+    """Let linear estimates under an unknown boundary be solved further than blocks are.
 
-    Pixels on an edge, which few data determine, are off by more than seams where an iteration ends: that would look as
-    if a cut reached far.
+    Pixels on an edge, which few data determine then, are off by more than seams where an iteration ends: that would
+    look as if a cut reached far.
     """
     settings = problem.resolution.settings
-    if not settings.is_linear:
+    if not (settings.is_linear and BOUNDARIES[settings.boundary].is_unknown):
         return problem
     tolerance = (settings.tolerance or default_tolerance(arithmetic_dtype(problem))) * CLOSER
     return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, tolerance=tolerance)))
 
 
-def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
+def _at_frames(
+    problem: BlockProblem, inside: Sequence[SampleWindow], windows: Sequence[SampleWindow], depth: Size
+) -> list[SampleWindow]:
     """Move pieces to the frame, to one end after another along axes that are cut: along an edge a cut is felt further.
 
     Pixels on the edge are known by few data, and under boundary `unknown` they hang together with those outside.
+
+    Args:
+        problem: what is restored.
+        inside: pieces that are taken where no cut meets an edge along an axis that is cut itself.
+        windows: those that are moved, of which there are some.
+        depth: how far the cut is looked at along each axis.
     """
     axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
     if len(axes) < 2:  # the frame along an axis that is not cut is in every piece
-        return list(windows)
+        return list(inside)
     moved = []
     for number in range(N_AT_FRAME):
         axis, is_last = axes[number % len(axes)], (number + number // len(axes)) % 2

@@ -14,10 +14,11 @@ from statistics import median
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.halo_depth import N_FITTED
+from deconv_cli.blocks.map_pieces import map_pieces, workers_for
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
+from deconv_cli.workflows.progress_listener import ProgressListener
 
 MAX_SAMPLES = 2**15
 """Samples of a piece, at most: how fast an iteration is depends little on its size."""
@@ -42,13 +43,15 @@ def choose_steps(
 
     def solve_pieces(choices: FixedChoices, what: str, max_iterations: int | None = None) -> list[Solution]:
         settled = _within(choices.settle(problem), max_iterations)
-        size, pipeline, found = problem.data_size, settled.pipeline(), []
+        size, pipeline = problem.data_size, settled.pipeline()
         sides = cube_sides(size, MAX_SAMPLES)
-        for number, window in enumerate(covering_windows(problem, windows, sides, N_FITTED), start=1):
+
+        def solve(window: SampleWindow, progress: ProgressListener) -> Solution:
             data = window.data(sides, size)
-            step = StepOf(f"{what} of all blocks: piece {number}", progress)
-            found.append(settled.restore(settled.read(window.batch, data), data, pipeline, step).solution)
-        return found
+            return settled.restore(settled.read(window.batch, data), data, pipeline, progress).solution
+
+        pieces = covering_windows(problem, windows, sides, N_FITTED)
+        return map_pieces(solve, pieces, f"{what} of all blocks", progress, workers_for(settled, sides))
 
     if given.rho is None:
         n_adapted = RHO_STEPS if given.iterations is None else 1  # a given number of steps adapts nothing

@@ -69,7 +69,7 @@ def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatc
     y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
     restored = count_calls(monkeypatch, BlockProblem, "restore")
     planned(tmp_path, kernel)
-    assert sum(values.numel() for _, values, *_ in restored) <= 5 * y.numel()
+    assert sum(values.numel() for _, values, *_ in restored) <= 7 * y.numel()
 
 
 @pytest.mark.exhaustive
@@ -254,3 +254,26 @@ def test_an_axis_that_is_too_short_to_be_cut(tmp_path):
     blurred(tmp_path, scene(18, 100)[None], kernel, "unknown")
     with pytest.raises(UsageError, match="18 samples is too short to be cut"):
         invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(10**8, (9, 50)), **OPTIONS)
+
+
+def test_an_interior_block_is_in_closed_form(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    task = planned(tmp_path, kernel).task
+    restored = {}
+    for number, data in ((n, task.grid.block(n).data) for n in range(9)):
+        restored[number] = task.problem.restore(task.problem.read([], data), data, task.problem.pipeline())
+    assert [n for n, result in restored.items() if result.choice.method == "fft"] == [4]
+    sizes = {tuple(b - a + k - 1 for (a, b), k in zip(task.grid.block(4).data, kernel.shape, strict=True))}
+    assert {tuple(restored[4].image.shape[-2:])} == sizes
+
+
+def test_samples_that_are_whole_numbers_stay_so_on_a_torus(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = scene(150, 140).round().to(torch.uint8)[None]
+    np.save(tmp_path / "in.npy", y.numpy())
+    cut = BlockOptions(10**8, (50, 48))
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **OPTIONS)
+    whole = deconv_cli.invert(y, kernel, **OPTIONS)
+    assert found.summary.n_blocks == 9
+    assert difference(np.load(tmp_path / "out.npy"), whole, y.float()) <= found.plan.halo.predicted <= 1e-3

@@ -1,0 +1,26 @@
+"""A halo is judged at the frame too, along whose edges a cut is felt further."""
+
+from block_cases import blurred, planned, scene
+
+import deconv_cli
+from deconv_cli.blocks import halo_depth
+
+
+def test_pieces_that_judge_a_halo_lie_at_all_ends_of_the_frame(tmp_path, monkeypatch):
+    seen, measure = [], halo_depth.measure_cut
+
+    def noting(problem, window, *others):
+        found = measure(problem, window, *others)
+        # Where it is cut, pixels are the deeper the further they lie inside.
+        ends = [bool(depth[at] > depth[inside]) for depth in found.depths for at, inside in ((0, 1), (-1, -2))]
+        seen.append((window.frame_axis, ends))
+        return found
+
+    monkeypatch.setattr(halo_depth, "measure_cut", noting)
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    planned(tmp_path, kernel)
+    ends = [known for axis, known in seen if axis is not None]
+    # Ahead and behind of each axis: a piece is not cut at the end where it meets the frame, and there alone.
+    assert sorted(ends) == sorted([n == at for n in range(4)] for at in range(4))
+    assert all(not any(known) for axis, known in seen if axis is None)
