@@ -24,6 +24,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.workflows import solved
+from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 
 
@@ -268,12 +269,15 @@ def test_an_interior_block_is_in_closed_form(tmp_path):
     assert {tuple(restored[4].image.shape[-2:])} == sizes
 
 
-def test_samples_that_are_whole_numbers_stay_so_on_a_torus(tmp_path):
+def test_samples_that_are_whole_numbers_stay_so_on_a_torus(tmp_path, monkeypatch):
     kernel = deconv_cli.make_kernel("gaussian:1")
-    y = scene(150, 140).round().to(torch.uint8)[None]
-    np.save(tmp_path / "in.npy", y.numpy())
-    cut = BlockOptions(10**8, (50, 48))
-    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **OPTIONS)
-    whole = deconv_cli.invert(y, kernel, **OPTIONS)
-    assert found.summary.n_blocks == 9
-    assert difference(np.load(tmp_path / "out.npy"), whole, y.float()) <= found.plan.halo.predicted <= 1e-3
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    task = planned(tmp_path, kernel).task
+    seen = count_calls(monkeypatch, Pipeline, "reconstruct")
+    data = task.grid.block(4).data
+    values = task.problem.read([], data).clamp(0, 250).to(torch.uint8)
+    task.problem.restore(values, data, task.problem.pipeline())
+    ((_, closed, _),) = seen
+    assert closed.dtype == torch.uint8
+    assert torch.equal(closed[..., : values.shape[-2], : values.shape[-1]], values)
+    assert closed.shape[-1] == values.shape[-1] + kernel.shape[-1] - 1
