@@ -176,7 +176,9 @@ class Pipeline:
 
         def finish() -> Reconstruction:
             result = measure()
-            is_looked_at = resolution.is_tested and result.settings.defaults is InputKind.PICTURE
+            # A factor has the defaults of tensors, whatever it is applied to.
+            settings = self._settings if self._given is not None and kernel.layer.is_plain else result.settings
+            is_looked_at = resolution.is_tested and settings.defaults is InputKind.PICTURE
             limits = limits_of(y, resolution.sample_type) if is_looked_at else None
             if limits is not None:
                 result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))

@@ -328,3 +328,11 @@ def test_no_size_and_no_output(deconv, gentle, tmp_path):
     assert "--size" in deconv("factor", "-k", gentle, "-o", tmp_path / "f.safetensors", expect=ExitCode.USAGE).stderr
     assert "--output" in deconv("factor", "-k", gentle, "--size", "32,36", expect=ExitCode.USAGE).stderr
     assert "--kernel" in deconv("factor", "--size", "3,3", "-o", "f.safetensors", expect=ExitCode.USAGE).stderr
+
+
+def test_a_picture_that_a_factor_does_not_fit_is_doubted(deconv, photograph, tmp_path):
+    deconv("factor", "--kernel", "gaussian:1.5", "--size", "40,48", "-o", tmp_path / "f.safetensors", "-q")
+    words = ["invert", photograph, "--factor", tmp_path / "f.safetensors", "-o", tmp_path / "x.png", "--json"]
+    done = deconv(*words)
+    assert done.code is ExitCode.UNTRUSTWORTHY
+    assert "% of the samples come back far outside 0 to 255" in done.report["doubts"][0]["sentence"]
