@@ -1,4 +1,4 @@
-"""`deconv inspect`: the facts of images, tensors and kernels."""
+"""`deconv inspect`: what images, tensors and kernels are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from deconv_cli.commands.console import print_document, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.facts import print_facts
+from deconv_cli.commands.inspection_table import print_inspection
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
@@ -94,7 +94,7 @@ def inspect(
             continue
         records.append(record)
         if not as_json:
-            print_facts(record)
+            print_inspection(record)
     if as_json:
         failed = [{"path": str(path), "error": str(error)} for path, error in failures]
         print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
@@ -152,13 +152,13 @@ class _Reader:
     def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
         from deconv_cli.io.file_inspection import as_image, as_kernel
         from deconv_cli.report.inspection_record import describe_samples
-        from deconv_cli.workflows.kernel_facts import inspect_samples
+        from deconv_cli.workflows.inspection import inspect_samples
 
         if self._taken_for is not None and not _is_field(found):  # whose tensors are no kernel each
             entry = as_kernel(entry) if self._taken_for is Kind.KERNEL else as_image(entry)
-        facts = inspect_samples(entry.samples)
+        statistics = inspect_samples(entry.samples)
         kernel = refusal = None
-        if entry.is_kernel and facts.is_finite and bool(entry.samples.any()):
+        if entry.is_kernel and statistics.is_finite and bool(entry.samples.any()):
             try:
                 kernel = self._describe_kernel(found.path, entry)
             except DeconvError as error:
@@ -176,15 +176,15 @@ class _Reader:
             "axes": entry.axes,
             "dtype": entry.dtype,
             "is_sampled": entry.whole is not None,
-            **describe_samples(facts),
+            **describe_samples(statistics),
             "kernel": kernel,
             "kernel_refusal": refusal,
         }
 
     def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
         from deconv_cli.models.kernel_files import read_kernel
-        from deconv_cli.report.inspection_record import describe_kernel_facts
-        from deconv_cli.workflows.kernel_facts import inspect_kernel
+        from deconv_cli.report.inspection_record import describe_kernel_properties
+        from deconv_cli.workflows.inspection import inspect_kernel
 
         read = read_kernel(
             path,
@@ -204,7 +204,7 @@ class _Reader:
             "layer": read.layer,
             "convention": read.convention.value,
             "has_bias": read.bias is not None,
-            **describe_kernel_facts(inspect_kernel(read.kernel, size, self._padding, dimensions=read.dimensions)),
+            **describe_kernel_properties(inspect_kernel(read.kernel, size, self._padding, dimensions=read.dimensions)),
             "padding": format_padding(self._padding),
             "notes": list(read.notes),
         }

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from deconv_cli.report.reconstruction_record import describe_well_posedness
 from deconv_cli.report.record import Record, finite_or_none
-from deconv_cli.workflows.kernel_facts import KernelFacts, SampleFacts
+from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
 
 
-def describe_samples(facts: SampleFacts) -> Record:
+def describe_samples(statistics: SampleStatistics) -> Record:
     """Describe samples; a mean that float64 cannot hold is left out."""
     return {
-        "samples": facts.n_samples,
-        "nan": facts.n_nan,
-        "infinite": facts.n_infinite,
-        "minimum": facts.minimum,
-        "maximum": facts.maximum,
-        "mean": finite_or_none(facts.mean),
-        "standard_deviation": finite_or_none(facts.standard_deviation),
+        "samples": statistics.n_samples,
+        "nan": statistics.n_nan,
+        "infinite": statistics.n_infinite,
+        "minimum": statistics.minimum,
+        "maximum": statistics.maximum,
+        "mean": finite_or_none(statistics.mean),
+        "standard_deviation": finite_or_none(statistics.standard_deviation),
     }
 
 
-def describe_kernel_facts(facts: KernelFacts) -> Record:
+def describe_kernel_properties(properties: KernelProperties) -> Record:
     """Describe a kernel, and what each boundary would do."""
-    kernel, spectrum = facts.kernel, facts.spectrum
+    kernel, spectrum = properties.kernel, properties.spectrum
     return {
         "channels": None if kernel.shared else [kernel.taps.shape[1], kernel.taps.shape[0]],
         "size": list(kernel.size),
-        "origin": list(facts.origin),
-        "centroid_offset": list(facts.centroid),
-        "is_symmetric": facts.is_symmetric,
+        "origin": list(properties.origin),
+        "centroid_offset": list(properties.centroid),
+        "is_symmetric": properties.is_symmetric,
         "dc_gain": kernel.dc_gain[0][0] if kernel.shared else kernel.dc_gain,
         "spectrum": {
             "image_size": list(spectrum.image_size),
@@ -44,6 +44,6 @@ def describe_kernel_facts(facts: KernelFacts) -> Record:
                 "reason": border.reason,
                 "well_posedness": None if border.finding is None else describe_well_posedness(border.finding),
             }
-            for border in facts.borders
+            for border in properties.borders
         ],
     }

@@ -1,4 +1,4 @@
-"""The facts of a file as a table on stdout: here they are the answer."""
+"""What a file holds as a table on stdout: here it is the answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_ENTRIES = 40
 """Arrays of one file that are listed; `--json` tells of all."""
 
 
-def print_facts(record: dict[str, Any]) -> None:
+def print_inspection(record: dict[str, Any]) -> None:
     """Print what a file holds on stdout, then notes and warnings on stderr."""
     entries = record["entries"]
     rows = [("format", record["format"])]

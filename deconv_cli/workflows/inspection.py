@@ -1,4 +1,4 @@
-"""The facts of an image or a kernel, before anything is done with it."""
+"""The numbers of an image or a kernel, before anything is done with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deconv_cli.vocabulary import PaddingLike, Size
 
 
 @dataclass(frozen=True)
-class SampleFacts:
+class SampleStatistics:
     """Samples in numbers; the range and the moments are those of the finite ones.
 
     Attributes:
@@ -49,7 +49,7 @@ class SampleFacts:
 
 
 @dataclass(frozen=True)
-class BorderFacts:
+class BoundaryAssessment:
     """What a border would do to images of one size.
 
     Attributes:
@@ -64,7 +64,7 @@ class BorderFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelFacts:
+class KernelProperties:
     """A kernel in numbers.
 
     Attributes:
@@ -82,10 +82,10 @@ class KernelFacts:
     centroid: tuple[float, ...]
     is_symmetric: bool
     spectrum: Spectrum
-    borders: tuple[BorderFacts, ...]
+    borders: tuple[BoundaryAssessment, ...]
 
 
-def inspect_samples(samples: Tensor) -> SampleFacts:
+def inspect_samples(samples: Tensor) -> SampleStatistics:
     """Count and measure samples of any shape."""
     n_nan = n_infinite = 0
     finite = samples.flatten()
@@ -93,10 +93,10 @@ def inspect_samples(samples: Tensor) -> SampleFacts:
         n_nan, n_infinite = (synchronize.as_index(mask.sum()) for mask in (samples.isnan(), samples.isinf()))
         finite = finite[finite.isfinite()] if n_nan or n_infinite else finite
     if len(finite) == 0:
-        return SampleFacts(samples.numel(), n_nan, n_infinite, None, None, None, None)
+        return SampleStatistics(samples.numel(), n_nan, n_infinite, None, None, None, None)
     wide = to_float64(finite)
     mean = wide.mean()
-    return SampleFacts(
+    return SampleStatistics(
         n_samples=samples.numel(),
         n_nan=n_nan,
         n_infinite=n_infinite,
@@ -109,7 +109,7 @@ def inspect_samples(samples: Tensor) -> SampleFacts:
 
 def inspect_kernel(
     taps: Tensor, image_size: Size, padding: PaddingLike = "same", *, dimensions: int | None = None
-) -> KernelFacts:
+) -> KernelProperties:
     """Describe a kernel, and what every border would do to images of one size, without a penalty.
 
     Args:
@@ -132,7 +132,7 @@ def inspect_kernel(
         synchronize.as_number((weight.movedim(axis, -1) * _places(weight, axis)).sum() / weight.sum()) - start
         for axis, start in zip(axes, origin, strict=True)
     )
-    return KernelFacts(
+    return KernelProperties(
         kernel=kernel,
         origin=origin,
         centroid=tuple(centroid),
@@ -151,12 +151,12 @@ def _places(weight: Tensor, axis: int) -> Tensor:
     return torch.arange(weight.shape[axis], dtype=weight.dtype, device=weight.device)
 
 
-def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectrum) -> BorderFacts:
+def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectrum) -> BoundaryAssessment:
     try:
         geometry.check_boundary(as_rule(boundary))
     except ShapeError as error:
-        return BorderFacts(boundary, None, str(error))
+        return BoundaryAssessment(boundary, None, str(error))
     finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty="identity", spectrum=spectrum)
     if finding.is_well_posed and spectrum.condition > 1 / LOST:
         finding = replace(finding, is_well_posed=False, reason=_LOSSY_KERNEL)
-    return BorderFacts(boundary, finding, finding.reason)
+    return BoundaryAssessment(boundary, finding, finding.reason)
