@@ -86,7 +86,7 @@ class WorkProgress(ProgressListener):
         self._tell(line)
 
     def seconds_left(self) -> float | None:
-        """Foretell the end, from how fast the certificate falls, and from the iterations that are left at most.
+        """Predict the end, from how fast the certificate falls, and from the iterations that are left at most.
 
         Returns:
             `None` before the third iteration, or if there is no end in sight.
