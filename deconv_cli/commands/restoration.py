@@ -166,7 +166,10 @@ class Restoration:
             dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
-            options["--lambda"] = as_typed("lam", result.lam)
+            # A single λ would restore together what was restored one by one, if by chance under the same.
+            is_of_each = result.lambda_choice is not None or isinstance(self._settings.get("lam"), tuple)
+            lams = tuple(part.settings.lam for part in result.channels) if is_of_each else ()
+            options["--lambda"] = as_typed("lam", lams or result.lam)
             options["--method"] = result.choice.method
         elif settings.method != "auto":
             options["--method"] = settings.method
