@@ -22,7 +22,7 @@ from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source,
 from deconv_cli.commands.manifest import Manifest, is_up_to_date
 from deconv_cli.commands.option_groups import FileOptions, PrintOptions
 from deconv_cli.commands.piece_progress import PieceProgress
-from deconv_cli.commands.progress import WorkProgress, spoken_time
+from deconv_cli.commands.progress import WorkProgress, format_duration
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.shared_cores import SharedCores
 from deconv_cli.commands.side_by_side import AllDone, one_by_one, side_by_side
@@ -261,7 +261,7 @@ class Batch:
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), "left out": len(self._skipped)}
         told = "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
-        yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{told}, in {spoken_time(seconds)}."
+        yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{told}, in {format_duration(seconds)}."
         if self._failures:
             names = [str(failure.job.source) for failure in self._failures]
             more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""

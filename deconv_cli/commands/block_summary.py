@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
-from deconv_cli.commands.progress import spoken_time
+from deconv_cli.commands.progress import format_duration
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.summary import error_rows
 from deconv_cli.vocabulary import counted, format_lambda, format_memory, format_size
@@ -27,7 +27,7 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
     rows = [
         ("input", _input(task)),
         *_plan_rows(task),
-        ("time", f"about {spoken_time(expected_s)}"),
+        ("time", f"about {format_duration(expected_s)}"),
         ("output", _output(task.target)),
         *(("", _output(extra)) for extra in task.extras.targets),
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deconv_cli.commands.progress import LOG_INTERVAL_S, spoken_time
+from deconv_cli.commands.progress import LOG_INTERVAL_S, format_duration
 from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class PieceProgress:
             return line
         rate = n_pieces / elapsed
         left = (self._n_pieces - self._n_done) / rate
-        return f"{line}, {_spoken_rate(rate, self._name)}, about {spoken_time(left)} left"
+        return f"{line}, {_format_rate(rate, self._name)}, about {format_duration(left)} left"
 
     @contextmanager
     def shown(self) -> Iterator[PieceProgress]:
@@ -117,7 +117,7 @@ class PieceProgress:
             typer.echo(self.line(), err=True)
 
 
-def _spoken_rate(per_second: float, name: str) -> str:
+def _format_rate(per_second: float, name: str) -> str:
     for unit, seconds in (("second", 1), ("minute", 60)):
         if per_second * seconds >= 1:
             return f"{counted(f'{per_second * seconds:.3g}', name)} a {unit}"

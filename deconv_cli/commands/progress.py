@@ -70,7 +70,7 @@ class WorkProgress(ProgressListener):
         """
         self._step, self._goal, self._most = step, goal, limit
         self._seen.clear()
-        self._tell(step)
+        self._print(step)
 
     def __call__(self, iteration: int, certificate: float) -> None:
         """Take note of an iteration."""
@@ -82,8 +82,8 @@ class WorkProgress(ProgressListener):
             line += f", goal {self._goal:.0e}"
         left = self.seconds_left()
         if left is not None:
-            line += f", about {spoken_time(left)} left"
-        self._tell(line)
+            line += f", about {format_duration(left)} left"
+        self._print(line)
 
     def seconds_left(self) -> float | None:
         """Predict the end, from how fast the certificate falls, and from the iterations that are left at most.
@@ -113,7 +113,7 @@ class WorkProgress(ProgressListener):
             yield self
         self._status = None
 
-    def _tell(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._ends is not None and self._ends():
             raise KeyboardInterrupt
         if self._is_silent:
@@ -131,7 +131,7 @@ class WorkProgress(ProgressListener):
             typer.echo(self._label + line, err=True)
 
 
-def spoken_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Round a time to what a person can use: seconds, minutes or hours."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"

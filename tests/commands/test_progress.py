@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from deconv_cli.commands.progress import WorkProgress, spoken_time
+from deconv_cli.commands.progress import WorkProgress, format_duration
 
 
 class Clock:
@@ -89,7 +89,7 @@ def test_a_terminal_shows_the_step_under_way(clock, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "spoken"), [(0.2, "0 s"), (99.4, "99 s"), (100, "2 min"), (5969, "99 min"), (6000, "1.7 h")]
+    ("seconds", "text"), [(0.2, "0 s"), (99.4, "99 s"), (100, "2 min"), (5969, "99 min"), (6000, "1.7 h")]
 )
-def test_times_are_rounded_to_what_is_of_use(seconds, spoken):
-    assert spoken_time(seconds) == spoken
+def test_times_are_rounded_to_what_is_of_use(seconds, text):
+    assert format_duration(seconds) == text
