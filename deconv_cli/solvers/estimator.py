@@ -15,6 +15,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.boundaries.wrapped import wrap
+from deconv_cli.operators.dense_tensor import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
@@ -95,6 +96,7 @@ class Estimator(ABC):
 
     def arrange(self, y: Tensor) -> Tensor:
         """Check outputs and arrange their channels for the operators."""
+        check_tensor(y, "the output")
         if y.dtype != self.kernel.taps.dtype or y.device != self.kernel.taps.device:
             raise UsageError(
                 f"this inverse was built for {self.kernel.taps.dtype} on {self.kernel.taps.device}, but the output is "

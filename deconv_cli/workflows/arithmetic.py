@@ -11,6 +11,7 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.dense_tensor import check_tensor
 from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, parse_word
 
 
@@ -52,16 +53,6 @@ def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor,
     if dtype == torch.float64 and device.type == "mps":
         raise UsageError('an Apple GPU has no float64; use dtype="float32" or device="cpu".')
     return dtype
-
-
-def check_tensor(found: object, role: str) -> None:
-    """Refuse what is no tensor of torch.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if not isinstance(found, Tensor):
-        raise UsageError(f"{role} must be a torch.Tensor, but is a {type(found).__name__}; torch.as_tensor makes one.")
 
 
 def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype, dimensions: int | None = None) -> Kernel:

@@ -18,9 +18,9 @@ from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
 from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, measure_spectrum
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.dense_tensor import check_tensor
 from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.arithmetic import check_tensor
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
