@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
@@ -209,3 +210,10 @@ def test_pictures_that_tell_nothing_are_restored_all_the_same(deconv, gentle, sa
     report = deconv("invert", path, "-k", gentle, *options, "-o", tmp_path / "x.npy", expect=code).report
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
     assert np.isfinite(report["predicted_error"]["root_mean_square"])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (1, 5)])
+def test_pictures_of_a_few_pixels_are_restored_all_the_same(deconv, tmp_path, shape):
+    Image.fromarray(np.full(shape, 7, np.uint8)).save(tmp_path / "y.png")
+    deconv("invert", tmp_path / "y.png", "-k", "gaussian:1", "-o", tmp_path / "x.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.full(shape, 7))

@@ -73,7 +73,7 @@ class Png(PictureCodec):
                 info.add(name.removeprefix(_CHUNK).encode(), content)
         described = io.BytesIO()
         Image.new("L", (1, 1)).save(described, "PNG", pnginfo=info, **save_options(image.metadata))
-        encoded = io.BytesIO(imagecodecs.png_encode(np.ascontiguousarray(np.asarray(image.samples))))
+        encoded = io.BytesIO(imagecodecs.png_encode(np.array(image.samples, order="C")))
         header, *pixels = _read_chunks(encoded)
         others = [chunk for chunk in _read_chunks(described) if chunk[0] not in (b"IHDR", b"IDAT", b"IEND")]
         with path.open("wb") as stream:
