@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,10 @@ class Manifest:
                 f"the manifest '{path}' exists already; go on where it ends with resume=True, or choose another name."
             )
         self._lines = _read(path) if resume and path.exists() else {}
-        try:
+        with self._refusing():
             # Without what was cut off in the middle of a line.
             self._rewrite()
             self._stream = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise FileAccessError(f"the manifest '{path}' cannot be written: {error.strerror}.") from error
 
     def wrote(self, job: Job) -> bool:
         """Tell whether a run before wrote the output of a job, or was about to."""
@@ -86,7 +86,8 @@ class Manifest:
 
     def close(self, jobs: list[Job]) -> None:
         """Leave one line for each file, in the order of the jobs; lines of other files stay."""
-        self._stream.close()
+        with self._refusing():
+            self._stream.close()
         own = {str(job.target): self._lines.pop(str(job.target)) for job in jobs if str(job.target) in self._lines}
         self._lines |= own
         self._rewrite()
@@ -95,8 +96,20 @@ class Manifest:
         line = {"input": str(job.source), "output": str(job.target)} | line
         with self._adding:  # jobs are begun in several threads
             self._lines[str(job.target)] = line
-            self._stream.write(_encoded(line))
-            self._stream.flush()
+            with self._refusing():
+                self._stream.write(_encoded(line))
+                self._stream.flush()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        from deconv_cli.io.sources import reason_of
+
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, DeconvError):
+                raise
+            raise FileAccessError(f"the manifest '{self.path}' cannot be written: {reason_of(error)}.") from error
 
     def _rewrite(self) -> None:
         from deconv_cli.io.atomic import write_atomically

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +76,8 @@ def _head_of_address(path: Path) -> bytes:
     return FOLDER + mark.encode()
 
 
+_NO_SPACE = re.compile(r"\d+ requested and \d+ written")
+"""What NumPy says of a full disk."""
 _RAISED = re.compile(r"^.* raised \w+\((['\"])(.*)\1\)")
 _CAUSE = re.compile(r", due to \w+\(.*")
 _CLASS = re.compile(r"<class '([\w.]+)'>")
@@ -90,6 +94,8 @@ def reason_of(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
+    if _NO_SPACE.fullmatch(lines[0]):
+        return os.strerror(errno.ENOSPC)
     line = _RAISED.sub(r"\2", lines[0])
     line = _OBJECT.sub("", _CAUSE.sub("", _CLASS.sub(r"\1", line)))
     return line.strip().rstrip(".:")[:200] or type(error).__name__

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +221,20 @@ def test_notes_that_differ_in_numbers_alone_are_printed_once(deconv, frames, gen
     assert done.stderr.count("rounded to uint8") == 1
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert len({note for line in lines for note in line["notes"]}) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("workers", [[], ["--jobs", "1"]])
+def test_a_manifest_on_a_full_disk_ends_the_run_with_a_sentence(deconv, frames, gentle, tmp_path, monkeypatch, workers):
+    opened = Path.open
+
+    def is_full(path, mode="r", **options):
+        return opened(Path("/dev/full") if (path.name, mode) == ("run.jsonl", "a") else path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", is_full)
+    words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--manifest", tmp_path / "run.jsonl", *workers]
+    done = deconv(*words, expect=ExitCode.FAILURE)
+    assert f"error: the manifest '{tmp_path / 'run.jsonl'}' cannot be written: No space left on device." in done.stderr
 
 
 def test_a_rule_that_found_no_lambda_is_doubted_and_a_caution_taken_down(deconv, gentle, tmp_path):

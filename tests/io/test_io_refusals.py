@@ -353,6 +353,7 @@ REASONS = {
     "unsupported <class 'numpy.str_'>.": "unsupported numpy.str_",
     "2 < 3 and 4 > 3": "2 < 3 and 4 > 3",
     "<tifffile.TiffPage 0 @8>": "ValueError",
+    "4096 requested and 4052 written": "No space left on device",
 }
 
 
