@@ -32,6 +32,7 @@ READS = (
     "holds_everywhere",
     "as_number",
     "as_numbers",
+    "medians",
     "as_index",
     "places",
     "distinct",
@@ -167,8 +168,9 @@ def replay(
         return tree_map(empty, tree)
 
     def telling(name: str) -> Callable[..., Any]:
-        def wrapped(values: Tensor, *_: Any) -> Any:
-            assert values.device.type == device, f"{name} is asked about a tensor on {values.device}"
+        def wrapped(values: Any, *_: Any) -> Any:
+            found = {asked.device.type for asked in tensors(values)}
+            assert found == {device}, f"{name} is asked about a tensor on {found}"
             assert waiting, f"{name} is asked, but the run on the CPU was at its end"
             noted, answer = waiting.pop(0)
             assert noted == name, f"{name} is asked, but the run on the CPU asked {noted}"

@@ -44,31 +44,51 @@ class EdgeBands:
 
     Attributes:
         depth: how many bands there are.
-        distance: pixels between each pixel and the nearest edge, 0 on the edge itself, shape `size`.
-        index: the band of each pixel, shape `size`.
     """
 
     def __init__(self, size: Size, depth: int, device: torch.device) -> None:
         self.depth = min(depth, (min(size) + 1) // 2)
-        self.distance = edge_distance(size, [(0, length) for length in size], device)
-        self.index = self.distance.clamp_max(self.depth - 1)
+        self._size, self._device = size, device
+        outer, rim = self.depth - 1, []
+        self._inside = [(outer, length - outer) for length in size]
+        for axis, length in enumerate(size):
+            ahead, behind = self._inside[:axis], [(0, n) for n in size[axis + 1 :]]
+            rim += [[*ahead, ends, *behind] for ends in ((0, outer), (length - outer, length))]
+        self._rim = [(_slices(part), edge_distance(size, part, device).flatten()) for part in rim]
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """Pixels between each pixel and the nearest edge, 0 on the edge itself, shape `size`."""
+        return edge_distance(self._size, [(0, length) for length in self._size], self._device)
 
     @cached_property
     def count(self) -> Tensor:
         """How many pixels each band has, shape `(depth,)`."""
-        return torch.tensor(band_counts(self.index.shape, self.depth), device=self.index.device)
+        return torch.tensor(band_counts(self._size, self.depth), device=self._device)
 
     def mean_square(self, values: Tensor) -> Tensor:
         """Average the squares of values `(*batch, *size)` likewise, whatever the size of the squares."""
-        images = values.reshape(-1, *self.index.shape)
-        by_pixel = torch.linalg.vector_norm(images, dim=0, dtype=accumulation_dtype(values)).square_()
-        return self._sums(by_pixel) / (len(images) * self.count)
+        first, *others = values.reshape(-1, *self._size)
+        # A norm over the axis of the images takes eight times as long.
+        by_pixel = first.to(accumulation_dtype(values), copy=True).square_()
+        for image in others:
+            wide = image.to(by_pixel.dtype)
+            by_pixel.addcmul_(wide, wide)
+        return self._sums(by_pixel) / ((1 + len(others)) * self.count)
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values `(*batch, *size)` over each band and the batch, in double precision where it exists."""
         dtype = accumulation_dtype(values)
-        return self._sums(values.reshape(-1, *self.index.shape).mean(dim=0, dtype=dtype)) / self.count
+        return self._sums(values.reshape(-1, *self._size).mean(dim=0, dtype=dtype)) / self.count
 
     def _sums(self, by_pixel: Tensor) -> Tensor:
-        """Add up values of shape `size` over each band."""
-        return by_pixel.new_zeros(self.depth).scatter_add(0, self.index.flatten(), by_pixel.flatten())
+        """Add up values of shape `size` over each band; the innermost by itself, which has most of the pixels."""
+        sums = by_pixel.new_zeros(self.depth)
+        for part, distance in self._rim:
+            sums.scatter_add_(0, distance, by_pixel[part].flatten())
+        sums[-1] += by_pixel[_slices(self._inside)].sum()
+        return sums
+
+
+def _slices(part: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in part)

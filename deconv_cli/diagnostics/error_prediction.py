@@ -98,7 +98,7 @@ class ErrorPredictor:
         return PredictedError(
             map=squares["predicted"].expand(estimate.shape).sqrt(),
             bands=self._error_bands(squares),
-            trusted=bands.distance >= (depth if depth is not None else max(bands.index.shape)),
+            trusted=bands.distance >= (depth if depth is not None else max(bands.distance.shape)),
             trusted_depth=depth,
             sigma=model.sigma,
             exponent=model.exponent,

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from deconv_cli.diagnostics.modulus import squared_modulus
+from deconv_cli.operators.axes import space_axes
+from deconv_cli.solvers.norms import accumulation_dtype
 
 
 def apply_hann_window(images: Tensor, n_axes: int = 2, power: int = 1) -> Tensor:
@@ -18,9 +24,46 @@ def apply_hann_window(images: Tensor, n_axes: int = 2, power: int = 1) -> Tensor
         n_axes: how many axes of space there are.
         power: of the window; of a higher one less of a strong frequency leaks to distant weak ones.
     """
-    window = images.new_ones(())
-    for length in images.shape[-n_axes:]:
+    return _fade(images.clone(), n_axes, power)
+
+
+@dataclass(frozen=True, eq=False)
+class FadedImages:
+    """Images under such a window, in frequency and in double precision: computed once for all that looks at them.
+
+    Attributes:
+        images: shape `(n, C, *space)`.
+        fade: power of the window.
+    """
+
+    images: Tensor
+    fade: int = 1
+
+    @classmethod
+    def of(cls, images: Tensor, n_axes: int) -> FadedImages:
+        """Take images of shape `(*batch, C, *space)`."""
+        return cls(images.reshape(-1, *images.shape[-n_axes - 1 :]))
+
+    @property
+    def n_axes(self) -> int:
+        """How many axes of space there are."""
+        return self.images.ndim - 2
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Unitary, of the frequencies of `torch.fft.rfftn`: complex, shape `(n, C, *plane)`."""
+        faded = _fade(self.images.to(accumulation_dtype(self.images), copy=True), self.n_axes, self.fade)
+        return torch.fft.rfftn(faded, dim=space_axes(self.n_axes), norm="ortho")
+
+    @cached_property
+    def power(self) -> Tensor:
+        """The square of its size, shape `(n, C, *plane)`."""
+        return squared_modulus(self.spectrum)
+
+
+def _fade(images: Tensor, n_axes: int, power: int) -> Tensor:
+    for axis, length in zip(space_axes(n_axes), images.shape[-n_axes:], strict=True):
         angle = (torch.arange(length, dtype=images.dtype, device=images.device) + 0.5) * (2 * math.pi / length)
         along = (1 - angle.cos()) ** power
-        window = window[..., None] * (along / along.square().mean().sqrt())
-    return images * window
+        images *= (along / along.square().mean().sqrt()).reshape(-1, *[1] * (-1 - axis))
+    return images

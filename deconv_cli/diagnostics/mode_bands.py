@@ -87,7 +87,7 @@ class ModeBands:
 
     def strength(self, power: Tensor) -> float:
         """Give the median power of an image along the modes that data of `power` decide, of shape `(n,)`."""
-        return synchronize.as_number((power[self.decided] / self._decided_gain).median())
+        return synchronize.medians([power[self.decided] / self._decided_gain])[0]
 
     @cached_property
     def _decided_gain(self) -> Tensor:

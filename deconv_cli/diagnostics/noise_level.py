@@ -18,11 +18,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.modulus import squared_modulus
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import format_size
 
 _WEAK_SHARE = 0.1
@@ -91,27 +92,26 @@ def estimate_noise_of_spectrum(data: SpectralData) -> float:
     return math.sqrt(synchronize.as_number(power[weakest].median()) / (median_of_mean * data.observed_share))
 
 
-def estimate_noise_of_blurred(spectrum: Tensor, spread: float, n_axes: int = 2) -> float | None:
+def estimate_noise_of_blurred(faded: FadedImages) -> float | None:
     """Estimate the standard deviation of white noise in blurred data.
 
     A blur takes most of the fine detail away, and white noise fills every frequency alike. So the space of frequencies
     is cut into cells, each cell's level is estimated by its median, and the noise is where the lowest of them agree.
 
     Args:
-        spectrum: unitary transform of the data under a Hann window, complex, shape `(*batch, C, *half spectrum)`.
-        spread: standard deviation of the data.
-        n_axes: axes of space.
+        faded: the data.
 
     Returns:
         In the units of the samples, or `None` where the lowest cells differ (something else than white noise fills
         them), or are hardly below the picture itself.
     """
-    power = squared_modulus(spectrum).flatten(end_dim=-n_axes - 1)
+    n_axes, power = faded.n_axes, faded.power.flatten(0, 1)
+    spread = synchronize.as_number(to_float64(faded.images).std(correction=0))
     n_cells = min(_N_CELLS[n_axes], int((power.numel() / _MIN_COEFFICIENTS[n_axes]) ** (1 / n_axes)))
     if n_cells < _N_CELLS[n_axes] // 2:
         return None
-    medians = torch.stack([cell.median() for cell in _cells(power, n_cells) if cell.numel()])
-    levels = [math.sqrt(median) / _RAYLEIGH_MEDIAN for median in sorted(synchronize.as_numbers(medians))]
+    medians = synchronize.medians([cell for cell in _cells(power, n_cells) if cell.numel()])
+    levels = [math.sqrt(median) / _RAYLEIGH_MEDIAN for median in sorted(medians)]
     lowest = [level for level in levels if level <= _AGREEMENT * levels[0]]
     noise = sum(lowest) / len(lowest)
     is_the_picture = noise > _MAX_LEVEL * spread

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.diagnostics.polar_bins import PolarBins, polar_bins
+from deconv_cli.diagnostics.polar_bins import LOWEST, PolarBins, polar_bins
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators import synchronize
@@ -98,7 +98,12 @@ class _Bins:
 
 
 def fit_noise_spectrum(
-    y: Tensor, basis: SpectrumBasis, *, is_colored: bool = False, observed_share: float = 1.0
+    y: Tensor,
+    basis: SpectrumBasis,
+    *,
+    is_colored: bool = False,
+    observed_share: float = 1.0,
+    faded: FadedImages | None = None,
 ) -> NoiseModel:
     """Find the noise in data that a kernel made of a scene.
 
@@ -107,12 +112,13 @@ def fit_noise_spectrum(
         basis: of the kernel, for this size.
         is_colored: the noise is known not to be white, from elsewhere.
         observed_share: the part of the data that is noisy; the rest is predicted from an estimate.
+        faded: the same data under a window, where others look at them too.
 
     Returns:
         The size and the spectrum of the noise; white noise of unknown size where that explains the data as well, or
         where what was found is but the scene's own light, spread by the window.
     """
-    bins, white = _binned(y, basis), NoiseModel(source="auto")
+    bins, white = _binned(y, basis, faded), NoiseModel(source="auto")
     if bins is None:
         return white
     knots, misfit = _fit(bins, bins.noise)
@@ -121,8 +127,8 @@ def fit_noise_spectrum(
         return white
     mean = _mean_power(levels, y)
     if not is_colored:
-        faded = _binned(y, basis, _SQUARED)
-        if faded is not None and _mean_power(_levels(faded), y) < _LEAST_LEFT**2 * mean:
+        squared = _binned(y, basis, fade=_SQUARED)
+        if squared is not None and _mean_power(_levels(squared), y) < _LEAST_LEFT**2 * mean:
             return white
     return replace(
         white, sigma=math.sqrt(mean / observed_share), spectrum=tuple(math.exp(level) / mean for level in levels)
@@ -209,14 +215,15 @@ def draw_noise(model: NoiseModel, like: Tensor, seed: int, n_axes: int = 2) -> T
     return torch.fft.irfftn(torch.fft.rfftn(white, dim=axes) * power.sqrt(), s=size, dim=axes)
 
 
-def _binned(y: Tensor, basis: SpectrumBasis, fade: int = 1) -> _Bins | None:
+def _binned(y: Tensor, basis: SpectrumBasis, faded: FadedImages | None = None, fade: int = 1) -> _Bins | None:
     n_axes, bins = basis.n_axes, basis.bins
     if len(bins.count) < 4 * len(FREQUENCIES):
         return None
-    axes, images = space_axes(n_axes), to_float64(y)
-    images = images - images.mean(dim=axes, keepdim=True)
-    transformed = torch.fft.rfftn(apply_hann_window(images, n_axes, power=fade), dim=axes, norm="ortho")
-    power = squared_modulus(transformed).mean(dim=(0, 1))
+    # The mean is seen at the first frequency of each axis too, which the bins of larger data leave out.
+    if faded is None or math.hypot(*(1 / n for n in y.shape[2:])) >= LOWEST:
+        wide = to_float64(y)
+        faded = FadedImages(wide - wide.mean(dim=space_axes(n_axes), keepdim=True), fade)
+    power = faded.power.mean(dim=(0, 1))
     count = bins.count * (y.shape[0] * y.shape[1] / _DEPENDENCE_BY_AXIS**n_axes)
     return _Bins(bins.mean(power), basis.gain, count, basis.scene, basis.noise, n_axes)
 

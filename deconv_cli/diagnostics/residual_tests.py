@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.mode_bands import ModeBands
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
@@ -19,7 +19,6 @@ from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
-from deconv_cli.operators.circulant import to_float64
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
@@ -82,7 +81,7 @@ class ResidualTests:
 
 def check_residual(
     residual: Tensor,
-    data: Tensor,
+    data: FadedImages,
     bands: ModeBands,
     *,
     kernel_size: Size,
@@ -99,7 +98,7 @@ def check_residual(
 
     Args:
         residual: y − Ax̂, shape `(*batch, C_out, *space)`.
-        data: y, less the bias if there is one; of the same shape.
+        data: y, less the bias if there is one; of the same shape but for a single axis of batch.
         bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
         kernel_size: taps along each axis of space.
         border: what `border_profile` gave of the residual, where it was asked before.
@@ -108,17 +107,13 @@ def check_residual(
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
     n_axes, modes = len(kernel_size), bands.modes
-    left, whole = (_faded(images, modes) for images in (residual, data))
-    level = noise.sigma
-    if level is None:
-        level = estimate_noise_of_blurred(whole, synchronize.as_number(to_float64(data).std(correction=0)), n_axes)
+    level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     inside = _inside(residual, kernel_size)
     interior_rms = _rms(inside)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)
     by_mode = noise_by_mode(noise, modes)
-    implausible = _implausible_share(left, whole, bands, (level or 0.0) ** 2 * by_mode)
-    spread = _rms(data - data.mean(dim=space_axes(n_axes), keepdim=True))
-    least = NOTABLE * spread if level is None else level
+    implausible = _implausible_share(FadedImages.of(residual, n_axes), data, bands, (level or 0.0) ** 2 * by_mode)
+    least = NOTABLE * _contrast(data) if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         finding = ResidualFinding.WRONG_BOUNDARY
     elif level is None:
@@ -129,7 +124,11 @@ def check_residual(
             finding = ResidualFinding.OVER_SMOOTHED
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
-    elif interior_rms < level and bands.noise_gain(by_mode) * level > max(VISIBLE * spread, AMPLIFIED * level):
+    elif (
+        interior_rms < level
+        and (gain := bands.noise_gain(by_mode)) > AMPLIFIED
+        and gain * level > VISIBLE * _contrast(data)
+    ):
         finding = ResidualFinding.NOISE_FITTED
     elif interior_rms < TAKEN_UP * level:
         finding = ResidualFinding.INCONCLUSIVE
@@ -138,7 +137,7 @@ def check_residual(
     return ResidualTests(
         finding=finding,
         whiteness=measure_whiteness(_whitened(inside, noise, n_axes), n_axes),
-        histogram=_histogram(inside),
+        histogram=_histogram(inside, interior_rms),
         noise=level,
         is_noise_given=noise.is_sigma_given,
         interior_rms=interior_rms,
@@ -168,33 +167,26 @@ def _margins(residual: Tensor, kernel_size: Size) -> Size:
     return tuple(min(max(k, 2), n // 4) for k, n in zip(kernel_size, size, strict=True))
 
 
-def _faded(images: Tensor, modes: TorusModes) -> Tensor:
-    """Transform images `(*batch, C, *space)` that are faded out towards their edges; one axis of batch is left."""
-    n_axes = len(modes.torus)
-    images = images.reshape(-1, *images.shape[-n_axes - 1 :])
-    return modes.transformed(apply_hann_window(to_float64(images), n_axes))
-
-
-def _implausible_share(left: Tensor, whole: Tensor, bands: ModeBands, noise: Tensor) -> float:
+def _implausible_share(left: FadedImages, whole: FadedImages, bands: ModeBands, noise: Tensor) -> float:
     """Compute which part of what the residual holds beyond noise no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
 
     Args:
-        left: what `_faded` gave of the residual.
-        whole: the same of the data.
+        left: the residual.
+        whole: the data.
         bands: modes and filter.
         noise: its power along each mode, shape `(*F, m)`.
     """
     modes, noise = bands.modes, noise.flatten()
-    of_residual, of_data = (modes.power_of_outputs(spectrum).flatten() for spectrum in (left, whole))
+    of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, whole))
     reference = bands.strength(of_data)
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
     if n_perpendicular > 0:
         # What lies outside the range of the kernel is explained by no image at all.
-        outside = (modes.energy(left).mean(0).sum() - of_residual.sum()).clamp_min(0)
+        outside = (modes.energy(left.spectrum).mean(0).sum() - of_residual.sum()).clamp_min(0)
         beyond = (
             synchronize.as_number(outside)
             - n_perpendicular * synchronize.as_number(noise.sum()) / modes.sigma.shape[-1]
@@ -225,14 +217,19 @@ def _whitened(residual: Tensor, model: NoiseModel, n_axes: int) -> Tensor:
     return torch.fft.irfftn(torch.fft.rfftn(residual, dim=axes) / power.sqrt(), s=size, dim=axes)
 
 
-def _histogram(residual: Tensor) -> Histogram:
-    spread = _rms(residual)
+def _histogram(residual: Tensor, spread: float) -> Histogram:
+    """Count the values of a residual up to five times their root mean square."""
     if spread == 0:
         return Histogram((-0.5, 0.5), (residual.numel(),))
     half = 5 * spread
     counts = torch.histc(residual.float().clamp(-half, half), N_BINS, -half, half)
     edges = [half * (2 * at / N_BINS - 1) for at in range(N_BINS + 1)]
     return Histogram(tuple(edges), tuple(round(count) for count in synchronize.as_numbers(counts)))
+
+
+def _contrast(data: FadedImages) -> float:
+    images = data.images
+    return _rms(images - images.mean(dim=space_axes(data.n_axes), keepdim=True))
 
 
 def _rms(a: Tensor) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import (
@@ -84,15 +85,11 @@ class TorusModes:
         lines = self.sampled(spectrum).flatten(-len(self.torus))
         return self._on_grid(multiply_lines(self.vh.flatten(0, -3), lines))
 
-    def power_of_outputs(self, spectrum: Tensor) -> Tensor:
-        """Compute |uᴴY|², as `of_outputs`, averaged over the batch, shape `(*F, m)`.
-
-        Args:
-            spectrum: what `transformed` gave of outputs with one axis of batch.
-        """
+    def power_of_outputs(self, outputs: FadedImages) -> Tensor:
+        """Compute |uᴴY|², as `of_outputs`, averaged over the batch of outputs on the torus, shape `(*F, m)`."""
         if self.u.shape[-2:] == (1, 1):  # u is a phase
-            return self.energy(spectrum).mean(0)[..., None]
-        return squared_modulus(self.of_outputs(spectrum)).mean(0)
+            return self.sampled(outputs.power).mean(dim=(0, 1))[..., None]
+        return squared_modulus(self.of_outputs(outputs.spectrum)).mean(0)
 
     def energy(self, spectrum: Tensor) -> Tensor:
         """Sum up |X(θ)|² over channels of what `transformed` gave, shape `(*batch, *F)`."""

@@ -17,7 +17,7 @@ from deconv_cli.diagnostics.conditioning import (
     null_share_of_inputs,
     null_share_of_outputs,
 )
-from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.hann_window import FadedImages, apply_hann_window
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.mode_bands import ModeBands
 from deconv_cli.diagnostics.picard import Picard, measure_picard
@@ -106,7 +106,7 @@ def diagnose(
         tests=result.residual_tests
         or check_residual(
             view.residual,
-            view.data,
+            FadedImages.of(view.data, n_axes),
             ModeBands(of_data, as_filter),
             kernel_size=tuple(view.taps.shape[2:]),
             noise=NoiseModel(noise, is_sigma_given=noise is not None),
@@ -129,7 +129,7 @@ def join_diagnoses(parts: Sequence[Diagnosis], n_axes: int) -> Diagnosis:
 def check_residual_of(
     inverse: PseudoInverse,
     residual: Tensor,
-    data: Tensor,
+    data: FadedImages,
     *,
     border: Sequence[BorderBand] | None = None,
     noise: NoiseModel = WHITE,

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import affordable_window
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -28,6 +29,7 @@ def find_noise(
     *,
     estimator: Estimator | None = None,
     observed_share: float = 1.0,
+    faded: FadedImages | None = None,
 ) -> NoiseModel:
     """Find what kind of noise data have.
 
@@ -37,6 +39,7 @@ def find_noise(
         settings: what was resolved.
         estimator: built for this kernel and this size; what follows from those is computed once for it.
         observed_share: the part of the data that is noisy; the rest is predicted from an estimate.
+        faded: the data under a window, arranged for the kernel, where others look at them too.
 
     Raises:
         UsageError: there is a model for each channel of others than these.
@@ -51,7 +54,8 @@ def find_noise(
     if found == "auto":
         piece = _middle(y, kernel)
         basis = _basis_of(piece, kernel, estimator)
-        found = fit_noise_spectrum(piece, basis, observed_share=observed_share)
+        whole = faded if faded is not None and faded.images.shape == piece.shape else None
+        found = fit_noise_spectrum(piece, basis, observed_share=observed_share, faded=whole)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
 

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import ResidualTests
@@ -66,8 +67,10 @@ class Solved:
             exceeding = torch.where(self.is_clipped, unexplained.clamp_max(0), 0)
             unexplained = unexplained - exceeding
             filled, share = kernel.join(arranged - exceeding), synchronize.as_number((exceeding == 0).double().mean())
+        faded = FadedImages.of(arranged, kernel.n_axes)
         if settings.noise == "auto" and is_tested:
-            found = find_noise(filled, kernel, settings, estimator=estimator, observed_share=share)
+            whole = faded if self.is_clipped is None else None
+            found = find_noise(filled, kernel, settings, estimator=estimator, observed_share=share, faded=whole)
             settings = replace(settings, noise=found)
         residual = kernel.join(unexplained)
         border = border_profile(residual, kernel.size) if is_tested else ()
@@ -86,12 +89,12 @@ class Solved:
             scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
             well_posedness=_assess(estimator) if is_tested else None,
             lambda_choice=self.choice,
-            residual_tests=self._test(unexplained, arranged, settings, border) if is_tested else None,
+            residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
         )
 
     def _test(
-        self, unexplained: Tensor, arranged: Tensor, settings: ReconstructionSettings, border: tuple[BorderBand, ...]
+        self, unexplained: Tensor, faded: FadedImages, settings: ReconstructionSettings, border: tuple[BorderBand, ...]
     ) -> ResidualTests | None:
         """Test the residual of a linear estimate from data that may hold more than the kernel made."""
         estimator = self.estimator
@@ -103,7 +106,7 @@ class Solved:
             return None
         least = max(self.step, 0.0 if self.choice is None else self.choice.sigma)
         return check_residual_of(
-            estimator, unexplained, arranged, border=border, noise=model_of(settings), least_noise=least
+            estimator, unexplained, faded, border=border, noise=model_of(settings), least_noise=least
         )
 
     def _notes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from cases import random
 from devices import DOUBLE, ForeignTensorError, check_without_numbers, replay
 
 from deconv_cli.diagnostics.conditioning import gain_map, measure_conditioning, null_share_of_outputs
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.influence import _tail, influence_depth
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.mode_bands import ModeBands
@@ -37,7 +38,7 @@ def examine(data, n_inputs):
     inverse = InverseFilter(0.1, "gradient", 1e-6)
     assert measure_conditioning(modes, inverse).noise_gain > 0
     assert measure_picard(modes, data, is_periodic=False).noise_floor > 0
-    found = check_residual(residual, data, ModeBands(modes, inverse), kernel_size=(3, 3))
+    found = check_residual(residual, FadedImages.of(data, 2), ModeBands(modes, inverse), kernel_size=(3, 3))
     shape = measure_resolution(taps, (8, 8), inverse)
     assert null_share_of_outputs(modes, data, 0.5) > 0
     return modes.sigma, modes.u, found.whiteness.autocorrelation, shape.response, gain_map(taps, (8, 9))

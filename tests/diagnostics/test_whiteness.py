@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.hann_window import apply_hann_window
+from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.whiteness import measure_whiteness
 
@@ -81,8 +81,7 @@ def scene(size=160):
 
 
 def noise_of(y, n_axes=2):
-    spectrum = torch.fft.rfftn(apply_hann_window(y.double(), n_axes), dim=tuple(range(-n_axes, 0)), norm="ortho")
-    return estimate_noise_of_blurred(spectrum, float(y.double().std()), n_axes)
+    return estimate_noise_of_blurred(FadedImages.of(y, n_axes))
 
 
 @pytest.mark.parametrize("noise", [0.1, 2.0])
