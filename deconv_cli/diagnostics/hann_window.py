@@ -60,6 +60,12 @@ class FadedImages:
         """The square of its size, shape `(n, C, *plane)`."""
         return squared_modulus(self.spectrum)
 
+    @cached_property
+    def mean_power(self) -> Tensor:
+        """The same averaged over images and channels, shape `(*plane)`."""
+        first, *others = self.power.flatten(0, 1)
+        return sum(others, first) / (1 + len(others)) if others else first
+
 
 def _fade(images: Tensor, n_axes: int, power: int) -> Tensor:
     for axis, length in zip(space_axes(n_axes), images.shape[-n_axes:], strict=True):

@@ -223,9 +223,8 @@ def _binned(y: Tensor, basis: SpectrumBasis, faded: FadedImages | None = None, f
     if faded is None or math.hypot(*(1 / n for n in y.shape[2:])) >= LOWEST:
         wide = to_float64(y)
         faded = FadedImages(wide - wide.mean(dim=space_axes(n_axes), keepdim=True), fade)
-    power = faded.power.mean(dim=(0, 1))
     count = bins.count * (y.shape[0] * y.shape[1] / _DEPENDENCE_BY_AXIS**n_axes)
-    return _Bins(bins.mean(power), basis.gain, count, basis.scene, basis.noise, n_axes)
+    return _Bins(bins.mean(faded.mean_power), basis.gain, count, basis.scene, basis.noise, n_axes)
 
 
 def hat_functions(radius: Tensor) -> Tensor:

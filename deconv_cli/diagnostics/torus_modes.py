@@ -88,7 +88,7 @@ class TorusModes:
     def power_of_outputs(self, outputs: FadedImages) -> Tensor:
         """Compute |uᴴY|², as `of_outputs`, averaged over the batch of outputs on the torus, shape `(*F, m)`."""
         if self.u.shape[-2:] == (1, 1):  # u is a phase
-            return self.sampled(outputs.power).mean(dim=(0, 1))[..., None]
+            return self.sampled(outputs.mean_power)[..., None]
         return squared_modulus(self.of_outputs(outputs.spectrum)).mean(0)
 
     def energy(self, spectrum: Tensor) -> Tensor:

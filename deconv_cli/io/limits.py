@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zipfile
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ _MAX_BYTES = 2**70
 """Larger promises are all alike; numbers of thousands of digits fit no message."""
 
 
+@functools.cache
 def memory_budget() -> int:
     """Give the number of bytes that one decoded file may take: half of the physical memory."""
     return int(psutil.virtual_memory().total) // 2

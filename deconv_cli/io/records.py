@@ -57,14 +57,15 @@ def short_record(record: dict[str, Any]) -> dict[str, Any]:
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     """Name files whose paths are absolute by their names alone, the command that makes them again included."""
-    words = shlex.split(str(record.get("rerun") or ""))
+    words = _words(str(record.get("rerun") or ""))
     values = [word.partition("=")[2] or word for word in words] + [*_paths_in(record)]
     names = {value: PurePath(value).name for value in values if PurePath(value).is_absolute() and PurePath(value).name}
     if not names:
         return record
-    kept: dict[str, Any] = _renamed({name: value for name, value in record.items() if name != "rerun"}, names)
+    longest_first = [(path, names[path]) for path in sorted(names, key=len, reverse=True)]
+    kept: dict[str, Any] = _renamed({name: value for name, value in record.items() if name != "rerun"}, longest_first)
     # By their names alone input and output may be the same file, so nothing is to be replaced.
-    again = [_renamed(word, names) for word in words if word != "--force"]
+    again = [_renamed(word, longest_first) for word in words if word != "--force"]
     return kept | ({"rerun": shlex.join(again)} if words else {})
 
 
@@ -74,15 +75,20 @@ def _paths_in(record: dict[str, Any]) -> Iterator[str]:
             yield member["path"]
 
 
-def _renamed(value: Any, names: dict[str, str]) -> Any:  # noqa: ANN401 (as JSON has it)
-    """Exchange texts in everything that a JSON value holds, the longest first."""
+def _words(command: str) -> list[str]:
+    """Split a command as a shell does: by its letters, which takes long, only where it quotes something."""
+    return shlex.split(command) if set(command) & set("'\"\\") else command.split()
+
+
+def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (as JSON has it)
+    """Exchange texts in everything that a JSON value holds, one after the other."""
     if isinstance(value, dict):
         return {name: _renamed(member, names) for name, member in value.items()}
     if isinstance(value, list):
         return [_renamed(member, names) for member in value]
     if isinstance(value, str):
-        for path in sorted(names, key=len, reverse=True):
-            value = value.replace(path, names[path])
+        for path, name in names:
+            value = value.replace(path, name)
     return value
 
 

@@ -9,6 +9,7 @@ import torch
 
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.io.codec import Array
+from deconv_cli.io.samples import are_finite
 from deconv_cli.vocabulary import counted
 
 
@@ -35,8 +36,8 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
     Raises:
         UntrustworthyResultError: some values are NaN or Inf.
     """
-    n_bad = int((~torch.isfinite(values)).sum())
-    if n_bad:
+    if not are_finite(values):
+        n_bad = int((~torch.isfinite(values)).sum())
         raise UntrustworthyResultError(
             f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
             "is too ill-conditioned with these settings, try a larger lam."

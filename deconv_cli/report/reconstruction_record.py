@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
@@ -32,10 +30,10 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "rcond": result.rcond,
         "objective": result.solution.objective,
         "weight": result.solution.weight,
-        "residual": {**asdict(result.residual), "per_channel": list(result.residual.per_channel)},
-        "scale": asdict(result.scale),
-        "clipping": result.clipping and asdict(result.clipping),
-        "border": [asdict(band) for band in result.border],
+        "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
+        "scale": dict(vars(result.scale)),
+        "clipping": result.clipping and dict(vars(result.clipping)),
+        "border": [dict(vars(band)) for band in result.border],
         "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),
         "conditioning": {
             "sigma_max": result.spectrum.sigma_max,
@@ -71,7 +69,7 @@ def describe_tap_reconstruction(result: TapReconstruction) -> Record:
         "penalty": settings.penalty,
         "objective": solution.objective,
         "sigma_max": result.sigma_max,
-        "residual": {**asdict(result.residual), "per_channel": list(result.residual.per_channel)},
+        "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
         "is_determined": result.is_determined,
         "undetermined_share": result.undetermined,
         "solver": {
@@ -119,7 +117,7 @@ def describe_predicted_error(predicted: ExpectedError) -> Record:
     return {
         "root_mean_square": predicted.root_mean_square,
         "actual_root_mean_square": predicted.actual_root_mean_square,
-        "bands": [asdict(band) for band in predicted.bands],
+        "bands": [dict(vars(band)) for band in predicted.bands],
         "trusted_depth": predicted.trusted_depth,
         "trusted_share": predicted.trusted_share,
         "model": {"noise_sigma": predicted.sigma, "exponent": predicted.exponent},

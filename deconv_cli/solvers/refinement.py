@@ -56,12 +56,9 @@ def refine_equations(
     if equations.needs_float64:
         equations = equations.in_float64() or equations
         start = None if start is None else start.to(equations.y.dtype)
-    if start is None:
-        x, gradient = equations.zero(), equations.right_side
-    else:
-        x, gradient = start, equations.remaining(start, equations.residual(start))
+    first = _Estimate(equations.zero(), equations.right_side) if start is None else _Estimate.of(equations, start)
     refinement = _Refinement(equations, GradientLog(rule, equations.scale, progress), improve, distance)
-    found = refinement.repeat(_Estimate(x, gradient))
+    found = refinement.repeat(first)
     log, bound = refinement.log, refinement.relative_distance(found)
     status = Status.CONVERGED
     if not synchronize.holds_everywhere(refinement.is_reached(found) & torch.isfinite(log.scale)):
@@ -72,22 +69,33 @@ def refine_equations(
     if found.x.dtype != dtype:
         found, lost = refinement.round(found, dtype)
         bound = None if bound is None else bound + lost
+    value = found.x.contiguous()  # a zero that was never improved takes no memory of its own
     return Solution(
-        found.x.contiguous(),  # a zero that was never improved takes no memory of its own
+        value,
         status,
         len(log.history),
         synchronize.as_number(relative(equations.norm(found.gradient), log.scale).max()),
         tuple(log.history),
         distance_bound=None if bound is None else synchronize.as_number(bound.max()),
+        left_over=None if found.residual is None else (value, found.residual),
     )
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """An estimate x and the negative gradient there, both of shape `(*batch, *operator.input_shape)`."""
+    """An estimate x and the negative gradient there, both of shape `(*batch, *operator.input_shape)`.
+
+    Of the last one the residual y − Ax is kept, too, if it is as good for all images.
+    """
 
     x: Tensor
     gradient: Tensor
+    residual: Tensor | None = None
+
+    @classmethod
+    def of(cls, equations: NormalEquations, x: Tensor) -> _Estimate:
+        residual = equations.residual(x)
+        return cls(x, equations.remaining(x, residual), residual)
 
 
 @dataclass(frozen=True)
@@ -104,16 +112,16 @@ class _Refinement:
         for _ in range(MAX_ROUNDS):
             if self.log.is_spent or synchronize.holds_everywhere(self.is_reached(found)):
                 break
-            candidate = self.improve(equations, found.x, found.gradient, self.log)
-            new_gradient = equations.remaining(candidate, equations.residual(candidate))
-            reached = equations.norm(new_gradient)
+            found = _Estimate(found.x, found.gradient)  # the memory of the residual is for the next round
+            better = _Estimate.of(equations, self.improve(equations, found.x, found.gradient, self.log))
+            reached = equations.norm(better.gradient)
             is_better = reached < best
             if synchronize.holds_everywhere(is_better):
-                found = _Estimate(candidate, new_gradient)
+                found = better
             else:
                 keeps = as_factor(is_better, is_better, equations.n_dims)
-                x, gradient = torch.where(keeps, candidate, found.x), torch.where(keeps, new_gradient, found.gradient)
-                found = _Estimate(x, gradient)
+                x = torch.where(keeps, better.x, found.x)
+                found = _Estimate(x, torch.where(keeps, better.gradient, found.gradient))
             # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
             gains = (reached <= 0.5 * best) & (reached > goal)
             best = torch.minimum(reached, best)
@@ -152,7 +160,7 @@ class _Refinement:
             return self, found, bound
         x = found.x.double()
         precise = replace(self, equations=wide)
-        found = precise._go_on(_Estimate(x, wide.remaining(x, wide.residual(x))))
+        found = precise._go_on(_Estimate.of(wide, x))
         bound = precise.relative_distance(found)
         assert bound is not None
         return precise, found, bound

@@ -82,6 +82,7 @@ class Solution:
             With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
             do. With other penalties it is an estimate, from the smallest Ritz value of the iteration. `None` where
             nothing is known, as for λ = 0 of plain convolutions under other boundaries than `circular`.
+        left_over: `value` as the solver found it, and y − Ax of that, where the solver had it at its end.
     """
 
     value: Tensor
@@ -94,6 +95,13 @@ class Solution:
     distance_bound: float | None = None
     n_steps: int | None = None
     rho: float | None = None
+    left_over: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def residual(self) -> Tensor | None:
+        """The residual y − Ax of `value`; `None` where it is not known, or the value is no longer what was found."""
+        value, residual = self.left_over or (None, None)
+        return residual if value is self.value else None
 
     @property
     def ending(self) -> str:

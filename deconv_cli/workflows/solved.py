@@ -61,7 +61,9 @@ class Solved:
         operator, kernel, is_tested = estimator.operator, estimator.kernel, self.resolution.is_tested
         detached = self.data.detach()  # the numbers of the report need no graph
         arranged = estimator.arrange(detached)
-        unexplained = arranged - operator.forward(solution.value.detach())
+        unexplained = solution.residual
+        if unexplained is None or unexplained.shape != arranged.shape:
+            unexplained = arranged - operator.forward(solution.value.detach())
         filled, share = detached, 1.0
         if self.is_clipped is not None:
             exceeding = torch.where(self.is_clipped, unexplained.clamp_max(0), 0)
@@ -77,7 +79,7 @@ class Solved:
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
         return Reconstruction(
             image=estimator.frame(solution.value),
-            solution=solution,
+            solution=replace(solution, left_over=None),
             settings=settings,
             reasons=self.resolution.reasons,
             choice=estimator.choice,

@@ -117,14 +117,21 @@ def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float)
     low, high = (synchronize.as_number(end) for end in data.aminmax())
     margin = OVERSHOOT * (high - low)
     least, most = (synchronize.as_number(end) for end in image.aminmax())
-    if lowest - margin <= least and most <= highest + margin:
+    below, above = lowest - margin, highest + margin
+    if below <= least and most <= above:
         return Clipping(lowest, highest, 0.0)
-    is_beyond = (image < lowest - margin) | (image > highest + margin)
+    # A comparison takes three times as long as finding both ends.
+    is_beyond = (
+        image < below if most <= above else image > above if below <= least else (image < below) | (image > above)
+    )
+    n_inside = data.numel()
     if data.shape != image.shape:
-        return Clipping(lowest, highest, synchronize.as_index(is_beyond.sum()) / is_beyond.numel())
-    is_inside = (data > lowest) & (data < highest)
-    n_inside = synchronize.as_index(is_inside.sum())
-    n_beyond = synchronize.as_index((is_beyond & is_inside).sum())
+        n_inside = image.numel()
+    elif low <= lowest or high >= highest:
+        is_inside = (data > lowest) & (data < highest)
+        is_beyond &= is_inside
+        n_inside = synchronize.as_index(is_inside.count_nonzero())
+    n_beyond = synchronize.as_index(is_beyond.count_nonzero())
     return Clipping(lowest, highest, n_beyond / n_inside if n_inside else 0.0)
 
 

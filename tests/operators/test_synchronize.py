@@ -22,3 +22,11 @@ def test_a_single_value_that_is_not_finite_is_seen(bad, dtype):
 def test_the_largest_numbers_and_none_at_all_are_finite():
     assert synchronize.are_finite(torch.full((9,), torch.finfo(torch.float32).max))
     assert synchronize.are_finite(torch.empty(0, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_medians_of_odd_and_even_numbers_of_entries_in_any_order_of_memory(dtype):
+    values = torch.randn(6, 9, 11, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    parts = [values, values[:, 1:8:2].transpose(0, 2), values[0, 0, :1], values[2, 3, :2]]
+    assert synchronize.medians(parts) == [float(part.median()) for part in parts]
+    assert synchronize.medians([]) == []

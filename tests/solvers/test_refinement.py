@@ -1,5 +1,7 @@
 """The loop around every iteration: when it ends, and what it calls the end."""
 
+from dataclasses import replace
+
 import torch
 from cases import Case, random
 
@@ -52,6 +54,23 @@ def test_one_stuck_image_does_not_hold_up_the_others():
     solution, truth = run(improve, n_images=2)
     assert solution.status is Status.STAGNATED
     assert (solution.value[1] - truth[1]).norm() <= 1e-5 * truth[1].norm()
+
+
+def test_the_residual_is_kept_of_the_very_value_that_was_found():
+    solution, truth = run(lambda x, truth: truth + 1e-2 * (x - truth))
+    assert torch.equal(solution.residual, OPERATOR.forward(truth) - OPERATOR.forward(solution.value))
+    assert replace(solution, value=2 * solution.value).residual is None
+
+
+def test_no_residual_is_kept_where_some_images_are_of_an_earlier_round():
+    def improve(x, truth):
+        better = truth + 1e-2 * (x - truth)
+        better[0] = truth[0] if not x.any() else x[0] + 1
+        return better
+
+    solution, truth = run(improve, tolerance=1e-7, n_images=2)
+    assert torch.equal(solution.value[0], truth[0])
+    assert solution.residual is None
 
 
 def test_data_without_end_are_never_solved():

@@ -163,6 +163,9 @@ def test_what_was_clipped_before_is_not_counted():
     assert measure_clipping(image, data, 0, 255).share == 0.5
     assert measure_clipping(image[..., :3], data, 0, 255).share == pytest.approx(2 / 3)
     assert measure_clipping(image, torch.zeros_like(data), 0, 255).share == 0
+    inside = torch.tensor([[[50, 60, 100, 200]]], dtype=torch.uint8)
+    for estimate, share in ((image, 0.5), (image.clamp_max(200), 0.25), (image.clamp_min(0), 0.25)):
+        assert measure_clipping(estimate, inside, 0, 255).share == share
 
 
 def test_a_solver_that_did_not_finish_is_doubted():
