@@ -11,8 +11,8 @@ import torch
 
 from deconv_cli import invert
 from deconv_cli.diagnostics.continuation import Continuation
-from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.hann_window import FadedImages
+from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import (
     SpectrumBasis,
     draw_noise,
