@@ -150,4 +150,4 @@ class PlannedOutputs:
         from deconv_cli.io.pages import write_page
         from deconv_cli.report.page import render_page
 
-        write_page(page, render_page(run, values, self.truth))
+        write_page(page, render_page(run, values.to(run.reconstruction.image.dtype), self.truth))

@@ -110,7 +110,7 @@ class Restoration:
         run = examined(prepared, _measured(result, loaded, prepared))
         record = describe_run(run)
         prepared.write(record)
-        planned.write(run, record, loaded.values.to(result.image.dtype))
+        planned.write(run, record, loaded.values)
         return Outcome(
             record,
             partial(print_invert_summary, run, verbose=self._printed.verbose),

@@ -23,8 +23,11 @@ def find_clipped(y: Tensor, ceiling: float, n_axes: int = 2) -> Tensor | None:
     Returns:
         A mask of the shape of `y`; `None` where there are next to none.
     """
-    full = y >= ceiling * (1 - 1e-6)
-    if synchronize.as_number(full.double().mean()) < _LEAST_SHARE:
+    least = ceiling * (1 - 1e-6)
+    if synchronize.as_number(y.max()) < least:
+        return None
+    full = y >= least
+    if synchronize.as_index(full.count_nonzero()) < _LEAST_SHARE * y.numel():
         return None
     pool = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[n_axes]
     images = full.to(y.dtype).reshape(-1, 1, *y.shape[-n_axes:])

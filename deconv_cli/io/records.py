@@ -59,7 +59,8 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     """Name files whose paths are absolute by their names alone, the command that makes them again included."""
     words = _words(str(record.get("rerun") or ""))
     values = [word.partition("=")[2] or word for word in words] + [*_paths_in(record)]
-    names = {value: PurePath(value).name for value in values if PurePath(value).is_absolute() and PurePath(value).name}
+    paths = {value: PurePath(value) for value in values if "/" in value or "\\" in value}
+    names = {value: path.name for value, path in paths.items() if path.is_absolute() and path.name}
     if not names:
         return record
     longest_first = [(path, names[path]) for path in sorted(names, key=len, reverse=True)]
