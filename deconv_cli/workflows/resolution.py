@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from deconv_cli.errors import UsageError
-from deconv_cli.input_defaults import DEFAULTS
+from deconv_cli.input_defaults import DEFAULTS, Defaults
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
@@ -107,11 +107,12 @@ def resolve(
         check_settings_of_field(settings)
     layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
     kernel = kernel.with_layer(layer)
+    defaults = DEFAULTS[settings.defaults]
     if not layer.is_plain:
         check_settings_of_layer(settings, layer)
-        # What a layer with a stride or groups gives are no samples of a scene.
+        # What a layer with a stride or groups gives are no samples of a scene, whose spectrum tells noise from detail.
+        defaults = replace(defaults, noise="white")
         settings = replace(settings, defaults=InputKind.TENSOR)
-    defaults = DEFAULTS[settings.defaults]
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:
         boundary, boundary_reason = recorded.boundary, recorded.reason
@@ -130,7 +131,7 @@ def resolve(
         layer.is_plain and settings.defaults is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
     )
     is_per_channel = kernel.is_per_channel or is_stacked
-    lam, lambda_reason = _lambda(settings)
+    lam, lambda_reason = _lambda(settings, defaults)
     if settings.has_lambda and not isinstance(lam, str):
         check_noise_is_used(settings, f"λ is {format_lambda(lam)} here ({lambda_reason})")
     lams = lam if isinstance(lam, tuple) else ()
@@ -172,8 +173,7 @@ def _stacked(kernel: Kernel) -> str:
     )
 
 
-def _lambda(settings: ReconstructionSettings) -> tuple[float | tuple[float, ...] | str, str]:
-    defaults = DEFAULTS[settings.defaults]
+def _lambda(settings: ReconstructionSettings, defaults: Defaults) -> tuple[float | tuple[float, ...] | str, str]:
     if not settings.has_lambda:
         return 1.0, "of no use"
     if settings.lam is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random as numbers
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
+from deconv_cli.workflows.resolution import resolve
 
 N_COMBINATIONS = 60
 N_MANY = 400
@@ -214,3 +216,26 @@ class TestEveryDoor:
         y = random((2, *size))
         assert torch.equal(again(y), inverse(y))
         assert again.settings == inverse.settings
+
+
+def test_a_picture_behind_a_stride_gets_the_defaults_of_pictures_but_for_the_noise():
+    kernel = Kernel.of_any(deconv_cli.make_kernel("gaussian:1"), dimensions=2)
+    settings = deconv_cli.ReconstructionSettings(stride=2, defaults="picture")
+    found = resolve(settings, kernel)
+    assert (found.settings.boundary, found.settings.penalty, found.settings.noise) == ("unknown", "gradient", "white")
+    assert found.chooses_lambda
+    assert not resolve(replace(settings, defaults="tensor"), kernel).chooses_lambda
+
+
+@pytest.mark.exhaustive
+def test_a_picture_behind_a_stride_is_made_finer():
+    """Light from outside the frame, and noise: zeros there and a fixed λ show both as lines."""
+    scene = random((1, 44, 40)).cumsum(1).cumsum(2)
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = deconv_cli.forward(scene, kernel, stride=2)[:, 3:-3, 3:-3]
+    y = y + 0.01 * y.std() * random(tuple(y.shape), seed=1)
+    errors = [
+        float((deconv_cli.invert(y, kernel, stride=2, defaults=kind).image - scene[:, 6:-6, 6:-6]).norm())
+        for kind in ("picture", "tensor")
+    ]
+    assert errors[0] < 0.75 * errors[1]
