@@ -4,7 +4,8 @@ Images are drawn from the model that was fitted to the data (`image_model.py`), 
 boundary, noised, and restored by the same inverse; the difference is the error. It has a part that the noise makes, and
 a part that the data do not determine: what the kernel and compression (`lost_signal.py`) took away, and near the edges
 what lies outside. Errors of the second kind are larger where the image has more detail, so they are spread in
-proportion to the detail of the estimate around each pixel.
+proportion to the detail of the estimate around each pixel. Near the edges an estimate has less detail than the image
+has; where compression left noise, that of drawn images says how much less.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
-from deconv_cli.diagnostics.error_profile import ErrorProfile
+from deconv_cli.diagnostics.error_profile import ErrorProfile, smoothed_energy
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lost_signal import is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
@@ -34,6 +35,8 @@ _MIN_PROBES = 2
 _MAX_PROBES_OF_SIGNALS = 256
 """Of a signal only two samples lie at each distance from the ends."""
 _LEAST_CONTRAST = 0.01
+_LEAST_DETAIL = 0.1
+"""Of drawn estimates at one distance from the edge, relative to the mean."""
 
 _MIN_DEPTH = 16
 _KERNEL_WIDTHS = 4
@@ -111,8 +114,8 @@ class ErrorPredictor:
         """Restore drawn images and, the first time, noise with σ = 1.
 
         Returns:
-            The squared error of images without noise in each band, that of the noise, shape `(depth,)` each, and the
-            mean squared gradient that the noise leaves.
+            The squared error of images without noise in each band, where estimates have as much detail as on average,
+            that of the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
         """
         operator = self.inverse.problem.operator
         images, seen = self._drawn(estimate, model)
@@ -126,6 +129,10 @@ class ErrorPredictor:
         else:
             restored = self._restored(outputs)
         missing = self._bands.mean_square(operator.crop_to_frame(restored - images))
+        if is_lossy(model):
+            energy = smoothed_energy(operator.crop_to_frame(restored), estimate.ndim - 1)
+            detail = self._bands.mean(energy) / energy.mean().clamp_min(1e-30)
+            missing = missing / detail.clamp_min(_LEAST_DETAIL)
         return missing, *self._noise
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:

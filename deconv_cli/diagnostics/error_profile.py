@@ -140,12 +140,12 @@ def pool_profiles(parts: Sequence[ErrorProfile]) -> ErrorProfile:
 
 def _energy(estimate: Tensor, noise_detail: float) -> Tensor:
     """Average the squared gradient around each pixel, less what noise makes of it."""
-    n_axes = estimate.ndim - 1
-    return (_smoothed(squared_gradient(estimate, n_axes), n_axes) - noise_detail).clamp_min(0)
+    return (smoothed_energy(estimate, estimate.ndim - 1) - noise_detail).clamp_min(0)
 
 
-def _smoothed(images: Tensor, n_axes: int) -> Tensor:
-    """Average images `(C, *space)` under a Gaussian window, cut at the edges."""
+def smoothed_energy(images: Tensor, n_axes: int) -> Tensor:
+    """Average the squared gradient of images `(*batch, C, *space)` under a Gaussian window, cut at the edges."""
+    images = squared_gradient(images, n_axes)
     reach = int(3 * _DETAIL_WIDTH)
     steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     window = torch.exp(-0.5 * (steps / _DETAIL_WIDTH).square())[None, None]

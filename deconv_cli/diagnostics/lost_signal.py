@@ -1,11 +1,7 @@
 """What lossy compression takes away of an image, beside the noise that it adds.
 
-A uniform quantizer of the step q answers a Laplacian coefficient c of the power C by Q(c), of which the part that goes
-with c is A = E[c·Q(c)] / C = h·(1 + h·coth h) / (2·sinh h), with h² = q² / 2C: all of a strong coefficient, nothing of
-one that is far weaker than the step. (Coefficients of cosine transforms of images are Laplacian: Lam and Goodman, "A
-mathematical analysis of the DCT coefficient distributions for images", IEEE Transactions on Image Processing 9, 2000.)
-Strong coefficients are wrong by q²/12 on average; this is the level M of the noise where the scene is strong, so that
-h² = 6·M / C. Smoothing and demosaicing take weak detail away likewise.
+Of strong coefficients a quantizer leaves all, of weak ones nothing (`quantization.py`). How wrong strong ones are is
+the level of the noise where the scene is strong. Smoothing and demosaicing take weak detail away likewise.
 """
 
 from __future__ import annotations
@@ -16,12 +12,11 @@ from torch import Tensor
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.noise_spectrum import interpolated
+from deconv_cli.diagnostics.quantization import gain_in_blocks, part_left
 from deconv_cli.diagnostics.torus_modes import symbol_at
 from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.vocabulary import Size
-
-_LARGEST = 80.0
 
 
 def is_lossy(model: ImageModel) -> bool:
@@ -42,15 +37,10 @@ def share_left(model: ImageModel, taps: Tensor, torus: Size) -> Tensor:
     """
     numbers = tuple(torch.arange(n, device=taps.device) for n in half_spectrum(torus))
     symbol = symbol_at(to_float64(taps.detach()), torus, numbers)
-    seen = model.power(torus) * squared_modulus(symbol).sum(dim=-1).mean(dim=-1)
+    gain = squared_modulus(symbol).sum(dim=-1).mean(dim=-1)
+    seen = model.power(torus) * gain_in_blocks(gain, torus)
     noise = model.sigma**2 * interpolated(model.noise.spectrum, torus, seen)
     return part_left(model.sigma**2 * model.noise.spectrum[0] / (seen + noise).clamp_min(1e-30))
-
-
-def part_left(ratio: Tensor) -> Tensor:
-    """Compute A of the mean squared error of strong coefficients, relative to the power of these, of any shape."""
-    h = (6 * ratio).sqrt().clamp(1e-3, _LARGEST)
-    return h * (1 + h / h.tanh()) / (2 * h.sinh())
 
 
 def without_lost(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:

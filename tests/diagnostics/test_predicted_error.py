@@ -14,9 +14,11 @@ import deconv_cli
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor
 from deconv_cli.diagnostics.image_model import ImageModel
+from deconv_cli.diagnostics.lost_signal import without_lost
 from deconv_cli.errors import ShapeError
 from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -138,6 +140,23 @@ class TestAgainstTheExactPosterior:
         found = ErrorPredictor(inverse, n_probes=100).predict(estimate, model, truth=truth)
         for band in found.bands:
             assert band.predicted == pytest.approx(band.actual, rel=0.15)
+
+    def test_it_is_not_too_small_near_the_edges_where_compression_leaves_estimates_less_detail(self):
+        taps = torch.full((1, 1, 1, 9), 1 / 9, dtype=torch.float64)
+        settings = ResolvedSettings(padding="same", boundary="unknown", lam=3e-2, penalty="gradient")
+        inverse = PseudoInverse(Kernel.from_tensor(taps), (40, 44), settings)
+        noise = NoiseModel(None, tuple(2 if f < 0.25 else 0.5 for f in FREQUENCIES))
+        model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]).double(), torch.ones(1, 1).double(), 0.01, noise)
+        operator = inverse.problem.operator
+        drawn = model.draw(100, (64, 64), 7, torch.float64)
+        images, kept = (
+            part[..., : operator.input_shape[1], : operator.input_shape[2]]
+            for part in (drawn, without_lost(drawn, model, taps))
+        )
+        estimate, truth = inverse(operator.forward(kept)), operator.crop_to_frame(images)
+        found = ErrorPredictor(inverse, n_probes=60).predict(estimate, model, truth=truth)
+        predicted, actual = pooled(found.bands, 0, 3)
+        assert predicted == pytest.approx(actual, rel=0.012)
 
 
 @pytest.mark.parametrize(
