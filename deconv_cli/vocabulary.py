@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import cache
 from numbers import Integral, Real
 from typing import Literal, TypeAlias, TypeVar
 
@@ -332,6 +333,17 @@ def parse_memory(text: str) -> int:
             f"an amount of memory must be like 8GiB, 500MB or a number of bytes, but is '{shortened(text)}'."
         )
     return n_bytes
+
+
+@cache
+def package_version(package: str) -> str:
+    """Name the version of a package, or say that it is not installed, as where its source is run."""
+    from importlib import metadata  # slow to load, and rarely needed
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def counted(n: int | str, word: str) -> str:

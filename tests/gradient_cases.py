@@ -11,6 +11,7 @@ import torch
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.training.script import check_script
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -47,3 +48,35 @@ def verdicts(report) -> dict[str, str]:
 
 def causes(report, name: str):
     return next(finding for finding in report.parameters if finding.name == name).causes
+
+
+HEAD = """import torch
+from torch import nn
+torch.manual_seed(0)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+model = Net()
+x, y = torch.randn(8, 4), torch.randn(8, 2)
+"""
+OPTIMIZER = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+LOOP = """for _ in range(3):
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(model(x), y)
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def changed(old: str, new: str, *, optimizer: str = OPTIMIZER) -> str:
+    assert old in LOOP
+    return HEAD + optimizer + LOOP.replace(old, new)
+
+
+def run_text(text, tmp_path, **options):
+    path = tmp_path / "train.py"
+    path.write_text(text, encoding="utf-8")
+    return check_script(path, **options)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from dataclasses import replace
-from importlib import metadata
 from math import prod
 
 from deconv_cli.blocks.block_memory import SHARE, block_bytes, largest_samples
@@ -23,7 +22,7 @@ from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.spread_pieces import cube_sides
-from deconv_cli.vocabulary import Size, format_memory
+from deconv_cli.vocabulary import Size, format_memory, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 
 TIMED_SAMPLES = 2**15
@@ -122,7 +121,7 @@ def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOp
     """Hash all that decides what is written."""
     settings = {name: repr(value) for name, value in sorted(vars(problem.settings).items())}
     told = {
-        "version": metadata.version("deconv-cli"),
+        "version": package_version("deconv-cli"),
         "source": problem.source.fingerprint(),
         "axes": problem.layout.axes,
         "kernel": hashlib.sha256(problem.kernel.detach().double().numpy().tobytes()).hexdigest(),

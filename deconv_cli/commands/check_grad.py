@@ -22,6 +22,7 @@ from deconv_cli.commands.script_case import check_script_at_prompt, refuse_idle_
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import package_version
 
 EXAMPLE = (
     "Example: deconv check-grad sample_images/network.safetensors --model sample_images/network.py:Network "
@@ -142,12 +143,10 @@ def _parse_axis(text: str) -> int | None:
 
 
 def _header() -> dict[str, Any]:
-    from importlib import metadata
-
     return {
         "schema": 1,
         "command": "check-grad",
-        "versions": {"deconv": metadata.version("deconv-cli"), "torch": metadata.version("torch")},
+        "versions": {"deconv": package_version("deconv-cli"), "torch": package_version("torch")},
     }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from functools import cache
-from importlib import metadata
 
 import torch
 
@@ -28,7 +26,7 @@ from deconv_cli.report.run import (
     TapRun,
 )
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import format_padding
+from deconv_cli.vocabulary import format_padding, package_version
 
 
 def describe_run(run: ImageRun) -> Record:
@@ -123,17 +121,11 @@ def describe_environment(environment: Environment) -> Record:
 def describe_versions() -> Record:
     """Name the versions of what computed a result."""
     return {
-        "deconv": _version_of("deconv-cli"),
+        "deconv": package_version("deconv-cli"),
         "torch": torch.__version__,
-        "numpy": _version_of("numpy"),
+        "numpy": package_version("numpy"),
         "python": platform.python_version(),
     }
-
-
-@cache
-def _version_of(package: str) -> str:
-    """Look a version up, which takes a millisecond."""
-    return metadata.version(package)
 
 
 def describe_factor_run(run: FactorRun) -> Record:

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from deconv_cli.errors import UsageError
 from deconv_cli.schedulers.machine_share import MachineShare
 from deconv_cli.schedulers.scheduler import Finished, attempt_away
+from deconv_cli.vocabulary import package_version
 
 _ONE_AT_A_TIME = threading.Lock()
 """Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
@@ -72,4 +72,4 @@ def _loaded(task: bytes) -> Callable[[int], Any]:
 
 def _versions() -> dict[str, str]:
     """Give the versions that decide what a piece gives; builds of torch for other devices are alike."""
-    return {"deconv": version("deconv-cli"), "torch": version("torch").partition("+")[0]}
+    return {"deconv": package_version("deconv-cli"), "torch": package_version("torch").partition("+")[0]}

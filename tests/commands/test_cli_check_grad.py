@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.user_code import running_user_code
+from deconv_cli.vocabulary import package_version
 
 
 def code(fixture: str, name: str) -> str:
@@ -25,6 +27,15 @@ class TestExitCodes:
         done = deconv("check-grad", *NETWORK)
         assert done.stdout.splitlines()[-1] == "healthy: 4 parameters"
         assert deconv("check-grad", *NETWORK, "-q").stdout == "healthy: 4 parameters\n"
+
+    def test_a_package_that_is_run_from_its_source(self, deconv, monkeypatch):
+        def missing(package):
+            raise metadata.PackageNotFoundError(package)
+
+        monkeypatch.setattr(metadata, "version", missing)
+        package_version.cache_clear()
+        assert deconv("check-grad", *NETWORK, "--json").report["versions"]["deconv"] == "not installed"
+        package_version.cache_clear()
 
     def test_a_fault(self, deconv):
         done = deconv("check-grad", "--model", code("detached", "Detach"), expect=ExitCode.FAULT_FOUND)

@@ -29,6 +29,30 @@ def test_nothing_trains():
     assert "all 2 parameters" in finding.causes[0].why
 
 
+class WithEmpty(nn.Module):
+    """Some layers have a width of 0, which is read or not."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.head, self.read, self.spare = nn.Linear(6, width), nn.Linear(0, width), nn.Parameter(torch.zeros(0, 3))
+
+    def forward(self, x):
+        return self.head(x) + self.read(x[:, :0])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_weights_without_elements_are_no_fault():
+    found = checked(WithEmpty(2), 5, 6)
+    assert not any(finding.is_fault for finding in (*found.parameters, *found.general))
+    assert {name for name, verdict in verdicts(found).items() if verdict == "OK"} == {
+        "head.weight",
+        "head.bias",
+        "read.bias",
+    }
+    (finding,) = general(checked(WithEmpty(0), 5, 6, loss=lambda output: output.sum()), "NOTHING TRAINS")
+    assert "has any elements" in finding.causes[0].why
+
+
 @pytest.mark.parametrize(
     ("model", "mark", "words"),
     [

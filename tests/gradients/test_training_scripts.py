@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, verdicts
+from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, changed, run_text, verdicts
 from torch import nn
 
 import deconv_cli
@@ -108,32 +108,6 @@ class TestSeveralLosses:
         )
         assert set(verdicts(found).values()) == {"OK", "ZERO BY CONSTRUCTION"}
         assert [finding.verdict for finding in found.general] == ["PARTLY DETACHED"]
-
-
-HEAD = """import torch
-from torch import nn
-torch.manual_seed(0)
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
-    def forward(self, x):
-        return self.head(torch.tanh(self.body(x)))
-model = Net()
-x, y = torch.randn(8, 4), torch.randn(8, 2)
-"""
-OPTIMIZER = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
-LOOP = """for _ in range(3):
-    optimizer.zero_grad()
-    loss = nn.functional.mse_loss(model(x), y)
-    loss.backward()
-    optimizer.step()
-"""
-
-
-def changed(old: str, new: str, *, optimizer: str = OPTIMIZER) -> str:
-    assert old in LOOP
-    return HEAD + optimizer + LOOP.replace(old, new)
 
 
 BROKEN = {
@@ -277,12 +251,6 @@ REMEDIES = {
     "a state in a graph that is kept": "state = state.detach()",
     "switched off for good": "torch.set_grad_enabled(True)",
 }
-
-
-def run_text(text, tmp_path, **options):
-    path = tmp_path / "train.py"
-    path.write_text(text, encoding="utf-8")
-    return check_script(path, **options)
 
 
 DETACHED_GENERATOR = """

@@ -42,6 +42,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "failing-backward": f"{_HERE}.failing_backward:find_failing_backward",
         "overwritten": f"{_HERE}.overwritten:find_overwritten",
         "frozen": f"{_HERE}.unused:find_frozen",
+        "empty": f"{_HERE}.unused:find_empty",
         "not-reached": f"{_HERE}.not_reached:find_not_reached",
         "unused": f"{_HERE}.unused:find_unused",
         "detached": f"{_HERE}.detached:find_detached",

@@ -16,6 +16,10 @@ _EXPLANATIONS = {
         "no weight that it is given has a gradient then, so that the step goes by gradients without a limit.",
         f"{_BETWEEN}, for the weights that the optimizer holds",
     ),
+    IdleReason.TOO_EARLY: (
+        "a later backward pass adds to the gradients that it limits, so that the step goes by more than the limit.",
+        "call it after the last loss.backward() before optimizer.step()",
+    ),
     IdleReason.USED: ("the step has used these gradients already, without a limit.", _BETWEEN),
     IdleReason.SCALED: (
         "the gradients are still multiplied by the scale of the GradScaler, by which the step divides them afterwards: "

@@ -49,7 +49,8 @@ def find_late_weights(evidence: TrainingEvidence) -> list[Finding]:
 def find_nothing_moved(evidence: TrainingEvidence) -> list[Finding]:
     """Find that there is neither an optimizer nor a line that changes a weight."""
     events = evidence.events
-    is_training = events.n_backward > _FEW_PASSES and events.failure is None and not events.differentiates_inputs
+    is_whole = events.failure is None and not events.is_cut_short
+    is_training = events.n_backward > _FEW_PASSES and is_whole and not events.differentiates_inputs
     if events.held or events.steps or events.moved_by_hand or not is_training or not evidence.with_gradient:
         return []
     why = (
@@ -90,7 +91,7 @@ def _never(evidence: TrainingEvidence) -> list[Cause]:
     """Find weights with a gradient whose optimizer takes no step though all others, if there are any, took two."""
     events = evidence.events
     stepping = {step.optimizer for step in events.steps}
-    is_waiting = events.moved_by_hand or events.n_skipped or events.n_backward < 2
+    is_waiting = events.moved_by_hand or events.n_skipped or events.n_backward < 2 or events.is_cut_short
     if is_waiting or events.failure is not None:
         return []
     moved = frozenset().union(*(held for key, held in events.held.items() if key in stepping))

@@ -1,4 +1,4 @@
-"""FROZEN, UNUSED, NOT-LOSS: parameters that take no part in training."""
+"""FROZEN, UNUSED, NOT-LOSS, and what has no elements: parameters that take no part in training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, library_cla
 def find_frozen(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose `requires_grad` is off."""
     return None if evidence.parameters[name].requires_grad else Finding(Verdict.FROZEN)
+
+
+def find_empty(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter without elements, as of a layer of width 0: there is nothing that could be trained."""
+    if evidence.parameters[name].numel():
+        return None
+    why = "it has no elements, so that there is nothing to train."
+    suggestion = "nothing, if a width of 0 is meant here"
+    return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause("no elements", evidence.module_of(name), why, suggestion),))
 
 
 def find_unused(evidence: Evidence, name: str) -> Finding | None:

@@ -15,13 +15,27 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.training_events import Clipping, IdleClipping, IdleReason, gradient_norm
 
 
-@dataclass(frozen=True)
-class _EarlyCall:
-    """A call for weights, by their ids, without a gradient: how many times it came since any of them had one."""
+@dataclass(eq=False)
+class _Call:
+    """A call for weights, none of whose gradients a step has used since.
+
+    Attributes:
+        norm_before, norm_after: of the gradients of all these weights, before and after the call.
+        n_times: how many times it came since a step used any of them.
+        is_early: a backward pass has changed their gradients afterwards.
+    """
 
     location: CodeLocation
-    weights: set[int]
-    n_times: int
+    weights: list[torch.Tensor]
+    norm_before: float
+    norm_after: float
+    n_times: int = 1
+    is_early: bool = False
+
+    @property
+    def ids(self) -> set[int]:
+        """The weights by their ids."""
+        return {id(weight) for weight in self.weights}
 
 
 class ClippingWatch:
@@ -30,16 +44,23 @@ class ClippingWatch:
     Args:
         here: gives the line that runs.
         idle: filled with the calls that limit nothing, by their lines.
+        is_trained: whether weights, by their ids, are known of a pass or an optimizer.
 
     Attributes:
         last: the last call since the last backward pass that limits gradients, None where there was none.
     """
 
-    def __init__(self, here: Callable[[], CodeLocation], idle: dict[str, IdleClipping]) -> None:
+    def __init__(
+        self,
+        here: Callable[[], CodeLocation],
+        idle: dict[str, IdleClipping],
+        is_trained: Callable[[set[int]], bool],
+    ) -> None:
         self.last: Clipping | None = None
         self._here = here
         self._idle = idle
-        self._early: dict[str, _EarlyCall] = {}
+        self._is_trained = is_trained
+        self._calls: dict[tuple[str, frozenset[int]], _Call] = {}
         self._used: set[int] = set()
         self._scaler: torch.amp.GradScaler | None = None
         self._is_scaled = False
@@ -54,9 +75,18 @@ class ClippingWatch:
             is_used_up = isinstance(parameters, GeneratorType) and parameters.gi_frame is None
             weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
             given.arguments[next(iter(given.arguments))] = weights
-            if math.isfinite(limit):  # without a limit the norm is measured and nothing else
-                self._note(Clipping(self._here(), float(limit), gradient_norm(weights)), weights, is_used_up=is_used_up)
-            return clip(*given.args, **given.kwargs)
+            if not math.isfinite(limit):  # the norm is measured and nothing else
+                return clip(*given.args, **given.kwargs)
+            found = Clipping(self._here(), float(limit), gradient_norm(weights))
+            has_used = self._has_used(weights)
+            result = clip(*given.args, **given.kwargs)
+            if is_used_up:
+                self._find(found.location, IdleReason.NO_WEIGHTS)
+            elif has_used:
+                self._find(found.location, IdleReason.USED)
+            else:
+                self._note(found, [weight for weight in weights if weight.requires_grad])
+            return result
 
         return watched
 
@@ -79,37 +109,43 @@ class ClippingWatch:
         return watched
 
     def after_backward(self) -> None:
-        """Begin anew: gradients are there."""
+        """Note which calls came before the last gradients of their weights were there."""
         self.last, self._used = None, set()
         self._is_scaled = self._scaler is not None and self._scaler.is_enabled() and self._scaler.get_scale() > 1
         self._scaler = None
+        for call in self._calls.values():
+            call.is_early |= gradient_norm(call.weights) != call.norm_after
 
     def after_step(self, given: Iterable[int]) -> None:
         """Note a step that went by the gradients of some weights, by their ids."""
-        self._used |= set(given)
-        for line, call in list(self._early.items()):
-            if call.weights & self._used or call.n_times > 1:
+        used = set(given)
+        self._used |= used
+        calls = [(key, call, bool(call.ids & used)) for key, call in self._calls.items()]
+        is_limited = any(is_of_step and call.norm_before and not call.is_early for _, call, is_of_step in calls)
+        for key, call, is_of_step in calls:
+            if is_of_step:
+                del self._calls[key]
+                if call.is_early:
+                    self._find(call.location, IdleReason.TOO_EARLY if call.norm_before else IdleReason.NO_GRADIENTS)
+            elif call.n_times > 1 and not call.norm_before and not is_limited and not self._is_trained(call.ids):
                 self._find(call.location, IdleReason.NO_GRADIENTS)
-                del self._early[line]
 
-    def _note(self, found: Clipping, weights: list[torch.Tensor], *, is_used_up: bool) -> None:
+    def _has_used(self, weights: list[torch.Tensor]) -> bool:
         given = {id(weight) for weight in weights if gradient_norm([weight])}
-        if is_used_up:
-            self._find(found.location, IdleReason.NO_WEIGHTS)
-        elif not given:
-            self._note_early(found.location, {id(weight) for weight in weights if weight.requires_grad})
-        elif given <= self._used:
-            self._find(found.location, IdleReason.USED)
-        elif self._is_scaled and found.norm_before > found.limit:
-            self._find(found.location, IdleReason.SCALED)
-        else:
-            self.last = found
-            self._early = {line: early for line, early in self._early.items() if not early.weights & given}
+        return bool(given) and given <= self._used
 
-    def _note_early(self, location: CodeLocation, weights: set[int]) -> None:
-        before = self._early.get(str(location))
-        if weights:
-            self._early[str(location)] = _EarlyCall(location, weights, before.n_times + 1 if before else 1)
+    def _note(self, found: Clipping, weights: list[torch.Tensor]) -> None:
+        if not weights:
+            return
+        if self._is_scaled and found.norm_before > found.limit:
+            self._find(found.location, IdleReason.SCALED)
+        call = _Call(found.location, weights, found.norm_before, gradient_norm(weights))
+        if found.norm_before:
+            self.last = found
+            self._calls = {k: c for k, c in self._calls.items() if not (c.is_early and c.ids & call.ids)}
+        key = str(found.location), frozenset(call.ids)
+        call.n_times += self._calls[key].n_times if key in self._calls else 0
+        self._calls[key] = call
 
     def _find(self, location: CodeLocation, reason: IdleReason) -> None:
         self._idle.setdefault(str(location), IdleClipping(location, reason))

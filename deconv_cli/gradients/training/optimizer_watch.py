@@ -27,7 +27,7 @@ class OptimizerWatch:
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
-        self.clipping = ClippingWatch(_here, self.events.idle_clippings)
+        self.clipping = ClippingWatch(_here, self.events.idle_clippings, self._is_trained)
         self._weights: list[torch.Tensor] = []
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
@@ -131,6 +131,7 @@ class OptimizerWatch:
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
+                n_backward=self.events.n_backward,
             )
         )
         self.clipping.after_step(before)
@@ -138,6 +139,10 @@ class OptimizerWatch:
         self._note_held()
         self._passed_over |= _with_gradients(self._known)
         self._passed_over.pop(id(optimizer), None)
+
+    def _is_trained(self, keys: set[int]) -> bool:
+        known = [*self._weights, *(weight for found in living_optimizers() for weight in weights_of(found))]
+        return any(id(weight) in keys for weight in known)
 
     def _note_held(self) -> None:
         """Note what is held by the optimizers that have taken a step, and by those that hold any of the weights."""

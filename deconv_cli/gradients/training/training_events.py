@@ -19,6 +19,7 @@ class IdleReason(StrEnum):
 
     NO_WEIGHTS = "no weights"
     NO_GRADIENTS = "no gradients yet"
+    TOO_EARLY = "gradients that are added to"
     USED = "gradients that were used"
     SCALED = "gradients that are scaled"
 
@@ -51,6 +52,7 @@ class OptimizerStep:
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
         is_fresh: its gradients were cleared since its step before, or there was none.
         is_mixed: a later backward pass added to gradients that were there when another optimizer took its step.
+        n_backward: how many backward passes there had been, the checked one among them.
     """
 
     optimizer: int
@@ -66,6 +68,7 @@ class OptimizerStep:
     clipping: Clipping | None
     is_fresh: bool
     is_mixed: bool
+    n_backward: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class TrainingEvents:
         late: names, by their ids, of weights that came after the first pass and that no optimizer holds.
         differentiates_inputs: a loss is differentiated by more than weights, as for a picture of what matters.
         idle_clippings: calls that limit no gradient that a step goes by, by their lines.
+        is_cut_short: the first step was not waited for any longer.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -115,6 +119,7 @@ class TrainingEvents:
     late: dict[int, str] = field(default_factory=dict)
     differentiates_inputs: bool = False
     idle_clippings: dict[str, IdleClipping] = field(default_factory=dict)
+    is_cut_short: bool = False
 
     @property
     def has_moved_strays(self) -> bool:

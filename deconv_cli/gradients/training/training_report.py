@@ -39,8 +39,14 @@ def report_training(watch: TrainingWatch) -> GradientReport:
         report,
         parameters=parameters,
         general=(*_without_trained_strays(report.general, watch.events), *leaks.values(), *find_in_training(evidence)),
-        not_checked=(*report.not_checked, *watch.unchecked),
+        not_checked=(*report.not_checked, *watch.unchecked, *_missing_steps(watch.events)),
     )
+
+
+def _missing_steps(events: TrainingEvents) -> list[str]:
+    return [
+        f"the optimizers, which took no step in {counted(events.n_backward, 'call')} of backward()"
+    ] * events.is_cut_short
 
 
 def _without_trained_strays(findings: Iterable[Finding], events: TrainingEvents) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,7 +40,11 @@ _LATER_SHARE = 0.25
 """Part of the time for finite differences that every pass after the first one gets."""
 
 _MAX_BACKWARD = 20
-"""Backward passes after the checked one in which two steps of each optimizer are waited for."""
+"""Backward passes in which two steps of each optimizer are waited for, or twice as many as the first step took."""
+
+_MAX_WITHOUT_STEP = 256
+_MAX_WAIT_S = 30.0
+"""How many backward passes the first step may take, as it adds up gradients, and how long."""
 
 _SAME_LOSS = 1e-3
 
@@ -90,6 +95,7 @@ class TrainingWatch:
         self._arguments: dict[int, Any] = {}
         self._optimizers = OptimizerWatch()
         self._carried = CarriedGraph()
+        self._checked_at = 0.0
 
     @property
     def events(self) -> TrainingEvents:
@@ -211,6 +217,7 @@ class TrainingWatch:
             self.events.differentiates_inputs |= any(tensor.requires_grad for tensor in subject.arguments)
             batch = try_batch_of(list(subject.model.children()), self._arguments)
             self.passes.append(CheckedPass(location, subject, report, batch))
+            self._checked_at = time.monotonic()
 
     def _make_subject(self, loss: torch.Tensor) -> Subject:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
@@ -241,9 +248,19 @@ class TrainingWatch:
         self._end_if_seen()
 
     def _end_if_seen(self) -> None:
-        is_over = self.events.n_backward > _MAX_BACKWARD or self._optimizers.has_seen_enough
-        if self._is_ending and self.passes and is_over:
+        if not self._is_ending or not self.passes:
+            return
+        if self._optimizers.has_seen_enough or self.events.n_backward > self._n_awaited():
             raise EnoughSeenError
+        if not self.events.steps and time.monotonic() - self._checked_at > _MAX_WAIT_S:
+            self.events.is_cut_short = True
+            raise EnoughSeenError
+
+    def _n_awaited(self) -> int:
+        """Count the backward passes that are waited for, fewer once weights are known to move."""
+        if self.events.steps:
+            return max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
+        return _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
 
 
 def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
