@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.storage_key import storage_key
-from deconv_cli.gradients.training.tape import Entry, Slot, Tape
+from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
 
 
 class RecordedPass(nn.Module):
@@ -51,7 +51,7 @@ class RecordedPass(nn.Module):
         self.running_in_library = False
         found = tape.entry_of(loss)
         self._goal = None if found is None else found[0]
-        self.entries = _ancestors([] if found is None else [found[1]], list(tape.numbers))
+        self.entries = ancestors([*([] if found is None else [found[1]]), *tape.numbers])
         self._first_values = tape.first_values
         # No dictionary, which would be taken for a container in which the script hides weights.
         self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
@@ -148,18 +148,10 @@ def _named(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(filter(None, (prefix, name))), found
 
 
-def _ancestors(goals: list[Entry], more: list[Entry]) -> list[Entry]:
-    """List entries with all that they need, in the order in which they ran."""
-    found: dict[int, Entry] = {}
-    waiting = [*goals, *more]
-    while waiting:
-        entry = waiting.pop()
-        if id(entry) not in found:
-            found[id(entry)] = entry
-            waiting += [*entry.parents, *entry.effects]
-    return sorted(found.values(), key=lambda entry: entry.order)
-
-
 def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Let a constant require a gradient where it did, as the points of a physics-informed network do."""
-    return constant.detach().requires_grad_() if own.requires_grad and own.is_leaf else constant
+    try:
+        is_moved = own.requires_grad and own.is_leaf
+    except RuntimeError:  # a view of memory that was written to, of which torch does not tell
+        is_moved = False
+    return constant.detach().requires_grad_() if is_moved else constant

@@ -46,6 +46,7 @@ class Entry:
         module: id of the module that ran.
         switch: where gradients were switched off, None where they were on.
         is_library_switch: an installed library did that.
+        reads: the weights among its arguments, with their stamps of then.
         generator: state of the random numbers before it, where it draws any.
         autocast: device and type of automatic mixed precision.
     """
@@ -64,6 +65,12 @@ class Entry:
     effects: list[Entry] = field(default_factory=list)
     generator: torch.Tensor | None = None
     is_library_switch: bool = False
+    reads: list[tuple[torch.Tensor, tuple[int, int]]] = field(default_factory=list)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a weight that this reads was written to since."""
+        return any(_stamp(weight) != stamp for weight, stamp in self.reads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,20 +186,30 @@ class Tape(TorchFunctionMode):
         self._count += 1
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
-                known, writers = self._known.get(leaf), self._writers.get(storage_key(leaf))
+                known, writers = self._source_of(leaf), self._writers.get(storage_key(leaf))
                 entry.parents += [known.entry] if known is not None else []
                 entry.parents += writers[1] if writers is not None else []
+                if _is_weight(leaf):
+                    entry.reads.append((leaf, _stamp(leaf)))
                 if _is_weight(leaf) and torch.is_grad_enabled():
                     self.last_use[leaf] = location
         return entry
 
     def _slot_or(self, leaf: Any) -> Any:  # noqa: ANN401  any argument
-        known = self._known.get(leaf) if isinstance(leaf, torch.Tensor) else None
+        known = self._source_of(leaf) if isinstance(leaf, torch.Tensor) else None
         return leaf if known is None else Slot(known.handle)
+
+    def _source_of(self, tensor: torch.Tensor) -> _Known | None:
+        """Find the operation that made a tensor, unless that holds a value of older weights and has no gradient."""
+        known = self._known.get(tensor)
+        if known is None or tensor.requires_grad or not any(entry.is_outdated for entry in ancestors([known.entry])):
+            return known
+        del self._known[tensor]
+        return None
 
     def _finish(self, entry: Entry, name: str, inputs: list[torch.Tensor], result: Any, written: Any) -> None:  # noqa: ANN401
         """Note what an entry gave, and what it wrote to."""
-        if name == "register_hook":
+        if name in ("register_hook", "requires_grad_"):
             known = self._known.get(inputs[0])
             if known is not None:
                 known.entry.effects.append(entry)
@@ -239,6 +256,23 @@ class CallOfFunction:
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
         """Call it."""
         return self.function.apply(*arguments, **keywords)
+
+
+def ancestors(goals: list[Entry]) -> list[Entry]:
+    """List entries with all that they need, in the order in which they ran."""
+    found: dict[int, Entry] = {}
+    waiting = list(goals)
+    while waiting:
+        entry = waiting.pop()
+        if id(entry) not in found:
+            found[id(entry)] = entry
+            waiting += [*entry.parents, *entry.effects]
+    return sorted(found.values(), key=lambda entry: entry.order)
+
+
+def _stamp(weight: torch.Tensor) -> tuple[int, int]:
+    """Tell the values of a weight from those that it has once it was written to."""
+    return weight._version, storage_key(weight)
 
 
 def _is_weight(leaf: Any) -> bool:  # noqa: ANN401  any argument
