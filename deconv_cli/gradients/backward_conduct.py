@@ -40,6 +40,16 @@ def find_writes(trial: FunctionTrial) -> tuple[Mistake, int] | None:
     return None if _agree(first, again) else (Mistake.WRITES_TO_SAVED, -1)
 
 
+def find_kept_elsewhere(trial: FunctionTrial) -> int | None:
+    """Find an input whose gradient changes when forward is called once more before backward; its index."""
+    outputs = trial.outputs()
+    with contextlib.suppress(Exception):
+        trial.moved().outputs()
+    later = differentiate(outputs, list(trial.tensors.values()), trial.weights)
+    pairs = enumerate(zip(trial.given, later, strict=True))
+    return next((index for index, (one, other) in pairs if not _agree([one], [other])), None)
+
+
 @contextlib.contextmanager
 def _noting_dirty() -> Iterator[list[torch.Tensor]]:
     """Note what a Function marks as written to."""

@@ -29,6 +29,10 @@ class Mistake(Enum):
         "before gets a wrong gradient.",
         "call ctx.mark_dirty on it and return it, or write to a copy",
     )
+    KEEPS_ELSEWHERE = (
+        "the gradient for {name} is that of a later call: {function} reads what forward keeps outside of its context.",
+        "keep it for each call by itself: ctx.save_for_backward(...), or ctx.name = ...",
+    )
     NOT_TWICE = (
         "the second derivative by way of {name} is wrong, and {function} raises no error where it is taken.",
         "compute with torch functions of saved tensors, or put @once_differentiable on backward",
@@ -63,6 +67,11 @@ class Mistake(Enum):
     LEAVES_OUT_SAMPLES = (
         "the gradient for {name} is right for one sample along axis {n} and wrong from two on.",
         "sum over all samples: what is shared by them gets the sum of their gradients",
+    )
+    LEAVES_OUT_OTHERS = (
+        "the gradient for {name} is right where axis {n} has one element and wrong from two on: forward joins the "
+        "elements along it, and {function} leaves out what they give each other.",
+        "differentiate what joins them too, such as a sum, a mean or the taps of a kernel along axis {n}",
     )
     LOST_BETWEEN_STEPS = (
         "the gradient for {name} is right for one time step along axis {n} and wrong from two on: what a step hands on "
@@ -121,6 +130,8 @@ def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
             return Mistake.MEAN_FOR_SUM, n
         if ratio is not None and error.is_one_factor and abs(ratio - 2) < 1e-3:
             return Mistake.SUM_FOR_MEAN, n
+        if trial.joins(axis):
+            return Mistake.LEAVES_OUT_OTHERS, axis
         return (Mistake.LEAVES_OUT_SAMPLES if trial.is_of_samples(axis) else Mistake.LOST_BETWEEN_STEPS), axis
     return None
 

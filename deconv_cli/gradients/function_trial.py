@@ -94,6 +94,10 @@ class FunctionTrial:
         context = () if has_setup else (_Context(),)
         return real(self.function.forward(*context, *self.arguments()))
 
+    def moved(self) -> FunctionTrial:
+        """Change all numbers that it is differentiated by."""
+        return self._with({n: 1.5 * self.leaves[n] + 0.1 for n in self.tensors})
+
     def returns(self, index: int) -> bool:
         """Return whether one of the tensors comes out of forward as it went in."""
         own = list(self.tensors.values())[index]
@@ -119,6 +123,19 @@ class FunctionTrial:
                 return all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
         return False
 
+    def joins(self, axis: int) -> bool:
+        """Return whether the first slice of an output depends on later slices of the inputs, as no time step does."""
+        for axes in self._sharing(axis):
+            moved = {k: own for k, own in axes.items() if self.leaves[k].is_floating_point()}
+            changed = self._with({k: _with_later_changed(self.leaves[k], own) for k, own in moved.items()})
+            with contextlib.suppress(Exception), torch.no_grad():
+                pairs = zip(self.outputs(), changed.outputs(), strict=True)
+                return any(
+                    one.ndim > axis and not torch.allclose(one.narrow(axis, 0, 1), two.narrow(axis, 0, 1))
+                    for one, two in pairs
+                )
+        return False
+
     def _sharing(self, axis: int) -> Iterator[dict[int, int]]:
         """List which inputs may share an axis, each with its own number: one alone, those like it, all of that size."""
         sizes = {k: leaf.shape for k, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)}
@@ -142,6 +159,11 @@ class _Context(FunctionCtx):
 
     save_for_backward = mark_non_differentiable = mark_dirty = _nothing
     set_materialize_grads = _nothing  # type: ignore[assignment]
+
+
+def _with_later_changed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    first, later = tensor.split([1, tensor.shape[axis] - 1], axis)
+    return torch.cat([first, 1.5 * later + 0.1], axis)
 
 
 def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tensor]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn.parameter import is_lazy
 
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
@@ -48,6 +51,7 @@ def gather_evidence(
     Raises:
         UsageError: the model cannot be run on these inputs.
     """
+    _shape_lazy_layers(subject)
     weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
     on_progress("watching forward and backward")
     forward = _first_forward(subject)
@@ -107,11 +111,22 @@ _NARROWED = (
 )
 
 
-def _first_forward(subject: Subject) -> ForwardTrace:
-    """Run forward for the first time, and settle which parameters it writes to, which later runs put back."""
-    subject.written = frozenset(subject.parameters)
+def _shape_lazy_layers(subject: Subject) -> None:
+    """Run the model once if it has layers that take their shape from the first input."""
+    if any(map(is_lazy, (*subject.parameters.values(), *subject.model.buffers()))):
+        with torch.no_grad(), _explaining():
+            subject.model(*subject.arguments, **subject.keywords)
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    """Say where a model fails.
+
+    Raises:
+        UsageError: it does.
+    """
     try:
-        forward = trace_forward(subject)
+        yield
     except DeconvError:
         raise
     except Exception as error:
@@ -121,6 +136,13 @@ def _first_forward(subject: Subject) -> ForwardTrace:
             f"the model cannot be run on these inputs{where} ({type(error).__name__}: {first_line(error)}); check the "
             "inputs, their shapes, the loss and its target."
         ) from error
+
+
+def _first_forward(subject: Subject) -> ForwardTrace:
+    """Run forward for the first time, and settle which parameters it writes to, which later runs put back."""
+    subject.written = frozenset(subject.parameters)
+    with _explaining():
+        forward = trace_forward(subject)
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
     return forward
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from deconv_cli.gradients.backward_conduct import find_writes, find_wrong_second_derivative
+from deconv_cli.gradients.backward_conduct import find_kept_elsewhere, find_writes, find_wrong_second_derivative
 from deconv_cli.gradients.backward_mistakes import Mistake, find_mistake
 from deconv_cli.gradients.function_trial import FunctionTrial
 from deconv_cli.gradients.gradient_error import GradientError, compare_input
@@ -111,6 +111,10 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
     if written is not None:
         return [describe.of_write(*written, errors)]
     if not errors:
+        n_calls = sum(other.function is call.function for other in forward.log.calls)
+        kept = find_kept_elsewhere(trial) if n_calls > 1 else None
+        if kept is not None:
+            return [describe.of_input(kept, None, (Mistake.KEEPS_ELSEWHERE, 0), [kept])]
         lost = find_wrong_second_derivative(trial)
         return [] if lost is None else [describe.of_input(lost, None, (Mistake.NOT_TWICE, 0), [lost])]
     mistakes = {index: find_mistake(trial, index) for index in errors}
@@ -158,7 +162,8 @@ class _Describing:
         is_missing: bool,
     ) -> WrongInput:
         where = location if location.file else self._call.location
-        behind = self._behind(position) if error is not None or mistake is Mistake.NOT_TWICE else self._behind_all()
+        is_of_input = error is not None or mistake in (Mistake.NOT_TWICE, Mistake.KEEPS_ELSEWHERE)
+        behind = self._behind(position) if is_of_input else self._behind_all()
         name = self._call.function.__name__
         return WrongInput(name, self._names[position], where, error, is_missing, behind, mistake, number)
 

@@ -23,7 +23,7 @@ class Unregistered:
 
     Attributes:
         owner: how code writes where it is kept, `self.scale`; empty where no member of a module keeps it.
-        kind: `member`, `derived` (the result of an operation on a Parameter), `container` or `unknown`.
+        kind: `member`, `buffer`, `derived` (the result of an operation on a Parameter), `container` or `unknown`.
         location: where it is read.
     """
 
@@ -88,6 +88,9 @@ def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str,
     """List the weights that members of the modules hold past registration, by id, with the member and its kind."""
     for name, module in model.named_modules():
         inside = f" of '{name}'" if name else ""
+        for member, buffer in module._buffers.items():
+            if buffer is not None and buffer.requires_grad and buffer.is_leaf:
+                yield id(buffer), (f"self.{member}{inside}", "buffer")
         for member, value in vars(module).items():
             if member in REGISTERED or member.endswith("_hooks"):
                 continue

@@ -76,9 +76,23 @@ _REASONS = (
         "give it inputs that are longer than the targets, with a blank between equal ones, or leave the samples out",
     ),
     _Reason(
-        words("scaled_dot_product_attention"),
-        "no query sees a key, or all scores are so large that attention no longer changes.",
-        "look at attn_mask: True lets a query see a key here, and hides it in nn.MultiheadAttention",
+        words("scaled_dot_product_attention multi_head_attention_forward"),
+        "every query sees one key or none, or all scores are so large that attention no longer changes.",
+        "look at the number of keys and at attn_mask: True hides a key in nn.MultiheadAttention, and shows it in "
+        "scaled_dot_product_attention",
+    ),
+    _Reason(
+        words("embedding embedding_bag"),
+        "every index is padding_idx, whose row gets no gradient.",
+        "look at padding_idx, and at the indices of this batch",
+    ),
+    _Reason(
+        words(
+            "triplet_margin_loss triplet_margin_with_distance_loss margin_ranking_loss hinge_embedding_loss "
+            "multi_margin_loss cosine_embedding_loss multilabel_margin_loss"
+        ),
+        "every sample of this batch keeps the margin, beyond which {bare} is constant.",
+        "take samples that are harder to tell apart, or a larger margin",
     ),
     _Reason(words("dropout"), "dropout leaves everything out.", "give dropout a share below 1"),
     _Reason(

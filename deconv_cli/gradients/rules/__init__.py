@@ -56,6 +56,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "noisy": f"{_HERE}.noisy:find_noisy",
         "wrong-function": f"{_HERE}.wrong_function:find_wrong_function",
         "substituted": f"{_HERE}.substituted:find_substituted",
+        "renormed": f"{_HERE}.substituted:find_renormed",
         "limited-by-hook": f"{_HERE}.substituted:find_limited_by_hook",
         "gradient-hook": f"{_HERE}.wrong:find_gradient_hook",
         "partly-detached": f"{_HERE}.detached:find_partly_detached",

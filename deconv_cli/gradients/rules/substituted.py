@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences.directional import Outcome
@@ -31,6 +33,18 @@ def _cause(item: WrongInput) -> Cause:
             f"{operation} gives a surrogate for '{item.name}': the forward is a step, and its true derivative is zero."
         )
     return Cause(operation, item.location, why, _NOTHING)
+
+
+def find_renormed(evidence: Evidence, name: str) -> Finding | None:
+    """Find an embedding whose rows forward itself scales back to `max_norm`, which no gradient knows of."""
+    found, owner = evidence.comparison(name), name.rpartition(".")[0]
+    module = dict(evidence.model.named_modules()).get(owner)
+    is_limited = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    if not is_limited or found is None or found.outcome is not Outcome.DIFFERS:
+        return None
+    why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
+    cause = Cause("max_norm", evidence.module_of(name), why, "nothing, if that is meant")
+    return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
 
 
 def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:

@@ -11,6 +11,10 @@ _EXPLANATIONS = {
         "is a tensor that requires a gradient but no nn.Parameter, so parameters() leaves it out",
         "wrap it: nn.Parameter(torch...)",
     ),
+    "buffer": (
+        "is a buffer, which is saved with the model, but parameters() leaves it out",
+        "make it a parameter: self.name = nn.Parameter(torch...)",
+    ),
     "derived": (
         "is what an operation made of an nn.Parameter, and not the Parameter itself, so parameters() leaves it out",
         "keep the Parameter itself in self, made of the tensor after the operation: nn.Parameter(tensor.view(...))",

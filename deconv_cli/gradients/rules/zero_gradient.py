@@ -6,6 +6,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.loss_calls import Misuse
 from deconv_cli.gradients.tracing.operations import STEPS
@@ -21,10 +22,27 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     if evidence.backward is None or name not in evidence.magnitudes or not evidence.magnitudes[name].is_zero:
         return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
+    hooks = _hooks_that_zero(evidence, name, origins)
+    if hooks:
+        return Finding(Verdict.ZERO, unique_causes(map(_of_hook, hooks)))
     single = {str(call.location) for call in evidence.forward.log.loss_calls if call.misuse is Misuse.ONE_CLASS}
     causes = unique_causes(_of_one_class(op) if str(op.location) in single else _cause(evidence, op) for op in origins)
     causes = causes or unique_causes(map(_of_cancellation, evidence.canceling_before(name)))
     return Finding(Verdict.ZERO, causes, _describe_underflow(evidence, name))
+
+
+def _hooks_that_zero(evidence: Evidence, name: str, origins: list[Operation]) -> list[CodeLocation]:
+    """List the hooks that make a gradient zero: those of modules, or of tensors on the way where no operation does."""
+    if origins and all(operation.bare_name == "BackwardHookFunction.apply" for operation in origins):
+        hooks = [hook for module in evidence.model.modules() for hook in module._backward_hooks.values()]
+        return [location_of_function(hook) or origins[0].location for hook in hooks]
+    own, log = evidence.forward.bit(name), evidence.forward.log
+    return [] if origins else [hook.location for hook in log.hooks if hook.changes and hook.parameters & own]
+
+
+def _of_hook(location: CodeLocation) -> Cause:
+    why = "a hook gives zero for the gradient that passes it, so that nothing gets past it."
+    return Cause("a gradient hook", location, why, "remove the hook, or let it return None: the gradient as it is")
 
 
 def _of_cancellation(operation: Operation) -> Cause:

@@ -41,8 +41,8 @@ FILLING = words("masked_fill masked_fill_ where fill_ index_fill index_fill_ __s
 """Operations that put constants in, infinity among them, as masks of attention do."""
 
 ALONG_EDGES = words(
-    "matmul rmatmul mm bmm addmm einsum spmm smm getitem index_select gather index_add index_add_ scatter scatter_ "
-    "scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_"
+    "matmul rmatmul mm bmm addmm einsum spmm smm _sparse_mm sparse_mm getitem index_select gather index_add "
+    "index_add_ scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_"
 )
 """By which a network of a graph hands something from node to node, with bare names."""
 

@@ -223,6 +223,11 @@ class TrainingWatch:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
         modules, weights = name_weights(list(self._called.values()), loose, self._tape.last_use.__contains__)
         recorded = RecordedPass(modules, weights, self._tape, loss, _hidden(modules, loose))
+        if any(map(_is_of_unknown_making, recorded.constants)):
+            raise UsageError(
+                "the pass reads a tensor with a gradient that no function of torch made while it was watched, as "
+                "torch.jit and torch.func.vmap do; check the model itself, or take these away."
+            )
         self.events.strays += [(weight, fingerprint(weight)) for weight in recorded.strays]
         subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
         if not subject.parameters:
@@ -261,6 +266,13 @@ class TrainingWatch:
         if self.events.steps:
             return max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
         return _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
+
+
+def _is_of_unknown_making(constant: torch.Tensor) -> bool:
+    try:
+        return constant.requires_grad and not constant.is_leaf
+    except RuntimeError:  # a view of memory that was written to, of which torch does not tell
+        return False
 
 
 def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature

@@ -26,7 +26,7 @@ def name_weights(
         The outermost modules by name – "" for the only one –, and the weights that were read and no module holds.
     """
     inner = {id(m) for module in called for m in module.modules() if m is not module}
-    modules = [m for m in called if id(m) not in inner and any(True for _ in m.parameters())]
+    modules = [m for m in called if id(m) not in inner and _has_weights(m)]
     names, owned = _names_in_callers(), {id(parameter) for module in modules for parameter in module.parameters()}
     is_by_hand = not modules and not any(map(is_read, loose))
     by_hand = _weights_in_callers() if is_by_hand else ()
@@ -39,6 +39,11 @@ def name_weights(
         name = names.get(id(module), type(module).__name__)
         named[name if name not in named else f"{name}_{len(named)}"] = module
     return named, weights
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Return whether a module has parameters of its own; those of a skeleton on the meta device have no values."""
+    return any(not parameter.is_meta for parameter in module.parameters())
 
 
 def own_frames() -> Iterator[FrameType]:
