@@ -27,6 +27,7 @@ from benchmarks import (
     light,
     peers,
     photograph,
+    scripts,
     stack_border,
     stacks,
     stock_models,
@@ -54,6 +55,7 @@ QUESTIONS = {
     "batches": batches,
     "gradients": gradients,
     "stock_models": stock_models,
+    "scripts": scripts,
 }
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0

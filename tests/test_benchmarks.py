@@ -26,6 +26,7 @@ from benchmarks import (
     peers,
     photograph,
     problems,
+    scripts,
     stack_border,
     stacks,
     stock_models,
@@ -51,6 +52,7 @@ QUESTIONS = [
     clusters,
     gradients,
     stock_models,
+    scripts,
 ]
 TINY: dict[str, object] = {"size": 8, "n_channels": 2}
 ROOT = Path(__file__).parents[1]

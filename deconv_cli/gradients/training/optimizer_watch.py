@@ -64,9 +64,13 @@ class OptimizerWatch:
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether each optimizer has taken two steps, or weights were changed by hand and used again."""
-        taken = Counter(step.optimizer for step in self.events.steps)
-        have_stepped = bool(taken) and all(taken[key] > 1 for key in self._known)
+        """Whether the weights of each optimizer have seen two steps, or were changed by hand and used again.
+
+        Libraries wrap an optimizer in another one, which holds the same weights and lets the first one take the steps.
+        """
+        taken, held = Counter(step.optimizer for step in self.events.steps), self.events.held
+        stepped = frozenset().union(*(held[key] for key, n_steps in taken.items() if n_steps > 1))
+        have_stepped = bool(taken) and all(weights <= stepped for weights in held.values())
         return have_stepped or (self.events.moved_by_hand and self.events.n_backward > 2)
 
     def before_backward(self, location: CodeLocation) -> None:
