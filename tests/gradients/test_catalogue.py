@@ -31,6 +31,10 @@ MISTAKES = {
     "not_marked_dirty": "without ctx.mark_dirty",
     "differentiated_twice": "second derivative by way of 'a' is wrong",
     "NothingForWeight": "returns None",
+    "OnlyItsOwn": "leaves out what they give each other",
+    "WithoutTheSpread": "leaves out what they give each other",
+    "KernelNotFlipped": "leaves out what they give each other",
+    "KeptInTheClass": "that of a later call",
 }
 QUICK = {"no_grad", "branch_not_taken", "both_factors_zero", "loss_in_numpy", "softmax_twice", "drawn_with_a_gradient"}
 
@@ -78,6 +82,10 @@ INSTEAD = {
     "branch_not_taken": ("torch.where may not even select", "exp(torch.where(mask, x, 1.0))"),
     "both_factors_zero": ("other factor", "start one of the two from random values"),
     "softmax_of_one": ("one class only", "use sigmoid"),
+    "zeroed_by_a_module_hook": ("a hook gives zero", "let it return None"),
+    "only_padding": ("every index is padding_idx", "look at padding_idx"),
+    "attention_to_one_key": ("every query sees one key", "the number of keys"),
+    "triplet_that_is_easy": ("keeps the margin", "harder to tell apart"),
 }
 
 
