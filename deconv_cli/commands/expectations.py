@@ -34,7 +34,7 @@ class Expectation:
 
         word, colon, name = text.partition(":")
         known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}
-        verdict = known.get(word.replace(" ", "-"))
+        verdict = known.get(word.upper().replace(" ", "-"))
         if not colon or not name or verdict is None:
             raise UsageError(f"--expect must be VERDICT:NAME with one of {', '.join(sorted(known))}, but is '{text}'.")
         return cls(verdict, name)
@@ -84,12 +84,12 @@ class Outcome:
         n_all = len(report.parameters) - n_frozen
         if n_faults or n_general:
             also = f" and {n_general} of the model as a whole" if n_general else ""
-            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, 'parameter')}{also}"
+            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, report.noun)}{also}"
         elif n_undecided:
             code = ExitCode.UNTRUSTWORTHY
-            conclusion = f"no verdict on {n_undecided} of {counted(n_all, 'parameter')}, no fault in the others"
+            conclusion = f"no verdict on {n_undecided} of {counted(n_all, report.noun)}, no fault in the others"
         else:
-            code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, 'parameter')}"
+            code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, report.noun)}"
         conclusion += f" ({len(expected)} expected)" if expected else ""
         conclusion += f", {n_frozen} more are frozen" if n_frozen else ""
         return cls(expected, [e for e in expectations if e not in met], code, conclusion)

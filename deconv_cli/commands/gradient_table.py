@@ -33,8 +33,9 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     parameters = record["parameters"]
     shown = parameters if verbose or len(parameters) <= _MANY else [p for p in parameters if _is_worth_a_row(p)][:_MANY]
     line(record["summary"], "bold")
-    line(f"{record['model']['name']}: {counted(len(parameters), 'parameter')}, {_describe_run(record)}")
-    console.print(_table(shown))
+    line(f"{record['model']['name']}: {counted(len(parameters), record['by'])}, {_describe_run(record)}")
+    if shown:
+        console.print(_table(shown, record["by"]))
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
     details = {p["name"]: p["detail"] for p in parameters if p["detail"]}
@@ -77,12 +78,12 @@ def _explanation(found: dict[str, Any], detail: str | None) -> list[str]:
     return lines
 
 
-def _table(parameters: list[dict[str, Any]]) -> Table:
+def _table(parameters: list[dict[str, Any]], noun: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("verdict", "parameter", "shape", "‖gradient‖", "ratio", "against finite differences"):
+    for heading in ("verdict", noun, "shape", "‖gradient‖", "ratio", "against finite differences"):
         table.add_column(heading, overflow="fold")
     for finding in parameters:
         table.add_row(*(Text(_clean(cell)) for cell in _row(finding)))

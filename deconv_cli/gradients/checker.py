@@ -14,7 +14,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import ParameterFinding, Verdict
 from deconv_cli.gradients.gathering import gather_evidence
 from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.input_weights import with_inputs_as_weights
+from deconv_cli.gradients.input_weights import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.plain_containers import describe_plain_containers
 from deconv_cli.gradients.recurrence.unrolled_layers import gate_norms
@@ -116,6 +116,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         ),
         n_evaluations=double.n_evaluations if double is not None else 0,
         time_s=time.monotonic() - started,
+        noun="input" if isinstance(evidence.model, InputsAsWeights) else "parameter",
     )
 
 

@@ -20,6 +20,7 @@ class GradientReport:
         not_checked: what was left out and why, a sentence each.
         n_evaluations: forward passes spent on finite differences.
         time_s: seconds in all.
+        noun: what gradients are by, `parameter` or `input`.
     """
 
     parameters: tuple[ParameterFinding, ...]
@@ -31,13 +32,14 @@ class GradientReport:
     not_checked: tuple[str, ...]
     n_evaluations: int
     time_s: float
+    noun: str = "parameter"
 
     def __str__(self) -> str:
         """Write the report as text."""
-        return write_report(self.parameters, self.general)
+        return write_report(self.parameters, self.general, self.noun)
 
     def _repr_html_(self) -> str:
-        return write_html(self.parameters, self.general)
+        return write_html(self.parameters, self.general, self.noun)
 
     def faults(self) -> list[Fault]:
         """Gather the parameters of each fault by source line."""

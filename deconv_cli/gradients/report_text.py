@@ -11,26 +11,47 @@ from deconv_cli.vocabulary import counted
 _WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
 _UNCHECKED = ("NOISY", "NOT CHECKED")
 _MAX_NAMES = 6
+_OF_ALL = {
+    "NOTHING TRAINS": "nothing that could be trained is free to move",
+    "UNREGISTERED": "the loss depends on weights that no optimizer is given",
+    "OVERWRITTEN": "weights are set back after they were moved",
+    "LOSS INPUT": "the loss is given something else than it is for",
+    "OPTIMIZER": "the optimizer does not move the weights as it should",
+    "ACCUMULATED": "gradients of earlier passes are used again",
+    "GRADIENT LOST": "gradients are lost before the step",
+    "CLIPPING": "gradients are not limited as it is meant",
+    "FAILS": "the script ends with an error",
+    "IN-PLACE": "what backward needs is overwritten",
+    "BATCH-LEAK": "samples leak into one another",
+    "EXPLODING": "gradients explode through time",
+    "WRONG": "a hand-written backward is wrong",
+}
+"""Findings of the model as a whole, in plain words."""
 
 
 def summarize(
-    parameters: Sequence[ParameterFinding], general: Sequence[Finding], expected: frozenset[str] = frozenset()
+    parameters: Sequence[ParameterFinding],
+    general: Sequence[Finding],
+    expected: frozenset[str] = frozenset(),
+    noun: str = "parameter",
 ) -> str:
-    """Say in one line whether training would work; parameters and verdicts in `expected` are accepted."""
+    """Say in one line whether training would work; `expected` is accepted, `noun` what gradients are by."""
     trainable = [found for found in parameters if found.verdict != "FROZEN"]
     rest = [found for found in trainable if found.name not in expected]
     without = [found for found in rest if found.verdict in _WITHOUT_GRADIENT]
     others = [found for found in rest if found.is_fault and found not in without]
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
     if not trainable or len(without) == len(trainable):
-        return "Training would not work: no parameter gets a gradient."
-    sentences, of_trainable = [], f"of {counted(len(trainable), 'parameter')}"
+        return f"Training would not work: no {noun} gets a gradient."
+    sentences, of_trainable = [], f"of {counted(len(trainable), noun)}"
     if without:
         sentences.append(f"{len(without)} {of_trainable} would not train")
     if others:
         sentences.append(f"{len(others)} {of_trainable} would train badly ({_verdicts(others)})")
     if of_all:
-        sentences.append(f"of the model as a whole: {_verdicts(of_all)}")
+        sentences += dict.fromkeys(
+            f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
+        )
     if sentences:
         return f"Training would not work as it stands: {'; '.join(sentences)}."
     unknown = [found for found in trainable if found.verdict in _UNCHECKED]
@@ -42,12 +63,14 @@ def summarize(
         return f"Training can work: every gradient arrives, and is right but for {share} that the code substitutes."
     if len(rest) < len(trainable) or any(found.verdict in expected for found in general):
         return "Training can work but for what is expected; every other gradient arrives and is right."
+    if noun != "parameter":
+        return f"Gradients are right: every {noun} gets one, and it agrees with finite differences."
     return "Training can work: every trainable parameter gets a gradient, and it is right."
 
 
-def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
+def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
     """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
-    blocks = [summarize(parameters, general)]
+    blocks = [summarize(parameters, general, noun=noun)]
     for fault in grouped(found for found in parameters if found.is_fault):
         blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
     for found in general:
@@ -55,15 +78,15 @@ def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Findi
     return "\n\n".join(blocks)
 
 
-def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
+def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
     """Write the report for a notebook: the summary, a table of the parameters, and the faults."""
     rows = "".join(
         f"<tr><td>{html.escape(found.verdict)}</td><td>{html.escape(found.name)}</td>"
         f"<td>{'' if found.gradient_norm is None else format(found.gradient_norm, '.3g')}</td></tr>"
         for found in parameters
     )
-    head, _, faults = write_report(parameters, general).partition("\n\n")
-    table = f"<table><tr><th>verdict</th><th>parameter</th><th>‖gradient‖</th></tr>{rows}</table>"
+    head, _, faults = write_report(parameters, general, noun).partition("\n\n")
+    table = f"<table><tr><th>verdict</th><th>{noun}</th><th>‖gradient‖</th></tr>{rows}</table>"
     return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
 
 

@@ -62,6 +62,22 @@ class TestExitCodes:
         (finding,) = done.report["general"]
         assert finding["verdict"] == "BATCH-LEAK"
         assert finding["causes"][0]["line"] == blamed_line("mixing", "leak")
+        assert "as it stands: samples leak into one another (BATCH-LEAK)." in done.report["summary"]
+
+    def test_gradients_by_the_inputs(self, deconv):
+        told = deconv("check-grad", *NETWORK, "--wrt", "inputs").stdout.splitlines()
+        assert told[0] == "Gradients are right: every input gets one, and it agrees with finite differences."
+        assert told[-1] == "healthy: 1 input"
+        words = ["check-grad", "--model", code("detached", "Detach"), "--input-shape", "5,4", "--wrt", "inputs"]
+        told = deconv(*words, expect=ExitCode.FAULT_FOUND).stdout.splitlines()
+        assert told[0] == "Training would not work: no input gets a gradient."
+
+    def test_a_table_without_rows_is_left_out(self, deconv, tmp_path):
+        path = tmp_path / "wide.py"
+        path.write_text("from torch import nn\nmodel = nn.Sequential(*(nn.Linear(3, 3) for _ in range(21)))\n")
+        told = deconv("check-grad", "--model", f"{path}:model", "--input-shape", "5,3").stdout
+        assert "and 42 more that are OK" in told
+        assert "finite differences\n" not in told
 
 
 class TestExpectations:
@@ -81,7 +97,7 @@ class TestExpectations:
         }
 
     def test_a_pattern(self, deconv):
-        assert "healthy: 6 parameters (2 expected)" in deconv(*self.WORDS, "--expect", "UNUSED:spare.*").stdout
+        assert "healthy: 6 parameters (2 expected)" in deconv(*self.WORDS, "--expect", "unused:spare.*").stdout
 
     def test_another_verdict_is_not_accepted(self, deconv):
         done = deconv(*self.WORDS, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)

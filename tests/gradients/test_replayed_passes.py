@@ -16,8 +16,9 @@ LAZY = "model = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(2))\nmo
 ORTHOGONAL = "nn.utils.parametrizations.orthogonal(model.body)\nmodel(x)\n"
 WRAPPED = """class Wrapper(torch.optim.Optimizer):
     def __init__(self, inner):
-        super().__init__(inner.param_groups, {})
         self.inner, self.param_groups = inner, inner.param_groups
+    def zero_grad(self):
+        self.inner.zero_grad()
     def step(self):
         self.inner.step()
 optimizer = Wrapper(torch.optim.SGD(model.parameters(), lr=0.1))
