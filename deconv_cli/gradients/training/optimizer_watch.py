@@ -39,6 +39,7 @@ class OptimizerWatch:
         self._known: dict[int, torch.optim.Optimizer] = {}
         self._stepped: set[int] = set()
         self._at_backward: dict[int, tuple[float, float]] = {}
+        self._n_steps_before = 0
         self.last_backward = CodeLocation()
 
     def watch(self, weights: list[torch.Tensor]) -> None:
@@ -100,6 +101,7 @@ class OptimizerWatch:
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
         self.events.reached |= {key for key, norm in self._norms.items() if norm}
         self._cleared_at = None
+        self._n_steps_before = len(self.events.steps)
         self.clipping.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -136,6 +138,7 @@ class OptimizerWatch:
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
                 n_backward=self.events.n_backward,
+                backward=self.last_backward,
             )
         )
         self.clipping.after_step(before)
@@ -157,9 +160,18 @@ class OptimizerWatch:
 
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
             self._cleared_at = _here()
+            self._note_wasted(self._cleared_at)
             clear(*args, **keywords)
 
         return watched
+
+    def _note_wasted(self, location: CodeLocation) -> None:
+        """Note that gradients are cleared which no step used, and no code that moves weights by itself."""
+        is_unused = len(self.events.steps) == self._n_steps_before and not self._before
+        if is_unused and gradient_norm(self._weights):
+            known = [(weight, self._at_backward.get(id(weight))) for weight in self._weights]
+            if all(fingerprint(weight) == before for weight, before in known):
+                self.events.wasted.setdefault(self.last_backward, []).append(location)
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Note that a gradient scaler leaves a step out."""

@@ -53,6 +53,7 @@ class OptimizerStep:
         is_fresh: its gradients were cleared since its step before, or there was none.
         is_mixed: a later backward pass added to gradients that were there when another optimizer took its step.
         n_backward: how many backward passes there had been, the checked one among them.
+        backward: the line of the last of them.
     """
 
     optimizer: int
@@ -69,6 +70,7 @@ class OptimizerStep:
     is_fresh: bool
     is_mixed: bool
     n_backward: int
+    backward: CodeLocation
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class TrainingEvents:
         late: names, by their ids, of weights that came after the first pass and that no optimizer holds.
         differentiates_inputs: a loss is differentiated by more than weights, as for a picture of what matters.
         idle_clippings: calls that limit no gradient that a step goes by, by their lines.
+        wasted: for lines of backward passes, where their gradients were cleared each time before any step.
         is_cut_short: the first step was not waited for any longer.
     """
 
@@ -119,6 +122,7 @@ class TrainingEvents:
     late: dict[int, str] = field(default_factory=dict)
     differentiates_inputs: bool = False
     idle_clippings: dict[str, IdleClipping] = field(default_factory=dict)
+    wasted: dict[CodeLocation, list[CodeLocation]] = field(default_factory=dict)
     is_cut_short: bool = False
 
     @property
