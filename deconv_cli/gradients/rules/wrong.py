@@ -8,11 +8,24 @@ from deconv_cli.gradients.finite_differences.directional import Outcome, describ
 from deconv_cli.gradients.recurrence.unrolled_layers import gates_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
 
+_OF_MATRICES = ("LinalgInv", "LinalgSolve", "LinalgCholesky", "LinalgQr", "LinalgLu", "LinalgPinv", "Cholesky")
+
 
 def find_wrong(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, with no operation to name."""
+    """Find a gradient that differs from finite differences, with no operation to name but one close to singular."""
     detail = describe_difference(evidence, name)
-    return Finding(Verdict.WRONG, detail=detail) if detail else None
+    return Finding(Verdict.WRONG, _near_singular(evidence), detail) if detail else None
+
+
+def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
+    """List the inverses, solutions and factors of matrices through which gradients go: torch's own, which are right."""
+    if evidence.double is None or evidence.forward.log.calls:
+        return ()
+    graph = evidence.double.forward.graph
+    nodes = [node for node in graph.labels if type(node).__name__.startswith(_OF_MATRICES)]
+    why = "its matrix is so close to singular that rounding decides the gradient, which no step can go by."
+    suggestion = "add a multiple of the identity to the matrix first: A + 1e-3 * torch.eye(n)"
+    return unique_causes(Cause(graph.label_of(node), graph.location_of(node), why, suggestion) for node in nodes)
 
 
 def describe_difference(evidence: Evidence, name: str) -> str:
