@@ -28,6 +28,8 @@ N_AT_FRAME = 4
 """Pieces that judge it at the frame, where blocks have seams along two axes."""
 CLOSER = 0.1
 """Of the tolerance of a linear solver, the part to which pieces are solved that are cut."""
+HARDLY_MORE, N_PARTS = 1.1, 8
+"""Where no depth is enough: what a part of it may leave, in times of what all of it leaves, and how many parts."""
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
@@ -98,8 +100,12 @@ def choose_halo(
         max_samples: data samples that a piece may have at most.
         progress: is told which piece is looked at, how deep.
 
+    Returns:
+        The halo. Where the memory holds none that is wide enough for edge pixels of the frame, the widest that was
+        looked at, with what it leaves there.
+
     Raises:
-        BlocksDisagreeError: the influence reaches further than any piece that may be looked at.
+        BlocksDisagreeError: the influence reaches further than any piece inside the frame that may be looked at.
         UsageError: an axis that is cut has too few samples for any piece.
     """
     if not any(is_cut):  # each image of a series fits
@@ -110,10 +116,12 @@ def choose_halo(
             f"an axis of {shortest} samples is too short to be cut into blocks: it takes {LEAST_SAMPLES} to measure "
             "how far a cut reaches; give blocks that have the whole of it."
         )
-    n_reaches, looked_at = FIRST_REACHES, 0
+    n_reaches, looked_at, deepest = FIRST_REACHES, 0, None
     while True:
         depth = _depth(problem, is_cut, n_reaches)
         if max(depth) <= looked_at or prod(outer_sides(depth, problem.data_size)) > max_samples:
+            if deepest is not None:
+                return deepest
             far = (
                 f"{looked_at} pixels from where they are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g}"
             )
@@ -123,22 +131,32 @@ def choose_halo(
                 else f"the memory holds no piece from which it could be measured how far a cut reaches: {max(depth)} "
                 "pixels on either side are looked at first"
             )
-        found = _halo_within(problem, windows, depth, progress)
-        if found is not None:
-            return found
-        n_reaches, looked_at = 2 * n_reaches, max(depth)
+        deepest, is_enough = _halo_within(problem, windows, depth, progress)
+        if deepest is not None and is_enough:
+            return deepest
+        looked_at, deeper = max(depth), range(2 * n_reaches, n_reaches, -1)
+        # Twice as deep, or as deep as the memory admits.
+        held = (n for n in deeper if prod(outer_sides(_depth(problem, is_cut, n), problem.data_size)) <= max_samples)
+        n_reaches = next(held, 2 * n_reaches)
 
 
 def _halo_within(
     problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener
-) -> HaloChoice | None:
-    """Choose a halo on some pieces and judge it on others; `None` where it would have to be wider than `depth`."""
+) -> tuple[HaloChoice | None, bool]:
+    """Choose a halo on some pieces and judge it on others, of which some lie at the frame.
+
+    Returns:
+        The halo; `None` where pieces inside the frame want one that is wider than `depth`. And whether it does at the
+        frame too: if not, what it leaves
+        there is predicted.
+    """
     problem = _solved_closely(problem)
     wanted, pipeline = seam_limit(windows), problem.pipeline()
     sides = outer_sides(depth, problem.data_size)
     looked_at = covering_windows(problem, windows, sides, 2 * N_FITTED)
     n_fitted = (len(looked_at) + 1) // 2
-    looked_at = [*looked_at[:n_fitted], *_at_frames(problem, looked_at[n_fitted:], windows, depth)]
+    at_frame = _at_frames(problem, windows, depth)
+    looked_at = [*looked_at[:n_fitted], *(at_frame or looked_at[n_fitted:])]
 
     def measure(window: SampleWindow, progress: ProgressListener) -> CutInfluence:
         return measure_cut(problem, window, depth, pipeline, progress)
@@ -148,13 +166,14 @@ def _halo_within(
     influences = map_pieces(measure, looked_at[:1], f"{what}, at first", progress)
     halo = smallest_halo(influences, depth, wanted)
     if halo is None:
-        return None
+        return None, False
     influences += map_pieces(measure, looked_at[1:], what, progress, workers_for(problem, sides))
-    halo = smallest_halo(influences, depth, wanted, at_least=halo)
-    if halo is None:
-        return None
     fitted, judged = influences[:n_fitted], influences[n_fitted:]
-    return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows))
+    if smallest_halo(fitted if at_frame else influences, depth, wanted, at_least=halo) is None:
+        return None, False
+    enough = smallest_halo(influences, depth, wanted, at_least=halo)
+    halo = enough or _no_worse(influences, depth, at_least=halo)
+    return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows)), enough is not None
 
 
 def _solved_closely(problem: BlockProblem) -> BlockProblem:
@@ -170,22 +189,22 @@ def _solved_closely(problem: BlockProblem) -> BlockProblem:
     return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, tolerance=tolerance)))
 
 
-def _at_frames(
-    problem: BlockProblem, inside: Sequence[SampleWindow], windows: Sequence[SampleWindow], depth: Size
-) -> list[SampleWindow]:
+def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
     """Move pieces to the frame, to one end after another along axes that are cut: along an edge a cut is felt further.
 
     Pixels on the edge are known by few data, and under boundary `unknown` they hang together with those outside.
 
     Args:
         problem: what is restored.
-        inside: pieces that are taken where no cut meets an edge along an axis that is cut itself.
         windows: those that are moved, of which there are some.
         depth: how far the cut is looked at along each axis.
+
+    Returns:
+        None where no cut meets an edge along an axis that is cut itself.
     """
     axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
     if len(axes) < 2:  # the frame along an axis that is not cut is in every piece
-        return list(inside)
+        return []
     moved = []
     for number in range(N_AT_FRAME):
         axis, is_last = axes[number % len(axes)], (number + number // len(axes)) % 2
@@ -205,6 +224,16 @@ def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Siz
 
 def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
     return max((influence.beyond(halo) for influence in influences), default=0.0)
+
+
+def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
+    """Find a halo narrower than `depth` that leaves hardly more: where an edge pixel is off, depth may not help."""
+    goal = HARDLY_MORE * _worst(influences, depth)
+    for n in range(N_PARTS):
+        halo = tuple(max(least, -(-d * n // N_PARTS)) for d, least in zip(depth, at_least, strict=True))
+        if _worst(influences, halo) <= goal:
+            return halo
+    return depth
 
 
 def smallest_halo(

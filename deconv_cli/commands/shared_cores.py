@@ -60,6 +60,7 @@ class SharedCores:
                 self._n_free -= n_places
         try:
             n_at_once = self.n_places // max(1, n_places)
+            torch.get_num_threads()  # else torch, when it meets this thread, lets it have what was last set by any
             torch.set_num_threads(max(1, self._n_cores // n_at_once))
             yield source
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch import Tensor
@@ -95,7 +95,7 @@ class Solution:
     distance_bound: float | None = None
     n_steps: int | None = None
     rho: float | None = None
-    left_over: tuple[Tensor, Tensor] | None = None
+    left_over: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def residual(self) -> Tensor | None:

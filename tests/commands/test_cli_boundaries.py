@@ -18,7 +18,8 @@ def forward_and_invert(deconv, gentle, tmp_path):
     def run(source, suffix, *options):
         blurred = tmp_path / f"blurred{suffix}"
         deconv("forward", source, "-k", gentle, "-o", blurred, *options)
-        return deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "auto", "--json").report
+        words = ["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "auto"]
+        return deconv(*words, "--lambda", "1e-3", "--json").report
 
     return run
 

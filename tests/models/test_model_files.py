@@ -158,7 +158,7 @@ def with_member_of(group, name, value):
 MALFORMED = {
     "holding itself": (holding_itself, "holds itself"),
     "doubling": (doubling, "holds itself, or more than 100000 others"),
-    "empty": (lambda: nn.Linear.__new__(nn.Linear), "'_modules'"),
+    "empty": (lambda: nn.Linear.__new__(nn.Linear), "a model as torch saves it"),
     "no dictionary": (lambda: with_members(_modules=None), "a model as torch saves it"),
     "a word for a parameter": (
         lambda: with_member_of("_parameters", "weight", "abc"),
