@@ -101,8 +101,8 @@ def choose_halo(
         progress: is told which piece is looked at, how deep.
 
     Returns:
-        The halo. Where the memory holds none that is wide enough for edge pixels of the frame, the widest that was
-        looked at, with what it leaves there.
+        The halo. Where none is wide enough for edge pixels of the frame, one that is for those inside, with what it
+        leaves there, which may be more than `SEAM_TOLERANCE`.
 
     Raises:
         BlocksDisagreeError: the influence reaches further than any piece inside the frame that may be looked at.
@@ -116,12 +116,12 @@ def choose_halo(
             f"an axis of {shortest} samples is too short to be cut into blocks: it takes {LEAST_SAMPLES} to measure "
             "how far a cut reaches; give blocks that have the whole of it."
         )
-    n_reaches, looked_at, deepest = FIRST_REACHES, 0, None
+    n_reaches, looked_at, inside = FIRST_REACHES, 0, None
     while True:
         depth = _depth(problem, is_cut, n_reaches)
         if max(depth) <= looked_at or prod(outer_sides(depth, problem.data_size)) > max_samples:
-            if deepest is not None:
-                return deepest
+            if inside is not None:
+                return inside
             far = (
                 f"{looked_at} pixels from where they are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g}"
             )
@@ -131,9 +131,12 @@ def choose_halo(
                 else f"the memory holds no piece from which it could be measured how far a cut reaches: {max(depth)} "
                 "pixels on either side are looked at first"
             )
-        deepest, is_enough = _halo_within(problem, windows, depth, progress)
-        if deepest is not None and is_enough:
-            return deepest
+        found, is_enough = _halo_within(problem, windows, depth, progress)
+        if is_enough or inside is not None:  # for the frame alone it is looked once deeper
+            found = found or inside
+            assert found is not None
+            return found
+        inside = found
         looked_at, deeper = max(depth), range(2 * n_reaches, n_reaches, -1)
         # Twice as deep, or as deep as the memory admits.
         held = (n for n in deeper if prod(outer_sides(_depth(problem, is_cut, n), problem.data_size)) <= max_samples)
@@ -146,9 +149,8 @@ def _halo_within(
     """Choose a halo on some pieces and judge it on others, of which some lie at the frame.
 
     Returns:
-        The halo; `None` where pieces inside the frame want one that is wider than `depth`. And whether it does at the
-        frame too: if not, what it leaves
-        there is predicted.
+        The halo; `None` where pieces inside the frame want one that is wider than `depth`. And whether it is enough
+        at the frame too.
     """
     problem = _solved_closely(problem)
     wanted, pipeline = seam_limit(windows), problem.pipeline()
@@ -200,7 +202,7 @@ def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Si
         depth: how far the cut is looked at along each axis.
 
     Returns:
-        None where no cut meets an edge along an axis that is cut itself.
+        As many as `N_AT_FRAME`; none where no cut meets an edge along an axis that is cut itself.
     """
     axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
     if len(axes) < 2:  # the frame along an axis that is not cut is in every piece

@@ -263,7 +263,11 @@ def error_rows(predicted: ExpectedError, *, is_light: bool, is_trusted: bool) ->
     unit = " of light" if is_light else ""
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {counted(depth, 'pixel')} inwards"
-    to_trust = f"to be trusted {trusted} ({share:.0%} of the pixels)" if is_trusted else "not to be trusted: see below"
+    to_trust = (
+        f"to be trusted {trusted} ({format_percent(share)} of the pixels)"
+        if is_trusted
+        else "not to be trusted: see below"
+    )
     expected = f"{predicted.root_mean_square:.3g} rms{unit}; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 

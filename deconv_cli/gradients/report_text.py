@@ -41,19 +41,24 @@ def summarize(
     without = [found for found in rest if found.verdict in _WITHOUT_GRADIENT]
     others = [found for found in rest if found.is_fault and found not in without]
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
+    trains = noun == "parameter"
     if not trainable or len(without) == len(trainable):
-        return f"Training would not work: no {noun} gets a gradient."
+        whole = "its whole" if any(found.gradient_norm for found in without) else "a"  # cut on one of its ways
+        return f"{'Training would not work: no' if trains else 'No'} {noun} gets {whole} gradient."
     sentences, of_trainable = [], f"of {counted(len(trainable), noun)}"
     if without:
-        sentences.append(f"{len(without)} {of_trainable} would not train")
+        sentences.append(f"{len(without)} {of_trainable} {'would not train' if trains else 'get no gradient'}")
     if others:
-        sentences.append(f"{len(others)} {of_trainable} would train badly ({_verdicts(others)})")
+        badly = "would train badly" if trains else "get a wrong one"
+        sentences.append(f"{len(others)} {of_trainable} {badly} ({_verdicts(others)})")
     if of_all:
         sentences += dict.fromkeys(
             f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
         )
     if sentences:
-        return f"Training would not work as it stands: {'; '.join(sentences)}."
+        return (
+            f"{'Training would not work as it stands' if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
+        )
     unknown = [found for found in trainable if found.verdict in _UNCHECKED]
     if unknown:
         return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."

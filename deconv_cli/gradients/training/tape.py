@@ -33,6 +33,9 @@ class Slot:
     handle: int
 
 
+Reads = dict[int, tuple[torch.Tensor, tuple[int, int]]]
+
+
 @dataclass(eq=False)
 class Entry:
     """An operation that was run.
@@ -46,7 +49,7 @@ class Entry:
         module: id of the module that ran.
         switch: where gradients were switched off, None where they were on.
         is_library_switch: an installed library did that.
-        reads: the weights among its arguments, with their stamps of then.
+        reads: by their ids, the weights that it or one of those before it reads, with their stamps of then.
         generator: state of the random numbers before it, where it draws any.
         autocast: device and type of automatic mixed precision.
     """
@@ -65,12 +68,12 @@ class Entry:
     effects: list[Entry] = field(default_factory=list)
     generator: torch.Tensor | None = None
     is_library_switch: bool = False
-    reads: list[tuple[torch.Tensor, tuple[int, int]]] = field(default_factory=list)
+    reads: Reads = field(default_factory=dict)
 
     @property
     def is_outdated(self) -> bool:
-        """Whether a weight that this reads was written to since."""
-        return any(_stamp(weight) != stamp for weight, stamp in self.reads)
+        """Whether a weight that this hangs on was written to since."""
+        return any(_stamp(weight) != stamp for weight, stamp in self.reads.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +187,17 @@ class Tape(TorchFunctionMode):
             is_library_switch=self._is_library_switch,
         )
         self._count += 1
+        reads: Reads = {}
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
                 known, writers = self._source_of(leaf), self._writers.get(storage_key(leaf))
                 entry.parents += [known.entry] if known is not None else []
                 entry.parents += writers[1] if writers is not None else []
                 if _is_weight(leaf):
-                    entry.reads.append((leaf, _stamp(leaf)))
+                    reads[id(leaf)] = leaf, _stamp(leaf)
                 if _is_weight(leaf) and torch.is_grad_enabled():
                     self.last_use[leaf] = location
+        entry.reads = _joined([*(parent.reads for parent in entry.parents), reads])
         return entry
 
     def _slot_or(self, leaf: Any) -> Any:  # noqa: ANN401  any argument
@@ -202,7 +207,7 @@ class Tape(TorchFunctionMode):
     def _source_of(self, tensor: torch.Tensor) -> _Known | None:
         """Find the operation that made a tensor, unless that holds a value of older weights and has no gradient."""
         known = self._known.get(tensor)
-        if known is None or tensor.requires_grad or not any(entry.is_outdated for entry in ancestors([known.entry])):
+        if known is None or tensor.requires_grad or not known.entry.is_outdated:
             return known
         del self._known[tensor]
         return None
@@ -268,6 +273,22 @@ def ancestors(goals: list[Entry]) -> list[Entry]:
             found[id(entry)] = entry
             waiting += [*entry.parents, *entry.effects]
     return sorted(found.values(), key=lambda entry: entry.order)
+
+
+def _joined(parts: list[Reads]) -> Reads:
+    """Join what parents read, the oldest of each weight; most read the same, which is not written down again."""
+    found: Reads = {}
+    for part in parts:
+        if part is found or all(key in found and found[key][1] <= read[1] for key, read in part.items()):
+            continue
+        found = (
+            part if not found else {**found, **{k: min(r, found.get(k, r), key=_its_stamp) for k, r in part.items()}}
+        )
+    return found
+
+
+def _its_stamp(read: tuple[torch.Tensor, tuple[int, int]]) -> tuple[int, int]:
+    return read[1]
 
 
 def _stamp(weight: torch.Tensor) -> tuple[int, int]:
