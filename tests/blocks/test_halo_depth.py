@@ -1,5 +1,7 @@
 """A halo is judged at the frame too, along whose edges a cut is felt further."""
 
+from dataclasses import replace
+
 from block_cases import blurred, planned, scene
 
 import deconv_cli
@@ -24,3 +26,22 @@ def test_pieces_that_judge_a_halo_lie_at_all_ends_of_the_frame(tmp_path, monkeyp
     # Ahead and behind of each axis: a piece is not cut at the end where it meets the frame, and there alone.
     assert sorted(ends) == sorted([n == at for n in range(4)] for at in range(4))
     assert all(not any(known) for axis, known in seen if axis is None)
+
+
+def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, monkeypatch):
+    seen, measure = [], halo_depth.measure_cut
+
+    def with_a_floor_at_the_frame(problem, window, depth, *others):
+        found = measure(problem, window, depth, *others)
+        seen.append(depth)
+        return found if window.frame_axis is None else replace(found, difference=found.difference + 1.0)
+
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    inside = planned(tmp_path, kernel).task.plan.halo
+    monkeypatch.setattr(halo_depth, "measure_cut", with_a_floor_at_the_frame)
+    halo = planned(tmp_path, kernel, name="other.npy").task.plan.halo
+    assert len(set(seen)) == 2  # it is looked once deeper, and no more
+    assert halo.judged >= 1.0
+    assert halo.predicted > halo_depth.SEAM_TOLERANCE > inside.predicted
+    assert all(a <= 2 * b for a, b in zip(halo.halo, inside.halo, strict=True))  # not as wide as what was looked at
