@@ -48,13 +48,12 @@ def find_earlier(
         UsageError: there is something that only `force` may remove.
         FileAccessError: the plan of the earlier run cannot be read, and `force` is not given.
     """
+    paths = [target.path for target in targets]
     if not resume:
         if not force:
-            refuse_to_forget([target.path for target in targets], ledger)
+            refuse_to_forget(paths, ledger)
         return None
-    unplanned = (
-        _left_of([target.path for target in targets], ledger) if ledger.results() else []
-    )  # before the plan, which other jobs write first
+    unplanned = _left_of(paths, ledger) if ledger.results() else []  # before the plan, which other jobs write first
     known = _read_plan(ledger, force=force)
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(

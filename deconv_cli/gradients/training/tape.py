@@ -279,16 +279,10 @@ def _joined(parts: list[Reads]) -> Reads:
     """Join what parents read, the oldest of each weight; most read the same, which is not written down again."""
     found: Reads = {}
     for part in parts:
-        if part is found or all(key in found and found[key][1] <= read[1] for key, read in part.items()):
-            continue
-        found = (
-            part if not found else {**found, **{k: min(r, found.get(k, r), key=_its_stamp) for k, r in part.items()}}
-        )
+        older = {key: read for key, read in part.items() if key not in found or read[1] < found[key][1]}
+        if older:
+            found = {**found, **older} if found else part
     return found
-
-
-def _its_stamp(read: tuple[torch.Tensor, tuple[int, int]]) -> tuple[int, int]:
-    return read[1]
 
 
 def _stamp(weight: torch.Tensor) -> tuple[int, int]:
