@@ -45,12 +45,14 @@ class BlockGrid:
         cuts: how each axis of space is cut.
         core: samples of a block along each axis of the result; the last one may be smaller.
         halo: image pixels around the core, along each axis of space, that data are read for.
+        halo_at_frame: the same of blocks that reach an end of the frame along an axis that is cut; no narrower.
     """
 
     layout: Layout
     cuts: tuple[AxisCut, ...]
     core: Size
     halo: Size
+    halo_at_frame: Size
 
     @property
     def n_along(self) -> Size:
@@ -78,8 +80,17 @@ class BlockGrid:
             number = number * count + place
         along = [region[self.layout.axes.index(letter)] for letter in self.layout.space]
         core = tuple((part.start, part.stop) for part in along)
-        data = tuple(cut.data_around(c, h) for cut, c, h in zip(self.cuts, core, self.halo, strict=True))
-        return Block(number, region, tuple(region[i] for i in self.layout.batch_axes), core, data)
+        return Block(number, region, tuple(region[i] for i in self.layout.batch_axes), core, self.data_around(core))
+
+    def data_around(self, core: Sequence[Interval]) -> tuple[Interval, ...]:
+        """Give the data to restore image pixels from, along each axis of space."""
+        inside, at_frame = (
+            tuple(cut.data_around(c, h) for cut, c, h in zip(self.cuts, core, halo, strict=True))
+            for halo in (self.halo, self.halo_at_frame)
+        )
+        ends = zip(self.cuts, core, inside, strict=True)
+        reaches_frame = any(c != (0, cut.n_image) and not cut.is_closed(data) for cut, c, data in ends)
+        return at_frame if reaches_frame else inside
 
     def order(self) -> list[int]:
         """List all blocks, those of one size and one boundary after another: they share an inverse."""
@@ -94,7 +105,7 @@ class BlockGrid:
     def largest_data(self) -> Size:
         """The largest size of the data of any block."""
         lengths = []
-        for cut, letter, halo in zip(self.cuts, self.layout.space, self.halo, strict=True):
+        for cut, letter, halo in zip(self.cuts, self.layout.space, self.halo_at_frame, strict=True):
             axis = self.layout.axes.index(letter)
             starts = range(0, self.layout.sizes[axis], self.core[axis])
             ends = [(start, min(start + self.core[axis], self.layout.sizes[axis])) for start in starts]

@@ -98,7 +98,7 @@ class BlockTask:
     @cached_property
     def grid(self) -> BlockGrid:
         """All blocks."""
-        return BlockGrid(self.layout, self.problem.cuts, self.plan.core, self.plan.halo.halo)
+        return BlockGrid(self.layout, self.problem.cuts, self.plan.core, self.plan.halo.halo, self.plan.halo.at_frame)
 
     @property
     def targets(self) -> tuple[RegionTarget, ...]:
@@ -123,6 +123,7 @@ class BlockTask:
             "blocks": self.grid.n_blocks,
             "core": dict(zip(self.layout.axes, self.plan.core, strict=True)),
             "halo": dict(zip(space, halo.halo, strict=True)),
+            "halo_at_frame": dict(zip(space, halo.at_frame, strict=True)),
             "predicted_seam": halo.predicted,
             "range": halo.range,
             "block_bytes": self.plan.block_bytes,
@@ -184,19 +185,19 @@ class BlockTask:
         """
         if block.number not in self.plan.seams:
             return None
-        data, shared = list(block.data), list(block.core)
+        across, shared = list(block.core), list(block.core)
         for axis, corner in enumerate(corner_of(block, self.problem.image_size)):
             if corner is not None:
                 start, end = block.core[axis]
                 middle = corner - (end - start) // 2
-                around = middle, min(middle + end - start, self.problem.image_size[axis])
-                data[axis] = self.problem.cuts[axis].data_around(around, self.plan.halo.halo[axis])
+                across[axis] = middle, min(middle + end - start, self.problem.image_size[axis])
                 shared[axis] = middle, corner
+        data = self.grid.data_around(across)
         image = self.problem.restore(self.problem.read(block.batch, data), data, pipeline).image
-        across = self.problem.crop(image, data, shared)
+        other = self.problem.crop(image, data, shared)
         for axis, (start, end), (first, _) in zip(space_axes(len(shared)), shared, block.core, strict=True):
             core = core.narrow(axis, start - first, end - start)
-        return float((core - across).abs().max())
+        return float((core - other).abs().max())
 
 
 class _Pipelines(threading.local):

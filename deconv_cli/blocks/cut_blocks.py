@@ -81,11 +81,14 @@ def cut_blocks(
     is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
     halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress)
     if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
-        wider = tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(halo.halo, is_cut, strict=True))
-        halo = replace(halo, halo=wider)
-    largest = list(_largest_core(problem, sides, halo.halo, options))
+        inside, at_frame = (
+            tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(narrow, is_cut, strict=True))
+            for narrow in (halo.halo, halo.at_frame)
+        )
+        halo = replace(halo, halo=inside, at_frame=at_frame)
+    largest = list(_largest_core(problem, sides, halo.at_frame, options))
     while True:
-        grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo)
+        grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo, halo.at_frame)
         n_bytes = block_bytes(problem, grid.largest_data, n_batch)
         if SHARE * n_bytes <= options.max_memory:
             return BlockCut(grid, halo, n_bytes)
@@ -136,7 +139,7 @@ def _largest_core(problem: BlockProblem, sides: Size, halo: Size, options: Block
 def _too_large(grid: BlockGrid, n_bytes: int, options: BlockOptions) -> TooLargeError:
     """Say that the smallest blocks do not fit the memory."""
     return TooLargeError(
-        f"a block of {format_size(grid.core)} samples with a halo of {format_size(grid.halo)} takes "
+        f"a block of {format_size(grid.core)} samples with a halo of {format_size(grid.halo_at_frame)} takes "
         f"about {format_memory(n_bytes)}, more than the {format_memory(options.max_memory)} that max_memory "
         "allows; use more memory, smaller blocks, or a file of smaller tiles or chunks."
     )

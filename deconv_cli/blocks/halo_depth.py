@@ -15,7 +15,7 @@ from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.iteration_log import default_tolerance
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.progress_listener import ProgressListener
 
 SEAM_TOLERANCE = 1e-3
@@ -46,13 +46,15 @@ class HaloChoice:
     """A halo, and what it leaves at the seams.
 
     Attributes:
-        halo: image pixels around a block, along each axis of space.
+        halo: image pixels around a block inside the frame, along each axis of space.
+        at_frame: the same around a block that reaches the frame: along an edge a cut is felt further.
         fitted: the largest difference on the pieces that it was chosen on, in units of the samples.
         judged: the same on other pieces.
         range: of the samples that were looked at.
     """
 
     halo: Size
+    at_frame: Size
     fitted: float
     judged: float
     range: float
@@ -63,14 +65,18 @@ class HaloChoice:
         worst = SAFETY * max(self.fitted, self.judged)
         return worst / self.range if self.range > 0 else 0.0
 
+    def __str__(self) -> str:
+        wider = "" if self.at_frame == self.halo else f" ({format_size(self.at_frame)} at the frame)"
+        return f"{format_size(self.halo)}{wider}"
+
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
-        return {"halo": list(self.halo), "fitted": self.fitted, "judged": self.judged, "range": self.range}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> HaloChoice:
         """Read what `as_record` gave."""
-        return cls(tuple(record["halo"]), record["fitted"], record["judged"], record["range"])
+        return cls(**record | {name: tuple(record[name]) for name in ("halo", "at_frame")})
 
 
 def seam_limit(windows: Sequence[SampleWindow]) -> float:
@@ -101,15 +107,16 @@ def choose_halo(
         progress: is told which piece is looked at, how deep.
 
     Returns:
-        The halo. Where none is wide enough for edge pixels of the frame, one that is for those inside, with what it
-        leaves there, which may be more than `SEAM_TOLERANCE`.
+        The halo. Where none is wide enough for edge pixels of the frame, one with what it leaves there, which may be
+        more than `SEAM_TOLERANCE`.
 
     Raises:
         BlocksDisagreeError: the influence reaches further than any piece inside the frame that may be looked at.
         UsageError: an axis that is cut has too few samples for any piece.
     """
     if not any(is_cut):  # each image of a series fits
-        return HaloChoice((0,) * len(is_cut), 0.0, 0.0, range_of(windows))
+        none = (0,) * len(is_cut)
+        return HaloChoice(none, none, 0.0, 0.0, range_of(windows))
     shortest = min(cut.n_data for cut, is_one in zip(problem.cuts, is_cut, strict=True) if is_one)
     if shortest < LEAST_SAMPLES:
         raise UsageError(
@@ -157,8 +164,8 @@ def _halo_within(
     sides = outer_sides(depth, problem.data_size)
     looked_at = covering_windows(problem, windows, sides, 2 * N_FITTED)
     n_fitted = (len(looked_at) + 1) // 2
-    at_frame = _at_frames(problem, windows, depth)
-    looked_at = [*looked_at[:n_fitted], *(at_frame or looked_at[n_fitted:])]
+    n_inside = len(looked_at)
+    looked_at += _at_frames(problem, windows, depth)
 
     def measure(window: SampleWindow, progress: ProgressListener) -> CutInfluence:
         return measure_cut(problem, window, depth, pipeline, progress)
@@ -170,12 +177,14 @@ def _halo_within(
     if halo is None:
         return None, False
     influences += map_pieces(measure, looked_at[1:], what, progress, workers_for(problem, sides))
-    fitted, judged = influences[:n_fitted], influences[n_fitted:]
-    if smallest_halo(fitted if at_frame else influences, depth, wanted, at_least=halo) is None:
+    inside, beside = influences[:n_inside], influences[n_inside:]
+    halo = smallest_halo(inside, depth, wanted, at_least=halo)
+    if halo is None:
         return None, False
-    enough = smallest_halo(influences, depth, wanted, at_least=halo)
-    halo = enough or _no_worse(influences, depth, at_least=halo)
-    return HaloChoice(halo, _worst(fitted, halo), _worst(judged, halo), range_of(windows)), enough is not None
+    enough = smallest_halo(beside, depth, wanted, at_least=halo)
+    at_frame = enough or _no_worse(beside, depth, at_least=halo)
+    judged = max(_worst(inside[n_fitted:], halo), _worst(beside, at_frame))
+    return HaloChoice(halo, at_frame, _worst(inside[:n_fitted], halo), judged, range_of(windows)), enough is not None
 
 
 def _solved_closely(problem: BlockProblem) -> BlockProblem:

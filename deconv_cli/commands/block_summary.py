@@ -108,7 +108,7 @@ def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
     grid, halo = task.grid, task.plan.halo
     core = [task.plan.core[grid.layout.axes.index(letter)] for letter in grid.layout.space]
     return [
-        ("blocks", f"{grid.n_blocks} of {format_size(tuple(core))}, with a halo of {format_size(halo.halo)}"),
+        ("blocks", f"{grid.n_blocks} of {format_size(tuple(core))}, with a halo of {halo}"),
         ("memory", f"about {format_memory(task.plan.block_bytes)} a block"),
         ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
     ]

@@ -55,7 +55,7 @@ def _numbers(found: BlockReconstruction) -> list[Row]:
     noise = describe_noise(found.plan.choices.noise)
     rows = [
         ("Blocks", f"{grid.n_blocks} of {format_size(core)}", "each restored by itself, with a halo around it"),
-        ("Halo", format_size(halo.halo), "pixels that are read around a block, and restored with it"),
+        ("Halo", str(halo), "pixels that are read around a block, and restored with it"),
         ("Memory", format_memory(found.plan.block_bytes), "that a block takes, about"),
         (
             "Seams, expected",

@@ -44,4 +44,33 @@ def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, 
     assert len(set(seen)) == 2  # it is looked once deeper, and no more
     assert halo.judged >= 1.0
     assert halo.predicted > halo_depth.SEAM_TOLERANCE > inside.predicted
-    assert all(a <= 2 * b for a, b in zip(halo.halo, inside.halo, strict=True))  # not as wide as what was looked at
+    assert halo.halo == inside.halo  # blocks inside are as they were
+    assert all(
+        a <= 2 * b for a, b in zip(halo.at_frame, inside.at_frame, strict=True)
+    )  # and these not as wide as looked at
+
+
+def test_blocks_that_reach_the_frame_have_a_halo_of_their_own(tmp_path, monkeypatch):
+    measure = halo_depth.measure_cut
+
+    def reaching_further_at_the_frame(problem, window, depth, *others):
+        found = measure(problem, window, depth, *others)
+        return found if window.frame_axis is None else replace(found, difference=30 * found.difference)
+
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    monkeypatch.setattr(halo_depth, "measure_cut", reaching_further_at_the_frame)
+    task = planned(tmp_path, kernel).task
+    halo, grid = task.plan.halo, task.grid
+    assert all(wide > narrow for wide, narrow in zip(halo.at_frame, halo.halo, strict=True))
+    assert halo.predicted <= halo_depth.SEAM_TOLERANCE
+    size, n_inside = task.problem.data_size, 0
+    for block in map(grid.block, range(grid.n_blocks)):
+        is_inside = all(start > 0 and stop < n for (start, stop), n in zip(block.data, size, strict=True))
+        n_inside += is_inside
+        for core, data, n, wide in zip(
+            block.core, block.data, size, halo.halo if is_inside else halo.at_frame, strict=True
+        ):
+            assert data[0] <= max(core[0] - wide, 0)
+            assert data[1] >= min(core[1] + wide, n)
+    assert n_inside > 0

@@ -41,5 +41,5 @@ def test_what_too_narrow_a_halo_leaves_is_measured_along_either_axis(run, axis):
     run.task.target.create()
     assert run.task(6).seam <= plan.halo.predicted * plan.halo.range
     halo = tuple(1 if at == axis else n for at, n in enumerate(plan.halo.halo))
-    narrow = replace(run.task, plan=replace(plan, halo=replace(plan.halo, halo=halo)))
+    narrow = replace(run.task, plan=replace(plan, halo=replace(plan.halo, halo=halo, at_frame=halo)))
     assert narrow(6).seam > plan.halo.predicted * plan.halo.range
