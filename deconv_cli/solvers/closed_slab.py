@@ -1,14 +1,17 @@
 """A closed slab of a torus: a convolution cut to it, inverted exactly by FFTs where that is worth its memory.
 
 A slab across one axis goes around the torus along the others: at each frequency of those a convolution that is cut to
-the slab is one small Hermitian block-Toeplitz matrix between its planes. Where the symbol hardly changes along the axis
-that matrix is almost the mean of the symbol on its diagonal, as it is for a blur at most frequencies: those matrices
-are not stored, and the means stand for them.
+the slab is one small Hermitian matrix between its planes, those of all kinds of unknowns that lie in it. Where the
+symbol hardly changes along the axis that matrix is almost the mean of the symbol on its diagonal, as it is for a blur
+at most frequencies: those matrices are not stored, and the means of each kind stand for them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,53 +29,88 @@ NEGLIGIBLE_CHANGE = 0.05
 MAX_ENTRIES_AT_ONCE = 2**18
 
 
+@dataclass(frozen=True)
+class SlabPlanes:
+    """What unknowns of one kind take up of a slab, which ends where the torus does.
+
+    Attributes:
+        n_channels: of the kind.
+        width: planes.
+    """
+
+    n_channels: int
+    width: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the matrices that are theirs."""
+        return self.n_channels * self.width
+
+
 class ClosedSlab:
     """The inverse of a convolution that is cut to the closed slab across an axis: positive definite, and about exact.
 
     Args:
-        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real where C = 1.
+        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real where C = 1, the channels of one
+            kind of unknowns after those of another.
         torus: pixels along each axis, at least two axes.
         axis: which one the slab lies across.
-        width: planes of the slab.
+        kinds: what those of each kind take up.
         max_numbers: entries of all matrices together, at most.
     """
 
-    def __init__(self, symbol: Tensor, torus: Size, axis: int, width: int, max_numbers: int) -> None:
+    def __init__(self, symbol: Tensor, torus: Size, axis: int, kinds: Sequence[SlabPlanes], max_numbers: int) -> None:
         self._others = tuple(n for other, n in enumerate(torus) if other != axis)
+        self._kinds, n_channels = kinds, [kind.n_channels for kind in kinds]
         lines = SymbolLines(symbol, torus, axis)
-        mean, n_channels = lines.mean(), len(symbol)
-        self._mean_inverse = FrequencyBlocks(_inverse(channels_last(mean)))
-        change = lines.change(mean).flatten()
-        n_matrices = min(max_numbers // (n_channels * width) ** 2, len(change))
+        mean = lines.mean()
+        own = [
+            mean[part, part].real if n == 1 else mean[part, part]
+            for n, part in zip(n_channels, _parts(n_channels), strict=True)
+        ]
+        self._mean_inverses = [FrequencyBlocks(_inverse(channels_last(part))) for part in own]
+        sizes = torch.stack([part.abs().square().sum(dim=(0, 1)) for part in own])
+        change = lines.change(sizes.sum(dim=0)).flatten()
+        n = sum(kind.n_rows for kind in kinds)
+        n_matrices = min(max_numbers // n**2, len(change))
         change, chosen = change.topk(n_matrices)
         self._chosen = chosen[: synchronize.as_index((change > NEGLIGIBLE_CHANGE).sum())]
-        n = n_channels * width
         self._matrices = symbol.new_empty(len(self._chosen), n, n, dtype=mean.dtype.to_complex())
         n_at_once = max(1, MAX_ENTRIES_AT_ONCE // n**2)
         for first in range(0, len(self._chosen), n_at_once):
             part = slice(first, first + n_at_once)
-            self._matrices[part] = _invert_definite(lines.matrices(self._chosen[part], width))
+            self._matrices[part] = _invert_definite(lines.matrices(self._chosen[part], kinds))
 
     @property
     def n_numbers(self) -> int:
         """How many entries the matrices have."""
         return self._matrices.numel()
 
-    def solve(self, slab: Tensor) -> Tensor:
-        """Solve for right-hand sides `(B, C, w, *others)`, which are overwritten; some planes at a time."""
-        axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
-        parts = parts_of(slab.shape[2], math.prod(self._others), slab.device)
-        spectrum = slab.new_empty(*slab.shape[:3], *plane, dtype=slab.dtype.to_complex())
-        for part in parts:
-            spectrum[:, :, part] = torch.fft.rfftn(slab[:, :, part], dim=axes)
-        solved = spectrum.flatten(3).index_select(-1, self._chosen)
+    def solve(self, slabs: Sequence[Tensor]) -> None:
+        """Solve for right-hand sides `(B, C, w, *others)` of each kind, and overwrite them; some planes at a time."""
+        spectra = [self._transform(slab) for slab in slabs]
+        solved = torch.cat([s.flatten(3).index_select(-1, self._chosen).flatten(1, 2) for s in spectra], dim=1)
         if solved.numel() > 0:
-            solved = multiply_lines(self._matrices, solved.flatten(1, 2)).unflatten(1, slab.shape[1:3])
-        for part in parts:
-            rest = self._mean_inverse.multiply(spectrum[:, :, part].transpose(1, 2)).transpose(1, 2)
-            rest = rest.flatten(3).index_copy_(-1, self._chosen, solved[:, :, part])
-            slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
-        return slab
+            solved = multiply_lines(self._matrices, solved)
+        of_kinds = solved.split([kind.n_rows for kind in self._kinds], dim=1)
+        axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
+        for slab, spectrum, mean_inverse, rows in zip(slabs, spectra, self._mean_inverses, of_kinds, strict=True):
+            chosen = rows.unflatten(1, slab.shape[1:3])
+            for part in self._parts(slab):
+                rest = mean_inverse.multiply(spectrum[:, :, part].transpose(1, 2)).transpose(1, 2)
+                rest = rest.flatten(3).index_copy_(-1, self._chosen, chosen[:, :, part])
+                slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
+
+    def _transform(self, slab: Tensor) -> Tensor:
+        """Transform along the slab."""
+        axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
+        spectrum = slab.new_empty(*slab.shape[:3], *plane, dtype=slab.dtype.to_complex())
+        for part in self._parts(slab):
+            spectrum[:, :, part] = torch.fft.rfftn(slab[:, :, part], dim=axes)
+        return spectrum
+
+    def _parts(self, slab: Tensor) -> list[slice]:
+        return parts_of(slab.shape[2], math.prod(self._others), slab.device)
 
 
 class SymbolLines:
@@ -109,27 +147,30 @@ class SymbolLines:
             sums = sums[..., self._here] + sums[..., self._opposite].conj()
         return (sums / self._length).unflatten(-1, self._plane)
 
-    def change(self, mean: Tensor) -> Tensor:
-        """Compute how far the lines are from their mean in the mean square, relative to the mean, shape `(*plane)`.
+    def change(self, size: Tensor) -> Tensor:
+        """Compute what the lines have beside a part of their mean, in the mean square, relative to that part.
 
-        That is how large all lags but zero are together, beside the lag zero.
+        Args:
+            size: of the part, the sum of its squares, shape `(*plane)`.
+
+        Returns:
+            Shape `(*plane)`. For all of the mean it is how large all lags but zero are together, beside the lag zero.
         """
         parts = torch.view_as_real(self._lines) if self._lines.is_complex() else self._lines[..., None]
         squares = torch.einsum("abnfr,abnfr,n->f", parts, parts, self._weights)
         if self._here is not None:
             squares = squares[self._here] + squares[self._opposite]
-        size = mean.abs().square().sum(dim=(0, 1))
         change = squares.unflatten(-1, self._plane) / self._length - size
         return change.clamp_min(0).sqrt() / size.sqrt().clamp_min(torch.finfo(size.dtype).tiny)
 
-    def matrices(self, chosen: Tensor, width: int) -> Tensor:
-        """Write out the matrices between the planes of a slab at some frequencies: shape `(F, C·w, C·w)`."""
+    def matrices(self, chosen: Tensor, kinds: Sequence[SlabPlanes]) -> Tensor:
+        """Write out the matrices between the planes of a slab at some frequencies: shape `(F, n, n)`."""
         kernel = torch.fft.ifft(self._whole(chosen), dim=2)
-        lags = torch.arange(1 - width, width, device=chosen.device) % self._length
-        kernel = kernel.index_select(2, lags).permute(3, 0, 1, 2).contiguous()  # (F, C, C, 2w − 1)
-        # Entry (a, b) is the lag a − b.
-        entries = kernel.unfold(-1, width, 1).flip(-1).transpose(2, 3)
-        return entries.reshape(len(chosen), len(self._lines) * width, -1)
+        widths = [kind.width for kind in kinds for _ in range(kind.n_channels)]
+        planes = torch.cat([torch.arange(-width, 0, device=chosen.device) for width in widths])
+        channels = torch.cat([torch.full((width,), n, device=chosen.device) for n, width in enumerate(widths)])
+        lags = (planes[:, None] - planes) % self._length
+        return kernel[channels[:, None], channels, lags].permute(2, 0, 1).contiguous()
 
     def _whole(self, chosen: Tensor) -> Tensor:
         """Take whole lines at some frequencies, shape `(C, C, N, F)`."""
@@ -139,6 +180,12 @@ class SymbolLines:
         opposite = self._lines.index_select(-1, self._opposite[chosen])
         rest = opposite[:, :, 1 : self._length - self._length // 2].flip(2).conj()
         return torch.cat([here, rest], dim=2)
+
+
+def _parts(lengths: Sequence[int]) -> list[slice]:
+    """Give the places of parts of such lengths, one after another."""
+    ends = list(itertools.accumulate(lengths))
+    return [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
 
 def _inverse(mean: Tensor) -> Tensor:

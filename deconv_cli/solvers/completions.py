@@ -15,6 +15,7 @@ K scaled to σmax = 1, s = λ (1 for λ = 0), and P, M and N as in `fourier.Toru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,8 +78,8 @@ class Completion(ABC):
         """Compute the gradient of the normal equations, but for its sign, that a residual of the system leaves."""
 
     @abstractmethod
-    def symbol_of(self, kind: int) -> Tensor:
-        """Return H among the channels of one kind of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
+    def symbol_of(self, kinds: Sequence[int]) -> Tensor:
+        """Return H among the channels of some kinds of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
 
     def _kernel(self, number: int) -> FrequencyBlocks:
         """Evaluate K at a part of the frequencies, each time anew: it is needed a few times, and would take memory."""
@@ -133,9 +134,9 @@ class MissingOutputs(Completion):
         """Compute Kᴴr."""
         return self._kernel(number).multiply(residual, adjoint=True)
 
-    def symbol_of(self, kind: int) -> Tensor:
+    def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return M."""
-        del kind
+        del kinds
         return _join(self._blocks)
 
 
@@ -208,21 +209,27 @@ class MissingDifferences(Completion):
             total += self._difference(number, term).conj() * difference
         return total
 
-    def symbol_of(self, kind: int) -> Tensor:
-        """Return I − KNKᴴ for outputs, and I − λ|l_j|²N for differences."""
+    def symbol_of(self, kinds: Sequence[int]) -> Tensor:
+        """Return I − ANAᴴ among the rows of A that are of some kinds: those of K, and of √λ l_j."""
         parts = []
         for number, block in enumerate(self._blocks):
-            if kind == 0:
-                kernel = self._kernels[number].matrices
-                product = kernel @ block.matrices.to(kernel.dtype) @ kernel.mH
-                product = product.real if product.shape[-1] == 1 else product
-            else:
-                power = self._difference(number, self._terms[kind - 1]).abs().square()
-                product = power[..., None, None] * block.matrices
-            parts.append(channels_first(product.neg_()))
+            rows = torch.cat([self._rows_of(number, kind) for kind in kinds], dim=-2)
+            inverse = block.matrices.to(rows.dtype)
+            # Products of single numbers, element by element: as matrices they take ten times as long.
+            product = rows * inverse * rows.mH if rows.shape[-1] == 1 else rows @ inverse @ rows.mH
+            parts.append(channels_first((product.real if product.shape[-1] == 1 else product).neg()))
         whole = torch.cat(parts, dim=3)
         whole.diagonal().add_(1.0)
         return whole
+
+    def _rows_of(self, number: int, kind: int) -> Tensor:
+        """Give the rows of A of one kind as blocks `(*part, C, C_in)`."""
+        if kind == 0:
+            return self._kernels[number].matrices
+        difference = self._difference(number, self._terms[kind - 1])
+        return difference[..., None, None] * torch.eye(
+            self._sizes[kind], dtype=difference.dtype, device=difference.device
+        )
 
     def _rows(self, number: int, image: Tensor) -> Tensor:
         """Compute Az."""
@@ -289,9 +296,9 @@ class TiedPixels(Completion):
         kernel = self._kernel(number)
         return kernel.multiply(kernel.multiply(residual), adjoint=True)
 
-    def symbol_of(self, kind: int) -> Tensor:
+    def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return N."""
-        del kind
+        del kinds
         return _join(self._blocks)
 
 

@@ -22,7 +22,7 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.closed_slab import ClosedSlab
+from deconv_cli.solvers.closed_slab import ClosedSlab, SlabPlanes
 from deconv_cli.solvers.completions import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.iteration_log import GradientLog
@@ -198,26 +198,34 @@ class SlabSystem:
     def _precondition(self, vector: Tensor) -> Tensor:
         """Add up the solutions on the closed slabs."""
         result = torch.zeros_like(vector)
-        parts = zip(self._unknowns.boxes, self._slabs, *map(self._unknowns.split, (vector, result)), strict=True)
-        for box, slabs, given, solved in parts:
-            for axis, slab in slabs:
-                box.add_slab(slab.solve(box.slab(given, axis)), solved, axis)
+        given, solved = map(self._unknowns.split, (vector, result))
+        for axis, kinds, slab in self._slabs:
+            boxes = [self._unknowns.boxes[kind] for kind in kinds]
+            parts = [box.slab(given[kind], axis) for kind, box in zip(kinds, boxes, strict=True)]
+            slab.solve(parts)
+            for kind, box, part in zip(kinds, boxes, parts, strict=True):
+                box.add_slab(part, solved[kind], axis)
         return result
 
-    def _close_slabs(self) -> list[list[tuple[int, ClosedSlab]]]:
-        """Invert the system on each slab of each kind of unknowns; what room there is for matrices, they share.
+    def _close_slabs(self) -> list[tuple[int, list[int], ClosedSlab]]:
+        """Invert the system on the slab across each axis, for all kinds of unknowns that lie in it together.
 
-        A single slab without matrices costs more iterations than all of them together save with more.
+        On planes of the torus beyond the image nothing at all is known, and outputs and differences together would be
+        singular: where there are any, each kind is inverted by itself. What room there is for matrices, all share: a
+        single slab without matrices costs more iterations than all of them together save with more.
         """
-        slabs, n_left = [], most_numbers(self._torus)
-        n_slabs = sum(len(box.axes) for box in self._unknowns.boxes)
-        for kind, box in enumerate(self._unknowns.boxes):
-            symbol, of_kind = self._completion.symbol_of(kind), []
-            for axis in box.axes:
-                slab = ClosedSlab(symbol, self._torus, axis, self._torus[axis] - box.box[axis], n_left // n_slabs)
-                n_left, n_slabs = n_left - slab.n_numbers, n_slabs - 1
-                of_kind.append((axis, slab))
-            slabs.append(of_kind)
+        boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
+        groups = []
+        for axis, (n, n_image) in enumerate(zip(self._torus, (*self._lead, *self._input_shape[1:]), strict=True)):
+            kinds = [kind for kind, box in enumerate(boxes) if axis in box.axes]
+            groups += [(axis, kinds)] if kinds and n == n_image else [(axis, [kind]) for kind in kinds]
+        slabs = []
+        for n_done, (axis, kinds) in enumerate(groups):
+            planes = [SlabPlanes(boxes[kind].n_channels, self._torus[axis] - boxes[kind].box[axis]) for kind in kinds]
+            room = n_left // (len(groups) - n_done)
+            slab = ClosedSlab(self._completion.symbol_of(kinds), self._torus, axis, planes, room)
+            n_left -= slab.n_numbers
+            slabs.append((axis, kinds, slab))
         return slabs
 
     def _gradient_norm(self, residual: Tensor) -> Tensor:

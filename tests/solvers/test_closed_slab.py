@@ -6,7 +6,7 @@ from cases import random
 
 from deconv_cli.operators.circulant import BlockCirculant
 from deconv_cli.solvers import closed_slab
-from deconv_cli.solvers.closed_slab import NEGLIGIBLE_CHANGE, ClosedSlab
+from deconv_cli.solvers.closed_slab import NEGLIGIBLE_CHANGE, ClosedSlab, SlabPlanes
 
 ALL = 10**9
 
@@ -19,6 +19,13 @@ def definite_symbol(n_channels, torus):
     blocks = blocks.mH @ blocks + 0.1 * torch.eye(n_channels)
     symbol = blocks.permute(-2, -1, *range(len(torus)))
     return symbol.real if n_channels == 1 else symbol, BlockCirculant(blocks, torus)
+
+
+def solve(slab, *right):
+    """Solve for right-hand sides of one kind, or of several, which are kept."""
+    found = [part.clone() for part in right]
+    slab.solve(found)
+    return found[0] if len(found) == 1 else found
 
 
 @pytest.mark.parametrize("torus", [(5, 6), (1, 7), (3, 4, 5), (4, 3, 4)])
@@ -34,7 +41,26 @@ def test_a_slab_is_inverted_exactly(torus, n_channels, monkeypatch):
         matrix = operator.as_matrix()[inside.flatten()][:, inside.flatten()]
         right = random((2, *inside.shape))
         expected = torch.linalg.solve(matrix, right.flatten(1).T).T.reshape(right.shape)
-        found = ClosedSlab(symbol, torus, axis, 2, ALL).solve(right.clone())
+        found = solve(ClosedSlab(symbol, torus, axis, [SlabPlanes(n_channels, 2)], ALL), right)
+        assert (found - expected).norm() < 1e-11 * expected.norm()
+
+
+@pytest.mark.parametrize("torus", [(5, 6), (3, 4, 5)])
+def test_kinds_of_other_widths_are_inverted_together(torus, monkeypatch):
+    monkeypatch.setattr(closed_slab, "NEGLIGIBLE_CHANGE", 0.0)
+    symbol, operator = definite_symbol(3, torus)
+    kinds = [SlabPlanes(2, 3), SlabPlanes(1, 1)]
+    places = torch.arange(operator.as_matrix().shape[0]).reshape(3, *torus)
+    for axis, n in enumerate(torus):
+        of_kinds = [places[:2].narrow(1 + axis, n - 3, 3), places[2:].narrow(1 + axis, n - 1, 1)]
+        insides = [inside.movedim(1 + axis, 1) for inside in of_kinds]
+        rows = torch.cat([inside.flatten() for inside in insides])
+        right = [random((2, *inside.shape), seed=seed) for seed, inside in enumerate(insides)]
+        joined = torch.cat([part.flatten(1) for part in right], dim=1)
+        expected = torch.linalg.solve(operator.as_matrix()[rows][:, rows], joined.T).T
+        found = torch.cat(
+            [part.flatten(1) for part in solve(ClosedSlab(symbol, torus, axis, kinds, ALL), *right)], dim=1
+        )
         assert (found - expected).norm() < 1e-11 * expected.norm()
 
 
@@ -43,18 +69,18 @@ def test_means_stand_for_matrices_that_are_not_stored(n_channels):
     """They are exact where the symbol does not change along the axis, and symmetric and definite everywhere."""
     torus = (6, 4, 5)
     symbol, _ = definite_symbol(n_channels, torus)
-    none = ClosedSlab(symbol, torus, 0, 3, 0)
+    none = ClosedSlab(symbol, torus, 0, [SlabPlanes(n_channels, 3)], 0)
     assert none.n_numbers == 0
-    some = ClosedSlab(symbol, torus, 0, 3, 2 * (3 * n_channels) ** 2)
+    some = ClosedSlab(symbol, torus, 0, [SlabPlanes(n_channels, 3)], 2 * (3 * n_channels) ** 2)
     assert some.n_numbers == 2 * (3 * n_channels) ** 2
     for slab in (none, some):
         a, b = random((1, n_channels, 3, 4, 5)), random((1, n_channels, 3, 4, 5), seed=1)
-        forth, back = (slab.solve(a.clone()) * b).sum(), (a * slab.solve(b.clone())).sum()
+        forth, back = (solve(slab, a) * b).sum(), (a * solve(slab, b)).sum()
         assert float((forth - back).abs()) < 1e-12 * float(forth.abs())
-        assert float((slab.solve(a.clone()) * a).sum()) > 0
+        assert float((solve(slab, a) * a).sum()) > 0
     constant = symbol[:, :, :1].expand_as(symbol)
     # Nothing changes along the first axis: there is nothing to store, and the mean is all there is.
-    exact = ClosedSlab(constant, torus, 0, 3, ALL)
+    exact = ClosedSlab(constant, torus, 0, [SlabPlanes(n_channels, 3)], ALL)
     assert exact.n_numbers == 0
 
 
@@ -62,5 +88,5 @@ def test_what_changes_little_is_not_stored():
     torus = (8, 4, 4)
     wave = torch.cos(2 * torch.pi * torch.arange(8) / 8).double()[:, None, None].expand(8, 4, 3)
     for size, n_stored in ((0.5 * NEGLIGIBLE_CHANGE, 0), (3 * NEGLIGIBLE_CHANGE, 12)):
-        slab = ClosedSlab((1 + size * wave)[None, None], torus, 0, 2, ALL)
+        slab = ClosedSlab((1 + size * wave)[None, None], torus, 0, [SlabPlanes(1, 2)], ALL)
         assert slab.n_numbers == n_stored * 4
