@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,27 +57,56 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class ResidualTests:
-    """A residual looked at from several sides.
+    """A residual looked at from several sides; what no verdict needs is computed where it is asked for.
 
     Attributes:
         finding: what it points to.
-        whiteness: its autocorrelation, away from the edges, once noise that is known to be colored was made white.
-        histogram: its distribution, away from the edges.
         noise: standard deviation of the noise in the data, in the units of the samples; `None` if it is unknown.
-        is_noise_given: the noise was given by the user, not estimated.
+        model: what kind of noise that is.
         interior_rms: root mean square of the residual away from the edges.
         edge_ratio: the largest at one distance from the edge, up to a kernel's width, divided by that of the interior.
-        implausible_share: which part of the residual's excess over noise no plausible image explains under this kernel.
+        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
+        data: y, shape `(n, C_out, *space)`.
+        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
+        kernel_size: taps along each axis of space.
+        known_share: `implausible_share`, where the verdict needed it.
     """
 
     finding: ResidualFinding
-    whiteness: Whiteness
-    histogram: Histogram
     noise: float | None
-    is_noise_given: bool
+    model: NoiseModel
     interior_rms: float
     edge_ratio: float
-    implausible_share: float
+    residual: Tensor
+    data: Tensor
+    bands: ModeBands
+    kernel_size: Size
+    known_share: float | None
+
+    @property
+    def is_noise_given(self) -> bool:
+        """Whether the noise was given by the user, not estimated."""
+        return self.model.is_sigma_given
+
+    @cached_property
+    def whiteness(self) -> Whiteness:
+        """Its autocorrelation, away from the edges, once noise that is known to be colored was made white."""
+        n_axes = len(self.kernel_size)
+        return measure_whiteness(_whitened(_inside(self.residual, self.kernel_size), self.model, n_axes), n_axes)
+
+    @cached_property
+    def histogram(self) -> Histogram:
+        """Its distribution, away from the edges."""
+        return _histogram(_inside(self.residual, self.kernel_size), self.interior_rms)
+
+    @cached_property
+    def implausible_share(self) -> float:
+        """Which part of the residual's excess over noise no plausible image explains under this kernel."""
+        if self.known_share is not None:
+            return self.known_share
+        return _implausible_share(
+            self.residual, FadedImages(self.data), self.bands, noise_by_mode(self.model, self.bands.modes), self.noise
+        )
 
 
 def check_residual(
@@ -106,13 +136,10 @@ def check_residual(
         least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
         is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
     """
-    n_axes, modes = len(kernel_size), bands.modes
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
-    inside = _inside(residual, kernel_size)
-    interior_rms = _rms(inside)
+    interior_rms = _rms(_inside(residual, kernel_size))
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)
-    by_mode = noise_by_mode(noise, modes)
-    implausible = _implausible_share(FadedImages.of(residual, n_axes), data, bands, (level or 0.0) ** 2 * by_mode)
+    implausible: float | None = None
     least = NOTABLE * _contrast(data) if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         finding = ResidualFinding.WRONG_BOUNDARY
@@ -120,13 +147,14 @@ def check_residual(
         finding = ResidualFinding.INCONCLUSIVE
     elif interior_rms > EXCESS * level:
         is_beyond_doubt = noise.is_sigma_given or interior_rms > EXCESS * least_noise
+        implausible = _implausible_share(residual, data, bands, noise_by_mode(noise, bands.modes), level)
         if implausible <= SUSPICIOUS:
             finding = ResidualFinding.OVER_SMOOTHED
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
     elif (
         interior_rms < level
-        and (gain := bands.noise_gain(by_mode)) > AMPLIFIED
+        and (gain := bands.noise_gain(noise_by_mode(noise, bands.modes))) > AMPLIFIED
         and gain * level > VISIBLE * _contrast(data)
     ):
         finding = ResidualFinding.NOISE_FITTED
@@ -135,14 +163,7 @@ def check_residual(
     else:
         finding = ResidualFinding.FINE
     return ResidualTests(
-        finding=finding,
-        whiteness=measure_whiteness(_whitened(inside, noise, n_axes), n_axes),
-        histogram=_histogram(inside, interior_rms),
-        noise=level,
-        is_noise_given=noise.is_sigma_given,
-        interior_rms=interior_rms,
-        edge_ratio=edge_ratio,
-        implausible_share=implausible,
+        finding, level, noise, interior_rms, edge_ratio, residual, data.images, bands, kernel_size, implausible
     )
 
 
@@ -167,20 +188,23 @@ def _margins(residual: Tensor, kernel_size: Size) -> Size:
     return tuple(min(max(k, 2), n // 4) for k, n in zip(kernel_size, size, strict=True))
 
 
-def _implausible_share(left: FadedImages, whole: FadedImages, bands: ModeBands, noise: Tensor) -> float:
+def _implausible_share(
+    residual: Tensor, data: FadedImages, bands: ModeBands, by_mode: Tensor, level: float | None
+) -> float:
     """Compute which part of what the residual holds beyond noise no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
     strong as it is where the data decide it, it is not a picture that was smoothed away.
 
     Args:
-        left: the residual.
-        whole: the data.
+        residual: shape `(*batch, C_out, *space)`.
+        data: what it is of.
         bands: modes and filter.
-        noise: its power along each mode, shape `(*F, m)`.
+        by_mode: power of the noise along each mode relative to white noise of its size, shape `(*F, m)`.
+        level: standard deviation of the noise; `None` if it is unknown.
     """
-    modes, noise = bands.modes, noise.flatten()
-    of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, whole))
+    modes, noise, left = bands.modes, ((level or 0.0) ** 2 * by_mode).flatten(), FadedImages.of(residual, data.n_axes)
+    of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, data))
     reference = bands.strength(of_data)
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
