@@ -82,7 +82,7 @@ class Batch:
         self._failures: list[_Failure] = []
         self._skipped: list[Path] = []
         self._notes: set[str] = set()
-        self._n_done = self._n_doubted = 0
+        self._n_done = self._n_doubted = self._n_doubted_before = 0
 
     def run(self, jobs: list[Job], work: Work) -> None:
         """Do the work for every job; a failure among several is set aside, and the others go on.
@@ -180,7 +180,7 @@ class Batch:
     def _count(self, done: Done, *, is_only: bool = False) -> None:
         """Take down how a job ended, and say so; an error of the only one is that of the run."""
         if done.outcome is None and done.error is None:
-            self._skipped.append(done.job.source)
+            self._leave_out(done.job)
             return
         if self._manifest is not None:
             self._manifest.end(done)
@@ -190,6 +190,14 @@ class Batch:
             if is_only:
                 raise done.error
             self._set_aside(done.job, done.error)
+
+    def _leave_out(self, job: Job) -> None:
+        """Count a job whose line is still true, and say again why its result was doubted."""
+        self._skipped.append(job.source)
+        doubts = None if self._manifest is None else self._manifest.doubts_of(job)
+        self._n_doubted_before += doubts is not None
+        for doubt in doubts or ():
+            print_warning(f"{job.source}: {doubt}")
 
     def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
         """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
@@ -239,7 +247,7 @@ class Batch:
                 print_note(sentence)
         if self._failures and not self._n_done and not self._skipped:
             raise typer.Exit(self._failures[0].code or ExitCode.FAILURE)
-        if self._failures or self._n_doubted:
+        if self._failures or self._n_doubted or self._n_doubted_before:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
     def _document(self) -> dict[str, Any]:
@@ -255,10 +263,12 @@ class Batch:
         """Say so where the only input was left out."""
         if self._skipped:
             why = "has not changed since it was written" if self._options.resume else "exists already"
-            yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}."
+            doubted = ", doubted as it was then" if self._n_doubted_before else ""
+            yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}{doubted}."
 
     def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
-        counts = {"doubted": self._n_doubted, "failed": len(self._failures), "left out": len(self._skipped)}
+        before = f" ({self._n_doubted_before} of them doubted before)" if self._n_doubted_before else ""
+        counts = {"doubted": self._n_doubted, "failed": len(self._failures), f"left out{before}": len(self._skipped)}
         told = "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
         yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{told}, in {format_duration(seconds)}."

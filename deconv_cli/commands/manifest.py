@@ -59,6 +59,13 @@ class Manifest:
         is_same = line is not None and (line["input"], line.get("settings")) == (str(job.source), self._settings)
         return line if line is not None and is_same and line["status"] in (DONE, DOUBTED) else None
 
+    def doubts_of(self, job: Job) -> list[str] | None:
+        """Give the sentences by which the result of a job was doubted; `None` where it was not."""
+        line = self._lines.get(str(job.target), {})
+        doubts = line.get("doubts")
+        told = [str(doubt) for doubt in doubts] if isinstance(doubts, list) else []
+        return told if line.get("status") == DOUBTED else None
+
     def begin(self, job: Job) -> None:
         """Take down that an output is about to be written."""
         self._add(job, {"status": BEGUN})

@@ -97,6 +97,34 @@ def test_another_kernel_of_the_same_name_is_another_setting(run, frames, gentle)
     assert len(run("--resume", expect=ExitCode.SUCCESS)[0]["results"]) == 3
 
 
+def test_what_was_doubted_is_doubted_still_when_the_run_is_resumed(deconv, frames, gentle, tmp_path):
+    mend(frames)
+    words = [
+        "-k",
+        gentle,
+        "--lambda",
+        "1e-3",
+        "--max-iterations",
+        "1",
+        "--resume",
+        "--manifest",
+        tmp_path / "run.jsonl",
+    ]
+    many, one = [frames, "-o", tmp_path / "out"], [frames / "1.npy", "-o", tmp_path / "one.npy"]
+    for inputs, n_inputs, told in (
+        (many, 3, "3 left out (3 of them doubted before)"),
+        (one, 1, "doubted as it was then"),
+    ):
+        first = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
+        assert told not in first.stderr
+        again = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
+        assert told in again.stderr
+        assert again.stdout == ""
+        assert again.stderr.count("the iterations ran out") == n_inputs
+        quiet = deconv("invert", *inputs, *words, "--quiet", expect=ExitCode.UNTRUSTWORTHY)
+        assert told not in quiet.stderr
+
+
 def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     mend(frames)
     _, lines = run(expect=ExitCode.SUCCESS)
