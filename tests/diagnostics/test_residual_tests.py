@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from deconv_cli.diagnostics import residual_tests
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.diagnostics.residual_tests import _histogram
 from deconv_cli.kernels.kernel import Kernel
@@ -234,6 +235,30 @@ def test_outliers_are_counted_in_the_outermost_bins():
     counts = _histogram(residual, float(residual.square().mean().sqrt())).counts
     assert (counts[0], counts[len(counts) // 2], counts[-1]) == (1, 398, 1)
     assert _histogram(torch.zeros(1, 4, 4), 0.0).counts == (16,)
+
+
+def test_what_a_verdict_does_not_need_is_computed_once_it_is_asked_for(monkeypatch):
+    called = []
+
+    def counting(name):
+        function = getattr(residual_tests, name)
+        return lambda *arguments: called.append(name) or function(*arguments)
+
+    lazy = ["measure_whiteness", "_histogram", "_implausible_share"]
+    for name in lazy:
+        monkeypatch.setattr(residual_tests, name, counting(name))
+    y = photograph(KERNELS["gaussian"], 3.0)
+    found = examined(y, KERNELS["gaussian"], lam=1e-2)
+    assert (found.finding, called) == (ResidualFinding.FINE, [])
+    for _ in range(2):
+        assert found.whiteness.n_lags > 0
+        assert sum(found.histogram.counts) > 0
+        assert found.implausible_share >= 0
+    assert called == lazy
+    smooth = examined(y, KERNELS["gaussian"], lam=1.0)
+    assert (smooth.finding, called[3:]) == (ResidualFinding.OVER_SMOOTHED, ["_implausible_share"])
+    assert smooth.implausible_share <= 0.25
+    assert called[3:] == ["_implausible_share"]
 
 
 def test_every_verdict_has_its_sentence():
