@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from textwrap import indent
 
 import pytest
 import torch
@@ -110,6 +111,8 @@ class TestSeveralLosses:
         assert [finding.verdict for finding in found.general] == ["PARTLY DETACHED"]
 
 
+ADAM = "optimizer = torch.optim.Adam(model.parameters())\n"
+MOMENTUM = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
 BROKEN = {
     "another object": (HEAD + OPTIMIZER + "model = Net()  # blame\n" + LOOP, "OPTIMIZER", "of another object"),
     "a part": (
@@ -128,6 +131,16 @@ BROKEN = {
         .replace("torch.randn(8, 4), torch.randn(8, 2)", "torch.randn(8, 4).bfloat16(), torch.randn(8, 2).bfloat16()"),
         "OPTIMIZER",
         "what their precision can hold",
+    ),
+    "made again for each step": (
+        changed("    optimizer.zero_grad()\n", f"    {ADAM}    optimizer.zero_grad()\n", optimizer=""),
+        "OPTIMIZER",
+        "a new Adam takes each of 3 steps",
+    ),
+    "momentum made again for each step": (
+        changed("    optimizer.zero", f"    {MOMENTUM}    optimizer.zero", optimizer=""),
+        "OPTIMIZER",
+        "a new SGD takes each of 3 steps",
     ),
     "never": (changed("    optimizer.step()\n", ""), "OPTIMIZER", "takes no step in 3 backward passes"),
     "not cleared": (changed("    optimizer.zero_grad()\n", ""), "ACCUMULATED", "still there"),
@@ -293,6 +306,39 @@ def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     assert words in finding.causes[0].why
     assert REMEDIES.get(name, "") in finding.causes[0].suggestion
     assert str(found).startswith("Training would not work")
+
+
+IN_THE_LOOP = LOOP.replace("range(3)", "range(4)").replace("    optimizer.zero", f"    {ADAM}    optimizer.zero")
+SOUND_REBUILDS = {
+    "for each epoch": HEAD + f"for _ in range(3):\n    {ADAM}" + indent(LOOP, "    "),
+    "without momentum": HEAD + IN_THE_LOOP.replace(ADAM, OPTIMIZER),
+    "its state is loaded": HEAD
+    + "state = None\n"
+    + IN_THE_LOOP.replace(ADAM, f"{ADAM}    if state:\n        optimizer.load_state_dict(state)\n")
+    + "    state = optimizer.state_dict()\n",
+    "for a copy of the weights": HEAD
+    + "import copy\nstart = model\n"
+    + IN_THE_LOOP.replace(ADAM, f"model = copy.deepcopy(start)\n    {ADAM}"),
+    "weights are put back": HEAD
+    + "import copy\nstart = copy.deepcopy(model.state_dict())\n"
+    + IN_THE_LOOP.replace(ADAM, f"model.load_state_dict(start)\n    {ADAM}"),
+    "with a closure": HEAD
+    + """for _ in range(4):
+    optimizer = torch.optim.LBFGS(model.parameters())
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+""",
+}
+
+
+@pytest.mark.parametrize("name", SOUND_REBUILDS)
+def test_an_optimizer_that_is_made_again_with_reason(name, tmp_path):
+    found = run_text(SOUND_REBUILDS[name], tmp_path)
+    assert not [cause for finding in found.general for cause in finding.causes if cause.why.startswith("a new ")]
 
 
 BY_HAND = """    with torch.no_grad():

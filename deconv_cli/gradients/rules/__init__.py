@@ -96,6 +96,7 @@ TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
         "late-weights": f"{_HERE}.optimizer_holds:find_late_weights",
         "nothing-moved": f"{_HERE}.optimizer_holds:find_nothing_moved",
         "step-without-effect": f"{_HERE}.optimizer_holds:find_step_without_effect",
+        "rebuilt-optimizer": f"{_HERE}.rebuilt_optimizer:find_rebuilt_optimizer",
         "overwritten-in-training": f"{_HERE}.overwritten:find_overwritten_in_training",
         "accumulated": f"{_HERE}.accumulated:find_accumulated",
         "gradient-lost": f"{_HERE}.gradient_lost:find_gradient_lost",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (
@@ -32,6 +33,7 @@ class OptimizerWatch:
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
+        self._stateless_at: dict[int, int] = {}
         self._cleared_at: CodeLocation | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
@@ -105,7 +107,9 @@ class OptimizerWatch:
         self.clipping.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep how the weights are."""
+        """Keep how the weights are, and whether the optimizer has a state yet."""
+        if not _has_state(optimizer):
+            self._stateless_at[id(optimizer)] = self.events.n_backward
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
         if self._weights:
@@ -115,7 +119,7 @@ class OptimizerWatch:
 
     def after_step(self, optimizer: torch.optim.Optimizer, location: CodeLocation) -> None:
         """Note a step."""
-        before = self._before.pop(id(optimizer), {})
+        before, stateless_at = self._before.pop(id(optimizer), {}), self._stateless_at.pop(id(optimizer), None)
         if not self._weights:
             return
         weights = weights_of(optimizer)
@@ -137,6 +141,8 @@ class OptimizerWatch:
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
+                # A step that calls backward itself, as LBFGS does, uses its state while it lasts.
+                begins_state=stateless_at == self.events.n_backward and _has_state(optimizer),
                 n_backward=self.events.n_backward,
                 backward=self.last_backward,
             )
@@ -183,6 +189,11 @@ class OptimizerWatch:
             return result
 
         return watched
+
+
+def _has_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer keeps tensors from step to step, as plain gradient descent does not."""
+    return bool(tensors_in(list(optimizer.state.values())))
 
 
 def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:

@@ -51,6 +51,7 @@ class OptimizerStep:
         n_given: how many of them had a gradient other than zero, `n_changed` how many of those the step changed.
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
         is_fresh: its gradients were cleared since its step before, or there was none.
+        begins_state: it had nothing to go on with from steps before, such as momentum, and has after this one.
         is_mixed: a later backward pass added to gradients that were there when another optimizer took its step.
         n_backward: how many backward passes there had been, the checked one among them.
         backward: the line of the last of them.
@@ -69,6 +70,7 @@ class OptimizerStep:
     clipping: Clipping | None
     is_fresh: bool
     is_mixed: bool
+    begins_state: bool
     n_backward: int
     backward: CodeLocation
 
