@@ -19,7 +19,7 @@ from deconv_cli.report.comparison import Comparison, draw_comparison, draw_views
 from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import PageContents, draw_plots, fill_page
-from deconv_cli.report.page_header import PageHeader, as_sentence, describe_lambda, describe_trust, list_warnings
+from deconv_cli.report.page_header import PageHeader, as_sentence, describe_lambda, describe_trust
 from deconv_cli.report.page_images import images_to_show
 from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.plan_section import describe_plan_section
@@ -73,7 +73,7 @@ def _write_header(run: BlockInvertRun, result: Reconstruction, examined: Examine
     if source.is_picture:
         done = f"{done} It was restored {result.reasons.light}."
     trust = describe_trust(result, examined.diagnosis, found.expected_error, is_trusted=not found.doubts)
-    of_piece = [f"In the first piece that is shown: {line}" for line in list_warnings(result, examined.diagnosis)]
+    of_piece = [f"In the first piece that is shown: {as_sentence(line)}" for line in result.warnings]
     warnings = (*(as_sentence(doubt) for doubt in found.doubts), *of_piece)
     return PageHeader(done, describe_lambda(result), trust, warnings)
 

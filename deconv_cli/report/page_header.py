@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
-from deconv_cli.vocabulary import counted, format_lambda, format_size
+from deconv_cli.vocabulary import counted, format_lambda, format_percent, format_size
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -32,7 +32,7 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
     if source.is_picture:
         done = f"{done} It was restored {result.reasons.light}."
     trust = describe_trust(result, diagnosis, result.predicted_error, is_trusted=result.is_trusted)
-    return PageHeader(done, describe_lambda(result), trust, tuple(list_warnings(result, diagnosis)))
+    return PageHeader(done, describe_lambda(result), trust, tuple(map(as_sentence, result.warnings)))
 
 
 def describe_lambda(result: Reconstruction) -> str:
@@ -40,14 +40,6 @@ def describe_lambda(result: Reconstruction) -> str:
     if result.lam is None:
         return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
     return f"λ = {format_lambda(result.lam)} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
-
-
-def list_warnings(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
-    """List what speaks against a result, a sentence each."""
-    warnings = [as_sentence(warning) for warning in result.warnings]
-    finding = diagnosis.tests.finding
-    is_new = finding.is_warning and not any(warning.endswith(finding.sentence) for warning in warnings)
-    return [*warnings, finding.sentence] if is_new else warnings
 
 
 def describe_trust(
@@ -92,7 +84,7 @@ def _expected_error(predicted: ExpectedError, unit: str, *, is_trusted: bool) ->
         return [expected, "What lies outside the frame adds little to it anywhere."]
     return [
         expected,
-        f"From {counted(depth, 'pixel')} inwards, on {100 * share:.3g} % of the picture, what lies "
+        f"From {counted(depth, 'pixel')} inwards, on {format_percent(share, 3)} of the picture, what lies "
         "outside the frame adds little to it; the rest is hatched.",
     ]
 

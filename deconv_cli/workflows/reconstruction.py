@@ -25,6 +25,7 @@ from deconv_cli.workflows.trust import (
     Doubt,
     DoubtReason,
     Scale,
+    caution_residual,
     doubt_clipping,
     doubt_lambda,
     doubt_layer,
@@ -130,9 +131,11 @@ class Reconstruction:
         """What may have gone wrong, though the result is not doubted for it, a sentence each."""
         found = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            warning = part.lambda_choice and part.lambda_choice.warning
-            if warning and not any(warning in doubt.sentence for doubt in part.doubts):
-                found.append(f"channel {number}: {warning}" if self.channels else warning)
+            choice, tests = part.lambda_choice, part.residual_tests
+            of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
+            for warning in (choice and choice.warning, of_residual):
+                if warning and not any(warning in doubt.sentence for doubt in part.doubts):
+                    found.append(f"channel {number}: {warning}" if self.channels else warning)
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)
         return tuple(found)

@@ -137,8 +137,8 @@ def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float)
 
 def doubt_solver(solution: Solution) -> list[Doubt]:
     """Doubt a solve that did not reach its tolerance."""
-    told = f"the solver did not finish: {solution.ending}"
-    return [] if solution.status.is_success else [Doubt(DoubtReason.SOLVER, told)]
+    sentence = f"the solver did not finish: {solution.ending}"
+    return [] if solution.status.is_success else [Doubt(DoubtReason.SOLVER, sentence)]
 
 
 def doubt_layer(residual: ResidualSummary, scale: Scale, noise: float, *, penalty: str) -> list[Doubt]:
@@ -195,6 +195,22 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
     return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably not that of the data")]
 
 
+def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> str | None:
+    """Give the sentence of a residual that is at odds with λ, though the result is not doubted for it.
+
+    Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data, though no
+    other restored it better; all that looked so under three to thirty times that λ were restored worse by it.
+
+    Args:
+        residual: y − Ax̂ in numbers.
+        tests: of the residual.
+        is_lambda_chosen: λ was chosen from the data.
+    """
+    is_smoothed = tests.finding is ResidualFinding.OVER_SMOOTHED and not is_lambda_chosen
+    is_at_odds = is_smoothed or tests.finding is ResidualFinding.NOISE_FITTED
+    return tests.finding.sentence if is_at_odds and residual.relative >= NEGLIGIBLE_RESIDUAL else None
+
+
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
     """Doubt a λ that a rule was to choose, but did not; the least one is right for data that it explains to rounding.
 
@@ -210,8 +226,7 @@ def doubt_clipping(clipping: Clipping) -> list[Doubt]:
     """Doubt an estimate that leaves the range of its samples."""
     if clipping.share <= MAX_CLIPPED_SHARE:
         return []
-    found = (
-        f"{100 * clipping.share:.3g} % of the samples come back far outside {clipping.lowest:g} to {clipping.highest:g}"
-    )
+    ends = f"{clipping.lowest:g} to {clipping.highest:g}"
+    found = f"{format_percent(clipping.share, 3)} of the samples come back far outside {ends}"
     advice = "noise was amplified, or the kernel is wrong: use a larger λ or weight, or check the kernel"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

@@ -108,10 +108,22 @@ def test_a_boundary_that_loses_modes_is_a_warning(contents):
 def test_the_sentence_about_the_residual_stands_at_the_top(contents, finding):
     given = contents()
     tests = dataclasses.replace(given.run.diagnosis.tests, finding=finding)
-    header = given.with_diagnosis(tests=tests).header()
+    header = given.with_diagnosis(tests=tests).with_result(residual_tests=tests).header()
     is_warning = finding not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
     assert (finding.sentence in header.warnings) is is_warning
     assert (finding.sentence in header.trust) is not is_warning
+
+
+def test_the_page_warns_of_nothing_that_the_prompt_keeps_silent_about(contents, full_contents):
+    given = contents()
+    chosen = full_contents().run.reconstruction.lambda_choice
+    tests = dataclasses.replace(given.run.diagnosis.tests, finding=ResidualFinding.OVER_SMOOTHED)
+    given = given.with_diagnosis(tests=tests).with_result(residual_tests=tests, lambda_choice=chosen)
+    warnings = given.header().warnings
+    assert [warning.rstrip(".") for warning in warnings] == [
+        warning[:1].upper() + warning[1:].rstrip(".") for warning in given.run.reconstruction.warnings
+    ]
+    assert ResidualFinding.OVER_SMOOTHED.sentence not in warnings
 
 
 def test_what_is_not_its_own_is_text(page):

@@ -135,6 +135,20 @@ def test_what_forward_made_is_trusted(lam):
     assert result.is_trusted, result.doubts
 
 
+def test_a_lambda_that_does_not_suit_the_noise_is_warned_of():
+    """The result is not doubted for it; one that was chosen from the data is not said to be too large."""
+    taps, y = make_kernel("gaussian:2"), photograph("gaussian:2", 3)
+    chosen = deconv_cli.invert(y, taps, defaults="picture")
+    assert chosen.cautions == ()
+    smooth = deconv_cli.invert(y, taps, defaults="picture", lam=100 * chosen.lam)
+    assert smooth.is_trusted
+    assert smooth.cautions == (ResidualFinding.OVER_SMOOTHED.sentence,)
+    assert replace(smooth, lambda_choice=chosen.lambda_choice).cautions == ()
+    noisy = replace(chosen, residual_tests=replace(chosen.residual_tests, finding=ResidualFinding.NOISE_FITTED))
+    assert noisy.is_trusted
+    assert noisy.cautions == (ResidualFinding.NOISE_FITTED.sentence,)
+
+
 def test_a_result_that_its_residual_rejects_is_trusted_nowhere():
     y = photograph("motion:15@0", 2)
     result = deconv_cli.invert(y, make_kernel("motion:15@90"), defaults="picture", lam=1e-2, predict=True)
