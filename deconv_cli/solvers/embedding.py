@@ -41,7 +41,7 @@ class TorusLayout:
     def plan(cls, geometry: Geometry, boundary: BoundaryRule) -> TorusLayout:
         """Find the torus of a convolution with a border."""
         image_size, before, after = geometry.image_size, geometry.pads.before, geometry.pads.after
-        wraps = boundary.wraps(len(before)) if boundary.is_mixed else (False,) * len(before)
+        wraps = boundary.wraps_beside_edges(len(before))
         if boundary.is_unknown:
             inside = zip(image_size, geometry.extended_size, wraps, strict=True)
             image_size = tuple(n if is_wrapped else extended for n, extended, is_wrapped in inside)

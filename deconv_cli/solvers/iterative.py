@@ -236,7 +236,7 @@ class TorusPreconditioner(RestoringPreconditioner):
         taps = operator.kernel
         geometry = operator.geometry
         roomy = _roomy_torus(geometry.extended_size, geometry.kernel_size)
-        self._wraps = operator.wraps if operator.boundary.is_mixed else (False,) * len(roomy)
+        self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
         lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
         # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.

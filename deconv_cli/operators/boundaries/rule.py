@@ -40,6 +40,10 @@ class BoundaryRule:
         """Tell along which of so many axes of space the image goes around a torus."""
         return tuple(self.along(axis).is_periodic for axis in range(n_axes))
 
+    def wraps_beside_edges(self, n_axes: int) -> tuple[bool, ...]:
+        """Tell the same where the image has edges along other axes; `False` for all where it has none."""
+        return self.wraps(n_axes) if self.is_mixed else (False,) * n_axes
+
     @property
     def copies_pixels(self) -> bool:
         """Whether the pixels outside are copies of pixels inside."""
