@@ -351,10 +351,10 @@ def counted(n: int | str, word: str) -> str:
     return f"{n} {word}" if str(n) == "1" else f"{n} {word}s"
 
 
-def format_percent(share: float) -> str:
-    """Write a part of one as percent, to two digits: `0.0042` is `0.42 %`."""
+def format_percent(share: float, n_digits: int = 2) -> str:
+    """Write a part of one as percent, to so many digits: `0.0042` is `0.42 %`."""
     percent = 100 * share
-    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"
+    return f"{percent:.{n_digits}g} %" if percent < 10**n_digits - 0.5 else f"{percent:.0f} %"
 
 
 def format_size(size: Iterable[int]) -> str:

@@ -53,7 +53,7 @@ class BlockLedger:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FileAccessError(
                 f"'{path}', the plan of an earlier run of which {len(self.results())} blocks are done, cannot be read: "
-                "it is damaged, of another version, or not permitted; force=True begins anew."
+                "it is damaged, of another version, or not permitted; force=True starts over."
             ) from error
 
     def write_plan(self, plan: BlockPlan) -> BlockPlan:

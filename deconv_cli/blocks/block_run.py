@@ -72,7 +72,7 @@ class BlockRun:
             extras: what is asked for besides.
             resume: whether to go on where an earlier run ended.
             force: whether what an earlier run left may be removed.
-            progress: is told what is looked at.
+            progress: is notified what is looked at.
 
         Raises:
             BlocksCompleteError: there is nothing to go on with.

@@ -58,7 +58,7 @@ def find_earlier(
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(
             f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
-            "repeat the options of that run, or give force=True to forget what it did and begin anew."
+            "repeat the options of that run, or give force=True to forget what it did and start over."
         )
     records = [record_of(target, fingerprint) for target in targets]
     if known is None and records[-1] is not None and None not in records:
@@ -67,7 +67,7 @@ def find_earlier(
     if known is None and unplanned and not force:
         raise UsageError(
             f"an earlier run for '{targets[-1].path}' left {' and '.join(unplanned)}, but no plan, so it cannot be "
-            "gone on with; force=True begins anew."
+            "gone on with; force=True starts over."
         )
     for target, record in zip(targets, records, strict=True):
         if record is None:
@@ -106,5 +106,5 @@ def refuse_to_forget(targets: Sequence[Path], ledger: BlockLedger) -> None:
     if left := _left_of(targets, ledger):
         raise UsageError(
             f"an earlier run for '{targets[-1]}' ended early, or goes on still: it left {' and '.join(left)}; "
-            "resume=True goes on where it ended, force=True begins anew."
+            "resume=True goes on where it ended, force=True starts over."
         )

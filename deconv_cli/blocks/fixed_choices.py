@@ -92,7 +92,7 @@ def fix_choices(
         problem: what is restored.
         windows: places, those with the most contrast first.
         sides: of the pieces, along each axis of space.
-        progress: is told which piece is restored.
+        progress: is notified which piece is restored.
 
     Returns:
         The choices, and why the pieces are doubted, as `doubt_pieces` says it.

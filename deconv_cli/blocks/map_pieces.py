@@ -30,7 +30,7 @@ def map_pieces(
         look_at: is done to each piece.
         windows: the pieces.
         what: is looked for, in words.
-        progress: is told which piece is looked at; how its iterations go on only where there is one at a time.
+        progress: is notified which piece is looked at; how its iterations go on only where there is one at a time.
         n_workers: how many are looked at at a time, at most.
     """
 

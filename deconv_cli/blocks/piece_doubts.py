@@ -20,8 +20,8 @@ def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
     Returns:
         The sentence of the first piece that is doubted, with how many are; empty where most are not.
     """
-    told = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
-    doubted = [sentences for sentences in told if sentences]
+    of_pieces = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
+    doubted = [sentences for sentences in of_pieces if sentences]
     if not doubted or 2 * len(doubted) < len(found):
         return ()
     n = len(found)

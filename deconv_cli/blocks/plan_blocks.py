@@ -39,7 +39,7 @@ def plan_blocks(
         problem: what is restored.
         target: the result, which tells what is written together.
         options: how it is to be cut.
-        progress: is told what is looked at.
+        progress: is notified what is looked at.
 
     Returns:
         The plan, and the problem with nothing left open.
@@ -120,7 +120,7 @@ def with_memory(problem: BlockProblem, max_memory: int) -> BlockProblem:
 def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOptions) -> str:
     """Hash all that decides what is written."""
     settings = {name: repr(value) for name, value in sorted(vars(problem.settings).items())}
-    told = {
+    settled = {
         "version": package_version("deconv-cli"),
         "source": problem.source.fingerprint(),
         "axes": problem.layout.axes,
@@ -129,7 +129,7 @@ def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOp
         "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],
         "block_size": options.block_size,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()
 
 
 def _check_least(problem: BlockProblem, options: BlockOptions, n_batch: int) -> None:

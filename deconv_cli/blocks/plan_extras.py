@@ -115,7 +115,7 @@ def plan_error(plan: BlockPlan, problem: BlockProblem, progress: ProgressListene
     Args:
         plan: of the blocks.
         problem: what is restored, with nothing left open.
-        progress: is told what is looked at.
+        progress: is notified what is looked at.
     """
     if not problem.settings.predict:
         return plan

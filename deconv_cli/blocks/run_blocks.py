@@ -150,6 +150,6 @@ def _make_room(targets: Sequence[RegionTarget], *, has_begun: bool) -> None:
         if has_begun and not target.is_begun():
             raise FileAccessError(
                 f"the file that blocks of '{target.spelled_path}' were written into is gone, and they with it; "
-                "force=True begins anew."
+                "force=True starts over."
             )
         target.create()

@@ -35,7 +35,7 @@ def choose_steps(
         problem: what is restored, as it was laid out.
         choices: what was chosen so far.
         windows: pieces of the picture, those with the most contrast first.
-        progress: is told which piece is solved.
+        progress: is notified which piece is solved.
     """
     if choices.rho is None:
         return choices

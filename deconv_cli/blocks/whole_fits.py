@@ -9,7 +9,7 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.vocabulary import Size
 
 MAX_BYTES_A_SAMPLE = 2**10
-"""No solver takes more; so small pictures are told without asking any."""
+"""No solver takes more; so small pictures are recognized without asking any."""
 
 
 def is_small(shape: Size, budget: int) -> bool:

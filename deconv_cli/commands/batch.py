@@ -269,9 +269,9 @@ class Batch:
     def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
         before = f" ({self._n_doubted_before} of them doubted before)" if self._n_doubted_before else ""
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), f"left out{before}": len(self._skipped)}
-        told = "".join(f", {n} {what}" for what, n in counts.items() if n)
+        others = "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
-        yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{told}, in {format_duration(seconds)}."
+        yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{others}, in {format_duration(seconds)}."
         if self._failures:
             names = [str(failure.job.source) for failure in self._failures]
             more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""

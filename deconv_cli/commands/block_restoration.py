@@ -1,4 +1,4 @@
-"""One file restored block by block: planned by its header, worked off by a scheduler, and told like any other."""
+"""One file restored block by block: planned by its header, worked off by a scheduler, and reported like any other."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ class BlockRestoration:
         try:
             self._run(job, large, extra, printed, goes_on=self._goes_on)
         except BlocksCompleteError as complete:
-            told = f"'{extra.page}' is missing, so all blocks are restored again to draw it"
+            sentence = f"'{extra.page}' is missing, so all blocks are restored again to draw it"
             if not printed.quiet:
-                print_note(told if is_drawn_again else with_options(str(complete)))
+                print_note(sentence if is_drawn_again else with_options(str(complete)))
             if is_drawn_again:  # what is shown of the whole is made as blocks are restored
                 self._run(replace(job, replaces=True), large, extra, printed, goes_on=False)
             else:

@@ -9,7 +9,7 @@ from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.summary import error_rows
-from deconv_cli.vocabulary import counted, format_lambda, format_memory, format_size
+from deconv_cli.vocabulary import counted, format_lambda, format_memory, format_percent, format_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
@@ -58,7 +58,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         ),
         *_plan_rows(found.task),
         ("at the seams", seam),
-        ("residual", f"{summary.residual_rms:.3g} rms, {100 * summary.residual:.3g} % of the data"),
+        ("residual", f"{summary.residual_rms:.3g} rms, {format_percent(summary.residual, 3)} of the data"),
         *_error_rows(found),
     ]
     if verbose:

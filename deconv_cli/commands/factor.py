@@ -93,7 +93,7 @@ def factor(
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
-    from deconv_cli.workflows.layer_settings import describe_unseen
+    from deconv_cli.workflows.layer_settings import describe_undetermined
     from deconv_cli.workflows.resolution import resolve
     from deconv_cli.workflows.solved import assess_well_posedness
 
@@ -115,7 +115,7 @@ def factor(
     well_posedness = None if inverse.operator.is_layer else assess_well_posedness(inverse)
     notes = loaded.notes
     if isinstance(inverse.operator, LayerConvolution):
-        notes += describe_unseen(inverse.operator, inverse.settings.lam)
+        notes += describe_undetermined(inverse.operator, inverse.settings.lam)
     source = loaded.source
     origin = KernelOrigin(source.path, source.layer, source.convention, source.sha256 or "", loaded.notes)
     write_inverse(output, SavedInverse(inverse, loaded.bias, origin))

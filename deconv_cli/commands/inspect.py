@@ -288,8 +288,8 @@ def _made_by(record: dict[str, Any]) -> str | None:
     """Give the command that made a file, or of a picture that keeps no more, what it did."""
     if "command" not in record or "rerun" in record:
         return record.get("rerun")
-    told = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
-    return ", ".join([f"deconv {record['command']}", *(f"{name} {value}" for name, value in told.items())])
+    choices = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
+    return ", ".join([f"deconv {record['command']}", *(f"{name} {value}" for name, value in choices.items())])
 
 
 def _planes(samples: Any, axes: str | None) -> Any:  # noqa: ANN401

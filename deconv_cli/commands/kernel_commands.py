@@ -78,8 +78,8 @@ def estimate(
         typer.Option(
             "--map",
             metavar="FILE.safetensors",
-            help="Find the kernel anew in each part of the picture, tell whether it is the same everywhere, and write "
-            "the kernels with their places, which --kernel takes.",
+            help="Find the kernel of each part of the picture by itself, say whether it is the same everywhere, and "
+            "write the kernels with their places, which --kernel takes.",
             show_default=False,
         ),
     ] = None,

@@ -57,7 +57,7 @@ def open_large(
     except DeconvError:
         if is_wanted:
             raise
-        return None  # what is wrong is told by those that read the whole
+        return None  # those that read the whole say what is wrong
     if not is_wanted and is_small(source.shape, budget):
         return None
     try:

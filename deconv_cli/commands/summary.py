@@ -94,7 +94,7 @@ def print_tap_summary(run: TapRun) -> None:
     """Print what `deconv invert --tap` did on stderr: a table, warnings, and notes."""
     result, solution, settings = run.reconstruction, run.reconstruction.solution, run.reconstruction.settings
     steps = f"after {counted(solution.n_iterations, 'iteration')}, certificate {solution.certificate:.2g}"
-    residual = f"{result.residual.root_mean_square:.3g} rms, {100 * result.residual.relative:.3g} % of the data"
+    residual = f"{result.residual.root_mean_square:.3g} rms, {format_percent(result.residual.relative, 3)} of the data"
     open_part = f"all but {format_percent(result.undetermined)} of the image, around the estimate"
     rows = [
         *_input_rows(run),
@@ -118,7 +118,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
         verbose: name the layers in torch's words.
     """
     result, solution, source = run.inversion, run.inversion.solution, run.source
-    share = "all" if result.determined.share > 1 - 1e-6 else f"{100 * result.determined.share:.3g} %"
+    share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as conjugate gradients show it"
     n_steps = solution.n_iterations
     steps = "" if n_steps == 0 else f" after {counted(n_steps, 'iteration')}"
@@ -131,7 +131,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{result.lam:g} × σ²max, penalty {result.penalty}")]),
         ("solver", f"{_status(solution)}{steps}, certificate {solution.certificate:.2g}"),
-        ("residual", f"{100 * result.relative_residual:.3g} % of the data, through the layers themselves"),
+        ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),
     ]
@@ -234,7 +234,7 @@ def _status(solution: Solution) -> str:
 def _residual(result: Reconstruction) -> str:
     residual, noise = result.residual, _noise(result)
     of_light = "" if result.tone_curve is None else " of light"
-    size = f"{residual.root_mean_square:.3g} rms{of_light}, {100 * residual.relative:.3g} % of the data"
+    size = f"{residual.root_mean_square:.3g} rms{of_light}, {format_percent(residual.relative, 3)} of the data"
     return size if noise is None else f"{size}; noise {noise}"
 
 

@@ -42,7 +42,7 @@ class LiftedCasts(TorchFunctionMode):
         is_writing = name.endswith("_") or "out" in keywords
         types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
         if not is_writing and types_given & {*_NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
-            args, keywords = pytree.tree_map(_widened, (args, keywords))
+            args, keywords = pytree.tree_map(_to_float64, (args, keywords))
         return (wide_kernel(name, args) or func)(*args, **keywords)
 
 
@@ -57,7 +57,7 @@ def _lifted(value: Any) -> Any:  # noqa: ANN401  anything that a function of tor
     return _WIDE.get(value, value) if isinstance(value, torch.dtype | str) else value
 
 
-def _widened(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes
+def _to_float64(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes
     if not isinstance(value, torch.Tensor) or value.dtype not in _WIDE:
         return value
     return value.to(torch.complex128 if value.is_complex() else torch.float64)

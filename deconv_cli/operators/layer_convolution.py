@@ -78,9 +78,9 @@ class StridedCorrelation(LinearOperator):
             x = TRANSPOSED[n_axes](
                 flat, self.kernel, stride=self._steps.stride, dilation=self._steps.dilation, groups=self._groups
             )
-        unseen = [n - end for n, end in zip(self.input_shape[1:], self._seen, strict=True)]
-        if any(unseen):
-            x = functional.pad(x, [n for rest in reversed(unseen) for n in (0, rest)])
+        uncovered = [n - end for n, end in zip(self.input_shape[1:], self._seen, strict=True)]
+        if any(uncovered):
+            x = functional.pad(x, [n for rest in reversed(uncovered) for n in (0, rest)])
         return x.reshape(*y.shape[: -n_axes - 1], *x.shape[1:])
 
 

@@ -14,7 +14,7 @@ from deconv_cli.report.key_numbers import Row, all_numbers
 from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
 from deconv_cli.report.page_template import page_template, read_source, source_hash
 from deconv_cli.report.signal_plots import signals_plot
-from deconv_cli.vocabulary import counted
+from deconv_cli.vocabulary import counted, format_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,8 +100,8 @@ def _key_numbers(run: ChainRun) -> list[Row]:
     share = result.determined
     how = "by the rank of the derivative" if share.is_exact else "as conjugate gradients show it"
     return [
-        ("Residual", f"{100 * result.relative_residual:.3g} %", "of the data, through the layers themselves"),
-        ("Determined", f"{100 * share.share:.3g} %", f"of the input's {share.n_dimensions} numbers, {how}"),
+        ("Residual", format_percent(result.relative_residual, 3), "of the data, through the layers themselves"),
+        ("Determined", format_percent(share.share, 3), f"of the input's {share.n_dimensions} numbers, {how}"),
         ("Solver", counted(solution.n_iterations, "iteration"), solution.ending),
         ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 where nothing small helps"),
         ("Amplification", f"{result.amplification:.3g}", "how many times larger the estimate is than the data need"),

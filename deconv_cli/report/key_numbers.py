@@ -32,7 +32,7 @@ def _of_the_solution(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
         (
             "Residual",
             f"{result.residual.root_mean_square:.3g} rms",
-            f"{100 * result.residual.relative:.3g} % of the data",
+            f"{format_percent(result.residual.relative, 3)} of the data",
         ),
         (
             "Noise of the data",

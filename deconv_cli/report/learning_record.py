@@ -10,7 +10,7 @@ from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.record import SCHEMA, Record, finite_or_none
 from deconv_cli.report.run_record import describe_versions
-from deconv_cli.vocabulary import counted, format_size
+from deconv_cli.vocabulary import counted, format_percent, format_size
 from deconv_cli.workflows.inverse_filters import HeldOutQuality
 from deconv_cli.workflows.learn_kernel import KernelLearning
 from deconv_cli.workflows.learning_settings import LearningSettings
@@ -129,11 +129,13 @@ def _ending(found: KernelLearning) -> str:
 
 
 def _residual(found: KernelLearning) -> str:
-    held_out = f", {100 * found.held_out:.3g} % where they were held out" if math.isfinite(found.held_out) else ""
-    return f"{100 * found.residual:.3g} % of the data{held_out}"
+    held_out = (
+        f", {format_percent(found.held_out, 3)} where they were held out" if math.isfinite(found.held_out) else ""
+    )
+    return f"{format_percent(found.residual, 3)} of the data{held_out}"
 
 
 def _psnr(quality: HeldOutQuality) -> str:
     others = {"blurred": quality.blurred, "by Tikhonov's estimate": quality.tikhonov}
-    told = "".join(f", {value:.2f} dB {name}" for name, value in others.items() if value is not None)
-    return f"{quality.learned:.2f} dB{told}"
+    compared = "".join(f", {value:.2f} dB {name}" for name, value in others.items() if value is not None)
+    return f"{quality.learned:.2f} dB{compared}"

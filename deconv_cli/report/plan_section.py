@@ -11,7 +11,7 @@ from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.noise_model import describe_noise
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
 from deconv_cli.report.key_numbers import Row
-from deconv_cli.vocabulary import format_memory, format_size
+from deconv_cli.vocabulary import format_memory, format_percent, format_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,11 @@ def _numbers(found: BlockReconstruction) -> list[Row]:
             "by which a block may differ from the whole at most, as pieces tell that were cut and not cut",
         ),
         ("Seams, measured", *measured),
-        ("Residual", f"{summary.residual_rms:.3g} rms", f"{100 * summary.residual:.3g} % of the data, over all blocks"),
+        (
+            "Residual",
+            f"{summary.residual_rms:.3g} rms",
+            f"{format_percent(summary.residual, 3)} of the data, over all blocks",
+        ),
     ]
     return [*rows, ("Noise", noise, "as the pieces have it")] if noise else rows
 

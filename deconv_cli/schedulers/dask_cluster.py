@@ -90,7 +90,7 @@ class DaskCluster(Scheduler):
             n_workers=n_workers,
             threads_per_worker=1,
             memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
-            silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are told otherwise
+            silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are reported otherwise
             preload=[AT_START],
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",

@@ -29,7 +29,7 @@ class Piece:
         task: of the run, pickled: workers send one another what they have, and what loads torch would hold them up.
         share: what a worker takes of this machine; on others it takes all of its threads, and its first GPU.
         versions: of the packages where the run was started.
-        folder: in which it was started, from which paths are told.
+        folder: in which it was started, to which paths are relative.
     """
 
     task: bytes

@@ -52,7 +52,7 @@ class MachineShare:
             import torch
 
             torch.cuda.set_device(place)
-        if "torch" in sys.modules:  # else it heeds the variable when it is loaded, which a short task need not do
+        if "torch" in sys.modules:  # else it reads the variable when it is loaded, which a short task need not do
             import torch
 
             torch.set_num_threads(self.n_threads)

@@ -46,7 +46,7 @@ def solve_definite(
         right: right-hand sides, shape `(B, n)`; they are overwritten, since vectors are as large as images where
             borders are wide.
         watch: decides when to stop.
-        measure: gives what `watch` is told of a residual, shape `(B,)`; by default its norm.
+        measure: gives what `watch` is given of a residual, shape `(B,)`; by default its norm.
         start: what the solution is added to, and overwrites; zero if not given.
     """
     x = torch.zeros_like(right) if start is None else start

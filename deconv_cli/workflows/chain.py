@@ -16,14 +16,14 @@ from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.solvers.iteration_log import StoppingRule, default_tolerance
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
 from deconv_cli.workflows.chain_inverse import ChainInverse, ChainMethod, Undone
 from deconv_cli.workflows.chain_parts import Layers, PartKind, input_shape_of, list_parts
 from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason, doubt_solver
 
 TAKEN = ("defaults", "input_size", "lam", "penalty", "tolerance", "max_iterations", "dtype")
-"""The settings that the inversion of a chain heeds."""
+"""The settings that the inversion of a chain uses."""
 
 MAX_AMPLIFICATION = 100.0
 """An estimate that is so many times as large as the data need is doubted where they do not determine it."""
@@ -78,8 +78,8 @@ class ChainInversion:
             found.append(
                 Doubt(
                     DoubtReason.RESIDUAL,
-                    f"the chain makes something else of the estimate: {100 * self.relative_residual:.2g} % of the data "
-                    "are left; check that the data are the output of these layers in evaluation mode",
+                    f"the chain makes something else of the estimate: {format_percent(self.relative_residual)} of the "
+                    "data are left; check that the data are the output of these layers in evaluation mode",
                 )
             )
         if self.amplification > MAX_AMPLIFICATION and self.determined.share < FULL_SHARE:
@@ -198,7 +198,7 @@ def _describe(chain: ChainInverse, found: list[Undone]) -> tuple[ChainLayer, ...
             n_bounds, n_values = (sum(numbers) for numbers in zip(*counts, strict=True))
             treatment = "undone by its inverse"
             if n_bounds:
-                treatment += f"; {100 * n_bounds / n_values:.3g} % of its values are bounds alone"
+                treatment += f"; {format_percent(n_bounds / n_values, 3)} of its values are bounds alone"
         elif part.kind is not PartKind.AFFINE:
             treatment += ", solved with the whole"
         layers.append(ChainLayer(part.name, part.description, treatment))

@@ -116,7 +116,7 @@ def input_shape_of(parts: Sequence[Part], y_shape: Size, input_size: Size | None
 
     Raises:
         ShapeError: no input gives such outputs.
-        UsageError: the size cannot be told from the output.
+        UsageError: the size does not follow from the output.
     """
     n_axes = n_axes_of(compose(parts))
     on_meta = [copy.deepcopy(part.module).to("meta") for part in parts]
@@ -223,7 +223,7 @@ def _size_before(on_meta: Sequence[nn.Module], channels: int, y_shape: Size, n_a
             break
         largest *= 2
     else:
-        raise UsageError("the size of the input cannot be told from that of the output; give input_size.")
+        raise UsageError("the size of the input does not follow from that of the output; give input_size.")
 
     def least(axis: int, wanted: int) -> int:
         """Find the least size along an axis that gives an output of at least so many pixels."""

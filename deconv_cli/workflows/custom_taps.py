@@ -31,7 +31,7 @@ from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Light, PaddingLike, Size, check_dimensions, format_memory
+from deconv_cli.vocabulary import Light, PaddingLike, Size, check_dimensions, format_memory, format_percent
 from deconv_cli.workflows.apply_kernel import as_bias, refuse_unknown, subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, check_single_kernel, pick_dtype
 from deconv_cli.workflows.planes import Planes
@@ -64,7 +64,7 @@ TAKEN = (
     "max_memory",
     "dtype",
 )
-"""The settings that the inversion of custom taps heeds."""
+"""The settings that the inversion of custom taps uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class TapReconstruction:
         """Why not to trust the estimate as it is; empty where nothing speaks against it."""
         found = doubt_solver(self.solution)
         if self.settings.lam == 0 and not self.is_determined:
-            part = f"{100 * self.undetermined:.2g} % of the image"
+            part = f"{format_percent(self.undetermined)} of the image"
             found.append(
                 Doubt(DoubtReason.SOLVER, f"{part} is left open by the data, and stays as in the start; {_ADVICE}")
             )

@@ -72,7 +72,7 @@ def learn_inverse_filters(
         size: of the filters: one number for each axis of space.
         kernel: what blurred the images, where it is known; Tikhonov's estimate by it is held against theirs.
         settings: as of `learn_kernel`, and likewise the rest.
-        progress: is told of every epoch and round.
+        progress: is notified of every epoch and round.
         resume: a state that `keep` was given.
         keep: is given the state after every epoch and round.
         choices: fields of `LearningSettings`.

@@ -79,7 +79,7 @@ class Inversion:
             resolution: how, for all channels alike.
             steps: distance of neighboring values that a sample of each channel can have.
             truth: the images themselves, as `y`.
-            listener: is told how far it is.
+            listener: is notified how far it is.
         """
         data, kernel, image_size = self._arranged(y, resolution.settings)
         step = math.hypot(*steps) / math.sqrt(len(steps))
@@ -216,7 +216,7 @@ class Inversion:
 
 
 def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
-    """Find samples that are full, and so are bounds, where estimates heed them."""
+    """Find samples that are full, and so are bounds, where estimates take account of them."""
     if resolution.ceiling is None or not kernel.layer.is_plain or not resolution.settings.is_linear:
         return None
     if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):

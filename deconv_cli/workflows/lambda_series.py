@@ -103,8 +103,8 @@ def restore_at_lambdas(
     stored, curve = (y if y.ndim == n_axes + 1 else y[0]).detach(), result.tone_curve
     data = stored.to(result.image.dtype)
     data = data if curve is None else curve.to_light(data)
-    heeds_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
-    is_clipped = find_clipped(data, ceiling, n_axes) if heeds_bounds and ceiling is not None else None
+    has_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
+    is_clipped = find_clipped(data, ceiling, n_axes) if has_bounds and ceiling is not None else None
     data = subtract_bias(data, bias, n_axes)
     size = tuple(data.shape[1:])
     # Farther away than two kernels little of what was cut off is left.

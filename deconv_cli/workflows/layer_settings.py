@@ -21,7 +21,7 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.vocabulary import LambdaRule
+from deconv_cli.vocabulary import LambdaRule, format_percent
 
 ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)
 """Of an estimate that shows how much the channels have in common."""
@@ -93,7 +93,7 @@ def _counts(operator: LayerConvolution) -> tuple[int, int]:
     return operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum()), n_numbers
 
 
-def describe_unseen(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
+def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
     """Say which part of the input the outputs of a layer leave open, a sentence each; nothing where it is none.
 
     Args:
@@ -102,22 +102,18 @@ def describe_unseen(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
     """
     touched, notes = operator.touched(), []
     in_frame = operator.crop_to_frame(touched)
-    n_pixels, n_unseen = in_frame.numel(), synchronize.as_index((~in_frame).sum())
-    if n_unseen:
+    n_pixels, n_unused = in_frame.numel(), synchronize.as_index((~in_frame).sum())
+    if n_unused:
         where = tuple(int(at) for at in (~in_frame).nonzero()[0])
         notes.append(
-            f"no output depends on {_percent(n_unseen / n_pixels)} of the pixels of the image, such as {where}: the "
-            "data say nothing about them, and they are zero in the estimate"
+            f"no output depends on {format_percent(n_unused / n_pixels, 3)} of the pixels of the image, such as "
+            f"{where}: the data say nothing about them, and they are zero in the estimate"
         )
     n_outputs, n_numbers = _counts(operator)
     if n_outputs < n_numbers:
         rest = "the penalty decides the rest" if lam > 0 else "the rest is that of the image of least norm"
         notes.append(
-            f"{n_outputs} outputs determine at most {_percent(n_outputs / n_numbers)} of the {n_numbers} numbers of "
-            f"the image that they depend on; {rest}"
+            f"{n_outputs} outputs determine at most {format_percent(n_outputs / n_numbers, 3)} of the {n_numbers} "
+            f"numbers of the image that they depend on; {rest}"
         )
     return tuple(notes)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -12,7 +12,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.learning.descent import CurvePoint, Descent
 from deconv_cli.kernels.learning.kernel_refinement import Refinement
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.image_pairs import arrange_taps
 from deconv_cli.workflows.learning_problem import LearningProblem
 from deconv_cli.workflows.learning_settings import LearningSettings
@@ -59,8 +59,8 @@ class KernelLearning:
         """Why the kernel is not to be trusted, a sentence each; empty where it is."""
         if self.is_overfitted or self.certificates[-1] <= TRUSTED:
             return ()
-        share = f"{100 * self.certificates[-1]:.2g} %"
-        return (f"the minimum was not reached: what the kernel makes of the images may change by {share}",)
+        change = format_percent(self.certificates[-1])
+        return (f"the minimum was not reached: what the kernel makes of the images may change by {change}",)
 
 
 def learn_kernel(
@@ -82,7 +82,7 @@ def learn_kernel(
         pairs: each of shape `(C, *size)` or `(B, C, *size)`; the padding follows from the sizes.
         size: of the kernel: one number for each axis of space.
         settings: how to learn; or give its fields one by one.
-        progress: is told of every epoch, and of every round of refinement with its certificate.
+        progress: is notified of every epoch, and of every round of refinement with its certificate.
         resume: a state that `keep` was given: learning goes on from there, to the same bits.
         keep: is given the state after every epoch and round, as tensors and plain containers.
         choices: fields of `LearningSettings`, which explains them: `loss`, `channels`, `nonnegative`, ...

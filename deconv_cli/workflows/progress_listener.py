@@ -26,7 +26,7 @@ class StepOf(ProgressListener):
 
     Args:
         whole: what that is.
-        listener: is told.
+        listener: is notified.
     """
 
     def __init__(self, whole: str, listener: ProgressListener) -> None:

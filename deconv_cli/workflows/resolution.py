@@ -62,7 +62,7 @@ class Resolution:
         is_per_channel: whether each channel has a kernel of its own.
         tone_curve: what is undone first and done again last; `None` where samples are taken as they are stored.
         notes: what a user should know, a sentence each.
-        sample_type: of the input's file, by the NumPy name; `None` where it is told from the tensor.
+        sample_type: of the input's file, by the NumPy name; `None` where it follows from the tensor.
         ceiling: the value at which a sample is full and no more than a bound, in light where that is restored; `None`
             where there is none.
         frame: boundary and padding of the picture that the data are a part of, where the error is predicted as it is in

@@ -23,7 +23,7 @@ from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.diagnose import check_residual_of
 from deconv_cli.workflows.find_noise import find_noise
-from deconv_cli.workflows.layer_settings import describe_unseen
+from deconv_cli.workflows.layer_settings import describe_undetermined
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 from deconv_cli.workflows.trust import measure_scale
@@ -119,7 +119,7 @@ class Solved:
             notes += (f"{share} of the samples are full, and were taken for no more than 'at least this bright'",)
         operator = self.estimator.operator
         if isinstance(operator, LayerConvolution):
-            notes += tuple(describe_unseen(operator, self.resolution.settings.lam))
+            notes += tuple(describe_undetermined(operator, self.resolution.settings.lam))
         return notes
 
 

@@ -77,7 +77,7 @@ def test_blocks_that_are_done_under_a_plan_that_is_gone_or_damaged_are_forgotten
     ledger = begin(folder)
     damage(ledger.folder / "plan.json")
     n_done = len(ledger.results())
-    with pytest.raises(DeconvError, match=r"out\.npy.*force=True begins anew"):
+    with pytest.raises(DeconvError, match=r"out\.npy.*force=True starts over"):
         planned(folder, KERNEL, resume=True)
     assert_that_force_alone_forgets(folder, ledger, n_done)
 
@@ -92,7 +92,7 @@ def test_blocks_whose_file_is_gone_are_none_and_a_run_that_is_ended_as_it_conclu
     begin(folder)
     hidden, aside = folder / ".out.npy.partial", folder / "aside"
     hidden.rename(aside)
-    with pytest.raises(FileAccessError, match="were written into is gone, and they with it; force=True begins anew"):
+    with pytest.raises(FileAccessError, match="were written into is gone, and they with it; force=True starts over"):
         go_on(folder)
     assert not (folder / "out.npy").exists()
     aside.rename(hidden)

@@ -78,8 +78,8 @@ class TestHooks:
     @pytest.mark.parametrize(
         ("hook", "text", "suggestion"),
         [
-            (raising, "raise KeyError", "mend this line of the hook"),
-            (multiplying, "return grad @", "mend this line of the hook"),
+            (raising, "raise KeyError", "correct this line of the hook"),
+            (multiplying, "return grad @", "correct this line of the hook"),
             (shortening, "def shortening", "same shape from the hook"),
         ],
     )

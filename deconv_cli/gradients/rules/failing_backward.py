@@ -24,8 +24,8 @@ def _cause(evidence: Evidence, error: Exception) -> Cause:
         if any(
             (hook.location.file, hook.location.function) == (location.file, location.function) for hook in log.hooks
         ):
-            return Cause("a gradient hook", location, why, "mend this line of the hook, or remove the hook")
-        return Cause("backward", location, why, "mend this line of the hand-written backward")
+            return Cause("a gradient hook", location, why, "correct this line of the hook, or remove the hook")
+        return Cause("backward", location, why, "correct this line of the hand-written backward")
     for call in log.calls:
         if f"{call.function.__name__}Backward" in message:
             suggestion = "return one gradient for each input of forward, each of the shape of its input"

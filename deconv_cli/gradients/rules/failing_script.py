@@ -19,7 +19,7 @@ _SWITCHED_OFF = (
 _MADE_ONCE = (
     "keep the Parameter itself in self: what __init__ computes of it belongs to the first backward pass and to no other"
 )
-_REMEDIES = {
+_SUGGESTIONS = {
     "backward through the graph a second time": _TWICE,
     "modified by an inplace operation": _WRITTEN,
     "does not require grad and does not have a grad_fn": _SWITCHED_OFF,
@@ -32,10 +32,11 @@ def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
     if failure is None:
         return []
     why = f"the script ends here, in its training: {failure.kind}: {failure.message}."
-    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in failure.message), "mend this line")
+    known = (suggestion for words, suggestion in _SUGGESTIONS.items() if words in failure.message)
+    suggestion = next(known, "correct this line")
     is_made_once = any(found.verdict == Verdict.UNREGISTERED for found in evidence.report.general)
-    if is_made_once and remedy == _TWICE:
-        remedy = _MADE_ONCE
-    is_carried = evidence.events.carried is not None and remedy in (_TWICE, _WRITTEN)
-    cause = Cause("an error", failure.location, why, DETACH_CARRIED if is_carried else remedy)
+    if is_made_once and suggestion == _TWICE:
+        suggestion = _MADE_ONCE
+    is_carried = evidence.events.carried is not None and suggestion in (_TWICE, _WRITTEN)
+    cause = Cause("an error", failure.location, why, DETACH_CARRIED if is_carried else suggestion)
     return [Finding(Verdict.FAILS, (cause,))]

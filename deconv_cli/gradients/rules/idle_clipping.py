@@ -10,7 +10,7 @@ _BETWEEN = "call it between loss.backward() and optimizer.step()"
 _EXPLANATIONS = {
     IdleReason.NO_WEIGHTS: (
         "it is given an iterator that was used up before, as by the optimizer, so that it limits no gradient.",
-        "call parameters() anew: clip_grad_norm_(model.parameters(), ...)",
+        "call parameters() again: clip_grad_norm_(model.parameters(), ...)",
     ),
     IdleReason.NO_GRADIENTS: (
         "no weight that it is given has a gradient then, so that the step goes by gradients without a limit.",

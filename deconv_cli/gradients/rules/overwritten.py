@@ -8,7 +8,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.training_evidence import TrainingEvidence
 
 _LOST = "forward sets this parameter to the same values whatever they were, so that an optimizer's step is lost."
-_SET_ONCE = "set it once in __init__; what is computed anew in each pass is no parameter but a local variable"
+_SET_ONCE = "set it once in __init__; what is computed in each pass is no parameter but a local variable"
 
 
 def find_overwritten(evidence: Evidence, name: str) -> Finding | None:

@@ -85,8 +85,8 @@ class _Problem:
         used = weights > 0
         if not bool(used.any()) or float(spectrum.power.max()) < _NO_DETAIL:
             raise MalformedInputError(
-                "the picture holds no detail from which a blur could be told: it is flat, or compressed to nothing; "
-                "give another one, or the kernel."
+                "the picture holds no detail from which a blur could be estimated: it is flat, or compressed to "
+                "nothing; give another one, or the kernel."
             )
         f, log_power = grid.frequency[used], spectrum.power[used].clamp_min(1e-300).log()
         scene = scene_basis(grid)[used]

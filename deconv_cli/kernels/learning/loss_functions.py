@@ -25,7 +25,7 @@ def squared(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Give |p − t|, whose minimum hardly heeds samples that are far off."""
+    """Give |p − t|, whose minimum hardly depends on samples that are far off."""
     return (prediction - target).abs()
 
 

@@ -4,7 +4,7 @@ A sharp and a blurred picture of a camera were both integrated over its pixels, 
 samples of the kernel itself, and not its integrals over pixels, which would count the pixels twice. The samples of a
 kernel of transform F have the transform Σ F(f + k) over whole numbers k (Oppenheim and Schafer, Discrete-time signal
 processing, 1989, section 3.2). A low-pass filter in front of the sampling is 1 up to a frequency of 1/4 and 0 from 3/4,
-whence frequencies would be folded into that range; in between it falls about as the share that the folded frequency
+from where frequencies would be folded into that range; in between it falls about as the share that the folded frequency
 itself, and not its alias, has in the detail of a picture of power 1/f² that is seen through square pixels. It has
 negative lobes, so that edges ring.
 """
