@@ -33,7 +33,7 @@ class OptimizerWatch:
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
-        self._stateless_at: dict[int, int] = {}
+        self._begun: dict[int, tuple[int, bool]] = {}
         self._cleared_at: CodeLocation | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
@@ -108,8 +108,7 @@ class OptimizerWatch:
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep how the weights are, and whether the optimizer has a state yet."""
-        if not _has_state(optimizer):
-            self._stateless_at[id(optimizer)] = self.events.n_backward
+        self._begun[id(optimizer)] = self.events.n_backward, _has_state(optimizer)
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
         if self._weights:
@@ -119,12 +118,15 @@ class OptimizerWatch:
 
     def after_step(self, optimizer: torch.optim.Optimizer, location: CodeLocation) -> None:
         """Note a step."""
-        before, stateless_at = self._before.pop(id(optimizer), {}), self._stateless_at.pop(id(optimizer), None)
+        before = self._before.pop(id(optimizer), {})
+        n_backward, had_state = self._begun.pop(id(optimizer), (self.events.n_backward, True))
         if not self._weights:
             return
         weights = weights_of(optimizer)
         changed = {id(w) for w in weights if id(w) in before and fingerprint(w) != before[id(w)]}
-        self._stepped |= changed
+        # A step that calls backward itself, as that of LBFGS, may end where it did so last, and uses its state meanwhile.
+        is_plain = n_backward == self.events.n_backward
+        self._stepped |= changed if is_plain else set()
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         self.events.steps.append(
             OptimizerStep(
@@ -141,8 +143,7 @@ class OptimizerWatch:
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
-                # A step that calls backward itself, as LBFGS does, uses its state while it lasts.
-                begins_state=stateless_at == self.events.n_backward and _has_state(optimizer),
+                begins_state=is_plain and not had_state and _has_state(optimizer),
                 n_backward=self.events.n_backward,
                 backward=self.last_backward,
             )
