@@ -156,7 +156,7 @@ def _describe_case(case: Case, mode: Mode) -> dict[str, Any]:
     return {
         "model": case.model,
         "mode": "exported" if case.model["kind"] == ModelFormat.EXPORTED else mode.value,
-        "loss_name": case.loss_name,
+        "loss_name": case.describe_loss(),
         "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": case.subject.seed},
     }
 

@@ -55,6 +55,13 @@ class Case:
         tensors = tensors_in((self.subject.arguments, self.subject.keywords))
         return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
 
+    def describe_loss(self) -> str:
+        """Name the loss; a model that computes its own is run once more to see that."""
+        from deconv_cli.gradients.losses import own_loss
+
+        is_own = self.loss_name == "projection" and own_loss(first_output(self.subject)) is not None
+        return "the model's own" if is_own else self.loss_name
+
 
 def open_case(
     options: CaseOptions, typed: frozenset[str], *, batch_axis: int | None = 0, is_training: bool = False

@@ -72,23 +72,31 @@ NAMED_LOSSES = {
 }
 
 
-def projection(output: Any, _target: Any = None) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
-    """Weigh every number of the output with a fixed random weight and add up: a loss that no output is lost from.
+def own_loss(output: Any) -> Any:  # noqa: ANN401  whatever the model gives
+    """Give the loss that a model computes itself: a single number, or one under `loss` as of those of transformers.
 
-    A model whose output is a single number, or holds one under `loss` as those of transformers do, gives its own loss.
-
-    Raises:
-        UsageError: the output holds no real tensor.
+    One that is no tensor has left torch, which is a finding and not an error. None where there is no loss.
     """
     own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
     if isinstance(own, torch.Tensor) and own.numel() == 1:
         return own
+    is_number = output.numel() == 1 if isinstance(output, torch.Tensor) else isinstance(output, int | float)
+    return output if is_number else None
+
+
+def projection(output: Any, _target: Any = None) -> Any:  # noqa: ANN401  whatever the model gives
+    """Weigh every number of the output with a fixed random weight and add up: a loss that no output is lost from.
+
+    A model that computes its loss itself keeps it, see `own_loss`.
+
+    Raises:
+        UsageError: the output holds no real tensor.
+    """
+    own = own_loss(output)
+    if own is not None:
+        return own
     leaves = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_in(output)]
     tensors = [t for t in leaves if t.is_floating_point()]
-    if isinstance(output, torch.Tensor) and output.numel() == 1:
-        return output
-    if isinstance(output, int | float):
-        return output  # type: ignore[return-value]  # a loss that has left torch, which is a finding and not an error
     if not tensors:
         if not leaves:
             raise UsageError(

@@ -37,6 +37,11 @@ class TestExitCodes:
         assert deconv("check-grad", *NETWORK, "--json").report["versions"]["deconv"] == "not installed"
         package_version.cache_clear()
 
+    def test_a_loss_is_named_as_what_it_is(self, deconv):
+        words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]
+        assert "(the model's own)" in deconv(*words).stdout
+        assert deconv("check-grad", *NETWORK, "--json").report["loss_name"] == "projection"
+
     def test_a_fault(self, deconv):
         done = deconv("check-grad", "--model", code("detached", "Detach"), expect=ExitCode.FAULT_FOUND)
         line = f"detached.py:{blamed_line('detached', 'detach')}"

@@ -78,8 +78,9 @@ def test_numbers_of_samples_that_differ(refuses, tmp_path):
     refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")
 
 
-def test_a_model_that_gives_its_loss_has_a_likelihood(deconv, tmp_path):
-    words = ["fisher", "--model", f"{FIXTURES / 'dying.py'}:Corner", "--input-shape", "1,3", "--json"]
+@pytest.mark.parametrize(("model", "shape"), [("dying.py:Corner", "1,3"), ("unusual.py:OwnLoss", "5,4")])
+def test_a_model_that_gives_its_loss_has_a_likelihood(deconv, tmp_path, model, shape):
+    words = ["fisher", "--model", f"{FIXTURES / model}", "--input-shape", shape, "--json"]
     assert deconv(*words, "-o", tmp_path / "f.safetensors").report["trace"] > 0
 
 

@@ -28,6 +28,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.fisher_matrix.likelihoods import LIKELIHOODS
 from deconv_cli.gradients.fisher_matrix.sample_loss import SampleLoss
+from deconv_cli.gradients.losses import own_loss
 from deconv_cli.gradients.sample_batch import Batch
 from deconv_cli.gradients.subject import Loss, seed_everything
 
@@ -70,13 +71,10 @@ class FisherDiagonal:
 def refuse_projection(output: Any) -> None:  # noqa: ANN401  whatever the model gives
     """Refuse a fixed random weight for every number of the output as a loss: it says nothing of targets.
 
-    A model that gives a single number has its own loss.
-
     Raises:
-        UsageError: the output is not a single number.
+        UsageError: the model does not compute its loss itself.
     """
-    is_number = output.numel() == 1 if isinstance(output, torch.Tensor) else isinstance(output, int | float)
-    if not is_number:
+    if own_loss(output) is None:
         raise UsageError(
             "a Fisher matrix needs the likelihood of the targets, and the projection of the output has none; choose a "
             f'loss with one, such as loss="cross-entropy" ({", ".join(LIKELIHOODS)}), or write a loss function.'
