@@ -124,7 +124,7 @@ class OptimizerWatch:
             return
         weights = weights_of(optimizer)
         changed = {id(w) for w in weights if id(w) in before and fingerprint(w) != before[id(w)]}
-        # A step that calls backward itself, as that of LBFGS, may end where it did so last, and uses its state meanwhile.
+        # A step that calls backward itself, as of LBFGS, may end where it did so last, and uses its state meanwhile.
         is_plain = n_backward == self.events.n_backward
         self._stepped |= changed if is_plain else set()
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]

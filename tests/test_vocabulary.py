@@ -1,0 +1,21 @@
+"""Numbers are written as people write them."""
+
+import pytest
+
+from deconv_cli.vocabulary import format_percent
+
+
+@pytest.mark.parametrize(
+    ("share", "n_digits", "written"),
+    [
+        (0.00421, 2, "0.42 %"),
+        (0.994, 2, "99 %"),
+        (0.9999, 2, "100 %"),
+        (2.5, 2, "250 %"),
+        (0.9996, 3, "100 %"),
+        (0.1234, 3, "12.3 %"),
+        (12.34, 3, "1234 %"),
+    ],
+)
+def test_a_share_is_never_written_by_a_power_of_ten(share, n_digits, written):
+    assert format_percent(share, n_digits) == written
