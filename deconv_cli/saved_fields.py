@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from deconv_cli.argument_types import as_path, check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.io.data import write_tensors
 from deconv_cli.io.output_path import check_output_path
@@ -30,7 +30,8 @@ def save_kernel_field(
         UsageError: another suffix, no such folder, or an existing file without `force`.
         FileAccessError: disk full, or no permission.
     """
-    path = Path(path)
+    check_type(field, KernelField, "the field")
+    path = as_path(path)
     check_output_path(path, path.parent, force=force)
     tensors = {"kernels": field.taps.detach().cpu()}
     tensors |= {name: torch.tensor(getattr(field, name), dtype=torch.float64) for name in ("rows", "columns")}
@@ -44,7 +45,7 @@ def load_kernel_field(path: str | os.PathLike[str]) -> KernelField:
         UsageError: no such file, or another kernel.
         InputRefusedError: damaged, too large, or no kernel at all.
     """
-    read = read_kernel(Path(path))
+    read = read_kernel(as_path(path))
     if read.places is None:
         raise UsageError(
             f"'{path}' should hold a kernel field, but holds one kernel of shape {tuple(read.kernel.shape)}."

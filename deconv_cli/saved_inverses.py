@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import as_path, check_type
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
@@ -93,7 +94,8 @@ def save_pseudo_inverse(inverse: PseudoInverse, path: str | os.PathLike[str], *,
         UsageError: another suffix, no such folder, or an existing file without `force`.
         FileAccessError: disk full, no permission, or the file does not read back.
     """
-    path = Path(path)
+    check_type(inverse, PseudoInverse, "the inverse")
+    path = as_path(path)
     check_state_path(path, path, force=force)
     write_inverse(path, SavedInverse(inverse))
 
@@ -117,7 +119,7 @@ def load_pseudo_inverse(
         FileAccessError: the file cannot be read.
         InputRefusedError: damaged, too large, of a newer schema, or another file altogether.
     """
-    saved = read_inverse(Path(path), torch.device(device), max_memory)
+    saved = read_inverse(as_path(path), torch.device(device), max_memory)
     if saved.bias is not None:
         raise UsageError(
             f"'{path}' holds an inverse and the bias of a layer, which has to be subtracted from its outputs first; "

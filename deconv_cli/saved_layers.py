@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from deconv_cli.argument_types import as_path, check_type
 from deconv_cli.io.data import write_tensors
 from deconv_cli.io.output_path import check_output_path
 from deconv_cli.models.model_building import build_model
@@ -41,7 +41,7 @@ def open_model(
         InputRefusedError: a file that is unsafe, damaged, too large or does not fit the class.
     """
     named = None if model is None else load_named(model, "model")
-    stored = read_model(Path(path), named=named, allowed_globals=allowed_globals, trusted_sha256=trusted_sha256)
+    stored = read_model(as_path(path), named=named, allowed_globals=allowed_globals, trusted_sha256=trusted_sha256)
     if named is None or stored.module is not None or stored.exported is not None:
         return stored, None
     return stored, build_model(named, init, stored)
@@ -78,7 +78,8 @@ def save_layer(
         UsageError: another suffix, no such folder, or an existing file without `force`.
         FileAccessError: disk full, or no permission.
     """
-    path = Path(path)
+    check_type(layer, ModelLayer, "the layer")
+    path = as_path(path)
     check_output_path(path, path.parent, force=force)
     tensors = {f"{layer.name}.weight": layer.weight.detach().cpu()}
     if layer.bias is not None:

@@ -262,7 +262,7 @@ class ReconstructionSettings:
         value: Any = getattr(self, name)
         if value is None and name != "max_iterations" and not (name == "lam" and self._is_resolved):
             return
-        if value == "auto" and "auto" in wanted and isinstance(value, str):
+        if isinstance(value, str) and value == "auto" and "auto" in wanted:
             return
         self._set(name, self._number(name, value, kind, wanted, holds))
 

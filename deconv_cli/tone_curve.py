@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import ShapeError, UsageError
 
 N_INTERVALS = 255 * 16
@@ -46,6 +47,7 @@ class ToneCurve:
 
     def __post_init__(self) -> None:
         light = self.light
+        check_type(light, Tensor, "light")
         is_table = light.ndim == 2 and light.shape[0] > 0 and light.shape[1] > 1
         if not is_table or not bool((light.diff(dim=-1) > 0).all()):
             raise UsageError(

@@ -13,7 +13,7 @@ import deconv_cli
 PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
-    *("allocator", "errors", "vocabulary", "registry", "thread_warnings"),
+    *("allocator", "argument_types", "errors", "vocabulary", "registry", "thread_warnings"),
     *("parts", "noise_model", "layer_options", "settings", "input_defaults"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
@@ -24,6 +24,7 @@ ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
     "allocator": set(),
+    "argument_types": {"errors"},
     "thread_warnings": set(),
     "registry": {"errors", "vocabulary"},
     "parts": {"registry"},
@@ -36,8 +37,8 @@ ALLOWED = {
     "kernels": BELOW_OPERATORS | {"operators"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
-    "gradients": {"errors", "vocabulary", "registry"},
-    "tone_curve": {"errors"},
+    "gradients": {"argument_types", "errors", "vocabulary", "registry"},
+    "tone_curve": {"argument_types", "errors"},
     "sample_range": set(),
     "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
     "models": BELOW_OPERATORS | {"io"},
@@ -73,6 +74,7 @@ SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
 TORCH_FREE = {
     "allocator",
+    "argument_types",
     "thread_warnings",
     "errors",
     "vocabulary",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deconv_cli.argument_types import as_path
 from deconv_cli.blocks.block_memory import default_memory
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
@@ -91,8 +92,9 @@ def invert_blocks(
     """
     if settings is not None and options:
         raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+    check_kernel(kernel)
     files = files or LargeFileOptions()
-    opened = open_regions(Path(source), axes=files.axes, series=files.series, tensor=files.tensor)
+    opened = open_regions(as_path(source), axes=files.axes, series=files.series, tensor=files.tensor)
     if settings is None:
         kind = InputKind.PICTURE if opened.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | options)
@@ -101,7 +103,7 @@ def invert_blocks(
     if files.extra != NO_FILES:
         settings = replace(settings, predict=True)
     problem = lay_out_problem(opened, corner, kernel, settings)
-    planned = plan_target(problem, Path(target), files)
+    planned = plan_target(problem, as_path(target), files)
     extras = plan_extras(problem, planned, files.extra, force=None if files.resume else files.force)
     options_ = blocks or BlockOptions(default_memory())
     run = BlockRun.prepare(problem, planned, options_, extras=extras, resume=files.resume, force=files.force)

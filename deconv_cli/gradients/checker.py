@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import ParameterFinding, Verdict
@@ -60,6 +61,7 @@ def check_gradients(
     Raises:
         UsageError: the model cannot be run on these inputs, or has no parameters.
     """
+    check_type(model, nn.Module, "the model")
     value = projection if loss is None else user_loss(loss, has_target=target is not None)
     axis = 0 if batch_axis == "auto" else batch_axis
     subject = Subject(model, inputs, keywords, target, value, seed, axis, is_axis_given=batch_axis != "auto")

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import MalformedInputError, ShapeError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.varying_convolution import middle_place
+from deconv_cli.operators.varying_convolution import as_places, middle_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class KernelField:
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):
-            object.__setattr__(self, name, tuple(float(place) for place in getattr(self, name)))
+            object.__setattr__(self, name, as_places(getattr(self, name), name))
+        check_type(self.taps, Tensor, "the taps")
         shape = tuple(self.taps.shape)
         if len(shape) != 4 or shape[:2] != (len(self.rows), len(self.columns)):
             raise ShapeError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators.axes import crop, half_spectrum, space_axes
-from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.operators.linear_operator import LinearOperator, Shape, as_shape
 from deconv_cli.vocabulary import Size
 
 
@@ -152,7 +152,7 @@ class Gradient(Differences):
     """
 
     def __init__(self, shape: Shape, *, periodic: bool = False) -> None:
-        super().__init__(shape, first_differences(len(shape) - 1), periodic=periodic)
+        super().__init__(shape, first_differences(len(as_shape(shape)) - 1), periodic=periodic)
 
 
 class Laplacian(Differences):
@@ -166,7 +166,7 @@ class Laplacian(Differences):
     """
 
     def __init__(self, shape: Shape, *, periodic: bool = False) -> None:
-        super().__init__(shape, second_differences(len(shape) - 1), periodic=periodic)
+        super().__init__(shape, second_differences(len(as_shape(shape)) - 1), periodic=periodic)
 
 
 def difference_energies(torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import ShapeError
+from deconv_cli.argument_types import check_type
+from deconv_cli.errors import ShapeError, UsageError
 
 Shape = tuple[int, ...]
+
+
+def as_shape(shape: Sequence[int]) -> Shape:
+    """Give a shape as a tuple.
+
+    Raises:
+        UsageError: it is no sequence of whole numbers.
+    """
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, Integral) for n in shape):
+        raise UsageError(f"a shape must be a tuple of whole numbers, but is {shape!r}.")
+    return tuple(shape)
 
 
 class LinearOperator(ABC):
@@ -64,6 +76,7 @@ class LinearOperator(ABC):
         Raises:
             ShapeError: `x` does not end in the input shape.
         """
+        check_type(x, Tensor, "the input of an operator")
         n_axes = len(self.input_shape)
         if x.ndim < n_axes or x.shape[x.ndim - n_axes :] != self.input_shape:
             raise ShapeError(
@@ -196,8 +209,7 @@ class Identity(LinearOperator):
     """
 
     def __init__(self, shape: Shape) -> None:
-        self.input_shape = tuple(shape)
-        self.output_shape = tuple(shape)
+        self.input_shape = self.output_shape = as_shape(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` as it is."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.operators.linear_operator import LinearOperator
 
@@ -46,6 +47,9 @@ class Linearization(LinearOperator):
     """
 
     def __init__(self, function: Function, at: Tensor) -> None:
+        if not callable(function):
+            raise UsageError(f"the function must be callable, but is of type {type(function).__name__}.")
+        check_type(at, Tensor, "the point")
         self._function, self._at = function, at.detach()
         self.input_shape = tuple(at.shape)
         self.dtype, self.device = at.dtype, at.device

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.argument_types import check_type
+from deconv_cli.errors import UsageError
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import to_float64
@@ -27,7 +29,19 @@ from deconv_cli.operators.extension import outside_positions
 from deconv_cli.operators.geometry import Padding
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, shortened
+
+
+def as_places(places: Sequence[float], name: str) -> tuple[float, ...]:
+    """Give where the rows or the columns of a field lie as plain numbers.
+
+    Raises:
+        UsageError: they are no numbers.
+    """
+    try:
+        return tuple(float(place) for place in places)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a sequence of numbers, but is {shortened(repr(places))}.") from error
 
 
 def hat_weights(places: Sequence[float], positions: Tensor) -> Tensor:
@@ -188,8 +202,9 @@ class VaryingConvolution(Convolution):
         padding: Padding = "same",
         boundary: str | BoundaryRule = "zero",
     ) -> None:
+        check_type(taps, Tensor, "the taps")
         super().__init__(taps[middle_place(taps)][None, None], image_size, padding=padding, boundary=boundary)
-        self.taps, self.places = taps, (rows, columns)
+        self.taps, self.places = taps, (as_places(rows, "rows"), as_places(columns, "columns"))
         row_weights, column_weights = (self._weights(axis, is_extended=True) for axis in (0, 1))
         self.correlation = VaryingCorrelation(taps, row_weights, column_weights)
 

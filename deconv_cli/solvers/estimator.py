@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
@@ -61,6 +62,9 @@ class Estimator(ABC):
     penalty: str | None = None
 
     def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
+        check_type(kernel, Kernel, "the kernel")
+        check_type(image_size, tuple, "the size of the images")
+        check_type(settings, ResolvedSettings, "the settings")
         boundary = wrap(as_rule(settings.boundary), settings.wraps)
         kernel = kernel.with_layer(settings.layer)
         self.kernel, self.settings = kernel, replace(settings, dimensions=kernel.n_axes)

@@ -19,7 +19,7 @@ from deconv_cli.solvers.inverse_state import InverseState, Precomputed
 from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, format_size
 
 
 class PseudoInverse(Estimator):
@@ -73,6 +73,13 @@ class PseudoInverse(Estimator):
         else:
             self._inverse = restore_inverse(problem, rule, self.choice.method, precomputed.factors)
         self.rcond = self._inverse.rcond
+
+    def __repr__(self) -> str:
+        """Describe it in one line: the kernel, both sizes, the boundary, λ and the method."""
+        kernel, geometry = tuple(self.operator.kernel.shape), self.geometry
+        sizes = f"{format_size(geometry.output_size)} → {format_size(geometry.image_size)}"
+        boundary, method = self.settings.boundary, self.choice.method
+        return f"PseudoInverse(kernel {kernel}, {sizes}, boundary {boundary}, λ {self.lam:g}, method {method})"
 
     @property
     def state(self) -> InverseState:

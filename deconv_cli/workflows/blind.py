@@ -242,6 +242,7 @@ def align_kernel(
         ShapeError: shapes that do not fit.
         MalformedInputError: samples that are not finite.
     """
+    check_tensor(kernel, "the kernel")
     if kernel.ndim != 2:
         raise ShapeError(f"a kernel of shape (kH, kW) can be aligned, but this one has {tuple(kernel.shape)}.")
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -78,7 +78,7 @@ def list_parts(layers: Layers, like: Tensor, eps: float) -> list[Part]:
         UsageError: something else than modules, or none.
     """
     given: list[Named]
-    if isinstance(layers, nn.Module):
+    if isinstance(layers, nn.Module) or not isinstance(layers, Iterable):
         given = [("", layers)]
     else:
         given = [each if isinstance(each, tuple) else (str(n), each) for n, each in enumerate(layers)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.fit.pair_equations import Pair
 from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.dense_tensor import check_tensor
 from deconv_cli.solvers.memory import free_memory
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_size
 from deconv_cli.workflows.arithmetic import check_image
@@ -48,6 +49,25 @@ def check_constraints(channels: str, lam: float | None, *, unit_sum: bool) -> No
         raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
 
 
+def as_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """List pairs of a sharp and a blurred image.
+
+    Raises:
+        UsageError: they are no pairs, or not of tensors.
+    """
+    try:
+        listed = [(sharp, blurred) for sharp, blurred in pairs]
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "pairs must hold pairs of a sharp and a blurred image, but what was given does not come apart into two "
+            f"tensors each, as it is of type {type(pairs).__name__}."
+        ) from error
+    for sharp, blurred in listed:
+        check_tensor(sharp, "the sharp image")
+        check_tensor(blurred, "the blurred image")
+    return listed
+
+
 def group_pairs(
     pairs: Sequence[tuple[Tensor, Tensor]], size: Size, channels: str, boundary: BoundaryRule
 ) -> list[list[Pair]]:
@@ -68,7 +88,7 @@ def group_pairs(
         MalformedInputError: images that are not finite, or zero everywhere.
     """
     check_name(CHANNELS, channels, "channels")
-    images = [one for sharp, blurred in pairs for one in _one_by_one(sharp, blurred, len(size))]
+    images = [one for sharp, blurred in as_pairs(pairs) for one in _one_by_one(sharp, blurred, len(size))]
     if not images:
         raise UsageError("a kernel is fitted to pairs of a sharp and a blurred image, but there are none.")
     counts = {(len(sharp), len(blurred)) for sharp, blurred in images}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.apply_kernel import forward
-from deconv_cli.workflows.arithmetic import as_any_kernel
-from deconv_cli.workflows.image_pairs import group_pairs
+from deconv_cli.workflows.arithmetic import as_any_kernel, check_kernel
+from deconv_cli.workflows.image_pairs import as_pairs, checked_size, group_pairs
 from deconv_cli.workflows.learn_kernel import KernelLearning, learn_kernel
 from deconv_cli.workflows.learning_settings import LearningSettings
 from deconv_cli.workflows.library import invert
@@ -84,6 +85,7 @@ def learn_inverse_filters(
     if settings is not None and choices:
         raise UsageError(f"settings were given as a record and as {next(iter(choices))} too; use one or the other.")
     settings = settings or LearningSettings.of(**choices)
+    size, pairs = checked_size(size), as_pairs(pairs)
     n_axes = len(size)
     for sharp, blurred in pairs:
         if sharp.shape[-n_axes:] != blurred.shape[-n_axes:]:
@@ -119,6 +121,8 @@ def simulate_pairs(
     Raises:
         DeconvError: what `forward` refuses, or noise of another kind.
     """
+    check_type(images, Iterable, "what is to be blurred")
+    check_kernel(kernel)
     model = None if noise is None else Noise.parse(noise)
     if model is not None:
         kernel, _ = model.kernel_for(kernel, as_any_kernel(kernel, kernel.device, torch.float64, n_axes).n_axes)

@@ -40,6 +40,12 @@ def test_those_without_a_direction_have_none(text):
         ("lens:3", "but is 'lens'"),
         ("disk", "is written disk:RADIUS, for example disk:5.2, but is 'disk'."),
         ("disk:", "written disk:RADIUS"),
+        (
+            "disk:4*",
+            "such as 'disk:4*motion:9@30', but one of them is missing in 'disk:4*'.",
+        ),
+        ("disk:4**motion:9@30", "one of them is missing"),
+        ("* disk:4", "one of them is missing"),
         ("path", "is written path:FILE.csv, for example path:shake.csv"),
         ("shift", "is written shift:DOWN@RIGHT, for example shift:0.3@-0.2"),
         ("disk:1@2", "written disk:RADIUS"),

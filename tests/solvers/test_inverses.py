@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import ALL_CASES, Case, named, random
 
+import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PENALTIES
@@ -136,6 +137,12 @@ def test_channels_that_depend_on_each_other_get_the_least_norm_solution():
     y = random((3, 6, 5), seed=1)
     expected = dense_solution(inverse, y)
     assert (inverse.solve(y).value - expected).norm() <= 1e-11 * expected.norm()
+
+
+def test_an_inverse_describes_itself_in_one_line():
+    inverse = deconv_cli.pseudo_inverse(torch.ones(2, 1, 3, 3), input_size=(8, 9), padding="valid", lam=1e-3)
+    described = "PseudoInverse(kernel (2, 1, 3, 3), 6×7 → 8×9, boundary zero, λ 0.001, method "
+    assert repr(inverse) == f"{described}{inverse.choice.method})"
 
 
 def test_rcond_truncates_singular_values():

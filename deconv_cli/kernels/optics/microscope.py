@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
 from deconv_cli.kernels.sources.band_limited import sample_kernel
@@ -94,7 +95,11 @@ class Microscope:
 
     def _check_spacing(self) -> None:
         steps = self.spacing
-        if len(steps) not in (2, 3) or not all(_is_number(step) and step > 0 for step in steps):
+        if (
+            not isinstance(steps, tuple | list)
+            or len(steps) not in (2, 3)
+            or not all(_is_number(step) and step > 0 for step in steps)
+        ):
             raise UsageError(f"spacing must hold two or three positive distances in µm, but is {steps}.")
         if min(steps) < DISTANCES[0] or max(steps) > DISTANCES[1]:
             listed = " × ".join(f"{step:g}" for step in steps)
@@ -160,9 +165,11 @@ def microscope_psf(microscope: Microscope, size: Size | None = None) -> Tensor:
     Raises:
         UsageError: a size that cannot be, or the package that computes it is not there.
     """
+    check_type(microscope, Microscope, "the microscope")
     size = microscope.natural_size if size is None else size
     n_axes = len(microscope.spacing)
-    if len(size) != n_axes or not all(isinstance(n, int) and n > 0 and n % 2 for n in size):
+    is_size = isinstance(size, tuple | list) and len(size) == n_axes
+    if not is_size or not all(isinstance(n, int) and n > 0 and n % 2 for n in size):
         raise UsageError(f"size must hold an odd number of samples for each of {n_axes} axes, but is {size}.")
     planes = (size[0], microscope.spacing[0]) if n_axes == 3 else (1, 1.0)
     side = max(size[-2:])

@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, product
@@ -57,7 +58,14 @@ def read_formula(
     text: str, spacing: tuple[float, ...] | None = None, dimensions: int | None = None
 ) -> ContinuousKernel:
     """Read what a formula describes, for the same arguments as `make_kernel`."""
-    kernel = product([_read_factor(factor.strip(), spacing) for factor in text.split("*")])
+    check_type(text, str, "the description of a kernel")
+    factors = [factor.strip() for factor in text.split("*")]
+    if len(factors) > 1 and not all(factors):
+        raise UsageError(
+            "a kernel must be described by blurs with * between them, such as 'disk:4*motion:9@30', but one of them is "
+            f"missing in '{shortened(text)}'."
+        )
+    kernel = product([_read_factor(factor, spacing) for factor in factors])
     return kernel.along_last() if dimensions == 1 else kernel
 
 

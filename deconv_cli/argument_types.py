@@ -1,0 +1,34 @@
+"""The check that what a caller gives has the type that a function takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deconv_cli.errors import UsageError
+
+
+def check_type(found: object, wanted: type, role: str) -> None:
+    """Refuse a value of another type.
+
+    Args:
+        found: what was given.
+        wanted: its type, or a base of it.
+        role: what it is called in the message.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(found, wanted):
+        raise UsageError(f"{role} must be of type {wanted.__name__}, but is of type {type(found).__name__}.")
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Give the path of a file.
+
+    Raises:
+        UsageError: it is neither a text nor a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"the path of a file must be a str or a Path, but is of type {type(path).__name__}.")
+    return Path(path)

@@ -1,0 +1,90 @@
+"""What a caller gives by mistake is answered by one sentence of the package's own, whatever its type."""
+
+import numpy as np
+import pytest
+import torch
+
+import deconv_cli
+from deconv_cli import DeconvError
+
+WRONG = {"number": 3, "text": "x", "nothing": None, "list": [1.0, 2.0], "array": np.ones(2), "dictionary": {}}
+KERNEL, IMAGE, PAIRS = torch.ones(3, 3) / 9, torch.ones(1, 8, 8), [(torch.ones(1, 8, 8), torch.ones(1, 8, 8))]
+FIELD = {"taps": torch.ones(2, 2, 3, 3), "rows": (0.2, 0.8), "columns": (0.2, 0.8)}
+RECOVERED = deconv_cli.pseudo_inverse(KERNEL, input_size=(8, 8), lam=1e-3)
+# Each with arguments that are right, but for the ones that are given wrongly.
+CALLS = {
+    "align_kernel": ({"kernel": KERNEL, "image": IMAGE}, ("kernel", "image")),
+    "check_gradients": ({}, ("model",)),
+    "estimate_free_kernel": ({}, ("image",)),
+    "estimate_kernel": ({}, ("image",)),
+    "fit_kernel": ({"pairs": PAIRS, "size": (3, 3)}, ("pairs", "size")),
+    "forward": ({"x": IMAGE, "kernel": KERNEL}, ("x", "kernel")),
+    "forward_taps": ({"x": IMAGE, "kernel": KERNEL, "tap": "product"}, ("x", "kernel", "tap")),
+    "invert": ({"y": IMAGE, "kernel": KERNEL}, ("y", "kernel")),
+    "invert_blocks": ({"source": "a.tif", "kernel": KERNEL, "target": "b.tif"}, ("source", "kernel")),
+    "invert_chain": ({"y": IMAGE, "layers": torch.nn.Conv2d(1, 1, 3)}, ("y", "layers")),
+    "invert_taps": ({"y": IMAGE, "kernel": KERNEL, "tap": "product"}, ("y", "kernel", "tap")),
+    "learn_inverse_filters": ({"pairs": PAIRS, "size": (3, 3)}, ("pairs", "size")),
+    "learn_kernel": ({"pairs": PAIRS, "size": (3, 3)}, ("pairs", "size")),
+    "list_layers": ({}, ("path",)),
+    "load_kernel_field": ({}, ("path",)),
+    "load_layer": ({}, ("path",)),
+    "load_learning_state": ({}, ("path",)),
+    "load_pseudo_inverse": ({}, ("path",)),
+    "make_kernel": ({}, ("text",)),
+    "map_blur": ({}, ("image",)),
+    "microscope_psf": ({}, ("microscope",)),
+    "pseudo_inverse": ({"kernel": KERNEL, "input_size": (8, 8)}, ("kernel", "input_size")),
+    "psf_from_beads": ({}, ("image",)),
+    "save_kernel_field": ({"path": "f.safetensors", "field": deconv_cli.KernelField(**FIELD)}, ("field",)),
+    "save_layer": ({"path": "l.safetensors"}, ("layer",)),
+    "save_learning_state": ({"state": {}, "path": "s.pt"}, ("state",)),
+    "save_pseudo_inverse": ({"path": "p.safetensors"}, ("inverse",)),
+    "simulate_pairs": ({"images": [IMAGE], "kernel": KERNEL, "noise": "gaussian:1"}, ("kernel",)),
+    "solve": ({"A": deconv_cli.Convolution(KERNEL, (8, 8)), "y": IMAGE}, ("A", "y")),
+    "Convolution": ({"kernel": KERNEL, "image_size": (8, 8)}, ("kernel", "image_size")),
+    "KernelField": (FIELD, ("taps",)),
+    "Linearization": ({"function": torch.sin, "at": IMAGE}, ("function", "at")),
+    "Microscope": ({"numerical_aperture": 0.8, "emission": 520.0}, ("spacing",)),
+    "PseudoInverse": (
+        {"kernel": RECOVERED.kernel, "image_size": (8, 8), "settings": RECOVERED.settings},
+        ("kernel", "settings", "image_size"),
+    ),
+    "ToneCurve": ({"white": 1.0}, ("light",)),
+    "VaryingConvolution": ({**FIELD, "image_size": (8, 8)}, ("taps",)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_type_is_refused_in_a_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    right, given = CALLS[name]
+    for argument in given:
+        for value in WRONG.values():
+            with pytest.raises(DeconvError) as refusal:
+                getattr(deconv_cli, name)(**right | {argument: value})
+            assert str(refusal.value).endswith(".")
+            assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["Gradient", "Laplacian", "Identity"])
+def test_a_wrong_shape_is_refused(name):
+    for value in WRONG.values():
+        with pytest.raises(deconv_cli.UsageError, match="must be a tuple of whole numbers"):
+            getattr(deconv_cli, name)(value)
+
+
+def test_the_sentence_says_what_was_expected_and_what_came(tmp_path):
+    with pytest.raises(deconv_cli.UsageError, match=r"^the model must be of type Module, but is of type int\.$"):
+        deconv_cli.check_gradients(3)
+    with pytest.raises(deconv_cli.UsageError, match="the inverse must be of type PseudoInverse, but is of type str"):
+        deconv_cli.save_pseudo_inverse("P", tmp_path / "p.safetensors")
+    with pytest.raises(deconv_cli.UsageError, match="must be a str or a Path, but is of type int"):
+        deconv_cli.save_pseudo_inverse(RECOVERED, 3)
+    with pytest.raises(deconv_cli.UsageError, match="an operator must be of type Tensor, but is of type ndarray"):
+        deconv_cli.Convolution(KERNEL, (8, 8))(np.ones((1, 8, 8)))
+    with pytest.raises(deconv_cli.UsageError, match="rows must be a sequence of numbers, but is 3"):
+        deconv_cli.KernelField(**FIELD | {"rows": 3})
+    with pytest.raises(deconv_cli.UsageError, match="lambda must be"):
+        deconv_cli.ReconstructionSettings(lam=np.ones(2))
+    assert list(tmp_path.iterdir()) == []
