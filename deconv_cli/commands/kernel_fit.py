@@ -20,7 +20,7 @@ from deconv_cli.commands.kernel_output import (
 )
 from deconv_cli.commands.pair_options import PairOptions, SizeOption, list_pairs, parse_size
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import counted, format_percent, format_size
+from deconv_cli.vocabulary import counted, format_size
 
 if TYPE_CHECKING:
     from deconv_cli.workflows.fit_kernel import KernelFit
@@ -116,17 +116,16 @@ def _describe(found: KernelFit) -> dict[str, Any]:
 
 
 def _rows(found: KernelFit, light: str) -> list[tuple[str, str]]:
+    from deconv_cli.report.learning_record import describe_residual
+
     shape = format_size(found.taps.shape)
-    held_out = (
-        f", {format_percent(found.held_out, 3)} where they were held out" if math.isfinite(found.held_out) else ""
-    )
     bars = f"± {float(found.errors.median()):.2g} in the median, {float(found.errors.max()):.2g} at most"
     return [
         ("taps", f"{shape}, sum {float(found.taps.sum()):.6g}, largest {float(found.taps.max()):.4g}"),
         ("error bars", bars),
         ("determined", f"{found.n_effective:.0f} of {found.taps.numel()} taps, by {counted(found.n_data, 'sample')}"),
         ("noise", f"σ {', '.join(f'{value:.3g}' for value in found.sigma)}"),
-        ("residual", f"{format_percent(found.residual, 3)} of the data{held_out}"),
+        ("residual", describe_residual(found)),
         ("λ", f"{', '.join(f'{value:.2g}' for value in found.lam)}: the likeliest"),
         ("light", light),
     ]

@@ -98,14 +98,8 @@ class Geometry:
             ShapeError: the image is empty, or the kernel does not fit into the padded image.
             UsageError: no such padding is known.
         """
-        if len(image_size) != len(kernel_size):
-            raise ShapeError(
-                f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
-                f"but the image is one of {format_size(image_size)}."
-            )
+        check_image_size(image_size, kernel_size)
         geometry = cls(tuple(image_size), tuple(kernel_size), resolve_padding(padding, kernel_size))
-        if min(image_size) < 1:
-            raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
         if min(geometry.output_size) < 1:
             raise ShapeError(
                 f"a kernel of {format_size(kernel_size)} does not fit into an image of {format_size(image_size)} "
@@ -147,3 +141,18 @@ class Geometry:
             f"{format_size(self.image_size)}, too far for a {boundary.name} boundary; "
             f"use a larger image, or boundary {', '.join(others[:-1])} or {others[-1]}."
         )
+
+
+def check_image_size(image_size: Size, kernel_size: Size) -> None:
+    """Refuse an image without pixels, or of another number of axes than a kernel.
+
+    Raises:
+        ShapeError: it is one.
+    """
+    if len(image_size) != len(kernel_size):
+        raise ShapeError(
+            f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
+            f"but the image is one of {format_size(image_size)}."
+        )
+    if min(image_size) < 1:
+        raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")

@@ -8,7 +8,7 @@ from itertools import product
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, AxisOptions, LayerOptions
 from deconv_cli.operators.boundaries.rule import BoundaryRule
-from deconv_cli.operators.geometry import Geometry, Padding, resolve_padding
+from deconv_cli.operators.geometry import Geometry, Padding, check_image_size, resolve_padding
 from deconv_cli.vocabulary import Size, format_size
 
 
@@ -101,15 +101,9 @@ class LayerGeometry(Geometry):
             ShapeError: the image is empty, or the kernel does not fit into the padded image.
             UsageError: no such padding is known, or the options are for another number of axes.
         """
-        if len(image_size) != len(kernel_size):
-            raise ShapeError(
-                f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
-                f"but the image is one of {format_size(image_size)}."
-            )
+        check_image_size(image_size, kernel_size)
         pads = resolve_padding(padding, reach_of(kernel_size, options))
         geometry = cls(tuple(image_size), tuple(kernel_size), pads, options)
-        if min(image_size) < 1:
-            raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
         if min(geometry.output_size) < 1:
             raise ShapeError(
                 f"a layer with a kernel of {format_size(kernel_size)}, padding {padding} and {options.describe()} "

@@ -11,6 +11,7 @@ from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.record import SCHEMA, Record, finite_or_none
 from deconv_cli.report.run_record import describe_versions
 from deconv_cli.vocabulary import counted, format_percent, format_size
+from deconv_cli.workflows.fit_kernel import KernelFit
 from deconv_cli.workflows.inverse_filters import HeldOutQuality
 from deconv_cli.workflows.learn_kernel import KernelLearning
 from deconv_cli.workflows.learning_settings import LearningSettings
@@ -79,7 +80,11 @@ class LearningRun:
                 "the mean over what was learned from, and over every fifth stripe of outputs, which was not",
             ),
             ("ended", _ending(found), "the descent ends when what is held out is predicted no better"),
-            ("residual", _residual(found), "root of the squares that are left over, in parts of those of the data"),
+            (
+                "residual",
+                describe_residual(found),
+                "root of the squares that are left over, in parts of those of the data",
+            ),
             ("λ", ", ".join(f"{value:.2g}" for value in found.lam), "weight of the penalty on the taps"),
             ("light", self.light, "in what the blur acts"),
         ]
@@ -128,7 +133,8 @@ def _ending(found: KernelLearning) -> str:
     return f"{epochs} and {counted(rounds, 'round')} over all data, {distance:.1g} from the minimum"
 
 
-def _residual(found: KernelLearning) -> str:
+def describe_residual(found: KernelFit | KernelLearning) -> str:
+    """Say how much of the data a kernel that was fitted or learned leaves over."""
     held_out = (
         f", {format_percent(found.held_out, 3)} where they were held out" if math.isfinite(found.held_out) else ""
     )

@@ -10,7 +10,7 @@ from textwrap import indent
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, changed, run_text, verdicts
+from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, changed, load_fixture, run_text, verdicts
 from torch import nn
 
 import deconv_cli
@@ -519,20 +519,9 @@ class TestWatching:
         assert set(verdicts(watched.report).values()) == {"OK"}
 
     def test_a_hand_written_backward_that_is_wrong(self):
-        class Scaled(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x, w):
-                ctx.save_for_backward(x, w)
-                return x * w
-
-            @staticmethod
-            def backward(ctx, grad):
-                x, w = ctx.saved_tensors
-                return grad * w, 2 * (grad * x).sum(0)
-
         w = torch.randn(3, requires_grad=True)
         with deconv_cli.watch_gradients() as watched:
-            Scaled.apply(torch.randn(5, 3), w).square().mean().backward()
+            load_fixture("wrong").Doubled.apply(torch.randn(5, 3), w).square().mean().backward()
         assert verdicts(watched.report) == {"w": "WRONG"}
 
     def test_what_was_patched_is_put_back(self):
