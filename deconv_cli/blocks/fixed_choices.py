@@ -66,7 +66,7 @@ class FixedChoices:
         settings, reasons = resolution.settings, resolution.reasons
         if self.rho is not None:
             settings = replace(settings, rho=self.rho)
-        if self.noise:
+        if self.noise and settings.noise not in (None, "white"):  # full samples are measurements for those words alone
             settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
         if self.weight is not None:
             settings = replace(settings, weight=self.weight, noise_sigma=None)
