@@ -32,6 +32,8 @@ SECONDS_TO_CONNECT = 30
 """How long a scheduler may take to answer."""
 SECONDS_TO_MISS = 5
 """How long no piece may be done until it is looked whether there are workers."""
+ALLOWED_FAILURES = 0
+"""Workers that may die of a piece before a scheduler started here gives it back, to be tried again by itself."""
 UNDER_WAY = 2
 """Pieces that each worker is given at once, so that none waits for the network."""
 
@@ -92,6 +94,7 @@ class DaskCluster(Scheduler):
             memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
             silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are reported otherwise
             preload=[AT_START],
+            scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
         )
@@ -118,8 +121,16 @@ class DaskCluster(Scheduler):
                 else:
                     yield _explained(finished)
         for number in suspects:
+            yield _explained(self._by_itself(task, number))
+
+    def _by_itself(self, task: Callable[[int], Result], number: int) -> Finished[Result]:
+        """Try a piece again of which a worker died; schedulers that were found count themselves how many did."""
+        for _ in range(1 if self._cluster is None else RETRIES):
             with closing(self._side_by_side(task, [number])) as alone:
-                yield from map(_explained, alone)
+                (finished,) = alone
+            if not _is_killed(finished.error):
+                break
+        return finished
 
     def _side_by_side(
         self, task: Callable[[int], Result], numbers: Iterable[int]
@@ -177,6 +188,7 @@ class _Pieces(Generic[Result]):
         # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
         self._piece = client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), share)), pure=False)
         self._under_way: dict[Any, int] = {}
+        self._patience: float = SECONDS_TO_MISS
         self._done: Queue[Any] = Queue()
 
     @property
@@ -211,8 +223,9 @@ class _Pieces(Generic[Result]):
         """Give what a worker sent, or why none could; `None` where it died before that came here: Dask does it anew."""
         if future.status == "finished":
             try:
-                finished: Finished[Result] = future.result(timeout=SECONDS_TO_MISS)
+                finished: Finished[Result] = future.result(timeout=self._patience)
             except TimeoutError:
+                self._patience *= 2  # what is broken off begins anew
                 return None
             except Exception:
                 if future.status == "finished":

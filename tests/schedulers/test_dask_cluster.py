@@ -13,6 +13,7 @@ from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, check_failures, folde
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers import dask_cluster, dask_piece
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
+from deconv_cli.schedulers.scheduler import RETRIES
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.schedulers.work_settings import WorkSettings
 
@@ -52,6 +53,26 @@ def test_results_that_are_lost_with_their_worker_are_made_again(cluster):
     os.kill(first.result, signal.SIGKILL)
     time.sleep(0.2)
     assert sorted([first.number, *(one.number for one in run)]) == list(range(6))
+
+
+def test_a_result_that_takes_long_to_fetch_is_given_the_time(cluster, monkeypatch):
+    from distributed import Future
+
+    fetch, given = Future.result, []
+
+    def fetch_slowly(self, timeout=None):
+        given.append(timeout)
+        assert len(given) < 6, "it is fetched again and again"
+        if timeout < 0.1:
+            time.sleep(timeout)
+            raise TimeoutError
+        return fetch(self, timeout=timeout)
+
+    monkeypatch.setattr(dask_cluster, "SECONDS_TO_MISS", 0.03)
+    monkeypatch.setattr(dask_cluster, "SECONDS_TO_BE_LOST", 0.01)
+    monkeypatch.setattr(Future, "result", fetch_slowly)
+    assert [one.result for one in cluster.run(abs, [-1])] == [1]
+    assert len(given) == 3
 
 
 def test_a_piece_that_is_lost_as_it_is_fetched_and_fails_then_is_one_that_failed(cluster, tmp_path, monkeypatch):
@@ -148,6 +169,16 @@ def test_without_distributed_the_extra_is_named(monkeypatch):
 def test_a_cluster_of_no_number_is_refused(words):
     with pytest.raises(UsageError, match=f"local:N with N processes of this machine, but is '{words}'"):
         DaskCluster.open(WorkSettings(cluster=words))
+
+
+@pytest.mark.exhaustive  # a worker is started anew for each trial
+def test_a_piece_that_ends_every_worker_costs_only_itself_and_as_many_as_with_processes(cluster, tmp_path):
+    path = a_file(tmp_path)
+    found = {one.number: one for one in cluster.run(DieAt(WriteUnit(path), {1: 9}), range(4))}
+    assert [found[n].result for n in (0, 2, 3)] == [0, 20, 30]
+    assert isinstance(found[1].error, WorkerError)
+    assert "piece 1 of the work ended every worker that did it" in str(found[1].error)
+    assert len(list(tmp_path.glob("1-?"))) == 1 + RETRIES
 
 
 @pytest.mark.exhaustive  # Dask takes its time to give a worker up
