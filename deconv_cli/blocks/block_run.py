@@ -133,7 +133,7 @@ class BlockRun:
         """Give all files their names that do not have them yet from a run which was ended meanwhile."""
         task = found.task
         for target in task.targets:
-            if not target.is_begun() and record_of(target, task.plan.fingerprint):
+            if not target.is_begun() and record_of(target.path, task.plan.fingerprint):
                 continue
             if target is task.extras.trust_mask and found.doubts:
                 task.trust_nothing()

@@ -77,7 +77,7 @@ def cut_blocks(
     layout = Layout(target.axes, target.shape, problem.layout.dimensions)
     n_batch = batch_unit(layout, target.unit)
     max_samples = largest_samples(problem, options.max_memory, n_batch)
-    sides = _sides(problem, options, max_samples)
+    sides = _sides(problem, layout, target, options, max_samples)
     is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
     halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress)
     if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
@@ -113,11 +113,16 @@ def batch_unit(layout: Layout, unit: Size) -> int:
     return prod(min(unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
 
 
-def _sides(problem: BlockProblem, options: BlockOptions, max_samples: int) -> Size:
+def _sides(
+    problem: BlockProblem, layout: Layout, target: RegionTarget, options: BlockOptions, max_samples: int
+) -> Size:
     """Give the data samples of a block with its halo along each axis, at most; where it is all, nothing is cut."""
     size = problem.data_size
     if options.block_size is not None:
-        return tuple(min(n, side) for n, side in zip(size, options.block_size, strict=True))
+        core = core_of(layout, target.unit, options.block_size)
+        is_whole = [core[axis] >= layout.sizes[axis] for axis in map(layout.axes.index, layout.space)]
+        axes = zip(size, options.block_size, is_whole, strict=True)
+        return tuple(n if is_all else min(n, side) for n, side, is_all in axes)
     largest = MAX_SIDES[len(size)]
     return cube_sides(tuple(min(n, largest) for n in size), max_samples)
 

@@ -60,7 +60,7 @@ def find_earlier(
             f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
             "repeat the options of that run, or give force=True to forget what it did and start over."
         )
-    records = [record_of(target, fingerprint) for target in targets]
+    records = [record_of(path, fingerprint) for path in paths]
     if known is None and records[-1] is not None and None not in records:
         ledger.remove()  # of which a run may have left a part that was ended as it removed it
         raise BlocksCompleteError(targets[-1], records[-1])
@@ -75,14 +75,20 @@ def find_earlier(
     return known
 
 
-def record_of(target: RegionTarget, fingerprint: str) -> dict[str, Any] | None:
-    """Give the record of a file that is in its place, if a run with this fingerprint made it; else `None`."""
+def has_earlier(target: Path) -> bool:
+    """Tell whether a run over blocks made a result, or left a part of it."""
+    return bool(_left_of([target], BlockLedger.of(target))) or record_of(target) is not None
+
+
+def record_of(path: Path, fingerprint: str | None = None) -> dict[str, Any] | None:
+    """Give the record of a file that is in its place if a run over blocks with this fingerprint made it; or `None`."""
     try:
-        record = open_regions(target.path).record or {}
+        record = open_regions(path).record or {}
     except DeconvError:
         return None
     plan = record.get("plan")
-    return record if isinstance(plan, dict) and plan.get("fingerprint") == fingerprint else None
+    is_meant = isinstance(plan, dict) and fingerprint in (None, plan.get("fingerprint"))
+    return record if is_meant else None
 
 
 def _read_plan(ledger: BlockLedger, *, force: bool) -> BlockPlan | None:

@@ -45,7 +45,6 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
     found, environment, target = run.reconstruction, run.environment, run.task.target
     summary, settings, resolution = found.summary, found.settings, found.task.problem.resolution
     assert summary is not None
-    seam = "not measured" if found.seam is None else f"{found.seam:.2g} of the range on {summary.n_seams} of them"
     rows = [
         ("input", _input(found.task)),
         ("kernel", f"{run.kernel.path}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
@@ -57,7 +56,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
             else ("minimized", _objective(found))
         ),
         *_plan_rows(found.task),
-        ("at the seams", seam),
+        *_measured_rows(found),
         ("residual", f"{summary.residual_rms:.3g} rms, {format_percent(summary.residual, 3)} of the data"),
         *_error_rows(found),
     ]
@@ -77,6 +76,14 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         print_warning(with_options(doubt))
     for note in run.notes:
         print_note(with_options(note))
+
+
+def _measured_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+    """Say how much blocks differ beside their seams, where there are any."""
+    if found.summary is None or not _is_cut(found.task):
+        return []
+    measured = f"{found.seam:.2g} of the range on {found.summary.n_seams} of them"
+    return [("at the seams", "not measured" if found.seam is None else measured)]
 
 
 def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
@@ -107,8 +114,18 @@ def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
     """Say how the picture is cut."""
     grid, halo = task.grid, task.plan.halo
     core = [task.plan.core[grid.layout.axes.index(letter)] for letter in grid.layout.space]
+    memory = ("memory", f"about {format_memory(task.plan.block_bytes)} a block")
+    if not _is_cut(task):
+        one = "the picture is one block" if grid.n_blocks == 1 else f"{grid.n_blocks}, each of a whole image"
+        return [("blocks", f"{one} of {format_size(task.problem.image_size)}; nothing is cut"), memory]
     return [
         ("blocks", f"{grid.n_blocks} of {format_size(tuple(core))}, with a halo of {halo}"),
-        ("memory", f"about {format_memory(task.plan.block_bytes)} a block"),
+        memory,
         ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
     ]
+
+
+def _is_cut(task: BlockTask) -> bool:
+    """Tell whether blocks meet one another within an image."""
+    grid = task.grid
+    return any(grid.n_along[grid.layout.axes.index(letter)] > 1 for letter in grid.layout.space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -136,11 +137,16 @@ def invert(
     refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
     if is_single_kernel and is_one:
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
-        is_wanted = large.is_cut_anyway or (many.resume and _is_read_by_parts(jobs[0].source))
+        is_wanted = large.is_cut_anyway or (many.resume and _has_earlier(jobs[0].target))
         found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)
             return
+        if many.resume:
+            many = replace(many, resume=False)
+            extra.check(jobs, force=files.force)
+            if not printed.quiet:
+                print_note(f"there is no run for '{jobs[0].target}' to continue, and it is restored as a whole")
     if len(jobs) == 1 and workers.are_given:
         print_note("one file that is restored as a whole is the work of this process alone; workers are for blocks")
     many.check(force=files.force)
@@ -164,10 +170,10 @@ def invert(
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
 
 
-def _is_read_by_parts(path: Path) -> bool:
-    from deconv_cli.io.regions.opening import is_read_by_parts
+def _has_earlier(target: Path) -> bool:
+    from deconv_cli.blocks.earlier_run import has_earlier
 
-    return is_read_by_parts(path)
+    return has_earlier(target)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:

@@ -257,6 +257,17 @@ def test_an_axis_that_is_too_short_to_be_cut(tmp_path):
         invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(10**8, (9, 50)), **OPTIONS)
 
 
+def test_full_samples_are_measurements_under_white_noise_in_blocks_too(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = deconv_cli.forward(2 * scene(100, 90)[None], kernel, boundary="reflect").clamp(0, 255).round().byte()
+    tifffile.imwrite(tmp_path / "in.tif", y[0].numpy())
+    options = OPTIONS | {"lam": 0.03, "noise": "white", "light": "stored"}
+    found = invert_blocks(tmp_path / "in.tif", kernel, tmp_path / "out.npy", blocks=BLOCKS, **options)
+    assert found.summary.n_blocks == 4
+    whole = deconv_cli.invert(y, kernel, **options)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y.float()) <= 1e-3
+
+
 def test_an_interior_block_is_in_closed_form(tmp_path):
     kernel = deconv_cli.make_kernel("gaussian:1")
     blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")

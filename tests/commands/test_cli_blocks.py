@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import deconv_cli
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
 from deconv_cli.report import block_page
 
 
@@ -146,9 +148,31 @@ def test_a_file_that_is_read_as_a_whole_is_refused(deconv, gray, tmp_path):
     assert "is read as a whole" in " ".join(done.stderr.split())
 
 
-def test_a_file_that_is_read_as_a_whole_is_not_gone_on_with(refuses, gray, tmp_path):
-    words = ["invert", gray, "-k", "box:3", "-o", tmp_path / "x.png", "--resume"]
-    refuses(*words, code=ExitCode.USAGE, says=["with one file that is restored in blocks", "--manifest FILE.jsonl"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_where_no_run_was_begun_there_is_nothing_to_continue(deconv, gray, tmp_path, suffix):
+    y = tmp_path / f"y.{suffix}"
+    Image.open(gray).save(y)
+    words = ["invert", y, "-k", "box:3", "--lambda", "0.1", "-o"]
+    told = " ".join(deconv(*words, tmp_path / "x.tif", "--resume").stderr.split())
+    assert f"there is no run for '{tmp_path / 'x.tif'}' to continue, and it is restored as a whole" in told
+    assert "blocks" not in told
+    deconv(*words, tmp_path / "whole.tif")
+    assert np.array_equal(read_image(tmp_path / "x.tif").values, read_image(tmp_path / "whole.tif").values)
+    again = deconv(*words, tmp_path / "x.tif", "--resume", expect=ExitCode.USAGE)
+    assert "exists already" in " ".join(again.stderr.split())
+
+
+def test_what_is_one_block_has_neither_halo_nor_seams(deconv, large, tmp_path):
+    words = ["invert", large, "-k", "box:3", "--defaults", "picture", "--lambda", "0.1", "--block-size", "40", "-o"]
+    done = deconv(*words, tmp_path / "out.tif")  # whose tile is as large as the picture
+    told = " ".join(done.stderr.split())
+    assert "the picture is one block of 80×72; nothing is cut" in told
+    assert "blocks are of 80×80 samples, since they are whole tiles" in told
+    assert "halo" not in told
+    assert "seam" not in told
+    y, kernel = torch.from_numpy(np.load(large))[None], deconv_cli.make_kernel("box:3")
+    whole = deconv_cli.invert(y, kernel, defaults="picture", lam=0.1).image
+    assert (read_image(tmp_path / "out.tif").values - whole).abs().max() < 1e-3
 
 
 @pytest.mark.exhaustive  # pieces of a stack take seconds

@@ -38,7 +38,8 @@ def open_regions(
         FileAccessError: the file cannot be read.
         InputRefusedError: damaged, unsafe, or no real numbers.
     """
-    codec, found = _format_at(path)
+    codec = codec_of_content(path, read_head(path))
+    found = _format_of(codec)
     if found is None:
         raise UsageError(
             f"'{path}' is a {codec.name} file, which is read as a whole; to work on it by parts convert it to "
@@ -52,11 +53,6 @@ def open_regions(
     if axes and len(axes) != len(source.shape):
         raise UsageError(f"axes '{axes}' name {len(axes)} axes, but the shape {source.shape} has {len(source.shape)}.")
     return replace(source, axes=axes.upper()) if axes else source
-
-
-def is_read_by_parts(path: Path) -> bool:
-    """Tell by the content of a file whether `open_regions` may open it; raises as that does where nothing is read."""
-    return _format_at(path)[1] is not None
 
 
 def plan_regions(
@@ -107,12 +103,6 @@ def plan_regions(
     )
     codec.check(request)
     return found.plan(request, request.layout_of_result(n_channels, size), source)
-
-
-def _format_at(path: Path) -> tuple[Codec, RegionFormat | None]:
-    """Recognize a file by its content."""
-    codec = codec_of_content(path, read_head(path))
-    return codec, _format_of(codec)
 
 
 def _formats() -> Iterator[tuple[Codec, RegionFormat]]:
