@@ -78,6 +78,7 @@ class DaskCluster(Scheduler):
     def open(cls, settings: WorkSettings) -> Self:
         """Connect to a cluster, or start one."""
         try:
+            import dask
             import distributed
         except ModuleNotFoundError as error:
             raise UsageError("clusters need the package distributed; pip install 'deconv-cli[cluster]'.") from error
@@ -88,16 +89,18 @@ class DaskCluster(Scheduler):
             raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
         n_workers = int(found[1])
         share = MachineShare.of(n_workers, settings.device)
-        cluster = distributed.LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
-            silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are reported otherwise
-            preload=[AT_START],
-            scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        )
+        # What a hundred looks a second at each stack tell, nobody reads.
+        with dask.config.set({"distributed.worker.profile.enabled": False}):
+            cluster = distributed.LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
+                silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are reported otherwise
+                preload=[AT_START],
+                scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+            )
         return cls(distributed.Client(cluster, set_as_default=False), cluster, share)
 
     def memory_of_piece(self, given: int | None, free: int) -> int:
@@ -136,10 +139,10 @@ class DaskCluster(Scheduler):
         self, task: Callable[[int], Result], numbers: Iterable[int]
     ) -> Generator[Finished[Result], None, None]:
         """Give each piece as it is done, with the error as Dask gives it."""
-        left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._share)
+        left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._share, self._present())
         try:
             while True:
-                n_wanted = UNDER_WAY * max(1, self._n_present()) - pieces.n_under_way
+                n_wanted = UNDER_WAY * max(1, len(self._present())) - pieces.n_under_way
                 for number in islice(left, max(0, n_wanted)):
                     pieces.submit(number)
                 if not pieces.n_under_way:
@@ -150,20 +153,20 @@ class DaskCluster(Scheduler):
         finally:
             pieces.cancel()
 
-    def _n_present(self) -> int:
-        """Count the workers.
+    def _present(self) -> list[str]:
+        """List the addresses of the workers.
 
         Raises:
             WorkerError: the scheduler is gone.
         """
         try:
-            return len(self._client.nthreads())
+            return list(self._client.nthreads())
         except (AttributeError, OSError) as error:  # a client that was closed has no scheduler to ask
             raise WorkerError(SCHEDULER_ENDED) from error
 
     def _replace_workers(self) -> None:
         """Start workers in the place of those that died as they started, which Dask does not."""
-        if self._cluster is not None and self._n_present() < self.n_workers:
+        if self._cluster is not None and len(self._present()) < self.n_workers:
             self._cluster.scale(self.n_workers)
 
     def close(self) -> None:
@@ -180,15 +183,24 @@ class _Pieces(Generic[Result]):
         client: of the cluster.
         task: to be called with their numbers.
         share: what a worker of this machine takes.
+        workers: their addresses.
     """
 
-    def __init__(self, client: Any, task: Callable[[int], Result], share: MachineShare | None) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        client: Any,  # noqa: ANN401
+        task: Callable[[int], Result],
+        share: MachineShare | None,
+        workers: list[str],
+    ) -> None:
         self._client = client
         # Sent once; a worker that comes later has it from the scheduler. The graph names functions of the standard
         # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
         self._piece = client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), share)), pure=False)
         self._under_way: dict[Any, int] = {}
         self._patience: float = SECONDS_TO_MISS
+        # Else all would go to the worker that was sent the task, until others steal some.
+        self._first = iter(UNDER_WAY * workers)
         self._done: Queue[Any] = Queue()
 
     @property
@@ -198,7 +210,16 @@ class _Pieces(Generic[Result]):
 
     def submit(self, number: int) -> None:
         """Give a piece to whichever worker has time for it."""
-        future = self._client.submit(operator.call, self._piece, number, pure=False, retries=RETRIES)
+        first = next(self._first, None)
+        future = self._client.submit(
+            operator.call,
+            self._piece,
+            number,
+            pure=False,
+            retries=RETRIES,
+            workers=first,
+            allow_other_workers=first is not None,
+        )
         self._under_way[future] = number
         future.add_done_callback(self._done.put)
 

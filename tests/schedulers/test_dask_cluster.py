@@ -35,6 +35,14 @@ def a_file(folder):
     return path
 
 
+def wait_for_workers(cluster):
+    for _ in range(60):  # a test may have killed one, and Dask ends what takes long to start it anew
+        if len(cluster._present()) == 2:
+            break
+        cluster._replace_workers()
+        time.sleep(1)
+
+
 def test_the_same_bytes_as_one_process_though_a_worker_is_killed(cluster, tmp_path_factory):
     serial, killed = (a_file(tmp_path_factory.mktemp("dask")) for _ in range(2))
     list(SerialScheduler().run(WriteUnit(serial), range(N_PIECES)))
@@ -103,6 +111,12 @@ def test_paths_are_told_from_the_folder_of_the_run(cluster, tmp_path, monkeypatc
     assert [one.result for one in cluster.run(abs, [-1])] == [1]
 
 
+def test_all_workers_begin_at_once(cluster):
+    wait_for_workers(cluster)
+    process = {one.number: one.result for one in cluster.run(process_of, range(4))}
+    assert process[0] == process[2] != process[1] == process[3]
+
+
 def test_few_pieces_are_under_way(cluster):
     given = count()
     run = cluster.run(abs, given)
@@ -116,11 +130,7 @@ def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_p
     address = cluster._client.scheduler.address
     by_file = tmp_path / "scheduler.json"
     by_file.write_text(json.dumps({"address": address}))
-    for _ in range(60):  # a test may have killed one, and Dask ends what takes long to start it anew
-        if cluster._n_present() == 2:
-            break
-        cluster._replace_workers()
-        time.sleep(1)
+    wait_for_workers(cluster)
     for given in (address, str(by_file)):
         with DaskCluster.open(WorkSettings(scheduler=given)) as found:
             assert found.address.startswith("http://127.0.0.1:")
