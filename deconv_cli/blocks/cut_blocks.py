@@ -60,6 +60,7 @@ def cut_blocks(
     options: BlockOptions,
     windows: Sequence[SampleWindow],
     progress: ProgressListener,
+    is_trial: bool = False,
 ) -> BlockCut:
     """Measure the halo, and lay out blocks that fit the memory with it.
 
@@ -69,6 +70,7 @@ def cut_blocks(
         options: how it is to be cut.
         windows: pieces of the picture, those with the most contrast first.
         progress: follows the measurement.
+        is_trial: whether the piece with the most contrast tells enough.
 
     Raises:
         BlocksDisagreeError: what the estimate depends on reaches further than a block can hold.
@@ -79,7 +81,7 @@ def cut_blocks(
     max_samples = largest_samples(problem, options.max_memory, n_batch)
     sides = _sides(problem, layout, target, options, max_samples)
     is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
-    halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress)
+    halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress, is_trial=is_trial)
     if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
         inside, at_frame = (
             tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(narrow, is_cut, strict=True))

@@ -12,6 +12,7 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
 from deconv_cli.blocks.map_pieces import map_pieces, workers_for
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
+from deconv_cli.blocks.slow_decay import SlowDecay
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.solvers.iteration_log import default_tolerance
@@ -96,6 +97,7 @@ def choose_halo(
     is_cut: Sequence[bool],
     max_samples: int,
     progress: ProgressListener,
+    is_trial: bool = False,
 ) -> HaloChoice:
     """Find the smallest halo that keeps the blocks together.
 
@@ -105,6 +107,7 @@ def choose_halo(
         is_cut: whether blocks are cut along each axis of space.
         max_samples: data samples that a piece may have at most.
         progress: is told which piece is looked at, how deep.
+        is_trial: whether the piece with the most contrast tells enough.
 
     Returns:
         The halo. Where none is wide enough for edge pixels of the frame, one with what it leaves there, which may be
@@ -124,40 +127,59 @@ def choose_halo(
             "how far a cut reaches; give blocks that have the whole of it."
         )
     n_reaches, looked_at, inside = FIRST_REACHES, 0, None
+    decay = SlowDecay(_deepest(problem, is_cut, max_samples), seam_limit(windows))
     while True:
         depth = _depth(problem, is_cut, n_reaches)
         if max(depth) <= looked_at or prod(outer_sides(depth, problem.data_size)) > max_samples:
             if inside is not None:
                 return inside
-            far = (
-                f"{looked_at} pixels from where they are cut it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g}"
-            )
-            raise BlocksDisagreeError(
-                f"the estimate depends on data further away than a block can hold: {far} of the range"
-                if looked_at
-                else f"the memory holds no piece from which it could be measured how far a cut reaches: {max(depth)} "
-                "pixels on either side are looked at first"
-            )
-        found, is_enough = _halo_within(problem, windows, depth, progress)
+            raise _disagreement(looked_at, depth)
+        found, is_enough, left = _halo_within(problem, windows, depth, progress, is_trial=is_trial)
         if is_enough or inside is not None:  # for the frame alone it is looked once deeper
             found = found or inside
             assert found is not None
             return found
-        inside = found
-        looked_at, deeper = max(depth), range(2 * n_reaches, n_reaches, -1)
+        inside, looked_at = found, max(depth)
+        if inside is None and decay.is_hopeless_at(looked_at, left):
+            raise _disagreement(looked_at, depth)
+        deeper = range(2 * n_reaches, n_reaches, -1)
         # Twice as deep, or as deep as the memory admits.
         held = (n for n in deeper if prod(outer_sides(_depth(problem, is_cut, n), problem.data_size)) <= max_samples)
         n_reaches = next(held, 2 * n_reaches)
 
 
+def _disagreement(looked_at: int, depth: Size) -> BlocksDisagreeError:
+    """Say why blocks disagree."""
+    if not looked_at:
+        return BlocksDisagreeError(
+            f"the memory holds no piece from which it could be measured how far a cut reaches: {max(depth)} pixels on "
+            "either side are looked at first"
+        )
+    return BlocksDisagreeError(
+        f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they are cut "
+        f"it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
+    )
+
+
+def _deepest(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> int:
+    """Give pixels that are looked at, at most: as many as fit the frame, and no more than twice those of the memory."""
+    n_reaches, depth = FIRST_REACHES, _depth(problem, is_cut, FIRST_REACHES)
+    while prod(outer_sides(depth, problem.data_size)) <= max_samples:
+        n_reaches, before = 2 * n_reaches, depth
+        depth = _depth(problem, is_cut, n_reaches)
+        if depth == before:
+            break
+    return max(depth)
+
+
 def _halo_within(
-    problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener
-) -> tuple[HaloChoice | None, bool]:
+    problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener, *, is_trial: bool
+) -> tuple[HaloChoice | None, bool, float]:
     """Choose a halo on some pieces and judge it on others, of which some lie at the frame.
 
     Returns:
-        The halo; `None` where pieces inside the frame want one that is wider than `depth`. And whether it is enough
-        at the frame too.
+        The halo; `None` where pieces inside the frame want one that is wider than `depth`. Whether it is enough at the
+        frame too. And what the whole depth leaves on pieces inside that were looked at.
     """
     problem = _solved_closely(problem)
     wanted, pipeline = seam_limit(windows), problem.pipeline()
@@ -174,17 +196,21 @@ def _halo_within(
     what = f"how far a cut reaches, up to {max(depth)} pixels"
     influences = map_pieces(measure, looked_at[:1], f"{what}, at first", progress)
     halo = smallest_halo(influences, depth, wanted)
+    left = _worst(influences, depth)
     if halo is None:
-        return None, False
+        return None, False, left
+    if is_trial:
+        return HaloChoice(halo, halo, _worst(influences, halo), 0.0, range_of(windows)), True, left
     influences += map_pieces(measure, looked_at[1:], what, progress, workers_for(problem, sides))
     inside, beside = influences[:n_inside], influences[n_inside:]
-    halo = smallest_halo(inside, depth, wanted, at_least=halo)
+    halo, left = smallest_halo(inside, depth, wanted, at_least=halo), _worst(inside, depth)
     if halo is None:
-        return None, False
+        return None, False, left
     enough = smallest_halo(beside, depth, wanted, at_least=halo)
     at_frame = enough or _no_worse(beside, depth, at_least=halo)
     judged = max(_worst(inside[n_fitted:], halo), _worst(beside, at_frame))
-    return HaloChoice(halo, at_frame, _worst(inside[:n_fitted], halo), judged, range_of(windows)), enough is not None
+    found = HaloChoice(halo, at_frame, _worst(inside[:n_fitted], halo), judged, range_of(windows))
+    return found, enough is not None, left
 
 
 def _solved_closely(problem: BlockProblem) -> BlockProblem:

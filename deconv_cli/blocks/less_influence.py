@@ -15,10 +15,12 @@ LAMBDAS = (*(float(f"{digit}e{power}") for power in range(-8, 0) for digit in (1
 ITERATIONS = (1000, 500, 300, 200, 100, 50, 30, 20, 10, 5, 3, 2, 1)
 WEIGHT_STEP = 3.0
 """What is tried, in steps that make a difference."""
+N_CONFIRMED = 3
+"""Choices that are looked at closely, at most, where those that one piece named are not enough for all of them."""
 
 
 def advise(
-    problem: BlockProblem, choices: FixedChoices, options: BlockOptions, agree: Callable[[FixedChoices], bool]
+    problem: BlockProblem, choices: FixedChoices, options: BlockOptions, agree: Callable[[FixedChoices, bool], bool]
 ) -> str:
     """Say which setting lets blocks agree, and what it takes to do without blocks.
 
@@ -26,9 +28,9 @@ def advise(
         problem: what is restored, with nothing left open.
         choices: under which blocks do not agree.
         options: how it is to be cut.
-        agree: tells whether blocks agree under other choices; takes long.
+        agree: tells whether blocks agree under other choices, on a single piece where that is said, which takes less.
     """
-    found = next(filter(None, (nearest(tried, agree) for tried in directions(choices))), None)
+    found = next(filter(None, (confirmed(tried, agree) for tried in directions(choices))), None)
     whole = f"restore it as a whole{_needs_of_whole(problem, options)}"
     if found is None:
         return whole
@@ -61,6 +63,20 @@ def nearest(tried: Sequence[FixedChoices], agree: Callable[[FixedChoices], bool]
         else:
             low = middle + 1
     return best
+
+
+def confirmed(tried: Sequence[FixedChoices], agree: Callable[[FixedChoices, bool], bool]) -> FixedChoices | None:
+    """Find the first choices under which a single piece agrees, and from there on those under which all of them do.
+
+    Args:
+        tried: choices, the nearest first.
+        agree: tells whether blocks agree under them, on a single piece where that is said.
+    """
+    first = nearest(tried, lambda choices: agree(choices, True))
+    if first is None:
+        return None
+    start = tried.index(first)
+    return next((choices for choices in tried[start : start + N_CONFIRMED] if agree(choices, False)), None)
 
 
 def _as_argument(choices: FixedChoices) -> str:

@@ -13,7 +13,7 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.cut_blocks import BlockCut, BlockOptions, batch_unit, cut_blocks
 from deconv_cli.blocks.fixed_choices import FixedChoices, fix_choices
-from deconv_cli.blocks.halo_depth import BlocksDisagreeError
+from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE, BlocksDisagreeError
 from deconv_cli.blocks.less_influence import advise
 from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, find_windows
 from deconv_cli.blocks.seam_places import choose_seams
@@ -59,20 +59,23 @@ def plan_blocks(
     progress.begin("looking at pieces of the picture")
     windows = find_windows(problem, piece)
 
-    def lay_out(choices: FixedChoices, progress: ProgressListener) -> tuple[FixedChoices, BlockCut]:
-        choices = choose_steps(problem, choices, windows, progress)
-        return choices, cut_blocks(choices.settle(problem), target, options, windows, progress)
+    def cut_under(choices: FixedChoices, progress: ProgressListener, *, is_trial: bool = False) -> BlockCut:
+        return cut_blocks(choices.settle(problem), target, options, windows, progress, is_trial)
 
-    def agree(choices: FixedChoices) -> bool:
+    def agree(choices: FixedChoices, is_trial: bool) -> bool:
+        listener = StepOf("what would let blocks agree", progress)
+        if not is_trial:
+            choices = choose_steps(problem, choices, windows, listener)
         try:
-            lay_out(choices, StepOf("what would let blocks agree", progress))
+            cut = cut_under(choices, listener, is_trial=is_trial)
         except (BlocksDisagreeError, TooLargeError):
             return False
-        return True
+        return cut.halo.predicted <= SEAM_TOLERANCE
 
     choices, doubts = fix_choices(problem, windows, piece, progress)
+    choices = choose_steps(problem, choices, windows, progress)
     try:
-        choices, cut = lay_out(choices, progress)
+        cut = cut_under(choices, progress)
     except BlocksDisagreeError as error:
         raise UsageError(f"{error}; {advise(choices.settle(problem), choices, options, agree)}.") from error
     settled = choices.settle(problem)

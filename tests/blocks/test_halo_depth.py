@@ -1,11 +1,14 @@
 """A halo is judged at the frame too, along whose edges a cut is felt further."""
 
+import re
 from dataclasses import replace
 
+import pytest
 from block_cases import blurred, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import halo_depth
+from deconv_cli.errors import UsageError
 
 
 def test_pieces_that_judge_a_halo_lie_at_all_ends_of_the_frame(tmp_path, monkeypatch):
@@ -26,6 +29,23 @@ def test_pieces_that_judge_a_halo_lie_at_all_ends_of_the_frame(tmp_path, monkeyp
     # Ahead and behind of each axis: a piece is not cut at the end where it meets the frame, and there alone.
     assert sorted(ends) == sorted([n == at for n in range(4)] for at in range(4))
     assert all(not any(known) for axis, known in seen if axis is None)
+
+
+def test_a_refusal_looks_at_the_frame_only_under_what_it_names(tmp_path, monkeypatch):
+    seen, measure = [], halo_depth.measure_cut
+
+    def noting(problem, window, *others):
+        seen.append((problem.resolution.settings.lam, window.frame_axis is not None))
+        return measure(problem, window, *others)
+
+    monkeypatch.setattr(halo_depth, "measure_cut", noting)
+    kernel = deconv_cli.make_kernel("disk:3")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    with pytest.raises(UsageError, match="use lam=") as refused:
+        planned(tmp_path, kernel)
+    (named,) = re.findall(r"use lam=(\S+),", str(refused.value))
+    assert {lam for lam, is_at_frame in seen if is_at_frame} == {float(named)}
+    assert len({lam for lam, _ in seen}) > 2
 
 
 def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, monkeypatch):
