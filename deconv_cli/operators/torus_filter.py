@@ -50,6 +50,11 @@ class TorusFilter:
         self.parts = parts_of(self._half[1], n_numbers, like.device) if cuts else [slice(0, self._half[1])]
         self._rest = space_axes(len(torus) - 1)
 
+    @property
+    def half_spectrum(self) -> Size:
+        """The size of a spectrum."""
+        return self._half
+
     def transform(self, shape: tuple[int, int], fill: Fill, n_planes: int | None = None) -> Tensor:
         """Transform a field along all axes but the first.
 

@@ -69,8 +69,7 @@ class ClosedSlab:
             for n, part in zip(n_channels, _parts(n_channels), strict=True)
         ]
         self._mean_inverses = [FrequencyBlocks(_inverse(channels_last(part))) for part in own]
-        sizes = torch.stack([part.abs().square().sum(dim=(0, 1)) for part in own])
-        change = lines.change(sizes.sum(dim=0)).flatten()
+        change = lines.change(own).flatten()
         n = sum(kind.n_rows for kind in kinds)
         n_matrices = min(max_numbers // n**2, len(change))
         change, chosen = change.topk(n_matrices)
@@ -147,21 +146,30 @@ class SymbolLines:
             sums = sums[..., self._here] + sums[..., self._opposite].conj()
         return (sums / self._length).unflatten(-1, self._plane)
 
-    def change(self, size: Tensor) -> Tensor:
-        """Compute what the lines have beside a part of their mean, in the mean square, relative to that part.
+    def change(self, own: Sequence[Tensor]) -> Tensor:
+        """Compute what the lines have beside the means of each kind, in the mean square, relative to those.
+
+        Entries between two kinds are held against the means of both: those of one may be far smaller than the other's.
 
         Args:
-            size: of the part, the sum of its squares, shape `(*plane)`.
+            own: of each kind the mean among its own channels, shape `(C_k, C_k, *plane)`.
 
         Returns:
-            Shape `(*plane)`. For all of the mean it is how large all lags but zero are together, beside the lag zero.
+            Shape `(*plane)`. Of a single kind it is how large all lags but zero are together, beside the lag zero.
         """
-        parts = torch.view_as_real(self._lines) if self._lines.is_complex() else self._lines[..., None]
-        squares = torch.einsum("abnfr,abnfr,n->f", parts, parts, self._weights)
+        tiny = torch.finfo(own[0].abs().dtype).tiny
+        sizes = [part.abs().square().sum(dim=(0, 1)).sqrt().clamp_min(tiny) for part in own]
+        each = torch.cat([size.expand(len(part), *size.shape) for size, part in zip(sizes, own, strict=True)])
+        lines = torch.view_as_real(self._lines) if self._lines.is_complex() else self._lines[..., None]
+        # Pair after pair of channels, as few squares are to be stored at once.
+        pairs = [torch.einsum("nfr,nfr,n->f", line, line, self._weights) for line in lines.flatten(0, 1)]
+        squares = torch.stack(pairs).unflatten(0, self._lines.shape[:2])
         if self._here is not None:
-            squares = squares[self._here] + squares[self._opposite]
-        change = squares.unflatten(-1, self._plane) / self._length - size
-        return change.clamp_min(0).sqrt() / size.sqrt().clamp_min(torch.finfo(size.dtype).tiny)
+            squares = squares[..., self._here] + squares[..., self._opposite]
+        change = squares.unflatten(-1, self._plane) / self._length
+        for channels, part in zip(_parts([len(part) for part in own]), own, strict=True):
+            change[channels, channels] -= part.abs().square()
+        return (change / (each[:, None] * each)).sum(dim=(0, 1)).clamp_min(0).sqrt()
 
     def matrices(self, chosen: Tensor, kinds: Sequence[SlabPlanes]) -> Tensor:
         """Write out the matrices between the planes of a slab at some frequencies: shape `(F, n, n)`."""

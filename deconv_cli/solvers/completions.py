@@ -211,15 +211,19 @@ class MissingDifferences(Completion):
 
     def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return I − ANAᴴ among the rows of A that are of some kinds: those of K, and of √λ l_j."""
-        parts = []
-        for number, block in enumerate(self._blocks):
+        n_channels = sum(self._sizes[kind] for kind in kinds)
+        half, is_real = self._torus.half_spectrum, n_channels == 1
+        dtype = self._torus.like.dtype
+        whole = self._torus.like.new_empty(
+            n_channels, n_channels, *half, dtype=dtype if is_real else dtype.to_complex()
+        )
+        for number, (part, block) in enumerate(zip(self._torus.parts, self._blocks, strict=True)):
             rows = torch.cat([self._rows_of(number, kind) for kind in kinds], dim=-2)
             inverse = block.matrices.to(rows.dtype)
             # Products of single numbers, element by element: as matrices they take ten times as long.
             product = rows * inverse * rows.mH if rows.shape[-1] == 1 else rows @ inverse @ rows.mH
-            parts.append(channels_first((product.real if product.shape[-1] == 1 else product).neg()))
-        whole = torch.cat(parts, dim=3)
-        whole.diagonal().add_(1.0)
+            whole[:, :, :, part] = channels_first(product.real if is_real else product)
+        whole.neg_().diagonal().add_(1.0)
         return whole
 
     def _rows_of(self, number: int, kind: int) -> Tensor:

@@ -211,7 +211,8 @@ class SlabSystem:
         """Invert the system on the slab across each axis, for all kinds of unknowns that lie in it together.
 
         On planes of the torus beyond the image nothing at all is known, and outputs and differences together would be
-        singular: where there are any, each kind is inverted by itself. What room there is for matrices, all share: a
+        singular: where there are any, since the image's own length is not one that the FFT is fast at, each kind is
+        inverted by itself. What room there is for matrices, all share: a
         single slab without matrices costs more iterations than all of them together save with more.
         """
         boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
