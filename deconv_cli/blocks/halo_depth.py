@@ -26,7 +26,7 @@ SAFETY = 5.0
 N_FITTED = 3
 """Pieces that a halo is taken from, at most; as many others judge it."""
 N_AT_FRAME = 4
-"""Pieces that judge it at the frame, where blocks have seams along two axes."""
+"""Pieces that the halo at the frame is taken from, where blocks have seams along two axes."""
 CLOSER = 0.1
 """Of the tolerance of a linear solver, the part to which pieces are solved that are cut."""
 HARDLY_MORE, N_PARTS = 1.1, 8
@@ -50,7 +50,7 @@ class HaloChoice:
         halo: image pixels around a block inside the frame, along each axis of space.
         at_frame: the same around a block that reaches the frame: along an edge a cut is felt further.
         fitted: the largest difference on the pieces that it was chosen on, in units of the samples.
-        judged: the same on other pieces.
+        judged: the same on other pieces inside, and on those at the frame.
         range: of the samples that were looked at.
     """
 
@@ -106,7 +106,7 @@ def choose_halo(
         windows: pieces of the picture, those with the most contrast first.
         is_cut: whether blocks are cut along each axis of space.
         max_samples: data samples that a piece may have at most.
-        progress: is told which piece is looked at, how deep.
+        progress: is notified which piece is looked at, how deep.
         is_trial: whether the piece with the most contrast tells enough.
 
     Returns:
@@ -175,7 +175,7 @@ def _deepest(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) ->
 def _halo_within(
     problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener, *, is_trial: bool
 ) -> tuple[HaloChoice | None, bool, float]:
-    """Choose a halo on some pieces and judge it on others, of which some lie at the frame.
+    """Choose a halo on some pieces inside and judge it on others, and choose that at the frame on pieces there.
 
     Returns:
         The halo; `None` where pieces inside the frame want one that is wider than `depth`. Whether it is enough at the

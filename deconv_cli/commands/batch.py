@@ -82,7 +82,8 @@ class Batch:
         self._failures: list[_Failure] = []
         self._skipped: list[Path] = []
         self._notes: set[str] = set()
-        self._n_done = self._n_doubted = self._n_doubted_before = 0
+        self._n_done = self._n_doubted = 0
+        self._doubted_before: dict[str, list[str]] = {}
 
     def run(self, jobs: list[Job], work: Work) -> None:
         """Do the work for every job; a failure among several is set aside, and the others go on.
@@ -195,7 +196,8 @@ class Batch:
         """Count a job whose line is still true, and say again why its result was doubted."""
         self._skipped.append(job.source)
         doubts = None if self._manifest is None else self._manifest.doubts_of(job)
-        self._n_doubted_before += doubts is not None
+        if doubts is not None:
+            self._doubted_before[str(job.source)] = doubts
         for doubt in doubts or ():
             print_warning(f"{job.source}: {doubt}")
 
@@ -247,7 +249,7 @@ class Batch:
                 print_note(sentence)
         if self._failures and not self._n_done and not self._skipped:
             raise typer.Exit(self._failures[0].code or ExitCode.FAILURE)
-        if self._failures or self._n_doubted or self._n_doubted_before:
+        if self._failures or self._n_doubted or self._doubted_before:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
     def _document(self) -> dict[str, Any]:
@@ -257,17 +259,18 @@ class Batch:
             "results": [self._records[number] for number in sorted(self._records)],
             "failed": [{"path": str(failure.job.source), "error": failure.sentence} for failure in self._failures],
             "skipped": [str(path) for path in self._skipped],
+            **({"doubted_before": self._doubted_before} if self._doubted_before else {}),
         }
 
     def _left_out(self, jobs: list[Job]) -> Iterator[str]:
         """Say so where the only input was left out."""
         if self._skipped:
             why = "has not changed since it was written" if self._options.resume else "exists already"
-            doubted = ", doubted as it was then" if self._n_doubted_before else ""
+            doubted = ", doubted as it was then" if self._doubted_before else ""
             yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}{doubted}."
 
     def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
-        before = f" ({self._n_doubted_before} of them doubted before)" if self._n_doubted_before else ""
+        before = f" ({len(self._doubted_before)} of them doubted before)" if self._doubted_before else ""
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), f"left out{before}": len(self._skipped)}
         others = "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"

@@ -145,9 +145,9 @@ def invert(
         if many.resume:
             many = replace(many, resume=False)
             extra.check(jobs, force=files.force)
-            if not printed.quiet:
+            if not printed.quiet and (files.force or not jobs[0].target.exists()):
                 print_note(f"there is no run for '{jobs[0].target}' to continue, and it is restored as a whole")
-    if len(jobs) == 1 and workers.are_given:
+    if len(jobs) == 1 and workers.are_given and not printed.quiet:
         print_note("one file that is restored as a whole is the work of this process alone; workers are for blocks")
     many.check(force=files.force)
     work = InvertWork(

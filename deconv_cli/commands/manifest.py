@@ -63,8 +63,8 @@ class Manifest:
         """Give the sentences by which the result of a job was doubted; `None` where it was not."""
         line = self._lines.get(str(job.target), {})
         doubts = line.get("doubts")
-        told = [str(doubt) for doubt in doubts] if isinstance(doubts, list) else []
-        return told if line.get("status") == DOUBTED else None
+        sentences = [str(doubt) for doubt in doubts] if isinstance(doubts, list) else []
+        return sentences if line.get("status") == DOUBTED else None
 
     def begin(self, job: Job) -> None:
         """Take down that an output is about to be written."""

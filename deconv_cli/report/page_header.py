@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deconv_cli.diagnostics.predicted_error import ExpectedError
+from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.run import InvertRun
 from deconv_cli.vocabulary import counted, format_lambda, format_percent, format_size
@@ -55,7 +56,11 @@ def describe_trust(
     """
     finding = diagnosis.tests.finding
     sentences = [] if is_trusted else ["Nowhere as it is: see the warnings."]
-    sentences += [] if finding.is_warning else [finding.sentence]
+    # Of a λ that was chosen from the data, the prompt does not say that it smooths, and is right.
+    is_chosen = any(part.lambda_choice is not None for part in result.channels or (result,))
+    is_warned = any(finding.sentence in warning for warning in result.warnings)
+    is_left_out = is_warned or (finding is ResidualFinding.OVER_SMOOTHED and is_chosen)
+    sentences += [] if is_left_out else [finding.sentence]
     sentences += [] if diagnosis.resolution is None else [_resolved(diagnosis.resolution.widest)]
     if predicted is not None:
         unit = "" if result.tone_curve is None else f" of {result.unit},"

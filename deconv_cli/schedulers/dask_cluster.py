@@ -246,7 +246,7 @@ class _Pieces(Generic[Result]):
             try:
                 finished: Finished[Result] = future.result(timeout=self._patience)
             except TimeoutError:
-                self._patience *= 2  # what is broken off begins anew
+                self._patience *= 2  # what is broken off is fetched again from its start
                 return None
             except Exception:
                 if future.status == "finished":

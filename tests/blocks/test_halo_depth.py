@@ -1,4 +1,4 @@
-"""A halo is judged at the frame too, along whose edges a cut is felt further."""
+"""Blocks inside and blocks at the frame have halos of their own: along an edge a cut is felt further."""
 
 import re
 from dataclasses import replace

@@ -111,18 +111,21 @@ def test_what_was_doubted_is_doubted_still_when_the_run_is_resumed(deconv, frame
         tmp_path / "run.jsonl",
     ]
     many, one = [frames, "-o", tmp_path / "out"], [frames / "1.npy", "-o", tmp_path / "one.npy"]
-    for inputs, n_inputs, told in (
+    for inputs, n_inputs, sentence in (
         (many, 3, "3 left out (3 of them doubted before)"),
         (one, 1, "doubted as it was then"),
     ):
         first = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
-        assert told not in first.stderr
+        assert sentence not in first.stderr
         again = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
-        assert told in again.stderr
+        assert sentence in again.stderr
         assert again.stdout == ""
         assert again.stderr.count("the iterations ran out") == n_inputs
         quiet = deconv("invert", *inputs, *words, "--quiet", expect=ExitCode.UNTRUSTWORTHY)
-        assert told not in quiet.stderr
+        assert sentence not in quiet.stderr
+        document = json.loads(deconv("invert", *inputs, *words, "--json", expect=ExitCode.UNTRUSTWORTHY).stdout)
+        assert len(document["doubted_before"]) == n_inputs
+        assert all("iterations" in doubts[0] for doubts in document["doubted_before"].values())
 
 
 def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
