@@ -9,6 +9,7 @@ does not grow with the image.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,21 +213,23 @@ class SlabSystem:
 
         On planes of the torus beyond the image nothing at all is known, and outputs and differences together would be
         singular: where there are any, since the image's own length is not one that the FFT is fast at, each kind is
-        inverted by itself. What room there is for matrices, all share: a
-        single slab without matrices costs more iterations than all of them together save with more.
+        inverted by itself. What room there is for matrices, all share: a single slab without matrices costs more
+        iterations than all of them together save with more.
         """
         boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
         groups = []
         for axis, (n, n_image) in enumerate(zip(self._torus, (*self._lead, *self._input_shape[1:]), strict=True)):
             kinds = [kind for kind, box in enumerate(boxes) if axis in box.axes]
             groups += [(axis, kinds)] if kinds and n == n_image else [(axis, [kind]) for kind in kinds]
-        slabs = []
-        for n_done, (axis, kinds) in enumerate(groups):
-            planes = [SlabPlanes(boxes[kind].n_channels, self._torus[axis] - boxes[kind].box[axis]) for kind in kinds]
-            room = n_left // (len(groups) - n_done)
-            slab = ClosedSlab(self._completion.symbol_of(kinds), self._torus, axis, planes, room)
-            n_left -= slab.n_numbers
-            slabs.append((axis, kinds, slab))
+        groups.sort(key=lambda group: group[1])
+        slabs: list[tuple[int, list[int], ClosedSlab]] = []
+        for kinds, alike in itertools.groupby(groups, key=lambda group: group[1]):
+            symbol = self._completion.symbol_of(kinds)
+            for axis, _ in alike:
+                planes = [SlabPlanes(boxes[k].n_channels, self._torus[axis] - boxes[k].box[axis]) for k in kinds]
+                slab = ClosedSlab(symbol, self._torus, axis, planes, n_left // (len(groups) - len(slabs)))
+                n_left -= slab.n_numbers
+                slabs.append((axis, kinds, slab))
         return slabs
 
     def _gradient_norm(self, residual: Tensor) -> Tensor:
