@@ -22,6 +22,7 @@ from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lost_signal import is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
+from deconv_cli.diagnostics.probed_frame import with_smaller_frame
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, squared_gradient
 from deconv_cli.operators.circulant import next_fast_size
@@ -64,10 +65,12 @@ class ErrorPredictor:
         seed: int = 0,
     ) -> None:
         self.inverse, self.seed = inverse, seed
-        like, size = inverse.kernel.taps, inverse.geometry.image_size
-        n_channels = n_images * inverse.operator.input_shape[0]
+        depth, device = max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), inverse.kernel.taps.device
+        self._bands = EdgeBands(inverse.geometry.image_size, depth, device)
+        self._probed = with_smaller_frame(inverse, self._bands.depth)
+        size, n_channels = self._probed.geometry.image_size, n_images * inverse.operator.input_shape[0]
+        self._probed_bands = EdgeBands(size, self._bands.depth, device)
         self.n_probes = _enough_probes(size, n_channels, n_pieces) if n_probes is None else n_probes
-        self._bands = EdgeBands(size, max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), like.device)
         self._noise: tuple[Tensor, Tensor] | None = None
 
     def predict(
@@ -117,7 +120,7 @@ class ErrorPredictor:
             The squared error of images without noise in each band, where estimates have as much detail as on average,
             that of the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
         """
-        operator = self.inverse.problem.operator
+        operator = self._probed.problem.operator
         images, seen = self._drawn(estimate, model)
         outputs = operator.forward(seen)
         if self._noise is None:
@@ -125,33 +128,33 @@ class ErrorPredictor:
             noise = draw_noise(model.noise, outputs, self.seed + 1, outputs.ndim - 2)
             from_noise, restored = self._restored(torch.cat([noise, outputs])).split(self.n_probes)
             error = operator.crop_to_frame(from_noise)
-            self._noise = self._bands.mean_square(error), squared_gradient(error, estimate.ndim - 1).mean()
+            self._noise = self._probed_bands.mean_square(error), squared_gradient(error, estimate.ndim - 1).mean()
         else:
             restored = self._restored(outputs)
-        missing = self._bands.mean_square(operator.crop_to_frame(restored - images))
+        missing = self._probed_bands.mean_square(operator.crop_to_frame(restored - images))
         if is_lossy(model):
             energy = smoothed_energy(operator.crop_to_frame(restored), estimate.ndim - 1)
-            detail = self._bands.mean(energy) / energy.mean().clamp_min(1e-30)
+            detail = self._probed_bands.mean(energy) / energy.mean().clamp_min(1e-30)
             missing = missing / detail.clamp_min(_LEAST_DETAIL)
         return missing, *self._noise
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:
         """Draw images as large as the operator takes them, around the estimate's mean, and what data show of them."""
-        operator = self.inverse.problem.operator
+        operator = self._probed.problem.operator
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cut out of a larger one.
         is_periodic = operator.boundary.is_periodic
         torus = tuple(size) if is_periodic else tuple(next_fast_size(n + n // 4) for n in size)
-        images = model.draw(self.n_probes, torus, self.seed, self.inverse.kernel.taps.dtype)
-        seen = without_lost(images, model, self.inverse.kernel.taps) if is_lossy(model) else images
+        images = model.draw(self.n_probes, torus, self.seed, self._probed.kernel.taps.dtype)
+        seen = without_lost(images, model, self._probed.kernel.taps) if is_lossy(model) else images
         cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
         return cut, kept
 
     def _restored(self, outputs: Tensor) -> Tensor:
         """Apply the inverse to outputs `(B, C_out, *size)` of its operator, as many at once as cost little memory."""
         step = max(1, _MAX_PIXELS // (outputs[0].numel() + 1))
-        shape = self.inverse.problem.operator.input_shape
-        return torch.cat([self.inverse.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
+        shape = self._probed.problem.operator.input_shape
+        return torch.cat([self._probed.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
 
     def _error_bands(self, squares: dict[str, Tensor]) -> tuple[ErrorBand, ...]:
         """Pool squares, of the shape of the picture or of all its channels, over bands."""

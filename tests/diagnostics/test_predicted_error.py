@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import deconv_cli
+from deconv_cli.diagnostics import probed_frame
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lost_signal import without_lost
+from deconv_cli.diagnostics.probed_frame import with_smaller_frame
 from deconv_cli.errors import ShapeError
 from deconv_cli.io import read_image
 from deconv_cli.kernels.kernel import Kernel
@@ -170,6 +172,46 @@ def test_larger_pictures_need_fewer_probes(side, n_probes):
     found = [ErrorPredictor(inverse, seed=seed).predict(torch.zeros(1, side, side), model) for seed in (1, 2)]
     assert found[0].n_probes == n_probes
     assert found[0].root_mean_square == pytest.approx(found[1].root_mean_square, rel=0.1)
+
+
+class TestLargePictures:
+    """What a large picture hides is found on a smaller one, as deep as the bands."""
+
+    @pytest.fixture
+    def inverse(self, request, monkeypatch):
+        monkeypatch.setattr(probed_frame, "_SIDE", 96)
+        boundary = request.param
+        padding = "valid" if boundary == "unknown" else "same"
+        settings = ResolvedSettings(padding=padding, boundary=boundary, lam=1e-2, penalty="gradient")
+        return PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (262, 200), settings)
+
+    @pytest.mark.parametrize("inverse", ["unknown", "reflect"], indirect=True)
+    def test_it_is_the_same_problem_with_the_same_errors(self, inverse, monkeypatch):
+        model = ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]), torch.ones(1, 1), 0.05)
+        estimate = torch.rand(1, 262, 200, generator=torch.Generator().manual_seed(0))
+        found = ErrorPredictor(inverse, n_probes=6).predict(estimate, model)
+        monkeypatch.setattr(probed_frame, "_SIDE", 1024)
+        whole = ErrorPredictor(inverse, n_probes=6).predict(estimate, model)
+        assert found.map.shape == whole.map.shape == estimate.shape
+        assert found.root_mean_square == pytest.approx(whole.root_mean_square, rel=0.02)
+        for one, other in zip(found.bands, whole.bands, strict=True):
+            assert one.n_pixels == other.n_pixels
+            assert one.predicted == pytest.approx(other.predicted, rel=0.1)
+
+    def test_lambda_is_measured_by_the_singular_value_of_the_large_one(self, monkeypatch):
+        monkeypatch.setattr(probed_frame, "_SIDE", 96)
+        settings = ResolvedSettings(padding="valid", boundary="unknown", lam=1e-2, penalty="gradient")
+        fringes = Kernel.from_tensor(torch.cos(0.49 * torch.arange(31))[None])
+        inverse = PseudoInverse(fringes, (300, 260), settings)
+        smaller = with_smaller_frame(inverse, 20)
+        assert smaller.spectrum.sigma_max != pytest.approx(inverse.spectrum.sigma_max, rel=1e-3)
+        assert smaller.problem.weight == pytest.approx(inverse.problem.weight, rel=1e-5)
+
+    @pytest.mark.parametrize("inverse", ["unknown"], indirect=True)
+    def test_only_where_much_is_saved_and_the_bands_have_room(self, inverse):
+        assert with_smaller_frame(inverse, 20).geometry.image_size == (96, 96)
+        assert with_smaller_frame(inverse, 60).geometry.image_size == (152, 152)
+        assert with_smaller_frame(inverse, 75) is inverse  # 182 × 182 pixels of 262 × 200
 
 
 def test_what_the_border_hides_is_not_trusted():

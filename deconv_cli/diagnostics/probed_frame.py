@@ -1,0 +1,36 @@
+"""A smaller frame, whose pixels have the errors that those of a large one have at the same distance from the edge."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from deconv_cli.diagnostics.continuation import affordable_window
+from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+
+_SIDE = 1024
+"""A frame of as many pixels as a square of this side has each band of a larger one in it, often enough."""
+_LEAST_INSIDE = 32
+"""Pixels between bands of opposite edges."""
+_WORTHWHILE = 0.5
+"""Of the pixels of the whole: a frame that has more of them saves too little to be built."""
+
+
+def with_smaller_frame(inverse: PseudoInverse, depth: int) -> PseudoInverse:
+    """Build an inverse of the same kernel, boundary and λσ²max for a smaller frame, where one is much smaller.
+
+    Args:
+        inverse: of a plain convolution; one of a layer is given back, since its errors differ from phase to phase.
+        depth: distances from the edge that are told apart.
+    """
+    if inverse.operator.is_layer:
+        return inverse
+    size = inverse.geometry.image_size
+    window = affordable_window(size, _SIDE)
+    frame = tuple(min(n, max(side, 2 * depth + _LEAST_INSIDE)) for n, side in zip(size, window, strict=True))
+    if math.prod(frame) > _WORTHWHILE * math.prod(size):
+        return inverse
+    # λ is measured by the largest singular value on the torus of the image.
+    scale = (inverse.spectrum.sigma_max / kernel_spectrum(inverse.kernel.taps, frame).sigma_max) ** 2
+    return PseudoInverse(inverse.kernel, frame, replace(inverse.settings, lam=inverse.settings.lam * scale))
