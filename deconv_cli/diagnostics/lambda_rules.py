@@ -80,17 +80,18 @@ def choose_by_rule(rule: LambdaRule, data: SpectralData | PowerByGain, sigma: fl
     # Where data were continued by the model there is no noise, and the residual is all but zero.
     sigma = sigma * by_gain.observed_share**0.5
 
-    def criterion(lam: float) -> Tensor:
+    def criteria(lams: list[float]) -> list[float]:
+        column = _column(lams, by_gain)
         if rule is LambdaRule.WHITENESS:
             assert isinstance(data, SpectralData)
-            return _whiteness(data, lam)
-        return _CRITERIA[rule](by_gain, lam, sigma)
+            return synchronize.as_numbers(_whiteness(data, column))
+        return synchronize.as_numbers(_CRITERIA[rule](by_gain, column, sigma))
 
-    values = synchronize.as_numbers(torch.stack([criterion(lam) for lam in lams]))
+    values = criteria(lams)
     best = min(range(n), key=lambda k: (not math.isfinite(values[k]), values[k]))
     chosen = lams[best]
     if 0 < best < n - 1:
-        chosen = _golden(lambda lam: synchronize.as_number(criterion(lam)), lams[best - 1], lams[best + 1])
+        chosen = _golden(lambda lam: criteria([lam])[0], lams[best - 1], lams[best + 1])
     return LambdaCurve(rule, tuple(lams), tuple(values), chosen)
 
 
@@ -111,72 +112,80 @@ def _golden(value: Callable[[float], float], low: float, high: float) -> float:
     return math.exp((a + b) / 2)
 
 
-def _left(ratio: Tensor, lam: float) -> Tensor:
+def _column(lams: list[float], data: PowerByGain) -> Tensor:
+    """Arrange λ so that each has a row of its own beside the gains, shape `(k, 1)`."""
+    return torch.tensor(lams, dtype=data.ratio.dtype, device=data.ratio.device)[:, None]
+
+
+def _left(ratio: Tensor, lam: Tensor | float) -> Tensor:
     """1 − f, the part of each component that stays in the residual."""
     return lam / (ratio + lam)
 
 
-def _passed(ratio: Tensor, lam: float) -> Tensor:
+def _passed(ratio: Tensor, lam: Tensor | float) -> Tensor:
     """f, the part that the estimate explains: 1 where the penalty is zero."""
     return 1 - _left(ratio, lam)
 
 
-def residual_square_sum(data: PowerByGain, lam: float) -> Tensor:
-    """Compute RSS, for all images of the batch together, in squared units of the samples."""
-    return (_left(data.ratio, lam).square() * data.power).sum() + data.outside
+def residual_square_sum(data: PowerByGain, lam: Tensor | float) -> Tensor:
+    """Compute RSS, for all images of the batch together, in squared units of the samples; for λ `(k, 1)` of each."""
+    return (_left(data.ratio, lam).square() * data.power).sum(dim=-1) + data.outside
 
 
-def effective_parameters(data: PowerByGain, lam: float) -> Tensor:
-    """Compute EDF, for all images of the batch together."""
-    return (data.count * _passed(data.count_ratio, lam)).sum()
+def effective_parameters(data: PowerByGain, lam: Tensor | float) -> Tensor:
+    """Compute EDF, for all images of the batch together; for λ of the shape `(k, 1)` of each."""
+    return (data.count * _passed(data.count_ratio, lam)).sum(dim=-1)
 
 
-def _gcv(data: PowerByGain, lam: float, _sigma: float) -> Tensor:
+def _gcv(data: PowerByGain, lam: Tensor, _sigma: float) -> Tensor:
     n = data.n_data
     plain = n * residual_square_sum(data, lam) / (n - effective_parameters(data, lam)).square()
-    squares = (data.count * _passed(data.count_ratio, lam).square()).sum()
+    squares = (data.count * _passed(data.count_ratio, lam).square()).sum(dim=-1)
     return plain * (ROBUSTNESS + (1 - ROBUSTNESS) * squares / n)
 
 
-def _ml(data: PowerByGain, lam: float, _sigma: float) -> Tensor:
+def _ml(data: PowerByGain, lam: Tensor, _sigma: float) -> Tensor:
     """Minus the logarithm of the likelihood of the data, per number, with the likeliest noise."""
     # The components that the penalty leaves free have an improper prior, and say nothing of λ.
     is_penalized = torch.isfinite(data.count_ratio)
     n = data.n_data - synchronize.as_number((data.count * ~is_penalized).sum())
     explained = torch.where(is_penalized, 1 + data.count_ratio / lam, 1.0)
-    return 0.5 * (likeliest_noise(data, lam).square().log() + (data.count * explained.log()).sum() / n)
+    return 0.5 * (likeliest_noise(data, lam).square().log() + (data.count * explained.log()).sum(dim=-1) / n)
 
 
-def likeliest_noise(data: PowerByGain, lam: float) -> Tensor:
+def likeliest_noise(data: PowerByGain, lam: Tensor | float) -> Tensor:
     """Compute the standard deviation of the noise that makes the data likeliest for images of the prior exp(−λ‖Lx‖²).
 
     It is in the units of the samples.
     """
     is_penalized = torch.isfinite(data.ratio)
     n = data.n_data - synchronize.as_number((data.count * ~torch.isfinite(data.count_ratio)).sum())
-    quadratic = torch.where(is_penalized, data.power / (1 + data.ratio / lam), 0.0).sum() + data.outside
+    quadratic = torch.where(is_penalized, data.power / (1 + data.ratio / lam), 0.0).sum(dim=-1) + data.outside
     return (quadratic / n).sqrt()
 
 
-def _upre(data: PowerByGain, lam: float, sigma: float) -> Tensor:
+def _upre(data: PowerByGain, lam: Tensor, sigma: float) -> Tensor:
     return (residual_square_sum(data, lam) + 2 * sigma**2 * effective_parameters(data, lam)) / data.n_data
 
 
-def _discrepancy(data: PowerByGain, lam: float, sigma: float) -> Tensor:
+def _discrepancy(data: PowerByGain, lam: Tensor, sigma: float) -> Tensor:
     ratio = residual_square_sum(data, lam) / (data.n_data * max(sigma, 1e-300) ** 2)
     return ratio.clamp_min(1e-300).log().abs()
 
 
-def _whiteness(data: SpectralData, lam: float) -> Tensor:
-    by_frequency = (_left(data.ratio, lam).square() * data.power).sum(dim=-1) + data.outside
-    total = (data.multiplicity * by_frequency).sum()
-    return (data.multiplicity * by_frequency.square()).sum() * data.multiplicity.sum() / total.square()
+def _whiteness(data: SpectralData, lam: Tensor) -> Tensor:
+    n, total = data.multiplicity.sum(), residual_square_sum(data.by_gain, lam)
+    if data.squares_by_gain is not None:
+        gain, squares = data.squares_by_gain
+        return n * (_left(gain, lam) ** 4 * squares).sum(dim=-1) / total.square()
+    by_frequency = ((_left(data.ratio, one).square() * data.power).sum(dim=-1) + data.outside for one in lam)
+    return n * torch.stack([(data.multiplicity * each.square()).sum() for each in by_frequency]) / total.square()
 
 
 def _sharpest_bend(data: PowerByGain, lams: list[float]) -> LambdaCurve:
     """Find the corner by the curvature of the curve, from differences on the grid of log λ."""
-    across = torch.stack([residual_square_sum(data, lam) for lam in lams]).log()
-    down = torch.stack([_penalty(data, lam) for lam in lams]).log()
+    column = _column(lams, data)
+    across, down = residual_square_sum(data, column).log(), _penalty(data, column).log()
     first = [torch.gradient(v)[0] for v in (across, down)]
     second = [torch.gradient(v)[0] for v in first]
     speed = (first[0].square() + first[1].square()).clamp_min(1e-30)
@@ -188,13 +197,13 @@ def _sharpest_bend(data: PowerByGain, lams: list[float]) -> LambdaCurve:
     return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
 
 
-def _penalty(data: PowerByGain, lam: float) -> Tensor:
+def _penalty(data: PowerByGain, lam: Tensor) -> Tensor:
     """Compute ‖Lx‖², up to a constant factor."""
     ratio = torch.where(torch.isfinite(data.ratio), data.ratio, 0.0)
-    return (ratio / (ratio + lam).square() * data.power).sum()
+    return (ratio / (ratio + lam).square() * data.power).sum(dim=-1)
 
 
-_CRITERIA: dict[LambdaRule, Callable[[PowerByGain, float, float], Tensor]] = {
+_CRITERIA: dict[LambdaRule, Callable[[PowerByGain, Tensor, float], Tensor]] = {
     LambdaRule.GCV: _gcv,
     LambdaRule.ML: _ml,
     LambdaRule.UPRE: _upre,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.modulus import squared_modulus
 from deconv_cli.diagnostics.noise_spectrum import interpolated
-from deconv_cli.diagnostics.power_by_gain import PowerByGain
+from deconv_cli.diagnostics.power_by_gain import PowerByGain, group_by_gain
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -102,7 +102,7 @@ class SpectralData:
 
     @cached_property
     def by_gain(self) -> PowerByGain:
-        """The same without the frequencies."""
+        """The same without the frequencies, in groups."""
         multiplicity = self.multiplicity[:, None].expand_as(self.power)
         ratio = self.ratio.expand_as(self.power).flatten()
         return PowerByGain(
@@ -113,4 +113,11 @@ class SpectralData:
             count=self.n_images * multiplicity.flatten(),
             n_data=self.n_data,
             observed_share=self.observed_share,
-        )
+        ).grouped()
+
+    @cached_property
+    def squares_by_gain(self) -> tuple[Tensor, Tensor] | None:
+        """Gains of groups, and sums of |b|⁴ over them; `None` where a frequency has several components, or more."""
+        if self.power.shape[-1] > 1 or self.modes.u.shape[-2] > 1:
+            return None
+        return group_by_gain(self.ratio.expand_as(self.power).flatten(), self.multiplicity * self.power[:, 0].square())
