@@ -28,7 +28,7 @@ MEMORY = 2 * 2**30
 
 def cases(scale: Scale) -> list[Case]:
     """List what is measured."""
-    sizes: dict[str, object] = {"size": scale.pick(6144, 200), "block": scale.pick(1024, 80)}
+    sizes: dict[str, object] = {"size": scale.pick(12288, 200), "block": scale.pick(1024, 80)}
     return [Case(name, two_workers, sizes | {"workers": name}) for name in WORKERS]
 
 
@@ -79,7 +79,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
         ("load", lambda figures: f"{number(figures, 'load') or 0:.1f}"),
     ]
     title = (
-        "A photograph of 6144 × 6144, Gaussian blur, λ = 0.01, unknown border, in blocks of 1024 × 1024, by workers of "
-        "one thread each, with planning, reading and writing; medians of three."
+        "A photograph of 12288 × 12288, Gaussian blur, λ = 0.01, unknown border, in blocks of 1024 × 1024, by workers "
+        "of one thread each, with planning, reading and writing; medians of three."
     )
     return Report("Clusters", targets, [table(title, "workers", outcomes, columns)])

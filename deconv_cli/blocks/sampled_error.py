@@ -15,7 +15,7 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import N_PIECES
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.diagnostics.edge_bands import band_counts, edge_distance
-from deconv_cli.diagnostics.error_profile import ErrorProfile, pool_profiles
+from deconv_cli.diagnostics.error_profile import ErrorProfile, pool_profiles, smoothed_energy
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError, PredictedError, pool_errors
 from deconv_cli.vocabulary import Size, counted, format_size
 
@@ -79,7 +79,7 @@ class ErrorSample:
         distance = edge_distance(size, at, image.device)
         groups = image.unflatten(1, (len(self.profiles), -1))
         found = [
-            torch.stack([profile.squared_parts(one, distance)["predicted"] for one in groups[:, number]])
+            profile.squared_parts(smoothed_energy(groups[:, number], len(size)), distance)["predicted"]
             for number, profile in enumerate(self.profiles)
         ]
         return torch.cat(found, dim=1)

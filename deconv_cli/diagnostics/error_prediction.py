@@ -95,8 +95,9 @@ class ErrorPredictor:
         missing, unit_noise, unit_detail = self._probe(estimate, model)
         noise, noise_detail = model.sigma**2 * unit_noise, synchronize.as_number(model.sigma**2 * unit_detail)
         by_band = synchronize.as_numbers(noise), synchronize.as_numbers(missing)
-        profile = replace(ErrorProfile.of(*by_band, noise_detail, estimate), contrast=contrast)
-        squares = profile.squared_parts(estimate, bands.distance) | {"estimate": estimate.square()}
+        smoothed = smoothed_energy(estimate, estimate.ndim - 1)
+        profile = replace(ErrorProfile.of(*by_band, noise_detail, smoothed), contrast=contrast)
+        squares = profile.squared_parts(smoothed, bands.distance) | {"estimate": estimate.square()}
         for name, other in (("periodic", periodic), ("actual", truth)):
             if other is not None:
                 squares[name] = (estimate - other).square()

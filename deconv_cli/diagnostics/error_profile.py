@@ -43,10 +43,10 @@ class ErrorProfile:
 
     @classmethod
     def of(
-        cls, noise: Sequence[float], missing: Sequence[float], noise_detail: float, estimate: Tensor
+        cls, noise: Sequence[float], missing: Sequence[float], noise_detail: float, smoothed: Tensor
     ) -> ErrorProfile:
-        """Take the mean detail from an estimate, shape `(C, *size)`."""
-        energy = synchronize.as_number(_energy(estimate, noise_detail).mean())
+        """Take the mean detail from the `smoothed_energy` of an estimate, shape `(C, *size)`."""
+        energy = synchronize.as_number(_less(smoothed, noise_detail).mean())
         return cls(tuple(noise), tuple(missing), noise_detail, energy)
 
     @property
@@ -69,28 +69,28 @@ class ErrorProfile:
         depth = max(n_beyond, default=0)
         return depth if depth < len(total) else None
 
-    def detail(self, estimate: Tensor) -> Tensor:
-        """Measure the detail around each pixel of an estimate `(C, *size)`, relative to the mean; of the same shape.
+    def detail(self, smoothed: Tensor) -> Tensor:
+        """Measure the detail around each pixel by the `smoothed_energy` of an estimate, relative to the mean.
 
         The squared gradient under a Gaussian window, less what noise alone would make of it; where noise makes more of
         it than the image does, the detail is unknown and is taken to be the same everywhere.
         """
         floor = 0.25 * self.noise_detail + _LEAST_DETAIL * self.energy + 1e-30
-        return (_energy(estimate, self.noise_detail) + floor) / (self.energy + floor)
+        return (_less(smoothed, self.noise_detail) + floor) / (self.energy + floor)
 
-    def squared_parts(self, estimate: Tensor, distance: Tensor) -> dict[str, Tensor]:
+    def squared_parts(self, smoothed: Tensor, distance: Tensor) -> dict[str, Tensor]:
         """Give the squared error to be expected of each pixel of an estimate, or of a part of one, and what makes it.
 
         Args:
-            estimate: shape `(C, *size)`.
+            smoothed: `smoothed_energy` of it, shape `(C, *size)`.
             distance: of each pixel from the nearest edge of the whole, shape `size`.
 
         Returns:
             By the names of `ErrorBand`; all of the estimate's shape but that of the noise, which has the shape `size`.
         """
-        band, detail = distance.clamp(0, len(self.noise) - 1), self.detail(estimate)
+        band, detail = distance.clamp(0, len(self.noise) - 1), self.detail(smoothed)
         noise, missing, outside = (
-            torch.tensor(values, dtype=estimate.dtype, device=estimate.device)[band]
+            torch.tensor(values, dtype=smoothed.dtype, device=smoothed.device)[band]
             for values in (self.noise, self.missing, self.outside)
         )
         return {
@@ -138,9 +138,9 @@ def pool_profiles(parts: Sequence[ErrorProfile]) -> ErrorProfile:
     )
 
 
-def _energy(estimate: Tensor, noise_detail: float) -> Tensor:
-    """Average the squared gradient around each pixel, less what noise makes of it."""
-    return (smoothed_energy(estimate, estimate.ndim - 1) - noise_detail).clamp_min(0)
+def _less(smoothed: Tensor, noise_detail: float) -> Tensor:
+    """Take away of the squared gradient around each pixel what noise makes of it."""
+    return (smoothed - noise_detail).clamp_min(0)
 
 
 def smoothed_energy(images: Tensor, n_axes: int) -> Tensor:
