@@ -22,7 +22,7 @@ STACK_KERNELS = ("gaussian3d:1.5@1.2", "gaussian3d:3@1.5")
 LINEAR: dict[str, object] = {"tolerance": 1e-7}
 """Corners of a frame of which nothing is known are determined by little: at 1e-6 they differ by more than seams do."""
 LUCY: dict[str, object] = {"method": "richardson-lucy", "iterations": 30}
-MEMORY = 2**30
+MEMORY, MEMORY_OF_STACKS = 2**30, 2 * 2**30
 LIMIT = 1e-3
 """Of the range of the samples: the largest difference that is planned for."""
 
@@ -33,6 +33,7 @@ def cases(scale: Scale) -> list[Case]:
     picture: dict[str, object] = {"size": [side] * 2, "block": [scale.pick(1024, 48)] * 2}
     small_picture: dict[str, object] = {"size": [tv_side] * 2, "block": [scale.pick(512, 32)] * 2}
     stack: dict[str, object] = {
+        "memory": MEMORY_OF_STACKS,
         "size": scale.pick([96, 768, 768], [24, 64, 64]),
         "block": scale.pick([96, 256, 256], [24, 32, 32]),
     }
@@ -82,7 +83,9 @@ def cases(scale: Scale) -> list[Case]:
     return [*linear, *others, *tiles]
 
 
-def blocks_and_whole(kernel: str, size: list[int], block: list[int], options: dict[str, Any]) -> Figures:
+def blocks_and_whole(
+    kernel: str, size: list[int], block: list[int], options: dict[str, Any], memory: int = MEMORY
+) -> Figures:
     """Restore noisy data from file to file in blocks, and as a whole in memory, each in one thread."""
     torch.set_num_threads(1)
     taps = deconv_cli.make_kernel(kernel)
@@ -90,7 +93,7 @@ def blocks_and_whole(kernel: str, size: list[int], block: list[int], options: di
     with TemporaryDirectory() as place:
         source, target = Path(place) / "in.npy", Path(place) / "out.npy"
         np.save(source, y.numpy())
-        files, cut = LargeFileOptions(force=True), BlockOptions(MEMORY, tuple(block))
+        files, cut = LargeFileOptions(force=True), BlockOptions(memory, tuple(block))
         found = invert_blocks(source, taps, target, files=files, blocks=cut, **options)
         assert found.summary is not None
         blocks = np.load(target)
