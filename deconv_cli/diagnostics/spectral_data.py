@@ -77,7 +77,9 @@ class SpectralData:
         outside = torch.zeros_like(power[:, 0])
         if modes.u.shape[-2] > power.shape[-1]:
             outside = (modes.energy(spectrum).sum(dim=0).flatten() - power.sum(dim=-1)).clamp_min(0)
-        ratio = (modes.sigma.square() / (sigma_max**2 * modes.squared_penalty(penalty))).flatten(0, -2)
+        gain = modes.sigma.square()
+        # What neither the kernel passes nor the penalty holds back, as constants under differences, is not estimated.
+        ratio = torch.where(gain == 0, 0, gain / (sigma_max**2 * modes.squared_penalty(penalty))).flatten(0, -2)
         if noise is None or noise.is_white:
             return cls(modes, ratio, power, outside, len(images), observed_share, detailed_share=detailed_share)
         share = interpolated(noise.spectrum, modes.torus, power).flatten()

@@ -117,6 +117,21 @@ def test_groups_of_gains_say_what_all_gains_do(rule, monkeypatch):
     assert grouped.chosen == pytest.approx(alone.chosen, rel=1e-3)
 
 
+@pytest.mark.parametrize("size", [(40, 30), (160, 128)])
+@pytest.mark.parametrize("rule", [LambdaRule.GCV, LambdaRule.ML, LambdaRule.DISCREPANCY])
+def test_a_derivative_keeps_no_constant_and_has_a_lambda(rule, size):
+    """At frequency zero neither the kernel passes anything nor the penalty holds anything back."""
+    taps = torch.tensor([[[[1.0, -1.0]]]], dtype=torch.float64)
+    x = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.fft.ifftn(torch.fft.fftn(x) / (0.1 + torch.fft.fftfreq(size[1]).abs())).real
+    y = Convolution.of_geometry(taps, Geometry.of_image(size, (1, 2), "same"), "circular").forward(x)
+    y = y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    data = SpectralData.of(torus_modes(taps, size), y, penalty="gradient", sigma_max=2.0)
+    curve = choose_by_rule(rule, data, 1.0)
+    assert all(math.isfinite(value) for value in curve.values)
+    assert not curve.is_at_end
+
+
 def _neighbors(curve: LambdaCurve) -> tuple[int, int, int]:
     best = min(range(len(curve.values)), key=lambda k: curve.values[k])
     assert best in (0, len(curve.lams) - 1) or curve.lams[best - 1] < curve.chosen < curve.lams[best + 1]
