@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import deconv_cli
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.subject import Subject
@@ -29,7 +30,7 @@ def load_fixture(name: str):
 def blamed_line(name: str, mark: str) -> int:
     """Find the line of a fixture that carries a mark."""
     lines = (FIXTURES / f"{name}.py").read_text(encoding="utf-8").splitlines()
-    (found,) = [n for n, line in enumerate(lines, 1) if line.endswith(f"# blame: {mark}")]
+    (found,) = [n for n, line in enumerate(lines, 1) if line.endswith((f"# blame: {mark}", f"  # {mark}"))]
     return found
 
 
@@ -40,6 +41,11 @@ def checked(model, *shape, loss=projection, target=None, inputs=None, seed=0, **
     if loss is not projection:
         loss = user_loss(loss, has_target=target is not None)
     return check_subject(Subject(model, (inputs,), {}, target, loss, seed), **options)
+
+
+def check_case(case):
+    """Check a case of catalogue.py."""
+    return deconv_cli.check_gradients(case.model, case.inputs, loss=case.loss, target=case.target, budget=10.0)
 
 
 def verdicts(report) -> dict[str, str]:

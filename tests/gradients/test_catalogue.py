@@ -10,9 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, load_fixture, verdicts
-
-import deconv_cli
+from gradient_cases import FIXTURES, check_case, load_fixture, verdicts
 
 catalogue, remedies = (load_fixture(name) for name in ("catalogue", "remedies"))
 LINES = (FIXTURES / "catalogue.py").read_text(encoding="utf-8").splitlines()
@@ -43,10 +41,6 @@ def marked(names):
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in names]
 
 
-def check(case):
-    return deconv_cli.check_gradients(case.model, case.inputs, loss=case.loss, target=case.target, budget=10.0)
-
-
 def faults(report):
     return [*report.faults(), *(found for found in report.general if found.is_fault or found.verdict == "NOISY")]
 
@@ -54,7 +48,7 @@ def faults(report):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", marked(catalogue.BROKEN))
 def test_a_mistake_is_found_on_its_line(name):
-    found = faults(check(catalogue.BROKEN[name]()))
+    found = faults(check_case(catalogue.BROKEN[name]()))
     assert found
     marks = {n for n, line in enumerate(LINES, start=1) if line.endswith(f"# {name}")}
     lines = {cause.location.line for fault in found for cause in fault.causes}
@@ -64,7 +58,7 @@ def test_a_mistake_is_found_on_its_line(name):
 
 @pytest.mark.parametrize("name", marked(catalogue.SOUND))
 def test_a_sound_model_is_not_accused(name):
-    found = check(catalogue.SOUND[name]())
+    found = check_case(catalogue.SOUND[name]())
     assert faults(found) == []
     assert "NOT CHECKED" not in verdicts(found).values()
 
@@ -72,7 +66,7 @@ def test_a_sound_model_is_not_accused(name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_of_a_backward_are_told_apart(name):
-    (fault,) = check(catalogue.BROKEN[name]()).faults()
+    (fault,) = check_case(catalogue.BROKEN[name]()).faults()
     assert MISTAKES[name] in fault.causes[0].why
     assert fault.causes[0].location.source.endswith(f"# {name}")
 
@@ -91,7 +85,7 @@ INSTEAD = {
 
 @pytest.mark.parametrize("name", INSTEAD)
 def test_what_to_write_instead(name):
-    (fault,) = check(catalogue.BROKEN[name]()).faults()
+    (fault,) = check_case(catalogue.BROKEN[name]()).faults()
     why, instead = INSTEAD[name]
     assert instead in fault.causes[0].suggestion
     assert why in fault.causes[0].why
@@ -107,7 +101,7 @@ def test_the_safe_branch_that_is_suggested_trains():
 
     h = torch.tanh(catalogue.x(5, 6))
     assert torch.equal(middle(h), cured(h))
-    found = check(catalogue.Case(catalogue.Middle(cured), catalogue.x(5, 4)))
+    found = check_case(catalogue.Case(catalogue.Middle(cured), catalogue.x(5, 4)))
     assert set(verdicts(found).values()) == {"OK"}
 
 
@@ -149,7 +143,7 @@ def test_what_is_suggested_helps(name):
         text = text.replace(old, new)
     for _ in range(MAX_ROUNDS):
         case, file = made_of(text, name)
-        found = faults(check(case))
+        found = faults(check_case(case))
         if not found or name in remedies.APPLIED:
             break
         text = with_suggested_line(text, found, file)
@@ -157,7 +151,7 @@ def test_what_is_suggested_helps(name):
 
 
 def test_a_second_derivative_that_nobody_takes_is_a_note():
-    found = check(catalogue.SOUND["differentiated_once"]())
+    found = check_case(catalogue.SOUND["differentiated_once"]())
     (note,) = found.notes
     assert "Cubed.backward" in note
     assert "@once_differentiable" in note

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_cases import blamed_line, causes, checked, load_fixture, verdicts
+from gradient_cases import blamed_line, causes, check_case, checked, load_fixture, verdicts
 from torch import nn
 
-ill = load_fixture("not_healthy")
+catalogue, ill = load_fixture("catalogue"), load_fixture("not_healthy")
 CLASSES = torch.tensor([0, 1, 2, 1, 0])
 
 
@@ -15,16 +15,18 @@ def general(report, verdict):
     return [finding for finding in report.general if finding.verdict == verdict]
 
 
-def assert_blamed(finding, mark, words):
+def assert_blamed(name, verdict, words):
+    """A case of the catalogue has one such finding, which names its line and says why."""
+    (finding,) = general(check_case(catalogue.BROKEN[name]()), verdict)
     assert finding.is_fault
     (cause,) = finding.causes
-    assert cause.location.line == blamed_line("not_healthy", mark)
+    assert cause.location.line == blamed_line("catalogue", name)
     assert words in cause.why
     assert cause.suggestion
 
 
 def test_nothing_trains():
-    (finding,) = general(checked(ill.AllFrozen(), 5, 6), "NOTHING TRAINS")
+    (finding,) = general(check_case(catalogue.BROKEN["all_frozen"]()), "NOTHING TRAINS")
     assert finding.is_fault
     assert "all 2 parameters" in finding.causes[0].why
 
@@ -54,17 +56,16 @@ def test_weights_without_elements_are_no_fault():
 
 
 @pytest.mark.parametrize(
-    ("model", "mark", "words"),
+    ("name", "words"),
     [
-        (ill.PlainList, "list", "self.layers is a plain Python container"),
-        (ill.PlainTensor, "tensor", "self.scale is a tensor that requires a gradient but no nn.Parameter"),
-        (ill.Derived, "derived", "self.scale is what an operation made of an nn.Parameter"),
-        (ill.MadeAnew, "anew", "forward makes anew each time"),
+        ("plain_list", "self.layers is a plain Python container"),
+        ("plain_tensor", "self.scale is a tensor that requires a gradient but no nn.Parameter"),
+        ("viewed_parameter", "self.scale is what an operation made of an nn.Parameter"),
+        ("layer_made_in_forward", "forward makes anew each time"),
     ],
 )
-def test_weights_that_the_model_does_not_know(model, mark, words):
-    (finding,) = general(checked(model(), 5, 6), "UNREGISTERED")
-    assert_blamed(finding, mark, words)
+def test_weights_that_the_model_does_not_know(name, words):
+    assert_blamed(name, "UNREGISTERED", words)
 
 
 def test_a_loss_may_have_weights_of_its_own():
@@ -104,8 +105,7 @@ def test_a_projection_in_forward_is_sound():
 
 
 def test_a_gradient_that_explodes_through_time():
-    (finding,) = general(checked(ill.ExplodingRecurrence(), 2, 20, 6), "EXPLODING")
-    assert_blamed(finding, "recurrence", "of 20 steps")
+    assert_blamed("explodes_through_time", "EXPLODING", "of 24 steps")
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -128,21 +128,24 @@ def test_units_that_stay_the_same(axis):
 
 
 @pytest.mark.parametrize(
-    ("loss", "words"),
+    ("name", "words"),
     [
-        ("signs", "wants targets of -1 and 1"),
-        ("probabilities", "turns its input into probabilities itself"),
-        ("squashed", "turns its input into probabilities itself"),
-        ("raw", "wants logarithms"),
-        ("column", "shapes (5, 1) and (5,) broadcast"),
+        ("softmax_twice", "turns its input into probabilities itself"),
+        ("sigmoid_twice", "turns its input into probabilities itself"),
+        ("scores_for_logarithms", "wants logarithms"),
+        ("column_against_row", "shapes (6, 1) and (6,) broadcast"),
         ("one_class", "one class only"),
     ],
 )
-def test_losses_that_are_given_something_else(loss, words):
-    function = getattr(ill, {"raw": "raw_scores"}.get(loss, loss))
-    options = {"target": CLASSES} if loss in ("probabilities", "raw") else {}
-    (finding,) = general(checked(nn.Linear(6, 3), 5, 6, loss=function, **options), "LOSS INPUT")
-    assert_blamed(finding, loss, words)
+def test_losses_that_are_given_something_else(name, words):
+    assert_blamed(name, "LOSS INPUT", words)
+
+
+def test_targets_of_zero_and_one_where_signs_are_wanted():
+    (finding,) = general(checked(nn.Linear(6, 3), 5, 6, loss=ill.signs), "LOSS INPUT")
+    assert finding.is_fault
+    assert finding.causes[0].location.line == blamed_line("not_healthy", "signs")
+    assert "wants targets of -1 and 1" in finding.causes[0].why
 
 
 def test_losses_that_are_given_what_they_want():
