@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_cases import blamed_line, causes, checked, load_fixture, verdicts
+from gradient_cases import blamed_line, causes, check_case, checked, load_fixture, verdicts
 
 detached, dying, handwritten = (load_fixture(name) for name in ("detached", "dying", "handwritten"))
 lenet, mixing, range_loss = (load_fixture(name) for name in ("lenet", "mixing", "range_loss"))
-tangent, wrong = (load_fixture(name) for name in ("tangent", "wrong"))
+catalogue, tangent, wrong = (load_fixture(name) for name in ("catalogue", "tangent", "wrong"))
 
 BODY_DETACHED = {"body.weight": "DETACHED", "body.bias": "DETACHED", "head.weight": "OK", "head.bias": "OK"}
 
@@ -91,24 +91,31 @@ class TestRangeLosses:
 
 class TestDetached:
     @pytest.mark.parametrize(
-        ("name", "mark", "operation", "suggestion"),
+        ("name", "operation", "suggestion"),
         [
-            ("Detach", "detach", ".detach()", "return h"),
-            ("SelectedThenDetached", "selected", ".detach()", "return selected"),
-            ("Data", "data", ".data", "return h"),
-            ("NoGrad", "no_grad", "no_grad", "torch.no_grad()"),
-            ("Numpy", "numpy", ".detach()", "torch functions"),
-            ("Argmax", "argmax", "argmax(...)", "torch.softmax"),
-            ("IntegerCast", "cast", "the cast to int32", "floating point"),
-            ("Comparison", "comparison", "the comparison >", "torch.where(h > 0"),
+            ("data", ".data", "return h"),
+            ("no_grad", "no_grad", "torch.no_grad()"),
+            ("through_numpy", ".detach()", "torch.tanh(h)"),
+            ("argmax", "argmax(...)", "torch.softmax"),
+            ("cast_to_int", "the cast to int64", "floating point"),
+            ("comparison", "the comparison >", "torch.where((h > 0"),
         ],
     )
-    def test_an_operation_that_detaches(self, name, mark, operation, suggestion):
+    def test_an_operation_that_detaches(self, name, operation, suggestion):
+        found = check_case(catalogue.BROKEN[name]())
+        assert verdicts(found) == BODY_DETACHED
+        cause = assert_blamed(found, "body.weight", "catalogue", name, "DETACHED")
+        assert cause.operation == operation
+        assert suggestion in cause.suggestion
+
+    @pytest.mark.parametrize(
+        ("name", "mark", "line"), [("Detach", "detach", "h"), ("SelectedThenDetached", "selected", "selected")]
+    )
+    def test_a_line_without_its_detach(self, name, mark, line):
         found = checked(getattr(detached, name)(), 5, 4)
         assert verdicts(found) == BODY_DETACHED
         cause = assert_blamed(found, "body.weight", "detached", mark, "DETACHED")
-        assert cause.operation == operation
-        assert suggestion.replace("where(h > 0", "where((h > 0)") in cause.suggestion
+        assert (cause.operation, cause.suggestion) == (".detach()", f"return {line}")
 
     def test_item(self):
         found = checked(detached.Item(), 5, 4)
@@ -133,7 +140,9 @@ class TestDetached:
         assert found["body.weight"] == "OK"
 
     def test_frozen_is_no_fault(self):
-        found = checked(detached.Frozen(), 5, 4)
+        model = detached.Base()
+        model.body.requires_grad_(False)
+        found = checked(model, 5, 4)
         assert verdicts(found)["body.weight"] == "FROZEN"
         assert found.faults() == []
 
