@@ -92,10 +92,6 @@ class TestPrecedence:
         assert (zero.verdict, non_finite.verdict) == ("ZERO", "NON-FINITE")
         assert find_for_parameter(evidence, "weight") == non_finite
 
-    def test_a_bias_that_cannot_matter_is_no_dead_one(self):
-        evidence = evidence_of(dying.BiasBeforeNorm(), 4, 2, 8, 8)
-        assert find_for_parameter(evidence, "conv.bias").verdict == "ZERO BY CONSTRUCTION"
-
     def test_a_detachment_explains_a_difference(self):
         evidence = evidence_of(detached.PartDetach(), 5, 4)
         wrong, found = GRADIENT_RULES["wrong"](evidence, "body.weight"), find_for_parameter(evidence, "body.weight")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gradient_cases import causes, checked, verdicts
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Categorical
 
 from deconv_cli.gradients.cures import SINGULAR, harmless_input, straight_through
 from deconv_cli.gradients.training.script import check_script
@@ -78,22 +78,6 @@ def test_a_draw_without_rsample(distribution):
     assert "has no .rsample()" in suggestion(way)
 
 
-def test_a_draw_with_rsample():
-    def way(h):
-        return Normal(h, 1.0).sample()
-
-    assert ".rsample()" in suggestion(way)
-
-
-def test_a_write_that_can_be_left_out():
-    def way(h):
-        h = torch.exp(h)
-        h += 1
-        return h
-
-    assert suggestion(way) == "h = h + 1"
-
-
 def test_a_write_that_others_see():
     """A new tensor in its place would not change the rows of h."""
 
@@ -106,33 +90,12 @@ def test_a_write_that_others_see():
     assert suggestion(way).startswith("write to a copy")
 
 
-def test_a_root_of_zero():
-    def way(h):
-        return torch.sqrt(h.relu() * 0)
-
-    assert suggestion(way).startswith("torch.sqrt(x + 1e-12)")
-
-
 def test_a_root_that_is_not_the_only_one():
     def way(h):
         h = torch.sqrt(h.relu() * 0)
         return torch.pow(h, 0.25)
 
     assert "was tried, and does not help alone" in suggestion(way)
-
-
-def test_a_step_that_is_not_the_only_one():
-    def way(h):
-        h = torch.round(10 * h)
-        return torch.floor(h)
-
-    assert "does not arrive either" in suggestion(way)
-
-
-def test_counts_say_that_the_loss_changes():
-    model = nn.Linear(4, 2)
-    found = checked(model, 5, 4, loss=lambda output: (output < 0.2).float().mean())
-    assert causes(found, "weight")[0].suggestion.endswith("the value of the loss changes")
 
 
 SCRIPT = """import torch

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from gradient_cases import blamed_line, checked, load_fixture, verdicts
+from gradient_cases import blamed_line, check_case, checked, load_fixture, verdicts
 from torch import nn
 
 import deconv_cli
@@ -14,7 +14,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients import gathering
 from deconv_cli.gradients.sample_batch import Batch
 
-healthy, unusual, wrong = (load_fixture(name) for name in ("healthy", "unusual", "wrong"))
+catalogue, healthy, unusual, wrong = map(load_fixture, ("catalogue", "healthy", "unusual", "wrong"))
 
 
 def words(n, *shape):
@@ -148,24 +148,12 @@ def test_an_apply_that_was_bound_long_ago_is_seen():
 
 
 def test_a_surrogate_gradient_is_called_one():
-    class Sign(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.sign()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad
-
-    class Net(nn.Linear):
-        def forward(self, x):
-            return Sign.apply(super().forward(x))
-
-    found = checked(Net(4, 2), 5, 4)
-    assert set(verdicts(found).values()) == {"SUBSTITUTED"}
+    found = check_case(catalogue.SOUND["spikes"]())
+    of_body = [finding for finding in found.parameters if finding.name.startswith("body")]
+    assert {str(finding.verdict) for finding in of_body} == {"SUBSTITUTED"}
     assert not any(finding.is_fault for finding in found.parameters)
-    assert "surrogate" in found.parameters[0].causes[0].why
-    assert "right but for 2 of 2 that the code substitutes" in str(found)
+    assert "surrogate" in of_body[0].causes[0].why
+    assert "right but for 2 of 4 that the code substitutes" in str(found)
 
 
 @pytest.mark.parametrize("change", ["reverse", "scale", "limit"])

@@ -6,14 +6,14 @@ import inspect
 
 import pytest
 import torch
-from gradient_cases import causes, checked, load_fixture, verdicts
+from gradient_cases import blamed_line, causes, check_case, checked, load_fixture, verdicts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import deconv_cli
 from deconv_cli.errors import UsageError
 
-wrong = load_fixture("wrong")
+catalogue, wrong = load_fixture("catalogue"), load_fixture("wrong")
 
 
 def line_of(function, text: str) -> int:
@@ -194,32 +194,22 @@ class TestDerivativesInTheLoss:
         assert "hand-written backward" in causes(found, "shift")[0].why
 
 
-class Checkpointed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
-
-    def forward(self, x):
-        h = checkpoint(self.first, x, use_reentrant=True)
-        return self.second(torch.tanh(h))
-
-
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_detaches():
-    found = checked(Checkpointed(), 5, 4)
+    found = check_case(catalogue.BROKEN["checkpoint_without_gradients"]())
     assert [finding.verdict for finding in found.parameters] == ["DETACHED", "DETACHED", "OK", "OK"]
-    (cause,) = causes(found, "first.weight")
-    assert cause.location.line == line_of(Checkpointed, "checkpoint(self.first")
+    (cause,) = causes(found, "body.weight")
+    assert cause.location.line == blamed_line("catalogue", "checkpoint_without_gradients")
     assert cause.suggestion == "pass use_reentrant=False"
 
 
 def test_a_reentrant_checkpoint_behind_another_is_sound():
-    class Twice(Checkpointed):
+    class Twice(catalogue.Middle):
         def forward(self, x):
-            h = checkpoint(lambda h: self.second(torch.tanh(h)), self.first(x), use_reentrant=True)
+            h = checkpoint(lambda h: self.head(torch.tanh(h)), self.body(x), use_reentrant=True)
             return checkpoint(torch.tanh, h, use_reentrant=True)
 
-    assert set(verdicts(checked(Twice(), 5, 4)).values()) == {"OK"}
+    assert set(verdicts(checked(Twice(torch.tanh), 5, 4)).values()) == {"OK"}
 
 
 class TestNotFinite:
