@@ -9,54 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import (
-    batches,
-    blind,
-    blocks,
-    choice,
-    clusters,
-    free_form,
-    gradients,
-    growth,
-    jpeg,
-    layers,
-    learn,
-    light,
-    peers,
-    photograph,
-    scripts,
-    stack_border,
-    stacks,
-    stock_models,
-    textbook,
-)
 from benchmarks.measuring import Figures, Scale, measure
 from benchmarks.printing import describe_machine
 
 QUESTIONS = {
-    "textbook": textbook,
-    "peers": peers,
-    "photograph": photograph,
-    "growth": growth,
-    "choice": choice,
-    "jpeg": jpeg,
-    "blind": blind,
-    "light": light,
-    "free_form": free_form,
-    "layers": layers,
-    "learn": learn,
-    "stack_border": stack_border,
-    "stacks": stacks,
-    "blocks": blocks,
-    "clusters": clusters,
-    "batches": batches,
-    "gradients": gradients,
-    "stock_models": stock_models,
-    "scripts": scripts,
+    name: import_module(f"benchmarks.{name}")
+    for name in (
+        *("textbook", "peers", "photograph", "growth", "choice", "jpeg", "blind", "light", "free_form", "layers"),
+        *("learn", "stack_border", "stacks", "blocks", "clusters", "batches", "gradients", "stock_models", "scripts"),
+    )
 }
+"""In the order in which they are asked."""
 FOLDER = Path(__file__).parent
 QUICK_PEER_LIMIT_S = 1.0
 
