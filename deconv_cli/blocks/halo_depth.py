@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -126,14 +127,9 @@ def choose_halo(
             f"an axis of {shortest} samples is too short to be cut into blocks: it takes {LEAST_SAMPLES} to measure "
             "how far a cut reaches; give blocks that have the whole of it."
         )
-    n_reaches, looked_at, inside = FIRST_REACHES, 0, None
-    decay = SlowDecay(_deepest(problem, is_cut, max_samples), seam_limit(windows))
-    while True:
-        depth = _depth(problem, is_cut, n_reaches)
-        if max(depth) <= looked_at or prod(outer_sides(depth, problem.data_size)) > max_samples:
-            if inside is not None:
-                return inside
-            raise _disagreement(looked_at, depth)
+    depths, deepest = _depths(problem, is_cut, max_samples)
+    decay, looked_at, inside = SlowDecay(deepest, seam_limit(windows)), 0, None
+    for depth in depths:
         found, is_enough, left = _halo_within(problem, windows, depth, progress, is_trial=is_trial)
         if is_enough or inside is not None:  # for the frame alone it is looked once deeper
             found = found or inside
@@ -141,18 +137,17 @@ def choose_halo(
             return found
         inside, looked_at = found, max(depth)
         if inside is None and decay.is_hopeless_at(looked_at, left):
-            raise _disagreement(looked_at, depth)
-        deeper = range(2 * n_reaches, n_reaches, -1)
-        # Twice as deep, or as deep as the memory admits.
-        held = (n for n in deeper if prod(outer_sides(_depth(problem, is_cut, n), problem.data_size)) <= max_samples)
-        n_reaches = next(held, 2 * n_reaches)
+            break
+    if inside is not None:
+        return inside
+    raise _disagreement(looked_at, deepest)
 
 
-def _disagreement(looked_at: int, depth: Size) -> BlocksDisagreeError:
+def _disagreement(looked_at: int, deepest: int) -> BlocksDisagreeError:
     """Say why blocks disagree."""
     if not looked_at:
         return BlocksDisagreeError(
-            f"the memory holds no piece from which it could be measured how far a cut reaches: {max(depth)} pixels on "
+            f"the memory holds no piece from which it could be measured how far a cut reaches: {deepest} pixels on "
             "either side are looked at first"
         )
     return BlocksDisagreeError(
@@ -161,15 +156,26 @@ def _disagreement(looked_at: int, depth: Size) -> BlocksDisagreeError:
     )
 
 
-def _deepest(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> int:
-    """Give pixels that are looked at, at most: as many as fit the frame, and no more than twice those of the memory."""
-    n_reaches, depth = FIRST_REACHES, _depth(problem, is_cut, FIRST_REACHES)
-    while prod(outer_sides(depth, problem.data_size)) <= max_samples:
-        n_reaches, before = 2 * n_reaches, depth
-        depth = _depth(problem, is_cut, n_reaches)
-        if depth == before:
-            break
-    return max(depth)
+def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> tuple[list[Size], int]:
+    """List how deep is looked: each time twice as deep, and at last as deep as frame and memory admit.
+
+    Returns:
+        The depths; and how many pixels would be looked at next, as far as the frame goes: no depth is larger.
+    """
+    depths: list[Size] = []
+
+    def is_next(depth: Size) -> bool:
+        is_deeper = not depths or max(depth) > max(depths[-1])
+        return is_deeper and prod(outer_sides(depth, problem.data_size)) <= max_samples
+
+    n_reaches = FIRST_REACHES
+    while is_next(depth := _depth(problem, is_cut, n_reaches)):
+        depths.append(depth)
+        n_reaches *= 2
+    if depths:
+        between = (_depth(problem, is_cut, n) for n in range(n_reaches - 1, n_reaches // 2, -1))
+        depths += itertools.islice(filter(is_next, between), 1)
+    return depths, max(depth)
 
 
 def _halo_within(

@@ -14,7 +14,7 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.norms import accumulation_dtype
 
 
-def apply_hann_window(images: Tensor, n_axes: int = 2, power: int = 1) -> Tensor:
+def apply_hann_window(images: Tensor, n_axes: int = 2) -> Tensor:
     """Fade images out towards their edges, and keep the power of white noise as it is.
 
     A mean stays what it is but for the two neighbors of the zero frequency along each axis.
@@ -22,9 +22,8 @@ def apply_hann_window(images: Tensor, n_axes: int = 2, power: int = 1) -> Tensor
     Args:
         images: shape `(*batch, C, *space)`.
         n_axes: how many axes of space there are.
-        power: of the window; of a higher one less of a strong frequency leaks to distant weak ones.
     """
-    return _fade(images.clone(), n_axes, power)
+    return _fade(images.clone(), n_axes, power=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class FadedImages:
 
     Attributes:
         images: shape `(n, C, *space)`.
-        fade: power of the window.
+        fade: power of the window; of a higher one less of a strong frequency leaks to distant weak ones.
     """
 
     images: Tensor

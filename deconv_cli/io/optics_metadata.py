@@ -53,11 +53,11 @@ def read_optics(image: ImageFile) -> OpticsMetadata:
     fields = image.native_fields
     settings = str(fields.get(_SETTINGS, ""))
     objectives = [element.attrib for element in _elements(str(fields.get("OME Instrument", "")), "Objective")]
-    wanted = _attribute(settings, "ObjectiveSettings", "ID")
+    wanted = _setting(settings, "ID")
     named = [found for found in objectives if found.get("ID") == wanted]
     objective = named[0] if named else objectives[0] if len(objectives) == 1 else {}
-    media = (objective.get("Immersion"), _attribute(settings, "ObjectiveSettings", "Medium"))
-    given = _attribute(settings, "ObjectiveSettings", "RefractiveIndex")
+    media = (objective.get("Immersion"), _setting(settings, "Medium"))
+    given = _setting(settings, "RefractiveIndex")
     return OpticsMetadata(
         numerical_aperture=_positive(objective.get("LensNA")),
         immersion_index=_positive(given) or next((INDICES[str(medium)] for medium in media if medium in INDICES), None),
@@ -73,8 +73,8 @@ def read_optics(image: ImageFile) -> OpticsMetadata:
 _SETTINGS = "OME ObjectiveSettings and other settings"
 
 
-def _attribute(xml: str, element: str, name: str) -> str | None:
-    return next((found.get(name) for found in _elements(xml, element)), None)
+def _setting(xml: str, name: str) -> str | None:
+    return next((found.get(name) for found in _elements(xml, "ObjectiveSettings")), None)
 
 
 def _elements(xml: str, name: str) -> list[ElementTree.Element]:

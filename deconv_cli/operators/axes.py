@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
     for axis, first, length in zip(space_axes(len(size)), start, size, strict=True):
         x = x.narrow(axis, first, length)
     return x
+
+
+def masked(numbers: Sequence[int], is_kept: Sequence[bool]) -> Size:
+    """Keep the numbers of some axes, and put zeros in the place of the others."""
+    return tuple(n if is_one else 0 for n, is_one in zip(numbers, is_kept, strict=True))
 
 
 def planes_of(x: Tensor, part: slice, n_axes: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.axes import crop, masked, space_axes
 from deconv_cli.operators.boundaries.circular import CIRCULAR
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.boundaries.wrapped import WrappedBoundary
@@ -136,8 +136,8 @@ class Convolution(LinearOperator):
         """Cut the frame out of an estimate; the estimate itself, unless the boundary is unknown."""
         if not self.boundary.is_unknown:
             return x
-        starts = zip(self.geometry.pads.before, self.wraps, strict=True)
-        return crop(x, tuple(0 if is_wrapped else n for n, is_wrapped in starts), self.geometry.image_size)
+        start = masked(self.geometry.pads.before, [not is_wrapped for is_wrapped in self.wraps])
+        return crop(x, start, self.geometry.image_size)
 
 
 def _extension(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> LinearOperator:
@@ -147,10 +147,8 @@ def _extension(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> Lin
             return Identity((n_inputs, *geometry.extended_size))
         return Extension(geometry, n_inputs, boundary)
     pads, wraps = geometry.pads, boundary.wraps(len(geometry.image_size))
-    around, ahead = (
-        Pads(*(tuple(n if w == wanted else 0 for n, w in zip(side, wraps, strict=True)) for side in sides))
-        for wanted, sides in ((True, (pads.before, pads.after)), (False, (pads.before, pads.after)))
-    )
+    ends = tuple(not is_wrapped for is_wrapped in wraps)
+    around, ahead = (Pads(masked(pads.before, axes), masked(pads.after, axes)) for axes in (wraps, ends))
     ended = Geometry(geometry.image_size, geometry.kernel_size, ahead)
     wrapped = Extension(Geometry(ended.extended_size, geometry.kernel_size, around), n_inputs, CIRCULAR)
     return wrapped if boundary.is_unknown else wrapped @ Extension(ended, n_inputs, boundary.ends)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import crop, half_spectrum, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, masked, space_axes
 from deconv_cli.operators.linear_operator import LinearOperator, Shape, as_shape
 from deconv_cli.vocabulary import Size
 
@@ -135,10 +135,7 @@ class Differences(LinearOperator):
                 (-1) ** (order - at) * math.comb(order, at) for order, at in zip(term.orders, places, strict=True)
             ]
             weight = term.factor * math.prod(signed)
-            around, ahead = (
-                tuple(at if w == wanted else 0 for at, w in zip(places, self._wraps, strict=True))
-                for wanted in (True, False)
-            )
+            around, ahead = (masked(places, axes) for axes in (self._wraps, [not wraps for wraps in self._wraps]))
             moved = field.roll(around, self._axes) if any(around) else field
             crop(total, ahead, tuple(field.shape[-len(places) :])).add_(moved, alpha=weight)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import crop, masked
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.extension import outside_positions
 from deconv_cli.operators.geometry import Geometry
@@ -45,10 +45,7 @@ class TorusLayout:
         if boundary.is_unknown:
             inside = zip(image_size, geometry.extended_size, wraps, strict=True)
             image_size = tuple(n if is_wrapped else extended for n, extended, is_wrapped in inside)
-            before, after = (
-                tuple(n if is_wrapped else 0 for n, is_wrapped in zip(side, wraps, strict=True))
-                for side in (before, after)
-            )
+            before, after = masked(before, wraps), masked(after, wraps)
         # Zeros on either side can be the same zeros; copies can not.
         widths = [
             0 if is_wrapped else max(b, a) if boundary.is_zero else b + a

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import crop, masked
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import LinearOperator
@@ -241,7 +241,7 @@ class TorusPreconditioner(RestoringPreconditioner):
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
         # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
         wide = to_float64(taps)
-        origin = tuple(n if w else 0 for n, w in zip(geometry.pads.before, self._wraps, strict=True))
+        origin = masked(geometry.pads.before, self._wraps)
         symbol = torus_symbol(wide, torus, origin)
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)
         gram_inverse = gram_inverse_blocks(symbol, problem.weight, penalty)

@@ -69,11 +69,11 @@ class SlabSolver(Solver):
         digits = min(6.0, math.log10(problem.condition))
         n_kinds = 1 + len(_differences(problem)) * problem.n_inputs / problem.n_outputs / 2
         n_operations = 2 * transform_operations(problem) * (5 + 4 * digits) + N_CALLS * CALL_OPERATIONS
-        cost = Cost.of_transforms(
-            problem, n_operations, n_bytes_factored=_symbol_bytes(problem), n_images=math.ceil(N_IMAGES * n_kinds)
-        )
+        layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
+        n_bytes, n_images = _symbol_bytes(problem, layout), math.ceil(N_IMAGES * n_kinds)
+        cost = Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, n_images=n_images)
         # There are no images yet while the slabs are inverted.
-        beyond = max(_joint_bytes(problem) - cost.n_bytes_per_image, 0)
+        beyond = max(_joint_bytes(problem, layout) - cost.n_bytes_per_image, 0)
         return replace(cost, n_bytes_built=cost.n_bytes_built + beyond)
 
     def reason(self, problem: TikhonovProblem) -> str:
@@ -96,20 +96,18 @@ def _differences(problem: TikhonovProblem) -> tuple[Difference, ...]:
     return penalty.terms(problem.n_dims - 1) if problem.lam > 0 and penalty.takes_differences else ()
 
 
-def _joint_bytes(problem: TikhonovProblem) -> int:
+def _joint_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
     """Estimate what inverting a slab takes in which outputs and differences are missing together."""
     terms = _differences(problem)
     if not terms:
         return 0
     n_together = max(sum(term.orders[axis] > 0 for term in terms) for axis in range(problem.n_dims - 1))
     n_channels = problem.n_outputs + n_together * problem.n_inputs
-    layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
     return N_JOINT * problem.operator.kernel.itemsize * n_channels**2 * math.prod(layout.torus)
 
 
-def _symbol_bytes(problem: TikhonovProblem) -> int:
+def _symbol_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
     """Estimate the memory of the symbol, of a copy of it while the slabs are inverted, and of their inverses."""
-    layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
     is_tied = layout.n_tied > 0
     n_channels, box = (problem.n_inputs, layout.image_size) if is_tied else (problem.n_outputs, layout.output_size)
     n_places = math.prod(layout.torus)
