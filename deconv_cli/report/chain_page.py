@@ -10,9 +10,9 @@ from torch import Tensor
 from deconv_cli.report.chain_record import ChainRun, describe_chain_run
 from deconv_cli.report.display_range import display_range
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
-from deconv_cli.report.key_numbers import Row, all_numbers
+from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
-from deconv_cli.report.page_template import page_template, read_source, source_hash
+from deconv_cli.report.page_template import fill_template
 from deconv_cli.report.signal_plots import signals_plot
 from deconv_cli.vocabulary import counted, format_percent
 
@@ -27,11 +27,13 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
         run: what was done.
         data: the activation, shape `(B, C, *size)`; of several the first is shown.
     """
-    sheet, record, result = read_source("page.css"), describe_chain_run(run), run.inversion
+    result = run.inversion
     image, residual = result.image[0].cpu(), result.residual[0].cpu()
     images = [_input(image), *_left(residual)]
     n_images = len(result.image)
-    return page_template("chain.html").render(
+    return fill_template(
+        "chain.html",
+        describe_chain_run(run),
         title=Path(run.source.path).name,
         done=f"{run.source.path} was taken back through the layers {run.model.layers} of {run.model.path}: "
         f"{result.method.value}." + (f" Shown is the first of {n_images} inputs." if n_images > 1 else ""),
@@ -41,12 +43,8 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
         channels=channels_plot(data[0].cpu(), residual),
         key_numbers=_key_numbers(run),
         layers=[(layer.name, layer.treatment, layer.description) for layer in result.layers],
-        numbers=all_numbers(record),
         notes=run.notes,
         rerun=run.rerun,
-        versions=record["versions"],
-        sheet=sheet,
-        sheet_hash=source_hash(sheet),
     )
 
 

@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
-from deconv_cli.report.key_numbers import all_numbers
 from deconv_cli.report.learning_record import LearningRun, describe_learning
 from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
-from deconv_cli.report.page_template import page_template, read_source, source_hash
+from deconv_cli.report.page_template import fill_template
 from deconv_cli.report.signal_plots import taps_plot
 from deconv_cli.vocabulary import counted
 
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
 
 def render_learning(run: LearningRun) -> str:
     """Write the page as HTML; names of files are escaped, no script runs, and nothing is fetched."""
-    sheet, record = read_source("page.css"), describe_learning(run)
     image = _first_taps(run)
     is_signal = image.values.ndim == 1
-    return page_template("learning.html").render(
+    return fill_template(
+        "learning.html",
+        describe_learning(run),
         title=run.title,
         done=_done(run),
         warnings=run.learned.doubts,
@@ -31,10 +31,6 @@ def render_learning(run: LearningRun) -> str:
         kernel=None if is_signal else draw_pictures([image])[0][0],
         curve=curve_plot(run),
         key_numbers=run.rows(),
-        numbers=all_numbers(record),
-        versions=record["versions"],
-        sheet=sheet,
-        sheet_hash=source_hash(sheet),
     )
 
 

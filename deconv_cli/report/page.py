@@ -13,11 +13,11 @@ from deconv_cli.report.comparison import draw_views
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
 from deconv_cli.report.kernel_section import describe_kernel_section
-from deconv_cli.report.key_numbers import Row, all_numbers, key_numbers
+from deconv_cli.report.key_numbers import Row, key_numbers
 from deconv_cli.report.page_header import PageHeader, write_header
 from deconv_cli.report.page_images import images_to_show
 from deconv_cli.report.page_pictures import PagePicture
-from deconv_cli.report.page_template import page_template, read_source, source_hash
+from deconv_cli.report.page_template import fill_template, read_source, source_hash
 from deconv_cli.report.plan_section import PlanSection
 from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
 from deconv_cli.report.record import Record
@@ -98,18 +98,16 @@ def _of_channels(result: Reconstruction, diagnosis: Diagnosis) -> str | None:
 
 def fill_page(run: Run, contents: PageContents, record: Record) -> str:
     """Write a page as HTML, with every number of a record."""
-    script, sheet = read_source("page.js"), read_source("page.css")
-    return page_template("page.html").render(
+    script = read_source("page.js")
+    return fill_template(
+        "page.html",
+        record,
         **vars(contents),
         kernel=describe_kernel_section(run.kernel, contents.spacing),
-        numbers=all_numbers(record),
         notes=run.notes,
         rerun=run.rerun,
-        versions=record["versions"],
         script=script,
-        sheet=sheet,
         script_hash=source_hash(script),
-        sheet_hash=source_hash(sheet),
     )
 
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from deconv_cli.report.key_numbers import all_numbers
+from deconv_cli.report.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page_template(name: str) -> Template:
-    """Give a template of this package; a value that it lacks is an error."""
+def fill_template(name: str, record: Record, **contents: Any) -> str:  # noqa: ANN401  whatever a template shows
+    """Fill a template of this package, with every number of a record; a value that it lacks is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(name)
+    sheet = read_source("page.css")
+    return environment.get_template(name).render(
+        numbers=all_numbers(record),
+        versions=record["versions"],
+        sheet=sheet,
+        sheet_hash=source_hash(sheet),
+        **contents,
+    )
 
 
 def read_source(name: str) -> str:
