@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io.folders import address_of
 from deconv_cli.io.hidden_names import process_name
-from deconv_cli.io.sources import reason_of
+from deconv_cli.io.regions.partial_file import refusing_to_write
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class BlockLedger:
         Raises:
             FileAccessError: the folder cannot be written.
         """
-        with self._refusing():
+        with refusing_to_write(self.folder):
             self.folder.mkdir(exist_ok=True)
             own = self.folder / f"plan-{process_name()}.json"
             own.write_text(json.dumps(plan.as_record()), encoding="ascii")
@@ -78,7 +77,7 @@ class BlockLedger:
             FileAccessError: the folder cannot be written.
         """
         line = json.dumps(result.as_record()) + "\n"
-        with self._refusing():
+        with refusing_to_write(self.folder):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             descriptor = os.open(self.folder / f"done-{process_name()}.jsonl", flags, 0o666)
             try:
@@ -102,7 +101,7 @@ class BlockLedger:
         Raises:
             FileAccessError: the folder cannot be written.
         """
-        with self._refusing():
+        with refusing_to_write(self.folder):
             try:
                 os.close(os.open(self.folder / "finishing", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             except (FileExistsError, FileNotFoundError):  # it is being finished, or was
@@ -111,7 +110,7 @@ class BlockLedger:
 
     def forget_finishing(self) -> None:
         """Let a run finish that was ended while it did."""
-        with self._refusing():
+        with refusing_to_write(self.folder):
             (self.folder / "finishing").unlink(missing_ok=True)
 
     def forget(self, fingerprint: str | None) -> None:
@@ -132,10 +131,3 @@ class BlockLedger:
             self.folder.rename(aside)
         for removed in self.folder.parent.glob(f"{glob.escape(self.folder.name)}-*"):  # those of killed runs too
             shutil.rmtree(removed, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise FileAccessError(f"'{self.folder}' cannot be written: {reason_of(error)}.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,7 @@ from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.contiguous_runs import contiguous_runs
 from deconv_cli.io.regions.overlap import shape_of
-from deconv_cli.io.regions.partial_file import (
-    make_partial,
-    put_in_place,
-    refusing_to_write,
-    remove_partial,
-)
+from deconv_cli.io.regions.partial_file import PartialFile, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -103,24 +97,13 @@ class NpySource(RegionSource):
 
 
 @dataclass(frozen=True, eq=False)
-class NpyTarget(RegionTarget):
+class NpyTarget(PartialFile):
     """A `.npy` file in the making: one of its final size and a hidden name, into which every writer writes its rows."""
-
-    def create(self) -> None:
-        """Make the file, with all the room it will need."""
-        n_bytes = math.prod(self.shape) * np.dtype(self.dtype).itemsize
-        with refusing_to_write(self.path):
-            make_partial(self.path, n_bytes, self._is_there, self._make)
-
-    def is_begun(self) -> bool:
-        """Look for the hidden file."""
-        return partial_path(self.path).exists()
 
     def _make(self, own: Path) -> None:
         np.lib.format.open_memmap(own, "w+", np.dtype(self.dtype).newbyteorder("<"), self.shape)
 
     def _is_there(self) -> bool:
-        """Tell whether the file in the making is the one that is meant."""
         with contextlib.suppress(OSError, ValueError):
             found = np.lib.format.open_memmap(partial_path(self.path), "r")
             return found.shape == self.shape and found.dtype == np.dtype(self.dtype)
@@ -144,9 +127,6 @@ class NpyTarget(RegionTarget):
         complete = records.complete_record(record, self.shape, self.dtype, digest)
         # The record first: as long as the hidden file is there, a run that is gone on with does both again.
         write_line_beside(records.beside(self.path), records.encode_record(complete), lambda: None)
-        self._put_in_place()
-
-    def _put_in_place(self) -> None:
         with refusing_to_write(self.path):
             with partial_path(self.path).open("rb+") as stream:
                 os.fsync(stream.fileno())
@@ -160,11 +140,6 @@ class NpyTarget(RegionTarget):
             while piece := stream.read(_PIECE):
                 found.update(piece)
         return found.hexdigest()
-
-    def discard(self) -> None:
-        """Remove the hidden file."""
-        with refusing_to_write(self.path):
-            remove_partial(self.path)
 
 
 def _skip_header(stream: BinaryIO) -> int:

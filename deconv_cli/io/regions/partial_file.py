@@ -7,13 +7,16 @@ import glob
 import os
 import secrets
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.hidden_names import partial_path
+from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sources import reason_of
 
 
@@ -86,3 +89,30 @@ def refusing_to_write(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class PartialFile(RegionTarget):
+    """An array in one file in the making, whose writers change its samples alone."""
+
+    def create(self) -> None:
+        """Make the hidden file, with all the room that it will need."""
+        with refusing_to_write(self.path):
+            make_partial(self.path, self.n_bytes, self._is_there, self._make)
+
+    def is_begun(self) -> bool:
+        """Look for the hidden file."""
+        return partial_path(self.path).exists()
+
+    def discard(self) -> None:
+        """Remove the hidden file."""
+        with refusing_to_write(self.path):
+            remove_partial(self.path)
+
+    @abstractmethod
+    def _make(self, own: Path) -> None:
+        """Make the file, of its final size, under a name."""
+
+    @abstractmethod
+    def _is_there(self) -> bool:
+        """Tell whether the file in the making is the one that is meant."""

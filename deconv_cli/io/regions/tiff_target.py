@@ -11,19 +11,13 @@ from typing import Any
 import numpy as np
 
 from deconv_cli.errors import InputRefusedError
-from deconv_cli.io import limits, records
+from deconv_cli.io import records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.regions.overlap import overlap
-from deconv_cli.io.regions.partial_file import (
-    make_partial,
-    put_in_place,
-    refusing_to_write,
-    remove_partial,
-)
+from deconv_cli.io.regions.partial_file import PartialFile, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
-from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.tiff_grid import TiffGrid
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
@@ -33,23 +27,16 @@ TILE = 512
 
 
 @dataclass(frozen=True, eq=False)
-class TiffTarget(RegionTarget):
+class TiffTarget(PartialFile):
     """A plain or OME file in the making: BigTIFF of its final size, which any process writes whole tiles into."""
 
     metadata: Metadata = field(default_factory=Metadata)
 
-    def create(self) -> None:
-        """Write the headers, and make room for all tiles."""
+    def _make(self, own: Path) -> None:
         from deconv_cli.io.codecs.tiff_writer import write_empty_tiff
 
-        n_bytes = limits.array_bytes(self.shape, np.dtype(self.dtype).itemsize)
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record={})
-        with refusing_to_write(self.path):
-            make_partial(self.path, n_bytes, self._is_there, lambda own: write_empty_tiff(own, image, self.tile))
-
-    def is_begun(self) -> bool:
-        """Look for the hidden file."""
-        return partial_path(self.path).exists()
+        write_empty_tiff(own, image, self.tile)
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -58,7 +45,6 @@ class TiffTarget(RegionTarget):
         return rows, columns
 
     def _is_there(self) -> bool:
-        """Tell whether the file in the making is the one that is meant."""
         with contextlib.suppress(OSError, InputRefusedError):
             image, _ = self._headers()
             return (image.shape, image.dtype, image.axes) == (self.shape, self.dtype, self.axes)
@@ -92,11 +78,6 @@ class TiffTarget(RegionTarget):
         with refusing_to_write(self.path):
             write_record(partial_path(self.path), self.metadata, complete)
             put_in_place(self.path)
-
-    def discard(self) -> None:
-        """Remove the hidden file."""
-        with refusing_to_write(self.path):
-            remove_partial(self.path)
 
 
 def tile_side(length: int) -> int:
