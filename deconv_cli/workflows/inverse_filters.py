@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.argument_types import check_type
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
@@ -82,9 +82,7 @@ def learn_inverse_filters(
         ShapeError: images of different sizes, or a kernel that does not fit them.
         DeconvError: what `learn_kernel` refuses.
     """
-    if settings is not None and choices:
-        raise UsageError(f"settings were given as a record and as {next(iter(choices))} too; use one or the other.")
-    settings = settings or LearningSettings.of(**choices)
+    settings = LearningSettings.of(settings, **choices)
     size, pairs = checked_size(size), as_pairs(pairs)
     n_axes = len(size)
     for sharp, blurred in pairs:

@@ -94,9 +94,7 @@ def learn_kernel(
         TooLargeError: the normal equations do not fit the memory.
         MalformedInputError: images that are not finite.
     """
-    if settings is not None and choices:
-        raise UsageError(f"settings were given as a record and as {next(iter(choices))} too; use one or the other.")
-    settings = settings or LearningSettings.of(**choices)
+    settings = LearningSettings.of(settings, **choices)
     run = _Run(LearningProblem.of(pairs, size, settings), settings, progress or ProgressListener(), keep)
     if resume is not None:
         run.load_state(resume)

@@ -52,17 +52,19 @@ class LearningSettings:
                 raise UsageError(f"{name} must be a positive whole number, but is {value!r}.")
 
     @classmethod
-    def of(cls, **choices: Any) -> LearningSettings:  # noqa: ANN401
-        """Make settings of fields by name.
+    def of(cls, settings: LearningSettings | None = None, **choices: Any) -> LearningSettings:  # noqa: ANN401
+        """Make settings of fields by name, or give those back that are made.
 
         Raises:
-            UsageError: there is no such field.
+            UsageError: there is no such field, or both were given.
         """
+        if settings is not None and choices:
+            raise UsageError(f"settings were given as a record and as {next(iter(choices))} too; use one or the other.")
         known = [field.name for field in fields(cls)]
         for name in choices:
             if name not in known:
                 raise UsageError(f"learning has no setting '{name}'; there are {', '.join(known)}.")
-        return cls(**choices)
+        return settings or cls(**choices)
 
     @property
     def constraint(self) -> Constraint:
