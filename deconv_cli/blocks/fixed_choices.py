@@ -141,14 +141,10 @@ def _is_open(resolution: Resolution) -> bool:
     return settings.iterations is None if settings.method == "richardson-lucy" else settings.weight in (None, "auto")
 
 
-def _parts(result: Reconstruction) -> tuple[Reconstruction, ...]:
-    return result.channels or (result,)
-
-
 def _lams(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[float, ...]:
     if not found[0].settings.has_lambda:
         return ()
-    by_channel = zip(*([part.settings.lam for part in _parts(result)] for result in found), strict=True)
+    by_channel = zip(*([part.settings.lam for part in (result.channels or (result,))] for result in found), strict=True)
     return tuple(weighted_median(lams, shares) for lams in by_channel)
 
 

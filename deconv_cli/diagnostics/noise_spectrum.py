@@ -128,8 +128,10 @@ def fit_noise_spectrum(
     mean = _mean_power(levels, y)
     if not is_colored:
         squared = _binned(y, basis, fade=_SQUARED)
-        if squared is not None and _mean_power(_levels(squared), y) < _LEAST_LEFT**2 * mean:
-            return white
+        if squared is not None:
+            knots, _ = _fit(squared, squared.noise)
+            if _mean_power(synchronize.as_numbers(knots), y) < _LEAST_LEFT**2 * mean:
+                return white
     return replace(
         white, sigma=math.sqrt(mean / observed_share), spectrum=tuple(math.exp(level) / mean for level in levels)
     )
@@ -142,11 +144,6 @@ def _show_color(levels: Sequence[float], misfit: float, bins: _Bins) -> bool:
         return False
     _, misfit_of_flat = _fit(bins, torch.ones_like(bins.noise[:, :1]))
     return misfit_of_flat - misfit >= _EVIDENCE
-
-
-def _levels(bins: _Bins) -> list[float]:
-    """Fit scene and noise; give the logarithms of the noise at the knots."""
-    return synchronize.as_numbers(_fit(bins, bins.noise)[0])
 
 
 def _mean_power(levels: Sequence[float], y: Tensor) -> float:

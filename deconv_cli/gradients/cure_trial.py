@@ -124,9 +124,11 @@ class _Cured(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run one function."""
         replaced = self._replacement(plain_name(func), args)
-        if replaced is not None and _is_same_line(self._locator.here(), self._line):
-            self.n_changed += 1
-            return replaced(*args, **(kwargs or {}))
+        if replaced is not None:
+            here = self._locator.here()
+            if (here.file, here.line) == (self._line.file, self._line.line):
+                self.n_changed += 1
+                return replaced(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _replacement(self, name: str, args: Any) -> Callable[..., Any] | None:  # noqa: ANN401  torch's own
@@ -138,7 +140,3 @@ class _Cured(TorchFunctionMode):
         if bare in _TAKEN_OUT:
             return lambda tensor: tensor
         return straight_through(bare).function if bare in STEPS else getattr(SINGULAR.get(bare), "function", None)
-
-
-def _is_same_line(one: CodeLocation, other: CodeLocation) -> bool:
-    return (one.file, one.line) == (other.file, other.line)

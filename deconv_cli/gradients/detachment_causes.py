@@ -99,7 +99,8 @@ def _switching_on(found: Detachment) -> str:
     """Write how gradients are switched on again, by how they were switched off."""
     line = found.switch.code if found.switch is not None else ""
     if ".sample(" in found.location.code:
-        return f"draw with .rsample(), which carries gradients, or use log_prob: {_with_rsample(found.location.code)}"
+        line = found.location.code.replace(".sample(", ".rsample(")
+        return f"draw with .rsample(), which carries gradients, or use log_prob: {line}"
     if found.by_library:
         return "the library that this line calls switches gradients off itself; use another function of it"
     if line.startswith("with ") or found.switch is None:
@@ -109,10 +110,6 @@ def _switching_on(found: Detachment) -> str:
             f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"
         )
     return "take the decorator torch.no_grad() off the function around this line"
-
-
-def _with_rsample(line: str) -> str:
-    return line.replace(".sample(", ".rsample(")
 
 
 def _wrapping(found: Detachment) -> Cause:

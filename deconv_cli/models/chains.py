@@ -45,17 +45,15 @@ def _parent(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise UsageError(f"the model has no module '{name}'; it has {_listed(_names(model))}.") from error
+        raise UsageError(
+            f"the model has no module '{name}'; it has {_listed([name for name, _ in model.named_children()])}."
+        ) from error
 
 
 def _place(children: list[str], name: str, text: str) -> int:
     if name not in children:
         raise UsageError(f"there is no layer '{name}' for layers=\"{text}\", only {_listed(children)}.")
     return children.index(name)
-
-
-def _names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_children()]
 
 
 def _listed(names: list[str]) -> str:

@@ -28,7 +28,6 @@ from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP
 from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
-from deconv_cli.vocabulary import Size
 
 # Room around the image on the preconditioner's torus, so that opposite edges do not influence each other.
 TORUS_MARGIN = 16
@@ -235,7 +234,8 @@ class TorusPreconditioner(RestoringPreconditioner):
         self._operator = operator
         taps = operator.kernel
         geometry = operator.geometry
-        roomy = _roomy_torus(geometry.extended_size, geometry.kernel_size)
+        sizes = zip(geometry.extended_size, geometry.kernel_size, strict=True)
+        roomy = tuple(next_fast_size(n + max(k, TORUS_MARGIN)) for n, k in sizes)
         self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
         lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
@@ -272,7 +272,3 @@ class TorusPreconditioner(RestoringPreconditioner):
         sides = zip(operator.geometry.pads.before, self._wraps, strict=True)
         start = tuple(0 if w or operator.boundary.is_unknown else before for before, w in sides)
         return crop(estimate, start, self.input_shape[1:])
-
-
-def _roomy_torus(size: Size, kernel_size: Size) -> Size:
-    return tuple(next_fast_size(n + max(k, TORUS_MARGIN)) for n, k in zip(size, kernel_size, strict=True))

@@ -115,7 +115,7 @@ class StripSystem:
         self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
     ) -> tuple[Tensor | None, Tensor | None]:
         """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
-        right_rows, right_columns = (_negative(part) for part in self._system.read(outputs, inputs))
+        right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
         first_rows = self._rows.solve(right_rows)
         from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
         columns = self._iterate(self._pack(right_columns) - self._pack(from_rows), batch, log)
@@ -177,10 +177,6 @@ class StripSystem:
             part.unflatten(-1, (group.n_channels, group.rows.first, group.columns.width))
             for part, group in zip(parts, groups, strict=True)
         ]
-
-
-def _negative(part: Part) -> Part:
-    return [-values for values in part]
 
 
 def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deconv_cli.gradients.tensors_in import tensors_in
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (
     OptimizerStep,
@@ -28,7 +28,7 @@ class OptimizerWatch:
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
-        self.clipping = ClippingWatch(_here, self.events.idle_clippings, self._is_trained)
+        self.clipping = ClippingWatch(running_line, self.events.idle_clippings, self._is_trained)
         self._weights: list[torch.Tensor] = []
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
@@ -166,7 +166,7 @@ class OptimizerWatch:
         """Note where gradients are cleared."""
 
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
-            self._cleared_at = _here()
+            self._cleared_at = running_line()
             self._note_wasted(self._cleared_at)
             clear(*args, **keywords)
 
@@ -200,7 +200,3 @@ def _has_state(optimizer: torch.optim.Optimizer) -> bool:
 def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:
     """Keep the optimizers whose weights have gradients now."""
     return {key: found for key, found in optimizers.items() if gradient_norm(weights_of(found))}
-
-
-def _here() -> CodeLocation:
-    return Locator(nn.Module()).here()

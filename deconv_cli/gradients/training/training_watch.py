@@ -20,7 +20,7 @@ from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.stray_weights import ids_past_registration
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
+from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.called_module import try_batch_of
 from deconv_cli.gradients.training.carried_graph import CarriedGraph
@@ -193,7 +193,7 @@ class TrainingWatch:
             with self._not_recording():
                 if self._carried.reaches_back(tensors, line, len(self.events.steps)):
                     self.events.carried = self.events.carried or location
-                self._optimizers.before_backward(_here())
+                self._optimizers.before_backward(running_line())
                 self._optimizers.compare_written(self._tape.written_inside)
             self._end_if_seen()
         self._tape.forget()
@@ -249,7 +249,7 @@ class TrainingWatch:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
-            self._optimizers.after_step(optimizer, _here())
+            self._optimizers.after_step(optimizer, running_line())
         self._end_if_seen()
 
     def _end_if_seen(self) -> None:
@@ -301,8 +301,6 @@ def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int
 def _calling_line() -> CodeLocation:
     """Find the line of the user's own code, and not of a library that trains for it."""
     frame = next(own_frames(), None)
-    return _here() if frame is None else CodeLocation(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-
-def _here() -> CodeLocation:
-    return Locator(nn.Module()).here()
+    if frame is None:
+        return running_line()
+    return CodeLocation(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
