@@ -89,12 +89,6 @@ class Completion(ABC):
 class MissingOutputs(Completion):
     """Outputs that were not observed, where nothing else is missing.
 
-    Args:
-        symbol: K, in double precision.
-        torus: the transforms.
-        lam: λ.
-        dtype: the real dtype of the arithmetic.
-
     Raises:
         SingularSystemError: λ = 0, and some block of the symbol has not full rank.
     """
@@ -143,11 +137,7 @@ class MissingOutputs(Completion):
 class MissingDifferences(Completion):
     """Outputs that were not observed, and differences that the torus has and the image has not.
 
-    Args:
-        symbol: K, in double precision.
-        torus: the transforms.
-        lam: λ > 0.
-        dtype: the real dtype of the arithmetic.
+    Args, beside those of any completion, with λ > 0:
         terms: the differences that are penalized.
         is_missing: whether the torus has any of each that the image has not; the others need no values.
     """
@@ -251,12 +241,6 @@ class MissingDifferences(Completion):
 
 class TiedPixels(Completion):
     """Pixels that are zero outside the image, where all outputs were observed.
-
-    Args:
-        symbol: K, in double precision.
-        torus: the transforms.
-        lam: λ.
-        dtype: the real dtype of the arithmetic.
 
     Raises:
         SingularSystemError: λ = 0, and some block of the symbol has not full rank.
