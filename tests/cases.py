@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import PaddingLike
 
@@ -99,3 +100,20 @@ def products(**axes: Iterable[object] | dict[str, object]) -> dict[str, object]:
 def random(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Draw standard normal numbers, the same for the same seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def mild_kernel(shape: tuple[int, ...], strength: float = 0.1) -> Tensor:
+    """Taps around a unit impulse, whose inverse exists and is well conditioned under most boundaries."""
+    kernel = strength * random(shape, seed=sum(shape))
+    for channel in range(min(shape[:2])):
+        kernel[(channel, channel, *((k - 1) // 2 for k in shape[2:]))] += 1
+    return kernel
+
+
+def dense_tikhonov(A: LinearOperator, y: Tensor, weight: float = 0.0, penalty: LinearOperator | None = None) -> Tensor:
+    """Minimize ‖Ax − y‖² + weight·‖Lx‖² by dense linear algebra, with least norm."""
+    matrix = A.as_matrix()
+    if penalty is not None:
+        matrix = torch.cat([matrix, weight**0.5 * penalty.as_matrix()])
+    data = torch.cat([y.flatten(), y.new_zeros(len(matrix) - y.numel())])
+    return (torch.linalg.pinv(matrix, rtol=1e-11) @ data).reshape(A.input_shape)

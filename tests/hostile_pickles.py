@@ -1,7 +1,9 @@
-"""Pickles that leave a trace where they are run."""
+"""Pickles that leave a trace where they are run, and models with members that no model has."""
 
 import os
 from pathlib import Path
+
+from torch import nn
 
 
 class MakesFolder:
@@ -12,3 +14,10 @@ class MakesFolder:
 
     def __reduce__(self):
         return os.mkdir, (str(self.marker),)
+
+
+def with_members(**members: object) -> nn.Module:
+    """Make a layer some of whose members are others."""
+    model = nn.Linear(3, 2)
+    vars(model).update(members)
+    return model

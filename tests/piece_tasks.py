@@ -18,6 +18,13 @@ UNIT = 40_000
 """Samples of a piece."""
 
 
+def a_file(folder: Path) -> Path:
+    """Make an empty file, which pieces write into."""
+    path = folder / "samples"
+    path.touch()
+    return path
+
+
 @dataclass(frozen=True)
 class WriteUnit:
     """Writes one unit of a file: samples that only its number decides."""

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -161,6 +162,28 @@ def gentle_taps() -> np.ndarray:
     taps *= 0.25 / taps.sum()
     taps[2, 1] += 0.75
     return taps
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Inputs of four numbers and their classes, of which there are three."""
+    path = tmp_path / "data.safetensors"
+    save_file({"input": torch.randn(20, 4), "target": torch.randint(0, 3, (20,))}, path)
+    return path
+
+
+class Clock:
+    """Shows the time that a test sets."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
 
 
 @pytest.fixture

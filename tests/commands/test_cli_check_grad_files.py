@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gradient_cases import FIXTURES, load_fixture
-from hostile_pickles import MakesFolder
+from hostile_pickles import MakesFolder, with_members
 from safetensors.torch import save_file
 from torch import nn
 
@@ -147,12 +147,6 @@ class TestModulesWithMembersOfTheWrongKind:
     def test_sizes_that_are_none_are_not_guessed_from(self, refuses, tmp_path, size):
         torch.save(with_members(in_features=size), tmp_path / "model.pt")
         refuses("check-grad", tmp_path / "model.pt", code=ExitCode.USAGE, says="--input-shape")
-
-
-def with_members(**members):
-    model = nn.Linear(3, 2)
-    vars(model).update(members)
-    return model
 
 
 def sha256(path: Path) -> str:

@@ -17,13 +17,6 @@ DRAWN = (*NETWORK, "--input-shape", "5,4")
 
 
 @pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "data.safetensors"
-    save_file({"input": torch.randn(20, 4), "target": torch.randint(0, 3, (20,))}, path)
-    return path
-
-
-@pytest.fixture
 def code(tmp_path):
     """A file of models that the tests below name."""
     path = tmp_path / "net.py"

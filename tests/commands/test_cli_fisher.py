@@ -15,13 +15,6 @@ from deconv_cli.commands.exit_codes import ExitCode
 NETWORK = ("fisher", "--model", f"{FIXTURES / 'detached.py'}:Base")
 
 
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "data.safetensors"
-    save_file({"input": torch.randn(20, 4), "target": torch.randint(0, 3, (20,))}, path)
-    return path
-
-
 @pytest.mark.parametrize("kind", ["empirical", "sampled", "exact", "ggn"])
 def test_names_and_shapes_of_the_state_dict(deconv, tmp_path, data, kind):
     out = tmp_path / "fisher.safetensors"

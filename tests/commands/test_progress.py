@@ -6,22 +6,10 @@ from rich.console import Console
 from deconv_cli.commands.progress import WorkProgress, format_duration
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
 def run(progress, clock, certificates, *, seconds=2.0):
     for iteration, certificate in enumerate(certificates, start=1):
         clock.now += seconds
         progress(iteration, certificate)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def test_the_end_is_predicted_from_how_fast_the_certificate_falls(clock):

@@ -12,6 +12,7 @@ from logging.handlers import BufferingHandler
 
 import pytest
 import torch
+from hostile_pickles import with_members
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -140,12 +141,6 @@ def doubling():
     model = nn.Linear(3, 2)
     for _ in range(60):
         model = nn.Sequential(model, model)
-    return model
-
-
-def with_members(**members):
-    model = nn.Linear(3, 2)
-    vars(model).update(members)
     return model
 
 

@@ -8,7 +8,7 @@ import time
 from itertools import count
 
 import pytest
-from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, check_failures, folder_of, process_of, sleep_from_two
+from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, a_file, check_failures, folder_of, process_of, sleep_from_two
 
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers import dask_cluster, dask_piece
@@ -27,12 +27,6 @@ WORKERS = {"a": {"memory_limit": 30}, "b": {"memory_limit": 40}, "unlimited": {"
 def cluster():
     with DaskCluster.open(WorkSettings(cluster="local:2")) as cluster:
         yield cluster
-
-
-def a_file(folder):
-    path = folder / "samples"
-    path.touch()
-    return path
 
 
 def wait_for_workers(cluster):

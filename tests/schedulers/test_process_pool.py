@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from piece_tasks import DieAt, Fail, WriteUnit, check_failures, describe_worker, divide, exit_at_seven
+from piece_tasks import DieAt, Fail, WriteUnit, a_file, check_failures, describe_worker, divide, exit_at_seven
 
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers.process_pool import ProcessPool
 from deconv_cli.schedulers.serial import SerialScheduler
 
 N_PIECES = 9
-
-
-def a_file(folder):
-    path = folder / "samples"
-    path.touch()
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import random
+from cases import dense_tikhonov, mild_kernel, random
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -19,14 +19,6 @@ PROBLEMS = {
 }
 
 
-def mild_kernel(shape):
-    """Taps around a unit impulse, whose inverse is well conditioned under most boundaries."""
-    kernel = 0.1 * random(shape, seed=sum(shape))
-    for channel in range(min(shape[:2])):
-        kernel[(channel, channel, *((k - 1) // 2 for k in shape[2:]))] += 1
-    return kernel
-
-
 def inverse_of(problem, boundary, method="auto", **settings):
     shape, size = PROBLEMS[problem]
     wanted = ResolvedSettings(boundary=boundary, method=method, **settings)
@@ -35,11 +27,8 @@ def inverse_of(problem, boundary, method="auto", **settings):
 
 def dense_solution(inverse, y):
     problem = inverse.problem
-    matrix = problem.operator.as_matrix()
-    if problem.lam > 0:
-        matrix = torch.cat([matrix, problem.weight**0.5 * problem.penalty_operator.as_matrix()])
-    data = torch.cat([y.flatten(), y.new_zeros(len(matrix) - y.numel())])
-    return (torch.linalg.pinv(matrix, rtol=1e-11) @ data).reshape(problem.operator.input_shape)
+    penalty = problem.penalty_operator if problem.lam > 0 else None
+    return dense_tikhonov(problem.operator, y, problem.weight, penalty)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from cases import ALL_CASES, Case, named, random
+from cases import ALL_CASES, Case, dense_tikhonov, named, random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.factors import Factors
@@ -26,20 +25,9 @@ def build(case: Case, **settings) -> PseudoInverse:
 
 def dense_solution(inverse: PseudoInverse, y):
     """Solve the same problem by dense linear algebra."""
-    A = inverse.problem.operator.as_matrix()
-    if inverse.problem.lam == 0:
-        return (torch.linalg.pinv(A) @ y.flatten()).reshape(inverse.problem.operator.input_shape)
-    L = (
-        find_penalty(inverse.problem.penalty)
-        .operator(
-            inverse.problem.operator.input_shape,
-            periodic=inverse.problem.operator.boundary.is_periodic,
-        )
-        .as_matrix()
-    )
-    stacked = torch.cat([A, (inverse.problem.lam**0.5 * inverse.spectrum.sigma_max) * L])
-    data = torch.cat([y.flatten(), y.new_zeros(len(L))])
-    return (torch.linalg.pinv(stacked) @ data).reshape(inverse.problem.operator.input_shape)
+    problem = inverse.problem
+    weight = problem.lam * inverse.spectrum.sigma_max**2
+    return dense_tikhonov(problem.operator, y, weight, problem.penalty_operator if weight else None)
 
 
 def buildable(case: Case, **settings) -> PseudoInverse | None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import products, random
+from cases import mild_kernel, products, random
 from dense_minima import chambolle_pock, projected_gradient
 
 import deconv_cli
@@ -28,11 +28,7 @@ PROBLEMS = {
 
 
 def taps_of(problem):
-    shape = PROBLEMS[problem][0]
-    taps = 0.1 * random(shape, seed=sum(shape)).abs()
-    for channel in range(min(shape[:2])):
-        taps[(channel, channel, *((k - 1) // 2 for k in shape[2:]))] += 1
-    return taps
+    return mild_kernel(PROBLEMS[problem][0]).abs()
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import random
+from cases import mild_kernel, random
 
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
@@ -53,17 +53,9 @@ PROBLEMS = {
 HAS_FACTORS = {"fft", "direct", "dense"}
 
 
-def mild_kernel(shape, dtype=torch.float64):
-    """Taps around a unit impulse, whose inverse is well conditioned under most borders."""
-    kernel = 0.1 * random(shape, seed=sum(shape))
-    for channel in range(min(shape[:2])):
-        kernel[channel, channel, shape[2] // 2, shape[3] // 2] += 1
-    return kernel.to(dtype)
-
-
 def built(name, dtype=torch.float64, *, shared=False):
     shape, settings = PROBLEMS[name]
-    return PseudoInverse(Kernel(mild_kernel(shape, dtype), shared), SIZE, ResolvedSettings(**settings))
+    return PseudoInverse(Kernel(mild_kernel(shape).to(dtype), shared), SIZE, ResolvedSettings(**settings))
 
 
 def outputs_of(inverse, n=2):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import random
+from cases import mild_kernel, random
 
 import deconv_cli
 from deconv_cli.operators.convolution import Convolution
@@ -36,9 +36,7 @@ TIED = {
 
 
 def problem_of(shape, size, padding, boundary, lam, penalty="identity"):
-    kernel = 0.2 * random(shape, seed=sum(shape))
-    for channel in range(min(shape[:2])):
-        kernel[(channel, channel, *((k - 1) // 2 for k in shape[2:]))] += 1
+    kernel = mild_kernel(shape, 0.2)
     return TikhonovProblem(Convolution(kernel, size, padding=padding, boundary=boundary), lam, penalty=penalty)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases import random
+from cases import dense_tikhonov, random
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -48,14 +48,6 @@ class Weights(LinearOperator):
     adjoint = forward
 
 
-def dense_solution(A, y, weight=0.0, penalty=None):
-    matrix = A.as_matrix()
-    if penalty is not None:
-        matrix = torch.cat([matrix, weight**0.5 * penalty.as_matrix()])
-    data = torch.cat([y.flatten(), y.new_zeros(len(matrix) - y.numel())])
-    return (torch.linalg.pinv(matrix, rtol=1e-11) @ data).reshape(A.input_shape)
-
-
 def close(found, expected, tolerance=1e-7):
     return bool((found - expected).norm() <= tolerance * expected.norm())
 
@@ -82,7 +74,7 @@ def test_a_penalty_is_scaled_by_the_largest_singular_value(lam):
     assert largest_singular_value_of(A, y) == pytest.approx(sigma, rel=0.01)
     solution = solve(A, y, lam=lam).raise_for_status()
     weight = lam * largest_singular_value_of(A, y) ** 2
-    expected = dense_solution(A, y, weight, Identity((9,)))
+    expected = dense_tikhonov(A, y, weight, Identity((9,)))
     assert close(solution.value, expected)
     assert (solution.value - expected).norm() <= (solution.distance_bound + 1e-12) * expected.norm()
 
@@ -110,7 +102,7 @@ def test_operators_compose(boundary):
         weight = 1e-2 * largest_singular_value_of(operator, y) ** 2
         for penalty, L in (("identity", Identity((1, *SIZE))), (Gradient((1, *SIZE)), Gradient((1, *SIZE)))):
             solution = solve(operator, y, penalty=penalty, lam=1e-2).raise_for_status()
-            assert close(solution.value, dense_solution(operator, y, weight, L))
+            assert close(solution.value, dense_tikhonov(operator, y, weight, L))
 
 
 def test_a_penalty_of_ones_own():
@@ -118,7 +110,7 @@ def test_a_penalty_of_ones_own():
     L = Weights(1 + random((1, *SIZE), seed=3).abs())
     y = random(A.output_shape, seed=1)
     solution = solve(A, y, penalty=L, lam=1e-2).raise_for_status()
-    expected = dense_solution(A, y, 1e-2 * largest_singular_value_of(A, y) ** 2, L)
+    expected = dense_tikhonov(A, y, 1e-2 * largest_singular_value_of(A, y) ** 2, L)
     assert close(solution.value, expected)
     assert (solution.value - expected).norm() <= 10 * solution.distance_bound * expected.norm()
 
