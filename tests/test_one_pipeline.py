@@ -1,6 +1,7 @@
 """The library and the command line are one pipeline: the same bytes, refusals and reasons for every setting."""
 
 import json
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -86,9 +87,12 @@ REFUSED = [
     {"light": "bright"},
     {"light": "linear"},
     {"lam": -1.0},
+    {"lam": math.nan},
+    {"lam": math.inf},
     {"lambda_rule": "nonsense"},
     {"lambda_rule": "gcv", "lam": 1e-3},
     {"noise_sigma": 0.0},
+    {"noise_sigma": math.inf},
     {"noise_sigma": 1.0},
     {"noise_sigma": 1.0, "lam": 1e-3},
     {"noise_sigma": 1.0, "prior": "tv", "weight": 0.1},
@@ -102,12 +106,16 @@ REFUSED = [
     {"penalty": "identity", "spacing": (2.0, 1.0)},
     {"method": "richardson-lucy", "spacing": (2.0, 1.0)},
     {"rcond": 2.0},
+    {"rcond": math.nan, "boundary": "circular"},
+    {"rcond": -0.1, "boundary": "circular"},
+    {"rcond": 1e-2, "boundary": "circular", "lam": 1e-3},
     {"rcond": 1e-2, "lam": "auto"},
     {"rcond": 1e-2, "boundary": "zero"},
     {"nonnegative": True, "lam": 0.0},
     {"nonnegative": True, "prior": "tv"},
     {"prior": "nonsense"},
     {"prior": "tv", "lam": 1e-2},
+    {"prior": "tv", "lambda_rule": "gcv"},
     {"prior": "tv", "penalty": "gradient"},
     {"weight": 1.0},
     {"weight": -1.0, "prior": "tv"},
@@ -117,8 +125,13 @@ REFUSED = [
     {"rho": 0.1},
     {"method": "nonsense"},
     {"method": "fft", "lam": 1e-2},
+    {"method": "fft", "boundary": "circular", "padding": "valid", "lam": 1e-2},
+    {"method": "richardson-lucy", "penalty": "gradient"},
+    {"method": "richardson-lucy", "rcond": 1e-3},
     {"method": "strip", "lam": 0.0},
     {"tolerance": 2.0},
+    {"tolerance": 0.0},
+    {"tolerance": math.nan},
     {"dtype": "float16"},
     {"predict": True, "prior": "tv"},
     {"seed": 1},

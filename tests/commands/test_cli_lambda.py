@@ -119,21 +119,9 @@ def test_whole_numbers_are_no_less_noisy_than_rounding(deconv, save, gentle, tmp
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("value", "shown"), [("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("much", "'much'")])
-    def test_lambda(self, refuses, words, value, shown):
-        refuses(*words, f"--lambda={value}", code=ExitCode.USAGE, says=["--lambda", f"but is {shown}"])
-
-    @pytest.mark.parametrize(("value", "shown"), [("0", "0.0"), ("-1", "-1.0"), ("inf", "inf"), ("loud", "'loud'")])
-    def test_noise(self, refuses, words, value, shown):
-        refuses(*words, f"--noise-sigma={value}", code=ExitCode.USAGE, says=["--noise-sigma", f"but is {shown}"])
-
-    def test_a_rule_beside_a_number(self, refuses, words):
-        refuses(*words, "--lambda", "1e-3", "--lambda-rule", "ml", code=ExitCode.USAGE, says="--lambda auto")
-
-    def test_auto_beside_rcond(self, refuses, words):
-        refuses(
-            *words, "--lambda", "auto", "--rcond", "1e-3", "--boundary", "circular", code=ExitCode.USAGE, says="rcond"
-        )
+    @pytest.mark.parametrize("option", ["--lambda", "--noise-sigma"])
+    def test_words_that_are_no_numbers(self, refuses, words, option):
+        refuses(*words, f"{option}=much", code=ExitCode.USAGE, says=[option, "but is 'much'"])
 
     def test_truth_of_another_size(self, refuses, words, tmp_path):
         np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
@@ -144,12 +132,6 @@ class TestRefusals:
 
     def test_a_mask_that_would_be_blurred(self, refuses, words, tmp_path):
         refuses(*words, "--trust-mask", tmp_path / "m.jpg", code=ExitCode.USAGE, says=["m.jpg", ".png or .tif"])
-
-    def test_noise_that_nothing_looks_at(self, refuses, words):
-        refuses(*words, "--lambda", "1e-3", "--noise-sigma", "2", code=ExitCode.USAGE, says="--noise-sigma")
-
-    def test_a_seed_that_draws_nothing(self, refuses, words):
-        refuses(*words, "--seed", "0", code=ExitCode.USAGE, says="--seed")
 
     def test_an_output_over_the_kernel(self, refuses, words):
         refuses(*words, "-o", words[words.index("-k") + 1], "--force", code=ExitCode.USAGE, says="inverts by")

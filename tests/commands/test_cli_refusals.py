@@ -307,29 +307,6 @@ def test_forward_has_no_unknown_boundary(deconv, gray, gentle, tmp_path):
     assert not (tmp_path / "x.tif").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--boundary", "reflect", "--rcond", "1e-3"], ["rcond", "circular", "reflect"]),
-        (["--boundary", "circular", "--rcond", "1e-3", "--lambda", "1e-3"], ["rcond", "λ"]),
-        (["--boundary", "circular", "--rcond", "1"], ["rcond", "below 1"]),
-        (["--boundary", "circular", "--rcond", "-0.1"], ["rcond", "at least 0"]),
-        (["--boundary", "circular", "--rcond", "nan"], ["rcond", "nan"]),
-        (["--lambda", "-1"], ["lambda", "-1"]),
-        (["--lambda", "nan"], ["lambda", "nan"]),
-        (["--lambda", "inf"], ["lambda", "inf"]),
-        (["--tolerance", "0"], ["tolerance", "between 0 and 1"]),
-        (["--tolerance", "nan"], ["tolerance", "nan"]),
-        (["--boundary", "zero", "--method", "fft"], ["fft", "circular"]),
-        (["--boundary", "circular", "--padding", "valid", "--method", "fft"], ["fft", "circular"]),
-    ],
-    ids=lambda value: " ".join(value),
-)
-def test_settings_that_contradict_each_other(refuses, gray, gentle, tmp_path, options, says):
-    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", *options]
-    refuses(*words, code=ExitCode.USAGE, says=says)
-
-
 def test_what_did_not_converge_is_written_but_not_trusted(deconv, gray, save, tmp_path, values):
     x = np.arange(9) - 4
     kernel = save("broad", np.exp(-(x[:, None] ** 2 + x**2) / 8))
