@@ -127,22 +127,6 @@ class TestInputs:
 
 @pytest.mark.parametrize("command", COMMANDS)
 class TestKernels:
-    @pytest.mark.parametrize(
-        ("taps", "says"),
-        [
-            (np.zeros((3, 3)), "zero"),
-            (np.zeros((0, 3)), "empty"),
-            (np.zeros((2, 2, 0, 3)), "empty"),
-            (np.full((3, 3), np.nan), ["9 of 9", "(0, 0)"]),
-            (np.ones((3, 3, 3)), "(3, 3, 3)"),
-            (np.ones((3, 3), dtype=complex), "real"),
-        ],
-        ids=["zero", "empty", "empty of channels", "NaN", "three axes", "complex"],
-    )
-    def test_no_kernel(self, refuses, gray, save, tmp_path, command, taps, says):
-        words = [command, gray, "-k", save("kernel", taps), "-o", tmp_path / "x.tif"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says=says)
-
     def test_a_kernel_of_signals_is_none_for_a_picture(self, refuses, gray, save, tmp_path, command):
         words = [command, gray, "-k", save("kernel", np.ones(5)), "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.USAGE, says=["has 1 axis", "is a picture", "(1, k)"])
@@ -276,29 +260,6 @@ class TestOptions:
         words = [command, tmp_path / "x.npz", "-k", gentle, "-o", tmp_path / "x.tif"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=["first", "second", "--tensor"])
         refuses(*words, "--tensor", "third", code=ExitCode.USAGE, says=["'third'", "first", "second"])
-
-
-@pytest.mark.parametrize(
-    ("noise", "says"),
-    [
-        ("gaussian", "'gaussian'"),
-        ("gaussian:", "gaussian:SIGMA"),
-        ("gaussian:lots", "'gaussian:lots'"),
-        ("gaussian:-1", "positive"),
-        ("gaussian:0", "positive"),
-        ("gaussian:nan", "positive"),
-        ("poisson:inf", "positive"),
-        ("salt:3", "poisson:PEAK"),
-    ],
-)
-def test_noise(refuses, gray, gentle, tmp_path, noise, says):
-    words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--noise", noise]
-    refuses(*words, code=ExitCode.USAGE, says=says)
-
-
-def test_poisson_noise_of_negative_samples(refuses, save, gentle, tmp_path):
-    words = ["forward", save("x", -np.ones((8, 8))), "-k", gentle, "-o", tmp_path / "x.tif", "--noise", "poisson:9"]
-    refuses(*words, code=ExitCode.USAGE, says="Poisson")
 
 
 def test_forward_has_no_unknown_boundary(deconv, gray, gentle, tmp_path):

@@ -130,9 +130,14 @@ def test_noise_is_seeded_and_has_the_stated_level():
     assert float(counts.mean()) == pytest.approx(50, rel=0.01)
     # 200 counts stand for 50: their standard deviation √200 stands for √200 / 4.
     assert float((counts - image).flatten()[1:].std()) == pytest.approx(200**0.5 / 4, rel=0.03)
-    for text in ("gaussian", "gaussian:-1", "poisson:x", "salt:3", "gaussian:nan"):
-        with pytest.raises(deconv_cli.UsageError):
+    for text in ("gaussian:-1", "gaussian:0", "gaussian:nan", "poisson:inf"):
+        with pytest.raises(deconv_cli.UsageError, match="positive"):
             Noise.parse(text)
+    for text, says in (("gaussian", "'gaussian'"), ("gaussian:", "gaussian:SIGMA"), ("poisson:x", "'poisson:x'")):
+        with pytest.raises(deconv_cli.UsageError, match=says):
+            Noise.parse(text)
+    with pytest.raises(deconv_cli.UsageError, match="poisson:PEAK"):
+        Noise.parse("salt:3")
     with pytest.raises(deconv_cli.UsageError, match="samples from zero upwards"):
         Noise.parse("poisson:10").add(-image, seed=0)
 
