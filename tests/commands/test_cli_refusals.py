@@ -193,24 +193,9 @@ class TestOutputs:
         words = [command, gray, "-k", gentle, "-o", tmp_path / "x.npy"]
         refuses(*words, code=ExitCode.USAGE, says=["x.npy.json", "--force"])
 
-    def test_the_input_is_not_replaced_without_force(self, refuses, gray, gentle, command):
-        refuses(command, gray, "-k", gentle, "-o", gray, code=ExitCode.USAGE, says="is the input itself")
-
-    def test_unknown_suffix(self, refuses, gray, gentle, tmp_path, command):
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.xyz"]
-        refuses(*words, code=ExitCode.USAGE, says=["x.xyz", ".tif"])
-
     def test_a_format_that_cannot_hold_the_result(self, refuses, save, gentle, tmp_path, command):
-        source = save("x", np.ones((5, 8, 8), np.uint8))
-        words = [command, source, "-k", gentle, "-o", tmp_path / "x.png"]
-        refuses(*words, code=ExitCode.USAGE, says="5 channels")
         words = [command, save("y", np.ones((8, 8))), "-k", gentle, "-o", tmp_path / "y.png"]
         refuses(*words, code=ExitCode.USAGE, says=["float64", "--output-dtype"])
-
-    def test_a_record_of_a_folder_name_is_a_usage_error(self, refuses, gray, gentle, tmp_path, command):
-        (tmp_path / "x.pt.json").mkdir()
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.pt"]
-        refuses(*words, code=ExitCode.USAGE, says="x.pt.json")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
