@@ -27,6 +27,7 @@ class NoiseModel:
         spectrum: power at `FREQUENCIES`, relative to that of white noise of the same size; empty for white noise.
         is_sigma_given: the user knows its size, which else is an estimate.
         source: where it came from, as it is typed: `white`, `auto` or a file.
+        light: `linear` or `stored`, in which of them it was found, where that is known: elsewhere it is another noise.
 
     Raises:
         UsageError: numbers that are not positive, or too few of them.
@@ -36,6 +37,7 @@ class NoiseModel:
     spectrum: tuple[float, ...] = ()
     is_sigma_given: bool = field(default=False, compare=False)
     source: str = field(default="white", compare=False)
+    light: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         is_size = self.sigma is None or 0 <= self.sigma <= _LARGEST
@@ -70,7 +72,7 @@ class NoiseModel:
         return {"sigma": self.sigma, "spectrum": list(self.spectrum), "sentence": self.sentence}
 
     @classmethod
-    def of_record(cls, record: Mapping[str, object], source: str) -> NoiseModel:
+    def of_record(cls, record: Mapping[str, object], source: str, light: str | None = None) -> NoiseModel:
         """Read what `as_record` gave.
 
         Raises:
@@ -79,7 +81,7 @@ class NoiseModel:
         sigma, spectrum = record.get("sigma"), record.get("spectrum", [])
         if not isinstance(sigma, float | int | None) or not isinstance(spectrum, list):
             raise UsageError("a record of noise has a number sigma and a list spectrum, but this one has not.")
-        return cls(sigma, tuple(spectrum), source=source)
+        return cls(sigma, tuple(spectrum), source=source, light=light)
 
 
 WHITE = NoiseModel()

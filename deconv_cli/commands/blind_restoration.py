@@ -71,13 +71,19 @@ class BlindRestoration:
         Raises:
             UntrustworthyResultError: the picture is not blurred, as far as can be told.
         """
+        from deconv_cli.report.kernel_record import describe_found
+
         progress.begin("finding the kernel")
         light = light_of(source.image, self._settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)
         if not found.found:
+            slight = found.slight
+            advice = "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel"
+            if slight is not None:
+                advice = f"give it with --kernel {slight.text}"
             raise UntrustworthyResultError(
-                f"no blur was found in '{job.source}', so there is nothing to undo; if it is blurred all the same, "
-                "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel."
+                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred all the same, "
+                f"{advice}."
             )
         context = Context("invert", _loaded(found), self._files, self._device)
         return Restoration(context, self._settings, self._extra, self._printed).restore(job, source, progress)

@@ -129,6 +129,8 @@ def estimate(
             ("same everywhere" if i == 0 else "", row)
             for i, row in enumerate([_UNIFORM[mapped.is_uniform], *_map_rows(mapped)])
         ]
+    if not found.found:
+        rows.insert(1, ("", describe_found(found).removeprefix("no blur was found: ")))
     is_written = output is not None and (found.found or free)
     record["output"] = str(output) if is_written else None
     taps = form.taps if free else found.taps()
@@ -221,7 +223,10 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
     from deconv_cli.workflows.light import choose_light
 
     if not image.is_picture:
-        raise UsageError(f"a blur is found in a picture, but '{image.path}' is a file of tensors; give its kernel.")
+        raise UsageError(
+            f"a blur is found in a picture, but '{image.path}' is a file of tensors; write it as a picture, such as "
+            ".tif, or give the kernel that blurred it."
+        )
     recorded, _ = recorded_convolution(image, None)
     wanted = check_name(("auto", *Light), light, "light")
     return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)

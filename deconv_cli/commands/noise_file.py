@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deconv_cli.errors import FileAccessError, UsageError
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.vocabulary import Light
 
 _MAX_BYTES = 64 * 2**20
 
@@ -41,4 +42,6 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
             f"'{text}' has no list noise_model, as the JSON of deconv invert has; write one with --json, or with an "
             "output file in .npy."
         )
-    return tuple(NoiseModel.of_record(record, source=text) for record in records)
+    light = found.get("light")
+    light = light if light in tuple(Light) else None
+    return tuple(NoiseModel.of_record(record, source=text, light=light) for record in records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deconv_cli.kernels.blind.estimate import NO_BLUR, KernelEstimate
+from deconv_cli.kernels.blind.estimate import LEAST_AREA, NO_BLUR, KernelEstimate
 from deconv_cli.kernels.blind.free_form import FreeForm
 from deconv_cli.workflows.blur_map import BlurMap
 
@@ -21,6 +21,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
         "log_likelihood_ratio_to_no_blur": estimate.evidence,
         "parts": [part.text for part in estimate.parts],
         "doubt": estimate.doubt,
+        "reason": None if estimate.found else describe_found(estimate),
         "candidates": [
             {"kernel": c.text, "log_likelihood_below_best": c.misfit - estimate.candidates[0].misfit}
             for c in estimate.candidates
@@ -30,6 +31,11 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
 
 def describe_found(estimate: KernelEstimate) -> str:
     """Say what was found in a sentence without its full stop."""
+    if estimate.slight is not None:
+        return (
+            f"no blur was found: the likeliest, {estimate.slight.text}, covers less than {LEAST_AREA:g} pixels, as "
+            "much as lenses and resampling leave in sharp pictures"
+        )
     if not estimate.found:
         return "no blur was found: the spectrum of the picture is that of a sharp one, or of a blur of no known family"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)

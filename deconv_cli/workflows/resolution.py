@@ -8,6 +8,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.input_defaults import DEFAULTS, Defaults
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -124,6 +125,7 @@ def resolve(
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
     light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
+    _check_light_of_noise(settings, light.light)
     n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # The channels of a picture that nobody made from one image are channels, and no views of one image.
@@ -185,6 +187,17 @@ def _lambda(settings: ReconstructionSettings, defaults: Defaults) -> tuple[float
     return defaults.lam, defaults.lambda_reason
 
 
+def _check_light_of_noise(settings: ReconstructionSettings, light: Light) -> None:
+    """Refuse noise that was found in light for stored samples, and the other way round: it is another noise there."""
+    models = settings.noise if isinstance(settings.noise, tuple) else (settings.noise,)
+    for model in models:
+        if isinstance(model, NoiseModel) and model.light not in (None, light):
+            raise UsageError(
+                f"the noise in '{model.source}' was found under light={model.light}, and is another one under "
+                f"light={light}, which holds here; choose light={model.light}, or leave noise out."
+            )
+
+
 def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
     """Refuse a size of the noise that nothing looks at.
 
@@ -232,6 +245,7 @@ def resolution_of(
     merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
     merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
     light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
+    _check_light_of_noise(settings, light.light)
     return Resolution(
         ResolvedSettings(**merged | {"light": light.light}),
         Reasons(reason, reason, light.reason),

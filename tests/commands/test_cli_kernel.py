@@ -57,6 +57,17 @@ def test_a_sharp_picture_has_no_kernel(deconv, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_blur_too_slight_to_be_told_from_none_is_named(deconv, tmp_path):
+    """The likelihood alone would be enough, as the same table says."""
+    photo = write_blurred(tmp_path / "slight.png", "camera", "motion:5@20")
+    run = deconv("kernel", "estimate", photo, "--family", "motion", "--json")
+    assert run.report["log_likelihood_ratio_to_no_blur"] > 12
+    assert run.report["found"] is False
+    slight = run.report["candidates"][0]["kernel"]
+    assert f"{slight}, covers less than 8 pixels" in run.report["reason"]
+    assert "covers less than 8" in " ".join(run.stderr.split())
+
+
 def test_invert_finds_the_kernel_itself(deconv, photo, tmp_path):
     target = tmp_path / "sharp.png"
     page = tmp_path / "page.html"
@@ -138,9 +149,9 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
             ["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.safetensors", "-o", "m.safetensors"],
             "two names",
         ),
-        (["kernel", "estimate", str(SAMPLES / "features.safetensors")], "file of tensors"),
+        (["kernel", "estimate", str(SAMPLES / "features.safetensors")], "write it as a picture, such as .tif"),
         (["kernel", "estimate", str(SAMPLES / "pollen.ome.tif")], "holds 24 (axes ZYX)"),
-        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "box"], "a family must be one of"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "disc"], "perhaps disk was meant"),
         (
             ["kernel", "estimate", str(SAMPLES / "camera.png"), "-o", "k.png"],
             "written as .safetensors, .pt, .npy or .npz",

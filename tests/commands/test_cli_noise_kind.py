@@ -52,6 +52,14 @@ def test_the_noise_of_an_earlier_run_can_be_given(deconv, jpeg, tmp_path):
     assert again["noise_model"] == first.report["noise_model"]
 
 
+def test_noise_in_linear_light_is_not_that_of_stored_samples(deconv, refuses, jpeg, tmp_path):
+    """Its size and spectrum are others there, so that a right kernel was rejected."""
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force"]
+    (tmp_path / "run.json").write_text(deconv(*words, "--json").stdout)
+    stored = [*words, "--light", "stored", "--noise", tmp_path / "run.json"]
+    refuses(*stored, code=ExitCode.USAGE, says="choose --light linear, or leave noise out")
+
+
 NO_MODELS = ["nonsense", json.dumps({"noise_model": []}), json.dumps({"noise_model": [{"sigma": -1}]})]
 NO_MODELS += ["[" * 20_000, json.dumps({"noise_model": [{"sigma": 10**400}]})]
 NO_MODELS += [json.dumps({"noise_model": [{"spectrum": [1] * 13 + [10**400]}]})]

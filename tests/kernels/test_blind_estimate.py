@@ -92,7 +92,7 @@ def test_the_blades_of_a_diaphragm_are_counted():
 
 def test_only_the_families_asked_for_are_answers():
     picture = blurred_picture("camera", make_kernel("disk:3.3"))
-    found = deconv_cli.estimate_kernel(picture, tone_curve=CURVE, families=["gaussian"])
+    found = deconv_cli.estimate_kernel(picture, tone_curve=CURVE, families="gaussian")
     assert {c.family for c in found.candidates} == {"gaussian", "none"}
     with pytest.raises(UsageError, match="a family must be one of gaussian, disk"):
         deconv_cli.estimate_kernel(picture, families=["box"])

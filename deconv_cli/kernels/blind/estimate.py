@@ -16,11 +16,12 @@ from deconv_cli.kernels.sources.band_limited import sample_with_margin
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric
 from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.vocabulary import check_name
 
 NO_BLUR = "none"
 LEAST_EVIDENCE = 12.0
 """A blur is reported where its likelihood is so much larger than that of no blur, in logarithms."""
-_LEAST_AREA = 8.0
+LEAST_AREA = 8.0
 """Pixels that a kernel covers, 1 / Σk²: lenses and resampling leave about as much in a sharp picture."""
 _LARGEST_REACH = 32.0
 _N_ROUNDS = 5
@@ -124,6 +125,12 @@ class KernelEstimate:
         )
 
     @property
+    def slight(self) -> Candidate | None:
+        """A blur that fits far better than none, but is hardly wider than what a sharp picture has; else `None`."""
+        is_slight = not self.found and self.evidence >= LEAST_EVIDENCE
+        return self.candidates[0] if is_slight else None
+
+    @property
     def text(self) -> str:
         """The kernel as it is typed, such as `disk:5.6`; `none` where none was found."""
         return kernel_text(self.family, tuple(p.value for p in self.parameters))
@@ -164,10 +171,8 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     Raises:
         UsageError: a name that is none of these.
     """
-    wanted = tuple(families or family_names())
-    for name in wanted:
-        if name not in family_names():
-            raise UsageError(f"a family must be one of {', '.join(family_names())}, but is '{name}'.")
+    given = (families,) if isinstance(families, str) else tuple(families or ())
+    wanted = tuple(check_name(family_names(), name, "a family") for name in given) or family_names()
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
     found: dict[str, Candidate] = {}
@@ -183,7 +188,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     candidates = sorted([none, *pool], key=lambda c: c.misfit)
     top = next(c for c in candidates if c is not none)
     evidence = none.misfit - top.misfit
-    if evidence < LEAST_EVIDENCE or _area(top) < _LEAST_AREA:
+    if evidence < LEAST_EVIDENCE or _area(top) < LEAST_AREA:
         return KernelEstimate(False, NO_BLUR, (), tuple(candidates), evidence)
     return KernelEstimate(True, top.family, search.parameters(top), tuple(candidates), evidence)
 
