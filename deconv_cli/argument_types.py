@@ -20,7 +20,8 @@ def check_type(found: object, wanted: type, role: str) -> None:
         UsageError: it is something else.
     """
     if not isinstance(found, wanted):
-        raise UsageError(f"{role} must be of type {wanted.__name__}, but is of type {type(found).__name__}.")
+        package = "torch.nn." if wanted.__module__.startswith("torch.nn.") else ""
+        raise UsageError(f"{role} must be of type {package}{wanted.__name__}, but is of type {type(found).__name__}.")
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:

@@ -192,13 +192,18 @@ def check_padding(padding: object) -> PaddingLike:
     if isinstance(padding, str) and padding in PADDING_WORDS:
         return padding
     numbers = tuple(padding) if isinstance(padding, tuple | list) else (padding,)
-    sides = tuple(tuple(n) if isinstance(n, tuple | list) else n for n in numbers)
+    sides = tuple(tuple(map(_plain, n)) if isinstance(n, tuple | list) else _plain(n) for n in numbers)
     if sides and all(_is_pad(n) or (isinstance(n, tuple) and len(n) == 2 and all(map(_is_pad, n))) for n in sides):
-        return sides if isinstance(padding, tuple | list) else padding  # type: ignore[return-value]
+        return sides if isinstance(padding, tuple | list) else sides[0]  # type: ignore[return-value]
     shown = shortened(str(padding)) if isinstance(padding, str) else padding
     raise UsageError(
         f"padding must be {', '.join(PADDING_WORDS)}, a whole number or one for each axis, but is {shown!r}."
     )
+
+
+def _plain(n: object) -> object:
+    """Turn a whole number of any library into a plain one; anything else stays what it is."""
+    return int(n) if isinstance(n, Integral) and not isinstance(n, bool) else n
 
 
 def _is_pad(n: object) -> bool:
@@ -240,7 +245,7 @@ def parse_size(text: str) -> Size:
     size = tuple(int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII))
     if len(size) != len(parts) or len(size) > 3 or min(size) < 1:
         raise UsageError(
-            f"a size must be a height and a width in pixels, H,W, or D,H,W for stacks, but is '{shortened(text)}'."
+            f"a size must be positive whole numbers of pixels, N, H,W or D,H,W, but is '{shortened(text)}'."
         )
     return size
 

@@ -74,8 +74,39 @@ def test_a_wrong_shape_is_refused(name):
             getattr(deconv_cli, name)(value)
 
 
+LAYER = {"in_channels": 1, "out_channels": 1, "kernel_size": 3}
+MISTAKES = {
+    "Gradient": ({}, {"shape": (True, 8)}, "whole numbers"),
+    "ReceptiveFieldConv2d": (LAYER, {"in_channels": "x", "out_channels": 0.5, "kernel_size": "x"}, "whole number"),
+    "VaryingConvolution": (FIELD | {"image_size": (8, 8)}, {"rows": {}, "columns": (0.5,)}, "a place for each row"),
+    "estimate_kernel": ({"image": torch.rand(1, 200, 200)}, {"tone_curve": "srgb"}, "of type ToneCurve"),
+    "forward": ({"x": IMAGE, "kernel": KERNEL}, {"tone_curve": "srgb"}, "of type ToneCurve"),
+    "invert": ({"y": IMAGE, "kernel": KERNEL}, {"tone_curve": "srgb"}, "of type ToneCurve"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_by_what_would_be_right(name):
+    right, wrong, words = MISTAKES[name]
+    for argument, value in wrong.items():
+        with pytest.raises(DeconvError, match=words):
+            getattr(deconv_cli, name)(**right | {argument: value})
+    with pytest.raises(deconv_cli.UsageError, match="phi must be a function"):
+        deconv_cli.ReceptiveFieldConv2d(**LAYER, phi="tan")
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    one = np.int64(1)
+    assert torch.equal(
+        deconv_cli.forward(IMAGE, KERNEL, padding=(one, one), stride=one), deconv_cli.forward(IMAGE, KERNEL, padding=1)
+    )
+    assert repr(deconv_cli.Identity((one, 8)).input_shape) == "(1, 8)"
+
+
 def test_the_sentence_says_what_was_expected_and_what_came(tmp_path):
-    with pytest.raises(deconv_cli.UsageError, match=r"^the model must be of type Module, but is of type int\.$"):
+    with pytest.raises(
+        deconv_cli.UsageError, match=r"^the model must be of type torch\.nn\.Module, but is of type int\.$"
+    ):
         deconv_cli.check_gradients(3)
     with pytest.raises(deconv_cli.UsageError, match="the inverse must be of type PseudoInverse, but is of type str"):
         deconv_cli.save_pseudo_inverse("P", tmp_path / "p.safetensors")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from deconv_cli.vocabulary import Size
 
 _LAST_JOB = (
-    "the job that ends last puts the result in its place; where none is left to, run again with --resume and without "
+    "the job that ends last puts the result in its place; if no job is left, run again with --resume and without "
     "--block-range"
 )
 LEAST_FOR_A_THREAD = 256 * 2**20

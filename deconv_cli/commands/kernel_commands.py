@@ -69,7 +69,7 @@ def estimate(
             "--size",
             metavar="N",
             help="Taps a side of a free kernel, odd, somewhat more than the blur reaches; it is written "
-            "centered on its weight, and may be a little larger. Default: from the family.",
+            "centered on its weight, and may be a little larger or smaller. Default: from the family.",
             show_default=False,
         ),
     ] = None,

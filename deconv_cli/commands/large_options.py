@@ -64,7 +64,8 @@ class LargeOptions:
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
-                "not with --kernel estimate, --factor, --layers or --tap; leave them out."
+                "not with --kernel estimate, --factor, --layers or --tap; leave them out, or give the kernel that "
+                "deconv kernel estimate finds."
             )
         if self.block_range is not None:
             JobShare.parse(self.block_range)

@@ -113,10 +113,12 @@ class ReceptiveFieldConv2d(nn.Module):
         self.dilation = _pair(dilation, "dilation", 1)
         if reduction not in ("sum", "product"):
             raise UsageError(f"reduction must be sum or product, but is '{reduction}'.")
-        if min(in_channels, out_channels) < 1:
-            raise UsageError(f"channels must be 1 or more, but are {in_channels} in and {out_channels} out.")
-        if chunk_bytes < 1:
-            raise UsageError(f"chunk_bytes must be 1 or more, but is {chunk_bytes}.")
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("chunk_bytes", chunk_bytes)):
+            if not isinstance(count, int) or count < 1:
+                raise UsageError(f"{name} must be a whole number from 1 on, but is {count!r}.")
+        for name, function in (("phi", phi), ("slopes", slopes)):
+            if not (callable(function) or (function is None and name == "slopes")):
+                raise UsageError(f"{name} must be a function of pixels and weights, but is {function!r}.")
         self.phi = phi
         self.reduction = reduction
         self.slopes = (slopes or _KNOWN_SLOPES.get(phi)) if analytic else None
@@ -305,7 +307,7 @@ def _joined(done: list[torch.Tensor], pieces: list[tuple[slice, slice]]) -> torc
 
 
 def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:
-    found = (value, value) if isinstance(value, int) else tuple(value)
-    if len(found) != 2 or min(found) < least:
-        raise UsageError(f"{name} must be one or two whole numbers from {least}, but is {value}.")
+    found = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(found) != 2 or not all(isinstance(n, int) and n >= least for n in found):
+        raise UsageError(f"{name} must be one or two whole numbers from {least}, but is {value!r}.")
     return found[0], found[1]

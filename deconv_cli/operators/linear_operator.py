@@ -22,9 +22,10 @@ def as_shape(shape: Sequence[int]) -> Shape:
     Raises:
         UsageError: it is no sequence of whole numbers.
     """
-    if not isinstance(shape, tuple | list) or not all(isinstance(n, Integral) for n in shape):
+    is_shape = isinstance(shape, tuple | list)
+    if not is_shape or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in shape):
         raise UsageError(f"a shape must be a tuple of whole numbers, but is {shape!r}.")
-    return tuple(shape)
+    return tuple(map(int, shape))
 
 
 class LinearOperator(ABC):

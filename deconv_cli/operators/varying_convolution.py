@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.argument_types import check_type
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import to_float64
@@ -203,8 +203,15 @@ class VaryingConvolution(Convolution):
         boundary: str | BoundaryRule = "zero",
     ) -> None:
         check_type(taps, Tensor, "the taps")
+        places = as_places(rows, "rows"), as_places(columns, "columns")
+        n_places = tuple(map(len, places))
+        if taps.ndim != 4 or tuple(taps.shape[:2]) != n_places or 0 in n_places:
+            raise ShapeError(
+                "kernels that vary have taps of shape (n_rows, n_columns, kH, kW) and a place for each row and column, "
+                f"but here taps of shape {tuple(taps.shape)}, {n_places[0]} rows and {n_places[1]} columns."
+            )
         super().__init__(taps[middle_place(taps)][None, None], image_size, padding=padding, boundary=boundary)
-        self.taps, self.places = taps, (as_places(rows, "rows"), as_places(columns, "columns"))
+        self.taps, self.places = taps, places
         row_weights, column_weights = (self._weights(axis, is_extended=True) for axis in (0, 1))
         self.correlation = VaryingCorrelation(taps, row_weights, column_weights)
 

@@ -50,7 +50,7 @@ def check_memory(
         needed -= cost.n_bytes_built if is_built else 0
     if needed <= budget:
         return
-    advice = ["a smaller image"]
+    advice = ["a smaller image"] if max_memory is None else ["a larger max_memory", "a smaller image"]
     if is_built and n_images != 1:
         advice.insert(0, "fewer images at a time")
     if method == "direct":

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
@@ -73,6 +74,8 @@ def forward(
     rule = as_rule(boundary)
     refuse_unknown(rule)
     check_image(x, "the image")
+    if tone_curve is not None:
+        check_type(tone_curve, ToneCurve, "tone_curve")
     dimensions = check_dimensions(dimensions)
     precision = pick_dtype(dtype, x, x.device)
     layer = LayerOptions(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
@@ -70,6 +71,8 @@ class BlurredPicture:
             MalformedInputError: samples that are not finite.
         """
         check_tensor(image, "the picture")
+        if tone_curve is not None:
+            check_type(tone_curve, ToneCurve, "tone_curve")
         if image.ndim == 4 and image.shape[0] == 1 and image.shape[1] <= _MAX_CHANNELS:
             image = image[0]
         if image.ndim != 3:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ArithmeticDType, Light
@@ -51,6 +52,8 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     Raises:
         UsageError: light is to be linear, and no curve is known.
     """
+    if curve is not None:
+        check_type(curve, ToneCurve, "tone_curve")
     if wanted != "auto":
         light, why = Light(wanted), _GIVEN
     elif recorded is not None:

@@ -66,10 +66,10 @@ def test_estimates_are_near_what_is_taken(method, boundary, lam, shape, size):
 @pytest.mark.parametrize(
     ("method", "boundary", "advice"),
     [
-        ("fft", "circular", "use float32 or a smaller image"),
-        ("strip", "unknown", "use float32 or a smaller image"),
-        ("iterative", "zero", "use float32 or a smaller image"),
-        ("direct", "zero", "use method auto or iterative or a smaller image"),
+        ("fft", "circular", "use float32 or a larger max_memory or a smaller image"),
+        ("strip", "unknown", "use float32 or a larger max_memory or a smaller image"),
+        ("iterative", "zero", "use float32 or a larger max_memory or a smaller image"),
+        ("direct", "zero", "use method auto or iterative or a larger max_memory or a smaller image"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_allocated(method, boundary, advice, monkeypatch):
