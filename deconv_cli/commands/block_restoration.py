@@ -198,14 +198,18 @@ class BlockRestoration:
         if not printed.quiet:
             print_workers(scheduler)
         pieces = PieceProgress(n_blocks, "block", is_silent=printed.quiet)
-        with pieces.shown():
-            found = planned.finish(
-                scheduler,
-                lambda done: describe_block_run(describe(done)),
-                _Advance(pieces),
-                share,
-                lambda done: self._write_page(page, describe(done)),
-            )
+        try:
+            with pieces.shown():
+                found = planned.finish(
+                    scheduler,
+                    lambda done: describe_block_run(describe(done)),
+                    _Advance(pieces),
+                    share,
+                    lambda done: self._write_page(page, describe(done)),
+                )
+        except KeyboardInterrupt:
+            print_note("the blocks that are done are kept; the same command with --resume goes on from there")
+            raise
         if found.summary is None and not printed.quiet:
             n_done = len(planned.ledger.results())
             print_note(f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; {_LAST_JOB}")

@@ -17,7 +17,7 @@ class ResidualFinding(StrEnum):
 
     @property
     def sentence(self) -> str:
-        """The finding as a sentence, with what to do."""
+        """The finding as a sentence without its full stop, with what to do."""
         return _SENTENCES[self]
 
     @property
@@ -32,25 +32,25 @@ class ResidualFinding(StrEnum):
 
 
 _SENTENCES = {
-    ResidualFinding.FINE: "The residual is no larger than the noise: nothing contradicts kernel, boundary or λ.",
+    ResidualFinding.FINE: "the residual is no larger than the noise: nothing contradicts kernel, boundary or λ",
     ResidualFinding.OVER_SMOOTHED: (
-        "The residual still holds detail of the picture that the kernel lets through: the estimate is over-smoothed, "
-        "and a smaller λ would recover more."
+        "the residual still holds detail of the picture that the kernel lets through: the estimate is over-smoothed, "
+        "and a smaller λ would recover more"
     ),
     ResidualFinding.NOISE_FITTED: (
-        "The residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
-        "If λ was chosen from the data, doubt the kernel too: one that is too wide makes them ask for a small λ."
+        "the residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
+        "If λ was chosen from the data, doubt the kernel too: one that is too wide makes them ask for a small λ"
     ),
     ResidualFinding.WRONG_KERNEL: (
-        "The data hold what this kernel all but removes, so no plausible picture explains them: the kernel is "
-        "probably wrong."
+        "the data hold what this kernel all but removes, so no plausible picture explains them: the kernel is "
+        "probably wrong"
     ),
     ResidualFinding.WRONG_BOUNDARY: (
-        "The residual is much larger along the edges than inside: the boundary is probably not what was assumed; "
-        'try boundary="unknown".'
+        "the residual is much larger along the edges than inside: the boundary is probably not what was assumed; "
+        'try boundary="unknown"'
     ),
     ResidualFinding.INCONCLUSIVE: (
-        "The residual neither confirms nor contradicts kernel and λ: the estimate has taken up most of the noise, or "
-        "the noise cannot be separated from the picture itself."
+        "the residual neither confirms nor contradicts kernel and λ: the estimate has taken up most of the noise, or "
+        "the noise cannot be separated from the picture itself"
     ),
 }

@@ -60,7 +60,7 @@ def describe_trust(
     is_chosen = any(part.lambda_choice is not None for part in result.channels or (result,))
     is_warned = any(finding.sentence in warning for warning in result.warnings)
     is_left_out = is_warned or (finding is ResidualFinding.OVER_SMOOTHED and is_chosen)
-    sentences += [] if is_left_out else [finding.sentence]
+    sentences += [] if is_left_out else [as_sentence(finding.sentence)]
     sentences += [] if diagnosis.resolution is None else [_resolved(diagnosis.resolution.widest)]
     if predicted is not None:
         unit = "" if result.tone_curve is None else f" of {result.unit},"

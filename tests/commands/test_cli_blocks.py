@@ -42,6 +42,15 @@ def test_a_page_or_a_mask_that_is_missing_is_made_again(deconv, large, monkeypat
     assert "is complete already" in " ".join(deconv(*line, "--resume").stderr.split())
 
 
+def test_a_run_that_is_interrupted_says_how_to_go_on(deconv, large, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deconv_cli.blocks.block_run.BlockRun.finish", interrupted)
+    run = deconv(*words(large), expect=ExitCode.INTERRUPTED)
+    assert "--resume goes on from there" in " ".join(run.stderr.split())
+
+
 def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     plan = deconv(*words(large, "--dry-run", "--json")).report
     assert plan["plan"]["blocks"] == 4

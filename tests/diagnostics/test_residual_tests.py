@@ -264,4 +264,4 @@ def test_what_a_verdict_does_not_need_is_computed_once_it_is_asked_for(monkeypat
 def test_every_verdict_has_its_sentence():
     sentences = {verdict.sentence for verdict in ResidualFinding}
     assert len(sentences) == len(ResidualFinding)
-    assert all(sentence.endswith(".") and sentence[0].isupper() for sentence in sentences)
+    assert all(sentence[-1] != "." and sentence[0].islower() for sentence in sentences)

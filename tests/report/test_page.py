@@ -21,6 +21,7 @@ from deconv_cli.report.comparison import draw_comparison, draw_views
 from deconv_cli.report.drawing import DARK, LIGHT
 from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers
+from deconv_cli.report.page_header import as_sentence
 from deconv_cli.report.page_pictures import draw_pictures
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import show_images
@@ -110,8 +111,9 @@ def test_the_sentence_about_the_residual_stands_at_the_top(contents, finding):
     tests = dataclasses.replace(given.run.diagnosis.tests, finding=finding)
     header = given.with_diagnosis(tests=tests).with_result(residual_tests=tests).header()
     is_warning = finding not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
-    assert (finding.sentence in header.warnings) is is_warning
-    assert (finding.sentence in header.trust) is not is_warning
+    sentence = as_sentence(finding.sentence)
+    assert (sentence in header.warnings) is is_warning
+    assert (sentence in header.trust) is not is_warning
 
 
 def test_the_page_warns_of_nothing_that_the_prompt_keeps_silent_about(contents, full_contents):
@@ -123,7 +125,7 @@ def test_the_page_warns_of_nothing_that_the_prompt_keeps_silent_about(contents, 
     assert [warning.rstrip(".") for warning in warnings] == [
         warning[:1].upper() + warning[1:].rstrip(".") for warning in given.run.reconstruction.warnings
     ]
-    assert ResidualFinding.OVER_SMOOTHED.sentence not in warnings
+    assert as_sentence(ResidualFinding.OVER_SMOOTHED.sentence) not in warnings
 
 
 def test_what_is_not_its_own_is_text(page):
@@ -211,8 +213,8 @@ def test_what_a_residual_says_against_a_channel_is_said_once(one_by_one):
         for part in given.run.reconstruction.channels
     ]
     warnings = given.with_result(channels=tuple(channels)).header().warnings
-    assert [warning for warning in warnings if warning.endswith(finding.sentence)] == [
-        f"Channel {number}: {finding.sentence}" for number in (1, 2, 3)
+    assert [warning for warning in warnings if warning.endswith(f"{finding.sentence}.")] == [
+        f"Channel {number}: {finding.sentence}." for number in (1, 2, 3)
     ]
 
 
