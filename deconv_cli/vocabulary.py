@@ -203,7 +203,7 @@ def check_padding(padding: object) -> PaddingLike:
 
 def _plain(n: object) -> object:
     """Turn a whole number of any library into a plain one; anything else stays what it is."""
-    return int(n) if isinstance(n, Integral) and not isinstance(n, bool) else n
+    return int(n) if not isinstance(n, bool) and isinstance(n, Integral) else n
 
 
 def _is_pad(n: object) -> bool:

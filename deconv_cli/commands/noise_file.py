@@ -42,6 +42,6 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
             f"'{text}' has no list noise_model, as the JSON of deconv invert has; write one with --json, or with an "
             "output file in .npy."
         )
-    light = found.get("light")
+    light = found.get("light") if isinstance(found, dict) else None
     light = light if light in tuple(Light) else None
     return tuple(NoiseModel.of_record(record, source=text, light=light) for record in records)

@@ -22,8 +22,8 @@ def as_shape(shape: Sequence[int]) -> Shape:
     Raises:
         UsageError: it is no sequence of whole numbers.
     """
-    is_shape = isinstance(shape, tuple | list)
-    if not is_shape or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in shape):
+    sides: list[object] = list(shape) if isinstance(shape, tuple | list) else [None]
+    if not all(not isinstance(n, bool) and isinstance(n, Integral) for n in sides):
         raise UsageError(f"a shape must be a tuple of whole numbers, but is {shape!r}.")
     return tuple(map(int, shape))
 
