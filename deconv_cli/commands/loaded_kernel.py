@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -195,6 +196,9 @@ def load_kernel(
         return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
         return _make_kernel(str(path), options, dimensions, spacing)
+    words = difflib.get_close_matches(str(path), [str(ESTIMATE), "microscope", *KERNEL_SOURCES], n=1)
+    if words and not path.exists():
+        raise UsageError(f"'{path}' does not exist; perhaps --kernel {words[0]} was meant.")
     read = read_kernel(
         path,
         layer=options.layer,
