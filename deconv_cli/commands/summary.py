@@ -223,7 +223,8 @@ def _solver(result: Reconstruction) -> str:
     certificate = f"certificate {solution.certificate:.2g}"
     bound = solution.distance_bound
     distance = "" if bound is None else f", within {format_percent(bound)} of the solution"
-    return f"{result.choice.method}, {status}{steps}, {certificate}{distance}"
+    methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
+    return f"{methods}, {status}{steps}, {certificate}{distance}"
 
 
 def _status(solution: Solution) -> str:

@@ -58,3 +58,14 @@ def test_the_distance_to_the_solution_stands_beside_the_certificate(deconv, save
     bound = done.report["solver"]["distance_bound"]
     assert 0 < bound < 1e-2
     assert f", within {100 * bound:.2g} % of the solution" in " ".join(done.stderr.split())
+
+
+def test_channels_that_are_solved_in_several_ways_have_all_of_them_named(deconv, tmp_path):
+    np.save(tmp_path / "y.npy", np.random.default_rng(0).random((3, 5, 5)))
+    more = ["--defaults", "picture", "--lambda", "1e-3,1e3,0.4", "-o", tmp_path / "x.npy"]
+    (row,) = (
+        line
+        for line in deconv("invert", tmp_path / "y.npy", "-k", "disk:3", *more).stderr.splitlines()
+        if line.startswith("solver")
+    )
+    assert "direct and strip" in row
