@@ -16,7 +16,7 @@ from deconv_cli.commands.option_groups import (
     DeviceOption,
     FileOptions,
     InputsArgument,
-    KernelOptions,
+    LayerOptions,
     OutputOption,
     PrintOptions,
 )
@@ -41,7 +41,7 @@ def forward(
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
     settings: Annotated[SettingValues, ("dimensions", "light", "dtype", *LAYER_SETTINGS), TEXTS],
-    kernel_options: KernelOptions,
+    kernel_options: LayerOptions,
     files: FileOptions,
     printed: PrintOptions,
     many: BatchOptions,

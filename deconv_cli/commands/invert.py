@@ -25,6 +25,7 @@ from deconv_cli.commands.option_groups import (
     FileOptions,
     InputsArgument,
     KernelOptions,
+    LayerOptions,
     OutputOption,
     PrintOptions,
 )
@@ -46,7 +47,7 @@ def invert(
     invocation: typer.Context,
     inputs: InputsArgument,
     settings: Annotated[SettingValues, tuple(SETTINGS_OPTIONS)],
-    kernel_options: KernelOptions,
+    kernel_options: LayerOptions,
     files: FileOptions,
     printed: PrintOptions,
     model_options: ModelOptions,

@@ -87,14 +87,8 @@ class KernelOptions(KernelReading):
         ),
     ] = False
 
-    bias: Annotated[
-        bool,
-        typer.Option(
-            "--bias/--no-bias",
-            help="Take the bias of the layer too: it is added going forward, and taken off the data before inverting.",
-            rich_help_panel=KERNEL,
-        ),
-    ] = True
+    bias = True
+    """Whether the bias of a layer is taken too."""
 
     def as_options(self) -> dict[str, object]:
         """Give the options that would be typed again."""
@@ -106,6 +100,20 @@ class KernelOptions(KernelReading):
         if self.clean_kernel:
             given["--clean-kernel"] = True
         return given
+
+
+@dataclass(frozen=True)
+class LayerOptions(KernelOptions):
+    """How to read the kernel's file, where that may be a layer whose bias matters."""
+
+    bias: Annotated[
+        bool,
+        typer.Option(
+            "--bias/--no-bias",
+            help="Take the bias of the layer too: it is added going forward, and taken off the data before inverting.",
+            rich_help_panel=KERNEL,
+        ),
+    ] = True
 
 
 @dataclass(frozen=True)
