@@ -95,6 +95,12 @@ def test_a_mistake_is_answered_by_what_would_be_right(name):
         deconv_cli.ReceptiveFieldConv2d(**LAYER, phi="tan")
 
 
+def test_whole_numbers_of_numpy_are_sizes_of_a_layer():
+    layer = deconv_cli.ReceptiveFieldConv2d(np.int64(1), 2, np.array([3, 5]), padding=range(1, 3), chunk_bytes=1e8)
+    assert layer.weight.shape == (2, 1, 3, 5)
+    assert layer.padding == (1, 2)
+
+
 def test_whole_numbers_of_numpy_are_whole_numbers():
     one = np.int64(1)
     assert torch.equal(

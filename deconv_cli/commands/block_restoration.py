@@ -208,7 +208,8 @@ class BlockRestoration:
                     lambda done: self._write_page(page, describe(done)),
                 )
         except KeyboardInterrupt:
-            print_note("the blocks that are done are kept; the same command with --resume goes on from there")
+            if not printed.quiet:
+                print_note("the blocks that are done are kept; the same command with --resume goes on from there")
             raise
         if found.summary is None and not printed.quiet:
             n_done = len(planned.ledger.results())

@@ -82,7 +82,7 @@ def _measured_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     """Say how much blocks differ beside their seams, where there are any."""
     if found.summary is None or not _is_cut(found.task):
         return []
-    measured = f"{found.seam:.2g} of the range, measured at {found.summary.n_seams} places"
+    measured = f"{found.seam:.2g} of the range, measured at {counted(found.summary.n_seams, 'place')}"
     return [("at the seams", "not measured" if found.seam is None else measured)]
 
 

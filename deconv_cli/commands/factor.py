@@ -16,7 +16,7 @@ from deconv_cli.commands.option_groups import (
     DeviceOption,
     ForceOption,
     JsonOption,
-    LayerOptions,
+    LayerKernelOptions,
     OptionValues,
     QuietOption,
 )
@@ -68,7 +68,7 @@ def factor(
         Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)
     ],
     settings: Annotated[SettingValues, FIXED_SETTINGS, TEXTS],
-    kernel_options: LayerOptions,
+    kernel_options: LayerKernelOptions,
     device: DeviceOption = DeviceChoice.AUTO,
     force: ForceOption = False,
     as_json: JsonOption = False,

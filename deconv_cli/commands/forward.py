@@ -16,7 +16,7 @@ from deconv_cli.commands.option_groups import (
     DeviceOption,
     FileOptions,
     InputsArgument,
-    LayerOptions,
+    LayerKernelOptions,
     OutputOption,
     PrintOptions,
 )
@@ -41,7 +41,7 @@ def forward(
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
     settings: Annotated[SettingValues, ("dimensions", "light", "dtype", *LAYER_SETTINGS), TEXTS],
-    kernel_options: LayerOptions,
+    kernel_options: LayerKernelOptions,
     files: FileOptions,
     printed: PrintOptions,
     many: BatchOptions,

@@ -25,7 +25,7 @@ from deconv_cli.commands.option_groups import (
     FileOptions,
     InputsArgument,
     KernelOptions,
-    LayerOptions,
+    LayerKernelOptions,
     OutputOption,
     PrintOptions,
 )
@@ -47,7 +47,7 @@ def invert(
     invocation: typer.Context,
     inputs: InputsArgument,
     settings: Annotated[SettingValues, tuple(SETTINGS_OPTIONS)],
-    kernel_options: LayerOptions,
+    kernel_options: LayerKernelOptions,
     files: FileOptions,
     printed: PrintOptions,
     model_options: ModelOptions,

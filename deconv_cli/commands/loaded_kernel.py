@@ -196,8 +196,10 @@ def load_kernel(
         return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
         return _make_kernel(str(path), options, dimensions, spacing)
-    words = difflib.get_close_matches(str(path), [str(ESTIMATE), "microscope", *KERNEL_SOURCES], n=1)
-    if words and not path.exists():
+    names = [str(ESTIMATE), "microscope", *KERNEL_SOURCES]
+    is_word = not path.suffix and path.name == str(path) not in names
+    words = difflib.get_close_matches(str(path), names, n=1)
+    if is_word and words and not path.exists():
         raise UsageError(f"'{path}' does not exist; perhaps --kernel {words[0]} was meant.")
     read = read_kernel(
         path,

@@ -103,7 +103,7 @@ class KernelOptions(KernelReading):
 
 
 @dataclass(frozen=True)
-class LayerOptions(KernelOptions):
+class LayerKernelOptions(KernelOptions):
     """How to read the kernel's file, where that may be a layer whose bias matters."""
 
     bias: Annotated[

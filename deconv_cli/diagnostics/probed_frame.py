@@ -9,7 +9,7 @@ from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
-_SIDE = 1024
+_SIDE, _SIDE_OF_SIGNALS = 1024, 64
 """A frame of as many pixels as a square of this side has each band of a larger one in it, often enough."""
 _LEAST_INSIDE = 32
 """Pixels between bands of opposite edges."""
@@ -26,9 +26,11 @@ def with_smaller_frame(inverse: PseudoInverse, depth: int) -> PseudoInverse:
     """
     if inverse.operator.is_layer:
         return inverse
-    size = inverse.geometry.image_size
-    window = affordable_window(size, _SIDE)
-    frame = tuple(min(n, max(side, 2 * depth + _LEAST_INSIDE)) for n, side in zip(size, window, strict=True))
+    size, least = inverse.geometry.image_size, 2 * depth + _LEAST_INSIDE
+    if inverse.penalty == "identity" and min(size) < least:
+        return inverse  # which holds long waves back, and a thin frame that is shorter has fewer
+    window = affordable_window(size, _SIDE if len(size) > 1 else _SIDE_OF_SIGNALS)
+    frame = tuple(min(n, max(side, least)) for n, side in zip(size, window, strict=True))
     if math.prod(frame) > _WORTHWHILE * math.prod(size):
         return inverse
     # λ is measured by the largest singular value on the torus of the image.

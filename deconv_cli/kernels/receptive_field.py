@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from deconv_cli.argument_types import is_whole
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.taps import Tap, product_of_the_others
 
@@ -113,9 +114,11 @@ class ReceptiveFieldConv2d(nn.Module):
         self.dilation = _pair(dilation, "dilation", 1)
         if reduction not in ("sum", "product"):
             raise UsageError(f"reduction must be sum or product, but is '{reduction}'.")
-        for name, count in (("in_channels", in_channels), ("out_channels", out_channels), ("chunk_bytes", chunk_bytes)):
-            if not isinstance(count, int) or count < 1:
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if not is_whole(count) or count < 1:
                 raise UsageError(f"{name} must be a whole number from 1 on, but is {count!r}.")
+        if not isinstance(chunk_bytes, int | float) or chunk_bytes < 1:
+            raise UsageError(f"chunk_bytes must be a number of bytes from 1 on, but is {chunk_bytes!r}.")
         for name, function in (("phi", phi), ("slopes", slopes)):
             if not (callable(function) or (function is None and name == "slopes")):
                 raise UsageError(f"{name} must be a function of pixels and weights, but is {function!r}.")
@@ -307,7 +310,7 @@ def _joined(done: list[torch.Tensor], pieces: list[tuple[slice, slice]]) -> torc
 
 
 def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:
-    found = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(found) != 2 or not all(isinstance(n, int) and n >= least for n in found):
+    found = tuple(value) if isinstance(value, Iterable) else (value, value)
+    if len(found) != 2 or not all(is_whole(n) and n >= least for n in found):
         raise UsageError(f"{name} must be one or two whole numbers from {least}, but is {value!r}.")
-    return found[0], found[1]
+    return int(found[0]), int(found[1])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
+from deconv_cli.argument_types import check_type, is_whole
 from deconv_cli.errors import ShapeError, UsageError
 
 Shape = tuple[int, ...]
@@ -23,7 +23,7 @@ def as_shape(shape: Sequence[int]) -> Shape:
         UsageError: it is no sequence of whole numbers.
     """
     sides: list[object] = list(shape) if isinstance(shape, tuple | list) else [None]
-    if not all(not isinstance(n, bool) and isinstance(n, Integral) for n in sides):
+    if not all(map(is_whole, sides)):
         raise UsageError(f"a shape must be a tuple of whole numbers, but is {shape!r}.")
     return tuple(map(int, shape))
 

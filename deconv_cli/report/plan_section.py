@@ -11,7 +11,7 @@ from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.noise_model import describe_noise
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
 from deconv_cli.report.key_numbers import Row
-from deconv_cli.vocabulary import format_memory, format_percent, format_size
+from deconv_cli.vocabulary import counted, format_memory, format_percent, format_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def _numbers(found: BlockReconstruction) -> list[Row]:
     core = tuple(grid.core[grid.layout.axes.index(letter)] for letter in grid.layout.space)
     measured = ("not measured", "as there are none, or no block lies across any")
     if found.seam is not None:
-        where = f"the most at {summary.n_seams} places, by blocks that lie across the seams"
+        where = f"the most at {counted(summary.n_seams, 'place')}, by blocks that lie across the seams"
         measured = f"{found.seam:.2g} of the range", where
     noise = describe_noise(found.plan.choices.noise)
     rows = [

@@ -213,6 +213,20 @@ class TestLargePictures:
         assert with_smaller_frame(inverse, 60).geometry.image_size == (152, 152)
         assert with_smaller_frame(inverse, 75) is inverse  # 182 × 182 pixels of 262 × 200
 
+    @pytest.mark.parametrize(("penalty", "size"), [("identity", (24, 800)), ("gradient", (24, 96))])
+    def test_a_thin_frame_under_the_identity_is_not_cut(self, penalty, size, monkeypatch):
+        """Long waves, which the identity holds back too, would be missing in a shorter one."""
+        monkeypatch.setattr(probed_frame, "_SIDE", 96)
+        settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty=penalty)
+        inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (24, 800), settings)
+        assert with_smaller_frame(inverse, 20).geometry.image_size == size
+
+    def test_long_signals(self):
+        settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
+        taps = gaussian(1.2, 5)[2] / gaussian(1.2, 5)[2].sum()
+        inverse = PseudoInverse(Kernel.from_tensor(taps, dimensions=1), (300_000,), settings)
+        assert with_smaller_frame(inverse, 20).geometry.image_size == (4057,)
+
 
 def test_what_the_border_hides_is_not_trusted():
     scene = read_image(SAMPLES / "camera.png").values[0].float() / 255

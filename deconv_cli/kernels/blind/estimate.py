@@ -171,6 +171,8 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     Raises:
         UsageError: a name that is none of these.
     """
+    if families is not None and not isinstance(families, Iterable):
+        raise UsageError(f"families must be names of kernel sources, but is {families!r}.")
     given = (families,) if isinstance(families, str) else tuple(families or ())
     wanted = tuple(check_name(family_names(), name, "a family") for name in given) or family_names()
     search = _Search(spectrum)
