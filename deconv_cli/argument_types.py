@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral
 from pathlib import Path
-from typing import TypeGuard
 
 from deconv_cli.errors import UsageError
 
@@ -24,11 +22,6 @@ def check_type(found: object, wanted: type, role: str) -> None:
     if not isinstance(found, wanted):
         package = "torch.nn." if wanted.__module__.startswith("torch.nn.") else ""
         raise UsageError(f"{role} must be of type {package}{wanted.__name__}, but is of type {type(found).__name__}.")
-
-
-def is_whole(found: object) -> TypeGuard[int]:
-    """Tell whether something is a whole number, of NumPy too; a truth value is none."""
-    return isinstance(found, Integral) and not isinstance(found, bool)
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:

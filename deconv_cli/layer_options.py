@@ -7,11 +7,10 @@ Nothing here imports torch. A layer relates two grids along each axis, `coarse[o
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, is_whole
 
 PerAxis = int | Size
 """One whole number for all axes of space, or one for each."""
@@ -100,8 +99,7 @@ class AxisOptions:
 def _whole(value: object, name: str, least: int, *, is_single: bool) -> PerAxis:
     """Turn whole numbers of any library into plain ones; a tuple of equal numbers stays one number for each axis."""
     numbers: list[Any] = list(value) if isinstance(value, tuple | list) and not is_single else [value]
-    is_whole = all(not isinstance(n, bool) and isinstance(n, Integral) and int(n) >= least for n in numbers)
-    if not numbers or not is_whole:
+    if not numbers or not all(is_whole(n) and int(n) >= least for n in numbers):
         wanted = "a whole number" if is_single else "a whole number, or one for each axis,"
         raise UsageError(f"{name} must be {wanted} from {least} on, but is {value!r}.")
     plain = tuple(int(n) for n in numbers)

@@ -29,6 +29,7 @@ from deconv_cli.vocabulary import (
     check_spacing,
     format_lambda,
     format_padding,
+    is_whole,
     parse_word,
 )
 
@@ -218,7 +219,7 @@ class ReconstructionSettings:
         if size is None:
             return
         numbers: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else (size,)
-        if not numbers or not all(not isinstance(n, bool) and isinstance(n, Integral) and int(n) >= 1 for n in numbers):
+        if not numbers or not all(is_whole(n) and int(n) >= 1 for n in numbers):
             raise UsageError(f"input_size must be a positive whole number for each axis of space, but is {size!r}.")
         self._set("input_size", tuple(int(n) for n in numbers))
 

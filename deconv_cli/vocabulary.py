@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from functools import cache
 from numbers import Integral, Real
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeGuard, TypeVar
 
 from deconv_cli.errors import UsageError
 
@@ -118,10 +118,20 @@ def check_name(names: Iterable[str], text: object, kind: str) -> str:
     """
     names = tuple(names)
     if not isinstance(text, str) or text not in names:
-        meant = difflib.get_close_matches(str(text), names, n=1)
-        hint = f"; perhaps {meant[0]} was meant" if meant else ""
+        meant = nearest_name(names, str(text))
+        hint = "" if meant is None else f"; perhaps {meant} was meant"
         raise UsageError(f"{kind} must be one of {', '.join(names)}, but is '{shortened(str(text))}'{hint}.")
     return str(text)
+
+
+def nearest_name(names: Iterable[str], text: str) -> str | None:
+    """Find the name that a misspelled one may stand for; `None` where none comes near."""
+    return next(iter(difflib.get_close_matches(text, tuple(names), n=1)), None)
+
+
+def is_whole(found: object) -> TypeGuard[int]:
+    """Tell whether something is a whole number, of NumPy too; a truth value is none."""
+    return isinstance(found, Integral) and not isinstance(found, bool)
 
 
 def check_dimensions(dimensions: object) -> int | None:
@@ -130,8 +140,7 @@ def check_dimensions(dimensions: object) -> int | None:
     Raises:
         UsageError: it is something else.
     """
-    is_count = isinstance(dimensions, Integral) and not isinstance(dimensions, bool)
-    if dimensions is None or (is_count and dimensions in (1, 2, 3)):
+    if dimensions is None or (is_whole(dimensions) and dimensions in (1, 2, 3)):
         return None if dimensions is None else int(dimensions)
     raise UsageError(f"dimensions must be 1, 2 or 3, but is {dimensions!r}.")
 
@@ -203,11 +212,11 @@ def check_padding(padding: object) -> PaddingLike:
 
 def _plain(n: object) -> object:
     """Turn a whole number of any library into a plain one; anything else stays what it is."""
-    return int(n) if not isinstance(n, bool) and isinstance(n, Integral) else n
+    return int(n) if is_whole(n) else n
 
 
 def _is_pad(n: object) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool) and n >= 0
+    return is_whole(n) and n >= 0
 
 
 def format_padding(padding: PaddingLike) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from deconv_cli.commands.option_groups import KernelOptions, OptionValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Convention, check_padding
+from deconv_cli.vocabulary import Convention, check_padding, nearest_name
 
 if TYPE_CHECKING:
     import torch
@@ -198,9 +197,9 @@ def load_kernel(
         return _make_kernel(str(path), options, dimensions, spacing)
     names = [str(ESTIMATE), "microscope", *KERNEL_SOURCES]
     is_word = not path.suffix and path.name == str(path) not in names
-    words = difflib.get_close_matches(str(path), names, n=1)
-    if is_word and words and not path.exists():
-        raise UsageError(f"'{path}' does not exist; perhaps --kernel {words[0]} was meant.")
+    meant = nearest_name(names, str(path))
+    if is_word and meant is not None and not path.exists():
+        raise UsageError(f"'{path}' does not exist; perhaps --kernel {meant} was meant.")
     read = read_kernel(
         path,
         layer=options.layer,

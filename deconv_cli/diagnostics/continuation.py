@@ -176,12 +176,10 @@ class Continuation:
         if self._latest is not None and self._latest[0] == lam:
             return self._latest[1]
         geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
-        # λ is measured by the largest singular value on the torus of the whole image, not on that of the piece.
-        scale = (self.sigma_max / kernel_spectrum(self.kernel.taps, geometry.image_size).sigma_max) ** 2
         settings = ResolvedSettings(
             padding="valid",
             boundary="unknown",
-            lam=lam * scale,
+            lam=lambda_of_size(lam, self.sigma_max, self.kernel, geometry.image_size),
             penalty=self.penalty.name,
             spacing=self.penalty.spacing,
             tolerance=_TOLERANCE,
@@ -207,6 +205,14 @@ def detailed_share(whole: Tensor, frame: Tensor) -> float:
         detail = squared_gradient(of, n_axes).mean() * (of - level).square().mean()
         means.append(synchronize.as_number(detail.sqrt()))
     return min(means[0] / means[1], 1.0) if means[1] > 0 else 1.0
+
+
+def lambda_of_size(lam: float, sigma_max: float, kernel: Kernel, size: Size) -> float:
+    """Give the λ that weighs the penalty of an image of another size as λ does where the singular value is σmax.
+
+    λ is measured by the largest singular value on the torus of the image, which differs from size to size.
+    """
+    return lam * (sigma_max / kernel_spectrum(kernel.taps, size).sigma_max) ** 2
 
 
 def affordable_window(size: Size, side: int = MAX_SIDE) -> Size:

@@ -64,12 +64,12 @@ class ErrorPredictor:
         n_probes: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.inverse, self.seed = inverse, seed
+        self.seed = seed
         depth, device = max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), inverse.kernel.taps.device
         self._bands = EdgeBands(inverse.geometry.image_size, depth, device)
         self._probed = with_smaller_frame(inverse, self._bands.depth)
         size, n_channels = self._probed.geometry.image_size, n_images * inverse.operator.input_shape[0]
-        self._probed_bands = EdgeBands(size, self._bands.depth, device)
+        self._probed_bands = self._bands if self._probed is inverse else EdgeBands(size, self._bands.depth, device)
         self.n_probes = _enough_probes(size, n_channels, n_pieces) if n_probes is None else n_probes
         self._noise: tuple[Tensor, Tensor] | None = None
 

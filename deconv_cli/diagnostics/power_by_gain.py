@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,31 +41,31 @@ class PowerByGain:
     n_data: float
     observed_share: float = 1.0
 
-    def grouped(self) -> PowerByGain:
-        """Put numbers of the same gain together, as far as a rule can tell: it then takes as long for any picture."""
-        (ratio, power), (count_ratio, count) = (
-            group_by_gain(*each) for each in ((self.ratio, self.power), (self.count_ratio, self.count))
-        )
-        return replace(self, ratio=ratio, power=power, count_ratio=count_ratio, count=count)
 
+def group_by_gain(gain: Tensor, *amounts: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Add up amounts of about the same gain, as far as a rule can tell: it then takes as long for any picture.
 
-def group_by_gain(gain: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up amounts of about the same gain, and give each group's mean logarithm of it; zero and infinity are groups.
+    Zero and infinity are groups of their own.
 
     Args:
         gain: shape `(n,)`.
-        amount: shape `(n,)`, not negative.
+        amounts: not negative, shape `(n,)` each.
 
     Returns:
-        Both of a fixed shape; as they are where there are fewer than groups.
+        For each of the amounts the gains of the groups, by the mean logarithm, and their sums, both of a fixed shape;
+        gains and amounts as they are where there are no more than groups.
     """
     if len(gain) <= _N_GROUPS:
-        return gain, amount
+        return [(gain, amount) for amount in amounts]
     level, wide = gain.log10(), accumulation_dtype(gain)
     group = ((level - _DECADES[0]) * _GROUPS_PER_DECADE).clamp(0, _N_GROUPS - 1).long() + 1
     group = torch.where(gain == 0, 0, torch.where(gain.isinf(), _N_GROUPS + 1, group))
-    amounts = amount.new_zeros(_N_GROUPS + 2, dtype=wide).index_add_(0, group, amount.to(wide))
-    levels = torch.zeros_like(amounts).index_add_(0, group, torch.where(level.isinf(), 0, amount * level).to(wide))
-    gains = 10 ** (levels / amounts.clamp_min(torch.finfo(wide).tiny))
-    gains[0], gains[-1] = 0, torch.inf
-    return gains, amounts
+    level = torch.where(level.isinf(), 0, level)
+    found = []
+    for amount in amounts:
+        sums = amount.new_zeros(_N_GROUPS + 2, dtype=wide).index_add_(0, group, amount.to(wide))
+        levels = torch.zeros_like(sums).index_add_(0, group, (amount * level).to(wide))
+        gains = 10 ** (levels / sums.clamp_min(torch.finfo(wide).tiny))
+        gains[0], gains[-1] = 0, torch.inf
+        found.append((gains, sums))
+    return found

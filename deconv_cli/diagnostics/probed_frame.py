@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from deconv_cli.diagnostics.continuation import affordable_window
-from deconv_cli.operators.spectrum import kernel_spectrum
+from deconv_cli.diagnostics.continuation import affordable_window, lambda_of_size
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 
 _SIDE, _SIDE_OF_SIGNALS = 1024, 64
@@ -33,6 +32,5 @@ def with_smaller_frame(inverse: PseudoInverse, depth: int) -> PseudoInverse:
     frame = tuple(min(n, max(side, least)) for n, side in zip(size, window, strict=True))
     if math.prod(frame) > _WORTHWHILE * math.prod(size):
         return inverse
-    # λ is measured by the largest singular value on the torus of the image.
-    scale = (inverse.spectrum.sigma_max / kernel_spectrum(inverse.kernel.taps, frame).sigma_max) ** 2
-    return PseudoInverse(inverse.kernel, frame, replace(inverse.settings, lam=inverse.settings.lam * scale))
+    lam = lambda_of_size(inverse.settings.lam, inverse.spectrum.sigma_max, inverse.kernel, frame)
+    return PseudoInverse(inverse.kernel, frame, replace(inverse.settings, lam=lam))

@@ -107,19 +107,22 @@ class SpectralData:
         """The same without the frequencies, in groups."""
         multiplicity = self.multiplicity[:, None].expand_as(self.power)
         ratio = self.ratio.expand_as(self.power).flatten()
+        amounts = (multiplicity * self.power).flatten(), self.n_images * multiplicity.flatten()
+        (ratio, power), (count_ratio, count) = group_by_gain(ratio, *amounts)
         return PowerByGain(
             ratio=ratio,
-            power=(multiplicity * self.power).flatten(),
+            power=power,
             outside=(self.multiplicity * self.outside).sum(),
-            count_ratio=ratio,
-            count=self.n_images * multiplicity.flatten(),
+            count_ratio=count_ratio,
+            count=count,
             n_data=self.n_data,
             observed_share=self.observed_share,
-        ).grouped()
+        )
 
     @cached_property
     def squares_by_gain(self) -> tuple[Tensor, Tensor] | None:
         """Gains of groups, and sums of |b|⁴ over them; `None` where a frequency has several components, or more."""
         if self.power.shape[-1] > 1 or self.modes.u.shape[-2] > 1:
             return None
-        return group_by_gain(self.ratio.expand_as(self.power).flatten(), self.multiplicity * self.power[:, 0].square())
+        (found,) = group_by_gain(self.ratio[:, 0], self.multiplicity * self.power[:, 0].square())
+        return found

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from deconv_cli.argument_types import is_whole
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.taps import Tap, product_of_the_others
+from deconv_cli.vocabulary import is_whole
 
 Slopes: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """∂φ/∂pixel and ∂φ/∂weight, each of the shape of φ or one that broadcasts to it."""

@@ -10,8 +10,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type, is_whole
+from deconv_cli.argument_types import check_type
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.vocabulary import is_whole
 
 Shape = tuple[int, ...]
 

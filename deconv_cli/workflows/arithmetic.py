@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.dense_tensor import check_tensor
-from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, parse_word
+from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, is_whole, parse_word
 
 
 def pick_device(choice: DeviceChoice | str) -> torch.device:
@@ -125,13 +123,9 @@ def as_size(size: object, n_axes: int = 2) -> Size:
     Raises:
         UsageError: it is not so many positive whole numbers.
     """
-    if isinstance(size, tuple | list) and len(size) == n_axes and all(_is_count(n) for n in size):
+    if isinstance(size, tuple | list) and len(size) == n_axes and all(is_whole(n) and int(n) > 0 for n in size):
         return tuple(int(n) for n in size)
     raise UsageError(f"{_SIZES[n_axes]}, but is {size!r}.")
-
-
-def _is_count(n: object) -> bool:
-    return not isinstance(n, bool) and isinstance(n, Integral) and int(n) > 0
 
 
 def check_image(image: Tensor, role: str) -> None:
