@@ -153,6 +153,26 @@ class BlockProblem:
             settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
         return replace(self.resolution, settings=settings)
 
+    def find_bounds(self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline) -> Tensor | None:
+        """Find pixels whose own sample is full, and no more than a bound, in any image or channel.
+
+        Args:
+            values: as `read` gives them.
+            data: what they are.
+            pipeline: restores them.
+
+        Returns:
+            A mask of the size of the image that is restored from them; `None` where there are none.
+        """
+        found = pipeline.find_bounds(values, self.resolution_of(data))
+        if found is None:
+            return None
+        mask = found.flatten(0, -len(data) - 1).any(0)
+        for axis, (cut, (start, stop)) in enumerate(zip(self.cuts, data, strict=True)):
+            place = torch.arange(*cut.image_of((start, stop)), device=mask.device) + cut.shift - start
+            mask = mask.index_select(axis, place.clamp(0, stop - start - 1))
+        return mask
+
     def examine(
         self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline, number: int, n_pieces: int
     ) -> Reconstruction:

@@ -181,7 +181,8 @@ class BlockTask:
         """Compare a block with one of the same size that lies across its seams, and has their corner in its middle.
 
         Both are restored from their own data. What they have in common is compared: the quarter of this block, or in
-        three dimensions the eighth, towards that corner, where four blocks meet, or eight.
+        three dimensions the eighth, towards that corner, where four blocks meet, or eight; not at samples that are no
+        more than bounds.
         """
         if block.number not in self.plan.seams:
             return None
@@ -193,11 +194,15 @@ class BlockTask:
                 across[axis] = middle, min(middle + end - start, self.problem.image_size[axis])
                 shared[axis] = middle, corner
         data = self.grid.data_around(across)
-        image = self.problem.restore(self.problem.read(block.batch, data), data, pipeline).image
-        other = self.problem.crop(image, data, shared)
+        values = self.problem.read(block.batch, data)
+        other = self.problem.crop(self.problem.restore(values, data, pipeline).image, data, shared)
+        bounds = self.problem.find_bounds(values, data, pipeline)
         for axis, (start, end), (first, _) in zip(space_axes(len(shared)), shared, block.core, strict=True):
             core = core.narrow(axis, start - first, end - start)
-        return float((core - other).abs().max())
+        difference = (core - other).abs()
+        if bounds is not None:
+            difference = difference.masked_fill(self.problem.crop(bounds, data, shared), 0)
+        return float(difference.max())
 
 
 class _Pipelines(threading.local):

@@ -30,7 +30,7 @@ class CutInfluence:
     """What cutting one piece changed.
 
     Attributes:
-        difference: the largest over all channels, shape `size`.
+        difference: the largest over all channels, shape `size`; zero at samples that are no more than bounds.
         depths: distances from the cut along each axis, each of shape `(n,)`; infinite where nothing is cut.
     """
 
@@ -66,6 +66,7 @@ def measure_cut(
     )
     values = problem.read(window.batch, outer)
     whole = problem.restore(values, outer, pipeline, progress).image
+    bounds = problem.find_bounds(values, outer, pipeline)
     axes = space_axes(len(size))
     for axis, (i, o) in zip(axes, zip(inner, outer, strict=True), strict=True):
         values = values.narrow(axis, i[0] - o[0], i[1] - i[0])
@@ -77,9 +78,11 @@ def measure_cut(
         first, last = max(inside[0], around[0]), min(inside[1], around[1])
         cut = cut.narrow(axis, first - inside[0], last - first)
         whole = whole.narrow(axis, first - around[0], last - first)
+        bounds = None if bounds is None else bounds.narrow(axis, first - around[0], last - first)
         depths.append(_depths(c, i, (first, last)))
-    difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0).cpu()
-    return CutInfluence(difference, tuple(depths))
+    difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0)
+    difference = difference if bounds is None else difference.masked_fill(bounds, 0)
+    return CutInfluence(difference.cpu(), tuple(depths))
 
 
 def outer_sides(depth: Size, size: Size) -> Size:

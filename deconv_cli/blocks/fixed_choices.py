@@ -23,6 +23,11 @@ SMALL = 2**14
 N_PIECES = 5
 """Pieces that are restored to choose from: those with the most contrast of the places that are looked at."""
 
+NOTE_ON_BOUNDS = (
+    "full samples were taken for no more than 'at least this bright'; the error at the seams is that of all others, "
+    "since what lies there is a guess"
+)
+
 
 @dataclass(frozen=True)
 class FixedChoices:
@@ -34,6 +39,7 @@ class FixedChoices:
         iterations: of Richardson–Lucy and the total variation; `None` for other objectives.
         noise: a model, or one for each channel; empty where none was looked for.
         rho: of the steps of the total variation; `None` for other objectives.
+        has_bounds: whether full samples are no more than bounds.
     """
 
     lams: tuple[float, ...] = ()
@@ -41,6 +47,7 @@ class FixedChoices:
     iterations: int | None = None
     noise: tuple[NoiseModel, ...] = ()
     rho: float | None = None
+    has_bounds: bool = False
 
     def as_record(self) -> dict[str, Any]:
         """Give the choices as JSON can hold them."""
@@ -50,13 +57,15 @@ class FixedChoices:
             "iterations": self.iterations,
             "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
             "rho": self.rho,
+            "has_bounds": self.has_bounds,
         }
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> FixedChoices:
         """Read what `as_record` gave."""
         noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
-        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, record["rho"])
+        others = (record[name] for name in ("rho", "has_bounds"))
+        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, *others)
 
     def settle(self, problem: BlockProblem) -> BlockProblem:
         """Settle what a problem left open."""
@@ -77,7 +86,16 @@ class FixedChoices:
         if len(self.lams) == 1:
             settings = replace(settings, lam=self.lams[0])
         lams = self.lams if len(self.lams) > 1 else ()
-        return replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False, lams=lams)
+        notes = (*resolution.notes, NOTE_ON_BOUNDS) if self.has_bounds else resolution.notes
+        return replace(
+            resolution,
+            settings=settings,
+            reasons=reasons,
+            chooses_lambda=False,
+            lams=lams,
+            notes=notes,
+            has_bounds=self.has_bounds,
+        )
 
 
 def fix_choices(
@@ -111,7 +129,7 @@ def fix_choices(
 
     n_workers = workers_for(problem, sides, is_tested=True)
     found = map_pieces(restore, chosen, "what holds for all blocks", progress, n_workers)
-    doubts = doubt_pieces(found)
+    doubts, has_bounds = doubt_pieces(found), any(result.has_bounds for result in found)
     if not is_open:
         found = found[:1]  # where all else is given, one tells the kind of noise
     shares = [max(window.contrast, 1e-300) for window in chosen[: len(found)]]
@@ -121,6 +139,7 @@ def fix_choices(
         iterations=_iterations(found, shares),
         noise=_noise(found, shares),
         rho=found[0].solution.rho,
+        has_bounds=has_bounds,
     )
     return choices, doubts
 

@@ -304,7 +304,7 @@ class BlockRestoration:
             notes=(
                 *large.loaded.notes,
                 *large.source.notes,
-                *large.problem.resolution.notes,
+                *found.task.problem.resolution.notes,
                 *large.notes,
                 *target.notes,
             ),

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.clipped_samples import find_clipped
+from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
+from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -87,8 +87,6 @@ class Inversion:
         if truth is not None:
             axis = kernel.channel_axis
             check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
-        if resolution.settings.noise in (None, "white"):  # full samples are measurements then
-            resolution = replace(resolution, ceiling=None)
         is_clipped = find_bounds(data, kernel, resolution)
         if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
             # else it is for the tests of the residual alone
@@ -208,8 +206,8 @@ class Inversion:
             is_clipped, solution = None, estimator.solve(unbiased, listener)
         else:
             is_clipped = estimator.arrange(is_clipped.to(data.dtype)) > 0
-            given = resolution.settings.tolerance
-            tolerance = given or DEFAULT_TOLERANCE
+            default = CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE
+            tolerance = resolution.settings.tolerance or default
             rule = StoppingRule(tolerance, resolution.settings.max_iterations)
             solution = solve_clipped(estimator.problem, estimator.arrange(unbiased), is_clipped, rule, listener)
         return Solved(estimator, unbiased, resolution, solution, tolerance, choice, step, is_clipped)
@@ -217,11 +215,14 @@ class Inversion:
 
 def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
     """Find samples that are full, and so are bounds, where estimates take account of them."""
-    if resolution.ceiling is None or not kernel.layer.is_plain or not resolution.settings.is_linear:
+    if resolution.ceiling is None or resolution.has_bounds is False:
+        return None
+    if not kernel.layer.is_plain or not resolution.settings.is_linear:
         return None
     if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
         return None
-    return find_clipped(data, resolution.ceiling, kernel.n_axes)
+    least_share = 0.0 if resolution.has_bounds else LEAST_SHARE
+    return find_clipped(data, resolution.ceiling, kernel.size, least_share)
 
 
 def _with_choice(resolution: Resolution, choice: LambdaChoice) -> Resolution:

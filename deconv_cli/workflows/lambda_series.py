@@ -13,7 +13,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_gradient
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, OBJECTIVE, solve_clipped
+from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.apply_kernel import subtract_bias
@@ -103,8 +103,7 @@ def restore_at_lambdas(
     stored, curve = (y if y.ndim == n_axes + 1 else y[0]).detach(), result.tone_curve
     data = stored.to(result.image.dtype)
     data = data if curve is None else curve.to_light(data)
-    has_bounds = any(part.solution.objective == OBJECTIVE for part in result.channels or (result,))
-    is_clipped = find_clipped(data, ceiling, n_axes) if has_bounds and ceiling is not None else None
+    is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
     data = subtract_bias(data, bias, n_axes)
     size = tuple(data.shape[1:])
     # Farther away than two kernels little of what was cut off is left.

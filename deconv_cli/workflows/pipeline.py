@@ -26,7 +26,7 @@ from deconv_cli.vocabulary import InputKind
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
 from deconv_cli.workflows.channel_inversions import ChannelInversions
 from deconv_cli.workflows.diagnose import Diagnosis
-from deconv_cli.workflows.inversion import Inversion, Measure, Steps
+from deconv_cli.workflows.inversion import Inversion, Measure, Steps, find_bounds
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
@@ -168,7 +168,7 @@ class Pipeline:
             curve.check_channels(n_channels if resolution.is_per_channel else kernel.n_inputs(n_channels))
         light = y if curve is None else self._in_light(y, curve, n_axes)
         true_light = truth if truth is None or curve is None else self._in_light(truth, curve, n_axes)
-        resolution = replace(resolution, ceiling=_ceiling(y, curve, resolution.sample_type, n_axes))
+        resolution = _with_ceiling(resolution, y, n_axes)
         if self._is_one_by_one(light, resolution):
             measure = self._one_by_one.begin(light, kernel, resolution, steps, true_light, listener)
         else:
@@ -187,6 +187,12 @@ class Pipeline:
             return replace(result, image=curve.to_stored(result.image, n_axes), tone_curve=curve)
 
         return finish
+
+    def find_bounds(self, y: Tensor, resolution: Resolution) -> Tensor | None:
+        """Find samples of data with the axes of the kernel that are full, and so are bounds, as `reconstruct` does."""
+        kernel, curve = self._canonical.with_layer(resolution.settings.layer), resolution.tone_curve
+        light = y if curve is None else self._in_light(y, curve, kernel.n_axes)
+        return find_bounds(light, kernel, _with_ceiling(resolution, y, kernel.n_axes))
 
     def _in_light(self, stored: Tensor, curve: ToneCurve, n_axes: int) -> Tensor:
         """Undo the tone curve, in the precision of the arithmetic."""
@@ -233,6 +239,13 @@ class Pipeline:
         has_axes = y.ndim in (kernel.n_axes + 1, kernel.n_axes + 2)
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
+
+
+def _with_ceiling(resolution: Resolution, y: Tensor, n_axes: int) -> Resolution:
+    """Set the value at which a sample is full; for white noise full samples are measurements."""
+    if resolution.settings.noise in (None, "white"):
+        return replace(resolution, ceiling=None)
+    return replace(resolution, ceiling=_ceiling(y, resolution.tone_curve, resolution.sample_type, n_axes))
 
 
 def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:

@@ -16,6 +16,7 @@ from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.clipped import OBJECTIVE
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike
@@ -88,6 +89,11 @@ class Reconstruction:
     def __post_init__(self) -> None:
         if self.predicted_error is not None and not self.is_trusted:
             object.__setattr__(self, "predicted_error", self.predicted_error.without_trust())
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether full samples were taken for bounds, in any channel."""
+        return any(part.solution.objective == OBJECTIVE for part in self.channels or (self,))
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:

@@ -66,6 +66,8 @@ class Resolution:
         sample_type: of the input's file, by the NumPy name; `None` where it follows from the tensor.
         ceiling: the value at which a sample is full and no more than a bound, in light where that is restored; `None`
             where there is none.
+        has_bounds: whether full samples are bounds in the picture that the data are a part of: then all are, however
+            few, and the estimate is found so closely that parts agree. `None` where the data tell.
         frame: boundary and padding of the picture that the data are a part of, where the error is predicted as it is in
             that picture; `None` where the data are all of it.
         n_pieces: of that picture, whose predicted errors are pooled.
@@ -82,6 +84,7 @@ class Resolution:
     notes: tuple[str, ...] = ()
     sample_type: str | None = None
     ceiling: float | None = None
+    has_bounds: bool | None = None
     frame: tuple[str, PaddingLike] | None = None
     n_pieces: int = 1
     is_tested: bool = True

@@ -11,7 +11,7 @@ from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers.clipped import solve_clipped
+from deconv_cli.solvers.clipped import EXCESS_WEIGHT, MOST_EXCESS, solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Status
@@ -43,9 +43,11 @@ def test_the_gradient_of_the_objective_vanishes(boundary, penalty):
     assert solution.status is Status.CONVERGED
     x = solution.value.clone().requires_grad_()
     residual = y - problem.operator.forward(x)
-    residual = torch.where(is_clipped, residual.clamp_min(0), residual)
+    above = torch.where(is_clipped, -residual, 0).clamp_min(0)
+    far = (above - MOST_EXCESS * y).clamp_min(0)  # where Huber's objective is a line that touches the parabola
+    counted = torch.where(above > 0, EXCESS_WEIGHT * (above.square() - far.square()), residual.square())
     penalized = problem.penalty_operator.forward(x)
-    objective = 0.5 * residual.square().sum() + 0.5 * problem.weight * penalized.square().sum()
+    objective = 0.5 * counted.sum() + 0.5 * problem.weight * penalized.square().sum()
     (gradient,) = torch.autograd.grad(objective, x)
     assert float(gradient.norm()) < 1e-8 * float(problem.operator.adjoint(y).norm())
     assert bool((is_clipped & (problem.operator.forward(solution.value) > y)).any())
@@ -111,10 +113,21 @@ def test_samples_beside_full_ones_may_be_a_little_below():
     y = torch.full((1, 40, 40), 90.0)
     y[0, 10:14, 10:14] = 255.0
     y[0, 10, 14], y[0, 30, 30] = 250.0, 250.0
-    found = find_clipped(y, 255.0)
+    found = find_clipped(y, 255.0, KERNEL.shape)
     assert found[0, 10, 14]
     assert int(found.sum()) == 17
 
 
+def test_full_samples_among_none_but_full_ones_are_measurements():
+    """Nothing but far ends would hold the estimate of a wide white background."""
+    y = torch.full((2, 40, 50), 90.0)
+    y[0, 8:32, 10:40] = 255.0
+    y[1, 20, 20] = 255.0
+    reach = [n // 2 for n in KERNEL.shape]
+    expected = y == 255.0
+    expected[0, 8 + reach[0] : 32 - reach[0], 10 + reach[1] : 40 - reach[1]] = False
+    assert torch.equal(find_clipped(y, 255.0, KERNEL.shape), expected)
+
+
 def test_a_picture_without_full_samples_has_none():
-    assert find_clipped(torch.full((1, 40, 40), 250.0), 255.0) is None
+    assert find_clipped(torch.full((1, 40, 40), 250.0), 255.0, KERNEL.shape) is None

@@ -1,0 +1,81 @@
+"""Full samples are bounds in blocks as in the whole picture: parts agree at all others, and the rest is said."""
+
+import numpy as np
+import torch
+from block_cases import OPTIONS, scene
+
+import deconv_cli
+from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.solvers.clipped import CLOSE_TOLERANCE
+
+KERNEL = deconv_cli.make_kernel("gaussian:1")
+BLOCKS = BlockOptions(10**8, (96, 96))
+CHOSEN = OPTIONS | {"lam": 0.03}
+
+
+def exposed(folder, factor):
+    """Write a picture whose ground is white on one side, and which was exposed so many times too long."""
+    picture = factor * scene(230, 220)
+    picture[:, 130:][picture[:, 130:] == 100 * factor] = 262.0
+    y = deconv_cli.forward(picture[None], KERNEL, boundary="reflect")
+    y = (y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).round().clamp(0, 255).byte()
+    np.save(folder / "in.npy", y.numpy())
+    return y
+
+
+def restored(folder, **options):
+    files = LargeFileOptions(force=True, axes="CYX")
+    return invert_blocks(folder / "in.npy", KERNEL, folder / "out.npy", files=files, blocks=BLOCKS, **CHOSEN | options)
+
+
+def test_blocks_agree_with_the_whole_at_all_samples_that_are_not_full(tmp_path):
+    y = exposed(tmp_path, 1.5)
+    found = restored(tmp_path)
+    assert found.summary.n_blocks > 4
+    assert found.doubts == ()
+    assert any("'at least this bright'" in note for note in found.task.problem.resolution.notes)
+    whole = deconv_cli.invert(y, KERNEL, tolerance=CLOSE_TOLERANCE, **CHOSEN)
+    differs = (torch.from_numpy(np.load(tmp_path / "out.npy")) - whole.image).abs()
+    assert float(differs[y < 245].max()) < 1e-3 * 255
+    assert float(whole.image.max()) > 300
+
+
+def test_few_full_samples_of_a_block_are_bounds_where_the_picture_has_many(tmp_path):
+    """A block that took its few for measurements would differ from the next one, which has more."""
+    y = exposed(tmp_path, 1.5)
+    task = restored(tmp_path).task
+    few = torch.full((1, 1, 120, 110), 90, dtype=torch.uint8)
+    few[..., 60, 50] = 255
+    data = ((40, 160), (40, 150))
+    bounds = task.problem.find_bounds(few, data, task.problem.pipeline())
+    assert int(bounds.sum()) == 1
+    assert deconv_cli.invert(few[0], KERNEL, **CHOSEN).notes == ()
+    assert int((y == 255).sum()) > 1000
+
+
+def test_a_picture_with_hardly_any_full_sample_has_no_bounds(tmp_path):
+    y = exposed(tmp_path, 0.8)
+    y[y > 200] = 200
+    y[0, 60, 70] = 255
+    np.save(tmp_path / "in.npy", y.numpy())
+    found = restored(tmp_path)
+    assert found.plan.choices.has_bounds is False
+    assert found.task.problem.resolution.notes == ()
+
+
+def test_bounds_lie_where_their_samples_are(tmp_path):
+    exposed(tmp_path, 1.5)
+    problem = restored(tmp_path).task.problem
+    values = torch.full((1, 1, 120, 110), 90, dtype=torch.uint8)
+    values[..., 60:63, 50] = 255
+    data, pipeline = ((0, 120), (40, 150)), problem.pipeline()  # at the frame along the rows alone
+    image = problem.restore(values, data, pipeline).image
+    bounds = problem.find_bounds(values, data, pipeline)
+    size = tuple(cut.image_of(part)[1] - cut.image_of(part)[0] for cut, part in zip(problem.cuts, data, strict=True))
+    assert tuple(bounds.shape) == size
+    assert size != values.shape[-2:]
+    core = ((0, 110), (50, 140))
+    cropped = problem.crop(image, data, core)[0, 0], problem.crop(bounds, data, core)
+    assert divmod(int(cropped[0].argmax()), 90) == (61, 40)
+    assert torch.equal(torch.nonzero(cropped[1]), torch.tensor([[60, 40], [61, 40], [62, 40]]))
