@@ -5,6 +5,7 @@ import torch
 from block_cases import OPTIONS, scene
 
 import deconv_cli
+from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE
@@ -34,6 +35,7 @@ def test_blocks_agree_with_the_whole_at_all_samples_that_are_not_full(tmp_path):
     found = restored(tmp_path)
     assert found.summary.n_blocks > 4
     assert found.doubts == ()
+    assert found.summary.certificate < 5e-7
     assert any("'at least this bright'" in note for note in found.task.problem.resolution.notes)
     whole = deconv_cli.invert(y, KERNEL, tolerance=CLOSE_TOLERANCE, **CHOSEN)
     differs = (torch.from_numpy(np.load(tmp_path / "out.npy")) - whole.image).abs()
@@ -62,6 +64,18 @@ def test_a_picture_with_hardly_any_full_sample_has_no_bounds(tmp_path):
     found = restored(tmp_path)
     assert found.plan.choices.has_bounds is False
     assert found.task.problem.resolution.notes == ()
+
+
+def test_pixels_at_bounds_are_not_compared(tmp_path, monkeypatch):
+    def all_pixels(problem, values, data, pipeline):
+        size = [cut.image_of(part)[1] - cut.image_of(part)[0] for cut, part in zip(problem.cuts, data, strict=True)]
+        return torch.ones(size, dtype=torch.bool)
+
+    exposed(tmp_path, 1.5)
+    assert restored(tmp_path).seam > 0
+    monkeypatch.setattr(BlockProblem, "find_bounds", all_pixels)
+    found = restored(tmp_path)
+    assert (found.seam, found.plan.halo.fitted, found.plan.halo.judged) == (0, 0, 0)
 
 
 def test_bounds_lie_where_their_samples_are(tmp_path):
