@@ -12,6 +12,11 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import format_padding
 
+NOTE_ON_BOUNDS = (
+    "full samples were taken for no more than 'at least this bright'; the error at the seams is that of all others, "
+    "since what lies there is a guess"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class BlockReconstruction:
@@ -41,6 +46,12 @@ class BlockReconstruction:
         if not self.settings.has_lambda:
             return None
         return self.task.problem.resolution.lams or self.settings.lam
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it was restored, a sentence each."""
+        notes = self.task.problem.resolution.notes
+        return (*notes, NOTE_ON_BOUNDS) if self.plan.choices.has_bounds else notes
 
     @property
     def seam(self) -> float | None:
@@ -75,6 +86,7 @@ class BlockReconstruction:
             "rho": self.plan.choices.rho,
             "is_trusted": not self.doubts,
             "doubts": list(self.doubts),
+            "notes": list(self.notes),
             "plan": self.task.as_record(),
             "blocks": self.summary and self.summary.as_record(),
             "seam": {"predicted": self.plan.halo.predicted, "measured": self.seam},

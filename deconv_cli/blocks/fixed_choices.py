@@ -23,11 +23,6 @@ SMALL = 2**14
 N_PIECES = 5
 """Pieces that are restored to choose from: those with the most contrast of the places that are looked at."""
 
-NOTE_ON_BOUNDS = (
-    "full samples were taken for no more than 'at least this bright'; the error at the seams is that of all others, "
-    "since what lies there is a guess"
-)
-
 
 @dataclass(frozen=True)
 class FixedChoices:
@@ -86,16 +81,8 @@ class FixedChoices:
         if len(self.lams) == 1:
             settings = replace(settings, lam=self.lams[0])
         lams = self.lams if len(self.lams) > 1 else ()
-        notes = (*resolution.notes, NOTE_ON_BOUNDS) if self.has_bounds else resolution.notes
-        return replace(
-            resolution,
-            settings=settings,
-            reasons=reasons,
-            chooses_lambda=False,
-            lams=lams,
-            notes=notes,
-            has_bounds=self.has_bounds,
-        )
+        resolution = replace(resolution, settings=settings, reasons=reasons)
+        return replace(resolution, chooses_lambda=False, lams=lams, has_bounds=self.has_bounds)
 
 
 def fix_choices(

@@ -304,7 +304,7 @@ class BlockRestoration:
             notes=(
                 *large.loaded.notes,
                 *large.source.notes,
-                *found.task.problem.resolution.notes,
+                *found.notes,
                 *large.notes,
                 *target.notes,
             ),

@@ -11,7 +11,7 @@ Statistics 35, 1964).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,13 +33,13 @@ MOST_EXCESS = 0.1
 objective of Huber. Where the penalty alone held the estimate it took three times the iterations, and hung on data far
 away; with a square for all light, saturated stars lost their brightness, and what is around them with it."""
 MAX_ROUNDS = 40
-ROUNDING = 4.0
-"""Of the precision's epsilon, the certificate below which rounding of the estimate may leave no less."""
+CLOSE = 16.0
+"""Of the precision's epsilon, the certificate from which on down what is left over is computed in double precision."""
 NEWTON_ACCURACY = 0.5
-DEFAULT_TOLERANCE = 1e-5
+DEFAULT_TOLERANCE = 3e-6
 """The certificate at which it ends where none was given: nearer to the solution nothing changes that one would see."""
-CLOSE_TOLERANCE = 2e-7
-"""The same for parts of a picture, which have to agree: about what single precision admits."""
+CLOSE_TOLERANCE = 3e-8
+"""The same for parts of a picture, which have to agree."""
 
 
 class WeightedSamples(LinearOperator):
@@ -83,58 +83,65 @@ def solve_clipped(
         Its certificate is that of `_Examined`.
     """
     preconditioner, history = TorusPreconditioner(problem), list[float]()
-    x = preconditioner.estimate(y)
-    status, found = Status.CONVERGED, _Examined.of(problem, y, is_clipped, x)
+    x, dtype, precise = preconditioner.estimate(y), y.dtype, problem
+    if rule.tolerance < CLOSE * torch.finfo(dtype).eps:
+        precise = replace(problem, operator=problem.operator.in_float64())
+        x, y = x.to(precise.operator.kernel.dtype), y.to(precise.operator.kernel.dtype)
+    found = _Examined.of(precise, y, is_clipped, x)
     for _ in range(MAX_ROUNDS):
-        # There is no use in solving exactly what the next round poses anew.
-        accuracy = max(rule.tolerance, NEWTON_ACCURACY * found.certificate)
-        left = StoppingRule(accuracy, max(rule.max_iterations - len(history), 1))
-        equations = found.equations(problem, y)
-        better = iterate(equations, left, start=x, preconditioner=preconditioner, progress=progress)
-        x, history, last = better.value, [*history, *better.residual_norms], found
-        found = _Examined.of(problem, y, is_clipped, x)
-        if found.certificate <= rule.tolerance or len(history) >= rule.max_iterations:
+        n_left = rule.max_iterations - len(history)
+        if found.certificate <= rule.tolerance or n_left <= 0:
             break
+        # There is no use in solving exactly what the next round poses anew.
+        part_left = StoppingRule(max(rule.tolerance / found.certificate, NEWTON_ACCURACY), n_left)
+        listener = _of_all_rounds(progress, len(history), found.certificate)
+        better = iterate(found.correction(problem), part_left, preconditioner=preconditioner, progress=listener)
+        x, last = x + better.value.to(x.dtype), found
+        history += [part * found.certificate for part in better.residual_norms]
+        found = _Examined.of(precise, y, is_clipped, x)
         if found.certificate >= last.certificate and synchronize.holds_everywhere(found.weights == last.weights):
             break
-    if found.certificate > max(rule.tolerance, ROUNDING * torch.finfo(x.dtype).eps):
-        is_spent = len(history) >= rule.max_iterations
-        status = Status.MAX_ITERATIONS if is_spent else Status.STAGNATED
-    return Solution(x, status, len(history), found.certificate, tuple(history), OBJECTIVE)
+    status = Status.CONVERGED
+    if found.certificate > rule.tolerance:
+        status = Status.MAX_ITERATIONS if len(history) >= rule.max_iterations else Status.STAGNATED
+    return Solution(x.to(dtype), status, len(history), found.certificate, tuple(history), OBJECTIVE)
+
+
+def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float) -> Progress | None:
+    """Count iterations over all rounds, and give the certificate in place of the part of a gradient that is left."""
+    return progress and (lambda n, part: progress(n_before + n, part * certificate))
 
 
 @dataclass(frozen=True, eq=False)
 class _Examined:
-    """How each sample counts at an estimate.
+    """How each sample counts at an estimate, and what is left to do.
 
     Attributes:
         weights: w, of the shape of the data: 1, `EXCESS_WEIGHT`, or 0 where light counts linearly.
-        certificate: ‖Aᴴ(w·r) − λσ²max·LᴴLx‖ / ‖Aᴴy‖ of the image that is worst.
+        gradient: Aᴴ(w·r) − λσ²max·LᴴLx, r no less than where light counts linearly; of the shape of the estimate.
+        certificate: its norm over that of Aᴴy, of the image that is worst.
     """
 
     weights: Tensor
+    gradient: Tensor
     certificate: float
 
     @classmethod
     def of(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, x: Tensor) -> _Examined:
         """Look at an estimate `x` from data `y`."""
         residual = y - problem.operator.forward(x)
-        exceeds, least = is_clipped & (residual <= 0), -_most_excess(y)
+        exceeds, least = is_clipped & (residual <= 0), -MOST_EXCESS * y.abs()
         weights = torch.ones_like(y).masked_fill_(exceeds, EXCESS_WEIGHT)
         weights.masked_fill_(exceeds & (residual < least), 0)
         counted = torch.where(exceeds, EXCESS_WEIGHT * torch.maximum(residual, least), residual)
         equations = NormalEquations(problem.operator, y, problem.penalty_operator, problem.weight)
         gradient = equations.remaining(x, counted)
-        return cls(weights, synchronize.as_number(relative(equations.norm(gradient), equations.scale).max()))
+        certificate = synchronize.as_number(relative(equations.norm(gradient), equations.scale).max())
+        return cls(weights, gradient, certificate)
 
-    def equations(self, problem: TikhonovProblem, y: Tensor) -> NormalEquations:
-        """Write down the quadratic problem that holds as long as each sample counts so."""
-        roots = self.weights.sqrt()
-        pull = torch.where(self.weights == 0, -EXCESS_WEIGHT * _most_excess(y), 0)
-        operator, g = WeightedSamples(problem.operator, roots), problem.operator.adjoint(pull)
-        return NormalEquations(operator, roots * y, problem.penalty_operator, problem.weight, g=g)
-
-
-def _most_excess(y: Tensor) -> Tensor:
-    """Give the light above each bound that counts by its square."""
-    return MOST_EXCESS * y.abs()
+    def correction(self, problem: TikhonovProblem) -> NormalEquations:
+        """Pose what is added to the estimate as long as each sample counts so, in the precision of `problem`."""
+        dtype = problem.operator.kernel.dtype
+        operator = WeightedSamples(problem.operator, self.weights.to(dtype).sqrt())
+        nothing = torch.zeros_like(self.weights, dtype=dtype)
+        return NormalEquations(operator, nothing, problem.penalty_operator, problem.weight, g=self.gradient.to(dtype))

@@ -36,7 +36,7 @@ def test_blocks_agree_with_the_whole_at_all_samples_that_are_not_full(tmp_path):
     assert found.summary.n_blocks > 4
     assert found.doubts == ()
     assert found.summary.certificate < 5e-7
-    assert any("'at least this bright'" in note for note in found.task.problem.resolution.notes)
+    assert any("'at least this bright'" in note for note in found.notes)
     whole = deconv_cli.invert(y, KERNEL, tolerance=CLOSE_TOLERANCE, **CHOSEN)
     differs = (torch.from_numpy(np.load(tmp_path / "out.npy")) - whole.image).abs()
     assert float(differs[y < 245].max()) < 1e-3 * 255
@@ -63,7 +63,7 @@ def test_a_picture_with_hardly_any_full_sample_has_no_bounds(tmp_path):
     np.save(tmp_path / "in.npy", y.numpy())
     found = restored(tmp_path)
     assert found.plan.choices.has_bounds is False
-    assert found.task.problem.resolution.notes == ()
+    assert found.notes == ()
 
 
 def test_pixels_at_bounds_are_not_compared(tmp_path, monkeypatch):
