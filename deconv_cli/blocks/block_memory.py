@@ -25,6 +25,8 @@ N_COPIES = 4
 """Arrays of the size of the data that reading, cropping and writing a block hold beside a solver."""
 N_COPIES_TESTED = 28
 """The same where the residual is tested, as of a whole: noise and residual are transformed in double precision."""
+N_COPIES_OF_BOUNDS = 32
+"""The same that an iteration holds where full samples are bounds, most of them in double precision."""
 SHARE = 0.9
 """Of what may be taken, the part that is planned with.
 
@@ -58,12 +60,16 @@ def block_bytes(problem: BlockProblem, data_size: Size, n_batch: int = 1, *, is_
     kernel = Kernel.of_any(problem.kernel, dtype, dimensions=problem.layout.dimensions)
     n_channels = max(problem.layout.n_channels, problem.n_channels)
     n_copies = N_COPIES_TESTED if is_tested else N_COPIES
-    copies = n_copies * dtype.itemsize * n_batch * n_channels * math.prod(data_size)
+    of_one = dtype.itemsize * n_batch * math.prod(data_size)
+    copies = n_copies * n_channels * of_one
+    n_bounded = N_COPIES_OF_BOUNDS if problem.resolution.has_bounds else 0
     if problem.resolution.is_per_channel or problem.resolution.lams:
         one = kernel.of_channel(0) if kernel.is_per_channel else kernel
         cost = _cost(one, data_size, problem.resolution.settings)
-        return copies + n_channels * cost.n_bytes(0) + cost.n_bytes(n_batch) - cost.n_bytes(0)
+        one_by_one = n_channels * cost.n_bytes(0) + cost.n_bytes(n_batch) - cost.n_bytes(0)
+        return copies + one_by_one + n_bounded * of_one
     n_images = n_batch * (problem.layout.n_channels if kernel.shared else 1)
+    copies += n_bounded * n_channels * of_one
     return copies + _cost(kernel, data_size, problem.resolution.settings).n_bytes(n_images)
 
 
