@@ -16,7 +16,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.terminal_picture import show_picture
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.input_defaults import DEFAULTS
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES
@@ -24,6 +24,9 @@ from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_padding
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import InvertRun
     from deconv_cli.workflows.diagnose import Diagnosis
@@ -66,7 +69,13 @@ class Restoration:
         same_size = context.keeps_size(resolution.settings.padding, resolution.settings.layer)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
         planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
-        measure = pipeline.begin(loaded.values, resolution, truth=planned.truth, progress=progress)
+        try:
+            measure = pipeline.begin(loaded.values, resolution, truth=planned.truth, progress=progress)
+        except TooLargeError as error:
+            if not _would_be_cut(job.source, loaded.image, context.loaded, resolution.settings):
+                raise
+            copy = "a TIFF (.tif) or Zarr (.zarr) copy, which is restored block by block"
+            raise TooLargeError(f"{str(error).removesuffix('.')}, or {copy}.") from error
         diagnosis: Diagnosis | None = None
         views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
@@ -197,6 +206,15 @@ class Restoration:
 
 def _as_it_is(result: Reconstruction) -> Reconstruction:
     return result
+
+
+def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:
+    """Tell of a picture whose format is read as a whole whether one of another would be restored in blocks."""
+    from deconv_cli.io.regions.opening import is_read_by_parts
+
+    is_given = loaded.inverse is None and loaded.source.estimate is None
+    is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None
+    return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 
 def with_spacing(resolution: Resolution, image: ImageFile) -> Resolution:

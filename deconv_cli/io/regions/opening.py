@@ -55,6 +55,11 @@ def open_regions(
     return replace(source, axes=axes.upper()) if axes else source
 
 
+def is_read_by_parts(path: Path) -> bool:
+    """Tell by its content whether a file is of a format that is read a part at a time."""
+    return _format_of(codec_of_content(path, read_head(path))) is not None
+
+
 def plan_regions(
     path: Path,
     source: RegionSource,
