@@ -6,6 +6,7 @@ each worker. A worker does one piece at a time, with all of its threads.
 
 from __future__ import annotations
 
+import json
 import logging
 import operator
 import pickle
@@ -51,6 +52,7 @@ SECONDS_TO_BE_LOST = 0.5
 LOST = ("lost", "pending")
 """What Dask calls pieces that it has done again."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; go on with another one."
+WRITTEN_BY_DASK = "give one that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
 
 
 class DaskCluster(Scheduler):
@@ -265,21 +267,29 @@ class _Pieces(Generic[Result]):
             self._client.cancel(list(self._under_way))
 
 
-def _connect(distributed: ModuleType, address: str) -> Any:  # noqa: ANN401  a client
+def _connect(distributed: ModuleType, given: str) -> Any:  # noqa: ANN401  a client
     """Connect to a scheduler by its address, or by the file that it wrote that to."""
-    at = {"address": address} if "://" in address else {"scheduler_file": address}
+    address = given if "://" in given else _address_in(given)
     try:
-        if "scheduler_file" in at:
-            Path(address).stat()  # Dask would wait for it
         with warnings.catch_warnings():
             # A worker whose versions matter refuses its pieces.
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
-            return distributed.Client(**at, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+            return distributed.Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise WorkerError(
             f"no scheduler of Dask answers at '{address}': {error}; start one with 'dask scheduler', and give the "
             "address that it prints, or its scheduler file."
         ) from error
+
+
+def _address_in(path: str) -> str:
+    """Read the address of a scheduler in its file, for which Dask would wait where it is missing."""
+    try:
+        return str(json.loads(Path(path).read_bytes())["address"])
+    except FileNotFoundError as error:
+        raise WorkerError(f"there is no scheduler file '{path}'; {WRITTEN_BY_DASK}") from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise WorkerError(f"'{path}' is no scheduler file that can be read; {WRITTEN_BY_DASK}") from error
 
 
 def _is_killed(error: Exception | None) -> bool:

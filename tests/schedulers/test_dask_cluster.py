@@ -136,12 +136,21 @@ def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_p
     assert [one.result for one in cluster.run(abs, [-6])] == [6]
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere://127.0.0.1:9", "missing.json"])
-def test_where_no_scheduler_answers_a_sentence_says_so(address, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere://127.0.0.1:9"])
+def test_where_no_scheduler_answers_a_sentence_says_so(address, monkeypatch):
     monkeypatch.setattr(dask_cluster, "SECONDS_TO_CONNECT", 0.5)
     with pytest.raises(WorkerError, match=f"no scheduler of Dask answers at '{address}'.*'dask scheduler'"):
         DaskCluster.open(WorkSettings(scheduler=address))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff", b"[1]", b'"address"'])
+def test_a_scheduler_file_that_is_missing_or_none_is_refused(content, tmp_path):
+    path = tmp_path / "scheduler.json"
+    if content is not None:
+        path.write_bytes(content)
+    found = f"there is no scheduler file '{path}'" if content is None else f"'{path}' is no scheduler file"
+    with pytest.raises(WorkerError, match=f"^{found}[^:]*; give one that 'dask scheduler --scheduler-file FILE' wrote"):
+        DaskCluster.open(WorkSettings(scheduler=str(path)))
 
 
 def test_a_worker_of_other_versions_refuses(cluster, monkeypatch):
