@@ -279,17 +279,20 @@ class BlockRestoration:
         return size
 
     def _note_size(self, planned: BlockRun, large: LargeInput) -> None:
-        """Say so where blocks are not of the size that was asked for, since they are whole tiles or chunks."""
+        """Say so where blocks are not of the size that was asked for: all are equal, and whole tiles or chunks."""
         from deconv_cli.vocabulary import format_size
 
-        layout, wanted = planned.task.layout, self._block_size(large)
-        core = [planned.task.plan.core[layout.axes.index(letter)] for letter in layout.space]
-        largest = [min(n, side) for n, side in zip(planned.task.problem.image_size, wanted or core, strict=True)]
-        if any(side > n for side, n in zip(core, largest, strict=True)):
-            print_note(
-                f"blocks are of {format_size(tuple(core))} samples, since they are whole tiles or chunks of the "
-                "output; an output in .npy takes smaller ones"
-            )
+        layout, image_size = planned.task.layout, planned.task.problem.image_size
+        core = tuple(planned.task.plan.core[layout.axes.index(letter)] for letter in layout.space)
+        pairs = list(zip(core, self._block_size(large) or core, image_size, strict=True))
+        inside = [(min(side, n), min(wanted, n)) for side, wanted, n in pairs]
+        if any(side > wanted for side, wanted in inside):
+            why = "since they are whole tiles or chunks of the output; an output in .npy takes smaller ones"
+        elif any(side < wanted for side, wanted in inside):
+            why = "the largest within --block-size that are equal in size, and whole tiles or chunks of the output"
+        else:
+            return
+        print_note(f"blocks are of {format_size(core)} samples, {why}")
 
     def _describe(
         self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction

@@ -171,6 +171,22 @@ def test_where_no_run_was_begun_there_is_nothing_to_continue(deconv, gray, tmp_p
     assert "exists already" in " ".join(again.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("block_size", "suffix", "note"),
+    [
+        ("48", "npy", "blocks are of 40×36 samples, the largest within --block-size that are equal in size"),
+        ("40,36", "npy", None),
+        ("300", "tif", None),  # of a tile of 80×80 the picture is all
+        ("80,40", "tif", "blocks are of 80×80 samples, since they are whole tiles"),
+    ],
+)
+def test_blocks_of_another_size_than_that_typed_are_noted(deconv, large, tmp_path, block_size, suffix, note):
+    line = words(large, "--block-size", block_size, "-o", tmp_path / f"out.{suffix}", "--dry-run")
+    told = " ".join(deconv(*line).stderr.split())
+    assert "note: blocks are" in told if note else "note: blocks are" not in told
+    assert note is None or note in told
+
+
 def test_what_is_one_block_has_neither_halo_nor_seams(deconv, large, tmp_path):
     words = ["invert", large, "-k", "box:3", "--defaults", "picture", "--lambda", "0.1", "--block-size", "40", "-o"]
     done = deconv(*words, tmp_path / "out.tif")  # whose tile is as large as the picture
