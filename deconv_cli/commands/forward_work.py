@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick
 from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
-from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, layer_options
@@ -174,7 +174,8 @@ class ForwardWork(Work):
         dimensions = self.convolution.given.dimensions
         if is_microscope(self.kernels, self.kernel_options):
             return self._apply_optics
-        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.files.read(self.first))
+        read_first = partial(self.files.read, self.first)
+        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, read_first, [MICROSCOPE])
         return partial(self._apply, loaded)
 
     def _apply_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:

@@ -14,8 +14,8 @@ from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.job import Finish, Job, Process, Source, Work
 from deconv_cli.commands.large_files import is_large
 from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.loaded_kernel import LoadedKernel, load_factor, load_kernels
-from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
@@ -26,6 +26,9 @@ from deconv_cli.vocabulary import DeviceChoice
 
 if TYPE_CHECKING:
     import torch
+
+WORDS = (str(ESTIMATE), MICROSCOPE)
+"""What `--kernel` takes for a kernel that is not given."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,8 @@ class InvertWork(Work):
     def _load(self, where: torch.device) -> LoadedKernel:
         if self.factor is not None:
             return load_factor(self.factor, where, self.settings.get("max_memory"))
-        dimensions = self.settings.get("dimensions")
-        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image)
+        dimensions, words = self.settings.get("dimensions"), WORDS if self.tap is None else ()
+        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image, words)
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore an input with the kernels of the optics that it names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ def load_kernels(
     options: KernelOptions,
     dimensions: int | None = None,
     read_image: Callable[[], ImageFile] | None = None,
+    words: Sequence[str] = (),
 ) -> LoadedKernel:
     """Read a kernel for all channels, or one for each from as many files or formulas.
 
@@ -85,6 +86,7 @@ def load_kernels(
         options: how to read them.
         dimensions: axes of space of the images, where that was given.
         read_image: reads the first image, whose axes tell what a tensor of three axes is where that was not.
+        words: what else may be typed for a kernel that is the only one, and so may have been meant.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -97,7 +99,8 @@ def load_kernels(
         spacing = _spacing_of(read_image())
     if read_image is not None and formulas and dimensions is None:
         dimensions = _dimension_of_signals(read_image)
-    loaded = [load_kernel(path, options, dimensions, spacing) for path in paths]
+    words = words if len(paths) == 1 else ()
+    loaded = [load_kernel(path, options, dimensions, spacing, words) for path in paths]
     if read_image is not None and any(one.is_ambiguous for one in loaded):
         named = read_image().named_dimensions
         if named in (1, 3):
@@ -165,7 +168,11 @@ def _spacing_of(image: ImageFile) -> tuple[float, ...] | None:
 
 
 def load_kernel(
-    path: Path, options: KernelOptions, dimensions: int | None = None, spacing: tuple[float, ...] | None = None
+    path: Path,
+    options: KernelOptions,
+    dimensions: int | None = None,
+    spacing: tuple[float, ...] | None = None,
+    words: Sequence[str] = (),
 ) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
 
@@ -174,6 +181,7 @@ def load_kernel(
         options: how to read it.
         dimensions: axes of space of the images, where that is known.
         spacing: distances of their samples in µm, for the lengths of a formula that have a unit.
+        words: what else may be typed.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -195,7 +203,7 @@ def load_kernel(
         return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
         return _make_kernel(str(path), options, dimensions, spacing)
-    names = [str(ESTIMATE), "microscope", *KERNEL_SOURCES]
+    names = [*words, *KERNEL_SOURCES]
     is_word = not path.suffix and path.name == str(path) not in names
     meant = nearest_name(names, str(path))
     if is_word and meant is not None and not path.exists():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deconv_cli.io.optics_metadata import OpticsMetadata
     from deconv_cli.kernels.optics.microscope import Microscope
 
-NAME = "microscope"
+MICROSCOPE = "microscope"
 WORDS = {
     "na": "numerical_aperture",
     "emission": "emission",
@@ -49,7 +49,7 @@ def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
     Raises:
         UsageError: there are other kernels too, or options that read one.
     """
-    named = [k for k in kernels if str(k).partition(":")[0] == NAME and not k.exists()]
+    named = [k for k in kernels if str(k).partition(":")[0] == MICROSCOPE and not k.exists()]
     if not named:
         return False
     given = [name for name, value in options.as_options().items() if value is not None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.loaded_kernel import load_kernels
-from deconv_cli.commands.microscope_kernel import is_microscope, load_microscope
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
 from deconv_cli.commands.restoration import recorded_convolution, with_spacing
 from deconv_cli.commands.settings_options import SettingValues
@@ -81,7 +81,7 @@ def _lay_out(
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
         loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole)
     else:
-        loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner)
+        loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
     corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
     kind = InputKind.PICTURE if source.is_picture else InputKind.TENSOR
     settings = ReconstructionSettings.of(**{"defaults": kind} | given)

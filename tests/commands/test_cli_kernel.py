@@ -157,6 +157,20 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
             "written as .safetensors, .pt, .npy or .npz",
         ),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimat"], "perhaps --kernel estimate was meant"),
+        (["forward", str(SAMPLES / "camera.png"), "-k", "microscop"], "perhaps --kernel microscope was meant"),
+        (["forward", str(SAMPLES / "camera.png"), "-k", "estimat"], "'estimat' does not exist; check the name"),
+        (
+            ["invert", str(SAMPLES / "camera.png"), "-k", "estimat", "--tap", "max"],
+            "'estimat' does not exist; check the name",
+        ),
+        (
+            ["invert", str(SAMPLES / "camera.png"), "-k", "estimat", "-k", "disk:3"],
+            "'estimat' does not exist; check the name",
+        ),
+        (
+            ["kernel", "align", str(SAMPLES / "camera.png"), "-k", "microscop"],
+            "'microscop' does not exist; check the name",
+        ),
         (["invert", str(SAMPLES / "camera.png"), "-k", "motion.npy"], "check the name and the folder"),
         (["kernel", "align", str(SAMPLES / "camera.png"), "-k", "microscope"], "check the name and the folder"),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "-k", "disk:3"], "disk:3 is of no use"),
