@@ -61,10 +61,11 @@ class BlockLedger:
         Raises:
             FileAccessError: the folder cannot be written.
         """
+        content = json.dumps(plan.as_record())
         with refusing_to_write(self.folder):
             self.folder.mkdir(exist_ok=True)
             own = self.folder / f"plan-{process_name()}.json"
-            own.write_text(json.dumps(plan.as_record()), encoding="ascii")
+            own.write_text(content, encoding="ascii")
             with contextlib.suppress(FileExistsError):
                 os.link(own, self.folder / "plan.json")
             own.unlink()
@@ -86,10 +87,10 @@ class BlockLedger:
                 os.close(descriptor)
 
     def results(self) -> dict[int, BlockResult]:
-        """List the blocks that are done, by their numbers."""
+        """List the blocks that are done, by their numbers; those whose lines are damaged are not."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
-            for line in path.read_text(encoding="ascii").splitlines():
+            for line in path.read_text(encoding="ascii", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     result = BlockResult.of_record(json.loads(line))
                     found[result.number] = result

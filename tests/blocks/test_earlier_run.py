@@ -72,6 +72,17 @@ def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
     assert_that_force_alone_forgets(folder, ledger, n_done)
 
 
+@pytest.mark.parametrize("damage", [b"\xff\x00", b'{"number": 3, "\xc3', b"[1]"])
+def test_a_block_whose_line_is_damaged_is_done_again(folder, damage):
+    ledger = begin(folder)
+    n_done = len(ledger.results())
+    (lines,) = ledger.folder.glob("done-*.jsonl")
+    whole = lines.read_bytes().splitlines(keepends=True)
+    lines.write_bytes(damage + b"\n" + b"".join(whole[1:]))
+    assert len(ledger.results()) == n_done - 1
+    assert go_on(folder).summary.n_redone == 4 - (n_done - 1)
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda plan: plan.write_text('{"fingerprint"')], ids=["gone", "torn"])
 def test_blocks_that_are_done_under_a_plan_that_is_gone_or_damaged_are_forgotten_by_force_alone(folder, damage):
     ledger = begin(folder)
