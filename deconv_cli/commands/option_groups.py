@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues, read_settings
+from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Convention, DeviceChoice, OutputDType
 
@@ -236,7 +237,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     A parameter annotated with a dataclass becomes its fields; one annotated `Annotated[SettingValues, names]` becomes
     the options of those settings, and is given those that were typed, by their names. A dictionary behind the names
-    has other help texts for some of them.
+    has other help texts for some of them. Every command refuses by `UsageError` to be both quiet and verbose.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
@@ -251,6 +252,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:  # noqa: ANN401
+        if values.get("quiet") and values.get("verbose"):
+            raise UsageError("--quiet and --verbose do not go together; leave one of them out.")
         for name, (make, names) in groups.items():
             values[name] = make({option: values.pop(option) for option in names})
         command(**values)

@@ -247,6 +247,14 @@ class TestOptions:
         refuses(*words, "--tensor", "third", code=ExitCode.USAGE, says=["'third'", "first", "second"])
 
 
+@pytest.mark.parametrize(
+    "words", [["forward", "x.png", "-k", "k.npy"], ["invert", "x.png", "-k", "k.npy"], ["check-grad", "model.py:make"]]
+)
+def test_a_run_is_quiet_or_verbose(refuses, words):
+    said = "--quiet and --verbose do not go together; leave one of them out"
+    refuses(*words, "--verbose", "-q", code=ExitCode.USAGE, says=said)
+
+
 def test_forward_has_no_unknown_boundary(deconv, gray, gentle, tmp_path):
     words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "unknown"]
     assert "circular" in deconv(*words, expect=ExitCode.USAGE).stderr
