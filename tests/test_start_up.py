@@ -81,6 +81,15 @@ def test_a_wrong_option_is_refused_before_torch_is_loaded():
     assert loaded == []
 
 
+@pytest.mark.parametrize("command", ["forward", "invert"])
+def test_a_missing_input_is_refused_before_torch_is_loaded(tmp_path, command):
+    missing = tmp_path / "y.npy"
+    done = python("-c", f"HEAVY = {HEAVY!r}\n{RUN_AND_LIST}", json.dumps([command, str(missing), "-k", "box:3"]))
+    told, _, loaded = done.stderr.decode().partition("\nloaded: ")
+    assert told == f"error: the input '{missing}' does not exist; check the path.\n"
+    assert json.loads(loaded) == []
+
+
 def test_importing_the_package_does_not_load_torch():
     script = "import json, sys; import deconv_cli; "
     done = python("-c", script + f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))")

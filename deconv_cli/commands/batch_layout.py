@@ -35,13 +35,13 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
 
 
 def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
-    from deconv_cli.io.folders import is_one_file
-    from deconv_cli.io.formats import codec_named
-
     found: dict[Path, FoundFile] = {}
     for file in (file for path in inputs for file in expand(path)):
         if file.is_named or file.path not in found:
             found[file.path] = file
+    from deconv_cli.io.folders import is_one_file
+    from deconv_cli.io.formats import codec_named
+
     files = list(found.values())
     is_single_file = len(inputs) == 1 and files[0].is_named
     if output is None:

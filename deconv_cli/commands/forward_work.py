@@ -119,11 +119,13 @@ class AddedNoise:
         Raises:
             UsageError: a seed without noise, or no noise that is known.
         """
-        from deconv_cli.workflows.noise import Noise
-
         if text is None and seed is not None:
             raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
-        return cls(text, None if text is None else Noise.parse(text), seed or 0)
+        if text is None:
+            return cls(None, None, 0)
+        from deconv_cli.workflows.noise import Noise
+
+        return cls(text, Noise.parse(text), seed or 0)
 
     def of_file(self, job: Job) -> AddedNoise:
         """Give each of several files noise of its own: its seed is made of the one given and the path of the input."""

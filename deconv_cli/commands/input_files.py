@@ -40,6 +40,9 @@ def expand(argument: Path) -> list[FoundFile]:
     Raises:
         UsageError: nothing is there, or nothing that can be read.
     """
+    missing = UsageError(f"the input '{argument}' does not exist; check the path.")
+    if not argument.exists() and not is_pattern(argument) and ":" not in str(argument):
+        raise missing  # neither a file nor an address; said before torch is loaded, which takes seconds
     from deconv_cli.io.folders import is_one_file
 
     if is_one_file(argument):
@@ -53,7 +56,7 @@ def expand(argument: Path) -> list[FoundFile]:
         return [FoundFile(argument, Path(argument.name), is_named=True)]
     if is_pattern(argument):
         return _matching(argument)
-    raise UsageError(f"the input '{argument}' does not exist; check the path.")
+    raise missing
 
 
 def is_pattern(argument: Path) -> bool:
