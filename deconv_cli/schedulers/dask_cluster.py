@@ -271,6 +271,8 @@ def _connect(distributed: ModuleType, given: str) -> Any:  # noqa: ANN401  a cli
     """Connect to a scheduler by its address, or by the file that it wrote that to."""
     address = given if "://" in given else _address_in(given)
     try:
+        # A client that was given no known scheme is a minute at its end.
+        distributed.comm.registry.get_backend(address.partition("://")[0])
         with warnings.catch_warnings():
             # A worker whose versions matter refuses its pieces.
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
