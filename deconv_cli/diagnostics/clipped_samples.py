@@ -31,7 +31,7 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
         least_share: of full samples.
 
     Returns:
-        A mask of the shape of `y`; `None` where fewer are full.
+        A mask of the shape of `y`; `None` where fewer are full, or none of them beside others.
     """
     least = ceiling * (1 - 1e-6)
     if synchronize.as_number(y.max()) < least:
@@ -40,7 +40,8 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
     if synchronize.as_index(full.count_nonzero()) < least_share * y.numel():
         return None
     full |= _is_any_around(full, [_REACH] * len(size)) & (y >= NEARLY_FULL * ceiling)
-    return full & _is_any_around(~full, [n_taps // 2 for n_taps in size])
+    bounds = full & _is_any_around(~full, [n_taps // 2 for n_taps in size])
+    return bounds if synchronize.holds_anywhere(bounds) else None
 
 
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:

@@ -1,12 +1,12 @@
-"""Samples at the top of their range are bounds: min ½Σᵢ wᵢrᵢ² + ½λσ²max‖Lx‖² with r = y − Ax.
+"""Samples at the top of their range are bounds: min ½‖Ax − y‖² + ½λσ²max‖Lx‖², hardly counting what Ax exceeds them by.
 
-A sensor or a file that is full says "at least this bright". So a clipped sample counts where the prediction Ax stays
-below it, w = 1, and above it hardly: w = `EXCESS_WEIGHT` at first, and a constant pull further on. The objective is
-convex, quadratic in pieces, and differentiable. Newton's method solves it: with the weights that hold now, weighted
-least squares are solved by conjugate gradients, and the weights are found again, until they no longer change
-(Mangasarian, "A finite Newton method for classification", Optimization Methods and Software 17, 2002, on problems of
-this form; light in place of classes. Huber, "Robust estimation of a location parameter", Annals of Mathematical
-Statistics 35, 1964).
+A sensor or a file that is full says "at least this bright". So a clipped sample counts as any other where the
+prediction Ax stays below it, and above it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
+`HUBER_THRESHOLD` on. The objective is convex, quadratic in pieces, and differentiable. Newton's method solves it: with
+the curvature w of each sample, 1, `EXCESS_WEIGHT` or 0, least squares are solved by conjugate gradients, until no
+curvature changes any more (Mangasarian, "A finite Newton method for classification", Optimization Methods and Software
+17, 2002, on problems of this form; light in place of classes. Huber, "Robust estimation of a location parameter",
+Annals of Mathematical Statistics 35, 1964). A step that goes too far, since nothing curves where w = 0, is shortened.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import Progress, StoppingRule
 from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import relative
+from deconv_cli.solvers.norms import as_factor, inner, relative
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution, Status
 
-OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖², where clipped samples are lower bounds of Ax"
+OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖², where light above clipped samples costs hardly anything"
 EXCESS_WEIGHT = 1e-3
-MOST_EXCESS = 0.1
-"""Light above a bound counts by so much of its square, and from so much of the bound on no more than linearly: the
-objective of Huber. Where the penalty alone held the estimate it took three times the iterations, and hung on data far
-away; with a square for all light, saturated stars lost their brightness, and what is around them with it."""
-MAX_ROUNDS = 40
-CLOSE = 16.0
-"""Of the precision's epsilon, the certificate from which on down what is left over is computed in double precision."""
+"""Of what Ax exceeds a bound by. Where the penalty alone held the estimate it took three times the iterations in wide
+full parts, and hung on data far away."""
+HUBER_THRESHOLD = 0.1
+"""Of a bound, from which on light above it costs no more than linearly: else saturated stars lose their brightness, and
+what is around them with it."""
 NEWTON_ACCURACY = 0.5
+LEAST_SHORTENING, MOST_SHORTENING, MAX_SHORTENINGS = 0.9, 0.1, 20
 DEFAULT_TOLERANCE = 3e-6
 """The certificate at which it ends where none was given: nearer to the solution nothing changes that one would see."""
 CLOSE_TOLERANCE = 3e-8
@@ -80,31 +79,30 @@ def solve_clipped(
         progress: called after every iteration.
 
     Returns:
-        Its certificate is that of `_Examined`.
+        Its certificate is that of `_Quadratic`.
     """
-    preconditioner, history = TorusPreconditioner(problem), list[float]()
-    x, dtype, precise = preconditioner.estimate(y), y.dtype, problem
-    if rule.tolerance < CLOSE * torch.finfo(dtype).eps:
-        precise = replace(problem, operator=problem.operator.in_float64())
-        x, y = x.to(precise.operator.kernel.dtype), y.to(precise.operator.kernel.dtype)
-    found = _Examined.of(precise, y, is_clipped, x)
-    for _ in range(MAX_ROUNDS):
-        n_left = rule.max_iterations - len(history)
-        if found.certificate <= rule.tolerance or n_left <= 0:
-            break
+    preconditioner, history, dtype = TorusPreconditioner(problem), list[float](), y.dtype
+    # What is left over has too few digits in single precision; corrections have enough.
+    wide = replace(problem, operator=problem.operator.in_float64(), known_sigma_max=problem.sigma_max)
+    y = y.to(wide.operator.kernel.dtype)
+    here = _Quadratic.at(wide, y, is_clipped, preconditioner.estimate(y.to(dtype)).to(y.dtype))
+    while here.certificate > rule.tolerance and len(history) < rule.max_iterations:
         # There is no use in solving exactly what the next round poses anew.
-        part_left = StoppingRule(max(rule.tolerance / found.certificate, NEWTON_ACCURACY), n_left)
-        listener = _of_all_rounds(progress, len(history), found.certificate)
-        better = iterate(found.correction(problem), part_left, preconditioner=preconditioner, progress=listener)
-        x, last = x + better.value.to(x.dtype), found
-        history += [part * found.certificate for part in better.residual_norms]
-        found = _Examined.of(precise, y, is_clipped, x)
-        if found.certificate >= last.certificate and synchronize.holds_everywhere(found.weights == last.weights):
+        left = StoppingRule(max(rule.tolerance / here.certificate, NEWTON_ACCURACY), rule.max_iterations - len(history))
+        listener = _of_all_rounds(progress, len(history), here.certificate)
+        found = iterate(here.correction(problem), left, preconditioner=preconditioner, progress=listener)
+        history += [part * here.certificate for part in found.residual_norms]
+        last, here = here, _step(wide, y, is_clipped, here, found.value.to(y.dtype))
+        if here.certificate >= last.certificate and synchronize.holds_everywhere(here.weights == last.weights):
             break
     status = Status.CONVERGED
-    if found.certificate > rule.tolerance:
+    if not here.certificate <= rule.tolerance:
         status = Status.MAX_ITERATIONS if len(history) >= rule.max_iterations else Status.STAGNATED
-    return Solution(x.to(dtype), status, len(history), found.certificate, tuple(history), OBJECTIVE)
+    rounded = here.x.to(dtype)
+    certificate = here.certificate
+    if dtype != y.dtype:
+        certificate = _Quadratic.at(wide, y, is_clipped, rounded.to(y.dtype)).certificate
+    return Solution(rounded, status, len(history), certificate, tuple(history), OBJECTIVE)
 
 
 def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float) -> Progress | None:
@@ -112,35 +110,52 @@ def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float)
     return progress and (lambda n, part: progress(n_before + n, part * certificate))
 
 
+def _step(problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, here: _Quadratic, way: Tensor) -> _Quadratic:
+    """Go along a way, of each image as far as the objective's slope does not turn into one half as steep."""
+    slope = inner(here.gradient, way, problem.n_dims)
+    length = torch.ones_like(slope)
+    for _ in range(MAX_SHORTENINGS):
+        there = _Quadratic.at(problem, y, is_clipped, here.x + as_factor(length, way, problem.n_dims) * way)
+        behind = inner(there.gradient, way, problem.n_dims)
+        is_too_far = behind < -slope / 2
+        if not synchronize.holds_anywhere(is_too_far):
+            break
+        shortened = (slope / (slope - behind)).clamp(MOST_SHORTENING, LEAST_SHORTENING)
+        length = torch.where(is_too_far, length * shortened, length)
+    return there
+
+
 @dataclass(frozen=True, eq=False)
-class _Examined:
-    """How each sample counts at an estimate, and what is left to do.
+class _Quadratic:
+    """The objective around an estimate, where it is quadratic.
 
     Attributes:
-        weights: w, of the shape of the data: 1, `EXCESS_WEIGHT`, or 0 where light counts linearly.
-        gradient: Aᴴ(w·r) − λσ²max·LᴴLx, r no less than where light counts linearly; of the shape of the estimate.
+        x: the estimate.
+        weights: curvature w of each sample, of the shape of the data.
+        gradient: down the objective, of the shape of the estimate.
         certificate: its norm over that of Aᴴy, of the image that is worst.
     """
 
+    x: Tensor
     weights: Tensor
     gradient: Tensor
     certificate: float
 
     @classmethod
-    def of(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, x: Tensor) -> _Examined:
+    def at(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, x: Tensor) -> _Quadratic:
         """Look at an estimate `x` from data `y`."""
         residual = y - problem.operator.forward(x)
-        exceeds, least = is_clipped & (residual <= 0), -MOST_EXCESS * y.abs()
+        exceeds, least = is_clipped & (residual <= 0), -HUBER_THRESHOLD * y.abs()
         weights = torch.ones_like(y).masked_fill_(exceeds, EXCESS_WEIGHT)
         weights.masked_fill_(exceeds & (residual < least), 0)
         counted = torch.where(exceeds, EXCESS_WEIGHT * torch.maximum(residual, least), residual)
         equations = NormalEquations(problem.operator, y, problem.penalty_operator, problem.weight)
         gradient = equations.remaining(x, counted)
         certificate = synchronize.as_number(relative(equations.norm(gradient), equations.scale).max())
-        return cls(weights, gradient, certificate)
+        return cls(x, weights, gradient, certificate)
 
     def correction(self, problem: TikhonovProblem) -> NormalEquations:
-        """Pose what is added to the estimate as long as each sample counts so, in the precision of `problem`."""
+        """Pose what is added to the estimate as long as no curvature changes, in the precision of `problem`."""
         dtype = problem.operator.kernel.dtype
         operator = WeightedSamples(problem.operator, self.weights.to(dtype).sqrt())
         nothing = torch.zeros_like(self.weights, dtype=dtype)

@@ -103,8 +103,13 @@ class Inversion:
         settings = resolution.settings
         listener.begin("building the inverse")
         estimator = self._estimator(kernel, image_size, settings, data, is_of_these_data=choice is not None)
-        listener.begin("restoring", goal=estimator.tolerance, limit=settings.max_iterations)
-        solved = self._solve(estimator, data, resolution, is_clipped, choice, step, listener)
+        if not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+            is_clipped = None
+        tolerance = estimator.tolerance
+        if is_clipped is not None:
+            tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
+        listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
+        solved = self._solve(estimator, data, resolution, is_clipped, choice, step, tolerance, listener)
 
         def finish() -> Reconstruction:
             listener.begin("measuring the residual")
@@ -196,18 +201,17 @@ class Inversion:
         is_clipped: Tensor | None,
         choice: LambdaChoice | None,
         step: float,
+        tolerance: float,
         listener: ProgressListener,
     ) -> Solved:
         """Apply an estimator."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         unbiased = subtract_bias(data, self._bias, estimator.kernel.n_axes)
-        tolerance = estimator.tolerance
-        if is_clipped is None or not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
-            is_clipped, solution = None, estimator.solve(unbiased, listener)
+        if is_clipped is None:
+            solution = estimator.solve(unbiased, listener)
         else:
+            assert isinstance(estimator, PseudoInverse)
             is_clipped = estimator.arrange(is_clipped.to(data.dtype)) > 0
-            default = CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE
-            tolerance = resolution.settings.tolerance or default
             rule = StoppingRule(tolerance, resolution.settings.max_iterations)
             solution = solve_clipped(estimator.problem, estimator.arrange(unbiased), is_clipped, rule, listener)
         return Solved(estimator, unbiased, resolution, solution, tolerance, choice, step, is_clipped)

@@ -116,7 +116,7 @@ class Solved:
         notes: tuple[str, ...] = ()
         if self.is_clipped is not None:
             share = format_percent(synchronize.as_number(self.is_clipped.double().mean()))
-            notes += (f"{share} of the samples are full, and were taken for no more than 'at least this bright'",)
+            notes += (f"{share} of the samples, full ones, were taken for no more than 'at least this bright'",)
         operator = self.estimator.operator
         if isinstance(operator, LayerConvolution):
             notes += tuple(describe_undetermined(operator, self.resolution.settings.lam))

@@ -11,7 +11,14 @@ from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers.clipped import EXCESS_WEIGHT, MOST_EXCESS, solve_clipped
+from deconv_cli.solvers.clipped import (
+    CLOSE_TOLERANCE,
+    DEFAULT_TOLERANCE,
+    EXCESS_WEIGHT,
+    HUBER_THRESHOLD,
+    OBJECTIVE,
+    solve_clipped,
+)
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Status
@@ -44,7 +51,7 @@ def test_the_gradient_of_the_objective_vanishes(boundary, penalty):
     x = solution.value.clone().requires_grad_()
     residual = y - problem.operator.forward(x)
     above = torch.where(is_clipped, -residual, 0).clamp_min(0)
-    far = (above - MOST_EXCESS * y).clamp_min(0)  # where Huber's objective is a line that touches the parabola
+    far = (above - HUBER_THRESHOLD * y).clamp_min(0)  # where Huber's objective is a line that touches the parabola
     counted = torch.where(above > 0, EXCESS_WEIGHT * (above.square() - far.square()), residual.square())
     penalized = problem.penalty_operator.forward(x)
     objective = 0.5 * counted.sum() + 0.5 * problem.weight * penalized.square().sum()
@@ -98,6 +105,29 @@ def test_a_model_of_the_noise_leaves_full_samples_bounds(lamps):
     for model in (NoiseModel(sigma=1), NoiseModel(sigma=1, source="white"), NoiseModel(sigma=1, source="a.json")):
         assert "least this bright" in deconv_cli.invert(y, KERNEL, noise=model, **options).notes[0]
     assert deconv_cli.invert(y, KERNEL, noise="white", **options).notes == ()
+
+
+@pytest.mark.parametrize(("lam", "tolerance"), [(1e-6, 1e-6), (1e-4, CLOSE_TOLERANCE), (300.0, DEFAULT_TOLERANCE)])
+def test_the_solver_arrives_under_any_lambda(lam, tolerance):
+    """Where nothing curves a whole step may go much too far, and single precision has too few digits."""
+    generator = torch.Generator().manual_seed(0)
+    scene = torch.rand(1, 144, 144, generator=generator) * 60 + 40
+    for row, column in ((20, 20), (50, 90), (100, 40)):
+        scene[:, row : row + 10, column : column + 10] = 900
+    kernel = make_kernel("gaussian:1")
+    y = deconv_cli.forward(scene, kernel, boundary="reflect")
+    y = (y + torch.randn(y.shape, generator=generator)).round().clamp(0, 255).byte()
+    options = {"defaults": "picture", "lam": lam, "tolerance": tolerance, "max_iterations": 5000}
+    solution = deconv_cli.invert(y, kernel, **options).solution
+    assert solution.objective == OBJECTIVE
+    assert solution.status is Status.CONVERGED
+
+
+def test_a_picture_that_is_full_all_over_is_measured():
+    white = torch.full((1, 60, 60), 255, dtype=torch.uint8)
+    result = deconv_cli.invert(white, KERNEL, defaults="picture", lam=1e-3)
+    assert not result.has_bounds
+    assert result.notes == ()
 
 
 def test_counts_of_32_bits_are_never_full(lamps):
