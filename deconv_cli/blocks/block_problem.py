@@ -19,6 +19,7 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.parts import BOUNDARIES
+from deconv_cli.sample_range import WHITES
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.pipeline import Pipeline
@@ -73,6 +74,11 @@ class BlockProblem:
         wraps = BOUNDARIES[settings.boundary].is_periodic
         axes = zip(self.data_size, size, pads.before, pads.after, strict=True)
         return tuple(AxisCut(n, k, (before, after), wraps) for n, k, before, after in axes)
+
+    @property
+    def white(self) -> float | None:
+        """The stored value of a full sample; `None` where samples have no such value."""
+        return WHITES.get(self.source.dtype)
 
     @property
     def image_size(self) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -212,6 +213,8 @@ def _halo_within(
     halo, left = smallest_halo(inside, depth, wanted, at_least=halo), _worst(inside, depth)
     if halo is None:
         return None, False, left
+    if problem.resolution.has_bounds:
+        halo = _alike(problem, halo, depth)
     enough = smallest_halo(beside, depth, wanted, at_least=halo)
     at_frame = enough or _no_worse(beside, depth, at_least=halo)
     judged = max(_worst(inside[n_fitted:], halo), _worst(beside, at_frame))
@@ -263,6 +266,13 @@ def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Siz
         min(n_reaches * max(MIN_DEPTH // FIRST_REACHES, cut.n_taps // 2), (cut.n_data - N_MIDDLE) // 3) if is_one else 0
         for cut, is_one in axes
     )
+
+
+def _alike(problem: BlockProblem, halo: Size, depth: Size) -> Size:
+    """Widen a halo to as many kernels along all axes: beside full samples, which are not compared, few seem enough."""
+    sizes = [cut.n_taps for cut in problem.cuts]
+    n_kernels = max(h / size for h, size in zip(halo, sizes, strict=True))
+    return tuple(min(math.ceil(n_kernels * size), d) for size, d in zip(sizes, depth, strict=True))
 
 
 def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:

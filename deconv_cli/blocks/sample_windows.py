@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.diagnostics.clipped_samples import NEARLY_FULL
 from deconv_cli.io.regions.spread_pieces import spread_place
 from deconv_cli.vocabulary import Size
 
@@ -28,7 +29,7 @@ class SampleWindow:
         center: the data sample in its middle, along each axis of space.
         lowest: sample of the piece.
         highest: sample of the piece.
-        contrast: mean square of the samples less their mean.
+        contrast: of the samples; see `contrast_of`.
         frame_axis: the axis of space along which it lies at an end of the frame; `None` where it lies anywhere.
     """
 
@@ -66,7 +67,7 @@ def find_windows(problem: BlockProblem, sides: Size) -> list[SampleWindow]:
         window = SampleWindow(batch, center, 0.0, 0.0, 0.0)
         values = problem.read(batch, window.data(sides, size)).double()
         lowest, highest = (float(end) for end in values.aminmax())
-        found.append(SampleWindow(batch, center, lowest, highest, contrast_of(values)))
+        found.append(SampleWindow(batch, center, lowest, highest, contrast_of(values, problem.white)))
     return sorted(found, key=lambda window: -window.contrast)
 
 
@@ -91,9 +92,13 @@ def covering_windows(
     return distinct_windows(windows, sides, problem.data_size)[: min(n_most, max(2, n_covering))]
 
 
-def contrast_of(values: Tensor) -> float:
-    """Give the mean square of samples less their mean."""
-    return float((values - values.mean()).square().mean())
+def contrast_of(values: Tensor, white: float | None) -> float:
+    """Give the mean square of samples less their mean; those that are about white count as the mean.
+
+    Cuts are compared at other samples alone, and the edge of a white background has next to none but those.
+    """
+    counted = values if white is None else values[values < NEARLY_FULL * white]
+    return float((counted - counted.mean()).square().sum()) / values.numel() if counted.numel() else 0.0
 
 
 def _place(problem: BlockProblem, number: int) -> tuple[tuple[slice, ...], Size]:

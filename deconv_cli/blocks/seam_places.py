@@ -50,4 +50,4 @@ def _contrast_around(problem: BlockProblem, grid: BlockGrid, block: Block, corne
         read if place is None else cut.data_around((place, place), halo + MARGIN)
         for cut, read, place, halo in zip(problem.cuts, block.data, corner, grid.halo, strict=True)
     ]
-    return contrast_of(problem.read(block.batch, data).double())
+    return contrast_of(problem.read(block.batch, data).double(), problem.white)

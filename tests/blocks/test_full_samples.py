@@ -66,6 +66,18 @@ def test_a_picture_with_hardly_any_full_sample_has_no_bounds(tmp_path):
     assert found.notes == ()
 
 
+def test_the_halo_is_as_wide_along_all_axes_beside_a_white_background(tmp_path):
+    """Along the edge of white, most samples that are deep along one axis are full, and not compared."""
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.full((1, 480, 480), 275.0)
+    picture[:, 60:210, 60:210] = torch.rand(1, 150, 150, generator=generator) * 120 + 60
+    y = deconv_cli.forward(picture, KERNEL, boundary="reflect")
+    np.save(tmp_path / "in.npy", (y + torch.randn(y.shape, generator=generator)).round().clamp(0, 255).byte().numpy())
+    found = restored(tmp_path)
+    assert len(set(found.plan.halo.halo)) == 1
+    assert found.doubts == ()
+
+
 def test_pixels_at_bounds_are_not_compared(tmp_path, monkeypatch):
     def all_pixels(problem, values, data, pipeline):
         size = [cut.image_of(part)[1] - cut.image_of(part)[0] for cut, part in zip(problem.cuts, data, strict=True)]
