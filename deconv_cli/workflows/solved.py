@@ -116,7 +116,8 @@ class Solved:
         notes: tuple[str, ...] = ()
         if self.is_clipped is not None:
             share = format_percent(synchronize.as_number(self.is_clipped.double().mean()))
-            notes += (f"{share} of the samples, full ones, were taken for no more than 'at least this bright'",)
+            which = f"{share} of the samples are full, beside others that are not"
+            notes += (f"{which}, and were taken for no more than 'at least this bright'",)
         operator = self.estimator.operator
         if isinstance(operator, LayerConvolution):
             notes += tuple(describe_undetermined(operator, self.resolution.settings.lam))

@@ -135,13 +135,6 @@ def test_a_picture_of_one_pixel_is_restored(deconv, gentle, tmp_path, color):
     assert read_image(tmp_path / "x.tif").shape == (1, 1, *color)
 
 
-def test_all_samples_full_is_written_without_an_exponent(deconv, gentle, tmp_path):
-    Image.fromarray(np.full((30, 32), 255, "uint8")).save(tmp_path / "white.png")
-    words = ["invert", tmp_path / "white.png", "-k", gentle, "-o", tmp_path / "x.tif", "--lambda", "1e-3", "--json"]
-    notes = deconv(*words).report["notes"]
-    assert "100 % of the samples are full, and were taken for no more than 'at least this bright'" in notes
-
-
 def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gentle, tmp_path):
     Image.fromarray(np.full((2, 9), 90, "uint8")).save(tmp_path / "thin.png")
     words = ["invert", tmp_path / "thin.png", "-k", gentle, "-o", tmp_path / "x.tif", "--prior", "tv"]
