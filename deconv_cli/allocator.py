@@ -7,9 +7,11 @@ is no glibc nothing is done.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
+from pathlib import Path
 
 # mallopt(3): the parameters, and values that keep all that is freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -79,6 +81,9 @@ def peak_memory_bytes() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    with contextlib.suppress(OSError, StopIteration):  # on Linux ru_maxrss is also that of a larger parent
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -49,3 +49,13 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("deconv_cli.allocator._glibc", lambda: None)
     assert not keep_freed_memory()
     assert kept_bytes() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone hands the peak of a parent down to its children")
+def test_the_peak_of_memory_is_not_that_of_a_larger_parent():
+    ask = "from deconv_cli.allocator import peak_memory_bytes; print(peak_memory_bytes())"
+    parent = (
+        f"import subprocess, sys; x = bytearray(3 * 10**8); subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 10**6 < int(done.stdout) < 2 * 10**8
