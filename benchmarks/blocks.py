@@ -45,8 +45,8 @@ def cases(scale: Scale) -> list[Case]:
         "block": scale.pick([96, 256, 256], [24, 32, 32]),
     }
     small_stack: dict[str, object] = {
-        "size": scale.pick([32, 128, 128], [16, 32, 32]),
-        "block": scale.pick([32, 64, 64], [16, 16, 16]),
+        "size": scale.pick([24, 224, 224], [16, 32, 32]),
+        "block": scale.pick([24, 112, 112], [16, 16, 16]),
     }
     linear = [
         Case(
@@ -181,7 +181,7 @@ def report(outcomes: dict[str, Figures]) -> Report:
     ]
     title = (
         "A noisy photograph of 4096² (1024² for the total variation) in blocks of 1024² (512²), and cells of 96 × 768 "
-        "× 768 (32 × 128 × 128) in blocks of 96 × 256 × 256 (32 × 64 × 64), against the same as a whole, one thread "
+        "× 768 (24 × 224 × 224) in blocks of 96 × 256 × 256 (24 × 112 × 112), against the same as a whole, one thread "
         "each, linear ones to a certificate of 1e-7; below, tiles of the same size that overlap by half the kernel, as "
         "is usual. What was exposed 1.6 times too long is of 2048² in 8 bits, and compared where it is not full."
     )
