@@ -11,7 +11,7 @@ Annals of Mathematical Statistics 35, 1964). A step that goes too far, since not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,28 +81,25 @@ def solve_clipped(
     Returns:
         Its certificate is that of `_Quadratic`.
     """
-    preconditioner, history, dtype = TorusPreconditioner(problem), list[float](), y.dtype
-    # What is left over has too few digits in single precision; corrections have enough.
-    wide = replace(problem, operator=problem.operator.in_float64(), known_sigma_max=problem.sigma_max)
-    y = y.to(wide.operator.kernel.dtype)
-    here = _Quadratic.at(wide, y, is_clipped, preconditioner.estimate(y.to(dtype)).to(y.dtype))
+    preconditioner, history = TorusPreconditioner(problem), list[float]()
+    objective = _Objective.of(problem, y, is_clipped)
+    here = objective.at(preconditioner.estimate(y).to(objective.y.dtype))
     while here.certificate > rule.tolerance and len(history) < rule.max_iterations:
         # There is no use in solving exactly what the next round poses anew.
         left = StoppingRule(max(rule.tolerance / here.certificate, NEWTON_ACCURACY), rule.max_iterations - len(history))
         listener = _of_all_rounds(progress, len(history), here.certificate)
         found = iterate(here.correction(problem), left, preconditioner=preconditioner, progress=listener)
         history += [part * here.certificate for part in found.residual_norms]
-        last, here = here, _step(wide, y, is_clipped, here, found.value.to(y.dtype))
+        last, here = here, objective.step(here, found.value.to(objective.y.dtype))
         if here.certificate >= last.certificate and synchronize.holds_everywhere(here.weights == last.weights):
             break
     status = Status.CONVERGED
     if not here.certificate <= rule.tolerance:
         status = Status.MAX_ITERATIONS if len(history) >= rule.max_iterations else Status.STAGNATED
-    rounded = here.x.to(dtype)
-    certificate = here.certificate
-    if dtype != y.dtype:
-        certificate = _Quadratic.at(wide, y, is_clipped, rounded.to(y.dtype)).certificate
-    return Solution(rounded, status, len(history), certificate, tuple(history), OBJECTIVE)
+    x, certificate = here.x.to(y.dtype), here.certificate
+    if x.dtype != here.x.dtype:  # rounding is a part of what is given
+        certificate = objective.at(x.to(here.x.dtype)).certificate
+    return Solution(x, status, len(history), certificate, tuple(history), OBJECTIVE)
 
 
 def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float) -> Progress | None:
@@ -110,19 +107,55 @@ def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float)
     return progress and (lambda n, part: progress(n_before + n, part * certificate))
 
 
-def _step(problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, here: _Quadratic, way: Tensor) -> _Quadratic:
-    """Go along a way, of each image as far as the objective's slope does not turn into one half as steep."""
-    slope = inner(here.gradient, way, problem.n_dims)
-    length = torch.ones_like(slope)
-    for _ in range(MAX_SHORTENINGS):
-        there = _Quadratic.at(problem, y, is_clipped, here.x + as_factor(length, way, problem.n_dims) * way)
-        behind = inner(there.gradient, way, problem.n_dims)
-        is_too_far = behind < -slope / 2
-        if not synchronize.holds_anywhere(is_too_far):
-            break
-        shortened = (slope / (slope - behind)).clamp(MOST_SHORTENING, LEAST_SHORTENING)
-        length = torch.where(is_too_far, length * shortened, length)
-    return there
+@dataclass(frozen=True, eq=False)
+class _Objective:
+    """What is minimized, in double precision: in single precision what is left over has too few digits.
+
+    Attributes:
+        equations: AᴴA + μLᴴL and Aᴴy, of all samples alike.
+        is_clipped: which samples are bounds, of the shape of the data.
+    """
+
+    equations: NormalEquations
+    is_clipped: Tensor
+
+    @classmethod
+    def of(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> _Objective:
+        """Write it down for data of any precision."""
+        operator = problem.operator.in_float64()
+        data = y.to(operator.kernel.dtype)
+        return cls(NormalEquations(operator, data, problem.penalty_operator, problem.weight), is_clipped)
+
+    @property
+    def y(self) -> Tensor:
+        """The data."""
+        return self.equations.y
+
+    def at(self, x: Tensor) -> _Quadratic:
+        """Look at an estimate."""
+        residual = self.equations.residual(x)
+        exceeds, least = self.is_clipped & (residual <= 0), -HUBER_THRESHOLD * self.y.abs()
+        weights = torch.ones_like(self.y).masked_fill_(exceeds, EXCESS_WEIGHT)
+        weights.masked_fill_(exceeds & (residual < least), 0)
+        counted = torch.where(exceeds, EXCESS_WEIGHT * torch.maximum(residual, least), residual)
+        gradient = self.equations.remaining(x, counted)
+        certificate = relative(self.equations.norm(gradient), self.equations.scale).max()
+        return _Quadratic(x, weights, gradient, synchronize.as_number(certificate))
+
+    def step(self, here: _Quadratic, way: Tensor) -> _Quadratic:
+        """Go along a way, of each image as far as the objective's slope does not turn into one half as steep."""
+        n_dims = self.equations.n_dims
+        slope = inner(here.gradient, way, n_dims)
+        length = torch.ones_like(slope)
+        for _ in range(MAX_SHORTENINGS):
+            there = self.at(here.x + as_factor(length, way, n_dims) * way)
+            behind = inner(there.gradient, way, n_dims)
+            is_too_far = behind < -slope / 2
+            if not synchronize.holds_anywhere(is_too_far):
+                break
+            shortened = (slope / (slope - behind)).clamp(MOST_SHORTENING, LEAST_SHORTENING)
+            length = torch.where(is_too_far, length * shortened, length)
+        return there
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,19 +173,6 @@ class _Quadratic:
     weights: Tensor
     gradient: Tensor
     certificate: float
-
-    @classmethod
-    def at(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor, x: Tensor) -> _Quadratic:
-        """Look at an estimate `x` from data `y`."""
-        residual = y - problem.operator.forward(x)
-        exceeds, least = is_clipped & (residual <= 0), -HUBER_THRESHOLD * y.abs()
-        weights = torch.ones_like(y).masked_fill_(exceeds, EXCESS_WEIGHT)
-        weights.masked_fill_(exceeds & (residual < least), 0)
-        counted = torch.where(exceeds, EXCESS_WEIGHT * torch.maximum(residual, least), residual)
-        equations = NormalEquations(problem.operator, y, problem.penalty_operator, problem.weight)
-        gradient = equations.remaining(x, counted)
-        certificate = synchronize.as_number(relative(equations.norm(gradient), equations.scale).max())
-        return cls(x, weights, gradient, certificate)
 
     def correction(self, problem: TikhonovProblem) -> NormalEquations:
         """Pose what is added to the estimate as long as no curvature changes, in the precision of `problem`."""

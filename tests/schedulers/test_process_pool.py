@@ -92,6 +92,7 @@ def test_each_process_has_a_gpu_to_itself(monkeypatch):
 
 
 INTERRUPTED = """
+import signal
 import time
 from deconv_cli.schedulers.process_pool import ProcessPool
 
@@ -100,6 +101,7 @@ def sleep(number):
     time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests behind has it ignored
     try:
         with ProcessPool(2) as pool:
             list(pool.run(sleep, range(5)))
