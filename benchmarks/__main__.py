@@ -20,18 +20,8 @@ QUESTIONS = {
     name: import_module(f"benchmarks.{name}")
     for name in (
         *("textbook", "peers", "photograph", "growth", "choice", "jpeg", "blind", "light", "free_form", "layers"),
-        *(
-            "learn",
-            "stack_border",
-            "stacks",
-            "blocks",
-            "large",
-            "clusters",
-            "batches",
-            "gradients",
-            "stock_models",
-            "scripts",
-        ),
+        *("learn", "stack_border", "stacks", "blocks", "large", "clusters", "batches", "gradients"),
+        *("stock_models", "scripts"),
     )
 }
 """In the order in which they are asked."""

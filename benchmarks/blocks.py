@@ -100,7 +100,7 @@ def blocks_and_whole(
     """
     torch.set_num_threads(1)
     taps = deconv_cli.make_kernel(kernel)
-    y, options = _blurred(taps, size), options | {"defaults": "picture", "dimensions": len(size)}
+    y, options = blurred(taps, size), options | {"defaults": "picture", "dimensions": len(size)}
     if exposure:
         y = (exposure * y).round().clamp(0, 255).byte()
     with TemporaryDirectory() as place:
@@ -130,7 +130,7 @@ def peer_tiles(method: str, size: int, block: int) -> Figures:
     from skimage import restoration
 
     taps = deconv_cli.make_kernel("gaussian:1.5")
-    psf, y = taps.numpy(), _blurred(taps, [size] * 2)[0].numpy() / 255
+    psf, y = taps.numpy(), blurred(taps, [size] * 2)[0].numpy() / 255
     restore = {
         "Wiener": lambda part: restoration.wiener(part, psf, 1e-2, clip=False),
         "Richardson–Lucy": lambda part: restoration.richardson_lucy(part, psf, num_iter=30, clip=False),
@@ -149,7 +149,7 @@ def peer_tiles(method: str, size: int, block: int) -> Figures:
     return {"difference": float(np.abs(tiled - whole)[inside].max() / np.ptp(y)), "halo": depth}
 
 
-def _blurred(taps: Tensor, size: list[int]) -> Tensor:
+def blurred(taps: Tensor, size: list[int]) -> Tensor:
     """Blur a photograph, or cells, and add noise; shape `(1, *size)`."""
     x = (
         problems.photograph(size[0])

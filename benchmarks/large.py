@@ -11,13 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 import deconv_cli
-from benchmarks import problems
+from benchmarks.blocks import blurred
 from benchmarks.measuring import ROOT, Case, Figures, Scale
-from benchmarks.printing import Report, Target, column, number, ratio, seconds, small, table, times
-from deconv_cli.vocabulary import format_memory, parse_memory
+from benchmarks.printing import Report, Target, column, memory, number, ratio, seconds, small, table, times, word
+from deconv_cli.vocabulary import parse_memory
 
 ROOM = 300 * 10**6
 """What a run may take beside the memory that it is given: the interpreter, and the code of torch."""
@@ -32,44 +31,35 @@ def cases(scale: Scale) -> list[Case]:
         "kernel": "gaussian:2",
         "size": scale.pick([32768] * 2, [300] * 2),
         "whole": scale.pick([4096] * 2, [100] * 2),
-        "memory": "1GiB",
+        "max_memory": "1GiB",
     }
     stack: dict[str, object] = {
         "kernel": "gaussian3d:1.5@1.2",
         "size": scale.pick([1024, 2048, 2048], [40, 200, 200]),
         "whole": scale.pick([64, 512, 512], [30] * 3),
-        "memory": "2GiB",
+        "max_memory": "2GiB",
     }
     all_sizes = {"picture, .npy": picture, "stack, OME-Zarr": stack}
     return [Case(name, restored, sizes | {"options": options}) for name, sizes in all_sizes.items()]
 
 
-def restored(kernel: str, size: list[int], whole: list[int], memory: str, options: list[str]) -> Figures:
+def restored(kernel: str, size: list[int], whole: list[int], max_memory: str, options: list[str]) -> Figures:
     """Restore a large file by the command within some memory, and its beginning in memory."""
     with TemporaryDirectory() as place:
-        piece = _blurred(kernel, whole)
+        piece = blurred(deconv_cli.make_kernel(kernel), whole)[0].numpy()
         source = Path(place, "in.npy" if len(size) == 2 else "in.ome.zarr")
         _write(source, piece, size)
         _write(Path(place, "piece.npy"), piece, whole)
         in_memory = _invert(Path(place), Path(place, "piece.npy"), kernel, len(size), [])
-        found = _invert(Path(place), source, kernel, len(size), ["--max-memory", memory, *options])
+        found = _invert(Path(place), source, kernel, len(size), ["--max-memory", max_memory, *options])
     return {
-        "memory": memory,
+        "memory": max_memory,
         "peak_bytes": found["peak_memory_bytes"],
         "time_s": found["time_s"],
         "sample_s": found["time_s"] / math.prod(size),
         "sample_of_whole_s": in_memory["time_s"] / math.prod(whole),
         "seam": found["seam"]["measured"],
     }
-
-
-def _blurred(kernel: str, size: list[int]) -> np.ndarray[Any, Any]:
-    """Blur a photograph, or cells, and add noise."""
-    is_picture = len(size) == 2
-    x = problems.photograph(size[0]) if is_picture else problems.cells((size[0], size[1], size[2]))[None].float() / 3
-    y = deconv_cli.forward(255 * x, deconv_cli.make_kernel(kernel), boundary="reflect", dimensions=len(size))
-    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-    return (y + noise).clamp_min(0)[0].numpy()
 
 
 def _write(path: Path, piece: np.ndarray[Any, Any], size: list[int]) -> None:
@@ -117,8 +107,8 @@ def report(outcomes: dict[str, Figures]) -> Report:
         )
     ]
     columns = [
-        ("given", lambda figures: str(figures["memory"])),
-        column("peak of memory", "peak_bytes", lambda n: "–" if n is None else format_memory(n)),
+        word("given", "memory"),
+        column("peak of memory", "peak_bytes", memory),
         column("time", "time_s", seconds),
         ("a sample, in times of the whole", lambda figures: times(slower(figures))),
         column("at the seams, of the range", "seam", small),
