@@ -1,0 +1,103 @@
+"""A small denoiser that learned from photographs, as the proximal map of a prior.
+
+A U-Net on pixels that are unshuffled by two, without any bias, that takes the noise level as one more channel (Zhang et al.,
+FFDNet, IEEE TIP 2018; Mohan et al., Robust and interpretable blind image denoising via bias-free convolutional neural
+networks, ICLR 2020). So D(ax, aσ) = aD(x, σ) for a > 0: the unit of the samples does not matter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WEIGHTS = Path(__file__).with_name("denoiser.safetensors")
+SHUFFLE = 2
+CHANNELS = 3
+
+
+class Residual(nn.Module):
+    """Two convolutions with a rectifier between them, added to the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it; shape `(B, width, h, w)` in and out."""
+        return x + self.second(F.relu(self.first(x)))
+
+
+class Denoiser(nn.Module):
+    """Removes noise of a known level from pictures in three channels.
+
+    Args:
+        widths: channels at each resolution, the finest first.
+        depths: residual blocks at each resolution, on the way down and again on the way up.
+    """
+
+    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.widths, self.depths = widths, depths
+        n_samples = CHANNELS * SHUFFLE**2
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.head = nn.Conv2d(n_samples + 1, widths[0], 3, padding=1, bias=False)
+        self.tail = nn.Conv2d(widths[0], n_samples, 3, padding=1, bias=False)
+        self.fine = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, depths, strict=True))
+        self.back = nn.ModuleList(_blocks(w, n) for w, n in zip(widths[:-1], depths, strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in pairs)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of pictures are padded to a multiple of this."""
+        return SHUFFLE << len(self.down)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Remove noise.
+
+        Args:
+            x: pictures of any range, shape `(B, 3, H, W)`.
+            sigma: standard deviation of the noise in the same unit, shape `(B, 1, H, W)`.
+
+        Returns:
+            The pictures without noise, as `x`.
+        """
+        height, width = x.shape[-2:]
+        margins = (0, -width % self.multiple, 0, -height % self.multiple)
+        padded = torch.cat([x, sigma], dim=1)
+        if any(margins):
+            padded = F.pad(padded, margins, mode="replicate")
+        samples = F.pixel_unshuffle(padded[:, :CHANNELS], SHUFFLE)
+        level = F.avg_pool2d(padded[:, CHANNELS:], SHUFFLE)
+        found = F.pixel_shuffle(self._noise(torch.cat([samples, level], dim=1)), SHUFFLE)
+        return x - found[..., :height, :width]
+
+    def _noise(self, h: Tensor) -> Tensor:
+        h, kept = self.head(h), []
+        for level, blocks in enumerate(self.fine):
+            h = blocks(h)
+            if level < len(self.down):
+                kept.append(h)
+                h = self.down[level](h)
+        for level in reversed(range(len(self.down))):
+            h = self.back[level](self.up[level](h) + kept[level])
+        return self.tail(h)
+
+
+def _blocks(width: int, n: int) -> nn.Sequential:
+    return nn.Sequential(*(Residual(width) for _ in range(n)))
+
+
+def load_denoiser(path: Path = WEIGHTS) -> Denoiser:
+    """Read weights from a file of safetensors, whose metadata tell the shape of the network."""
+    with safe_open(str(path), "pt") as file:
+        shape = file.metadata()
+        widths, depths = (tuple(int(n) for n in shape[key].split(",")) for key in ("widths", "depths"))
+        denoiser = Denoiser(widths, depths)
+        denoiser.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    return denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)

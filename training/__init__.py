@@ -1,0 +1,1 @@
+"""Make the weights of the prior for photographs: `python -m training`."""
