@@ -1,79 +1,102 @@
 """Train the denoiser of the prior for photographs: `python -m training --folder FOLDER`.
 
-Goes on from the last checkpoint in the folder. The weights in the package are what this makes with its defaults.
+First the denoiser alone, then within the restoration. Goes on from the last checkpoint in the folder. The weights in the
+package are what this makes with its defaults.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deconv_cli.solvers.denoiser import WEIGHTS, Denoiser
+from training import unrolled
 from training.degrade import degrade, draw_patches
 from training.photographs import shrunk
+from training.unrolled import Restoration, draw_sample
 
 SIZES = {
     "small": ((16, 32, 64), (1, 1, 2)),
     "medium": ((24, 48, 96), (1, 1, 2)),
     "large": ((32, 64, 96), (2, 2, 2)),
 }
-BATCH = 16
 SIDE = 80
-RATE = 1.5e-3
 AVERAGING = 0.999
 EVERY = 250
 """Steps between two checkpoints."""
+WARM_UP = 200
+FALL = 0.6
+"""The part of the second stage in which the rate falls to zero, in a straight line."""
 
 
-def loss_of(denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
-    """Squared error of each sample, weighted so that all noise levels count about alike."""
-    error = (denoised - clean).square().mean(dim=(1, 2, 3))
-    return (error / sigma.square().mean(dim=(1, 2, 3)) ** 0.6).mean()
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training.
+
+    Attributes:
+        name: of its checkpoint and its loss curve.
+        n_steps: in all.
+        batch: patches a step.
+        rate: the largest learning rate.
+        limit: of the gradient's norm.
+        fall: the last part of the steps, in which the rate falls to zero.
+    """
+
+    name: str
+    n_steps: int
+    batch: int
+    rate: float
+    limit: float
+    fall: float
 
 
-def train(size: str, n_steps: int, folder: Path) -> Denoiser:
-    """Train one network, or go on with it.
+def train(
+    model: nn.Module,
+    stage: Stage,
+    folder: Path,
+    loss_of: Callable[[nn.Module, Tensor, np.random.Generator], Tensor],
+) -> nn.Module:
+    """Train a model, or go on with it.
 
     Args:
-        size: one of `SIZES`.
-        n_steps: in all.
+        model: with its first weights.
+        stage: how.
         folder: of photographs and checkpoints.
+        loss_of: draws a batch out of clean patches, and gives the loss.
 
     Returns:
-        The network with averaged weights.
+        The model with averaged weights.
     """
-    torch.manual_seed(0)
-    model, averaged = Denoiser(*SIZES[size]), Denoiser(*SIZES[size])
-    averaged.load_state_dict(model.state_dict())
-    model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps))
-    checkpoint, log = folder / f"{size}.pt", folder / f"{size}.csv"
+    averaged = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, stage))
+    checkpoint, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.csv"
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
     first = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        first = saved["step"]
-        model.load_state_dict(saved["model"])
-        averaged.load_state_dict(saved["averaged"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
+        first = saved.pop("step")
+        for name, state in saved.items():
+            parts[name].load_state_dict(state)
     pictures = shrunk(folder)
     losses: list[float] = []
     began = time.process_time()
-    for step in range(first, n_steps):
+    for step in range(first, stage.n_steps):
         rng = np.random.default_rng([0, step])  # each step draws the same, interrupted or not
-        noisy, clean, sigma = degrade(draw_patches(pictures, BATCH, SIDE, rng), rng)
-        loss = loss_of(model(noisy.contiguous(memory_format=torch.channels_last), sigma), clean, sigma)
+        loss = loss_of(model, draw_patches(pictures, stage.batch, SIDE, rng), rng)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), stage.limit)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
@@ -81,10 +104,8 @@ def train(size: str, n_steps: int, folder: Path) -> Denoiser:
             for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
                 mean.lerp_(value, weight)
         losses.append(loss.item())
-        if (step + 1) % EVERY == 0 or step + 1 == n_steps:
-            state = {"step": step + 1, "model": model.state_dict(), "averaged": averaged.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            torch.save(state, checkpoint.with_suffix(".new"))
+        if (step + 1) % EVERY == 0 or step + 1 == stage.n_steps:
+            torch.save({"step": step + 1} | {n: p.state_dict() for n, p in parts.items()}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
             with log.open("a", newline="") as file:
                 csv.writer(file).writerow([step + 1, f"{np.mean(losses):.5f}", f"{time.process_time() - began:.0f}"])
@@ -92,29 +113,52 @@ def train(size: str, n_steps: int, folder: Path) -> Denoiser:
     return averaged
 
 
-def _rate(step: int, n_steps: int) -> float:
-    """Warm up for 200 steps, hold, and fall to zero in a straight line over the last half."""
-    return min(1.0, (step + 1) / 200, 2 * (n_steps - step) / n_steps)
+def _rate(step: int, stage: Stage) -> float:
+    """Warm up, hold, and fall in a straight line."""
+    left = 1.0 if stage.fall == 0 else (stage.n_steps - step) / (stage.fall * stage.n_steps)
+    return min(1.0, (step + 1) / WARM_UP, left)
 
 
-def save(model: Denoiser, path: Path) -> None:
-    """Write weights in half precision, with the shape of the network."""
-    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    shape = {"widths": ",".join(map(str, model.widths)), "depths": ",".join(map(str, model.depths))}
+def _denoising_loss(model: nn.Module, patches: Tensor, rng: np.random.Generator) -> Tensor:
+    """Squared error of each sample, weighted so that all noise levels count about alike."""
+    noisy, clean, sigma = degrade(patches, rng)
+    error = (model(noisy.contiguous(memory_format=torch.channels_last), sigma) - clean).square().mean(dim=(1, 2, 3))
+    return (error / sigma.square().mean(dim=(1, 2, 3)) ** 0.6).mean()
+
+
+def _restoring_loss(model: nn.Module, patches: Tensor, rng: np.random.Generator) -> Tensor:
+    sample = draw_sample(patches, rng)
+    return unrolled.loss_of(model(sample), sample)
+
+
+def save(model: Restoration, path: Path) -> None:
+    """Write weights in half precision, the steps, and the shape of the network."""
+    denoiser = model.denoiser
+    tensors = {name: value.half().contiguous() for name, value in denoiser.state_dict().items()}
+    tensors["steps"] = torch.stack([model.log_levels.detach().exp(), model.log_weights.detach().exp()])
+    shape = {"widths": ",".join(map(str, denoiser.widths)), "depths": ",".join(map(str, denoiser.depths))}
     save_file(tensors, str(path), metadata=shape)
 
 
 def main() -> None:
     """Train, and write the weights."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(prog="python -m training", description="Train the prior for photographs.")
     parser.add_argument("--folder", type=Path, default=Path("training/work"), help="photographs and checkpoints")
     parser.add_argument("--size", choices=SIZES, default="medium")
-    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--denoising-steps", type=int, default=7000)
+    parser.add_argument("--restoring-steps", type=int, default=6000)
+    parser.add_argument("--restoration-steps", type=int, default=6, help="of the splitting")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     given.folder.mkdir(parents=True, exist_ok=True)
-    save(train(given.size, given.steps, given.folder), given.output)
+    alone = Stage(given.size, given.denoising_steps, batch=16, rate=1.5e-3, limit=0.1, fall=0)
+    within = Stage(f"{given.size}_within", given.restoring_steps, batch=6, rate=4e-4, limit=10.0, fall=FALL)
+    denoiser = Denoiser(*SIZES[given.size]).to(memory_format=torch.channels_last)
+    denoiser = train(denoiser, alone, given.folder, _denoising_loss)
+    model = Restoration(denoiser, given.restoration_steps)
+    save(train(model, within, given.folder, _restoring_loss), given.output)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def _noise(shape: torch.Size, rng: np.random.Generator, *, is_gray: bool) -> Ten
     if kind < 0.4:
         return noise
     if kind < 0.55:
-        gain = _gaussian_gain(shape, rng.uniform(0.3, 1.2))
+        gain = gaussian_gain(shape, rng.uniform(0.3, 1.2))
     else:
-        blur = _blur_gain(shape, rng)
+        blur = blur_gain(shape, rng)
         mu = math.exp(rng.uniform(math.log(3e-4), math.log(0.3)))
         inverse = blur / (blur.square() + mu)
         # What the inverse makes of the data's noise, and what is left of the last estimate's error.
@@ -97,17 +97,18 @@ def _frequencies(shape: torch.Size) -> tuple[Tensor, Tensor]:
     return torch.fft.fftfreq(shape[-2])[:, None], torch.fft.rfftfreq(shape[-1])[None]
 
 
-def _gaussian_gain(shape: torch.Size, width: float) -> Tensor:
+def gaussian_gain(shape: torch.Size, width: float) -> Tensor:
+    """Give the transform of a Gaussian of a width in pixels."""
     rows, columns = _frequencies(shape)
     return torch.exp(-2 * (math.pi * width) ** 2 * (rows**2 + columns**2))
 
 
-def _blur_gain(shape: torch.Size, rng: np.random.Generator) -> Tensor:
+def blur_gain(shape: torch.Size, rng: np.random.Generator, largest: float = 7.0) -> Tensor:
     """Give the transform of a disk, a straight motion or a Gaussian, centered and so real."""
     rows, columns = _frequencies(shape)
-    kind, size = rng.integers(3), rng.uniform(0.7, 7.0)
+    kind, size = rng.integers(3), rng.uniform(0.7, largest)
     if kind == 0:
-        return _gaussian_gain(shape, size / 2)
+        return gaussian_gain(shape, size / 2)
     if kind == 1:
         angle = rng.uniform(0, math.pi)
         return torch.sinc(2 * size * (columns * math.cos(angle) + rows * math.sin(angle)))
@@ -117,7 +118,7 @@ def _blur_gain(shape: torch.Size, rng: np.random.Generator) -> Tensor:
 
 def _low_pass(picture: Tensor, width: float) -> Tensor:
     shape = picture.shape
-    return torch.fft.irfft2(torch.fft.rfft2(picture) * _gaussian_gain(shape, width), s=shape[-2:])
+    return torch.fft.irfft2(torch.fft.rfft2(picture) * gaussian_gain(shape, width), s=shape[-2:])
 
 
 def _compressed(stored: Tensor, quality: int) -> Tensor:

@@ -99,5 +99,6 @@ def load_denoiser(path: Path = WEIGHTS) -> Denoiser:
         shape = file.metadata()
         widths, depths = (tuple(int(n) for n in shape[key].split(",")) for key in ("widths", "depths"))
         denoiser = Denoiser(widths, depths)
-        denoiser.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        names = [name for name in file.keys() if name != "steps"]  # noqa: SIM118
+        denoiser.load_state_dict({name: file.get_tensor(name).float() for name in names})
     return denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -1,0 +1,128 @@
+"""The second stage: the denoiser inside the restoration, trained for what comes out of its last step.
+
+A whole restoration of a small patch is one training sample: the patch is blurred in light on a torus, stored with noise and
+compressed as a camera does, and restored by the steps of `photo_prior`, whose levels and weights are trained as well.
+The noise level that the steps are told is as wrong as estimates are, and the kernel now and then too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deconv_cli.solvers.denoiser import Denoiser
+from training.degrade import blur_gain, gaussian_gain
+
+MARGIN = 10
+"""Pixels at the edge of a patch that do not count: the torus joins what does not belong together there."""
+START, TRUST = 20.0, 0.1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch of blurred patches: data and truth in light, σ of the noise, the transforms of the kernels."""
+
+    data: Tensor
+    truth: Tensor
+    sigma: Tensor
+    gain: Tensor
+    is_stored: Tensor
+
+
+class Restoration(nn.Module):
+    """The steps of the prior with a denoiser, on a torus.
+
+    Args:
+        denoiser: to be trained.
+        n_steps: of the splitting.
+    """
+
+    def __init__(self, denoiser: Denoiser, n_steps: int) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        levels = START ** (1 - torch.arange(n_steps) / (n_steps - 1))
+        self.log_levels = nn.Parameter(levels.log())
+        self.log_weights = nn.Parameter((TRUST / levels.square()).log())
+
+    def forward(self, sample: Sample) -> Tensor:
+        """Restore; the estimate in light, of the shape of the data."""
+        y, gain = torch.fft.rfft2(sample.data), sample.gain
+        z = sample.data
+        for level, weight in zip(self.log_levels.exp(), self.log_weights.exp(), strict=True):
+            estimate = (gain * y + weight * torch.fft.rfft2(z)) / (gain.square() + weight)
+            x = torch.fft.irfft2(estimate, s=z.shape[-2:])
+            z = self.denoiser(x.contiguous(memory_format=torch.channels_last), level * sample.sigma)
+        return z
+
+
+def loss_of(estimate: Tensor, sample: Sample) -> Tensor:
+    """Logarithm of the mean squared error, so that each sample counts by its decibels; of stored values for those."""
+    inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    estimate, truth = estimate[inner], sample.truth[inner]
+    error = torch.where(sample.is_stored, to_stored(estimate) - to_stored(truth), estimate - truth)
+    return (error.square().mean(dim=(1, 2, 3)) + 1e-6).log().mean()
+
+
+def draw_sample(stored: Tensor, rng: np.random.Generator) -> Sample:
+    """Blur and store patches of stored values in 0..1, shape `(B, 3, side, side)`."""
+    parts = [_drawn(patch, rng) for patch in stored]
+    return Sample(*(torch.stack(column) for column in zip(*parts, strict=True)))
+
+
+def _drawn(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    truth = to_light(stored) * rng.uniform(0.4, 1.0)
+    gain = blur_gain(stored.shape, rng)
+    if rng.random() < 0.25:
+        gain = gain * blur_gain(stored.shape, rng, largest=2.5)
+    blurred = torch.fft.irfft2(torch.fft.rfft2(truth) * gain, s=truth.shape[-2:])
+    white = torch.from_numpy(rng.standard_normal(tuple(truth.shape), dtype=np.float32))
+    is_gray = bool((stored[0] == stored[1]).all())
+    white = white[:1].expand_as(white) if is_gray else white
+    is_stored = rng.random() < 0.65
+    if is_stored:
+        noisy = to_stored(blurred) + math.exp(rng.uniform(math.log(0.3), math.log(4))) / 255 * white
+        noisy = _as_file(noisy, rng, is_gray=is_gray)
+        data, local = to_light(noisy), (noisy + 0.02).clamp(0.02, 1) ** 1.2
+    else:
+        data = blurred + math.exp(rng.uniform(math.log(0.001), math.log(0.05))) * white
+        local = torch.ones_like(data)
+    real = (data - blurred).square().mean().sqrt()
+    told = real * math.exp(rng.uniform(*((-0.5, 0.2) if is_stored else (-0.15, 0.15))))
+    variance = local.square().mean(dim=0, keepdim=True)
+    variance = torch.fft.irfft2(torch.fft.rfft2(variance) * gaussian_gain(variance.shape, 2.5), s=variance.shape[-2:])
+    sigma = (variance / variance.mean()).clamp(min=1e-3).sqrt() * told
+    if rng.random() < 0.3:  # a kernel that was estimated, a little too wide
+        gain = gain * gaussian_gain(stored.shape, rng.uniform(0.1, 0.4))
+    return data, truth, sigma, gain[None].expand(3, -1, -1), torch.tensor(is_stored)[None, None, None]
+
+
+def _as_file(stored: Tensor, rng: np.random.Generator, *, is_gray: bool) -> Tensor:
+    """Round to 8 bits, and mostly compress as JPEG."""
+    values = (stored * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    if rng.random() < 0.85:
+        file = io.BytesIO()
+        picture = Image.fromarray(values[..., 0] if is_gray else values)
+        picture.save(file, "JPEG", quality=int(rng.integers(72, 98)), subsampling=int(rng.choice([0, 2])))
+        values = np.array(Image.open(file).convert("RGB"))
+    return torch.from_numpy(values).permute(2, 0, 1).float() / 255
+
+
+def to_light(stored: Tensor) -> Tensor:
+    """Undo the curve of sRGB; the mirror image below zero."""
+    size = stored.abs()
+    light = torch.where(size <= 0.04045, size / 12.92, ((size + 0.055) / 1.055) ** 2.4)
+    return light * stored.sign()
+
+
+def to_stored(light: Tensor) -> Tensor:
+    """Do the curve of sRGB; the mirror image below zero."""
+    size = light.abs()
+    stored = torch.where(size <= 0.0031308, size * 12.92, 1.055 * size.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    return stored * light.sign()
