@@ -19,7 +19,19 @@ from benchmarks.printing import describe_machine
 QUESTIONS = {
     name: import_module(f"benchmarks.{name}")
     for name in (
-        *("textbook", "peers", "photograph", "growth", "choice", "jpeg", "blind", "light", "free_form", "layers"),
+        *(
+            "textbook",
+            "peers",
+            "photograph",
+            "photographs",
+            "growth",
+            "choice",
+            "jpeg",
+            "blind",
+            "light",
+            "free_form",
+            "layers",
+        ),
         *("learn", "stack_border", "stacks", "blocks", "large", "clusters", "batches", "gradients"),
         *("stock_models", "scripts"),
     )

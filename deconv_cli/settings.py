@@ -82,6 +82,8 @@ class ReconstructionSettings:
         prior: `quadratic` for the penalty above, or another objective.
         weight: of the total variation or of another prior, in units of the samples; `auto` or `None` takes it from the
             noise.
+        strength: for the prior for photographs, how many times the noise is taken for what it is: smoother above 1,
+            sharper below. `None` takes 1.
         gain: for Richardson–Lucy, units of the samples a count; `auto` estimates it, `None` holds samples out instead.
         iterations: for Richardson–Lucy and the total variation, how many there are, in place of a rule that ends them.
         rho: for the total variation, the ρ of its steps, which weighs the split differences; `None` adapts it to the
@@ -120,6 +122,7 @@ class ReconstructionSettings:
     nonnegative: bool = False
     prior: str = "quadratic"
     weight: float | Auto | None = None
+    strength: float | None = None
     gain: float | Auto | None = None
     iterations: int | None = None
     rho: float | None = None
@@ -239,6 +242,7 @@ class ReconstructionSettings:
         self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
         self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
+        self._take("strength", Real, "a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
         self._take("iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("rho", Real, "a positive number", lambda v: v > 0)
@@ -282,6 +286,8 @@ class ReconstructionSettings:
             )
         if self.gain is not None and objective != "richardson-lucy":
             raise UsageError('gain is of use to method="richardson-lucy" alone; use that method, or leave it out.')
+        if self.strength is not None and objective != "photo":
+            raise UsageError('strength is that of prior="photo"; use that prior, or leave strength out.')
         if self.iterations is not None and (objective not in ("richardson-lucy", "tv") or self.gain is not None):
             raise UsageError(
                 'iterations says how many there are of method="richardson-lucy", in place of gain, or of prior="tv"; '

@@ -105,7 +105,9 @@ def train(
                 mean.lerp_(value, weight)
         losses.append(loss.item())
         if (step + 1) % EVERY == 0 or step + 1 == stage.n_steps:
-            torch.save({"step": step + 1} | {n: p.state_dict() for n, p in parts.items()}, checkpoint.with_suffix(".new"))
+            torch.save(
+                {"step": step + 1} | {n: p.state_dict() for n, p in parts.items()}, checkpoint.with_suffix(".new")
+            )
             checkpoint.with_suffix(".new").replace(checkpoint)
             with log.open("a", newline="") as file:
                 csv.writer(file).writerow([step + 1, f"{np.mean(losses):.5f}", f"{time.process_time() - began:.0f}"])
@@ -154,7 +156,7 @@ def main() -> None:
     torch.manual_seed(0)
     given.folder.mkdir(parents=True, exist_ok=True)
     alone = Stage(given.size, given.denoising_steps, batch=16, rate=1.5e-3, limit=0.1, fall=0)
-    within = Stage(f"{given.size}_within", given.restoring_steps, batch=6, rate=4e-4, limit=10.0, fall=FALL)
+    within = Stage(f"{given.size}_within", given.restoring_steps, batch=6, rate=4e-4, limit=20.0, fall=FALL)
     denoiser = Denoiser(*SIZES[given.size]).to(memory_format=torch.channels_last)
     denoiser = train(denoiser, alone, given.folder, _denoising_loss)
     model = Restoration(denoiser, given.restoration_steps)

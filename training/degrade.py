@@ -59,7 +59,9 @@ def _degraded(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor,
     clean = stored**gamma * rng.uniform(0.3, 1.0)
     sigma = math.exp(rng.uniform(*np.log(SIGMAS)))
     if sigma < 0.05 and rng.random() < 0.15:
-        compressed = _compressed(stored, int(rng.integers(70, 96))) ** gamma * (clean.max() / (stored**gamma).max().clamp(min=1e-6))
+        compressed = _compressed(stored, int(rng.integers(70, 96))) ** gamma * (
+            clean.max() / (stored**gamma).max().clamp(min=1e-6)
+        )
         error = compressed - clean
         level = error.square().mean().sqrt().expand(1, *clean.shape[1:]) + 1e-4
         return compressed, clean, level

@@ -37,19 +37,18 @@ def photographs() -> list[Photograph]:
         return [Photograph(**row) for row in csv.DictReader(file)]
 
 
-def unpack(folder: Path) -> Path:
-    """Download and unpack the packages, those that are missing; nothing is installed.
+def unpack_package(package: str, folder: Path) -> Path:
+    """Download one of Debian's packages and unpack it, unless that was done; nothing is installed.
 
     Args:
+        package: its name.
         folder: where to.
 
     Returns:
-        The folder that holds the photographs under the names of the table.
+        The folder that holds its files under their names.
     """
-    root = folder / "unpacked"
-    packages = sorted({p.package for p in photographs() if not (root / p.file).exists()})
-    for package in packages:
-        archives = folder / "archives"
+    root, archives = folder / "unpacked", folder / "archives"
+    if not list(archives.glob(f"{package}_*.deb")):
         archives.mkdir(parents=True, exist_ok=True)
         subprocess.run(["apt-get", "download", "--quiet", package], cwd=archives, check=True)  # noqa: S603, S607
         for archive in archives.glob(f"{package}_*.deb"):
@@ -68,8 +67,7 @@ def shrunk(folder: Path) -> list[np.ndarray]:
     """
     kept = folder / "shrunk.npz"
     if not kept.exists():
-        root = unpack(folder)
-        sizes = [size for p in photographs() for size in _sizes(root / p.file)]
+        sizes = [size for p in photographs() for size in _sizes(unpack_package(p.package, folder) / p.file)]
         np.savez(kept, *sizes)
     with np.load(kept) as arrays:
         return [arrays[name] for name in arrays.files]

@@ -248,8 +248,8 @@ SETTINGS_OPTIONS = dict(
             "prior",
             str,
             PRIOR,
-            f"What the image is like: {', '.join(prior_names())}. Default: quadratic, a small penalty; tv is for "
-            "flat regions with sharp edges.",
+            f"What the image is like: {', '.join(prior_names())}. Default: quadratic, a small penalty; photo "
+            "learned from photographs; tv is for flat regions with sharp edges.",
             metavar="NAME",
             autocompletion=lambda: list(prior_names()),
         ),
@@ -260,6 +260,13 @@ SETTINGS_OPTIONS = dict(
             "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
             metavar="auto|V",
             read=_number_or_auto("weight"),
+        ),
+        _setting(
+            "strength",
+            float,
+            PRIOR,
+            "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.",
+            min=0.0,
         ),
         _setting(
             "gain",

@@ -74,7 +74,8 @@ class Denoiser(nn.Module):
             padded = F.pad(padded, margins, mode="replicate")
         samples = F.pixel_unshuffle(padded[:, :CHANNELS], SHUFFLE)
         level = F.avg_pool2d(padded[:, CHANNELS:], SHUFFLE)
-        found = F.pixel_shuffle(self._noise(torch.cat([samples, level], dim=1)), SHUFFLE)
+        inputs = torch.cat([samples, level], dim=1).contiguous(memory_format=torch.channels_last)
+        found = F.pixel_shuffle(self._noise(inputs), SHUFFLE)
         return x - found[..., :height, :width]
 
     def _noise(self, h: Tensor) -> Tensor:
@@ -101,4 +102,4 @@ def load_denoiser(path: Path = WEIGHTS) -> Denoiser:
         denoiser = Denoiser(widths, depths)
         names = [name for name in file.keys() if name != "steps"]  # noqa: SIM118
         denoiser.load_state_dict({name: file.get_tensor(name).float() for name in names})
-    return denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return denoiser.eval().requires_grad_(False)

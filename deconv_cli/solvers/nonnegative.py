@@ -50,7 +50,7 @@ class Nonnegative(Prior):
     """A quadratic penalty, and no pixel below zero."""
 
     def build(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
         """Build the estimator on the inverse of the same problem without the constraint."""
         del estimate

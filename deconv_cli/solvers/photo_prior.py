@@ -1,14 +1,14 @@
 """A prior learned from photographs: half-quadratic splitting around the exact inverse under the true border.
 
-Each step weighs the data against the last denoised estimate z, and denoises the outcome (Venkatakrishnan, Bouman and
+Each step weighs the data against the last denoised image z, and denoises the outcome (Venkatakrishnan, Bouman and
 Wohlberg, Plug-and-play priors for model based reconstruction, GlobalSIP 2013; Zhang et al., Plug-and-play image
 restoration with deep denoiser prior, TPAMI 2021, equations 6 and 7):
 
-    x = argmin ‖Ax − y‖² + μ‖x − z‖²,    z = D(x, σᵢ),    μ = TRUST·σ²/σᵢ²
+    x = argmin ‖Ax − y‖² + μᵢ‖x − z‖²,    z = D(x, tᵢσ)
 
-σᵢ falls geometrically to the noise σ of the data. Noise that grows with the light scales σᵢ from place to place and
-leaves μ as it is, so that every step has the exact inverse of all others. The number of steps is fixed: there is no
-objective whose minimum they reach, and so no certificate.
+σ is the noise of the data. The weights μᵢ and the levels tᵢ were trained with the denoiser D, and are the same for all
+data. Noise that grows with the light scales the level from place to place and leaves μᵢ as it is, so each step is the
+exact inverse that other estimates use. The number of steps is fixed: no objective has a minimum there.
 """
 
 from __future__ import annotations
@@ -18,56 +18,148 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, load_denoiser
-from deconv_cli.solvers.estimator import Estimator, common_unit
+from deconv_cli.solvers.choice import Choice, find_solver
+from deconv_cli.solvers.denoiser import CHANNELS, WEIGHTS, Denoiser, load_denoiser
+from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
 
-N_STEPS = 8
-TRUST = 0.2
-START = 20.0
+OBJECTIVE = "a fixed number of steps between the data and a denoiser that learned from photographs"
 INNER_TOLERANCE = 1e-3
+N_IMAGES = 40
+"""Images that the denoiser holds at once, besides those of the inverse."""
+
+
+class PhotoPrior(Prior):
+    """Images that look like photographs."""
+
+    def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
+        """Ask for the noise of every sample."""
+        del settings
+        return "noise map"
+
+    def build(
+        self,
+        kernel: Kernel,
+        image_size: Size,
+        settings: ResolvedSettings,
+        estimate: float | Tensor | None = None,
+    ) -> Estimator:
+        """Build the estimator for the noise of every sample."""
+        if not isinstance(estimate, Tensor):
+            raise UsageError("prior photo needs the noise of the data; give noise_sigma.")
+        return PhotoEstimator(kernel, image_size, settings, estimate)
+
+
+PHOTO_PRIOR = PhotoPrior()
+
 
 @cache
-def _denoiser() -> Denoiser:
-    return load_denoiser()
+def _load(device: torch.device) -> tuple[Denoiser, Tensor]:
+    """Read the denoiser, and the levels and weights of the steps, shape `(2, n_steps)`."""
+    with safe_open(str(WEIGHTS), "pt") as file:
+        steps = file.get_tensor("steps")
+    return load_denoiser().to(device), steps
 
 
-def restore(kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor, sigma: Tensor, denoiser: Denoiser, *, n_steps: int = N_STEPS, trust: float = TRUST, start: float = START, ceiling: float | None = None, last: float = 1.0) -> Tensor:
-    """Prototype."""
-    mean = float(sigma.square().mean().sqrt())
-    levels = [mean * last * start ** (1 - i / (n_steps - 1)) for i in range(n_steps)]
-    n = kernel.size
-    z = None
-    for level in levels:
-        mu = trust * (mean / level) ** 2
-        P = PseudoInverse(kernel, image_size, replace(settings, lam=mu, penalty="identity", tolerance=INNER_TOLERANCE))
-        A = P.operator
-        if z is None:
-            outer = A.input_shape[-2:]
-            m = [(o - s) for o, s in zip(outer, image_size)]
-            pads = (m[1] // 2, m[1] - m[1] // 2, m[0] // 2, m[0] - m[0] // 2)
-            z = F.pad(y, pads, mode="replicate")
-            relative = sigma.square().mean(dim=0, keepdim=True)[None]
-            relative = F.pad(relative, pads, mode="replicate")
-            k = [2 * (t // 4) + 1 for t in n]
-            relative = F.avg_pool2d(F.pad(relative, (k[1]//2, k[1]//2, k[0]//2, k[0]//2), mode="replicate"), k, stride=1).sqrt() / mean
-        predicted = A.forward(z[:, None])[:, 0]
-        target = y
-        if ceiling is not None:
-            target = torch.where((y >= ceiling) & (predicted > y), predicted, y)
-        x = z + P.solve(target - predicted).value[:, 0]
-        images = x[None] if x.shape[0] == CHANNELS else x[:, None].expand(-1, CHANNELS, -1, -1)
-        d = denoiser(images.contiguous(memory_format=torch.channels_last), (level * relative).expand(images.shape[0], -1, -1, -1))
-        z = d[0] if x.shape[0] == CHANNELS else d.mean(dim=1)
-    i, j = pads[2], pads[0]
-    return z[:, i : i + image_size[0], j : j + image_size[1]]
+class PhotoEstimator(Estimator):
+    """Estimates photographs.
+
+    No certificate says how near its solutions are to a minimum; that of a solution is the relative change of the last step.
+
+    Args:
+        kernel: canonical kernel of two axes; its dtype and device are those of the arithmetic.
+        image_size: size of the images that are wanted back.
+        settings: padding, boundary, strength and memory.
+        noise: standard deviation of the noise of every sample, of the shape of the data or one that broadcasts to it.
+
+    Raises:
+        UsageError: a kernel of another number of axes, or data without noise.
+        ShapeError: the kernel does not fit the size.
+        TooLargeError: it does not fit the memory.
+    """
+
+    def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, noise: Tensor) -> None:
+        super().__init__(kernel, image_size, settings)
+        if kernel.n_axes != 2:
+            raise UsageError(
+                f"prior photo knows pictures, which have two axes, but the kernel has {kernel.n_axes}; "
+                "use prior quadratic or tv."
+            )
+        self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
+        self.noise = noise * (settings.strength or 1.0)
+        self._denoiser, self._steps = _load(kernel.taps.device)
+        self._quadratic = replace(
+            settings, prior="quadratic", penalty="identity", strength=None, noise=None, tolerance=self.tolerance
+        )
+        first = self._inverse(float(self._steps[1, 0]))
+        self.choice = Choice(first.choice.method, f"{self._steps.shape[1]} steps invert by it")
+        cost = find_solver(first.choice.method).cost(first.problem)
+        extra = N_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
+        self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
+        self.check_memory(self.cost)
+
+    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
+        """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`."""
+        data = self.data_of(y)
+        self.check_memory(self.cost, self.n_images(data))
+        changes = []
+        with torch.no_grad():
+            z = self._start(data)
+            level = self._level(z.shape[-2:])
+            for n, (times, weight) in enumerate(self._steps.T.tolist(), start=1):
+                last, inverse = z, self._inverse(weight)
+                x = z + inverse.solve(self.kernel.join(data - self.operator.forward(z))).value
+                z = self._denoise(x, times * level)
+                changes.append(synchronize.as_number((z - last).norm() / last.norm().clamp_min(1e-30)))
+                if progress is not None:
+                    progress(n, changes[-1])
+        return Solution(z, Status.ALL_ITERATIONS, len(changes), changes[-1], tuple(changes), OBJECTIVE)
+
+    def _inverse(self, weight: float) -> PseudoInverse:
+        return PseudoInverse(self.kernel, self.geometry.image_size, replace(self._quadratic, lam=weight))
+
+    def _start(self, data: Tensor) -> Tensor:
+        """Lay the data under the image, and repeat the outermost samples where the image reaches beyond them."""
+        n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
+        if n_inputs != n_outputs:
+            data = data.mean(dim=-3, keepdim=True).expand(*data.shape[:-3], n_inputs, *data.shape[-2:])
+        return _fit(data, tuple(self.operator.input_shape[1:]))
+
+    def _level(self, size: Size) -> Tensor:
+        """Give the noise level around each pixel of the image, shape `(1, 1, H, W)`: the mean variance under the kernel."""
+        variance = self.noise.square().flatten(0, -3).mean(dim=0)[None, None]
+        half = [k // 4 for k in self.kernel.size]
+        padded = F.pad(_fit(variance, size), (half[1], half[1], half[0], half[0]), mode="replicate")
+        return F.avg_pool2d(padded, [2 * h + 1 for h in half], stride=1).sqrt()
+
+    def _denoise(self, x: Tensor, level: Tensor) -> Tensor:
+        """Denoise images in the operators' arrangement: three channels as colors, others one by one."""
+        images = self.kernel.join(x)
+        if images.shape[-3] == CHANNELS:
+            stacked = images.reshape(-1, *images.shape[-3:])
+        else:
+            stacked = images.reshape(-1, 1, *images.shape[-2:]).expand(-1, CHANNELS, -1, -1)
+        cleaned = torch.cat([self._denoiser(image[None].float(), level.float()) for image in stacked])
+        if images.shape[-3] != CHANNELS:
+            cleaned = cleaned.mean(dim=1)
+        return cleaned.reshape(x.shape).to(x.dtype)
+
+
+def _fit(samples: Tensor, size: Size) -> Tensor:
+    """Bring samples to the size of the image, centered: cut off, or repeat the outermost ones."""
+    for axis, (n, wanted) in enumerate(zip(samples.shape[-2:], size, strict=True), start=-2):
+        places = (torch.arange(wanted, device=samples.device) - (wanted - n) // 2).clamp(0, n - 1)
+        samples = samples.index_select(axis, places)
+    return samples

@@ -9,14 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal
 
+from torch import Tensor
+
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.vocabulary import Size
 
-DataEstimate = Literal["noise", "gain", "weight"]
-"""What is estimated from the data: the standard deviation of the noise, units of the samples a count, or the weight of
-the total variation."""
+DataEstimate = Literal["noise", "noise map", "gain", "weight"]
+"""What is estimated from the data: the standard deviation of the noise, the same for every sample, units of the samples
+a count, or the weight of the total variation."""
 
 
 class Prior(ABC):
@@ -29,7 +31,7 @@ class Prior(ABC):
 
     @abstractmethod
     def build(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
         """Build the estimator.
 

@@ -58,9 +58,10 @@ class RichardsonLucy(Prior):
         return "gain" if settings.gain == "auto" else None
 
     def build(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
         """Build the estimator, for a gain or for samples that are held out."""
+        assert not isinstance(estimate, Tensor)
         noise = settings.noise
         if settings.iterations is not None:
             return RichardsonLucyEstimator(kernel, image_size, settings)

@@ -59,9 +59,10 @@ class TotalVariation(Prior):
         return "weight" if is_open else None
 
     def build(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | None = None
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
         """Build the estimator, for a weight or for the noise."""
+        assert not isinstance(estimate, Tensor)
         weight = estimate if settings.weight in (None, "auto") else float(settings.weight)
         return TotalVariationEstimator(kernel, image_size, settings, weight=weight, noise=settings.noise_sigma)
 

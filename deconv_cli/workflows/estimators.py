@@ -13,10 +13,16 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.vocabulary import Size
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
+SLOPE_STEPS = 50
+"""The slope of a tone curve is that over this part of its range to either side."""
 
-def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor) -> Estimator:
+
+def build_estimator(
+    kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor, curve: ToneCurve | None = None
+) -> Estimator:
     """Build what minimizes the objective of the settings, which is not the quadratic one.
 
     Args:
@@ -25,13 +31,32 @@ def build_estimator(kernel: Kernel, image_size: Size, settings: ResolvedSettings
         settings: what was resolved; their noise is a model of what the data have.
         y: the outputs, less a bias, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`: what the prior needs to know
             of them is estimated.
+        curve: the tone curve that was undone on the outputs, whose noise was even before; `None` where there is none.
 
     Raises:
         UsageError: settings that the prior cannot follow.
         TooLargeError: it does not fit the memory.
     """
     prior: Prior = PRIORS[settings.objective]
-    return prior.build(kernel, image_size, settings, _estimate(prior.needs(settings), kernel, image_size, settings, y))
+    needed = prior.needs(settings)
+    estimate = _estimate(needed, kernel, image_size, settings, y)
+    if needed == "noise map" and estimate is not None:
+        return prior.build(kernel, image_size, settings, _noise_map(y.detach(), estimate, curve, kernel.n_axes))
+    return prior.build(kernel, image_size, settings, estimate)
+
+
+def _noise_map(y: Tensor, sigma: float, curve: ToneCurve | None, n_axes: int) -> Tensor:
+    """Spread noise over samples of light: it is even in the stored values, and so follows the slope of their curve.
+
+    Returns:
+        The standard deviation, of root mean square `sigma`; of the shape of `y`, or a single number.
+    """
+    if curve is None:
+        return y.new_full((1,) * y.ndim, sigma)
+    stored = curve.to_stored(y, n_axes)
+    step = curve.white / SLOPE_STEPS
+    slope = curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)
+    return slope * (sigma / slope.square().mean().sqrt())
 
 
 def _estimate(

@@ -102,7 +102,7 @@ class Inversion:
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
-        estimator = self._estimator(kernel, image_size, settings, data, is_of_these_data=choice is not None)
+        estimator = self._estimator(kernel, image_size, resolution, data, is_of_these_data=choice is not None)
         if not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
             is_clipped = None
         tolerance = estimator.tolerance
@@ -163,14 +163,15 @@ class Inversion:
         return replace(resolution, settings=replace(settings, noise=found))
 
     def _estimator(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, data: Tensor, *, is_of_these_data: bool
+        self, kernel: Kernel, image_size: Size, resolution: Resolution, data: Tensor, *, is_of_these_data: bool
     ) -> Estimator:
         """Build what estimates the images, or take an inverse that was built before; none where λ is of these data."""
         if self._given is not None:
             return self._given
-        self.inverse = None  # where it is not kept, its memory first
+        self.inverse, settings = None, resolution.settings  # where it is not kept, its memory first
         if not settings.is_linear:
-            return build_estimator(kernel, image_size, settings, subtract_bias(data, self._bias, kernel.n_axes))
+            unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+            return build_estimator(kernel, image_size, settings, unbiased, resolution.tone_curve)
         if is_of_these_data:
             inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
         else:
