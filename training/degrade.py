@@ -1,7 +1,8 @@
 """What the denoiser meets inside a restoration: noise of any strength, color and dependence on the light.
 
-The error of an estimate inside plug-and-play splitting is never white: the regularized inverse amplifies some frequencies and
-removes others, a camera's noise grows with the light, and JPEG leaves blocks. Each sample draws one of each.
+The error of an estimate inside plug-and-play splitting is never white: the regularized inverse amplifies some
+frequencies and removes others, a camera's noise grows with the light, and JPEG leaves blocks. Each sample draws one of
+each.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def degrade(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, T
 
     Args:
         stored: clean patches in 0..1, shape `(B, 3, side, side)`.
+        rng: draws the noise.
 
     Returns:
         The noisy patches, the clean ones, and the standard deviation of the noise, shape `(B, 1, side, side)`.

@@ -1,7 +1,7 @@
 """The photographs that the denoiser learns from: free wallpapers out of Debian's packages.
 
-`photographs.csv` names each with its author and license. Each is shrunk until a pixel averages several of the camera's, so
-that neither its noise nor its compression is left.
+`photographs.csv` names each with its author and license. Each is shrunk until a pixel averages several of the camera's,
+so that neither its noise nor its compression is left.
 """
 
 from __future__ import annotations

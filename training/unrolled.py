@@ -1,8 +1,8 @@
 """The second stage: the denoiser inside the restoration, trained for what comes out of its last step.
 
-A whole restoration of a small patch is one training sample: the patch is blurred in light on a torus, stored with noise and
-compressed as a camera does, and restored by the steps of `photo_prior`, whose levels and weights are trained as well.
-The noise level that the steps are told is as wrong as estimates are, and the kernel now and then too.
+A whole restoration of a small patch is one training sample: the patch is blurred in light on a torus, stored with noise
+and compressed as a camera does, and restored by the steps of `photo_prior`, whose levels and weights are trained as
+well. The noise level that the steps are told is as wrong as estimates are, and the kernel now and then too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deconv_cli.solvers.denoiser import Denoiser
 from training.degrade import blur_gain, gaussian_gain

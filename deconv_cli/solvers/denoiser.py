@@ -1,18 +1,19 @@
 """A small denoiser that learned from photographs, as the proximal map of a prior.
 
-A U-Net on pixels that are unshuffled by two, without any bias, that takes the noise level as one more channel (Zhang et al.,
-FFDNet, IEEE TIP 2018; Mohan et al., Robust and interpretable blind image denoising via bias-free convolutional neural
-networks, ICLR 2020). So D(ax, aσ) = aD(x, σ) for a > 0: the unit of the samples does not matter.
+A U-Net on pixels that are unshuffled by two, without any bias, that takes the noise level as one more channel (Zhang et
+al., FFDNet, IEEE TIP 2018; Mohan et al., Robust and interpretable blind image denoising via bias-free convolutional
+neural networks, ICLR 2020). So D(ax, aσ) = aD(x, σ) for a > 0: the unit of the samples does not matter.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 WEIGHTS = Path(__file__).with_name("denoiser.safetensors")
 SHUFFLE = 2
@@ -29,7 +30,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it; shape `(B, width, h, w)` in and out."""
-        return x + self.second(F.relu(self.first(x)))
+        return x + self.second(functional.relu(self.first(x)))
 
 
 class Denoiser(nn.Module):
@@ -44,7 +45,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.widths, self.depths = widths, depths
         n_samples = CHANNELS * SHUFFLE**2
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.head = nn.Conv2d(n_samples + 1, widths[0], 3, padding=1, bias=False)
         self.tail = nn.Conv2d(widths[0], n_samples, 3, padding=1, bias=False)
         self.fine = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, depths, strict=True))
@@ -71,11 +72,11 @@ class Denoiser(nn.Module):
         margins = (0, -width % self.multiple, 0, -height % self.multiple)
         padded = torch.cat([x, sigma], dim=1)
         if any(margins):
-            padded = F.pad(padded, margins, mode="replicate")
-        samples = F.pixel_unshuffle(padded[:, :CHANNELS], SHUFFLE)
-        level = F.avg_pool2d(padded[:, CHANNELS:], SHUFFLE)
+            padded = functional.pad(padded, margins, mode="replicate")
+        samples = functional.pixel_unshuffle(padded[:, :CHANNELS], SHUFFLE)
+        level = functional.avg_pool2d(padded[:, CHANNELS:], SHUFFLE)
         inputs = torch.cat([samples, level], dim=1).contiguous(memory_format=torch.channels_last)
-        found = F.pixel_shuffle(self._noise(inputs), SHUFFLE)
+        found = functional.pixel_shuffle(self._noise(inputs), SHUFFLE)
         return x - found[..., :height, :width]
 
     def _noise(self, h: Tensor) -> Tensor:

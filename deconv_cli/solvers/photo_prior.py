@@ -20,7 +20,7 @@ from functools import cache
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -76,7 +76,7 @@ def _load(device: torch.device) -> tuple[Denoiser, Tensor]:
 class PhotoEstimator(Estimator):
     """Estimates photographs.
 
-    No certificate says how near its solutions are to a minimum; that of a solution is the relative change of the last step.
+    No certificate says how near its solutions are to a minimum; theirs is the relative change of the last step.
 
     Args:
         kernel: canonical kernel of two axes; its dtype and device are those of the arithmetic.
@@ -138,11 +138,11 @@ class PhotoEstimator(Estimator):
         return _fit(data, tuple(self.operator.input_shape[1:]))
 
     def _level(self, size: Size) -> Tensor:
-        """Give the noise level around each pixel of the image, shape `(1, 1, H, W)`: the mean variance under the kernel."""
+        """Average the variance of the noise under the kernel; the level at each pixel, shape `(1, 1, H, W)`."""
         variance = self.noise.square().flatten(0, -3).mean(dim=0)[None, None]
         half = [k // 4 for k in self.kernel.size]
-        padded = F.pad(_fit(variance, size), (half[1], half[1], half[0], half[0]), mode="replicate")
-        return F.avg_pool2d(padded, [2 * h + 1 for h in half], stride=1).sqrt()
+        padded = functional.pad(_fit(variance, size), (half[1], half[1], half[0], half[0]), mode="replicate")
+        return functional.avg_pool2d(padded, [2 * h + 1 for h in half], stride=1).sqrt()
 
     def _denoise(self, x: Tensor, level: Tensor) -> Tensor:
         """Denoise images in the operators' arrangement: three channels as colors, others one by one."""

@@ -12,8 +12,8 @@ from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.prior import DataEstimate, Prior
-from deconv_cli.vocabulary import Size
 from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
 SLOPE_STEPS = 50
