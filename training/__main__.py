@@ -124,7 +124,8 @@ def _rate(step: int, stage: Stage) -> float:
 def _denoising_loss(model: nn.Module, patches: Tensor, rng: np.random.Generator) -> Tensor:
     """Squared error of each sample, weighted so that all noise levels count about alike."""
     noisy, clean, sigma = degrade(patches, rng)
-    error = (model(noisy.contiguous(memory_format=torch.channels_last), sigma) - clean).square().mean(dim=(1, 2, 3))
+    levels = torch.cat([sigma, torch.zeros_like(sigma)], dim=1)
+    error = (model(noisy, levels) - clean).square().mean(dim=(1, 2, 3))
     return (error / sigma.square().mean(dim=(1, 2, 3)) ** 0.6).mean()
 
 

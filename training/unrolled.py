@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deconv_cli.solvers.denoiser import Denoiser
+from deconv_cli.solvers.denoiser import Denoiser, local_mean
 from training.degrade import blur_gain, gaussian_gain
 
 MARGIN = 10
@@ -46,6 +46,8 @@ class Restoration(nn.Module):
     def __init__(self, denoiser: Denoiser, n_steps: int) -> None:
         super().__init__()
         self.denoiser = denoiser
+        with torch.no_grad():  # the first stage has not seen the second level
+            denoiser.head.weight[:, -1] = 0
         levels = START ** (1 - torch.arange(n_steps) / (n_steps - 1))
         self.log_levels = nn.Parameter(levels.log())
         self.log_weights = nn.Parameter((TRUST / levels.square()).log())
@@ -55,9 +57,14 @@ class Restoration(nn.Module):
         y, gain = torch.fft.rfft2(sample.data), sample.gain
         z = sample.data
         for level, weight in zip(self.log_levels.exp(), self.log_weights.exp(), strict=True):
-            estimate = (gain * y + weight * torch.fft.rfft2(z)) / (gain.square() + weight)
-            x = torch.fft.irfft2(estimate, s=z.shape[-2:])
-            z = self.denoiser(x.contiguous(memory_format=torch.channels_last), level * sample.sigma)
+            transform = torch.fft.rfft2(z)
+            x, blurred = (
+                torch.fft.irfft2(part, s=z.shape[-2:])
+                for part in ((gain * y + weight * transform) / (gain.square() + weight), gain * transform)
+            )
+            variance = local_mean((sample.data - blurred).square().mean(dim=1, keepdim=True))
+            levels = torch.cat([level * sample.sigma, (variance + 1e-12).sqrt()], dim=1)
+            z = self.denoiser(x, levels)
         return z
 
 
@@ -93,10 +100,9 @@ def _drawn(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Te
         data = blurred + math.exp(rng.uniform(math.log(0.001), math.log(0.05))) * white
         local = torch.ones_like(data)
     real = (data - blurred).square().mean().sqrt()
-    told = real * math.exp(rng.uniform(*((-0.5, 0.2) if is_stored else (-0.15, 0.15))))
-    variance = local.square().mean(dim=0, keepdim=True)
-    variance = torch.fft.irfft2(torch.fft.rfft2(variance) * gaussian_gain(variance.shape, 2.5), s=variance.shape[-2:])
-    sigma = (variance / variance.mean()).clamp(min=1e-3).sqrt() * told
+    told = real * math.exp(rng.uniform(*((-0.6, 0.3) if is_stored else (-0.15, 0.15))))
+    variance = local_mean(local.square().mean(dim=0, keepdim=True)[None])[0]
+    sigma = (variance / variance.mean()).sqrt() * told
     if rng.random() < 0.3:  # a kernel that was estimated, a little too wide
         gain = gain * gaussian_gain(stored.shape, rng.uniform(0.1, 0.4))
     return data, truth, sigma, gain[None].expand(3, -1, -1), torch.tensor(is_stored)[None, None, None]
@@ -108,7 +114,7 @@ def _as_file(stored: Tensor, rng: np.random.Generator, *, is_gray: bool) -> Tens
     if rng.random() < 0.85:
         file = io.BytesIO()
         picture = Image.fromarray(values[..., 0] if is_gray else values)
-        picture.save(file, "JPEG", quality=int(rng.integers(72, 98)), subsampling=int(rng.choice([0, 2])))
+        picture.save(file, "JPEG", quality=int(rng.integers(72, 98)), subsampling=int(rng.choice([0, 2], p=[0.2, 0.8])))
         values = np.array(Image.open(file).convert("RGB"))
     return torch.from_numpy(values).permute(2, 0, 1).float() / 255
 

@@ -18,6 +18,9 @@ from torch.nn import functional
 WEIGHTS = Path(__file__).with_name("denoiser.safetensors")
 SHUFFLE = 2
 CHANNELS = 3
+N_LEVELS = 2
+WINDOW = 9
+"""Pixels along each axis over which variances are averaged."""
 
 
 class Residual(nn.Module):
@@ -46,7 +49,7 @@ class Denoiser(nn.Module):
         self.widths, self.depths = widths, depths
         n_samples = CHANNELS * SHUFFLE**2
         pairs = list(pairwise(widths))
-        self.head = nn.Conv2d(n_samples + 1, widths[0], 3, padding=1, bias=False)
+        self.head = nn.Conv2d(n_samples + N_LEVELS, widths[0], 3, padding=1, bias=False)
         self.tail = nn.Conv2d(widths[0], n_samples, 3, padding=1, bias=False)
         self.fine = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, depths, strict=True))
         self.back = nn.ModuleList(_blocks(w, n) for w, n in zip(widths[:-1], depths, strict=False))
@@ -58,19 +61,20 @@ class Denoiser(nn.Module):
         """Sides of pictures are padded to a multiple of this."""
         return SHUFFLE << len(self.down)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, levels: Tensor) -> Tensor:
         """Remove noise.
 
         Args:
             x: pictures of any range, shape `(B, 3, H, W)`.
-            sigma: standard deviation of the noise in the same unit, shape `(B, 1, H, W)`.
+            levels: in the same unit, shape `(B, 2, H, W)`: the standard deviation of the noise, and how far the data are
+                from the last estimate nearby; zero where there is none.
 
         Returns:
             The pictures without noise, as `x`.
         """
         height, width = x.shape[-2:]
         margins = (0, -width % self.multiple, 0, -height % self.multiple)
-        padded = torch.cat([x, sigma], dim=1)
+        padded = torch.cat([x, levels], dim=1)
         if any(margins):
             padded = functional.pad(padded, margins, mode="replicate")
         samples = functional.pixel_unshuffle(padded[:, :CHANNELS], SHUFFLE)
@@ -89,6 +93,12 @@ class Denoiser(nn.Module):
         for level in reversed(range(len(self.down))):
             h = self.back[level](self.up[level](h) + kept[level])
         return self.tail(h)
+
+
+def local_mean(picture: Tensor) -> Tensor:
+    """Average over a square window around each pixel; the outermost pixels are repeated. Shape `(B, C, H, W)`."""
+    padded = functional.pad(picture, (WINDOW // 2,) * 4, mode="replicate")
+    return functional.avg_pool2d(padded, WINDOW, stride=1)
 
 
 def _blocks(width: int, n: int) -> nn.Sequential:

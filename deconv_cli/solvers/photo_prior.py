@@ -27,7 +27,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice, find_solver
-from deconv_cli.solvers.denoiser import CHANNELS, WEIGHTS, Denoiser, load_denoiser
+from deconv_cli.solvers.denoiser import CHANNELS, WEIGHTS, Denoiser, load_denoiser, local_mean
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.prior import DataEstimate, Prior
@@ -117,11 +117,13 @@ class PhotoEstimator(Estimator):
         changes = []
         with torch.no_grad():
             z = self._start(data)
-            level = self._level(z.shape[-2:])
+            level = _fit(local_mean(_variance(self.noise)), z.shape[-2:]).sqrt()
             for n, (times, weight) in enumerate(self._steps.T.tolist(), start=1):
                 last, inverse = z, self._inverse(weight)
-                x = z + inverse.solve(self.kernel.join(data - self.operator.forward(z))).value
-                z = self._denoise(x, times * level)
+                misfit = self.kernel.join(data - self.operator.forward(z))
+                x = z + inverse.solve(misfit).value
+                far = _fit(local_mean(_variance(misfit)), z.shape[-2:]).sqrt()
+                z = self._denoise(x, torch.cat([times * level.expand_as(far), far], dim=1))
                 changes.append(synchronize.as_number((z - last).norm() / last.norm().clamp_min(1e-30)))
                 if progress is not None:
                     progress(n, changes[-1])
@@ -137,24 +139,22 @@ class PhotoEstimator(Estimator):
             data = data.mean(dim=-3, keepdim=True).expand(*data.shape[:-3], n_inputs, *data.shape[-2:])
         return _fit(data, tuple(self.operator.input_shape[1:]))
 
-    def _level(self, size: Size) -> Tensor:
-        """Average the variance of the noise under the kernel; the level at each pixel, shape `(1, 1, H, W)`."""
-        variance = self.noise.square().flatten(0, -3).mean(dim=0)[None, None]
-        half = [k // 4 for k in self.kernel.size]
-        padded = functional.pad(_fit(variance, size), (half[1], half[1], half[0], half[0]), mode="replicate")
-        return functional.avg_pool2d(padded, [2 * h + 1 for h in half], stride=1).sqrt()
-
-    def _denoise(self, x: Tensor, level: Tensor) -> Tensor:
+    def _denoise(self, x: Tensor, levels: Tensor) -> Tensor:
         """Denoise images in the operators' arrangement: three channels as colors, others one by one."""
         images = self.kernel.join(x)
         if images.shape[-3] == CHANNELS:
             stacked = images.reshape(-1, *images.shape[-3:])
         else:
             stacked = images.reshape(-1, 1, *images.shape[-2:]).expand(-1, CHANNELS, -1, -1)
-        cleaned = torch.cat([self._denoiser(image[None].float(), level.float()) for image in stacked])
+        cleaned = torch.cat([self._denoiser(image[None].float(), levels.float()) for image in stacked])
         if images.shape[-3] != CHANNELS:
             cleaned = cleaned.mean(dim=1)
         return cleaned.reshape(x.shape).to(x.dtype)
+
+
+def _variance(samples: Tensor) -> Tensor:
+    """Average squares over channels and images, shape `(1, 1, H, W)`."""
+    return samples.square().flatten(0, -3).mean(dim=0)[None, None]
 
 
 def _fit(samples: Tensor, size: Size) -> Tensor:
