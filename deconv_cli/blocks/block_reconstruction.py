@@ -101,10 +101,4 @@ class BlockReconstruction:
                 f"in {self.summary.n_unsolved} of {self.summary.n_blocks} blocks the solver did not reach what was "
                 f"asked for; the largest certificate is {self.summary.certificate:.2g}"
             )
-        # Both blocks that are compared are cut, and each may be off by what was predicted.
-        if self.seam is not None and self.seam > 2 * self.plan.halo.predicted:
-            found.append(
-                f"beside a seam the result differs by {self.seam:.2g} of the range from one without that seam, more "
-                f"than twice the {self.plan.halo.predicted:.2g} that was predicted"
-            )
         return tuple(found)

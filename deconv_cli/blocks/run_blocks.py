@@ -116,6 +116,7 @@ def run_blocks(
         What came of them; `None` where blocks are left that this run is not for.
 
     Raises:
+        BlocksDisagreeError: a seam was measured that is above what was planned for.
         DeconvError: a block failed; those that are done are noted. Or what they were written into is gone.
     """
     done = ledger.results()
@@ -126,10 +127,10 @@ def run_blocks(
     if progress is not None:
         progress(len(numbers) - len(waiting), len(numbers))
     n_done = len(numbers) - len(waiting)
-    failures = []
+    failures: list[Exception] = []
     for finished in scheduler.run(task, waiting):
-        if finished.error is not None:
-            failures.append(finished.error)
+        if error := finished.error or (finished.result and task.find_disagreement(finished.result)):
+            failures.append(error)
             break
         assert finished.result is not None
         ledger.add(finished.result)
