@@ -31,6 +31,8 @@ HARDLY_MORE, N_PARTS = 1.1, 8
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
+FLAT = 0.01
+"""The smallest range of pieces that is believed, as a part of their largest value."""
 LEAST_SAMPLES = N_MIDDLE + 3
 """Along an axis that is cut, so that there is a depth to look at."""
 
@@ -88,8 +90,9 @@ def seam_limit(windows: Sequence[SampleWindow]) -> float:
 
 
 def range_of(windows: Sequence[SampleWindow]) -> float:
-    """Give the range of the samples that were looked at."""
-    return max(window.highest for window in windows) - min(window.lowest for window in windows)
+    """Give the range of the samples that were looked at; in flat pieces, what rounding leaves is far below it."""
+    highest, lowest = max(window.highest for window in windows), min(window.lowest for window in windows)
+    return max(highest - lowest, FLAT * max(abs(highest), abs(lowest)))
 
 
 def choose_halo(

@@ -361,16 +361,15 @@ def _show_nothing() -> None:
 
 
 class _Advance:
-    """Tells how many blocks are done: first those of an earlier run."""
+    """Tells how many blocks are done: first those of an earlier run, and none once the picture is cut anew."""
 
     def __init__(self, pieces: PieceProgress) -> None:
         self._pieces = pieces
         self._n_told: int | None = None
 
     def __call__(self, n_done: int, n_blocks: int) -> None:
-        del n_blocks
-        if self._n_told is None:
-            self._pieces.begin_at(n_done)
+        if self._n_told is None or n_done < self._n_told:
+            self._pieces.begin_at(n_done, n_blocks)
         else:
             self._pieces.advance(n_done - self._n_told)
         self._n_told = n_done
