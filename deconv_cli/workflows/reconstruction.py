@@ -61,6 +61,7 @@ class Reconstruction:
             that is not to be trusted.
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
+        explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
         notes: what a user should know of how settings were resolved, a sentence each.
         channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
             is then pooled, or that of the channel that did worst.
@@ -83,6 +84,7 @@ class Reconstruction:
     residual_tests: ResidualTests | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
+    explained_by: str | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
 
@@ -113,7 +115,12 @@ class Reconstruction:
             found += doubt_lambda(self.lambda_choice, self.residual)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
             found += doubt_layer(
-                self.residual, self.scale, self.settings.noise_sigma or 0.0, penalty=self.settings.penalty
+                self.residual,
+                self.scale,
+                self.border,
+                self.settings.noise_sigma or 0.0,
+                penalty=self.settings.penalty,
+                explained_by=self.explained_by,
             )
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None

@@ -77,6 +77,7 @@ class Solved:
         residual = kernel.join(unexplained)
         border = border_profile(residual, kernel.size) if is_tested else ()
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
+        summary = summarize_residual(residual, detached, kernel.n_axes)
         return Reconstruction(
             image=estimator.frame(solution.value),
             solution=replace(solution, left_over=None),
@@ -85,10 +86,10 @@ class Solved:
             choice=estimator.choice,
             rcond=estimator.rcond,
             tolerance=self.tolerance,
-            residual=summarize_residual(residual, detached, kernel.n_axes),
+            residual=summary,
             border=border,
             spectrum=estimator.spectrum,
-            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
+            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight, summary.absolute),
             well_posedness=_assess(estimator) if is_tested else None,
             lambda_choice=self.choice,
             residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,

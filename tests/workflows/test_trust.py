@@ -50,10 +50,46 @@ def test_a_layer_of_another_kind_is_doubted(kind, channels):
     if n_outputs > n_inputs:
         (doubt,) = result.doubts
         assert doubt.reason is DoubtReason.RESIDUAL
-        assert all(word in doubt.sentence for word in ("stride", "dilation", "groups", "transposed", "ReLU"))
+        causes = ("stride", "dilation", "groups", "transposed", "ReLU", "bias", "noise")
+        assert kind == "valid" or all(word in doubt.sentence for word in causes)
         assert 'padding="valid"' in doubt.sentence
+        assert ("explains the data" in doubt.sentence) == (kind == "valid")
     with pytest.raises(deconv_cli.UntrustworthyResultError):
         result.raise_for_status()
+
+
+def trained(n_channels):
+    """Weights as training makes them: some mixtures of channels come through a hundred times as strongly as others."""
+    u, v = (torch.linalg.qr(random((n_channels, n_channels), seed))[0] for seed in (1, 2))
+    taps = 0.3 * random((n_channels, 3, 3), seed=3) + 1
+    return torch.einsum("oc,c,chw,ci->oihw", u, torch.logspace(0, -2, n_channels), taps, v)
+
+
+CENTRAL = random((2, 1, 3, 3), seed=1)
+CENTRAL[..., 1, 1] += 8
+
+
+@pytest.mark.parametrize("weight", [trained(16), CENTRAL], ids=["square", "more outputs"])
+def test_a_padding_that_leaves_little_over_is_doubted_too(weight):
+    """The data of a layer are exact, and what is left of them has no explanation, however little it is."""
+    n_inputs = weight.shape[1]
+    y = functional.conv2d(random((1, n_inputs, *[16 if n_inputs > 1 else 100] * 2), seed=9), weight)
+    result = deconv_cli.invert(y, weight)
+    assert result.residual.relative < 0.05
+    (doubt,) = result.doubts
+    assert doubt.reason is DoubtReason.RESIDUAL
+    assert 'try padding="valid", which explains the data' in doubt.sentence
+    assert deconv_cli.invert(y, weight, padding="valid").is_trusted
+
+
+@pytest.mark.parametrize("weight", [trained(16), random((8, 4, 3, 3), seed=1)], ids=["square", "more outputs"])
+def test_rounding_and_some_noise_leave_a_layer_trusted(weight):
+    y = functional.conv2d(random((1, weight.shape[1], 16, 16), seed=9), weight, padding=1)
+    step = y.abs().max() / 127
+    stored = [y.half(), y.bfloat16(), (y / step).round() * step, y + 1e-3 * y.std() * random(y.shape, seed=4)]
+    for data in stored:
+        assert deconv_cli.invert(data.float(), weight).is_trusted
+    assert deconv_cli.invert(y, weight, lam=0.1).is_trusted
 
 
 def test_grouped_weights_are_doubted():
