@@ -75,6 +75,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     if colored := [model for model in result.noise if not model.is_white]:
         rows.append(("noise", describe_noise(colored)))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
+    rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
         is_light, is_trusted = result.tone_curve is not None, result.is_trusted
         rows += error_rows(result.predicted_error, is_light=is_light, is_trusted=is_trusted)

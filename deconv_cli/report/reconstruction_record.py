@@ -41,6 +41,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "condition": finite_or_none(result.spectrum.condition),
             "grid": list(result.spectrum.grid),
         },
+        "lost_directions": result.lost_directions and dict(vars(result.lost_directions)),
         "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),

@@ -138,7 +138,12 @@ class Inversion:
     def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
         """Return the padding that explains data of a layer which the given one does not; `None` if there is none."""
         kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
-        is_open = resolution.settings.padding != "valid" and kernel.field is None and not estimator.operator.is_layer
+        is_open = (
+            settings.lam > 0
+            and resolution.settings.padding != "valid"
+            and kernel.field is None
+            and not estimator.operator.is_layer
+        )
         if not is_open or settings.defaults is not InputKind.TENSOR:
             return None
         geometry = kernel.geometry_of_output(tuple(data.shape[-kernel.n_axes :]), "valid", None)

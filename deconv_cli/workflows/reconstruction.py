@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from deconv_cli.diagnostics.conditioning import LostDirections
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
@@ -56,6 +57,7 @@ class Reconstruction:
         spectrum: the extreme singular values of the kernel.
         scale: the estimate held against white images which the kernel would turn into such data.
         well_posedness: what the border does to the problem; `None` where there is no quadratic penalty.
+        lost_directions: what a layer loses of its input; `None` where nothing is known to be lost, and for pictures.
         lambda_choice: how λ was chosen from the data; `None` where it was given.
         predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
             that is not to be trusted.
@@ -79,6 +81,7 @@ class Reconstruction:
     spectrum: Spectrum
     scale: Scale
     well_posedness: WellPosedness | None
+    lost_directions: LostDirections | None = None
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None

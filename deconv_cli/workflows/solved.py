@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.conditioning import LostDirections, count_lost_directions
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
@@ -91,6 +92,7 @@ class Solved:
             spectrum=estimator.spectrum,
             scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight, summary.absolute),
             well_posedness=_assess(estimator) if is_tested else None,
+            lost_directions=self._lost() if is_tested else None,
             lambda_choice=self.choice,
             residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
@@ -111,6 +113,15 @@ class Solved:
         return check_residual_of(
             estimator, unexplained, faded, border=border, noise=model_of(settings), least_noise=least
         )
+
+    def _lost(self) -> LostDirections | None:
+        """Count what a layer loses of its input; of a picture what lies outside the frame is lost anyway."""
+        estimator = self.estimator
+        is_tensor = self.resolution.settings.defaults is InputKind.TENSOR and self.resolution.settings.has_lambda
+        if not (isinstance(estimator, PseudoInverse) and is_tensor) or estimator.kernel.field is not None:
+            return None
+        found = count_lost_directions(estimator)
+        return found if found.n_lost > 0 else None
 
     def _notes(self) -> tuple[str, ...]:
         """Tell which samples were taken for bounds, and what a layer does not see."""

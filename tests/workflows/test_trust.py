@@ -92,6 +92,35 @@ def test_rounding_and_some_noise_leave_a_layer_trusted(weight):
     assert deconv_cli.invert(y, weight, lam=0.1).is_trusted
 
 
+def test_lost_directions_are_counted():
+    """16 channels of which 15 are independent, on 5 × 5 pixels: the inverse is that of least norm."""
+    mixing = torch.linalg.qr(random((16, 16), seed=5))[0][:, :15]
+    weight = torch.einsum("oihw,ir,jr->ojhw", random((16, 16, 3, 3), seed=1), mixing, mixing)
+    x = random((1, 16, 5, 5))
+    result = deconv_cli.invert(functional.conv2d(x, weight, padding=1), weight, lam=0.0)
+    assert float((result.image - x).norm() / x.norm()) == pytest.approx((25 / 400) ** 0.5, abs=0.06)
+    assert result.lost_directions.sentence.startswith("25 of 400 directions of the input leave no trace in the data")
+
+
+@pytest.mark.parametrize(
+    ("n_lost", "options"),
+    [
+        (36, {"boundary": "circular"}),
+        (36, {"method": "iterative"}),
+        (64 * 3 - 36 * 2, {"padding": "valid", "method": "iterative"}),
+        (36 * 3 - 16 * 3, {"padding": "valid", "lam": 1e-6}),
+    ],
+)
+def test_lost_directions_are_counted_without_a_matrix_too(n_lost, options):
+    """Two of three channels are the same; with λ > 0 no more is counted than sizes tell."""
+    weight = random((3, 3, 3, 3), seed=1)
+    weight[2] = weight[1]
+    n_outputs = 4 if "lam" in options else 6
+    lost = deconv_cli.invert(random((1, 3, n_outputs, n_outputs)), weight, **{"lam": 0.0, **options}).lost_directions
+    assert lost.n_lost == n_lost
+    assert lost.is_exact == ("boundary" in options)
+
+
 def test_grouped_weights_are_doubted():
     weight = random((8, 2, 3, 3), seed=1)
     y = functional.conv2d(random((1, 4, 24, 24)), weight, groups=2, padding=1)
