@@ -103,11 +103,11 @@ def count_lost_directions(inverse: PseudoInverse) -> LostDirections:
     if inverse.rank is not None:
         return LostDirections(n_unknowns - inverse.rank, n_unknowns, is_exact=True)
     n_pixels = min(math.prod(geometry.image_size), math.prod(geometry.output_size))
-    if inverse.lam > 0 or operator.is_layer:
+    if inverse.problem.lam > 0 or operator.is_layer:
         rank = min(math.prod(operator.output_shape), n_unknowns)
         return LostDirections(n_unknowns - rank, n_unknowns, is_exact=False)
     modes = torus_modes(taps, geometry.image_size)
-    found = measure_conditioning(modes, InverseFilter(0.0, inverse.penalty, default_rcond(taps.dtype)))
+    found = measure_conditioning(modes, InverseFilter(0.0, inverse.problem.penalty, default_rcond(taps.dtype)))
     if operator.boundary.is_periodic and geometry.image_size == geometry.output_size and modes.is_complete:
         return LostDirections(n_unknowns - found.rank, n_unknowns, is_exact=True)
     rank = synchronize.as_index((modes.sigma > found.threshold).sum(dim=-1).max())

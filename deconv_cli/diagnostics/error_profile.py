@@ -144,8 +144,12 @@ def _less(smoothed: Tensor, noise_detail: float) -> Tensor:
 
 
 def smoothed_energy(images: Tensor, n_axes: int) -> Tensor:
-    """Average the squared gradient of images `(*batch, C, *space)` under a Gaussian window, cut at the edges."""
-    images = squared_gradient(images, n_axes)
+    """Average the squared gradient of images `(*batch, C, *space)` around each pixel."""
+    return smoothed(squared_gradient(images, n_axes), n_axes)
+
+
+def smoothed(images: Tensor, n_axes: int) -> Tensor:
+    """Average images `(*batch, C, *space)` under a Gaussian window, cut at the edges."""
     reach = int(3 * _DETAIL_WIDTH)
     steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     window = torch.exp(-0.5 * (steps / _DETAIL_WIDTH).square())[None, None]

@@ -64,6 +64,7 @@ class Reconstruction:
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
+        light_caution: a sentence, where the convolution seems to have acted in other light than was assumed.
         notes: what a user should know of how settings were resolved, a sentence each.
         channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
             is then pooled, or that of the channel that did worst.
@@ -88,6 +89,7 @@ class Reconstruction:
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     explained_by: str | None = None
+    light_caution: str | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
 
@@ -152,6 +154,7 @@ class Reconstruction:
             for warning in (choice and choice.warning, of_residual):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     found.append(f"channel {number}: {warning}" if self.channels else warning)
+        found += [] if self.light_caution is None else [self.light_caution]
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)
         return tuple(found)

@@ -15,6 +15,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.solvers.solution import Status
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, DoubtReason, measure_clipping
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
@@ -234,6 +235,30 @@ def test_amplified_noise_that_leaves_the_range_is_doubted(options):
     )
     assert DoubtReason.CLIPPING in reasons(result)
     assert result.clipping.share > 0.05
+
+
+def stored_scene(kernel, light):
+    """The astronaut, blurred in light or in stored values, and stored in eight bits."""
+    curve, scene, taps = (
+        ToneCurve.srgb(255.0),
+        read_image(SAMPLES / "astronaut.png").values[0].double()[1:2],
+        make_kernel(kernel),
+    )
+    scene = curve.to_light(scene) if light == "linear" else scene
+    y = functional.conv2d(scene[None], taps.double()[None, None])[0]
+    return (curve.to_stored(y) if light == "linear" else y).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "light"), [("disk:3.7", "linear"), ("disk:3.7", "stored"), ("gaussian:2", "stored")]
+)
+def test_a_photograph_restored_in_the_wrong_light_is_warned_of(kernel, light):
+    """A Gaussian has no zeros that could tell."""
+    y, other = stored_scene(kernel, light), "stored" if light == "linear" else "linear"
+    options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0)}
+    right, wrong = (deconv_cli.invert(y, make_kernel(kernel), light=each, **options) for each in (light, other))
+    assert not any("try light" in caution for caution in right.cautions)
+    assert any(f'try light="{light}"' in caution for caution in wrong.cautions) == (kernel == "disk:3.7")
 
 
 def test_what_was_clipped_before_is_not_counted():
