@@ -130,10 +130,11 @@ class ExtraWork:
             image: the estimate from them, shape `(B, C_in, *image)`.
         """
         curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
-        predicted = None
+        predicted: Tensor | None = None
         if self.error is not None:
-            predicted = self._squared_prediction(block, image if curve is None else curve.to_light(image, n_axes))
-            self._write(block, predicted)
+            acted_on = image if curve is None else curve.to_light(image, n_axes)
+            predicted, is_outweighed = self._squared_prediction(block, acted_on)
+            self._write(block, predicted, is_outweighed)
         core = self.problem.crop(image, block.data, block.core)
         error = None
         if self.extras.truth is not None:
@@ -146,8 +147,8 @@ class ExtraWork:
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
         )
 
-    def _squared_prediction(self, block: Block, image: Tensor) -> Tensor:
-        """Give the squared error to be expected of the pixels that a block writes."""
+    def _squared_prediction(self, block: Block, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the squared error to be expected of the pixels of a block, and where it exceeds the contrast."""
         assert self.error is not None
         reached, starts = [], []
         for cut, data, (start, stop) in zip(self.problem.cuts, block.data, block.core, strict=True):
@@ -158,20 +159,23 @@ class ExtraWork:
             starts.append(start - near[0])
         around = self.problem.crop(image, block.data, reached)
         found = self.error.squared_error(around, reached, self.problem.image_size)
-        return crop(found, tuple(starts), tuple(stop - start for start, stop in block.core))
+        is_outweighed = self.error.outweighs(around, found, len(block.core))
+        size = tuple(stop - start for start, stop in block.core)
+        return crop(found, tuple(starts), size), crop(is_outweighed, tuple(starts), size)
 
-    def _write(self, block: Block, predicted: Tensor) -> None:
+    def _write(self, block: Block, predicted: Tensor, is_outweighed: Tensor) -> None:
         if self.extras.error_map is not None:
             _write_part(self.extras.error_map, block, predicted.sqrt().float())
         if self.extras.trust_mask is not None:
             assert self.error is not None
-            self.write_mask(block, self.error.trusted_depth)
+            self.write_mask(block, self.error.trusted_depth, is_outweighed)
 
-    def write_mask(self, block: Block, depth: int | None) -> None:
+    def write_mask(self, block: Block, depth: int | None, is_outweighed: Tensor | None = None) -> None:
         """Write where a block is to be trusted: from a distance from the frame on, or nowhere."""
         assert self.extras.trust_mask is not None
         distance = edge_distance(self.problem.image_size, block.core)
         mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
+        mask = mask if is_outweighed is None else torch.where(is_outweighed.to(mask.device), 0, mask)
         whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
         _write_part(self.extras.trust_mask, block, whole)
 

@@ -84,6 +84,17 @@ class ErrorSample:
         ]
         return torch.cat(found, dim=1)
 
+    def outweighs(self, image: Tensor, squared: Tensor, n_axes: int) -> Tensor:
+        """Find the pixels whose error exceeds the contrast around them in some image or channel, shape `size`."""
+        n_profiles = len(self.profiles)
+        parts = zip(
+            image.unflatten(1, (n_profiles, -1)).unbind(1),
+            squared.unflatten(1, (n_profiles, -1)).unbind(1),
+            strict=True,
+        )
+        pairs = zip(self.profiles, parts, strict=True)
+        return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, part in pairs]).any(dim=0)
+
     def of_whole(self, size: Size, mean_square: float, real: float | None, *, is_trusted: bool) -> SampledError:
         """Describe the error of the whole picture.
 

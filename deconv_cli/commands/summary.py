@@ -271,7 +271,7 @@ def error_rows(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> Rows
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     border = f"the border adds little from {counted(depth, 'pixel')} inwards" if depth else "the border adds nothing"
-    trusted = f"{border}; if the kernel is right, {format_percent(share)} of the pixels are to be trusted"
+    trusted = f"{border}; trust {format_percent(share)} of the pixels"
     outweighed = "to be trusted nowhere: it outweighs the picture"
     to_trust = (outweighed if depth is None else trusted) if is_trusted else "not to be trusted: see below"
     expected = f"{size:.3g}{unit} rms; {to_trust}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
-from deconv_cli.diagnostics.error_profile import ErrorProfile, smoothed, smoothed_energy
+from deconv_cli.diagnostics.error_profile import ErrorProfile, smoothed_energy
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lost_signal import is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
@@ -106,7 +106,7 @@ class ErrorPredictor:
             map=squares["predicted"].expand(estimate.shape).sqrt(),
             bands=self._error_bands(squares),
             trusted=(bands.distance >= (depth if depth is not None else max(bands.distance.shape)))
-            & (squares["predicted"].mean(dim=0) <= _squared_contrast(estimate)),
+            & ~profile.outweighs(estimate, squares["predicted"], estimate.ndim - 1),
             trusted_depth=depth,
             sigma=model.sigma,
             exponent=model.exponent,
@@ -174,17 +174,6 @@ def _enough_probes(size: Size, n_channels: int, n_pieces: int) -> int:
     along_edge = 2 * n_axes * math.prod(size) ** ((n_axes - 1) / n_axes)
     enough = round(N_PROBES * 1024 / along_edge / max(n_channels / 3, 1) / n_pieces)
     return max(-(-_MIN_PROBES // n_pieces), min(N_PROBES if n_axes > 1 else _MAX_PROBES_OF_SIGNALS, enough))
-
-
-def _squared_contrast(estimate: Tensor) -> Tensor:
-    """Compute the variance of an estimate `(C, *size)` around each pixel, shape `size`.
-
-    As for the whole in `contrast_of`, a hundredth of the brightness is conceded.
-    """
-    n_axes = estimate.ndim - 1
-    level = estimate.flatten(1).mean(dim=1).reshape(-1, *[1] * n_axes)
-    mean, square = (smoothed(values, n_axes) for values in (estimate - level, (estimate - level).square()))
-    return (square - mean.square()).mean(dim=0).clamp_min((_LEAST_CONTRAST**2 * estimate.square()).mean())
 
 
 def contrast_of(output: Tensor, sigma_max: float) -> float:

@@ -21,6 +21,7 @@ _DETAIL_WIDTH = 6.0
 DETAIL_REACH = int(3 * _DETAIL_WIDTH) + 1
 """Pixels around a pixel that its detail is measured on."""
 _LEAST_DETAIL = 0.05
+_LEAST_CONTRAST = 0.025
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,21 @@ class ErrorProfile:
             "null_space": (missing - outside) * detail,
             "outside_frame": outside * detail,
         }
+
+    def outweighs(self, images: Tensor, squared: Tensor, n_axes: int) -> Tensor:
+        """Find the pixels whose error is larger than the contrast around them; a part of that of the whole is conceded.
+
+        Args:
+            images: estimates or parts of them, shape `(*batch, C, *size)`.
+            squared: the squared error to be expected, of the same shape.
+            n_axes: how many axes of space there are.
+
+        Returns:
+            Shape `(*batch, *size)`.
+        """
+        mean = smoothed(images, n_axes)
+        contrast = smoothed((images - mean).square(), n_axes).mean(dim=-n_axes - 1)
+        return squared.mean(dim=-n_axes - 1) > contrast.clamp_min((_LEAST_CONTRAST * self.contrast) ** 2)
 
     def scaled(self, unit: float) -> ErrorProfile:
         """Give the same of images whose values are so many times as large."""
