@@ -67,11 +67,13 @@ class ExtraNumbers:
 
     Attributes:
         squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
+        trusted_share: part of its pixels that are trusted.
         squared_error: of the real one; `None` where no truth is known.
         thumbnails: its parts of them.
     """
 
     squared_predicted: float | None = None
+    trusted_share: float = 0.0
     squared_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
 
@@ -131,10 +133,13 @@ class ExtraWork:
         """
         curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
         predicted: Tensor | None = None
+        trusted_share = 0.0
         if self.error is not None:
             acted_on = image if curve is None else curve.to_light(image, n_axes)
             predicted, is_outweighed = self._squared_prediction(block, acted_on)
-            self._write(block, predicted, is_outweighed)
+            is_trusted = self._is_trusted(block, self.error.trusted_depth) & ~is_outweighed.cpu()
+            trusted_share = float(is_trusted.double().mean())
+            self._write(block, predicted, is_trusted)
         core = self.problem.crop(image, block.data, block.core)
         error = None
         if self.extras.truth is not None:
@@ -143,6 +148,7 @@ class ExtraWork:
             error = float((light[0] - light[1]).double().square().sum())
         return ExtraNumbers(
             squared_predicted=None if predicted is None else float(predicted.double().sum()),
+            trusted_share=trusted_share,
             squared_error=error,
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
         )
@@ -163,20 +169,24 @@ class ExtraWork:
         size = tuple(stop - start for start, stop in block.core)
         return crop(found, tuple(starts), size), crop(is_outweighed, tuple(starts), size)
 
-    def _write(self, block: Block, predicted: Tensor, is_outweighed: Tensor) -> None:
+    def _write(self, block: Block, predicted: Tensor, is_trusted: Tensor) -> None:
         if self.extras.error_map is not None:
             _write_part(self.extras.error_map, block, predicted.sqrt().float())
         if self.extras.trust_mask is not None:
-            assert self.error is not None
-            self.write_mask(block, self.error.trusted_depth, is_outweighed)
+            self._write_mask(block, is_trusted)
 
-    def write_mask(self, block: Block, depth: int | None, is_outweighed: Tensor | None = None) -> None:
-        """Write where a block is to be trusted: from a distance from the frame on, or nowhere."""
-        assert self.extras.trust_mask is not None
+    def _is_trusted(self, block: Block, depth: int | None) -> Tensor:
+        """Find the pixels of a block from a distance from the frame on; none if that is `None`."""
         distance = edge_distance(self.problem.image_size, block.core)
-        mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
-        mask = mask if is_outweighed is None else torch.where(is_outweighed.to(mask.device), 0, mask)
-        whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
+        return torch.zeros_like(distance) > 0 if depth is None else distance >= depth
+
+    def clear_mask(self, block: Block) -> None:
+        """Trust no pixel of a block that was written."""
+        self._write_mask(block, self._is_trusted(block, None))
+
+    def _write_mask(self, block: Block, is_trusted: Tensor) -> None:
+        assert self.extras.trust_mask is not None
+        whole = (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *is_trusted.shape)
         _write_part(self.extras.trust_mask, block, whole)
 
     def _thumbnails(

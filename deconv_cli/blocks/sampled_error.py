@@ -27,10 +27,17 @@ class SampledError(ExpectedError):
     Attributes:
         pieces: what it was found on, in words.
         real: the real error, root mean square, where the truth is known.
+        share: part of the pixels that is trusted.
     """
 
     pieces: str
     real: float | None
+    share: float = 0.0
+
+    @property
+    def trusted_share(self) -> float:
+        """The part of the pixels that is trusted."""
+        return self.share
 
     @property
     def actual_root_mean_square(self) -> float | None:

@@ -47,8 +47,7 @@ def test_error_and_mask_are_those_of_the_whole(tmp_path, boundary):
     assert np.abs(ratio - 1).max() < tolerance
     expected = found.expected_error
     assert expected.trusted_depth == whole.trusted_depth
-    # The share of a picture in blocks counts the border alone.
-    assert whole.trusted_share <= expected.trusted_share < whole.trusted_share + 0.01
+    assert expected.trusted_share == pytest.approx(whole.trusted_share, rel=1e-12)
     assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=tolerance)
     assert expected.actual_root_mean_square == pytest.approx(whole.actual_root_mean_square, rel=1e-4)
     assert "1 piece of 100×90 samples" in expected.pieces
