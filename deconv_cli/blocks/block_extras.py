@@ -67,11 +67,13 @@ class ExtraNumbers:
 
     Attributes:
         squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
+        trusted_share: part of its pixels that are trusted.
         squared_error: of the real one; `None` where no truth is known.
         thumbnails: its parts of them.
     """
 
     squared_predicted: float | None = None
+    trusted_share: float = 0.0
     squared_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
 
@@ -130,10 +132,14 @@ class ExtraWork:
             image: the estimate from them, shape `(B, C_in, *image)`.
         """
         curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
-        predicted = None
+        predicted: Tensor | None = None
+        trusted_share = 0.0
         if self.error is not None:
-            predicted = self._squared_prediction(block, image if curve is None else curve.to_light(image, n_axes))
-            self._write(block, predicted)
+            acted_on = image if curve is None else curve.to_light(image, n_axes)
+            predicted, is_outweighed = self._squared_prediction(block, acted_on)
+            is_trusted = self._is_trusted(block, self.error.trusted_depth) & ~is_outweighed.cpu()
+            trusted_share = float(is_trusted.double().mean())
+            self._write(block, predicted, is_trusted)
         core = self.problem.crop(image, block.data, block.core)
         error = None
         if self.extras.truth is not None:
@@ -142,12 +148,13 @@ class ExtraWork:
             error = float((light[0] - light[1]).double().square().sum())
         return ExtraNumbers(
             squared_predicted=None if predicted is None else float(predicted.double().sum()),
+            trusted_share=trusted_share,
             squared_error=error,
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
         )
 
-    def _squared_prediction(self, block: Block, image: Tensor) -> Tensor:
-        """Give the squared error to be expected of the pixels that a block writes."""
+    def _squared_prediction(self, block: Block, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the squared error to be expected of the pixels of a block, and where it exceeds the contrast."""
         assert self.error is not None
         reached, starts = [], []
         for cut, data, (start, stop) in zip(self.problem.cuts, block.data, block.core, strict=True):
@@ -158,21 +165,28 @@ class ExtraWork:
             starts.append(start - near[0])
         around = self.problem.crop(image, block.data, reached)
         found = self.error.squared_error(around, reached, self.problem.image_size)
-        return crop(found, tuple(starts), tuple(stop - start for start, stop in block.core))
+        is_outweighed = self.error.outweighs(around, found, len(block.core))
+        size = tuple(stop - start for start, stop in block.core)
+        return crop(found, tuple(starts), size), crop(is_outweighed, tuple(starts), size)
 
-    def _write(self, block: Block, predicted: Tensor) -> None:
+    def _write(self, block: Block, predicted: Tensor, is_trusted: Tensor) -> None:
         if self.extras.error_map is not None:
             _write_part(self.extras.error_map, block, predicted.sqrt().float())
         if self.extras.trust_mask is not None:
-            assert self.error is not None
-            self.write_mask(block, self.error.trusted_depth)
+            self._write_mask(block, is_trusted)
 
-    def write_mask(self, block: Block, depth: int | None) -> None:
-        """Write where a block is to be trusted: from a distance from the frame on, or nowhere."""
-        assert self.extras.trust_mask is not None
+    def _is_trusted(self, block: Block, depth: int | None) -> Tensor:
+        """Find the pixels of a block from a distance from the frame on; none if that is `None`."""
         distance = edge_distance(self.problem.image_size, block.core)
-        mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
-        whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
+        return torch.zeros_like(distance) > 0 if depth is None else distance >= depth
+
+    def clear_mask(self, block: Block) -> None:
+        """Trust no pixel of a block that was written."""
+        self._write_mask(block, self._is_trusted(block, None))
+
+    def _write_mask(self, block: Block, is_trusted: Tensor) -> None:
+        assert self.extras.trust_mask is not None
+        whole = (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *is_trusted.shape)
         _write_part(self.extras.trust_mask, block, whole)
 
     def _thumbnails(

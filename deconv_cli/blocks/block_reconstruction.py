@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_plan import BlockPlan
@@ -66,7 +66,8 @@ class BlockReconstruction:
         if sample is None or summary is None or summary.predicted_error is None:
             return None
         mean_square, real = summary.predicted_error**2, summary.real_error
-        return sample.of_whole(self.task.problem.image_size, mean_square, real, is_trusted=not self.doubts)
+        found = sample.of_whole(self.task.problem.image_size, mean_square, real, is_trusted=not self.doubts)
+        return found if self.doubts else replace(found, share=summary.trusted_share)
 
     @property
     def record(self) -> dict[str, Any]:

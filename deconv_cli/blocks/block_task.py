@@ -45,6 +45,7 @@ class BlockResult:
         seam: the largest difference from a block that lies across the seams of this one; `None` if not looked at.
         seconds: that it took.
         squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
+        trusted_share: part of its pixels that are trusted.
         squared_error: of the real one; `None` where no truth is known.
         n_estimated: samples of the estimate.
         thumbnails: its parts of small pictures of the whole.
@@ -63,6 +64,7 @@ class BlockResult:
     seam: float | None
     seconds: float
     squared_predicted: float | None = None
+    trusted_share: float = 0.0
     squared_error: float | None = None
     n_estimated: int = 0
     thumbnails: tuple[ThumbnailPart, ...] = ()
@@ -116,7 +118,7 @@ class BlockTask:
     def trust_nothing(self) -> None:
         """Write the mask of a result that is doubted."""
         for number in range(self.grid.n_blocks):
-            self.extra_work.write_mask(self.grid.block(number), None)
+            self.extra_work.clear_mask(self.grid.block(number))
 
     def as_record(self) -> dict[str, Any]:
         """Describe how the picture is cut, as JSON can hold it."""
@@ -187,6 +189,7 @@ class BlockTask:
             seam=None,
             seconds=0.0,
             squared_predicted=extra.squared_predicted,
+            trusted_share=extra.trusted_share,
             squared_error=extra.squared_error,
             n_estimated=core.numel(),
             thumbnails=extra.thumbnails,

@@ -37,6 +37,7 @@ class BlockSummary:
         n_seams: seams that were measured.
         seconds: that all blocks took together.
         predicted_error: root mean square of the error that is to be expected; `None` where it is not predicted.
+        trusted_share: part of the pixels that are trusted.
         real_error: the same of the real one; `None` where no truth is known.
         thumbnails: parts of small pictures of the whole, where they were asked for.
     """
@@ -55,6 +56,7 @@ class BlockSummary:
     n_seams: int
     seconds: float
     predicted_error: float | None = None
+    trusted_share: float = 0.0
     real_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
 
@@ -79,6 +81,7 @@ class BlockSummary:
             n_seams=len(seams),
             seconds=math.fsum(result.seconds for result in results),
             predicted_error=_root_mean_square(results, [result.squared_predicted for result in results]),
+            trusted_share=_mean_share(results),
             real_error=_root_mean_square(results, [result.squared_error for result in results]),
             thumbnails=tuple(part for result in results for part in result.thumbnails),
         )
@@ -86,6 +89,12 @@ class BlockSummary:
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
         return {name: value for name, value in vars(self).items() if name != "thumbnails"}
+
+
+def _mean_share(results: Sequence[BlockResult]) -> float:
+    """Average the trusted shares of blocks over the samples of the estimate."""
+    n_samples = sum(result.n_estimated for result in results)
+    return math.fsum(result.trusted_share * result.n_estimated for result in results) / max(n_samples, 1)
 
 
 def _root_mean_square(results: Sequence[BlockResult], squares: Sequence[float | None]) -> float | None:

@@ -91,8 +91,8 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     expected = found.expected_error
     if expected is None:
         return []
-    is_light = found.task.problem.resolution.tone_curve is not None
-    first, *others = error_rows(expected, is_light=is_light, is_trusted=not found.doubts)
+    unit = "" if found.task.problem.resolution.tone_curve is None else " of light"
+    first, *others = error_rows(expected, unit, is_trusted=not found.doubts)
     return [first, ("", f"by {expected.pieces}"), *others]
 
 

@@ -99,7 +99,7 @@ def invert(
         typer.Option(
             "--trust-mask",
             metavar="FILE",
-            help="Write where the border adds little to the error: 255 there, 0 elsewhere.",
+            help="Write where the border adds little and the error is below the contrast: 255 there, 0 elsewhere.",
             show_default=False,
             rich_help_panel=ERROR,
         ),

@@ -111,6 +111,7 @@ class DenseSystem:
         input_shape: of what A takes.
         output_shape: of what A gives.
         least: the smallest singular value that is not zero; 1 where there is none.
+        rank: how many are not zero, in all groups.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class DenseSystem:
             _decompose(operator, penalty, weight, rcond) if factors is None else _restored(factors, operator)
         )
         kept = self._s[self._s > 0]
+        self.rank = len(kept)
         self.least = synchronize.as_number(kept.min()) if len(kept) else 1.0
         self._inverse = torch.where(self._s > 0, 1 / self._s, 0)
 
@@ -199,6 +201,7 @@ class DenseInverse(ClosedFormInverse):
         operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
         penalty = find_penalty(problem.penalty).operator(operator.input_shape, periodic=wide.boundary.is_periodic)
         self._system = DenseSystem(operator, penalty, problem.weight, rcond=rcond, factors=factors)
+        self.rank = self._system.rank if problem.lam == 0 else None
 
     def factors(self) -> dict[str, Tensor]:
         """Return the singular values and vectors."""

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.conditioning import LostDirections, count_lost_directions
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
@@ -77,6 +78,7 @@ class Solved:
         residual = kernel.join(unexplained)
         border = border_profile(residual, kernel.size) if is_tested else ()
         weight = settings.lam * estimator.spectrum.sigma_max**2 if settings.has_lambda else 0.0
+        summary = summarize_residual(residual, detached, kernel.n_axes)
         return Reconstruction(
             image=estimator.frame(solution.value),
             solution=replace(solution, left_over=None),
@@ -85,11 +87,12 @@ class Solved:
             choice=estimator.choice,
             rcond=estimator.rcond,
             tolerance=self.tolerance,
-            residual=summarize_residual(residual, detached, kernel.n_axes),
+            residual=summary,
             border=border,
             spectrum=estimator.spectrum,
-            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight),
+            scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight, summary.absolute),
             well_posedness=_assess(estimator) if is_tested else None,
+            lost_directions=self._lost() if is_tested else None,
             lambda_choice=self.choice,
             residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
@@ -110,6 +113,15 @@ class Solved:
         return check_residual_of(
             estimator, unexplained, faded, border=border, noise=model_of(settings), least_noise=least
         )
+
+    def _lost(self) -> LostDirections | None:
+        """Count what a layer loses of its input; of a picture what lies outside the frame is lost anyway."""
+        estimator = self.estimator
+        is_tensor = self.resolution.settings.defaults is InputKind.TENSOR and self.resolution.settings.has_lambda
+        if not (isinstance(estimator, PseudoInverse) and is_tensor) or estimator.kernel.field is not None:
+            return None
+        found = count_lost_directions(estimator)
+        return found if found.n_lost > 0 else None
 
     def _notes(self) -> tuple[str, ...]:
         """Tell which samples were taken for bounds, and what a layer does not see."""
