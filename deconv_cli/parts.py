@@ -101,6 +101,7 @@ CODECS: Registry[Any] = Registry(
     "file format",
     {
         "tiff": "deconv_cli.io.codecs.tiff:TIFF",
+        "fits": "deconv_cli.io.codecs.fits:FITS",
         "png": "deconv_cli.io.codecs.png:PNG",
         "jpeg": "deconv_cli.io.codecs.jpeg:JPEG",
         "webp": "deconv_cli.io.codecs.webp:WEBP",
