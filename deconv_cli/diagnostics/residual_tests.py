@@ -40,6 +40,8 @@ TAKEN_UP = 0.4
 # Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
 N_BINS = 61
+# An estimate of whose variance noise is more than this part shows rather noise than an image.
+MOSTLY_NOISE = 0.5
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,53 @@ def check_residual(
     return ResidualTests(
         finding, level, noise, interior_rms, edge_ratio, residual, data.images, bands, kernel_size, implausible
     )
+
+
+@dataclass(frozen=True)
+class AmplifiedNoise:
+    """The noise of the data as it comes back in a linear estimate.
+
+    Attributes:
+        contrast_ratio: its size, in parts of the contrast that the data have.
+        share: its part of the variance of the estimate.
+    """
+
+    contrast_ratio: float
+    share: float
+
+    @property
+    def hides_image(self) -> bool:
+        """Whether noise is more than half of what the estimate shows, and more than all that the data show."""
+        return self.contrast_ratio > 1 and self.share > MOSTLY_NOISE
+
+
+def measure_amplified_noise(
+    residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
+) -> AmplifiedNoise | None:
+    """Measure the noise in a linear estimate.
+
+    The level of the noise is read twice: from the frequencies where the data are lowest, and from what the estimate
+    leaves over, since it keeps a known part of the noise. Exact data may look noisy to one of them, and not to both.
+
+    Args:
+        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
+        data: y, less the bias if there is one; of the same shape but for a single axis of batch.
+        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
+        estimate: x̂, shape `(*batch, C_in, *space)`.
+        noise: what kind of noise the data have, and how large it is, where that is known.
+
+    Returns:
+        `None` where the data show no noise.
+    """
+    level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
+    if level is None:
+        return None
+    by_mode = noise_by_mode(noise, bands.modes)
+    level = min(level, _rms(residual) / max(bands.noise_left(by_mode), torch.finfo(torch.float32).tiny))
+    spread, amplified = _contrast(FadedImages.of(estimate, data.n_axes)), level * bands.noise_gain(by_mode)
+    # The least contrast of an image that the kernel could turn into these data.
+    least = _contrast(data) / synchronize.as_number(bands.sigma.max())
+    return AmplifiedNoise(amplified / least, (amplified / spread) ** 2) if least * spread > 0 else None
 
 
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:

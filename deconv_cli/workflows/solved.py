@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
-from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.residual_tests import AmplifiedNoise, ResidualTests, measure_amplified_noise
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -21,7 +21,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, format_percent
-from deconv_cli.workflows.diagnose import check_residual_of
+from deconv_cli.workflows.diagnose import bands_of, check_residual_of
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.layer_settings import describe_undetermined
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -92,6 +92,7 @@ class Solved:
             well_posedness=_assess(estimator) if is_tested else None,
             lambda_choice=self.choice,
             residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,
+            amplified_noise=self._measure_noise(unexplained, faded, settings) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
         )
 
@@ -102,14 +103,23 @@ class Solved:
         estimator = self.estimator
         is_picture = settings.defaults is InputKind.PICTURE
         is_looked_at = is_picture or settings.predict
-        if not isinstance(estimator, PseudoInverse) or not is_looked_at:
-            return None
-        if estimator.kernel.field is not None or estimator.operator.is_layer:
+        if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator) or not is_looked_at:
             return None
         least = max(self.step, 0.0 if self.choice is None else self.choice.sigma)
         return check_residual_of(
             estimator, unexplained, faded, border=border, noise=model_of(settings), least_noise=least
         )
+
+    def _measure_noise(
+        self, unexplained: Tensor, faded: FadedImages, settings: ReconstructionSettings
+    ) -> AmplifiedNoise | None:
+        """Measure the noise in a linear estimate."""
+        estimator = self.estimator
+        if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator):
+            return None
+        noise = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
+        estimate = self.solution.value.detach()
+        return measure_amplified_noise(unexplained, faded, bands_of(estimator), estimate, noise)
 
     def _notes(self) -> tuple[str, ...]:
         """Tell which samples were taken for bounds, and what a layer does not see."""
@@ -122,6 +132,11 @@ class Solved:
         if isinstance(operator, LayerConvolution):
             notes += tuple(describe_undetermined(operator, self.resolution.settings.lam))
         return notes
+
+
+def _has_modes(inverse: PseudoInverse) -> bool:
+    """Return whether the kernel is the same everywhere and has no stride, so that frequencies are its modes."""
+    return inverse.kernel.field is None and not inverse.operator.is_layer
 
 
 def model_of(settings: ReconstructionSettings) -> NoiseModel:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import ResidualSummary
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
-from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
+from deconv_cli.diagnostics.residual_tests import EXCESS, AmplifiedNoise, ResidualTests
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
@@ -48,6 +48,7 @@ class DoubtReason(StrEnum):
     RESIDUAL_TESTS = "residual tests"
     CLIPPING = "clipping"
     LAMBDA = "lambda"
+    NOISE = "noise"
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,20 @@ def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]
     """
     is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
     return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+
+
+def doubt_noise(noise: AmplifiedNoise, *, is_lambda_chosen: bool) -> list[Doubt]:
+    """Doubt an estimate that shows rather the noise of the data than an image.
+
+    Args:
+        noise: in the estimate.
+        is_lambda_chosen: λ was chosen from the data, so that the kernel is in doubt.
+    """
+    if not noise.hides_image:
+        return []
+    found = f"the estimate shows mostly noise, {noise.contrast_ratio:.2g} times as strong as the contrast of the data"
+    advice = "a larger λ or another kernel" if is_lambda_chosen else 'a larger λ; lam="auto" chooses it from the data'
+    return [Doubt(DoubtReason.NOISE, f"{found}: use {advice}")]
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:
