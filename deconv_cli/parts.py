@@ -101,7 +101,6 @@ CODECS: Registry[Any] = Registry(
     "file format",
     {
         "tiff": "deconv_cli.io.codecs.tiff:TIFF",
-        "fits": "deconv_cli.io.codecs.fits:FITS",
         "png": "deconv_cli.io.codecs.png:PNG",
         "jpeg": "deconv_cli.io.codecs.jpeg:JPEG",
         "webp": "deconv_cli.io.codecs.webp:WEBP",
@@ -113,6 +112,7 @@ CODECS: Registry[Any] = Registry(
         "npy": "deconv_cli.io.codecs.npy:NPY",
         "npz": "deconv_cli.io.codecs.npz:NPZ",
         "zarr": "deconv_cli.io.codecs.zarr_folder:ZARR",
+        "fits": "deconv_cli.io.codecs.fits:FITS",
     },
 )
 """File formats, for images and tensors."""

@@ -12,7 +12,7 @@ OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBD
 
 
 def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
-    """Doubt a picture where at least half of its pieces have no λ, mostly noise, or a residual that contradicts the kernel.
+    """Doubt a picture where at least half of its pieces have no λ, show mostly noise, or contradict the kernel.
 
     Args:
         found: pieces that were restored, those with the most contrast first.

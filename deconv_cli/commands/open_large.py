@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def _lay_out(
     source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions, given: SettingValues
 ) -> LargeInput:
     from deconv_cli.blocks.invert_blocks import lay_out_problem
-    from deconv_cli.io.regions.spread_pieces import read_middle
+    from deconv_cli.io.regions.spread_pieces import read_spread
 
     if is_microscope(kernels, options):
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
@@ -83,9 +84,7 @@ def _lay_out(
     else:
         loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
     corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
-    middle = read_middle(source)
-    middle = middle.reshape(1, -1, *middle.shape[-loaded.kernel.n_axes :])
-    kind, why = choose_kind(corner, middle, loaded, given)
+    kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
     settings = ReconstructionSettings.of(**{"defaults": kind} | given)
     recorded, notes = recorded_convolution(corner, loaded.source.sha256)
     problem = lay_out_problem(

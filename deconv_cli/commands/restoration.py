@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 N_ALIGNED = 3
 """The kernel is held against so many inputs, the first of a run: looking takes longer than to restore a picture."""
+NOTABLE_NOISE = 1e-3
+"""Part of the spread of an array from which on noise spoils what is restored under the λ of tensors."""
 
 
 class Restoration:
@@ -63,7 +65,7 @@ class Restoration:
         """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
         context = self._context
         loaded = context.load(source)
-        kind, notes = choose_kind(loaded.image, loaded.values, context.loaded, self._settings)
+        kind, notes = choose_kind(loaded.image, lambda: loaded.values, context.loaded, self._settings)
         pipeline = self._pipeline(kind)
         resolution = self._resolve(pipeline, loaded.image)
         resolution = replace(resolution, notes=(*notes, *resolution.notes))
@@ -210,26 +212,28 @@ class Restoration:
 
 
 def choose_kind(
-    image: ImageFile, values: Tensor, loaded: LoadedKernel, given: SettingValues
+    image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
 ) -> tuple[InputKind, tuple[str, ...]]:
     """Choose the defaults of pictures or of tensors; says so where the samples decide, and not the format.
 
     Args:
         image: the file.
-        values: its samples or a part of them, shape `(B, C, *size)`.
+        samples: gives its samples or parts of them, shape `(*batch, *size)`.
         loaded: the kernel.
         given: the settings that were typed.
     """
     if image.is_picture:
         return InputKind.PICTURE, ()
-    is_formula = loaded.source.sha256 is None and loaded.inverse is None and loaded.kernel.n_axes > 1
+    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None and loaded.inverse is None
     is_decided = not {"defaults", "lam", "rcond"}.isdisjoint(given)
-    if is_decided or not is_formula or len(image.axes) > 3:
+    if is_decided or not is_formula or n_axes < 2 or len(image.axes) > 3:
         return InputKind.TENSOR, ()
-    from deconv_cli.workflows.find_noise import measure_noise
+    from deconv_cli.diagnostics.hann_window import FadedImages
+    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 
-    noise = measure_noise(values, loaded.kernel.n_axes)
-    if noise is None:
+    values = samples().float()
+    noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
+    if noise is None or noise < NOTABLE_NOISE * values.std():
         return InputKind.TENSOR, ()
     why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula of optics"
     return InputKind.PICTURE, (f'the array was taken for a picture, {why}; defaults="tensor" takes it for a tensor',)

@@ -55,13 +55,8 @@ class ModeBands:
     @cached_property
     def share(self) -> Tensor:
         """The part of its band that each mode stands for, shape `(n,)`."""
-        return self.share_of_all / self._sums(self.share_of_all)[self.index]
-
-    @cached_property
-    def share_of_all(self) -> Tensor:
-        """The part of all modes that each one stands for, shape `(n,)`."""
         weights = self.modes.weights[..., None].expand_as(self.modes.sigma).flatten()
-        return weights / weights.sum()
+        return weights / self._sums(weights)[self.index]
 
     @cached_property
     def _kept(self) -> Tensor:
@@ -89,13 +84,6 @@ class ModeBands:
     def noise_gain(self, noise: Tensor) -> float:
         """Compute how much stronger noise comes back, of which the power along each mode is given: shape `(*F, m)`."""
         return root_mean_square(self.modes, noise * self._squared_gain)
-
-    def noise_left(self, noise: Tensor) -> float:
-        """Compute how strong the same noise is in the residual."""
-        modes, n_modes = self.modes, self.modes.sigma.shape[-1]
-        n_outputs = modes.u.shape[-2]
-        inside = synchronize.as_number((self.share_of_all * noise.flatten() * self.lost).sum())
-        return ((n_modes * inside + n_outputs - n_modes) / n_outputs) ** 0.5
 
     def strength(self, power: Tensor) -> float:
         """Give the median power of an image along the modes that data of `power` decide, of shape `(n,)`."""

@@ -40,7 +40,7 @@ TAKEN_UP = 0.4
 # Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
 N_BINS = 61
-# An estimate of whose variance noise is more than this part shows rather noise than an image.
+# An estimate shows mostly noise where noise is more than this part of its variance.
 MOSTLY_NOISE = 0.5
 
 
@@ -169,31 +169,13 @@ def check_residual(
     )
 
 
-@dataclass(frozen=True)
-class AmplifiedNoise:
-    """The noise of the data as it comes back in a linear estimate.
-
-    Attributes:
-        contrast_ratio: its size, in parts of the contrast that the data have.
-        share: its part of the variance of the estimate.
-    """
-
-    contrast_ratio: float
-    share: float
-
-    @property
-    def hides_image(self) -> bool:
-        """Whether noise is more than half of what the estimate shows, and more than all that the data show."""
-        return self.contrast_ratio > 1 and self.share > MOSTLY_NOISE
-
-
-def measure_amplified_noise(
+def measure_noise_ratio(
     residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
-) -> AmplifiedNoise | None:
-    """Measure the noise in a linear estimate.
+) -> float | None:
+    """Compare the noise in a linear estimate that shows mostly noise with the contrast of the data.
 
-    The level of the noise is read twice: from the frequencies where the data are lowest, and from what the estimate
-    leaves over, since it keeps a known part of the noise. Exact data may look noisy to one of them, and not to both.
+    The noise is found twice: where the data are lowest, and in the residual, which holds a known part of it. Exact data
+    may look noisy in one of the two ways, but not in both.
 
     Args:
         residual: y − Ax̂, shape `(*batch, C_out, *space)`.
@@ -203,17 +185,21 @@ def measure_amplified_noise(
         noise: what kind of noise the data have, and how large it is, where that is known.
 
     Returns:
-        `None` where the data show no noise.
+        How many times as large the noise is; `None` where it is less, or not most of what the estimate shows.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     if level is None:
         return None
-    by_mode = noise_by_mode(noise, bands.modes)
-    level = min(level, _rms(residual) / max(bands.noise_left(by_mode), torch.finfo(torch.float32).tiny))
-    spread, amplified = _contrast(FadedImages.of(estimate, data.n_axes)), level * bands.noise_gain(by_mode)
-    # The least contrast of an image that the kernel could turn into these data.
-    least = _contrast(data) / synchronize.as_number(bands.sigma.max())
-    return AmplifiedNoise(amplified / least, (amplified / spread) ** 2) if least * spread > 0 else None
+    modes, by_mode = bands.modes, noise_by_mode(noise, bands.modes)
+    left = bands.mean(by_mode.flatten() * bands.lost)
+    # The residual holds all noise that no image explains: of kernels with more outputs than inputs.
+    part = modes.sigma.shape[-1] / modes.u.shape[-2]
+    share = part * sum(left) / len(left) + 1 - part
+    amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * bands.noise_gain(by_mode)
+    # The least contrast of an image that the kernel could turn into such data.
+    contrast = _contrast(data) / synchronize.as_number(bands.sigma.max())
+    is_most = amplified**2 > MOSTLY_NOISE * _contrast(FadedImages.of(estimate, data.n_axes)) ** 2
+    return amplified / contrast if is_most and amplified > contrast > 0 else None
 
 
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:

@@ -11,18 +11,14 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.diagnostics.hann_window import FadedImages
-from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 
-NOTABLE = 1e-3
-"""Part of the contrast of data from which on noise spoils what is restored under the λ of tensors."""
 _BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
 
 
@@ -62,21 +58,6 @@ def find_noise(
         found = fit_noise_spectrum(piece, basis, observed_share=observed_share, faded=whole)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
-
-
-def measure_noise(y: Tensor, n_axes: int) -> float | None:
-    """Measure the noise of blurred data whose kernel is not known to belong to a layer.
-
-    Args:
-        y: shape `(*batch, C, *size)`, of any real dtype.
-        n_axes: axes of space.
-
-    Returns:
-        In the units of the samples; `None` where there is none, or too little to matter.
-    """
-    data = y if y.is_floating_point() else y.float()
-    level = estimate_noise_of_blurred(FadedImages.of(data, n_axes))
-    return level if level is not None and level > NOTABLE * synchronize.as_number(data.std()) else None
 
 
 def find_noise_of_channels(

@@ -9,7 +9,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
-from deconv_cli.diagnostics.residual_tests import AmplifiedNoise, ResidualTests
+from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
@@ -61,7 +61,7 @@ class Reconstruction:
         predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
             that is not to be trusted.
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
-        amplified_noise: the noise in the estimate; `None` where it was not measured, or the data show none.
+        noise_ratio: the noise in parts of the contrast of the data, where the estimate shows mostly noise; else `None`.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         notes: what a user should know of how settings were resolved, a sentence each.
         channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
@@ -83,7 +83,7 @@ class Reconstruction:
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
-    amplified_noise: AmplifiedNoise | None = None
+    noise_ratio: float | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
@@ -121,8 +121,8 @@ class Reconstruction:
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
             found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
-        if self.amplified_noise is not None:
-            found += doubt_noise(self.amplified_noise, is_lambda_chosen=self.lambda_choice is not None)
+        if self.noise_ratio is not None:
+            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         if self.clipping is not None:
             found += doubt_clipping(self.clipping)
         return tuple(found)
@@ -142,9 +142,9 @@ class Reconstruction:
         """What may have gone wrong, though the result is not doubted for it, a sentence each."""
         found = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            choice, tests = part.lambda_choice, part.residual_tests
-            is_noise = any(doubt.reason is DoubtReason.NOISE for doubt in part.doubts)
-            of_residual = None if is_noise else tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
+            choice, reasons = part.lambda_choice, {doubt.reason for doubt in part.doubts}
+            tests = None if DoubtReason.NOISE in reasons else part.residual_tests
+            of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             for warning in (choice and choice.warning, of_residual):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     found.append(f"channel {number}: {warning}" if self.channels else warning)

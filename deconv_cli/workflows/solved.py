@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
-from deconv_cli.diagnostics.residual_tests import AmplifiedNoise, ResidualTests, measure_amplified_noise
+from deconv_cli.diagnostics.residual_tests import ResidualTests, measure_noise_ratio
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -92,7 +92,7 @@ class Solved:
             well_posedness=_assess(estimator) if is_tested else None,
             lambda_choice=self.choice,
             residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,
-            amplified_noise=self._measure_noise(unexplained, faded, settings) if is_tested else None,
+            noise_ratio=self._noise_ratio(unexplained, faded, settings) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
         )
 
@@ -110,16 +110,13 @@ class Solved:
             estimator, unexplained, faded, border=border, noise=model_of(settings), least_noise=least
         )
 
-    def _measure_noise(
-        self, unexplained: Tensor, faded: FadedImages, settings: ReconstructionSettings
-    ) -> AmplifiedNoise | None:
-        """Measure the noise in a linear estimate."""
+    def _noise_ratio(self, unexplained: Tensor, faded: FadedImages, settings: ReconstructionSettings) -> float | None:
+        """Compare the noise with the contrast of the data where a linear estimate shows mostly noise."""
         estimator = self.estimator
         if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator):
             return None
         noise = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
-        estimate = self.solution.value.detach()
-        return measure_amplified_noise(unexplained, faded, bands_of(estimator), estimate, noise)
+        return measure_noise_ratio(unexplained, faded, bands_of(estimator), self.solution.value.detach(), noise)
 
     def _notes(self) -> tuple[str, ...]:
         """Tell which samples were taken for bounds, and what a layer does not see."""

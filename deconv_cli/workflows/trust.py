@@ -11,7 +11,7 @@ from torch import Tensor
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import ResidualSummary
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
-from deconv_cli.diagnostics.residual_tests import EXCESS, AmplifiedNoise, ResidualTests
+from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
@@ -223,18 +223,11 @@ def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]
     return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
 
 
-def doubt_noise(noise: AmplifiedNoise, *, is_lambda_chosen: bool) -> list[Doubt]:
-    """Doubt an estimate that shows rather the noise of the data than an image.
-
-    Args:
-        noise: in the estimate.
-        is_lambda_chosen: λ was chosen from the data, so that the kernel is in doubt.
-    """
-    if not noise.hides_image:
-        return []
-    found = f"the estimate shows mostly noise, {noise.contrast_ratio:.2g} times as strong as the contrast of the data"
+def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
+    """Doubt an estimate that shows mostly noise, so many times as strong as the contrast of the data."""
+    found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of the data"
     advice = "a larger λ or another kernel" if is_lambda_chosen else 'a larger λ; lam="auto" chooses it from the data'
-    return [Doubt(DoubtReason.NOISE, f"{found}: use {advice}")]
+    return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

@@ -74,11 +74,11 @@ def test_the_first_image_is_read_and_the_others_are_named(tmp_path):
     ]
     fits.HDUList(units).writeto(tmp_path / "a.fits")
     image = read_image(tmp_path / "a.fits")
-    assert "HDU 1 (SCI) was read; left out: 0 (PRIMARY), 2 (DQ), 3 (CAT)" in image.notes[0]
+    assert "HDU 1 SCI was read; other HDUs are left out: 2 DQ, 3 CAT" in image.notes[0]
     assert "TELESCOP" in image.native_fields["FITS header"]
     assert "FILTER" in image.native_fields["FITS header"]
     assert read_image(tmp_path / "a.fits", series=2).dtype == "int16"
-    with pytest.raises(MalformedInputError, match="HDU 3, but the HDUs with images are: 1, 2"):
+    with pytest.raises(MalformedInputError, match=r"HDU 3, but has images in \[1, 2\]"):
         read_image(tmp_path / "a.fits", series=3)
 
 

@@ -34,14 +34,6 @@ def spread_place(lengths: Sequence[int], number: int) -> tuple[int, ...]:
     return tuple(min(int(share * n), n - 1) for share, n in zip(shares, lengths, strict=True))
 
 
-def read_middle(source: RegionSource) -> torch.Tensor:
-    """Read the middle of an array, with as many axes as that has."""
-    sides = cube_sides(source.shape, N_PIECES * MAX_SAMPLES)
-    starts = [(n - side) // 2 for n, side in zip(source.shape, sides, strict=True)]
-    part = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
-    return as_real_tensor(source.path, source.read(part))
-
-
 def read_spread(source: RegionSource) -> torch.Tensor:
     """Read pieces of an array, shape `(n, *piece)`."""
     sides = cube_sides(source.shape, MAX_SAMPLES)
