@@ -68,7 +68,7 @@ ALLOWED = {
     | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
     "__main__": {"commands"},
 }
-CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}
+CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}
 DRAWING = {"matplotlib", "jinja2"}
 SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}

@@ -96,7 +96,7 @@ def _beside(source: Path, ending: str) -> Path:
     from deconv_cli.io.formats import codec_named
 
     lower = source.name.lower()
-    for double in (".ome.tif", ".ome.tiff", ".ome.zarr"):
+    for double in (".ome.tif", ".ome.tiff", ".ome.zarr", ".fits.gz", ".fits.fz"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
     suffix = ".tif" if codec_named(source) is None else source.suffix
