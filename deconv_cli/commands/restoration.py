@@ -61,6 +61,7 @@ class Restoration:
         """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
         context = self._context
         loaded = context.load(source)
+        context.loaded.refuse_for(loaded.image, tuple(loaded.values.shape[2:]))
         pipeline = self._pipeline(loaded.image)
         resolution = self._resolve(pipeline, loaded.image)
         n_channels = loaded.values.shape[1]
