@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-N_SCALES, STANDS_OUT = 5, 4.0
+N_SCALES, STANDS_OUT = 5, 5.0
 """A sample stands out if it is so many standard deviations above zero."""
 
 

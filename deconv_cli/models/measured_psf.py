@@ -131,7 +131,7 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
         cleaned = shift(cleaned, rest.expand(len(cleaned), -1)).clamp_min(0)
     else:
         center = [float(at) for at in middles]
-    levels = ", ".join(f"{_background(channel)[0]:g}" for channel in channels)
+    levels = ", ".join(f"{_background(channel)[0]:.3g}" for channel in channels)
     note = (
         f"the kernel was cleaned: a background of {levels} was subtracted, its {format_size(size)} taps were cropped "
         f"to {format_size(tuple(cleaned.shape[1:]))}, and its center was moved by "

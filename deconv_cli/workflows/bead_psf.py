@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UntrustworthyResultError, UsageError
 from deconv_cli.kernels.beads.bead_average import (
@@ -16,6 +15,7 @@ from deconv_cli.kernels.beads.bead_average import (
     average_beads,
     fit_beads,
     full_widths,
+    resized,
     take_off_size,
 )
 from deconv_cli.kernels.beads.bead_finder import (
@@ -36,7 +36,7 @@ WIDTHS = 5.0
 """Beads are found and aligned in windows of so many times their full width at half maximum."""
 MOST_ACROSS = 127
 """Samples along an axis up to which the light of a bead is looked for."""
-LEFT_OUT = 0.01
+LEFT_OUT = 0.005
 """Part of that light that may lie outside of the point-spread function along each axis."""
 LEAST_SIDE, FIRST_SIDE = 9, 15
 SEEN_OF_A_BEAD = 0.8
@@ -126,7 +126,7 @@ def psf_from_beads(
     average = average_beads(windows - local)
     background = background_of(samples, census)
     whole = _light_of(samples - background, census, average, window)
-    psf = _within(whole, wanted or _holding(whole))
+    psf = resized(whole, wanted or _holding(whole))
     share = float(psf.sum() / whole.sum())
     if bead_diameter > 0:
         seen = [float(width) * length for width, length in zip(full_widths(psf[None])[0], step, strict=True)]
@@ -160,7 +160,7 @@ def _light_of(image: Tensor, census: BeadCensus, average: BeadAverage, window: S
     unlike = torch.cat([census.used[~average.is_used], census.others])
     weights = (~near_places(unlike, window, image.shape)).to(image.dtype)
     size = tuple(min(n - 1 + n % 2, MOST_ACROSS) for n in image.shape)
-    return above_noise(*fit_beads(image, places, heights, weights, size, window))
+    return above_noise(*fit_beads(image, places, heights, weights, size, average.template))
 
 
 def _holding(light: Tensor) -> Size:
@@ -172,12 +172,6 @@ def _holding(light: Tensor) -> Size:
         half = int((folded < (1 - LEFT_OUT) * folded[-1]).sum())
         size.append(2 * min(max(half, LEAST_SIDE // 2), n // 2) + 1)
     return tuple(size)
-
-
-def _within(light: Tensor, size: Size) -> Tensor:
-    """Crop to a size around the middle, or fill up with zeros to it."""
-    margins = [(k - n) // 2 for k, n in zip(size, light.shape, strict=True)]
-    return functional.pad(light, [margin for margin in reversed(margins) for _ in range(2)])
 
 
 def _outermost(psf: Tensor) -> float | None:

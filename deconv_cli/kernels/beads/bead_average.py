@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.kernels.beads.bead_finder import near_places
 from deconv_cli.measured_light import shift, smooth
@@ -120,12 +121,12 @@ def _centered(template: Tensor) -> Tensor:
 
 
 def fit_beads(
-    image: Tensor, places: Tensor, heights: Tensor, weights: Tensor, size: Size, window: Size
+    image: Tensor, places: Tensor, heights: Tensor, weights: Tensor, size: Size, start: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Fit the light around a bead to all of an image at once, so that beads may lie within each other's tails.
 
     The image is `Σ a·T(x − s)`, linear in `T`: least squares by conjugate gradients (Björck, Numerical methods for
-    least squares problems, 1996, algorithm 7.4.1). Outside of a window `T` is smooth, so that it takes up little noise.
+    least squares problems, 1996, algorithm 7.4.1). Outside of the window `T` is smooth, and takes up little noise.
 
     Args:
         image: without its background, shape `(*n)`.
@@ -133,7 +134,7 @@ def fit_beads(
         heights: of the beads, shape `(n_beads,)`.
         weights: 1 for samples that are explained, 0 for those that are not looked at, shape `(*n)`.
         size: of the template, odd.
-        window: around its middle, odd.
+        start: the template within a window; tails are found from here on, so that no bead is taken for another's tail.
 
     Returns:
         The template, its center on the middle sample, and the standard deviation of its samples, `inf` where none was
@@ -144,7 +145,7 @@ def fit_beads(
     frame, box = (tuple(slice(n) for n in each) for each in (image.shape, size))
     middle = torch.tensor([k // 2 for k in size])
     spectrum = _points(places - middle, heights, wide)
-    is_near = near_places(middle[None], window, size)
+    is_near = near_places(middle[None], tuple(start.shape), size)
 
     def blurred(values: Tensor) -> Tensor:
         return smooth(smooth(values, 1, "constant"), 2, "constant")
@@ -152,16 +153,20 @@ def fit_beads(
     def gathered(values: Tensor, by: Tensor) -> Tensor:
         return torch.fft.irfftn(torch.fft.rfftn(values, wide, axes) * by.conj(), wide, axes)[box]
 
+    def seen(template: Tensor) -> Tensor:
+        return weights * torch.fft.irfftn(torch.fft.rfftn(template, wide, axes) * spectrum, wide, axes)[frame]
+
     def slope_of(values: Tensor) -> Tensor:
         slope = gathered(weights * values, spectrum)
         return torch.where(is_near, slope, blurred(slope))
 
-    template, rest = image.new_zeros(size), weights * image
+    template = resized(start, size)
+    rest = weights * image - seen(template)
     slope = way = slope_of(rest)
     first = power = slope.square().sum()
     for _ in range(N_STEPS):
         taken = torch.where(is_near, way, 0.0) + blurred(torch.where(is_near, 0.0, way))
-        change = weights * torch.fft.irfftn(torch.fft.rfftn(taken, wide, axes) * spectrum, wide, axes)[frame]
+        change = seen(taken)
         step = power / change.square().sum()
         template, rest = template + step * taken, rest - step * change
         slope, before = slope_of(rest), power
@@ -173,6 +178,12 @@ def fit_beads(
     coverage = gathered(weights, _points((places - middle).round(), heights.square(), wide))
     is_seen = coverage > SEEN * heights.square().sum()
     return template, torch.where(is_seen, noise * coverage.clamp_min(1e-300).rsqrt(), math.inf)
+
+
+def resized(light: Tensor, size: Size) -> Tensor:
+    """Crop to a size around the middle, or fill up with zeros to it."""
+    margins = [(k - n) // 2 for k, n in zip(size, light.shape, strict=True)]
+    return functional.pad(light, [margin for margin in reversed(margins) for _ in range(2)])
 
 
 def _points(places: Tensor, heights: Tensor, size: Size) -> Tensor:

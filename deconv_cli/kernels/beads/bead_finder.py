@@ -17,6 +17,8 @@ THRESHOLD = 8.0
 RING = 0.2
 """A maximum beside one that is so much brighter is a ring of it, and no bead."""
 CLIP, N_CLIPS = 3.0, 8
+TAILS = 0.2
+"""Tails fill a stack whose darkest place, smoothed, is so many standard deviations below the rest."""
 NEAR = 1.25
 """Beads are too close to one another within so many half widths of the window."""
 
@@ -120,11 +122,13 @@ def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:
 
 
 def background_of(image: Tensor, census: BeadCensus) -> float:
-    """Estimate the background: far from all beads of a picture, in the darkest place of a stack, full of tails."""
-    if image.ndim == 3:
-        return float(smooth(smooth(smooth(image), 2), 4).min())
+    """Estimate the background far from all beads, or in the darkest place where their tails fill the image."""
     everywhere = image[census.is_background]
-    return clipped_mean(everywhere)[0] if len(everywhere) else float(image.min())
+    if not len(everywhere):
+        return float(image.min())
+    level, noise = clipped_mean(everywhere)
+    darkest = float(smooth(smooth(smooth(image), 2), 4).min())
+    return darkest if image.ndim == 3 and level - darkest > TAILS * noise else level
 
 
 def cut_windows(image: Tensor, places: Tensor, size: Size) -> Tensor:
