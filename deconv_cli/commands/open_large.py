@@ -78,12 +78,13 @@ def _lay_out(
     from deconv_cli.blocks.invert_blocks import lay_out_problem
     from deconv_cli.io.regions.spread_pieces import read_spread
 
+    whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
     if is_microscope(kernels, options):
-        whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
-        loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole)
+        loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole, given.get("spacing"))
     else:
         loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
     corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
+    loaded.refuse_for(corner, whole)
     kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
     settings = ReconstructionSettings.of(**{"defaults": kind} | given)
     recorded, notes = recorded_convolution(corner, loaded.source.sha256)

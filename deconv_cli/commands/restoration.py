@@ -65,6 +65,7 @@ class Restoration:
         """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
         context = self._context
         loaded = context.load(source)
+        context.loaded.refuse_for(loaded.image, tuple(loaded.values.shape[2:]))
         kind, notes = choose_kind(loaded.image, lambda: loaded.values, context.loaded, self._settings)
         pipeline = self._pipeline(kind)
         resolution = self._resolve(pipeline, loaded.image)
