@@ -18,7 +18,7 @@ from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.regions.region_source import Region, RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.operators.axes import crop
@@ -69,11 +69,13 @@ class ExtraNumbers:
         squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
         squared_error: of the real one; `None` where no truth is known.
         thumbnails: its parts of them.
+        digests: of what it wrote into each file.
     """
 
     squared_predicted: float | None = None
     squared_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +132,10 @@ class ExtraWork:
             image: the estimate from them, shape `(B, C_in, *image)`.
         """
         curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
-        predicted = None
+        predicted, digests = None, []
         if self.error is not None:
             predicted = self._squared_prediction(block, image if curve is None else curve.to_light(image, n_axes))
-            self._write(block, predicted)
+            digests = self._write(block, predicted)
         core = self.problem.crop(image, block.data, block.core)
         error = None
         if self.extras.truth is not None:
@@ -144,6 +146,7 @@ class ExtraWork:
             squared_predicted=None if predicted is None else float(predicted.double().sum()),
             squared_error=error,
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
+            digests=tuple(digests),
         )
 
     def _squared_prediction(self, block: Block, image: Tensor) -> Tensor:
@@ -160,20 +163,22 @@ class ExtraWork:
         found = self.error.squared_error(around, reached, self.problem.image_size)
         return crop(found, tuple(starts), tuple(stop - start for start, stop in block.core))
 
-    def _write(self, block: Block, predicted: Tensor) -> None:
+    def _write(self, block: Block, predicted: Tensor) -> list[str]:
+        digests = []
         if self.extras.error_map is not None:
-            _write_part(self.extras.error_map, block, predicted.sqrt().float())
+            digests.append(_write_part(self.extras.error_map, block, predicted.sqrt().float()))
         if self.extras.trust_mask is not None:
             assert self.error is not None
-            self.write_mask(block, self.error.trusted_depth)
+            digests.append(self.write_mask(block, self.error.trusted_depth))
+        return digests
 
-    def write_mask(self, block: Block, depth: int | None) -> None:
-        """Write where a block is to be trusted: from a distance from the frame on, or nowhere."""
+    def write_mask(self, block: Block, depth: int | None) -> str:
+        """Write where a block is to be trusted: from a distance from the frame on, or nowhere; gives its digest."""
         assert self.extras.trust_mask is not None
         distance = edge_distance(self.problem.image_size, block.core)
         mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
         whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
-        _write_part(self.extras.trust_mask, block, whole)
+        return _write_part(self.extras.trust_mask, block, whole)
 
     def _thumbnails(
         self, block: Block, values: Tensor, core: Tensor, predicted: Tensor | None
@@ -210,9 +215,15 @@ def thumbnails_of(problem: BlockProblem) -> tuple[Thumbnail, Thumbnail]:
     return Thumbnail(problem.image_size, steps), Thumbnail(problem.data_size, steps)
 
 
-def _write_part(target: RegionTarget, block: Block, images: Tensor) -> None:
-    """Write pixels of shape `(B, C, *core)`."""
+def region_of(target: RegionTarget, block: Block) -> Region:
+    """Give the part of a file that a block writes."""
     layout = Layout(target.axes, target.shape, len(block.core))
-    region = layout.region(block.batch, [slice(*interval) for interval in block.core])
+    return layout.region(block.batch, [slice(*interval) for interval in block.core])
+
+
+def _write_part(target: RegionTarget, block: Block, images: Tensor) -> str:
+    """Write pixels of shape `(B, C, *core)`; gives their digest."""
+    region = region_of(target, block)
     sizes = tuple(part.stop - part.start for part in region)
-    target.write(region, from_images(replace(layout, sizes=sizes), images.cpu().numpy()))
+    layout = Layout(target.axes, sizes, len(block.core))
+    return target.write_part(region, from_images(layout, images.cpu().numpy()))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork, region_of
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.seam_places import corner_of
 from deconv_cli.blocks.thumbnail import ThumbnailPart
+from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sample_conversion import convert_samples
 from deconv_cli.operators.axes import space_axes
@@ -45,6 +49,9 @@ class BlockResult:
         squared_error: of the real one; `None` where no truth is known.
         n_estimated: samples of the estimate.
         thumbnails: its parts of small pictures of the whole.
+        digests: of what it wrote into each file, in the order of `BlockTask.targets`.
+        data_digest: of its data.
+        changed_ns: when the input was changed last, as `RegionSource.changed_ns` gives it.
     """
 
     number: int
@@ -63,6 +70,9 @@ class BlockResult:
     squared_error: float | None = None
     n_estimated: int = 0
     thumbnails: tuple[ThumbnailPart, ...] = ()
+    digests: tuple[str, ...] = ()
+    data_digest: str = ""
+    changed_ns: int = 0
 
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
@@ -71,7 +81,8 @@ class BlockResult:
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> BlockResult:
         """Read what `as_record` gave."""
-        return cls(**record | {"thumbnails": tuple(ThumbnailPart(**part) for part in record["thumbnails"])})
+        parts, digests = (ThumbnailPart(**part) for part in record["thumbnails"]), record["digests"]
+        return cls(**record | {"thumbnails": tuple(parts), "digests": tuple(digests)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +120,28 @@ class BlockTask:
     def extra_work(self) -> ExtraWork:
         """What is done to a block besides."""
         return ExtraWork(self.problem, self.extras, self.plan.error)
+
+    @cached_property
+    def _changed_ns(self) -> int:
+        return self.problem.source.changed_ns()
+
+    def holds(self, done: BlockResult) -> bool:
+        """Tell whether all files still hold what a block wrote.
+
+        Raises:
+            UsageError: the input is another one by now than the block was restored from.
+        """
+        block = self.grid.block(done.number)
+        is_touched = done.changed_ns != self._changed_ns
+        if is_touched and _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
+            raise UsageError(
+                f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
+                "begun; bring the earlier file back, or give force=True to start over."
+            )
+        with contextlib.suppress(DeconvError):
+            found = [samples_digest(target.read(region_of(target, block))) for target in self.targets]
+            return found == list(done.digests)
+        return False
 
     def trust_nothing(self) -> None:
         """Write the mask of a result that is doubted."""
@@ -152,7 +185,8 @@ class BlockTask:
         core = self.problem.crop(result.image, block.data, block.core)
         converted = convert_samples(core.cpu(), self.target.dtype)
         sizes = tuple(part.stop - part.start for part in block.region)
-        self.target.write(block.region, from_images(replace(self.layout, sizes=sizes), converted.samples))
+        stored = from_images(replace(self.layout, sizes=sizes), converted.samples)
+        digest = self.target.write_part(block.region, stored)
         residual = result.residual
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
         lowest, highest = (float(end) for end in core.aminmax())
@@ -174,6 +208,9 @@ class BlockTask:
             squared_error=extra.squared_error,
             n_estimated=core.numel(),
             thumbnails=extra.thumbnails,
+            digests=(*extra.digests, digest),
+            data_digest=_digest_of(values),
+            changed_ns=self._changed_ns,
         )
         return done, core
 
@@ -203,6 +240,10 @@ class BlockTask:
         if bounds is not None:
             difference = difference.masked_fill(self.problem.crop(bounds, data, shared), 0)
         return float(difference.max())
+
+
+def _digest_of(values: Tensor) -> str:
+    return samples_digest(values.cpu().contiguous().view(torch.uint8).numpy())
 
 
 class _Pipelines(threading.local):

@@ -9,8 +9,9 @@ from typing import Any
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.io.formats import codec_of_suffix
 from deconv_cli.io.hidden_names import partial_path
-from deconv_cli.io.output_path import check_output_path
+from deconv_cli.io.output import check_output_files
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.region_target import RegionTarget
 
@@ -71,7 +72,7 @@ def find_earlier(
         )
     for target, record in zip(targets, records, strict=True):
         if record is None:
-            check_output_path(target.path, source, force=force, is_folder=True)
+            check_output_files(target.path, codec_of_suffix(target.path), source, force=force)
     return known
 
 

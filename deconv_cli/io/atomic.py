@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
-from deconv_cli.io.folders import address_of, remove
+from deconv_cli.io.folders import address_of, refuse_special, remove
 from deconv_cli.io.hidden_names import PARTIAL, REPLACED, hidden_name, left_of
 from deconv_cli.io.sources import reason_of
 
@@ -21,6 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     `check` raises if that file is not what was meant.
 
     Raises:
+        UsageError: the path is a pipe or a device.
         FileAccessError: disk full, no permission, or the file does not read back.
     """
     if address_of(path):
@@ -30,6 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     final = path.resolve() if path.is_symlink() else path
     temporary = hidden_name(final, PARTIAL)
     try:
+        refuse_special(final)
         remove_left(final, PARTIAL)
         _checked(path, temporary, write, check)
         put_in_place(temporary, final)

@@ -11,6 +11,7 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array, Codec, WriteRequest, not_carried
+from deconv_cli.io.folders import is_there
 from deconv_cli.io.formats import codec_of_suffix
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.output_path import check_output_path
@@ -64,10 +65,18 @@ def plan_output(
     return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
 
 
-def check_output_files(path: Path, codec: Codec, source: Path, *, force: bool, make_folder: bool = False) -> None:
-    """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does."""
+def check_output_files(
+    path: Path, codec: Codec, source: Path, *, force: bool | None, make_folder: bool = False
+) -> None:
+    """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does.
+
+    A record whose file is gone may be replaced, unless it is a link.
+    """
     check_output_path(path, source, force=force, make_folder=make_folder, is_folder=codec.is_folder)
-    if not codec.record_inside:
+    if codec.record_inside:
+        return
+    left = None if is_there(path) or records.beside(path).is_symlink() else records.read_beside(path)
+    if left is None or not isinstance(left.get("output"), dict):
         check_output_path(records.beside(path), source, force=force, make_folder=make_folder)
 
 

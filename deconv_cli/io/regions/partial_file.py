@@ -7,6 +7,7 @@ import glob
 import os
 import secrets
 import shutil
+import stat
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,28 +30,31 @@ def check_room(path: Path, n_bytes: int) -> None:
         )
 
 
-def make_partial(path: Path, n_bytes: int, is_right: Callable[[], bool], make: Callable[[Path], None]) -> None:
+def make_partial(path: Path, n_bytes: int, is_right: Callable[[Path], bool], make: Callable[[Path], None]) -> bool:
     """Make the hidden file, unless an earlier run or another process made it.
 
     Args:
         path: where the result will be.
         n_bytes: that it will take.
-        is_right: tells whether the hidden file that is there is what this run would make; else it is removed.
-        make: makes it, of its final size, under another name.
+        is_right: tells whether the hidden file that is there is like a new one in all but the samples; else it is
+            removed. A link, a pipe or a device is never right.
+        make: makes a new one, of its final size, under another name.
+
+    Returns:
+        Whether the hidden file was there already.
 
     Raises:
         FileAccessError: the disk has too little room.
     """
     partial = partial_path(path)
-    # A file of this name was whole from the start, so that one which is not right is of another run.
-    if partial.exists():
-        if is_right():
-            return
-        partial.unlink()
-    check_room(path, n_bytes)
     own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
     try:
         make(own)
+        # A file of this name was whole from the start, so that one which is not right is of another run.
+        if _has_no_other_name(partial) and is_right(own):
+            return True
+        partial.unlink(missing_ok=True)
+        check_room(path, n_bytes)
         # Of several processes the first one wins: the others may have written into its file already.
         with contextlib.suppress(FileExistsError):
             os.link(own, partial)
@@ -60,6 +64,17 @@ def make_partial(path: Path, n_bytes: int, is_right: Callable[[], bool], make: C
     if hasattr(os, "posix_fallocate"):
         with partial.open("rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
+    return False
+
+
+def _has_no_other_name(partial: Path) -> bool:
+    """Tell whether the hidden file is an ordinary one that is known by its name alone, or by that it is made under."""
+    names = [*partial.parent.glob(f"{glob.escape(partial.name)}*")]
+    try:
+        found = partial.lstat()  # after the names: of those the file only loses some
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= sum(os.path.samestat(found, n.lstat()) for n in names)
 
 
 def remove_partial(path: Path) -> None:
@@ -95,10 +110,10 @@ def refusing_to_write(path: Path) -> Iterator[None]:
 class PartialFile(RegionTarget):
     """An array in one file in the making, whose writers change its samples alone."""
 
-    def create(self) -> None:
+    def create(self) -> bool:
         """Make the hidden file, with all the room that it will need."""
         with refusing_to_write(self.path):
-            make_partial(self.path, self.n_bytes, self._is_there, self._make)
+            return make_partial(self.path, self.n_bytes, self._is_like, self._make)
 
     def is_begun(self) -> bool:
         """Look for the hidden file."""
@@ -114,5 +129,10 @@ class PartialFile(RegionTarget):
         """Make the file, of its final size, under a name."""
 
     @abstractmethod
-    def _is_there(self) -> bool:
-        """Tell whether the file in the making is the one that is meant."""
+    def _is_like(self, new: Path) -> bool:
+        """Tell whether the file in the making differs from a new one in its samples alone."""
+
+    @property
+    def _written(self) -> Path:
+        """The file in the making, or the result where that is in its place."""
+        return partial_path(self.path) if self.is_begun() else self.path

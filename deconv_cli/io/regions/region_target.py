@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deconv_cli.io import records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.folders import spelled
 from deconv_cli.io.regions.region_source import Region
@@ -49,8 +50,11 @@ class RegionTarget(ABC):
         return spelled(self.path)
 
     @abstractmethod
-    def create(self) -> None:
-        """Make room for the result beside `path`; where there is room from an earlier run already, keep it.
+    def create(self) -> bool:
+        """Make room for the result beside `path`, unless an earlier run or another process made it.
+
+        Returns:
+            Whether there was room already. What differs from it in more than its samples is replaced by new room.
 
         Raises:
             FileAccessError: no permission, or the disk has too little room.
@@ -66,6 +70,19 @@ class RegionTarget(ABC):
 
         Raises:
             FileAccessError: it cannot be written.
+        """
+
+    def write_part(self, region: Region, samples: Array) -> str:
+        """Write a part as `write` does; gives the digest of its samples."""
+        self.write(region, samples)
+        return records.samples_digest(samples.astype(self.dtype, copy=False))
+
+    @abstractmethod
+    def read(self, region: Region) -> Array:
+        """Read a part that was written, of the result in the making or of that in its place.
+
+        Raises:
+            DeconvError: it is damaged, cannot be read, or there is neither.
         """
 
     def check_units(self, region: Region) -> None:
