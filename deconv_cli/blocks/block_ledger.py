@@ -41,22 +41,22 @@ class BlockLedger:
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
     def read_plan(self) -> BlockPlan | None:
-        """Read the plan that an earlier run made; `None` without one.
+        """Read the plan that an earlier run made; `None` where none was begun.
 
         Raises:
-            FileAccessError: there is one, but it cannot be read, without which blocks that are done are of no use.
+            FileAccessError: it cannot be read, or is gone, without which blocks that are done are of no use.
         """
-        path = self.folder / "plan.json"
+        path, n_done = self.folder / "plan.json", len(self.results())  # before the plan, which other jobs write first
         try:
             if self.folder.is_symlink():
                 raise OSError(errno.ELOOP, "it is a link")
             return BlockPlan.of_record(open_sealed(read_lines(path)))
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, FileNotFoundError) and not n_done:
+                return None
             raise FileAccessError(
-                f"'{path}', the plan of an earlier run of which {len(self.results())} blocks are done, cannot be read: "
-                "it is damaged, of another version, or not permitted; force=True starts over."
+                f"'{path}', the plan of an earlier run of which {n_done} blocks are done, cannot be read: it is gone, "
+                "damaged, of another version, or not permitted; force=True starts over."
             ) from error
 
     def write_plan(self, plan: BlockPlan) -> BlockPlan:
@@ -96,13 +96,11 @@ class BlockLedger:
         """List the blocks that are done, by their numbers; those whose lines are damaged are not."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
-            text = ""
             with contextlib.suppress(OSError):
-                text = read_lines(path)
-            for line in text.splitlines():
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    result = BlockResult.of_record(open_sealed(line))
-                    found[result.number] = result
+                for line in read_lines(path).splitlines():
+                    with contextlib.suppress(ValueError, TypeError, KeyError):
+                        result = BlockResult.of_record(open_sealed(line))
+                        found[result.number] = result
         return found
 
     def is_first_to_finish(self) -> bool:
@@ -125,14 +123,13 @@ class BlockLedger:
 
     def forget(self, fingerprint: str | None) -> None:
         """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun anew."""
-        has_blocks = bool(self.results())  # before the plan, which other jobs write first
         try:
             plan = self.read_plan()
-            is_meant = has_blocks if plan is None else plan.fingerprint == fingerprint
         except FileAccessError:
-            is_meant = True
-        if is_meant:
             self.remove()
+        else:
+            if plan is not None and plan.fingerprint == fingerprint:
+                self.remove()
 
     def remove(self) -> None:
         """Remove the folder, at once for all who look for it."""

@@ -18,7 +18,7 @@ from deconv_cli.blocks.earlier_run import find_earlier, record_of
 from deconv_cli.blocks.plan_blocks import fingerprint_of, plan_blocks, with_memory
 from deconv_cli.blocks.plan_extras import fingerprint_with, plan_error, with_all_units
 from deconv_cli.blocks.run_blocks import BlockListener, run_blocks
-from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.scheduler import Scheduler
@@ -124,22 +124,10 @@ class BlockRun:
         if summary is not None and not self.ledger.is_first_to_finish():
             return BlockReconstruction(task, None)
         if summary is not None:
-            if share is not None:
-                self._check_others(task, share)
             self._put_in_place(found, describe(found))
             conclude(found)
             self.ledger.remove()
         return found
-
-    def _check_others(self, task: BlockTask, share: JobShare) -> None:
-        """Refuse by `FileAccessError` to call whole what has lost blocks that other jobs wrote."""
-        done, own = self.ledger.results(), set(self.numbers(share))
-        n_lost = sum(number not in own and not task.holds(done[number]) for number in range(task.grid.n_blocks))
-        if n_lost:
-            raise FileAccessError(
-                f"'{task.target.spelled_path}' has lost {n_lost} of the {task.grid.n_blocks} blocks that its jobs "
-                "wrote; a run of all blocks with resume=True restores them again."
-            )
 
     def _put_in_place(self, found: BlockReconstruction, record: dict[str, Any]) -> None:
         """Give all files their names that do not have them yet from a run which was ended meanwhile."""

@@ -51,7 +51,6 @@ class BlockResult:
         thumbnails: its parts of small pictures of the whole.
         digests: of what it wrote into each file, in the order of `BlockTask.targets`.
         data_digest: of its data.
-        changed_ns: when the input was changed last, as `RegionSource.changed_ns` gives it.
     """
 
     number: int
@@ -72,7 +71,6 @@ class BlockResult:
     thumbnails: tuple[ThumbnailPart, ...] = ()
     digests: tuple[str, ...] = ()
     data_digest: str = ""
-    changed_ns: int = 0
 
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
@@ -121,23 +119,19 @@ class BlockTask:
         """What is done to a block besides."""
         return ExtraWork(self.problem, self.extras, self.plan.error)
 
-    @cached_property
-    def _changed_ns(self) -> int:
-        return self.problem.source.changed_ns()
-
-    def holds(self, done: BlockResult) -> bool:
-        """Tell whether all files still hold what a block wrote.
-
-        Raises:
-            UsageError: the input is another one by now than the block was restored from.
-        """
+    def check_data(self, done: BlockResult) -> None:
+        """Refuse by `UsageError` to go on with an input whose samples have changed since a block was restored."""
         block = self.grid.block(done.number)
-        is_touched = done.changed_ns != self._changed_ns
-        if is_touched and _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
+        # A file can be replaced by one of the same size and time, so its samples alone tell.
+        if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
             raise UsageError(
                 f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
                 "begun; bring the earlier file back, or give force=True to start over."
             )
+
+    def holds(self, done: BlockResult) -> bool:
+        """Tell whether all files still hold what a block wrote."""
+        block = self.grid.block(done.number)
         with contextlib.suppress(DeconvError):
             found = [samples_digest(target.read(region_of(target, block))) for target in self.targets]
             return found == list(done.digests)
@@ -210,7 +204,6 @@ class BlockTask:
             thumbnails=extra.thumbnails,
             digests=(*extra.digests, digest),
             data_digest=_digest_of(values),
-            changed_ns=self._changed_ns,
         )
         return done, core
 

@@ -111,7 +111,7 @@ def run_blocks(
         numbers: the blocks that this run is for; `None` for all.
 
     Returns:
-        What came of them; `None` where blocks are left that this run is not for.
+        What came of them; `None` where blocks are left, or were lost, that this run is not for.
 
     Raises:
         DeconvError: a block failed; those that are done are noted. Or the input is another one by now.
@@ -136,14 +136,19 @@ def run_blocks(
         raise failures[0]
     results = ledger.results()
     every = range(task.grid.n_blocks)
-    return None if set(every) - results.keys() else BlockSummary.of([results[n] for n in every], len(waiting))
+    if set(every) - results.keys() or not all(task.holds(results[n]) for n in set(every) - set(numbers)):
+        return None
+    return BlockSummary.of([results[number] for number in every], len(waiting))
 
 
 def _held_blocks(task: BlockTask, ledger: BlockLedger, numbers: Sequence[int]) -> set[int]:
     """Find the blocks that are done and that the files hold unchanged; make room for the others."""
-    done = ledger.results()
+    results = ledger.results()
+    done = {number: results[number] for number in numbers if number in results}
+    for result in done.values():
+        task.check_data(result)
     are_kept = [target.create() for target in task.targets if target.is_begun()]
-    held = {number for number in numbers if all(are_kept) and number in done and task.holds(done[number])}
+    held = {number for number, result in done.items() if all(are_kept) and task.holds(result)}
     if len(held) == len(numbers):
         return held
     # A file that is gone, or in its place already, is made anew, and then holds no block.

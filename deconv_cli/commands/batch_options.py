@@ -19,6 +19,8 @@ _NOT_SETTINGS = {
     *("skip_existing", "manifest", "resume", "jobs", "cluster", "scheduler"),
 }
 """Parameters that change nothing in what is computed for a file."""
+_WRITTEN = {"error_map", "trust_mask"}
+"""Others that name files which are written."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,13 @@ def settings_of(invocation: typer.Context) -> dict[str, Any]:
 
     typed = {name: invocation.params[name] for name in sorted(typed_options(invocation) - _NOT_SETTINGS)}
     settings = {name: _as_json(value) for name, value in typed.items()}
-    files = [path for value in settings.values() for path in _files_in(value)]
-    return settings | {"files": {str(path): fingerprint(path) for path in files}}
+    return settings | {"files": {str(path): fingerprint(path) for path in files_read(invocation)}}
+
+
+def files_read(invocation: typer.Context) -> list[Path]:
+    """List the files besides the inputs that the options name and that are read."""
+    names = sorted(typed_options(invocation) - _NOT_SETTINGS - _WRITTEN)
+    return [path for name in names for path in _files_in(_as_json(invocation.params[name]))]
 
 
 def _as_json(value: object) -> object:

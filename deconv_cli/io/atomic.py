@@ -47,8 +47,10 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
 def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
     """Write the line that describes a file beside it: it waits, written, until `write_file` has put that in place.
 
-    So neither of them is there for long alone.
+    So neither of them is there for long alone. A link in its place, which nobody named, is replaced itself.
     """
+    if path.is_symlink():
+        path.unlink()
     write_atomically(
         path,
         lambda temporary: _write_line(temporary, line),

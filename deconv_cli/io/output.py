@@ -11,7 +11,6 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array, Codec, WriteRequest, not_carried
-from deconv_cli.io.folders import is_there
 from deconv_cli.io.formats import codec_of_suffix
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.output_path import check_output_path
@@ -68,15 +67,9 @@ def plan_output(
 def check_output_files(
     path: Path, codec: Codec, source: Path, *, force: bool | None, make_folder: bool = False
 ) -> None:
-    """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does.
-
-    A record whose file is gone may be replaced, unless it is a link.
-    """
+    """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does."""
     check_output_path(path, source, force=force, make_folder=make_folder, is_folder=codec.is_folder)
-    if codec.record_inside:
-        return
-    left = None if is_there(path) or records.beside(path).is_symlink() else records.read_beside(path)
-    if left is None or not isinstance(left.get("output"), dict):
+    if not codec.record_inside:
         check_output_path(records.beside(path), source, force=force, make_folder=make_folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -133,8 +132,6 @@ class NpyTarget(PartialFile):
         # The record first: as long as the hidden file is there, a run that is gone on with does both again.
         write_line_beside(records.beside(self.path), records.encode_record(complete), lambda: None)
         with refusing_to_write(self.path):
-            with partial_path(self.path).open("rb+") as stream:
-                os.fsync(stream.fileno())
             put_in_place(self.path)
 
     def _digest(self) -> str:

@@ -55,9 +55,9 @@ def make_partial(path: Path, n_bytes: int, is_right: Callable[[Path], bool], mak
             return True
         partial.unlink(missing_ok=True)
         check_room(path, n_bytes)
-        # Of several processes the first one wins: the others may have written into its file already.
-        with contextlib.suppress(FileExistsError):
-            os.link(own, partial)
+        os.link(own, partial)
+    except FileExistsError:
+        return True  # of several processes the first one wins, and may have written into its file already
     finally:
         own.unlink(missing_ok=True)
     # A map of a file without room on the disk ends a process.
@@ -68,13 +68,15 @@ def make_partial(path: Path, n_bytes: int, is_right: Callable[[Path], bool], mak
 
 
 def _has_no_other_name(partial: Path) -> bool:
-    """Tell whether the hidden file is an ordinary one that is known by its name alone, or by that it is made under."""
-    names = [*partial.parent.glob(f"{glob.escape(partial.name)}*")]
-    try:
-        found = partial.lstat()  # after the names: of those the file only loses some
-    except FileNotFoundError:
+    """Tell whether the hidden file is an ordinary one, known by its name alone or by that under which it is made."""
+    if not os.path.lexists(partial):
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_nlink <= sum(os.path.samestat(found, n.lstat()) for n in names)
+    inodes = []
+    for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            inodes.append(name.lstat().st_ino)
+    found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
 
 
 def remove_partial(path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io.codec import Array
-from deconv_cli.io.folders import address_of, spelled
+from deconv_cli.io.folders import spelled
 from deconv_cli.io.sources import reason_of
 from deconv_cli.io.stored_image import Metadata
 
@@ -74,17 +74,6 @@ class RegionSource(ABC):
 
         Reading all samples of a file of terabytes for a hash would cost more than the work.
         """
-
-    def changed_ns(self) -> int:
-        """Give when the disk last changed a file of the array, in ns, which no program can set back; 0 at an address.
-
-        It changes too where the file is copied, linked or permitted to others: whoever finds another time looks at the
-        samples.
-        """
-        if address_of(self.path):
-            return 0
-        files = [self.path, *self.path.rglob("*")] if self.path.is_dir() else [self.path]
-        return max(file.lstat().st_ctime_ns for file in files)
 
 
 def fingerprint_of_file(path: Path, *described: object) -> str:

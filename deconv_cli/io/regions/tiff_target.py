@@ -12,7 +12,6 @@ import numpy as np
 
 from deconv_cli.errors import InputRefusedError
 from deconv_cli.io import records
-from deconv_cli.io.atomic import synchronize
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.hidden_names import partial_path
@@ -47,15 +46,14 @@ class TiffTarget(PartialFile):
         return rows, columns
 
     def _is_like(self, new: Path) -> bool:
-        if partial_path(self.path).stat().st_size < new.stat().st_size:
-            return False
+        def said(path: Path) -> list[object]:
+            image, grid = _headers_of(path)
+            places = grid.offsets.tobytes(), grid.sizes.tobytes()
+            return [image.shape, image.dtype, image.axes, image.metadata, image.record is None, *places]
+
+        # By what they say, not by their bytes: a run that was ended may have added its record.
         with contextlib.suppress(OSError, InputRefusedError):
-            found, expected = (_headers_of(path) for path in (partial_path(self.path), new))
-            # By what they say, not by their bytes: a run that was ended may have added its record.
-            said, to_say = ((i.shape, i.dtype, i.axes, i.metadata, i.record is None) for i, _ in (found, expected))
-            return said == to_say and all(
-                np.array_equal(getattr(found[1], name), getattr(expected[1], name)) for name in ("offsets", "sizes")
-            )
+            return said(partial_path(self.path)) == said(new)
         return False
 
     def read(self, region: Region) -> Array:
@@ -82,7 +80,6 @@ class TiffTarget(PartialFile):
 
         complete = TIFF.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
         with refusing_to_write(self.path):
-            synchronize(partial_path(self.path))  # which takes long, so that the record and the name follow at once
             write_record(partial_path(self.path), self.metadata, complete)
             put_in_place(self.path)
 
