@@ -16,7 +16,7 @@ from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail, ThumbnailPart, ch
 from deconv_cli.diagnostics.edge_bands import edge_distance
 from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import UsageError
-from deconv_cli.io.codec import from_images
+from deconv_cli.io.codec import Array, from_images
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_source import Region, RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -166,7 +166,7 @@ class ExtraWork:
     def _write(self, block: Block, predicted: Tensor) -> list[str]:
         digests = []
         if self.extras.error_map is not None:
-            digests.append(_write_part(self.extras.error_map, block, predicted.sqrt().float()))
+            digests.append(write_block(self.extras.error_map, block, predicted.sqrt().float().cpu().numpy()))
         if self.extras.trust_mask is not None:
             assert self.error is not None
             digests.append(self.write_mask(block, self.error.trusted_depth))
@@ -178,7 +178,7 @@ class ExtraWork:
         distance = edge_distance(self.problem.image_size, block.core)
         mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
         whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
-        return _write_part(self.extras.trust_mask, block, whole)
+        return write_block(self.extras.trust_mask, block, whole.cpu().numpy())
 
     def _thumbnails(
         self, block: Block, values: Tensor, core: Tensor, predicted: Tensor | None
@@ -221,9 +221,8 @@ def region_of(target: RegionTarget, block: Block) -> Region:
     return layout.region(block.batch, [slice(*interval) for interval in block.core])
 
 
-def _write_part(target: RegionTarget, block: Block, images: Tensor) -> str:
+def write_block(target: RegionTarget, block: Block, images: Array) -> str:
     """Write pixels of shape `(B, C, *core)`; gives their digest."""
     region = region_of(target, block)
-    sizes = tuple(part.stop - part.start for part in region)
-    layout = Layout(target.axes, sizes, len(block.core))
-    return target.write_part(region, from_images(layout, images.cpu().numpy()))
+    layout = Layout(target.axes, tuple(part.stop - part.start for part in region), len(block.core))
+    return target.write_part(region, from_images(layout, images))

@@ -83,9 +83,7 @@ class BlockLedger:
         """
         line = seal_record(result.as_record()) + "\n"
         with refusing_to_write(self.folder):
-            # Neither through a link nor into a pipe, which may be there in place of the file.
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
             descriptor = os.open(self.folder / f"done-{process_name()}.jsonl", flags, 0o666)
             try:
                 os.write(descriptor, line.encode("ascii"))
@@ -123,13 +121,11 @@ class BlockLedger:
 
     def forget(self, fingerprint: str | None) -> None:
         """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun anew."""
-        try:
+        with contextlib.suppress(FileAccessError):
             plan = self.read_plan()
-        except FileAccessError:
-            self.remove()
-        else:
-            if plan is not None and plan.fingerprint == fingerprint:
-                self.remove()
+            if plan is None or plan.fingerprint != fingerprint:
+                return
+        self.remove()
 
     def remove(self) -> None:
         """Remove the folder, at once for all who look for it."""

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork, region_of
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork, region_of, write_block
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.seam_places import corner_of
 from deconv_cli.blocks.thumbnail import ThumbnailPart
 from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -178,9 +177,7 @@ class BlockTask:
         result = self.problem.restore(values, block.data, pipeline)
         core = self.problem.crop(result.image, block.data, block.core)
         converted = convert_samples(core.cpu(), self.target.dtype)
-        sizes = tuple(part.stop - part.start for part in block.region)
-        stored = from_images(replace(self.layout, sizes=sizes), converted.samples)
-        digest = self.target.write_part(block.region, stored)
+        digest = write_block(self.target, block, converted.samples)
         residual = result.residual
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
         lowest, highest = (float(end) for end in core.aminmax())

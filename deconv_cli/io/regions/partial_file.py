@@ -30,14 +30,14 @@ def check_room(path: Path, n_bytes: int) -> None:
         )
 
 
-def make_partial(path: Path, n_bytes: int, is_right: Callable[[Path], bool], make: Callable[[Path], None]) -> bool:
+def make_partial(path: Path, n_bytes: int, said_by: Callable[[Path], object], make: Callable[[Path], None]) -> bool:
     """Make the hidden file, unless an earlier run or another process made it.
 
     Args:
         path: where the result will be.
         n_bytes: that it will take.
-        is_right: tells whether the hidden file that is there is like a new one in all but the samples; else it is
-            removed. A link, a pipe or a device is never right.
+        said_by: gives all that such a file says besides its samples. A hidden file that says something else than a new
+            one is removed, and so is a link, a pipe or a device.
         make: makes a new one, of its final size, under another name.
 
     Returns:
@@ -51,7 +51,7 @@ def make_partial(path: Path, n_bytes: int, is_right: Callable[[Path], bool], mak
     try:
         make(own)
         # A file of this name was whole from the start, so that one which is not right is of another run.
-        if _has_no_other_name(partial) and is_right(own):
+        if _has_no_other_name(partial) and said_by(partial) == said_by(own):
             return True
         partial.unlink(missing_ok=True)
         check_room(path, n_bytes)
@@ -115,7 +115,7 @@ class PartialFile(RegionTarget):
     def create(self) -> bool:
         """Make the hidden file, with all the room that it will need."""
         with refusing_to_write(self.path):
-            return make_partial(self.path, self.n_bytes, self._is_like, self._make)
+            return make_partial(self.path, self.n_bytes, self._said_by, self._make)
 
     def is_begun(self) -> bool:
         """Look for the hidden file."""
@@ -131,8 +131,8 @@ class PartialFile(RegionTarget):
         """Make the file, of its final size, under a name."""
 
     @abstractmethod
-    def _is_like(self, new: Path) -> bool:
-        """Tell whether the file in the making differs from a new one in its samples alone."""
+    def _said_by(self, path: Path) -> object:
+        """Give all that a file in the making says besides its samples."""
 
     @property
     def _written(self) -> Path:

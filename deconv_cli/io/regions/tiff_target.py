@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,16 +44,14 @@ class TiffTarget(PartialFile):
         rows, columns = (tile_side(self.shape[self.axes.index(letter)]) for letter in "YX")
         return rows, columns
 
-    def _is_like(self, new: Path) -> bool:
-        def said(path: Path) -> list[object]:
+    def _said_by(self, path: Path) -> object:
+        try:
             image, grid = _headers_of(path)
-            places = grid.offsets.tobytes(), grid.sizes.tobytes()
-            return [image.shape, image.dtype, image.axes, image.metadata, image.record is None, *places]
-
-        # By what they say, not by their bytes: a run that was ended may have added its record.
-        with contextlib.suppress(OSError, InputRefusedError):
-            return said(partial_path(self.path)) == said(new)
-        return False
+        except InputRefusedError:
+            return None
+        places = grid.offsets.tobytes(), grid.sizes.tobytes()
+        # Not its bytes: a run that was ended may have added its record.
+        return [image.shape, image.dtype, image.axes, image.metadata, image.record is None, *places]
 
     def read(self, region: Region) -> Array:
         """Read a part that was written."""
