@@ -28,7 +28,7 @@ from deconv_cli.io.tensors import order_axes
 
 NAME = "NumPy .npy"
 _PIECE = 2**24
-"""Bytes that are read at a time."""
+"""Bytes that are hashed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +101,8 @@ class NpyTarget(PartialFile):
     def _make(self, own: Path) -> None:
         np.lib.format.open_memmap(own, "w+", np.dtype(self.dtype).newbyteorder("<"), self.shape)
 
-    def _said_by(self, path: Path) -> object:
-        n_bytes = path.stat().st_size
-        with path.open("rb") as stream:
-            return n_bytes, stream.read(min(max(n_bytes - self.n_bytes, 0), _PIECE))
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        return [(0, new.stat().st_size - self.n_bytes)]
 
     def read(self, region: Region) -> Array:
         """Read a part that was written."""

@@ -20,6 +20,8 @@ from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sources import reason_of
 
+PartsOf = Callable[[Path], list[tuple[int, int]]]
+
 
 def check_room(path: Path, n_bytes: int) -> None:
     """Refuse by `FileAccessError` what the disk of `path` has no room for."""
@@ -30,14 +32,14 @@ def check_room(path: Path, n_bytes: int) -> None:
         )
 
 
-def make_partial(path: Path, n_bytes: int, said_by: Callable[[Path], object], make: Callable[[Path], None]) -> bool:
+def make_partial(path: Path, n_bytes: int, parts_of: PartsOf, make: Callable[[Path], None]) -> bool:
     """Make the hidden file, unless an earlier run or another process made it.
 
     Args:
         path: where the result will be.
         n_bytes: that it will take.
-        said_by: gives all that such a file says besides its samples. A hidden file that says something else than a new
-            one is removed, and so is a link, a pipe or a device.
+        parts_of: lists the parts of a new file, first byte and end, that hold no samples. A hidden file that differs
+            from a new one there is removed, and so is a link, a pipe or a device.
         make: makes a new one, of its final size, under another name.
 
     Returns:
@@ -51,7 +53,7 @@ def make_partial(path: Path, n_bytes: int, said_by: Callable[[Path], object], ma
     try:
         make(own)
         # A file of this name was whole from the start, so that one which is not right is of another run.
-        if _has_no_other_name(partial) and said_by(partial) == said_by(own):
+        if _has_no_other_name(partial) and _is_like(partial, own, parts_of(own)):
             return True
         partial.unlink(missing_ok=True)
         check_room(path, n_bytes)
@@ -65,6 +67,15 @@ def make_partial(path: Path, n_bytes: int, said_by: Callable[[Path], object], ma
         with partial.open("rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
     return False
+
+
+def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
+    """Tell whether two files are of one size and alike in some parts."""
+    with found.open("rb") as one, new.open("rb") as other:
+        return found.stat().st_size == new.stat().st_size and all(
+            one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
+            for start, stop in parts
+        )
 
 
 def _has_no_other_name(partial: Path) -> bool:
@@ -115,7 +126,7 @@ class PartialFile(RegionTarget):
     def create(self) -> bool:
         """Make the hidden file, with all the room that it will need."""
         with refusing_to_write(self.path):
-            return make_partial(self.path, self.n_bytes, self._said_by, self._make)
+            return make_partial(self.path, self.n_bytes, self._without_samples, self._make)
 
     def is_begun(self) -> bool:
         """Look for the hidden file."""
@@ -131,8 +142,8 @@ class PartialFile(RegionTarget):
         """Make the file, of its final size, under a name."""
 
     @abstractmethod
-    def _said_by(self, path: Path) -> object:
-        """Give all that a file in the making says besides its samples."""
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        """List the parts of a new file, first byte and end, that hold no samples."""
 
     @property
     def _written(self) -> Path:

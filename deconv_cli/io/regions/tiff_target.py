@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import InputRefusedError
 from deconv_cli.io import records
+from deconv_cli.io.atomic import synchronize
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.hidden_names import partial_path
@@ -44,14 +44,11 @@ class TiffTarget(PartialFile):
         rows, columns = (tile_side(self.shape[self.axes.index(letter)]) for letter in "YX")
         return rows, columns
 
-    def _said_by(self, path: Path) -> object:
-        try:
-            image, grid = _headers_of(path)
-        except InputRefusedError:
-            return None
-        places = grid.offsets.tobytes(), grid.sizes.tobytes()
-        # Not its bytes: a run that was ended may have added its record.
-        return [image.shape, image.dtype, image.axes, image.metadata, image.record is None, *places]
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        _, grid = _headers_of(new)
+        tiles = sorted(zip(grid.offsets.flat, (grid.offsets + grid.sizes).flat, strict=True))
+        starts, stops = zip(*tiles, strict=True)
+        return [*zip((0, *stops), (*starts, new.stat().st_size), strict=True)]
 
     def read(self, region: Region) -> Array:
         """Read a part that was written."""
@@ -77,6 +74,7 @@ class TiffTarget(PartialFile):
 
         complete = TIFF.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
         with refusing_to_write(self.path):
+            synchronize(partial_path(self.path))  # which takes long: where the record was added, no run goes on
             write_record(partial_path(self.path), self.metadata, complete)
             put_in_place(self.path)
 
