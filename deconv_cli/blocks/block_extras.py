@@ -18,6 +18,7 @@ from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Array, from_images
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions.region_source import Region, RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.samples import as_real_tensor, check_finite
@@ -225,4 +226,6 @@ def write_block(target: RegionTarget, block: Block, images: Array) -> str:
     """Write pixels of shape `(B, C, *core)`; gives their digest."""
     region = region_of(target, block)
     layout = Layout(target.axes, tuple(part.stop - part.start for part in region), len(block.core))
-    return target.write_part(region, from_images(layout, images))
+    samples = from_images(layout, images)
+    target.write(region, samples)
+    return samples_digest(samples)

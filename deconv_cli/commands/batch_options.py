@@ -19,8 +19,6 @@ _NOT_SETTINGS = {
     *("skip_existing", "manifest", "resume", "jobs", "cluster", "scheduler"),
 }
 """Parameters that change nothing in what is computed for a file."""
-_WRITTEN = {"error_map", "trust_mask"}
-"""Others that name files which are written."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def settings_of(invocation: typer.Context) -> dict[str, Any]:
 
 def files_read(invocation: typer.Context) -> list[Path]:
     """List the files besides the inputs that the options name and that are read."""
-    names = sorted(typed_options(invocation) - _NOT_SETTINGS - _WRITTEN)
+    names = sorted(typed_options(invocation) - _NOT_SETTINGS - {"error_map", "trust_mask"})
     return [path for name in names for path in _files_in(_as_json(invocation.params[name]))]
 
 

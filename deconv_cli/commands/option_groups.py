@@ -26,12 +26,7 @@ FILES = "Files"
 KERNEL = "Kernel"
 OUTPUT = "What is printed"
 
-ForceOption = Annotated[
-    bool,
-    typer.Option(
-        "--force", "-f", help="Overwrite existing files; never the input, a pipe or a device.", rich_help_panel=FILES
-    ),
-]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.", rich_help_panel=FILES)]
 ShowOption = Annotated[
     bool, typer.Option("--show", help="Draw the picture in the terminal (on stderr).", rich_help_panel=OUTPUT)
 ]

@@ -33,7 +33,7 @@ def check_room(path: Path, n_bytes: int) -> None:
 
 
 def make_partial(path: Path, n_bytes: int, parts_of: PartsOf, make: Callable[[Path], None]) -> bool:
-    """Make the hidden file, unless an earlier run or another process made it.
+    """Make the hidden file, unless an earlier run or another process did; gives whether it was there already.
 
     Args:
         path: where the result will be.
@@ -41,9 +41,6 @@ def make_partial(path: Path, n_bytes: int, parts_of: PartsOf, make: Callable[[Pa
         parts_of: lists the parts of a new file, first byte and end, that hold no samples. A hidden file that differs
             from a new one there is removed, and so is a link, a pipe or a device.
         make: makes a new one, of its final size, under another name.
-
-    Returns:
-        Whether the hidden file was there already.
 
     Raises:
         FileAccessError: the disk has too little room.

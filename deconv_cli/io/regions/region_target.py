@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.io import records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.folders import spelled
 from deconv_cli.io.regions.region_source import Region
@@ -51,10 +50,9 @@ class RegionTarget(ABC):
 
     @abstractmethod
     def create(self) -> bool:
-        """Make room for the result beside `path`, unless an earlier run or another process made it.
+        """Make room for the result beside `path`, unless it is there already; gives whether it was.
 
-        Returns:
-            Whether there was room already. What differs from it in more than its samples is replaced by new room.
+        What differs from new room in more than its samples is replaced.
 
         Raises:
             FileAccessError: no permission, or the disk has too little room.
@@ -72,18 +70,9 @@ class RegionTarget(ABC):
             FileAccessError: it cannot be written.
         """
 
-    def write_part(self, region: Region, samples: Array) -> str:
-        """Write a part as `write` does; gives the digest of its samples."""
-        self.write(region, samples)
-        return records.samples_digest(samples.astype(self.dtype, copy=False))
-
     @abstractmethod
     def read(self, region: Region) -> Array:
-        """Read a part that was written, of the result in the making or of that in its place.
-
-        Raises:
-            DeconvError: it is damaged, cannot be read, or there is neither.
-        """
+        """Read a part of the result in the making, or of that in its place; raises `DeconvError` if it is damaged."""
 
     def check_units(self, region: Region) -> None:
         """Hold a writer to whole units: two that share one would overwrite each other's samples without an error.
