@@ -98,7 +98,8 @@ def _find(opened: TensorFile, layer: str) -> str:
 
 
 def _only_kernel(opened: TensorFile) -> str:
-    candidates = [name for name, shape in opened.shapes.items() if len(shape) == 4]
+    is_weight = {name: len(shape) in (3, 5) and name.endswith("weight") for name, shape in opened.shapes.items()}
+    candidates = [name for name, shape in opened.shapes.items() if len(shape) == 4 or is_weight[name]]
     if len(opened.shapes) == 1:
         candidates = list(opened.shapes)
     if len(candidates) == 1:
