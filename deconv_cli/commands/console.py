@@ -101,11 +101,11 @@ def printable(text: str) -> str:
 
 
 def table_console(*, stderr: bool) -> Console:
-    """Give a console that breaks the lines of a table only on a terminal."""
+    """Give a console that breaks the lines of a table on a terminal, and where COLUMNS asks for it."""
     from rich.console import Console
 
     console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNWRAPPED
     return console
 

@@ -45,7 +45,7 @@ def test_no_color_is_heeded_on_a_terminal(heeds):
             stdout=subprocess.DEVNULL,
             stderr=theirs,
             env=environment | {"TERM": "xterm"} | ({"NO_COLOR": "1"} if heeds else {}),
-            timeout=60,
+            timeout=300,
             check=False,
         )
         written = os.read(ours, 65536)

@@ -20,10 +20,11 @@ def run_strictly(tmp_path):
     np.save(tmp_path / "k.npy", np.array([[0.0, 0.1, 0], [0.1, 0.6, 0.1], [0, 0.1, 0]], "float32"))
 
     def run(*words, stdout=subprocess.PIPE, encoding="utf-8:strict"):
-        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        environment["PYTHONIOENCODING"] = encoding
         command = [sys.executable, "-m", "deconv_cli", *words]
         streams = {"stdout": stdout, "stderr": subprocess.PIPE}
-        return subprocess.run(command, **streams, cwd=tmp_path, env=environment, timeout=120)
+        return subprocess.run(command, **streams, cwd=tmp_path, env=environment, timeout=300)
 
     return run
 

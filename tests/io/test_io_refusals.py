@@ -188,11 +188,11 @@ def test_header_lies_are_refused_quickly_and_cheaply(tmp_path):
     read_image(tmp_path / "warm.png"), read_image(tmp_path / "warm.tif")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in names:
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(InputRefusedError) as caught:
             read_image(tmp_path / name)
         assert_one_sentence(caught.value, tmp_path / name)
-        assert time.monotonic() - start < 1, name
+        assert time.process_time() - start < 1, name
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, name
 
 
