@@ -59,7 +59,7 @@ def test_a_link_to_nothing_is_an_input_that_cannot_be_read(scans):
     assert link in listed("day10")
     assert link in listed("day10/*.tif")
     for reads in (expand, read_head):
-        with pytest.raises(UsageError, match="gone.tif' is a link to a file that does not exist"):
+        with pytest.raises(UsageError, match=r"gone\.tif' is a link to a file that does not exist"):
             reads(Path("day10/gone.tif"))
 
 
