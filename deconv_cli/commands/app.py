@@ -31,7 +31,7 @@ from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.errors import DeconvError
+from deconv_cli.errors import DeconvError, as_too_large
 
 
 class ErrorBoundary(TyperGroup):
@@ -56,6 +56,12 @@ def _reported() -> Iterator[None]:
     except DeconvError as error:
         print_error(with_options(str(error)))
         raise typer.Exit(exit_code_for(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        found = as_too_large(error)
+        if found is None:
+            raise
+        print_error(with_options(str(found)))
+        raise typer.Exit(exit_code_for(found)) from error
     except KeyboardInterrupt as error:
         print_error("interrupted; files that are not finished were not written.")
         raise typer.Exit(ExitCode.INTERRUPTED) from error

@@ -82,6 +82,9 @@ def print_warning(sentence: str) -> None:
 
 def print_document(document: dict[str, Any]) -> None:
     """Print one JSON document on stdout."""
+    from deconv_cli.io.records import finite
+
+    document = finite(document)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding)

@@ -41,6 +41,7 @@ class ZarrDescription:
         metadata: what else is said.
         record: what an earlier run wrote into it.
         notes: what is to be known of how it is read.
+        n_stored: bytes of the files of samples; at an address, which may not list them, those of the samples.
     """
 
     member: str
@@ -52,6 +53,7 @@ class ZarrDescription:
     metadata: Metadata
     record: dict[str, Any] | None
     notes: tuple[str, ...]
+    n_stored: int
 
 
 HALF_WRITTEN = ".partial"
@@ -103,20 +105,19 @@ def _sizes_of_files(folder: Path) -> list[int]:
     return [size for name, size in members if PurePosixPath(name).name not in _DESCRIPTIONS]
 
 
-def _check_files(path: Path, shape: tuple[int, ...], unit: tuple[int, ...], itemsize: int) -> tuple[str, ...]:
-    """Compare what a Zarr on the disk promises with its files of samples; say so where some are missing.
+def _check_files(
+    path: Path, shape: tuple[int, ...], unit: tuple[int, ...], itemsize: int, sizes: list[int]
+) -> tuple[str, ...]:
+    """Compare what a Zarr promises with its files of samples; it may be sparse, or half a copy, so say what is missing.
 
     Raises:
         MalformedInputError: an empty file.
-        TooLargeError: far more samples, or far more files, than there are.
+        TooLargeError: files that unfold as only a decompression bomb does, or far fewer than promised.
     """
-    if address_of(path):
-        return ()
-    sizes = _sizes_of_files(path)
     if 0 in sizes:
         raise MalformedInputError(f"'{path}' holds a file of samples that is empty; copy or export it again.")
+    limits.check_expansion(path, limits.array_bytes((len(sizes), *unit), itemsize), sum(sizes), by_parts=True)
     n_files = _n_files(shape, unit)
-    limits.check_expansion(path, limits.array_bytes((n_files, *unit), itemsize), sum(sizes), by_parts=True)
     n_missing = n_files - len(sizes)
     if n_missing > _MAX_MISSING + limits.MAX_RATIO * len(sizes):
         raise TooLargeError(
@@ -204,8 +205,12 @@ def _described(
     dtype = "bfloat16" if kind == "bfloat16" else np.dtype(kind).newbyteorder("=").name
     itemsize = max(np.dtype(kind).itemsize, 1)
     limits.check_budget(path, limits.array_bytes(chunk, itemsize))
-    notes += _check_files(path / member, shape, shard or chunk, itemsize)
-    return ZarrDescription(member, shape, dtype, axes, chunk, shard, metadata, record, notes)
+    n_stored = limits.array_bytes(shape, itemsize)
+    if not address_of(path):
+        sizes = _sizes_of_files(path / member)
+        notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
+        n_stored = sum(sizes)
+    return ZarrDescription(member, shape, dtype, axes, chunk, shard, metadata, record, notes, n_stored)
 
 
 def _chunks(array: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
