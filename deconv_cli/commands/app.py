@@ -53,11 +53,8 @@ def _reported() -> Iterator[None]:
     """Turn an error into its sentence and its exit code."""
     try:
         yield
-    except DeconvError as error:
-        print_error(with_options(str(error)))
-        raise typer.Exit(exit_code_for(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        found = as_too_large(error)
+    except (DeconvError, MemoryError, RuntimeError) as error:
+        found = error if isinstance(error, DeconvError) else as_too_large(error)
         if found is None:
             raise
         print_error(with_options(str(found)))

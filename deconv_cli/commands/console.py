@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
 import os
@@ -45,9 +44,10 @@ class _StandardStream(io.FileIO):
 
 def prepare_streams() -> None:
     """Keep stdout and stderr from failing: a reader may leave, and a name may hold bytes that are no text."""
-    codecs.register_error("deconv", _as_it_came)
-    for name, errors in (("stdout", "deconv"), ("stderr", "backslashreplace")):
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        is_as_it_came = name == "stdout" and "utf" in getattr(stream, "encoding", "").lower()
+        errors = "surrogateescape" if is_as_it_came else "backslashreplace"
         if stream is None:  # it was closed before the program began
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif stream.isatty():
@@ -55,14 +55,6 @@ def prepare_streams() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             raw = io.BufferedWriter(_StandardStream(stream.fileno(), "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=name == "stderr"))
-
-
-def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode the bytes of a name that is no text as these bytes, and what the encoding lacks by an escape."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.backslashreplace_errors(error)
 
 
 def print_error(sentence: str) -> None:

@@ -102,13 +102,12 @@ class ErrorProfile:
 
     def scaled(self, unit: float) -> ErrorProfile:
         """Give the same of images whose values are so many times as large."""
-        square = unit * unit  # infinite where a power would be an error
         return replace(
             self,
-            noise=tuple(square * value for value in self.noise),
-            missing=tuple(square * value for value in self.missing),
-            noise_detail=square * self.noise_detail,
-            energy=square * self.energy,
+            noise=tuple(unit**2 * value for value in self.noise),
+            missing=tuple(unit**2 * value for value in self.missing),
+            noise_detail=unit**2 * self.noise_detail,
+            energy=unit**2 * self.energy,
             contrast=unit * self.contrast,
         )
 

@@ -149,4 +149,4 @@ def _pooled(values: Sequence[float], units: Sequence[float]) -> float:
 
 def _over_bands(bands: Sequence[ErrorBand], rms: Sequence[float]) -> float:
     n_pixels = [band.n_pixels for band in bands]
-    return math.sqrt(sum(n * value * value for n, value in zip(n_pixels, rms, strict=True)) / sum(n_pixels))
+    return math.sqrt(sum(n * value**2 for n, value in zip(n_pixels, rms, strict=True)) / sum(n_pixels))

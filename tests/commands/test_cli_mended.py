@@ -144,3 +144,23 @@ def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gent
 def test_a_file_of_noise_that_is_not_there_is_named(refuses, gray, gentle, tmp_path):
     words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--noise", tmp_path / "nosuch.json"]
     refuses(*words, code=ExitCode.USAGE, says=["nosuch.json' does not exist"])
+
+
+def test_samples_whose_squares_float32_does_not_hold_are_restored_and_those_beyond_float64_refused(
+    deconv, refuses, save, gentle, tmp_path
+):
+    samples = np.random.default_rng(0).random((12, 14))
+    for dtype, size in (("float32", 1e36), ("float64", 1e302)):
+        source = save("huge", (samples * size).astype(dtype))
+        assert "mean 5.3" in deconv("inspect", source).stdout
+        words = ["invert", source, "-k", gentle, "-o", tmp_path / f"{dtype}.npy", "--lambda", "1e-9", "--json"]
+        words += ["--error-map", tmp_path / "e.npy", "--force"]
+        if dtype == "float32":
+            assert deconv(*words).report["command"] == "invert"
+        else:
+            refuses(*words, code=ExitCode.INPUT_REFUSED, says="whose squares are infinite")
+
+
+def test_arguments_that_nest_without_end_are_refused(refuses, save):
+    words = ["kernel", "extract", save("k", np.ones((3, 3))), "--model", "net.py:Net", "--init", "[" * 100_000]
+    refuses(*words, code=ExitCode.USAGE, says="--init must be JSON")

