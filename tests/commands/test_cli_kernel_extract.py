@@ -59,6 +59,12 @@ def test_refusals(refuses, model, tmp_path):
     refuses("kernel", "extract", tmp_path / "net.py", code=ExitCode.INPUT_REFUSED, says="not one of the model files")
 
 
+def test_every_tensor_of_a_whole_module_is_inspected_as_a_kernel(deconv, tmp_path):
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 3)), tmp_path / "whole.pt")
+    (file,) = deconv("inspect", tmp_path / "whole.pt", "--as", "kernel", "--json").report["files"]
+    assert [entry["kernel"]["size"] for entry in file["entries"]] == [[3, 3], [4]]
+
+
 @pytest.mark.parametrize("n_axes", [1, 3])
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_a_layer_of_signals_or_stacks_goes_forward_and_back_with_its_bias(deconv, tmp_path, save, n_axes, is_whole):
