@@ -21,6 +21,8 @@ _MAX_BYTES = 64 * 2**20
 _LAYOUT = "bioformats2raw.layout"
 """Says that a group holds several images, called 0, 1, ..."""
 _MAX_SERIES = 4096
+_MAX_TINY, _TINY_BYTES = 32768, 1024
+"""Chunks smaller than this are read in seconds if there are no more, also within a shard."""
 _MAX_MISSING = 10_000
 """Of the files of samples of a small Zarr; looking for each takes its time."""
 _DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
@@ -204,7 +206,12 @@ def _described(
     chunk, shard = _chunks(array)
     dtype = "bfloat16" if kind == "bfloat16" else np.dtype(kind).newbyteorder("=").name
     itemsize = max(np.dtype(kind).itemsize, 1)
-    limits.check_budget(path, limits.array_bytes(chunk, itemsize))
+    chunk_bytes, n_chunks = limits.array_bytes(chunk, itemsize), _n_files(shape, chunk)
+    limits.check_budget(path, chunk_bytes)
+    if n_chunks > _MAX_TINY and chunk_bytes < _TINY_BYTES:
+        raise TooLargeError(
+            f"'{path}' is cut into {n_chunks:.6g} chunks of {chunk_bytes} bytes; save it in larger ones."
+        )
     n_stored = limits.array_bytes(shape, itemsize)
     if not address_of(path):
         sizes = _sizes_of_files(path / member)
