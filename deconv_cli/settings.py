@@ -6,7 +6,7 @@ Nothing here imports torch. A setting that is left open is filled in from the in
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -269,7 +269,7 @@ class ReconstructionSettings:
 
     def _number(self, name: str, value: Any, kind: type, wanted: str, holds: Callable[[Any], bool]) -> float:  # noqa: ANN401
         is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if not is_number or not abs(value) <= sys.float_info.max or not holds(value):
+        if not is_number or not math.isfinite(value) or not holds(value):
             raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
         return int(value) if kind is Integral else float(value)
 

@@ -95,17 +95,17 @@ def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (
 
 
 def encode_record(record: dict[str, Any]) -> str:
-    """Write a record as one line of ASCII JSON."""
+    """Write a record as one line of ASCII JSON; NaN, which would be a mistake, is a `ValueError`."""
     return json.dumps(finite(record), allow_nan=False, ensure_ascii=True)
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401 (as JSON has it)
-    """Replace NaN and Inf, which JSON does not know, by `None`: squares of samples may leave the range of numbers."""
+    """Replace Inf, which JSON does not know, by `None`: squares of samples may leave the range of numbers."""
     if isinstance(value, dict):
         return {name: finite(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
         return [finite(member) for member in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def decode_record(text: object) -> dict[str, Any] | None:

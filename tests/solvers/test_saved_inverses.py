@@ -259,7 +259,7 @@ RECORDS = {
     "no iterations": ("strip", {"max_iterations": 0}, "max_iterations is 0"),
     "a σmax beyond all squares": ("fft", {"sigma_max": 1e300}, "a number of its record is out of range"),
     "a λ beyond all numbers": ("fft", {"lambda": 10**400}, "a number of its record is out of range"),
-    "iterations beyond all numbers": ("fft", {"max_iterations": 10**400}, "max_iterations must be"),
+    "iterations beyond all numbers": ("fft", {"max_iterations": 10**400}, "a number of its record is out of range"),
     "no pixels": ("fft", {"image_size": [0, 8]}, "image_size is 0"),
     "three sizes": ("fft", {"image_size": [9, 8, 7]}, "not as it was written"),
     "a flag that is none": ("fft", {"is_shared": "no"}, "is_shared is 'no'"),
