@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconv_cli.errors import MalformedInputError
 from deconv_cli.io.stored_image import StoredImage
 
 KEYWORD = "deconv"
@@ -142,14 +143,23 @@ def beside(path: Path) -> Path:
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:
-    """Read the record beside a file, or None without one."""
+    """Read the record beside a file, or None without one.
+
+    Raises:
+        MalformedInputError: it is no JSON, so that nothing says how the file was made.
+    """
     sidecar = beside(path)
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
             return None
-        return decode_record(sidecar.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
+    except OSError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise MalformedInputError(
+            f"the record '{sidecar}' says how '{path.name}' was made, but is damaged; restore it, or move it away."
+        ) from error
+    return found if isinstance(found, dict) else None
 
 
 def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> dict[str, Any] | None:
