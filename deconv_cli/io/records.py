@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shlex
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,6 +32,7 @@ _SHORT = (
     *("method", "lambda", "penalty", "rcond", "objective", "weight"),
 )
 """What was done, among the members of a record."""
+_CHECKSUM = "crc32"
 _MAX_CHARACTERS = 16 * 2**20
 
 
@@ -146,19 +148,32 @@ def read_beside(path: Path) -> dict[str, Any] | None:
     """Read the record beside a file, or None without one.
 
     Raises:
-        MalformedInputError: it is no JSON, so that nothing says how the file was made.
+        MalformedInputError: it is no JSON, or not as it was written, so that nothing says how the file was made.
     """
     sidecar = beside(path)
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
             return None
-        found = json.loads(sidecar.read_text(encoding="utf-8"))
+        return unsealed(sidecar.read_text(encoding="utf-8"))
     except OSError:
         return None
     except (ValueError, RecursionError) as error:
         raise MalformedInputError(
             f"the record '{sidecar}' says how '{path.name}' was made, but is damaged; restore it, or move it away."
         ) from error
+
+
+def sealed(record: dict[str, Any]) -> str:
+    """Write a record for a file of its own, with a checksum."""
+    return encode_record({**record, _CHECKSUM: zlib.crc32(encode_record(record).encode())})
+
+
+def unsealed(text: str) -> dict[str, Any] | None:
+    """Read what `sealed` wrote, or JSON without a checksum; `None` if it is no object. Damage is a `ValueError`."""
+    found = json.loads(text)
+    checksum = found.pop(_CHECKSUM, None) if isinstance(found, dict) else None
+    if checksum is not None and checksum != zlib.crc32(encode_record(found).encode()):
+        raise ValueError("it does not fit its checksum")
     return found if isinstance(found, dict) else None
 
 

@@ -103,6 +103,15 @@ def test_a_record_beside_another_file_is_not_believed(deconv, save, gentle, tmp_
     assert deconv(*words).report["boundary"] == "zero"
 
 
+@pytest.mark.parametrize("change", [lambda text: text.replace("circular", "reflect"), lambda text: text[:-20]])
+def test_a_record_that_was_damaged_is_refused(deconv, refuses, save, gentle, tmp_path, change):
+    made, record = tmp_path / "made.npy", tmp_path / "made.npy.json"
+    deconv("forward", save("x", np.ones((12, 14))), "-k", gentle, "--boundary", "circular", "-o", made)
+    record.write_text(change(record.read_text()))
+    words = ["invert", made, "-k", gentle, "-o", tmp_path / "y.npy"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["made.npy.json'", "is damaged; restore it"])
+
+
 def test_alpha_stays_wherever_the_size_does(deconv, gentle, save, tmp_path):
     from PIL import Image
 
