@@ -96,7 +96,7 @@ def save_pseudo_inverse(inverse: PseudoInverse, path: str | os.PathLike[str], *,
     """
     check_type(inverse, PseudoInverse, "the inverse")
     path = as_path(path)
-    check_state_path(path, path, force=force)
+    check_state_path(path, path.parent, force=force)
     write_inverse(path, SavedInverse(inverse))
 
 
