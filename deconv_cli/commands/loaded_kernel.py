@@ -188,6 +188,7 @@ def load_kernel(
     """
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.models.kernel_files import read_kernel
+    from deconv_cli.models.measured_psf import looks_like_photograph
     from deconv_cli.report.run import KernelInput
     from deconv_cli.saved_fields import field_of
 
@@ -214,9 +215,14 @@ def load_kernel(
         bias=options.bias,
         convention=options.convention,
         normalize=options.normalize,
-        clean=options.clean_kernel,
+        clean=bool(options.clean_kernel),
         dimensions=dimensions,
     )
+    if options.clean_kernel is None and looks_like_photograph(read.kernel, read.dimensions):
+        raise UsageError(
+            f"a kernel shows what became of a single point, but '{path}' looks like a photograph, bright up to its "
+            "edges; give another kernel, or --no-clean-kernel if these taps are meant."
+        )
     taps = read.kernel if read.places is None else field_of(read)
     source = KernelInput(
         kernel=Kernel.of_any(taps, dimensions=read.dimensions),

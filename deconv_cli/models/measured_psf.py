@@ -27,6 +27,14 @@ OFF_CENTER = 0.75
 """Pixels off the middle; the middle of an even number of taps is half a pixel off along each axis by itself."""
 NEGATIVE = 0.05
 """Taps with negative ones of this part of the largest are a filter, and no measurement of light."""
+PHOTOGRAPH_SIDE = 32
+"""Taps along every axis from which on a picture may be a photograph."""
+COMPACT = 20.0
+"""The largest tap of a point-spread function in so large a frame is more than so many times their mean."""
+AT_RIM = 0.4
+"""The outermost taps of a disk that just fits its frame have a quarter of the mean of all."""
+UNIFORM = 0.05
+"""Taps of a box differ by no more than this part of their mean."""
 
 
 def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
@@ -62,6 +70,16 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
             "against the data by as much; clean_kernel=True centers it"
         )
     return tuple(flaws)
+
+
+def looks_like_photograph(taps: Tensor, n_axes: int = 2) -> bool:
+    """Tell whether taps, shape `(*k)` or `(C, *k)`, show a scene: large, bright up to the rim, and without a peak."""
+    if taps.ndim > n_axes + 1 or min(taps.shape[-n_axes:]) < PHOTOGRAPH_SIDE:
+        return False
+    light = _channels(taps, n_axes).sum(dim=0)
+    mean = light.mean()
+    has_light = bool(light.min() >= 0) and bool(light.std() > UNIFORM * mean)
+    return has_light and bool(light.max() < COMPACT * mean) and bool(_outermost(light).mean() > AT_RIM * mean)
 
 
 def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
@@ -121,14 +139,19 @@ def _background(taps: Tensor) -> tuple[float, float]:
     """Estimate the background from the outermost taps: its level, 0 if there is none, and its standard deviation."""
     if min(taps.shape) < MIN_SIDE:
         return 0.0, 0.0
-    is_outermost = torch.ones_like(taps, dtype=torch.bool)
-    is_outermost[(slice(1, -1),) * taps.ndim] = False
-    outermost = taps[is_outermost]
+    outermost = _outermost(taps)
     low, level, high = (float(value) for value in outermost.quantile(outermost.new_tensor([0.25, 0.5, 0.75])))
     is_flat = high - low <= FLAT * level and level <= FAINT * float(taps.max())
     if level <= 0 or not is_flat or level * taps.numel() < LEAST_SHARE * float(taps.sum()):
         return 0.0, 0.0
     return level, (high - low) / 1.349  # the quartiles of a normal distribution
+
+
+def _outermost(taps: Tensor) -> Tensor:
+    """Take the taps at the rim, shape `(n,)`."""
+    is_outermost = torch.ones_like(taps, dtype=torch.bool)
+    is_outermost[(slice(1, -1),) * taps.ndim] = False
+    return taps[is_outermost]
 
 
 def _signal(channels: Tensor) -> Tensor:
