@@ -65,7 +65,7 @@ def error_of(inverse: PseudoInverse, y: torch.Tensor, solution: Solution) -> tup
     expected = (vh.T @ torch.where(is_kept, (u.T @ right) / s, 0)).reshape(problem.operator.input_shape)
     found = solution.value.double()
     size = found.norm().clamp_min(1e-300)
-    rounding = 8 * eps * s[0] / s[is_kept].min() * expected.norm() / size
+    rounding = 32 * eps * s[0] / s[is_kept].min() * expected.norm() / size
     return float((found - expected).norm() / size), float(rounding)
 
 
