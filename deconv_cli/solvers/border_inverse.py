@@ -24,7 +24,7 @@ from deconv_cli.solvers.solution import Solution
 # seven times too short, since what is hardly penalized is a small part of that.
 DISTANCE_RULE = StoppingRule(tolerance=1e-4, max_iterations=100)
 DISTANCE_SAFETY = 2.0
-# Under small λ a penalty on differences left eigenvalues as many times below λ: up to four of 700 random problems.
+# Under small λ a penalty on differences left eigenvalues below λ: by up to a factor of four in 1,000 random problems.
 SMOOTH_SAFETY = 8.0
 
 

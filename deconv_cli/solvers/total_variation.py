@@ -34,8 +34,8 @@ from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
 INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
-# The default: a certificate, and how far a step may change the estimate, relative to its contrast. Of pictures of 232²
-# in gray with noise of 1 and 5 levels that loses 0.04 dB at most to an estimate ten times as accurate.
+# The default: a certificate, and how far a step may change the estimate, relative to its contrast. Chosen on a gray
+# photograph under two blurs and two noises, which lost 0.04 dB at most by it; judged on others.
 DEFAULT_TOLERANCE = 1e-2
 DEFAULT_CHANGE = 5e-4
 # The search for a weight: how far intermediate estimates are solved, how near ‖Ax − y‖² must come, how often it tries.

@@ -16,7 +16,8 @@ from deconv_cli.solvers.solution import Solution
 
 METHODS = ("auto", "auto", "iterative", "strip", "direct", "dense", "slab", "fft")
 PENALTIES = ("identity", "gradient", "laplacian")
-N_QUICK, N_ALL = 40, 1000
+QUICK = (*range(20), 33, 95, 194, 295, 614, 683)  # the last six stated false bounds once
+N_ALL = 1000
 
 
 def problem_of(seed: int) -> tuple[PseudoInverse, torch.Tensor]:
@@ -91,7 +92,7 @@ def describe(seed: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(N_QUICK), pytest.param(range(N_QUICK, N_ALL), marks=pytest.mark.exhaustive)], ids=["quick", "all"]
+    "seeds", [QUICK, pytest.param(range(N_ALL), marks=pytest.mark.exhaustive)], ids=["quick", "all"]
 )
 def test_no_success_is_farther_from_dense_least_squares_than_it_states(seeds):
     false = [seed for seed in seeds if is_false(*(drawn := problem_of(seed)), drawn[0].solve(drawn[1]))]
