@@ -41,16 +41,20 @@ def conjugate_gradients(
     progress: Progress | None = None,
 ) -> Solution:
     """Solve the problem for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error; see `iterate`."""
+    ritz = RitzValues(
+        preconditioner,
+        1.0 if is_inverse else math.inf,
+        least=lambda: problem.weight / problem.lam / problem.condition,
+        determined=(lambda x: problem.split_null_space(x)[0]) if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32 else None,
+    )
     return iterate(
         NormalEquations.of_data(problem, y),
         rule,
         start=start,
         preconditioner=preconditioner,
-        is_inverse=is_inverse,
         progress=progress,
         bounds_distance=problem.weight > 0,
-        least=lambda: problem.weight / problem.lam / problem.condition,
-        determined=(lambda x: problem.split_null_space(x)[0]) if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32 else None,
+        ritz=ritz,
     )
 
 
@@ -60,11 +64,9 @@ def iterate(
     *,
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
-    is_inverse: bool = False,
     progress: Progress | None = None,
     bounds_distance: bool = False,
-    least: Callable[[], float] | None = None,
-    determined: Callable[[Tensor], Tensor] | None = None,
+    ritz: RitzValues | None = None,
 ) -> Solution:
     """Solve normal equations.
 
@@ -75,16 +77,12 @@ def iterate(
         rule: when to stop.
         start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
-        is_inverse: the preconditioner is that inverse but for rounding and corners, so that a distance may be estimated
-            by it alone.
         progress: called after every iteration.
         bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
             near.
-        least: estimates the smallest eigenvalue of AᴴA + μLᴴL, for a start that is good enough as it is.
-        determined: takes what nothing determines out of an image. If given, random numbers are solved for before a
-            distance is estimated, since data hardly show what they leave undetermined.
+        ritz: what is known of the eigenvalues beforehand; by default nothing.
     """
-    ritz = RitzValues(preconditioner, 1.0 if is_inverse else math.inf, least, determined)
+    ritz = ritz or RitzValues(preconditioner, math.inf)
 
     def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         return _run(equations, x, gradient, preconditioner, log, ritz)
@@ -100,6 +98,13 @@ class RitzValues:
     section 2.3), whose tridiagonal matrix is T = LDLᵀ with D = diag(1/α_k) and L unit bidiagonal with entries √β_k. So
     tr T⁻¹ = Σ α_k s_k with s_0 = 1, s_(k+1) = 1 + β_k s_k, and 1 / tr T⁻¹ is a lower bound of the smallest Ritz value.
     That itself is not below the smallest eigenvalue: what follows from it is an estimate.
+
+    Args:
+        preconditioner: M; `None` for the identity.
+        at_first: stands for tr T⁻¹ before the first round: 1 if M is the inverse of H but for rounding and corners.
+        least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
+        determined: takes what nothing determines out of an image. If given, random numbers are solved for before a
+            distance is estimated, since data hardly show what they leave undetermined.
 
     Attributes:
         inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first, when a number that

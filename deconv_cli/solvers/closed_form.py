@@ -88,6 +88,11 @@ class CircularInverse(ClosedFormInverse):
             lambda: largest_singular_value(taps, torus)[0],
             overwrite=True,
         )
+        # Constants that nothing determines have a gain by rounding alone, and would take the digits of all else.
+        of_constants = blocks[(0,) * len(torus)]
+        for constant in problem.null_space_constants:
+            line = constant.flatten().to(blocks.dtype)
+            of_constants -= torch.outer(line, line @ of_constants)
         return blocks.to(taps.dtype.to_complex())
 
     def factors(self) -> dict[str, Tensor]:
