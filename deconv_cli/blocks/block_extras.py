@@ -16,9 +16,10 @@ from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail, ThumbnailPart, ch
 from deconv_cli.diagnostics.edge_bands import edge_distance
 from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import UsageError
-from deconv_cli.io.codec import from_images
+from deconv_cli.io.codec import Array, from_images
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.records import samples_digest
+from deconv_cli.io.regions.region_source import Region, RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.operators.axes import crop
@@ -67,13 +68,17 @@ class ExtraNumbers:
 
     Attributes:
         squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
+        trusted_share: part of its pixels that are trusted.
         squared_error: of the real one; `None` where no truth is known.
         thumbnails: its parts of them.
+        digests: of what it wrote into each file.
     """
 
     squared_predicted: float | None = None
+    trusted_share: float = 0.0
     squared_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +135,14 @@ class ExtraWork:
             image: the estimate from them, shape `(B, C_in, *image)`.
         """
         curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
-        predicted = None
+        predicted: Tensor | None = None
+        trusted_share, digests = 0.0, list[str]()
         if self.error is not None:
-            predicted = self._squared_prediction(block, image if curve is None else curve.to_light(image, n_axes))
-            self._write(block, predicted)
+            acted_on = image if curve is None else curve.to_light(image, n_axes)
+            predicted, is_outweighed = self._squared_prediction(block, acted_on)
+            is_trusted = self._is_trusted(block, self.error.trusted_depth) & ~is_outweighed.cpu()
+            trusted_share = float(is_trusted.double().mean())
+            digests = self._write(block, predicted, is_trusted)
         core = self.problem.crop(image, block.data, block.core)
         error = None
         if self.extras.truth is not None:
@@ -142,12 +151,14 @@ class ExtraWork:
             error = float((light[0] - light[1]).double().square().sum())
         return ExtraNumbers(
             squared_predicted=None if predicted is None else float(predicted.double().sum()),
+            trusted_share=trusted_share,
             squared_error=error,
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
+            digests=tuple(digests),
         )
 
-    def _squared_prediction(self, block: Block, image: Tensor) -> Tensor:
-        """Give the squared error to be expected of the pixels that a block writes."""
+    def _squared_prediction(self, block: Block, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the squared error to be expected of the pixels of a block, and where it exceeds the contrast."""
         assert self.error is not None
         reached, starts = [], []
         for cut, data, (start, stop) in zip(self.problem.cuts, block.data, block.core, strict=True):
@@ -158,22 +169,31 @@ class ExtraWork:
             starts.append(start - near[0])
         around = self.problem.crop(image, block.data, reached)
         found = self.error.squared_error(around, reached, self.problem.image_size)
-        return crop(found, tuple(starts), tuple(stop - start for start, stop in block.core))
+        is_outweighed = self.error.outweighs(around, found, len(block.core))
+        size = tuple(stop - start for start, stop in block.core)
+        return crop(found, tuple(starts), size), crop(is_outweighed, tuple(starts), size)
 
-    def _write(self, block: Block, predicted: Tensor) -> None:
+    def _write(self, block: Block, predicted: Tensor, is_trusted: Tensor) -> list[str]:
+        digests = []
         if self.extras.error_map is not None:
-            _write_part(self.extras.error_map, block, predicted.sqrt().float())
+            digests.append(write_block(self.extras.error_map, block, predicted.sqrt().float().cpu().numpy()))
         if self.extras.trust_mask is not None:
-            assert self.error is not None
-            self.write_mask(block, self.error.trusted_depth)
+            digests.append(self._write_mask(block, is_trusted))
+        return digests
 
-    def write_mask(self, block: Block, depth: int | None) -> None:
-        """Write where a block is to be trusted: from a distance from the frame on, or nowhere."""
-        assert self.extras.trust_mask is not None
+    def _is_trusted(self, block: Block, depth: int | None) -> Tensor:
+        """Find the pixels of a block from a distance from the frame on; none if that is `None`."""
         distance = edge_distance(self.problem.image_size, block.core)
-        mask = torch.zeros_like(distance) if depth is None else TRUSTED * (distance >= depth)
-        whole = mask.to(torch.uint8).expand(block.n_batch, 1, *mask.shape)
-        _write_part(self.extras.trust_mask, block, whole)
+        return torch.zeros_like(distance) > 0 if depth is None else distance >= depth
+
+    def clear_mask(self, block: Block) -> None:
+        """Trust no pixel of a block that was written."""
+        self._write_mask(block, self._is_trusted(block, None))
+
+    def _write_mask(self, block: Block, is_trusted: Tensor) -> str:
+        assert self.extras.trust_mask is not None
+        whole = (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *is_trusted.shape)
+        return write_block(self.extras.trust_mask, block, whole.cpu().numpy())
 
     def _thumbnails(
         self, block: Block, values: Tensor, core: Tensor, predicted: Tensor | None
@@ -210,9 +230,16 @@ def thumbnails_of(problem: BlockProblem) -> tuple[Thumbnail, Thumbnail]:
     return Thumbnail(problem.image_size, steps), Thumbnail(problem.data_size, steps)
 
 
-def _write_part(target: RegionTarget, block: Block, images: Tensor) -> None:
-    """Write pixels of shape `(B, C, *core)`."""
+def region_of(target: RegionTarget, block: Block) -> Region:
+    """Give the part of a file that a block writes."""
     layout = Layout(target.axes, target.shape, len(block.core))
-    region = layout.region(block.batch, [slice(*interval) for interval in block.core])
-    sizes = tuple(part.stop - part.start for part in region)
-    target.write(region, from_images(replace(layout, sizes=sizes), images.cpu().numpy()))
+    return layout.region(block.batch, [slice(*interval) for interval in block.core])
+
+
+def write_block(target: RegionTarget, block: Block, images: Array) -> str:
+    """Write pixels of shape `(B, C, *core)`; gives their digest."""
+    region = region_of(target, block)
+    layout = Layout(target.axes, tuple(part.stop - part.start for part in region), len(block.core))
+    samples = from_images(layout, images)
+    target.write(region, samples)
+    return samples_digest(samples)

@@ -64,6 +64,11 @@ class BlockGrid:
         """Blocks altogether."""
         return math.prod(self.n_along)
 
+    @property
+    def is_cut(self) -> tuple[bool, ...]:
+        """Whether blocks meet within an image, along each axis of space."""
+        return tuple(self.n_along[self.layout.axes.index(letter)] > 1 for letter in self.layout.space)
+
     def block(self, number: int) -> Block:
         """Lay out one block."""
         region = []
@@ -116,9 +121,9 @@ class BlockGrid:
 
 def divide(length: int, largest: int, unit: int) -> int:
     """Cut a length into equal parts of whole units, none longer than `largest` but for a single unit."""
-    largest = max(largest // unit * unit, unit)
-    n_parts = -(-length // largest)
-    return -(-length // (n_parts * unit)) * unit
+    n_units = -(-length // unit)
+    n_parts = 1 if largest >= length else -(-n_units // max(largest // unit, 1))
+    return -(-n_units // n_parts) * unit
 
 
 def core_of(layout: Layout, unit: Size, largest: Sequence[int]) -> Size:

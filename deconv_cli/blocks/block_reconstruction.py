@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_plan import BlockPlan
@@ -66,7 +66,8 @@ class BlockReconstruction:
         if sample is None or summary is None or summary.predicted_error is None:
             return None
         mean_square, real = summary.predicted_error**2, summary.real_error
-        return sample.of_whole(self.task.problem.image_size, mean_square, real, is_trusted=not self.doubts)
+        found = sample.of_whole(self.task.problem.image_size, mean_square, real, is_trusted=not self.doubts)
+        return found if self.doubts else replace(found, share=summary.trusted_share)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -100,11 +101,5 @@ class BlockReconstruction:
             found.append(
                 f"in {self.summary.n_unsolved} of {self.summary.n_blocks} blocks the solver did not reach what was "
                 f"asked for; the largest certificate is {self.summary.certificate:.2g}"
-            )
-        # Both blocks that are compared are cut, and each may be off by what was predicted.
-        if self.seam is not None and self.seam > 2 * self.plan.halo.predicted:
-            found.append(
-                f"beside a seam the result differs by {self.seam:.2g} of the range from one without that seam, more "
-                f"than twice the {self.plan.halo.predicted:.2g} that was predicted"
             )
         return tuple(found)

@@ -13,11 +13,14 @@ from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_task import BlockTask
-from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.cut_blocks import BlockOptions, fit_blocks
 from deconv_cli.blocks.earlier_run import find_earlier, record_of
+from deconv_cli.blocks.halo_depth import BlocksDisagreeError
+from deconv_cli.blocks.less_influence import whole_instead
 from deconv_cli.blocks.plan_blocks import fingerprint_of, plan_blocks, with_memory
 from deconv_cli.blocks.plan_extras import fingerprint_with, plan_error, with_all_units
 from deconv_cli.blocks.run_blocks import BlockListener, run_blocks
+from deconv_cli.blocks.seam_places import choose_seams
 from deconv_cli.errors import UsageError
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.schedulers.job_array import JobShare
@@ -35,6 +38,7 @@ class BlockRun:
         is_resumed: whether it goes on where an earlier run ended.
         planning_s: seconds that planning took.
         replaced: fingerprint of an earlier run with other settings, which is forgotten.
+        is_wider: whether it replaces a run whose halo was too narrow.
     """
 
     task: BlockTask
@@ -42,6 +46,7 @@ class BlockRun:
     is_resumed: bool = False
     planning_s: float = 0.0
     replaced: str | None = None
+    is_wider: bool = False
 
     def expected_seconds(self, n_workers: int) -> float:
         """Predict how long a run takes that so many workers share: planning, all blocks, and those across seams."""
@@ -109,17 +114,24 @@ class BlockRun:
             progress: is called with the number of blocks that are done and of all.
             share: which of several jobs this is; the last one to end puts the result in its place.
             conclude: is called when it is there, by a run that is gone on with too if that was ended before.
+
+        Raises:
+            UsageError: beside a seam blocks differ by more than planned for, also with a halo twice as wide.
         """
         if not self.is_resumed and share is None:
-            self.ledger.remove()
-            for target in self.task.targets:
-                target.discard()
+            self._forget()
         else:
             self.ledger.forget(self.replaced)
         if share is None:
             self.ledger.forget_finishing()
         task = self._as_begun()
-        summary = run_blocks(task, self.ledger, scheduler, progress, replace(self, task=task).numbers(share))
+        try:
+            summary = run_blocks(task, self.ledger, scheduler, progress, replace(self, task=task).numbers(share))
+        except BlocksDisagreeError as error:
+            if share is not None:  # other jobs work by the same plan
+                raise UsageError(f"{error}; go on with resume=True in a single job, which plans again.") from error
+            self._forget()
+            return self._wider(task, error).finish(scheduler, describe, progress, None, conclude)
         found = BlockReconstruction(task, summary)
         if summary is not None and not self.ledger.is_first_to_finish():
             return BlockReconstruction(task, None)
@@ -128,6 +140,26 @@ class BlockRun:
             conclude(found)
             self.ledger.remove()
         return found
+
+    def _wider(self, task: BlockTask, error: BlocksDisagreeError) -> BlockRun:
+        """Plan again with a halo twice as wide, which has to keep to what the first one was planned for."""
+        problem, plan, options = task.problem, task.plan, BlockOptions(task.plan.max_memory)
+        if self.is_wider:
+            raise UsageError(f"{error}; {whole_instead(problem, options)}.") from error
+        ends = zip(task.grid.is_cut, plan.halo.at_frame, problem.cuts, strict=True)
+        least = tuple(min(max(2 * h, cut.n_taps), cut.n_image) if is_cut else 0 for is_cut, h, cut in ends)
+        target = with_all_units(task.target, task.extras, problem.layout.dimensions)
+        core = [plan.core[task.layout.axes.index(letter)] for letter in task.layout.space]
+        cut = fit_blocks(problem, target, core, plan.halo.widened(least), options)
+        seams = choose_seams(problem, cut.grid)
+        plan = replace(plan, core=cut.grid.core, halo=cut.halo, seams=seams, block_bytes=cut.n_bytes)
+        return replace(self, task=replace(task, plan=plan), is_resumed=False, is_wider=True)
+
+    def _forget(self) -> None:
+        """Remove what a run did so far."""
+        self.ledger.remove()
+        for target in self.task.targets:
+            target.discard()
 
     def _put_in_place(self, found: BlockReconstruction, record: dict[str, Any]) -> None:
         """Give all files their names that do not have them yet from a run which was ended meanwhile."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from deconv_cli.blocks.block_grid import BlockGrid, core_of
@@ -79,16 +79,26 @@ def cut_blocks(
     layout = Layout(target.axes, target.shape, problem.layout.dimensions)
     n_batch = batch_unit(layout, target.unit)
     max_samples = largest_samples(problem, options.max_memory, n_batch)
-    sides = _sides(problem, layout, target, options, max_samples)
-    is_cut = [side < n for side, n in zip(sides, problem.data_size, strict=True)]
-    halo = choose_halo(problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress, is_trial=is_trial)
-    if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
-        inside, at_frame = (
-            tuple(max(h, DETAIL_REACH) if is_one else 0 for h, is_one in zip(narrow, is_cut, strict=True))
-            for narrow in (halo.halo, halo.at_frame)
+    is_cut = (False,) * len(problem.cuts)
+    while True:  # a halo can make blocks too large for an axis that was whole without it
+        halo = choose_halo(
+            problem, windows, is_cut=is_cut, max_samples=max_samples, progress=progress, is_trial=is_trial
         )
-        halo = replace(halo, halo=inside, at_frame=at_frame)
-    largest = list(_largest_core(problem, sides, halo.at_frame, options))
+        if problem.settings.predict:  # the error follows the detail around each pixel, which a block has to know
+            halo = halo.widened(tuple(DETAIL_REACH if is_one else 0 for is_one in is_cut))
+        largest = _largest_core(problem, max_samples, halo.at_frame, options)
+        found = fit_blocks(problem, target, largest, halo, options)
+        if all(was or not is_one for was, is_one in zip(is_cut, found.grid.is_cut, strict=True)):
+            return found
+        is_cut = tuple(was or is_one for was, is_one in zip(is_cut, found.grid.is_cut, strict=True))
+
+
+def fit_blocks(
+    problem: BlockProblem, target: RegionTarget, largest: Sequence[int], halo: HaloChoice, options: BlockOptions
+) -> BlockCut:
+    """Lay out blocks of a given size, or smaller ones that fit the memory; `TooLargeError` if none do."""
+    layout = Layout(target.axes, target.shape, problem.layout.dimensions)
+    largest, n_batch = list(largest), batch_unit(layout, target.unit)
     while True:
         grid = BlockGrid(layout, problem.cuts, core_of(layout, target.unit, largest), halo.halo, halo.at_frame)
         n_bytes = block_bytes(problem, grid.largest_data, n_batch)
@@ -115,25 +125,12 @@ def batch_unit(layout: Layout, unit: Size) -> int:
     return prod(min(unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
 
 
-def _sides(
-    problem: BlockProblem, layout: Layout, target: RegionTarget, options: BlockOptions, max_samples: int
-) -> Size:
-    """Give the data samples of a block with its halo along each axis, at most; where it is all, nothing is cut."""
-    size = problem.data_size
-    if options.block_size is not None:
-        core = core_of(layout, target.unit, options.block_size)
-        is_whole = [core[axis] >= layout.sizes[axis] for axis in map(layout.axes.index, layout.space)]
-        axes = zip(size, options.block_size, is_whole, strict=True)
-        return tuple(n if is_all else min(n, side) for n, side, is_all in axes)
-    largest = MAX_SIDES[len(size)]
-    return cube_sides(tuple(min(n, largest) for n in size), max_samples)
-
-
-def _largest_core(problem: BlockProblem, sides: Size, halo: Size, options: BlockOptions) -> Sequence[int]:
-    """Leave the halo away, and what is read for a fast FFT."""
+def _largest_core(problem: BlockProblem, max_samples: int, halo: Size, options: BlockOptions) -> Sequence[int]:
+    """Give the image pixels of a block, at most: without its halo, and without what is read for a fast FFT."""
     if options.block_size is not None:
         return options.block_size
-    core = []
+    size, core = problem.data_size, []
+    sides = cube_sides(tuple(min(n, MAX_SIDES[len(size)]) for n in size), max_samples)
     for side, h, cut in zip(sides, halo, problem.cuts, strict=True):
         reach = cut.n_taps - 1
         fast = side

@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from deconv_cli.blocks.block_memory import arithmetic_dtype
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
 from deconv_cli.blocks.map_pieces import map_pieces, workers_for
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
 from deconv_cli.blocks.slow_decay import SlowDecay
 from deconv_cli.errors import UsageError
-from deconv_cli.parts import BOUNDARIES
-from deconv_cli.solvers.iteration_log import default_tolerance
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.progress_listener import ProgressListener
 
@@ -29,13 +26,13 @@ N_FITTED = 3
 """Pieces that a halo is taken from, at most; as many others judge it."""
 N_AT_FRAME = 4
 """Pieces that the halo at the frame is taken from, where blocks have seams along two axes."""
-CLOSER = 0.1
-"""Of the tolerance of a linear solver, the part to which pieces are solved that are cut."""
 HARDLY_MORE, N_PARTS = 1.1, 8
 """Where no depth is enough: what a part of it may leave, in times of what all of it leaves, and how many parts."""
 FIRST_REACHES = 4
 """Halves of the kernel that are looked at first; more where that is not enough."""
 MIN_DEPTH = 16
+FLAT = 0.01
+"""The smallest range of pieces that is believed, as a part of their largest value."""
 LEAST_SAMPLES = N_MIDDLE + 3
 """Along an axis that is cut, so that there is a depth to look at."""
 
@@ -72,6 +69,11 @@ class HaloChoice:
         wider = "" if self.at_frame == self.halo else f" ({format_size(self.at_frame)} at the frame)"
         return f"{format_size(self.halo)}{wider}"
 
+    def widened(self, least: Size) -> HaloChoice:
+        """Make both halos at least this wide along each axis."""
+        inside, at_frame = (tuple(map(max, narrow, least)) for narrow in (self.halo, self.at_frame))
+        return replace(self, halo=inside, at_frame=at_frame)
+
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
@@ -88,8 +90,9 @@ def seam_limit(windows: Sequence[SampleWindow]) -> float:
 
 
 def range_of(windows: Sequence[SampleWindow]) -> float:
-    """Give the range of the samples that were looked at."""
-    return max(window.highest for window in windows) - min(window.lowest for window in windows)
+    """Give the range of the samples that were looked at; in flat pieces, what rounding leaves is far below it."""
+    highest, lowest = max(window.highest for window in windows), min(window.lowest for window in windows)
+    return max(highest - lowest, FLAT * max(abs(highest), abs(lowest)))
 
 
 def choose_halo(
@@ -188,7 +191,6 @@ def _halo_within(
         The halo; `None` where pieces inside the frame want one that is wider than `depth`. Whether it is enough at the
         frame too. And what the whole depth leaves on pieces inside that were looked at.
     """
-    problem = _solved_closely(problem)
     wanted, pipeline = seam_limit(windows), problem.pipeline()
     sides = outer_sides(depth, problem.data_size)
     looked_at = covering_windows(problem, windows, sides, 2 * N_FITTED)
@@ -199,10 +201,12 @@ def _halo_within(
     def measure(window: SampleWindow, progress: ProgressListener) -> CutInfluence:
         return measure_cut(problem, window, depth, pipeline, progress)
 
+    # Flat pieces tell nothing: a pixel is seen by data as far away as the kernel reaches, and a penalty ties neighbors.
+    least = tuple(min(max(cut.n_taps // 2, 1), d) for cut, d in zip(problem.cuts, depth, strict=True))
     # The first piece tells whether this is deep enough; the others are looked at only if it is.
     what = f"how far a cut reaches, up to {max(depth)} pixels"
     influences = map_pieces(measure, looked_at[:1], f"{what}, at first", progress)
-    halo = smallest_halo(influences, depth, wanted)
+    halo = smallest_halo(influences, depth, wanted, at_least=least)
     left = _worst(influences, depth)
     if halo is None:
         return None, False, left
@@ -220,19 +224,6 @@ def _halo_within(
     judged = max(_worst(inside[n_fitted:], halo), _worst(beside, at_frame))
     found = HaloChoice(halo, at_frame, _worst(inside[:n_fitted], halo), judged, range_of(windows))
     return found, enough is not None, left
-
-
-def _solved_closely(problem: BlockProblem) -> BlockProblem:
-    """Let linear estimates under an unknown boundary be solved further than blocks are.
-
-    Pixels on an edge, which few data determine then, are off by more than seams where an iteration ends: that would
-    look as if a cut reached far.
-    """
-    settings = problem.resolution.settings
-    if not (settings.is_linear and BOUNDARIES[settings.boundary].is_unknown):
-        return problem
-    tolerance = (settings.tolerance or default_tolerance(arithmetic_dtype(problem))) * CLOSER
-    return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, tolerance=tolerance)))
 
 
 def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
@@ -289,9 +280,7 @@ def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -
     return depth
 
 
-def smallest_halo(
-    influences: Sequence[CutInfluence], depth: Size, wanted: float, at_least: Size | None = None
-) -> Size | None:
+def smallest_halo(influences: Sequence[CutInfluence], depth: Size, wanted: float, at_least: Size) -> Size | None:
     """Find the smallest halo along each axis, then widen all alike until together they keep to what is wanted.
 
     Returns:
@@ -301,7 +290,7 @@ def smallest_halo(
     halo = []
     for axis, deepest in enumerate(depth):
         others = [float(d) for d in depth]
-        low, high = (0 if at_least is None else at_least[axis]), deepest
+        low, high = at_least[axis], deepest
         others[axis] = high
         if _worst(influences, others) > wanted / max(n_cut, 1):
             return None

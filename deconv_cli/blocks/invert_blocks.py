@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from deconv_cli.argument_types import as_path
-from deconv_cli.blocks.block_memory import default_memory
+from deconv_cli.blocks.block_memory import arithmetic_dtype, default_memory
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockRun
@@ -25,13 +25,18 @@ from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.parts import BOUNDARIES
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.solvers.iteration_log import default_tolerance
 from deconv_cli.vocabulary import InputKind, OutputDType
 from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.resolution import RecordedConvolution
+
+CLOSER = 0.1
+"""Of the tolerance of a linear solver, the part to which blocks are solved whose edge pixels few data determine."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,20 @@ def lay_out_problem(
     # Of pieces alone: what those tell is spread over all blocks.
     resolution = replace(resolution, settings=replace(resolution.settings, predict=False))
     layout = Layout(corner.axes, source.shape, corner.dimensions)
-    return BlockProblem(source, layout, kernel, settings, resolution, bias)
+    return _solved_closely(BlockProblem(source, layout, kernel, settings, resolution, bias))
+
+
+def _solved_closely(problem: BlockProblem) -> BlockProblem:
+    """Lower the tolerance of linear estimates under an unknown boundary.
+
+    Few data determine the pixels on an edge of the frame. Where an iteration ends at the usual tolerance, they are off
+    by more than a cut leaves elsewhere, and by the more the larger a block is.
+    """
+    settings = problem.resolution.settings
+    if not (settings.is_linear and BOUNDARIES[settings.boundary].is_unknown):
+        return problem
+    tolerance = (settings.tolerance or default_tolerance(arithmetic_dtype(problem))) * CLOSER
+    return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, tolerance=tolerance)))
 
 
 def _check_settings(settings: ReconstructionSettings) -> None:

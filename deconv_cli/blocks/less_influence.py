@@ -31,7 +31,7 @@ def advise(
         agree: tells whether blocks agree under other choices, on a single piece where that is said, which takes less.
     """
     found = next(filter(None, (confirmed(tried, agree) for tried in directions(choices))), None)
-    whole = f"restore it as a whole{_needs_of_whole(problem, options)}"
+    whole = whole_instead(problem, options)
     if found is None:
         return whole
     return f"use {_as_argument(found)}, under which blocks were measured to agree with the whole, or {whole}"
@@ -87,11 +87,11 @@ def _as_argument(choices: FixedChoices) -> str:
     return f"iterations={choices.iterations}"
 
 
-def _needs_of_whole(problem: BlockProblem, options: BlockOptions) -> str:
-    """Say what has to change before a picture is restored as a whole."""
+def whole_instead(problem: BlockProblem, options: BlockOptions) -> str:
+    """Advise to restore a picture as a whole, and say what has to change before."""
     whole = block_bytes(problem, problem.data_size, problem.layout.n_batch, is_tested=True)
     n_bytes = 1.01 * whole / SHARE  # rounded when printed
     needs = [] if options.block_size is None else ["without block_size"]
     if n_bytes > options.max_memory:
         needs.append(f"with a max_memory of {format_memory(n_bytes)}")
-    return ", " + " and ".join(needs) if needs else ""
+    return "restore it as a whole" + (", " + " and ".join(needs) if needs else "")

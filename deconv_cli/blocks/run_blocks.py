@@ -10,8 +10,6 @@ from typing import Any
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.thumbnail import ThumbnailPart
-from deconv_cli.errors import FileAccessError
-from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.schedulers.scheduler import Scheduler
 
 BlockListener = Callable[[int, int], None]
@@ -37,6 +35,7 @@ class BlockSummary:
         n_seams: seams that were measured.
         seconds: that all blocks took together.
         predicted_error: root mean square of the error that is to be expected; `None` where it is not predicted.
+        trusted_share: part of the pixels that are trusted.
         real_error: the same of the real one; `None` where no truth is known.
         thumbnails: parts of small pictures of the whole, where they were asked for.
     """
@@ -55,6 +54,7 @@ class BlockSummary:
     n_seams: int
     seconds: float
     predicted_error: float | None = None
+    trusted_share: float = 0.0
     real_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
 
@@ -79,6 +79,7 @@ class BlockSummary:
             n_seams=len(seams),
             seconds=math.fsum(result.seconds for result in results),
             predicted_error=_root_mean_square(results, [result.squared_predicted for result in results]),
+            trusted_share=_mean_share(results),
             real_error=_root_mean_square(results, [result.squared_error for result in results]),
             thumbnails=tuple(part for result in results for part in result.thumbnails),
         )
@@ -86,6 +87,12 @@ class BlockSummary:
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
         return {name: value for name, value in vars(self).items() if name != "thumbnails"}
+
+
+def _mean_share(results: Sequence[BlockResult]) -> float:
+    """Average the trusted shares of blocks over the samples of the estimate."""
+    n_samples = sum(result.n_estimated for result in results)
+    return math.fsum(result.trusted_share * result.n_estimated for result in results) / max(n_samples, 1)
 
 
 def _root_mean_square(results: Sequence[BlockResult], squares: Sequence[float | None]) -> float | None:
@@ -113,23 +120,22 @@ def run_blocks(
         numbers: the blocks that this run is for; `None` for all.
 
     Returns:
-        What came of them; `None` where blocks are left that this run is not for.
+        What came of them; `None` where blocks are left, or were lost, that this run is not for.
 
     Raises:
-        DeconvError: a block failed; those that are done are noted. Or what they were written into is gone.
+        BlocksDisagreeError: a seam was measured that is above what was planned for.
+        DeconvError: a block failed; those that are done are noted. Or the input is another one by now.
     """
-    done = ledger.results()
     numbers = task.grid.order() if numbers is None else numbers
-    waiting = [number for number in numbers if number not in done]
-    if waiting:
-        _make_room(task.targets, has_begun=bool(done))
+    held = _held_blocks(task, ledger, numbers)
+    waiting = [number for number in numbers if number not in held]
     if progress is not None:
         progress(len(numbers) - len(waiting), len(numbers))
     n_done = len(numbers) - len(waiting)
-    failures = []
+    failures: list[Exception] = []
     for finished in scheduler.run(task, waiting):
-        if finished.error is not None:
-            failures.append(finished.error)
+        if error := finished.error or (finished.result and task.find_disagreement(finished.result)):
+            failures.append(error)
             break
         assert finished.result is not None
         ledger.add(finished.result)
@@ -139,17 +145,22 @@ def run_blocks(
     if failures:
         raise failures[0]
     results = ledger.results()
-    if len(results) < task.grid.n_blocks:
+    every = range(task.grid.n_blocks)
+    if set(every) - results.keys() or not all(task.holds(results[n]) for n in set(every) - set(numbers)):
         return None
-    return BlockSummary.of([results[number] for number in sorted(results)], len(waiting))
+    return BlockSummary.of([results[number] for number in every], len(waiting))
 
 
-def _make_room(targets: Sequence[RegionTarget], *, has_begun: bool) -> None:
-    """Make the files that blocks are written into; where blocks are done, these have to be there."""
-    for target in targets:
-        if has_begun and not target.is_begun():
-            raise FileAccessError(
-                f"the file that blocks of '{target.spelled_path}' were written into is gone, and they with it; "
-                "force=True starts over."
-            )
-        target.create()
+def _held_blocks(task: BlockTask, ledger: BlockLedger, numbers: Sequence[int]) -> set[int]:
+    """Find the blocks that are done and that the files hold unchanged; make room for the others."""
+    results = ledger.results()
+    done = {number: results[number] for number in numbers if number in results}
+    for result in done.values():
+        task.check_data(result)
+    are_kept = [target.create() for target in task.targets if target.is_begun()]
+    held = {number for number, result in done.items() if all(are_kept) and task.holds(result)}
+    if len(held) == len(numbers):
+        return held
+    # A file that is gone, or in its place already, is made anew, and then holds no block.
+    were_there = [target.create() for target in task.targets]
+    return held if all(were_there) else set()

@@ -14,8 +14,8 @@ from deconv_cli.diagnostics.clipped_samples import NEARLY_FULL
 from deconv_cli.io.regions.spread_pieces import spread_place
 from deconv_cli.vocabulary import Size
 
-N_CANDIDATES = 9
-"""Places that are looked at."""
+N_CANDIDATES, MOST_CANDIDATES = 9, 256
+"""Places that are looked at, and how many where all are flat."""
 MAX_SAMPLES = 2**18
 """Samples of a piece that choices are made from, at most."""
 
@@ -60,9 +60,10 @@ def find_windows(problem: BlockProblem, sides: Size) -> list[SampleWindow]:
         problem: what is restored.
         sides: of the pieces, along each axis of space.
     """
-    size = problem.data_size
-    found = []
-    for number in range(N_CANDIDATES):
+    size, found = problem.data_size, list[SampleWindow]()
+    for number in range(MOST_CANDIDATES):
+        if number >= N_CANDIDATES and any(window.contrast > 0 for window in found):
+            break
         batch, center = _place(problem, number)
         window = SampleWindow(batch, center, 0.0, 0.0, 0.0)
         values = problem.read(batch, window.data(sides, size)).double()

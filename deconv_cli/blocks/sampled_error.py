@@ -27,10 +27,17 @@ class SampledError(ExpectedError):
     Attributes:
         pieces: what it was found on, in words.
         real: the real error, root mean square, where the truth is known.
+        share: part of the pixels that is trusted.
     """
 
     pieces: str
     real: float | None
+    share: float = 0.0
+
+    @property
+    def trusted_share(self) -> float:
+        """The part of the pixels that is trusted."""
+        return self.share
 
     @property
     def actual_root_mean_square(self) -> float | None:
@@ -83,6 +90,17 @@ class ErrorSample:
             for number, profile in enumerate(self.profiles)
         ]
         return torch.cat(found, dim=1)
+
+    def outweighs(self, image: Tensor, squared: Tensor, n_axes: int) -> Tensor:
+        """Find the pixels whose error exceeds the contrast around them in some image or channel, shape `size`."""
+        n_profiles = len(self.profiles)
+        parts = zip(
+            image.unflatten(1, (n_profiles, -1)).unbind(1),
+            squared.unflatten(1, (n_profiles, -1)).unbind(1),
+            strict=True,
+        )
+        pairs = zip(self.profiles, parts, strict=True)
+        return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, part in pairs]).any(dim=0)
 
     def of_whole(self, size: Size, mean_square: float, real: float | None, *, is_trusted: bool) -> SampledError:
         """Describe the error of the whole picture.

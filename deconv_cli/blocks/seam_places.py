@@ -19,12 +19,20 @@ MARGIN = 8
 
 
 def corner_of(block: Block, image_size: Sequence[int]) -> tuple[int | None, ...]:
-    """Give the image pixel at which a block meets the next one along each axis of space; `None` at the frame."""
-    return tuple(stop if stop < n else None for (_, stop), n in zip(block.core, image_size, strict=True))
+    """Give the image pixel at which a block meets the next one along each axis of space; `None` at the frame.
+
+    Of a block at the beginning of the frame only the seams that run into the frame are measured, if there are any: so
+    pixels on the frame's edge are compared too.
+    """
+    corner = tuple(stop if stop < n else None for (_, stop), n in zip(block.core, image_size, strict=True))
+    inside = tuple(place if start > 0 else None for place, (start, _) in zip(corner, block.core, strict=True))
+    return inside if any(place is not None for place in inside) else corner
 
 
 def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
     """Choose blocks whose seams towards the next ones are measured: those around whose corner the data vary most.
+
+    One of them at least reaches the frame, if any does.
 
     Args:
         problem: what is restored.
@@ -34,14 +42,15 @@ def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
     # Spread evenly, whatever the number of blocks in a row.
     spread = (int(GOLDEN_SECTION * k % 1 * n_blocks) for k in range(MAX_LOOKS))
     looked_at = set(spread) if n_blocks > MAX_LOOKS else range(n_blocks)
-    found: list[tuple[float, int]] = []
+    found: list[tuple[float, int, bool]] = []
     for number in looked_at:
         block = grid.block(number)
         corner = corner_of(block, problem.image_size)
         if any(place is not None for place in corner):
-            found.append((_contrast_around(problem, grid, block, corner), number))
-    n_chosen = max(MIN_SEAMS, round(SEAM_SHARE * n_blocks))
-    return tuple(number for _, number in sorted(found, reverse=True)[:n_chosen])
+            found.append((_contrast_around(problem, grid, block, corner), number, None in corner))
+    found.sort(reverse=True)
+    chosen = [*found[: max(MIN_SEAMS, round(SEAM_SHARE * n_blocks))], *[one for one in found if one[-1]][:1]]
+    return tuple(dict.fromkeys(number for _, number, _ in chosen))
 
 
 def _contrast_around(problem: BlockProblem, grid: BlockGrid, block: Block, corner: Sequence[int | None]) -> float:

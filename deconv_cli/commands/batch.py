@@ -16,7 +16,7 @@ import typer
 
 from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.commands.batch_task import done_by
-from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
+from deconv_cli.commands.console import print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.manifest import Manifest, is_up_to_date
@@ -203,6 +203,8 @@ class Batch:
 
     def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
         """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
+        from deconv_cli.io.formats import codec_named
+
         printed = self._printed
         if not printed.quiet and (is_only or printed.verbose):
             outcome.print_summary()
@@ -212,6 +214,9 @@ class Batch:
                 print_warning(of_which + with_options(doubt))
             for warning in outcome.warnings:
                 self._print_once(job, warning, print_warning)
+            codec, light = codec_named(job.source), outcome.record.get("light_reason")
+            if light and not is_only and codec is not None and codec.is_picture:
+                self._print_once(job, f"restored {light}", print_note)
             for note in outcome.record["notes"]:
                 self._print_once(job, note, print_note)
         if printed.show:
@@ -219,7 +224,7 @@ class Batch:
         if printed.as_json:
             self._records[job.number] = outcome.record
         else:
-            typer.echo(outcome.record["output"]["path"])
+            print_answer(outcome.record["output"]["path"])
         self._n_done += 1
         self._n_doubted += not outcome.is_trusted
 

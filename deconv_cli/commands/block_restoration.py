@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
-from deconv_cli.commands.console import print_document, print_note
+from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import command_line
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
@@ -351,7 +351,7 @@ def _print_answer(record: Record, doubts: Sequence[str] | None, printed: PrintOp
     if printed.as_json:
         print_document(record)
     else:
-        typer.echo(record["output"]["path"])
+        print_answer(record["output"]["path"])
     if doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
@@ -361,16 +361,15 @@ def _show_nothing() -> None:
 
 
 class _Advance:
-    """Tells how many blocks are done: first those of an earlier run."""
+    """Tells how many blocks are done: first those of an earlier run, and none once the picture is cut anew."""
 
     def __init__(self, pieces: PieceProgress) -> None:
         self._pieces = pieces
         self._n_told: int | None = None
 
     def __call__(self, n_done: int, n_blocks: int) -> None:
-        del n_blocks
-        if self._n_told is None:
-            self._pieces.begin_at(n_done)
+        if self._n_told is None or n_done < self._n_told:
+            self._pieces.begin_at(n_done, n_blocks)
         else:
             self._pieces.advance(n_done - self._n_told)
         self._n_told = n_done

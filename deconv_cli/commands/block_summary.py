@@ -80,7 +80,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
 
 def _measured_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     """Say how much blocks differ beside their seams, where there are any."""
-    if found.summary is None or not _is_cut(found.task):
+    if found.summary is None or not any(found.task.grid.is_cut):
         return []
     measured = f"{found.seam:.2g} of the range, measured at {counted(found.summary.n_seams, 'place')}"
     return [("at the seams", "not measured" if found.seam is None else measured)]
@@ -91,8 +91,8 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     expected = found.expected_error
     if expected is None:
         return []
-    is_light = found.task.problem.resolution.tone_curve is not None
-    first, *others = error_rows(expected, is_light=is_light, is_trusted=not found.doubts)
+    unit = "" if found.task.problem.resolution.tone_curve is None else " of light"
+    first, *others = error_rows(expected, unit, is_trusted=not found.doubts)
     return [first, ("", f"by {expected.pieces}"), *others]
 
 
@@ -115,7 +115,7 @@ def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
     grid, halo = task.grid, task.plan.halo
     core = [task.plan.core[grid.layout.axes.index(letter)] for letter in grid.layout.space]
     memory = ("memory", f"about {format_memory(task.plan.block_bytes)} a block")
-    if not _is_cut(task):
+    if not any(grid.is_cut):
         one = "the picture is one block" if grid.n_blocks == 1 else f"{grid.n_blocks}, each of a whole image"
         return [("blocks", f"{one} of {format_size(task.problem.image_size)}; nothing is cut"), memory]
     return [
@@ -123,9 +123,3 @@ def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
         memory,
         ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
     ]
-
-
-def _is_cut(task: BlockTask) -> bool:
-    """Tell whether blocks meet one another within an image."""
-    grid = task.grid
-    return any(grid.n_along[grid.layout.axes.index(letter)] > 1 for letter in grid.layout.space)

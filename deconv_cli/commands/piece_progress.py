@@ -55,9 +55,9 @@ class PieceProgress:
         self._step = ""
         self._update()
 
-    def begin_at(self, n_done: int) -> None:
-        """Count pieces that an earlier run did, which say nothing of how fast this one is."""
-        self._n_done = n_done
+    def begin_at(self, n_done: int, n_pieces: int) -> None:
+        """Count pieces that an earlier run did, of all: they say nothing of how fast this one is."""
+        self._n_done, self._n_pieces = n_done, n_pieces
         self._ends.clear()
         self._ends.append(self._clock())
         self._update()

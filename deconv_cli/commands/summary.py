@@ -75,9 +75,9 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     if colored := [model for model in result.noise if not model.is_white]:
         rows.append(("noise", describe_noise(colored)))
     rows += [("solver", _solver(result)), ("residual", _residual(result))]
+    rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
-        is_light, is_trusted = result.tone_curve is not None, result.is_trusted
-        rows += error_rows(result.predicted_error, is_light=is_light, is_trusted=is_trusted)
+        rows += error_rows(result.predicted_error, _sample_unit(run.source), is_trusted=result.is_trusted)
     if verbose:
         rows += _details(result)
     rows += _output_rows(run.output, run.environment)
@@ -259,17 +259,22 @@ def _noise(result: Reconstruction) -> str | None:
     return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
 
 
-def error_rows(predicted: ExpectedError, *, is_light: bool, is_trusted: bool) -> Rows:
+def _sample_unit(source: InputFile) -> str:
+    """Name the unit of the samples of a file, after a space; nothing for fractions."""
+    if source.is_picture and source.dtype == "uint8":
+        return " gray levels of 255"
+    return " counts" if "int" in source.dtype else ""
+
+
+def error_rows(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> Rows:
     """Say how large an error is to be expected, and where to trust the result."""
-    unit = " of light" if is_light else ""
+    size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
-    trusted = "nowhere" if depth is None else "everywhere" if depth == 0 else f"from {counted(depth, 'pixel')} inwards"
-    to_trust = (
-        f"to be trusted {trusted} ({format_percent(share)} of the pixels)"
-        if is_trusted
-        else "not to be trusted: see below"
-    )
-    expected = f"{predicted.root_mean_square:.3g} rms{unit}; {to_trust}"
+    border = f"the border adds little from {counted(depth, 'pixel')} inwards" if depth else "the border adds nothing"
+    trusted = f"{border}; trust {format_percent(share)} of the pixels"
+    outweighed = "to be trusted nowhere: it outweighs the picture"
+    to_trust = (outweighed if depth is None else trusted) if is_trusted else "not to be trusted: see below"
+    expected = f"{size:.3g}{unit} rms; {to_trust}"
     return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.diagnostics.torus_modes import TorusModes, symbol_at
+from deconv_cli.diagnostics.torus_modes import TorusModes, symbol_at, torus_modes
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.spectrum import single_threaded, singular_values
+from deconv_cli.solvers.fourier import default_rcond
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
 
 # A map finer than this along any axis shows nothing more.
@@ -67,6 +69,49 @@ def measure_conditioning(modes: TorusModes, inverse: InverseFilter) -> Condition
         n_unknowns=n_unknowns,
         is_sampled=not modes.is_complete,
     )
+
+
+@dataclass(frozen=True)
+class LostDirections:
+    """The directions of the input that leave no trace in the data.
+
+    Attributes:
+        n_lost: how many there are, or at least are.
+        n_unknowns: numbers of the input.
+        is_exact: all of them were counted.
+    """
+
+    n_lost: int
+    n_unknowns: int
+    is_exact: bool
+
+    @property
+    def sentence(self) -> str:
+        """The count with what it means, without a full stop."""
+        least = "" if self.is_exact else "at least "
+        count = f"{least}{self.n_lost} of {self.n_unknowns} directions of the input"
+        return f"{count} leave no trace in the data: the part of the input along them cannot be had back"
+
+
+def count_lost_directions(inverse: PseudoInverse) -> LostDirections:
+    """Count the directions that the data lose by the rank of the matrix, or of the kernel's symbol if that is unknown.
+
+    The symbol counts all on a torus. Under another boundary, or for λ > 0, it counts what every frequency loses.
+    """
+    operator, geometry, taps = inverse.operator, inverse.geometry, inverse.operator.kernel
+    n_unknowns = math.prod(operator.input_shape)
+    if inverse.rank is not None:
+        return LostDirections(n_unknowns - inverse.rank, n_unknowns, is_exact=True)
+    n_pixels = min(math.prod(geometry.image_size), math.prod(geometry.output_size))
+    if inverse.problem.lam > 0 or operator.is_layer:
+        rank = min(math.prod(operator.output_shape), n_unknowns)
+        return LostDirections(n_unknowns - rank, n_unknowns, is_exact=False)
+    modes = torus_modes(taps, geometry.image_size)
+    found = measure_conditioning(modes, InverseFilter(0.0, inverse.problem.penalty, default_rcond(taps.dtype)))
+    if operator.boundary.is_periodic and geometry.image_size == geometry.output_size and modes.is_complete:
+        return LostDirections(n_unknowns - found.rank, n_unknowns, is_exact=True)
+    rank = synchronize.as_index((modes.sigma > found.threshold).sum(dim=-1).max())
+    return LostDirections(n_unknowns - rank * n_pixels, n_unknowns, is_exact=False)
 
 
 def null_share_of_outputs(modes: TorusModes, images: Tensor, threshold: float) -> float:

@@ -95,9 +95,9 @@ class ErrorPredictor:
         missing, unit_noise, unit_detail = self._probe(estimate, model)
         noise, noise_detail = model.sigma**2 * unit_noise, synchronize.as_number(model.sigma**2 * unit_detail)
         by_band = synchronize.as_numbers(noise), synchronize.as_numbers(missing)
-        smoothed = smoothed_energy(estimate, estimate.ndim - 1)
-        profile = replace(ErrorProfile.of(*by_band, noise_detail, smoothed), contrast=contrast)
-        squares = profile.squared_parts(smoothed, bands.distance) | {"estimate": estimate.square()}
+        energy = smoothed_energy(estimate, estimate.ndim - 1)
+        profile = replace(ErrorProfile.of(*by_band, noise_detail, energy), contrast=contrast)
+        squares = profile.squared_parts(energy, bands.distance) | {"estimate": estimate.square()}
         for name, other in (("periodic", periodic), ("actual", truth)):
             if other is not None:
                 squares[name] = (estimate - other).square()
@@ -105,7 +105,8 @@ class ErrorPredictor:
         return PredictedError(
             map=squares["predicted"].expand(estimate.shape).sqrt(),
             bands=self._error_bands(squares),
-            trusted=bands.distance >= (depth if depth is not None else max(bands.distance.shape)),
+            trusted=(bands.distance >= (depth if depth is not None else max(bands.distance.shape)))
+            & ~profile.outweighs(estimate, squares["predicted"], estimate.ndim - 1),
             trusted_depth=depth,
             sigma=model.sigma,
             exponent=model.exponent,

@@ -21,6 +21,7 @@ _DETAIL_WIDTH = 6.0
 DETAIL_REACH = int(3 * _DETAIL_WIDTH) + 1
 """Pixels around a pixel that its detail is measured on."""
 _LEAST_DETAIL = 0.05
+_LEAST_CONTRAST = 0.025
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,21 @@ class ErrorProfile:
             "outside_frame": outside * detail,
         }
 
+    def outweighs(self, images: Tensor, squared: Tensor, n_axes: int) -> Tensor:
+        """Find the pixels whose error is larger than the contrast around them; a part of that of the whole is conceded.
+
+        Args:
+            images: estimates or parts of them, shape `(*batch, C, *size)`.
+            squared: the squared error to be expected, of the same shape.
+            n_axes: how many axes of space there are.
+
+        Returns:
+            Shape `(*batch, *size)`.
+        """
+        mean = smoothed(images, n_axes)
+        contrast = smoothed((images - mean).square(), n_axes).mean(dim=-n_axes - 1)
+        return squared.mean(dim=-n_axes - 1) > contrast.clamp_min((_LEAST_CONTRAST * self.contrast) ** 2)
+
     def scaled(self, unit: float) -> ErrorProfile:
         """Give the same of images whose values are so many times as large."""
         return replace(
@@ -144,8 +160,12 @@ def _less(smoothed: Tensor, noise_detail: float) -> Tensor:
 
 
 def smoothed_energy(images: Tensor, n_axes: int) -> Tensor:
-    """Average the squared gradient of images `(*batch, C, *space)` under a Gaussian window, cut at the edges."""
-    images = squared_gradient(images, n_axes)
+    """Average the squared gradient of images `(*batch, C, *space)` around each pixel."""
+    return smoothed(squared_gradient(images, n_axes), n_axes)
+
+
+def smoothed(images: Tensor, n_axes: int) -> Tensor:
+    """Average images `(*batch, C, *space)` under a Gaussian window, cut at the edges."""
     reach = int(3 * _DETAIL_WIDTH)
     steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     window = torch.exp(-0.5 * (steps / _DETAIL_WIDTH).square())[None, None]

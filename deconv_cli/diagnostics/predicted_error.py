@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,11 +50,12 @@ class ExpectedError:
 
     Attributes:
         bands: by distance from the edge.
-        trusted_depth: from this distance on every pixel is trusted; `None` where none is.
+        trusted_depth: from this distance on the border adds little; `None` where nothing is trusted.
         sigma: standard deviation of the noise that was drawn, in units of the samples.
         exponent: how fast the amplitudes of the images that were drawn fall with frequency (see `ImageModel`).
         n_probes: how many were drawn.
         seed: of the random numbers.
+        in_samples: the predicted error of the whole image in stored values, where all else is of light; else `None`.
     """
 
     bands: tuple[ErrorBand, ...]
@@ -63,6 +64,7 @@ class ExpectedError:
     exponent: float
     n_probes: int
     seed: int
+    in_samples: float | None = field(default=None, kw_only=True)
 
     @property
     def root_mean_square(self) -> float:
@@ -89,8 +91,8 @@ class PredictedError(ExpectedError):
 
     Attributes:
         map: root mean square error of each pixel, shape of the image, in units of the samples.
-        trusted: pixels where the pixels outside the frame add little to the error, of the shape of one channel; none of
-            them, if the error is larger than the contrast of the image.
+        trusted: pixels where the pixels outside the frame add little to the error, and the error is no larger than the
+            contrast around them, of the shape of one channel; none, if it is larger than the contrast of the image.
         profiles: what was found by distance from the edge, one for each image that was restored by itself.
     """
 

@@ -34,6 +34,13 @@ def fingerprint(path: Path) -> str:
         raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
 
 
+def read_lines(path: Path) -> str:
+    """Read the ASCII text of an earlier run; raises `OSError` for a pipe or a device, whose reading may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+    return path.read_text(encoding="ascii", errors="replace")
+
+
 def read_head(path: Path) -> bytes:
     """Read the first 32 bytes of an input file, fewer if it is shorter; for a folder that is one file see `FOLDER`.
 
@@ -54,7 +61,8 @@ def read_head(path: Path) -> bytes:
                 "file in it."
             )
         if not path.exists():
-            raise UsageError(f"'{path}' does not exist; check the name and the folder.")
+            what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+            raise UsageError(f"'{path}' {what}; check the name and the folder.")
         if not path.is_file():
             raise UsageError(f"'{path}' should be an ordinary file, but is a pipe or a device.")
         with path.open("rb") as stream:

@@ -80,18 +80,15 @@ def _expected_error(predicted: ExpectedError, unit: str, *, is_trusted: bool) ->
     share, actual, depth = predicted.trusted_share, predicted.actual_root_mean_square, predicted.trusted_depth
     real = "" if actual is None else f"; the real one is {actual:.3g}"
     size = f"{predicted.root_mean_square:.3g} rms{unit}"
+    size += "" if predicted.in_samples is None else f" or {predicted.in_samples:.3g} in stored values,"
     expected = f"If kernel and boundary are right, an error of {size} is to be expected{real}."
     if not is_trusted:
         return [expected]
     if share == 0:
         return [expected, "No pixel is to be trusted: noise, or what lies outside the frame, outweighs the picture."]
-    if not depth:
-        return [expected, "What lies outside the frame adds little to it anywhere."]
-    return [
-        expected,
-        f"From {counted(depth, 'pixel')} inwards, on {format_percent(share, 3)} of the picture, what lies "
-        "outside the frame adds little to it; the rest is hatched.",
-    ]
+    inwards = f"adds little to it from {counted(depth, 'pixel')} inwards" if depth else "adds nothing to it"
+    trusted = f"{format_percent(share, 3)} of the picture is to be trusted then; the rest is hatched"
+    return [expected, f"What lies outside the frame {inwards}.", f"{trusted}: there the error outweighs the contrast."]
 
 
 def _edges(result: Reconstruction, diagnosis: Diagnosis, *, is_predicted: bool) -> str:

@@ -41,6 +41,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "condition": finite_or_none(result.spectrum.condition),
             "grid": list(result.spectrum.grid),
         },
+        "lost_directions": result.lost_directions and dict(vars(result.lost_directions)),
         "well_posedness": result.well_posedness and describe_well_posedness(result.well_posedness),
         "solver": {
             "status": result.solution.status.name.lower(),
@@ -116,6 +117,9 @@ def describe_predicted_error(predicted: ExpectedError) -> Record:
     """Describe the error to be expected."""
     return {
         "root_mean_square": predicted.root_mean_square,
+        "root_mean_square_in_samples": predicted.root_mean_square
+        if predicted.in_samples is None
+        else predicted.in_samples,
         "actual_root_mean_square": predicted.actual_root_mean_square,
         "bands": [dict(vars(band)) for band in predicted.bands],
         "trusted_depth": predicted.trusted_depth,

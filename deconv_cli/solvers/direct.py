@@ -179,7 +179,10 @@ def _factor(problem: TikhonovProblem, factors: Factors | None) -> BoundarySystem
     """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
     if _is_square(problem) and (factors is None or "rows" in factors):
         with contextlib.suppress(SingularSystemError):
-            return SquareBorderSystem(problem.operator, factors)
+            square = SquareBorderSystem(problem.operator, factors)
+            # It is sound in double precision, and must be in that of the data too.
+            if factors is not None or _is_sound(problem, square):
+                return square
     if factors is not None:
         return BoundarySystem(problem, restore_twists(factors, problem.n_dims - 1), factors)
     check_constants(problem)
@@ -189,7 +192,7 @@ def _factor(problem: TikhonovProblem, factors: Factors | None) -> BoundarySystem
     return system
 
 
-def _is_sound(problem: TikhonovProblem, system: BoundarySystem) -> bool:
+def _is_sound(problem: TikhonovProblem, system: BoundarySystem | SquareBorderSystem) -> bool:
     """Invert a known image: A⁺AA⁺y = A⁺y, unless rounding has been divided by a singular value that is zero."""
     shape = problem.operator.output_shape
     taps = problem.operator.kernel

@@ -21,12 +21,14 @@ class Inverse(ABC):
     Attributes:
         problem: what is solved.
         rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
+        rank: how many singular values of A are above it; `None` where they were not counted.
         is_closed_form: whether `apply` computes the estimate in one go, so that a certificate would double the work.
     """
 
     problem: TikhonovProblem
     is_closed_form = False
     rcond: float | None = None
+    rank: int | None = None
 
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:

@@ -35,6 +35,7 @@ class PseudoInverse(Estimator):
 
     Attributes:
         problem: what is solved.
+        rank: of the operator; `None` where the method does not count it.
 
     Raises:
         ShapeError: the kernel does not fit the size.
@@ -72,7 +73,7 @@ class PseudoInverse(Estimator):
             self.cost = find_solver(self.choice.method).cost(problem)
         else:
             self._inverse = restore_inverse(problem, rule, self.choice.method, precomputed.factors)
-        self.rcond = self._inverse.rcond
+        self.rcond, self.rank = self._inverse.rcond, self._inverse.rank
 
     def __repr__(self) -> str:
         """Describe it in one line: the kernel, both sizes, the boundary, λ and the method."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.errors import ShapeError
+from deconv_cli.errors import DeconvError, ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.settings import ResolvedSettings
@@ -19,7 +20,7 @@ from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import ROUNDING_NOISE, Size, format_size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
@@ -29,10 +30,11 @@ from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
 from deconv_cli.workflows.predict import predict_for
-from deconv_cli.workflows.progress_listener import ProgressListener
+from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 from deconv_cli.workflows.solved import Solved
+from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER
 
 EIGHT_BITS = 255
 """White of samples whose rounding and compression are no small part of the noise, and differ with the light."""
@@ -114,6 +116,8 @@ class Inversion:
         def finish() -> Reconstruction:
             listener.begin("measuring the residual")
             result = solved.measure()
+            if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
+                result = replace(result, explained_by=self._explanation(estimator, data, resolution))
             if not settings.predict or not isinstance(estimator, PseudoInverse):
                 return result
             listener.begin("predicting the error")
@@ -130,6 +134,27 @@ class Inversion:
             return replace(result, predicted_error=predicted)
 
         return finish
+
+    def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
+        """Return the padding that explains data of a layer which the given one does not; `None` if there is none."""
+        kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
+        is_open = (
+            settings.lam > 0
+            and resolution.settings.padding != "valid"
+            and kernel.field is None
+            and not estimator.operator.is_layer
+        )
+        if not is_open or settings.defaults is not InputKind.TENSOR:
+            return None
+        geometry = kernel.geometry_of_output(tuple(data.shape[-kernel.n_axes :]), "valid", None)
+        with contextlib.suppress(DeconvError):
+            inverse = self._found(kernel, geometry.image_size, settings)
+            other = replace(resolution, settings=settings, is_tested=False)
+            solved = self._solve(inverse, data, other, None, None, 0.0, inverse.tolerance, as_listener(None))
+            scale = solved.measure().scale
+            if scale.missing < EXPLAINED and scale.amplification < PLAUSIBLE:
+                return 'padding="valid"'
+        return None
 
     def diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
         """Examine what was estimated last, which was linear in the data `y`."""

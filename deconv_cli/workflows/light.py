@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from deconv_cli.argument_types import check_type
+from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.lambda_rules import choose_by_rule
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.axes import crop
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ArithmeticDType, Light
+from deconv_cli.vocabulary import ArithmeticDType, LambdaRule, Light
 from deconv_cli.workflows.arithmetic import pick_dtype
 
 RECORDED = "recorded in the file by deconv forward"
 _GIVEN = "given by the user"
+
+
+_CLEARLY = 2.5
+"""Factor between the whiteness of two residuals at which one light is called better. The wrong light was whiter by at
+most 1.6 on 6 photographs, under three kernels, and on 16 others, under two kernels and two sizes of noise, as JPEG."""
+_TILE, _LARGEST_KERNEL = 256, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +49,43 @@ class ChosenLight:
     def to_stored(self, light: Tensor) -> Tensor:
         """Do it again; shape `(*, C, H, W)`."""
         return light if self.curve is None else self.curve.to_stored(light)
+
+
+def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light: bool) -> str | None:
+    """Give a sentence if a convolution acted clearly better in the other light, judged on a tile by its residual.
+
+    Where the kernel passes nothing, data hold noise alone, unless a tone curve came in between.
+
+    Args:
+        stored: samples as they are stored, shape `(C, H, W)` or `(B, C, H, W)`.
+        kernel: one for all channels.
+        curve: how the samples encode light.
+        is_light: the convolution was taken to act in linear light.
+    """
+    size = stored.shape[-2:]
+    if (
+        not kernel.shared
+        or kernel.field is not None
+        or kernel.n_axes != 2
+        or max(kernel.size) > min(_LARGEST_KERNEL, *size)
+    ):
+        return None
+    window = tuple(min(n, _TILE) for n in size)
+    start = tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True))
+    images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0].float(), start, window)
+    middle, found = images.shape[0] // 2, {}
+    kernel = replace(kernel, taps=kernel.taps.detach().to(images))
+    continuation = Continuation(kernel, window, boundary="unknown", penalty="gradient")
+    for name, tile in ((Light.STORED, images), (Light.LINEAR, curve.to_light(images))):
+        data = tile[middle : middle + 1]
+        lam = choose_by_rule(LambdaRule.GCV, continuation.initial(data), 0.0).chosen
+        found[name] = min(choose_by_rule(LambdaRule.WHITENESS, continuation.continued(data, lam), 0.0).values)
+    light, other = (Light.LINEAR, Light.STORED) if is_light else (Light.STORED, Light.LINEAR)
+    if found[light] <= _CLEARLY * found[other]:
+        return None
+    places = {Light.STORED: "on the samples as they are stored", Light.LINEAR: "in linear light"}
+    whiter = f"the residual is {found[light] / found[other]:.2g} times as white if the kernel acts {places[other]}"
+    return f'{whiter}: the blur was probably made there; try light="{other}"'
 
 
 def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = None) -> ChosenLight:

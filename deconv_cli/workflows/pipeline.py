@@ -28,6 +28,7 @@ from deconv_cli.workflows.channel_inversions import ChannelInversions
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inversion import Inversion, Measure, Steps, find_bounds
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
+from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -179,12 +180,21 @@ class Pipeline:
             # A factor has the defaults of tensors, whatever it is applied to.
             settings = self._settings if self._given is not None and kernel.layer.is_plain else result.settings
             is_looked_at = resolution.is_tested and settings.defaults is InputKind.PICTURE
+            if is_looked_at and resolution.chooses_lambda and resolution.known_curve is not None:
+                found = caution_light(y, kernel, resolution.known_curve, is_light=curve is not None)
+                result = replace(result, light_caution=found)
             limits = limits_of(y, resolution.sample_type) if is_looked_at else None
             if limits is not None:
                 result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
             if curve is None:
                 return result
-            return replace(result, image=curve.to_stored(result.image, n_axes), tone_curve=curve)
+            predicted, image = result.predicted_error, result.image
+            if predicted is not None:
+                ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-0.5, 0.5)]
+                size = synchronize.as_number((ends[1] - ends[0]).square().mean().sqrt())
+                predicted = replace(predicted, in_samples=size)
+            image = curve.to_stored(image, n_axes)
+            return replace(result, image=image, predicted_error=predicted, tone_curve=curve)
 
         return finish
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from deconv_cli.diagnostics.conditioning import LostDirections
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
@@ -30,6 +31,7 @@ from deconv_cli.workflows.trust import (
     doubt_clipping,
     doubt_lambda,
     doubt_layer,
+    doubt_noise,
     doubt_residual,
     doubt_solver,
 )
@@ -56,11 +58,15 @@ class Reconstruction:
         spectrum: the extreme singular values of the kernel.
         scale: the estimate held against white images which the kernel would turn into such data.
         well_posedness: what the border does to the problem; `None` where there is no quadratic penalty.
+        lost_directions: what a layer loses of its input; `None` where nothing is known to be lost, and for pictures.
         lambda_choice: how λ was chosen from the data; `None` where it was given.
         predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
             that is not to be trusted.
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
+        noise_ratio: the noise in parts of the contrast of the data, where the estimate shows mostly noise; else `None`.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
+        explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
+        light_caution: a sentence, where the convolution seems to have acted in other light than was assumed.
         notes: what a user should know of how settings were resolved, a sentence each.
         channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
             is then pooled, or that of the channel that did worst.
@@ -78,11 +84,15 @@ class Reconstruction:
     spectrum: Spectrum
     scale: Scale
     well_posedness: WellPosedness | None
+    lost_directions: LostDirections | None = None
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
+    noise_ratio: float | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
+    explained_by: str | None = None
+    light_caution: str | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
 
@@ -113,11 +123,18 @@ class Reconstruction:
             found += doubt_lambda(self.lambda_choice, self.residual)
         if self.settings.defaults is InputKind.TENSOR and self.settings.has_lambda:
             found += doubt_layer(
-                self.residual, self.scale, self.settings.noise_sigma or 0.0, penalty=self.settings.penalty
+                self.residual,
+                self.scale,
+                self.border,
+                self.settings.noise_sigma or 0.0,
+                penalty=self.settings.penalty,
+                explained_by=self.explained_by,
             )
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
             found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
+        if self.noise_ratio is not None:
+            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         if self.clipping is not None:
             found += doubt_clipping(self.clipping)
         return tuple(found)
@@ -137,11 +154,13 @@ class Reconstruction:
         """What may have gone wrong, though the result is not doubted for it, a sentence each."""
         found = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            choice, tests = part.lambda_choice, part.residual_tests
+            choice, reasons = part.lambda_choice, {doubt.reason for doubt in part.doubts}
+            tests = None if DoubtReason.NOISE in reasons else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             for warning in (choice and choice.warning, of_residual):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     found.append(f"channel {number}: {warning}" if self.channels else warning)
+        found += [] if self.light_caution is None else [self.light_caution]
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)
         return tuple(found)

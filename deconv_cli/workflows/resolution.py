@@ -62,6 +62,7 @@ class Resolution:
         lams: λ of each channel, where it was given so.
         is_per_channel: whether each channel has a kernel of its own.
         tone_curve: what is undone first and done again last; `None` where samples are taken as they are stored.
+        known_curve: how the samples encode light, where that is known but not recorded by what blurred them.
         notes: what a user should know, a sentence each.
         sample_type: of the input's file, by the NumPy name; `None` where it follows from the tensor.
         ceiling: the value at which a sample is full and no more than a bound, in light where that is restored; `None`
@@ -81,6 +82,7 @@ class Resolution:
     lams: tuple[float, ...] = ()
     is_per_channel: bool = False
     tone_curve: ToneCurve | None = None
+    known_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
     sample_type: str | None = None
     ceiling: float | None = None
@@ -161,6 +163,7 @@ def resolve(
         lams=lams,
         is_per_channel=is_per_channel,
         tone_curve=light.curve,
+        known_curve=tone_curve if recorded is None else None,
         notes=(_stacked(kernel),) if is_stacked and not kernel.is_per_channel else (),
     )
 

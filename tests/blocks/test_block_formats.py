@@ -57,3 +57,14 @@ def test_blocks_are_the_whole_in_every_format(tmp_path, monkeypatch, make, size,
     assert written.record["command"] == "invert"
     assert sum("smaller levels" in note for note in written.notes) == n_levels - 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("make", "size", "name"), [(as_zarr, SMALL, "out.ome.zarr"), (as_tiff, LARGE, "out.tif")])
+def test_a_picture_that_fits_the_memory_is_one_block_whatever_its_tiles(tmp_path, make, size, name):
+    samples = np.random.default_rng(3).random(size).astype("float32")
+    make(tmp_path / "in", samples)
+    kernel, files = deconv_cli.make_kernel("box:5"), LargeFileOptions(axes="YX")
+    found = invert_blocks(tmp_path / "in", kernel, tmp_path / name, files=files, lam=0.01, defaults="picture")
+    assert found.summary.n_blocks == 1
+    whole = deconv_cli.invert(torch.from_numpy(samples)[None], kernel, lam=0.01, defaults="picture").image
+    assert (read_image(tmp_path / name).values[0] - whole).abs().max() <= 1e-3

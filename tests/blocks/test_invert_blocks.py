@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import torch
 from block_cases import BLOCKS, OPTIONS, blurred, describe, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks import plan_blocks
+from deconv_cli.blocks import cut_blocks, plan_blocks
+from deconv_cli.blocks.block_memory import block_bytes
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.fixed_choices import N_PIECES
@@ -22,6 +24,7 @@ from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
+from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.workflows import solved
 from deconv_cli.workflows.pipeline import Pipeline
@@ -144,18 +147,81 @@ def test_pieces_in_which_no_lambda_is_found_are_doubted():
     assert doubt_pieces([*pieces[1:], pieces[-1]]) == ()
 
 
-@pytest.mark.exhaustive
-def test_a_cut_edge_without_a_halo_is_seen(tmp_path):
+def with_halo(run, halo):
+    narrow = replace(run.task.plan.halo, halo=halo, at_frame=halo)
+    return replace(run, task=replace(run.task, plan=replace(run.task.plan, halo=narrow)))
+
+
+def test_a_seam_above_the_plan_means_that_the_halo_is_doubled(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    run, done = with_halo(planned(tmp_path, kernel), (2, 7)), []
+    found = run.finish(SerialScheduler(), describe, progress=lambda *n: done.append(n))
+    assert found.plan.halo.halo == (kernel.shape[0], 14)  # no narrower than the kernel
+    assert done.count((0, 4)) == 2  # nothing that was done by the first plan is kept
+    whole = deconv_cli.invert(y, kernel, **OPTIONS)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
+    assert not found.doubts
+
+
+def test_blocks_that_disagree_with_a_wider_halo_too_are_not_written(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    right = planned(tmp_path, kernel)
+    unattainable = replace(right.task.plan.halo, fitted=1e-6, judged=1e-6)
+    run = replace(right, task=replace(right.task, plan=replace(right.task.plan, halo=unattainable)))
+    with pytest.raises(UsageError, match=r"with a halo of .* is the most that was planned for; restore it as a whole"):
+        with_halo(run, (1, 1)).finish(SerialScheduler(), describe)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_one_of_several_jobs_does_not_plan_again(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
+    run = with_halo(planned(tmp_path, kernel), (1, 1))
+    with pytest.raises(UsageError, match="go on with resume=True in a single job"):
+        run.finish(SerialScheduler(), describe, share=JobShare(1, 1))
+    assert not (tmp_path / "out.npy").exists()
+    assert not planned(tmp_path, kernel, resume=True).finish(SerialScheduler(), describe).doubts
+    assert (tmp_path / "out.npy").exists()
+
+
+def test_what_shrinks_to_the_memory_after_all_has_a_halo(tmp_path, monkeypatch):
     kernel = deconv_cli.make_kernel("gaussian:1")
     y = blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
-    run = planned(tmp_path, kernel)
-    plan = pickle.loads(pickle.dumps(run.task.plan))
-    object.__setattr__(plan.halo, "halo", (1, 1))
-    object.__setattr__(run.task, "plan", plan)
-    found = run.finish(SerialScheduler(), describe)
+    # What a block takes is estimated from a piece of another size, from which a picture may seem to fit.
+    monkeypatch.setattr(cut_blocks, "largest_samples", lambda *_: y.numel())
+    needed = cut_blocks.SHARE * block_bytes(planned(tmp_path, kernel).task.problem, (150, 140))
+    found = invert_blocks(
+        tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(int(needed) - 1), **OPTIONS
+    )
+    assert found.summary.n_blocks > 1
+    assert all(h > 0 for h, n in zip(found.plan.halo.halo, found.task.grid.n_along[1:], strict=True) if n > 1)
     whole = deconv_cli.invert(y, kernel, **OPTIONS)
-    assert difference(np.load(tmp_path / "out.npy"), whole, y) > found.plan.halo.predicted
-    assert found.doubts
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
+
+
+@pytest.mark.parametrize("background", [0.0, 100.0])
+def test_pieces_that_are_flat_do_not_make_the_halo_narrow(tmp_path, monkeypatch, background):
+    monkeypatch.setattr(plan_blocks, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
+    y = torch.full((1, 150, 140), background)
+    y[:, 30:34, 64:66] += 100
+    np.save(tmp_path / "in.npy", y.numpy())
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BLOCKS, **OPTIONS)
+    assert min(found.plan.halo.halo) >= kernel.shape[-1] // 2
+    whole = deconv_cli.invert(y, kernel, **OPTIONS)
+    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted
+
+
+def test_pixels_on_the_edge_of_the_frame_are_as_right_as_those_inside(tmp_path):
+    y, kernel = torch.rand(400, 256, generator=torch.Generator().manual_seed(0)), torch.full((1, 7), 1 / 7)
+    np.save(tmp_path / "in.npy", y.numpy())
+    options = OPTIONS | {"lam": 0.03}
+    invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(10**8, (200, 128)), **options)
+    exact = deconv_cli.invert(y.double()[None], kernel.double(), tolerance=1e-10, **options).image[0].numpy()
+    off = np.abs(np.load(tmp_path / "out.npy").reshape(y.shape) - exact)
+    assert off.max() <= 1.5 * off[40:-40, 40:-40].max()
 
 
 @pytest.mark.exhaustive
@@ -196,8 +262,7 @@ def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
     assert again.summary is not None
     assert again.summary.n_redone == again.summary.n_blocks - 3
     resumed = np.load(tmp_path / "out.npy")
-    (tmp_path / "out.npy").unlink()
-    planned(tmp_path, kernel).finish(SerialScheduler(), describe)
+    planned(tmp_path, kernel, force=True).finish(SerialScheduler(), describe)
     assert np.array_equal(np.load(tmp_path / "out.npy"), resumed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy", "out.npy.json"]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import deconv_cli
+from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
@@ -31,8 +32,26 @@ def run(tmp_path):
 
 def test_the_corner_with_the_most_detail_is_measured(run):
     assert run.task.grid.n_along == (1, 4, 4)
-    assert len(run.task.plan.seams) == 2
     assert run.task.plan.seams[0] == 6  # its corner is at (96, 144)
+
+
+def test_pixels_on_the_edge_of_the_frame_are_measured(run, monkeypatch):
+    cores = [run.task.grid.block(number).core for number in run.task.plan.seams]
+    assert any(start == 0 or stop == 192 for core in cores for start, stop in core)
+    restore = BlockProblem.restore
+
+    def off_in_the_first_row(problem, values, data, *others, **options):
+        result = restore(problem, values, data, *others, **options)
+        result.image[..., 0, :] += 1000.0 * data[1][0]  # otherwise from block to block along the edge
+        return result
+
+    monkeypatch.setattr(BlockProblem, "restore", off_in_the_first_row)
+    run.task.target.create()
+    task = replace(run.task, plan=replace(run.task.plan, seams=(1,)))
+    assert task.grid.block(1).core == ((0, 48), (48, 96))
+    done = task(1)
+    assert done.seam >= 1000.0
+    assert task.find_disagreement(done)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

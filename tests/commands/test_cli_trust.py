@@ -29,6 +29,22 @@ def test_a_strided_layer_ends_with_a_warning(deconv, save, tmp_path):
     assert quiet.stderr.splitlines() == [warning]
 
 
+def test_a_layer_that_loses_directions_says_so(deconv, save, tmp_path):
+    weight = np.random.default_rng(1).standard_normal((2, 4, 3, 3)).astype("float32")
+    words = [
+        "invert",
+        save("y", np.ones((1, 2, 8, 8), "float32")),
+        "-k",
+        save("weight", weight),
+        "-o",
+        tmp_path / "x.npy",
+    ]
+    done = deconv(*words, "--json")
+    assert done.report["lost_directions"] == {"n_lost": 128, "n_unknowns": 256, "is_exact": False}
+    table = " ".join(deconv(*words, "--force").stderr.split())
+    assert "at least 128 of 256 directions of the input leave no trace in the data" in table
+
+
 def test_what_is_clipped_when_it_is_written_is_doubted(deconv, photograph, tmp_path):
     """Total variation with next to no weight, of a noisy JPEG."""
     blurred, noisy, kernel = tmp_path / "blurred.tif", tmp_path / "noisy.jpg", ["-k", "gaussian:1.5"]

@@ -14,6 +14,7 @@ import deconv_cli
 from deconv_cli.diagnostics import probed_frame
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor
+from deconv_cli.diagnostics.error_profile import ErrorProfile
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lost_signal import without_lost
 from deconv_cli.diagnostics.probed_frame import with_smaller_frame
@@ -406,3 +407,13 @@ class TestWhatIsShared:
         assert ErrorPredictor(inverse, n_images=n_images).n_probes == n_probes
         pieces = [ErrorPredictor(inverse, n_images=n_images, n_pieces=n).n_probes for n in (2, 100)]
         assert pieces == [n_probes // 2, 1]  # of one picture, which share them
+
+
+def test_an_error_larger_than_the_contrast_around_it_is_not_trusted():
+    """Texture on the right, next to nothing on the left, and the same error on both; an even surface is conceded."""
+    image = torch.cat([0.1 * torch.ones(1, 40, 60), 50.0 * torch.randn(1, 40, 60, generator=torch.Generator())], dim=2)
+    profile = ErrorProfile(noise=(4.0,), missing=(0.0,), noise_detail=0.0, energy=1.0, contrast=40.0)
+    found = profile.outweighs(image, torch.full_like(image, 4.0), 2)
+    assert found[:, :30].all()
+    assert not found[:, 70:].any()
+    assert not profile.outweighs(image, torch.full_like(image, 0.9), 2).any()

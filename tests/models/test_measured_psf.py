@@ -1,5 +1,7 @@
 """Measured point-spread functions: what is noticed of them, and what cleaning leaves."""
 
+from pathlib import Path
+
 import pytest
 import tifffile
 import torch
@@ -7,7 +9,9 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.models.kernel_files import read_kernel
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws
+from deconv_cli.models.measured_psf import clean_psf, describe_flaws, looks_like_photograph, refusal_of
+
+SAMPLES = Path(__file__).parents[2] / "sample_images"
 
 
 def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
@@ -17,6 +21,18 @@ def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
 
 
 FORMULAS = ["gaussian:1", "gaussian:4", "disk:3", "disk:6.4", "box:5", "box:9", "motion:9@30", "motion:21@75"]
+
+
+@pytest.mark.parametrize("name", ["camera.png", "astronaut.png"])
+def test_a_photograph_is_no_point_spread_function(name):
+    assert looks_like_photograph(read_kernel(SAMPLES / name).kernel)
+
+
+@pytest.mark.parametrize("formula", ["gaussian:8", "disk:30", "box:41", "motion:61@75", "moffat:3.3@2.5"])
+def test_a_wide_point_spread_function_is_no_photograph(formula):
+    taps = make_kernel(formula)
+    assert not looks_like_photograph(taps)
+    assert not looks_like_photograph(spot(side=101) + 5)  # 80 % of it are background
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -60,6 +76,24 @@ def test_cleaning_finds_the_spot_again(offset):
     assert divmod(int(cleaned.argmax()), cleaned.shape[1]) == middle
     assert float(cleaned.sum()) == pytest.approx(float(spot(64).sum()), rel=0.03)
     assert "a background of 100 was subtracted, its 64×64 taps were cropped" in note
+
+
+def test_tails_and_the_place_between_pixels_are_kept():
+    """Measured on a spot with a halo: all but 5 % of the light, and the center to a tenth of a pixel."""
+    truth = spot(64, 1.5, 2.5, -3.4) + spot(64, 6.0, 2.5, -3.4, peak=120)
+    cleaned, _ = clean_psf(torch.poisson(truth + 40, generator=torch.Generator().manual_seed(2)))
+    assert float(cleaned.sum() / truth.sum()) == pytest.approx(1, abs=0.05)
+    for axis in (0, 1):
+        line = cleaned.sum(1 - axis)
+        center = float((line * torch.arange(len(line))).sum() / line.sum())
+        assert center == pytest.approx(len(line) // 2, abs=0.1)
+
+
+def test_a_kernel_that_spoils_is_refused_and_others_are_not():
+    assert "background makes 79 %" in str(refusal_of(spot(64, 2.0) + 90))
+    assert "5.0 pixels off" in str(refusal_of(spot(31, 2.0, row=5)))
+    assert refusal_of(spot(15, row=1.5) + 2) is None
+    assert all(refusal_of(make_kernel(formula)) is None for formula in FORMULAS)
 
 
 def test_channels_are_centered_together():

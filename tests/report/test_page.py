@@ -67,7 +67,8 @@ def test_the_first_sentences_say_what_with_which_and_where(page):
     assert "zeros were taken to lie outside" in text
     assert "λ = 0.01 (in units of σ²max, penalty gradient): chosen by generalized cross-validation in 3 rounds" in text
     assert "Warning: Two rules differ by a factor of 100: gcv takes λ = 0.001 and ml 0.1;" in text
-    assert "From 7 pixels inwards, on 88.3 % of the picture, what lies outside the frame adds little to it" in text
+    assert "What lies outside the frame adds little to it from 7 pixels inwards." in text
+    assert "88.3 % of the picture is to be trusted then; the rest is hatched" in text
     assert "an error of 2.57 rms is to be expected; the real one is 2.07." in text
     # How deep the edge reaches is in what is predicted for every pixel.
     assert "Trust the outermost" not in text

@@ -15,6 +15,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.solvers.solution import Status
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, DoubtReason, measure_clipping
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
@@ -37,12 +38,13 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("channels", [(4, 4), (4, 8), (1, 1)])
+CHANNELS = [(4, 4), (4, 8), (1, 1)]
+FITTING = [(kind, channels) for kind in LAYERS for channels in CHANNELS if (kind, channels) != ("transposed", (4, 8))]
+
+
+@pytest.mark.parametrize(("kind", "channels"), FITTING)
 def test_a_layer_of_another_kind_is_doubted(kind, channels):
     n_inputs, n_outputs = channels
-    if kind == "transposed" and n_inputs != n_outputs:
-        pytest.skip("its channels do not fit")
     weight = random((n_outputs, n_inputs, 3, 3), seed=1)
     y = LAYERS[kind](random((2, n_inputs, 32, 32)), weight)
     result = deconv_cli.invert(y, weight, max_iterations=300)
@@ -50,10 +52,75 @@ def test_a_layer_of_another_kind_is_doubted(kind, channels):
     if n_outputs > n_inputs:
         (doubt,) = result.doubts
         assert doubt.reason is DoubtReason.RESIDUAL
-        assert all(word in doubt.sentence for word in ("stride", "dilation", "groups", "transposed", "ReLU"))
+        causes = ("stride", "dilation", "groups", "transposed", "ReLU", "bias", "noise")
+        assert kind == "valid" or all(word in doubt.sentence for word in causes)
         assert 'padding="valid"' in doubt.sentence
+        assert ("explains the data" in doubt.sentence) == (kind == "valid")
     with pytest.raises(deconv_cli.UntrustworthyResultError):
         result.raise_for_status()
+
+
+def trained(n_channels):
+    """Weights as training makes them: some mixtures of channels come through a hundred times as strongly as others."""
+    u, v = (torch.linalg.qr(random((n_channels, n_channels), seed))[0] for seed in (1, 2))
+    taps = 0.3 * random((n_channels, 3, 3), seed=3) + 1
+    return torch.einsum("oc,c,chw,ci->oihw", u, torch.logspace(0, -2, n_channels), taps, v)
+
+
+CENTRAL = random((2, 1, 3, 3), seed=1)
+CENTRAL[..., 1, 1] += 8
+
+
+@pytest.mark.parametrize("weight", [trained(16), CENTRAL], ids=["square", "more outputs"])
+def test_a_padding_that_leaves_little_over_is_doubted_too(weight):
+    """The data of a layer are exact, and what is left of them has no explanation, however little it is."""
+    n_inputs = weight.shape[1]
+    y = functional.conv2d(random((1, n_inputs, *[16 if n_inputs > 1 else 100] * 2), seed=9), weight)
+    result = deconv_cli.invert(y, weight)
+    assert result.residual.relative < 0.05
+    (doubt,) = result.doubts
+    assert doubt.reason is DoubtReason.RESIDUAL
+    assert 'try padding="valid", which explains the data' in doubt.sentence
+    assert deconv_cli.invert(y, weight, padding="valid").is_trusted
+
+
+@pytest.mark.parametrize("weight", [trained(16), random((8, 4, 3, 3), seed=1)], ids=["square", "more outputs"])
+def test_rounding_and_some_noise_leave_a_layer_trusted(weight):
+    y = functional.conv2d(random((1, weight.shape[1], 16, 16), seed=9), weight, padding=1)
+    step = y.abs().max() / 127
+    stored = [y.half(), y.bfloat16(), (y / step).round() * step, y + 1e-3 * y.std() * random(y.shape, seed=4)]
+    for data in stored:
+        assert deconv_cli.invert(data.float(), weight).is_trusted
+    assert deconv_cli.invert(y, weight, lam=0.1).is_trusted
+
+
+def test_lost_directions_are_counted():
+    """16 channels of which 15 are independent, on 5 × 5 pixels: the inverse is that of least norm."""
+    mixing = torch.linalg.qr(random((16, 16), seed=5))[0][:, :15]
+    weight = torch.einsum("oihw,ir,jr->ojhw", random((16, 16, 3, 3), seed=1), mixing, mixing)
+    x = random((1, 16, 5, 5))
+    result = deconv_cli.invert(functional.conv2d(x, weight, padding=1), weight, lam=0.0)
+    assert float((result.image - x).norm() / x.norm()) == pytest.approx((25 / 400) ** 0.5, abs=0.06)
+    assert result.lost_directions.sentence.startswith("25 of 400 directions of the input leave no trace in the data")
+
+
+@pytest.mark.parametrize(
+    ("n_lost", "options"),
+    [
+        (36, {"boundary": "circular"}),
+        (36, {"method": "iterative"}),
+        (64 * 3 - 36 * 2, {"padding": "valid", "method": "iterative"}),
+        (36 * 3 - 16 * 3, {"padding": "valid", "lam": 1e-6}),
+    ],
+)
+def test_lost_directions_are_counted_without_a_matrix_too(n_lost, options):
+    """Two of three channels are the same; with λ > 0 no more is counted than sizes tell."""
+    weight = random((3, 3, 3, 3), seed=1)
+    weight[2] = weight[1]
+    n_outputs = 4 if "lam" in options else 6
+    lost = deconv_cli.invert(random((1, 3, n_outputs, n_outputs)), weight, **{"lam": 0.0, **options}).lost_directions
+    assert lost.n_lost == n_lost
+    assert lost.is_exact == ("boundary" in options)
 
 
 def test_grouped_weights_are_doubted():
@@ -169,6 +236,30 @@ def test_amplified_noise_that_leaves_the_range_is_doubted(options):
     )
     assert DoubtReason.CLIPPING in reasons(result)
     assert result.clipping.share > 0.05
+
+
+def stored_scene(kernel, light):
+    """The astronaut, blurred in light or in stored values, and stored in eight bits."""
+    curve, scene, taps = (
+        ToneCurve.srgb(255.0),
+        read_image(SAMPLES / "astronaut.png").values[0].double()[1:2],
+        make_kernel(kernel),
+    )
+    scene = curve.to_light(scene) if light == "linear" else scene
+    y = functional.conv2d(scene[None], taps.double()[None, None])[0]
+    return (curve.to_stored(y) if light == "linear" else y).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "light"), [("disk:3.7", "linear"), ("disk:3.7", "stored"), ("gaussian:2", "stored")]
+)
+def test_a_photograph_restored_in_the_wrong_light_is_warned_of(kernel, light):
+    """A Gaussian has no zeros that could tell."""
+    y, other = stored_scene(kernel, light), "stored" if light == "linear" else "linear"
+    options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0)}
+    right, wrong = (deconv_cli.invert(y, make_kernel(kernel), light=each, **options) for each in (light, other))
+    assert not any("try light" in caution for caution in right.cautions)
+    assert any(f'try light="{light}"' in caution for caution in wrong.cautions) == (kernel == "disk:3.7")
 
 
 def test_what_was_clipped_before_is_not_counted():
