@@ -172,6 +172,8 @@ def _check_settings(settings: ReconstructionSettings) -> None:
             "blocks are made of plain convolutions, but this layer has a stride, a dilation or groups, or is "
             "transposed; restore a tensor that fits the memory."
         )
+    if settings.objective == "photo":
+        raise UsageError("prior photo restores a picture as a whole; use prior quadratic in blocks, or more memory.")
     if settings.rcond is not None:
         raise UsageError("rcond truncates on the torus of the whole image, which blocks do not have; use lam instead.")
 

@@ -97,6 +97,8 @@ class PhotoEstimator(Estimator):
                 f"prior photo knows pictures, which have two axes, but the kernel has {kernel.n_axes}; "
                 "use prior quadratic or tv."
             )
+        if self.operator.is_layer:
+            raise UsageError("prior photo knows pictures, but a layer has a stride or groups here; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
         self.noise = noise * (settings.strength or 1.0)
         self._denoiser, self._steps = _load(kernel.taps.device)
