@@ -244,6 +244,20 @@ class Subject:
                 module.training = mode
 
 
+@contextlib.contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Put the random numbers of torch, Python and NumPy back to where they were."""
+    numpy = sys.modules.get("numpy")
+    kept, kept_numpy = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+            yield
+    finally:
+        random.setstate(kept)
+        if numpy:
+            numpy.random.set_state(kept_numpy)
+
+
 def seed_everything(seed: int) -> None:
     """Seed the generators of torch, of Python, and of NumPy where the model has loaded it."""
     torch.manual_seed(seed)

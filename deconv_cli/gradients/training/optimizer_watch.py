@@ -40,6 +40,7 @@ class OptimizerWatch:
         self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
         self._stepped: set[int] = set()
+        self._changed: set[int] = set()
         self._at_backward: dict[int, tuple[float, float]] = {}
         self._n_steps_before = 0
         self.last_backward = CodeLocation()
@@ -87,8 +88,16 @@ class OptimizerWatch:
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
                 self.events.accumulated_by_hand = location
 
-    def compare_written(self, written: Mapping[torch.Tensor, CodeLocation]) -> None:
-        """Look whether weights are back at what they were before the last step; modules have `written` to some."""
+    def compare_written(
+        self, written: Mapping[torch.Tensor, CodeLocation], changed: Mapping[torch.Tensor, CodeLocation]
+    ) -> None:
+        """Look whether weights are back at what they were before the last step; modules have `written` to some.
+
+        Those in `changed` are changed further by each write: a fault from the second pass on, before which it may have
+        been a start.
+        """
+        self.events.drifting |= {id(w): line for w, line in changed.items() if id(w) in self._changed}
+        self._changed |= {id(weight) for weight in changed}
         for weight in {id(weight): weight for weight in (*self._weights, *written)}.values():
             now = fingerprint(weight)
             if id(weight) in self._stepped and self._at_backward.get(id(weight)) == now:

@@ -6,6 +6,8 @@ graph: what the script drops is dropped here too. Operations without a parameter
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
-from deconv_cli.gradients.tracing.operations import OUTSIDE_USES, plain_name, reads_values
+from deconv_cli.gradients.tracing.operations import MADE_OF_VALUES, OUTSIDE_USES, plain_name, reads_values
 from deconv_cli.gradients.tracing.storage_key import storage_key
 
 _MAX_NUMBERS = 64
@@ -89,6 +91,7 @@ class Tape(TorchFunctionMode):
         suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
         last_use: where each leaf was read last while gradients were on.
         written_inside: where weights, or their `.data`, may have been written to while a module ran.
+        changed_inside: where a module changed weights in this pass, by a line that changes them further each time.
         numbers: recent operations at which a tensor became a plain number.
         first_values: copies of memory from before a recorded operation wrote to it, by the key of its storage.
     """
@@ -99,9 +102,12 @@ class Tape(TorchFunctionMode):
         self.modules: list[int] = []
         self.last_use = WeakIdKeyDictionary()
         self.written_inside = WeakIdKeyDictionary()
+        self.changed_inside = WeakIdKeyDictionary()
         self.numbers: deque[Entry] = deque(maxlen=_MAX_NUMBERS)
         self.first_values: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
         self._known = WeakIdKeyDictionary()
+        self._weights: dict[int, tuple[StorageWeakRef, weakref.ref[torch.Tensor]]] = {}
+        self._made_of_values = WeakIdKeyDictionary()
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
         self._scalars: dict[int, tuple[StorageWeakRef, _Known]] = {}
         self._count = 0
@@ -132,12 +138,18 @@ class Tape(TorchFunctionMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         is_writing = _is_writing(name, keywords)
         written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
-        # Optimizers and initializers write to weights; the pass is run again with the weights as they are.
-        is_of_weights = is_writing and (not torch.is_grad_enabled() or _is_weight(written))
+        # Optimizers and initializers write to weights, also by `.data`; the pass is run again with them as they are.
+        weight = self._weight_in(written) if is_writing else None
         if self.modules and (is_writing or name == "data") and _is_weight(tensors[0] if tensors else None):
             self.written_inside[tensors[0]] = self._locator.here()
+        if weight is not None and self.modules:
+            return self._write_inside(lambda: function(*args, **keywords), weight)
+        is_of_weights = is_writing and (not torch.is_grad_enabled() or weight is not None)
         if is_of_weights or not self._matters(name, function, tensors):
-            return function(*args, **keywords)
+            result = function(*args, **keywords)
+            if name in MADE_OF_VALUES and isinstance(result, torch.Tensor):
+                self._made_of_values[result] = self._count
+            return result
         if isinstance(written, torch.Tensor):
             self._keep_first_values(written)
         entry = self._entry(later or function, leaves, spec)
@@ -146,6 +158,28 @@ class Tape(TorchFunctionMode):
         entry.generator = state if not torch.equal(state, torch.get_rng_state()) else None
         self._finish(entry, name, tensors, result, written)
         return result
+
+    def _weight_in(self, tensor: Any) -> torch.Tensor | None:  # noqa: ANN401  any argument
+        """Find the weight that a tensor is, or shares its memory with."""
+        if not isinstance(tensor, torch.Tensor) or _is_weight(tensor):
+            return tensor
+        found = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
+        return None if found is None or found[0].expired() else found[1]()
+
+    def _write_inside(self, write: Callable[[], Any], weight: torch.Tensor) -> Any:  # noqa: ANN401  as the write
+        """Write to a weight while a module runs, and try whether writing once more would change it further."""
+        before, result, once = weight.detach().clone(), write(), weight.detach().clone()
+        if not torch.equal(before, once):
+            with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError):
+                write()
+            if not torch.equal(weight.detach(), once):
+                self.changed_inside[weight] = self._locator.here()
+                weight.data.copy_(once)
+        return result
+
+    def was_made_of_values(self, tensor: torch.Tensor) -> int:
+        """Return the order in which a tensor was made of plain numbers or an array; -1 where it was not."""
+        return int(self._made_of_values.get(tensor, -1))
 
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor; a scalar in the memory of a recorded one wraps it again."""
@@ -164,12 +198,15 @@ class Tape(TorchFunctionMode):
     def forget(self) -> None:
         """Drop what only the pass before the last step needed."""
         self.numbers.clear()
+        self.changed_inside.clear()
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
         self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
 
     def _matters(self, name: str, function: Any, tensors: list[torch.Tensor]) -> bool:  # noqa: ANN401
         if not reads_values(function, name) and name not in ("register_hook", "requires_grad_"):
             return False
+        if name == "CheckpointFunction.apply":  # reads weights that are not among its arguments
+            return True
         return any(t.requires_grad or t in self._known or storage_key(t) in self._writers for t in tensors)
 
     def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
@@ -194,6 +231,7 @@ class Tape(TorchFunctionMode):
                 entry.parents += [known.entry] if known is not None else []
                 entry.parents += writers[1] if writers is not None else []
                 if _is_weight(leaf):
+                    self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
                     reads[id(leaf)] = leaf, _stamp(leaf)
                 if _is_weight(leaf) and torch.is_grad_enabled():
                     self.last_use[leaf] = location
@@ -221,7 +259,8 @@ class Tape(TorchFunctionMode):
             return
         leaves = pytree.tree_leaves(result)
         for leaf in leaves:
-            is_made = isinstance(leaf, torch.Tensor) and not _is_weight(leaf)
+            # A leaf that was not there before wraps what it is made of.
+            is_made = isinstance(leaf, torch.Tensor) and not (_is_weight(leaf) and any(leaf is own for own in inputs))
             entry.outputs.append(self._next_handle() if is_made else None)
             if entry.outputs[-1] is not None:
                 self._remember(leaf, _Known(entry.outputs[-1], entry))

@@ -98,6 +98,7 @@ class TrainingEvents:
         carried: the line of a backward pass whose graph reaches back past a step, None where there is none.
         failure: what ended the script, None where it went on.
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
+        drifting: where modules change weights further in each pass, by their ids.
         given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
         strays: weights that modules keep past registration, each with its fingerprint at a pass that was checked.
@@ -118,6 +119,7 @@ class TrainingEvents:
     carried: CodeLocation | None = None
     failure: Failure | None = None
     overwritten: dict[int, CodeLocation] = field(default_factory=dict)
+    drifting: dict[int, CodeLocation] = field(default_factory=dict)
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
     strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)

@@ -19,7 +19,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.stray_weights import ids_past_registration
-from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.called_module import try_batch_of
@@ -108,6 +108,7 @@ class TrainingWatch:
         self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
         self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
         clipping = self._optimizers.clipping
+        self._replace(nn.Parameter, "__new__", self._watched_parameter)
         self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
         self._replace(torch.amp.GradScaler, "scale", clipping.watched_scaling)
         self._replace(torch.amp.GradScaler, "unscale_", clipping.watched_unscaling)
@@ -157,6 +158,15 @@ class TrainingWatch:
             return call(*args, **kwargs)
         return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, CallOfFunction(cls))
 
+    def _watched_parameter(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(cls: Any, data: Any = None, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
+            is_wrapped = isinstance(data, torch.Tensor) and data.grad_fn is not None and bool(self._tape.modules)
+            if not is_wrapped or self._tape.suspended:
+                return make(cls, data, *args, **keywords)
+            return self._tape.record(nn.Parameter, "nn.Parameter", (data, *args), keywords)
+
+        return watched
+
     @contextlib.contextmanager
     def _not_recording(self) -> Iterator[None]:
         self._tape.suspended += 1
@@ -186,7 +196,7 @@ class TrainingWatch:
         if self.n_backward == self._step or (self.passes and line not in self._lines):
             self._lines.add(line)
             if len(self.passes) < _MAX_PASSES:
-                self._take_over(_as_loss(tensors, weights), location)
+                self._take_over(self._as_loss(tensors, weights), location)
         elif self.passes:
             self._optimizers.note_late(self._called.values(), self._tape.last_use.__contains__)
         if self.passes:
@@ -194,7 +204,7 @@ class TrainingWatch:
                 if self._carried.reaches_back(tensors, line, len(self.events.steps)):
                     self.events.carried = self.events.carried or location
                 self._optimizers.before_backward(running_line())
-                self._optimizers.compare_written(self._tape.written_inside)
+                self._optimizers.compare_written(self._tape.written_inside, self._tape.changed_inside)
             self._end_if_seen()
         self._tape.forget()
 
@@ -204,7 +214,7 @@ class TrainingWatch:
         Raises:
             UsageError: it is the first one.
         """
-        with self._not_recording(), torch.enable_grad():
+        with self._not_recording(), untouched_generators(), torch.enable_grad():
             try:
                 subject = self._make_subject(loss)
                 report = self._check(subject, self._budget * (_LATER_SHARE if self.passes else 1.0))
@@ -218,6 +228,16 @@ class TrainingWatch:
             batch = try_batch_of(list(subject.model.children()), self._arguments)
             self.passes.append(CheckedPass(location, subject, report, batch))
             self._checked_at = time.monotonic()
+
+    def _as_loss(self, tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
+        """Add up what backward is called on, each with its weight."""
+        several = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+        given = list(weights) if isinstance(weights, list | tuple) else [weights] * len(several)
+        if len(several) == 1 and several[0].numel() == 1 and given[0] is None:
+            return several[0]
+        with torch._C.DisableTorchFunction():  # recorded once, whether or not backward is a method here
+            total: torch.Tensor = self._tape.record(_added_up, "sum", (several, given), {})
+        return total
 
     def _make_subject(self, loss: torch.Tensor) -> Subject:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
@@ -275,17 +295,9 @@ def _is_of_unknown_making(constant: torch.Tensor) -> bool:
         return False
 
 
-def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
-    """Add up what backward is called on, each with its weight."""
-    several = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
-    given = list(weights) if isinstance(weights, list | tuple) else [weights] * len(several)
-    if len(several) == 1 and several[0].numel() == 1 and given[0] is None:
-        return several[0]
-    terms = [
-        tensor.sum() if weight is None else (tensor * weight).sum()
-        for tensor, weight in zip(several, given, strict=True)
-    ]
-    return torch.stack(terms).sum()
+def _added_up(tensors: list[torch.Tensor], weights: list[torch.Tensor | None]) -> torch.Tensor:
+    pairs = zip(tensors, weights, strict=True)
+    return torch.stack([tensor.sum() if weight is None else (tensor * weight).sum() for tensor, weight in pairs]).sum()
 
 
 def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int]:
