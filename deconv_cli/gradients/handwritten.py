@@ -32,6 +32,7 @@ class WrongInput:
         error: how the gradient is wrong; None where the mistake is another one.
         parameters: those behind this input.
         mistake: what is done wrong, where that can be told, with a number of samples or of an axis.
+        place: of this input among the tensors of a call.
         is_unchanged: forward returns this input as it is, so that the Function is there for its backward alone.
     """
 
@@ -43,12 +44,13 @@ class WrongInput:
     parameters: frozenset[str]
     mistake: Mistake | None = None
     number: int = 0
+    place: int = 0
     is_unchanged: bool = False
 
     @property
     def is_on_purpose(self) -> bool:
         """Whether the gradient is meant to be another one: a surrogate, or one that is reversed, scaled or limited."""
-        is_surrogate = self.error is not None and self.error.is_step
+        is_surrogate = self.error is not None and bool(self.error.surrogate)
         return not self.is_missing and (is_surrogate or self.is_unchanged)
 
 
@@ -59,6 +61,21 @@ class CheckedFunctions:
     wrong: dict[tuple[CodeLocation, str], WrongInput] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def count_behind(self, call: FunctionCall, forward: ForwardTrace) -> None:
+        """Count the parameters behind one more call of a Function that was found wrong in another call."""
+        for key, item in self.wrong.items():
+            if item.function == call.function.__name__:
+                behind = _behind(call, forward, item.place)
+                self.wrong[key] = replace(item, parameters=item.parameters | behind)
+
+
+def _behind(call: FunctionCall, forward: ForwardTrace, place: int) -> frozenset[str]:
+    """Name the parameters that the gradient of a tensor, counted among the arguments of a call, goes on to."""
+    children = [child for child, _ in call.node.next_functions] if call.node is not None else []
+    child = children[place] if place < len(children) else None
+    reached = forward.graph.parameters_below(child) if child is not None else 0
+    return frozenset(name for name in forward.names if forward.bit(name) & reached)
 
 
 def check_functions(subject: Subject, budget: float, *, second_order: bool) -> CheckedFunctions:
@@ -82,13 +99,17 @@ def _check_calls(forward: ForwardTrace, deadline: float, *, second_order: bool) 
     for call in forward.log.calls:
         counts[call.function] += 1
         if counts[call.function] > _CALLS_PER_FUNCTION:
+            found.count_behind(call, forward)
             continue
         try:
             for item in _check_call(call, forward, deadline):
                 if item.mistake is Mistake.NOT_TWICE and not is_twice:
                     found.notes += [_describe_lost_second(item)] if counts[call.function] == 1 else []
                 else:
-                    found.wrong.setdefault((item.location, item.name), item)
+                    first = found.wrong.setdefault((item.location, item.name), item)
+                    found.wrong[item.location, item.name] = replace(
+                        first, parameters=first.parameters | item.parameters
+                    )
         except Exception as error:  # noqa: BLE001  whatever a hand-written Function raises is noted, not passed on
             reason = f"could not be run by itself ({type(error).__name__})"
             found.unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
@@ -109,7 +130,10 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
     describe = _Describing(call, forward, trial)
     written = find_writes(trial)
     if written is not None:
-        return [describe.of_write(*written, errors)]
+        # What backward reads after it wrote to that is wrong since then; the incoming gradient it is given anew.
+        is_of_incoming = written[0] is Mistake.WRITES_TO_INCOMING
+        found = [describe.of_write(*written, {} if is_of_incoming else errors)]
+        return [*found, *_explained(describe, trial, errors)] if is_of_incoming and errors else found
     if not errors:
         n_calls = sum(other.function is call.function for other in forward.log.calls)
         kept = find_kept_elsewhere(trial) if n_calls > 1 else None
@@ -117,6 +141,11 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
             return [describe.of_input(kept, None, (Mistake.KEEPS_ELSEWHERE, 0), [kept])]
         lost = find_wrong_second_derivative(trial)
         return [] if lost is None else [describe.of_input(lost, None, (Mistake.NOT_TWICE, 0), [lost])]
+    return _explained(describe, trial, errors)
+
+
+def _explained(describe: _Describing, trial: FunctionTrial, errors: dict[int, GradientError]) -> list[WrongInput]:
+    """Tell for each wrong input which mistake is made."""
     mistakes = {index: find_mistake(trial, index) for index in errors}
     return [
         describe.of_input(index, errors[index], mistake, [n for n in errors if mistakes[n] == mistake])
@@ -165,16 +194,15 @@ class _Describing:
         is_of_input = error is not None or mistake in (Mistake.NOT_TWICE, Mistake.KEEPS_ELSEWHERE)
         behind = self._behind(position) if is_of_input else self._behind_all()
         name = self._call.function.__name__
-        return WrongInput(name, self._names[position], where, error, is_missing, behind, mistake, number)
+        place = self._place(position)
+        return WrongInput(name, self._names[position], where, error, is_missing, behind, mistake, number, place)
+
+    def _place(self, position: int) -> int:
+        return [n for n, leaf in enumerate(self._trial.leaves) if isinstance(leaf, torch.Tensor)].index(position)
 
     def _behind(self, position: int) -> frozenset[str]:
         """Name the parameters that the gradient of the input at a position goes on to."""
-        tensors = [n for n, leaf in enumerate(self._trial.leaves) if isinstance(leaf, torch.Tensor)]
-        children = [child for child, _ in self._call.node.next_functions] if self._call.node is not None else []
-        index = tensors.index(position)
-        child = children[index] if index < len(children) else None
-        reached = self._forward.graph.parameters_below(child) if child is not None else 0
-        return frozenset(name for name in self._forward.names if self._forward.bit(name) & reached)
+        return _behind(self._call, self._forward, self._place(position))
 
     def _behind_all(self) -> frozenset[str]:
         return frozenset().union(*map(self._behind, self._trial.tensors))

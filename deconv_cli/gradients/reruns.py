@@ -96,6 +96,11 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
             behind = 0
             for use in uses:
                 behind |= use.lost
+            returned = getattr(subject.model, "returned", None)
+            if returned is not None:  # a recorded pass does not compute with plain values again
+                moved[lines] = not returned.isdisjoint(lines)
+                found |= {name} if moved[lines] else set()
+                continue
             names = [other for other in subject.trainable if forward.bit(other) & behind]
             moved[lines] = any(_loss_changes_with(subject, other, _LARGE_CHANGES) for other in names)
         if moved[lines]:

@@ -23,7 +23,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
     forward, bit = evidence.forward, evidence.forward.bit(name)
     if evidence.is_reached(name) and evidence.backward is not None:
         origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
-        return Finding(Verdict.DETACHED, unique_causes(_returning_none(origin, evidence) for origin in origins))
+        return Finding(Verdict.DETACHED, unique_causes(returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
         return Finding(Verdict.DETACHED, _causes(evidence, (forward.log.detachments[index] for index in lost)))
@@ -76,7 +76,7 @@ def _tried(cause: Cause) -> Cause:
     return replace(cause, suggestion=instead_of_call(cause.location.code) or NOT_ENOUGH)
 
 
-def _returning_none(operation: Operation, evidence: Evidence) -> Cause:
+def returning_none(operation: Operation, evidence: Evidence) -> Cause:
     """Explain a backward that gives nothing for an input, on its own line where it is the user's."""
     name = operation.bare_name.removesuffix(".apply")
     missing = (item.location for item in evidence.wrong_inputs if item.is_missing and item.function == name)

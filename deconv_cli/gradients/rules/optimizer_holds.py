@@ -50,7 +50,8 @@ def find_nothing_moved(evidence: TrainingEvidence) -> list[Finding]:
     """Find that there is neither an optimizer nor a line that changes a weight."""
     events = evidence.events
     is_whole = events.failure is None and not events.is_cut_short
-    is_training = events.n_backward > _FEW_PASSES and is_whole and not events.differentiates_inputs
+    is_for_weights = not events.differentiates_inputs and events.adds_squares is None
+    is_training = events.n_backward > _FEW_PASSES and is_whole and is_for_weights
     if events.held or events.steps or events.moved_by_hand or not is_training or not evidence.with_gradient:
         return []
     why = (

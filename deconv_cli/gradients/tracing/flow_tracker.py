@@ -154,6 +154,7 @@ class FlowTracker:
                 Detachment("nn.Parameter", label, self.locator.here(), lost, n_elements=data.numel())
             )
             self._keep(parameter, flow)
+            self.log.wrapped.append(parameter)
 
     def count_checkpoint(self, result: Any) -> None:  # noqa: ANN401  whatever the checkpoint gives
         """Count the parameters inside a reentrant checkpoint as reached: its node gives to them past the graph."""

@@ -155,6 +155,7 @@ class OperationLog:
             line: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
             in steps.
         differentiated_by: leaves that torch.autograd.grad was given to differentiate by.
+        wrapped: leaves that forward made of the values of other tensors.
         names: of the operations that gave a tensor with a gradient.
         tensors: all tensors that were made, where they are kept; `differentiable` those that carry a gradient, until
             they are let go of.
@@ -176,6 +177,7 @@ class OperationLog:
     hooks: list[TensorHook] = field(default_factory=list)
     shifted: dict[int, CodeLocation] = field(default_factory=dict)
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
+    wrapped: list[torch.Tensor] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     tensors: list[TracedTensor] = field(default_factory=list)
     differentiable: list[TracedTensor] = field(default_factory=list)

@@ -7,10 +7,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
 from deconv_cli.gradients.losses import projection
+from deconv_cli.gradients.other_batches import find_reached_by_others
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing.backward_trace import trace_backward
+
+
+def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
+    """Name the parameters of a module that get no gradient from its last arguments, and do from other data."""
+    try:
+        given = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, arguments)
+        subject = Subject(copy.deepcopy(module), given, {}, None, projection)
+        return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
+    except Exception:  # noqa: BLE001  a module may not be made to be copied, or to take other data
+        return frozenset()
 
 
 def try_batch_of(modules: list[nn.Module], arguments: dict[int, Any]) -> BatchIndependence:

@@ -34,7 +34,7 @@ class OptimizerWatch:
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
         self._begun: dict[int, tuple[int, bool]] = {}
-        self._cleared_at: CodeLocation | None = None
+        self.cleared_at: CodeLocation | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
         self._mixed: set[int] = set()
@@ -111,7 +111,7 @@ class OptimizerWatch:
         weights |= {id(w): w for optimizer in self._known.values() for w in weights_of(optimizer)}
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
         self.events.reached |= {key for key, norm in self._norms.items() if norm}
-        self._cleared_at = None
+        self.cleared_at = None
         self._n_steps_before = len(self.events.steps)
         self.clipping.after_backward()
 
@@ -148,7 +148,7 @@ class OptimizerWatch:
                 n_given=len(before),
                 n_changed=len(changed),
                 learning_rate=max(rates, default=None),
-                cleared_at=self._cleared_at,
+                cleared_at=self.cleared_at,
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
@@ -175,8 +175,8 @@ class OptimizerWatch:
         """Note where gradients are cleared."""
 
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
-            self._cleared_at = running_line()
-            self._note_wasted(self._cleared_at)
+            self.cleared_at = running_line()
+            self._note_wasted(self.cleared_at)
             clear(*args, **keywords)
 
         return watched

@@ -13,9 +13,8 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
+from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.training.notebook import run_notebook
-from deconv_cli.gradients.training.training_events import Failure
 from deconv_cli.gradients.training.training_report import report_training
 from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
 
@@ -57,9 +56,7 @@ def check_script(
     except Exception as error:
         if not watch.passes:
             raise _failing(path, error) from error
-        watch.events.failure = Failure(
-            location_of_error(error) or CodeLocation(), type(error).__name__, first_line(error)
-        )
+        watch.note_failure(error)
     finally:
         sys.argv, sys.path[:] = kept_arguments, kept_path
     return report_training(watch)
@@ -70,4 +67,6 @@ def _failing(path: Path, error: Exception) -> Exception:
         return error
     location = location_of_error(error)
     where = f" at {location}" if location else ""
-    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: {first_line(error)}).")
+    reads_none = location is not None and ".grad" in location.code and "NoneType" in str(error)
+    hint = "; .grad is None until backward() has run" if reads_none else ""
+    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: {first_line(error)}){hint}.")

@@ -21,11 +21,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
-from deconv_cli.gradients.tracing.operations import MADE_OF_VALUES, OUTSIDE_USES, plain_name, reads_values
+from deconv_cli.gradients.tracing.operations import MADE_OF_VALUES, OUTSIDE_USES, PAST_AUTOGRAD, plain_name, reads_values
 from deconv_cli.gradients.tracing.storage_key import storage_key
 
 _MAX_NUMBERS = 64
 _DEVICES = ("cpu", "cuda")
+_SQUARES = ("pow", "square", "mul")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Tape(TorchFunctionMode):
         suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
         last_use: where each leaf was read last while gradients were on.
         written_inside: where weights, or their `.data`, may have been written to while a module ran.
+        adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
         changed_inside: where a module changed weights in this pass, by a line that changes them further each time.
         numbers: recent operations at which a tensor became a plain number.
         first_values: copies of memory from before a recorded operation wrote to it, by the key of its storage.
@@ -108,8 +110,9 @@ class Tape(TorchFunctionMode):
         self._known = WeakIdKeyDictionary()
         self._weights: dict[int, tuple[StorageWeakRef, weakref.ref[torch.Tensor]]] = {}
         self._made_of_values = WeakIdKeyDictionary()
+        self._gradients = WeakIdKeyDictionary()
+        self.adds_squares: CodeLocation | None = None
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
-        self._scalars: dict[int, tuple[StorageWeakRef, _Known]] = {}
         self._count = 0
         self._locator = Locator(nn.Module())
         self._switch: CodeLocation | None = None
@@ -147,8 +150,8 @@ class Tape(TorchFunctionMode):
         is_of_weights = is_writing and (not torch.is_grad_enabled() or weight is not None)
         if is_of_weights or not self._matters(name, function, tensors):
             result = function(*args, **keywords)
-            if name in MADE_OF_VALUES and isinstance(result, torch.Tensor):
-                self._made_of_values[result] = self._count
+            if isinstance(result, torch.Tensor):
+                self._note_kind(result, name, tensors)
             return result
         if isinstance(written, torch.Tensor):
             self._keep_first_values(written)
@@ -177,23 +180,28 @@ class Tape(TorchFunctionMode):
                 weight.data.copy_(once)
         return result
 
+    def _note_kind(self, result: torch.Tensor, name: str, inputs: list[torch.Tensor]) -> None:
+        """Note tensors made of plain numbers or an array, and where squares of gradients are added up."""
+        bare = name.strip("_")
+        if name in MADE_OF_VALUES:
+            self._made_of_values[result] = self._count
+        elif name == "grad" or (name in PAST_AUTOGRAD and any(own in self._gradients for own in inputs)):
+            self._gradients[result] = 1
+        elif bare in _SQUARES and all(own in self._gradients for own in inputs):
+            self._gradients[result] = 2
+        elif any(self._gradients.get(own) == 2 for own in inputs) and inputs[-1].shape == result.shape:
+            self._gradients[result] = 2
+            if bare in ("add", "iadd") and not self._locator.runs_library():
+                self.adds_squares = self.adds_squares or self._locator.here()
+
     def was_made_of_values(self, tensor: torch.Tensor) -> int:
         """Return the order in which a tensor was made of plain numbers or an array; -1 where it was not."""
         return int(self._made_of_values.get(tensor, -1))
 
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
-        """Find the operation that made a tensor; a scalar in the memory of a recorded one wraps it again."""
+        """Find the operation that made a tensor."""
         known = self._known.get(tensor)
-        if known is None:
-            alias = self._scalars.get(storage_key(tensor))
-            if alias is None or alias[0].expired():
-                return None
-            original = alias[1]
-            entry = self._entry(_wrap_again, [Slot(original.handle)], pytree.tree_flatten(((0,), {}))[1])
-            entry.parents, entry.outputs = [original.entry], [self._next_handle()]
-            entry.location = original.entry.location  # the line that wraps it is not seen, but rarely far
-            return entry.outputs[0] or 0, entry
-        return known.handle, known.entry
+        return None if known is None else (known.handle, known.entry)
 
     def forget(self) -> None:
         """Drop what only the pass before the last step needed."""
@@ -263,7 +271,7 @@ class Tape(TorchFunctionMode):
             is_made = isinstance(leaf, torch.Tensor) and not (_is_weight(leaf) and any(leaf is own for own in inputs))
             entry.outputs.append(self._next_handle() if is_made else None)
             if entry.outputs[-1] is not None:
-                self._remember(leaf, _Known(entry.outputs[-1], entry))
+                self._known[leaf] = _Known(entry.outputs[-1], entry)
         if name in OUTSIDE_USES and torch.is_grad_enabled():
             self.numbers.append(entry)
         if isinstance(written, torch.Tensor):
@@ -271,12 +279,6 @@ class Tape(TorchFunctionMode):
                 entry.outputs = []
             storage = StorageWeakRef(written.untyped_storage())
             self._writers.setdefault(storage_key(written), (storage, []))[1].append(entry)
-
-    def _remember(self, tensor: torch.Tensor, known: _Known) -> None:
-        self._known[tensor] = known
-        if tensor.numel() == 1:
-            self._scalars = {key: found for key, found in self._scalars.items() if not found[0].expired()}
-            self._scalars[storage_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), known)
 
     def _keep_first_values(self, tensor: torch.Tensor) -> None:
         key = storage_key(tensor)
@@ -346,7 +348,3 @@ def _autocast() -> tuple[str, torch.dtype] | None:
             return device, torch.get_autocast_dtype(device)
     return None
 
-
-def _wrap_again(tensor: torch.Tensor) -> torch.Tensor:
-    """Make a leaf of the value of a tensor, as the script did."""
-    return torch.autograd.Variable(tensor, requires_grad=True)

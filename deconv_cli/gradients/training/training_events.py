@@ -77,11 +77,21 @@ class OptimizerStep:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that ends a script after a pass of it was checked."""
+    """An error that ends a script after a pass of it was checked.
+
+    Attributes:
+        cleared_at: where gradients were cleared after the last backward pass, None where they were not.
+    """
 
     location: CodeLocation
     kind: str
     message: str
+    cleared_at: CodeLocation | None = None
+
+    @property
+    def reads_missing_gradient(self) -> bool:
+        """Whether the line reads a `.grad` that is None."""
+        return "NoneType" in self.message and ".grad" in self.location.code
 
 
 @dataclass
@@ -99,6 +109,8 @@ class TrainingEvents:
         failure: what ended the script, None where it went on.
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
         drifting: where modules change weights further in each pass, by their ids.
+        reached_by_others: ids of weights that a pass does not use, and would with other data.
+        adds_squares: where squared gradients are added up, as for a Fisher matrix.
         given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
         strays: weights that modules keep past registration, each with its fingerprint at a pass that was checked.
@@ -120,6 +132,8 @@ class TrainingEvents:
     failure: Failure | None = None
     overwritten: dict[int, CodeLocation] = field(default_factory=dict)
     drifting: dict[int, CodeLocation] = field(default_factory=dict)
+    reached_by_others: set[int] = field(default_factory=set)
+    adds_squares: CodeLocation | None = None
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
     strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
