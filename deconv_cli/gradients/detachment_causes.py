@@ -70,7 +70,9 @@ def explain_detachment(found: Detachment) -> Cause:
         suggestion = "stay with floating point; cast only what serves as an index"
     elif found.by_mode:
         why = f"{label} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
-        label, suggestion = "no_grad", _switching_on(found)
+        if found.is_draw:
+            why = ".sample() draws numbers without a gradient, so that none reaches the parameters of the distribution."
+        label, suggestion = ".sample()" if found.is_draw else "no_grad", _switching_on(found)
     elif name.endswith(".apply") and found.is_hidden:
         why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
         suggestion = "hand the parameter to apply, and return its gradient from backward"

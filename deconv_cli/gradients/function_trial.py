@@ -97,6 +97,15 @@ class FunctionTrial:
         context = () if has_setup else (_Context(),)
         return real(self.function.forward(*context, *self.arguments()))
 
+    def known_values(self) -> list[torch.Tensor]:
+        """List what forward computes and takes, and the gradients by all of that, as autograd gives them."""
+        with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
+            outputs = self.pieces()
+            found = [*self.tensors.values(), *mode.tensors]
+            gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
+            return [*(g for g in gradients if g is not None), *(tensor.detach() for tensor in found)]
+        return []
+
     def proof_of_surrogate(self, index: int) -> str:
         """Say what proves that a gradient is a surrogate for that of a step; empty where nothing does."""
         given = self.given[index]
@@ -172,6 +181,20 @@ class FunctionTrial:
             like = {j: axis for j, other in sizes.items() if len(other) > axis and other[axis] == shape[axis]}
             yield like
             yield {j: 0 for j, other in sizes.items() if other and other[0] == shape[axis]} | like
+
+
+class _Collecting(TorchFunctionMode):
+    """Collects all tensors that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run one function."""
+        result = func(*args, **(kwargs or {}))
+        self.tensors += [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
+        return result
 
 
 class StepsPassedThrough(TorchFunctionMode):

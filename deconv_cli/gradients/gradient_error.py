@@ -34,6 +34,16 @@ class GradientError:
     surrogate: str = ""
 
     @property
+    def block(self) -> tuple[int, int] | None:
+        """Which of three or four stacked blocks, as those of gates, holds all wrong rows; None where no one does."""
+        first, last = self.rows
+        for n_blocks in (4, 3):
+            size = self.n_rows // n_blocks
+            if size > 1 and self.n_rows % n_blocks == 0 and first // size == last // size:
+                return first // size, n_blocks
+        return None
+
+    @property
     def is_one_factor(self) -> bool:
         """Whether all wrong elements are off by one and the same factor."""
         ratio = self.comparison.ratio

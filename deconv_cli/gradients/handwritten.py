@@ -7,6 +7,7 @@ import inspect
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -147,6 +148,7 @@ def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> l
 def _explained(describe: _Describing, trial: FunctionTrial, errors: dict[int, GradientError]) -> list[WrongInput]:
     """Tell for each wrong input which mistake is made."""
     mistakes = {index: find_mistake(trial, index) for index in errors}
+    describe.errors = errors
     return [
         describe.of_input(index, errors[index], mistake, [n for n in errors if mistakes[n] == mistake])
         for index, mistake in mistakes.items()
@@ -160,18 +162,34 @@ class _Describing:
         self._call, self._forward, self._trial = call, forward, trial
         self._names = _input_names(call.function, len(trial.leaves))
         self._source = BackwardSource(call.function)
+        self.errors: dict[int, GradientError] = {}
 
     def of_input(
         self, index: int, error: GradientError | None, mistaken: tuple[Mistake, int] | None, alike: list[int]
     ) -> WrongInput:
         """Describe an input; `alike` are all with the same mistake, which have a line in common."""
         position, (mistake, number) = list(self._trial.tensors)[index], mistaken or (None, 0)
-        location = self._source.of_gradient([list(self._trial.tensors)[n] for n in alike])
-        if mistake is Mistake.NOT_LINEAR:
-            location = self._source.of_change() or location
+        location = self._source.of_change() if mistake is Mistake.NOT_LINEAR else self._first_mistake
+        location = location or self._source.of_gradient([list(self._trial.tensors)[n] for n in alike])
         is_missing = error is not None and self._trial.given[index] is None
         found = self._item(position, location, error, mistake, number, is_missing=is_missing)
         return replace(found, is_unchanged=error is not None and self._trial.returns(index))
+
+    @cached_property
+    def _first_mistake(self) -> CodeLocation | None:
+        """The first line of backward that departs from the chain rule."""
+        positions = list(self._trial.tensors)
+        wrong = [positions[n] for n, error in self.errors.items() if self._trial.given[n] is not None]
+        if not wrong:
+            return None
+        # A gradient that is zero, as that of the weights of a state that is zero, tells nothing of the lines before.
+        others = {n: self._trial.given[n] for n in range(len(positions)) if n not in self.errors}
+        right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
+        blocks = {error.block for error in self.errors.values() if error.block and error.n_rows > error.block[1]}
+        block = next(iter(blocks)) if len(blocks) == 1 else None
+        return self._source.of_first_mistake(
+            self._trial.gradients, self._trial.known_values(), wrong, right, block
+        )
 
     def of_write(self, mistake: Mistake, position: int, errors: dict[int, GradientError]) -> WrongInput:
         """Describe a write, in forward where that writes to the input at a position."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line
+from deconv_cli.gradients.tracing.backward_lines import BackwardSource
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_error
 from deconv_cli.gradients.tracing.forward_trace import Operation
 
@@ -29,8 +32,9 @@ def _cause(evidence: Evidence, error: Exception) -> Cause:
     for call in log.calls:
         if f"{call.function.__name__}Backward" in message:
             suggestion = "return one gradient for each input of forward, each of the shape of its input"
-            name = f"{call.function.__name__}.backward"
-            return Cause(name, location_of_backward(call.function), why, suggestion)
+            name, place = f"{call.function.__name__}.backward", re.search(r"at index (\d+)", message)
+            where = BackwardSource(call.function).of_return(int(place[1])) if place else None
+            return Cause(name, where or location_of_backward(call.function), why, suggestion)
     for hook in log.hooks:
         if f"hook '{hook.location.function}'" in message:
             suggestion = "return a gradient of the same shape from the hook"

@@ -63,14 +63,6 @@ def _describe_rows(error: GradientError) -> str:
     (first, last), found = error.rows, error.comparison
     if found.n_wrong == found.n_tried or not found.element or last - first + 1 == found.n_tried:
         return ""
-    return f", in rows {first} to {last}{_describe_block(error)}"
-
-
-def _describe_block(error: GradientError) -> str:
-    """Name the gate, where the wrong rows lie within one of the three or four blocks that gates are stacked in."""
-    first, last = error.rows
-    for n_blocks in (4, 3):
-        size = error.n_rows // n_blocks
-        if size > 1 and error.n_rows % n_blocks == 0 and first // size == last // size:
-            return f" (the whole fault lies in block {first // size + 1} of {n_blocks})"
-    return ""
+    block = error.block
+    gate = f" (the whole fault lies in block {block[0] + 1} of {block[1]})" if block else ""
+    return f", in rows {first} to {last}{gate}"

@@ -187,6 +187,9 @@ class FlowTracker:
         self._read_inside = outside
         inputs.flow.sources |= hidden
         location, outputs = self.locator.here(), tensors_in(result)
+        if inputs.flow.detachments and any(id(tensor) in self.bits for tensor in tensors):
+            self.log.read_on |= inputs.flow.detachments.keys()
+        self.log.takes_likelihood |= "log_prob(" in location.code if outputs and inputs.flow.detachments else False
         operation = Operation(label_of(name, outputs[0] if outputs else None), location)
         if inputs.are_read:
             self._mark_used(tensors, location)

@@ -53,6 +53,11 @@ class Detachment:
     by_library: bool = False
 
     @property
+    def is_draw(self) -> bool:
+        """Whether a distribution of torch draws here, which detaches by design."""
+        return self.by_mode and self.by_library and ".sample(" in self.location.code
+
+    @property
     def is_deliberate(self) -> bool:
         """True for what is written to detach and for nothing else; finite differences hold it constant."""
         return self.by_mode or self.name in DETACHING
@@ -149,6 +154,8 @@ class OperationLog:
         used: parameters that some operation read, `last_use` where each was read last.
         detachments: operations that gradients do not leave.
         detaches_again: something was detached on purpose that something else had cut off already, at least in part.
+        read_on: those of `detachments`, by their index, whose values a layer with weights of its own reads.
+        takes_likelihood: the log_prob of something drawn is taken, as for a policy gradient.
         outside_uses: those at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
         shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
@@ -171,6 +178,8 @@ class OperationLog:
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
     detaches_again: bool = False
+    read_on: set[int] = field(default_factory=set)
+    takes_likelihood: bool = False
     outside_uses: list[Detachment] = field(default_factory=list)
     writes: list[InPlaceWrite] = field(default_factory=list)
     calls: list[FunctionCall] = field(default_factory=list)
