@@ -25,6 +25,8 @@ def find_not_checked(evidence: Evidence, name: str) -> Finding:
     found = evidence.comparison(name)
     if found is None:
         reason = f"the budget of {evidence.budget:g} s was spent"
+    elif evidence.overwritten:
+        reason = "forward writes to a parameter, so that finite differences cannot judge this gradient"
     elif abs(found.autograd - found.numeric) > 20 * found.error_bar:
         reason = (
             f"autograd ({found.autograd:.6g}) and finite differences ({found.numeric:.6g} ± {found.error_bar:.1g}) "

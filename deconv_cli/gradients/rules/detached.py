@@ -41,9 +41,10 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
         return None
     if forward.reached and name not in evidence.moved_from_outside:
         return None
+    cutting = [use for use in uses if use.reached & bit]
     detachments = [forward.log.detachments[index] for use in uses for index in use.before]
     before = [found for found in detachments if found.lost & bit]
-    return Finding(Verdict.DETACHED, _causes(evidence, before or uses))
+    return Finding(Verdict.DETACHED, _causes(evidence, cutting or before or uses))
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
@@ -58,7 +59,9 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
-    outside = [use for use in uses_outside(forward, bit) if use.name != "__bool__"]
+    returned = getattr(evidence.model, "returned", None)  # of a recorded pass, which lines a constant was made of
+    uses = (use for use in uses_outside(forward, bit) if use.name != "__bool__")
+    outside = [use for use in uses if returned is None or str(use.location) in returned]
     if not losing and not outside:
         return None
     detail = f"detached on one of several paths, so the gradient is only a part: {difference}"

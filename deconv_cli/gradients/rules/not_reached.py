@@ -8,8 +8,9 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 
 def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter that gets no gradient from this batch and gets one from another."""
-    if name not in evidence.reached_by_others:
+    """Find a parameter that gets no gradient from this batch and gets one from another, where others get one here."""
+    is_any_given = any(magnitude.largest for magnitude in evidence.magnitudes.values())
+    if name not in evidence.reached_by_others or not is_any_given:
         return None
     return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
 

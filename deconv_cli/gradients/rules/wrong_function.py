@@ -54,7 +54,7 @@ def _suggest(found: Comparison, what: str) -> str:
     if ratio is None or abs(ratio - 1) <= 1e-6:
         return f"compare the formula of {what} with forward, term by term"
     if found.n_wrong == found.n_tried and ratio != 0 and is_one_factor(ratio, found.ratio_range):
-        return f"divide {what} by {ratio:.4g}"
+        return f"divide {what} by {ratio:.4g}" if abs(ratio) > 1 else f"multiply {what} by {1 / ratio:.4g}"
     return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
 
 

@@ -104,7 +104,7 @@ def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
         return None
     follower = _follower(evidence, name, double.backward)
     why = f"{follower} takes away whatever this parameter adds, so the loss does not depend on it."
-    suggestion = "leave it out (bias=False); it costs memory and does nothing"
+    suggestion = "nothing; it does no harm, and a layer without it (bias=False) gives the same"
     return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause(follower, evidence.module_of(name), why, suggestion),))
 
 

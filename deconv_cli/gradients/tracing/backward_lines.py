@@ -202,7 +202,7 @@ def _is_known(values: Sequence[torch.Tensor], known: Sequence[torch.Tensor], *, 
     """Return whether all values that a line assigns, or the last one of what is filled, are known ones."""
     chosen = values[-1:] if is_updated else values
     return bool(chosen) and all(
-        any(v.shape == k.shape and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known) for v in chosen
+        any((v.shape, v.dtype) == (k.shape, k.dtype) and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known) for v in chosen
     )
 
 

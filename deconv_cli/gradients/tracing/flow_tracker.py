@@ -231,7 +231,14 @@ class FlowTracker:
             before = tuple(sorted(step.flow.detachments))
             operation = step.operation
             self.log.outside_uses.append(
-                Detachment(step.name, operation.label, operation.location, step.flow.sources, before=before)
+                Detachment(
+                    step.name,
+                    operation.label,
+                    operation.location,
+                    step.flow.sources,
+                    reached=step.reachable,
+                    before=before,
+                )
             )
         for index, output in enumerate(outputs):
             self._record_output(self._without_shifts(output, step) if is_derivative else step, output, index)

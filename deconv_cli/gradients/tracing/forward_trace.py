@@ -37,6 +37,7 @@ class Detachment:
         by_mode: gradients were switched off around it (`no_grad`, `inference_mode`), at `switch` where that was seen.
         by_library: an installed library does it, and not the user's own code.
         n_elements: of what was cut off.
+        reached: of an operation that gives a plain value, the parameters that autograd reached from its input.
         before: detachments that lie on the way to this one, by their index.
         is_hidden: the parameters are read inside a Function without being among its arguments.
     """
@@ -47,6 +48,7 @@ class Detachment:
     lost: int
     by_mode: bool = False
     n_elements: int = 0
+    reached: int = 0
     before: tuple[int, ...] = ()
     is_hidden: bool = False
     switch: CodeLocation | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -238,7 +239,7 @@ class Tape(TorchFunctionMode):
                 known, writers = self._source_of(leaf), self._writers.get(storage_key(leaf))
                 entry.parents += [known.entry] if known is not None else []
                 entry.parents += writers[1] if writers is not None else []
-                if _is_weight(leaf):
+                if _is_weight(leaf) and not is_lazy(leaf):
                     self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
                     reads[id(leaf)] = leaf, _stamp(leaf)
                 if _is_weight(leaf) and torch.is_grad_enabled():
