@@ -187,9 +187,7 @@ class _Describing:
         right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
         blocks = {error.block for error in self.errors.values() if error.block and error.n_rows > error.block[1]}
         block = next(iter(blocks)) if len(blocks) == 1 else None
-        return self._source.of_first_mistake(
-            self._trial.gradients, self._trial.known_values(), wrong, right, block
-        )
+        return self._source.of_first_mistake(self._trial.gradients, self._trial.known_values(), wrong, right, block)
 
     def of_write(self, mistake: Mistake, position: int, errors: dict[int, GradientError]) -> WrongInput:
         """Describe a write, in forward where that writes to the input at a position."""

@@ -91,7 +91,9 @@ def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str,
         for member, buffer in module._buffers.items():
             if buffer is not None and buffer.requires_grad and buffer.is_leaf:
                 yield id(buffer), (f"self.{member}{inside}", "buffer")
-        derived = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and not buffer.is_leaf}
+        derived = {
+            name: buffer for name, buffer in module._buffers.items() if buffer is not None and not buffer.is_leaf
+        }
         for member, value in (*derived.items(), *vars(module).items()):
             if member in REGISTERED or member.endswith("_hooks"):
                 continue

@@ -29,3 +29,11 @@ def to_float64(tensor: torch.Tensor) -> torch.Tensor:
 def norm_of(tensor: torch.Tensor) -> float:
     """Compute the Euclidean norm, of complex numbers by their magnitudes."""
     return float(to_float64(tensor).norm())
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a key of the memory of a tensor, the same for its views; of one without any a key of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return -id(tensor)

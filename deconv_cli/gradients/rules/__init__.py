@@ -17,7 +17,7 @@ from deconv_cli.registry import Part, Registry
 if TYPE_CHECKING:
     from deconv_cli.gradients.evidence import Evidence
     from deconv_cli.gradients.findings import Finding
-    from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+    from deconv_cli.gradients.training.training_events import TrainingEvidence
 
     ParameterRule = Callable[[Evidence, str], Finding | None]
     ModelRule = Callable[[Evidence], Sequence[Finding]]
@@ -44,7 +44,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "overwritten": f"{_HERE}.overwritten:find_overwritten",
         "frozen": f"{_HERE}.unused:find_frozen",
         "empty": f"{_HERE}.unused:find_empty",
-        "not-reached": f"{_HERE}.not_reached:find_not_reached",
+        "not-reached": f"{_HERE}.unused:find_not_reached",
         "unused": f"{_HERE}.unused:find_unused",
         "detached": f"{_HERE}.detached:find_detached",
         "non-finite": f"{_HERE}.non_finite:find_non_finite",
@@ -77,14 +77,14 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
 MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     "model rule",
     {
-        "nothing-trains": f"{_HERE}.nothing_trains:find_nothing_trains",
+        "nothing-trains": f"{_HERE}.unregistered:find_nothing_trains",
         "unregistered": f"{_HERE}.unregistered:find_unregistered",
         "loss-input": f"{_HERE}.loss_input:find_loss_input",
-        "exploding-through-time": f"{_HERE}.through_time:find_exploding_through_time",
+        "exploding-through-time": f"{_HERE}.vanishing:find_exploding_through_time",
         "in-place": f"{_HERE}.in_place:find_in_place_in_model",
         "noisy": f"{_HERE}.noisy:find_noisy_model",
         "wrong-function": f"{_HERE}.wrong_function:find_wrong_function_in_model",
-        "detached-on-purpose": f"{_HERE}.on_purpose:find_detached_on_purpose",
+        "detached-on-purpose": f"{_HERE}.detached:find_detached_on_purpose",
         "batch-leak": f"{_HERE}.batch_leak:find_batch_leak",
     },
 )
@@ -97,11 +97,11 @@ TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
         "late-weights": f"{_HERE}.optimizer_holds:find_late_weights",
         "nothing-moved": f"{_HERE}.optimizer_holds:find_nothing_moved",
         "step-without-effect": f"{_HERE}.optimizer_holds:find_step_without_effect",
-        "rebuilt-optimizer": f"{_HERE}.rebuilt_optimizer:find_rebuilt_optimizer",
+        "rebuilt-optimizer": f"{_HERE}.optimizer_holds:find_rebuilt_optimizer",
         "overwritten-in-training": f"{_HERE}.overwritten:find_overwritten_in_training",
         "accumulated": f"{_HERE}.accumulated:find_accumulated",
         "gradient-lost": f"{_HERE}.gradient_lost:find_gradient_lost",
-        "idle-clipping": f"{_HERE}.idle_clipping:find_idle_clipping",
+        "idle-clipping": f"{_HERE}.gradient_lost:find_idle_clipping",
         "failing-script": f"{_HERE}.failing_script:find_failing_script",
     },
 )

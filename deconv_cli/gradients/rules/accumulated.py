@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.rules.failing_script import DETACH_CARRIED
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import TrainingEvidence
 
 _WHY = "gradients of the step before are still there and the new ones are added: steps go on in old directions."
 _OF_ANOTHER_LOSS = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
-from deconv_cli.gradients.training.training_events import Failure
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import Failure, TrainingEvidence
 
 _TWICE = (
     "call backward() once on the sum of the losses, or detach what both go through in one of them: net(fake.detach())"

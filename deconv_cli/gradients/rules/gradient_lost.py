@@ -1,4 +1,4 @@
-"""GRADIENT LOST: what backward gave does not reach the step: cleared, clipped to nothing, or skipped."""
+"""GRADIENT LOST, CLIPPING: gradients that are cleared, skipped or clipped to nothing, and clipping without effect."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_events import OptimizerStep, TrainingEvents
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import IdleReason, OptimizerStep, TrainingEvents, TrainingEvidence
 
 _NOTHING = 1e-6
 
@@ -58,3 +57,34 @@ def _skipped(n_skipped: int) -> Finding:
     why = f"the gradient scaler left out all of {n_skipped} steps, since gradients overflow when they are scaled."
     suggestion = "look for NaN or infinity in the gradients; begin with a smaller init_scale"
     return Finding(Verdict.GRADIENT_LOST, (Cause("scaler.step()", CodeLocation(), why, suggestion),))
+
+
+_BETWEEN = "call it between loss.backward() and optimizer.step()"
+_EXPLANATIONS = {
+    IdleReason.NO_WEIGHTS: (
+        "it is given an iterator that was used up before, as by the optimizer, so that it limits no gradient.",
+        "call parameters() again: clip_grad_norm_(model.parameters(), ...)",
+    ),
+    IdleReason.NO_GRADIENTS: (
+        "no weight that it is given has a gradient then, so that the step goes by gradients without a limit.",
+        f"{_BETWEEN}, for the weights that the optimizer holds",
+    ),
+    IdleReason.TOO_EARLY: (
+        "a later backward pass adds to the gradients that it limits, so that the step goes by more than the limit.",
+        "call it after the last loss.backward() before optimizer.step()",
+    ),
+    IdleReason.USED: ("the step has used these gradients already, without a limit.", _BETWEEN),
+    IdleReason.SCALED: (
+        "the gradients are still multiplied by the scale of the GradScaler, by which the step divides them afterwards: "
+        "they end as much smaller than the limit.",
+        "call scaler.unscale_(optimizer) right before it",
+    ),
+}
+
+
+def find_idle_clipping(evidence: TrainingEvidence) -> list[Finding]:
+    """Find such calls, once for each line."""
+    return [
+        Finding(Verdict.CLIPPING, (Cause("clipping", found.location, *_EXPLANATIONS[found.reason]),))
+        for found in evidence.events.idle_clippings.values()
+    ]

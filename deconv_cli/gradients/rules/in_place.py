@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
-from deconv_cli.gradients.in_place_writes import line_out_of_place, writes_at_fault
+from deconv_cli.gradients.fix_trial import line_out_of_place, writes_at_fault
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
 _NOT_IN_FORWARD = (

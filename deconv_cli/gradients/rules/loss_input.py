@@ -46,9 +46,8 @@ def _explain(call: LossCall) -> tuple[str, str]:
         )
     if call.misuse is Misuse.MIXED:
         return (
-            f"a view makes shape {first} by reading on in memory, so that scores of different places become the classes "
-            "of one.",
-            "move the axis of classes instead: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
+            f"a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
+            "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
         )
     if call.misuse is Misuse.NOT_LOG:
         return (

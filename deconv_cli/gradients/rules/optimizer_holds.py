@@ -1,12 +1,13 @@
-"""OPTIMIZER: it does not hold the weights that get gradients, or its step does not change them."""
+"""OPTIMIZER: it does not hold the weights that get gradients, its step does not change them, or it is made anew."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.rules.gradient_lost import find_gradient_lost
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_events import OptimizerStep
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import OptimizerStep, TrainingEvidence
 
 _FEW = 4
 _FEW_PASSES = 2
@@ -103,3 +104,27 @@ def _never(evidence: TrainingEvidence) -> list[Cause]:
     shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     why = f"an optimizer holds {shown}, but takes no step in {events.n_backward} backward passes."
     return [Cause("no optimizer.step()", CodeLocation(), why, "call optimizer.step() after loss.backward()")]
+
+
+_LEAST_STEPS = 3
+
+
+def find_rebuilt_optimizer(evidence: TrainingEvidence) -> list[Finding]:
+    """Find a line at which optimizers of the same weights take one step each, and none goes on from another's state.
+
+    One for each epoch takes more steps; where the weights too are put back for every step, that is on purpose.
+    """
+    steps, restored = evidence.events.steps, evidence.events.overwritten.keys()
+    n_steps = Counter(step.optimizer for step in steps)
+    single = [step for step in steps if step.begins_state and n_steps[step.optimizer] == 1]
+    alike = Counter((step.name, step.location, step.held) for step in single if step.held.isdisjoint(restored))
+    suggestion = "make the optimizer once, before the loop; a scheduler changes its learning rate"
+    return [
+        Finding(Verdict.OPTIMIZER, (Cause("optimizer.step()", location, _why_rebuilt(name, n), suggestion),))
+        for (name, location, _), n in alike.items()
+        if n >= _LEAST_STEPS
+    ]
+
+
+def _why_rebuilt(name: str, n: int) -> str:
+    return f"a new {name} takes each of {n} steps: what it keeps from one to the next, such as momentum, is lost."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import TrainingEvidence
 
 _LOST = "forward sets this parameter to the same values whatever they were, so that an optimizer's step is lost."
 _DRIFTS = "each pass of forward changes this parameter further, beside the optimizer."

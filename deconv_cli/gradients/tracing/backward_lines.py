@@ -66,7 +66,11 @@ class BackwardSource:
         return self._whole if returned is None else self._at(returned.lineno)
 
     def of_first_mistake(
-        self, run: Callable[[], object], known: Sequence[torch.Tensor], wrong: Sequence[int], right: Sequence[int],
+        self,
+        run: Callable[[], object],
+        known: Sequence[torch.Tensor],
+        wrong: Sequence[int],
+        right: Sequence[int],
         block: tuple[int, int] | None,
     ) -> CodeLocation | None:
         """Find the first line whose value is none that the chain rule has there, by the values that a run assigns.
@@ -74,7 +78,8 @@ class BackwardSource:
         Args:
             run: calls backward.
             known: the values of forward, and the gradients by them, as autograd gives them.
-            wrong: positions of the inputs with a wrong gradient, and `right` of those with a right one.
+            wrong: positions of the inputs with a wrong gradient.
+            right: positions of those with a right one.
             block: which of how many stacked blocks the whole mistake lies in, None where it is none.
         """
         assigned = [found for found in map(_assigned, ast.walk(self._tree)) if found is not None]
@@ -101,7 +106,7 @@ class BackwardSource:
         return self._at(suspects[0]) if suspects else None
 
     def _values_assigned(self, run: Callable[[], object], names: dict[int, set[str]]) -> dict[int, list[torch.Tensor]]:
-        """Note what each line assigns, in the order in which the lines run first; an update in the order of its last."""
+        """Note what each line assigns, in the order in which the lines run first."""
         code, shift = self._code, self._shift
         values: dict[int, list[torch.Tensor]] = {}
         last = 0
@@ -126,7 +131,9 @@ class BackwardSource:
 
     def _aliases(self) -> set[int]:
         """List the lines that give another name to a value."""
-        plain = (node for node in ast.walk(self._tree) if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name))
+        plain = (
+            node for node in ast.walk(self._tree) if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)
+        )
         return {node.lineno for node in plain}
 
     def _stacked_part(self, block: tuple[int, int]) -> ast.expr | None:
@@ -169,7 +176,9 @@ def _assigned(node: ast.AST) -> _Assignment | None:
     if isinstance(node, ast.Assign):
         if "saved_tensors" in ast.unparse(node.value):
             return None
-        written = {name.id for target in node.targets for name in _names(target) if not isinstance(target, ast.Subscript)}
+        written = {
+            name.id for target in node.targets for name in _names(target) if not isinstance(target, ast.Subscript)
+        }
         into = {name.id for t in node.targets if isinstance(t, ast.Subscript) for name in _names(t.value)}
         return node.lineno, written | into, {name.id for name in _names(node.value)} | into
     if isinstance(node, ast.AugAssign):
@@ -179,9 +188,7 @@ def _assigned(node: ast.AST) -> _Assignment | None:
     return None
 
 
-def _slice(
-    assigned: Sequence[_Assignment], goals: Sequence[ast.expr | None], names: Iterable[str] = ()
-) -> set[int]:
+def _slice(assigned: Sequence[_Assignment], goals: Sequence[ast.expr | None], names: Iterable[str] = ()) -> set[int]:
     """List the lines that expressions, or names, are computed from."""
     wanted = {name.id for goal in goals if goal is not None for name in _names(goal)} | set(names)
     lines: set[int] = set()
@@ -202,7 +209,8 @@ def _is_known(values: Sequence[torch.Tensor], known: Sequence[torch.Tensor], *, 
     """Return whether all values that a line assigns, or the last one of what is filled, are known ones."""
     chosen = values[-1:] if is_updated else values
     return bool(chosen) and all(
-        any((v.shape, v.dtype) == (k.shape, k.dtype) and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known) for v in chosen
+        any((v.shape, v.dtype) == (k.shape, k.dtype) and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known)
+        for v in chosen
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tensors_in import storage_key, tensors_in
 from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import (
@@ -39,7 +39,6 @@ from deconv_cli.gradients.tracing.operations import (
     label_of,
     reads_values,
 )
-from deconv_cli.gradients.tracing.storage_key import storage_key
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -91,7 +91,11 @@ def _mixes_classes(given: torch.Tensor) -> bool:
     """
     node, n_classes = given.grad_fn, given.shape[1] if given.ndim > 1 else 0
     before = getattr(node, "_saved_self_sym_sizes", ())
-    if n_classes < 2 or not type(node).__name__.startswith(("View", "UnsafeView", "Reshape")) or n_classes not in before[1:]:
+    if (
+        n_classes < 2
+        or not type(node).__name__.startswith(("View", "UnsafeView", "Reshape"))
+        or n_classes not in before[1:]
+    ):
         return False
     stride = math.prod(given.shape[2:])
     strides = [math.prod(before[axis + 1 :]) for axis in range(len(before))]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from deconv_cli.gradients.tensors_in import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.storage_key import storage_key
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
 
 

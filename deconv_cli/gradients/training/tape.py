@@ -15,15 +15,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deconv_cli.gradients.tensors_in import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
-from deconv_cli.gradients.tracing.operations import MADE_OF_VALUES, OUTSIDE_USES, PAST_AUTOGRAD, plain_name, reads_values
-from deconv_cli.gradients.tracing.storage_key import storage_key
+from deconv_cli.gradients.tracing.operations import (
+    MADE_OF_VALUES,
+    OUTSIDE_USES,
+    PAST_AUTOGRAD,
+    plain_name,
+    reads_values,
+)
 
 _MAX_NUMBERS = 64
 _DEVICES = ("cpu", "cuda")
@@ -348,4 +354,3 @@ def _autocast() -> tuple[str, torch.dtype] | None:
         if torch.is_autocast_enabled(device):
             return device, torch.get_autocast_dtype(device)
     return None
-

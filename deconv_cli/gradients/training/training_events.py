@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
 
+from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
@@ -174,3 +175,32 @@ def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
     values = weight.detach().double() if not weight.is_complex() else torch.view_as_real(weight.detach()).double()
     signs = torch.arange(1, values.numel() + 1, dtype=torch.float64, device=values.device).sin()
     return float(values.sum()), float((values.reshape(-1) * signs).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingEvidence:
+    """All that was seen.
+
+    Attributes:
+        report: what was found for the passes themselves.
+        weights: the trainable ones of the passes, by name.
+        events: what happened afterwards.
+    """
+
+    report: GradientReport
+    weights: Mapping[str, torch.Tensor]
+    events: TrainingEvents
+
+    @property
+    def with_gradient(self) -> dict[str, torch.Tensor]:
+        """The weights to which a pass gives a gradient other than zero."""
+        given = {finding.name for finding in self.report.parameters if finding.gradient_norm}
+        return {name: weight for name, weight in self.weights.items() if name in given}
+
+    @property
+    def first_steps(self) -> list[OptimizerStep]:
+        """The first step of each optimizer."""
+        first: dict[int, OptimizerStep] = {}
+        for step in self.events.steps:
+            first.setdefault(step.optimizer, step)
+        return list(first.values())

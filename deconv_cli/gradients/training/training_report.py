@@ -12,10 +12,9 @@ from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding, Verd
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.batch_leak import describe_leak
-from deconv_cli.gradients.rules.not_reached import used_by_other_data
+from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_events import TrainingEvents
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import TrainingEvents, TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
 from deconv_cli.vocabulary import counted
 

@@ -183,7 +183,9 @@ class TrainingWatch:
             is_made_here = is_wrapped and (self._tape.modules or data.numel() == 1)
             if not is_made_here or self._tape.suspended:
                 return make(cls, data, *args, **keywords)
-            return self._tape.record(functools.partial(make, cls), "nn.Parameter", (data, *args), keywords, nn.Parameter)
+            return self._tape.record(
+                functools.partial(make, cls), "nn.Parameter", (data, *args), keywords, nn.Parameter
+            )
 
         return watched
 
