@@ -169,9 +169,11 @@ class _Describing:
     ) -> WrongInput:
         """Describe an input; `alike` are all with the same mistake, which have a line in common."""
         position, (mistake, number) = list(self._trial.tensors)[index], mistaken or (None, 0)
-        location = self._source.of_change() if mistake is Mistake.NOT_LINEAR else self._first_mistake
-        location = location or self._source.of_gradient([list(self._trial.tensors)[n] for n in alike])
         is_missing = error is not None and self._trial.given[index] is None
+        location = self._source.of_change() if mistake is Mistake.NOT_LINEAR else None
+        if location is None and not is_missing and error is not None and not error.surrogate:
+            location = self._first_mistake
+        location = location or self._source.of_gradient([list(self._trial.tensors)[n] for n in alike])
         found = self._item(position, location, error, mistake, number, is_missing=is_missing)
         return replace(found, is_unchanged=error is not None and self._trial.returns(index))
 
@@ -179,7 +181,8 @@ class _Describing:
     def _first_mistake(self) -> CodeLocation | None:
         """The first line of backward that departs from the chain rule."""
         positions = list(self._trial.tensors)
-        wrong = [positions[n] for n, error in self.errors.items() if self._trial.given[n] is not None]
+        meant = {n for n, error in self.errors.items() if error.surrogate or self._trial.given[n] is None}
+        wrong = [positions[n] for n in self.errors if n not in meant]
         if not wrong:
             return None
         # A gradient that is zero, as that of the weights of a state that is zero, tells nothing of the lines before.

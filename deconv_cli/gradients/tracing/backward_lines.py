@@ -36,7 +36,7 @@ class BackwardSource:
         if any(expression is None for expression in returned) or not returned:
             return self._whole
         shared = set.intersection(*({name.id for name in _names(found)} for found in returned if found is not None))
-        lines = [line for name, line in self._assignments() if name in shared]
+        lines = [line for line, names, _ in self._assigned if names & shared]
         if lines and (len(positions) > 1 or isinstance(returned[0], ast.Name)):
             return self._at(max(lines))
         return self._at(returned[0].lineno if returned[0] is not None else 0)
@@ -58,7 +58,7 @@ class BackwardSource:
         """Find the first line that gives a new value to an incoming gradient; None where there is none."""
         function = next((node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef)), None)
         incoming = {argument.arg for argument in function.args.args[1:]} if function is not None else set()
-        return next((self._at(line) for name, line in self._assignments() if name in incoming), None)
+        return next((self._at(line) for line, names, _ in self._assigned if names & incoming), None)
 
     def of_return(self, position: int) -> CodeLocation:
         """Find where the gradient of an input is returned."""
@@ -82,7 +82,7 @@ class BackwardSource:
             right: positions of those with a right one.
             block: which of how many stacked blocks the whole mistake lies in, None where it is none.
         """
-        assigned = [found for found in map(_assigned, ast.walk(self._tree)) if found is not None]
+        assigned = self._assigned
         values = self._values_assigned(run, {line: names for line, names, _ in assigned})
         goals = [self._returned(position) for position in wrong]
         part = self._stacked_part(block) if block else None
@@ -158,13 +158,10 @@ class BackwardSource:
             return value.elts[position] if position < len(value.elts) else None
         return value
 
-    def _assignments(self) -> Iterator[tuple[str, int]]:
-        """List the names that are given a value, each with its line, but for what was saved."""
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Assign) and "saved_tensors" not in ast.unparse(node.value):
-                yield from ((name.id, node.lineno) for target in node.targets for name in _names(target))
-            elif isinstance(node, ast.AugAssign):
-                yield from ((name.id, node.lineno) for name in _names(node.target))
+    @property
+    def _assigned(self) -> list[_Assignment]:
+        """List what gives values to names, but for what was saved."""
+        return [found for found in map(_assigned, ast.walk(self._tree)) if found is not None]
 
 
 _Assignment = tuple[int, set[str], set[str]]
